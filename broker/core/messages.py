@@ -1,0 +1,91 @@
+"""What travels: the frozen values that the other modules hand to each other.
+
+Rule: everything here is immutable, and nothing here knows a socket, a clock or a wire format.
+"""
+
+from enum import StrEnum
+from typing import TypeAlias
+
+import attrs
+import msgspec
+
+Fd: TypeAlias = int
+"""A connection's number on this broker: starts at 1, only grows, is never reused."""
+
+
+@attrs.frozen
+class Position:
+    """A place in one topic's history: everything up to and including `offset`, in this `epoch`."""
+
+    offset: int
+    epoch: str
+
+
+@attrs.frozen
+class ClientInfo:
+    """Who is behind a connection, as other clients may see it. `*_info` are raw JSON."""
+
+    client: str
+    user: str = ""
+    conn_info: bytes | None = None
+    chan_info: bytes | None = None
+
+
+@attrs.frozen
+class Publication:
+    """One message on a topic. `data` is raw JSON, kept as it came.
+
+    `offset` is 0 where the topic keeps no history. `time` is Unix milliseconds, 0 if not known.
+    """
+
+    topic: str
+    data: bytes
+    info: ClientInfo | None = None
+    offset: int = 0
+    time: int = 0
+
+    @property
+    def value(self) -> object:
+        """`data` as Python objects, decoded anew at each use."""
+        return msgspec.json.decode(self.data)
+
+
+@attrs.frozen
+class Frame:
+    """One WebSocket message as a hook sees it; `opcode` and `fin` as in RFC 6455 section 5.2.
+
+    A message that came in fragments is shown whole, so `fin` is true unless a test says otherwise.
+    """
+
+    data: str | bytes
+    opcode: int
+    fin: bool = True
+
+
+class Initiator(StrEnum):
+    """Who began a close."""
+
+    CLIENT = "client"
+    SERVER = "server"
+    HEARTBEAT = "heartbeat"
+    SLOW = "slow"
+    SHUTDOWN = "shutdown"
+    NETWORK = "network"
+
+
+@attrs.frozen
+class Close:
+    """How a connection ended. `undelivered` counts messages that were queued and never written."""
+
+    code: int
+    reason: str
+    initiator: Initiator
+    undelivered: int = 0
+
+
+class PushResult(StrEnum):
+    """What became of a push. Queued is not delivered: TCP tells nobody that a peer has read."""
+
+    QUEUED = "queued"
+    FULL = "full"
+    CLOSED = "closed"

@@ -1,0 +1,155 @@
+"""Every way a request, a peer or a start-up can go wrong.
+
+::
+
+    BrokerError
+    ├── ConfigError     an option or config file is wrong; nothing was started
+    ├── Refused         one request is refused: the peer gets an error reply and stays
+    ├── Disconnect      one peer is sent away: it gets a close code and a reason
+    ├── HeadError       one HTTP request head is not acceptable: the peer gets a status
+    └── ClientError     what `broker.client` raises
+        ├── Unavailable     the connection is gone and will not come back
+        └── RequestFailed   the broker answered with an error reply
+
+A peer's fault never ends more than that peer. The range of a close code says whether the
+peer should come back: official clients stay away on 3500-3999 and 4500-4999, and reconnect on
+everything else.
+"""
+
+from enum import IntEnum
+
+
+class ErrorCode(IntEnum):
+    """Error replies, numbered as the Centrifuge client protocol numbers them."""
+
+    INTERNAL = 100
+    UNAUTHORIZED = 101
+    UNKNOWN_CHANNEL = 102
+    PERMISSION_DENIED = 103
+    METHOD_NOT_FOUND = 104
+    ALREADY_SUBSCRIBED = 105
+    LIMIT_EXCEEDED = 106
+    BAD_REQUEST = 107
+    NOT_AVAILABLE = 108
+    TOKEN_EXPIRED = 109
+    EXPIRED = 110
+    TOO_MANY_REQUESTS = 111
+    UNRECOVERABLE_POSITION = 112
+
+    @property
+    def message(self) -> str:
+        """The words official clients know this code by."""
+        return self.name.lower().replace("_", " ")
+
+    @property
+    def temporary(self) -> bool:
+        """Whether asking again later may help."""
+        return self in (ErrorCode.INTERNAL, ErrorCode.TOO_MANY_REQUESTS)
+
+
+class UnsubscribeCode(IntEnum):
+    """Why the server ended a subscription; from 2500 on, clients subscribe again by themselves."""
+
+    SERVER = 2000
+    INSUFFICIENT_STATE = 2500
+    EXPIRED = 2501
+
+
+class CloseCode(IntEnum):
+    """Close codes we send: RFC 6455 section 7.4.1, then those of the Centrifuge protocol."""
+
+    NORMAL = 1000
+    GOING_AWAY = 1001
+    PROTOCOL_ERROR = 1002
+    ABNORMAL = 1006  # never on the wire: the connection ended without a Close frame
+    INVALID_DATA = 1007
+    POLICY_VIOLATION = 1008
+    TOO_BIG = 1009
+    INTERNAL_ERROR = 1011
+    TRY_AGAIN_LATER = 1013
+
+    CONNECTION_CLOSED = 3000
+    SHUTDOWN = 3001
+    SERVER_ERROR = 3004
+    EXPIRED = 3005
+    SUBSCRIPTION_EXPIRED = 3006
+    SLOW = 3008
+    WRITE_ERROR = 3009
+    INSUFFICIENT_STATE = 3010
+    FORCE_RECONNECT = 3011
+    NO_PONG = 3012
+    TOO_MANY_REQUESTS = 3013
+    CONNECTION_LIMIT = 3506
+    INVALID_TOKEN = 3500
+    BAD_REQUEST = 3501
+    STALE = 3502
+    FORCE_DISCONNECT = 3503
+    PERMISSION_DENIED = 3507
+    NOT_AVAILABLE = 3508
+
+
+class BrokerError(Exception):
+    """The root of this package's exceptions."""
+
+
+class ConfigError(BrokerError):
+    """An option, an environment variable or a config file is wrong.
+
+    The message is one line that names the input and the way out.
+    """
+
+
+class Refused(BrokerError):
+    """Raise in an authorizer or an rpc hook to answer one request with an error reply."""
+
+    def __init__(self, code: int, message: str = "") -> None:
+        if not message:
+            try:
+                message = ErrorCode(code).message
+            except ValueError:
+                message = "refused"
+        super().__init__(f"{code}: {message}")
+        self.code = int(code)
+        self.message = message
+        self.temporary = code in (ErrorCode.INTERNAL, ErrorCode.TOO_MANY_REQUESTS)
+
+
+class Disconnect(BrokerError):
+    """Raise in a hook to send the peer away with a close code and a reason."""
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(f"{code}: {reason}")
+        self.code = int(code)
+        self.reason = reason
+
+
+class HeadError(BrokerError):
+    """A request head that is not acceptable; `status` is the HTTP status to answer with."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(f"{status}: {reason}")
+        self.status = status
+        self.reason = reason
+
+
+class ClientError(BrokerError):
+    """What `broker.client` raises."""
+
+
+class Unavailable(ClientError):
+    """The connection is gone for good: closed here, or refused there with `code`."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+        self.code = code
+        self.reason = reason
+
+
+class RequestFailed(ClientError):
+    """The broker answered this request with an error reply."""
+
+    def __init__(self, code: int, message: str, temporary: bool = False) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+        self.temporary = temporary
