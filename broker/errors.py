@@ -7,6 +7,7 @@
     ├── Refused         one request is refused: the peer gets an error reply and stays
     ├── Disconnect      one peer is sent away: it gets a close code and a reason
     ├── HeadError       one HTTP request head is not acceptable: the peer gets a status
+    ├── Lagged          an in-process subscriber was too slow and has missed something
     └── ClientError     what `broker.client` raises
         ├── Unavailable     the connection is gone and will not come back
         └── RequestFailed   the broker answered with an error reply
@@ -130,6 +131,14 @@ class HeadError(BrokerError):
         super().__init__(f"{status}: {reason}")
         self.status = status
         self.reason = reason
+
+
+class Lagged(BrokerError):
+    """An in-process subscriber was too slow: `missed` publications were dropped before the next."""
+
+    def __init__(self, missed: int) -> None:
+        super().__init__(f"{missed} publications were dropped: this reader is too slow")
+        self.missed = missed
 
 
 class ClientError(BrokerError):

@@ -1,0 +1,78 @@
+"""A structured-concurrency pub/sub broker over WebSocket, on Trio.
+
+::
+
+    broker = Broker()
+
+    @broker.on_message
+    async def answer(connection, frame):
+        broker.push(connection.fd, "this is server")
+
+    trio.run(broker.serve)
+"""
+
+from .app import Broker, BrokerStatistics, Messages
+from .config import Config, TopicRules
+from .connection import Connection, ConnectionInfo
+from .core.messages import (
+    ClientInfo,
+    Close,
+    Fd,
+    Frame,
+    Initiator,
+    Position,
+    Publication,
+    PushResult,
+)
+from .errors import (
+    BrokerError,
+    CloseCode,
+    ConfigError,
+    Disconnect,
+    ErrorCode,
+    Lagged,
+    Refused,
+)
+from .hooks import (
+    ConnectEvent,
+    ConnectReply,
+    PublishEvent,
+    PublishReply,
+    ReadEvent,
+    SubscribeEvent,
+    SubscribeReply,
+)
+from .version import VERSION as __version__
+
+__all__ = [
+    "Broker",
+    "BrokerError",
+    "BrokerStatistics",
+    "ClientInfo",
+    "Close",
+    "CloseCode",
+    "Config",
+    "ConfigError",
+    "ConnectEvent",
+    "ConnectReply",
+    "Connection",
+    "ConnectionInfo",
+    "Disconnect",
+    "ErrorCode",
+    "Fd",
+    "Frame",
+    "Initiator",
+    "Lagged",
+    "Messages",
+    "Position",
+    "Publication",
+    "PublishEvent",
+    "PublishReply",
+    "PushResult",
+    "ReadEvent",
+    "Refused",
+    "SubscribeEvent",
+    "SubscribeReply",
+    "TopicRules",
+    "__version__",
+]

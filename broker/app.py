@@ -1,0 +1,396 @@
+"""The broker as an app has it: hooks, what may be done to connections and topics, and `serve`.
+
+`serve` is the nursery tree. From the outside in: the engine, the post office, upkeep, the sessions,
+the intake; what others need in order to finish is opened further out (docs/design/lifetimes.md).
+"""
+
+import resource
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any, TypeVar
+
+import attrs
+import structlog
+import trio
+
+from .auth import is_loopback, origin_allowed
+from .config import Config
+from .connection import Connection, ConnectionInfo, Node, meet
+from .core.history import HistoryStatistics
+from .core.hub import Hub, HubStatistics
+from .core.messages import Fd, Initiator, Publication, PushResult
+from .core.session import Subscription
+from .engines.memory import open_engine
+from .errors import CloseCode, Lagged
+from .hooks import Hooks
+from .http.app import http_app
+from .http.server import HttpServer
+from .protocols.centrifuge import CENTRIFUGE_JSON, to_json
+from .protocols.plain import PLAIN
+from .router import IN_PROCESS, Router
+from .transport import frames
+from .transport.head import Head
+from .transport.listeners import AnyListener, describe, open_listeners
+from .transport.outbox import Offer, Run
+from .transport.postman import PostStatistics, open_post_office
+
+log = structlog.get_logger("broker")
+
+Hook = TypeVar("Hook", bound=Callable[..., Awaitable[Any]])
+
+_BEAT = 1.0
+"""How often heartbeats are looked at, in seconds: pings and cuts are late by that much at most."""
+
+_SPARE_FILES = 64
+"""Open files kept for listeners, logs and the app: no connection is accepted into these."""
+
+_OFFERS = {
+    Offer.TAKEN: PushResult.QUEUED,
+    Offer.FULL: PushResult.FULL,
+    Offer.SEALED: PushResult.CLOSED,
+}
+
+
+@attrs.frozen
+class BrokerStatistics:
+    """A snapshot. `published` and `refused` count since `serve` began."""
+
+    connections: int
+    published: int
+    refused: int
+    hub: HubStatistics
+    history: HistoryStatistics
+    post: PostStatistics
+
+
+class Messages:
+    """What an in-process subscriber reads: `async for publication in messages`."""
+
+    codec = IN_PROCESS
+
+    def __init__(self, capacity: int) -> None:
+        self.subscriptions: dict[str, Subscription] = {}
+        self.outbox = self
+        self._send, self._receive = trio.open_memory_channel[Publication](capacity)
+        self._missed = 0
+
+    def take(self, publications: Sequence[Publication]) -> None:
+        """Called by the router. What does not fit is counted, and said at the next read."""
+        for publication in publications:
+            try:
+                self._send.send_nowait(publication)
+            except trio.WouldBlock:
+                self._missed += 1
+            except trio.BrokenResourceError:
+                return
+
+    def end(self) -> None:
+        """No more will come; what is there can still be read."""
+        self._send.close()
+
+    def __aiter__(self) -> "Messages":
+        return self
+
+    async def __anext__(self) -> Publication:
+        try:
+            return await self.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+
+    async def receive(self) -> Publication:
+        """The next publication.
+
+        Raises `Lagged`, once, when this reader was too slow and publications were dropped, and
+        `trio.EndOfChannel` after the last one when the broker has stopped. Cancelled, it loses
+        nothing.
+        """
+        if self._missed and not self._receive.statistics().current_buffer_used:
+            missed, self._missed = self._missed, 0
+            raise Lagged(missed)
+        return await self._receive.receive()
+
+
+class Broker:
+    """A message broker over WebSocket; `await nursery.start(broker.serve)` runs it.
+
+    Unless it says otherwise a method never waits: it is one atomic step, of which the network
+    learns later. `data` is any value that JSON can say, or `msgspec.Raw` for ready JSON.
+    """
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = config or Config()
+        """May be replaced until `serve` is called."""
+        self.hooks = Hooks()
+        self._hub = Hub()
+        self._node: Node | None = None
+        self._stop = trio.Event()
+        self._in_process: set[Messages] = set()
+
+    # hooks
+
+    def on_open(self, hook: Hook) -> Hook:
+        """`(connection)`: a WebSocket was opened. Done before its first message is looked at."""
+        self.hooks.open = hook
+        return hook
+
+    def on_message(self, hook: Hook) -> Hook:
+        """`(connection, frame)`: a plain peer sent a message, or a Centrifuge client used `send`."""
+        self.hooks.message = hook
+        return hook
+
+    def on_close(self, hook: Hook) -> Hook:
+        """`(connection, close)`: the connection has ended. Called once for each `on_open`."""
+        self.hooks.close = hook
+        return hook
+
+    def on_rpc(self, hook: Hook) -> Hook:
+        """`(connection, method, data)`: returns what the client's rpc is answered with."""
+        self.hooks.rpc = hook
+        return hook
+
+    def on_request(self, hook: Hook) -> Hook:
+        """`(request)`: plain HTTP outside of our own paths; returns a Starlette response, or None
+        for 404."""
+        self.hooks.request = hook
+        return hook
+
+    def on_connect(self, hook: Hook) -> Hook:
+        """`(event)`: a Centrifuge client wants in; may return a `ConnectReply`."""
+        self.hooks.connect = hook
+        return hook
+
+    def on_subscribe(self, hook: Hook) -> Hook:
+        """`(event)`: a client wants to subscribe; may return a `SubscribeReply`."""
+        self.hooks.subscribe = hook
+        return hook
+
+    def on_publish(self, hook: Hook) -> Hook:
+        """`(event)`: a client wants to publish; may return a `PublishReply`."""
+        self.hooks.publish = hook
+        return hook
+
+    def on_presence(self, hook: Hook) -> Hook:
+        """`(event)`: a client asks who is subscribed to a topic."""
+        self.hooks.presence = hook
+        return hook
+
+    def on_history(self, hook: Hook) -> Hook:
+        """`(event)`: a client asks for a topic's history."""
+        self.hooks.history = hook
+        return hook
+
+    # messages
+
+    def push(self, fd: Fd, data: object) -> PushResult:
+        """Send to one connection.
+
+        A plain peer gets `str` as a text frame, `bytes` as a binary frame, anything else as JSON
+        text; a Centrifuge client gets a `message` push. Raises `TypeError` for what JSON cannot say.
+        """
+        connection = self._find(fd)
+        if connection is None:
+            return PushResult.CLOSED
+        if connection.protocol == CENTRIFUGE_JSON.name:
+            frame = CENTRIFUGE_JSON.message(to_json(data))
+        elif isinstance(data, str):
+            frame = frames.text_frame(data.encode())
+        elif isinstance(data, bytes):
+            frame = frames.encode(frames.BINARY, data)
+        else:
+            frame = PLAIN.message(to_json(data))
+        self._serving.router.flush()
+        return _OFFERS[connection.outbox.offer(Run((frame,)))]
+
+    def publish(self, topic: str, data: object) -> None:
+        """Publish to a topic, or to one connection by `fd:N`.
+
+        Raises `Refused` for what is no topic and for an fd that is not here, `TypeError` for what
+        JSON cannot say.
+        """
+        router = self._serving.router
+        router.publish(topic, to_json(data))
+        router.flush()
+
+    @asynccontextmanager
+    async def subscribe(self, pattern: str, *, capacity: int = 1000) -> AsyncGenerator[Messages]:
+        """Read a topic or pattern in this very program, for as long as the block.
+
+        Publications wait in a memory channel of `capacity`. A reader that is slower than that loses
+        some and is told so by `Lagged`; nobody waits for it.
+        """
+        router = self._serving.router
+        router.check_name(pattern)
+        messages = Messages(capacity)
+        router.subscribe(Subscription(messages, pattern))
+        self._in_process.add(messages)
+        try:
+            yield messages
+        finally:
+            self._in_process.discard(messages)
+            router.unsubscribe(messages, pattern)
+            messages.end()
+
+    # connections
+
+    def disconnect(
+        self, fd: Fd, code: int = CloseCode.FORCE_DISCONNECT, reason: str = "force disconnect"
+    ) -> bool:
+        """Close a connection once it has got what is queued for it; false if it is not there.
+
+        Official clients stay away after codes 3500-3999 and 4500-4999, and come back after others.
+        """
+        connection = self._find(fd)
+        return connection is not None and connection.close(code, reason)
+
+    def exists(self, fd: Fd) -> bool:
+        """Whether this fd is a connection here, also one that is closing."""
+        return self._hub.sessions.get(fd) is not None
+
+    def is_established(self, fd: Fd) -> bool:
+        """Whether this fd can be sent something: its handshake is done, and it is not closing."""
+        return self._find(fd) is not None
+
+    def connections(self, after: Fd = 0, limit: int = 100) -> list[ConnectionInfo]:
+        """Up to `limit` connections in order of their fd, from the first beyond `after` on."""
+        page = self._hub.sessions.page(after, limit)
+        return [info for s in page if (info := self.connection_info(s.fd)) is not None]
+
+    def connection_info(self, fd: Fd) -> ConnectionInfo | None:
+        """What is known of a connection; None if it is not here."""
+        connection = self._node and self._node.connections.get(fd)
+        return connection.info() if connection else None
+
+    def bind(self, fd: Fd, user: str) -> None:
+        """Say who a connection belongs to; empty for nobody. Raises `KeyError` if it is not here."""
+        self._hub.sessions.bind(fd, user)
+
+    def fds_of(self, user: str) -> list[Fd]:
+        """All connections of a user."""
+        return list(self._hub.sessions.fds_of(user))
+
+    def stats(self) -> BrokerStatistics:
+        """A snapshot of what is here and what has been done."""
+        node = self._serving
+        router = node.router
+        return BrokerStatistics(
+            connections=len(self._hub.sessions),
+            published=router.published,
+            refused=node.refused,
+            hub=self._hub.statistics(),
+            history=router.engine.statistics(),
+            post=router.office.statistics(),
+        )
+
+    @property
+    def draining(self) -> bool:
+        """Whether the broker was asked to stop."""
+        return self._stop.is_set()
+
+    def _find(self, fd: Fd) -> Connection | None:
+        connection = self._node and self._node.connections.get(fd)
+        return connection if connection and connection.is_established else None
+
+    @property
+    def _serving(self) -> Node:
+        if self._node is None:
+            raise RuntimeError("the broker is not serving: await nursery.start(broker.serve) first")
+        return self._node
+
+    # life
+
+    def stop(self) -> None:
+        """Ask `serve` to end: no more connections; those there are get what is queued for them, and
+        a Close with 1001 or 3001; after `drain_seconds` the rest is cut."""
+        self._stop.set()
+
+    async def serve(
+        self,
+        *,
+        listeners: Sequence[AnyListener] | None = None,
+        task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until `stop` is called and every connection has ended.
+
+        Reports the addresses once it listens. Listens as the config says, or on `listeners`, which
+        it then closes. Raises `ConfigError` when it cannot listen. Cancelled, it cuts every
+        connection at once: the peers see no Close. Nothing it started is left when it returns.
+        """
+        if self._node is not None:
+            raise RuntimeError("this broker is serving already")
+        config = self.config
+        if listeners is None:
+            listeners = await open_listeners(config)
+        self._stop = trio.Event()
+        loopback = config.unix is not None or is_loopback(config.host)
+        http = HttpServer(http_app(self))
+        try:
+            async with (
+                open_engine(config.history_bytes) as engine,
+                open_post_office() as office,
+                trio.open_nursery() as upkeep,
+            ):
+                router = Router(self._hub, engine, office, config)
+                self._node = node = Node(
+                    config,
+                    self.hooks,
+                    router,
+                    http.serve,
+                    partial(
+                        _may_connect, allowed=config.allowed_origins, loopback_bind=loopback
+                    ),
+                    _connection_limit(config),
+                )
+                upkeep.start_soon(_beat, node)
+                async with trio.open_nursery() as sessions:
+                    async with trio.open_nursery() as intake:
+                        await intake.start(
+                            partial(
+                                trio.serve_listeners,
+                                partial(meet, node),
+                                listeners,
+                                handler_nursery=sessions,
+                            )
+                        )
+                        addresses = describe(listeners)
+                        log.info("ready", addresses=addresses)
+                        task_status.started(addresses)
+                        await self._stop.wait()
+                        node.draining = True
+                        log.info("stopping", connections=len(self._hub.sessions))
+                        intake.cancel_scope.cancel()
+                    sessions.cancel_scope.deadline = trio.current_time() + config.drain_seconds
+                    http.stop()
+                    for connection in list(node.connections.values()):
+                        connection.shut_down()
+                if sessions.cancel_scope.cancelled_caught:
+                    log.warning("cut", reason=f"still open after {config.drain_seconds:g} s")
+                upkeep.cancel_scope.cancel()
+        finally:
+            self._node = None
+            for messages in self._in_process:
+                messages.end()
+            for listener in listeners:
+                with suppress(OSError), trio.CancelScope(shield=True, deadline=0):
+                    await listener.aclose()
+        log.info("stopped")
+
+
+def _may_connect(head: Head, allowed: Sequence[str], loopback_bind: bool) -> bool:
+    return origin_allowed(head, allowed, loopback_bind=loopback_bind)
+
+
+def _connection_limit(config: Config) -> int:
+    if config.max_connections is not None:
+        return config.max_connections
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # What is open by now (listeners, logs, the event loop) is within the reserve.
+    return max(1, files - _SPARE_FILES)
+
+
+async def _beat(node: Node) -> None:
+    while True:
+        await trio.sleep(_BEAT)
+        now = trio.current_time()
+        for connection in list(node.connections.values()):
+            connection.beat(now)

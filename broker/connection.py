@@ -1,0 +1,457 @@
+"""One peer, from the accepted stream to the closed socket.
+
+Rules:
+
+1. What goes wrong with one peer ends that peer: no exception of its leaves `meet`.
+2. Ending is asked for before it is enforced. `Connection.close` sends a Close frame and gives a
+   running hook, then the peer, `close_seconds` each; only then is anything cut.
+3. The address is taken once, at accept: after a reset there is nobody to ask.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from math import inf
+from time import time as wall_clock
+from typing import Any
+
+import attrs
+import structlog
+import trio
+import trio_websocket
+
+from .config import Config
+from .conversation import Conversation
+from .core.messages import ClientInfo, Close, Fd, Frame, Initiator
+from .core.session import Happening, Phase, Session
+from .errors import CloseCode, Disconnect, HeadError, UnsubscribeCode
+from .hooks import Hooks
+from .protocols import centrifuge
+from .protocols.centrifuge import CENTRIFUGE_JSON, CentrifugeJson
+from .protocols.plain import PLAIN
+from .router import Router
+from .transport import frames
+from .transport.head import Head, check_upgrade, parse_head, read_head, refusal
+from .transport.lane import Batch, Lane, LaneLimits
+from .transport.outbox import Outbox, Run
+
+log = structlog.get_logger("broker")
+
+HttpHandler = Callable[[trio.abc.Stream, bytes], Awaitable[None]]
+"""Serves plain HTTP on a stream of which some bytes were already read."""
+
+
+@attrs.define(eq=False)
+class Node:
+    """What all connections of one broker share."""
+
+    config: Config
+    hooks: Hooks
+    router: Router
+    serve_http: HttpHandler
+    may_connect: Callable[[Head], bool]
+    max_connections: float = inf
+    draining: bool = False
+    connections: dict[Fd, "Connection"] = attrs.field(factory=dict)
+    meeting: int = 0
+    """Streams accepted and not yet closed, whatever they speak."""
+    refused: int = 0
+
+
+@attrs.frozen
+class ConnectionInfo:
+    """A snapshot of one connection. `opened_at` is in Unix seconds."""
+
+    fd: Fd
+    user: str
+    address: str
+    path: str
+    protocol: str
+    opened_at: float
+    topics: tuple[str, ...]
+
+
+def address_of(stream: trio.abc.Stream) -> str:
+    """Where a stream's peer is, as text; `unix` or `memory` where that has no address."""
+    if isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
+    if not isinstance(stream, trio.SocketStream):
+        return "memory"
+    try:
+        peer = stream.socket.getpeername()
+    except OSError:
+        return "unknown"
+    if not isinstance(peer, tuple):
+        return "unix"
+    host, port = peer[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def meet(node: Node, stream: trio.abc.Stream) -> None:
+    """Serve one accepted stream until it is closed. Raises nothing but `trio.Cancelled`."""
+    address = address_of(stream)
+    node.meeting += 1
+    try:
+        await _meet(node, stream, address)
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        log.debug("lost", peer=address)
+    except Exception:
+        log.exception("connection_failed", peer=address)
+    except BaseExceptionGroup as group:
+        ours, foreign = group.split(trio.Cancelled)
+        if foreign is not None:
+            log.error("connection_failed", peer=address, exc_info=foreign)
+        if ours is not None:
+            raise ours from None
+    finally:
+        node.meeting -= 1
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+            # A goodbye to TLS is a courtesy; a second is plenty for what needs no answer.
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await stream.aclose()
+
+
+async def _meet(node: Node, stream: trio.abc.Stream, address: str) -> None:
+    config = node.config
+    opening_deadline = trio.current_time() + config.open_seconds
+    try:
+        with trio.move_on_at(opening_deadline) as opening:
+            if node.meeting > node.max_connections:
+                raise HeadError(503, "too many connections")
+            both = await read_head(stream, config.head_bytes)
+        if opening.cancelled_caught:
+            raise HeadError(408, f"no request within {config.open_seconds:g} s")
+        if both is None:
+            return
+        head = parse_head(both[0])
+        if not (head.is_upgrade and head.path in config.websocket_paths):
+            await node.serve_http(stream, b"".join(both))
+            return
+        check_upgrade(head)
+        if node.draining:
+            raise HeadError(503, "shutting down")
+        if not node.may_connect(head):
+            raise HeadError(403, f"origin not allowed: {head.origin}")
+    except HeadError as error:
+        node.refused += 1
+        log.info("refused", status=error.status, reason=error.reason, peer=address)
+        extra = [("Sec-WebSocket-Version", "13")] if error.status == 426 else []
+        await _answer_and_linger(stream, refusal(error.status, error.reason, extra), config)
+        return
+    await Connection(node, stream, head, address).run(both, opening_deadline)
+
+
+async def _answer_and_linger(stream: trio.abc.Stream, answer: bytes, config: Config) -> None:
+    """Send a last answer and read on for a while: unread bytes would turn it into a reset."""
+    with trio.move_on_after(config.close_seconds):
+        await stream.send_all(answer)
+        if isinstance(stream, trio.abc.HalfCloseableStream):
+            await stream.send_eof()
+            left = 2**20
+            while left > 0:
+                data = await stream.receive_some(64 * 2**10)
+                if not data:
+                    break
+                left -= len(data)
+
+
+class Connection:
+    """One WebSocket peer, as hooks see it.
+
+    `data` is for the app, to keep what it likes with the connection.
+    """
+
+    def __init__(self, node: Node, stream: trio.abc.Stream, head: Head, address: str) -> None:
+        self.data: dict[str, Any] = {}
+        self.address = address
+        self.path = head.path
+        self.headers: Mapping[str, str] = dict(head.headers)
+        self.opened_at = wall_clock()
+        self.subprotocol = next((p for p in head.subprotocols if p == CENTRIFUGE_JSON.name), None)
+        self._node = node
+        self._stream = stream
+        self._closing: Close | None = None
+        self._undelivered = 0
+        self._pinged_at: float | None = None
+        self._ping_due = trio.current_time() + node.config.ping_seconds
+        self._serving = trio.CancelScope()
+        self._conversation: Conversation | None = None
+        self._lane: Lane
+        self._session: Session
+        self.outbox: Outbox
+
+    # what an app may ask
+
+    @property
+    def fd(self) -> Fd:
+        return self._session.fd
+
+    @property
+    def user(self) -> str:
+        """Whoever the app or a token said this is; empty for nobody in particular."""
+        return self._node.router.hub.sessions.user_of(self.fd)
+
+    @property
+    def protocol(self) -> str:
+        """`plain` until a Centrifuge `connect` was accepted."""
+        return self._session.codec.name  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def is_established(self) -> bool:
+        """Whether the peer can be sent something."""
+        return self._session.is_established
+
+    def info(self) -> ConnectionInfo:
+        topics = tuple(self._session.subscriptions)
+        return ConnectionInfo(
+            self.fd, self.user, self.address, self.path, self.protocol, self.opened_at, topics
+        )
+
+    # from accept to the end
+
+    async def run(self, both: tuple[bytes, bytes], opening_deadline: float) -> None:
+        """Shake hands, serve, say goodbye. `both` is the request head and what came behind it."""
+        node, config = self._node, self._node.config
+        self._lane = Lane(self._stream, both, _lane_limits(config), self.end_soon)
+        with node.router.hub.attached(self._make_session) as session:
+            node.connections[session.fd] = self
+            opened = False
+            try:
+                # The innermost block: its tasks use all of the above.
+                async with trio.open_nursery() as io:
+                    self._open_outbox(io)
+                    try:
+                        with trio.move_on_at(opening_deadline):
+                            await self._shake_hands(io)
+                            opened = True
+                        if opened:
+                            log.info("open", fd=self.fd, peer=self.address, path=self.path)
+                            if node.draining:
+                                self.shut_down()
+                            await self._serve()
+                            await self._say_goodbye()
+                    finally:
+                        self._undelivered += self.outbox.messages
+                        self.outbox.abandon()
+                        io.cancel_scope.cancel()
+            finally:
+                del node.connections[session.fd]
+                node.router.leave_all(session)
+                if opened:
+                    await self._tell_closed()
+
+    def _make_session(self, fd: Fd) -> Session:
+        self._session = Session(fd, PLAIN, None, ClientInfo(str(fd)))
+        return self._session
+
+    def _open_outbox(self, io: trio.Nursery) -> None:
+        config = self._node.config
+        self.outbox = Outbox(
+            self._stream,
+            post=self._node.router.office.post,
+            start_writer=io.start_soon,
+            on_slow=self._on_slow,
+            on_drop=self._on_drop,
+            on_broken=self._on_broken,
+            max_bytes=config.outbox_bytes,
+            max_messages=config.outbox_messages,
+            stall_seconds=config.stall_seconds,
+        )
+        self._session.outbox = self.outbox
+        self._lane.outbox = self.outbox
+
+    async def _shake_hands(self, io: trio.Nursery) -> None:
+        request = await trio_websocket.wrap_server_stream(
+            io, self._lane, max_message_size=self._node.config.max_message_bytes
+        )
+        self._lane.accepted(await request.accept(subprotocol=self.subprotocol))
+
+    async def _serve(self) -> None:
+        """Hand what comes to the app or the conversation, until no more can come."""
+        hooks = self._node.hooks
+        hook = "open"
+        try:
+            with self._serving:
+                if hooks.open is not None:
+                    await hooks.open(self)
+                hook = "message"
+                async for batch in self._lane.inbox:
+                    await self._handle(batch)
+                    if self._closing is not None:
+                        break
+        except Disconnect as order:
+            self.close(order.code, order.reason)
+        except Exception:
+            log.exception("hook_failed", hook=hook, fd=self.fd)
+            self.close(CloseCode.INTERNAL_ERROR, "internal error")
+
+    async def _handle(self, batch: Batch) -> None:
+        for opcode, payload in batch:
+            if self._closing is not None:
+                break
+            if self._conversation is not None:
+                await self._conversation.handle(payload)
+            elif self._session.phase is Phase.OPEN and (
+                centrifuge.is_connect(payload) or self.subprotocol
+            ):
+                self._conversation = Conversation(
+                    self, self._session, self._node.router, self._node.hooks, self._node.config
+                )
+                await self._conversation.handle(payload)
+            else:
+                self._session.note(Happening.MESSAGE)
+                await self.handle_message(opcode, payload)
+        if self._conversation is not None:
+            self._conversation.settle()
+
+    async def handle_message(self, opcode: int, payload: bytes) -> None:
+        """Give one message to the app."""
+        text = opcode == frames.TEXT
+        frame = Frame(payload.decode() if text else payload, opcode)
+        log.debug("message", fd=self.fd, data=frame.data, opcode=opcode, fin=int(frame.fin))
+        if self._node.hooks.message is not None:
+            await self._node.hooks.message(self, frame)
+
+    async def _say_goodbye(self) -> None:
+        """Let what is queued go out, and give the peer time to answer our Close."""
+        with trio.move_on_after(self._node.config.close_seconds) as answering:
+            await self.outbox.wait_empty()
+            # The queue may have taken its time, at the pace of a slow but living peer.
+            answering.deadline = trio.current_time() + self._node.config.close_seconds
+            await self._lane.wait_ended()
+
+    async def _tell_closed(self) -> None:
+        close = self._close_record()
+        log.info(
+            "close",
+            fd=self.fd,
+            code=close.code,
+            reason=close.reason,
+            initiator=close.initiator.value,
+            undelivered=close.undelivered,
+        )
+        hook = self._node.hooks.close
+        if hook is None:
+            return
+        # The app counts on being told, also when everything around here is being cancelled.
+        grace = trio.current_time() + self._node.config.close_seconds
+        with trio.CancelScope(shield=True, deadline=grace):
+            try:
+                await hook(self, close)
+            except Exception:
+                log.exception("hook_failed", hook="close", fd=self.fd)
+
+    def _close_record(self) -> Close:
+        lane = self._lane
+        if self._closing is not None:
+            return attrs.evolve(self._closing, undelivered=self._undelivered)
+        if self.outbox.stalled:
+            reason = f"took nothing for {self._node.config.stall_seconds:g} s"
+            return Close(CloseCode.ABNORMAL, reason, Initiator.SLOW, self._undelivered)
+        if lane.close_began_here and lane.close_sent is not None:
+            return Close(*lane.close_sent, Initiator.SERVER, self._undelivered)
+        if lane.peer_close is not None:
+            return Close(*lane.peer_close, Initiator.CLIENT, self._undelivered)
+        return Close(CloseCode.ABNORMAL, "connection lost", Initiator.NETWORK, self._undelivered)
+
+    # ending
+
+    def close(
+        self, code: int, reason: str = "", initiator: Initiator = Initiator.SERVER
+    ) -> bool:
+        """Begin to close: the peer gets what is queued, then a Close frame. Never waits.
+
+        False if the connection was closing already.
+        """
+        if self._closing is not None or not self._session.is_established:
+            return False
+        self._closing = Close(code, reason, initiator)
+        self._node.router.flush()
+        if self._session.phase is Phase.CONNECTED:
+            farewell = CENTRIFUGE_JSON.disconnect(code, reason)
+            self.outbox.offer(Run((farewell,), messages=0))
+        self._session.note(Happening.CLOSE)
+        self._lane.close(code, reason)
+        self._node.router.leave_all(self._session)
+        self.end_soon()
+        return True
+
+    def shut_down(self) -> bool:
+        """Close because the broker stops: 3001 to who knows that code, 1001 to all others."""
+        talks = self._session.phase is Phase.CONNECTED
+        code = CloseCode.SHUTDOWN if talks else CloseCode.GOING_AWAY
+        return self.close(code, "shutdown", Initiator.SHUTDOWN)
+
+    def end_soon(self) -> None:
+        """No more messages will come: a hook that is still running gets `close_seconds`."""
+        deadline = trio.current_time() + self._node.config.close_seconds
+        self._serving.deadline = min(self._serving.deadline, deadline)
+
+    def _on_slow(self) -> None:
+        """The outbox is full and its topic's rule says close."""
+        if self._closing is None:
+            self._undelivered += self.outbox.discard()
+            self.close(CloseCode.SLOW, "slow", Initiator.SLOW)
+
+    def _on_drop(self, dropped: Mapping[str, int]) -> None:
+        """Publications were dropped: who can recover them is told that there is a gap."""
+        for topic in dropped:
+            subscription = self._session.subscriptions.get(topic)
+            if subscription is not None and subscription.recoverable:
+                # Nothing of the topic may reach the client now: it recovers from the last it saw.
+                self.outbox.drop_topic(topic)
+                self.end_subscription(topic, UnsubscribeCode.INSUFFICIENT_STATE, "insufficient state")
+
+    def _on_broken(self) -> None:
+        """The stream is dead: the lane will see it as well, or has."""
+        self.end_soon()
+
+    def end_subscription(self, topic: str, code: int, reason: str) -> bool:
+        """End a client's subscription and tell it why; false if there was none."""
+        if self._node.router.unsubscribe(self._session, topic) is None:
+            return False
+        codec: CentrifugeJson = CENTRIFUGE_JSON
+        self.outbox.offer(Run((codec.unsubscribe(topic, code, reason),), messages=0))
+        return True
+
+    # heartbeat
+
+    def beat(self, now: float) -> None:
+        """Called about once a second: ping a silent peer, give up one that does not answer."""
+        if self._closing is not None:
+            return
+        config, lane = self._node.config, self._lane
+        if self._pinged_at is not None:
+            if lane.heard_at > self._pinged_at or not lane.reading:
+                self._pinged_at = None
+            elif now - self._pinged_at >= config.pong_seconds:
+                talks = self._session.phase is Phase.CONNECTED
+                code = CloseCode.NO_PONG if talks else CloseCode.INTERNAL_ERROR
+                self.close(code, "no pong", Initiator.HEARTBEAT)
+                return
+        if now < self._ping_due:
+            return
+        if self._session.phase is Phase.CONNECTED:
+            # These clients count on a ping at this interval, however busy the line is.
+            ping = CENTRIFUGE_JSON.ping()
+            self._ping_due = now + config.ping_seconds
+        else:
+            silent_until = lane.heard_at + config.ping_seconds
+            if now < silent_until:
+                self._ping_due = silent_until
+                return
+            ping = frames.encode(frames.PING, b"")
+            self._ping_due = now + config.ping_seconds
+        self.outbox.offer(Run((ping,), messages=0))
+        if self._pinged_at is None:
+            self._pinged_at = now
+
+
+def _lane_limits(config: Config) -> LaneLimits:
+    return LaneLimits(
+        max_message_bytes=config.max_message_bytes,
+        max_fragments=config.max_fragments,
+        message_seconds=config.message_seconds,
+        control_rate=config.control_rate,
+        control_burst=config.control_burst,
+        inbox_batches=config.inbox_batches,
+    )

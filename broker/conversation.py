@@ -1,0 +1,331 @@
+"""One Centrifuge client's commands, and what they are answered (wire reference, sections 2 and 3).
+
+Rules:
+
+1. After every await the world may have changed: what was checked before it is checked again.
+2. A publish is answered when its batch is done, after its own publications; everything else is
+   answered at once, behind all that came before.
+3. A bad request gets an error reply; a client that does not follow the protocol is sent away.
+"""
+
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+import attrs
+import msgspec
+import structlog
+
+from .version import VERSION
+from .config import Config
+from .core.history import UnrecoverablePosition
+from .core.messages import ClientInfo, Position
+from .core.session import Happening, Phase, Session, Subscription
+from .core.topics import is_pattern
+from .errors import CloseCode, Disconnect, ErrorCode, Refused
+from .hooks import (
+    ConnectEvent,
+    ConnectReply,
+    Hooks,
+    PublishEvent,
+    ReadEvent,
+    SubscribeEvent,
+    SubscribeReply,
+)
+from .protocols import centrifuge
+from .protocols.centrifuge import CENTRIFUGE_JSON, METHODS, BadCommand, Command, to_json
+from .router import DIRECT, Router, direct_fd
+from .transport import frames
+from .transport.outbox import Run
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+log = structlog.get_logger("broker")
+
+REJECT_UNRECOVERED = 2
+"""Subscribe flag: answer 112 instead of `recovered: false`."""
+
+_others = attrgetter(*[method for method in METHODS if method != "publish"])
+_NO_OTHERS = (None,) * (len(METHODS) - 1)
+
+
+class Conversation:
+    """See the module."""
+
+    def __init__(
+        self,
+        connection: "Connection",
+        session: Session,
+        router: Router,
+        hooks: Hooks,
+        config: Config,
+    ) -> None:
+        self._connection = connection
+        self._session = session
+        self._router = router
+        self._hooks = hooks
+        self._config = config
+        self._replies: list[bytes] = []
+
+    async def handle(self, payload: bytes) -> None:
+        """Carry out the commands of one message. Replies may wait until `settle`."""
+        try:
+            commands = centrifuge.decode(payload)
+        except BadCommand as error:
+            raise Disconnect(CloseCode.BAD_REQUEST, f"bad request: {error}") from None
+        for command in commands:
+            publish = command.publish
+            if publish is not None and self._hooks.publish is None and self._is_connected:
+                self._publish(command, publish.channel, publish.data)
+            else:
+                self.settle()
+                await self._handle(command)
+                if not self._session.is_established:
+                    return
+
+    def settle(self) -> None:
+        """Send out what has been published, then the replies to it. Never waits."""
+        self._router.flush()
+        if self._replies:
+            replies, self._replies = self._replies, []
+            self._connection.outbox.offer(Run((centrifuge.frame(replies),)))
+
+    @property
+    def _is_connected(self) -> bool:
+        return self._session.phase is Phase.CONNECTED
+
+    def _publish(self, command: Command, topic: str, data: bytes) -> None:
+        """The hot path: no checkpoint, no reply before its batch is done."""
+        try:
+            if _others(command) != _NO_OTHERS:
+                raise Refused(ErrorCode.BAD_REQUEST, "more than one method in a command")
+            if not data:
+                raise Refused(ErrorCode.BAD_REQUEST, "publish without data")
+            if topic.startswith(DIRECT) and direct_fd(topic) == self._session.fd:
+                raise Refused(ErrorCode.BAD_REQUEST, f"{topic} is this connection itself")
+            self._router.publish(topic, data, self._session.info)
+        except Refused as refusal:
+            if command.id:
+                self._replies.append(_error(command.id, refusal))
+        else:
+            if command.id:
+                self._replies.append(CENTRIFUGE_JSON.reply(command.id, "publish"))
+
+    async def _handle(self, command: Command) -> None:
+        methods = [method for method in METHODS if getattr(command, method) is not None]
+        if not methods and not command.id:
+            return  # the answer to a ping
+        if not command.id and methods not in (["send"], ["publish"]):
+            raise Disconnect(CloseCode.BAD_REQUEST, "bad request: a command without an id")
+        try:
+            if len(methods) > 1:
+                raise Refused(ErrorCode.BAD_REQUEST, "more than one method in a command")
+            if not methods:
+                raise Refused(ErrorCode.METHOD_NOT_FOUND)
+            if self._is_connected == (methods == ["connect"]):
+                raise Disconnect(CloseCode.BAD_REQUEST, "bad request: connect comes first, and once")
+            result = await getattr(self, f"_on_{methods[0]}")(command)
+        except Refused as refusal:
+            self._reply(_error(command.id, refusal))
+        except Disconnect:
+            raise
+        except Exception:
+            if methods == ["send"]:
+                raise
+            log.exception("hook_failed", hook=methods[0], fd=self._session.fd)
+            self._reply(_error(command.id, Refused(ErrorCode.INTERNAL)))
+        else:
+            if result is not None and command.id:
+                self._reply(CENTRIFUGE_JSON.reply(command.id, methods[0], result))
+
+    def _reply(self, reply: bytes) -> None:
+        self.settle()
+        self._connection.outbox.offer(Run((centrifuge.frame([reply]),)))
+
+    # commands: each returns the result as JSON, or None if it has answered by itself
+
+    async def _on_connect(self, command: Command) -> bytes | None:
+        request = command.connect
+        assert request is not None
+        reply = None
+        if self._hooks.connect is not None:
+            event = ConnectEvent(
+                self._connection,
+                request.token,
+                _from_json(request.data),
+                request.name,
+                request.version,
+            )
+            reply = await self._hooks.connect(event)
+            if not self._session.is_established:
+                return None
+        reply = reply or ConnectReply()
+        session, fd = self._session, self._session.fd
+        session.note(Happening.CONNECT)
+        session.codec = CENTRIFUGE_JSON
+        if reply.user:
+            self._router.hub.sessions.bind(fd, reply.user)
+        user = self._router.hub.sessions.user_of(fd)
+        session.info = ClientInfo(str(fd), user, None if reply.info is None else to_json(reply.info))
+        data = {"fd": fd}
+        if isinstance(reply.data, dict):
+            data |= reply.data
+        return to_json(
+            {
+                "client": str(fd),
+                "version": VERSION,
+                "data": data,
+                "subs": {f"{DIRECT}{fd}": {}},
+                "ping": round(self._config.ping_seconds),
+                "pong": True,
+            }
+        )
+
+    async def _on_subscribe(self, command: Command) -> bytes | None:
+        request = command.subscribe
+        assert request is not None
+        name, session, router = request.channel, self._session, self._router
+        self._check_subscribe(name)
+        reply = None
+        if self._hooks.subscribe is not None:
+            data = _from_json(request.data)
+            event = SubscribeEvent(self._connection, name, request.token, data)
+            reply = await self._hooks.subscribe(event)
+            if not session.is_established:
+                return None
+            self._check_subscribe(name)
+        reply = reply or SubscribeReply()
+        # No checkpoint from here to the reply: whatever is published next comes behind it.
+        rules = router.rules_for(name)
+        has_history = rules.history_size > 0 and not is_pattern(name)
+        fields = []
+        if has_history and (request.recoverable or request.positioned or request.recover):
+            position = Position(request.offset, request.epoch)
+            if request.recover:
+                missed, recovered, top = router.engine.recover(name, position)
+                if not recovered and request.flag & REJECT_UNRECOVERED:
+                    raise Refused(ErrorCode.UNRECOVERABLE_POSITION)
+                was = b'"was_recovering":true,"recovered":%b' % (b"true" if recovered else b"false")
+                fields.append(was)
+            else:
+                missed, top = [], router.engine.position(name)
+            fields.append(b'"recoverable":true,"positioned":true')
+            fields.append(CENTRIFUGE_JSON.stream(missed, top))
+        info = _with_topic_info(session.info, reply.info)
+        subscription = Subscription(
+            session, name, info, request.join_leave and rules.join_leave, has_history
+        )
+        if reply.data is not None:
+            fields.append(b'"data":' + to_json(reply.data))
+        self.settle()
+        router.subscribe(subscription)
+        result = b"{" + b",".join(fields) + b"}"
+        self._reply(CENTRIFUGE_JSON.reply(command.id, "subscribe", result))
+        router.announce(subscription)
+        return None
+
+    def _check_subscribe(self, name: str) -> None:
+        session = self._session
+        if name in session.subscriptions or name == f"{DIRECT}{session.fd}":
+            raise Refused(ErrorCode.ALREADY_SUBSCRIBED)
+        if name.startswith(DIRECT):
+            raise Refused(ErrorCode.PERMISSION_DENIED, "only an fd itself gets what is sent to it")
+        if len(session.subscriptions) >= self._config.max_topics:
+            limit = f"more than {self._config.max_topics} subscriptions"
+            raise Refused(ErrorCode.LIMIT_EXCEEDED, limit)
+        self._router.check_name(name)
+
+    async def _on_unsubscribe(self, command: Command) -> bytes:
+        assert command.unsubscribe is not None
+        self._router.unsubscribe(self._session, command.unsubscribe.channel)
+        return b"{}"
+
+    async def _on_publish(self, command: Command) -> None:
+        """A publish that an authorizer has to see first."""
+        request = command.publish
+        assert request is not None
+        data = bytes(request.data)
+        if self._hooks.publish is not None and data:
+            event = PublishEvent(self._connection, request.channel, data)
+            reply = await self._hooks.publish(event)
+            if not self._session.is_established:
+                return
+            if reply is not None and reply.data is not None:
+                data = centrifuge.check_json(reply.data)
+        self._publish(command, request.channel, data)
+
+    async def _on_presence(self, command: Command) -> bytes:
+        assert command.presence is not None
+        topic = command.presence.channel
+        await self._check_presence(topic)
+        return CENTRIFUGE_JSON.presence(self._router.hub.presence(topic))
+
+    async def _on_presence_stats(self, command: Command) -> bytes:
+        assert command.presence_stats is not None
+        topic = command.presence_stats.channel
+        await self._check_presence(topic)
+        clients = self._router.hub.presence(topic)
+        users = {info.user for info in clients.values()}
+        return to_json({"num_clients": len(clients), "num_users": len(users)})
+
+    async def _check_presence(self, topic: str) -> None:
+        self._check_readable(topic)
+        if not self._router.rules_for(topic).presence:
+            raise Refused(ErrorCode.NOT_AVAILABLE)
+        if self._hooks.presence is not None:
+            await self._hooks.presence(ReadEvent(self._connection, topic))
+
+    def _check_readable(self, topic: str) -> None:
+        """Only topics have a history or a presence: no pattern, no fd."""
+        self._router.check_name(topic)
+        if is_pattern(topic) or topic.startswith(DIRECT):
+            raise Refused(ErrorCode.NOT_AVAILABLE)
+
+    async def _on_history(self, command: Command) -> bytes:
+        request = command.history
+        assert request is not None
+        self._check_readable(request.channel)
+        if not self._router.rules_for(request.channel).history_size:
+            raise Refused(ErrorCode.NOT_AVAILABLE)
+        if self._hooks.history is not None:
+            await self._hooks.history(ReadEvent(self._connection, request.channel))
+        since = request.since and Position(request.since.offset, request.since.epoch)
+        try:
+            publications, top = self._router.engine.history(
+                request.channel, since, request.limit, request.reverse
+            )
+        except UnrecoverablePosition:
+            raise Refused(ErrorCode.UNRECOVERABLE_POSITION) from None
+        return b"{" + CENTRIFUGE_JSON.stream(publications, top) + b"}"
+
+    async def _on_rpc(self, command: Command) -> bytes:
+        request = command.rpc
+        assert request is not None
+        if self._hooks.rpc is None:
+            raise Refused(ErrorCode.METHOD_NOT_FOUND)
+        data = await self._hooks.rpc(self._connection, request.method, _from_json(request.data))
+        return b'{"data":' + to_json(data) + b"}"
+
+    async def _on_send(self, command: Command) -> None:
+        assert command.send is not None
+        if self._hooks.message is None:
+            raise Disconnect(CloseCode.NOT_AVAILABLE, "not available")
+        await self._connection.handle_message(frames.TEXT, bytes(command.send.data))
+
+    async def _on_refresh(self, command: Command) -> bytes:
+        raise Refused(ErrorCode.NOT_AVAILABLE)
+
+    async def _on_sub_refresh(self, command: Command) -> bytes:
+        raise Refused(ErrorCode.NOT_AVAILABLE)
+
+
+def _error(request_id: int, refusal: Refused) -> bytes:
+    return CENTRIFUGE_JSON.error(request_id, refusal.code, refusal.message, refusal.temporary)
+
+
+def _from_json(data: msgspec.Raw) -> object:
+    return msgspec.json.decode(data) if data else None
+
+
+def _with_topic_info(info: ClientInfo, topic_info: object) -> ClientInfo:
+    return info if topic_info is None else attrs.evolve(info, chan_info=to_json(topic_info))

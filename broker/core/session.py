@@ -1,0 +1,104 @@
+"""One peer after its handshake: its fd, its user, its subscriptions, and the phases of its life.
+
+Rule: the phases are a table. An event that is not in it raises and changes nothing.
+"""
+
+from collections.abc import Hashable
+from enum import StrEnum
+from typing import Protocol
+
+import attrs
+
+from .messages import ClientInfo, Fd
+
+
+class Phase(StrEnum):
+    """Where a session is in its life."""
+
+    OPEN = "open"
+    """The handshake is done; the first message will tell which protocol the peer speaks."""
+    PLAIN = "plain"
+    """Each message goes to the app."""
+    CONNECTED = "connected"
+    """The peer speaks the Centrifuge protocol, and was let in."""
+    CLOSING = "closing"
+    """The session was told to end: nothing more reaches its outbox."""
+    CLOSED = "closed"
+
+
+class Happening(StrEnum):
+    """What moves a session from phase to phase."""
+
+    MESSAGE = "message"
+    CONNECT = "connect"
+    CLOSE = "close"
+    GONE = "gone"
+
+
+TRANSITIONS: dict[tuple[Phase, Happening], Phase] = {
+    (Phase.OPEN, Happening.MESSAGE): Phase.PLAIN,
+    (Phase.OPEN, Happening.CONNECT): Phase.CONNECTED,
+    (Phase.PLAIN, Happening.MESSAGE): Phase.PLAIN,
+    (Phase.CONNECTED, Happening.MESSAGE): Phase.CONNECTED,
+    (Phase.OPEN, Happening.CLOSE): Phase.CLOSING,
+    (Phase.PLAIN, Happening.CLOSE): Phase.CLOSING,
+    (Phase.CONNECTED, Happening.CLOSE): Phase.CLOSING,
+    (Phase.OPEN, Happening.GONE): Phase.CLOSED,
+    (Phase.PLAIN, Happening.GONE): Phase.CLOSED,
+    (Phase.CONNECTED, Happening.GONE): Phase.CLOSED,
+    (Phase.CLOSING, Happening.GONE): Phase.CLOSED,
+}
+
+
+class IllegalTransition(RuntimeError):
+    """A session was moved in a way that its table does not have: a bug of ours."""
+
+
+class Subscriber(Protocol):
+    """Whoever can listen: a session, or a piece of this very program.
+
+    `codec` says how publications are written for it, so all that share a codec share the frames;
+    `outbox` is where they go. The core only compares them.
+    """
+
+    @property
+    def codec(self) -> Hashable: ...
+    @property
+    def outbox(self) -> Hashable: ...
+    @property
+    def subscriptions(self) -> "dict[str, Subscription]": ...
+
+
+@attrs.frozen(eq=False)
+class Subscription:
+    """One subscriber's interest in one topic or pattern. `info` is None for who is not a client."""
+
+    subscriber: Subscriber
+    name: str
+    info: ClientInfo | None = None
+    join_leave: bool = False
+    recoverable: bool = False
+
+
+@attrs.define(eq=False)
+class Session:
+    """One peer. `codec` changes once, when its first message tells which protocol it speaks."""
+
+    fd: Fd
+    codec: Hashable
+    outbox: Hashable
+    info: ClientInfo
+    phase: Phase = Phase.OPEN
+    subscriptions: dict[str, Subscription] = attrs.field(factory=dict)
+
+    @property
+    def is_established(self) -> bool:
+        """Whether the peer can be sent something."""
+        return self.phase in (Phase.OPEN, Phase.PLAIN, Phase.CONNECTED)
+
+    def note(self, happening: Happening) -> None:
+        """Move on; raise `IllegalTransition`, with nothing changed, where the table has no entry."""
+        try:
+            self.phase = TRANSITIONS[self.phase, happening]
+        except KeyError:
+            raise IllegalTransition(f"{happening} while {self.phase} (fd {self.fd})") from None

@@ -1,0 +1,1 @@
+"""What keeps history (and, with more than one node, joins them)."""

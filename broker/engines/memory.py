@@ -1,0 +1,66 @@
+"""The memory engine: history in this process, gone when it ends.
+
+Each method is one atomic step with no checkpoint, so what is published while a client recovers
+falls either into its recovery or behind it, never in between and never into both.
+"""
+
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import trio
+
+from broker.config import TopicRules
+from broker.core.history import HistoryStatistics, HistoryStore
+from broker.core.messages import Position, Publication
+
+_EXPIRE_EVERY = 1.0
+
+
+class MemoryEngine:
+    """Keeps what topics publish; see `HistoryStore` for the exact meaning of each method."""
+
+    def __init__(self, max_bytes: int) -> None:
+        # Random, so that a client that comes back after a restart is told that it missed something.
+        self._store = HistoryStore(max_bytes, new_epoch=lambda: secrets.token_hex(4))
+
+    def publish(self, publication: Publication, rules: TopicRules) -> Publication:
+        """Keep a publication as its topic's rules say; return it with its offset."""
+        return self._store.append(
+            publication, trio.current_time(), rules.history_size, rules.history_ttl
+        )
+
+    def position(self, topic: str) -> Position:
+        return self._store.position(topic, trio.current_time())
+
+    def history(
+        self, topic: str, since: Position | None, limit: int, reverse: bool
+    ) -> tuple[list[Publication], Position]:
+        """Raises `UnrecoverablePosition` when `since` is of another epoch."""
+        return self._store.read(topic, trio.current_time(), since, limit, reverse)
+
+    def recover(self, topic: str, since: Position) -> tuple[list[Publication], bool, Position]:
+        return self._store.recover(topic, trio.current_time(), since)
+
+    def remove(self, topic: str) -> None:
+        self._store.remove(topic, trio.current_time())
+
+    def statistics(self) -> HistoryStatistics:
+        return self._store.statistics()
+
+    async def _expire(self) -> None:
+        while True:
+            await trio.sleep(_EXPIRE_EVERY)
+            self._store.expire(trio.current_time())
+
+
+@asynccontextmanager
+async def open_engine(max_bytes: int) -> AsyncGenerator[MemoryEngine, None]:
+    """An engine for as long as the block; open it around everything that publishes."""
+    engine = MemoryEngine(max_bytes)
+    async with trio.open_nursery() as upkeep:
+        upkeep.start_soon(engine._expire, name="history expiry")
+        try:
+            yield engine
+        finally:
+            upkeep.cancel_scope.cancel()

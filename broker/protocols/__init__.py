@@ -1,0 +1,1 @@
+"""One codec per wire protocol: messages in, frames out. No I/O."""

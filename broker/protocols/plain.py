@@ -1,0 +1,28 @@
+"""The plain protocol: a bare WebSocket, each message for the app (wire reference, section 1)."""
+
+import msgspec
+
+from broker.core.messages import Publication
+from broker.transport import frames
+
+
+class Plain:
+    """Writes frames for a peer that speaks no protocol of its own.
+
+    JSON text arrives as that text, unless it is a single JSON string, which arrives as its content.
+    """
+
+    name = "plain"
+
+    def publication(self, name: str, publication: Publication) -> bytes:
+        """One publication, as a text frame; a plain peer is not told the topic."""
+        return self.message(publication.data)
+
+    def message(self, data: bytes) -> bytes:
+        """One JSON value as a text frame."""
+        if data[:1] == b'"':
+            data = msgspec.json.decode(data, type=str).encode()
+        return frames.text_frame(data)
+
+
+PLAIN = Plain()

@@ -1,0 +1,205 @@
+"""The way of a publication from whoever publishes it to the outboxes of those who listen.
+
+Publications to one topic that come in a row are joined into a *run* before they fan out, so a
+thousand subscribers cost one append each per run, not per publication. The hot path of the broker
+is `Router.publish` and `Router.flush`, then `PostOffice.deliver`.
+
+Rules:
+
+1. No checkpoint while a run is open: whoever publishes calls `flush` before it waits for anything.
+   So nobody else ever sees an open run, and no subscription changes under it.
+2. Whatever else goes to an outbox (a reply, a join, a push) flushes first, so order holds.
+3. Nobody waits for a slow reader here; its outbox's rule deals with it.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import attrs
+
+from .config import Config, TopicRules
+from .core.hub import Hub
+from .core.messages import ClientInfo, Fd, Position, Publication
+from .core.session import Session, Subscriber, Subscription
+from .core.topics import check_pattern, check_topic, is_pattern
+from .engines.memory import MemoryEngine
+from .errors import ErrorCode, Refused
+from .protocols.centrifuge import CENTRIFUGE_JSON, CentrifugeJson
+from .transport.outbox import Run
+from .transport.postman import PostOffice
+
+DIRECT = "fd:"
+"""What is published to `fd:7` goes to fd 7 alone."""
+
+
+class PublicationCodec(Protocol):
+    """What a run needs of a protocol."""
+
+    def publication(self, name: str, publication: Publication) -> Any:
+        """One publication, ready for an outbox of this protocol, under the name listened to."""
+
+
+class InProcess:
+    """The codec of subscribers in this very program: no encoding at all."""
+
+    name = "in-process"
+
+    def publication(self, name: str, publication: Publication) -> Publication:
+        return publication
+
+
+IN_PROCESS = InProcess()
+
+
+@attrs.define(eq=False)
+class _Part:
+    """Of an open run, what goes to those who share a name and a codec."""
+
+    name: str
+    codec: PublicationCodec
+    outboxes: Iterable[Any]
+    encoded: list[Any] = attrs.field(factory=list)
+
+
+def direct_fd(topic: str) -> Fd | None:
+    """The fd that a `fd:N` topic stands for; None for any other topic."""
+    if not topic.startswith(DIRECT):
+        return None
+    digits = topic[len(DIRECT) :]
+    # Plain ASCII digits without a leading zero: one connection has one name.
+    if not (digits.isascii() and digits.isdigit()) or digits.startswith("0") or len(digits) > 18:
+        raise Refused(ErrorCode.UNKNOWN_CHANNEL)
+    return int(digits)
+
+
+class Router:
+    """See the module."""
+
+    def __init__(self, hub: Hub, engine: MemoryEngine, office: PostOffice, config: Config) -> None:
+        self.hub = hub
+        self.engine = engine
+        self.office = office
+        self._max_topic_bytes = config.max_topic_bytes
+        self._rules = config.topics
+        self._run_topic = ""
+        self._run_rules = self._rules
+        self._run_parts: list[_Part] = []
+        self.published = 0
+
+    def rules_for(self, topic: str) -> TopicRules:
+        """The rules of one topic."""
+        return self._rules
+
+    # publishing
+
+    def publish(self, topic: str, data: bytes, info: ClientInfo | None = None) -> None:
+        """Publish raw JSON to a topic, or to one fd by `fd:N`; `flush` sends it out.
+
+        Raises `Refused`: 102 for an fd that is not here, 107 for what is no topic.
+        """
+        if topic != self._run_topic or not topic:
+            self._begin_run(topic)
+        publication = Publication(self._run_topic, data, info)
+        if self._run_rules.history_size:
+            publication = self.engine.publish(publication, self._run_rules)
+        for part in self._run_parts:
+            part.encoded.append(part.codec.publication(part.name, publication))
+        self.published += 1
+
+    def _begin_run(self, topic: str) -> None:
+        self.flush()
+        fd = direct_fd(topic)
+        if fd is None:
+            try:
+                check_topic(topic, self._max_topic_bytes)
+            except ValueError as error:
+                raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
+            self._run_rules = self.rules_for(topic)
+            self._run_parts = [
+                _Part(listeners.name, codec, outboxes)  # type: ignore[arg-type]
+                for listeners in self.hub.listeners(topic)
+                for codec, outboxes in listeners.audiences.items()
+            ]
+        else:
+            session = self.hub.sessions.get(fd)
+            if session is None or not session.is_established:
+                raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
+            self._run_rules = _DIRECT_RULES
+            self._run_parts = [_Part(topic, session.codec, (session.outbox,))]  # type: ignore[arg-type]
+        self._run_topic = topic
+
+    def flush(self) -> None:
+        """Send the open run out to the outboxes, if there is one."""
+        if not self._run_topic:
+            return
+        topic, parts = self._run_topic, self._run_parts
+        self._run_topic, self._run_parts = "", []
+        rule = self._run_rules.slow_consumer
+        for part in parts:
+            if not part.encoded:
+                continue
+            if part.codec is IN_PROCESS:
+                for outbox in part.outboxes:
+                    outbox.take(part.encoded)
+            else:
+                self.office.deliver(Run(part.encoded, topic, rule), part.outboxes)
+
+    # subscribing
+
+    def check_name(self, name: str) -> None:
+        """Raise `Refused` for what is neither a topic nor a pattern."""
+        try:
+            if is_pattern(name):
+                check_pattern(name, self._max_topic_bytes)
+            else:
+                check_topic(name, self._max_topic_bytes)
+        except ValueError as error:
+            raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
+
+    def subscribe(self, subscription: Subscription) -> None:
+        """Add a subscription; those who watch its topic learn of it with the next `announce`."""
+        self.flush()
+        self.hub.subscribe(subscription)
+
+    def unsubscribe(self, subscriber: Subscriber, name: str) -> Subscription | None:
+        """Remove a subscription and tell those who watch; None if there was none."""
+        self.flush()
+        subscription = self.hub.unsubscribe(subscriber, name)
+        if subscription is not None:
+            self._tell_left(subscription)
+        return subscription
+
+    def announce(self, subscription: Subscription) -> None:
+        """Tell those who watch a topic that somebody subscribed, the subscriber among them."""
+        self._tell(subscription, CentrifugeJson.join)
+
+    def leave_all(self, session: Session) -> None:
+        """Remove all subscriptions of a session and tell those who watch. Linear in them."""
+        self.flush()
+        for subscription in self.hub.leave_all(session):
+            self._tell_left(subscription)
+
+    def _tell_left(self, subscription: Subscription) -> None:
+        self._tell(subscription, CentrifugeJson.leave)
+
+    def _tell(
+        self,
+        subscription: Subscription,
+        encode: Callable[[CentrifugeJson, str, ClientInfo], bytes],
+    ) -> None:
+        name, info = subscription.name, subscription.info
+        if info is None or not self.rules_for(name).join_leave:
+            return
+        watchers = self.hub.watchers(name)
+        if watchers:
+            run = Run((encode(CENTRIFUGE_JSON, name, info),))
+            self.office.deliver(run, [watcher.outbox for watcher in watchers])  # type: ignore[misc]
+
+    def position(self, topic: str) -> Position | None:
+        """Where a topic's history stands; None for what keeps none."""
+        if is_pattern(topic) or not self.rules_for(topic).history_size:
+            return None
+        return self.engine.position(topic)
+
+
+_DIRECT_RULES = TopicRules(history_size=0, presence=False, join_leave=False)

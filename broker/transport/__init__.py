@@ -1,0 +1,1 @@
+"""Bytes and frames between the socket and a session. Knows no topics."""

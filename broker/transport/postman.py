@@ -1,0 +1,93 @@
+"""The post office: one task that carries mail from outboxes to sockets.
+
+Measured on one core with 1,000 subscribers: waking a writer task per subscriber costs about 10 µs,
+a write about 4 µs, an append to a list 0.1 µs. So a delivery is an append; the outboxes that
+have mail go to the postman as one list, through one memory channel; and each is written to once,
+however many messages have gathered by then.
+
+Rule: the postman knows no topic and no protocol, and nothing that a peer does can end it.
+"""
+
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
+from math import inf
+
+import attrs
+import trio
+
+from .outbox import Outbox, Run
+
+
+@attrs.frozen
+class PostStatistics:
+    """Counters since the start: messages put into outboxes, and lists of outboxes carried."""
+
+    messages_delivered: int
+    rounds: int
+
+
+class PostOffice:
+    """Delivers runs to outboxes; see `open_post_office`."""
+
+    def __init__(self) -> None:
+        # Unbounded, yet never longer than there are outboxes: each is in it at most once while
+        # it has mail.
+        self._send, self._receive = trio.open_memory_channel[list[Outbox]](inf)
+        self._messages_delivered = 0
+        self._rounds = 0
+
+    def deliver(self, run: Run, outboxes: Iterable[Outbox]) -> int:
+        """Put one run into each outbox; return how many there were.
+
+        Sync, so one publication is one atomic step. Linear in the outboxes, about 0.1 µs each: the
+        loop is written out because a method call per outbox would double that.
+        """
+        size = len(run.data)
+        messages = run.messages
+        ready = []
+        full = []
+        count = 0
+        for outbox in outboxes:
+            count += 1
+            mail = outbox.mail
+            if not mail:
+                ready.append(outbox)
+            mail.append(run)
+            outbox.bytes += size
+            outbox.messages += messages
+            if outbox.bytes > outbox.max_bytes or outbox.messages > outbox.max_messages:
+                full.append(outbox)
+        if ready:
+            self._send.send_nowait(ready)
+        self._messages_delivered += count * messages
+        # After the loop: a rule may end a subscription, and so change what was iterated over.
+        for outbox in full:
+            outbox.overflow()
+        return count
+
+    def post(self, outboxes: list[Outbox]) -> None:
+        """Have these outboxes flushed soon."""
+        self._send.send_nowait(outboxes)
+
+    def statistics(self) -> PostStatistics:
+        return PostStatistics(self._messages_delivered, self._rounds)
+
+    async def _carry(self) -> None:
+        async with self._receive:
+            async for outboxes in self._receive:
+                self._rounds += 1
+                for outbox in outboxes:
+                    outbox.flush()
+
+
+@asynccontextmanager
+async def open_post_office() -> AsyncGenerator[PostOffice, None]:
+    """Run the postman for as long as the block. Opened outside of the sessions, so that last
+    words get out; what is still queued in outboxes when the block ends is not written."""
+    office = PostOffice()
+    async with trio.open_nursery() as postman:
+        postman.start_soon(office._carry, name="postman")
+        try:
+            yield office
+        finally:
+            office._send.close()
