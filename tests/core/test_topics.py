@@ -182,7 +182,7 @@ def test_patterns_that_differ_early_cost_a_match_nothing() -> None:
 
 tokens = st.sampled_from(["a", "b", "c", ""])
 topics = st.lists(tokens, min_size=1, max_size=5).map(".".join)
-pattern_tokens = st.lists(st.one_of(tokens, st.just("*")), max_size=4)
+pattern_tokens = st.lists(st.one_of(tokens, st.just("*")), max_size=3)
 patterns = st.one_of(
     st.builds(lambda head: ".".join([*head, ">"]), pattern_tokens),
     st.builds(
@@ -226,9 +226,9 @@ class PatternTreeModel(RuleBasedStateMachine):
         self.tree.insert(pattern, value)
         self.model[pattern] = value
 
-    @rule(data=st.data(), pattern=patterns)
-    def remove(self, data: st.DataObject, pattern: str) -> None:
-        if self.model and data.draw(st.booleans()):
+    @rule(data=st.data(), pattern=patterns, known=st.booleans())
+    def remove(self, data: st.DataObject, pattern: str, known: bool) -> None:
+        if known and self.model:
             pattern = data.draw(st.sampled_from(sorted(self.model)))
         if pattern in self.model:
             assert self.tree.remove(pattern) == self.model.pop(pattern)
