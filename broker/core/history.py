@@ -99,7 +99,7 @@ class History:
                 start = min(stop, max(0, since + 1 - first))
         if limit >= 0:
             if reverse:
-                start = max(start, stop - limit)
+                start = max(0, stop - limit)
             else:
                 stop = min(stop, start + limit)
         # By index: the few last ones of a long ring are found from its end.

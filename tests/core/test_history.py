@@ -277,6 +277,15 @@ def test_a_new_ttl_holds_for_what_is_already_kept() -> None:
     assert store.statistics().publications == 0
 
 
+def test_a_topic_is_scheduled_once_however_often_its_ttl_changed() -> None:
+    store = store_of()
+    for ttl in (10.0, 20.0, 30.0, 40.0, 100.0):
+        put(store, "a", "x", ttl=ttl)
+    store.expire(50.0)
+    assert len(store._due) == 1
+    assert store.statistics().publications == 5
+
+
 def test_expiring_looks_only_at_topics_that_have_something_to_free() -> None:
     store = store_of()
     for number in range(1000):
