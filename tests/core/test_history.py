@@ -1,0 +1,640 @@
+"""What is kept, for how long, within which bounds, and what can be recovered from it."""
+
+from collections.abc import Callable
+from itertools import count
+
+import attrs
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from broker.core.history import (
+    META_TTL,
+    PUBLICATION_BYTES,
+    QUIET_BYTES,
+    TOPIC_BYTES,
+    HistoryStatistics,
+    HistoryStore,
+    UnrecoverablePosition,
+)
+from broker.core.messages import ClientInfo, Position, Publication
+
+PLENTY = 2**30
+
+
+def epochs() -> Callable[[], str]:
+    """E1, E2, …: no two alike, and a test can tell how many were begun."""
+    numbers = count(1)
+    return lambda: f"E{next(numbers)}"
+
+
+def store_of(max_bytes: int = PLENTY) -> HistoryStore:
+    return HistoryStore(max_bytes, epochs())
+
+
+def put(
+    store: HistoryStore,
+    topic: str,
+    texts: str,
+    now: float = 0.0,
+    size: int = 100,
+    ttl: float = 300.0,
+) -> None:
+    """Publish each letter of `texts`."""
+    for text in texts:
+        store.append(Publication(topic, text.encode()), now, size, ttl)
+
+
+def texts(publications: list[Publication]) -> str:
+    return b"".join(publication.data for publication in publications).decode()
+
+
+def everything(store: HistoryStore, topic: str, now: float = 0.0) -> str:
+    return texts(store.read(topic, now, None, -1)[0])
+
+
+# keeping
+
+
+def test_offsets_start_at_1_and_grow_by_one_per_topic() -> None:
+    store = store_of()
+    sent = [Publication(topic, b"{}") for topic in ("a", "a", "b", "a")]
+    assert [store.append(each, 0.0, 10, 60.0).offset for each in sent] == [1, 2, 1, 3]
+    assert store.position("a", 0.0) == Position(3, "E1")
+    assert store.position("b", 0.0) == Position(1, "E2")
+
+
+def test_a_publication_comes_back_as_it_was_but_for_its_offset() -> None:
+    sent = Publication("a", b'{"x":1}', ClientInfo("7", "alice"), time=1234)
+    kept = store_of().append(sent, 0.0, 10, 60.0)
+    assert kept == attrs.evolve(sent, offset=1)
+    assert sent.offset == 0
+
+
+def test_only_the_last_ones_are_kept() -> None:
+    store = store_of()
+    put(store, "a", "abcde", size=3)
+    publications, top = store.read("a", 0.0, None, -1)
+    assert [(each.offset, each.data) for each in publications] == [(3, b"c"), (4, b"d"), (5, b"e")]
+    assert top.offset == 5
+    put(store, "a", "f", size=1)
+    assert everything(store, "a") == "f"
+
+
+@pytest.mark.parametrize(("size", "ttl"), [(0, 60.0), (10, 0.0), (-1, 60.0), (10, -1.0)])
+def test_a_topic_without_history_keeps_nothing_and_begins_no_epoch(size: int, ttl: float) -> None:
+    store = store_of()
+    sent = Publication("a", b"1")
+    assert store.append(sent, 0.0, size, ttl) is sent
+    assert store.statistics() == HistoryStatistics(0, 0, 0, 0, 0)
+
+
+def test_turning_history_off_ends_the_epoch_so_that_nobody_recovers_across_the_hole() -> None:
+    store = store_of()
+    put(store, "a", "ab")
+    before = store.position("a", 0.0)
+    put(store, "a", "c", size=0)
+    put(store, "a", "d")
+    assert store.recover("a", 0.0, before) == ([], False, Position(1, "E2"))
+    store.remove("a", 0.0)
+    put(store, "a", "e", size=0)
+    assert store.statistics().bytes == 0
+
+
+# reading
+
+
+@pytest.mark.parametrize(
+    ("since", "limit", "reverse", "expected"),
+    [
+        (None, 0, False, ""),
+        (None, -1, False, "cdefg"),
+        (None, -2, False, "cdefg"),
+        (None, 2, False, "cd"),
+        (None, 100, False, "cdefg"),
+        (None, 0, True, ""),
+        (None, -1, True, "gfedc"),
+        (None, 2, True, "gf"),
+        (4, -1, False, "efg"),
+        (4, 1, False, "e"),
+        (4, 0, False, ""),
+        (7, -1, False, ""),
+        (8, -1, False, ""),
+        (2**64, -1, False, ""),
+        (2, -1, False, "cdefg"),
+        (0, 1, False, "c"),  # a and b are gone; what is left comes without a word
+        (-1, -1, False, "cdefg"),
+        (5, -1, True, "dc"),
+        (5, 1, True, "d"),
+        (3, -1, True, ""),
+        (1, -1, True, ""),
+        (0, -1, True, ""),
+        (-1, -1, True, ""),
+        (8, 2, True, "gf"),
+        (2**64, 2, True, "gf"),
+    ],
+)
+def test_read(since: int | None, limit: int, reverse: bool, expected: str) -> None:
+    store = store_of()
+    put(store, "a", "abcdefg", size=5)  # offsets 3 to 7 are left
+    for epoch in ("E1", ""):
+        position = None if since is None else Position(since, epoch)
+        found, top = store.read("a", 0.0, position, limit, reverse)
+        assert texts(found) == expected
+        assert top == Position(7, "E1")
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_reading_since_another_epoch_is_refused_and_names_the_one_that_is(quiet: bool) -> None:
+    store = store_of()
+    put(store, "a", "ab")
+    if quiet:
+        store.remove("a", 0.0)
+    with pytest.raises(UnrecoverablePosition) as caught:
+        store.read("a", 0.0, Position(1, "E9"), -1)
+    assert caught.value.position == Position(2, "E1")
+
+
+def test_reading_a_topic_never_published_to_finds_its_epoch() -> None:
+    store = store_of()
+    assert store.read("a", 0.0, None, -1) == ([], Position(0, "E1"))
+    put(store, "a", "a")
+    assert store.position("a", 0.0) == Position(1, "E1")
+
+
+# recovering
+
+
+@pytest.mark.parametrize(
+    ("offset", "epoch", "expected"),
+    [
+        (7, "E1", ""),  # nothing was missed
+        (7, "", ""),
+        (6, "E1", "g"),
+        (4, "", "efg"),
+        (2, "E1", "cdefg"),  # the first one missed is the oldest one kept
+        (1, "E1", None),
+        (0, "E1", None),
+        (8, "E1", None),
+        (2**64, "E1", None),
+        (2**64 - 1, "", None),
+        (-1, "", None),
+        (7, "E2", None),
+        (6, "e1", None),
+    ],
+)
+def test_a_recovery_is_complete_or_none(offset: int, epoch: str, expected: str | None) -> None:
+    store = store_of()
+    put(store, "a", "abcdefg", size=5)
+    missed, recovered, top = store.recover("a", 0.0, Position(offset, epoch))
+    assert top == Position(7, "E1")
+    assert recovered is (expected is not None)
+    assert texts(missed) == (expected or "")
+
+
+def test_who_subscribed_before_the_first_publication_recovers_all_of_it() -> None:
+    store = store_of()
+    seen = store.position("a", 0.0)
+    assert seen == Position(0, "E1")
+    assert store.recover("a", 0.0, seen) == ([], True, seen)
+    put(store, "a", "abc")
+    missed, recovered, _ = store.recover("a", 0.0, seen)
+    assert (texts(missed), recovered) == ("abc", True)
+
+
+def test_when_all_has_expired_only_who_missed_nothing_recovers() -> None:
+    store = store_of()
+    put(store, "a", "ab", now=0.0, ttl=10.0)
+    assert store.recover("a", 10.0, Position(2, "E1")) == ([], True, Position(2, "E1"))
+    assert store.recover("a", 10.0, Position(1, "E1")) == ([], False, Position(2, "E1"))
+    assert store.recover("a", 10.0, Position(0, "")) == ([], False, Position(2, "E1"))
+
+
+def test_removing_clears_the_publications_and_goes_on_counting() -> None:
+    store = store_of()
+    put(store, "a", "ab")
+    store.remove("a", 0.0)
+    store.remove("a", 0.0)
+    store.remove("never", 0.0)
+    assert everything(store, "a") == ""
+    assert store.recover("a", 0.0, Position(2, "E1"))[1] is True
+    assert store.recover("a", 0.0, Position(1, "E1"))[1] is False
+    put(store, "a", "c")
+    assert store.position("a", 0.0) == Position(3, "E1")
+    assert texts(store.recover("a", 0.0, Position(2, "E1"))[0]) == "c"
+    assert store.recover("a", 0.0, Position(1, "E1"))[1] is False
+    assert store.statistics().quiet_topics == 0
+
+
+# time
+
+
+def test_what_is_past_its_time_is_not_read_even_if_nobody_called_expire() -> None:
+    store = store_of()
+    put(store, "a", "a", now=0.0, ttl=10.0)
+    put(store, "a", "b", now=5.0, ttl=10.0)
+    assert everything(store, "a", now=9.9) == "ab"
+    assert everything(store, "a", now=10.0) == "b"
+    assert everything(store, "a", now=15.0) == ""
+    put(store, "a", "c", now=20.0, ttl=10.0)
+    assert store.position("a", 20.0) == Position(3, "E1")
+
+
+def test_expire_frees_what_is_past_its_time_and_nothing_else() -> None:
+    store = store_of()
+    put(store, "short", "ab", now=0.0, ttl=10.0)
+    put(store, "long", "ab", now=0.0, ttl=100.0)
+    put(store, "short", "c", now=5.0, ttl=10.0)
+    for now, topics, publications in [(9.9, 2, 5), (10.0, 2, 3), (15.0, 1, 2), (100.0, 0, 0)]:
+        store.expire(now)
+        statistics = store.statistics()
+        assert (statistics.topics, statistics.publications) == (topics, publications), now
+    assert store.statistics().bytes == 2 * QUIET_BYTES
+
+
+def test_a_busy_topic_is_freed_when_it_stops() -> None:
+    store = store_of()
+    for now in range(100):
+        put(store, "a", "x", now=now, size=3, ttl=10.0)
+        store.expire(now)
+    assert store.statistics().publications == 3
+    store.expire(106.9)
+    assert store.statistics().publications == 3
+    store.expire(107.0)
+    assert store.statistics().publications == 2
+    store.expire(109.0)
+    assert store.statistics().publications == 0
+
+
+def test_a_new_ttl_holds_for_what_is_already_kept() -> None:
+    store = store_of()
+    put(store, "a", "a", now=0.0, ttl=100.0)
+    put(store, "a", "b", now=1.0, ttl=10.0)
+    store.expire(10.0)
+    assert store.statistics().publications == 1
+    store.expire(11.0)
+    assert store.statistics().publications == 0
+
+
+def test_a_topic_is_scheduled_once_however_often_its_ttl_changed() -> None:
+    store = store_of()
+    for ttl in (10.0, 20.0, 30.0, 40.0, 100.0):
+        put(store, "a", "x", ttl=ttl)
+    store.expire(50.0)
+    assert len(store._due) == 1
+    assert store.statistics().publications == 5
+
+
+def test_expiring_looks_only_at_topics_that_have_something_to_free() -> None:
+    store = store_of()
+    for number in range(1000):
+        put(store, f"long{number}", "x", ttl=1000.0)
+    put(store, "short", "x", ttl=10.0)
+    # With the others' rings gone, an expire that looked at one of them would raise.
+    for topic, history in store._kept.items():
+        if topic != "short":
+            del history.ring
+    store.expire(10.0)
+    assert store.statistics().topics == 1000
+    with pytest.raises(AttributeError):
+        store.expire(1000.0)
+
+
+def test_a_quiet_topic_keeps_its_epoch_until_nobody_has_asked_for_a_day() -> None:
+    store = store_of()
+    put(store, "a", "ab", now=0.0, ttl=10.0)
+    store.expire(10.0)
+    asked = 10.0 + META_TTL - 1
+    store.expire(asked)
+    assert store.position("a", asked) == Position(2, "E1")
+    store.expire(asked + META_TTL - 1)
+    assert store.statistics().quiet_topics == 1
+    store.expire(asked + META_TTL)
+    assert store.statistics() == HistoryStatistics(0, 0, 0, 0, 0)
+    put(store, "a", "c", now=asked + META_TTL)
+    assert store.position("a", asked + META_TTL) == Position(1, "E2")
+
+
+def test_a_topic_past_its_day_begins_a_new_epoch_even_if_nobody_called_expire() -> None:
+    store = store_of()
+    store.position("a", 0.0)
+    store.position("b", 0.0)
+    assert store.position("a", META_TTL) == Position(0, "E3")
+    put(store, "b", "x", now=META_TTL)
+    assert store.position("b", META_TTL) == Position(1, "E4")
+
+
+# the bound on all topics
+
+
+def cost(*topics: int) -> int:
+    """What topics with so many publications of one byte cost."""
+    return sum(TOPIC_BYTES + publications * (PUBLICATION_BYTES + 1) for publications in topics)
+
+
+def test_beyond_the_bound_the_topic_published_to_longest_ago_gives_way() -> None:
+    store = store_of(cost(3, 2, 1))
+    put(store, "a", "abc")
+    put(store, "b", "ab")
+    put(store, "a", "d", size=3)  # now b was published to longest ago
+    put(store, "c", "a")
+    assert store.statistics().publications_evicted == 0
+    put(store, "c", "b")
+    assert [everything(store, topic) for topic in "abc"] == ["bcd", "b", "ab"]
+    put(store, "c", "c")
+    assert [everything(store, topic) for topic in "abc"] == ["bcd", "", "abc"]
+    assert store.statistics().publications_evicted == 2
+    # Its epoch and count are still there, so who had everything lost nothing.
+    assert store.recover("b", 0.0, Position(2, "E2"))[1] is True
+    assert store.recover("b", 0.0, Position(1, "E2"))[1] is False
+
+
+def test_one_topic_alone_gives_up_its_own_oldest() -> None:
+    store = store_of(cost(3))
+    put(store, "a", "abcde")
+    assert everything(store, "a") == "cde"
+
+
+def test_a_publication_larger_than_the_bound_gets_its_offset_and_is_not_kept() -> None:
+    store = store_of(cost(3))
+    kept = store.append(Publication("a", b"x" * 10_000), 0.0, 100, 300.0)
+    assert kept.offset == 1
+    assert store.read("a", 0.0, None, -1) == ([], Position(1, "E1"))
+
+
+def test_with_no_room_at_all_every_use_is_a_new_epoch() -> None:
+    store = store_of(0)
+    assert store.position("a", 0.0) == Position(0, "E1")
+    assert store.append(Publication("a", b"1"), 0.0, 100, 300.0).offset == 1
+    assert store.recover("a", 0.0, Position(0, "E1"))[1] is False
+    assert store.statistics() == HistoryStatistics(0, 0, 0, 0, publications_evicted=1)
+
+
+def test_a_flood_of_subscriptions_is_bounded_and_leaves_half_the_room_to_publications() -> None:
+    store = store_of(100 * QUIET_BYTES)
+    for number in range(1000):
+        store.position(f"empty{number}", 0.0)
+    assert store.statistics().bytes <= store.max_bytes
+    put(store, "a", "x" * 50)
+    statistics = store.statistics()
+    assert statistics.publications == 50
+    assert statistics.bytes <= store.max_bytes
+    for number in range(1000):
+        store.position(f"more{number}", 0.0)
+    assert everything(store, "a") == "x" * 50
+
+
+def test_a_flood_of_topics_leaves_no_trail_in_the_schedule() -> None:
+    store = store_of(cost(*[1] * 10))
+    for number in range(10_000):
+        put(store, f"topic{number}", "x")
+    assert store.statistics().topics <= 10
+    assert len(store._due) <= 2 * 10 + 64
+
+
+# against a plain list
+
+
+@attrs.define
+class PlainTopic:
+    """What a topic's history is by definition: every publication there ever was, in a list."""
+
+    epoch: str
+    sent: list[tuple[float, bytes]] = attrs.field(factory=list)
+    """In offset order, from 1."""
+    first_kept: int = 1
+    """The offset of the oldest that is still there."""
+    quiet_since: float | None = None
+
+
+@attrs.frozen
+class Client:
+    """Somebody who was here once and remembers how far it got, and what it got until then."""
+
+    topic: str
+    position: Position
+    held: tuple[bytes, ...]
+
+
+TOPICS = st.sampled_from(["a", "b", "c"])
+
+
+class PlainModel(RuleBasedStateMachine):
+    """With room enough, the store does exactly what lists do that are cut from the left."""
+
+    META = 50.0
+
+    @initialize()
+    def start(self) -> None:
+        self.store = HistoryStore(PLENTY, epochs(), meta_ttl=self.META)
+        self.fresh_epoch = epochs()
+        self.topics: dict[str, PlainTopic] = {}
+        self.ttl: dict[str, float] = {}
+        self.now = 0.0
+
+    def look(self, name: str) -> PlainTopic:
+        """The topic as it is now, begun if need be; being asked keeps a quiet one alive."""
+        topic = self.topics.get(name)
+        if topic is not None and topic.quiet_since is not None:
+            if topic.quiet_since + self.META <= self.now:
+                topic = None
+            else:
+                topic.quiet_since = self.now
+        if topic is None:
+            topic = self.topics[name] = PlainTopic(self.fresh_epoch(), quiet_since=self.now)
+        return topic
+
+    def cut(self, name: str, topic: PlainTopic) -> None:
+        """Take away what is past its time."""
+        while (
+            topic.first_kept <= len(topic.sent)
+            and topic.sent[topic.first_kept - 1][0] + self.ttl[name] <= self.now
+        ):
+            topic.first_kept += 1
+        if topic.first_kept > len(topic.sent) and topic.quiet_since is None:
+            topic.quiet_since = self.now
+
+    @rule(
+        name=TOPICS,
+        data=st.binary(max_size=3),
+        size=st.integers(1, 4),
+        ttl=st.sampled_from([10.0, 10.0, 10.0, 30.0]),
+    )
+    def append(self, name: str, data: bytes, size: int, ttl: float) -> None:
+        topic = self.look(name)
+        self.ttl[name] = ttl
+        topic.sent.append((self.now, data))
+        topic.quiet_since = None
+        topic.first_kept = max(topic.first_kept, len(topic.sent) - size + 1)
+        kept = self.store.append(Publication(name, data), self.now, size, ttl)
+        assert kept == Publication(name, data, offset=len(topic.sent))
+
+    @rule(name=TOPICS)
+    def append_to_a_topic_without_history(self, name: str) -> None:
+        self.topics.pop(name, None)
+        assert self.store.append(Publication(name, b""), self.now, 0, 10.0).offset == 0
+
+    @rule(name=TOPICS)
+    def remove(self, name: str) -> None:
+        topic = self.topics.get(name)
+        if topic is not None and topic.quiet_since is None:
+            topic.first_kept = len(topic.sent) + 1
+            topic.quiet_since = self.now
+        self.store.remove(name, self.now)
+
+    @rule(name=TOPICS)
+    def position(self, name: str) -> None:
+        topic = self.look(name)
+        assert self.store.position(name, self.now) == Position(len(topic.sent), topic.epoch)
+
+    @rule(
+        name=TOPICS,
+        since=st.one_of(st.none(), st.integers(-1, 20), st.just(2**64)),
+        limit=st.integers(-1, 5),
+        reverse=st.booleans(),
+    )
+    def read(self, name: str, since: int | None, limit: int, reverse: bool) -> None:
+        if name in self.topics:
+            self.cut(name, self.topics[name])
+        topic = self.look(name)
+        kept = [
+            Publication(name, data, offset=offset)
+            for offset, (_, data) in enumerate(topic.sent, 1)
+            if offset >= topic.first_kept
+        ]
+        if since is not None:
+            kept = [p for p in kept if (p.offset < since if reverse else p.offset > since)]
+        if reverse:
+            kept.reverse()
+        if limit >= 0:
+            kept = kept[:limit]
+        position = None if since is None else Position(since, topic.epoch)
+        assert self.store.read(name, self.now, position, limit, reverse) == (
+            kept,
+            Position(len(topic.sent), topic.epoch),
+        )
+
+    @rule(name=TOPICS, offset=st.one_of(st.integers(-1, 20), st.just(2**64)))
+    def recover(self, name: str, offset: int) -> None:
+        if name in self.topics:
+            self.cut(name, self.topics[name])
+        topic = self.look(name)
+        top = len(topic.sent)
+        complete = topic.first_kept - 1 <= offset <= top
+        missed, recovered, position = self.store.recover(
+            name, self.now, Position(offset, topic.epoch)
+        )
+        assert position == Position(top, topic.epoch)
+        assert recovered is complete
+        expected = [data for _, data in topic.sent[offset:]] if complete else []
+        assert [publication.data for publication in missed] == expected
+
+    @rule(seconds=st.sampled_from([0.5, 4.0, 10.0, 49.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def expire(self) -> None:
+        for name, topic in list(self.topics.items()):
+            self.cut(name, topic)
+            if topic.quiet_since is not None and topic.quiet_since + self.META <= self.now:
+                del self.topics[name]
+        self.store.expire(self.now)
+        assert self.store.statistics().topics == sum(
+            topic.quiet_since is None for topic in self.topics.values()
+        )
+        assert self.store.statistics().quiet_topics == sum(
+            topic.quiet_since is not None for topic in self.topics.values()
+        )
+
+    @invariant()
+    def counts_agree(self) -> None:
+        check_counts(self.store)
+
+
+class BoundedModel(RuleBasedStateMachine):
+    """In a narrow store, whatever it forgets, nobody is told a wrong thing.
+
+    Clients come and go. Recovered implies that a client now holds exactly what was published
+    on its topic since its epoch began, up to the top.
+    """
+
+    @initialize(room=st.integers(0, 6))
+    def start(self, room: int) -> None:
+        self.store = HistoryStore(cost(room, room), epochs(), meta_ttl=20.0)
+        self.sent: dict[tuple[str, str], list[bytes]] = {}
+        self.clients: list[Client] = []
+        self.now = 0.0
+
+    @rule(name=TOPICS, data=st.binary(max_size=3), size=st.integers(1, 5))
+    def append(self, name: str, data: bytes, size: int) -> None:
+        before = self.store.position(name, self.now)
+        kept = self.store.append(Publication(name, data), self.now, size, 10.0)
+        after = self.store.position(name, self.now)
+        if after.epoch == before.epoch:
+            assert (kept.offset, after.offset) == (before.offset + 1, before.offset + 1)
+            self.sent.setdefault((name, after.epoch), []).append(data)
+        # Otherwise the room is so small that the topic was forgotten in the same breath.
+
+    @rule(name=TOPICS)
+    def join(self, name: str) -> None:
+        position = self.store.position(name, self.now)
+        sent = self.sent.get((name, position.epoch), [])
+        assert position.offset == len(sent)
+        self.clients.append(Client(name, position, tuple(sent)))
+
+    @precondition(lambda self: self.clients)
+    @rule(data=st.data())
+    def come_back(self, data: st.DataObject) -> None:
+        index = data.draw(st.integers(0, len(self.clients) - 1))
+        client = self.clients[index]
+        missed, recovered, top = self.store.recover(client.topic, self.now, client.position)
+        if recovered:
+            assert top.epoch == client.position.epoch
+            held = (*client.held, *(publication.data for publication in missed))
+            assert list(held) == self.sent.get((client.topic, top.epoch), [])
+            assert len(held) == top.offset
+            self.clients[index] = Client(client.topic, top, held)
+        else:
+            assert missed == []
+            if top.epoch == client.position.epoch:
+                assert top.offset > client.position.offset
+
+    @rule(name=TOPICS)
+    def remove(self, name: str) -> None:
+        self.store.remove(name, self.now)
+
+    @rule(seconds=st.sampled_from([0.5, 4.0, 10.0, 20.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.store.expire(self.now)
+
+    @invariant()
+    def the_bound_holds(self) -> None:
+        assert self.store.statistics().bytes <= self.store.max_bytes
+        check_counts(self.store)
+
+
+def check_counts(store: HistoryStore) -> None:
+    """The running counters say what a count from scratch says, and no ring is empty or torn."""
+    rings = [[publication for _, publication in h.ring] for h in store._kept.values()]
+    for history, ring in zip(store._kept.values(), rings, strict=True):
+        offsets = [publication.offset for publication in ring]
+        assert offsets == list(range(history.top + 1 - len(ring), history.top + 1))
+        assert offsets
+    publications = [publication for ring in rings for publication in ring]
+    statistics = store.statistics()
+    assert statistics.publications == len(publications)
+    assert statistics.bytes == (
+        sum(len(publication.data) + PUBLICATION_BYTES for publication in publications)
+        + TOPIC_BYTES * len(store._kept)
+        + QUIET_BYTES * len(store._quiet)
+    )
+    assert not store._kept.keys() & store._quiet.keys()
+
+
+TestPlainModel = PlainModel.TestCase
+TestPlainModel.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
+TestBoundedModel = BoundedModel.TestCase
+TestBoundedModel.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
