@@ -1,0 +1,228 @@
+"""One HTTP/1.1 request head, read and checked before any parser of ours or others sees it.
+
+Peers send bytes that make wsproto, h11 or the IDNA codec raise; what passes here cannot.
+So the rules are at least as strict as theirs, and a head is either exactly right or refused:
+
+Rule 1  Nothing past the head is asked for until the head is judged; what came with it is kept.
+Rule 2  `parse_head` holds for every request, `check_upgrade` adds what RFC 6455 section 4.2.1
+        asks of a WebSocket handshake.
+Rule 3  A head is never repaired: what two parsers could read in two ways is a 400.
+
+Nothing here knows paths, origins that are allowed, or users.
+"""
+
+import re
+from collections.abc import Iterable
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+import attrs
+import trio
+
+from broker.errors import HeadError
+
+CHUNK = 4096  # a browser's head is 500 bytes to 2 KiB: one read, and little to carry over
+
+# RFC 9110 section 5.6.2 and RFC 9112 section 3. `GET / HTTP/1.1` is valid; two spaces, a tab,
+# or a byte outside ! to ~ in the target are not.
+_TOKEN = r"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
+_REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~]+) HTTP/([0-9]\.[0-9])")
+# RFC 9112 section 5: no space before the colon, no folding. h11 lets control characters pass
+# in values; we do not, as no browser sends any.
+_FIELD_LINE = re.compile(rf"({_TOKEN}):[ \t]*([\t -~\x80-\xff]*)")
+# RFC 9110 section 7.2: `example.org`, `example.org:9501`, `[::1]:9501`, or nothing at all.
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[-A-Za-z0-9._~!$&'()*+;=%]*)(:[0-9]*)?")
+_HOST_LENGTH = 255 + len(":65535")  # DNS names end at 255; the IDNA codec is slow on more
+_KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # exactly 16 bytes of base64
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+_TOKEN_BYTE = re.compile(_TOKEN[:-1].encode())
+_TLS_HANDSHAKE = 0x16  # the first byte of every TLS connection
+
+
+@attrs.frozen
+class Head:
+    """One request head that passed `parse_head`.
+
+    `target`, `path` and `query` are as sent, not percent-decoded. `headers` has lower-case
+    names in the order they came. `raw` is every byte up to and including the blank line.
+    """
+
+    method: str
+    target: str
+    path: str
+    query: str
+    version: str
+    headers: tuple[tuple[str, str], ...]
+    raw: bytes = attrs.field(repr=False)
+
+    def values(self, name: str) -> list[str]:
+        """Every value of the header `name` (lower-case), in order."""
+        return [value for key, value in self.headers if key == name]
+
+    def header(self, name: str) -> str | None:
+        """The header `name` (any case), or None; one that came several times is joined by `, `."""
+        values = self.values(name.lower())
+        return ", ".join(values) if values else None
+
+    @property
+    def is_upgrade(self) -> bool:
+        """Whether the peer asks for a WebSocket; `check_upgrade` says whether it asks rightly."""
+        return "websocket" in [token.lower() for token in _tokens(self.header("upgrade"))]
+
+    @property
+    def subprotocols(self) -> tuple[str, ...]:
+        """What the peer offers in `Sec-WebSocket-Protocol`, its favourite first."""
+        return _tokens(self.header("sec-websocket-protocol"))
+
+    @property
+    def origin(self) -> str | None:
+        """The `Origin` header: every browser sends it, no page can forge it."""
+        return self.header("origin")
+
+    @property
+    def host(self) -> str | None:
+        """The `Host` header, port included."""
+        return self.header("host")
+
+
+def _tokens(value: str | None) -> tuple[str, ...]:
+    return tuple(token for piece in (value or "").split(",") if (token := piece.strip(" \t")))
+
+
+def parse_head(raw: bytes) -> Head:
+    """Read one request head: all bytes up to and including the blank line.
+
+    Raises `HeadError`: 400 for anything that is not HTTP/1, 505 for another version of it.
+    What passes is a head that h11 accepts as well.
+    """
+    if not raw.endswith(b"\r\n\r\n"):
+        raise HeadError(400, "the request head does not end with a blank line")
+    first, *lines = raw[:-4].decode("latin-1").split("\r\n")
+    match = _REQUEST_LINE.fullmatch(first)
+    if match is None:
+        raise HeadError(400, "the request line is not METHOD TARGET HTTP/1.1")
+    method, target, version = match.groups()
+    if method == "PRI":
+        raise HeadError(400, "this server speaks HTTP/1.1, not HTTP/2")
+    if version not in ("1.0", "1.1"):
+        raise HeadError(505, f"this server speaks HTTP/1.1, not HTTP/{version}")
+    headers: list[tuple[str, str]] = []
+    for line in lines:
+        match = _FIELD_LINE.fullmatch(line)
+        if match is None:
+            raise HeadError(400, f"header line {len(headers) + 1} is not NAME: VALUE")
+        name, value = match.groups()
+        headers.append((name.lower(), value.rstrip(" \t")))
+    path, _, query = target.partition("?")
+    head = Head(method, target, path, query, version, tuple(headers), raw)
+    _check_host(head)
+    _check_framing(head)
+    return head
+
+
+def _check_host(head: Head) -> None:
+    hosts = head.values("host")
+    if len(hosts) > 1 or (not hosts and head.version == "1.1"):
+        raise HeadError(400, "a request has exactly one Host header")
+    for host in hosts:
+        try:
+            if len(host) > _HOST_LENGTH or not _HOST.fullmatch(host):
+                raise ValueError
+            urlsplit(f"//{host}").port  # noqa: B018  # raises on a bad IPv6 address or port
+            host.encode("ascii").decode("idna")  # as wsproto does, where it ends the process
+        except ValueError:
+            raise HeadError(400, "the Host header is not HOST or HOST:PORT") from None
+
+
+def _check_framing(head: Head) -> None:
+    """Refuse a body whose end two parsers could see in two places (RFC 9112 section 6.3)."""
+    lengths, codings = head.values("content-length"), head.values("transfer-encoding")
+    if codings and (lengths or head.version == "1.0"):
+        raise HeadError(400, "Transfer-Encoding goes with neither Content-Length nor HTTP/1.0")
+    if codings and [coding.lower() for coding in codings] != ["chunked"]:
+        raise HeadError(501, "the only Transfer-Encoding served is chunked")
+    if len(lengths) > 1 or not all(re.fullmatch("[0-9]{1,18}", length) for length in lengths):
+        raise HeadError(400, "Content-Length is one number")
+
+
+def check_upgrade(head: Head) -> None:
+    """Check that `head` is a whole WebSocket handshake, as RFC 6455 section 4.2.1 has it.
+
+    Raises `HeadError`: 505 for HTTP/1.0, 426 for another WebSocket version (`refusal` names
+    ours), 400 for the rest. What passes cannot make wsproto raise, neither on receipt nor when
+    it is accepted without an extension.
+    """
+    if head.version != "1.1":
+        raise HeadError(505, "a WebSocket handshake needs HTTP/1.1")
+    if head.method != "GET":
+        raise HeadError(400, "a WebSocket handshake is a GET request")
+    if not head.raw.isascii():
+        raise HeadError(400, "a WebSocket handshake is ASCII")
+    if not head.target.startswith("/"):
+        raise HeadError(400, "a WebSocket handshake names a path that starts with /")
+    if not head.host:
+        raise HeadError(400, "a WebSocket handshake names its Host")
+    if head.values("transfer-encoding") or head.values("content-length") not in ([], ["0"]):
+        raise HeadError(400, "a WebSocket handshake has no body")
+    # Once each: of several, wsproto would take the last and others the first.
+    for name in ("connection", "upgrade", "sec-websocket-version", "sec-websocket-key"):
+        if len(head.values(name)) > 1:
+            raise HeadError(400, f"a WebSocket handshake has one {name.title()} header")
+    if len(head.values("origin")) > 1:
+        raise HeadError(400, "a WebSocket handshake has at most one Origin header")
+    if "upgrade" not in [token.lower() for token in _tokens(head.header("connection"))]:
+        raise HeadError(400, "a WebSocket handshake has the header Connection: Upgrade")
+    if (head.header("upgrade") or "").lower() != "websocket":
+        raise HeadError(400, "a WebSocket handshake has the header Upgrade: websocket")
+    if head.header("sec-websocket-version") != "13":
+        raise HeadError(426, "this server speaks WebSocket version 13")
+    if not _KEY.fullmatch(head.header("sec-websocket-key") or ""):
+        raise HeadError(400, "Sec-WebSocket-Key is 16 bytes in base64")
+
+
+async def read_head(stream: trio.abc.ReceiveStream, limit: int) -> tuple[bytes, bytes] | None:
+    """Read one request head: its bytes through the blank line, and the bytes behind it.
+
+    Returns None when the peer closes before its first byte. Asks the stream for at most `limit`
+    bytes in all, so little piles up behind the head. Raises `HeadError`: 400 when the peer
+    closes midway or what comes cannot become HTTP (told at once, without waiting for the end),
+    431 at `limit` bytes without a blank line; and what the stream raises. The caller brings
+    the deadline. After a cancellation the bytes read so far are lost: close the stream.
+    """
+    buffer = bytearray()
+    while len(buffer) < limit:
+        data = await stream.receive_some(min(CHUNK, limit - len(buffer)))
+        if not data:
+            if not buffer:
+                return None
+            raise HeadError(400, "the connection ended in the middle of the request head")
+        searched = max(0, len(buffer) - 3)
+        buffer += data
+        end = buffer.find(b"\r\n\r\n", searched)
+        if end >= 0:
+            return bytes(buffer[: end + 4]), bytes(buffer[end + 4 :])
+        if buffer[0] == _TLS_HANDSHAKE:
+            raise HeadError(400, "this port speaks plain HTTP, the peer began with TLS")
+        if not _TOKEN_BYTE.match(buffer) or _BARE_LF.search(buffer, max(0, searched - 1)):
+            raise HeadError(400, "this is not an HTTP request")
+    raise HeadError(431, f"the request head is longer than {limit} bytes")
+
+
+def refusal(status: int, reason: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
+    """A whole HTTP/1.1 response that says `reason` in its text body; close after sending it.
+
+    A 426 names what we speak by itself: `Upgrade: websocket` and version 13, as RFC 9110
+    section 15.5.22 and RFC 6455 section 4.2.2 ask.
+    """
+    body = f"{reason}\n".encode()
+    lines = [
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        "Content-Type: text/plain; charset=utf-8",
+        f"Content-Length: {len(body)}",
+    ]
+    if status == HTTPStatus.UPGRADE_REQUIRED:
+        lines += ["Connection: Upgrade, close", "Upgrade: websocket", "Sec-WebSocket-Version: 13"]
+    else:
+        lines += ["Connection: close"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body

@@ -1,0 +1,442 @@
+"""What passes as a request head, what is refused, and that nothing that passes can hurt later."""
+
+import base64
+import string
+
+import h11
+import pytest
+import trio
+import wsproto
+import wsproto.events
+from hypothesis import example, given
+from hypothesis import strategies as st
+from trio.testing import memory_stream_one_way_pair, wait_all_tasks_blocked
+
+from broker.errors import HeadError
+from broker.transport.head import check_upgrade, parse_head, read_head, refusal
+
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+UPGRADE = {
+    "Host": "localhost:9501",
+    "Connection": "keep-alive, Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": KEY,
+}
+
+
+def head_bytes(line: str = "GET / HTTP/1.1", headers: dict[str, str] | None = None) -> bytes:
+    fields = UPGRADE if headers is None else headers
+    lines = [line, *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+    return "\r\n".join(lines).encode("latin-1")
+
+
+def status_of(raw: bytes, *, upgrade: bool = True) -> int:
+    """What a peer that sends `raw` is answered; 101 when it passes."""
+    try:
+        head = parse_head(raw)
+        if upgrade:
+            check_upgrade(head)
+    except HeadError as error:
+        assert error.reason
+        return error.status
+    return 101
+
+
+# parse_head
+
+
+def test_a_head_is_shown_as_it_was_sent() -> None:
+    raw = (
+        b"GET /connection/websocket?a=%20b&c HTTP/1.1\r\nHOST:localhost:9501 \r\n"
+        b"Origin: http://localhost:9501\r\nX-A: 1\r\nx-a:\t2 3\t\r\nEmpty:\r\n\r\n"
+    )
+    head = parse_head(raw)
+    assert (head.method, head.version, head.raw) == ("GET", "1.1", raw)
+    assert head.target == "/connection/websocket?a=%20b&c"
+    assert (head.path, head.query) == ("/connection/websocket", "a=%20b&c")
+    assert head.headers[0] == ("host", "localhost:9501")
+    assert (head.host, head.origin) == ("localhost:9501", "http://localhost:9501")
+    assert head.header("X-A") == "1, 2 3"
+    assert head.header("empty") == ""
+    assert head.header("absent") is None
+    assert not head.is_upgrade
+    assert head.subprotocols == ()
+
+
+def test_an_upgrade_names_its_subprotocols_in_order() -> None:
+    fields = {**UPGRADE, "Sec-WebSocket-Protocol": "centrifuge-protobuf,, centrifuge-json "}
+    head = parse_head(head_bytes(headers=fields))
+    assert head.is_upgrade
+    assert head.subprotocols == ("centrifuge-protobuf", "centrifuge-json")
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("GET / HTTP/1.1", 101),
+        ("GET http://localhost/ HTTP/1.1", 101),
+        ("OPTIONS * HTTP/1.1", 101),
+        ("POST /api/publish HTTP/1.0", 101),
+        ("get / HTTP/1.1", 101),
+        ("GET / HTTP/2.0", 505),
+        ("GET / HTTP/0.9", 505),
+        ("GET / HTTP/1.2", 505),
+        ("PRI * HTTP/2.0", 400),
+        ("GET /", 400),
+        ("GET  / HTTP/1.1", 400),
+        ("GET /\t HTTP/1.1", 400),
+        ("GET / HTTP/1.1 ", 400),
+        ("GET / http/1.1", 400),
+        ("G(T / HTTP/1.1", 400),
+        ("GET /\xe9 HTTP/1.1", 400),
+        ("GET /\x00 HTTP/1.1", 400),
+        ("", 400),
+    ],
+)
+def test_a_request_line_has_three_words(line: str, status: int) -> None:
+    assert status_of(head_bytes(line), upgrade=False) == status
+
+
+@pytest.mark.parametrize(
+    ("field", "status"),
+    [
+        ("Cookie: caf\xe9", 101),
+        ("X: a\tb", 101),
+        ("X:", 101),
+        ("X : a", 400),
+        (": a", 400),
+        ("no colon", 400),
+        (" folded", 400),
+        ("\tfolded", 400),
+        ("X: a\x00b", 400),
+        ("X: a\x0bb", 400),
+        ("X: a\x7fb", 400),
+        ("X: a\rb", 400),
+        ("X: a\nY: b", 400),
+        ("\xe9: a", 400),
+        ("Content-Length: 5", 101),
+        ("Content-Length: -1", 400),
+        ("Content-Length: 1, 1", 400),
+        ("Content-Length: 1\r\nContent-Length: 1", 400),
+        ("Content-Length: " + "9" * 19, 400),
+        ("Transfer-Encoding: Chunked", 101),
+        ("Transfer-Encoding: gzip", 501),
+        ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", 501),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 5", 400),
+        ("Host: localhost", 400),
+    ],
+)
+def test_a_header_is_one_line_with_one_meaning(field: str, status: int) -> None:
+    raw = f"GET / HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\n".encode("latin-1")
+    assert status_of(raw, upgrade=False) == status
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 101),
+        ("localhost:9501", 101),
+        ("127.0.0.1:1", 101),
+        ("[::1]:9501", 101),
+        ("xn--bcher-kva.example", 101),
+        ("under_score", 101),
+        ("xn--", 400),
+        ("xn--a.example", 400),
+        ("b\xfccher.example", 400),
+        ("localhost:65536", 400),
+        ("localhost:http", 400),
+        ("[::1", 400),
+        ("[1.2.3]", 400),
+        ("a/b", 400),
+        ("a@b", 400),
+        ("a b", 400),
+        ("a" * 300, 400),
+        ("", 400),
+    ],
+)
+def test_a_websocket_comes_to_a_well_formed_host(host: str, status: int) -> None:
+    assert status_of(head_bytes(headers={**UPGRADE, "Host": host})) == status
+
+
+def test_only_http_1_0_may_leave_out_the_host() -> None:
+    assert status_of(head_bytes("GET / HTTP/1.0", {}), upgrade=False) == 101
+    assert status_of(head_bytes("GET / HTTP/1.1", {}), upgrade=False) == 400
+
+
+def test_a_head_ends_with_a_blank_line() -> None:
+    assert status_of(head_bytes()[:-2], upgrade=False) == 400
+    assert status_of(b"", upgrade=False) == 400
+
+
+# check_upgrade
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({}, 101),
+        ({"Connection": "Upgrade"}, 101),
+        ({"Connection": "UPGRADE"}, 101),
+        ({"Connection": "keep-alive"}, 400),
+        ({"Connection": "upgraded"}, 400),
+        ({"Connection": "Upgrade\r\nConnection: keep-alive"}, 400),
+        ({"Upgrade": "WebSocket"}, 101),
+        ({"Upgrade": "h2c, websocket"}, 400),
+        ({"Upgrade": "websocket\r\nUpgrade: h2c"}, 400),
+        ({"Sec-WebSocket-Version": "8"}, 426),
+        ({"Sec-WebSocket-Version": "013"}, 426),
+        ({"Sec-WebSocket-Version": "8\r\nSec-WebSocket-Version: 13"}, 400),
+        ({"Sec-WebSocket-Key": "junk"}, 400),
+        ({"Sec-WebSocket-Key": ""}, 400),
+        ({"Sec-WebSocket-Key": base64.b64encode(b"x" * 15).decode()}, 400),
+        ({"Sec-WebSocket-Key": base64.b64encode(b"x" * 17).decode()}, 400),
+        ({"Sec-WebSocket-Key": KEY.replace("d", "-", 1)}, 400),
+        ({"Sec-WebSocket-Key": f"{KEY}\r\nSec-WebSocket-Key: {KEY}"}, 400),
+        ({"Origin": "null"}, 101),
+        ({"Origin": "http://a\r\nOrigin: http://b"}, 400),
+        ({"Content-Length": "0"}, 101),
+        ({"Content-Length": "5"}, 400),
+        ({"Transfer-Encoding": "chunked"}, 400),
+        ({"Expect": "100-continue"}, 101),
+        ({"Sec-WebSocket-Protocol": "\xe9"}, 400),
+        ({"Cookie": "caf\xe9"}, 400),
+        ({"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}, 101),
+    ],
+)
+def test_a_handshake_is_as_rfc_6455_has_it(change: dict[str, str], status: int) -> None:
+    assert status_of(head_bytes(headers={**UPGRADE, **change})) == status
+
+
+@pytest.mark.parametrize("absent", UPGRADE)
+def test_a_handshake_without_one_of_its_headers_is_refused(absent: str) -> None:
+    fields = {name: value for name, value in UPGRADE.items() if name != absent}
+    assert status_of(head_bytes(headers=fields)) == (426 if "Version" in absent else 400)
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("GET /?a=b HTTP/1.1", 101),
+        ("GET / HTTP/1.0", 505),
+        ("POST / HTTP/1.1", 400),
+        ("GET http://localhost/ HTTP/1.1", 400),
+        ("GET * HTTP/1.1", 400),
+    ],
+)
+def test_a_handshake_is_a_get_of_a_path(line: str, status: int) -> None:
+    assert status_of(head_bytes(line)) == status
+
+
+# Nothing that passes can hurt the parsers behind
+
+
+def h11_reads(raw: bytes) -> None:
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(raw)
+    assert isinstance(connection.next_event(), h11.Request)
+
+
+def wsproto_accepts(raw: bytes) -> None:
+    """Exactly what trio-websocket has wsproto do, one subprotocol after the other."""
+    for subprotocol in (None, *parse_head(raw).subprotocols):
+        connection = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
+        connection.receive_data(raw)
+        [event] = connection.events()
+        assert isinstance(event, wsproto.events.Request)
+        reply = connection.send(wsproto.events.AcceptConnection(subprotocol=subprotocol))
+        assert reply.startswith(b"HTTP/1.1 101 ")
+
+
+words = st.text(alphabet=string.printable[:-6] + "\r\n\t\x00\x7f\xe9", max_size=12)
+tokens = st.text(alphabet=string.ascii_letters + string.digits + "-_!~", min_size=1, max_size=12)
+hosts = st.one_of(
+    st.sampled_from(["localhost:9501", "[::1]:1", "xn--", "a..b", "."]),
+    st.from_regex(
+        r"(xn--)?[a-z0-9-]{0,12}(\.xn--[A-Za-z0-9-]{0,12})?(:[0-9]{0,6})?", fullmatch=True
+    ),
+    st.text(alphabet=string.ascii_letters + string.digits + ".-_:[]%~", max_size=70),
+)
+comma_lists = st.lists(st.one_of(tokens, words), max_size=4).map(", ".join)
+keys = st.one_of(
+    st.binary(min_size=15, max_size=17).map(lambda b: base64.b64encode(b).decode()), words
+)
+
+
+def mostly(usual: str, odd: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return st.one_of(st.just(usual), st.just(usual), st.just(usual), odd)
+
+
+@st.composite
+def handshakes(draw: st.DrawFn) -> bytes:
+    """Heads that are nearly right: most fields as they should be, some odd, repeated or gone."""
+    target = draw(mostly("/", words.map(lambda word: f"/{word}")))
+    fields = [
+        ("Host", draw(hosts)),
+        ("Connection", draw(mostly("Upgrade", comma_lists))),
+        ("Upgrade", draw(mostly("websocket", comma_lists))),
+        ("Sec-WebSocket-Version", draw(mostly("13", words))),
+        ("Sec-WebSocket-Key", draw(mostly(KEY, keys))),
+        *draw(st.lists(st.tuples(st.just("Sec-WebSocket-Protocol"), comma_lists), max_size=2)),
+        *draw(st.lists(st.tuples(st.just("Sec-WebSocket-Extensions"), comma_lists), max_size=2)),
+        *draw(
+            st.lists(
+                st.tuples(
+                    st.one_of(
+                        tokens,
+                        st.sampled_from(
+                            ["host", "connection", "upgrade", "sec-websocket-key", "Expect",
+                             "Content-Length", "Transfer-Encoding", "Origin", "HTTP2-Settings"]
+                        ),
+                    ),
+                    st.one_of(words, st.sampled_from(["0", "chunked", "100-continue", "close"])),
+                ),
+                max_size=2,
+            )
+        ),
+    ]  # fmt: skip
+    shuffled = draw(st.permutations(fields))
+    lines = [f"GET {target} HTTP/1.1", *(f"{name}: {value}" for name, value in shuffled), "", ""]
+    return "\r\n".join(lines).encode("latin-1")
+
+
+@given(handshakes())
+@example(head_bytes())
+@example(head_bytes(headers={**UPGRADE, "Host": "xn--"}))
+@example(head_bytes(headers={**UPGRADE, "Expect": "100-continue", "Content-Length": "0"}))
+@example(head_bytes(headers={**UPGRADE, "Sec-WebSocket-Protocol": "a b,!,c"}))
+def test_no_handshake_that_passes_makes_h11_or_wsproto_raise(raw: bytes) -> None:
+    status = status_of(raw, upgrade=False)
+    if status == 101:
+        h11_reads(raw)
+        if status_of(raw) == 101:
+            wsproto_accepts(raw)
+
+
+@given(st.binary(max_size=80), st.binary(max_size=80))
+def test_no_head_at_all_makes_h11_raise_once_it_passed(line: bytes, field: bytes) -> None:
+    for raw in (
+        line + b"\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX: " + field + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: " + field + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n" + field + b"\r\n\r\n",
+    ):
+        if status_of(raw, upgrade=False) == 101:
+            h11_reads(raw)
+
+
+# read_head
+
+
+async def test_what_came_behind_the_head_is_kept() -> None:
+    ours, theirs = memory_stream_one_way_pair()
+    await ours.send_all(head_bytes() + b"\x81\x80\x00\x00\x00\x00")
+    assert await read_head(theirs, 8192) == (head_bytes(), b"\x81\x80\x00\x00\x00\x00")
+
+
+async def test_a_head_may_come_one_byte_at_a_time() -> None:
+    ours, theirs = memory_stream_one_way_pair()
+
+    async def trickle() -> None:
+        for byte in head_bytes() + b"rest":
+            await ours.send_all(bytes([byte]))
+            await wait_all_tasks_blocked()
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trickle)
+            assert await read_head(theirs, 8192) == (head_bytes(), b"")
+
+
+async def test_a_peer_that_says_nothing_and_leaves_is_no_error() -> None:
+    ours, theirs = memory_stream_one_way_pair()
+    await ours.aclose()
+    assert await read_head(theirs, 8192) is None
+
+
+async def test_a_peer_that_leaves_midway_is_refused() -> None:
+    ours, theirs = memory_stream_one_way_pair()
+    await ours.send_all(b"GET / HT")
+    await ours.aclose()
+    with pytest.raises(HeadError, match="400"):
+        await read_head(theirs, 8192)
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"\x16\x03\x01\x02\x00\x01",
+        b"\x00",
+        b"\r\n",
+        b" GET / HTTP/1.1\r\n",
+        b"GET / HTTP/1.1\n",
+        b"\xff",
+    ],
+)
+async def test_what_cannot_become_http_is_refused_without_waiting(begin: bytes) -> None:
+    ours, theirs = memory_stream_one_way_pair()
+    await ours.send_all(begin)
+    with pytest.raises(HeadError, match="400"):
+        await read_head(theirs, 8192)
+
+
+class Endless(trio.abc.ReceiveStream):
+    """A peer that sends `x` for ever, and counts how many were taken."""
+
+    taken = 0
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await trio.lowlevel.checkpoint()
+        assert max_bytes is not None
+        self.taken += max_bytes
+        return b"x" * max_bytes
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_a_head_over_the_limit_is_refused_and_nothing_past_it_is_read() -> None:
+    peer = Endless()
+    with pytest.raises(HeadError, match="431"):
+        await read_head(peer, 10_000)
+    assert peer.taken == 10_000
+
+
+async def test_a_head_of_exactly_the_limit_passes() -> None:
+    ours, theirs = memory_stream_one_way_pair()
+    await ours.send_all(head_bytes() + b"x")
+    assert await read_head(theirs, len(head_bytes())) == (head_bytes(), b"")
+    ours, theirs = memory_stream_one_way_pair()
+    await ours.send_all(head_bytes())
+    with pytest.raises(HeadError, match="431"):
+        await read_head(theirs, len(head_bytes()) - 1)
+
+
+# refusal
+
+
+def response(raw: bytes) -> tuple[h11.Response, bytes]:
+    client = h11.Connection(h11.CLIENT)
+    client.send(h11.Request(method="GET", target="/", headers=[("Host", "a")]))
+    client.send(h11.EndOfMessage())
+    client.receive_data(raw)
+    answer, body = client.next_event(), client.next_event()
+    assert isinstance(answer, h11.Response)
+    assert isinstance(body, h11.Data)
+    assert isinstance(client.next_event(), h11.EndOfMessage)
+    assert client.their_state is h11.MUST_CLOSE
+    return answer, bytes(body.data)
+
+
+def test_a_refusal_is_a_whole_response_that_closes() -> None:
+    answer, body = response(refusal(503, "full", [("Retry-After", "1")]))
+    assert (answer.status_code, answer.reason, body) == (503, b"Service Unavailable", b"full\n")
+    assert (b"retry-after", b"1") in list(answer.headers)
+
+
+def test_a_426_says_what_to_upgrade_to() -> None:
+    answer, _ = response(refusal(426, "use a WebSocket"))
+    headers = dict(answer.headers)
+    assert headers[b"upgrade"] == b"websocket"
+    assert headers[b"sec-websocket-version"] == b"13"
+    assert b"Upgrade" in headers[b"connection"]
