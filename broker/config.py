@@ -1,28 +1,96 @@
-"""Every limit and every deadline, with the reason for its default.
+"""Every limit and every deadline, with the reason for its default, and where they are read from.
 
-Rule: a number that a user may want to change lives here and nowhere else. Durations are
-seconds, sizes are bytes.
+Rule 1: a number that a user may want to change lives here and nowhere else. Durations are
+seconds (`inf`: never), sizes are bytes.
+
+Rule 2: what a `Config` holds has been checked. A wrong value raises where it was given, in one
+line that names the source, the field, the value and what would be right.
+
+`load` lays four layers over each other; the later wins: the defaults (or an embedded broker's
+own `Config`), a TOML file, the environment (`BROKER_PORT`, `BROKER_TOPICS_HISTORY_SIZE`), and
+what was said on the command line.
 """
 
-from collections.abc import Mapping
+import difflib
+import ipaddress
+import math
+import os
+import ssl
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import attrs
+import cattrs
+
+from broker.errors import ConfigError
 
 SlowConsumer = Literal["close", "drop_oldest", "latest"]
 LogFormat = Literal["console", "json", "article"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+ENV_PREFIX: Final = "BROKER_"
+
+Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+
+def _number(low: float, high: float = math.inf, *, optional: bool = False) -> Validator:
+    """Between `low` and `high`, both included; None as well if `optional`."""
+
+    def check(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+        if value is None and optional:
+            return
+        if not _is_number(value) or not low <= value <= high:
+            bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise ValueError(f"{field.name} is {value!r}: must be {bounds}")
+
+    return check
+
+
+def _positive(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    if not _is_number(value) or not value > 0:
+        raise ValueError(f"{field.name} is {value!r}: must be more than 0")
+
+
+def _is_number(value: object) -> bool:
+    """Whether `value` can be compared with a bound; NaN and True are no one's limit."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def _choice(allowed: Any) -> Validator:
+    def check(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+        if value not in get_args(allowed):
+            raise ValueError(f"{field.name} is {value!r}: must be {_expected(allowed)}")
+
+    return check
+
+
+def _paths(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    for path in value:
+        if not path.startswith("/"):
+            raise ValueError(f'{field.name} holds {path!r}: must start with "/"')
+
+
+def _origins(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    for origin in value:
+        scheme, separator, rest = origin.partition("://")
+        if origin not in ("*", "null") and not (scheme and separator and rest and "/" not in rest):
+            raise ValueError(
+                f'{field.name} holds {origin!r}: must be like "https://example.com", without a '
+                'path, or "*" for all'
+            )
 
 
 @attrs.frozen(kw_only=True)
 class TopicRules:
     """What topics keep, and what happens to a subscriber that cannot follow."""
 
-    history_size: int = 100
+    history_size: int = attrs.field(default=100, validator=_number(0))
     """Publications kept per topic; 0 keeps none. A phone that loses its network for a minute
     in a busy chat misses fewer."""
 
-    history_ttl: float = 300.0
+    history_ttl: float = attrs.field(default=300.0, validator=_positive)
     """Seconds a publication is kept: longer than a walk through a tunnel or a laptop's nap."""
 
     presence: bool = True
@@ -31,7 +99,7 @@ class TopicRules:
     join_leave: bool = True
     """Whether a client that asks for it is told who comes and goes. Costs nothing until asked."""
 
-    slow_consumer: SlowConsumer = "close"
+    slow_consumer: SlowConsumer = attrs.field(default="close", validator=_choice(SlowConsumer))
     """When an outbox is full: `close` the connection (3008, the client comes back and recovers),
     `drop_oldest` publications, or keep only the `latest` of each topic."""
 
@@ -43,70 +111,309 @@ class Config:
     # where to listen
     host: str = "localhost"
     """Loopback, both families: a wider bind is a decision, not a default."""
-    port: int = 9501
+    port: int = attrs.field(default=9501, validator=_number(0, 65535))
     """As in the Swoole tutorial. 0 lets the system choose."""
     unix: Path | None = None
     """Listen on this Unix socket instead of TCP."""
     tls_cert: Path | None = None
+    """PEM file with the certificate and the chain above it; needs `tls_key` beside it. None:
+    no TLS, which is right on loopback and behind a proxy."""
     tls_key: Path | None = None
-    backlog: int = 4096
+    """PEM file with the certificate's private key, without a passphrase: nobody is there to
+    type it when a service restarts."""
+    backlog: int = attrs.field(default=4096, validator=_number(1))
     """Connects waiting to be accepted: a reconnect storm of 5,000 needs room (Linux caps it at
     `net.core.somaxconn`, 4,096)."""
-    websocket_paths: tuple[str, ...] = ("/", "/connection/websocket")
+    websocket_paths: tuple[str, ...] = attrs.field(
+        default=("/", "/connection/websocket"), validator=_paths
+    )
     """`/` for a bare `new WebSocket("ws://host:9501")`, the other as Centrifugo has it."""
-    allowed_origins: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = attrs.field(default=(), validator=_origins)
     """Origins that may connect besides the page's own; `*` allows all. On a loopback bind,
     loopback origins and `null` (a page opened from a file) pass as well."""
 
     # what one peer may take
-    max_connections: int | None = None
+    max_connections: int | None = attrs.field(default=None, validator=_number(1, optional=True))
     """None: the limit on open files, less a reserve of 64 for everything else."""
-    head_bytes: int = 8 * 2**10
+    head_bytes: int = attrs.field(default=8 * 2**10, validator=_number(1))
     """nginx and Apache allow 8 KiB."""
-    open_seconds: float = 5.0
+    open_seconds: float = attrs.field(default=5.0, validator=_positive)
     """From accept to the end of the handshake. A phone on a bad network needs about two."""
-    max_message_bytes: int = 2**20
+    max_message_bytes: int = attrs.field(default=2**20, validator=_number(1))
     """1 MiB, as trio-websocket and websockets have it."""
-    max_fragments: int = 1024
-    message_seconds: float = 30.0
+    max_fragments: int = attrs.field(default=1024, validator=_number(1))
+    """1 MiB in pieces of 1 KiB. An empty fragment costs its sender 6 bytes and us a parse, so
+    they are counted, not only weighed."""
+    message_seconds: float = attrs.field(default=30.0, validator=_positive)
     """From a message's first byte to its last: 1 MiB at 35 KB/s."""
-    control_rate: float = 20.0
+    control_rate: float = attrs.field(default=20.0, validator=_positive)
     """Control frames a second; a browser sends none, a busy client one a second."""
-    control_burst: int = 100
-    inbox_batches: int = 64
+    control_burst: int = attrs.field(default=100, validator=_number(1))
+    """Control frames at once before `control_rate` applies: five seconds' worth, for a peer
+    whose network held them up."""
+    inbox_batches: int = attrs.field(default=64, validator=_number(1))
     """Reads that may wait for a busy session before we stop reading from this peer."""
-    max_topic_bytes: int = 255
+    max_topic_bytes: int = attrs.field(default=255, validator=_number(1))
     """As Centrifugo and most file systems."""
-    max_topics: int = 1000
+    max_topics: int = attrs.field(default=1000, validator=_number(1))
     """Subscriptions of one connection."""
 
     # what waits for one peer
-    outbox_bytes: int = 2**20
+    outbox_bytes: int = attrs.field(default=2**20, validator=_number(1))
     """1 MiB, as Centrifugo; NATS has 64 MiB, Redis 8 MiB for a minute. Our messages are small."""
-    outbox_messages: int = 1000
-    stall_seconds: float = 10.0
+    outbox_messages: int = attrs.field(default=1000, validator=_number(1))
+    """Bounds the cost of what `outbox_bytes` does not weigh: a thousand tiny messages are a
+    second of a busy topic."""
+    stall_seconds: float = attrs.field(default=10.0, validator=_positive)
     """A peer that accepts no byte for this long is cut; NATS waits 10 s as well."""
 
     # heartbeats and ends
-    ping_seconds: float = 20.0
+    ping_seconds: float = attrs.field(default=20.0, validator=_positive)
     """Below the 30 s after which the strictest proxies drop a silent connection."""
-    pong_seconds: float = 10.0
+    pong_seconds: float = attrs.field(default=10.0, validator=_positive)
     """A phone that wakes its radio answers in about three."""
-    close_seconds: float = 5.0
+    close_seconds: float = attrs.field(default=5.0, validator=_positive)
     """How long a peer has to answer our Close."""
-    drain_seconds: float = 5.0
+    drain_seconds: float = attrs.field(default=5.0, validator=_number(0))
     """How long a stop waits for outboxes to empty: half of what Docker gives before SIGKILL."""
 
     # history, over all topics
-    history_bytes: int = 64 * 2**20
+    history_bytes: int = attrs.field(default=64 * 2**20, validator=_number(0))
     """All topics together. Beyond it the topic published to longest ago is forgotten."""
     topics: TopicRules = attrs.field(factory=TopicRules)
+    """The rules of every topic; in a file they stand under `[topics]`."""
 
     # logs
-    log_format: LogFormat = "console"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: LogFormat = attrs.field(default="console", validator=_choice(LogFormat))
+    """`console` for people, `json` for machines, `article` for the tutorial's four lines."""
+    log_level: LogLevel = attrs.field(default="info", validator=_choice(LogLevel))
+    """`info` tells of every connection's start and end, `debug` of every message."""
+
+    def __attrs_post_init__(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            given, missing = "tls_cert", "tls_key"
+            if self.tls_cert is None:
+                given, missing = missing, given
+            raise ValueError(
+                f"{given} is {str(getattr(self, given))!r} but {missing} is not set: "
+                "TLS needs both, or neither"
+            )
 
 
-def load(path: Path | None, overrides: Mapping[str, object]) -> Config:
-    """Read a TOML file and lay `overrides` over it; raise `ConfigError` naming what is wrong."""
-    raise NotImplementedError
+def exposure_warning(config: Config) -> str | None:
+    """Say in one line what a bind beyond loopback lays open; None if nothing is.
+
+    A Unix socket is guarded by its directory's permissions, and whoever lists origins has
+    thought about who may connect, so neither is warned about.
+    """
+    if config.unix is not None or config.allowed_origins or is_loopback(config.host):
+        return None
+    return (
+        f"host {config.host!r} is open to other machines, and no allowed_origins are set: whoever "
+        f"reaches port {config.port} may read and publish every topic, unless your app checks "
+        "it; use --host localhost, or list --allowed-origin"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` can be reached from this machine only.
+
+    A name other than localhost is not looked up: it counts as open.
+    """
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def tls_context(config: Config) -> ssl.SSLContext | None:
+    """The server's TLS settings, or None if no certificate is set.
+
+    Blocks for two short file reads. Raises `ConfigError` if a file is missing, unreadable, or
+    not what it should be.
+    """
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    for field, path in (("tls_cert", config.tls_cert), ("tls_key", config.tls_key)):
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{field} {str(path)!r}: cannot read it: {error.strerror}") from error
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    # WebSocket over HTTP/2 (RFC 8441) is not spoken here, so browsers must not be offered it.
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        # Without this an encrypted key asks for its passphrase on the terminal, and hangs a service.
+        context.load_cert_chain(config.tls_cert, config.tls_key, password=lambda: "")
+    except ssl.SSLError as error:
+        raise ConfigError(
+            f"tls_cert {str(config.tls_cert)!r} and tls_key {str(config.tls_key)!r}: not a PEM "
+            f"certificate with its unencrypted private key: {error.reason or error}"
+        ) from error
+    return context
+
+
+def load(
+    path: Path | None,
+    overrides: Mapping[str, object],
+    *,
+    base: Config | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """Read a TOML file, then `BROKER_*` variables, then `overrides`; the later wins.
+
+    All three are laid over `base` (the defaults if None). `overrides` is nested as the file is:
+    `{"port": 9000, "topics": {"history_size": 10}}`. A variable that is empty counts as unset;
+    one that starts with `BROKER_` and names no field is somebody else's and is left alone.
+
+    Raises `ConfigError`, whose one line names the source, the key and what is expected there.
+    """
+    values: dict[tuple[str, ...], Any] = {}
+    if path is not None:
+        for key, value in _flat(_read(path)):
+            values[key] = _structure(f"{path}: ", key, value)
+    for key, text in _from_environ(os.environ if environ is None else environ):
+        values[key] = _structure(f"{_variable(key)}: ", key, text)
+    for key, value in _flat(overrides):
+        values[key] = _structure("", key, value)
+
+    base = base or Config()
+    topics = {key[1]: value for key, value in values.items() if len(key) == 2}
+    fields = {key[0]: value for key, value in values.items() if len(key) == 1}
+    try:
+        return attrs.evolve(base, **fields, topics=attrs.evolve(base.topics, **topics))
+    except ValueError as error:  # what no single value is to blame for
+        raise ConfigError(str(error)) from error
+
+
+# Every key that a source may give, with its field: ("port",), ("topics", "history_size"), …
+_KEYS: Final[dict[tuple[str, ...], "attrs.Attribute[Any]"]] = {
+    **{(field.name,): field for field in attrs.fields(Config) if field.name != "topics"},
+    **{("topics", field.name): field for field in attrs.fields(TopicRules)},
+}
+_TYPES: Final[dict[tuple[str, ...], Any]] = {
+    **{(name,): hint for name, hint in get_type_hints(Config).items()},
+    **{("topics", name): hint for name, hint in get_type_hints(TopicRules).items()},
+}
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read it: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: not UTF-8 at byte {error.start}") from error
+    except tomllib.TOMLDecodeError as error:  # its text ends in "(at line 3, column 7)"
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+
+
+def _flat(layer: Mapping[str, object]) -> Iterator[tuple[tuple[str, ...], object]]:
+    for name, value in layer.items():
+        if name == "topics" and isinstance(value, Mapping):
+            for inner, inner_value in value.items():
+                yield ("topics", inner), inner_value
+        else:
+            yield (name,), value
+
+
+def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], object]]:
+    for key in _KEYS:
+        text = environ.get(_variable(key), "")
+        if text:
+            yield key, _parse(text, _TYPES[key])
+
+
+def _variable(key: tuple[str, ...]) -> str:
+    return ENV_PREFIX + "_".join(key).upper()
+
+
+def _parse(text: str, hint: Any) -> object:
+    """Turn a variable's text into what a TOML file would hold there, if it can be read so."""
+    if get_origin(hint) is tuple:
+        return [item.strip() for item in text.split(",") if item.strip()]
+    if hint is bool:
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    for kind in (int, float):
+        if kind is hint or kind in get_args(hint):
+            try:
+                return kind(text)
+            except ValueError:
+                return text
+    return text
+
+
+def _structure(source: str, key: tuple[str, ...], value: object) -> Any:
+    """Check one value from one source; `source` is how an error begins."""
+    name = ".".join(key)
+    if key == ("topics",):
+        raise ConfigError(f"{source}topics is {value!r}: expected a table, as in [topics]")
+    if key not in _KEYS:
+        raise ConfigError(f"{source}unknown key {name!r}{_nearest(name)}")
+    try:
+        made = _converter.structure(value, _TYPES[key])
+    except Exception as error:
+        expected = _expected(_TYPES[key])
+        raise ConfigError(f"{source}{name} is {value!r}: expected {expected}") from error
+    field = _KEYS[key]
+    if field.validator is not None:
+        try:
+            field.validator(None, field, made)
+        except ValueError as error:
+            raise ConfigError(f"{source}{'topics.' * (len(key) - 1)}{error}") from error
+    return made
+
+
+def _nearest(name: str) -> str:
+    known = [".".join(key) for key in _KEYS] + ["topics"]
+    # A key of [topics] that stands outside it is as near as can be.
+    inner = [key for key in known if key.rpartition(".")[2] == name]
+    near = inner or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f": did you mean {near[0]!r}?"
+    return f": known are {', '.join(known)}"
+
+
+def _expected(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(f'"{choice}"' for choice in get_args(hint))
+    if get_origin(hint) is tuple:
+        return "a list of strings"
+    hints = [kind for kind in get_args(hint) if kind is not type(None)] or [hint]
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a string",
+        Path: "a string with a path",
+    }
+    return words[hints[0]]
+
+
+def _strict(*kinds: type) -> Callable[[object, Any], object]:
+    """Take values of these types as they are: "80" is not a number and true is not 1."""
+
+    def hook(value: object, hint: Any) -> object:
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise TypeError
+        return hint(value)
+
+    return hook
+
+
+def _strings(value: object, _: Any) -> tuple[str, ...]:
+    # A string is a sequence of strings too, which is never what was meant.
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise TypeError
+    return tuple(value)
+
+
+_converter: Final = cattrs.Converter()
+_converter.register_structure_hook(bool, _strict(bool))
+_converter.register_structure_hook(int, _strict(int))
+_converter.register_structure_hook(float, _strict(int, float))
+_converter.register_structure_hook(str, _strict(str))
+_converter.register_structure_hook(Path, _strict(str, Path))
+_converter.register_structure_hook_func(lambda hint: hint == tuple[str, ...], _strings)

@@ -1,0 +1,236 @@
+"""Config: every value is checked where it is given, and every error names its source."""
+
+from pathlib import Path
+
+import attrs
+import pytest
+import trustme
+
+from broker.config import (
+    Config,
+    TopicRules,
+    exposure_warning,
+    is_loopback,
+    load,
+    tls_context,
+)
+from broker.errors import ConfigError
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "broker.toml"
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("port", -1, "port is -1: must be from 0 to 65535"),
+        ("port", 65536, "port is 65536: must be from 0 to 65535"),
+        ("port", True, "port is True: must be from 0 to 65535"),
+        ("port", "9501", "port is '9501': must be from 0 to 65535"),
+        ("backlog", 0, "backlog is 0: must be at least 1"),
+        ("max_connections", 0, "max_connections is 0: must be at least 1"),
+        ("open_seconds", 0, "open_seconds is 0: must be more than 0"),
+        ("ping_seconds", float("nan"), "ping_seconds is nan: must be more than 0"),
+        ("drain_seconds", -0.5, "drain_seconds is -0.5: must be at least 0"),
+        ("websocket_paths", ("ws",), "websocket_paths holds 'ws': must start with \"/\""),
+        ("allowed_origins", ("example.com",), "allowed_origins holds 'example.com': must be like"),
+        ("allowed_origins", ("https://a.b/c",), "allowed_origins holds 'https://a.b/c'"),
+        ("log_format", "xml", 'log_format is \'xml\': must be "console" or "json" or "article"'),
+        ("tls_cert", Path("a.pem"), "tls_cert is 'a.pem' but tls_key is not set"),
+        ("tls_key", Path("a.key"), "tls_key is 'a.key' but tls_cert is not set"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_field_and_value(
+    field: str, value: object, message: str
+) -> None:
+    with pytest.raises(ValueError) as raised:
+        attrs.evolve(Config(), **{field: value})  # type: ignore[arg-type]
+    assert str(raised.value).startswith(message)
+
+
+def test_the_edges_of_the_ranges_are_in() -> None:
+    config = Config(
+        port=0,
+        max_connections=None,
+        ping_seconds=float("inf"),
+        drain_seconds=0,
+        allowed_origins=("*", "null", "http://localhost:8000"),
+        topics=TopicRules(history_size=0),
+    )
+    assert config.port == config.topics.history_size == 0
+
+
+def test_the_later_layer_wins(file: Path) -> None:
+    file.write_text('host = "file"\nport = 1\nbacklog = 10\n[topics]\nhistory_size = 7\n')
+    config = load(
+        file,
+        {"port": 3, "topics": {"history_ttl": 9.0}},
+        base=Config(max_topics=5, backlog=11, topics=TopicRules(presence=False)),
+        environ={"BROKER_HOST": "environ", "BROKER_PORT": "2"},
+    )
+    assert config == Config(
+        host="environ",
+        port=3,
+        backlog=10,
+        max_topics=5,
+        topics=TopicRules(history_size=7, history_ttl=9.0, presence=False),
+    )
+
+
+def test_every_kind_of_value_is_read_from_a_file(file: Path) -> None:
+    file.write_text(
+        'unix = "/run/b.sock"\nallowed_origins = ["https://a.b"]\nmax_connections = 4\n'
+        'drain_seconds = 3\nlog_level = "debug"\n[topics]\npresence = false\n'
+    )
+    assert load(file, {}, environ={}) == Config(
+        unix=Path("/run/b.sock"),
+        allowed_origins=("https://a.b",),
+        max_connections=4,
+        drain_seconds=3.0,
+        log_level="debug",
+        topics=TopicRules(presence=False),
+    )
+
+
+def test_every_kind_of_value_is_read_from_the_environment() -> None:
+    environ = {
+        "BROKER_UNIX": "/run/b.sock",
+        "BROKER_ALLOWED_ORIGINS": "https://a.b, https://c.d",
+        "BROKER_MAX_CONNECTIONS": "4",
+        "BROKER_DRAIN_SECONDS": "0.5",
+        "BROKER_TOPICS_PRESENCE": "false",
+        "BROKER_TOPICS_SLOW_CONSUMER": "latest",
+        "BROKER_PORT": "",  # empty is unset
+        "BROKER_URL": "amqp://somebody-elses",
+    }
+    assert load(None, {}, environ=environ) == Config(
+        unix=Path("/run/b.sock"),
+        allowed_origins=("https://a.b", "https://c.d"),
+        max_connections=4,
+        drain_seconds=0.5,
+        topics=TopicRules(presence=False, slow_consumer="latest"),
+    )
+
+
+def test_the_process_environment_is_read_unless_another_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BROKER_PORT", "4711")
+    assert load(None, {}).port == 4711
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("prt = 1", "unknown key 'prt': did you mean 'port'?"),
+        ("history_size = 1", "unknown key 'history_size': did you mean 'topics.history_size'?"),
+        ("[topic]\na = 1", "unknown key 'topic': did you mean 'topics'?"),
+        ("qqqqqq = 1", "unknown key 'qqqqqq': known are host, port, "),
+        ("[topics]\nhistory = 1", "unknown key 'topics.history': did you mean 'topics.history_"),
+        ('port = "80"', "port is '80': expected a whole number"),
+        ("port = 80.5", "port is 80.5: expected a whole number"),
+        ("port = true", "port is True: expected a whole number"),
+        ("port = 70000", "port is 70000: must be from 0 to 65535"),
+        ("host = 1", "host is 1: expected a string"),
+        ('unix = ["a"]', "unix is ['a']: expected a string with a path"),
+        ('drain_seconds = "x"', "drain_seconds is 'x': expected a number"),
+        ('max_connections = "x"', "max_connections is 'x': expected a whole number"),
+        ('websocket_paths = "/"', "websocket_paths is '/': expected a list of strings"),
+        ("allowed_origins = [1]", "allowed_origins is [1]: expected a list of strings"),
+        ('log_level = "x"', 'log_level is \'x\': expected "debug" or "info" or "warning" or'),
+        ("topics = 3", "topics is 3: expected a table, as in [topics]"),
+        ("[topics]\npresence = 1", "topics.presence is 1: expected true or false"),
+        ("[topics]\nhistory_size = -1", "topics.history_size is -1: must be at least 0"),
+        ("port =\nhost = 1", "not TOML: Invalid value (at line 1, column 7)"),
+    ],
+)
+def test_a_mistake_in_a_file_is_named_by_file_key_and_value(
+    file: Path, text: str, message: str
+) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        load(file, {}, environ={})
+    assert str(raised.value).startswith(f"{file}: {message}")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(file: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(file, {}, environ={})
+    assert str(raised.value) == f"{file}: cannot read it: No such file or directory"
+    file.write_bytes(b'host = "\xff"')
+    with pytest.raises(ConfigError) as raised:
+        load(file, {}, environ={})
+    assert str(raised.value) == f"{file}: not TOML: not UTF-8 at byte 8"
+
+
+def test_a_mistake_in_the_environment_is_named_by_variable() -> None:
+    # Kubernetes sets this for a service that is called "broker".
+    with pytest.raises(ConfigError) as raised:
+        load(None, {}, environ={"BROKER_PORT": "tcp://10.0.0.1:9501"})
+    assert str(raised.value) == (
+        "BROKER_PORT: port is 'tcp://10.0.0.1:9501': expected a whole number"
+    )
+
+
+def test_a_mistake_over_several_layers_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="tls_key is not set"):
+        load(None, {"tls_cert": Path("a.pem")}, environ={})
+
+
+@pytest.mark.parametrize(
+    "host, expected",
+    [
+        ("localhost", True),
+        ("app.localhost", True),
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("", False),
+        ("192.168.1.2", False),
+        ("example.com", False),
+        ("localhost.example.com", False),
+    ],
+)
+def test_loopback_is_told_from_the_open_network(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_only_an_open_bind_without_origins_is_warned_about() -> None:
+    warning = exposure_warning(Config(host="0.0.0.0", port=9502))
+    assert warning is not None
+    assert "'0.0.0.0'" in warning
+    assert "9502" in warning
+    assert "\n" not in warning
+    assert exposure_warning(Config()) is None
+    assert exposure_warning(Config(host="0.0.0.0", allowed_origins=("https://a.b",))) is None
+    assert exposure_warning(Config(host="0.0.0.0", unix=Path("/run/b.sock"))) is None
+
+
+def test_no_certificate_means_no_tls() -> None:
+    assert tls_context(Config()) is None
+
+
+def test_a_good_certificate_makes_a_server_context(tmp_path: Path) -> None:
+    issued = trustme.CA().issue_cert("localhost")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    issued.cert_chain_pems[0].write_to_path(cert)
+    issued.private_key_pem.write_to_path(key)
+    assert tls_context(Config(tls_cert=cert, tls_key=key)) is not None
+
+
+def test_a_bad_certificate_is_named(tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    with pytest.raises(ConfigError, match=r"^tls_cert '.*cert\.pem': cannot read it: No such"):
+        tls_context(Config(tls_cert=cert, tls_key=key))
+    cert.write_text("not a certificate")
+    with pytest.raises(ConfigError, match=r"^tls_key '.*key\.pem': cannot read it: No such"):
+        tls_context(Config(tls_cert=cert, tls_key=key))
+    key.write_text("not a key")
+    with pytest.raises(ConfigError, match="not a PEM certificate"):
+        tls_context(Config(tls_cert=cert, tls_key=key))
