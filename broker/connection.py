@@ -228,14 +228,16 @@ class Connection:
                             if node.draining:
                                 self.shut_down()
                             await self._serve()
+                            self._note_end()
                             await self._say_goodbye()
                     finally:
+                        # In this order: nobody delivers to an outbox without a writer.
+                        node.router.leave_all(session)
                         self._undelivered += self.outbox.messages
                         self.outbox.abandon()
                         io.cancel_scope.cancel()
             finally:
                 del node.connections[session.fd]
-                node.router.leave_all(session)
                 if opened:
                     await self._tell_closed()
 
@@ -320,7 +322,7 @@ class Connection:
             await self._lane.wait_ended()
 
     async def _tell_closed(self) -> None:
-        close = self._close_record()
+        close = attrs.evolve(self._closing or _CUT, undelivered=self._undelivered)
         log.info(
             "close",
             fd=self.fd,
@@ -340,18 +342,23 @@ class Connection:
             except Exception:
                 log.exception("hook_failed", hook="close", fd=self.fd)
 
-    def _close_record(self) -> Close:
+    def _note_end(self) -> None:
+        """All that came has been dealt with: the session is over, if it was not told so before."""
+        if self._closing is None:
+            self._closing = self._how_it_ended()
+            self._session.note(Happening.CLOSE)
+            self._node.router.leave_all(self._session)
+
+    def _how_it_ended(self) -> Close:
         lane = self._lane
-        if self._closing is not None:
-            return attrs.evolve(self._closing, undelivered=self._undelivered)
+        if lane.close_began_here and lane.close_sent is not None:
+            return Close(*lane.close_sent, Initiator.SERVER)
+        if lane.peer_close is not None:
+            return Close(*lane.peer_close, Initiator.CLIENT)
         if self.outbox.stalled:
             reason = f"took nothing for {self._node.config.stall_seconds:g} s"
-            return Close(CloseCode.ABNORMAL, reason, Initiator.SLOW, self._undelivered)
-        if lane.close_began_here and lane.close_sent is not None:
-            return Close(*lane.close_sent, Initiator.SERVER, self._undelivered)
-        if lane.peer_close is not None:
-            return Close(*lane.peer_close, Initiator.CLIENT, self._undelivered)
-        return Close(CloseCode.ABNORMAL, "connection lost", Initiator.NETWORK, self._undelivered)
+            return Close(CloseCode.ABNORMAL, reason, Initiator.SLOW)
+        return Close(CloseCode.ABNORMAL, "connection lost", Initiator.NETWORK)
 
     # ending
 
@@ -362,7 +369,7 @@ class Connection:
 
         False if the connection was closing already.
         """
-        if self._closing is not None or not self._session.is_established:
+        if self._closing is not None or self._lane.is_ending:
             return False
         self._closing = Close(code, reason, initiator)
         self._node.router.flush()
@@ -444,6 +451,10 @@ class Connection:
         self.outbox.offer(Run((ping,), messages=0))
         if self._pinged_at is None:
             self._pinged_at = now
+
+
+_CUT = Close(CloseCode.ABNORMAL, "cut", Initiator.SHUTDOWN)
+"""How a connection ends that is cancelled before it was told to close."""
 
 
 def _lane_limits(config: Config) -> LaneLimits:

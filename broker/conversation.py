@@ -103,7 +103,8 @@ class Conversation:
                 raise Refused(ErrorCode.BAD_REQUEST, "publish without data")
             if topic.startswith(DIRECT) and direct_fd(topic) == self._session.fd:
                 raise Refused(ErrorCode.BAD_REQUEST, f"{topic} is this connection itself")
-            self._router.publish(topic, data, self._session.info)
+            # A copy: a Raw would keep the whole message that it is a part of.
+            self._router.publish(topic, bytes(data), self._session.info)
         except Refused as refusal:
             if command.id:
                 self._replies.append(_error(command.id, refusal))

@@ -13,8 +13,7 @@ Fd: TypeAlias = int
 """A connection's number on this broker: starts at 1, only grows, is never reused."""
 
 
-@attrs.frozen
-class Position:
+class Position(msgspec.Struct, frozen=True):
     """A place in one topic's history: everything up to and including `offset`, in this `epoch`."""
 
     offset: int
@@ -31,11 +30,11 @@ class ClientInfo:
     chan_info: bytes | None = None
 
 
-@attrs.frozen
-class Publication:
+class Publication(msgspec.Struct, frozen=True, gc=False):
     """One message on a topic. `data` is raw JSON, kept as it came.
 
     `offset` is 0 where the topic keeps no history. `time` is Unix milliseconds, 0 if not known.
+    A msgspec struct, as two are made per publication: 0.02 µs each, where attrs takes 0.34 µs.
     """
 
     topic: str
@@ -77,7 +76,7 @@ class Initiator(StrEnum):
 class Close:
     """How a connection ended. `undelivered` counts messages that were queued and never written."""
 
-    code: int
+    code: int = attrs.field(converter=int)
     reason: str
     initiator: Initiator
     undelivered: int = 0

@@ -18,7 +18,7 @@ from broker.core.messages import ClientInfo, Position, Publication
 from broker.transport import frames
 
 RequestId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-Offset = Annotated[int, Meta(ge=0, le=2**64 - 1)]
+Offset = Annotated[int, Meta(ge=0)]
 _EMPTY = Raw(b"")
 
 

@@ -110,6 +110,11 @@ class Lane(trio.abc.Stream):
         self._deadline = None
         self._stop_messages()
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether no more messages will come, whoever began it."""
+        return self.close_sent is not None or self.peer_close is not None or self.eof
+
     async def wait_ended(self) -> None:
         """Wait until the peer has answered our Close, or is gone."""
         await self._ended.wait()
