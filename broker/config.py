@@ -161,9 +161,9 @@ class Config:
     # what waits for one peer
     outbox_bytes: int = attrs.field(default=2**20, validator=_number(1))
     """1 MiB, as Centrifugo; NATS has 64 MiB, Redis 8 MiB for a minute. Our messages are small."""
-    outbox_messages: int = attrs.field(default=1000, validator=_number(1))
-    """Bounds the cost of what `outbox_bytes` does not weigh: a thousand tiny messages are a
-    second of a busy topic."""
+    outbox_messages: int = attrs.field(default=16_384, validator=_number(1))
+    """Bounds the cost of what `outbox_bytes` does not weigh: 1 MiB of the shortest messages. One
+    read from a publisher holds 500, so a thousand would cut a reader that naps for 5 ms (ADR 2)."""
     stall_seconds: float = attrs.field(default=10.0, validator=_positive)
     """A peer that accepts no byte for this long is cut; NATS waits 10 s as well."""
 

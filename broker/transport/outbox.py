@@ -161,12 +161,13 @@ class Outbox:
 
     def overflow(self) -> None:
         """Bring the outbox back within its bounds: write, else apply the newest run's rule."""
-        if not self.blocked:
+        if self._fileno >= 0 and self._writing:
+            # It would not take more a moment ago; a peer that reads has made room since.
+            self._write_now()
+        else:
             self.flush()
-            # With no writer that waits, the socket keeps up; this tick was merely a busy one.
-            if not self.blocked:
-                return
-        if not self.mail or not self._is_over():
+        # With no write that waits the stream keeps up, and this tick was merely a busy one.
+        if not self.blocked or not self._is_over():
             return
         rule = self.mail[-1].rule
         if rule == "drop_oldest":
