@@ -53,7 +53,8 @@ class _Assets(StaticFiles):
 
 def http_app(broker: "Broker") -> Starlette:
     """The ASGI app for `broker`: `/`, `/static`, `/healthz`, 426 on the WebSocket paths, then
-    the hook, then 404. A hook that raises costs its peer a 500; the server logs it."""
+    the hook, then 404. A hook that raises costs its peer a 500; the server logs it.
+    """
 
     async def page(request: Request) -> Response:
         return FileResponse(HERE / "pages" / "index.html", headers=SECURITY | ASK_EACH_TIME)
@@ -66,7 +67,7 @@ def http_app(broker: "Broker") -> Starlette:
     async def everything_else(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
         response: Response | None = None
-        if request.url.path in broker.config.websocket_paths:
+        if request.url.path in set(broker.config.websocket_paths) - {"/"}:
             response = _text(
                 HTTPStatus.UPGRADE_REQUIRED,
                 "This path speaks WebSocket: open it with `new WebSocket(...)` or a Centrifuge "

@@ -148,7 +148,7 @@ async def big(request: Request) -> Response:
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "sent"),
+    "endpoint, sent",
     [
         (never, request()),
         (echo, request("POST / HTTP/1.1", "Content-Length: 5", body=b"1234")),
