@@ -1,0 +1,1 @@
+"""Plain HTTP on the broker's port: pages, health, and what the app's own hook answers."""

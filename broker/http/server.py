@@ -1,0 +1,234 @@
+"""Plain HTTP on a connection that has already shown its request head: Hypercorn behind a link.
+
+Rule 1  One request per connection, answered with `Connection: close`. So each request has had
+        its head checked (a WebSocket upgrade can never come second, unseen), there is no idle
+        connection to end at a stop, and one deadline bounds all. The price is a new connection
+        per request.
+Rule 2  What a peer does ends with its connection: nothing but a cancellation leaves `serve`.
+Rule 3  HTTP/2 and WebSockets are not spoken here: `Upgrade` headers do not reach Hypercorn.
+"""
+
+import logging
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import attrs
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import LifespanState
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from broker.transport.head import Head, parse_head, refusal
+
+logger = logging.getLogger("broker.http")
+
+LINGER_SECONDS = 1.0
+"""How long we read on after the answer. To close with bytes unread makes TCP send a reset, which
+can destroy the answer on its way (RFC 9112 section 9.6); nginx lingers 5 s for large uploads."""
+
+LINGER_BYTES = 2**20
+
+NOT_REPLAYED = {b"upgrade", b"http2-settings"}
+
+T = TypeVar("T")
+
+
+class HttpServer:
+    """Serves an ASGI app to connections that others have accepted.
+
+    `request_seconds` is for all of one request: its body, the app's work and the response; 30 s
+    carry our largest page at 6 KB/s. `body_bytes` is what a peer may send behind its head.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, request_seconds: float = 30.0, body_bytes: int = 2**20
+    ) -> None:
+        async def until_the_peer_leaves(scope: Scope, receive: Receive, send: Send) -> None:
+            with suppress(ClientDisconnect):  # Hypercorn would log it as the app's error
+                await app(scope, receive, send)
+
+        self._app = ASGIWrapper(cast("Any", until_the_peer_leaves))
+        self._request_seconds = request_seconds
+        self._body_bytes = body_bytes
+        self._context = WorkerContext(None)
+        self._config = Config()
+        self._config.errorlog = logger
+        self._config.include_server_header = False
+        self._config.keep_alive_max_requests = 0
+        # Hypercorn waits for ever to hand a chunk to an app that has ended without reading its
+        # body. `body_bytes` bounds this queue instead.
+        self._config.max_app_queue_size = sys.maxsize
+
+    async def serve(self, stream: trio.abc.Stream, replay: bytes) -> None:
+        """Answer the one request that `replay` begins with; its head has passed `parse_head`.
+
+        `replay` is everything read from `stream` so far. The stream is closed on return, also
+        after a cancellation. A body over `body_bytes` gets 413, a request that takes longer
+        than `request_seconds` 408 (if its answer has not begun). An app that raises is logged
+        once, to `broker.http`, and its peer gets 500. A peer that ends its sending side has
+        gone: the app is told, and no answer is sent.
+        """
+        end = replay.index(b"\r\n\r\n") + 4
+        try:
+            try:
+                await self._answer(stream, parse_head(replay[:end]), replay[end:])
+            except* Exception:
+                logger.exception("Serving an HTTP request failed")
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _answer(self, stream: trio.abc.Stream, head: Head, behind: bytes) -> None:
+        secure = isinstance(stream, trio.SSLStream)
+        link = (_TlsLink if secure else _Link)(stream, head, behind, self._body_bytes)
+        with trio.move_on_after(self._request_seconds) as request_bound:
+            if int(head.header("content-length") or 0) > self._body_bytes:
+                link.overrun = True
+            else:
+                await self._run_hypercorn(link)
+        if link.torn:
+            return
+        # Nothing below waits longer than LINGER_SECONDS for the peer.
+        with trio.move_on_after(LINGER_SECONDS), suppress(trio.BrokenResourceError):
+            if link.answered:
+                pass
+            elif link.overrun:
+                text = f"the body of a request has at most {self._body_bytes} bytes"
+                await stream.send_all(refusal(413, text))
+            elif request_bound.cancelled_caught:
+                text = f"a request is done within {self._request_seconds:g} s"
+                await stream.send_all(refusal(408, text))
+            await _end(stream)
+
+    async def _run_hypercorn(self, link: "_Link") -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.close_when_cancelled)
+            await TCPServer(
+                self._app, self._config, self._context, LifespanState(), cast("Any", link)
+            )
+            nursery.cancel_scope.cancel()
+
+
+async def _end(stream: trio.abc.Stream) -> None:
+    """Say that no more comes, then read on until the peer has closed as well."""
+    if not isinstance(stream, trio.abc.HalfCloseableStream):
+        await stream.aclose()  # TLS: says goodbye, and cannot be read after that
+        return
+    await stream.send_eof()
+    left = LINGER_BYTES
+    while left > 0 and (data := await stream.receive_some(2**16)):
+        left -= len(data)
+
+
+@attrs.frozen
+class _Address:
+    """What Hypercorn asks a socket. Taken once, as a socket forgets its peer after a reset."""
+
+    family: int = socket.AF_UNIX  # Hypercorn's word for: no address
+    peer: Any = ""
+    name: Any = ""
+
+    @classmethod
+    def of(cls, stream: trio.abc.Stream) -> "_Address":
+        if isinstance(stream, trio.SSLStream):
+            stream = stream.transport_stream
+        if isinstance(stream, trio.SocketStream):
+            with suppress(OSError):
+                sock = stream.socket
+                return cls(sock.family, sock.getpeername(), sock.getsockname())
+        return cls()
+
+    def getpeername(self) -> Any:
+        return self.peer
+
+    def getsockname(self) -> Any:
+        return self.name
+
+
+class _Link:
+    """The stream as Hypercorn sees it: head replayed, body bounded, closed but not ended.
+
+    Hypercorn shields its writes from cancellation, so `close_when_cancelled` runs beside it.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, head: Head, behind: bytes, body_bytes: int) -> None:
+        lines = head.raw.split(b"\r\n")
+        kept = [line for line in lines if line.partition(b":")[0].lower() not in NOT_REPLAYED]
+        self.socket = _Address.of(stream)
+        self.answered = False
+        self.torn = False  # a write is under way, or was cut off
+        self.overrun = False
+        self._stream = stream
+        self._pending = b"\r\n".join(kept) + behind
+        self._body_left = body_bytes - len(behind)
+        self._closed = False
+        self._waiting: set[trio.CancelScope] = set()
+
+    async def receive_some(self, max_bytes: int) -> bytes | bytearray:
+        data: bytes | bytearray
+        if self._pending:
+            await trio.lowlevel.checkpoint()
+            data, self._pending = self._pending[:max_bytes], self._pending[max_bytes:]
+            return data
+        data = await self._unless_closed(partial(self._stream.receive_some, max_bytes))
+        self._body_left -= len(data)
+        if self._body_left < 0:
+            self.overrun = True
+            self._close()
+            raise trio.ClosedResourceError
+        return data
+
+    async def send_all(self, data: bytes) -> None:
+        async def write() -> None:
+            self.answered = self.torn = True
+            await self._stream.send_all(data)
+            self.torn = False
+
+        await self._unless_closed(write)
+
+    async def aclose(self) -> None:
+        self._close()
+        await trio.lowlevel.checkpoint()
+
+    async def close_when_cancelled(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        self._closed = True
+        for scope in self._waiting:
+            scope.cancel()
+
+    async def _unless_closed(self, wait: Callable[[], Awaitable[T]]) -> T:
+        if self._closed:
+            raise trio.ClosedResourceError
+        with trio.CancelScope() as scope:
+            self._waiting.add(scope)
+            try:
+                return await wait()
+            finally:
+                self._waiting.discard(scope)
+        raise trio.ClosedResourceError  # by `_close`
+
+
+class _TlsLink(_Link):
+    """A link by which Hypercorn knows the scheme is https; the handshake was before the head."""
+
+    async def do_handshake(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def selected_alpn_protocol(self) -> str:
+        return "http/1.1"
+
+    @property
+    def transport_stream(self) -> _Link:
+        return self

@@ -1,0 +1,200 @@
+// A chat on the broker, with an unmodified Centrifuge client.
+//
+// A room is the topic `room.NAME`; a direct message is a publication to `fd:N`. The broker knows
+// connections by number only, so people tell each other their names, by direct messages too.
+"use strict";
+
+(() => {
+  const $ = (id) => document.getElementById(id);
+  const HISTORY = 30;
+  const INTRODUCTIONS = 50; // in a larger room a name is known once its owner has spoken
+
+  let fd = 0;
+  let room = null; // the Centrifuge subscription
+  const names = new Map(); // fd → name
+  const here = new Set(); // fds in this room
+
+  // what is shown
+
+  function show(kind, who, text) {
+    const list = $("messages");
+    const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
+    const item = document.createElement("li");
+    item.className = kind;
+    if (who) {
+      const head = document.createElement("b");
+      head.textContent = who;
+      item.append(head);
+    }
+    item.append(text); // a string becomes a text node: never markup
+    list.append(item);
+    if (atEnd) list.scrollTop = list.scrollHeight;
+  }
+
+  const note = (text) => show("note", "", text);
+  const failed = (text) => show("note bad", "", text);
+  const nameOf = (n) => (names.get(n) ? `${names.get(n)} · fd ${n}` : `fd ${n}`);
+  const myName = () => $("name").value.trim();
+
+  function showPeople() {
+    const items = [...here].sort((a, b) => a - b).map((n) => {
+      const button = document.createElement("button");
+      const number = document.createElement("span");
+      number.textContent = n === fd ? `fd ${n} (you)` : `fd ${n}`;
+      button.type = "button";
+      button.title = `Write to fd ${n}`;
+      button.append(names.get(n) ? `${names.get(n)} ` : "", number);
+      button.addEventListener("click", () => {
+        $("to").value = n;
+        $("text").focus();
+      });
+      const item = document.createElement("li");
+      item.append(button);
+      return item;
+    });
+    $("people").replaceChildren(...items);
+    $("count").textContent = here.size ? `(${here.size})` : "";
+  }
+
+  function learnName(n, name) {
+    if (typeof name === "string" && name) names.set(n, name.slice(0, 40));
+    else names.delete(n);
+    showPeople();
+  }
+
+  // the connection
+
+  const centrifuge = new Centrifuge(`${location.origin.replace(/^http/, "ws")}/connection/websocket`);
+
+  function state(word) {
+    $("state").textContent = word;
+    $("state").dataset.state = word;
+  }
+
+  centrifuge.on("connecting", () => state("connecting"));
+  centrifuge.on("disconnected", (context) => {
+    state("disconnected");
+    failed(`Disconnected: ${context.reason}. Reload to try again.`);
+  });
+  centrifuge.on("connected", (context) => {
+    state("connected");
+    names.delete(fd);
+    fd = Number(context.client);
+    learnName(fd, myName());
+    $("me").textContent = `you are fd ${fd}`;
+  });
+  // Publications on what the server subscribed us to: our own `fd:N`.
+  centrifuge.on("publication", ({ data, info }) => {
+    const from = Number(info?.client);
+    if (!from || typeof data !== "object" || data === null) return;
+    learnName(from, data.name);
+    if (data.ask) introduce(from, false);
+    if (typeof data.text === "string") show("direct", `${nameOf(from)} → you`, data.text);
+  });
+
+  async function introduce(to, ask) {
+    // Gone in the meantime: nothing to tell.
+    await centrifuge.publish(`fd:${to}`, { name: myName(), ask }).catch(() => {});
+  }
+
+  // a room
+
+  function enter(name) {
+    if (room) {
+      room.unsubscribe();
+      centrifuge.removeSubscription(room);
+    }
+    $("messages").replaceChildren();
+    here.clear();
+    showPeople();
+    let last = 0; // offset of the newest message shown
+    let waiting = []; // what comes while the history is fetched
+
+    function showMessage({ data, info, offset }) {
+      if (offset && offset <= last) return;
+      last = offset ?? last;
+      const from = Number(info?.client);
+      const who = typeof data?.name === "string" && data.name ? `${data.name} · fd ${from}` : `fd ${from}`;
+      show(from === fd ? "mine" : "", who, String(data?.text ?? ""));
+    }
+
+    const sub = centrifuge.newSubscription(`room.${name}`, { recoverable: true, joinLeave: true });
+    room = sub;
+    sub.on("publication", (publication) => (waiting ? waiting.push(publication) : showMessage(publication)));
+    sub.on("join", ({ info }) => {
+      const n = Number(info.client);
+      here.add(n);
+      showPeople();
+      if (n !== fd) note(`fd ${n} came`);
+    });
+    sub.on("leave", ({ info }) => {
+      const n = Number(info.client);
+      note(`${nameOf(n)} left`);
+      here.delete(n);
+      names.delete(n);
+      showPeople();
+    });
+    sub.on("error", ({ error }) => failed(`Room ${name}: ${error.message}`));
+    sub.on("unsubscribed", ({ reason, code }) => code && failed(`Out of room ${name}: ${reason}`));
+    sub.on("subscribed", async (context) => {
+      if (context.wasRecovering && !context.recovered) note("Some messages were missed.");
+      try {
+        if (waiting) {
+          const { publications } = await sub.history({ limit: HISTORY, reverse: true });
+          publications.reverse().forEach(showMessage);
+          waiting.forEach(showMessage);
+          waiting = null;
+        }
+        const { clients } = await sub.presence();
+        here.clear();
+        Object.keys(clients).forEach((client) => here.add(Number(client)));
+        showPeople();
+        [...here].filter((n) => n !== fd).slice(0, INTRODUCTIONS).forEach((n) => introduce(n, true));
+      } catch (error) {
+        if (room === sub) failed(`Room ${name}: ${error.message}`);
+      }
+    });
+    sub.subscribe();
+  }
+
+  // the forms
+
+  $("who").addEventListener("submit", (event) => {
+    event.preventDefault();
+    // `.`, `*`, `>`, `:` and spaces mean something in a topic.
+    const name = $("room").value.trim().replace(/[^\p{L}\p{N}_-]+/gu, "-") || "lobby";
+    $("room").value = name;
+    sessionStorage.setItem("name", myName());
+    sessionStorage.setItem("room", name);
+    learnName(fd, myName());
+    if (room?.channel !== `room.${name}`) enter(name);
+    else [...here].filter((n) => n !== fd).slice(0, INTRODUCTIONS).forEach((n) => introduce(n, false));
+    $("text").focus();
+  });
+  $("name").addEventListener("change", () => $("who").requestSubmit());
+
+  $("say").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const text = $("text").value;
+    const to = Number($("to").value);
+    $("text").value = "";
+    try {
+      if (to) {
+        await centrifuge.publish(`fd:${to}`, { name: myName(), text });
+        show("mine direct", `you → ${nameOf(to)}`, text);
+      } else {
+        await room.publish({ name: myName(), text });
+      }
+    } catch (error) {
+      failed(error.code === 102 ? `Nobody here is fd ${to}.` : `Not sent: ${error.message}`);
+      if (!$("text").value) $("text").value = text;
+    }
+  });
+
+  // sessionStorage is per tab: two tabs are two people.
+  $("name").value = sessionStorage.getItem("name") ?? "";
+  $("room").value = sessionStorage.getItem("room") ?? "lobby";
+  enter($("room").value);
+  centrifuge.connect();
+  $("text").focus();
+})();
