@@ -11,12 +11,9 @@ The broker and the client are imported by the commands that use them, so that `-
 mistyped option answer at once.
 """
 
-import errno
 import importlib
-import importlib.metadata
 import logging
 import signal
-import socket
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -26,11 +23,21 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import attrs
 import click
 import msgspec
+import structlog
 import trio
 
 from broker import logs
-from broker.config import Config, LogFormat, LogLevel, SlowConsumer, TopicRules, load
+from broker.config import (
+    Config,
+    LogFormat,
+    LogLevel,
+    SlowConsumer,
+    TopicRules,
+    exposure_warning,
+    load,
+)
 from broker.errors import ClientError, ConfigError, RequestFailed
+from broker.version import VERSION
 
 if TYPE_CHECKING:
     from broker.app import Broker
@@ -80,24 +87,8 @@ class _ServeByDefault(click.Group):
         super().format_options(ctx, formatter)
 
 
-def _version() -> str:
-    try:
-        return importlib.metadata.version("trio-broker")
-    except importlib.metadata.PackageNotFoundError:
-        return "(run from its source tree)"
-
-
-def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        click.echo(f"trio-broker {_version()}")
-        ctx.exit()
-
-
 @click.group(cls=_ServeByDefault)
-@click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
-    help="Print the version and exit.",
-)  # fmt: skip
+@click.version_option(VERSION, prog_name="trio-broker")
 def main() -> None:
     """A pub/sub broker over WebSocket, on Trio.
 
@@ -215,14 +206,15 @@ def serve(app: str | None, file: Path | None, **options: object) -> None:
 
         broker = builtin.create(config)
     broker.config = config
+    exposed = exposure_warning(config)
+    if exposed is not None:
+        structlog.get_logger("broker").warning("exposed", detail=exposed)
     try:
         drained = trio.run(_serve, broker)
     except BaseException as error:
         cause = _only(error)
         if isinstance(cause, ConfigError):
             raise _Mistake(str(cause)) from error
-        if isinstance(cause, click.ClickException):
-            raise cause from error
         raise
     if not drained:
         sys.exit(1)
@@ -235,15 +227,7 @@ async def _serve(broker: "Broker") -> bool:
         async with trio.open_nursery() as watch:
             watch.start_soon(_stop_on_signal, signals, broker, cut)
             with cut:
-                async with trio.open_nursery() as nursery:
-                    try:
-                        await nursery.start(broker.serve)
-                    except BaseException as error:
-                        cause = _only(error)
-                        # UnicodeError: the host is not even shaped like a name.
-                        if isinstance(cause, OSError | UnicodeError):
-                            raise _Mistake(_cannot_listen(broker.config, cause)) from error
-                        raise
+                await broker.serve()
             watch.cancel_scope.cancel()
     return not cut.cancelled_caught
 
@@ -286,24 +270,6 @@ def _find(app: str) -> "Broker":
     if not isinstance(found, Broker):
         raise _Mistake(f"{app!r} is a {type(found).__name__}: expected a broker.Broker")
     return found
-
-
-def _cannot_listen(config: Config, error: OSError | UnicodeError) -> str:
-    if config.unix is not None:
-        where, way_out = f"Unix socket {str(config.unix)!r}", "choose another path with --unix"
-    elif isinstance(error, socket.gaierror | UnicodeError):
-        where, way_out = f"host {config.host!r}", "give an address of this machine with --host"
-    elif error.errno == errno.EADDRNOTAVAIL:
-        where = f"host {config.host!r}"
-        way_out = "that is no address of this machine; choose another with --host"
-    elif error.errno == errno.EACCES:
-        where = f"{config.host} port {config.port}"
-        way_out = "ports below 1024 need a privilege; choose another with --port"
-    else:
-        where = f"{config.host} port {config.port}"
-        way_out = "stop the other program, or choose another port with --port"
-    reason = getattr(error, "strerror", None) or str(error)
-    return f"cannot listen on {where}: {reason[:1].lower()}{reason[1:]}; {way_out}"
 
 
 def _check_url(_: click.Context, __: click.Parameter, url: str) -> str:

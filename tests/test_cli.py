@@ -19,6 +19,7 @@ import trio
 from click.testing import CliRunner
 
 from broker.cli import main
+from broker.version import VERSION
 
 # A process that does not do what a test waits for fails the test, not the whole run.
 PATIENCE = 20
@@ -142,7 +143,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("--tls-cert a.pem", "tls_cert is 'a.pem' but tls_key is not set"),
         (
             "--tls-cert a.pem --tls-key a.key",
-            "tls_cert 'a.pem': cannot read it: No such file or directory",
+            "cannot read a.pem: ",
         ),
         ("--config no.toml", "no.toml: cannot read it: No such file or directory"),
         ("--config bad.toml", "bad.toml: unknown key 'prt': did you mean 'port'?"),
@@ -153,9 +154,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("nowhere.deep:broker", "'nowhere.deep:broker': there is no module 'nowhere'"),
         ("cli_app_module:brokr", "'cli_app_module:brokr': module 'cli_app_module' has no 'brokr'"),
         ("cli_app_module:number", "'cli_app_module:number' is a int: expected a broker.Broker"),
-        ("--host a..b", "cannot listen on host 'a..b': "),
-        ("--host 203.0.113.1 --port 0", "cannot listen on host '203.0.113.1': "),
-        ("--unix no/such/dir", "cannot listen on Unix socket 'no/such/dir': "),
+        ("--host a..b", "cannot listen on a..b: "),
+        ("--host 203.0.113.1 --port 0", "cannot listen on 203.0.113.1: "),
+        ("--unix no/such/dir", "cannot listen on unix socket no/such/dir: "),
         ("pub news", "Missing argument 'DATA'"),
         ("push x 1", "Invalid value for 'FD': 'x' is not a valid integer"),
         ("push 0 1", "Invalid value for 'FD': 0 is not in the range x>=1"),
@@ -184,10 +185,9 @@ def test_a_taken_port_is_one_line_and_status_2() -> None:
         port = taken.getsockname()[1]
         result = CliRunner().invoke(main, ["--host", "127.0.0.1", "--port", str(port)])
     assert result.exit_code == 2
-    assert result.stderr == (
-        f"Error: cannot listen on 127.0.0.1 port {port}: address already in use; "
-        "stop the other program, or choose another port with --port\n"
-    )
+    assert result.stderr.startswith(f"Error: port {port} on 127.0.0.1 is already in use: ")
+    assert result.stderr.count("\n") == 1
+    assert "--port" in result.stderr
 
 
 @pytest.mark.usefixtures("alarm", "logging_restored")
@@ -229,7 +229,7 @@ def test_help_tells_of_every_command_and_every_option_of_serve() -> None:
 def test_version_is_printed() -> None:
     result = CliRunner().invoke(main, ["--version"])
     assert result.exit_code == 0
-    assert result.stdout.startswith("trio-broker ")
+    assert result.stdout == f"trio-broker, version {VERSION}\n"
 
 
 # Serving
@@ -252,8 +252,7 @@ async def test_the_second_signal_ends_it_at_once_with_status_1(tmp_path: Path) -
         "import sys, trio\n"
         "from broker import Broker\n"
         "class Stubborn(Broker):\n"
-        "    async def serve(self, *, task_status):\n"
-        "        task_status.started([])\n"
+        "    async def serve(self):\n"
         "        print('up', file=sys.stderr, flush=True)\n"
         "        await trio.sleep_forever()\n"
         "    def stop(self):\n"
