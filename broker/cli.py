@@ -211,7 +211,7 @@ def serve(app: str | None, file: Path | None, **options: object) -> None:
         structlog.get_logger("broker").warning("exposed", detail=exposed)
     try:
         drained = trio.run(_serve, broker)
-    except BaseException as error:
+    except Exception as error:
         cause = _only(error)
         if isinstance(cause, ConfigError):
             raise _Mistake(str(cause)) from error
@@ -380,7 +380,7 @@ def _with_client(url: str, token: str, work: "Callable[[Client], Awaitable[None]
 
     try:
         trio.run(run, open_client(url, token=token))
-    except BaseException as error:
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
         cause = _only(error)
         if isinstance(cause, KeyboardInterrupt):
             sys.exit(INTERRUPTED)
