@@ -15,7 +15,6 @@ import difflib
 import ipaddress
 import math
 import os
-import ssl
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -216,43 +215,17 @@ def exposure_warning(config: Config) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` can be reached from this machine only.
+    """Whether a host name or address means this machine, by its text alone.
 
-    A name other than localhost is not looked up: it counts as open.
+    Other names are not looked up: they count as open.
     """
+    host = host.strip("[]").rstrip(".").lower()
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def tls_context(config: Config) -> ssl.SSLContext | None:
-    """The server's TLS settings, or None if no certificate is set.
-
-    Blocks for two short file reads. Raises `ConfigError` if a file is missing, unreadable, or
-    not what it should be.
-    """
-    if config.tls_cert is None or config.tls_key is None:
-        return None
-    for field, path in (("tls_cert", config.tls_cert), ("tls_key", config.tls_key)):
-        try:
-            path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{field} {str(path)!r}: cannot read it: {error.strerror}") from error
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    # WebSocket over HTTP/2 (RFC 8441) is not spoken here, so browsers must not be offered it.
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        # Without this an encrypted key asks for its passphrase on the terminal, and hangs a service.
-        context.load_cert_chain(config.tls_cert, config.tls_key, password=lambda: "")
-    except ssl.SSLError as error:
-        raise ConfigError(
-            f"tls_cert {str(config.tls_cert)!r} and tls_key {str(config.tls_key)!r}: not a PEM "
-            f"certificate with its unencrypted private key: {error.reason or error}"
-        ) from error
-    return context
 
 
 def load(

@@ -52,7 +52,7 @@ def configure(
                 structlog.stdlib.add_logger_name,
                 structlog.stdlib.add_log_level,
                 limiter,
-                _escape_event,
+                _escape_name,
             ],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
@@ -169,8 +169,8 @@ def _ready_sentence(_: object, __: str, event: EventDict) -> EventDict:
     return event
 
 
-def _escape_event(_: object, __: str, event: EventDict) -> EventDict:
-    event["event"] = _escape(str(event["event"]))
+def _escape_name(_: object, __: str, event: EventDict) -> EventDict:
+    event["event"] = escape(str(event["event"]))
     return event
 
 
@@ -183,7 +183,7 @@ _CONTROLS: Final = {
 }
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Text that stays on its line: control characters become their Python escapes."""
     return text.translate(_CONTROLS)
 
@@ -214,7 +214,7 @@ class _Article:
                 if isinstance(data, bytes):
                     data = data.decode(errors="backslashreplace")
                 return (
-                    f"接收客户端消息: {event['fd']}:{_escape(data)},"
+                    f"接收客户端消息: {event['fd']}:{escape(data)},"
                     f"opcode:{int(event['opcode'])},fin:{int(event['fin'])}"
                 )
             case "close":

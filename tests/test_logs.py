@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator
 
 import pytest
 import structlog
@@ -22,16 +21,7 @@ class Clock:
         return self.now
 
 
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    """Leave structlog and the root logger as they were."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    structlog.reset_defaults()
-    yield
-    structlog.reset_defaults()
-    root.handlers[:] = handlers
-    root.setLevel(level)
+pytestmark = pytest.mark.usefixtures("logging_restored")
 
 
 def test_console_writes_one_line_per_event_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,139 @@
+"""Everything that is checked, one session each; `nox` runs them all, `nox -l` lists them.
+
+`nox -s tests -- -k outbox` hands what follows `--` to pytest. Each session makes a virtual
+environment of its own, from the dependency groups in pyproject.toml.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10"
+nox.options.sessions = ["lint", "types", "docs", "build", "sdk", "browser", "tests"]
+# A second run is faster; a changed dependency group is installed all the same.
+nox.options.reuse_venv = "yes"
+nox.options.stop_on_first_error = False
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+JS = Path("tests/sdk")
+"""Where package.json names the JavaScript SDK under test."""
+
+CI = bool(os.environ.get("CI"))
+
+
+def _install(session: nox.Session, *groups: str) -> None:
+    requirements = nox.project.dependency_groups(PYPROJECT, *groups)
+    session.install(*requirements, "-e", ".")
+
+
+def _need(session: nox.Session, program: str, package: str) -> str | None:
+    """Where a system program is. Without it: an error in CI, elsewhere a session skipped aloud."""
+    path = shutil.which(program)
+    if path is None:
+        words = f"{program} is not installed (Debian: apt-get install {package})"
+        if CI:
+            session.error(words)
+        session.skip(words)
+    return path
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and likely mistakes: ruff, its formatter, and flake8-async, whose rules ruff lacks."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    # Not 124: a hook is async whether it waits or not. Not 114: a list of our own to keep. Not
+    # 9xx: a function here may return without a checkpoint, and its docstring says so.
+    session.run(
+        *("flake8", "--select=ASYNC1,ASYNC2,ASYNC3", "--extend-ignore=ASYNC114,ASYNC124,ASYNC240"),
+        *_python_files(),
+    )
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types: mypy --strict over the package, the tests, the sample clients and this file."""
+    _install(session, "types")
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The tests that need nothing but Python, with what they cover."""
+    _install(session, "tests")
+    session.run("coverage", "erase")
+    marks = () if session.posargs else ("-m", "not browser and not sdk")
+    session.run("coverage", "run", "-m", "pytest", *marks, *session.posargs)
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report")
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """The same tests on the oldest dependencies that pyproject.toml allows."""
+    exact = [line.replace(">=", "==") for line in PYPROJECT["project"]["dependencies"]]
+    session.install(*nox.project.dependency_groups(PYPROJECT, "tests"), *exact, "-e", ".")
+    session.run("python", "-m", "pytest", "-m", "not browser and not sdk", *session.posargs)
+
+
+@nox.session
+def sdk(session: nox.Session) -> None:
+    """The official Centrifuge SDKs, unmodified: Python's from PyPI, JavaScript's under Node."""
+    _need(session, "node", "nodejs")
+    npm = _need(session, "npm", "npm")
+    _install(session, "sdk")
+    assert npm is not None
+    if (JS / "package-lock.json").exists():
+        with session.chdir(JS):
+            session.run(npm, "ci", "--no-audit", "--no-fund", external=True)
+    session.run("python", "-m", "pytest", "-m", "sdk", *session.posargs)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The pages in a real Chromium."""
+    _need(session, "chromium", "chromium")
+    _install(session, "browser")
+    session.run("python", "-m", "pytest", "-m", "browser", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into docs/_build/html; a warning is an error."""
+    _install(session, "docs")
+    session.run(
+        *("sphinx-build", "-W", "-n", "--keep-going", "-b", "html"), "docs", "docs/_build/html"
+    )
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build sdist and wheel, and start the broker from the wheel alone."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "release"))
+    out = Path(session.create_tmp())
+    shutil.rmtree(out, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(out), ".")
+    (wheel,) = out.glob("*.whl")
+    session.install("--force-reinstall", "--no-deps", str(wheel))
+    session.install(str(wheel))
+    with session.chdir(out):  # away from the source tree, or that would be imported
+        session.run("trio-broker", "--version")
+        session.run("python", "-c", _PAGES_ARE_IN)
+
+
+_PAGES_ARE_IN = """
+import importlib.resources
+root = importlib.resources.files("broker")
+assert (root / "py.typed").is_file(), "no py.typed in the wheel"
+pages = [page.name for page in (root / "http" / "pages").iterdir()]
+assert "index.html" in pages, f"no index.html in the wheel: {pages}"
+import broker.builtin, broker.client
+"""
+
+
+def _python_files() -> list[str]:
+    places = ("broker", "clients", "tests", "benchmarks", "noxfile.py")
+    return [place for place in places if Path(place).exists()]
