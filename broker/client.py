@@ -44,7 +44,7 @@ import trio_websocket
 from wsproto.utilities import ProtocolError
 
 from broker.core.messages import ClientInfo, Fd, Position, Publication
-from broker.errors import ClientError, CloseCode, ErrorCode, RequestFailed, Unavailable
+from broker.errors import ClientError, CloseCode, RequestFailed, Unavailable
 
 CONNECT_SECONDS = 10.0
 """From the first packet to the connect reply. A phone on a bad network needs about four."""
@@ -633,7 +633,7 @@ class Client:
 
     @property
     def fd(self) -> Fd:
-        """This connection's number on the broker; another one after each reconnect."""
+        """The number of this connection on the broker; another one after each reconnect."""
         return self._fd
 
     @property
@@ -973,11 +973,17 @@ class Client:
 
         Raises only before the first connection, when there is nobody else to tell.
         """
+
+        def came_up() -> None:
+            if self._first:
+                self._first = False
+                task_status.started()
+
         attempt = 0
         try:
             while True:
                 began = trio.current_time()
-                lost = await self._hold_link(task_status)
+                lost = await self._hold_link(came_up)
                 if self._end is not None:
                     return
                 if lost.final:
@@ -1000,17 +1006,15 @@ class Client:
         finally:
             self._stopped.set()
 
-    async def _hold_link(self, task_status: trio.TaskStatus[None]) -> _Lost:
+    async def _hold_link(self, came_up: Callable[[], None]) -> _Lost:
         """Connect, serve the connection until it ends, and return how it ended."""
         lost: _Lost | None = None
         link: _Link | None = None
         with trio.move_on_after(CONNECT_SECONDS) as opening:
 
-            def came_up() -> None:
+            def opened() -> None:
                 opening.deadline = math.inf
-                if self._first:
-                    self._first = False
-                    task_status.started()
+                came_up()
 
             try:
                 stream = _Wire(await self._open_stream(self._host, self._port))
@@ -1027,7 +1031,7 @@ class Client:
                             receive_buffer_size=None,
                         )
                         stream.opened = True
-                        link = _Link(ws, nursery, came_up)
+                        link = _Link(ws, nursery, opened)
                         nursery.start_soon(link.write)
                         link.ask("connect", self._hello)
                         try:
