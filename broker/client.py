@@ -22,6 +22,7 @@ Rules it keeps:
 import itertools
 import logging
 import math
+import os
 import random
 import ssl
 from collections.abc import (
@@ -277,7 +278,10 @@ def _explain(error: BaseException) -> _Lost:
     if isinstance(error, OSError) and error.__cause__ is not None and error.errno is None:
         # Trio says that all addresses failed, and keeps the reasons in a group.
         return _explain(error.__cause__)
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        # Trio adds the address to the text, which the caller has named already.
+        text = os.strerror(error.errno) if error.errno > 0 else error.strerror or text
     text = text or type(error).__name__
     return _Lost(CloseCode.ABNORMAL, text[0].lower() + text[1:])
 
@@ -612,12 +616,16 @@ class Client:
     """
 
     def __init__(
-        self, url: str, open_stream: OpenStream, headers: Sequence[tuple[bytes, bytes]]
+        self,
+        url: str,
+        address: tuple[str, int, str],
+        open_stream: OpenStream,
+        headers: Sequence[tuple[bytes, bytes]],
     ) -> None:
         self.url = url
         self.messages = Messages(self._wake_reader)
         """What arrives for this fd, as an async iterator."""
-        self._host, self._port, self._resource = _split(url)
+        self._host, self._port, self._resource = address
         self._open_stream = open_stream
         self._headers = headers
         self._hello: dict[str, object] = {}
@@ -1135,8 +1143,10 @@ async def open_client(
     Leaving sends what is queued and closes with 1000; it waits at most 2 s for the broker, also
     when cancelled. What the block raises comes out as it is, not in an exception group.
     """
+    address = _split(url)
     client = Client(
         url,
+        address,
         open_stream or _opener(url, ssl_context),
         [(key.encode("ascii"), value.encode("latin-1")) for key, value in headers],
     )

@@ -8,6 +8,7 @@ memory streams, so waits take no time. The client against the real broker: `test
 import base64
 import hashlib
 import json
+import math
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -98,7 +99,7 @@ class FakeBroker:
         self.down = False
         self.fds = 0
         self.pair: Callable[[], tuple[trio.abc.Stream, trio.abc.Stream]] = memory_stream_pair
-        self._send, self._dialled = trio.open_memory_channel[trio.abc.Stream](100)
+        self._send, self._dialled = trio.open_memory_channel[trio.abc.Stream](math.inf)
 
     async def open_stream(self, host: str, port: int) -> trio.abc.Stream:
         assert (host, port) == ("broker.test", 9501)
@@ -135,12 +136,15 @@ class FakeBroker:
     async def client(self, **reply: object) -> AsyncIterator[tuple[Client, Peer]]:
         """A connected client and the broker's end of its first connection."""
         peers: list[Peer] = []
+        greeted = trio.Event()
 
         async def greet() -> None:
             peers.append(await self.greet(**reply))
+            greeted.set()
 
         self.nursery.start_soon(greet)
         async with open_client(URL, open_stream=self.open_stream) as client:
+            await greeted.wait()
             yield client, peers[0]
 
     @asynccontextmanager
@@ -153,7 +157,7 @@ class FakeBroker:
 
 
 @pytest.fixture
-async def fake(nursery: trio.Nursery, autojump_clock: MockClock) -> FakeBroker:
+async def fake(nursery: trio.Nursery) -> FakeBroker:
     return FakeBroker(nursery)
 
 
@@ -172,7 +176,9 @@ async def cannot_open(fake: FakeBroker) -> ClientError:
 # Connecting.
 
 
-async def test_connects_with_token_name_data_and_headers(fake: FakeBroker) -> None:
+async def test_connects_with_token_name_data_and_headers(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     seen: list[object] = []
 
     async def serve() -> None:
@@ -197,7 +203,9 @@ async def test_connects_with_token_name_data_and_headers(fake: FakeBroker) -> No
     assert seen == ["/connection/websocket?a=1", True, connect]
 
 
-async def test_a_refused_connection_is_one_line_that_names_the_url(fake: FakeBroker) -> None:
+async def test_a_refused_connection_is_one_line_that_names_the_url(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     fake.down = True
     assert str(await cannot_open(fake)) == f"cannot connect to {URL}: connection refused"
     assert len(fake.dials) == 1
@@ -221,7 +229,9 @@ async def test_a_bad_url_is_named(url: str) -> None:
             pytest.fail("connected")
 
 
-async def test_an_answer_that_is_not_websocket_is_named(fake: FakeBroker) -> None:
+async def test_an_answer_that_is_not_websocket_is_named(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async def serve() -> None:
         request, _ = await fake.request()
         await request.reject(403)
@@ -230,7 +240,9 @@ async def test_an_answer_that_is_not_websocket_is_named(fake: FakeBroker) -> Non
     assert "the answer is HTTP 403, not WebSocket" in str(await cannot_open(fake))
 
 
-async def test_an_end_during_the_handshake_is_told_at_once(fake: FakeBroker) -> None:
+async def test_an_end_during_the_handshake_is_told_at_once(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async def serve() -> None:
         await trio.aclose_forcefully(await fake.stream())
 
@@ -239,13 +251,17 @@ async def test_an_end_during_the_handshake_is_told_at_once(fake: FakeBroker) -> 
     assert trio.current_time() == fake.dials[0]
 
 
-async def test_a_broker_that_does_not_answer_is_given_up_after_10_s(fake: FakeBroker) -> None:
+async def test_a_broker_that_does_not_answer_is_given_up_after_10_s(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     assert "no answer within 10 s" in str(await cannot_open(fake))
     assert trio.current_time() == pytest.approx(fake.dials[0] + 10)
 
 
 @pytest.mark.parametrize("answer", ["this is server", '{"id":1}', '{"id":1,"connect":{}}', "[1]"])
-async def test_a_server_of_another_protocol_is_named(fake: FakeBroker, answer: str) -> None:
+async def test_a_server_of_another_protocol_is_named(
+    fake: FakeBroker, autojump_clock: MockClock, answer: str
+) -> None:
     async def serve() -> None:
         peer = await fake.accept()
         await peer.expect("connect")
@@ -255,7 +271,9 @@ async def test_a_server_of_another_protocol_is_named(fake: FakeBroker, answer: s
     assert "not this broker's protocol" in str(await cannot_open(fake))
 
 
-async def test_refused_for_good_is_unavailable_with_the_code(fake: FakeBroker) -> None:
+async def test_refused_for_good_is_unavailable_with_the_code(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async def by_close() -> None:
         await (await fake.accept()).ws.aclose(3500, "invalid token")
 
@@ -271,6 +289,7 @@ async def test_refused_for_good_is_unavailable_with_the_code(fake: FakeBroker) -
 
 async def test_before_the_first_connection_a_temporary_refusal_is_an_error(
     fake: FakeBroker,
+    autojump_clock: MockClock,
 ) -> None:
     async def serve() -> None:
         await (await fake.accept()).refuse("connect", 111, temporary=True)
@@ -286,6 +305,7 @@ async def test_before_the_first_connection_a_temporary_refusal_is_an_error(
 
 async def test_leaving_sends_what_is_queued_closes_with_1000_and_leaves_no_task(
     fake: FakeBroker,
+    autojump_clock: MockClock,
 ) -> None:
     await wait_all_tasks_blocked()
     before = trio.lowlevel.current_statistics().tasks_living
@@ -324,7 +344,9 @@ async def raw_handshake(stream: trio.abc.Stream) -> None:
     await stream.send_all(bytes([0x81, len(reply)]) + reply)
 
 
-async def test_leaving_waits_2_s_for_a_broker_that_does_not_close(fake: FakeBroker) -> None:
+async def test_leaving_waits_2_s_for_a_broker_that_does_not_close(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async def serve() -> None:
         await raw_handshake(await fake.stream())
 
@@ -334,7 +356,9 @@ async def test_leaving_waits_2_s_for_a_broker_that_does_not_close(fake: FakeBrok
     assert trio.current_time() == pytest.approx(left + 2)
 
 
-async def test_a_ping_after_our_close_is_contained(fake: FakeBroker) -> None:
+async def test_a_ping_after_our_close_is_contained(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     """trio-websocket raises LocalProtocolError for it (its issue #184)."""
     pinged = trio.Event()
 
@@ -355,7 +379,7 @@ async def test_a_ping_after_our_close_is_contained(fake: FakeBroker) -> None:
 
 @pytest.mark.parametrize("error", [RequestFailed(103, "no"), KeyboardInterrupt(), ValueError("x")])
 async def test_what_the_block_raises_comes_out_unwrapped(
-    fake: FakeBroker, error: BaseException
+    fake: FakeBroker, autojump_clock: MockClock, error: BaseException
 ) -> None:
     with pytest.raises(type(error)) as caught:
         async with fake.subscriber():
@@ -363,14 +387,16 @@ async def test_what_the_block_raises_comes_out_unwrapped(
     assert caught.value is error
 
 
-async def test_cancelling_the_block_ends_it(fake: FakeBroker) -> None:
+async def test_cancelling_the_block_ends_it(fake: FakeBroker, autojump_clock: MockClock) -> None:
     with trio.move_on_after(5) as scope:
         async with fake.subscriber():
             await trio.sleep_forever()
     assert scope.cancelled_caught
 
 
-async def test_leaving_while_reconnecting_is_immediate(fake: FakeBroker) -> None:
+async def test_leaving_while_reconnecting_is_immediate(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (_, peer):
         fake.down = True
         await peer.drop()
@@ -382,7 +408,7 @@ async def test_leaving_while_reconnecting_is_immediate(fake: FakeBroker) -> None
 # Requests.
 
 
-async def test_publish_waits_for_its_reply(fake: FakeBroker) -> None:
+async def test_publish_waits_for_its_reply(fake: FakeBroker, autojump_clock: MockClock) -> None:
     async with fake.client() as (client, peer):
 
         async def serve() -> None:
@@ -396,7 +422,9 @@ async def test_publish_waits_for_its_reply(fake: FakeBroker) -> None:
         assert trio.current_time() == pytest.approx(began + 3)
 
 
-async def test_an_error_reply_is_raised_to_its_own_caller(fake: FakeBroker) -> None:
+async def test_an_error_reply_is_raised_to_its_own_caller(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (client, peer), trio.open_nursery() as nursery:
 
         async def push() -> None:
@@ -412,13 +440,15 @@ async def test_an_error_reply_is_raised_to_its_own_caller(fake: FakeBroker) -> N
         await peer.send({"id": first["id"], "error": {"code": 102, "message": "no"}})
 
 
-async def test_ready_json_may_hold_newlines(fake: FakeBroker) -> None:
+async def test_ready_json_may_hold_newlines(fake: FakeBroker, autojump_clock: MockClock) -> None:
     async with fake.client() as (client, peer):
         await client.publish("news", msgspec.Raw(b'{\n "a": "b\\nc"\n}'), reply=False)
         assert (await peer.expect("publish"))["publish"]["data"] == {"a": "b\nc"}
 
 
-async def test_a_publish_without_reply_waits_while_a_thousand_are_queued(fake: FakeBroker) -> None:
+async def test_a_publish_without_reply_waits_while_a_thousand_are_queued(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     fake.pair = lockstep_stream_pair
     sent = 0
     async with fake.client() as (client, peer), trio.open_nursery() as nursery:
@@ -441,7 +471,9 @@ async def test_a_publish_without_reply_waits_while_a_thousand_are_queued(fake: F
         nursery.cancel_scope.cancel()
 
 
-async def test_a_cancelled_publish_leaves_the_client_usable(fake: FakeBroker) -> None:
+async def test_a_cancelled_publish_leaves_the_client_usable(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (client, peer):
         with trio.move_on_after(1):
             await client.publish("news", 1)
@@ -450,7 +482,7 @@ async def test_a_cancelled_publish_leaves_the_client_usable(fake: FakeBroker) ->
         await client.publish("news", 2)
 
 
-async def test_history_presence_rpc_and_send(fake: FakeBroker) -> None:
+async def test_history_presence_rpc_and_send(fake: FakeBroker, autojump_clock: MockClock) -> None:
     async with fake.client() as (client, peer):
         kept = pub(4) | {"time": 9, "info": {"client": "3", "user": "al"}}
         peer.soon("history", publications=[kept], epoch="e", offset=5)
@@ -473,13 +505,12 @@ async def test_history_presence_rpc_and_send(fake: FakeBroker) -> None:
         assert await peer.expect("send") == {"send": {"data": "hello"}}
 
 
-async def test_history_asks_for_what_it_says(fake: FakeBroker) -> None:
+async def test_history_asks_for_what_it_says(fake: FakeBroker, autojump_clock: MockClock) -> None:
     asked: list[object] = []
     async with fake.client() as (client, peer):
 
         async def serve() -> None:
-            for _ in range(2):
-                asked.append(await peer.answer("history"))
+            asked.extend([await peer.answer("history"), await peer.answer("history")])
 
         fake.nursery.start_soon(serve)
         await client.history("news")
@@ -491,7 +522,9 @@ async def test_history_asks_for_what_it_says(fake: FakeBroker) -> None:
     ]
 
 
-async def test_requests_in_flight_fail_when_the_connection_drops(fake: FakeBroker) -> None:
+async def test_requests_in_flight_fail_when_the_connection_drops(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (client, peer):
 
         async def serve() -> None:
@@ -503,7 +536,9 @@ async def test_requests_in_flight_fail_when_the_connection_drops(fake: FakeBroke
             await client.publish("news", 1)
 
 
-async def test_a_request_made_while_reconnecting_waits_for_the_connection(fake: FakeBroker) -> None:
+async def test_a_request_made_while_reconnecting_waits_for_the_connection(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (client, peer):
         await peer.drop()
         await wait_all_tasks_blocked()
@@ -521,7 +556,9 @@ async def test_a_request_made_while_reconnecting_waits_for_the_connection(fake: 
 # Coming back.
 
 
-async def test_waits_grow_with_jitter_and_stay_within_20_s(fake: FakeBroker) -> None:
+async def test_waits_grow_with_jitter_and_stay_within_20_s(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     random.seed(1)
     async with fake.client() as (_, peer):
         fake.down = True
@@ -535,7 +572,9 @@ async def test_waits_grow_with_jitter_and_stay_within_20_s(fake: FakeBroker) -> 
     assert 20 < len(waits) < 80  # 10 s each on average
 
 
-async def test_a_broker_that_greets_and_hangs_up_is_not_hammered(fake: FakeBroker) -> None:
+async def test_a_broker_that_greets_and_hangs_up_is_not_hammered(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (_, peer):
         await peer.drop()
         with trio.move_on_after(400):
@@ -544,7 +583,9 @@ async def test_a_broker_that_greets_and_hangs_up_is_not_hammered(fake: FakeBroke
     assert len(fake.dials) < 90
 
 
-async def test_after_a_long_connection_the_waits_are_short_again(fake: FakeBroker) -> None:
+async def test_after_a_long_connection_the_waits_are_short_again(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (_, peer):
         fake.down = True
         await peer.drop()
@@ -558,16 +599,18 @@ async def test_after_a_long_connection_the_waits_are_short_again(fake: FakeBroke
         assert trio.current_time() - dropped <= 0.2
 
 
-async def test_pings_are_answered(fake: FakeBroker) -> None:
+async def test_pings_are_answered(fake: FakeBroker, autojump_clock: MockClock) -> None:
     async with fake.client(ping=20, pong=True) as (_, peer):
         await trio.sleep(20)
         await peer.send({})
-        assert "{}" == await peer.ws.get_message()
+        assert await peer.ws.get_message() == "{}"
         await trio.sleep(29)
         assert len(fake.dials) == 1
 
 
-async def test_a_silent_broker_is_left_after_ping_and_10_s(fake: FakeBroker) -> None:
+async def test_a_silent_broker_is_left_after_ping_and_10_s(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client(ping=20, pong=True) as (client, _):
         fake.nursery.start_soon(partial(fake.greet, ping=20, pong=True))
         await trio.sleep(29.9)
@@ -577,7 +620,9 @@ async def test_a_silent_broker_is_left_after_ping_and_10_s(fake: FakeBroker) -> 
         assert client.fd == 2
 
 
-async def test_close_3500_ends_it_for_everybody(fake: FakeBroker) -> None:
+async def test_close_3500_ends_it_for_everybody(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (client, peer):
         peer.soon("subscribe", **KEPT)
         async with client.subscribe("news") as subscription, trio.open_nursery() as nursery:
@@ -602,7 +647,7 @@ async def test_close_3500_ends_it_for_everybody(fake: FakeBroker) -> None:
 
 @pytest.mark.parametrize("code", [1001, 3001, 3012, 4000])
 async def test_other_close_codes_and_disconnect_pushes_come_back(
-    fake: FakeBroker, code: int
+    fake: FakeBroker, autojump_clock: MockClock, code: int
 ) -> None:
     async with fake.client() as (client, peer):
         await peer.ws.aclose(code, "bye")
@@ -613,14 +658,18 @@ async def test_other_close_codes_and_disconnect_pushes_come_back(
         assert client.fd == 3
 
 
-async def test_a_disconnect_push_for_good_ends_it(fake: FakeBroker) -> None:
+async def test_a_disconnect_push_for_good_ends_it(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (client, peer):
         await peer.send({"push": {"disconnect": {"code": 3503, "reason": "out"}}})
         with pytest.raises(Unavailable, match="3503: out"):
             await anext(client.messages)
 
 
-async def test_garbage_from_the_broker_is_a_lost_connection(fake: FakeBroker) -> None:
+async def test_garbage_from_the_broker_is_a_lost_connection(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (client, peer):
         await peer.ws.send_message("{")
         await fake.greet()
@@ -631,7 +680,9 @@ async def test_garbage_from_the_broker_is_a_lost_connection(fake: FakeBroker) ->
 # Subscriptions.
 
 
-async def test_what_was_missed_arrives_once_and_in_order(fake: FakeBroker) -> None:
+async def test_what_was_missed_arrives_once_and_in_order(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.subscriber() as (subscription, peer):
         await peer.publish(1, 2)
         await wait_all_tasks_blocked()
@@ -656,7 +707,9 @@ async def test_what_was_missed_arrives_once_and_in_order(fake: FakeBroker) -> No
         assert subscription.gaps == 0
 
 
-async def test_a_client_that_has_seen_nothing_recovers_from_offset_0(fake: FakeBroker) -> None:
+async def test_a_client_that_has_seen_nothing_recovers_from_offset_0(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.subscriber() as (subscription, peer):
         await peer.drop()
         peer = await fake.greet()
@@ -666,7 +719,9 @@ async def test_a_client_that_has_seen_nothing_recovers_from_offset_0(fake: FakeB
         assert await take(subscription, 1) == ["n1"]
 
 
-async def test_a_gap_is_counted_where_it_is_and_not_before(fake: FakeBroker) -> None:
+async def test_a_gap_is_counted_where_it_is_and_not_before(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.subscriber() as (subscription, peer):
         await peer.publish(1)
         await wait_all_tasks_blocked()
@@ -683,7 +738,9 @@ async def test_a_gap_is_counted_where_it_is_and_not_before(fake: FakeBroker) -> 
         assert subscription.position == Position(41, "f")
 
 
-async def test_without_history_each_reconnect_is_a_gap(fake: FakeBroker) -> None:
+async def test_without_history_each_reconnect_is_a_gap(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (client, peer):
         peer.soon("subscribe")
         async with client.subscribe("news") as subscription:
@@ -697,7 +754,9 @@ async def test_without_history_each_reconnect_is_a_gap(fake: FakeBroker) -> None
             assert subscription.position is None
 
 
-async def test_since_recovers_from_a_saved_position(fake: FakeBroker) -> None:
+async def test_since_recovers_from_a_saved_position(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (client, peer):
         result = KEPT | {"publications": [pub(9)], "offset": 9, "recovered": True}
         peer.soon("subscribe", **result)
@@ -716,7 +775,9 @@ async def test_since_recovers_from_a_saved_position(fake: FakeBroker) -> None:
             assert subscription.gaps == 1
 
 
-async def test_insufficient_state_subscribes_again_and_recovers(fake: FakeBroker) -> None:
+async def test_insufficient_state_subscribes_again_and_recovers(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.subscriber() as (subscription, peer):
         await peer.publish(1)
         await peer.send({"push": {"channel": "news", "unsubscribe": {"code": 2500}}})
@@ -726,7 +787,9 @@ async def test_insufficient_state_subscribes_again_and_recovers(fake: FakeBroker
         assert subscription.gaps == 0
 
 
-async def test_unsubscribed_by_the_broker_ends_the_iteration(fake: FakeBroker) -> None:
+async def test_unsubscribed_by_the_broker_ends_the_iteration(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (client, peer):
         peer.soon("subscribe", **KEPT)
         async with client.subscribe("news") as subscription:
@@ -742,7 +805,9 @@ async def test_unsubscribed_by_the_broker_ends_the_iteration(fake: FakeBroker) -
                 pass  # the topic is free again
 
 
-async def test_a_refused_subscription_raises_when_entered(fake: FakeBroker) -> None:
+async def test_a_refused_subscription_raises_when_entered(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (client, peer):
         fake.nursery.start_soon(peer.refuse, "subscribe", 103)
         with pytest.raises(RequestFailed, match="103"):
@@ -750,7 +815,9 @@ async def test_a_refused_subscription_raises_when_entered(fake: FakeBroker) -> N
                 pytest.fail("subscribed")
 
 
-async def test_refused_after_a_reconnect_ends_the_iteration(fake: FakeBroker) -> None:
+async def test_refused_after_a_reconnect_ends_the_iteration(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.subscriber() as (subscription, peer):
         await peer.drop()
         await (await fake.greet()).refuse("subscribe", 103)
@@ -758,7 +825,9 @@ async def test_refused_after_a_reconnect_ends_the_iteration(fake: FakeBroker) ->
             await anext(subscription)
 
 
-async def test_a_temporary_refusal_is_asked_again(fake: FakeBroker) -> None:
+async def test_a_temporary_refusal_is_asked_again(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (client, peer):
 
         async def serve() -> None:
@@ -771,7 +840,9 @@ async def test_a_temporary_refusal_is_asked_again(fake: FakeBroker) -> None:
             pass
 
 
-async def test_subscribing_survives_a_drop_before_the_reply(fake: FakeBroker) -> None:
+async def test_subscribing_survives_a_drop_before_the_reply(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (client, peer):
 
         async def serve() -> None:
@@ -787,7 +858,9 @@ async def test_subscribing_survives_a_drop_before_the_reply(fake: FakeBroker) ->
             assert subscription.gaps == 0
 
 
-async def test_one_subscription_per_topic_and_leaving_unsubscribes(fake: FakeBroker) -> None:
+async def test_one_subscription_per_topic_and_leaving_unsubscribes(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (client, peer):
         peer.soon("subscribe", **KEPT)
         async with client.subscribe("news") as subscription:
@@ -804,7 +877,9 @@ async def test_one_subscription_per_topic_and_leaving_unsubscribes(fake: FakeBro
             assert await take(subscription, 1) == ["n2"]
 
 
-async def test_cancelled_while_subscribing_unsubscribes(fake: FakeBroker) -> None:
+async def test_cancelled_while_subscribing_unsubscribes(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (client, peer):
         with trio.move_on_after(1):
             async with client.subscribe("news"):
@@ -816,7 +891,9 @@ async def test_cancelled_while_subscribing_unsubscribes(fake: FakeBroker) -> Non
             pass
 
 
-async def test_a_pattern_gives_the_concrete_topics(fake: FakeBroker) -> None:
+async def test_a_pattern_gives_the_concrete_topics(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (client, peer):
         peer.soon("subscribe", **KEPT)
         async with client.subscribe("news.*") as subscription:
@@ -827,7 +904,9 @@ async def test_a_pattern_gives_the_concrete_topics(fake: FakeBroker) -> None:
             assert [(each.topic, each.offset) for each in got] == [("news.a", 7), ("news.b", 2)]
 
 
-async def test_join_and_leave_come_in_order_with_publications(fake: FakeBroker) -> None:
+async def test_join_and_leave_come_in_order_with_publications(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (client, peer):
         asked: list[Any] = []
 
@@ -852,7 +931,9 @@ async def test_join_and_leave_come_in_order_with_publications(fake: FakeBroker) 
 # Slow consumers.
 
 
-async def test_a_slow_consumer_stops_the_reading_and_loses_nothing(fake: FakeBroker) -> None:
+async def test_a_slow_consumer_stops_the_reading_and_loses_nothing(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     fake.pair = lockstep_stream_pair
     count = 4 * INBOX_MESSAGES
     sent = 0
@@ -872,7 +953,9 @@ async def test_a_slow_consumer_stops_the_reading_and_loses_nothing(fake: FakeBro
         assert len(fake.dials) == 1
 
 
-async def test_a_consumer_may_ask_while_far_more_waits_than_the_bound(fake: FakeBroker) -> None:
+async def test_a_consumer_may_ask_while_far_more_waits_than_the_bound(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     count = 4 * INBOX_MESSAGES
     async with fake.client() as (client, peer):
         peer.soon("subscribe", **KEPT)
@@ -887,7 +970,9 @@ async def test_a_consumer_may_ask_while_far_more_waits_than_the_bound(fake: Fake
             assert len(await take(subscription, count - 1)) == count - 1
 
 
-async def test_silence_of_a_broker_we_do_not_read_is_not_death(fake: FakeBroker) -> None:
+async def test_silence_of_a_broker_we_do_not_read_is_not_death(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client(ping=20, pong=True) as (client, peer):
         peer.soon("subscribe", **KEPT)
         async with client.subscribe("news"):
@@ -904,7 +989,9 @@ async def test_silence_of_a_broker_we_do_not_read_is_not_death(fake: FakeBroker)
 # Messages to this fd.
 
 
-async def test_messages_are_direct_messages_and_what_the_server_pushes(fake: FakeBroker) -> None:
+async def test_messages_are_direct_messages_and_what_the_server_pushes(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (client, peer):
         direct = {"data": "hello", "info": {"client": "3", "user": "al"}}
         await peer.send(
@@ -926,7 +1013,9 @@ async def test_messages_are_direct_messages_and_what_the_server_pushes(fake: Fak
         ]
 
 
-async def test_messages_nobody_asked_for_do_not_stop_the_client(fake: FakeBroker) -> None:
+async def test_messages_nobody_asked_for_do_not_stop_the_client(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
     async with fake.client() as (client, peer):
         for number in range(INBOX_MESSAGES + 10):
             await peer.send({"push": {"message": {"data": number}}})
