@@ -1,0 +1,1170 @@
+"""A Trio client for the broker: the Centrifuge client protocol as JSON over trio-websocket.
+
+::
+
+    async with open_client("ws://localhost:9501") as client:
+        async with client.subscribe("news") as subscription:
+            await client.publish("news", {"title": "hello"})
+            async for publication in subscription:
+                print(publication.topic, publication.value)
+
+Rules it keeps:
+
+1. Every task lives in the nursery of `open_client`; nothing outlives the block.
+2. Only the writer task writes, so a cancelled call never leaves half a frame on the wire.
+3. Nothing that arrived is dropped for a slow consumer: we stop reading instead, and TCP slows
+   the broker. While a request waits for its reply we do read on, since the reply is behind
+   what was not read yet; so a consumer may call the client from inside its loop.
+4. What may have been missed is counted, never hidden: `Subscription.gaps`.
+5. A request is sent once. If the connection drops before the reply, the caller decides.
+"""
+
+import itertools
+import logging
+import math
+import os
+import random
+import ssl
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Generic, Literal, TypeVar, cast, overload
+from urllib.parse import urlsplit
+
+import attrs
+import msgspec
+import trio
+import trio_websocket
+from wsproto.utilities import ProtocolError
+
+from broker.core.messages import ClientInfo, Fd, Position, Publication
+from broker.errors import ClientError, CloseCode, RequestFailed, Unavailable
+
+CONNECT_SECONDS = 10.0
+"""From the first packet to the connect reply. A phone on a bad network needs about four."""
+
+CLOSE_SECONDS = 2.0
+"""How long leaving waits for the broker's Close: long enough for a slow line, short enough for
+somebody who has pressed Ctrl-C."""
+
+RECONNECT_FIRST_SECONDS = 0.2
+"""Bound of the first wait: a broker that restarts is back within a second."""
+
+RECONNECT_MOST_SECONDS = 20.0
+"""Bound of all later waits, as in the official clients: 10,000 clients that wait for a broker
+are 1,000 attempts a second, which one core takes."""
+
+PING_GRACE_SECONDS = 10.0
+"""Added to the ping interval the broker names. The official clients have the same."""
+
+MAX_MESSAGE_BYTES = 16 * 2**20
+"""A recovery reply holds a topic's whole history in one message."""
+
+INBOX_MESSAGES = 256
+"""Publications that wait in one subscription before we stop reading from the socket: two
+full reads of small messages."""
+
+OUTBOX_COMMANDS = 1000
+"""Commands that wait for the writer before a publish without reply waits as well."""
+
+FRAME_BYTES = 64 * 2**10
+"""Commands that wait are joined into one frame up to this size, far below the 1 MiB a broker
+takes by default."""
+
+OpenStream = Callable[[str, int], Awaitable[trio.abc.Stream]]
+"""Called with host and port; returns the connected stream that WebSocket is spoken over."""
+
+_log = logging.getLogger(__name__)
+
+
+class ConnectionLost(ClientError):
+    """The connection dropped before the reply: the request was carried out, or it was not."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(
+            f"connection lost before the reply ({code}: {reason}); "
+            "the request may or may not have been carried out"
+        )
+        self.code = code
+        self.reason = reason
+
+
+@attrs.frozen
+class Join:
+    """Somebody subscribed to `topic`."""
+
+    topic: str
+    info: ClientInfo
+
+
+@attrs.frozen
+class Leave:
+    """Somebody left `topic`, or their connection ended."""
+
+    topic: str
+    info: ClientInfo
+
+
+@attrs.frozen
+class History:
+    """Kept publications, and the position of the newest one the topic ever had."""
+
+    publications: tuple[Publication, ...]
+    position: Position
+
+
+@attrs.frozen
+class PresenceStats:
+    """How many connections, and how many different users, are subscribed to a topic."""
+
+    num_clients: int
+    num_users: int
+
+
+# What the broker sends. Unknown fields are skipped, payloads stay raw.
+
+
+class _Error(msgspec.Struct):
+    code: int = 0
+    message: str = ""
+    temporary: bool = False
+
+
+class _Info(msgspec.Struct):
+    client: str = ""
+    user: str = ""
+    conn_info: msgspec.Raw | None = None
+    chan_info: msgspec.Raw | None = None
+
+    def freeze(self) -> ClientInfo:
+        return ClientInfo(
+            self.client,
+            self.user,
+            None if self.conn_info is None else bytes(self.conn_info),
+            None if self.chan_info is None else bytes(self.chan_info),
+        )
+
+
+class _Pub(msgspec.Struct):
+    data: msgspec.Raw = msgspec.Raw(b"null")
+    info: _Info | None = None
+    offset: int = 0
+    time: int = 0
+    channel: str = ""
+
+    def freeze(self, topic: str) -> Publication:
+        info = None if self.info is None else self.info.freeze()
+        # A copy: a slice of the frame would keep all of the frame alive.
+        return Publication(self.channel or topic, bytes(self.data), info, self.offset, self.time)
+
+
+class _Connected(msgspec.Struct):
+    client: str = ""
+    ping: int = 0
+    pong: bool = False
+    subs: dict[str, msgspec.Raw] = {}
+
+
+class _Subscribed(msgspec.Struct):
+    recoverable: bool = False
+    positioned: bool = False
+    epoch: str = ""
+    offset: int = 0
+    publications: list[_Pub] = []
+    recovered: bool = False
+
+
+class _History(msgspec.Struct):
+    publications: list[_Pub] = []
+    epoch: str = ""
+    offset: int = 0
+
+
+class _Presence(msgspec.Struct):
+    presence: dict[str, _Info] = {}
+
+
+class _Stats(msgspec.Struct):
+    num_clients: int = 0
+    num_users: int = 0
+
+
+class _Data(msgspec.Struct):
+    data: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Member(msgspec.Struct):
+    info: _Info = msgspec.field(default_factory=_Info)
+
+
+class _Ended(msgspec.Struct):
+    code: int = 0
+    reason: str = ""
+
+
+class _Push(msgspec.Struct):
+    channel: str = ""
+    pub: _Pub | None = None
+    join: _Member | None = None
+    leave: _Member | None = None
+    unsubscribe: _Ended | None = None
+    subscribe: msgspec.Raw | None = None
+    message: _Data | None = None
+    disconnect: _Ended | None = None
+
+
+class _Reply(msgspec.Struct):
+    id: int = 0
+    error: _Error | None = None
+    push: _Push | None = None
+    connect: _Connected | None = None
+    subscribe: _Subscribed | None = None
+    history: _History | None = None
+    presence: _Presence | None = None
+    presence_stats: _Stats | None = None
+    rpc: _Data | None = None
+
+
+_decode = msgspec.json.Decoder(_Reply).decode_lines
+
+
+def _encode(command: Mapping[str, object]) -> bytes:
+    # A newline separates commands. Ready JSON from the caller may hold some, between tokens only:
+    # inside a JSON string it would have to be escaped.
+    return msgspec.json.encode(command).replace(b"\n", b" ")
+
+
+class _Lost(Exception):
+    """How one connection ended. `final`: trying again would be no use."""
+
+    def __init__(self, code: int, reason: str, *, final: bool | None = None) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+        # The ranges in which the official clients stay away.
+        stays_away = 3500 <= code <= 3999 or 4500 <= code <= 4999
+        self.final = stays_away if final is None else final
+
+
+# What a connection that fails may raise; anything else is a bug of ours and is not contained.
+# ProtocolError: trio-websocket lets it escape, such as for a Ping after our Close (its issue #184).
+_LOSSES = (
+    OSError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    trio_websocket.HandshakeError,
+    trio_websocket.ConnectionClosed,
+    ProtocolError,
+)
+
+
+def _explain(error: BaseException) -> _Lost:
+    """The one seam at which foreign exceptions become a loss."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, trio_websocket.ConnectionRejected):
+        return _Lost(CloseCode.ABNORMAL, f"the answer is HTTP {error.status_code}, not WebSocket")
+    if isinstance(error, trio_websocket.ConnectionClosed):
+        if error.reason is None:
+            return _Lost(CloseCode.ABNORMAL, "connection closed")
+        return _Lost(error.reason.code, error.reason.reason or error.reason.name.lower())
+    if isinstance(error, OSError) and error.__cause__ is not None and error.errno is None:
+        # Trio says that all addresses failed, and keeps the reasons in a group.
+        return _explain(error.__cause__)
+    text = str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        # Trio adds the address to the text, which the caller has named already.
+        text = os.strerror(error.errno) if error.errno > 0 else error.strerror or text
+    text = text or type(error).__name__
+    return _Lost(CloseCode.ABNORMAL, text[0].lower() + text[1:])
+
+
+class _Wire(trio.abc.Stream):
+    """The stream under trio-websocket, which waits for ever when it ends during the handshake.
+
+    Until `opened`, the end of the stream is an error that gets out of trio-websocket.
+    """
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self.opened = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        try:
+            data = await self._stream.receive_some(max_bytes)
+        except trio.BrokenResourceError as error:
+            if self.opened:
+                raise
+            raise self._unanswered(error) from error
+        if not data and not self.opened:
+            raise self._unanswered(None)
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        try:
+            await self._stream.send_all(data)
+        except trio.BrokenResourceError as error:
+            if self.opened:
+                raise
+            raise self._unanswered(error) from error
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    def _unanswered(self, error: BaseException | None) -> ConnectionError:
+        why = "" if error is None or error.__cause__ is None else f": {error.__cause__}"
+        return ConnectionError(0, f"closed before the WebSocket handshake was answered{why}")
+
+
+@attrs.frozen
+class _Mark:
+    """Stands between publications where a subscription began anew after a gap."""
+
+    position: Position | None
+
+
+_Item = TypeVar("_Item", Publication, Publication | Join | Leave)
+
+
+class _Inbox:
+    """What arrived and was not taken yet. Putting never waits; `full` makes the reader pause."""
+
+    def __init__(self, taken: Callable[[], None]) -> None:
+        self._send, self._receive = trio.open_memory_channel[Any](math.inf)
+        self._taken = taken
+
+    @property
+    def full(self) -> bool:
+        return self._receive.statistics().current_buffer_used >= INBOX_MESSAGES
+
+    def put(self, item: object) -> None:
+        self._send.send_nowait(item)
+
+    async def take(self) -> Any:
+        item = await self._receive.receive()
+        self._taken()
+        return item
+
+    def drop_oldest(self) -> None:
+        self._receive.receive_nowait()
+
+    def finish(self) -> None:
+        """What is in it can still be taken; then comes the end."""
+        self._send.close()
+
+    def discard(self) -> None:
+        self._send.close()
+        self._receive.close()
+        self._taken()
+
+
+class Subscription(AsyncIterator[_Item], Generic[_Item]):
+    """What arrives on one topic or pattern; made by `Client.subscribe`.
+
+    Iterating yields each `Publication` once, in the order of its topic, over reconnects as well.
+    It ends with `Unavailable` when the connection is gone for good, and with `RequestFailed`
+    when the broker ended the subscription.
+
+    Iterate over every subscription you hold, in a task of its own if there are several: when
+    more than 256 publications wait in one, the client stops reading from the socket until some
+    are taken. The broker then sees a slow consumer; if it closes the connection for that, the
+    client comes back and recovers.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        *,
+        recoverable: bool,
+        join_leave: bool,
+        since: Position | None,
+        taken: Callable[[], None],
+    ) -> None:
+        self.topic = topic
+        """The topic or pattern asked for."""
+        self.position: Position | None = since
+        """Where the iterator is: pass it as `since` later, in another process too. None for a
+        pattern, and where the topic keeps no history."""
+        self.recovered = False
+        """Whether the last subscribe that had a past to recover got all of it."""
+        self.gaps = 0
+        """How often publications may have been missed before what the iterator yields next:
+        after a reconnect or an "insufficient state" that could not be recovered from. To be
+        told at once, compare it after each item; then load what you need anew."""
+        self._recoverable = recoverable
+        self._join_leave = join_leave
+        # `position` is what the consumer has seen; this is what has arrived, to recover from.
+        self._reached = since
+        self._resuming = since is not None
+        self._inbox = _Inbox(taken)
+        self._settled = trio.Event()
+        self._error: ClientError | None = None
+
+    def __aiter__(self) -> "Subscription[_Item]":
+        return self
+
+    async def __anext__(self) -> _Item:
+        while True:
+            try:
+                item = await self._inbox.take()
+            except trio.ClosedResourceError:
+                raise StopAsyncIteration from None  # its block was left
+            except trio.EndOfChannel:
+                assert self._error is not None
+                raise _again(self._error) from None
+            if isinstance(item, _Mark):
+                self.gaps += 1
+                self.position = item.position
+                continue
+            if self.position is not None and isinstance(item, Publication) and item.offset:
+                self.position = attrs.evolve(self.position, offset=item.offset)
+            return cast("_Item", item)
+
+    def _params(self) -> dict[str, object]:
+        params: dict[str, object] = {"channel": self.topic}
+        if self._recoverable:
+            params["recoverable"] = True
+        if self._join_leave:
+            params["join_leave"] = True
+        if self._reached is not None:
+            params |= {
+                "recover": True,
+                "offset": self._reached.offset,
+                "epoch": self._reached.epoch,
+            }
+        return params
+
+    def _subscribed(self, result: _Subscribed) -> None:
+        tracked = result.recoverable or result.positioned
+        top = Position(result.offset, result.epoch) if tracked else None
+        self.recovered = self._resuming and self._reached is not None and result.recovered
+        if self.recovered:
+            assert self._reached is not None
+            self._reached = attrs.evolve(self._reached, epoch=result.epoch)
+        else:
+            self._reached = top
+        if not self._settled.is_set():
+            self.position = self._reached
+            self.gaps = int(self._resuming and not self.recovered)
+        elif not self.recovered:
+            self._inbox.put(_Mark(top))
+        self._resuming = True
+        for pub in result.publications:
+            self._deliver(pub)
+        if self.recovered:
+            self._reached = top
+        self._settled.set()
+
+    def _deliver(self, pub: _Pub) -> None:
+        if pub.offset and self._reached is not None and not pub.channel:
+            if pub.offset <= self._reached.offset:
+                return  # came with the recovery already
+            self._reached = attrs.evolve(self._reached, offset=pub.offset)
+        self._inbox.put(pub.freeze(self.topic))
+
+    def _fail(self, error: ClientError) -> None:
+        if self._error is None:
+            self._error = error
+            self._inbox.finish()
+            self._settled.set()
+
+
+class Messages(AsyncIterator[Publication]):
+    """What arrives for this fd: direct messages and what the server pushes; all on topic `fd:N`.
+
+    Publications on topics that the server subscribed this connection to come here as well.
+    At most once: a message sent while we are away finds no such fd, and its sender is told.
+    Until somebody iterates, the 256 newest are kept and `dropped` counts the others; from then
+    on, not taking them makes the client stop reading, as with a `Subscription`.
+    """
+
+    def __init__(self, taken: Callable[[], None]) -> None:
+        self.dropped = 0
+        self._inbox = _Inbox(taken)
+        self._wanted = False
+        self._error: ClientError | None = None
+
+    def __aiter__(self) -> "Messages":
+        return self
+
+    async def __anext__(self) -> Publication:
+        self._wanted = True
+        try:
+            return cast("Publication", await self._inbox.take())
+        except trio.EndOfChannel:
+            assert self._error is not None
+            raise _again(self._error) from None
+
+    def _deliver(self, publication: Publication) -> None:
+        if not self._wanted and self._inbox.full:
+            self._inbox.drop_oldest()
+            self.dropped += 1
+        self._inbox.put(publication)
+
+    def _fail(self, error: ClientError) -> None:
+        if self._error is None:
+            self._error = error
+            self._inbox.finish()
+
+
+def _again(error: ClientError) -> ClientError:
+    # An exception that is raised twice drags the first traceback along.
+    if isinstance(error, Unavailable):
+        return Unavailable(error.code, error.reason)
+    if isinstance(error, RequestFailed):
+        return RequestFailed(error.code, error.message, error.temporary)
+    return error
+
+
+@attrs.define(eq=False)
+class _Pending:
+    """A request whose reply has not come."""
+
+    subscription: Subscription[Any] | None
+    done: trio.Event = attrs.field(factory=trio.Event)
+    reply: _Reply | None = None
+    lost: _Lost | None = None
+
+
+class _Link:
+    """One connection to the broker, from its handshake to its end."""
+
+    def __init__(
+        self,
+        ws: trio_websocket.WebSocketConnection,
+        nursery: trio.Nursery,
+        came_up: Callable[[], None],
+    ) -> None:
+        self.ws = ws
+        self.nursery = nursery
+        self.came_up = came_up
+        self.pending: dict[int, _Pending] = {}
+        self.ping = 0
+        self.pong = False
+        self.server_topics: set[str] = set()
+        self.closing = False
+        self.written = trio.Event()
+        self.room = trio.Event()
+        self._ids = itertools.count(1)
+        self._mail, self._queued = trio.open_memory_channel[bytes](math.inf)
+
+    @property
+    def full(self) -> bool:
+        return self._queued.statistics().current_buffer_used >= OUTBOX_COMMANDS
+
+    def post(self, line: bytes) -> None:
+        """Queue one command. Never waits: callers that need no reply look at `full` first."""
+        if not self.closing:
+            self._mail.send_nowait(line)
+
+    def ask(
+        self,
+        method: str,
+        params: Mapping[str, object],
+        subscription: Subscription[Any] | None = None,
+    ) -> tuple[int, _Pending]:
+        number = next(self._ids)
+        self.post(_encode({"id": number, method: params}))
+        pending = self.pending[number] = _Pending(subscription)
+        return number, pending
+
+    def finish(self) -> None:
+        """The writer sends what is queued, then says goodbye."""
+        self.closing = True
+        self._mail.close()
+
+    async def write(self) -> None:
+        """Send what is posted until `finish`, then close with 1000 and wait for the answer."""
+        try:
+            async for line in self._queued:
+                lines, size = [line], len(line)
+                while size < FRAME_BYTES:
+                    try:
+                        lines.append(self._queued.receive_nowait())
+                    except (trio.WouldBlock, trio.EndOfChannel):
+                        break
+                    size += len(lines[-1])
+                self.room.set()
+                self.room = trio.Event()
+                await self.ws.send_message(b"\n".join(lines).decode())
+            await self.ws.aclose(CloseCode.NORMAL)
+        except (trio_websocket.ConnectionClosed, ProtocolError):
+            pass  # the reader finds out why
+        finally:
+            self.written.set()
+
+
+class Client:
+    """A connection to the broker that comes back by itself; made by `open_client`.
+
+    Methods that ask the broker wait for its reply. They raise `RequestFailed` for an error
+    reply, `ConnectionLost` when the connection drops in between, and `Unavailable` once it is
+    gone for good. Called while reconnecting they wait for the connection: the caller brings the
+    deadline. Cancelling one leaves the client usable; the request may still be carried out.
+
+    `data` is any value that JSON can hold, or `msgspec.Raw` for ready JSON.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        address: tuple[str, int, str],
+        open_stream: OpenStream,
+        headers: Sequence[tuple[bytes, bytes]],
+    ) -> None:
+        self.url = url
+        self.messages = Messages(self._wake_reader)
+        """What arrives for this fd, as an async iterator."""
+        self._host, self._port, self._resource = address
+        self._open_stream = open_stream
+        self._headers = headers
+        self._hello: dict[str, object] = {}
+        self._fd: Fd = 0
+        self._first = True
+        self._link: _Link | None = None
+        self._end: Unavailable | None = None
+        self._changed = trio.Event()
+        self._subscriptions: dict[str, Subscription[Any]] = {}
+        self._crowded: set[_Inbox] = set()
+        self._reader_wake: trio.Event | None = None
+        self._stopped = trio.Event()
+
+    @property
+    def fd(self) -> Fd:
+        """The number of this connection on the broker; another one after each reconnect."""
+        return self._fd
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection now; False while reconnecting and once it is gone."""
+        return self._link is not None and self._end is None
+
+    async def publish(self, topic: str, data: object, *, reply: bool = True) -> None:
+        """Publish `data` to everybody who subscribed to `topic`.
+
+        With `reply=False` the command is only queued: fastest, at most once, and nobody tells
+        you when it is refused. It waits when 1,000 commands are queued already.
+        """
+        params = {"channel": topic, "data": data}
+        if reply:
+            await self._request("publish", params)
+        else:
+            await self._tell("publish", params)
+
+    async def push(self, fd: Fd, data: object) -> None:
+        """Send `data` to the one connection `fd`; `RequestFailed` 102 if there is no such fd."""
+        await self.publish(f"fd:{fd}", data)
+
+    async def send(self, data: object) -> None:
+        """Send `data` to the server's app. There is no reply."""
+        await self._tell("send", {"data": data})
+
+    async def rpc(self, method: str, data: object = None) -> object:
+        """Call `method` of the server's app and return its answer."""
+        reply = await self._request("rpc", {"method": method, "data": data})
+        return None if reply.rpc is None else msgspec.json.decode(reply.rpc.data)
+
+    async def history(
+        self,
+        topic: str,
+        *,
+        limit: int | None = None,
+        since: Position | None = None,
+        reverse: bool = False,
+    ) -> History:
+        """What `topic` keeps, oldest first, or newest first with `reverse`.
+
+        `limit` None means all, 0 the position alone. `since` leaves out all up to that position
+        (with `reverse`: from it on); `RequestFailed` 112 if that is not kept any more.
+        """
+        params: dict[str, object] = {"channel": topic, "limit": -1 if limit is None else limit}
+        if since is not None:
+            params["since"] = {"offset": since.offset, "epoch": since.epoch}
+        if reverse:
+            params["reverse"] = True
+        result = (await self._request("history", params)).history or _History()
+        return History(
+            tuple(pub.freeze(topic) for pub in result.publications),
+            Position(result.offset, result.epoch),
+        )
+
+    async def presence(self, topic: str) -> dict[str, ClientInfo]:
+        """Who is subscribed to `topic`, by fd in decimal."""
+        result = (await self._request("presence", {"channel": topic})).presence or _Presence()
+        return {client: info.freeze() for client, info in result.presence.items()}
+
+    async def presence_stats(self, topic: str) -> PresenceStats:
+        """How many are subscribed to `topic`."""
+        reply = await self._request("presence_stats", {"channel": topic})
+        result = reply.presence_stats or _Stats()
+        return PresenceStats(result.num_clients, result.num_users)
+
+    @overload
+    def subscribe(
+        self,
+        topic: str,
+        *,
+        recoverable: bool = True,
+        join_leave: Literal[False] = False,
+        since: Position | None = None,
+    ) -> AbstractAsyncContextManager[Subscription[Publication]]: ...
+
+    @overload
+    def subscribe(
+        self,
+        topic: str,
+        *,
+        recoverable: bool = True,
+        join_leave: Literal[True],
+        since: Position | None = None,
+    ) -> AbstractAsyncContextManager[Subscription[Publication | Join | Leave]]: ...
+
+    def subscribe(
+        self,
+        topic: str,
+        *,
+        recoverable: bool = True,
+        join_leave: bool = False,
+        since: Position | None = None,
+    ) -> AbstractAsyncContextManager[Subscription[Any]]:
+        """Subscribe to a topic or a pattern (`news.*`, `news.>`) for the time of a block.
+
+        Subscribed when entered; raises `RequestFailed` when the broker refuses, and
+        `ClientError` when this client holds a subscription to the same topic already.
+
+        `recoverable`: after a reconnect, get what was published meanwhile, where the topic
+        keeps history. `since`: begin with what was published after that position.
+        `join_leave`: the iterator also yields `Join` and `Leave`.
+        """
+        return self._subscribe(
+            Subscription(
+                topic,
+                recoverable=recoverable,
+                join_leave=join_leave,
+                since=since,
+                taken=self._wake_reader,
+            )
+        )
+
+    @asynccontextmanager
+    async def _subscribe(
+        self, subscription: Subscription[Any]
+    ) -> AsyncGenerator[Subscription[Any], None]:
+        topic = subscription.topic
+        self._check()
+        if topic in self._subscriptions:
+            raise ClientError(
+                f"already subscribed to {topic!r}: iterate over that subscription, "
+                "or open another client"
+            )
+        self._subscriptions[topic] = subscription
+        try:
+            # Without a link, the next one subscribes us.
+            if self._link is not None:
+                self._link.nursery.start_soon(self._join, self._link, subscription)
+            await subscription._settled.wait()
+            if subscription._error is not None:
+                raise _again(subscription._error)
+            yield subscription
+        finally:
+            if self._subscriptions.get(topic) is subscription:
+                del self._subscriptions[topic]
+                if self._link is not None:
+                    # Nobody waits for the reply; it only has to get there before anything later.
+                    self._link.ask("unsubscribe", {"channel": topic})
+            subscription._inbox.discard()
+
+    # Requests.
+
+    def _check(self) -> None:
+        if self._end is not None:
+            raise _again(self._end)
+
+    async def _wait_link(self) -> _Link:
+        await trio.lowlevel.checkpoint()
+        while self._link is None or self._end is not None:
+            self._check()
+            await self._changed.wait()
+        return self._link
+
+    async def _request(self, method: str, params: Mapping[str, object]) -> _Reply:
+        return await self._ask(await self._wait_link(), method, params)
+
+    async def _ask(
+        self,
+        link: _Link,
+        method: str,
+        params: Mapping[str, object],
+        subscription: Subscription[Any] | None = None,
+    ) -> _Reply:
+        number, pending = link.ask(method, params, subscription)
+        self._wake_reader()
+        try:
+            await pending.done.wait()
+        finally:
+            link.pending.pop(number, None)
+        if pending.lost is not None:
+            self._check()
+            raise ConnectionLost(pending.lost.code, pending.lost.reason)
+        reply = pending.reply
+        assert reply is not None
+        if reply.error is not None:
+            error = reply.error
+            raise RequestFailed(error.code, error.message, error.temporary)
+        return reply
+
+    async def _tell(self, method: str, params: Mapping[str, object]) -> None:
+        line = _encode({method: params})
+        link = await self._wait_link()
+        while link.full:
+            await link.room.wait()
+            link = await self._wait_link()
+        link.post(line)
+
+    async def _join(self, link: _Link, subscription: Subscription[Any]) -> None:
+        """Subscribe on this link; asks again while the broker says that it may help."""
+        for attempt in itertools.count():
+            if self._subscriptions.get(subscription.topic) is not subscription:
+                return
+            try:
+                await self._ask(link, "subscribe", subscription._params(), subscription)
+            except ConnectionLost:
+                return  # the next link asks again
+            except RequestFailed as error:
+                if not error.temporary:
+                    self._end_subscription(subscription, error)
+                    return
+            else:
+                return
+            await trio.sleep(_backoff(attempt))
+
+    def _end_subscription(self, subscription: Subscription[Any], error: ClientError) -> None:
+        if self._subscriptions.get(subscription.topic) is subscription:
+            del self._subscriptions[subscription.topic]
+        subscription._fail(error)
+
+    # The reader.
+
+    def _wake_reader(self) -> None:
+        if self._reader_wake is not None:
+            self._reader_wake.set()
+
+    async def _wait_room(self, link: _Link) -> None:
+        """Pause while a consumer is behind, unless somebody waits for a reply."""
+        while self._crowded and not link.pending and not link.closing:
+            self._crowded = {inbox for inbox in self._crowded if inbox.full}
+            if self._crowded:
+                self._reader_wake = trio.Event()
+                await self._reader_wake.wait()
+                self._reader_wake = None
+
+    async def _read(self, link: _Link) -> None:
+        """Handle what arrives until the connection ends; always raises."""
+        while True:
+            # The interval counts only while we read: a pause of ours is not the broker's silence.
+            silence = link.ping + PING_GRACE_SECONDS if link.ping else math.inf
+            with trio.move_on_after(silence) as listening:
+                message = await link.ws.get_message()
+            if listening.cancelled_caught:
+                raise _Lost(CloseCode.NO_PONG, f"nothing heard from the broker for {silence:g} s")
+            if link.closing:
+                continue
+            try:
+                for reply in _decode(message):
+                    self._handle(link, reply)
+            except (msgspec.MsgspecError, ValueError) as error:
+                raise _Lost(
+                    CloseCode.PROTOCOL_ERROR, f"the answer is not this broker's protocol ({error})"
+                ) from error
+            await self._wait_room(link)
+
+    def _handle(self, link: _Link, reply: _Reply) -> None:
+        if reply.id:
+            pending = link.pending.pop(reply.id, None)
+            if self._link is not link and self._end is None:
+                self._welcome(link, reply)
+            elif pending is not None:
+                subscription = pending.subscription
+                if reply.subscribe is not None and subscription is not None:
+                    # Here and not in the task that waits: publications may follow in this frame.
+                    subscription._subscribed(reply.subscribe)
+                    self._note(subscription._inbox)
+                pending.reply = reply
+                pending.done.set()
+        elif reply.push is not None:
+            self._handle_push(link, reply.push)
+        elif link.pong:
+            link.post(b"{}")
+
+    def _welcome(self, link: _Link, reply: _Reply) -> None:
+        if reply.error is not None:
+            error = reply.error
+            raise _Lost(error.code, error.message, final=not error.temporary)
+        if reply.connect is None:
+            raise ValueError("no connect reply")
+        self._fd = int(reply.connect.client)
+        link.ping, link.pong = reply.connect.ping, reply.connect.pong
+        link.server_topics = {f"fd:{self._fd}", *reply.connect.subs}
+        self._link = link
+        link.came_up()
+        self._tell_change()
+        for subscription in self._subscriptions.values():
+            link.nursery.start_soon(self._join, link, subscription)
+
+    def _handle_push(self, link: _Link, push: _Push) -> None:
+        topic = push.channel
+        subscription = self._subscriptions.get(topic)
+        if push.disconnect is not None:
+            raise _Lost(push.disconnect.code, push.disconnect.reason)
+        if push.message is not None:
+            self.messages._deliver(Publication(f"fd:{self._fd}", bytes(push.message.data)))
+            self._note_messages()
+        elif push.subscribe is not None:
+            link.server_topics.add(topic)
+        elif subscription is None:
+            if push.pub is not None and topic in link.server_topics:
+                self.messages._deliver(push.pub.freeze(topic))
+                self._note_messages()
+            elif push.unsubscribe is not None:
+                link.server_topics.discard(topic)
+        elif push.pub is not None:
+            subscription._deliver(push.pub)
+            self._note(subscription._inbox)
+        elif push.join is not None:
+            subscription._inbox.put(Join(topic, push.join.info.freeze()))
+            self._note(subscription._inbox)
+        elif push.leave is not None:
+            subscription._inbox.put(Leave(topic, push.leave.info.freeze()))
+            self._note(subscription._inbox)
+        elif push.unsubscribe is not None:
+            if push.unsubscribe.code >= 2500:
+                link.nursery.start_soon(self._join, link, subscription)
+            else:
+                reason = push.unsubscribe.reason or "unsubscribed by the broker"
+                self._end_subscription(subscription, RequestFailed(push.unsubscribe.code, reason))
+
+    def _note(self, inbox: _Inbox) -> None:
+        if inbox.full:
+            self._crowded.add(inbox)
+
+    def _note_messages(self) -> None:
+        if self.messages._wanted:
+            self._note(self.messages._inbox)
+
+    # The life of the client.
+
+    def _tell_change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _finish(self, end: Unavailable) -> None:
+        if self._end is None:
+            self._end = end
+            for subscription in self._subscriptions.values():
+                subscription._fail(end)
+            self.messages._fail(end)
+            self._tell_change()
+            self._wake_reader()
+
+    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Keep a connection until the client is closed or sent away.
+
+        Raises only before the first connection, when there is nobody else to tell.
+        """
+
+        def came_up() -> None:
+            if self._first:
+                self._first = False
+                task_status.started()
+
+        attempt = 0
+        try:
+            while True:
+                began = trio.current_time()
+                lost = await self._hold_link(came_up)
+                if self._end is not None:
+                    return
+                if lost.final:
+                    end = Unavailable(lost.code, lost.reason)
+                    if self._first:
+                        raise end
+                    self._finish(end)
+                    return
+                if self._first:
+                    raise ClientError(f"cannot connect to {self.url}: {lost.reason}")
+                if trio.current_time() - began >= RECONNECT_MOST_SECONDS:
+                    attempt = 0  # it worked; a broker that only greets is not hammered
+                pause = _backoff(attempt)
+                attempt += 1
+                _log.info(
+                    "%s: connection lost (%d: %s), next try in %.1f s",
+                    self.url, lost.code, lost.reason, pause,
+                )  # fmt: skip
+                await trio.sleep(pause)
+        finally:
+            self._stopped.set()
+
+    async def _hold_link(self, came_up: Callable[[], None]) -> _Lost:
+        """Connect, serve the connection until it ends, and return how it ended."""
+        lost: _Lost | None = None
+        link: _Link | None = None
+        with trio.move_on_after(CONNECT_SECONDS) as opening:
+
+            def opened() -> None:
+                opening.deadline = math.inf
+                came_up()
+
+            try:
+                stream = _Wire(await self._open_stream(self._host, self._port))
+                try:
+                    async with trio.open_nursery() as nursery:
+                        ws = await trio_websocket.wrap_client_stream(
+                            nursery,
+                            # Any stream will do; the annotation there is narrower than the code.
+                            cast("trio.SocketStream", stream),
+                            _host_header(self._host, self._port),
+                            self._resource,
+                            extra_headers=list(self._headers),
+                            max_message_size=MAX_MESSAGE_BYTES,
+                            receive_buffer_size=None,
+                        )
+                        stream.opened = True
+                        link = _Link(ws, nursery, opened)
+                        nursery.start_soon(link.write)
+                        link.ask("connect", self._hello)
+                        try:
+                            await self._read(link)
+                        except (_Lost, trio_websocket.ConnectionClosed) as error:
+                            lost = error if isinstance(error, _Lost) else _explain(error)
+                        if link.closing:
+                            await link.written.wait()
+                        nursery.cancel_scope.cancel()
+                finally:
+                    await trio.aclose_forcefully(stream)
+            except* _LOSSES as group:
+                lost = lost or _explain(group)
+            finally:
+                if link is not None:
+                    self._lose(link, lost)
+        return lost or _Lost(CloseCode.ABNORMAL, f"no answer within {CONNECT_SECONDS:g} s")
+
+    def _lose(self, link: _Link, lost: _Lost | None) -> None:
+        if self._link is link:
+            self._link = None
+        lost = lost or _Lost(CloseCode.ABNORMAL, "connection closed")
+        for pending in link.pending.values():
+            pending.lost = lost
+            pending.done.set()
+        link.pending.clear()
+        link.room.set()
+
+    async def _close(self) -> None:
+        """Send what is queued, close with 1000 and wait for the broker's Close."""
+        link = self._link
+        self._finish(Unavailable(CloseCode.NORMAL, "closed here"))
+        if link is not None:
+            link.finish()
+            self._wake_reader()
+            await self._stopped.wait()
+
+
+def _backoff(attempt: int) -> float:
+    """Full jitter: a thousand clients that lost one broker must not come back together."""
+    bound = RECONNECT_FIRST_SECONDS * 2.0 ** min(attempt, 10)
+    return random.uniform(0, min(RECONNECT_MOST_SECONDS, bound))  # noqa: S311 - not a secret
+
+
+def _split(url: str) -> tuple[str, int, str]:
+    """Host, port and the path with its query."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ClientError(f"{url!r} is not a WebSocket URL: {error}") from None
+    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        raise ClientError(
+            f"{url!r} is not a WebSocket URL: it must look like ws://host:9501 or wss://host"
+        )
+    resource = parts.path or "/"
+    if parts.query:
+        resource += f"?{parts.query}"
+    return parts.hostname, port or (443 if parts.scheme == "wss" else 80), resource
+
+
+def _host_header(host: str, port: int) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return name if port in (80, 443) else f"{name}:{port}"
+
+
+def _opener(url: str, ssl_context: ssl.SSLContext | None) -> OpenStream:
+    if urlsplit(url).scheme != "wss":
+        return trio.open_tcp_stream
+
+    async def open_tls(host: str, port: int) -> trio.abc.Stream:
+        # https_compatible: peers close TCP without a TLS goodbye, and WebSocket has its own.
+        return await trio.open_ssl_over_tcp_stream(
+            host, port, ssl_context=ssl_context, https_compatible=True
+        )
+
+    return open_tls
+
+
+@asynccontextmanager
+async def open_client(
+    url: str,
+    *,
+    token: str = "",
+    name: str = "trio-broker",
+    data: object = None,
+    headers: Iterable[tuple[str, str]] = (),
+    ssl_context: ssl.SSLContext | None = None,
+    open_stream: OpenStream | None = None,
+) -> AsyncGenerator[Client, None]:
+    """Connect to the broker at `url` for the time of a block.
+
+    `token` and `data` go with the connect command, `headers` with the HTTP request.
+    `ssl_context` is for `wss` URLs (None: the system's certificates). `open_stream` replaces how
+    the broker is reached, TLS included: a Unix socket, a proxy, a memory stream.
+
+    Connected when entered. Raises `Unavailable` when the broker refuses for good and
+    `ClientError`, naming the URL, when it cannot be reached. From then on a lost connection is
+    made again after a random wait, and subscriptions recover what they missed.
+
+    Leaving sends what is queued and closes with 1000; it waits at most 2 s for the broker, also
+    when cancelled. What the block raises comes out as it is, not in an exception group.
+    """
+    address = _split(url)
+    client = Client(
+        url,
+        address,
+        open_stream or _opener(url, ssl_context),
+        [(key.encode("ascii"), value.encode("latin-1")) for key, value in headers],
+    )
+    client._hello = {"name": name}
+    if token:
+        client._hello["token"] = token
+    if data is not None:
+        client._hello["data"] = data
+    raised: Exception | KeyboardInterrupt | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            await nursery.start(client._run)
+            yield client
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - raised again below
+            raised = error
+        finally:
+            with trio.move_on_after(CLOSE_SECONDS, shield=True):
+                await client._close()
+            nursery.cancel_scope.cancel()
+    if raised is not None:
+        raise raised
