@@ -307,7 +307,7 @@ class Broker:
     async def serve(
         self,
         *,
-        listeners: Sequence[AnyListener] | None = None,
+        listeners: list[AnyListener] | None = None,
         task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve until `stop` is called and every connection has ended.
@@ -360,7 +360,6 @@ class Broker:
                         log.info("stopping", connections=len(self._hub.sessions))
                         intake.cancel_scope.cancel()
                     sessions.cancel_scope.deadline = trio.current_time() + config.drain_seconds
-                    http.stop()
                     for connection in list(node.connections.values()):
                         connection.shut_down()
                 if sessions.cancel_scope.cancelled_caught:

@@ -427,7 +427,7 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
                 self.position = item.position
                 continue
             if self.position is not None and isinstance(item, Publication) and item.offset:
-                self.position = attrs.evolve(self.position, offset=item.offset)
+                self.position = Position(item.offset, self.position.epoch)
             return cast("_Item", item)
 
     def _params(self) -> dict[str, object]:
@@ -450,7 +450,7 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
         self.recovered = self._resuming and self._reached is not None and result.recovered
         if self.recovered:
             assert self._reached is not None
-            self._reached = attrs.evolve(self._reached, epoch=result.epoch)
+            self._reached = Position(self._reached.offset, result.epoch)
         else:
             self._reached = top
         if not self._settled.is_set():
@@ -469,7 +469,7 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
         if pub.offset and self._reached is not None and not pub.channel:
             if pub.offset <= self._reached.offset:
                 return  # came with the recovery already
-            self._reached = attrs.evolve(self._reached, offset=pub.offset)
+            self._reached = Position(pub.offset, self._reached.epoch)
         self._inbox.put(pub.freeze(self.topic))
 
     def _fail(self, error: ClientError) -> None:

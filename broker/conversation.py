@@ -290,7 +290,9 @@ class Conversation:
             raise Refused(ErrorCode.NOT_AVAILABLE)
         if self._hooks.history is not None:
             await self._hooks.history(ReadEvent(self._connection, request.channel))
-        since = request.since and Position(request.since.offset, request.since.epoch)
+        since = None
+        if request.since is not None:
+            since = Position(request.since.offset, request.since.epoch)
         try:
             publications, top = self._router.engine.history(
                 request.channel, since, request.limit, request.reverse

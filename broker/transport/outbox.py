@@ -13,13 +13,14 @@ Rules:
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum
 from typing import Literal, TypeAlias
 
 import attrs
 import trio
 
+Writer: TypeAlias = Callable[[], Awaitable[None]]
 SlowRule: TypeAlias = Literal["close", "drop_oldest", "latest"]
 
 # One TLS record is 16 KiB; four of them in one call, yet progress is seen often enough to tell a
@@ -104,7 +105,7 @@ class Outbox:
         stream: trio.abc.SendStream,
         *,
         post: Callable[[list["Outbox"]], None],
-        start_writer: Callable[[Callable[[], object]], None],
+        start_writer: Callable[[Writer], None],
         on_slow: Callable[[], None],
         on_drop: Callable[[Mapping[str, int]], None],
         on_broken: Callable[[], None],
@@ -154,13 +155,14 @@ class Outbox:
         self.bytes += len(run.data)
         self.messages += run.messages
         if self.bytes > self.max_bytes or self.messages > self.max_messages:
-            self.overflow()
-            if self.sealed:
-                return Offer.FULL
+            return Offer.TAKEN if self.overflow() else Offer.FULL
         return Offer.TAKEN
 
-    def overflow(self) -> None:
-        """Bring the outbox back within its bounds: write, else apply the newest run's rule."""
+    def overflow(self) -> bool:
+        """Bring the outbox back within its bounds: write, else apply the newest run's rule.
+
+        False if that was not to be had, and the peer is being cut.
+        """
         if self._fileno >= 0 and self._writing:
             # It would not take more a moment ago; a peer that reads has made room since.
             self._write_now()
@@ -168,14 +170,16 @@ class Outbox:
             self.flush()
         # With no write that waits the stream keeps up, and this tick was merely a busy one.
         if not self.blocked or not self._is_over():
-            return
+            return True
         rule = self.mail[-1].rule
         if rule == "drop_oldest":
             self._drop(self._oldest_dropped())
         elif rule == "latest":
             self._drop(self._only_latest())
-        if self._is_over():
-            self._on_slow()
+        if not self._is_over():
+            return True
+        self._on_slow()
+        return False
 
     def seal(self, last: Run | None = None) -> None:
         """Take nothing more, after `last`. What is queued still goes out."""
@@ -234,7 +238,7 @@ class Outbox:
             self.blocked = True
             self._begin_writer(self._write_blocked)
 
-    def _begin_writer(self, writer: Callable[[], object]) -> None:
+    def _begin_writer(self, writer: Writer) -> None:
         self._writing = True
         self._start_writer(writer)
 
