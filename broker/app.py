@@ -19,7 +19,7 @@ from .config import Config
 from .connection import Connection, ConnectionInfo, Node, meet
 from .core.history import HistoryStatistics
 from .core.hub import Hub, HubStatistics
-from .core.messages import Fd, Initiator, Publication, PushResult
+from .core.messages import Fd, Publication, PushResult
 from .core.session import Subscription
 from .engines.memory import open_engine
 from .errors import CloseCode, Lagged
@@ -336,9 +336,7 @@ class Broker:
                     self.hooks,
                     router,
                     http.serve,
-                    partial(
-                        _may_connect, allowed=config.allowed_origins, loopback_bind=loopback
-                    ),
+                    partial(_may_connect, allowed=config.allowed_origins, loopback_bind=loopback),
                     _connection_limit(config),
                 )
                 upkeep.start_soon(_beat, node)

@@ -362,9 +362,7 @@ class Connection:
 
     # ending
 
-    def close(
-        self, code: int, reason: str = "", initiator: Initiator = Initiator.SERVER
-    ) -> bool:
+    def close(self, code: int, reason: str = "", initiator: Initiator = Initiator.SERVER) -> bool:
         """Begin to close: the peer gets what is queued, then a Close frame. Never waits.
 
         False if the connection was closing already.
@@ -406,7 +404,9 @@ class Connection:
             if subscription is not None and subscription.recoverable:
                 # Nothing of the topic may reach the client now: it recovers from the last it saw.
                 self.outbox.drop_topic(topic)
-                self.end_subscription(topic, UnsubscribeCode.INSUFFICIENT_STATE, "insufficient state")
+                self.end_subscription(
+                    topic, UnsubscribeCode.INSUFFICIENT_STATE, "insufficient state"
+                )
 
     def _on_broken(self) -> None:
         """The stream is dead: the lane will see it as well, or has."""

@@ -15,7 +15,6 @@ import attrs
 import msgspec
 import structlog
 
-from .version import VERSION
 from .config import Config
 from .core.history import UnrecoverablePosition
 from .core.messages import ClientInfo, Position
@@ -36,6 +35,7 @@ from .protocols.centrifuge import CENTRIFUGE_JSON, METHODS, BadCommand, Command,
 from .router import DIRECT, Router, direct_fd
 from .transport import frames
 from .transport.outbox import Run
+from .version import VERSION
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -124,7 +124,9 @@ class Conversation:
             if not methods:
                 raise Refused(ErrorCode.METHOD_NOT_FOUND)
             if self._is_connected == (methods == ["connect"]):
-                raise Disconnect(CloseCode.BAD_REQUEST, "bad request: connect comes first, and once")
+                raise Disconnect(
+                    CloseCode.BAD_REQUEST, "bad request: connect comes first, and once"
+                )
             result = await getattr(self, f"_on_{methods[0]}")(command)
         except Refused as refusal:
             self._reply(_error(command.id, refusal))
@@ -167,7 +169,9 @@ class Conversation:
         if reply.user:
             self._router.hub.sessions.bind(fd, reply.user)
         user = self._router.hub.sessions.user_of(fd)
-        session.info = ClientInfo(str(fd), user, None if reply.info is None else to_json(reply.info))
+        session.info = ClientInfo(
+            str(fd), user, None if reply.info is None else to_json(reply.info)
+        )
         data = {"fd": fd}
         if isinstance(reply.data, dict):
             data |= reply.data

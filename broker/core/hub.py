@@ -140,6 +140,5 @@ class Hub:
         listeners = self._topics.get(topic, ())
         return {s.info.client: s.info for s in listeners if s.info is not None}
 
-
     def _find(self, name: str) -> Listeners | None:
         return self._patterns.get(name) if is_pattern(name) else self._topics.get(name)

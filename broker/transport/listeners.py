@@ -105,7 +105,9 @@ def _explain(config: Config, error: OSError) -> str:
     where = f"unix socket {config.unix}" if config.unix else f"port {config.port} on {config.host}"
     option = "--unix" if config.unix else "--port"
     if error.errno == errno.EADDRINUSE:
-        return f"{where} is already in use: stop what listens there, or choose another with {option}"
+        return (
+            f"{where} is already in use: stop what listens there, or choose another with {option}"
+        )
     if error.errno == errno.EACCES:
         return f"{where} is not allowed for this user: choose another with {option}"
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:

@@ -207,7 +207,9 @@ class Outbox:
                     break
                 frames.append(frame)
                 out -= len(frame)
-            kept.append(Run(frames, last.topic, last.rule, messages=min(len(frames), last.messages)))
+            kept.append(
+                Run(frames, last.topic, last.rule, messages=min(len(frames), last.messages))
+            )
         self._replace(kept)
         return before - self.messages
 
