@@ -29,6 +29,8 @@ async def open_listeners(config: Config) -> list[AnyListener]:
             plain = [await _open_unix(config.unix, config.backlog)]
         else:
             plain = await _open_tcp(config.host, config.port, config.backlog)
+    except UnicodeError:  # of the IDNA codec, for what cannot be a host name
+        raise ConfigError(_no_such_host(config)) from None
     except OSError as error:
         raise ConfigError(_explain(config, error)) from None
     for listener in plain:
@@ -111,8 +113,12 @@ def _explain(config: Config, error: OSError) -> str:
     if error.errno == errno.EACCES:
         return f"{where} is not allowed for this user: choose another with {option}"
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-        return f"cannot listen on {config.host}: not an address of this machine; see --host"
+        return _no_such_host(config)
     return f"cannot listen on {where}: {error.strerror or error}"
+
+
+def _no_such_host(config: Config) -> str:
+    return f"cannot listen on {config.host}: not an address of this machine; see --host"
 
 
 def describe(listeners: Sequence[AnyListener]) -> list[str]:
