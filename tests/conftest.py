@@ -1,8 +1,18 @@
 """What more than one test file needs; anything for one file lives in that file."""
 
+import http.client
 import logging
-from collections.abc import Iterator
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
 
+import attrs
 import pytest
 import structlog
 
@@ -20,3 +30,86 @@ def logging_restored() -> Iterator[None]:
         structlog.configure(**config)
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+PATIENCE = 10.0
+"""Seconds until a broker that does not start or stop fails its test."""
+
+
+@attrs.frozen
+class Process:
+    """A broker as users run it: `python -m broker`, for peers that do not speak Trio."""
+
+    port: int
+    process: "subprocess.Popen[bytes]"
+    output: Path
+
+    @property
+    def http(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def ws(self) -> str:
+        return f"ws://127.0.0.1:{self.port}"
+
+    def stop(self) -> str:
+        """Ask it to stop; what it printed, once it has ended well."""
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(PATIENCE) == 0
+        return self.output.read_text("utf-8")
+
+
+@pytest.fixture(scope="session")
+def missing() -> Callable[[str], NoReturn]:
+    """Say that a test cannot run here: in CI that is a failure, elsewhere a skipped test."""
+
+    def give_up(what: str) -> NoReturn:
+        if os.environ.get("CI"):
+            pytest.fail(what)
+        pytest.skip(what)
+
+    return give_up
+
+
+@pytest.fixture
+def start_broker(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Start `python -m broker` with these options; ended with the test at the latest."""
+    started = []
+
+    def start(*options: str) -> Process:
+        # The article's log names no port, so it is chosen here.
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        output = tmp_path / f"broker-{port}.out"
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "broker", "--host", "127.0.0.1"),
+                    *("--port", str(port), *options),
+                ],
+                stdout=file,
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            )
+        started.append(process)
+        deadline = time.monotonic() + PATIENCE
+        while not _is_healthy(port):
+            assert process.poll() is None, "the broker did not start"
+            assert time.monotonic() < deadline, "the broker does not answer"
+            time.sleep(0.02)  # a foreign process: no clock of ours moves it
+        return Process(port, process, output)
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def _is_healthy(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == 200
+    except ConnectionRefusedError:
+        return False
+    finally:
+        connection.close()

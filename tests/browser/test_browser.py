@@ -1,0 +1,258 @@
+"""The pages, as people meet them: in a real browser, against a broker of its own process."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+CLIENTS = Path(__file__).parents[2] / "clients"
+
+# What both sides of the article print, to the letter.
+CLIENT_LINES = ["client：打开连接", "client：接收到服务端的消息 this is server", "client：关闭连接"]
+SERVER_LINES = [
+    "websocket服务器启动成功",
+    "握手成功 fd1",
+    "接收客户端消息: 1:client：hello，服务端,opcode:1,fin:1",
+    "客户端 1 关闭",
+]
+
+
+class Tab:
+    """One tab with the chat page, and everything that went wrong in it."""
+
+    def __init__(self, context: Any, url: str, name: str = "") -> None:
+        self.page = context.new_page()
+        self.wrong: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("console", self._note)
+        self.page.goto(url)
+        self.wait_for("#state", "connected")
+        if name:
+            self.page.get_by_label("Your name").fill(name)
+            self.page.get_by_label("Your name").press("Enter")
+
+    def _note(self, said: Any) -> None:
+        if said.type == "error":
+            self.wrong.append(said.text)
+
+    @property
+    def fd(self) -> int:
+        found = re.fullmatch(r"you are fd (\d+)", self.page.inner_text("#me"))
+        assert found is not None
+        return int(found[1])
+
+    def say(self, text: str, to: int | str = "") -> None:
+        self.page.get_by_label("To fd").fill(str(to))
+        self.page.get_by_label("Message", exact=True).fill(text)
+        self.page.get_by_role("button", name="Send").click()
+
+    def wait_for(self, selector: str, text: str) -> Any:
+        """The element that says `text`, and nothing else, once it is there."""
+        found = self.page.locator(selector).filter(has_text=re.compile(f"^{re.escape(text)}$"))
+        found.first.wait_for()
+        return found
+
+    def shows(self, *messages: str) -> None:
+        """These messages are here, or soon will be, and no others: who, to whom, what."""
+        from playwright.sync_api import expect
+
+        shown = self.page.locator("#messages li:not(.note)")
+        expect(shown).to_have_text(list(messages), use_inner_text=True)
+
+
+@pytest.fixture
+def two_tabs(context: Any, start_broker: Callable[..., Any]) -> tuple[Tab, Tab]:
+    broker = start_broker()
+    return Tab(context, broker.http, "Mei"), Tab(context, broker.http, "Jonas")
+
+
+def test_two_tabs_chat(two_tabs: tuple[Tab, Tab]) -> None:
+    mei, jonas = two_tabs
+    mei.say("Hello from the first tab")
+    jonas.shows(f"Mei · fd {mei.fd} Hello from the first tab")
+    jonas.say("And hello from the second")
+    for tab in two_tabs:
+        tab.shows(
+            f"Mei · fd {mei.fd} Hello from the first tab",
+            f"Jonas · fd {jonas.fd} And hello from the second",
+        )
+        assert tab.wrong == []
+
+
+def test_each_sees_who_is_here_by_name(two_tabs: tuple[Tab, Tab]) -> None:
+    mei, jonas = two_tabs
+    for tab, other in ((mei, jonas), (jonas, mei)):
+        name = "Jonas" if other is jonas else "Mei"
+        tab.wait_for("#people li", f"{name} fd {other.fd}")
+        tab.wait_for("#count", "(2)")
+    gone = jonas.fd
+    jonas.page.close()
+    mei.wait_for("#messages .note", f"Jonas · fd {gone} left")
+    mei.wait_for("#count", "(1)")
+
+
+def test_a_direct_message_reaches_one_fd_only(
+    context: Any, start_broker: Callable[..., Any]
+) -> None:
+    broker = start_broker()
+    mei, jonas, third = (Tab(context, broker.http) for _ in range(3))
+    mei.say("for your eyes only", to=jonas.fd)
+    jonas.shows(f"fd {mei.fd} → you for your eyes only")
+    mei.shows(f"you → fd {jonas.fd} for your eyes only")
+    # A person in the list fills in the number.
+    jonas.page.get_by_role("button", name=f"fd {mei.fd}").click()
+    assert jonas.page.get_by_label("To fd").input_value() == str(mei.fd)
+    # What is public comes to the third as well, and is all it got.
+    jonas.say("for all")
+    third.shows(f"fd {jonas.fd} for all")
+
+
+def test_a_message_to_nobody_is_given_back(context: Any, start_broker: Callable[..., Any]) -> None:
+    tab = Tab(context, start_broker().http)
+    tab.say("anybody?", to=999)
+    tab.wait_for("#messages .bad", "Nobody here is fd 999.")
+    assert tab.page.get_by_label("Message", exact=True).input_value() == "anybody?"
+
+
+def test_what_people_write_is_never_markup(two_tabs: tuple[Tab, Tab]) -> None:
+    mei, jonas = two_tabs
+    nasty = "<img src=x onerror=document.title='owned'><b>bold</b>"
+    mei.page.get_by_label("Your name").fill("<i>Mei")
+    mei.page.get_by_label("Your name").press("Enter")
+    mei.say(nasty)
+    jonas.shows(f"<i>Mei · fd {mei.fd} {nasty}")
+    jonas.wait_for("#people li", f"<i>Mei fd {mei.fd}")
+    assert jonas.page.locator("#messages img, #messages li b b, #people i").count() == 0
+    assert jonas.page.title() == "trio-broker"
+
+
+def test_rooms_are_apart_and_who_comes_later_reads_what_was_said(
+    context: Any, start_broker: Callable[..., Any]
+) -> None:
+    broker = start_broker()
+    mei, jonas = Tab(context, broker.http), Tab(context, broker.http)
+    mei.page.get_by_label("Room").fill("tea & cake.*")
+    mei.page.get_by_role("button", name="Go").click()
+    mei.wait_for("#count", "(1)")
+    mei.say("only in here")
+    mei.shows(f"fd {mei.fd} only in here")
+    jonas.say("in the lobby")
+    jonas.shows(f"fd {jonas.fd} in the lobby")
+    jonas.page.get_by_label("Room").fill(mei.page.get_by_label("Room").input_value())
+    jonas.page.get_by_role("button", name="Go").click()
+    jonas.shows(f"fd {mei.fd} only in here")
+    mei.shows(f"fd {mei.fd} only in here")
+
+
+def test_a_tab_that_was_cut_off_recovers_what_it_missed(
+    context: Any, start_broker: Callable[..., Any]
+) -> None:
+    broker = start_broker()
+    lines: list[Any] = []
+
+    def through(socket: Any) -> None:
+        socket.connect_to_server()
+        lines.append(socket)
+
+    context.route_web_socket("**/connection/websocket", through)
+    mei, jonas = Tab(context, broker.http), Tab(context, broker.http)
+    before = mei.fd
+    jonas.say("one")
+    mei.shows(f"fd {jonas.fd} one")
+    lines[0].close(code=3000, reason="cable cut")
+    mei.wait_for("#state", "connecting")
+    jonas.say("two")
+    jonas.say("three")
+    mei.wait_for("#state", "connected")
+    mei.shows(*(f"fd {jonas.fd} {word}" for word in ("one", "two", "three")))
+    assert mei.fd > before
+
+
+def test_the_page_asks_nothing_of_any_other_host(
+    context: Any, start_broker: Callable[..., Any]
+) -> None:
+    broker = start_broker()
+    tab = Tab(context, broker.http)
+    assert len(tab.requests) >= 6
+    assert all(url.startswith(f"{broker.http}/") for url in tab.requests)
+    assert tab.wrong == []
+
+
+def test_the_page_fits_a_phone(context: Any, start_broker: Callable[..., Any]) -> None:
+    tab = Tab(context, start_broker().http)
+    tab.page.set_viewport_size({"width": 360, "height": 640})
+    assert tab.page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert tab.page.get_by_role("button", name="Send").is_visible()
+
+
+def lines_of(page: Any) -> list[str]:
+    """What the page prints to the console from now on."""
+    printed: list[str] = []
+    page.on("console", lambda said: printed.append(said.text))
+    return printed
+
+
+def test_the_article_is_printed_to_the_letter_on_both_sides(
+    context: Any, start_broker: Callable[..., Any]
+) -> None:
+    broker = start_broker("--log-format", "article")
+    page = context.new_page()
+    page.clock.install()
+    printed = lines_of(page)
+    page.goto(f"{(CLIENTS / 'article.html').as_uri()}?url={broker.ws}")
+    page.get_by_text(CLIENT_LINES[1]).wait_for()
+    assert printed == CLIENT_LINES[:2]
+    page.clock.fast_forward(4999)
+    assert printed == CLIENT_LINES[:2]
+    page.clock.fast_forward(1)
+    page.get_by_text(CLIENT_LINES[2]).wait_for()
+    assert printed == CLIENT_LINES
+    assert page.inner_text("#log").splitlines() == CLIENT_LINES
+    assert broker.stop().splitlines() == SERVER_LINES
+
+
+def test_the_demo_on_the_page_prints_the_same(
+    context: Any, start_broker: Callable[..., Any]
+) -> None:
+    broker = start_broker()
+    page = context.new_page()
+    page.clock.install()
+    page.goto(broker.http)
+    printed = lines_of(page)
+    page.get_by_role("button", name="Run").click()
+    page.locator("#log").get_by_text(CLIENT_LINES[1]).wait_for()
+    page.clock.fast_forward(5000)
+    page.locator("#log").get_by_text(CLIENT_LINES[2]).wait_for()
+    assert printed == CLIENT_LINES
+    assert page.locator("#log li").all_inner_texts() == CLIENT_LINES
+
+
+def test_the_sample_chat_works_from_a_file(context: Any, start_broker: Callable[..., Any]) -> None:
+    broker = start_broker()
+    pages = [context.new_page() for _ in range(2)]
+    for fd, page in enumerate(pages, 1):
+        page.goto(f"{(CLIENTS / 'chat.html').as_uri()}?broker={broker.http}")
+        page.get_by_text(f"you are fd {fd}").wait_for()
+    one, two = pages
+    one.get_by_label("Message").fill("hello")
+    one.get_by_role("button").click()
+    two.get_by_text("fd 1: hello", exact=True).wait_for()
+    two.get_by_label("To fd").fill("1")
+    two.get_by_label("Message").fill("psst")
+    two.get_by_role("button").click()
+    one.get_by_text("fd 2 to you: psst", exact=True).wait_for()
+
+
+def test_a_browser_that_opens_the_websocket_path_is_told_what_it_is(
+    context: Any, start_broker: Callable[..., Any]
+) -> None:
+    page = context.new_page()
+    answer = page.goto(f"{start_broker().http}/connection/websocket")
+    assert answer.status == 426
+    assert "speaks WebSocket" in page.inner_text("body")

@@ -1,0 +1,170 @@
+// What an unmodified Centrifuge client for JavaScript does with the broker.
+// usage: node scenarios.mjs SCENARIO WS-URL; exits 0 when it went as it should
+import assert from "node:assert/strict";
+import { Centrifuge } from "centrifuge";
+import WebSocket from "ws";
+
+const [scenario, url] = process.argv.slice(2);
+const PATIENCE = 8000;
+const timer = setTimeout(() => {
+  console.error(`${scenario}: still waiting after ${PATIENCE} ms`);
+  process.exit(1);
+}, PATIENCE);
+
+/** The next event of this name that satisfies `wanted`. */
+function next(emitter, name, wanted = () => true) {
+  return new Promise((resolve) => {
+    const listen = (context) => {
+      if (!wanted(context)) return;
+      emitter.removeListener(name, listen);
+      resolve(context);
+    };
+    emitter.on(name, listen);
+  });
+}
+
+/** A client that is connected; its fd is in `client.fd`. */
+async function connect(options = {}) {
+  const client = new Centrifuge(`${url}/connection/websocket`, { websocket: WebSocket, ...options });
+  const connected = next(client, "connected");
+  client.connect();
+  const context = await connected;
+  client.fd = Number(context.client);
+  assert.deepEqual(context.data, { fd: client.fd });
+  return client;
+}
+
+async function subscribe(client, topic, options = {}) {
+  const sub = client.newSubscription(topic, options);
+  const subscribed = next(sub, "subscribed");
+  sub.subscribe();
+  await subscribed;
+  return sub;
+}
+
+const data = ({ publications }) => publications.map((publication) => publication.data);
+
+const scenarios = {
+  async messages() {
+    const [alice, bob] = [await connect(), await connect()];
+    const [a, b] = [await subscribe(alice, "room.lobby"), await subscribe(bob, "room.lobby")];
+    const arrived = Promise.all([next(a, "publication"), next(b, "publication")]);
+    await a.publish({ text: "你好" });
+    for (const publication of await arrived) {
+      assert.deepEqual(publication.data, { text: "你好" });
+      assert.equal(publication.info.client, String(alice.fd));
+    }
+    a.unsubscribe();
+    let heard = false;
+    a.on("publication", () => (heard = true));
+    const last = next(b, "publication");
+    await b.publish("only bob");
+    await last;
+    await alice.publish("elsewhere", 1); // a round trip: nothing is on its way any more
+    assert.ok(!heard);
+  },
+
+  async history() {
+    const sub = await subscribe(await connect(), "news");
+    for (const n of [1, 2, 3]) await sub.publish(n);
+    const all = await sub.history({ limit: 100 });
+    assert.deepEqual(data(all), [1, 2, 3]);
+    assert.equal(all.offset, 3);
+    assert.deepEqual(data(await sub.history({ limit: 2, reverse: true })), [3, 2]);
+    const since = { offset: 1, epoch: all.epoch };
+    assert.deepEqual(data(await sub.history({ limit: 100, since })), [2, 3]);
+    assert.deepEqual(data(await sub.history({ limit: 0 })), []);
+  },
+
+  async presence() {
+    const [alice, bob] = [await connect(), await connect()];
+    const a = await subscribe(alice, "room.lobby", { joinLeave: true });
+    const joined = next(a, "join", ({ info }) => info.client !== String(alice.fd));
+    const b = await subscribe(bob, "room.lobby");
+    assert.equal((await joined).info.client, String(bob.fd));
+    const { clients } = await a.presence();
+    assert.deepEqual(Object.keys(clients).sort(), [alice.fd, bob.fd].map(String).sort());
+    assert.equal((await a.presenceStats()).numClients, 2);
+    const left = next(a, "leave");
+    b.unsubscribe();
+    assert.equal((await left).info.client, String(bob.fd));
+    const leftAgain = next(a, "leave");
+    b.subscribe();
+    await next(a, "join");
+    bob.disconnect();
+    assert.equal((await leftAgain).info.client, String(bob.fd));
+    assert.equal((await a.presenceStats()).numClients, 1);
+  },
+
+  async recovery() {
+    const [alice, bob] = [await connect(), await connect()];
+    const a = await subscribe(alice, "room.lobby", { recoverable: true });
+    const seen = [];
+    a.on("publication", ({ data }) => seen.push(data));
+    const first = next(a, "publication");
+    await bob.publish("room.lobby", 1);
+    await first;
+    alice.disconnect();
+    for (const n of [2, 3, 4]) await bob.publish("room.lobby", n);
+    const back = next(a, "subscribed");
+    const caughtUp = next(a, "publication", ({ data }) => data === 4);
+    alice.connect();
+    const context = await back;
+    assert.ok(context.wasRecovering && context.recovered);
+    await caughtUp;
+    const live = next(a, "publication", ({ data }) => data === 5);
+    await bob.publish("room.lobby", 5);
+    await live;
+    assert.deepEqual(seen, [1, 2, 3, 4, 5]);
+  },
+
+  async lost() {
+    const [alice, bob] = [await connect(), await connect()];
+    const a = await subscribe(alice, "room.lobby", { recoverable: true });
+    alice.disconnect();
+    for (let n = 0; n < 105; n++) await bob.publish("room.lobby", n); // history keeps 100
+    const back = next(a, "subscribed");
+    alice.connect();
+    const context = await back;
+    assert.ok(context.wasRecovering && !context.recovered);
+  },
+
+  async direct() {
+    const [alice, bob] = [await connect(), await connect()];
+    const topic = `fd:${bob.fd}`;
+    const arrived = next(bob, "publication", ({ channel }) => channel === topic);
+    await alice.publish(topic, { text: "only you" });
+    const publication = await arrived;
+    assert.deepEqual(publication.data, { text: "only you" });
+    assert.equal(publication.info.client, String(alice.fd));
+    await assert.rejects(alice.publish("fd:999999", 1), { code: 102 });
+    const sub = alice.newSubscription(topic);
+    const refused = next(sub, "unsubscribed");
+    sub.subscribe();
+    assert.equal((await refused).code, 103);
+  },
+
+  async patterns() {
+    const [alice, bob] = [await connect(), await connect()];
+    const one = await subscribe(alice, "news.*");
+    const rest = await subscribe(alice, "news.>");
+    const arrived = Promise.all([next(one, "publication"), next(rest, "publication")]);
+    await bob.publish("news.sport", "goal");
+    for (const publication of await arrived) {
+      assert.equal(publication.data, "goal"); // this SDK does not tell which topic it came on
+    }
+    const deep = next(rest, "publication");
+    one.on("publication", () => assert.fail("* is one token"));
+    await bob.publish("news.sport.football", "deep");
+    assert.equal((await deep).data, "deep");
+  },
+
+  async rpc() {
+    const client = await connect();
+    await assert.rejects(client.rpc("nothing", {}), { code: 104 });
+  },
+};
+
+await scenarios[scenario]();
+clearTimeout(timer);
+process.exit(0);
