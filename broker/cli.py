@@ -6,9 +6,6 @@ exit status 2. What the broker refuses is one line and status 1. A traceback mea
 `serve` is the default command: arguments that do not begin with a command's name are its own,
 so `python -m broker --port 9000 app:broker` and `python -m broker serve --port 9000 app:broker`
 are the same. A command's name can never be mistaken for an app, which holds a colon.
-
-The broker and the client are imported by the commands that use them, so that `--help` and a
-mistyped option answer at once.
 """
 
 import importlib

@@ -65,6 +65,13 @@ def _choice(allowed: Any) -> Validator:
     return check
 
 
+def _host(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    try:
+        value.encode("idna")
+    except UnicodeError as error:
+        raise ValueError(f"{field.name} is {value!r}: must be a name or an address") from error
+
+
 def _paths(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
     for path in value:
         if not path.startswith("/"):
@@ -108,7 +115,7 @@ class Config:
     """The settings of one broker. Checked when made: a wrong value raises `ValueError`."""
 
     # where to listen
-    host: str = "localhost"
+    host: str = attrs.field(default="localhost", validator=_host)
     """Loopback, both families: a wider bind is a decision, not a default."""
     port: int = attrs.field(default=9501, validator=_number(0, 65535))
     """As in the Swoole tutorial. 0 lets the system choose."""

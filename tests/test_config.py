@@ -21,6 +21,7 @@ def file(tmp_path: Path) -> Path:
         ("port", 65536, "port is 65536: must be from 0 to 65535"),
         ("port", True, "port is True: must be from 0 to 65535"),
         ("port", "9501", "port is '9501': must be from 0 to 65535"),
+        ("host", "a..b", "host is 'a..b': must be a name or an address"),
         ("backlog", 0, "backlog is 0: must be at least 1"),
         ("max_connections", 0, "max_connections is 0: must be at least 1"),
         ("open_seconds", 0, "open_seconds is 0: must be more than 0"),

@@ -1,0 +1,150 @@
+"""How Sphinx builds the documentation: `nox -s docs`.
+
+What can be read from the source is not written again: the tables of settings, codes and command
+line options are made here, into docs/_build/generated, and included by the pages.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import click
+from sphinx.application import Sphinx
+
+from broker.cli import main
+from broker.config import Config, TopicRules
+from broker.errors import CloseCode, ErrorCode, UnsubscribeCode
+from broker.version import VERSION
+
+project = "trio-broker"
+author = copyright = "the trio-broker authors"
+release = version = VERSION
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"trio-broker {VERSION}"
+
+# Docstrings write code in single backticks.
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_class_signature = "mixed"
+nitpicky = True
+# References that we write name what is public, `broker.Broker`. Signatures also name where a thing
+# is defined, and other projects' types: those have no pages here, and no network is needed.
+nitpick_ignore_regex = [(r"py:.*", r"(?!broker\.[A-Za-z]+$).*")]
+
+HERE = Path(__file__).parent
+GENERATED = HERE / "_build" / "generated"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines) + "\n"
+
+
+def _field_docs(class_name: str) -> Iterator[tuple[str, str]]:
+    """Each field of a class in config.py with the string below it, and the comments as headings."""
+    source = (HERE.parent / "broker" / "config.py").read_text(encoding="utf-8")
+    classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+    body = next(node for node in classes if node.name == class_name).body
+    lines = source.splitlines()
+    for field, below in zip(body, [*body[1:], None], strict=True):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            comment = re.fullmatch(r"\s*# (.*)", lines[field.lineno - 2])
+            if comment:
+                yield "", comment[1]
+            doc = below.value if isinstance(below, ast.Expr) else None
+            yield field.target.id, str(doc.value) if isinstance(doc, ast.Constant) else ""
+
+
+def _default(value: object) -> str:
+    if value is None:
+        return "unset"
+    if isinstance(value, tuple):
+        return f"`[{', '.join(repr(item) for item in value)}]`".replace("'", '"')
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, int) and value >= 10_000:
+        return f"`{value:_}`"
+    return f"`{value}`"
+
+
+def _settings() -> str:
+    text = []
+    for made, prefix in ((Config(), ""), (TopicRules(), "topics.")):
+        rows: list[list[str]] = []
+        known = {field.name for field in attrs.fields(type(made))}
+        for name, words in _field_docs(type(made).__name__):
+            if not name:
+                if rows:
+                    text.append(_table(["setting", "default", "why"], rows))
+                    rows = []
+                text.append(f"\n## {words[:1].upper()}{words[1:]}\n")
+            elif name in known and name != "topics":
+                rows.append([f"`{prefix}{name}`", _default(getattr(made, name)), words])
+        if prefix:
+            text.append("\n## Topics\n")
+        text.append(_table(["setting", "default", "why"], rows))
+    return "\n".join(text)
+
+
+def _words(name: str) -> str:
+    return name.lower().replace("_", " ")
+
+
+def _codes() -> str:
+    errors = [[f"`{e:d}`", e.message, "yes" if e.temporary else ""] for e in ErrorCode]
+    unsubscribes = [
+        [f"`{u:d}`", _words(u.name), "yes" if u >= 2500 else ""] for u in UnsubscribeCode
+    ]
+    closes = [
+        [
+            f"`{c:d}`",
+            _words(c.name),
+            "" if 3500 <= c <= 3999 or 4500 <= c <= 4999 else "yes",
+        ]
+        for c in sorted(CloseCode)
+    ]
+    return "\n".join(
+        [
+            "## Error replies\n",
+            _table(["code", "message", "asking again may help"], errors),
+            "## Ends of a subscription\n",
+            _table(["code", "meaning", "official clients subscribe again"], unsubscribes),
+            "## Close codes\n",
+            _table(["code", "meaning", "official clients come back"], closes),
+        ]
+    )
+
+
+def _command_line() -> str:
+    parts = []
+    root = click.Context(main, info_name="python -m broker")
+    for name, command in main.commands.items():
+        ctx = click.Context(command, info_name=name, parent=root, max_content_width=90)
+        parts.append(f"## {name}\n\n```text\n{command.get_help(ctx)}\n```\n")
+    return "\n".join(parts)
+
+
+def _generate(_: Sphinx) -> None:
+    GENERATED.mkdir(parents=True, exist_ok=True)
+    for name, text in (
+        ("settings.md", _settings()),
+        ("codes.md", _codes()),
+        ("command-line.md", _command_line()),
+    ):
+        (GENERATED / name).write_text(text, encoding="utf-8")
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("builder-inited", _generate)
