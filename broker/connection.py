@@ -320,6 +320,8 @@ class Connection:
             # The queue may have taken its time, at the pace of a slow but living peer.
             answering.deadline = trio.current_time() + self._node.config.close_seconds
             await self._lane.wait_ended()
+            # Where the peer began, the answer to its Close was queued only now.
+            await self.outbox.wait_empty()
 
     async def _tell_closed(self) -> None:
         close = attrs.evolve(self._closing or _CUT, undelivered=self._undelivered)
