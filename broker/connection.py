@@ -411,8 +411,8 @@ class Connection:
                 )
 
     def _on_broken(self) -> None:
-        """The stream is dead: the lane will see it as well, or has."""
-        self.end_soon()
+        """The stream is dead, or its peer takes nothing: which the lane may never see."""
+        self._lane.lost()
 
     def end_subscription(self, topic: str, code: int, reason: str) -> bool:
         """End a client's subscription and tell it why; false if there was none."""
