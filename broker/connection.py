@@ -320,6 +320,8 @@ class Connection:
             # The queue may have taken its time, at the pace of a slow but living peer.
             answering.deadline = trio.current_time() + self._node.config.close_seconds
             await self._lane.wait_ended()
+            # Where the peer began, the answer to its Close was queued only now.
+            await self.outbox.wait_empty()
 
     async def _tell_closed(self) -> None:
         close = attrs.evolve(self._closing or _CUT, undelivered=self._undelivered)
@@ -409,8 +411,8 @@ class Connection:
                 )
 
     def _on_broken(self) -> None:
-        """The stream is dead: the lane will see it as well, or has."""
-        self.end_soon()
+        """The stream is dead, or its peer takes nothing: which the lane may never see."""
+        self._lane.lost()
 
     def end_subscription(self, topic: str, code: int, reason: str) -> bool:
         """End a client's subscription and tell it why; false if there was none."""

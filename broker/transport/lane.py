@@ -110,6 +110,11 @@ class Lane(trio.abc.Stream):
         self._deadline = None
         self._stop_messages()
 
+    def lost(self) -> None:
+        """Nothing can be sent any more, so nothing more is read."""
+        self.eof = True
+        self._end()
+
     @property
     def is_ending(self) -> bool:
         """Whether no more messages will come, whoever began it."""
@@ -274,7 +279,7 @@ class Lane(trio.abc.Stream):
         if header.fin:
             if self._open_opcode:
                 self._slow_opcode = self._open_opcode
-            self._open_opcode = 0
+            self._open_opcode = self._open_bytes = self._open_fragments = 0
             self._deadline = None
         else:
             self._start_deadline()

@@ -27,6 +27,10 @@ SlowRule: TypeAlias = Literal["close", "drop_oldest", "latest"]
 # slow peer from a dead one.
 _STREAM_CHUNK = 64 * 2**10
 
+# How often all other tasks may run before a stream that still has a chunk is taken to wait for its
+# peer. TLS over a socket with room takes two.
+_TICKS = 5
+
 
 @attrs.define(eq=False, slots=True)
 class Run:
@@ -77,6 +81,7 @@ class Outbox:
     """
 
     __slots__ = (
+        "_chunks",
         "_drained",
         "_fileno",
         "_in_flight",
@@ -88,6 +93,7 @@ class Outbox:
         "_stall_seconds",
         "_start_writer",
         "_stream",
+        "_watched",
         "_writing",
         "blocked",
         "bytes",
@@ -131,6 +137,8 @@ class Outbox:
         self._sent = 0  # bytes of mail[0] that have gone out
         self._in_flight = 0  # bytes behind those, handed to a stream that has yet to take them
         self._writing = False
+        self._watched = False
+        self._chunks = 0  # that a stream has taken
         self._drained: trio.Event | None = None
         self._post = post
         self._start_writer = start_writer
@@ -168,8 +176,13 @@ class Outbox:
             self._write_now()
         else:
             self.flush()
+        if not self.mail or not self._is_over():
+            return True
         # With no write that waits the stream keeps up, and this tick was merely a busy one.
-        if not self.blocked or not self._is_over():
+        if not self.blocked:
+            if self._fileno < 0 and not self._watched:
+                self._watched = True
+                self._start_writer(self._watch)
             return True
         rule = self.mail[-1].rule
         if rule == "drop_oldest":
@@ -303,6 +316,16 @@ class Outbox:
         finally:
             self.blocked = self._writing = False
 
+    async def _watch(self) -> None:
+        """See whether a stream is blocked, which unlike a socket it will not say."""
+        before = self._chunks
+        for _ in range(_TICKS):
+            await trio.lowlevel.checkpoint()
+        self._watched = False
+        if self._in_flight and self._chunks == before:
+            self.blocked = True
+            self.overflow()
+
     async def _write_stream(self) -> None:
         """Writer task of any other stream (TLS, memory): runs until the outbox is empty.
 
@@ -313,7 +336,6 @@ class Outbox:
                 waiting = b"".join([run.data for run in self.mail])
                 chunk = memoryview(waiting)[self._sent : self._sent + _STREAM_CHUNK]
                 sent_whole = False
-                self.blocked = True
                 self._in_flight = len(chunk)
                 try:
                     with trio.move_on_after(self._stall_seconds) as progress:
@@ -325,6 +347,7 @@ class Outbox:
                     if not sent_whole:
                         self.stalled = progress.cancelled_caught
                         self._break()
+                self._chunks += 1
                 if self.mail:
                     self._advance(len(chunk))
         except (trio.ClosedResourceError, trio.BrokenResourceError):

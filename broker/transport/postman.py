@@ -37,7 +37,7 @@ class PostOffice:
         self._rounds = 0
 
     def deliver(self, run: Run, outboxes: Iterable[Outbox]) -> int:
-        """Put one run into each outbox; return how many there were.
+        """Put one run into each outbox; return how many took it: a sealed one does not.
 
         Sync, so one publication is one atomic step. Linear in the outboxes, about 0.1 µs each: the
         loop is written out because a method call per outbox would double that.
@@ -48,6 +48,8 @@ class PostOffice:
         full = []
         count = 0
         for outbox in outboxes:
+            if outbox.sealed:
+                continue  # nothing may follow a Close frame, or a write that was cut off
             count += 1
             mail = outbox.mail
             if not mail:

@@ -1,0 +1,649 @@
+"""What leaves an outbox: whole frames, in order, all but those that a rule has dropped."""
+
+import socket
+import ssl
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TypeAlias
+
+import pytest
+import trio
+import trustme
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import (
+    MockClock,
+    lockstep_stream_pair,
+    memory_stream_pair,
+    wait_all_tasks_blocked,
+)
+
+from broker.transport import frames
+from broker.transport.outbox import Offer, Outbox, OutboxStatistics, Run, SlowRule
+
+StreamPair: TypeAlias = tuple[trio.abc.Stream, trio.abc.Stream]
+
+
+def narrow_socket_pair() -> StreamPair:
+    """A connected pair of real sockets that holds a few kilobytes and then would block."""
+    ours, theirs = trio.socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the system makes the least of it
+    return trio.SocketStream(ours), trio.SocketStream(theirs)
+
+
+AUTHORITY = trustme.CA(key_type=trustme.KeyType.ECDSA)
+
+
+def tls_pair() -> StreamPair:
+    """TLS over memory; `open_desk` sees to the handshake."""
+    ours, theirs = memory_stream_pair()
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    AUTHORITY.issue_cert("testserver").configure_cert(server)
+    client = ssl.create_default_context()
+    AUTHORITY.configure_trust(client)
+    return (
+        trio.SSLStream(ours, server, server_side=True),
+        trio.SSLStream(theirs, client, server_hostname="testserver"),
+    )
+
+
+PAIRS: dict[str, Callable[[], StreamPair]] = {
+    "socket": narrow_socket_pair,
+    "lockstep": lockstep_stream_pair,
+    "memory": memory_stream_pair,
+    "tls": tls_pair,
+}
+every_stream = pytest.mark.parametrize("make_pair", PAIRS.values(), ids=PAIRS.keys())
+blocking_streams = pytest.mark.parametrize(
+    "make_pair", [narrow_socket_pair, lockstep_stream_pair], ids=["socket", "lockstep"]
+)
+
+
+class Desk:
+    """An outbox, its peer, and what the outbox had to say."""
+
+    def __init__(
+        self, nursery: trio.Nursery, pair: StreamPair, max_bytes: int, max_messages: int
+    ) -> None:
+        self.ours, self.peer = pair
+        self.posted = 0
+        self.slow = 0
+        self.broken = 0
+        self.dropped: Counter[str] = Counter()
+        self.on_slow: Callable[[], object] = lambda: None
+        self.outbox = Outbox(
+            self.ours,
+            post=self._post,
+            start_writer=nursery.start_soon,
+            on_slow=self._slow,
+            on_drop=self._drop,
+            on_broken=self._broken,
+            max_bytes=max_bytes,
+            max_messages=max_messages,
+            stall_seconds=10,
+        )
+
+    def _post(self, outboxes: list[Outbox]) -> None:
+        assert outboxes == [self.outbox]
+        self.posted += 1
+
+    def _slow(self) -> None:
+        self.slow += 1
+        self.on_slow()
+
+    def _drop(self, dropped: Mapping[str, int]) -> None:
+        self.dropped.update(dropped)
+
+    def _broken(self) -> None:
+        self.broken += 1
+
+    def waiting(self) -> list[bytes]:
+        return [frame for run in self.outbox.mail for frame in run.frames]
+
+    async def block(self) -> bytes:
+        """Offer one large frame and have it begun, so that the stream takes no more."""
+        frame = frames.encode(frames.BINARY, bytes(300_000))
+        self.outbox.offer(Run((frame,)))
+        self.outbox.flush()
+        await wait_all_tasks_blocked()
+        assert self.outbox.mail
+        return frame
+
+    async def read_frames(self, wanted: int = 10**9) -> list[bytes]:
+        """Read whole frames until there were `wanted`, or all is out."""
+        wire = bytearray()
+        taken: list[bytes] = []
+        while len(taken) < wanted:
+            while (header := frames.read_header(wire)) and len(wire) >= sum(header[4:]):
+                size = header.size + header.length
+                taken.append(bytes(wire[:size]))
+                del wire[:size]
+            if len(taken) >= wanted:
+                break
+            with trio.move_on_after(1) as scope:
+                wire += await self.peer.receive_some(10_000)
+            if scope.cancelled_caught:
+                break
+        assert not wire
+        return taken
+
+
+@asynccontextmanager
+async def open_desk(
+    make_pair: Callable[[], StreamPair] = narrow_socket_pair,
+    *,
+    max_bytes: int = 10**9,
+    max_messages: int = 10**9,
+) -> AsyncGenerator[Desk, None]:
+    pair = make_pair()
+    async with trio.open_nursery() as nursery:
+        for stream in pair:
+            if isinstance(stream, trio.SSLStream):
+                nursery.start_soon(stream.do_handshake)
+    async with trio.open_nursery() as nursery:
+        yield Desk(nursery, pair, max_bytes, max_messages)
+        nursery.cancel_scope.cancel()
+    for stream in pair:
+        await trio.aclose_forcefully(stream)
+
+
+def text(content: object, size: int = 0) -> bytes:
+    return frames.text_frame(str(content).encode().ljust(size, b"."))
+
+
+def run_of(*contents: object, topic: str = "t", rule: SlowRule = "close", size: int = 0) -> Run:
+    return Run([text(content, size) for content in contents], topic, rule)
+
+
+def contents(taken: list[bytes]) -> list[str]:
+    """What `text` was given; a frame that `Desk.block` sent is left out."""
+    return [frame[2:].decode().rstrip(".") for frame in taken if len(frame) < 128]
+
+
+# going out
+
+
+@every_stream
+async def test_what_is_offered_arrives_whole_and_in_order(
+    make_pair: Callable[[], StreamPair], autojump_clock: MockClock
+) -> None:
+    async with open_desk(make_pair) as desk:
+        sent = [frames.encode(frames.BINARY, bytes([n % 256]) * (n * 37)) for n in range(200)]
+        for n in range(0, 200, 2):
+            assert desk.outbox.offer(Run(sent[n : n + 2])) is Offer.TAKEN
+        desk.outbox.flush()
+        assert await desk.read_frames(200) == sent
+        await wait_all_tasks_blocked()
+        assert desk.outbox.statistics() == OutboxStatistics(0, 0, 0, blocked=False)
+        assert not desk.outbox.mail
+
+
+async def test_nothing_is_written_before_flush_and_the_post_is_told_once() -> None:
+    async with open_desk() as desk:
+        desk.outbox.offer(run_of("a", "b"))
+        desk.outbox.offer(run_of("c"))
+        assert desk.posted == 1
+        assert desk.outbox.statistics() == OutboxStatistics(9, 3, 0, blocked=False)
+        desk.outbox.flush()
+        assert contents(await desk.read_frames(3)) == ["a", "b", "c"]
+        desk.outbox.offer(run_of("d"))
+        assert desk.posted == 2
+
+
+async def test_a_socket_with_room_is_written_to_at_once_without_a_task() -> None:
+    async with open_desk() as desk:
+        desk.outbox.offer(run_of("a"))
+        tasks = len(trio.lowlevel.current_task().child_nurseries[-1].child_tasks)
+        desk.outbox.flush()
+        assert len(trio.lowlevel.current_task().child_nurseries[-1].child_tasks) == tasks == 0
+        assert not desk.outbox.mail
+
+
+@blocking_streams
+async def test_bytes_and_messages_waiting_go_down_as_the_peer_takes_them(
+    make_pair: Callable[[], StreamPair], autojump_clock: MockClock
+) -> None:
+    async with open_desk(make_pair) as desk:
+        frame = await desk.block()
+        before = desk.outbox.statistics()
+        assert before.messages_waiting == 1
+        assert len(frame) - 2**16 <= before.bytes_waiting <= len(frame)
+        desk.outbox.offer(run_of("a", "b"))
+        assert desk.outbox.statistics().bytes_waiting == before.bytes_waiting + 6
+        assert desk.outbox.statistics().messages_waiting == 3
+        await desk.peer.receive_some(70_000)
+        await wait_all_tasks_blocked()
+        after = desk.outbox.statistics()
+        assert 0 < after.bytes_waiting < before.bytes_waiting + 6
+        assert after.messages_waiting == 3
+
+
+async def test_control_frames_are_weighed_but_are_no_messages() -> None:
+    async with open_desk() as desk:
+        desk.outbox.offer(Run((frames.encode(frames.PING, b"x"),), messages=0))
+        assert desk.outbox.statistics() == OutboxStatistics(3, 0, 0, blocked=False)
+
+
+# bounds
+
+
+@pytest.mark.parametrize(
+    ("bound", "fits", "too_many"),
+    [({"max_messages": 4}, 3, 4), ({"max_bytes": 300_014 + 3 * 102}, 3, 4)],
+    ids=["messages", "bytes"],
+)
+@blocking_streams
+async def test_over_its_bound_an_outbox_is_slow_and_not_before(
+    make_pair: Callable[[], StreamPair], bound: dict[str, int], fits: int, too_many: int
+) -> None:
+    async with open_desk(make_pair, **bound) as desk:
+        await desk.block()
+        if "max_bytes" in bound:  # what the system has taken does not count
+            desk.outbox.max_bytes = desk.outbox.bytes + fits * 102
+        for n in range(fits):
+            assert desk.outbox.offer(run_of(n, size=100)) is Offer.TAKEN
+        await wait_all_tasks_blocked()
+        assert desk.slow == 0
+        desk.outbox.offer(run_of(too_many, size=100))
+        await wait_all_tasks_blocked()
+        assert desk.slow == 1
+        assert not desk.dropped
+
+
+async def test_who_offers_to_a_full_outbox_of_a_socket_is_told() -> None:
+    async with open_desk(max_messages=1) as desk:
+        await desk.block()
+        desk.on_slow = desk.outbox.seal
+        assert desk.outbox.offer(run_of("a")) is Offer.FULL
+        assert desk.outbox.offer(run_of("b")) is Offer.SEALED
+
+
+@every_stream
+async def test_a_burst_that_the_stream_takes_is_no_reason_to_cut(
+    make_pair: Callable[[], StreamPair], autojump_clock: MockClock
+) -> None:
+    async with (
+        open_desk(make_pair, max_bytes=2000, max_messages=10) as desk,
+        trio.open_nursery() as n,
+    ):
+        taken: list[bytes] = []
+
+        async def read() -> None:
+            taken.extend(await desk.read_frames(3000))
+
+        n.start_soon(read)
+        for burst in range(60):
+            for number in range(50):
+                desk.outbox.offer(run_of(burst * 50 + number))
+                if number == 8:
+                    desk.outbox.flush()
+                    # The rest comes while a write is on its way through the stream.
+                    for _ in range(burst % 4):
+                        await trio.lowlevel.checkpoint()
+            desk.outbox.flush()
+            await wait_all_tasks_blocked()
+        await trio.sleep(5)
+        assert desk.slow == 0
+        assert contents(taken) == [str(number) for number in range(3000)]
+
+
+# the rules
+
+
+@blocking_streams
+async def test_drop_oldest_drops_just_as_many_as_it_must(
+    make_pair: Callable[[], StreamPair], autojump_clock: MockClock
+) -> None:
+    async with open_desk(make_pair, max_messages=6) as desk:
+        await desk.block()
+        desk.outbox.offer(run_of(0, 1, 2, topic="a", rule="drop_oldest"))
+        desk.outbox.offer(Run((text("reply"),)))
+        desk.outbox.offer(run_of(3, topic="b", rule="drop_oldest"))
+        assert not desk.dropped
+        # Nine in all: three too many, of which two are the front of a run.
+        desk.outbox.offer(run_of(4, 5, topic="b", rule="drop_oldest"))
+        await wait_all_tasks_blocked()
+        assert desk.dropped == {"a": 2}
+        assert desk.outbox.statistics().messages_waiting == 6
+        desk.outbox.offer(run_of(6, 7, topic="b", rule="drop_oldest"))
+        await wait_all_tasks_blocked()
+        assert desk.dropped == {"a": 3, "b": 1}
+        assert desk.outbox.statistics().messages_dropped == 4
+        assert desk.slow == 0
+        assert contents(await desk.read_frames()) == ["reply", "4", "5", "6", "7"]
+
+
+async def test_drop_oldest_goes_by_bytes_as_well() -> None:
+    async with open_desk() as desk:
+        await desk.block()
+        desk.outbox.max_bytes = desk.outbox.bytes + 3 * 102
+        for n in range(5):
+            desk.outbox.offer(run_of(n, rule="drop_oldest", size=100))
+        assert desk.dropped == {"t": 2}
+        desk.outbox.offer(run_of("x" * 50, rule="drop_oldest", size=100))
+        assert desk.dropped == {"t": 3}
+
+
+@blocking_streams
+async def test_latest_keeps_the_newest_of_each_topic_and_all_else(
+    make_pair: Callable[[], StreamPair], autojump_clock: MockClock
+) -> None:
+    async with open_desk(make_pair, max_messages=6) as desk:
+        await desk.block()
+        desk.outbox.offer(run_of("a1", "a2", topic="a", rule="latest"))
+        desk.outbox.offer(Run((text("reply"),)))
+        desk.outbox.offer(run_of("b1", topic="b", rule="latest"))
+        desk.outbox.offer(run_of("c1", topic="c", rule="close"))
+        desk.outbox.offer(run_of("a3", "a4", topic="a", rule="latest"))
+        await wait_all_tasks_blocked()
+        assert desk.dropped == {"a": 3}
+        assert desk.slow == 0
+        assert contents(await desk.read_frames()) == ["reply", "b1", "c1", "a4"]
+
+
+@pytest.mark.parametrize("rule", ["drop_oldest", "latest"])
+async def test_when_dropping_does_not_help_the_peer_is_slow(rule: SlowRule) -> None:
+    async with open_desk(max_messages=3) as desk:
+        await desk.block()
+        for n in range(3):
+            desk.outbox.offer(Run((text(n),)))
+        assert desk.slow == 1  # by the replies alone
+        desk.outbox.offer(run_of("a", rule=rule))
+        assert desk.slow == 2
+
+
+@blocking_streams
+async def test_a_run_that_has_begun_to_go_out_is_not_dropped(
+    make_pair: Callable[[], StreamPair], autojump_clock: MockClock
+) -> None:
+    async with open_desk(make_pair, max_messages=3) as desk:
+        big = [frames.text_frame(bytes([65 + n]) * 150_000) for n in range(2)]
+        desk.outbox.offer(Run(big, "t", "drop_oldest"))
+        desk.outbox.flush()
+        await wait_all_tasks_blocked()
+        desk.outbox.offer(run_of(0, 1, 2, rule="drop_oldest"))
+        await wait_all_tasks_blocked()
+        assert desk.dropped == {"t": 2}
+        assert await desk.read_frames() == [*big, text(2)]
+
+
+@blocking_streams
+async def test_a_topic_that_is_dropped_is_gone_but_for_what_has_begun(
+    make_pair: Callable[[], StreamPair], autojump_clock: MockClock
+) -> None:
+    async with open_desk(make_pair) as desk:
+        big = frames.text_frame(b"x" * 150_000)
+        desk.outbox.offer(Run((big,), "t"))
+        desk.outbox.flush()
+        await wait_all_tasks_blocked()
+        desk.outbox.offer(run_of(0, 1))
+        desk.outbox.offer(run_of("kept", topic="u"))
+        desk.outbox.offer(run_of(2))
+        desk.outbox.drop_topic("t")
+        assert desk.outbox.statistics().messages_dropped == 3
+        assert await desk.read_frames() == [big, text("kept")]
+
+
+# ends
+
+
+@blocking_streams
+async def test_discard_finishes_the_frame_that_is_on_its_way_and_counts_the_others(
+    make_pair: Callable[[], StreamPair], autojump_clock: MockClock
+) -> None:
+    async with open_desk(make_pair) as desk:
+        big = [frames.text_frame(bytes([65 + n]) * 150_000) for n in range(3)]
+        desk.outbox.offer(Run(big, "t"))
+        desk.outbox.flush()
+        await wait_all_tasks_blocked()
+        desk.outbox.offer(run_of("a", "b"))
+        assert desk.outbox.discard() == 4
+        close = frames.close_frame(1000)
+        desk.outbox.seal(Run((close,), messages=0))
+        assert await desk.read_frames() == [big[0], close]
+        assert desk.outbox.statistics().bytes_waiting == 0
+
+
+async def test_discard_of_what_has_not_begun_leaves_nothing() -> None:
+    async with open_desk() as desk:
+        desk.outbox.offer(run_of("a", "b"))
+        desk.outbox.offer(run_of("c"))
+        assert desk.outbox.discard() == 3
+        assert desk.outbox.statistics() == OutboxStatistics(0, 0, 0, blocked=False)
+
+
+async def test_a_sealed_outbox_takes_nothing_and_still_empties() -> None:
+    async with open_desk() as desk:
+        desk.outbox.offer(run_of("a"))
+        desk.outbox.seal(run_of("last"))
+        desk.outbox.seal(run_of("no"))
+        assert desk.outbox.offer(run_of("no")) is Offer.SEALED
+        desk.outbox.flush()
+        assert contents(await desk.read_frames(2)) == ["a", "last"]
+
+
+async def test_a_seal_with_a_last_word_is_posted() -> None:
+    async with open_desk() as desk:
+        desk.outbox.seal(run_of("last"))
+        assert desk.posted == 1
+
+
+@blocking_streams
+async def test_a_peer_that_takes_nothing_for_the_stall_time_is_given_up(
+    make_pair: Callable[[], StreamPair], autojump_clock: MockClock
+) -> None:
+    async with open_desk(make_pair) as desk:
+        await desk.block()
+        broken = []
+        for pause in (9.9, 0.2, 20):
+            await trio.sleep(pause)
+            broken.append(desk.broken)
+        assert broken == [0, 1, 1]
+        assert desk.outbox.stalled
+        assert desk.outbox.offer(run_of("a")) is Offer.SEALED
+
+
+async def test_a_peer_that_takes_a_little_now_and_then_is_not_given_up(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_desk(lockstep_stream_pair) as desk:
+        await desk.block()  # five chunks
+        for _ in range(4):
+            await trio.sleep(9)
+            await desk.peer.receive_some(2**16)
+        assert not desk.broken
+        assert not desk.outbox.stalled
+
+
+@every_stream
+async def test_a_dead_stream_is_told_of_once(make_pair: Callable[[], StreamPair]) -> None:
+    async with open_desk(make_pair) as desk:
+        await trio.aclose_forcefully(desk.peer)
+        for _ in range(3):
+            desk.outbox.offer(run_of("a"))
+            desk.outbox.flush()
+            await wait_all_tasks_blocked()
+        assert desk.broken == 1
+        assert not desk.outbox.stalled
+        assert desk.outbox.sealed
+
+
+async def test_a_socket_that_dies_while_it_is_full_breaks_the_outbox_and_not_the_sender() -> None:
+    async with open_desk(max_messages=1) as desk:
+        await desk.block()
+        await trio.aclose_forcefully(desk.peer)
+        # Before the writer task has seen it.
+        desk.outbox.offer(run_of("a"))
+        assert desk.broken == 1
+        assert desk.slow == 0
+        assert desk.outbox.offer(run_of("b")) is Offer.SEALED
+
+
+async def test_a_write_that_was_cut_off_is_followed_by_nothing(autojump_clock: MockClock) -> None:
+    ours, peer = lockstep_stream_pair()
+    async with trio.open_nursery() as outer:
+        async with trio.open_nursery() as io:
+            desk = Desk(io, (ours, peer), 10**9, 10**9)
+            await desk.block()
+            io.cancel_scope.cancel()
+        assert desk.broken == 1
+        assert not desk.outbox.stalled
+        assert desk.outbox.offer(run_of("a")) is Offer.SEALED
+        desk.outbox.flush()
+        got = bytearray()
+
+        async def read() -> None:
+            with trio.move_on_after(5):
+                while True:
+                    got.extend(await peer.receive_some())
+
+        outer.start_soon(read)
+    assert len(got) == 2**16  # the chunk that was on its way, a fifth of the frame
+
+
+@blocking_streams
+async def test_after_abandon_not_another_byte(
+    make_pair: Callable[[], StreamPair], autojump_clock: MockClock
+) -> None:
+    async with open_desk(make_pair) as desk:
+        desk.outbox.offer(run_of("a"))
+        desk.outbox.abandon()
+        assert desk.outbox.offer(run_of("b")) is Offer.SEALED
+        desk.outbox.flush()
+        await wait_all_tasks_blocked()
+        assert await desk.read_frames() == []
+
+
+@blocking_streams
+async def test_wait_empty_waits_for_the_last_byte(
+    make_pair: Callable[[], StreamPair], autojump_clock: MockClock
+) -> None:
+    async with open_desk(make_pair) as desk, trio.open_nursery() as nursery:
+        await desk.outbox.wait_empty()
+        frame = await desk.block()
+        empty: list[bool] = []
+
+        async def wait() -> None:
+            await desk.outbox.wait_empty()
+            empty.append(not desk.outbox.mail)
+
+        nursery.start_soon(wait)
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        assert not empty
+        assert await desk.read_frames(1) == [frame]
+        await wait_all_tasks_blocked()
+        assert empty == [True, True]
+
+
+@pytest.mark.parametrize("end", ["abandon", "discard"])
+async def test_wait_empty_ends_when_there_is_nothing_left_to_wait_for(end: str) -> None:
+    async with open_desk() as desk, trio.open_nursery() as nursery:
+        desk.outbox.offer(run_of("a"))
+        nursery.start_soon(desk.outbox.wait_empty)
+        await wait_all_tasks_blocked()
+        getattr(desk.outbox, end)()
+
+
+# all of it at once, against a list
+
+Step: TypeAlias = tuple[str, int, int, int]
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("publish"), st.integers(0, 2), st.integers(1, 5), st.integers(1, 3000)),
+        st.tuples(st.just("reply"), st.just(0), st.just(1), st.integers(1, 200)),
+        st.tuples(st.just("ping"), st.just(0), st.just(0), st.just(0)),
+        st.tuples(st.just("flush"), st.just(0), st.just(0), st.just(0)),
+        st.tuples(st.just("read"), st.integers(1, 9000), st.just(0), st.just(0)),
+        st.tuples(st.just("drop_topic"), st.integers(0, 2), st.just(0), st.just(0)),
+        st.tuples(st.just("rest"), st.just(0), st.just(0), st.just(0)),
+    ),
+    min_size=5,
+    max_size=60,
+)
+
+
+@pytest.mark.parametrize("kind", ["socket", "lockstep"])
+@given(
+    st.sampled_from(["close", "drop_oldest", "latest"]),
+    st.integers(2, 12),
+    st.integers(1, 9),
+    STEPS,
+)
+@settings(deadline=None, max_examples=60)
+def test_what_comes_out_is_what_went_in_less_what_was_dropped(
+    kind: str, rule: SlowRule, max_messages: int, max_kilobytes: int, steps: list[Step]
+) -> None:
+    trio.run(
+        _run_model,
+        PAIRS[kind],
+        rule,
+        max_messages,
+        max_kilobytes * 1000,
+        steps,
+        clock=MockClock(autojump_threshold=0),
+    )
+
+
+async def _run_model(
+    make_pair: Callable[[], StreamPair],
+    rule: SlowRule,
+    max_messages: int,
+    max_bytes: int,
+    steps: list[Step],
+) -> None:
+    offered: list[bytes] = []
+    wire = bytearray()
+    async with open_desk(make_pair, max_bytes=max_bytes, max_messages=max_messages) as desk:
+        outbox = desk.outbox
+        for what, which, count, size in steps:
+            names = [b"t%d%06d" % (which, len(offered) + n) for n in range(max(1, count))]
+            if what == "publish":
+                made = [frames.text_frame(b"." * size + name) for name in names]
+                run = Run(made, f"t{which}", rule)
+            elif what == "reply":
+                run = Run((frames.text_frame(b"." * size + b"--" + names[0][2:]),))
+            elif what == "ping":
+                run = Run((frames.encode(frames.PING, b"--" + names[0][2:]),), messages=0)
+            else:
+                if what == "flush":
+                    outbox.flush()
+                elif what == "read":
+                    with trio.move_on_after(1):
+                        wire += await desk.peer.receive_some(which)
+                elif what == "drop_topic":
+                    before = outbox.statistics().messages_dropped
+                    outbox.drop_topic(f"t{which}")
+                    desk.dropped[f"t{which}"] += outbox.statistics().messages_dropped - before
+                else:
+                    await wait_all_tasks_blocked()
+                continue
+            slow_before = desk.slow
+            offer = outbox.offer(run)
+            assert offer is (Offer.FULL if desk.slow > slow_before else Offer.TAKEN)
+            offered += run.frames
+            assert outbox.messages <= len(desk.waiting())
+            if outbox.blocked and not desk.slow:
+                assert outbox.bytes <= max_bytes
+                assert outbox.messages <= max_messages
+        outbox.flush()
+        with trio.move_on_after(1) as scope:
+            while True:
+                wire += await desk.peer.receive_some(5000)
+                scope.deadline = trio.current_time() + 1
+        assert (outbox.bytes, outbox.messages) == (0, 0)
+    taken: list[bytes] = []
+    while wire:
+        header = frames.read_header(wire)
+        assert header is not None
+        size = header.size + header.length
+        assert len(wire) >= size
+        taken.append(bytes(wire[:size]))
+        del wire[:size]
+    remaining = iter(offered)
+    assert all(frame in remaining for frame in taken)  # in order, none twice
+    missing = set(offered) - set(taken)
+    assert Counter(frame[-8:-6].decode() for frame in missing) == +desk.dropped
+    assert desk.dropped.total() == outbox.statistics().messages_dropped

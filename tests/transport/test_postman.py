@@ -1,0 +1,173 @@
+"""One publication into many outboxes, and the one task that brings them to the sockets."""
+
+import socket
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+import attrs
+import pytest
+import trio
+from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
+
+from broker.transport import frames
+from broker.transport.outbox import Outbox, Run
+from broker.transport.postman import PostOffice, PostStatistics, open_post_office
+
+
+class Subscriber:
+    """An outbox over a real socket, and the socket's other end."""
+
+    def __init__(self, office: PostOffice, nursery: trio.Nursery, **bounds: int) -> None:
+        self.ours, self.peer = socket.socketpair()
+        self.peer.setblocking(False)
+        self.stream = trio.SocketStream(trio.socket.from_stdlib_socket(self.ours))
+        self.slow = 0
+        self.broken = 0
+        self.on_slow: Callable[[], object] = lambda: None
+        self.outbox = Outbox(
+            self.stream,
+            post=office.post,
+            start_writer=nursery.start_soon,
+            on_slow=self._slow,
+            on_drop=lambda dropped: None,
+            on_broken=self._broken,
+            max_bytes=bounds.get("max_bytes", 10**6),
+            max_messages=bounds.get("max_messages", 10**6),
+            stall_seconds=10,
+        )
+
+    def _slow(self) -> None:
+        self.slow += 1
+        self.on_slow()
+
+    def _broken(self) -> None:
+        self.broken += 1
+
+    async def received(self) -> bytes:
+        """What has come by now."""
+        await wait_all_tasks_blocked()
+        try:
+            return self.peer.recv(10_000)
+        except BlockingIOError:
+            return b""
+
+    def close(self) -> None:
+        self.stream.socket.close()
+        self.peer.close()
+
+
+@attrs.define
+class Exchange:
+    """A post office with subscribers; `io` is the nursery of their writer tasks."""
+
+    office: PostOffice
+    io: trio.Nursery
+    subscribers: list[Subscriber]
+
+    def subscribe(self, **bounds: int) -> Subscriber:
+        self.subscribers.append(Subscriber(self.office, self.io, **bounds))
+        return self.subscribers[-1]
+
+    def deliver(self, run: Run) -> int:
+        return self.office.deliver(run, [one.outbox for one in self.subscribers])
+
+
+@asynccontextmanager
+async def open_exchange() -> AsyncGenerator[Exchange, None]:
+    subscribers: list[Subscriber] = []
+    try:
+        async with open_post_office() as office, trio.open_nursery() as io:
+            yield Exchange(office, io, subscribers)
+            io.cancel_scope.cancel()
+    finally:
+        for one in subscribers:
+            one.close()
+
+
+def run_of(*words: str) -> Run:
+    return Run([frames.text_frame(word.encode()) for word in words], "t")
+
+
+async def test_a_run_goes_to_all_and_is_counted_in_messages() -> None:
+    async with open_exchange() as exchange:
+        everyone = [exchange.subscribe() for _ in range(5)]
+        with assert_no_checkpoints():
+            run = run_of("a", "b")
+            assert exchange.deliver(run) == 5
+            assert exchange.deliver(run_of("c")) == 5
+        for one in everyone:
+            assert await one.received() == b"\x81\x01a\x81\x01b\x81\x01c"
+        # All five went to the postman as one list, and what came later went along.
+        assert exchange.office.statistics() == PostStatistics(messages_delivered=15, rounds=1)
+
+
+async def test_one_write_carries_all_that_has_gathered() -> None:
+    async with open_exchange() as exchange:
+        one = exchange.subscribe()
+        for word in "abc":
+            one.outbox.offer(run_of(word))
+            exchange.deliver(run_of(word.upper()))
+        assert await one.received() == b"".join(b"\x81\x01" + bytes([c]) for c in b"aAbBcC")
+        assert exchange.office.statistics().rounds == 1
+
+
+async def test_who_is_sealed_gets_nothing_behind_its_last_frame() -> None:
+    async with open_exchange() as exchange:
+        sealed, other = exchange.subscribe(), exchange.subscribe()
+        sealed.outbox.seal(Run((frames.close_frame(1000),), messages=0))
+        assert exchange.deliver(run_of("a")) == 1
+        assert await other.received() == b"\x81\x01a"
+        assert await sealed.received() == b"\x88\x02\x03\xe8"
+        assert exchange.office.statistics().messages_delivered == 1
+
+
+async def test_who_is_abandoned_gets_not_another_byte_and_needs_no_nursery() -> None:
+    async with open_exchange() as exchange:
+        async with trio.open_nursery() as exchange.io:
+            one = exchange.subscribe()
+            one.outbox.abandon()
+        # Its nursery is closed: to start a writer task there would end the postman, and everybody with it.
+        assert exchange.deliver(run_of("a")) == 0
+        assert await one.received() == b""
+
+
+async def test_an_outbox_over_its_bound_is_dealt_with_after_all_have_theirs() -> None:
+    async with open_exchange() as exchange:
+        full = exchange.subscribe(max_messages=1)
+        other = exchange.subscribe()
+        full.outbox.offer(Run((bytes(300_000),)))
+        await wait_all_tasks_blocked()
+        # As when a rule ends a subscription: the very outboxes that are being walked through.
+        outboxes = {full.outbox: None, other.outbox: None}
+        full.on_slow = outboxes.clear
+        assert exchange.office.deliver(run_of("a"), outboxes) == 2
+        assert not outboxes
+        assert await other.received() == b"\x81\x01a"
+
+
+async def test_a_busy_tick_is_no_reason_to_cut_a_socket_that_keeps_up() -> None:
+    async with open_exchange() as exchange:
+        one = exchange.subscribe(max_messages=10, max_bytes=100)
+        for _ in range(300):
+            exchange.deliver(run_of("a"))
+        assert await one.received() == b"\x81\x01a" * 300
+        assert one.slow == 0
+
+
+async def test_a_peer_that_is_gone_or_reads_nothing_does_not_delay_others() -> None:
+    async with open_exchange() as exchange:
+        gone, silent, other = (exchange.subscribe() for _ in range(3))
+        gone.peer.close()
+        silent.outbox.offer(Run((bytes(300_000),)))
+        await wait_all_tasks_blocked()
+        for word in "abc":
+            exchange.deliver(run_of(word))
+            assert await other.received() == b"\x81\x01" + word.encode()
+        assert gone.broken == 1
+
+
+async def test_the_block_ends_the_postman_also_when_it_raises() -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        async with open_post_office():
+            raise KeyError
+    assert caught.group_contains(KeyError)
