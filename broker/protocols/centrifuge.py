@@ -116,9 +116,12 @@ class BadCommand(ValueError):
 def decode(payload: bytes) -> list[Command]:
     """The commands of one message: one JSON object, or several joined by newlines.
 
-    Raises `BadCommand`.
+    Raises `BadCommand`, also for a payload that is not UTF-8, as a binary frame may carry: it would
+    go out again in text frames.
     """
     try:
+        if not payload.isascii():
+            payload.decode()
         if b"\n" not in payload:
             return [_decoder.decode(payload)]
         return _decoder.decode_lines(payload)
@@ -140,17 +143,23 @@ def is_connect(payload: bytes) -> bool:
 
 
 def to_json(value: object) -> bytes:
-    """Any JSON-able value as JSON; `msgspec.Raw` as it is. Raises `TypeError`."""
-    return _encoder.encode(value)
+    """Any JSON-able value as JSON in one line; `msgspec.Raw` is ready JSON. Raises `TypeError`."""
+    return one_line(_encoder.encode(value))
+
+
+def one_line(data: bytes) -> bytes:
+    """Valid JSON without line ends: clients split a frame at newlines before they parse it."""
+    return data if b"\n" not in data else msgspec.json.format(data, indent=-1)
 
 
 def check_json(data: bytes) -> bytes:
-    """Return `data` if it is one JSON value, else raise `BadCommand`."""
+    """Return `data` in one line if it is one JSON value, else raise `BadCommand`."""
     try:
+        data.decode()
         _raw.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadCommand(f"not JSON: {error}") from None
-    return data
+    return one_line(data)
 
 
 def frame(objects: Sequence[bytes]) -> bytes:
