@@ -4,12 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 import structlog.testing
-import trio
 from trio.testing import MockClock
 
 from broker import Broker, Config
 from broker.connection import Connection
-from broker.core.messages import Close, Frame, Initiator
+from broker.core.messages import Frame
 from broker.testing import open_test_broker
 
 
