@@ -36,7 +36,7 @@ async def open_listeners(config: Config) -> list[AnyListener]:
     for listener in plain:
         # Behind our own heartbeat: the system gives up on a peer that stopped acknowledging.
         give_up = int((config.ping_seconds + config.pong_seconds) * 1000)
-        with suppress(OSError):  # Unix sockets, and systems other than Linux
+        with suppress(OSError, AttributeError):  # Unix sockets; systems other than Linux
             listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, give_up)
     if context is None:
         return list(plain)
