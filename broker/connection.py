@@ -290,8 +290,10 @@ class Connection:
         for opcode, payload in batch:
             if self._closing is not None:
                 break
-            if self._conversation is not None:
-                await self._conversation.handle(payload)
+            conversation = self._conversation
+            if conversation is not None:
+                if not conversation.publish_nowait(payload):
+                    await conversation.handle(payload)
             elif self._session.phase is Phase.OPEN and (
                 centrifuge.is_connect(payload) or self.subprotocol
             ):

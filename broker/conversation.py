@@ -8,7 +8,6 @@ Rules:
 3. A bad request gets an error reply; a client that does not follow the protocol is sent away.
 """
 
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import attrs
@@ -45,9 +44,6 @@ log = structlog.get_logger("broker")
 REJECT_UNRECOVERED = 2
 """Subscribe flag: answer 112 instead of `recovered: false`."""
 
-_others = attrgetter(*[method for method in METHODS if method != "publish"])
-_NO_OTHERS = (None,) * (len(METHODS) - 1)
-
 
 class Conversation:
     """See the module."""
@@ -67,6 +63,20 @@ class Conversation:
         self._config = config
         self._replies: list[bytes] = []
 
+    def publish_nowait(self, payload: bytes) -> bool:
+        """Carry out a message that is one publish, if nobody has to be asked about it.
+
+        The hot path: no checkpoint, and no reply before `settle`. False leaves it for `handle`.
+        """
+        if not self._may_publish_now:
+            return False
+        command = centrifuge.decode_publish(payload)
+        if command is None:
+            return False
+        request = command.publish
+        self._publish(command.id, request.channel, request.data)
+        return True
+
     async def handle(self, payload: bytes) -> None:
         """Carry out the commands of one message. Replies may wait until `settle`."""
         try:
@@ -74,14 +84,15 @@ class Conversation:
         except BadCommand as error:
             raise Disconnect(CloseCode.BAD_REQUEST, f"bad request: {error}") from None
         for command in commands:
-            publish = command.publish
-            if publish is not None and self._hooks.publish is None and self._is_connected:
-                self._publish(command, publish.channel, publish.data)
-            else:
-                self.settle()
-                await self._handle(command)
-                if not self._session.is_established:
-                    return
+            methods = [method for method in METHODS if getattr(command, method) is not None]
+            if methods == ["publish"] and self._may_publish_now:
+                assert command.publish is not None
+                self._publish(command.id, command.publish.channel, command.publish.data)
+                continue
+            self.settle()
+            await self._handle(command, methods)
+            if not self._session.is_established:
+                return
 
     def settle(self) -> None:
         """Send out what has been published, then the replies to it. Never waits."""
@@ -91,14 +102,11 @@ class Conversation:
             self._connection.outbox.offer(Run((centrifuge.frame(replies),)))
 
     @property
-    def _is_connected(self) -> bool:
-        return self._session.phase is Phase.CONNECTED
+    def _may_publish_now(self) -> bool:
+        return self._hooks.publish is None and self._session.phase is Phase.CONNECTED
 
-    def _publish(self, command: Command, topic: str, data: bytes) -> None:
-        """The hot path: no checkpoint, no reply before its batch is done."""
+    def _publish(self, request_id: int, topic: str, data: bytes) -> None:
         try:
-            if _others(command) != _NO_OTHERS:
-                raise Refused(ErrorCode.BAD_REQUEST, "more than one method in a command")
             if not data:
                 raise Refused(ErrorCode.BAD_REQUEST, "publish without data")
             if topic.startswith(DIRECT) and direct_fd(topic) == self._session.fd:
@@ -106,14 +114,13 @@ class Conversation:
             # A copy: a Raw would keep the whole message that it is a part of.
             self._router.publish(topic, bytes(data), self._session.info)
         except Refused as refusal:
-            if command.id:
-                self._replies.append(_error(command.id, refusal))
+            if request_id:
+                self._replies.append(_error(request_id, refusal))
         else:
-            if command.id:
-                self._replies.append(CENTRIFUGE_JSON.reply(command.id, "publish"))
+            if request_id:
+                self._replies.append(CENTRIFUGE_JSON.reply(request_id, "publish"))
 
-    async def _handle(self, command: Command) -> None:
-        methods = [method for method in METHODS if getattr(command, method) is not None]
+    async def _handle(self, command: Command, methods: list[str]) -> None:
         if not methods and not command.id:
             return  # the answer to a ping
         if not command.id and methods not in (["send"], ["publish"]):
@@ -123,7 +130,7 @@ class Conversation:
                 raise Refused(ErrorCode.BAD_REQUEST, "more than one method in a command")
             if not methods:
                 raise Refused(ErrorCode.METHOD_NOT_FOUND)
-            if self._is_connected == (methods == ["connect"]):
+            if (self._session.phase is Phase.CONNECTED) == (methods == ["connect"]):
                 raise Disconnect(
                     CloseCode.BAD_REQUEST, "bad request: connect comes first, and once"
                 )
@@ -246,7 +253,6 @@ class Conversation:
         return b"{}"
 
     async def _on_publish(self, command: Command) -> None:
-        """A publish that an authorizer has to see first."""
         request = command.publish
         assert request is not None
         data = bytes(request.data)
@@ -257,7 +263,7 @@ class Conversation:
                 return
             if reply is not None and reply.data is not None:
                 data = centrifuge.check_json(reply.data)
-        self._publish(command, request.channel, data)
+        self._publish(command.id, request.channel, data)
 
     async def _on_presence(self, command: Command) -> bytes:
         assert command.presence is not None

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import attrs
+import trio
 
 from .config import Config, TopicRules
 from .core.hub import Hub
@@ -84,6 +85,7 @@ class Router:
         self._run_topic = ""
         self._run_rules = self._rules
         self._run_parts: list[_Part] = []
+        self._run_now = 0.0
         self.published = 0
 
     def rules_for(self, topic: str) -> TopicRules:
@@ -101,7 +103,7 @@ class Router:
             self._begin_run(topic)
         publication = Publication(self._run_topic, data, info)
         if self._run_rules.history_size:
-            publication = self.engine.publish(publication, self._run_rules)
+            publication = self.engine.publish(publication, self._run_rules, self._run_now)
         for part in self._run_parts:
             part.encoded.append(part.codec.publication(part.name, publication))
         self.published += 1
@@ -126,6 +128,7 @@ class Router:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
             self._run_rules = _DIRECT_RULES
             self._run_parts = [_Part(topic, session.codec, (session.outbox,))]  # type: ignore[arg-type]
+        self._run_now = trio.current_time()
         self._run_topic = topic
 
     def flush(self) -> None:

@@ -102,9 +102,17 @@ class Command(Struct):
     sub_refresh: SubRefreshRequest | None = None
 
 
+class PublishCommand(Struct, forbid_unknown_fields=True, gc=False):
+    """A command that is a publish and nothing else: what nearly all commands are."""
+
+    publish: PublishRequest
+    id: RequestId = 0
+
+
 METHODS = tuple(field for field in Command.__struct_fields__ if field != "id")
 
 _decoder = msgspec.json.Decoder(Command)
+_publish_decoder = msgspec.json.Decoder(PublishCommand)
 _encoder = msgspec.json.Encoder()
 _raw = msgspec.json.Decoder(Raw)
 
@@ -129,6 +137,19 @@ def decode(payload: bytes) -> list[Command]:
         raise BadCommand(str(error)) from None
     except RecursionError:
         raise BadCommand("nested too deeply") from None
+
+
+def decode_publish(payload: bytes) -> PublishCommand | None:
+    """The command of a message that is one publish and nothing else; None for any other message.
+
+    0.5 µs, where `decode` and a look at every method take 1.6 µs.
+    """
+    if b'"publish"' not in payload[:32] or b"\n" in payload or not payload.isascii():
+        return None
+    try:
+        return _publish_decoder.decode(payload)
+    except (msgspec.DecodeError, RecursionError):
+        return None
 
 
 def is_connect(payload: bytes) -> bool:
@@ -172,18 +193,25 @@ class CentrifugeJson:
 
     name = "centrifuge-json"
 
+    def __init__(self) -> None:
+        # Of the publisher before this one, who is most often the same: see `publication`.
+        self._info: ClientInfo | None = None
+        self._info_field = b""
+
     # pushes
 
     def publication(self, name: str, publication: Publication) -> bytes:
         """A ready frame of one publication for those who listen under `name`."""
-        body = _publication_head(name) + publication.data
-        if publication.info is not None:
-            body += b',"info":' + _info(publication.info)
+        info = publication.info
+        if info is not self._info:
+            self._info_field = b"" if info is None else b',"info":' + _info(info)
+            self._info = info
+        head, tail = _publication_head(name), self._info_field
         if publication.offset:
-            body += b',"offset":%d' % publication.offset
+            tail = b'%b,"offset":%d' % (tail, publication.offset)
         if name != publication.topic:
-            body += b',"channel":' + _string(publication.topic)
-        return frames.text_frame(body + b"}}}")
+            tail += b',"channel":' + _string(publication.topic)
+        return frames.text_frame(b"%b%b%b}}}" % (head, publication.data, tail))
 
     def message(self, data: bytes) -> bytes:
         """A ready frame of a message that belongs to no topic."""
