@@ -191,46 +191,66 @@ def test_the_page_fits_a_phone(context: Any, start_broker: Callable[..., Any]) -
     assert tab.page.get_by_role("button", name="Send").is_visible()
 
 
-def lines_of(page: Any) -> list[str]:
-    """What the page prints to the console from now on."""
-    printed: list[str] = []
-    page.on("console", lambda said: printed.append(said.text))
-    return printed
+OPEN = 1  # WebSocket.readyState
+
+KEEP_SOCKETS = """
+    window.sockets = [];
+    window.WebSocket = class extends WebSocket {
+        constructor(...args) { super(...args); window.sockets.push(this); }
+    };
+"""
+
+
+class Article:
+    """A page on which time stands still but for `wait`; what it prints, and its last socket."""
+
+    def __init__(self, context: Any) -> None:
+        self.page = context.new_page()
+        self.printed: list[str] = []
+        self.page.on("console", lambda said: self.printed.append(said.text))
+        self.page.add_init_script(KEEP_SOCKETS)
+        self.page.clock.install(time=0)
+        self.page.clock.pause_at(1)
+
+    def wait(self, milliseconds: int) -> None:
+        self.page.clock.fast_forward(milliseconds)
+
+    def is_open(self) -> bool:
+        state: int = self.page.evaluate("sockets.at(-1).readyState")
+        return state == OPEN
 
 
 def test_the_article_is_printed_to_the_letter_on_both_sides(
     context: Any, start_broker: Callable[..., Any]
 ) -> None:
     broker = start_broker("--log-format", "article")
-    page = context.new_page()
-    page.clock.install()
-    printed = lines_of(page)
-    page.goto(f"{(CLIENTS / 'article.html').as_uri()}?url={broker.ws}")
-    page.get_by_text(CLIENT_LINES[1]).wait_for()
-    assert printed == CLIENT_LINES[:2]
-    page.clock.fast_forward(4999)
-    assert printed == CLIENT_LINES[:2]
-    page.clock.fast_forward(1)
-    page.get_by_text(CLIENT_LINES[2]).wait_for()
-    assert printed == CLIENT_LINES
-    assert page.inner_text("#log").splitlines() == CLIENT_LINES
+    article = Article(context)
+    article.page.goto(f"{(CLIENTS / 'article.html').as_uri()}?url={broker.ws}")
+    article.page.get_by_text(CLIENT_LINES[1]).wait_for()
+    article.wait(4999)
+    assert article.is_open()
+    assert article.printed == CLIENT_LINES[:2]
+    article.wait(1)
+    article.page.get_by_text(CLIENT_LINES[2]).wait_for()
+    assert article.printed == CLIENT_LINES
+    assert article.page.inner_text("#log").splitlines() == CLIENT_LINES
     assert broker.stop().splitlines() == SERVER_LINES
 
 
 def test_the_demo_on_the_page_prints_the_same(
     context: Any, start_broker: Callable[..., Any]
 ) -> None:
-    broker = start_broker()
-    page = context.new_page()
-    page.clock.install()
-    page.goto(broker.http)
-    printed = lines_of(page)
-    page.get_by_role("button", name="Run").click()
-    page.locator("#log").get_by_text(CLIENT_LINES[1]).wait_for()
-    page.clock.fast_forward(5000)
-    page.locator("#log").get_by_text(CLIENT_LINES[2]).wait_for()
-    assert printed == CLIENT_LINES
-    assert page.locator("#log li").all_inner_texts() == CLIENT_LINES
+    article = Article(context)
+    article.page.goto(start_broker().http)
+    article.page.get_by_role("button", name="Run").click()
+    log = article.page.locator("#log")
+    log.get_by_text(CLIENT_LINES[1]).wait_for()
+    article.wait(4999)
+    assert article.is_open()
+    article.wait(1)
+    log.get_by_text(CLIENT_LINES[2]).wait_for()
+    assert article.printed == CLIENT_LINES
+    assert log.locator("li").all_inner_texts() == CLIENT_LINES
 
 
 def test_the_sample_chat_works_from_a_file(context: Any, start_broker: Callable[..., Any]) -> None:
