@@ -51,11 +51,7 @@ class HttpServer:
     def __init__(
         self, app: ASGIApp, *, request_seconds: float = 30.0, body_bytes: int = 2**20
     ) -> None:
-        async def until_the_peer_leaves(scope: Scope, receive: Receive, send: Send) -> None:
-            with suppress(ClientDisconnect):  # Hypercorn would log it as the app's error
-                await app(scope, receive, send)
-
-        self._app = ASGIWrapper(cast("Any", until_the_peer_leaves))
+        self._app = app
         self._request_seconds = request_seconds
         self._body_bytes = body_bytes
         self._context = WorkerContext(None)
@@ -108,11 +104,20 @@ class HttpServer:
             await _end(stream)
 
     async def _run_hypercorn(self, link: "_Link") -> None:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                with suppress(ClientDisconnect):  # Hypercorn would log it as the app's error
+                    await self._app(scope, receive, send)
+            finally:
+                link.app_has_ended()
+
         async with trio.open_nursery() as nursery:
             nursery.start_soon(link.close_when_cancelled)
-            await TCPServer(
-                self._app, self._config, self._context, LifespanState(), cast("Any", link)
-            )
+            wrapped = ASGIWrapper(cast("Any", app))
+            with link.over:
+                await TCPServer(
+                    wrapped, self._config, self._context, LifespanState(), cast("Any", link)
+                )
             nursery.cancel_scope.cancel()
 
 
@@ -155,7 +160,9 @@ class _Address:
 class _Link:
     """The stream as Hypercorn sees it: head replayed, body bounded, closed but not ended.
 
-    Hypercorn shields its writes from cancellation, so `close_when_cancelled` runs beside it.
+    Hypercorn shields its writes from cancellation, so `close_when_cancelled` runs beside it. And
+    it waits for ever for an answer to end whose peer has gone while it had more to say, so
+    `over` is cancelled when the app has ended and the link is closed.
     """
 
     def __init__(self, stream: trio.abc.Stream, head: Head, behind: bytes, body_bytes: int) -> None:
@@ -168,6 +175,8 @@ class _Link:
         self._stream = stream
         self._pending = b"\r\n".join(kept) + behind
         self._body_left = body_bytes - len(behind)
+        self.over = trio.CancelScope()
+        self._app_ended = False
         self._closed = False
         self._waiting: set[trio.CancelScope] = set()
 
@@ -188,7 +197,11 @@ class _Link:
     async def send_all(self, data: bytes) -> None:
         async def write() -> None:
             self.answered = self.torn = True
-            await self._stream.send_all(data)
+            try:
+                await self._stream.send_all(data)
+            except trio.BrokenResourceError:
+                self._close()
+                raise
             self.torn = False
 
         await self._unless_closed(write)
@@ -203,10 +216,17 @@ class _Link:
         finally:
             self._close()
 
+    def app_has_ended(self) -> None:
+        self._app_ended = True
+        if self._closed:
+            self.over.cancel()
+
     def _close(self) -> None:
         self._closed = True
         for scope in self._waiting:
             scope.cancel()
+        if self._app_ended:
+            self.over.cancel()
 
     async def _unless_closed(self, wait: Callable[[], Awaitable[T]]) -> T:
         if self._closed:

@@ -14,7 +14,7 @@ import trio
 import trustme
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
@@ -238,6 +238,30 @@ async def test_a_peer_that_goes_away_is_told_to_the_app() -> None:
             await trio.testing.wait_all_tasks_blocked()
             await ours.aclose()
     assert told.is_set()
+
+
+@pytest.mark.parametrize("behind", [b"", b"GET / HTTP/1.1", request()])
+@pytest.mark.parametrize(
+    "response", [PlainTextResponse("a line"), FileResponse(__file__)], ids=["text", "file"]
+)
+async def test_a_peer_that_leaves_before_its_answer_is_not_waited_for(
+    response: Response, behind: bytes, autojump_clock: MockClock
+) -> None:
+    """With more bytes behind its request, Hypercorn alone would wait for ever."""
+    go = trio.Event()
+
+    async def slow(request: Request) -> Response:
+        await go.wait()
+        return response
+
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve, HttpServer(app_of(slow)), theirs)
+        await ours.send_all(request() + behind)
+        await trio.testing.wait_all_tasks_blocked()
+        await ours.aclose()
+        go.set()
+    assert trio.current_time() < 1
 
 
 @pytest.mark.parametrize(
