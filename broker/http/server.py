@@ -162,7 +162,7 @@ class _Link:
 
     Hypercorn shields its writes from cancellation, so `close_when_cancelled` runs beside it. And
     it waits for ever for an answer to end whose peer has gone while it had more to say, so
-    `over` is cancelled when the app has ended and the link is closed.
+    `over` is cancelled when the app ends on a closed link.
     """
 
     def __init__(self, stream: trio.abc.Stream, head: Head, behind: bytes, body_bytes: int) -> None:
@@ -176,7 +176,6 @@ class _Link:
         self._pending = b"\r\n".join(kept) + behind
         self._body_left = body_bytes - len(behind)
         self.over = trio.CancelScope()
-        self._app_ended = False
         self._closed = False
         self._waiting: set[trio.CancelScope] = set()
 
@@ -217,7 +216,6 @@ class _Link:
             self._close()
 
     def app_has_ended(self) -> None:
-        self._app_ended = True
         if self._closed:
             self.over.cancel()
 
@@ -225,8 +223,6 @@ class _Link:
         self._closed = True
         for scope in self._waiting:
             scope.cancel()
-        if self._app_ended:
-            self.over.cancel()
 
     async def _unless_closed(self, wait: Callable[[], Awaitable[T]]) -> T:
         if self._closed:
