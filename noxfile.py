@@ -1,17 +1,16 @@
-"""Everything that is checked, one session each; `nox` runs them all, `nox -l` lists them.
+"""Everything that is checked, one session each; `nox` runs the starred ones of `nox -l`.
 
 `nox -s tests -- -k outbox` hands what follows `--` to pytest. Each session makes a virtual
 environment of its own, from the dependency groups in pyproject.toml.
 """
 
-import os
 import shutil
 from pathlib import Path
 
 import nox
 
 nox.needs_version = ">=2024.10"
-nox.options.sessions = ["lint", "types", "docs", "build", "sdk", "browser", "tests"]
+nox.options.sessions = ["lint", "types", "docs", "build", "tests"]
 # A second run is faster; a changed dependency group is installed all the same.
 nox.options.reuse_venv = "yes"
 nox.options.stop_on_first_error = False
@@ -20,23 +19,17 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 JS = Path("tests/sdk")
 """Where package.json names the JavaScript SDK under test."""
 
-CI = bool(os.environ.get("CI"))
-
-
 def _install(session: nox.Session, *groups: str) -> None:
     requirements = nox.project.dependency_groups(PYPROJECT, *groups)
     session.install(*requirements, "-e", ".")
 
 
-def _need(session: nox.Session, program: str, package: str) -> str | None:
-    """Where a system program is. Without it: an error in CI, elsewhere a session skipped aloud."""
-    path = shutil.which(program)
-    if path is None:
-        words = f"{program} is not installed (Debian: apt-get install {package})"
-        if CI:
-            session.error(words)
-        session.skip(words)
-    return path
+def _install_sdks(session: nox.Session) -> None:
+    """Install the JavaScript SDK; without npm its tests say so, and fail in CI."""
+    npm = shutil.which("npm")
+    if npm is not None:
+        with session.chdir(JS):
+            session.run(npm, "ci", "--no-audit", "--no-fund", external=True)
 
 
 @nox.session
@@ -62,11 +55,11 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The tests that need nothing but Python, with what they cover."""
-    _install(session, "tests")
+    """All tests, with what they cover: `sdk` and `browser` in one environment with the rest."""
+    _install(session, "browser", "sdk")
+    _install_sdks(session)
     session.run("coverage", "erase")
-    marks = () if session.posargs else ("-m", "not browser and not sdk")
-    session.run("coverage", "run", "-m", "pytest", *marks, *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 
@@ -81,21 +74,15 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def sdk(session: nox.Session) -> None:
-    """The official Centrifuge SDKs, unmodified: Python's from PyPI, JavaScript's under Node."""
-    _need(session, "node", "nodejs")
-    npm = _need(session, "npm", "npm")
+    """Only the official Centrifuge SDKs: Python's from PyPI, JavaScript's from npm under Node."""
     _install(session, "sdk")
-    assert npm is not None
-    if (JS / "package-lock.json").exists():
-        with session.chdir(JS):
-            session.run(npm, "ci", "--no-audit", "--no-fund", external=True)
+    _install_sdks(session)
     session.run("python", "-m", "pytest", "-m", "sdk", *session.posargs)
 
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """The pages in a real Chromium."""
-    _need(session, "chromium", "chromium")
+    """Only the pages, in a real Chromium."""
     _install(session, "browser")
     session.run("python", "-m", "pytest", "-m", "browser", *session.posargs)
 

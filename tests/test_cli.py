@@ -133,8 +133,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("--prt 1", "No such option '--prt'"),
-        ("serve --prt 1", "No such option '--prt'"),
+        ("--prt 1", "Did you mean"),
+        ("serve --prt 1", "--port"),
         ("--port x", "Invalid value for '--port': 'x' is not a valid integer."),
         ("--port 70000", "port is 70000: must be from 0 to 65535"),
         ("--history-size -1", "topics.history_size is -1: must be at least 0"),
