@@ -35,7 +35,7 @@ async def open_listeners(config: Config) -> list[AnyListener]:
         raise ConfigError(_explain(config, error)) from None
     for listener in plain:
         # Behind our own heartbeat: the system gives up on a peer that stopped acknowledging.
-        give_up = int((config.ping_seconds + config.pong_seconds) * 1000)
+        give_up = int(min((config.ping_seconds + config.pong_seconds) * 1000, 2**31 - 1))
         with suppress(OSError, AttributeError):  # Unix sockets; systems other than Linux
             listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, give_up)
     if context is None:
@@ -95,10 +95,12 @@ def _tls_context(config: Config) -> ssl.SSLContext | None:
         if not os.access(path, os.R_OK):
             raise ConfigError(f"cannot read {path}: give --tls-cert and --tls-key readable files")
     try:
-        context.load_cert_chain(config.tls_cert, config.tls_key)
+        # Without a password an encrypted key asks for it on the terminal, and hangs a service.
+        context.load_cert_chain(config.tls_cert, config.tls_key, password="")
     except (ssl.SSLError, OSError) as error:
         raise ConfigError(
-            f"{config.tls_cert} and {config.tls_key} are not a PEM certificate and its key: {error}"
+            f"{config.tls_cert} and {config.tls_key} are not a PEM certificate and its unencrypted "
+            f"key: {error.strerror or error}"
         ) from None
     return context
 

@@ -1,0 +1,245 @@
+"""Where a broker listens, what it says when it cannot, and that what it opened can be spoken to."""
+
+import socket
+import ssl
+import stat
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from math import inf
+from pathlib import Path
+
+import pytest
+import trio
+import trio_websocket
+import trustme
+from cryptography.hazmat.primitives import serialization
+
+from broker import Broker, Config
+from broker.connection import Connection
+from broker.core.messages import Frame
+from broker.errors import ConfigError
+from broker.transport.listeners import AnyListener, describe, open_listeners
+
+
+@asynccontextmanager
+async def opened(config: Config) -> AsyncGenerator[list[AnyListener], None]:
+    listeners = await open_listeners(config)
+    try:
+        yield listeners
+    finally:
+        for listener in listeners:
+            await listener.aclose()
+
+
+async def refusal_of(config: Config) -> str:
+    """The one line in which a config is refused."""
+    with pytest.raises(ConfigError) as caught:
+        await open_listeners(config)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# TCP
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 on this machine")
+async def test_both_families_share_one_port_that_the_system_chose() -> None:
+    async with opened(Config(host="", port=0)) as listeners:
+        addresses = describe(listeners)
+        ports = {address.rpartition(":")[2] for address in addresses}
+        assert len(ports) == 1
+        assert "0" not in ports
+        port = ports.pop()
+        assert set(addresses) == {f"ws://0.0.0.0:{port}", f"ws://[::]:{port}"}
+        for host in ("127.0.0.1", "::1"):
+            stream = await trio.open_tcp_stream(host, int(port))
+            await stream.aclose()
+
+
+async def test_one_address_is_one_listener() -> None:
+    async with opened(Config(host="127.0.0.1", port=0)) as listeners:
+        assert len(listeners) == 1
+        assert describe(listeners)[0].startswith("ws://127.0.0.1:")
+
+
+async def test_a_port_that_is_taken_is_named_with_the_way_out() -> None:
+    async with opened(Config(host="127.0.0.1", port=0)) as listeners:
+        port = int(describe(listeners)[0].rpartition(":")[2])
+        message = await refusal_of(Config(host="127.0.0.1", port=port))
+        assert f"port {port} on 127.0.0.1 is already in use" in message
+        assert "--port" in message
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no such host"])
+async def test_an_address_that_is_not_ours_is_named_with_the_way_out(host: str) -> None:
+    message = await refusal_of(Config(host=host, port=0))
+    assert host in message
+    assert "--host" in message
+
+
+async def test_without_heartbeats_the_system_waits_as_long_as_it_can() -> None:
+    async with opened(Config(host="127.0.0.1", port=0, ping_seconds=inf)) as listeners:
+        assert isinstance(listeners[0], trio.SocketListener)
+        sock = listeners[0].socket
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 2**31 - 1
+
+
+async def test_behind_our_heartbeat_the_system_gives_up_on_a_silent_network() -> None:
+    config = Config(host="127.0.0.1", port=0, ping_seconds=3, pong_seconds=2)
+    async with opened(config) as listeners:
+        port = int(describe(listeners)[0].rpartition(":")[2])
+        client = await trio.open_tcp_stream("127.0.0.1", port)
+        served = await listeners[0].accept()
+        assert isinstance(served, trio.SocketStream)
+        assert served.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 5000
+        await served.aclose()
+        await client.aclose()
+
+
+# Unix sockets
+
+
+async def test_a_unix_socket_is_spoken_to_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "broker.sock"
+    async with opened(Config(unix=path)) as listeners:
+        assert describe(listeners) == [f"unix:{path}"]
+        stream = await trio.open_unix_socket(str(path))
+        await stream.aclose()
+
+
+async def test_a_stale_socket_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "broker.sock"
+    async with opened(Config(unix=path)):
+        pass
+    assert stat.S_ISSOCK(path.stat().st_mode)
+    async with opened(Config(unix=path)):
+        stream = await trio.open_unix_socket(str(path))
+        await stream.aclose()
+
+
+async def test_a_live_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "broker.sock"
+    async with opened(Config(unix=path)):
+        message = await refusal_of(Config(unix=path))
+        assert f"unix socket {path} is already in use" in message
+        assert "--unix" in message
+        stream = await trio.open_unix_socket(str(path))
+        await stream.aclose()
+
+
+async def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("data")
+    assert str(path) in await refusal_of(Config(unix=path))
+    assert path.read_text() == "data"
+
+
+async def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "broker.sock"
+    assert str(path) in await refusal_of(Config(unix=path))
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA(key_type=trustme.KeyType.ECDSA)
+
+
+@pytest.fixture
+def tls(authority: trustme.CA, tmp_path: Path) -> tuple[Path, Path]:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    leaf = authority.issue_cert("localhost", "127.0.0.1")
+    certificate.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+    key.write_bytes(leaf.private_key_pem.bytes())
+    return certificate, key
+
+
+async def test_wss_serves_an_echo_and_a_close(
+    authority: trustme.CA, tls: tuple[Path, Path]
+) -> None:
+    broker = Broker(Config(host="127.0.0.1", port=0, tls_cert=tls[0], tls_key=tls[1]))
+    closes = []
+
+    @broker.on_message
+    async def echo(connection: Connection, frame: Frame) -> None:
+        broker.push(connection.fd, frame.data)
+
+    @broker.on_close
+    async def note(connection: Connection, close: object) -> None:
+        closes.append(connection.address)
+
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    async with trio.open_nursery() as nursery:
+        address = (await nursery.start(broker.serve))[0]
+        assert address.startswith("wss://127.0.0.1:")
+        async with trio_websocket.open_websocket_url(address, context) as client:
+            for message in ("häi", b"\x00\xff", "x" * 200_000):
+                await client.send_message(message)
+                assert await client.get_message() == message
+        assert client.closed is not None
+        assert client.closed.code == 1000
+        broker.stop()
+    assert len(closes) == 1
+    assert closes[0].startswith("127.0.0.1:")
+
+
+async def test_plain_bytes_on_a_tls_port_end_just_that_connection(
+    authority: trustme.CA, tls: tuple[Path, Path]
+) -> None:
+    broker = Broker(Config(host="127.0.0.1", port=0, tls_cert=tls[0], tls_key=tls[1]))
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    async with trio.open_nursery() as nursery:
+        address = (await nursery.start(broker.serve))[0]
+        port = int(address.rpartition(":")[2])
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        try:
+            async for _ in stream:  # perhaps an alert, then the end
+                pass
+        except trio.BrokenResourceError:
+            pass
+        await stream.aclose()
+        async with trio_websocket.open_websocket_url(address, context):
+            pass
+        broker.stop()
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["certificate", "key"])
+async def test_a_tls_file_that_cannot_be_read_is_named(tls: tuple[Path, Path], which: int) -> None:
+    tls[which].unlink()
+    message = await refusal_of(Config(port=0, tls_cert=tls[0], tls_key=tls[1]))
+    assert str(tls[which]) in message
+
+
+async def test_a_certificate_that_is_none_is_named(tls: tuple[Path, Path]) -> None:
+    tls[0].write_text("hello")
+    message = await refusal_of(Config(port=0, tls_cert=tls[0], tls_key=tls[1]))
+    assert str(tls[0]) in message
+
+
+async def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_passphrase(
+    tls: tuple[Path, Path],
+) -> None:
+    key = serialization.load_pem_private_key(tls[1].read_bytes(), None)
+    locked = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"secret"),
+    )
+    tls[1].write_bytes(locked)
+    message = await refusal_of(Config(port=0, tls_cert=tls[0], tls_key=tls[1]))
+    assert "unencrypted" in message
