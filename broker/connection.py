@@ -287,25 +287,28 @@ class Connection:
             self.close(CloseCode.INTERNAL_ERROR, "internal error")
 
     async def _handle(self, batch: Batch) -> None:
-        for opcode, payload in batch:
-            if self._closing is not None:
-                break
-            conversation = self._conversation
-            if conversation is not None:
-                if not conversation.publish_nowait(payload):
-                    await conversation.handle(payload)
-            elif self._session.phase is Phase.OPEN and (
-                centrifuge.is_connect(payload) or self.subprotocol
-            ):
-                self._conversation = Conversation(
-                    self, self._session, self._node.router, self._node.hooks, self._node.config
-                )
-                await self._conversation.handle(payload)
-            else:
-                self._session.note(Happening.MESSAGE)
-                await self.handle_message(opcode, payload)
-        if self._conversation is not None:
-            self._conversation.settle()
+        try:
+            for opcode, payload in batch:
+                if self._closing is not None:
+                    break
+                conversation = self._conversation
+                if conversation is not None:
+                    if not conversation.publish_nowait(payload):
+                        await conversation.handle(payload)
+                elif self._session.phase is Phase.OPEN and (
+                    centrifuge.is_connect(payload) or self.subprotocol
+                ):
+                    self._conversation = Conversation(
+                        self, self._session, self._node.router, self._node.hooks, self._node.config
+                    )
+                    await self._conversation.handle(payload)
+                else:
+                    self._session.note(Happening.MESSAGE)
+                    await self.handle_message(opcode, payload)
+        finally:
+            # What was published is out, whatever the message behind it was.
+            if self._conversation is not None:
+                self._conversation.settle()
 
     async def handle_message(self, opcode: int, payload: bytes) -> None:
         """Give one message to the app."""
@@ -432,7 +435,8 @@ class Connection:
             return
         config, lane = self._node.config, self._lane
         if self._pinged_at is not None:
-            if lane.heard_at > self._pinged_at or not lane.reading:
+            # At the same instant counts: on virtual time an answer takes none.
+            if lane.heard_at >= self._pinged_at or not lane.reading:
                 self._pinged_at = None
             elif now - self._pinged_at >= config.pong_seconds:
                 talks = self._session.phase is Phase.CONNECTED

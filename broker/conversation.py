@@ -30,7 +30,7 @@ from .hooks import (
     SubscribeReply,
 )
 from .protocols import centrifuge
-from .protocols.centrifuge import CENTRIFUGE_JSON, METHODS, BadCommand, Command, to_json
+from .protocols.centrifuge import CENTRIFUGE_JSON, METHODS, BadCommand, Command, one_line, to_json
 from .router import DIRECT, Router, direct_fd
 from .transport import frames
 from .transport.outbox import Run
@@ -87,7 +87,8 @@ class Conversation:
             methods = [method for method in METHODS if getattr(command, method) is not None]
             if methods == ["publish"] and self._may_publish_now:
                 assert command.publish is not None
-                self._publish(command.id, command.publish.channel, command.publish.data)
+                data = one_line(bytes(command.publish.data))
+                self._publish(command.id, command.publish.channel, data)
                 continue
             self.settle()
             await self._handle(command, methods)
@@ -136,17 +137,21 @@ class Conversation:
                 )
             result = await getattr(self, f"_on_{methods[0]}")(command)
         except Refused as refusal:
-            self._reply(_error(command.id, refusal))
+            self._refuse(command, refusal)
         except Disconnect:
             raise
         except Exception:
             if methods == ["send"]:
                 raise
             log.exception("hook_failed", hook=methods[0], fd=self._session.fd)
-            self._reply(_error(command.id, Refused(ErrorCode.INTERNAL)))
+            self._refuse(command, Refused(ErrorCode.INTERNAL))
         else:
             if result is not None and command.id:
                 self._reply(CENTRIFUGE_JSON.reply(command.id, methods[0], result))
+
+    def _refuse(self, command: Command, refusal: Refused) -> None:
+        if command.id:  # without one nobody waits for an answer
+            self._reply(_error(command.id, refusal))
 
     def _reply(self, reply: bytes) -> None:
         self.settle()
@@ -170,19 +175,12 @@ class Conversation:
             if not self._session.is_established:
                 return None
         reply = reply or ConnectReply()
-        session, fd = self._session, self._session.fd
-        session.note(Happening.CONNECT)
-        session.codec = CENTRIFUGE_JSON
-        if reply.user:
-            self._router.hub.sessions.bind(fd, reply.user)
-        user = self._router.hub.sessions.user_of(fd)
-        session.info = ClientInfo(
-            str(fd), user, None if reply.info is None else to_json(reply.info)
-        )
+        session, sessions, fd = self._session, self._router.hub.sessions, self._session.fd
         data = {"fd": fd}
         if isinstance(reply.data, dict):
             data |= reply.data
-        return to_json(
+        # What JSON cannot say raises before anything has changed, so the client may try again.
+        result = to_json(
             {
                 "client": str(fd),
                 "version": VERSION,
@@ -192,6 +190,12 @@ class Conversation:
                 "pong": True,
             }
         )
+        user = reply.user or sessions.user_of(fd)
+        info = ClientInfo(str(fd), user, None if reply.info is None else to_json(reply.info))
+        sessions.bind(fd, user)
+        session.note(Happening.CONNECT)
+        session.codec, session.info = CENTRIFUGE_JSON, info
+        return result
 
     async def _on_subscribe(self, command: Command) -> bytes | None:
         request = command.subscribe
@@ -210,8 +214,9 @@ class Conversation:
         # No checkpoint from here to the reply: whatever is published next comes behind it.
         rules = router.rules_for(name)
         has_history = rules.history_size > 0 and not is_pattern(name)
+        recoverable = has_history and (request.recoverable or request.positioned or request.recover)
         fields = []
-        if has_history and (request.recoverable or request.positioned or request.recover):
+        if recoverable:
             position = Position(request.offset, request.epoch)
             if request.recover:
                 missed, recovered, top = router.engine.recover(name, position)
@@ -225,7 +230,7 @@ class Conversation:
             fields.append(CENTRIFUGE_JSON.stream(missed, top))
         info = _with_topic_info(session.info, reply.info)
         subscription = Subscription(
-            session, name, info, request.join_leave and rules.join_leave, has_history
+            session, name, info, request.join_leave and rules.join_leave, recoverable
         )
         if reply.data is not None:
             fields.append(b'"data":' + to_json(reply.data))
@@ -255,7 +260,7 @@ class Conversation:
     async def _on_publish(self, command: Command) -> None:
         request = command.publish
         assert request is not None
-        data = bytes(request.data)
+        data = one_line(bytes(request.data))
         if self._hooks.publish is not None and data:
             event = PublishEvent(self._connection, request.channel, data)
             reply = await self._hooks.publish(event)
@@ -302,6 +307,8 @@ class Conversation:
             await self._hooks.history(ReadEvent(self._connection, request.channel))
         since = None
         if request.since is not None:
+            if request.reverse and not request.since.offset:
+                raise Refused(ErrorCode.BAD_REQUEST, "reverse since offset 0: nothing is before it")
             since = Position(request.since.offset, request.since.epoch)
         try:
             publications, top = self._router.engine.history(
@@ -337,7 +344,10 @@ def _error(request_id: int, refusal: Refused) -> bytes:
 
 
 def _from_json(data: msgspec.Raw) -> object:
-    return msgspec.json.decode(data) if data else None
+    try:
+        return msgspec.json.decode(data) if data else None
+    except (msgspec.DecodeError, RecursionError) as error:  # 1e999, or deeper than Python goes
+        raise Refused(ErrorCode.BAD_REQUEST, f"data: {error}") from None
 
 
 def _with_topic_info(info: ClientInfo, topic_info: object) -> ClientInfo:
