@@ -75,8 +75,8 @@ OUTBOX_COMMANDS = 1000
 """Commands that wait for the writer before a publish without reply waits as well."""
 
 FRAME_BYTES = 64 * 2**10
-"""Commands that wait are joined into one frame up to this size, far below the 1 MiB a broker
-takes by default."""
+"""Commands that wait are joined into one frame below this size: far below the 1 MiB a broker takes
+by default. A larger command is a frame of its own, so that joining makes none too large."""
 
 OpenStream = Callable[[str, int], Awaitable[trio.abc.Stream]]
 """Called with host and port; returns the connected stream that WebSocket is spoken over."""
@@ -140,15 +140,15 @@ class _Error(msgspec.Struct):
 class _Info(msgspec.Struct):
     client: str = ""
     user: str = ""
-    conn_info: msgspec.Raw | None = None
-    chan_info: msgspec.Raw | None = None
+    conn_info: msgspec.Raw = msgspec.Raw()
+    chan_info: msgspec.Raw = msgspec.Raw()
 
     def freeze(self) -> ClientInfo:
         return ClientInfo(
             self.client,
             self.user,
-            None if self.conn_info is None else bytes(self.conn_info),
-            None if self.chan_info is None else bytes(self.chan_info),
+            bytes(self.conn_info) or None,
+            bytes(self.chan_info) or None,
         )
 
 
@@ -215,7 +215,7 @@ class _Push(msgspec.Struct):
     join: _Member | None = None
     leave: _Member | None = None
     unsubscribe: _Ended | None = None
-    subscribe: msgspec.Raw | None = None
+    subscribe: dict[str, object] | None = None
     message: _Data | None = None
     disconnect: _Ended | None = None
 
@@ -251,6 +251,10 @@ class _Lost(Exception):
         # The ranges in which the official clients stay away.
         stays_away = 3500 <= code <= 3999 or 4500 <= code <= 4999
         self.final = stays_away if final is None else final
+
+
+def _foreign(what: str) -> _Lost:
+    return _Lost(CloseCode.PROTOCOL_ERROR, f"the answer is not this broker's protocol ({what})")
 
 
 # What a connection that fails may raise; anything else is a bug of ours and is not contained.
@@ -406,6 +410,7 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
         # `position` is what the consumer has seen; this is what has arrived, to recover from.
         self._reached = since
         self._resuming = since is not None
+        self._granted: _Link | None = None
         self._inbox = _Inbox(taken)
         self._settled = trio.Event()
         self._error: ClientError | None = None
@@ -587,21 +592,30 @@ class _Link:
         """Send what is posted until `finish`, then close with 1000 and wait for the answer."""
         try:
             async for line in self._queued:
-                lines, size = [line], len(line)
-                while size < FRAME_BYTES:
-                    try:
-                        lines.append(self._queued.receive_nowait())
-                    except (trio.WouldBlock, trio.EndOfChannel):
-                        break
-                    size += len(lines[-1])
-                self.room.set()
-                self.room = trio.Event()
-                await self.ws.send_message(b"\n".join(lines).decode())
+                frame = bytearray(line)
+                while (more := self._next_queued()) is not None:
+                    if len(frame) + len(more) >= FRAME_BYTES:
+                        await self._send(frame)
+                        frame = bytearray(more)
+                    else:
+                        frame += b"\n" + more
+                await self._send(frame)
             await self.ws.aclose(CloseCode.NORMAL)
         except (trio_websocket.ConnectionClosed, ProtocolError):
             pass  # the reader finds out why
         finally:
             self.written.set()
+
+    def _next_queued(self) -> bytes | None:
+        try:
+            return self._queued.receive_nowait()
+        except (trio.WouldBlock, trio.EndOfChannel):
+            return None
+
+    async def _send(self, frame: bytearray) -> None:
+        self.room.set()
+        self.room = trio.Event()
+        await self.ws.send_message(frame.decode())
 
 
 class Client:
@@ -880,12 +894,11 @@ class Client:
             if link.closing:
                 continue
             try:
-                for reply in _decode(message):
-                    self._handle(link, reply)
-            except (msgspec.MsgspecError, ValueError) as error:
-                raise _Lost(
-                    CloseCode.PROTOCOL_ERROR, f"the answer is not this broker's protocol ({error})"
-                ) from error
+                replies = _decode(message)
+            except (msgspec.MsgspecError, UnicodeError) as error:
+                raise _foreign(str(error)) from error
+            for reply in replies:
+                self._handle(link, reply)
             await self._wait_room(link)
 
     def _handle(self, link: _Link, reply: _Reply) -> None:
@@ -897,6 +910,7 @@ class Client:
                 subscription = pending.subscription
                 if reply.subscribe is not None and subscription is not None:
                     # Here and not in the task that waits: publications may follow in this frame.
+                    subscription._granted = link
                     subscription._subscribed(reply.subscribe)
                     self._note(subscription._inbox)
                 pending.reply = reply
@@ -910,8 +924,8 @@ class Client:
         if reply.error is not None:
             error = reply.error
             raise _Lost(error.code, error.message, final=not error.temporary)
-        if reply.connect is None:
-            raise ValueError("no connect reply")
+        if reply.connect is None or not reply.connect.client.isdecimal():
+            raise _foreign("the connect reply gives no fd")
         self._fd = int(reply.connect.client)
         link.ping, link.pong = reply.connect.ping, reply.connect.pong
         link.server_topics = {f"fd:{self._fd}", *reply.connect.subs}
@@ -924,6 +938,8 @@ class Client:
     def _handle_push(self, link: _Link, push: _Push) -> None:
         topic = push.channel
         subscription = self._subscriptions.get(topic)
+        if subscription is not None and subscription._granted is not link:
+            subscription = None  # on its way since an earlier subscription to the same topic
         if push.disconnect is not None:
             raise _Lost(push.disconnect.code, push.disconnect.reason)
         if push.message is not None:
@@ -947,6 +963,7 @@ class Client:
             subscription._inbox.put(Leave(topic, push.leave.info.freeze()))
             self._note(subscription._inbox)
         elif push.unsubscribe is not None:
+            subscription._granted = None
             if push.unsubscribe.code >= 2500:
                 link.nursery.start_soon(self._join, link, subscription)
             else:

@@ -23,6 +23,7 @@ from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair, wa
 
 from broker import client as client_module
 from broker.client import (
+    FRAME_BYTES,
     INBOX_MESSAGES,
     OUTBOX_COMMANDS,
     Client,
@@ -58,7 +59,7 @@ class Peer:
     async def expect(self, method: str) -> dict[str, Any]:
         """The next command, which must be `method`."""
         while not self._commands:
-            text = await self.ws.get_message()
+            text = str(await self.ws.get_message())
             self._commands += [json.loads(line) for line in text.split("\n")]
         command = self._commands.pop(0)
         assert method in command, command
@@ -143,9 +144,11 @@ class FakeBroker:
             greeted.set()
 
         self.nursery.start_soon(greet)
-        async with open_client(URL, open_stream=self.open_stream) as client:
-            await greeted.wait()
-            yield client, peers[0]
+        # An hour of virtual time passes at once: what would hang fails.
+        with trio.fail_after(3600):
+            async with open_client(URL, open_stream=self.open_stream) as client:
+                await greeted.wait()
+                yield client, peers[0]
 
     @asynccontextmanager
     async def subscriber(self) -> AsyncIterator[tuple[Subscription[Publication], Peer]]:
@@ -196,7 +199,6 @@ async def test_connects_with_token_name_data_and_headers(
         headers=[("X-Tenant", "blue")],
         open_stream=fake.open_stream,
     ) as client:
-        assert client.connected
         assert client.fd == 7
     assert not client.connected
     connect = {"token": "secret", "name": "meter", "data": {"room": 1}}
@@ -244,7 +246,9 @@ async def test_an_end_during_the_handshake_is_told_at_once(
     fake: FakeBroker, autojump_clock: MockClock
 ) -> None:
     async def serve() -> None:
-        await trio.aclose_forcefully(await fake.stream())
+        stream = await fake.stream()
+        await stream.receive_some()
+        await trio.aclose_forcefully(stream)
 
     fake.nursery.start_soon(serve)
     assert "closed before the WebSocket handshake" in str(await cannot_open(fake))
@@ -446,6 +450,20 @@ async def test_ready_json_may_hold_newlines(fake: FakeBroker, autojump_clock: Mo
         assert (await peer.expect("publish"))["publish"]["data"] == {"a": "b\nc"}
 
 
+async def test_commands_that_wait_share_a_frame_unless_it_gets_too_large(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
+    async with fake.client() as (client, peer), trio.open_nursery() as nursery:
+        for size in (10, 20, FRAME_BYTES, 30):
+            nursery.start_soon(partial(client.publish, "news", "x" * size, reply=False))
+        await wait_all_tasks_blocked()
+        frames: list[str] = []
+        while "".join(frames).count('"publish"') < 4:
+            frames.append(str(await peer.ws.get_message()))
+    assert len(frames) < 4
+    assert all(len(frame) < FRAME_BYTES or "\n" not in frame for frame in frames)
+
+
 async def test_a_publish_without_reply_waits_while_a_thousand_are_queued(
     fake: FakeBroker, autojump_clock: MockClock
 ) -> None:
@@ -549,7 +567,6 @@ async def test_a_request_made_while_reconnecting_waits_for_the_connection(
 
         fake.nursery.start_soon(serve)
         await client.publish("news", 1)
-        assert client.connected
         assert client.fd == 2
 
 
@@ -981,7 +998,7 @@ async def test_silence_of_a_broker_we_do_not_read_is_not_death(
             await trio.sleep(100)
             assert len(fake.dials) == 1
         # Nobody is behind any more, so the reading goes on.
-        peer.soon("unsubscribe")
+        await peer.answer("unsubscribe")
         peer.soon("publish")
         await client.publish("news", 1)
 

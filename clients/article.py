@@ -1,0 +1,41 @@
+"""The tutorial's client: says hello over a plain WebSocket, prints the answer, closes 5 s later.
+
+In one terminal, then in another::
+
+    python -m broker --port 9501 --log-format article
+    python clients/article.py
+"""
+
+import argparse
+import sys
+
+import trio
+from trio_websocket import ConnectionClosed, HandshakeError, open_websocket_url
+
+
+async def main(url: str, wait: float = 5) -> None:
+    async with open_websocket_url(url, connect_timeout=10, disconnect_timeout=5) as ws:
+        print("client：打开连接", flush=True)
+        try:
+            await ws.send_message("client：hello，服务端")
+            print("client：接收到服务端的消息", await ws.get_message(), flush=True)
+            await trio.sleep(wait)
+        except ConnectionClosed:
+            pass  # the server closed first; the last line is the same
+    print("client：关闭连接", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="The tutorial's client.")
+    parser.add_argument("--url", default="ws://localhost:9501")
+    parser.add_argument("--wait", type=float, default=5, help="seconds from answer to close")
+    args = parser.parse_args()
+    try:
+        trio.run(main, args.url, args.wait)
+    except (HandshakeError, ValueError) as error:
+        reason: BaseException = error
+        while below := getattr(reason, "exceptions", [reason.__cause__])[0]:
+            reason = below
+        sys.exit(f"cannot connect to {args.url}: {str(reason) or type(reason).__name__}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,42 @@
+"""Publish DATA to TOPIC: JSON goes as JSON, anything else as a string.
+
+Like this::
+
+    python clients/publish.py news hello
+    python clients/publish.py news '{"title": "hello", "n": 1}'
+"""
+
+import argparse
+import json
+import sys
+
+import trio
+
+from broker.client import open_client
+from broker.errors import ClientError
+
+
+def value(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+async def main(url: str, topic: str, data: object) -> None:
+    async with open_client(url) as client:
+        await client.publish(topic, data)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Publish DATA to TOPIC.")
+    parser.add_argument("topic", metavar="TOPIC")
+    parser.add_argument("data", metavar="DATA", type=value)
+    parser.add_argument("--url", default="ws://localhost:9501")
+    args = parser.parse_args()
+    try:
+        trio.run(main, args.url, args.topic, args.data)
+    except ClientError as error:
+        sys.exit(f"publish: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

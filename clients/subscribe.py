@@ -1,0 +1,47 @@
+"""Print what is published on a TOPIC, or on all that match a PATTERN: topic, offset, data.
+
+It comes back by itself when the broker restarts. `--history` begins with what the broker keeps::
+
+    python clients/subscribe.py news --history
+    python clients/subscribe.py 'news.>'
+"""
+
+import argparse
+import sys
+
+import trio
+
+from broker.client import open_client
+from broker.core.messages import Publication
+from broker.errors import ClientError
+
+
+def show(publication: Publication) -> None:
+    print(publication.topic, publication.offset, publication.data.decode(), flush=True)
+
+
+async def main(url: str, topic: str, history: bool = False) -> None:
+    async with open_client(url) as client:
+        since = None
+        if history:
+            kept = await client.history(topic)
+            since = kept.position  # go on exactly there
+            for publication in kept.publications:
+                show(publication)
+        async with client.subscribe(topic, since=since) as subscription:
+            async for publication in subscription:
+                show(publication)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Print what is published on TOPIC.")
+    parser.add_argument("topic", metavar="TOPIC", help="a topic, or a pattern such as news.*")
+    parser.add_argument("--history", action="store_true", help="begin with what is kept")
+    parser.add_argument("--url", default="ws://localhost:9501")
+    args = parser.parse_args()
+    try:
+        trio.run(main, args.url, args.topic, args.history)
+    except ClientError as error:
+        sys.exit(f"subscribe: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
