@@ -19,6 +19,7 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 JS = Path("tests/sdk")
 """Where package.json names the JavaScript SDK under test."""
 
+
 def _install(session: nox.Session, *groups: str) -> None:
     requirements = nox.project.dependency_groups(PYPROJECT, *groups)
     session.install(*requirements, "-e", ".")

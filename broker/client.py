@@ -45,7 +45,7 @@ import trio_websocket
 from wsproto.utilities import ProtocolError
 
 from broker.core.messages import ClientInfo, Fd, Position, Publication
-from broker.errors import ClientError, CloseCode, RequestFailed, Unavailable
+from broker.errors import ClientError, CloseCode, ConnectionLost, RequestFailed, Unavailable
 
 CONNECT_SECONDS = 10.0
 """From the first packet to the connect reply. A phone on a bad network needs about four."""
@@ -82,18 +82,6 @@ OpenStream = Callable[[str, int], Awaitable[trio.abc.Stream]]
 """Called with host and port; returns the connected stream that WebSocket is spoken over."""
 
 _log = logging.getLogger(__name__)
-
-
-class ConnectionLost(ClientError):
-    """The connection dropped before the reply: the request was carried out, or it was not."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(
-            f"connection lost before the reply ({code}: {reason}); "
-            "the request may or may not have been carried out"
-        )
-        self.code = code
-        self.reason = reason
 
 
 @attrs.frozen

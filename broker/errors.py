@@ -8,8 +8,10 @@
     ├── Disconnect      one peer is sent away: it gets a close code and a reason
     ├── HeadError       one HTTP request head is not acceptable: the peer gets a status
     ├── Lagged          an in-process subscriber was too slow and has missed something
+    ├── UnrecoverablePosition   (core.history) a position in another epoch: error reply 112
     └── ClientError     what `broker.client` raises
         ├── Unavailable     the connection is gone and will not come back
+        ├── ConnectionLost  the connection dropped before the reply; it comes back by itself
         └── RequestFailed   the broker answered with an error reply
 
 A peer's fault never ends more than that peer. The range of a close code says whether the
@@ -150,6 +152,18 @@ class Unavailable(ClientError):
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"{code}: {reason}")
+        self.code = code
+        self.reason = reason
+
+
+class ConnectionLost(ClientError):
+    """The connection dropped before the reply: the request was carried out, or it was not."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(
+            f"connection lost before the reply ({code}: {reason}); "
+            "the request may or may not have been carried out"
+        )
         self.code = code
         self.reason = reason
 

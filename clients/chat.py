@@ -33,6 +33,8 @@ async def show_room(room: str, people: Subscription[Publication | Join | Leave])
 
 async def show_direct(client: Client) -> None:
     async for message in client.messages:
+        if isinstance(message.value, dict) and "text" not in message.value:
+            continue  # the page on / asks new people for their names this way
         print(said(message, "(direct from {fd}) {text}"), flush=True)
 
 
@@ -50,7 +52,7 @@ async def obey(line: str, client: Client, topic: str, name: str) -> None:
 
 
 async def main(url: str, room: str, name: str) -> None:
-    topic, typed = f"chat.{room}", b""
+    topic, typed = f"room.{room}", b""
     async with open_client(url) as client, client.subscribe(topic, join_leave=True) as people:
         print(f"you are {name}({client.fd}) in {room}", flush=True)
         async with trio.open_nursery() as nursery:
