@@ -150,8 +150,8 @@ class Broker:
         return hook
 
     def on_request(self, hook: Hook) -> Hook:
-        """`(request)`: plain HTTP outside of our own paths; returns a Starlette response, or None
-        for 404."""
+        """`(request)`: plain HTTP; returns a Starlette response, or None for what we have there
+        ourselves, such as the page at `/`. Only `/healthz` does not come here."""
         self.hooks.request = hook
         return hook
 

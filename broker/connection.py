@@ -134,8 +134,7 @@ async def _meet(node: Node, stream: trio.abc.Stream, address: str) -> None:
     except HeadError as error:
         node.refused += 1
         log.info("refused", status=error.status, reason=error.reason, peer=address)
-        extra = [("Sec-WebSocket-Version", "13")] if error.status == 426 else []
-        await _answer_and_linger(stream, refusal(error.status, error.reason, extra), config)
+        await _answer_and_linger(stream, refusal(error.status, error.reason), config)
         return
     await Connection(node, stream, head, address).run(both, opening_deadline)
 

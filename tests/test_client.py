@@ -27,7 +27,6 @@ from broker.client import (
     INBOX_MESSAGES,
     OUTBOX_COMMANDS,
     Client,
-    ConnectionLost,
     Join,
     Leave,
     PresenceStats,
@@ -35,7 +34,7 @@ from broker.client import (
     open_client,
 )
 from broker.core.messages import ClientInfo, Position, Publication
-from broker.errors import ClientError, RequestFailed, Unavailable
+from broker.errors import ClientError, ConnectionLost, RequestFailed, Unavailable
 
 URL = "ws://broker.test:9501"
 KEPT = {"recoverable": True, "positioned": True, "epoch": "e", "offset": 0}

@@ -254,8 +254,8 @@ async def test_article_prints_the_three_lines() -> None:
 async def test_article_closes_5_s_after_the_answer(
     mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(ROOT / "clients")
-    import article
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    from clients import article
 
     mock_clock.rate = 50  # there are real sockets, so time must pass, but it may hurry
     broker = create(Config())

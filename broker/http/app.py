@@ -1,6 +1,7 @@
 """What the broker's port says to those who do not ask for a WebSocket.
 
-Rule 1  A path that is not ours belongs to the app's `on_request` hook.
+Rule 1  The app's `on_request` hook is asked first, so `/` can be the app's own page; what it leaves
+        is ours. Only `/healthz` is not its to answer.
 Rule 2  The page asks nothing of any other host, and its policy (CSP) holds it to that.
 """
 
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
@@ -52,42 +53,53 @@ class _Assets(StaticFiles):
 
 
 def http_app(broker: "Broker") -> Starlette:
-    """The ASGI app for `broker`: `/`, `/static`, `/healthz`, 426 on the WebSocket paths, then
-    the hook, then 404. A hook that raises costs its peer a 500; the server logs it.
+    """The ASGI app for `broker`: `/healthz`, the app's hook, and behind it what we have ourselves:
+    `/`, `/static`, 426 on the WebSocket paths, 404. A hook that raises costs its peer a 500; the
+    server logs it.
     """
-
-    async def page(request: Request) -> Response:
-        return FileResponse(HERE / "pages" / "index.html", headers=SECURITY | ASK_EACH_TIME)
 
     async def health(request: Request) -> Response:
         if broker.draining:
             return JSONResponse({"status": "draining"}, HTTPStatus.SERVICE_UNAVAILABLE)
         return JSONResponse({"status": "ok"})
 
-    async def everything_else(scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send)
-        response: Response | None = None
-        if request.url.path in set(broker.config.websocket_paths) - {"/"}:
-            response = _text(
-                HTTPStatus.UPGRADE_REQUIRED,
-                "This path speaks WebSocket: open it with `new WebSocket(...)` or a Centrifuge "
-                "client. There is a page to try it at /.",
-                {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"},
-            )
-        elif broker.hooks.request is not None:
-            response = await broker.hooks.request(request)
-        if response is None:
-            response = _text(HTTPStatus.NOT_FOUND, "Nothing is here. The page is at /.")
-        await response(scope, receive, send)
+    async def page(request: Request) -> Response:
+        return FileResponse(HERE / "pages" / "index.html", headers=SECURITY | ASK_EACH_TIME)
 
-    return Starlette(
-        routes=[
+    async def upgrade_required(request: Request) -> Response:
+        return _text(
+            HTTPStatus.UPGRADE_REQUIRED,
+            "This path speaks WebSocket: open it with `new WebSocket(...)` or a Centrifuge "
+            "client. There is a page to try it at /.",
+            {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"},
+        )
+
+    async def nothing(request: Request) -> Response:
+        return _text(HTTPStatus.NOT_FOUND, "Nothing is here. The page is at /.")
+
+    methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+    ours = Router(
+        [
             Route("/", page),
-            Route("/healthz", health),
             Mount("/static", _Assets(directory=HERE / "static")),
-            Mount("/", everything_else),
+            *(
+                Route(path, upgrade_required, methods=methods)
+                for path in broker.config.websocket_paths
+                if path != "/"
+            ),
+            Route("/{path:path}", nothing, methods=methods),
         ]
     )
+
+    async def hook_first(scope: Scope, receive: Receive, send: Send) -> None:
+        if broker.hooks.request is not None:
+            response = await broker.hooks.request(Request(scope, receive, send))
+            if response is not None:
+                await response(scope, receive, send)
+                return
+        await ours(scope, receive, send)
+
+    return Starlette(routes=[Route("/healthz", health), Mount("/", hook_first)])
 
 
 def _text(status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None) -> Response:

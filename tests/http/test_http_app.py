@@ -105,22 +105,28 @@ async def test_what_is_nobodys_is_404() -> None:
     assert (await ask(Broker(), "/nothing"))[0] == 404
 
 
-async def test_every_path_that_is_not_ours_is_the_apps() -> None:
+async def test_the_app_is_asked_first_and_what_it_leaves_is_ours() -> None:
     broker = Broker()
     asked = []
 
     @broker.on_request
     async def answer(request: Request) -> Response | None:
         asked.append(f"{request.method} {request.url.path}")
-        return JSONResponse({"mine": True}) if request.url.path == "/mine" else None
+        return JSONResponse({"mine": True}) if request.url.path in ("/", "/mine") else None
 
-    status, _, body = await ask(broker, "/mine", "DELETE")
-    assert (status, json.loads(body)) == (200, {"mine": True})
+    for method, path in (("DELETE", "/mine"), ("GET", "/")):
+        status, _, body = await ask(broker, path, method)
+        assert (status, json.loads(body)) == (200, {"mine": True})
     assert (await ask(broker, "/other"))[0] == 404
-    assert (await ask(broker, "/", "POST"))[0] == 404
-    for ours in ("/", "/healthz", "/static/chat.js", "/connection/websocket"):
-        await ask(broker, ours)
-    assert asked == ["DELETE /mine", "GET /other", "POST /"]
+    assert (await ask(broker, "/static/chat.js"))[0] == 200
+    assert (await ask(broker, "/connection/websocket"))[0] == 426
+    assert (await ask(broker, "/healthz"))[0] == 200
+    left = ["GET /other", "GET /static/chat.js", "GET /connection/websocket"]
+    assert asked == ["DELETE /mine", "GET /", *left]
+
+
+async def test_the_page_is_only_read() -> None:
+    assert (await ask(Broker(), "/", "POST"))[0] == 405
 
 
 async def test_a_hook_that_raises_costs_500_and_one_log_line(

@@ -237,6 +237,7 @@ def test_every_field_of_every_command_is_read() -> None:
         assert command.id == number
         assert [m for m in METHODS if getattr(command, m) is not None] == [method]
         request = getattr(command, method)
+        assert isinstance(sent, dict)
         for field, value in sent.items():
             assert plain(getattr(request, field)) == value
 
