@@ -74,9 +74,6 @@ def http_app(broker: "Broker") -> Starlette:
             {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"},
         )
 
-    async def nothing(request: Request) -> Response:
-        return _text(HTTPStatus.NOT_FOUND, "Nothing is here. The page is at /.")
-
     methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
     ours = Router(
         [
@@ -87,8 +84,8 @@ def http_app(broker: "Broker") -> Starlette:
                 for path in broker.config.websocket_paths
                 if path != "/"
             ),
-            Route("/{path:path}", nothing, methods=methods),
-        ]
+        ],
+        default=_text(HTTPStatus.NOT_FOUND, "Nothing is here. The page is at /."),
     )
 
     async def hook_first(scope: Scope, receive: Receive, send: Send) -> None:
