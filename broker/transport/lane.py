@@ -39,6 +39,9 @@ _READ = 64 * 2**10
 # While the session lags we read in small bites, so that `inbox_batches` of them stay small too.
 _READ_WHEN_BUSY = 4 * 2**10
 
+# The one close code that is registered and that wsproto takes for an error: we answer it ourselves.
+_BAD_GATEWAY = 1014
+
 
 @attrs.frozen(kw_only=True)
 class LaneLimits:
@@ -289,6 +292,12 @@ class Lane(trio.abc.Stream):
         self.peer_close = _close_content(frame, header)
         if self.close_sent is not None:
             # The answer to ours: done, and nobody else needs to see it.
+            self._end()
+            return b""
+        code, reason = self.peer_close
+        if code == _BAD_GATEWAY and "\ufffd" not in reason:
+            self.close_sent = self.peer_close
+            self.outbox.seal(Run((frames.close_frame(code, reason),), messages=0))
             self._end()
             return b""
         self._stop_messages()

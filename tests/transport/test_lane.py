@@ -1,15 +1,40 @@
-"""The rules of the lane, seen by peers that keep or break those of RFC 6455."""
+"""The rules of the lane: alone with trio-websocket, and as peers of a whole broker see them."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
 
+import attrs
 import pytest
 import structlog.testing
-from trio.testing import MockClock
+import trio
+import trio_websocket
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
-from broker import Broker, Config
-from broker.connection import Connection
-from broker.core.messages import Frame
-from broker.testing import open_test_broker
+from broker import Broker
+from broker.testing import Peer, client_frame, handshake, open_test_broker
+from broker.transport.frames import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    Message,
+    close_frame,
+)
+from broker.transport.lane import Lane, LaneLimits
+from broker.transport.outbox import Outbox
+
+LIMITS = LaneLimits(
+    max_message_bytes=1000,
+    max_fragments=10,
+    message_seconds=30,
+    control_rate=20,
+    control_burst=100,
+    inbox_batches=4,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -18,20 +43,377 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def echo_broker(config: Config | None = None) -> Broker:
-    broker = Broker(config)
+@attrs.define
+class Bench:
+    """A lane alone with trio-websocket, and the peer at its other end."""
 
-    @broker.on_message
-    async def echo(connection: Connection, frame: Frame) -> None:
-        broker.push(connection.fd, frame.data)
+    nursery: trio.Nursery
+    lane: Lane
+    outbox: Outbox
+    stream: trio.abc.Stream
+    peer: Peer
+    ends: list[float]
 
-    return broker
+    async def accept(self) -> None:
+        request = await trio_websocket.wrap_server_stream(self.nursery, self.lane)
+        self.lane.accepted(await request.accept())
+        assert (await self.peer.receive_head()).startswith("HTTP/1.1 101 ")
+
+    async def messages(self) -> list[Message]:
+        """All that came, once the inbox has ended."""
+        return [message async for batch in self.lane.inbox for message in batch]
 
 
-async def test_each_close_of_a_peer_is_answered(autojump_clock: MockClock) -> None:
-    # Many, as it was once a matter of which task ran first.
+@asynccontextmanager
+async def open_bench(
+    behind: bytes = b"", limits: LaneLimits = LIMITS
+) -> AsyncGenerator[Bench, None]:
+    """`behind` is what came in one read with the request head."""
+    stream, theirs = memory_stream_pair()
+    ends: list[float] = []
+    lane = Lane(stream, (handshake(), behind), limits, lambda: ends.append(trio.current_time()))
+    async with trio.open_nursery() as nursery:
+        lane.outbox = outbox = Outbox(
+            stream,
+            # There is no postman here: flushed when the task that offers comes to wait.
+            post=lambda outboxes: nursery.start_soon(_flush, outboxes),
+            start_writer=nursery.start_soon,
+            on_slow=lambda: None,
+            on_drop=lambda dropped: None,
+            on_broken=lane.lost,
+            max_bytes=10**6,
+            max_messages=10**6,
+            stall_seconds=10,
+        )
+        yield Bench(nursery, lane, outbox, stream, Peer(theirs), ends)
+        nursery.cancel_scope.cancel()
+
+
+async def _flush(outboxes: list[Outbox]) -> None:
+    for outbox in outboxes:
+        outbox.flush()
+
+
+def unfinished(length: int, opcode: int = BINARY) -> bytes:
+    """A header that promises `length` bytes, up to 65,535; the mask is zeros."""
+    return bytes((0x80 | opcode, 0xFE)) + length.to_bytes(2, "big") + bytes(4)
+
+
+async def close_code(bench: Bench) -> int:
+    opcode, payload = await bench.peer.receive_frame()
+    assert opcode == CLOSE
+    return int.from_bytes(payload[:2], "big")
+
+
+# rule 1: before accept only the head is read, and what came with it is delivered
+
+
+async def test_before_accept_nothing_is_read_behind_the_head() -> None:
+    async with open_bench() as bench:
+        request = await trio_websocket.wrap_server_stream(bench.nursery, bench.lane)
+        await bench.peer.send(b"x" * 10_000)
+        await wait_all_tasks_blocked()
+        assert len(await bench.stream.receive_some()) == 10_000
+        bench.lane.accepted(await request.accept())
+
+
+async def test_what_came_with_the_head_is_delivered() -> None:
+    async with open_bench(behind=client_frame(TEXT, b"early") + client_frame(PING, b"?")) as bench:
+        await bench.accept()
+        assert await bench.lane.inbox.receive() == [(TEXT, b"early")]
+        assert await bench.peer.receive_frame() == (PONG, b"?")
+
+
+# rule 2: a message's size is judged on its headers
+
+
+@pytest.mark.parametrize(
+    ("wire", "left"),
+    [
+        (unfinished(1001), 1001),
+        (client_frame(TEXT, bytes(600), fin=False) + unfinished(401, CONTINUATION), 401),
+    ],
+    ids=["whole", "sum of fragments"],
+)
+async def test_over_the_limit_nothing_is_kept_and_the_close_behind_is_seen(
+    wire: bytes, left: int
+) -> None:
+    async with open_bench() as bench:
+        await bench.accept()
+        await bench.peer.send(wire)
+        assert await close_code(bench) == 1009
+        for byte in bytes(left):
+            await bench.peer.send(bytes((byte,)))
+        await wait_all_tasks_blocked()
+        assert not bench.lane._buffer
+        await bench.peer.send_close(1009)
+        await bench.lane.wait_ended()
+        assert bench.lane.peer_close == (1009, "")
+        assert await bench.messages() == []
+
+
+async def test_the_limit_itself_passes_in_both_lanes() -> None:
+    async with open_bench() as bench:
+        await bench.accept()
+        whole = client_frame(BINARY, bytes(1000))
+        halves = client_frame(BINARY, bytes(600), fin=False) + client_frame(
+            CONTINUATION, bytes(400)
+        )
+        await bench.peer.send(whole + halves + whole)
+        await bench.peer.send_close()
+        assert await bench.messages() == [(BINARY, bytes(1000))] * 3
+
+
+# rule 3: fragments are counted, messages and control frames have their time
+
+
+async def test_ten_fragments_pass_and_eleven_do_not() -> None:
+    async with open_bench() as bench:
+        await bench.accept()
+        first, last = client_frame(TEXT, b"a", fin=False), client_frame(CONTINUATION, b"z")
+        middle = client_frame(CONTINUATION, fin=False)
+        await bench.peer.send((first + middle * 8 + last) * 2)
+        assert await bench.lane.inbox.receive() == [(TEXT, b"az")]
+        assert await bench.lane.inbox.receive() == [(TEXT, b"az")]
+        await bench.peer.send(first + middle * 9 + last)
+        assert await close_code(bench) == 1009
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [b"\x81", unfinished(500) + b"x", client_frame(TEXT, b"x", fin=False)],
+    ids=["a byte", "half a frame", "a fragment"],
+)
+async def test_a_message_that_is_not_whole_in_time_is_a_violation(
+    begun: bytes, autojump_clock: MockClock
+) -> None:
+    async with open_bench() as bench:
+        await bench.accept()
+        await trio.sleep(100)  # silence between messages is no crime
+        await bench.peer.send(client_frame(TEXT, b"whole") + begun)
+        await trio.sleep(29.9)
+        assert not bench.lane.is_ending
+        await trio.sleep(0.2)
+        assert await close_code(bench) == 1008
+
+
+async def test_a_message_that_is_done_leaves_no_deadline_behind(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        await bench.accept()
+        for wire in (
+            client_frame(TEXT, b"fast"),
+            client_frame(TEXT, b"slow ", fin=False) + client_frame(CONTINUATION, b"lane"),
+            client_frame(PING, b"ping"),
+        ):
+            await bench.peer.send(wire[:-1])
+            await trio.sleep(20)
+            await bench.peer.send(wire[-1:])
+            await trio.sleep(20)
+        await trio.sleep(1000)
+        assert not bench.lane.is_ending
+        assert await bench.lane.inbox.receive() == [(TEXT, b"fast")]
+        assert await bench.lane.inbox.receive() == [(TEXT, b"slow lane")]
+
+
+async def test_control_frames_have_a_burst_and_then_a_rate(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        await bench.accept()
+        await trio.sleep(1000)  # saves up no more than the burst
+        await bench.peer.send(client_frame(PONG) * 100)
+        for _ in range(10):
+            await trio.sleep(1)
+            await bench.peer.send(client_frame(PONG) * 20)
+        await wait_all_tasks_blocked()
+        assert not bench.lane.is_ending
+        await bench.peer.send(client_frame(PONG))
+        assert await close_code(bench) == 1008
+
+
+# rule 4: a protocol error is answered with a Close frame
+
+
+@pytest.mark.parametrize(
+    ("wire", "code"),
+    [
+        (b"\xc1\x80" + bytes(4), 1002),
+        (client_frame(CONTINUATION, b"x"), 1002),
+        (client_frame(TEXT, b"\xff"), 1007),
+    ],
+    ids=["RSV", "stray fragment", "UTF-8"],
+)
+async def test_an_error_comes_behind_what_was_sound_and_ends_the_inbox(
+    wire: bytes, code: int
+) -> None:
+    async with open_bench() as bench:
+        await bench.accept()
+        await bench.peer.send(client_frame(TEXT, b"sound") + wire + client_frame(TEXT, b"behind"))
+        assert await close_code(bench) == code
+        assert await bench.messages() == [(TEXT, b"sound")]
+        assert bench.lane.close_began_here
+        assert bench.ends
+
+
+# rule 5: after our Close only the peer's Close counts
+
+
+@pytest.mark.parametrize("cut", range(0, 30, 3))
+async def test_after_our_close_all_is_thrown_away_up_to_the_peers(cut: int) -> None:
+    wire = client_frame(TEXT, b"text") + client_frame(PING, b"ping") + client_frame(TEXT, b"more")
+    async with open_bench() as bench:
+        await bench.accept()
+        await bench.peer.send(wire[:cut])
+        await wait_all_tasks_blocked()
+        bench.lane.close(3000, "enough")
+        await bench.peer.send(wire[cut:])
+        await wait_all_tasks_blocked()
+        assert not bench.lane._ended.is_set()
+        await bench.peer.send_close(3000)
+        await bench.lane.wait_ended()
+        got = []
+        while True:
+            got.append(await bench.peer.receive_frame())
+            if got[-1][0] == CLOSE:
+                break
+        assert got[-1] == (CLOSE, close_frame(3000, "enough")[2:])
+        assert len(got) <= 2  # at most a pong, for a ping that came before
+        await wait_all_tasks_blocked()
+        assert not bench.outbox.mail
+
+
+async def test_closing_twice_sends_one_close() -> None:
+    async with open_bench() as bench:
+        await bench.accept()
+        bench.lane.close(3000, "a")
+        bench.lane.close(3001, "b")
+        assert await close_code(bench) == 3000
+        assert bench.lane.close_sent == (3000, "a")
+
+
+# rule 6: the lane reads on while the session is busy, up to the inbox's bound
+
+
+async def test_a_busy_session_leaves_all_but_a_few_batches_unread() -> None:
+    limits = attrs.evolve(LIMITS, inbox_batches=4)
+    async with open_bench(limits=limits) as bench:
+        await bench.accept()
+        for number in range(10):
+            await bench.peer.send(client_frame(TEXT, b"%d" % number))
+            await wait_all_tasks_blocked()
+        assert not bench.lane.reading
+        assert bench.lane.inbox.statistics().current_buffer_used == 4
+        unread = len(await bench.stream.receive_some())
+        assert unread == 5 * len(client_frame(TEXT, b"0"))
+        await bench.peer.send(client_frame(TEXT, b"end"))
+        taken = [await bench.lane.inbox.receive() for _ in range(6)]
+        assert taken == [[(TEXT, b"%d" % n)] for n in range(5)] + [[(TEXT, b"end")]]
+        await wait_all_tasks_blocked()
+        assert bench.lane.reading
+
+
+async def test_a_ping_a_close_and_the_end_are_seen_before_the_messages_are_read() -> None:
+    async with open_bench() as bench:
+        await bench.accept()
+        await bench.peer.send(client_frame(TEXT, b"a") + client_frame(PING, b"?"))
+        assert await bench.peer.receive_frame() == (PONG, b"?")
+        await bench.peer.send(client_frame(TEXT, b"b"))
+        await bench.peer.send_close(4000, "bye")
+        assert await bench.peer.receive_frame() == (CLOSE, close_frame(4000, "bye")[2:])
+        assert bench.lane.peer_close == (4000, "bye")
+        assert not bench.lane.close_began_here
+        assert bench.ends
+        assert await bench.messages() == [(TEXT, b"a"), (TEXT, b"b")]
+
+
+async def test_the_end_of_the_stream_ends_the_inbox_behind_what_has_come() -> None:
+    async with open_bench() as bench:
+        await bench.accept()
+        await bench.peer.send(client_frame(TEXT, b"a") + client_frame(TEXT, b"b")[:4])
+        await bench.peer.aclose()
+        assert await bench.messages() == [(TEXT, b"a")]
+        assert bench.lane.eof
+        assert bench.lane.peer_close is None
+
+
+async def test_when_nothing_can_be_sent_the_inbox_ends() -> None:
+    async with open_bench() as bench:
+        await bench.accept()
+        await bench.peer.send(client_frame(TEXT, b"a"))
+        await wait_all_tasks_blocked()
+        bench.lane.lost()
+        assert await bench.messages() == [(TEXT, b"a")]
+        await bench.lane.wait_ended()
+
+
+# rule 7: the socket is the connection's to close
+
+
+async def test_the_lane_leaves_the_stream_open(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        await bench.accept()
+        await bench.peer.send_close()
+        await bench.lane.wait_ended()
+        await wait_all_tasks_blocked()
+        await bench.stream.send_all(b"still open")
+        assert await bench.peer.receive_frame() == (CLOSE, b"\x03\xe8")
+        with trio.move_on_after(5) as scope:
+            await bench.peer.receive_eof()
+        assert scope.cancelled_caught
+
+
+async def test_each_close_of_a_peer_is_answered_before_its_socket_is_closed() -> None:
     async with open_test_broker(Broker()) as net:
-        for _ in range(50):
+        for _ in range(50):  # it was once a matter of which task ran first
             peer = await net.open_plain()
             await peer.send_close(4321, "bye")
             assert await peer.receive_close() == (4321, "bye")
+
+
+# no message overtakes another
+
+PIECES = st.lists(
+    st.one_of(
+        st.tuples(st.just("whole"), st.sampled_from([TEXT, BINARY]), st.text(max_size=200)),
+        st.tuples(st.just("fragments"), st.sampled_from([TEXT, BINARY]), st.text(max_size=40)),
+        st.tuples(st.just("ping"), st.just(PING), st.text(max_size=3)),
+    ),
+    max_size=12,
+)
+
+
+@given(PIECES, st.integers(1, 60))
+@settings(deadline=None, max_examples=150)
+def test_whichever_lane_a_message_takes_it_keeps_its_place(
+    pieces: list[tuple[str, int, str]], size: int
+) -> None:
+    trio.run(_check_order, pieces, size)
+
+
+async def _check_order(pieces: list[tuple[str, int, str]], size: int) -> None:
+    wire = b""
+    sent: list[Message] = []
+    pings = []
+    for kind, opcode, text in pieces:
+        payload = text.encode()
+        if kind == "ping":
+            wire += client_frame(PING, payload)
+            pings.append((PONG, payload))
+            continue
+        sent.append((opcode, payload))
+        if kind == "whole":
+            wire += client_frame(opcode, payload)
+        else:
+            third = len(payload) // 3
+            wire += client_frame(opcode, payload[:third], fin=False)
+            wire += client_frame(PING, b"within")
+            pings.append((PONG, b"within"))
+            wire += client_frame(CONTINUATION, payload[third : 2 * third], fin=False)
+            wire += client_frame(CONTINUATION, payload[2 * third :])
+    wire += client_frame(CLOSE)
+    async with open_bench(limits=attrs.evolve(LIMITS, inbox_batches=1000)) as bench:
+        await bench.accept()
+        for start in range(0, len(wire), size):
+            await bench.peer.send(wire[start : start + size])
+            await trio.lowlevel.checkpoint()
+        assert await bench.messages() == sent
+        answers = [await bench.peer.receive_frame() for _ in range(len(pings) + 1)]
+        assert answers == [*pings, (CLOSE, b"")]
