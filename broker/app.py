@@ -14,8 +14,8 @@ import attrs
 import structlog
 import trio
 
-from .auth import is_loopback, origin_allowed
-from .config import Config
+from .auth import origin_allowed
+from .config import Config, is_loopback
 from .connection import Connection, ConnectionInfo, Node, meet
 from .core.history import HistoryStatistics
 from .core.hub import Hub, HubStatistics

@@ -5,21 +5,10 @@ a page of somebody else's must not be served. Programs send no Origin and pass.
 """
 
 from collections.abc import Collection
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from .config import is_loopback
 from .transport.head import Head
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address means this machine, by its text alone."""
-    host = host.strip("[]").rstrip(".").lower()
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def origin_allowed(head: Head, allowed: Collection[str], *, loopback_bind: bool) -> bool:

@@ -200,7 +200,7 @@ def test_what_is_not_one_json_value_is_told(data: bytes) -> None:
 
 def test_every_field_of_every_command_is_read() -> None:
     since = {"offset": 3, "epoch": "e"}
-    fields = {
+    fields: dict[str, dict[str, object]] = {
         "connect": {
             "token": "t",
             "data": {"a": 1},
