@@ -432,9 +432,9 @@ async def test_a_pattern_is_told_each_publications_topic(
     for topic in ("news", "news.eu", "news.eu.fr"):
         net.broker.publish(topic, topic)
     assert await arrived(client) == [
-        pub("news.>", "news.eu", offset=1, channel="news.eu"),
-        pub("news.*", "news.eu", offset=1, channel="news.eu"),
-        pub("news.>", "news.eu.fr", offset=1, channel="news.eu.fr"),
+        pub("news.>", "news.eu", offset=1, channel="news.eu", tags={"topic": "news.eu"}),
+        pub("news.*", "news.eu", offset=1, channel="news.eu", tags={"topic": "news.eu"}),
+        pub("news.>", "news.eu.fr", offset=1, channel="news.eu.fr", tags={"topic": "news.eu.fr"}),
     ]
 
 

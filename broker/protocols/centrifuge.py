@@ -210,7 +210,9 @@ class CentrifugeJson:
         if publication.offset:
             tail = b'%b,"offset":%d' % (tail, publication.offset)
         if name != publication.topic:
-            tail += b',"channel":' + _string(publication.topic)
+            topic = _string(publication.topic)
+            # The field for it is `channel`; some SDKs hide that one from the app, and show tags.
+            tail += b',"channel":%b,"tags":{"topic":%b}' % (topic, topic)
         return frames.text_frame(b"%b%b%b}}}" % (head, publication.data, tail))
 
     def message(self, data: bytes) -> bytes:

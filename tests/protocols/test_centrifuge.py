@@ -78,7 +78,7 @@ def test_a_publication_is_a_push(
     if offset:
         pub["offset"] = offset
     if name != topic:
-        pub["channel"] = topic
+        pub |= {"channel": topic, "tags": {"topic": topic}}
     assert read(CENTRIFUGE_JSON.publication(name, publication)) == {
         "push": {"channel": name, "pub": pub}
     }
