@@ -22,7 +22,7 @@ from .core.hub import Hub, HubStatistics
 from .core.messages import Fd, Publication, PushResult
 from .core.session import Subscription
 from .engines.memory import open_engine
-from .errors import CloseCode, Lagged
+from .errors import CloseCode, Lagged, check_close_code
 from .hooks import Hooks
 from .http.app import http_app
 from .http.server import HttpServer
@@ -72,17 +72,20 @@ class Messages:
     def __init__(self, capacity: int) -> None:
         self.subscriptions: dict[str, Subscription] = {}
         self.outbox = self
-        self._send, self._receive = trio.open_memory_channel[Publication](capacity)
+        # With each publication, how many were dropped right before it.
+        self._send, self._receive = trio.open_memory_channel[tuple[int, Publication]](capacity)
         self._missed = 0
+        self._next: Publication | None = None
 
     def take(self, publications: Sequence[Publication]) -> None:
-        """Called by the router. What does not fit is counted, and said at the next read."""
+        """Called by the router. What does not fit is counted, and said where it is missing."""
         for publication in publications:
             try:
-                self._send.send_nowait(publication)
+                self._send.send_nowait((self._missed, publication))
+                self._missed = 0
             except trio.WouldBlock:
                 self._missed += 1
-            except trio.BrokenResourceError:
+            except trio.ClosedResourceError:  # the broker stopped, and this reader is still here
                 return
 
     def end(self) -> None:
@@ -101,14 +104,23 @@ class Messages:
     async def receive(self) -> Publication:
         """The next publication.
 
-        Raises `Lagged`, once, when this reader was too slow and publications were dropped, and
-        `trio.EndOfChannel` after the last one when the broker has stopped. Cancelled, it loses
+        Raises `Lagged` in place of publications that were dropped because this reader was too slow,
+        and `trio.EndOfChannel` after the last one when the broker has stopped. Cancelled, it loses
         nothing.
         """
-        if self._missed and not self._receive.statistics().current_buffer_used:
-            missed, self._missed = self._missed, 0
+        if self._next is not None or self._missed:
+            await trio.lowlevel.checkpoint()
+            if self._next is not None:
+                publication, self._next = self._next, None
+                return publication
+            if self._missed and not self._receive.statistics().current_buffer_used:
+                missed, self._missed = self._missed, 0
+                raise Lagged(missed)
+        missed, publication = await self._receive.receive()
+        if missed:
+            self._next = publication
             raise Lagged(missed)
-        return await self._receive.receive()
+        return publication
 
 
 class Broker:
@@ -124,6 +136,7 @@ class Broker:
         self.hooks = Hooks()
         self._hub = Hub()
         self._node: Node | None = None
+        self._is_taken = False
         self._stop = trio.Event()
         self._in_process: set[Messages] = set()
 
@@ -239,7 +252,9 @@ class Broker:
         """Close a connection once it has got what is queued for it; false if it is not there.
 
         Official clients stay away after codes 3500-3999 and 4500-4999, and come back after others.
+        Raises `ValueError` for a code that no Close frame may carry.
         """
+        check_close_code(code)
         connection = self._find(fd)
         return connection is not None and connection.close(code, reason)
 
@@ -316,12 +331,22 @@ class Broker:
         it then closes. Raises `ConfigError` when it cannot listen. Cancelled, it cuts every
         connection at once: the peers see no Close. Nothing it started is left when it returns.
         """
-        if self._node is not None:
+        if self._is_taken:
             raise RuntimeError("this broker is serving already")
+        self._is_taken = True
+        try:
+            # Before anything is waited for: a `stop` that comes while we start counts.
+            self._stop = trio.Event()
+            if listeners is None:
+                listeners = await open_listeners(self.config)
+            await self._serve(listeners, task_status)
+        finally:
+            self._is_taken = False
+
+    async def _serve(
+        self, listeners: list[AnyListener], task_status: trio.TaskStatus[list[str]]
+    ) -> None:
         config = self.config
-        if listeners is None:
-            listeners = await open_listeners(config)
-        self._stop = trio.Event()
         loopback = config.unix is not None or is_loopback(config.host)
         http = HttpServer(http_app(self))
         try:

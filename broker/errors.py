@@ -91,6 +91,14 @@ class CloseCode(IntEnum):
     NOT_AVAILABLE = 3508
 
 
+def check_close_code(code: int) -> None:
+    """Raise `ValueError` unless a Close frame may carry `code` (RFC 6455 section 7.4)."""
+    if not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
+        raise ValueError(
+            f"close code {code} cannot be sent: use 1000, 1008, 1011 or one from 3000 to 4999"
+        )
+
+
 class BrokerError(Exception):
     """The root of this package's exceptions."""
 
@@ -118,9 +126,13 @@ class Refused(BrokerError):
 
 
 class Disconnect(BrokerError):
-    """Raise in a hook to send the peer away with a close code and a reason."""
+    """Raise in a hook to send the peer away with a close code and a reason.
+
+    Raises `ValueError` for a code that no Close frame may carry.
+    """
 
     def __init__(self, code: int, reason: str = "") -> None:
+        check_close_code(code)
         super().__init__(f"{code}: {reason}")
         self.code = int(code)
         self.reason = reason
