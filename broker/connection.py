@@ -97,10 +97,10 @@ async def meet(node: Node, stream: trio.abc.Stream) -> None:
     except Exception:
         log.exception("connection_failed", peer=address)
     except BaseExceptionGroup as group:
-        ours, foreign = group.split(trio.Cancelled)
-        if foreign is not None:
-            log.error("connection_failed", peer=address, exc_info=foreign)
-        if ours is not None:
+        failures, ours = group.split(Exception)
+        if failures is not None:
+            log.error("connection_failed", peer=address, exc_info=failures)
+        if ours is not None:  # Cancelled, KeyboardInterrupt
             raise ours from None
     finally:
         node.meeting -= 1
@@ -212,7 +212,6 @@ class Connection:
         node, config = self._node, self._node.config
         self._lane = Lane(self._stream, both, _lane_limits(config), self.end_soon)
         with node.router.hub.attached(self._make_session) as session:
-            node.connections[session.fd] = self
             opened = False
             try:
                 # The innermost block: its tasks use all of the above.
@@ -223,6 +222,8 @@ class Connection:
                             await self._shake_hands(io)
                             opened = True
                         if opened:
+                            session.note(Happening.OPENED)
+                            node.connections[session.fd] = self
                             log.info("open", fd=self.fd, peer=self.address, path=self.path)
                             if node.draining:
                                 self.shut_down()
@@ -236,7 +237,7 @@ class Connection:
                         self.outbox.abandon()
                         io.cancel_scope.cancel()
             finally:
-                del node.connections[session.fd]
+                node.connections.pop(session.fd, None)
                 if opened:
                     await self._tell_closed()
 

@@ -1,4 +1,4 @@
-"""One peer after its handshake: its fd, its user, its subscriptions, and the phases of its life.
+"""One peer: its fd, its user, its subscriptions, and the phases of its life.
 
 Rule: the phases are a table. An event that is not in it raises and changes nothing.
 """
@@ -15,6 +15,8 @@ from .messages import ClientInfo, Fd
 class Phase(StrEnum):
     """Where a session is in its life."""
 
+    OPENING = "opening"
+    """The handshake is under way: nothing may be sent but its answer."""
     OPEN = "open"
     """The handshake is done; the first message will tell which protocol the peer speaks."""
     PLAIN = "plain"
@@ -29,6 +31,7 @@ class Phase(StrEnum):
 class Happening(StrEnum):
     """What moves a session from phase to phase."""
 
+    OPENED = "opened"
     MESSAGE = "message"
     CONNECT = "connect"
     CLOSE = "close"
@@ -36,6 +39,7 @@ class Happening(StrEnum):
 
 
 TRANSITIONS: dict[tuple[Phase, Happening], Phase] = {
+    (Phase.OPENING, Happening.OPENED): Phase.OPEN,
     (Phase.OPEN, Happening.MESSAGE): Phase.PLAIN,
     (Phase.OPEN, Happening.CONNECT): Phase.CONNECTED,
     (Phase.PLAIN, Happening.MESSAGE): Phase.PLAIN,
@@ -43,6 +47,7 @@ TRANSITIONS: dict[tuple[Phase, Happening], Phase] = {
     (Phase.OPEN, Happening.CLOSE): Phase.CLOSING,
     (Phase.PLAIN, Happening.CLOSE): Phase.CLOSING,
     (Phase.CONNECTED, Happening.CLOSE): Phase.CLOSING,
+    (Phase.OPENING, Happening.GONE): Phase.CLOSED,
     (Phase.OPEN, Happening.GONE): Phase.CLOSED,
     (Phase.PLAIN, Happening.GONE): Phase.CLOSED,
     (Phase.CONNECTED, Happening.GONE): Phase.CLOSED,
@@ -88,7 +93,7 @@ class Session:
     codec: Hashable
     outbox: Hashable
     info: ClientInfo
-    phase: Phase = Phase.OPEN
+    phase: Phase = Phase.OPENING
     subscriptions: dict[str, Subscription] = attrs.field(factory=dict)
 
     @property
