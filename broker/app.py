@@ -14,8 +14,7 @@ import attrs
 import structlog
 import trio
 
-from .auth import origin_allowed
-from .config import Config, is_loopback
+from .config import Config, exposure_warning, is_loopback
 from .connection import Connection, ConnectionInfo, Node, meet
 from .core.history import HistoryStatistics
 from .core.hub import Hub, HubStatistics
@@ -26,11 +25,11 @@ from .errors import CloseCode, Lagged, check_close_code
 from .hooks import Hooks
 from .http.app import http_app
 from .http.server import HttpServer
+from .logs import configure_if_unset
 from .protocols.centrifuge import CENTRIFUGE_JSON, to_json
 from .protocols.plain import PLAIN
 from .router import IN_PROCESS, Router
 from .transport import frames
-from .transport.head import Head
 from .transport.listeners import AnyListener, describe, open_listeners
 from .transport.outbox import Offer, Run
 from .transport.postman import PostStatistics, open_post_office
@@ -319,7 +318,7 @@ class Broker:
         a Close with 1001 or 3001; after `drain_seconds` the rest is cut."""
         self._stop.set()
 
-    async def serve(
+    async def serve(  # noqa: ASYNC128 - `_serve` calls `started`
         self,
         *,
         listeners: list[AnyListener] | None = None,
@@ -334,6 +333,7 @@ class Broker:
         if self._is_taken:
             raise RuntimeError("this broker is serving already")
         self._is_taken = True
+        configure_if_unset(self.config.log_format, self.config.log_level)
         try:
             # Before anything is waited for: a `stop` that comes while we start counts.
             self._stop = trio.Event()
@@ -347,7 +347,6 @@ class Broker:
         self, listeners: list[AnyListener], task_status: trio.TaskStatus[list[str]]
     ) -> None:
         config = self.config
-        loopback = config.unix is not None or is_loopback(config.host)
         http = HttpServer(http_app(self))
         try:
             async with (
@@ -361,8 +360,8 @@ class Broker:
                     self.hooks,
                     router,
                     http.serve,
-                    partial(_may_connect, allowed=config.allowed_origins, loopback_bind=loopback),
-                    _connection_limit(config),
+                    loopback_bind=config.unix is not None or is_loopback(config.host),
+                    max_connections=_connection_limit(config),
                 )
                 upkeep.start_soon(_beat, node)
                 async with trio.open_nursery() as sessions:
@@ -377,6 +376,9 @@ class Broker:
                         )
                         addresses = describe(listeners)
                         log.info("ready", addresses=addresses)
+                        exposed = exposure_warning(config)
+                        if exposed is not None:
+                            log.warning("exposed", detail=exposed)
                         task_status.started(addresses)
                         await self._stop.wait()
                         node.draining = True
@@ -393,13 +395,9 @@ class Broker:
             for messages in self._in_process:
                 messages.end()
             for listener in listeners:
-                with suppress(OSError), trio.CancelScope(shield=True, deadline=0):
+                with suppress(OSError), trio.CancelScope(shield=True, deadline=trio.current_time()):
                     await listener.aclose()
         log.info("stopped")
-
-
-def _may_connect(head: Head, allowed: Sequence[str], loopback_bind: bool) -> bool:
-    return origin_allowed(head, allowed, loopback_bind=loopback_bind)
 
 
 def _connection_limit(config: Config) -> int:

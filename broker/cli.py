@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import attrs
 import click
 import msgspec
-import structlog
 import trio
 
 from broker import logs
@@ -30,7 +29,6 @@ from broker.config import (
     LogLevel,
     SlowConsumer,
     TopicRules,
-    exposure_warning,
     load,
 )
 from broker.errors import ClientError, ConfigError, RequestFailed
@@ -203,9 +201,6 @@ def serve(app: str | None, file: Path | None, **options: object) -> None:
 
         broker = builtin.create(config)
     broker.config = config
-    exposed = exposure_warning(config)
-    if exposed is not None:
-        structlog.get_logger("broker").warning("exposed", detail=exposed)
     try:
         drained = trio.run(_serve, broker)
     except Exception as error:

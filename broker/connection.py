@@ -19,6 +19,7 @@ import structlog
 import trio
 import trio_websocket
 
+from .auth import origin_allowed
 from .config import Config
 from .conversation import Conversation
 from .core.messages import ClientInfo, Close, Fd, Frame, Initiator
@@ -48,7 +49,8 @@ class Node:
     hooks: Hooks
     router: Router
     serve_http: HttpHandler
-    may_connect: Callable[[Head], bool]
+    loopback_bind: bool
+    """Whether only this machine can reach us, which is what makes `null` a harmless origin."""
     max_connections: float = inf
     draining: bool = False
     connections: dict[Fd, "Connection"] = attrs.field(factory=dict)
@@ -129,7 +131,7 @@ async def _meet(node: Node, stream: trio.abc.Stream, address: str) -> None:
         check_upgrade(head)
         if node.draining:
             raise HeadError(503, "shutting down")
-        if not node.may_connect(head):
+        if not origin_allowed(head, config.allowed_origins, loopback_bind=node.loopback_bind):
             raise HeadError(403, f"origin not allowed: {head.origin}")
     except HeadError as error:
         node.refused += 1
@@ -239,7 +241,7 @@ class Connection:
             finally:
                 node.connections.pop(session.fd, None)
                 if opened:
-                    await self._tell_closed()
+                    await self._tell_closed()  # noqa: ASYNC102 - shields and times itself
 
     def _make_session(self, fd: Fd) -> Session:
         self._session = Session(fd, PLAIN, None, ClientInfo(str(fd)))

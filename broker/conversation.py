@@ -96,10 +96,13 @@ class Conversation:
                 return
 
     def settle(self) -> None:
-        """Send out what has been published, then the replies to it. Never waits."""
-        self._router.flush()
+        """Send out the replies that wait, behind what has been published. Never waits.
+
+        Without a reply the run stays open, for other sessions to join theirs to it.
+        """
         if self._replies:
             replies, self._replies = self._replies, []
+            self._router.flush()
             self._connection.outbox.offer(Run((centrifuge.frame(replies),)))
 
     @property
@@ -154,8 +157,8 @@ class Conversation:
             self._reply(_error(command.id, refusal))
 
     def _reply(self, reply: bytes) -> None:
+        self._replies.append(reply)
         self.settle()
-        self._connection.outbox.offer(Run((centrifuge.frame([reply]),)))
 
     # commands: each returns the result as JSON, or None if it has answered by itself
 

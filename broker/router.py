@@ -1,14 +1,16 @@
 """The way of a publication from whoever publishes it to the outboxes of those who listen.
 
-Publications to one topic that come in a row are joined into a *run* before they fan out, so a
-thousand subscribers cost one append each per run, not per publication. The hot path of the broker
-is `Router.publish` and `Router.flush`, then `PostOffice.deliver`.
+Publications to one topic that come in a row, from whomever, are joined into a *run* before they fan
+out, so a thousand subscribers cost one append each per run, not per publication. The hot path of
+the broker is `Router.publish` and `Router.flush`, then `PostOffice.deliver`.
 
 Rules:
 
-1. No checkpoint while a run is open: whoever publishes calls `flush` before it waits for anything.
-   So nobody else ever sees an open run, and no subscription changes under it.
-2. Whatever else goes to an outbox (a reply, a join, a push) flushes first, so order holds.
+1. An open run ends when another topic is published to, when it holds `RUN_BYTES`, or when the
+   postman begins his next round: within one turn of the event loop.
+2. Whatever changes who listens, and whatever else goes to an outbox (a reply, a join, a push, a
+   Close), flushes first. So a run reaches those who listened when each of it was published, and
+   order holds.
 3. Nobody waits for a slow reader here; its outbox's rule deals with it.
 """
 
@@ -28,6 +30,9 @@ from .errors import ErrorCode, Refused
 from .protocols.centrifuge import CENTRIFUGE_JSON, CentrifugeJson
 from .transport.outbox import Run
 from .transport.postman import PostOffice
+
+RUN_BYTES = 64 * 2**10
+"""What one read from a publisher holds at most. Joining more gains nothing, and fills outboxes."""
 
 DIRECT = "fd:"
 """What is published to `fd:7` goes to fd 7 alone."""
@@ -86,6 +91,8 @@ class Router:
         self._run_rules = self._rules
         self._run_parts: list[_Part] = []
         self._run_now = 0.0
+        self._run_bytes = 0
+        office.before_round = self.flush
         self.published = 0
 
     def rules_for(self, topic: str) -> TopicRules:
@@ -95,8 +102,9 @@ class Router:
     # publishing
 
     def publish(self, topic: str, data: bytes, info: ClientInfo | None = None) -> None:
-        """Publish raw JSON to a topic, or to one fd by `fd:N`; `flush` sends it out.
+        """Publish raw JSON to a topic, or to one fd by `fd:N`.
 
+        It reaches the outboxes with `flush`, which the postman calls if nobody does before.
         Raises `Refused`: 102 for an fd that is not here, 107 for what is no topic.
         """
         if topic != self._run_topic or not topic:
@@ -107,6 +115,9 @@ class Router:
         for part in self._run_parts:
             part.encoded.append(part.codec.publication(part.name, publication))
         self.published += 1
+        self._run_bytes += len(data)
+        if self._run_bytes > RUN_BYTES:
+            self.flush()
 
     def _begin_run(self, topic: str) -> None:
         self.flush()
@@ -129,7 +140,9 @@ class Router:
             self._run_rules = _DIRECT_RULES
             self._run_parts = [_Part(topic, session.codec, (session.outbox,))]  # type: ignore[arg-type]
         self._run_now = trio.current_time()
+        self._run_bytes = 0
         self._run_topic = topic
+        self.office.wake()
 
     def flush(self) -> None:
         """Send the open run out to the outboxes, if there is one."""

@@ -447,7 +447,7 @@ async def test_a_stop_that_comes_while_serve_starts_counts() -> None:
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(broker.serve)
-            while not broker._is_taken:
+            while not broker._is_taken:  # noqa: ASYNC110 - there is no event for it
                 await trio.lowlevel.checkpoint()
             assert broker.push(1, "x") is PushResult.CLOSED  # it does not serve yet
             broker.stop()

@@ -10,8 +10,9 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
+from trio.testing import MockClock, assert_no_checkpoints, wait_all_tasks_blocked
 
+from broker import Broker
 from broker.config import Config, TopicRules
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, Fd, Publication
@@ -21,7 +22,8 @@ from broker.engines.memory import MemoryEngine
 from broker.errors import Refused
 from broker.protocols.centrifuge import CENTRIFUGE_JSON
 from broker.protocols.plain import PLAIN
-from broker.router import IN_PROCESS, Router, direct_fd
+from broker.router import IN_PROCESS, RUN_BYTES, Router, direct_fd
+from broker.testing import open_test_broker
 from broker.transport.outbox import Outbox, Run
 from broker.transport.postman import PostOffice
 
@@ -40,6 +42,9 @@ class Office:
         for box in outboxes:
             box.runs.append(run)
         return len(outboxes)
+
+    def wake(self) -> None:
+        """A round is what each test makes of it: it calls `flush`, as the postman would."""
 
 
 @attrs.define(eq=False)
@@ -110,6 +115,36 @@ async def test_publications_to_one_topic_in_a_row_are_one_run_for_all() -> None:
     assert one.outbox.runs[0] is two.outbox.runs[0]
     assert (one.outbox.runs[0].topic, one.outbox.runs[0].rule) == ("a", "close")
     assert router.published == 3
+
+
+async def test_publishers_who_follow_one_another_share_a_run() -> None:
+    router = make_router()
+    listener = listen(router, "a")
+    for publisher in (attach(router), attach(router)):
+        router.publish("a", b"1", publisher.info)
+    router.flush()
+    assert runs(listener) == [[1, 1]]
+
+
+async def test_a_run_ends_at_its_bound_without_a_flush() -> None:
+    router = make_router()
+    listener = listen(router, "a")
+    data = b'"%b"' % (b"x" * 1000)
+    published = 0
+    while not runs(listener):
+        router.publish("a", data)
+        published += 1
+    assert published * len(data) > RUN_BYTES >= (published - 1) * len(data)
+    assert len(runs(listener)[0]) == published
+
+
+async def test_the_postman_delivers_what_nobody_flushed(autojump_clock: MockClock) -> None:
+    async with open_test_broker(Broker()) as net:
+        client = await net.open_client()
+        await client.request(subscribe={"channel": "a"})
+        router = net.broker._serving.router
+        router.publish("a", b"1")
+        assert (await client.receive_json())["push"]["pub"]["data"] == 1
 
 
 async def test_each_protocol_and_each_name_listened_to_has_a_part_of_its_own() -> None:

@@ -8,7 +8,7 @@ however many messages have gathered by then.
 Rule: the postman knows no topic and no protocol, and nothing that a peer does can end it.
 """
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from math import inf
 
@@ -35,6 +35,8 @@ class PostOffice:
         self._send, self._receive = trio.open_memory_channel[list[Outbox]](inf)
         self._messages_delivered = 0
         self._rounds = 0
+        self.before_round: Callable[[], None] = _nothing
+        """Called at the start of each round: the last chance to deliver something with it."""
 
     def deliver(self, run: Run, outboxes: Iterable[Outbox]) -> int:
         """Put one run into each outbox; return how many took it: a sealed one does not.
@@ -71,6 +73,10 @@ class PostOffice:
         """Have these outboxes flushed soon."""
         self._send.send_nowait(outboxes)
 
+    def wake(self) -> None:
+        """Have a round soon, if only for the sake of `before_round`."""
+        self._send.send_nowait([])
+
     def statistics(self) -> PostStatistics:
         return PostStatistics(self._messages_delivered, self._rounds)
 
@@ -78,8 +84,13 @@ class PostOffice:
         async with self._receive:
             async for outboxes in self._receive:
                 self._rounds += 1
+                self.before_round()
                 for outbox in outboxes:
                     outbox.flush()
+
+
+def _nothing() -> None:
+    pass
 
 
 @asynccontextmanager
