@@ -3,7 +3,7 @@
 from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from wsproto.frame_protocol import (
     CloseReason,
@@ -53,6 +53,8 @@ def test_a_frame_is_written_as_wsproto_writes_it(opcode: int, length: int) -> No
 
 
 @given(st.integers(1000, 4999), st.text(max_size=200))
+@example(1000, "x" * 124)
+@example(1000, "é" * 62)
 def test_a_close_frame_is_read_by_others_and_its_reason_cut_between_characters(
     code: int, reason: str
 ) -> None:

@@ -237,9 +237,10 @@ async def test_control_frames_have_a_burst_and_then_a_rate(autojump_clock: MockC
     [
         (b"\xc1\x80" + bytes(4), 1002),
         (client_frame(CONTINUATION, b"x"), 1002),
+        (client_frame(TEXT, b"a", fin=False) + client_frame(TEXT, b"b"), 1002),
         (client_frame(TEXT, b"\xff"), 1007),
     ],
-    ids=["RSV", "stray fragment", "UTF-8"],
+    ids=["RSV", "stray fragment", "message within", "UTF-8"],
 )
 async def test_an_error_comes_behind_what_was_sound_and_ends_the_inbox(
     wire: bytes, code: int

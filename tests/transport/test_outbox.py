@@ -1,5 +1,6 @@
 """What leaves an outbox: whole frames, in order, all but those that a rule has dropped."""
 
+import os
 import socket
 import ssl
 from collections import Counter
@@ -288,6 +289,16 @@ async def test_a_burst_that_the_stream_takes_is_no_reason_to_cut(
         assert contents(taken) == [str(number) for number in range(3000)]
 
 
+async def test_a_peer_that_has_just_made_room_is_not_slow() -> None:
+    async with open_desk(max_bytes=300_100) as desk:
+        await desk.block()
+        desk.outbox.max_bytes = desk.outbox.bytes
+        assert isinstance(desk.peer, trio.SocketStream)
+        os.read(desk.peer.socket.fileno(), 10_000)  # no checkpoint: the writer task still waits
+        assert desk.outbox.offer(run_of("a")) is Offer.TAKEN
+        assert desk.slow == 0
+
+
 # the rules
 
 
@@ -405,6 +416,18 @@ async def test_discard_finishes_the_frame_that_is_on_its_way_and_counts_the_othe
         assert desk.outbox.statistics().bytes_waiting == 0
 
 
+async def test_discard_drops_a_frame_of_which_no_byte_is_on_its_way(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_desk(lockstep_stream_pair) as desk:
+        chunk = frames.encode(frames.BINARY, bytes(2**16 - 4))
+        desk.outbox.offer(Run((chunk, text("a"))))
+        desk.outbox.flush()
+        await wait_all_tasks_blocked()
+        assert desk.outbox.discard() == 1
+        assert await desk.read_frames() == [chunk]
+
+
 async def test_discard_of_what_has_not_begun_leaves_nothing() -> None:
     async with open_desk() as desk:
         desk.outbox.offer(run_of("a", "b"))
@@ -472,8 +495,8 @@ async def test_a_dead_stream_is_told_of_once(make_pair: Callable[[], StreamPair]
 async def test_a_socket_that_dies_while_it_is_full_breaks_the_outbox_and_not_the_sender() -> None:
     async with open_desk(max_messages=1) as desk:
         await desk.block()
-        await trio.aclose_forcefully(desk.peer)
-        # Before the writer task has seen it.
+        assert isinstance(desk.peer, trio.SocketStream)
+        desk.peer.socket.close()  # no checkpoint, so the writer task has not seen it
         desk.outbox.offer(run_of("a"))
         assert desk.broken == 1
         assert desk.slow == 0

@@ -95,6 +95,8 @@ async def test_a_run_goes_to_all_and_is_counted_in_messages() -> None:
             run = run_of("a", "b")
             assert exchange.deliver(run) == 5
             assert exchange.deliver(run_of("c")) == 5
+        assert [one.outbox.messages for one in everyone] == [3] * 5
+        assert [one.outbox.bytes for one in everyone] == [9] * 5
         for one in everyone:
             assert await one.received() == b"\x81\x01a\x81\x01b\x81\x01c"
         # All five went to the postman as one list, and what came later went along.
