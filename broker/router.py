@@ -22,7 +22,7 @@ import trio
 
 from .config import Config, TopicRules
 from .core.hub import Hub
-from .core.messages import ClientInfo, Fd, Position, Publication
+from .core.messages import ClientInfo, Fd, Publication
 from .core.session import Session, Subscriber, Subscription
 from .core.topics import check_pattern, check_topic, is_pattern
 from .engines.memory import MemoryEngine
@@ -210,12 +210,6 @@ class Router:
         if watchers:
             run = Run((encode(CENTRIFUGE_JSON, name, info),))
             self.office.deliver(run, [watcher.outbox for watcher in watchers])  # type: ignore[misc]
-
-    def position(self, topic: str) -> Position | None:
-        """Where a topic's history stands; None for what keeps none."""
-        if is_pattern(topic) or not self.rules_for(topic).history_size:
-            return None
-        return self.engine.position(topic)
 
 
 _DIRECT_RULES = TopicRules(history_size=0, presence=False, join_leave=False)

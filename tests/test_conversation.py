@@ -529,6 +529,34 @@ async def test_what_came_before_a_bad_message_is_done_and_answered(
     assert data_of(await arrived(reader)) == [1]
 
 
+async def test_a_publication_is_out_before_a_hook_is_waited_for(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    @net.broker.on_rpc
+    async def call(connection: Connection, method: str, data: object) -> None:
+        await trio.sleep(60)
+
+    client, reader = await net.open_client(), await net.open_client()
+    await reader.request(subscribe={"channel": "a"})
+    publish = {"id": 1, "publish": {"channel": "a", "data": 1}}
+    assert await ask(client, publish, {"id": 2, "rpc": {}}) == [{"id": 1, "publish": {}}]
+    assert data_of(await arrived(reader)) == [1]
+
+
+async def test_what_comes_behind_the_command_that_ended_a_client_is_not_done(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    @net.broker.on_rpc
+    async def call(connection: Connection, method: str, data: object) -> None:
+        net.broker.disconnect(connection.fd)
+
+    client, reader = await net.open_client(), await net.open_client()
+    await reader.request(subscribe={"channel": "a"})
+    publish = {"id": 2, "publish": {"channel": "a", "data": 1}}
+    await ask(client, {"id": 1, "rpc": {}}, publish, {"send": {"data": 1}})
+    assert await arrived(reader) == []
+
+
 async def test_what_comes_behind_a_bad_command_is_not_done(
     autojump_clock: MockClock, net: Network
 ) -> None:
@@ -1231,6 +1259,8 @@ async def test_who_is_closed_while_a_hook_runs_gets_nothing_and_does_nothing(
 
     objects = await hooked(net, method, close)
     assert objects[-1] == 4001
+    await trio.sleep(1)  # it never answers our Close, so it is still here
+    assert net.broker.exists(1)
     assert [o for o in objects[:-1] if "id" in o] == []
     assert net.broker.stats().hub.subscriptions == net.broker.stats().published == 0
 
