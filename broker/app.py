@@ -405,7 +405,7 @@ def _connection_limit(config: Config) -> int:
         return config.max_connections
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     # What is open by now (listeners, logs, the event loop) is within the reserve.
-    return max(1, files - _SPARE_FILES)
+    return max(1, files - min(_SPARE_FILES, files // 2))
 
 
 async def _beat(node: Node) -> None:

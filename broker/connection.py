@@ -360,7 +360,9 @@ class Connection:
 
     def _how_it_ended(self) -> Close:
         lane = self._lane
-        if lane.close_began_here and lane.close_sent is not None:
+        if lane.close_sent is not None and (
+            lane.close_began_here or lane.close_sent[0] == CloseCode.PROTOCOL_ERROR
+        ):
             return Close(*lane.close_sent, Initiator.SERVER)
         if lane.peer_close is not None:
             return Close(*lane.peer_close, Initiator.CLIENT)

@@ -12,7 +12,10 @@ Rules:
 4. What has begun to go out is finished or the connection is dead; nothing is sent twice.
 """
 
+import fcntl
 import os
+import sys
+import termios
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum
 from typing import Literal, TypeAlias
@@ -30,6 +33,14 @@ _STREAM_CHUNK = 64 * 2**10
 # How often all other tasks may run before a stream that still has a chunk is taken to wait for its
 # peer. TLS over a socket with room takes two.
 _TICKS = 5
+
+
+def _unacknowledged(fileno: int) -> int:
+    """How many bytes the system holds for the peer of a socket; 0 where it does not say."""
+    try:
+        return int.from_bytes(fcntl.ioctl(fileno, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0
 
 
 @attrs.define(eq=False, slots=True)
@@ -304,9 +315,13 @@ class Outbox:
         """
         try:
             while self.mail:
+                waiting = _unacknowledged(self._fileno)
                 with trio.move_on_after(self._stall_seconds) as progress:
                     await trio.lowlevel.wait_writable(self._fileno)
                 if progress.cancelled_caught:
+                    # Writable means a third of a large buffer is free; slow is not yet stalled.
+                    if _unacknowledged(self._fileno) < waiting:
+                        continue
                     self.stalled = True
                     self._break()
                 elif self.mail:  # a rule may have emptied it meanwhile

@@ -55,6 +55,22 @@ PAIRS: dict[str, Callable[[], StreamPair]] = {
     "memory": memory_stream_pair,
     "tls": tls_pair,
 }
+
+
+def roomy_tcp_pair() -> StreamPair:
+    """TCP whose sending side holds far more than its receiving side takes at a time."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        ours = socket.socket()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 400_000)
+        ours.connect(listener.getsockname())
+        peer, _ = listener.accept()
+    ours_async, peer_async = map(trio.socket.from_stdlib_socket, (ours, peer))
+    return trio.SocketStream(ours_async), trio.SocketStream(peer_async)
+
+
 every_stream = pytest.mark.parametrize("make_pair", PAIRS.values(), ids=PAIRS.keys())
 blocking_streams = pytest.mark.parametrize(
     "make_pair", [narrow_socket_pair, lockstep_stream_pair], ids=["socket", "lockstep"]
@@ -477,6 +493,21 @@ async def test_a_peer_that_takes_a_little_now_and_then_is_not_given_up(
             await desk.peer.receive_some(2**16)
         assert not desk.broken
         assert not desk.outbox.stalled
+
+
+async def test_a_slow_reader_whose_socket_does_not_turn_writable_is_not_given_up(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_desk(roomy_tcp_pair) as desk:
+        desk.outbox.offer(Run((bytes(4_000_000),)))
+        desk.outbox.flush()
+        for _ in range(4):
+            await trio.sleep(9)
+            assert desk.outbox.blocked
+            await desk.peer.receive_some(20_000)
+        assert not desk.outbox.stalled
+        await trio.sleep(21)
+        assert desk.outbox.stalled
 
 
 @every_stream
