@@ -610,6 +610,7 @@ class Ends:
 
         @self.broker.on_close
         async def on_close(connection: Connection, close: Close) -> None:
+            await trio.sleep(0.1)  # it may take its time, also while all is being cancelled
             self.closes.append(close)
 
         @self.broker.on_message
