@@ -21,14 +21,14 @@ from .core.hub import Hub, HubStatistics
 from .core.messages import Fd, Publication, PushResult
 from .core.session import Subscription
 from .engines.memory import open_engine
-from .errors import CloseCode, Lagged, check_close_code
+from .errors import CloseCode, ErrorCode, Lagged, Refused, check_close_code
 from .hooks import Hooks
 from .http.app import http_app
 from .http.server import HttpServer
 from .logs import configure_if_unset
 from .protocols.centrifuge import CENTRIFUGE_JSON, to_json
 from .protocols.plain import PLAIN
-from .router import IN_PROCESS, Router
+from .router import DIRECT, IN_PROCESS, ONLY_ITSELF, Router
 from .transport import frames
 from .transport.listeners import AnyListener, describe, open_listeners
 from .transport.outbox import Offer, Run
@@ -198,7 +198,8 @@ class Broker:
         """Send to one connection.
 
         A plain peer gets `str` as a text frame, `bytes` as a binary frame, anything else as JSON
-        text; a Centrifuge client gets a `message` push. Raises `TypeError` for what JSON cannot say.
+        text; a Centrifuge client gets a `message` push. Raises `TypeError` for what JSON cannot
+        say, and `ValueError` for text that is not Unicode (a lone surrogate).
         """
         connection = self._find(fd)
         if connection is None:
@@ -229,10 +230,13 @@ class Broker:
         """Read a topic or pattern in this very program, for as long as the block.
 
         Publications wait in a memory channel of `capacity`. A reader that is slower than that loses
-        some and is told so by `Lagged`; nobody waits for it.
+        some and is told so by `Lagged`; nobody waits for it. Raises `Refused` for what is neither a
+        topic nor a pattern, and for `fd:N`, which only that connection gets.
         """
         router = self._serving.router
         router.check_name(pattern)
+        if pattern.startswith(DIRECT):
+            raise Refused(ErrorCode.PERMISSION_DENIED, ONLY_ITSELF)
         messages = Messages(capacity)
         router.subscribe(Subscription(messages, pattern))
         self._in_process.add(messages)

@@ -31,7 +31,7 @@ from .hooks import (
 )
 from .protocols import centrifuge
 from .protocols.centrifuge import CENTRIFUGE_JSON, METHODS, BadCommand, Command, one_line, to_json
-from .router import DIRECT, Router, direct_fd
+from .router import DIRECT, ONLY_ITSELF, Router, direct_fd
 from .transport import frames
 from .transport.outbox import Run
 from .version import VERSION
@@ -249,7 +249,7 @@ class Conversation:
         if name in session.subscriptions or name == f"{DIRECT}{session.fd}":
             raise Refused(ErrorCode.ALREADY_SUBSCRIBED)
         if name.startswith(DIRECT):
-            raise Refused(ErrorCode.PERMISSION_DENIED, "only an fd itself gets what is sent to it")
+            raise Refused(ErrorCode.PERMISSION_DENIED, ONLY_ITSELF)
         if len(session.subscriptions) >= self._config.max_topics:
             limit = f"more than {self._config.max_topics} subscriptions"
             raise Refused(ErrorCode.LIMIT_EXCEEDED, limit)

@@ -37,6 +37,8 @@ RUN_BYTES = 64 * 2**10
 DIRECT = "fd:"
 """What is published to `fd:7` goes to fd 7 alone."""
 
+ONLY_ITSELF = "only an fd itself gets what is sent to it"
+
 
 class PublicationCodec(Protocol):
     """What a run needs of a protocol."""

@@ -39,7 +39,7 @@ class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
         self, make_pair: MakePair = trio.testing.memory_stream_pair
     ) -> trio.abc.Stream:
         """Connect; `make_pair` makes the two ends, for example `lockstep_stream_pair`, whose peer
-        takes nothing until it reads. Raises `trio.BrokenResourceError` when nobody listens."""
+        takes nothing until it reads. Raises `trio.ClosedResourceError` when nobody listens."""
         ours, theirs = make_pair()
         await self._send.send(theirs)
         return ours
@@ -53,8 +53,9 @@ class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
     async def aclose(self) -> None:
         """Connects that nobody has accepted yet are refused: their streams are closed."""
         self._send.close()
-        while self._receive.statistics().current_buffer_used:
-            await trio.aclose_forcefully(self._receive.receive_nowait())
+        with trio.CancelScope(shield=True):  # closing by force does not wait for anybody
+            while self._receive.statistics().current_buffer_used:
+                await trio.aclose_forcefully(self._receive.receive_nowait())
         self._receive.close()
         await trio.lowlevel.checkpoint()
 

@@ -116,6 +116,32 @@ async def test_a_push_that_finds_no_room_is_full_and_its_peer_is_cut(
         assert code == 3008
 
 
+async def test_a_push_comes_behind_what_a_client_published_in_the_same_turn(
+    autojump_clock: MockClock,
+) -> None:
+    broker = Broker()
+    pushed = []
+
+    @broker.on_message
+    async def push(connection: Connection, frame: Frame) -> None:
+        pushed.append(broker.push(1, "pushed"))  # no checkpoint since the publish before it
+
+    async with open_test_broker(broker) as net:
+        reader, writer = await net.open_client(), await net.open_client()
+        await reader.request(subscribe={"channel": "news"})
+        await writer.send_json({"publish": {"channel": "news", "data": 1}}, {"send": {"data": 2}})
+        assert (await reader.receive_json())["push"]["pub"]["data"] == 1
+        assert (await reader.receive_json())["push"]["message"] == {"data": "pushed"}
+    assert pushed == [PushResult.QUEUED]
+
+
+async def test_an_fd_cannot_be_read_in_process(autojump_clock: MockClock) -> None:
+    async with open_test_broker(Broker()) as net:
+        with pytest.raises(Refused, match="103"):
+            async with net.broker.subscribe("fd:1"):
+                pass
+
+
 async def test_pushes_and_publications_keep_their_order(autojump_clock: MockClock) -> None:
     async with open_test_broker(Broker()) as net:
         peer = await net.open_plain()
