@@ -69,7 +69,7 @@ class Goal:
 
 SCENARIOS = (
     *(
-        Scenario(name=f"1-1-burst-{b}", title=f"1→1, {b} a write", burst=b, servers=PEERS)
+        Scenario(name=f"1-1-burst-{b}", title=f"1→1, {b} a write", burst=b, window=4096, servers=PEERS)
         for b in (1, 16, 128)
     ),
     *(
@@ -121,7 +121,7 @@ SCENARIOS = (
     *(
         Scenario(
             name=f"patterns-{n}", title=f"1→1, 16 a write, {n:,} patterns that do not match",
-            patterns=n, burst=16, metric="publishes_per_second", servers=("broker", "nats"),
+            patterns=n, burst=16, window=4096, metric="publishes_per_second", servers=("broker", "nats"),
         )
         for n in (10, 10_000)
     ),
@@ -133,11 +133,11 @@ SCENARIOS = (
         for n in (100, 9000)
     ),
     Scenario(
-        name="reply", title="1→1, 16 a write, each publish answered", burst=16, reply=True,
+        name="reply", title="1→1, 16 a write, each publish answered", burst=16, window=4096, reply=True,
         servers=("broker", "nats"),
     ),
     Scenario(
-        name="history-off", title="1→1, 16 a write, no history", burst=16,
+        name="history-off", title="1→1, 16 a write, no history", burst=16, window=4096,
         servers=("broker", "broker without history"),
     ),
     Scenario(

@@ -104,10 +104,10 @@ async def measure(plan: Plan, on_progress: Callable[[int, float], None]) -> Resu
         known, others = group.split(ClientError)
         if known is None or others is not None:
             raise
-        error: BaseException = known
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None
+        first: BaseException = known
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
 
 
 async def _measure(plan: Plan, on_progress: Callable[[int, float], None]) -> Result:
