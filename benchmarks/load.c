@@ -523,7 +523,7 @@ int main(int argc, char **argv) {
     subscribers = peers + fill;
     publishers = subscribers + subs;
     int files_before = server_pid ? server_files() : 0;
-    double kib_before = mark ? 0 : server_kib();
+    double kib_before = mark ? 0 : server_kib(), connect_cpu = server_cpu(), leave_cpu = 0;
     uint64_t connect_start = now_ns();
     for (int opened = 0; ready_count < all;) {
         if (opened < all && opened - ready_count < at_once &&
@@ -531,7 +531,7 @@ int main(int argc, char **argv) {
             (opened < mark || kib_before || ready_count >= mark)) {
             if (mark && !kib_before && opened == mark) {
                 kib_before = server_kib();
-                connect_start = now_ns();
+                connect_start = now_ns(), connect_cpu = server_cpu();
             }
             struct peer *p = &peers[opened];
             p->role = opened < fill ? FILLS : opened < fill + subs ? SUBSCRIBES : PUBLISHES;
@@ -554,6 +554,7 @@ int main(int argc, char **argv) {
         }
     }
     double connect_seconds = (now_ns() - connect_start) / 1e9, noticed = 0;
+    connect_cpu = server_cpu() - connect_cpu;
     for (int i = 0; i < subs; i++) topic_of[subscribers[i].topic].subs++;
     for (int i = 0; i < pubs; i++) topic_of[publishers[i].topic].pubs++, prepare(&publishers[i]);
     for (int i = 0; pubs && i < topics; i++) may_publish(i);
@@ -599,21 +600,24 @@ int main(int argc, char **argv) {
     int lost_before = lost;
     if (!pubs && server_pid) {
         uint64_t leaving = now_ns();
+        leave_cpu = server_cpu();
         for (int i = 0; i < all; i++) gone(&peers[i]);
         while (server_files() > files_before && now_ns() - leaving < READY_NS) usleep(2000);
         noticed = (now_ns() - leaving) / 1e9;
+        leave_cpu = server_cpu() - leave_cpu;
     }
     uint64_t got = received - received_before;
     qsort(samples, sample_count, sizeof *samples, compare);
     printf("{\"deliveries_per_second\": %.0f, \"publishes_per_second\": %.0f, "
            "\"megabytes_per_second\": %.1f, \"seconds\": %.3f, \"lost_connections\": %d, "
            "\"stalled\": %s, \"connects_per_second\": %.0f, \"kib_per_connection\": %.2f, "
-           "\"noticed_seconds\": %.3f, \"load_cpu\": %.3f, \"server_cpu\": %.3f, \"others_cpu\": %.3f, "
+           "\"noticed_seconds\": %.3f, \"connect_cpu_ms\": %.4f, \"leave_cpu_ms\": %.4f, \"load_cpu\": %.3f, \"server_cpu\": %.3f, \"others_cpu\": %.3f, "
            "\"latest_ms\": %.3f, \"samples\": %llu, \"p50_ms\": %.3f, \"p99_ms\": %.3f, "
            "\"p999_ms\": %.3f}\n",
            got / elapsed, (published - published_before) / elapsed, (bytes_in - bytes_before) / elapsed / 1e6,
            elapsed, lost_before, stalled ? "true" : "false", (all - mark) / connect_seconds,
-           server_pid ? (kib_after - kib_before) / (all - mark) : 0, noticed, cpu, server,
+           server_pid ? (kib_after - kib_before) / (all - mark) : 0, noticed,
+           connect_cpu * 1e3 / (all - mark), leave_cpu * 1e3 / all, cpu, server,
            others > 0 ? others : 0, latest_ns / 1e6, (unsigned long long)sample_count, percentile(.5),
            percentile(.99), percentile(.999));
     return 0;

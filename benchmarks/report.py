@@ -30,6 +30,8 @@ _UNITS: dict[Metric, tuple[str, str]] = {
     "noticed_seconds": ("all gone after", " s"),
 }
 
+_RATES = ("deliveries_per_second", "publishes_per_second", "connects_per_second")
+
 Runs = dict[str, dict[str, list[dict[str, Any]]]]
 Values = Callable[[Runs, str, str, Metric], list[float | None]]
 
@@ -84,6 +86,8 @@ def _per_cpu(runs: Runs, scenario: str, server: str, metric: Metric) -> list[flo
     """The same rates, had the server had its core to itself: what others take does not count."""
     found = runs.get(scenario, {}).get(server, [])
     rates = _values(runs, scenario, server, metric)
+    if metric == "connects_per_second":
+        return [1e3 / run["connect_cpu_ms"] if run.get("connect_cpu_ms") else None for run in found]
     return [
         None if rate is None or not run["server_cpu"] else rate / run["server_cpu"]
         for rate, run in zip(rates, found, strict=True)
@@ -202,7 +206,7 @@ def _goals(runs: Runs) -> list[str]:
         measured = f"{found:.2f}×" if sign else f"{found:.3g}{unit}"
         met = "met" if goal.is_met(found) else "**not met**"
         per_cpu = None
-        if goal.metric in ("deliveries_per_second", "publishes_per_second"):
+        if goal.metric in _RATES:
             per_cpu = _goal_ratio(runs, goal, _per_cpu)
         cost = "" if per_cpu is None else f"{per_cpu:.2f}×"
         lines.append(

@@ -163,7 +163,8 @@ def _line(run: Run) -> str:
     if run["noticed_seconds"]:
         parts.append(
             f"{run['connects_per_second']:,.0f} connects/s, {run['kib_per_connection']:.1f} KiB each, "
-            f"gone after {run['noticed_seconds']:.2f} s"
+            f"gone after {run['noticed_seconds']:.2f} s, server CPU a connect "
+            f"{run['connect_cpu_ms']:.3f} ms, a leave {run['leave_cpu_ms']:.3f} ms"
         )
     parts.append(
         f"cpu: server {run['server_cpu']:.2f} load {run['load_cpu']:.2f} others {run['others_cpu']:.2f}"
