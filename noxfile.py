@@ -98,6 +98,20 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure against the peers and rewrite docs/benchmarks.md; about an hour, --quick a fifth.
+
+    Needs a C compiler, two cores and `ulimit -n` of 12,000 or more. Peers whose packages cannot be
+    installed are left out aloud.
+    """
+    _need(session, "cc", "build-essential")
+    _install(session, "bench")
+    for peer in nox.project.dependency_groups(PYPROJECT, "bench-peers"):
+        session.install(peer, success_codes=[0, 1])
+    session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build sdist and wheel, and start the broker from the wheel alone."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "release"))

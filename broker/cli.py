@@ -15,7 +15,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 import attrs
 import click
@@ -35,9 +35,14 @@ from broker.errors import ClientError, ConfigError, RequestFailed
 from broker.version import VERSION
 
 if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
+
     from broker.app import Broker
+    from broker.bench import Plan, Result
     from broker.client import Client
     from broker.core.messages import Publication
+
+_T = TypeVar("_T")
 
 DEFAULT_URL: Final = "ws://localhost:9501"
 
@@ -67,7 +72,7 @@ class _ServeByDefault(click.Group):
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "[serve] [OPTIONS] [MODULE:ATTR]")
-        formatter.write_usage(ctx.command_path, "pub|sub|push [OPTIONS] ARGUMENTS", "       ")
+        formatter.write_usage(ctx.command_path, "pub|sub|push|bench [OPTIONS] ARGUMENTS", "       ")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of this file, the default first
@@ -359,6 +364,127 @@ async def _cancel_on_signal(
         scope.cancel()
 
 
+@main.command(short_help="Measure what the broker sustains.")
+@_url
+@_token
+@click.option("--topic", default="bench", show_default=True, help="Topic to publish to.")
+@click.option(
+    "--publishers",
+    "--pub",
+    type=click.IntRange(1, 10_000),
+    default=1,
+    show_default=True,
+    help="Connections that publish.",
+)
+@click.option(
+    "--subscribers",
+    "--sub",
+    type=click.IntRange(0, 20_000),
+    default=1,
+    show_default=True,
+    help="Connections that each get everything.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(19, 2**20),
+    default=64,
+    show_default=True,
+    help="Bytes of a payload.",
+)
+@click.option("--messages", type=click.IntRange(1), help="Publications in all.  [default: 100000]")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    help="Publish for so long, instead of a number of --messages.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, min_open=True),
+    help="Publications a second in all; without it as fast as they are delivered.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+def bench(
+    url: str,
+    token: str,
+    topic: str,
+    publishers: int,
+    subscribers: int,
+    size: int,
+    messages: int | None,
+    seconds: float | None,
+    rate: float | None,
+    as_json: bool,
+) -> None:
+    """Publish to TOPIC and count what all subscribers get: rates, and how long it took.
+
+    All connections are in this one process, on one core: run it away from the broker's core, or
+    both are slowed down. Use a topic that nobody else needs; its history keeps the last payloads.
+    """
+    from broker.bench import Plan
+
+    if messages is not None and seconds is not None:
+        raise click.UsageError("--messages and --seconds: give one of them")
+    if messages is None and seconds is None:
+        messages = 100_000
+    _run_as_client(
+        _bench,
+        (
+            Plan(
+                url=url,
+                token=token,
+                topic=topic,
+                publishers=publishers,
+                subscribers=subscribers,
+                size=size,
+                messages=messages,
+                seconds=seconds,
+                rate=rate,
+            ),
+            as_json,
+        ),
+    )
+
+
+async def _bench(asked: "tuple[Plan, bool]") -> None:
+    from broker.bench import measure
+
+    plan, as_json = asked
+    length = plan.messages if plan.seconds is None else round(plan.seconds * 10)
+    # To stderr, and only to a terminal: what is piped on is the result alone.
+    bar: ProgressBar[int]
+    with click.progressbar(
+        length=length, label="publishing", file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as bar:
+
+        def show(published: int, elapsed: float) -> None:
+            done = published if plan.seconds is None else min(round(elapsed * 10), bar.length or 0)
+            bar.update(done - bar.pos)
+
+        result = await measure(plan, show)
+    if as_json:
+        click.echo(msgspec.json.encode(attrs.asdict(result)))
+    else:
+        click.echo(_bench_table(plan, result))
+    if result.missing:
+        raise _Refusal(f"{result.missing:,} deliveries are missing: has a subscriber been cut?")
+
+
+def _bench_table(plan: "Plan", result: "Result") -> str:
+    def line(name: str, count: int, rate: float) -> str:
+        return f"{name}  {count:>14,}  {rate:>14,.0f}/s  {rate * plan.size / 1e6:>10,.1f} MB/s"
+
+    pace = "as fast as delivered" if plan.rate is None else f"{plan.rate:g}/s"
+    rows = [
+        f"{plan.publishers:,} → {plan.subscribers:,}, {plan.size:,} B, {pace}: {result.seconds:.2f} s",
+        line("published", result.published, result.publishes_per_second),
+        line("delivered", result.delivered, result.deliveries_per_second),
+    ]
+    if result.latency:
+        shares = "  ".join(f"{name} {ms:.3g}" for name, ms in result.latency.items())
+        rows.append(f"latency, ms  {shares}")
+    return "\n".join(rows)
+
+
 def _with_client(url: str, token: str, work: "Callable[[Client], Awaitable[None]]") -> None:
     """Run `work` with a client; what goes wrong on the way becomes one line."""
     from broker.client import open_client
@@ -370,8 +496,13 @@ def _with_client(url: str, token: str, work: "Callable[[Client], Awaitable[None]
         async with opened as client:
             await work(client)
 
+    _run_as_client(run, open_client(url, token=token))
+
+
+def _run_as_client(run: Callable[[_T], Awaitable[None]], argument: _T) -> None:
+    """Run Trio; a broker that is away or refuses becomes one line."""
     try:
-        trio.run(run, open_client(url, token=token))
+        trio.run(run, argument)
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
         cause = _only(error)
         if isinstance(cause, KeyboardInterrupt):

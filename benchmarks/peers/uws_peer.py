@@ -1,0 +1,47 @@
+"""Fan-out on uWebSockets through socketify, with its own topics and `publish`.
+
+What a publisher sends at /pub/TOPIC goes to those at /sub/TOPIC. uWebSockets joins what is published
+within one turn of its loop by itself. Its bound for slow readers is set to the broker's own, 1 MiB.
+"""
+
+import sys
+
+from socketify import App, AppListenOptions, OpCode
+
+app = App()
+
+
+def upgrade(response, request, context):  # type: ignore[no-untyped-def]
+    response.upgrade(
+        request.get_header("sec-websocket-key"),
+        request.get_header("sec-websocket-protocol"),
+        request.get_header("sec-websocket-extensions"),
+        context,
+        request.get_url().split("/")[1:],
+    )
+
+
+def opened(socket):  # type: ignore[no-untyped-def]
+    role, topic = socket.get_user_data()
+    if role == "sub":
+        socket.subscribe(topic)
+
+
+def message(socket, payload, opcode):  # type: ignore[no-untyped-def]
+    app.publish(socket.get_user_data()[1], payload, OpCode.BINARY)
+
+
+app.ws(
+    "/*",
+    {
+        "compression": 0,
+        "max_payload_length": 2**20,
+        "max_backpressure": 2**20,
+        "idle_timeout": 0,
+        "upgrade": upgrade,
+        "open": opened,
+        "message": message,
+    },
+)
+app.listen(AppListenOptions(port=int(sys.argv[1]), host="127.0.0.1"))
+app.run()

@@ -1,0 +1,280 @@
+"""From measured runs to a table, a plot and the page docs/benchmarks.md."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from scenarios import GOALS, SCENARIOS, Goal, Metric, Scenario
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = DOCS / "benchmarks.md"
+PLOT = DOCS / "images" / "bench.svg"
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+
+OURS = "broker"
+PEERS = ("nats", "uws", "picows", "websockets", "ceiling")
+LOAD_LIMIT = 0.85
+"""CPU of the generator above which it may be what limits the figure."""
+NOISE = 0.25
+
+_UNITS: dict[Metric, tuple[str, str]] = {
+    "deliveries_per_second": ("deliveries/s", ""),
+    "publishes_per_second": ("publishes/s", ""),
+    "p50_ms": ("p50", " ms"),
+    "p99_ms": ("p99", " ms"),
+    "p999_ms": ("p99.9", " ms"),
+    "connects_per_second": ("connects/s", ""),
+    "kib_per_connection": ("memory each", " KiB"),
+    "noticed_seconds": ("all gone after", " s"),
+}
+
+_RATES = ("deliveries_per_second", "publishes_per_second", "connects_per_second")
+
+Runs = dict[str, dict[str, list[dict[str, Any]]]]
+Values = Callable[[Runs, str, str, Metric], list[float | None]]
+
+
+def text(results: dict[str, Any]) -> str:
+    """Everything measured, as Markdown."""
+    runs: Runs = results["runs"]
+    machine = results["machine"]
+    lines = [
+        f"{machine['cpu']}, {machine['kernel']}, {machine['date']}. {machine['versions']}.",
+        "",
+        *_table(runs),
+        "",
+        *_marks(runs),
+        *[f"Left out: {name} ({why})." for name, why in results.get("left_out", {}).items()],
+        "",
+        *_goals(runs),
+    ]
+    own = _own(runs)
+    if own:
+        lines += ["", *own]
+    return "\n".join(lines)
+
+
+def write(results: dict[str, Any]) -> None:
+    """Put the table into the page, between its two marks, and draw the plot beside it."""
+    page = PAGE.read_text(encoding="utf-8")
+    section = f"{BEGIN}\n\n{text(results)}\n\n{END}"
+    page, count = re.subn(f"{BEGIN}.*{END}", lambda _: section, page, flags=re.DOTALL)
+    if count != 1:
+        raise SystemExit(f"{PAGE}: has to hold {BEGIN} and {END} once")
+    PAGE.write_text(page, encoding="utf-8")
+    _draw(results["runs"])
+
+
+def _metrics(scenario: Scenario) -> tuple[Metric, ...]:
+    if scenario.rate:
+        return ("p50_ms", "p99_ms", "p999_ms")
+    if scenario.name == "storm":
+        return ("connects_per_second", "noticed_seconds")
+    if scenario.kind == "connections":
+        return ("kib_per_connection", "connects_per_second", "noticed_seconds")
+    return (scenario.metric,)
+
+
+def _values(runs: Runs, scenario: str, server: str, metric: Metric) -> list[float | None]:
+    found = runs.get(scenario, {}).get(server, [])
+    return [None if "error" in run or run["stalled"] else float(run[metric]) for run in found]
+
+
+def _per_cpu(runs: Runs, scenario: str, server: str, metric: Metric) -> list[float | None]:
+    """The same rates, had the server had its core to itself: what others take does not count."""
+    found = runs.get(scenario, {}).get(server, [])
+    rates = _values(runs, scenario, server, metric)
+    if metric == "connects_per_second":
+        return [1e3 / run["connect_cpu_ms"] if run.get("connect_cpu_ms") else None for run in found]
+    return [
+        None if rate is None or not run["server_cpu"] else rate / run["server_cpu"]
+        for rate, run in zip(rates, found, strict=True)
+    ]
+
+
+def _ratio(ours: list[float | None], theirs: list[float | None]) -> float | None:
+    """The median of the ratios within each round."""
+    pairs = zip(ours, theirs, strict=False)
+    ratios = [a / b for a, b in pairs if a is not None and b is not None and b > 0]
+    return median(ratios) if ratios else None
+
+
+def _middle(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
+def _short(value: float, unit: str = "") -> str:
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= size * 0.9995 and not unit:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:.3g}{unit}"
+
+
+def _rows(runs: Runs) -> Iterator[tuple[Scenario, Metric]]:
+    for scenario in SCENARIOS:
+        if scenario.name in runs:
+            for metric in _metrics(scenario):
+                yield scenario, metric
+
+
+def _table(runs: Runs) -> list[str]:
+    shown = [peer for peer in PEERS if any(peer in servers for servers in runs.values())]
+    head = ["scenario", "figure", OURS, *shown]
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for scenario, metric in _rows(runs):
+        if not set(runs[scenario.name]) & set(shown):
+            continue
+        words, unit = _UNITS[metric]
+        ours = _values(runs, scenario.name, OURS, metric)
+        cells = [scenario.title, words, _cell(runs, scenario, OURS, ours, unit, None)]
+        for peer in shown:
+            theirs = _values(runs, scenario.name, peer, metric)
+            cells.append(_cell(runs, scenario, peer, theirs, unit, _ratio(ours, theirs)))
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(
+    runs: Runs, scenario: Scenario, server: str, values: list[float | None], unit: str,
+    ratio: float | None,
+) -> str:  # fmt: skip
+    if not values:
+        return ""
+    middle = _middle(values)
+    if middle is None:
+        return "fails"
+    signs = "".join(_signs(runs[scenario.name][server]))
+    text = f"{_short(middle, unit)}{signs}"
+    if server == OURS:
+        return f"**{text}**"
+    return (
+        text
+        if ratio is None
+        else f"{text} ({ratio:.2g}×)"
+        if ratio < 100
+        else f"{text} ({ratio:.0f}×)"
+    )
+
+
+def _signs(runs: list[dict[str, Any]]) -> Iterator[str]:
+    good = [run for run in runs if "error" not in run]
+    if good and median([run["load_cpu"] for run in good]) > LOAD_LIMIT:
+        yield " ‡"
+    if good and median([run["others_cpu"] for run in good]) > NOISE:
+        yield " ~"
+    if len(good) < len(runs) or any(run["stalled"] or run["lost_connections"] for run in good):
+        yield " †"
+
+
+_MEANING = {
+    " ‡": "‡ The generator used more than 85 % of its core: it may be the limit, not the server.",
+    " ~": "~ Others used more than a quarter of a core meanwhile.",
+    " †": "† Connections were lost, messages went missing or a run failed.",
+}
+
+
+def _marks(runs: Runs) -> list[str]:
+    seen = {
+        sign for servers in runs.values() for found in servers.values() for sign in _signs(found)
+    }
+    rounds = sorted({len(found) for servers in runs.values() for found in servers.values()})
+    how_many = " to ".join(str(n) for n in {rounds[0]: 0, rounds[-1]: 0})
+    words = (
+        f"Median of {how_many} round{'s' * (rounds[-1] > 1)}; in brackets ours ÷ theirs, the median of the ratios within "
+        "each round. *Ceiling* is a C program that only copies, beyond which this machine cannot go."
+    )
+    return [words, *[f"\n{_MEANING[sign]}" for sign in _MEANING if sign in seen]]
+
+
+def _goals(runs: Runs) -> list[str]:
+    lines = [
+        "| goal | asked | measured | | per second of the server's CPU |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    titles = {scenario.name: scenario.title for scenario in SCENARIOS}
+    for goal in GOALS:
+        found = _goal_ratio(runs, goal, _values)
+        if found is None:
+            continue
+        words, unit = _UNITS[goal.metric]
+        versus = titles.get(goal.versus.partition("/")[0], goal.versus)
+        sign = "" if not goal.versus else "×"
+        asked = f"{goal.sign} {goal.bound:.2g}{sign or unit}" + (f" {versus}" if versus else "")
+        measured = f"{found:.2f}×" if sign else f"{found:.3g}{unit}"
+        met = "met" if goal.is_met(found) else "**not met**"
+        per_cpu = None
+        if goal.metric in _RATES:
+            per_cpu = _goal_ratio(runs, goal, _per_cpu)
+        cost = "" if per_cpu is None else f"{per_cpu:.2f}×"
+        lines.append(
+            f"| {titles[goal.scenario]}, {words} | {asked} | {measured} | {met} | {cost} |"
+        )
+    return lines if len(lines) > 2 else []
+
+
+def _goal_ratio(runs: Runs, goal: Goal, values: Values) -> float | None:
+    ours = values(runs, goal.scenario, OURS, goal.metric)
+    if not goal.versus:
+        return _middle(ours)
+    scenario, slash, server = goal.versus.partition("/")
+    if not slash:
+        scenario, server = goal.scenario, goal.versus
+    return _ratio(ours, values(runs, scenario, server, goal.metric))
+
+
+def _own(runs: Runs) -> list[str]:
+    """What a setting changes: the broker against itself."""
+    lines = ["| with and without | as it comes | changed | |", "| --- | --- | --- | --- |"]
+    for scenario in SCENARIOS:
+        for name in runs.get(scenario.name, {}):
+            if name.startswith(f"{OURS} "):
+                ours = _values(runs, scenario.name, OURS, scenario.metric)
+                other = _values(runs, scenario.name, name, scenario.metric)
+                ratio, a, b = _ratio(other, ours), _middle(ours), _middle(other)
+                if ratio is not None and a is not None and b is not None:
+                    lines.append(f"| {scenario.title} | {_short(a)} | {_short(b)} | {ratio:.2f}× |")
+    return lines if len(lines) > 2 else []
+
+
+def _draw(runs: Runs) -> None:
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        print("No plot: matplotlib is not installed.")
+        return
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "bench"  # the same figures give the same file
+    from matplotlib import pyplot
+
+    drawn = ("1-1-burst-16", "1-100-burst-1", "1-1000-burst-1", "100-100", "direct", "rooms")
+    scenarios = [s for s in SCENARIOS if s.name in drawn and s.name in runs]
+    servers = [OURS, *PEERS[:-1]]
+    colours = dict(
+        zip(servers, ("#1f6f5c", "#3f7fbf", "#8a6fb0", "#c98a2b", "#a0a0a0"), strict=True)
+    )
+    figure, axes = pyplot.subplots(figsize=(9, 5.2))
+    height = 0.8 / len(servers)
+    for place, scenario in enumerate(scenarios):
+        for number, server in enumerate(servers):
+            values = _values(runs, scenario.name, server, "deliveries_per_second")
+            middle = _middle(values)
+            if middle:
+                at = place + (number - (len(servers) - 1) / 2) * height
+                label = server if place == 0 else None
+                axes.barh(at, middle, height * 0.92, color=colours[server], label=label)
+                axes.text(middle * 1.05, at, _short(middle), va="center", fontsize=7)
+    axes.set_yticks(range(len(scenarios)), [s.title for s in scenarios])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("deliveries a second, one core, 64-byte payloads (logarithmic)")
+    axes.spines[["top", "right"]].set_visible(False)
+    left, right = axes.get_xlim()
+    axes.set_xlim(left, right * 2)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(servers), frameon=False)
+    figure.tight_layout()
+    PLOT.parent.mkdir(exist_ok=True)
+    figure.savefig(PLOT, metadata={"Date": None})
+    pyplot.close(figure)

