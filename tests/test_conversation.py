@@ -465,6 +465,34 @@ async def test_bytes_that_are_not_utf_8_reach_nobody(
     assert await arrived(reader) == []
 
 
+@pytest.mark.parametrize("joined", [True, False])
+async def test_a_thousand_commands_at_once_leave_others_their_turn(
+    autojump_clock: MockClock, net: Network, joined: bool
+) -> None:
+    client = await net.open_client()
+    lines = [json.dumps({"id": 1, "presence_stats": {"channel": "t"}}) for _ in range(1000)]
+    if joined:
+        sent = client_frame(frames.TEXT, "\n".join(lines).encode())
+    else:
+        sent = b"".join(client_frame(frames.TEXT, line.encode()) for line in lines)
+    turns = 0
+    async with trio.open_nursery() as nursery:
+
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        await client.send(sent)
+        nursery.start_soon(take_turns)
+        got = 0
+        while got < 1000:
+            got += (await client.receive_text()).count("presence_stats")
+        nursery.cancel_scope.cancel()
+    assert turns > 100
+
+
 # the order of things
 
 
