@@ -8,6 +8,7 @@ Rules:
 3. A bad request gets an error reply; a client that does not follow the protocol is sent away.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 import attrs
@@ -204,7 +205,7 @@ class Conversation:
                 "version": VERSION,
                 "data": data,
                 "subs": {f"{DIRECT}{fd}": {}},
-                "ping": round(self._config.ping_seconds),
+                "ping": _whole_seconds(self._config.ping_seconds),
                 "pong": True,
             }
         )
@@ -355,6 +356,11 @@ class Conversation:
 
     async def _on_sub_refresh(self, command: Command) -> bytes:
         raise Refused(ErrorCode.NOT_AVAILABLE)
+
+
+def _whole_seconds(interval: float) -> int:
+    """A ping interval as clients know it: never less than it is, and 0 for no pings at all."""
+    return 0 if interval == math.inf else math.ceil(interval)
 
 
 def _error(request_id: int, refusal: Refused) -> bytes:

@@ -2,6 +2,7 @@
 wire reference."""
 
 import json
+import math
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -1115,6 +1116,15 @@ async def test_a_client_is_pinged_every_20_seconds_and_stays_while_it_answers(
         assert trio.current_time() - began == pytest.approx(20, abs=1.1)
         await client.send_text("{}")
     assert net.broker.is_established(client.fd)
+
+
+@pytest.mark.parametrize("seconds, told", [(math.inf, 0), (0.4, 1), (20, 20), (20.5, 21)])
+async def test_a_client_is_told_in_whole_seconds_how_often_it_will_be_pinged(
+    autojump_clock: MockClock, seconds: float, told: int
+) -> None:
+    async with open_test_broker(Broker(Config(ping_seconds=seconds))) as net:
+        client = await net.open_plain()
+        assert (await client.request(connect={}))["connect"]["ping"] == told
 
 
 async def test_a_busy_client_is_pinged_as_well(autojump_clock: MockClock, net: Network) -> None:
