@@ -2,6 +2,7 @@
 wire reference."""
 
 import json
+import math
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -463,6 +464,34 @@ async def test_bytes_that_are_not_utf_8_reach_nobody(
     await client.send(client_frame(frames.BINARY, command))
     assert (await arrived(client))[-1] == 3501
     assert await arrived(reader) == []
+
+
+@pytest.mark.parametrize("joined", [True, False])
+async def test_a_thousand_commands_at_once_leave_others_their_turn(
+    autojump_clock: MockClock, net: Network, joined: bool
+) -> None:
+    client = await net.open_client()
+    lines = [json.dumps({"id": 1, "presence_stats": {"channel": "t"}}) for _ in range(1000)]
+    if joined:
+        sent = client_frame(frames.TEXT, "\n".join(lines).encode())
+    else:
+        sent = b"".join(client_frame(frames.TEXT, line.encode()) for line in lines)
+    turns = 0
+    async with trio.open_nursery() as nursery:
+
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        await client.send(sent)
+        nursery.start_soon(take_turns)
+        got = 0
+        while got < 1000:
+            got += (await client.receive_text()).count("presence_stats")
+        nursery.cancel_scope.cancel()
+    assert turns > 100
 
 
 # the order of things
@@ -1087,6 +1116,15 @@ async def test_a_client_is_pinged_every_20_seconds_and_stays_while_it_answers(
         assert trio.current_time() - began == pytest.approx(20, abs=1.1)
         await client.send_text("{}")
     assert net.broker.is_established(client.fd)
+
+
+@pytest.mark.parametrize("seconds, told", [(math.inf, 0), (0.4, 1), (20, 20), (20.5, 21)])
+async def test_a_client_is_told_in_whole_seconds_how_often_it_will_be_pinged(
+    autojump_clock: MockClock, seconds: float, told: int
+) -> None:
+    async with open_test_broker(Broker(Config(ping_seconds=seconds))) as net:
+        client = await net.open_plain()
+        assert (await client.request(connect={}))["connect"]["ping"] == told
 
 
 async def test_a_busy_client_is_pinged_as_well(autojump_clock: MockClock, net: Network) -> None:

@@ -8,6 +8,7 @@ however many messages have gathered by then.
 Rule: the postman knows no topic and no protocol, and nothing that a peer does can end it.
 """
 
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from math import inf
@@ -33,6 +34,8 @@ class PostOffice:
         # Unbounded, yet never longer than there are outboxes: each is in it at most once while
         # it has mail.
         self._send, self._receive = trio.open_memory_channel[list[Outbox]](inf)
+        self._over: deque[Outbox] = deque()
+        self._judging = False
         self._messages_delivered = 0
         self._rounds = 0
         self.before_round: Callable[[], None] = _nothing
@@ -64,10 +67,26 @@ class PostOffice:
         if ready:
             self._send.send_nowait(ready)
         self._messages_delivered += count * messages
-        # After the loop: a rule may end a subscription, and so change what was iterated over.
-        for outbox in full:
-            outbox.overflow()
+        if full:
+            self._judge(full)
         return count
+
+    def _judge(self, full: Iterable[Outbox]) -> None:
+        """Bring these outboxes back within their bounds, after those that came before them.
+
+        After a fan-out, as a rule may end subscriptions and so change what is iterated over. And
+        one by one: who is closed leaves, which others are told, whose outboxes that fills. If that
+        were one call inside another, a hundred slow readers would end the process.
+        """
+        self._over += full
+        if self._judging:
+            return
+        self._judging = True
+        try:
+            while self._over:
+                self._over.popleft().overflow()
+        finally:
+            self._judging = False
 
     def post(self, outboxes: list[Outbox]) -> None:
         """Have these outboxes flushed soon."""

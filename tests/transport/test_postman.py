@@ -3,6 +3,7 @@
 import socket
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import attrs
 import pytest
@@ -173,3 +174,22 @@ async def test_the_block_ends_the_postman_also_when_it_raises() -> None:
         async with open_post_office():
             raise KeyError
     assert caught.group_contains(KeyError)
+
+
+async def test_however_many_are_cut_at_once_and_tell_each_other_of_it() -> None:
+    """Who is cut leaves, and the others are told: which is too much for the next one."""
+    async with open_exchange() as exchange:
+        everyone = [exchange.subscribe(max_messages=1) for _ in range(200)]
+
+        def leave(one: Subscriber) -> None:
+            one.outbox.discard()
+            one.outbox.seal()
+            exchange.deliver(run_of("somebody left"))
+
+        for one in everyone:
+            one.on_slow = partial(leave, one)
+        exchange.deliver(run_of("x" * 10**6))  # more than the system holds for a socket
+        await wait_all_tasks_blocked()
+        assert all(one.outbox.blocked for one in everyone)
+        exchange.deliver(run_of("one too many"))
+        assert [one.slow for one in everyone] == [1] * 200
