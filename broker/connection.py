@@ -17,7 +17,6 @@ from typing import Any
 import attrs
 import structlog
 import trio
-import trio_websocket
 
 from .auth import origin_allowed
 from .config import Config
@@ -31,7 +30,7 @@ from .protocols.centrifuge import CENTRIFUGE_JSON, CentrifugeJson
 from .protocols.plain import PLAIN
 from .router import Router
 from .transport import frames
-from .transport.head import Head, check_upgrade, parse_head, read_head, refusal
+from .transport.head import Head, acceptance, check_upgrade, parse_head, read_head, refusal
 from .transport.lane import Batch, Lane, LaneLimits
 from .transport.outbox import Outbox, Run
 
@@ -93,7 +92,10 @@ async def meet(node: Node, stream: trio.abc.Stream) -> None:
     address = address_of(stream)
     node.meeting += 1
     try:
-        await _meet(node, stream, address)
+        # Two steps, so that no frame holds on to the request head for as long as the peer stays.
+        connection = await _receive(node, stream, address)
+        if connection is not None:
+            await connection.run()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         log.debug("lost", peer=address)
     except Exception:
@@ -112,22 +114,22 @@ async def meet(node: Node, stream: trio.abc.Stream) -> None:
                 await stream.aclose()
 
 
-async def _meet(node: Node, stream: trio.abc.Stream, address: str) -> None:
+async def _receive(node: Node, stream: trio.abc.Stream, address: str) -> "Connection | None":
+    """Read a request head and see to it; a connection if it asks for a WebSocket and may have one."""
     config = node.config
-    opening_deadline = trio.current_time() + config.open_seconds
     try:
-        with trio.move_on_at(opening_deadline) as opening:
+        with trio.move_on_after(config.open_seconds) as opening:
             if node.meeting > node.max_connections:
                 raise HeadError(503, "too many connections")
             both = await read_head(stream, config.head_bytes)
         if opening.cancelled_caught:
             raise HeadError(408, f"no request within {config.open_seconds:g} s")
         if both is None:
-            return
+            return None
         head = parse_head(both[0])
         if not (head.is_upgrade and head.path in config.websocket_paths):
             await node.serve_http(stream, b"".join(both))
-            return
+            return None
         check_upgrade(head)
         if node.draining:
             raise HeadError(503, "shutting down")
@@ -137,8 +139,8 @@ async def _meet(node: Node, stream: trio.abc.Stream, address: str) -> None:
         node.refused += 1
         log.info("refused", status=error.status, reason=error.reason, peer=address)
         await _answer_and_linger(stream, refusal(error.status, error.reason), config)
-        return
-    await Connection(node, stream, head, address).run(both, opening_deadline)
+        return None
+    return Connection(node, stream, head, both[1], address)
 
 
 async def _answer_and_linger(stream: trio.abc.Stream, answer: bytes, config: Config) -> None:
@@ -161,7 +163,30 @@ class Connection:
     `data` is for the app, to keep what it likes with the connection.
     """
 
-    def __init__(self, node: Node, stream: trio.abc.Stream, head: Head, address: str) -> None:
+    __slots__ = (
+        "_acceptance",
+        "_closing",
+        "_conversation",
+        "_lane",
+        "_node",
+        "_ping_due",
+        "_pinged_at",
+        "_serving",
+        "_session",
+        "_stream",
+        "_undelivered",
+        "address",
+        "data",
+        "headers",
+        "opened_at",
+        "outbox",
+        "path",
+        "subprotocol",
+    )
+
+    def __init__(
+        self, node: Node, stream: trio.abc.Stream, head: Head, behind: bytes, address: str
+    ) -> None:
         self.data: dict[str, Any] = {}
         self.address = address
         self.path = head.path
@@ -176,7 +201,8 @@ class Connection:
         self._ping_due = trio.current_time() + node.config.ping_seconds
         self._serving = trio.CancelScope()
         self._conversation: Conversation | None = None
-        self._lane: Lane
+        self._acceptance = acceptance(head, self.subprotocol)
+        self._lane = Lane(stream, behind, _lane_limits(node.config), self.end_soon)
         self._session: Session
         self.outbox: Outbox
 
@@ -209,29 +235,26 @@ class Connection:
 
     # from accept to the end
 
-    async def run(self, both: tuple[bytes, bytes], opening_deadline: float) -> None:
-        """Shake hands, serve, say goodbye. `both` is the request head and what came behind it."""
-        node, config = self._node, self._node.config
-        self._lane = Lane(self._stream, both, _lane_limits(config), self.end_soon)
+    async def run(self) -> None:
+        """Accept, serve, say goodbye."""
+        node = self._node
         with node.router.hub.attached(self._make_session) as session:
-            opened = False
             try:
                 # The innermost block: its tasks use all of the above.
                 async with trio.open_nursery() as io:
                     self._open_outbox(io)
                     try:
-                        with trio.move_on_at(opening_deadline):
-                            await self._shake_hands(io)
-                            opened = True
-                        if opened:
-                            session.note(Happening.OPENED)
-                            node.connections[session.fd] = self
-                            log.info("open", fd=self.fd, peer=self.address, path=self.path)
-                            if node.draining:
-                                self.shut_down()
-                            await self._serve()
-                            self._note_end()
-                            await self._say_goodbye()
+                        # First in the outbox, so nothing can come before it on the wire.
+                        self.outbox.offer(Run((self._acceptance,), messages=0))
+                        self._acceptance = b""
+                        io.start_soon(self._lane.run, io)
+                        node.connections[session.fd] = self
+                        log.info("open", fd=self.fd, peer=self.address, path=self.path)
+                        if node.draining:
+                            self.shut_down()
+                        await self._serve()
+                        self._note_end()
+                        await self._say_goodbye()
                     finally:
                         # In this order: nobody delivers to an outbox without a writer.
                         node.router.leave_all(session)
@@ -240,8 +263,7 @@ class Connection:
                         io.cancel_scope.cancel()
             finally:
                 node.connections.pop(session.fd, None)
-                if opened:
-                    await self._tell_closed()  # noqa: ASYNC102 - shields and times itself
+                await self._tell_closed()  # noqa: ASYNC102 - shields and times itself
 
     def _make_session(self, fd: Fd) -> Session:
         self._session = Session(fd, PLAIN, None, ClientInfo(str(fd)))
@@ -262,12 +284,6 @@ class Connection:
         )
         self._session.outbox = self.outbox
         self._lane.outbox = self.outbox
-
-    async def _shake_hands(self, io: trio.Nursery) -> None:
-        request = await trio_websocket.wrap_server_stream(
-            io, self._lane, max_message_size=self._node.config.max_message_bytes
-        )
-        self._lane.accepted(await request.accept(subprotocol=self.subprotocol))
 
     async def _serve(self) -> None:
         """Hand what comes to the app or the conversation, until no more can come."""
@@ -360,9 +376,7 @@ class Connection:
 
     def _how_it_ended(self) -> Close:
         lane = self._lane
-        if lane.close_sent is not None and (
-            lane.close_began_here or lane.close_sent[0] == CloseCode.PROTOCOL_ERROR
-        ):
+        if lane.close_began_here and lane.close_sent is not None:
             return Close(*lane.close_sent, Initiator.SERVER)
         if lane.peer_close is not None:
             return Close(*lane.peer_close, Initiator.CLIENT)

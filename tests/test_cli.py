@@ -147,7 +147,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         ("--config no.toml", "no.toml: cannot read it: No such file or directory"),
         ("--config bad.toml", "bad.toml: unknown key 'prt': did you mean 'port'?"),
-        ("pubb", "'pubb' is neither a command (serve, pub, push, sub) nor MODULE:ATTR"),
+        ("pubb", "'pubb' is neither a command (serve, pub, push, sub, bench) nor MODULE:ATTR"),
         ("--port 0 sub news", "Got unexpected extra argument (news)"),
         ("there:", "'there:' is neither a command"),
         ("nowhere:broker", "'nowhere:broker': there is no module 'nowhere'"),

@@ -72,9 +72,7 @@ def attach(router: Router, codec: object = CENTRIFUGE_JSON) -> Session:
     def make(fd: Fd) -> Session:
         return Session(fd, codec, Box(), ClientInfo(str(fd)))
 
-    session = router.hub.sessions.attach(make)
-    session.note(Happening.OPENED)
-    return session
+    return router.hub.sessions.attach(make)
 
 
 def listen(router: Router, *names: str, codec: object = CENTRIFUGE_JSON) -> Session:
@@ -234,14 +232,10 @@ async def test_a_direct_message_reaches_that_fd_alone() -> None:
     assert runs(others) == runs(sender) == []
 
 
-@pytest.mark.parametrize("happenings", [[], [Happening.OPENED, Happening.CLOSE]])
-async def test_who_cannot_be_sent_anything_is_not_there_for_direct_messages(
-    happenings: list[Happening],
-) -> None:
+async def test_who_is_closing_is_not_there_for_direct_messages() -> None:
     router = make_router()
     session = router.hub.sessions.attach(lambda fd: Session(fd, PLAIN, Box(), ClientInfo("1")))
-    for happening in happenings:
-        session.note(happening)
+    session.note(Happening.CLOSE)
     with pytest.raises(Refused, match="102"):
         router.publish("fd:1", b"1")
     router.flush()

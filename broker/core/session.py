@@ -15,10 +15,8 @@ from .messages import ClientInfo, Fd
 class Phase(StrEnum):
     """Where a session is in its life."""
 
-    OPENING = "opening"
-    """The handshake is under way: nothing may be sent but its answer."""
     OPEN = "open"
-    """The handshake is done; the first message will tell which protocol the peer speaks."""
+    """The first message will tell which protocol the peer speaks."""
     PLAIN = "plain"
     """Each message goes to the app."""
     CONNECTED = "connected"
@@ -31,7 +29,6 @@ class Phase(StrEnum):
 class Happening(StrEnum):
     """What moves a session from phase to phase."""
 
-    OPENED = "opened"
     MESSAGE = "message"
     CONNECT = "connect"
     CLOSE = "close"
@@ -39,7 +36,6 @@ class Happening(StrEnum):
 
 
 TRANSITIONS: dict[tuple[Phase, Happening], Phase] = {
-    (Phase.OPENING, Happening.OPENED): Phase.OPEN,
     (Phase.OPEN, Happening.MESSAGE): Phase.PLAIN,
     (Phase.OPEN, Happening.CONNECT): Phase.CONNECTED,
     (Phase.PLAIN, Happening.MESSAGE): Phase.PLAIN,
@@ -47,7 +43,6 @@ TRANSITIONS: dict[tuple[Phase, Happening], Phase] = {
     (Phase.OPEN, Happening.CLOSE): Phase.CLOSING,
     (Phase.PLAIN, Happening.CLOSE): Phase.CLOSING,
     (Phase.CONNECTED, Happening.CLOSE): Phase.CLOSING,
-    (Phase.OPENING, Happening.GONE): Phase.CLOSED,
     (Phase.OPEN, Happening.GONE): Phase.CLOSED,
     (Phase.PLAIN, Happening.GONE): Phase.CLOSED,
     (Phase.CONNECTED, Happening.GONE): Phase.CLOSED,
@@ -93,7 +88,7 @@ class Session:
     codec: Hashable
     outbox: Hashable
     info: ClientInfo
-    phase: Phase = Phase.OPENING
+    phase: Phase = Phase.OPEN
     subscriptions: dict[str, Subscription] = attrs.field(factory=dict)
 
     @property

@@ -59,6 +59,27 @@ def close_frame(code: int, reason: str = "") -> bytes:
     return encode(CLOSE, code.to_bytes(2, "big") + text.encode())
 
 
+def close_content(payload: bytes) -> tuple[int, str]:
+    """Code and reason of a Close frame's payload; 1005 where it has none (section 7.1.5)."""
+    if len(payload) < 2:
+        return 1005, ""
+    return int.from_bytes(payload[:2], "big"), payload[2:].decode(errors="replace")
+
+
+def is_legal_close(payload: bytes) -> bool:
+    """Whether a peer may send this in a Close frame (sections 5.5.1 and 7.4)."""
+    if not payload:
+        return True
+    code = int.from_bytes(payload[:2], "big")
+    try:
+        payload[2:].decode()
+    except UnicodeDecodeError:
+        return False
+    # 1004 is not defined; 1005, 1006 and 1015 are never sent; 1012-1014 were registered later.
+    named = code in (1000, 1001, 1002, 1003) or 1007 <= code <= 1014
+    return len(payload) >= 2 and (named or 3000 <= code <= 4999)
+
+
 def unmask(payload: Buffer, mask: Buffer) -> bytes:
     """Apply a 4-byte mask (section 5.3). The same call masks and unmasks."""
     length = len(payload)

@@ -11,6 +11,8 @@ Rule 3  A head is never repaired: what two parsers could read in two ways is a 4
 Nothing here knows paths, origins that are allowed, or users.
 """
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -34,6 +36,7 @@ _FIELD_LINE = re.compile(rf"({_TOKEN}):[ \t]*([\t -~\x80-\xff]*)")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[-A-Za-z0-9._~!$&'()*+;=%]*)(:[0-9]*)?")
 _HOST_LENGTH = 255 + len(":65535")  # DNS names end at 255; the IDNA codec is slow on more
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # exactly 16 bytes of base64
+_ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _TOKEN_BYTE = re.compile(_TOKEN[:-1].encode())
 _TLS_HANDSHAKE = 0x16  # the first byte of every TLS connection
@@ -206,6 +209,21 @@ async def read_head(stream: trio.abc.ReceiveStream, limit: int) -> tuple[bytes, 
         if not _TOKEN_BYTE.match(buffer) or _BARE_LF.search(buffer, max(0, searched - 1)):
             raise HeadError(400, "this is not an HTTP request")
     raise HeadError(431, f"the request head is longer than {limit} bytes")
+
+
+def acceptance(head: Head, subprotocol: str | None) -> bytes:
+    """The 101 response to a head that has passed `check_upgrade` (RFC 6455 section 4.2.2)."""
+    key = head.header("sec-websocket-key") or ""
+    digest = hashlib.sha1(key.encode() + _ACCEPT_GUID, usedforsecurity=False).digest()
+    lines = [
+        "HTTP/1.1 101 Switching Protocols",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Accept: {base64.b64encode(digest).decode()}",
+    ]
+    if subprotocol is not None:
+        lines.append(f"Sec-WebSocket-Protocol: {subprotocol}")
+    return "\r\n".join([*lines, "", ""]).encode()
 
 
 def refusal(status: int, reason: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:

@@ -1,17 +1,16 @@
-"""The stream between the socket and trio-websocket.
+"""What a peer sends, on its way from the socket to the session.
 
-trio-websocket is given a `Lane` instead of a socket, through its public API, and applies RFC 6455
-to whatever the lane lets through:
+- The **fast lane** takes whole simple data frames straight from the read buffer, and hands them to the
+  session in batches. A well-formed Close is answered here as well, and a Pong needs no answer.
+- The **slow lane** is trio-websocket, which applies RFC 6455 to everything else: pings, fragments, and
+  whatever is illegal. It is opened when it is first needed, as most peers never need it.
 
-- **In**, whole simple data frames are taken straight from the read buffer (the fast lane) and go
-  to the session in batches. Everything else, whole frame by whole frame, passes through
-  trio-websocket (the slow lane). A frame is handed over only when the one before it has been dealt
-  with, so the two lanes cannot overtake each other.
-- **Out**, each frame that trio-websocket sends goes into the outbox like any other frame.
+A frame goes to the slow lane only when the one before it has been dealt with, so the two lanes cannot
+overtake each other.
 
 Rules the lane keeps:
 
-1. Before accept nothing is read past the request head; what came with the head is delivered.
+1. Nothing is read before `run`; what had come with the request head is delivered.
 2. A message's size is bytes, judged on frame headers: over the limit is 1009, nothing buffered.
 3. A message has a number of fragments and a time to be whole; control frames have a rate.
 4. A protocol error is answered with a Close frame (trio-websocket alone just drops the connection).
@@ -27,10 +26,10 @@ from typing import TypeAlias
 
 import attrs
 import trio
-import trio_websocket
 
 from . import frames
 from .outbox import Outbox, Run
+from .slow_lane import SlowLane, open_slow_lane
 
 Batch: TypeAlias = list[frames.Message]
 
@@ -38,9 +37,6 @@ Batch: TypeAlias = list[frames.Message]
 _READ = 64 * 2**10
 # While the session lags we read in small bites, so that `inbox_batches` of them stay small too.
 _READ_WHEN_BUSY = 4 * 2**10
-
-# The one close code that is registered and that wsproto takes for an error: we answer it ourselves.
-_BAD_GATEWAY = 1014
 
 
 @attrs.frozen(kw_only=True)
@@ -55,32 +51,58 @@ class LaneLimits:
     inbox_batches: int
 
 
-class Lane(trio.abc.Stream):
-    """A `trio.abc.Stream` for `trio_websocket.wrap_server_stream`.
+class Lane:
+    """Reads one peer, once `run` is started.
 
-    `replay` is what was already read from `stream`: the request head and what followed it.
-    Batches of messages come out of `inbox`, which ends when no more can come; then `peer_close`
-    says how the peer ended it, or is None if it just went away or we closed first. `on_end` is
-    called when `inbox` ends, possibly more than once.
+    `behind` is what was already read from `stream` behind the request head. Batches of messages come
+    out of `inbox`, which ends when no more can come; then `peer_close` says how the peer ended it,
+    or is None if it just went away or we closed first. `on_end` is called when `inbox` ends,
+    possibly more than once.
     """
+
+    __slots__ = (
+        "_buffer",
+        "_control_seen",
+        "_control_tokens",
+        "_deadline",
+        "_ended",
+        "_limits",
+        "_on_end",
+        "_open_bytes",
+        "_open_fragments",
+        "_open_opcode",
+        "_skip",
+        "_slow",
+        "_slow_opcode",
+        "_stream",
+        "_to_session",
+        "close_began_here",
+        "close_sent",
+        "eof",
+        "heard_at",
+        "inbox",
+        "outbox",
+        "peer_close",
+        "reading",
+    )
+
+    outbox: Outbox
+    """Set before `run`."""
 
     def __init__(
         self,
         stream: trio.abc.ReceiveStream,
-        replay: tuple[bytes, bytes],
+        behind: bytes,
         limits: LaneLimits,
         on_end: Callable[[], None],
     ) -> None:
         self._stream = stream
-        self._head: bytes = replay[0]
-        self._buffer: bytes | bytearray = replay[1]
+        self._buffer: bytes | bytearray = behind
         self._limits = limits
         self._on_end = on_end
         self._to_session, self.inbox = trio.open_memory_channel[Batch](limits.inbox_batches)
-        self.outbox: Outbox
-        self._websocket: trio_websocket.WebSocketConnection
-        self._accepted = trio.Event()
         self._ended = trio.Event()
+        self._slow: SlowLane | None = None
         self._slow_opcode = 0  # of the message whose last frame trio-websocket has just been given
         self._open_opcode = 0  # of the fragmented message that is open
         self._open_fragments = 0
@@ -91,18 +113,25 @@ class Lane(trio.abc.Stream):
         self._control_seen = 0.0
         self.heard_at = trio.current_time()
         self.reading = True
-        """False while the session has too much to do: its peer's silence then means nothing."""
+        # False while the session has too much to do: its peer's silence then means nothing.
         self.close_sent: tuple[int, str] | None = None
         self.close_began_here = False
         self.peer_close: tuple[int, str] | None = None
         self.eof = False
 
-    def accepted(self, websocket: trio_websocket.WebSocketConnection) -> None:
-        """The handshake is done: read on."""
-        self._websocket = websocket
-        # The head may hold credentials, and nobody reads it again.
-        self._head = b""
-        self._accepted.set()
+    async def run(self, nursery: trio.Nursery) -> None:
+        """Read until the peer is done. `nursery` is the connection's: the slow lane lives there."""
+        try:
+            while not self._ended.is_set():
+                if self.close_sent is None:
+                    await self._take_fast()
+                frame = self._next_slow()
+                if frame is not None:
+                    await self._take_slow(frame, nursery)
+                elif not self._ended.is_set() and not await self._read():
+                    self.lost()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.lost()
 
     def close(self, code: int, reason: str) -> None:
         """Send a Close frame behind what is queued; from now on only the peer's Close counts."""
@@ -127,61 +156,6 @@ class Lane(trio.abc.Stream):
         """Wait until the peer has answered our Close, or is gone."""
         await self._ended.wait()
 
-    # what trio-websocket calls
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """The next whole frame for the slow lane; meanwhile messages go to the inbox.
-
-        Called by trio-websocket's reader only. Returns b"" when the peer is done.
-        """
-        if self._head:
-            head, self._head = self._head, b""
-            await trio.lowlevel.checkpoint()
-            return head
-        await self._accepted.wait()
-        try:
-            await self._collect_slow()
-            while True:
-                if self._ended.is_set():
-                    return b""
-                if self.close_sent is None:
-                    await self._take_fast()
-                frame = self._next_slow()
-                if frame is not None:
-                    return frame
-                if not await self._read():
-                    self.eof = True
-                    self._end()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self.eof = True
-            self._end()
-            raise
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Put one frame into the outbox: trio-websocket sends each with a call of its own."""
-        await trio.lowlevel.checkpoint()
-        data = bytes(data)
-        if data[0] == 0x80 | frames.CLOSE:
-            # trio-websocket answers the peer's Close; the connection will follow.
-            if self.close_sent is None:
-                code = int.from_bytes(data[2:4], "big") if len(data) >= 4 else 1005
-                self.close_sent = (code, "")
-                self.outbox.seal(Run((data,), messages=0))
-            return
-        self.outbox.offer(Run((data,), messages=0))
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await trio.lowlevel.checkpoint()
-
-    async def aclose(self) -> None:
-        """trio-websocket is done with this peer: after a closing handshake, or an error of its."""
-        await trio.lowlevel.checkpoint()
-        reason = self._websocket.closed if self._accepted.is_set() else None
-        if reason is not None and reason.code != 1006:
-            self.close(reason.code, reason.reason or "")
-        if self.peer_close is not None:
-            self._end()
-
     # the two lanes
 
     async def _take_fast(self) -> None:
@@ -194,16 +168,23 @@ class Lane(trio.abc.Stream):
             self._deadline = None
             await self._deliver(batch)
 
-    async def _collect_slow(self) -> None:
-        """Fetch the message that trio-websocket has finished, if it has."""
-        if not self._slow_opcode:
-            return
+    async def _take_slow(self, frame: bytes, nursery: trio.Nursery) -> None:
+        """Have trio-websocket deal with one frame, and fetch the message that it may complete."""
+        if self._slow is None:
+            self._slow = await open_slow_lane(nursery, self._answer, self._limits.max_message_bytes)
+        await self._slow.put(frame)
+        error = self._slow.error
         opcode, self._slow_opcode = self._slow_opcode, 0
-        if self._websocket.closed is not None or self.close_sent is not None:
-            return  # it was not valid, so there is no message
-        message = await self._websocket.get_message()
-        payload = message.encode() if isinstance(message, str) else message
-        await self._deliver([(opcode, payload)])
+        if error is not None:
+            self.close(*error)
+            if frame[0] & 0x0F == frames.CLOSE:
+                self._end()  # it will not send another
+        elif opcode and self.close_sent is None:
+            await self._deliver([(opcode, await self._slow.get_message())])
+
+    def _answer(self, frame: bytes) -> None:
+        """Send what trio-websocket has to say: the answer to a ping."""
+        self.outbox.offer(Run((frame,), messages=0))
 
     async def _deliver(self, batch: Batch) -> None:
         try:
@@ -231,7 +212,7 @@ class Lane(trio.abc.Stream):
             if self.close_sent is not None:
                 if not header.is_legal:
                     self._end()
-                    return b""
+                    return None
                 if header.opcode != frames.CLOSE:
                     self._skip_front(size)
                     continue
@@ -248,14 +229,21 @@ class Lane(trio.abc.Stream):
                 self._start_deadline()
                 return None
             if header.opcode == frames.CLOSE:
-                return self._take_close(header)
+                frame = self._take_close(header)
+                if frame is not None or self._ended.is_set():
+                    return frame
+                continue
             if not header.is_control:
                 self._count_fragment(header)
             elif not self._control_allowed():
                 self.close(1008, "too many control frames")
                 continue
-            elif not self._open_opcode:
-                self._deadline = None
+            else:
+                if not self._open_opcode:
+                    self._deadline = None
+                if header.opcode == frames.PONG:
+                    self._drop_front(size)
+                    continue
             return self._take_front(size)
         return None
 
@@ -287,21 +275,19 @@ class Lane(trio.abc.Stream):
         else:
             self._start_deadline()
 
-    def _take_close(self, header: frames.Header) -> bytes:
+    def _take_close(self, header: frames.Header) -> bytes | None:
+        """Answer the peer's Close, or take its answer to ours. A malformed one is returned."""
         frame = self._take_front(header.size + header.length)
-        self.peer_close = _close_content(frame, header)
-        if self.close_sent is not None:
-            # The answer to ours: done, and nobody else needs to see it.
-            self._end()
-            return b""
-        code, reason = self.peer_close
-        if code == _BAD_GATEWAY and "\ufffd" not in reason:
+        payload = frames.unmask(frame[header.size :], frame[header.size - 4 : header.size])
+        if self.close_sent is None and not frames.is_legal_close(payload):
+            self._stop_messages()
+            return frame
+        self.peer_close = frames.close_content(payload)
+        if self.close_sent is None:
             self.close_sent = self.peer_close
-            self.outbox.seal(Run((frames.close_frame(code, reason),), messages=0))
-            self._end()
-            return b""
-        self._stop_messages()
-        return frame
+            self.outbox.seal(Run((frames.encode(frames.CLOSE, payload),), messages=0))
+        self._end()
+        return None
 
     def _control_allowed(self) -> bool:
         now = trio.current_time()
@@ -372,10 +358,3 @@ class Lane(trio.abc.Stream):
     def _end(self) -> None:
         self._stop_messages()
         self._ended.set()
-
-
-def _close_content(frame: bytes, header: frames.Header) -> tuple[int, str]:
-    payload = frames.unmask(frame[header.size :], frame[header.size - 4 : header.size])
-    if len(payload) < 2:
-        return 1005, ""
-    return int.from_bytes(payload[:2], "big"), payload[2:].decode(errors="replace")

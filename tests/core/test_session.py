@@ -5,11 +5,10 @@ import pytest
 from broker.core.messages import ClientInfo
 from broker.core.session import TRANSITIONS, Happening, IllegalTransition, Phase, Session
 
-OPENED, M, C, X, G = Happening
+M, C, X, G = Happening
 
 # Written out anew, so that an entry that is changed by accident has to be changed twice.
 LIFE = {
-    Phase.OPENING: {OPENED: Phase.OPEN, G: Phase.CLOSED},
     Phase.OPEN: {M: Phase.PLAIN, C: Phase.CONNECTED, X: Phase.CLOSING, G: Phase.CLOSED},
     Phase.PLAIN: {M: Phase.PLAIN, X: Phase.CLOSING, G: Phase.CLOSED},
     Phase.CONNECTED: {M: Phase.CONNECTED, X: Phase.CLOSING, G: Phase.CLOSED},

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from trio.testing import memory_stream_one_way_pair, wait_all_tasks_blocked
 
 from broker.errors import HeadError
-from broker.transport.head import check_upgrade, parse_head, read_head, refusal
+from broker.transport.head import acceptance, check_upgrade, parse_head, read_head, refusal
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 UPGRADE = {
@@ -40,6 +40,21 @@ def status_of(raw: bytes, *, upgrade: bool = True) -> int:
     except HeadError as error:
         return error.status
     return 101
+
+
+# acceptance
+
+
+@pytest.mark.parametrize("subprotocol", [None, "centrifuge-json"])
+def test_the_answer_is_what_a_client_of_wsproto_accepts(subprotocol: str | None) -> None:
+    client = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
+    offered = ["other", "centrifuge-json"]
+    request = wsproto.events.Request(host="localhost", target="/", subprotocols=offered)
+    raw = client.send(request)
+    client.receive_data(acceptance(parse_head(raw), subprotocol))
+    (event,) = client.events()
+    assert isinstance(event, wsproto.events.AcceptConnection)
+    assert event.subprotocol == subprotocol
 
 
 # parse_head

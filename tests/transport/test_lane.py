@@ -7,13 +7,12 @@ import attrs
 import pytest
 import structlog.testing
 import trio
-import trio_websocket
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from broker import Broker
-from broker.testing import Peer, client_frame, handshake, open_test_broker
+from broker.testing import Peer, client_frame, open_test_broker
 from broker.transport.frames import (
     BINARY,
     CLOSE,
@@ -55,9 +54,7 @@ class Bench:
     ends: list[float]
 
     async def accept(self) -> None:
-        request = await trio_websocket.wrap_server_stream(self.nursery, self.lane)
-        self.lane.accepted(await request.accept())
-        assert (await self.peer.receive_head()).startswith("HTTP/1.1 101 ")
+        self.nursery.start_soon(self.lane.run, self.nursery)
 
     async def messages(self) -> list[Message]:
         """All that came, once the inbox has ended."""
@@ -71,7 +68,7 @@ async def open_bench(
     """`behind` is what came in one read with the request head."""
     stream, theirs = memory_stream_pair()
     ends: list[float] = []
-    lane = Lane(stream, (handshake(), behind), limits, lambda: ends.append(trio.current_time()))
+    lane = Lane(stream, behind, limits, lambda: ends.append(trio.current_time()))
     async with trio.open_nursery() as nursery:
         lane.outbox = outbox = Outbox(
             stream,
@@ -105,16 +102,31 @@ async def close_code(bench: Bench) -> int:
     return int.from_bytes(payload[:2], "big")
 
 
-# rule 1: before accept only the head is read, and what came with it is delivered
+# rule 1: nothing is read before its time, and what came with the request head is delivered
 
 
-async def test_before_accept_nothing_is_read_behind_the_head() -> None:
+async def test_before_it_runs_nothing_is_read() -> None:
     async with open_bench() as bench:
-        request = await trio_websocket.wrap_server_stream(bench.nursery, bench.lane)
         await bench.peer.send(b"x" * 10_000)
         await wait_all_tasks_blocked()
         assert len(await bench.stream.receive_some()) == 10_000
-        bench.lane.accepted(await request.accept())
+
+
+async def test_plain_messages_a_pong_and_a_close_need_no_trio_websocket() -> None:
+    async with open_bench() as bench:
+        await bench.accept()
+        await wait_all_tasks_blocked()
+        tasks = len(bench.nursery.child_tasks)
+        for frame in (client_frame(TEXT, b"hi"), client_frame(PONG, b"?")):
+            await bench.peer.send(frame)
+            await wait_all_tasks_blocked()
+        assert len(bench.nursery.child_tasks) == tasks
+        await bench.peer.send(client_frame(PING, b"?"))
+        assert await bench.peer.receive_frame() == (PONG, b"?")
+        assert len(bench.nursery.child_tasks) == tasks + 1
+        await bench.peer.send_close(3000, "bye")
+        assert await bench.messages() == [(TEXT, b"hi")]
+        assert await bench.peer.receive_frame() == (CLOSE, close_frame(3000, "bye")[2:])
 
 
 async def test_what_came_with_the_head_is_delivered() -> None:
