@@ -56,6 +56,18 @@ class Node:
     meeting: int = 0
     """Streams accepted and not yet closed, whatever they speak."""
     refused: int = 0
+    lane_limits: LaneLimits = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        config = self.config
+        self.lane_limits = LaneLimits(
+            max_message_bytes=config.max_message_bytes,
+            max_fragments=config.max_fragments,
+            message_seconds=config.message_seconds,
+            control_rate=config.control_rate,
+            control_burst=config.control_burst,
+            inbox_batches=config.inbox_batches,
+        )
 
 
 @attrs.frozen
@@ -202,7 +214,7 @@ class Connection:
         self._serving = trio.CancelScope()
         self._conversation: Conversation | None = None
         self._acceptance = acceptance(head, self.subprotocol)
-        self._lane = Lane(stream, behind, _lane_limits(node.config), self.end_soon)
+        self._lane = Lane(stream, behind, node.lane_limits, self.end_soon)
         self._session: Session
         self.outbox: Outbox
 
@@ -481,14 +493,3 @@ class Connection:
 
 _CUT = Close(CloseCode.ABNORMAL, "cut", Initiator.SHUTDOWN)
 """How a connection ends that is cancelled before it was told to close."""
-
-
-def _lane_limits(config: Config) -> LaneLimits:
-    return LaneLimits(
-        max_message_bytes=config.max_message_bytes,
-        max_fragments=config.max_fragments,
-        message_seconds=config.message_seconds,
-        control_rate=config.control_rate,
-        control_burst=config.control_burst,
-        inbox_batches=config.inbox_batches,
-    )

@@ -100,7 +100,10 @@ class Lane:
         self._buffer: bytes | bytearray = behind
         self._limits = limits
         self._on_end = on_end
-        self._to_session, self.inbox = trio.open_memory_channel[Batch](limits.inbox_batches)
+        # Not `open_memory_channel[Batch]`: that costs 12 µs more, a thirtieth of a whole connect.
+        inbox: tuple[trio.MemorySendChannel[Batch], trio.MemoryReceiveChannel[Batch]]
+        inbox = trio.open_memory_channel(limits.inbox_batches)
+        self._to_session, self.inbox = inbox
         self._ended = trio.Event()
         self._slow: SlowLane | None = None
         self._slow_opcode = 0  # of the message whose last frame trio-websocket has just been given
