@@ -50,7 +50,7 @@ class Node:
     router: Router
     serve_http: HttpHandler
     loopback_bind: bool
-    """Whether only this machine can reach us, which is what makes `null` a harmless origin."""
+    """Whether only this machine can reach us, its proxies among all else; see `origin_allowed`."""
     max_connections: float = inf
     draining: bool = False
     connections: dict[Fd, "Connection"] = attrs.field(factory=dict)
