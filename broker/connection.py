@@ -440,7 +440,8 @@ class Connection:
         config, lane = self._node.config, self._lane
         if self._pinged_at is not None:
             # At the same instant counts: on virtual time an answer takes none.
-            if lane.heard_at >= self._pinged_at or not lane.reading:
+            # While the line is full our ping may not be out: then the outbox sees who is dead.
+            if lane.heard_at >= self._pinged_at or not lane.reading or self.outbox.blocked:
                 self._pinged_at = None
             elif now - self._pinged_at >= config.pong_seconds:
                 talks = self._session.phase is Phase.CONNECTED
