@@ -198,8 +198,9 @@ class Broker:
         """Send to one connection.
 
         A plain peer gets `str` as a text frame, `bytes` as a binary frame, anything else as JSON
-        text; a Centrifuge client gets a `message` push. Raises `TypeError` for what JSON cannot
-        say, and `ValueError` for text that is not Unicode (a lone surrogate).
+        text; a Centrifuge client gets a `message` push. Until its first message every peer counts
+        as plain: a client cannot read what it is sent before it has connected. Raises `TypeError`
+        for what JSON cannot say, and `ValueError` for text that is not Unicode (a lone surrogate).
         """
         connection = self._find(fd)
         if connection is None:

@@ -15,14 +15,17 @@ def origin_allowed(head: Head, allowed: Collection[str], *, loopback_bind: bool)
     """Whether a handshake's Origin may be served.
 
     None (not a browser), a listed one and the page's own (its host and port are those of the
-    `Host` header) may. While we listen on loopback only, so may every loopback origin and `null`,
-    which is what a page opened from a file has.
+    `Host` header) may. While we listen on loopback only and were asked for under a loopback name,
+    so may every loopback origin and `null`, which is what a page opened from a file has. Behind a
+    proxy that hands `Host` on, the name is a public one: there `null` is anybody's sandboxed frame.
     """
     origin = head.origin
     if origin is None or "*" in allowed or origin in allowed:
         return True
+    host_name = urlsplit(f"//{head.host or ''}").hostname or ""
+    stays_here = loopback_bind and is_loopback(host_name)
     if origin == "null":
-        return loopback_bind
+        return stays_here
     try:
         parts = urlsplit(origin)
         host = parts.hostname
@@ -32,4 +35,4 @@ def origin_allowed(head: Head, allowed: Collection[str], *, loopback_bind: bool)
         return False
     if head.host is not None and parts.netloc.lower() == head.host.lower():
         return True
-    return loopback_bind and is_loopback(host)
+    return stays_here and is_loopback(host)

@@ -135,8 +135,8 @@ class Config:
     )
     """`/` for a bare `new WebSocket("ws://host:9501")`, the other as Centrifugo has it."""
     allowed_origins: tuple[str, ...] = attrs.field(default=(), validator=_origins)
-    """Origins that may connect besides the page's own; `*` allows all. On a loopback bind,
-    loopback origins and `null` (a page opened from a file) pass as well."""
+    """Origins that may connect besides the page's own; `*` allows all. On a loopback bind and under
+    a loopback name, loopback origins and `null` (a page opened from a file) pass as well."""
 
     # what one peer may take
     max_connections: int | None = attrs.field(default=None, validator=_number(1, optional=True))

@@ -34,8 +34,6 @@ from .transport.head import Head, acceptance, check_upgrade, parse_head, read_he
 from .transport.lane import Batch, Lane, LaneLimits
 from .transport.outbox import Outbox, Run
 
-log = structlog.get_logger("broker")
-
 HttpHandler = Callable[[trio.abc.Stream, bytes], Awaitable[None]]
 """Serves plain HTTP on a stream of which some bytes were already read."""
 
@@ -49,13 +47,17 @@ class Node:
     router: Router
     serve_http: HttpHandler
     loopback_bind: bool
-    """Whether only this machine can reach us, which is what makes `null` a harmless origin."""
+    """Whether only this machine can reach us, its proxies among all else; see `origin_allowed`."""
     max_connections: float = inf
     draining: bool = False
     connections: dict[Fd, "Connection"] = attrs.field(factory=dict)
     meeting: int = 0
     """Streams accepted and not yet closed, whatever they speak."""
     refused: int = 0
+    log: structlog.typing.FilteringBoundLogger = attrs.field(
+        # Bound once: asking for a logger anew costs 3 µs a message, said or not.
+        factory=lambda: structlog.get_logger("broker").bind()
+    )
     lane_limits: LaneLimits = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -109,13 +111,13 @@ async def meet(node: Node, stream: trio.abc.Stream) -> None:
         if connection is not None:
             await connection.run()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
-        log.debug("lost", peer=address)
+        node.log.debug("lost", peer=address)
     except Exception:
-        log.exception("connection_failed", peer=address)
+        node.log.exception("connection_failed", peer=address)
     except BaseExceptionGroup as group:
         failures, ours = group.split(Exception)
         if failures is not None:
-            log.error("connection_failed", peer=address, exc_info=failures)
+            node.log.error("connection_failed", peer=address, exc_info=failures)
         if ours is not None:  # Cancelled, KeyboardInterrupt
             raise ours from None
     finally:
@@ -149,7 +151,7 @@ async def _receive(node: Node, stream: trio.abc.Stream, address: str) -> "Connec
             raise HeadError(403, f"origin not allowed: {head.origin}")
     except HeadError as error:
         node.refused += 1
-        log.info("refused", status=error.status, reason=error.reason, peer=address)
+        node.log.info("refused", status=error.status, reason=error.reason, peer=address)
         await _answer_and_linger(stream, refusal(error.status, error.reason), config)
         return None
     return Connection(node, stream, head, both[1], address)
@@ -261,7 +263,7 @@ class Connection:
                         self._acceptance = b""
                         io.start_soon(self._lane.run, io)
                         node.connections[session.fd] = self
-                        log.info("open", fd=self.fd, peer=self.address, path=self.path)
+                        self._node.log.info("open", fd=self.fd, peer=self.address, path=self.path)
                         if node.draining:
                             self.shut_down()
                         await self._serve()
@@ -313,7 +315,7 @@ class Connection:
         except Disconnect as order:
             self.close(order.code, order.reason)
         except Exception:
-            log.exception("hook_failed", hook=hook, fd=self.fd)
+            self._node.log.exception("hook_failed", hook=hook, fd=self.fd)
             self.close(CloseCode.INTERNAL_ERROR, "internal error")
 
     async def _handle(self, batch: Batch) -> None:
@@ -344,7 +346,9 @@ class Connection:
         """Give one message to the app."""
         text = opcode == frames.TEXT
         frame = Frame(payload.decode() if text else payload, opcode)
-        log.debug("message", fd=self.fd, data=frame.data, opcode=opcode, fin=int(frame.fin))
+        self._node.log.debug(
+            "message", fd=self.fd, data=frame.data, opcode=opcode, fin=int(frame.fin)
+        )
         if self._node.hooks.message is not None:
             await self._node.hooks.message(self, frame)
 
@@ -360,7 +364,7 @@ class Connection:
 
     async def _tell_closed(self) -> None:
         close = attrs.evolve(self._closing or _CUT, undelivered=self._undelivered)
-        log.info(
+        self._node.log.info(
             "close",
             fd=self.fd,
             code=close.code,
@@ -377,7 +381,7 @@ class Connection:
             try:
                 await hook(self, close)
             except Exception:
-                log.exception("hook_failed", hook="close", fd=self.fd)
+                self._node.log.exception("hook_failed", hook="close", fd=self.fd)
 
     def _note_end(self) -> None:
         """All that came has been dealt with: the session is over, if it was not told so before."""
@@ -466,7 +470,8 @@ class Connection:
         config, lane = self._node.config, self._lane
         if self._pinged_at is not None:
             # At the same instant counts: on virtual time an answer takes none.
-            if lane.heard_at >= self._pinged_at or not lane.reading:
+            # While the line is full our ping may not be out: then the outbox sees who is dead.
+            if lane.heard_at >= self._pinged_at or not lane.reading or self.outbox.blocked:
                 self._pinged_at = None
             elif now - self._pinged_at >= config.pong_seconds:
                 talks = self._session.phase is Phase.CONNECTED

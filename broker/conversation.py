@@ -6,6 +6,7 @@ Rules:
 2. A publish is answered when its batch is done, after its own publications; everything else is
    answered at once, behind all that came before.
 3. A bad request gets an error reply; a client that does not follow the protocol is sent away.
+4. A client that has yet to take a large reply is served on when it has.
 """
 
 import math
@@ -108,6 +109,8 @@ class Conversation:
             if self._spent >= _TURN:
                 self._spent = 0
                 await trio.lowlevel.checkpoint()
+            if self._connection.outbox.replies_wait:
+                await self._connection.outbox.wait_empty()
             if not self._session.is_established:
                 return
 
@@ -173,8 +176,9 @@ class Conversation:
             self._reply(_error(command.id, refusal))
 
     def _reply(self, reply: bytes) -> None:
-        self._replies.append(reply)
         self.settle()
+        self._router.flush()
+        self._connection.outbox.offer_reply(Run((centrifuge.frame([reply]),)))
 
     # commands: each returns the result as JSON, or None if it has answered by itself
 

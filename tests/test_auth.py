@@ -71,8 +71,11 @@ def test_origins(origin: str | None, listed: list[str], passes: bool, loopback_b
     ],
 )
 def test_loopback_pages_pass_while_we_listen_on_loopback_only(origin: str) -> None:
-    assert allowed(origin, loopback_bind=True)
-    assert not allowed(origin, loopback_bind=False)
+    assert allowed(origin, loopback_bind=True, host="localhost:9501")
+    assert allowed(origin, loopback_bind=True, host="[::1]:9501")
+    assert not allowed(origin, loopback_bind=False, host="localhost:9501")
+    # Through a proxy on this machine: the page is in the browser of somebody else.
+    assert not allowed(origin, loopback_bind=True, host="example.com")
 
 
 @pytest.mark.parametrize(
@@ -86,6 +89,7 @@ def test_loopback_pages_pass_while_we_listen_on_loopback_only(origin: str) -> No
 )
 def test_what_only_looks_like_loopback_does_not(origin: str) -> None:
     assert not allowed(origin, loopback_bind=True)
+    assert not allowed(origin, loopback_bind=True, host="localhost:9501")
 
 
 def test_a_page_is_its_own_also_on_an_ipv6_host() -> None:

@@ -3,6 +3,7 @@ wire reference."""
 
 import json
 import math
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -914,6 +915,54 @@ async def test_history_that_cannot_be_told(
     client, _ = await topic_with_history(net)
     fields = {"channel": "news", "limit": -1, **request_fields}
     assert await error_of(client, history=fields) == code
+
+
+@pytest.mark.parametrize("command", ["history", "recovery"])
+async def test_a_client_that_asks_for_a_lot_gets_all_of_it_one_after_the_other(
+    autojump_clock: MockClock, command: str
+) -> None:
+    """Each reply is ten times what its outbox holds."""
+    async with open_test_broker(Broker(Config(outbox_bytes=10_000))) as net:
+        client = await net.open_client(trio.testing.lockstep_stream_pair)
+        node = net.broker._node
+        assert node is not None
+        outbox = node.connections[client.fd].outbox
+        for number in range(100):
+            net.broker.publish("t", f"{number:01000}")
+        history = {"id": 1, "history": {"channel": "t", "limit": -1}}
+        position = {"recover": True, "epoch": node.router.engine.position("t").epoch}
+        recovery = {"id": 1, "subscribe": {"channel": "t", **position}}
+        await client.send_json(recovery if command == "recovery" else history, history, history)
+        most = 0
+        replies: list[Any] = []
+        while len(replies) < 3:
+            await trio.sleep(5)
+            most = max(most, outbox.bytes)
+            replies += [json.loads(line) for line in (await client.receive_text()).split("\n")]
+        assert most < 130_000
+        for reply in replies:
+            (result,) = [value for key, value in reply.items() if key != "id"]
+            assert len(result["publications"]) == 100
+
+
+async def test_a_ping_behind_what_a_client_has_yet_to_take_is_not_yet_due(
+    autojump_clock: MockClock,
+) -> None:
+    def narrow_pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
+        ours, theirs = trio.socket.socketpair()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least the system has
+        return trio.SocketStream(ours), trio.SocketStream(theirs)
+
+    async with open_test_broker(Broker()) as net:
+        client = await net.open_client(narrow_pair)
+        for number in range(100):
+            net.broker.publish("t", f"{number:01000}")
+        await client.send_json({"id": 1, "history": {"channel": "t", "limit": -1}})
+        for _ in range(12):
+            await trio.sleep(5)
+            await client.stream.receive_some(5000)
+        assert net.broker.is_established(client.fd)
+        await client.aclose()
 
 
 async def test_history_is_forgotten_after_its_time(autojump_clock: MockClock) -> None:

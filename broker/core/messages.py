@@ -3,6 +3,7 @@
 Rule: everything here is immutable, and nothing here knows a socket, a clock or a wire format.
 """
 
+import json
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -45,8 +46,18 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def value(self) -> object:
-        """`data` as Python objects, decoded anew at each use."""
-        return msgspec.json.decode(self.data)
+        """`data` as Python objects, decoded anew at each use.
+
+        A number beyond Python's range is an infinity. Raises `ValueError` for what is nested so
+        deeply that Python cannot hold it: a publisher may send up to a thousand levels.
+        """
+        try:
+            try:
+                return msgspec.json.decode(self.data)
+            except msgspec.DecodeError:  # 1e999, which is JSON all the same
+                return json.loads(self.data)
+        except RecursionError:
+            raise ValueError("the data is nested too deeply for Python") from None
 
 
 @attrs.frozen

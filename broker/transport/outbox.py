@@ -92,6 +92,7 @@ class Outbox:
     """
 
     __slots__ = (
+        "_bound",
         "_chunks",
         "_drained",
         "_fileno",
@@ -133,7 +134,7 @@ class Outbox:
         self.mail: list[Run] = []
         self.bytes = 0
         self.messages = 0
-        self.max_bytes = max_bytes
+        self.max_bytes = self._bound = max_bytes
         self.max_messages = max_messages
         self.dropped = 0
         self.blocked = False
@@ -176,6 +177,22 @@ class Outbox:
         if self.bytes > self.max_bytes or self.messages > self.max_messages:
             return Offer.TAKEN if self.overflow() else Offer.FULL
         return Offer.TAKEN
+
+    def offer_reply(self, run: Run) -> Offer:
+        """Queue what the peer has asked for, whatever its size: who gets a lot is not slow for that.
+
+        Until all is out there is room for the reply and, beside it, for as much as ever. The caller
+        serves the peer nothing more while `replies_wait`, so no second reply widens the bound.
+        """
+        total = self.bytes + len(run.data)
+        if total > self._bound:
+            self.max_bytes = total + self._bound
+        return self.offer(run)
+
+    @property
+    def replies_wait(self) -> bool:
+        """Whether a reply that was too large for the bound has yet to go out."""
+        return self.max_bytes > self._bound
 
     def overflow(self) -> bool:
         """Bring the outbox back within its bounds: write, else apply the newest run's rule.
@@ -285,6 +302,7 @@ class Outbox:
         if written == len(data):
             mail.clear()
             self.bytes = self.messages = self._sent = 0
+            self.max_bytes = self._bound
             if self._drained is not None:
                 self._set_drained()
             return True
@@ -376,6 +394,7 @@ class Outbox:
             self._on_broken()
 
     def _set_drained(self) -> None:
+        self.max_bytes = self._bound
         if self._drained is not None:
             self._drained.set()
             self._drained = None

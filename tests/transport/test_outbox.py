@@ -305,6 +305,39 @@ async def test_a_burst_that_the_stream_takes_is_no_reason_to_cut(
         assert contents(taken) == [str(number) for number in range(3000)]
 
 
+@blocking_streams
+async def test_a_reply_makes_itself_room_until_it_is_out(
+    make_pair: Callable[[], StreamPair], autojump_clock: MockClock
+) -> None:
+    async with open_desk(make_pair, max_bytes=1000) as desk:
+        reply = Run((frames.encode(frames.BINARY, bytes(500_000)),))
+        assert desk.outbox.offer_reply(reply) is Offer.TAKEN
+        desk.outbox.flush()
+        await wait_all_tasks_blocked()
+        assert desk.outbox.max_bytes > 500_000
+        # Beside it there is room for what there always was; not for more.
+        while desk.outbox.bytes + 102 <= desk.outbox.max_bytes:
+            desk.outbox.offer(run_of("a", size=100))
+        await wait_all_tasks_blocked()
+        assert desk.slow == 0
+        assert desk.outbox.bytes <= 500_000 + 10 + 1000
+        taken = await desk.read_frames()
+        assert len(taken[0]) == len(reply.data)
+        assert not desk.outbox.replies_wait
+        await desk.block()
+        await wait_all_tasks_blocked()
+        desk.outbox.offer(run_of("b", size=100))
+        assert desk.slow
+
+
+async def test_small_replies_widen_no_bound() -> None:
+    async with open_desk(max_bytes=1000) as desk:
+        for _ in range(8):
+            desk.outbox.offer_reply(run_of("a", size=100))
+        assert not desk.outbox.replies_wait
+        assert desk.outbox.max_bytes == 1000
+
+
 async def test_a_peer_that_has_just_made_room_is_not_slow() -> None:
     async with open_desk(max_bytes=300_100) as desk:
         await desk.block()
