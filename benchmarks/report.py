@@ -50,9 +50,9 @@ def text(results: dict[str, Any]) -> str:
         "",
         *_goals(runs),
     ]
-    own = _own(runs)
-    if own:
-        lines += ["", *own]
+    for more in (_losses(runs), _own(runs)):
+        if more:
+            lines += ["", *more]
     return "\n".join(lines)
 
 
@@ -110,7 +110,7 @@ def _short(value: float, unit: str = "") -> str:
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if value >= size * 0.9995 and not unit:
             return f"{value / size:.3g} {letter}"
-    return f"{value:.3g}{unit}"
+    return f"{value:.3g}{unit}" if value < 999.5 else f"{value:,.0f}{unit}"
 
 
 def _rows(runs: Runs) -> Iterator[tuple[Scenario, Metric]]:
@@ -223,6 +223,28 @@ def _goal_ratio(runs: Runs, goal: Goal, values: Values) -> float | None:
     if not slash:
         scenario, server = goal.scenario, goal.versus
     return _ratio(ours, values(runs, scenario, server, goal.metric))
+
+
+def _losses(runs: Runs) -> list[str]:
+    """Every figure at which a peer does better, from the worst on."""
+    found: list[tuple[float, str]] = []
+    for scenario, metric in _rows(runs):
+        ours = _values(runs, scenario.name, OURS, metric)
+        better: list[tuple[float, str]] = []
+        for peer in PEERS[:-1]:
+            ratio = _ratio(ours, _values(runs, scenario.name, peer, metric))
+            if ratio is not None:
+                loss = 1 / ratio if metric in _RATES else ratio
+                if loss > 1.05:
+                    better.append((loss, f"{peer} {loss:.2g}×"))
+        if better:
+            better.sort(reverse=True)
+            peers = ", ".join(words for _, words in better)
+            found.append((better[0][0], f"{scenario.title}, {_UNITS[metric][0]}: {peers}"))
+    if not found:
+        return ["No peer does better at anything above."]
+    listed = [f"- {words}" for _, words in sorted(found, reverse=True)]
+    return ["What we lose at, and how many times better the peer does:", "", *listed]
 
 
 def _own(runs: Runs) -> list[str]:
