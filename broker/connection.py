@@ -179,6 +179,7 @@ class Connection:
 
     __slots__ = (
         "_acceptance",
+        "_batches_waiting",
         "_closing",
         "_conversation",
         "_lane",
@@ -215,8 +216,9 @@ class Connection:
         self._ping_due = trio.current_time() + node.config.ping_seconds
         self._serving = trio.CancelScope()
         self._conversation: Conversation | None = None
+        self._batches_waiting = 0
         self._acceptance = acceptance(head, self.subprotocol)
-        self._lane = Lane(stream, behind, node.lane_limits, self.end_soon)
+        self._lane = Lane(stream, behind, node.lane_limits, self.end_soon, self._take_now)
         self._session: Session
         self.outbox: Outbox
 
@@ -310,6 +312,7 @@ class Connection:
                 hook = "message"
                 async for batch in self._lane.inbox:
                     await self._handle(batch)
+                    self._batches_waiting -= 1
                     if self._closing is not None:
                         break
         except Disconnect as order:
@@ -317,6 +320,25 @@ class Connection:
         except Exception:
             self._node.log.exception("hook_failed", hook=hook, fd=self.fd)
             self.close(CloseCode.INTERNAL_ERROR, "internal error")
+
+    def _take_now(self, batch: Batch) -> Batch:
+        """Carry out the publishes that a batch begins with; return the rest, for `_handle`.
+
+        Called in the lane's task, and only effective while nothing that came before waits for the
+        session's: to wake that would cost 10 µs, as much as three publishes.
+        """
+        conversation = self._conversation
+        if conversation is not None and not self._batches_waiting and self._closing is None:
+            done = 0
+            for _, payload in batch:
+                if not conversation.publish_nowait(payload):
+                    break
+                done += 1
+            conversation.settle()
+            batch = batch[done:]
+        if batch:
+            self._batches_waiting += 1
+        return batch
 
     async def _handle(self, batch: Batch) -> None:
         try:
