@@ -13,8 +13,8 @@ import importlib
 import logging
 import signal
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
@@ -63,8 +63,26 @@ class _Refusal(click.ClickException):
     exit_code = 1
 
 
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Click puts the usage before a mistake if it knows the command; the mistake is enough."""
+    try:
+        yield
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx is not None else "python -m broker"
+        raise click.UsageError(f"{error.format_message()} See {path} --help.") from error
+
+
 class _ServeByDefault(click.Group):
     """A group whose arguments are those of `serve`, unless they begin with a command's name."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _one_line():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _one_line():
+            return super().invoke(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or args[0] not in {*self.commands, "--help", "--version"}:
