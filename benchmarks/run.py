@@ -189,6 +189,10 @@ def _machine() -> dict[str, str]:
         if line.startswith("model name"):
             cpu = line.partition(":")[2].strip()
             break
+    git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    if commit:
+        versions.insert(0, f"trio-broker at {commit}")
     return {
         "cpu": f"{os.cpu_count()} cores of {cpu}",
         "kernel": f"{platform.system()} {platform.release().partition('-')[0]}",
