@@ -44,6 +44,7 @@ def text(results: dict[str, Any]) -> str:
     machine = results["machine"]
     lines = [
         f"{machine['cpu']}, {machine['kernel']}, {machine['date']}. {machine['versions']}.",
+        *(["", results["note"]] if results.get("note") else []),
         "",
         *_table(runs),
         "",

@@ -40,7 +40,7 @@ def main() -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     chosen = [s for s in SCENARIOS if not options.scenario or s.name in options.scenario]
-    results["machine"] = _machine()
+    results |= {"machine": _machine(), "note": options.note}
     left_out: dict[str, str] = {}
     results["left_out"] = left_out
     with tempfile.TemporaryDirectory() as directory:
@@ -96,6 +96,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--patience", type=int, default=2, help="runs tried again while others disturb"
     )
+    parser.add_argument("--note", default="", help="what a reader of the page has to know")
     parser.add_argument("--report", action="store_true", help="only write table and plot again")
     return parser.parse_args()
 
