@@ -1,51 +1,26 @@
-"""A Trio client for the broker: the Centrifuge client protocol as JSON over trio-websocket.
-
-::
-
-    async with open_client("ws://localhost:9501") as client:
-        async with client.subscribe("news") as subscription:
-            await client.publish("news", {"title": "hello"})
-            async for publication in subscription:
-                print(publication.topic, publication.value)
-
-Rules it keeps:
-
-1. Every task lives in the nursery of `open_client`; nothing outlives the block.
-2. Only the writer task writes, so a cancelled call never leaves half a frame on the wire.
-3. Nothing that arrived is dropped for a slow consumer: we stop reading instead, and TCP slows
-   the broker. While a request waits for its reply we do read on, since the reply is behind
-   what was not read yet; so a consumer may call the client from inside its loop.
-4. What may have been missed is counted, never hidden: `Subscription.gaps`.
-5. A request is sent once. If the connection drops before the reply, the caller decides.
-"""
+"""The client: its requests, and the task that keeps it connected."""
 
 import itertools
 import logging
 import math
-import os
 import random
 import ssl
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Generic, Literal, TypeVar, cast, overload
+from typing import Any, Literal, cast, overload
 from urllib.parse import urlsplit
 
 import attrs
 import msgspec
 import trio
 import trio_websocket
-from wsproto.utilities import ProtocolError
 
 from broker.core.messages import ClientInfo, Fd, Position, Publication
 from broker.errors import ClientError, CloseCode, ConnectionLost, RequestFailed, Unavailable
+
+from .link import LOSSES, HandshakeStream, Link, Lost, explain, foreign
+from .subscription import Inbox, Join, Leave, Messages, Subscription, again
+from .wire import HistoryResult, PresenceResult, Push, Reply, StatsResult, decode, encode
 
 CONNECT_SECONDS = 10.0
 """From the first packet to the connect reply. A phone on a bad network needs about four."""
@@ -67,37 +42,10 @@ PING_GRACE_SECONDS = 10.0
 MAX_MESSAGE_BYTES = 16 * 2**20
 """A recovery reply holds a topic's whole history in one message."""
 
-INBOX_MESSAGES = 256
-"""Publications that wait in one subscription before we stop reading from the socket: two
-full reads of small messages."""
-
-OUTBOX_COMMANDS = 1000
-"""Commands that wait for the writer before a publish without reply waits as well."""
-
-FRAME_BYTES = 64 * 2**10
-"""Commands that wait are joined into one frame below this size: far below the 1 MiB a broker takes
-by default. A larger command is a frame of its own, so that joining makes none too large."""
-
 OpenStream = Callable[[str, int], Awaitable[trio.abc.Stream]]
 """Called with host and port; returns the connected stream that WebSocket is spoken over."""
 
-_log = logging.getLogger(__name__)
-
-
-@attrs.frozen
-class Join:
-    """Somebody subscribed to `topic`."""
-
-    topic: str
-    info: ClientInfo
-
-
-@attrs.frozen
-class Leave:
-    """Somebody left `topic`, or their connection ended."""
-
-    topic: str
-    info: ClientInfo
+_log = logging.getLogger("broker.client")
 
 
 @attrs.frozen
@@ -114,496 +62,6 @@ class PresenceStats:
 
     num_clients: int
     num_users: int
-
-
-# What the broker sends. Unknown fields are skipped, payloads stay raw.
-
-
-class _Error(msgspec.Struct):
-    code: int = 0
-    message: str = ""
-    temporary: bool = False
-
-
-class _Info(msgspec.Struct):
-    client: str = ""
-    user: str = ""
-    conn_info: msgspec.Raw = msgspec.Raw()
-    chan_info: msgspec.Raw = msgspec.Raw()
-
-    def freeze(self) -> ClientInfo:
-        return ClientInfo(
-            self.client,
-            self.user,
-            bytes(self.conn_info) or None,
-            bytes(self.chan_info) or None,
-        )
-
-
-class _Pub(msgspec.Struct):
-    data: msgspec.Raw = msgspec.Raw(b"null")
-    info: _Info | None = None
-    offset: int = 0
-    time: int = 0
-    channel: str = ""
-
-    def freeze(self, topic: str) -> Publication:
-        info = None if self.info is None else self.info.freeze()
-        # A copy: a slice of the frame would keep all of the frame alive.
-        return Publication(self.channel or topic, bytes(self.data), info, self.offset, self.time)
-
-
-class _Connected(msgspec.Struct):
-    client: str = ""
-    ping: int = 0
-    pong: bool = False
-    subs: dict[str, msgspec.Raw] = {}
-
-
-class _Subscribed(msgspec.Struct):
-    recoverable: bool = False
-    positioned: bool = False
-    epoch: str = ""
-    offset: int = 0
-    publications: list[_Pub] = []
-    recovered: bool = False
-
-
-class _History(msgspec.Struct):
-    publications: list[_Pub] = []
-    epoch: str = ""
-    offset: int = 0
-
-
-class _Presence(msgspec.Struct):
-    presence: dict[str, _Info] = {}
-
-
-class _Stats(msgspec.Struct):
-    num_clients: int = 0
-    num_users: int = 0
-
-
-class _Data(msgspec.Struct):
-    data: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class _Member(msgspec.Struct):
-    info: _Info = msgspec.field(default_factory=_Info)
-
-
-class _Ended(msgspec.Struct):
-    code: int = 0
-    reason: str = ""
-
-
-class _Push(msgspec.Struct):
-    channel: str = ""
-    pub: _Pub | None = None
-    join: _Member | None = None
-    leave: _Member | None = None
-    unsubscribe: _Ended | None = None
-    subscribe: dict[str, object] | None = None
-    message: _Data | None = None
-    disconnect: _Ended | None = None
-
-
-class _Reply(msgspec.Struct):
-    id: int = 0
-    error: _Error | None = None
-    push: _Push | None = None
-    connect: _Connected | None = None
-    subscribe: _Subscribed | None = None
-    history: _History | None = None
-    presence: _Presence | None = None
-    presence_stats: _Stats | None = None
-    rpc: _Data | None = None
-
-
-_decode = msgspec.json.Decoder(_Reply).decode_lines
-
-
-def _encode(command: Mapping[str, object]) -> bytes:
-    # A newline separates commands. Ready JSON from the caller may hold some, between tokens only:
-    # inside a JSON string it would have to be escaped.
-    return msgspec.json.encode(command).replace(b"\n", b" ")
-
-
-class _Lost(Exception):
-    """How one connection ended. `final`: trying again would be no use."""
-
-    def __init__(self, code: int, reason: str, *, final: bool | None = None) -> None:
-        super().__init__(code, reason)
-        self.code = code
-        self.reason = reason
-        # The ranges in which the official clients stay away.
-        stays_away = 3500 <= code <= 3999 or 4500 <= code <= 4999
-        self.final = stays_away if final is None else final
-
-
-def _foreign(what: str) -> _Lost:
-    return _Lost(CloseCode.PROTOCOL_ERROR, f"the answer is not this broker's protocol ({what})")
-
-
-# What a connection that fails may raise; anything else is a bug of ours and is not contained.
-# ProtocolError: trio-websocket lets it escape, such as for a Ping after our Close (its issue #184).
-_LOSSES = (
-    OSError,
-    trio.BrokenResourceError,
-    trio.ClosedResourceError,
-    trio_websocket.HandshakeError,
-    trio_websocket.ConnectionClosed,
-    ProtocolError,
-)
-
-
-def _explain(error: BaseException) -> _Lost:
-    """The one seam at which foreign exceptions become a loss."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if isinstance(error, trio_websocket.ConnectionRejected):
-        return _Lost(CloseCode.ABNORMAL, f"the answer is HTTP {error.status_code}, not WebSocket")
-    if isinstance(error, trio_websocket.ConnectionClosed):
-        if error.reason is None:
-            return _Lost(CloseCode.ABNORMAL, "connection closed")
-        return _Lost(error.reason.code, error.reason.reason or error.reason.name.lower())
-    if isinstance(error, OSError) and error.__cause__ is not None and error.errno is None:
-        # Trio says that all addresses failed, and keeps the reasons in a group.
-        return _explain(error.__cause__)
-    text = str(error)
-    if isinstance(error, OSError) and error.errno is not None:
-        # Trio adds the address to the text, which the caller has named already.
-        text = os.strerror(error.errno) if error.errno > 0 else error.strerror or text
-    text = text or type(error).__name__
-    return _Lost(CloseCode.ABNORMAL, text[0].lower() + text[1:])
-
-
-class _Wire(trio.abc.Stream):
-    """The stream under trio-websocket, which waits for ever when it ends during the handshake.
-
-    Until `opened`, the end of the stream is an error that gets out of trio-websocket.
-    """
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream = stream
-        self.opened = False
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        try:
-            data = await self._stream.receive_some(max_bytes)
-        except trio.BrokenResourceError as error:
-            if self.opened:
-                raise
-            raise self._unanswered(error) from error
-        if not data and not self.opened:
-            raise self._unanswered(None)
-        return data
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        try:
-            await self._stream.send_all(data)
-        except trio.BrokenResourceError as error:
-            if self.opened:
-                raise
-            raise self._unanswered(error) from error
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    def _unanswered(self, error: BaseException | None) -> ConnectionError:
-        why = "" if error is None or error.__cause__ is None else f": {error.__cause__}"
-        return ConnectionError(0, f"closed before the WebSocket handshake was answered{why}")
-
-
-@attrs.frozen
-class _Mark:
-    """Stands between publications where a subscription began anew after a gap."""
-
-    position: Position | None
-
-
-_Item = TypeVar("_Item", Publication, Publication | Join | Leave)
-
-
-class _Inbox:
-    """What arrived and was not taken yet. Putting never waits; `full` makes the reader pause."""
-
-    def __init__(self, taken: Callable[[], None]) -> None:
-        self._send, self._receive = trio.open_memory_channel[Any](math.inf)
-        self._taken = taken
-
-    @property
-    def full(self) -> bool:
-        return self._receive.statistics().current_buffer_used >= INBOX_MESSAGES
-
-    def put(self, item: object) -> None:
-        self._send.send_nowait(item)
-
-    async def take(self) -> Any:
-        item = await self._receive.receive()
-        self._taken()
-        return item
-
-    def drop_oldest(self) -> None:
-        self._receive.receive_nowait()
-
-    def finish(self) -> None:
-        """What is in it can still be taken; then comes the end."""
-        self._send.close()
-
-    def discard(self) -> None:
-        self._send.close()
-        self._receive.close()
-        self._taken()
-
-
-class Subscription(AsyncIterator[_Item], Generic[_Item]):
-    """What arrives on one topic or pattern; made by `Client.subscribe`.
-
-    Iterating yields each `Publication` once, in the order of its topic, over reconnects as well.
-    It ends with `Unavailable` when the connection is gone for good, and with `RequestFailed`
-    when the broker ended the subscription.
-
-    Iterate over every subscription you hold, in a task of its own if there are several: when
-    more than 256 publications wait in one, the client stops reading from the socket until some
-    are taken. The broker then sees a slow consumer; if it closes the connection for that, the
-    client comes back and recovers.
-    """
-
-    def __init__(
-        self,
-        topic: str,
-        *,
-        recoverable: bool,
-        join_leave: bool,
-        since: Position | None,
-        taken: Callable[[], None],
-    ) -> None:
-        self.topic = topic
-        """The topic or pattern asked for."""
-        self.position: Position | None = since
-        """Where the iterator is: pass it as `since` later, in another process too. None for a
-        pattern, and where the topic keeps no history."""
-        self.recovered = False
-        """Whether the last subscribe that had a past to recover got all of it."""
-        self.gaps = 0
-        """How often publications may have been missed before what the iterator yields next:
-        after a reconnect or an "insufficient state" that could not be recovered from. To be
-        told at once, compare it after each item; then load what you need anew."""
-        self._recoverable = recoverable
-        self._join_leave = join_leave
-        # `position` is what the consumer has seen; this is what has arrived, to recover from.
-        self._reached = since
-        self._resuming = since is not None
-        self._granted: _Link | None = None
-        self._inbox = _Inbox(taken)
-        self._settled = trio.Event()
-        self._error: ClientError | None = None
-
-    def __aiter__(self) -> "Subscription[_Item]":
-        return self
-
-    async def __anext__(self) -> _Item:
-        while True:
-            try:
-                item = await self._inbox.take()
-            except trio.ClosedResourceError:
-                raise StopAsyncIteration from None  # its block was left
-            except trio.EndOfChannel:
-                assert self._error is not None
-                raise _again(self._error) from None
-            if isinstance(item, _Mark):
-                self.gaps += 1
-                self.position = item.position
-                continue
-            if self.position is not None and isinstance(item, Publication) and item.offset:
-                self.position = Position(item.offset, self.position.epoch)
-            return cast("_Item", item)
-
-    def _params(self) -> dict[str, object]:
-        params: dict[str, object] = {"channel": self.topic}
-        if self._recoverable:
-            params["recoverable"] = True
-        if self._join_leave:
-            params["join_leave"] = True
-        if self._reached is not None:
-            params |= {
-                "recover": True,
-                "offset": self._reached.offset,
-                "epoch": self._reached.epoch,
-            }
-        return params
-
-    def _subscribed(self, result: _Subscribed) -> None:
-        tracked = result.recoverable or result.positioned
-        top = Position(result.offset, result.epoch) if tracked else None
-        self.recovered = self._resuming and self._reached is not None and result.recovered
-        if self.recovered:
-            assert self._reached is not None
-            self._reached = Position(self._reached.offset, result.epoch)
-        else:
-            self._reached = top
-        if not self._settled.is_set():
-            self.position = self._reached
-            self.gaps = int(self._resuming and not self.recovered)
-        elif not self.recovered:
-            self._inbox.put(_Mark(top))
-        self._resuming = True
-        for pub in result.publications:
-            self._deliver(pub)
-        if self.recovered:
-            self._reached = top
-        self._settled.set()
-
-    def _deliver(self, pub: _Pub) -> None:
-        if pub.offset and self._reached is not None and not pub.channel:
-            if pub.offset <= self._reached.offset:
-                return  # came with the recovery already
-            self._reached = Position(pub.offset, self._reached.epoch)
-        self._inbox.put(pub.freeze(self.topic))
-
-    def _fail(self, error: ClientError) -> None:
-        if self._error is None:
-            self._error = error
-            self._inbox.finish()
-            self._settled.set()
-
-
-class Messages(AsyncIterator[Publication]):
-    """What arrives for this fd: direct messages and what the server pushes; all on topic `fd:N`.
-
-    Publications on topics that the server subscribed this connection to come here as well.
-    At most once: a message sent while we are away finds no such fd, and its sender is told.
-    Until somebody iterates, the 256 newest are kept and `dropped` counts the others; from then
-    on, not taking them makes the client stop reading, as with a `Subscription`.
-    """
-
-    def __init__(self, taken: Callable[[], None]) -> None:
-        self.dropped = 0
-        self._inbox = _Inbox(taken)
-        self._wanted = False
-        self._error: ClientError | None = None
-
-    def __aiter__(self) -> "Messages":
-        return self
-
-    async def __anext__(self) -> Publication:
-        self._wanted = True
-        try:
-            return cast("Publication", await self._inbox.take())
-        except trio.EndOfChannel:
-            assert self._error is not None
-            raise _again(self._error) from None
-
-    def _deliver(self, publication: Publication) -> None:
-        if not self._wanted and self._inbox.full:
-            self._inbox.drop_oldest()
-            self.dropped += 1
-        self._inbox.put(publication)
-
-    def _fail(self, error: ClientError) -> None:
-        if self._error is None:
-            self._error = error
-            self._inbox.finish()
-
-
-def _again(error: ClientError) -> ClientError:
-    # An exception that is raised twice drags the first traceback along.
-    if isinstance(error, Unavailable):
-        return Unavailable(error.code, error.reason)
-    if isinstance(error, RequestFailed):
-        return RequestFailed(error.code, error.message, error.temporary)
-    return error
-
-
-@attrs.define(eq=False)
-class _Pending:
-    """A request whose reply has not come."""
-
-    subscription: Subscription[Any] | None
-    done: trio.Event = attrs.field(factory=trio.Event)
-    reply: _Reply | None = None
-    lost: _Lost | None = None
-
-
-class _Link:
-    """One connection to the broker, from its handshake to its end."""
-
-    def __init__(
-        self,
-        ws: trio_websocket.WebSocketConnection,
-        nursery: trio.Nursery,
-        came_up: Callable[[], None],
-    ) -> None:
-        self.ws = ws
-        self.nursery = nursery
-        self.came_up = came_up
-        self.pending: dict[int, _Pending] = {}
-        self.ping = 0
-        self.pong = False
-        self.server_topics: set[str] = set()
-        self.closing = False
-        self.written = trio.Event()
-        self.room = trio.Event()
-        self._ids = itertools.count(1)
-        self._mail, self._queued = trio.open_memory_channel[bytes](math.inf)
-
-    @property
-    def full(self) -> bool:
-        return self._queued.statistics().current_buffer_used >= OUTBOX_COMMANDS
-
-    def post(self, line: bytes) -> None:
-        """Queue one command. Never waits: callers that need no reply look at `full` first."""
-        if not self.closing:
-            self._mail.send_nowait(line)
-
-    def ask(
-        self,
-        method: str,
-        params: Mapping[str, object],
-        subscription: Subscription[Any] | None = None,
-    ) -> tuple[int, _Pending]:
-        number = next(self._ids)
-        self.post(_encode({"id": number, method: params}))
-        pending = self.pending[number] = _Pending(subscription)
-        return number, pending
-
-    def finish(self) -> None:
-        """The writer sends what is queued, then says goodbye."""
-        self.closing = True
-        self._mail.close()
-
-    async def write(self) -> None:
-        """Send what is posted until `finish`, then close with 1000 and wait for the answer."""
-        try:
-            async for line in self._queued:
-                frame = bytearray(line)
-                while (more := self._next_queued()) is not None:
-                    if len(frame) + len(more) >= FRAME_BYTES:
-                        await self._send(frame)
-                        frame = bytearray(more)
-                    else:
-                        frame += b"\n" + more
-                await self._send(frame)
-            await self.ws.aclose(CloseCode.NORMAL)
-        except (trio_websocket.ConnectionClosed, ProtocolError):
-            pass  # the reader finds out why
-        finally:
-            self.written.set()
-
-    def _next_queued(self) -> bytes | None:
-        try:
-            return self._queued.receive_nowait()
-        except (trio.WouldBlock, trio.EndOfChannel):
-            return None
-
-    async def _send(self, frame: bytearray) -> None:
-        self.room.set()
-        self.room = trio.Event()
-        await self.ws.send_message(frame.decode())
 
 
 class Client:
@@ -633,11 +91,11 @@ class Client:
         self._hello: dict[str, object] = {}
         self._fd: Fd = 0
         self._first = True
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._end: Unavailable | None = None
         self._changed = trio.Event()
         self._subscriptions: dict[str, Subscription[Any]] = {}
-        self._crowded: set[_Inbox] = set()
+        self._crowded: set[Inbox] = set()
         self._reader_wake: trio.Event | None = None
         self._stopped = trio.Event()
 
@@ -694,7 +152,7 @@ class Client:
             params["since"] = {"offset": since.offset, "epoch": since.epoch}
         if reverse:
             params["reverse"] = True
-        result = (await self._request("history", params)).history or _History()
+        result = (await self._request("history", params)).history or HistoryResult()
         return History(
             tuple(pub.freeze(topic) for pub in result.publications),
             Position(result.offset, result.epoch),
@@ -702,13 +160,13 @@ class Client:
 
     async def presence(self, topic: str) -> dict[str, ClientInfo]:
         """Who is subscribed to `topic`, by fd in decimal."""
-        result = (await self._request("presence", {"channel": topic})).presence or _Presence()
+        result = (await self._request("presence", {"channel": topic})).presence or PresenceResult()
         return {client: info.freeze() for client, info in result.presence.items()}
 
     async def presence_stats(self, topic: str) -> PresenceStats:
         """How many are subscribed to `topic`."""
         reply = await self._request("presence_stats", {"channel": topic})
-        result = reply.presence_stats or _Stats()
+        result = reply.presence_stats or StatsResult()
         return PresenceStats(result.num_clients, result.num_users)
 
     @overload
@@ -776,7 +234,7 @@ class Client:
                 self._link.nursery.start_soon(self._join, self._link, subscription)
             await subscription._settled.wait()
             if subscription._error is not None:
-                raise _again(subscription._error)
+                raise again(subscription._error)
             yield subscription
         finally:
             if self._subscriptions.get(topic) is subscription:
@@ -790,25 +248,25 @@ class Client:
 
     def _check(self) -> None:
         if self._end is not None:
-            raise _again(self._end)
+            raise again(self._end)
 
-    async def _wait_link(self) -> _Link:
+    async def _wait_link(self) -> Link:
         await trio.lowlevel.checkpoint()
         while self._link is None or self._end is not None:
             self._check()
             await self._changed.wait()
         return self._link
 
-    async def _request(self, method: str, params: Mapping[str, object]) -> _Reply:
+    async def _request(self, method: str, params: Mapping[str, object]) -> Reply:
         return await self._ask(await self._wait_link(), method, params)
 
     async def _ask(
         self,
-        link: _Link,
+        link: Link,
         method: str,
         params: Mapping[str, object],
         subscription: Subscription[Any] | None = None,
-    ) -> _Reply:
+    ) -> Reply:
         number, pending = link.ask(method, params, subscription)
         self._wake_reader()
         try:
@@ -826,14 +284,14 @@ class Client:
         return reply
 
     async def _tell(self, method: str, params: Mapping[str, object]) -> None:
-        line = _encode({method: params})
+        line = encode({method: params})
         link = await self._wait_link()
         while link.full:
             await link.room.wait()
             link = await self._wait_link()
         link.post(line)
 
-    async def _join(self, link: _Link, subscription: Subscription[Any]) -> None:
+    async def _join(self, link: Link, subscription: Subscription[Any]) -> None:
         """Subscribe on this link; asks again while the broker says that it may help."""
         for attempt in itertools.count():
             if self._subscriptions.get(subscription.topic) is not subscription:
@@ -861,7 +319,7 @@ class Client:
         if self._reader_wake is not None:
             self._reader_wake.set()
 
-    async def _wait_room(self, link: _Link) -> None:
+    async def _wait_room(self, link: Link) -> None:
         """Pause while a consumer is behind, unless somebody waits for a reply."""
         while self._crowded and not link.pending and not link.closing:
             self._crowded = {inbox for inbox in self._crowded if inbox.full}
@@ -870,7 +328,7 @@ class Client:
                 await self._reader_wake.wait()
                 self._reader_wake = None
 
-    async def _read(self, link: _Link) -> None:
+    async def _read(self, link: Link) -> None:
         """Handle what arrives until the connection ends; always raises."""
         while True:
             # The interval counts only while we read: a pause of ours is not the broker's silence.
@@ -878,18 +336,18 @@ class Client:
             with trio.move_on_after(silence) as listening:
                 message = await link.ws.get_message()
             if listening.cancelled_caught:
-                raise _Lost(CloseCode.NO_PONG, f"nothing heard from the broker for {silence:g} s")
+                raise Lost(CloseCode.NO_PONG, f"nothing heard from the broker for {silence:g} s")
             if link.closing:
                 continue
             try:
-                replies = _decode(message)
+                replies = decode(message)
             except (msgspec.MsgspecError, UnicodeError) as error:
-                raise _foreign(str(error)) from error
+                raise foreign(str(error)) from error
             for reply in replies:
                 self._handle(link, reply)
             await self._wait_room(link)
 
-    def _handle(self, link: _Link, reply: _Reply) -> None:
+    def _handle(self, link: Link, reply: Reply) -> None:
         if reply.id:
             pending = link.pending.pop(reply.id, None)
             if self._link is not link and self._end is None:
@@ -908,12 +366,12 @@ class Client:
         elif link.pong:
             link.post(b"{}")
 
-    def _welcome(self, link: _Link, reply: _Reply) -> None:
+    def _welcome(self, link: Link, reply: Reply) -> None:
         if reply.error is not None:
             error = reply.error
-            raise _Lost(error.code, error.message, final=not error.temporary)
+            raise Lost(error.code, error.message, final=not error.temporary)
         if reply.connect is None or not reply.connect.client.isdecimal():
-            raise _foreign("the connect reply gives no fd")
+            raise foreign("the connect reply gives no fd")
         self._fd = int(reply.connect.client)
         link.ping, link.pong = reply.connect.ping, reply.connect.pong
         link.server_topics = {f"fd:{self._fd}", *reply.connect.subs}
@@ -923,13 +381,13 @@ class Client:
         for subscription in self._subscriptions.values():
             link.nursery.start_soon(self._join, link, subscription)
 
-    def _handle_push(self, link: _Link, push: _Push) -> None:
+    def _handle_push(self, link: Link, push: Push) -> None:
         topic = push.channel
         subscription = self._subscriptions.get(topic)
         if subscription is not None and subscription._granted is not link:
             subscription = None  # on its way since an earlier subscription to the same topic
         if push.disconnect is not None:
-            raise _Lost(push.disconnect.code, push.disconnect.reason)
+            raise Lost(push.disconnect.code, push.disconnect.reason)
         if push.message is not None:
             self.messages._deliver(Publication(f"fd:{self._fd}", bytes(push.message.data)))
             self._note_messages()
@@ -958,7 +416,7 @@ class Client:
                 reason = push.unsubscribe.reason or "unsubscribed by the broker"
                 self._end_subscription(subscription, RequestFailed(push.unsubscribe.code, reason))
 
-    def _note(self, inbox: _Inbox) -> None:
+    def _note(self, inbox: Inbox) -> None:
         if inbox.full:
             self._crowded.add(inbox)
 
@@ -1019,10 +477,10 @@ class Client:
         finally:
             self._stopped.set()
 
-    async def _hold_link(self, came_up: Callable[[], None]) -> _Lost:
+    async def _hold_link(self, came_up: Callable[[], None]) -> Lost:
         """Connect, serve the connection until it ends, and return how it ended."""
-        lost: _Lost | None = None
-        link: _Link | None = None
+        lost: Lost | None = None
+        link: Link | None = None
         with trio.move_on_after(CONNECT_SECONDS) as opening:
 
             def opened() -> None:
@@ -1030,7 +488,7 @@ class Client:
                 came_up()
 
             try:
-                stream = _Wire(await self._open_stream(self._host, self._port))
+                stream = HandshakeStream(await self._open_stream(self._host, self._port))
                 try:
                     async with trio.open_nursery() as nursery:
                         ws = await trio_websocket.wrap_client_stream(
@@ -1044,29 +502,29 @@ class Client:
                             receive_buffer_size=None,
                         )
                         stream.opened = True
-                        link = _Link(ws, nursery, opened)
+                        link = Link(ws, nursery, opened)
                         nursery.start_soon(link.write)
                         link.ask("connect", self._hello)
                         try:
                             await self._read(link)
-                        except (_Lost, trio_websocket.ConnectionClosed) as error:
-                            lost = error if isinstance(error, _Lost) else _explain(error)
+                        except (Lost, trio_websocket.ConnectionClosed) as error:
+                            lost = error if isinstance(error, Lost) else explain(error)
                         if link.closing:
                             await link.written.wait()
                         nursery.cancel_scope.cancel()
                 finally:
                     await trio.aclose_forcefully(stream)
-            except* _LOSSES as group:
-                lost = lost or _explain(group)
+            except* LOSSES as group:
+                lost = lost or explain(group)
             finally:
                 if link is not None:
                     self._lose(link, lost)
-        return lost or _Lost(CloseCode.ABNORMAL, f"no answer within {CONNECT_SECONDS:g} s")
+        return lost or Lost(CloseCode.ABNORMAL, f"no answer within {CONNECT_SECONDS:g} s")
 
-    def _lose(self, link: _Link, lost: _Lost | None) -> None:
+    def _lose(self, link: Link, lost: Lost | None) -> None:
         if self._link is link:
             self._link = None
-        lost = lost or _Lost(CloseCode.ABNORMAL, "connection closed")
+        lost = lost or Lost(CloseCode.ABNORMAL, "connection closed")
         for pending in link.pending.values():
             pending.lost = lost
             pending.done.set()
