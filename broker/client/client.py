@@ -5,10 +5,9 @@ import logging
 import math
 import random
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal, cast, overload
-from urllib.parse import urlsplit
 
 import attrs
 import msgspec
@@ -18,6 +17,7 @@ import trio_websocket
 from broker.core.messages import ClientInfo, Fd, Position, Publication
 from broker.errors import ClientError, CloseCode, ConnectionLost, RequestFailed, Unavailable
 
+from .address import OpenStream, host_header, opener, split_url
 from .link import LOSSES, HandshakeStream, Link, Lost, explain, foreign
 from .subscription import Inbox, Join, Leave, Messages, Subscription, again
 from .wire import HistoryResult, PresenceResult, Push, Reply, StatsResult, decode, encode
@@ -41,9 +41,6 @@ PING_GRACE_SECONDS = 10.0
 
 MAX_MESSAGE_BYTES = 16 * 2**20
 """A recovery reply holds a topic's whole history in one message."""
-
-OpenStream = Callable[[str, int], Awaitable[trio.abc.Stream]]
-"""Called with host and port; returns the connected stream that WebSocket is spoken over."""
 
 _log = logging.getLogger("broker.client")
 
@@ -495,7 +492,7 @@ class Client:
                             nursery,
                             # Any stream will do; the annotation there is narrower than the code.
                             cast("trio.SocketStream", stream),
-                            _host_header(self._host, self._port),
+                            host_header(self._host, self._port),
                             self._resource,
                             extra_headers=list(self._headers),
                             max_message_size=MAX_MESSAGE_BYTES,
@@ -547,41 +544,6 @@ def _backoff(attempt: int) -> float:
     return random.uniform(0, min(RECONNECT_MOST_SECONDS, bound))  # noqa: S311 - not a secret
 
 
-def _split(url: str) -> tuple[str, int, str]:
-    """Host, port and the path with its query."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise ClientError(f"{url!r} is not a WebSocket URL: {error}") from None
-    if parts.scheme not in ("ws", "wss") or not parts.hostname:
-        raise ClientError(
-            f"{url!r} is not a WebSocket URL: it must look like ws://host:9501 or wss://host"
-        )
-    resource = parts.path or "/"
-    if parts.query:
-        resource += f"?{parts.query}"
-    return parts.hostname, port or (443 if parts.scheme == "wss" else 80), resource
-
-
-def _host_header(host: str, port: int) -> str:
-    name = f"[{host}]" if ":" in host else host
-    return name if port in (80, 443) else f"{name}:{port}"
-
-
-def _opener(url: str, ssl_context: ssl.SSLContext | None) -> OpenStream:
-    if urlsplit(url).scheme != "wss":
-        return trio.open_tcp_stream
-
-    async def open_tls(host: str, port: int) -> trio.abc.Stream:
-        # https_compatible: peers close TCP without a TLS goodbye, and WebSocket has its own.
-        return await trio.open_ssl_over_tcp_stream(
-            host, port, ssl_context=ssl_context, https_compatible=True
-        )
-
-    return open_tls
-
-
 @asynccontextmanager
 async def open_client(
     url: str,
@@ -606,11 +568,11 @@ async def open_client(
     Leaving sends what is queued and closes with 1000; it waits at most 2 s for the broker, also
     when cancelled. What the block raises comes out as it is, not in an exception group.
     """
-    address = _split(url)
+    address = split_url(url)
     client = Client(
         url,
         address,
-        open_stream or _opener(url, ssl_context),
+        open_stream or opener(url, ssl_context),
         [(key.encode("ascii"), value.encode("latin-1")) for key, value in headers],
     )
     client._hello = {"name": name}
