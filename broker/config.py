@@ -158,7 +158,8 @@ class Config:
     """Control frames at once before `control_rate` applies: five seconds' worth, for a peer
     whose network held them up."""
     inbox_batches: int = attrs.field(default=64, validator=_number(1))
-    """Reads that may wait for a busy session before we stop reading from this peer."""
+    """Reads that may wait for a busy session before we stop reading from this peer. Of 64 KiB at
+    most, so that is 4 MiB, or 8 MiB in messages of just under 128 KiB."""
     max_topic_bytes: int = attrs.field(default=255, validator=_number(1))
     """As Centrifugo and most file systems."""
     max_topics: int = attrs.field(default=1000, validator=_number(1))

@@ -311,6 +311,8 @@ class Connection:
                     await hooks.open(self)
                 hook = "message"
                 async for batch in self._lane.inbox:
+                    if not batch:
+                        continue  # it only keeps the place of what was before it
                     await self._handle(batch)
                     self._batches_waiting -= 1
                     if self._closing is not None:

@@ -21,7 +21,6 @@ import trio
 import trio_websocket
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
 
-from broker import client as client_module
 from broker.client import (
     FRAME_BYTES,
     INBOX_MESSAGES,
@@ -33,6 +32,7 @@ from broker.client import (
     Subscription,
     open_client,
 )
+from broker.client.link import Lost
 from broker.core.messages import ClientInfo, Position, Publication
 from broker.errors import ClientError, ConnectionLost, RequestFailed, Unavailable
 
@@ -1042,5 +1042,5 @@ async def test_messages_nobody_asked_for_do_not_stop_the_client(
 
 
 def test_a_close_code_says_whether_to_come_back() -> None:
-    final = [code for code in range(1000, 5000) if client_module._Lost(code, "").final]
+    final = [code for code in range(1000, 5000) if Lost(code, "").final]
     assert final == [*range(3500, 4000), *range(4500, 5000)]

@@ -58,11 +58,11 @@ def _take_nothing(batch: Batch) -> Batch:
 class Lane:
     """Reads one peer, once `run` is started.
 
-    `behind` is what was already read from `stream` behind the request head. Batches of messages come
-    out of `inbox`, which ends when no more can come; then `peer_close` says how the peer ended it,
-    or is None if it just went away or we closed first. `on_end` is called when `inbox` ends,
-    possibly more than once. `take_now` is shown each batch first, and returns what it leaves for
-    `inbox`.
+    `behind` is what was already read from `stream` behind the request head. Batches of messages, some
+    empty, come out of `inbox`, which ends when no more can come; then `peer_close` says how the peer
+    ended it, or is None if it just went away or we closed first. `on_end` is called when `inbox`
+    ends, possibly more than once. `take_now` is shown each batch first, and returns what it leaves
+    for `inbox`.
     """
 
     __slots__ = (
@@ -177,7 +177,7 @@ class Lane:
         if used:
             self._drop_front(used)
             self._deadline = None
-            await self._deliver(batch)
+            await self._deliver(batch, used)
 
     async def _take_slow(self, frame: bytes, nursery: trio.Nursery) -> None:
         """Have trio-websocket deal with one frame, and fetch the message that it may complete."""
@@ -191,16 +191,27 @@ class Lane:
             if frame[0] & 0x0F == frames.CLOSE:
                 self._end()  # it will not send another
         elif opcode and self.close_sent is None:
-            await self._deliver([(opcode, await self._slow.get_message())])
+            payload = await self._slow.get_message()
+            await self._deliver([(opcode, payload)], len(payload))
 
     def _answer(self, frame: bytes) -> None:
         """Send what trio-websocket has to say: the answer to a ping."""
         self.outbox.offer(Run((frame,), messages=0))
 
-    async def _deliver(self, batch: Batch) -> None:
+    async def _deliver(self, batch: Batch, size: int) -> None:
+        """Hand a batch of `size` bytes to the session; wait while the inbox is full.
+
+        What came in several reads takes that many places, empty batches behind it: else an inbox
+        full of the largest messages would hold `inbox_batches` times `max_message_bytes`.
+        """
         batch = self._take_now(batch)
         if not batch:
             return
+        await self._send(batch)
+        for _ in range(1, size // _READ):
+            await self._send([])
+
+    async def _send(self, batch: Batch) -> None:
         try:
             self._to_session.send_nowait(batch)
         except trio.WouldBlock:

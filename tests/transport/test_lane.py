@@ -1,7 +1,7 @@
 """The rules of the lane: alone with trio-websocket, and as peers of a whole broker see them."""
 
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import attrs
 import pytest
@@ -321,6 +321,31 @@ async def test_a_busy_session_leaves_all_but_a_few_batches_unread() -> None:
         assert taken == [[(TEXT, b"%d" % n)] for n in range(5)] + [[(TEXT, b"end")]]
         await wait_all_tasks_blocked()
         assert bench.lane.reading
+
+
+@pytest.mark.parametrize("fragments", [1, 4])
+async def test_a_busy_session_leaves_large_messages_unread_too(fragments: int) -> None:
+    limits = attrs.evolve(LIMITS, inbox_batches=32, max_message_bytes=2**20)
+    piece = bytes(2**20 // fragments)
+    message = client_frame(BINARY, piece, fin=fragments == 1)
+    for left in range(fragments - 2, -1, -1):
+        message += client_frame(CONTINUATION, piece, fin=left == 0)
+    async with open_bench(limits=limits) as bench:
+        await bench.accept()
+        for _ in range(10):
+            await bench.peer.send(message)
+            await wait_all_tasks_blocked()
+        taken: list[bytes] = []
+        while bench.lane.inbox.statistics().current_buffer_used:
+            taken += [data for _, data in bench.lane.inbox.receive_nowait()]
+        # Of the ten that were sent: 32 places, of which each takes 16, and what waits for one.
+        assert 2 <= len(taken) <= 4
+        await wait_all_tasks_blocked()
+        for _ in range(10 * 16):
+            with suppress(trio.WouldBlock):
+                taken += [data for _, data in bench.lane.inbox.receive_nowait()]
+            await wait_all_tasks_blocked()
+        assert [len(data) for data in taken] == [2**20] * 10
 
 
 async def test_a_ping_a_close_and_the_end_are_seen_before_the_messages_are_read() -> None:

@@ -1,0 +1,595 @@
+"""The client: its requests, and the task that keeps it connected."""
+
+import itertools
+import logging
+import math
+import random
+import ssl
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Literal, cast, overload
+
+import attrs
+import msgspec
+import trio
+import trio_websocket
+
+from broker.core.messages import ClientInfo, Fd, Position, Publication
+from broker.errors import ClientError, CloseCode, ConnectionLost, RequestFailed, Unavailable
+
+from .address import OpenStream, host_header, opener, split_url
+from .link import LOSSES, HandshakeStream, Link, Lost, explain, foreign
+from .subscription import Inbox, Join, Leave, Messages, Subscription, again
+from .wire import HistoryResult, PresenceResult, Push, Reply, StatsResult, decode, encode
+
+CONNECT_SECONDS = 10.0
+"""From the first packet to the connect reply. A phone on a bad network needs about four."""
+
+CLOSE_SECONDS = 2.0
+"""How long leaving waits for the broker's Close: long enough for a slow line, short enough for
+somebody who has pressed Ctrl-C."""
+
+RECONNECT_FIRST_SECONDS = 0.2
+"""Bound of the first wait: a broker that restarts is back within a second."""
+
+RECONNECT_MOST_SECONDS = 20.0
+"""Bound of all later waits, as in the official clients: 10,000 clients that wait for a broker
+are 1,000 attempts a second, which one core takes."""
+
+PING_GRACE_SECONDS = 10.0
+"""Added to the ping interval the broker names. The official clients have the same."""
+
+MAX_MESSAGE_BYTES = 16 * 2**20
+"""A recovery reply holds a topic's whole history in one message."""
+
+_log = logging.getLogger("broker.client")
+
+
+@attrs.frozen
+class History:
+    """Kept publications, and the position of the newest one the topic ever had."""
+
+    publications: tuple[Publication, ...]
+    position: Position
+
+
+@attrs.frozen
+class PresenceStats:
+    """How many connections, and how many different users, are subscribed to a topic."""
+
+    num_clients: int
+    num_users: int
+
+
+class Client:
+    """A connection to the broker that comes back by itself; made by `open_client`.
+
+    Methods that ask the broker wait for its reply. They raise `RequestFailed` for an error
+    reply, `ConnectionLost` when the connection drops in between, and `Unavailable` once it is
+    gone for good. Called while reconnecting they wait for the connection: the caller brings the
+    deadline. Cancelling one leaves the client usable; the request may still be carried out.
+
+    `data` is any value that JSON can hold, or `msgspec.Raw` for ready JSON.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        address: tuple[str, int, str],
+        open_stream: OpenStream,
+        headers: Sequence[tuple[bytes, bytes]],
+    ) -> None:
+        self.url = url
+        self.messages = Messages(self._wake_reader)
+        """What arrives for this fd, as an async iterator."""
+        self._host, self._port, self._resource = address
+        self._open_stream = open_stream
+        self._headers = headers
+        self._hello: dict[str, object] = {}
+        self._fd: Fd = 0
+        self._first = True
+        self._link: Link | None = None
+        self._end: Unavailable | None = None
+        self._changed = trio.Event()
+        self._subscriptions: dict[str, Subscription[Any]] = {}
+        self._crowded: set[Inbox] = set()
+        self._reader_wake: trio.Event | None = None
+        self._stopped = trio.Event()
+
+    @property
+    def fd(self) -> Fd:
+        """The number of this connection on the broker; another one after each reconnect."""
+        return self._fd
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection now; False while reconnecting and once it is gone."""
+        return self._link is not None and self._end is None
+
+    async def publish(self, topic: str, data: object, *, reply: bool = True) -> None:
+        """Publish `data` to everybody who subscribed to `topic`.
+
+        With `reply=False` the command is only queued: fastest, at most once, and nobody tells
+        you when it is refused. It waits when 1,000 commands are queued already.
+        """
+        params = {"channel": topic, "data": data}
+        if reply:
+            await self._request("publish", params)
+        else:
+            await self._tell("publish", params)
+
+    async def push(self, fd: Fd, data: object) -> None:
+        """Send `data` to the one connection `fd`; `RequestFailed` 102 if there is no such fd."""
+        await self.publish(f"fd:{fd}", data)
+
+    async def send(self, data: object) -> None:
+        """Send `data` to the server's app. There is no reply."""
+        await self._tell("send", {"data": data})
+
+    async def rpc(self, method: str, data: object = None) -> object:
+        """Call `method` of the server's app and return its answer."""
+        reply = await self._request("rpc", {"method": method, "data": data})
+        return None if reply.rpc is None else msgspec.json.decode(reply.rpc.data)
+
+    async def history(
+        self,
+        topic: str,
+        *,
+        limit: int | None = None,
+        since: Position | None = None,
+        reverse: bool = False,
+    ) -> History:
+        """What `topic` keeps, oldest first, or newest first with `reverse`.
+
+        `limit` None means all, 0 the position alone. `since` leaves out all up to that position
+        (with `reverse`: from it on); `RequestFailed` 112 if that is not kept any more.
+        """
+        params: dict[str, object] = {"channel": topic, "limit": -1 if limit is None else limit}
+        if since is not None:
+            params["since"] = {"offset": since.offset, "epoch": since.epoch}
+        if reverse:
+            params["reverse"] = True
+        result = (await self._request("history", params)).history or HistoryResult()
+        return History(
+            tuple(pub.freeze(topic) for pub in result.publications),
+            Position(result.offset, result.epoch),
+        )
+
+    async def presence(self, topic: str) -> dict[str, ClientInfo]:
+        """Who is subscribed to `topic`, by fd in decimal."""
+        result = (await self._request("presence", {"channel": topic})).presence or PresenceResult()
+        return {client: info.freeze() for client, info in result.presence.items()}
+
+    async def presence_stats(self, topic: str) -> PresenceStats:
+        """How many are subscribed to `topic`."""
+        reply = await self._request("presence_stats", {"channel": topic})
+        result = reply.presence_stats or StatsResult()
+        return PresenceStats(result.num_clients, result.num_users)
+
+    @overload
+    def subscribe(
+        self,
+        topic: str,
+        *,
+        recoverable: bool = True,
+        join_leave: Literal[False] = False,
+        since: Position | None = None,
+    ) -> AbstractAsyncContextManager[Subscription[Publication]]: ...
+
+    @overload
+    def subscribe(
+        self,
+        topic: str,
+        *,
+        recoverable: bool = True,
+        join_leave: Literal[True],
+        since: Position | None = None,
+    ) -> AbstractAsyncContextManager[Subscription[Publication | Join | Leave]]: ...
+
+    def subscribe(
+        self,
+        topic: str,
+        *,
+        recoverable: bool = True,
+        join_leave: bool = False,
+        since: Position | None = None,
+    ) -> AbstractAsyncContextManager[Subscription[Any]]:
+        """Subscribe to a topic or a pattern (`news.*`, `news.>`) for the time of a block.
+
+        Subscribed when entered; raises `RequestFailed` when the broker refuses, and
+        `ClientError` when this client holds a subscription to the same topic already.
+
+        `recoverable`: after a reconnect, get what was published meanwhile, where the topic
+        keeps history. `since`: begin with what was published after that position.
+        `join_leave`: the iterator also yields `Join` and `Leave`.
+        """
+        return self._subscribe(
+            Subscription(
+                topic,
+                recoverable=recoverable,
+                join_leave=join_leave,
+                since=since,
+                taken=self._wake_reader,
+            )
+        )
+
+    @asynccontextmanager
+    async def _subscribe(
+        self, subscription: Subscription[Any]
+    ) -> AsyncGenerator[Subscription[Any], None]:
+        topic = subscription.topic
+        self._check()
+        if topic in self._subscriptions:
+            raise ClientError(
+                f"already subscribed to {topic!r}: iterate over that subscription, "
+                "or open another client"
+            )
+        self._subscriptions[topic] = subscription
+        try:
+            # Without a link, the next one subscribes us.
+            if self._link is not None:
+                self._link.nursery.start_soon(self._join, self._link, subscription)
+            await subscription._settled.wait()
+            if subscription._error is not None:
+                raise again(subscription._error)
+            yield subscription
+        finally:
+            if self._subscriptions.get(topic) is subscription:
+                del self._subscriptions[topic]
+                if self._link is not None:
+                    # Nobody waits for the reply; it only has to get there before anything later.
+                    self._link.ask("unsubscribe", {"channel": topic})
+            subscription._inbox.discard()
+
+    # Requests.
+
+    def _check(self) -> None:
+        if self._end is not None:
+            raise again(self._end)
+
+    async def _wait_link(self) -> Link:
+        await trio.lowlevel.checkpoint()
+        while self._link is None or self._end is not None:
+            self._check()
+            await self._changed.wait()
+        return self._link
+
+    async def _request(self, method: str, params: Mapping[str, object]) -> Reply:
+        return await self._ask(await self._wait_link(), method, params)
+
+    async def _ask(
+        self,
+        link: Link,
+        method: str,
+        params: Mapping[str, object],
+        subscription: Subscription[Any] | None = None,
+    ) -> Reply:
+        number, pending = link.ask(method, params, subscription)
+        self._wake_reader()
+        try:
+            await pending.done.wait()
+        finally:
+            link.pending.pop(number, None)
+        if pending.lost is not None:
+            self._check()
+            raise ConnectionLost(pending.lost.code, pending.lost.reason)
+        reply = pending.reply
+        assert reply is not None
+        if reply.error is not None:
+            error = reply.error
+            raise RequestFailed(error.code, error.message, error.temporary)
+        return reply
+
+    async def _tell(self, method: str, params: Mapping[str, object]) -> None:
+        line = encode({method: params})
+        link = await self._wait_link()
+        while link.full:
+            await link.room.wait()
+            link = await self._wait_link()
+        link.post(line)
+
+    async def _join(self, link: Link, subscription: Subscription[Any]) -> None:
+        """Subscribe on this link; asks again while the broker says that it may help."""
+        for attempt in itertools.count():
+            if self._subscriptions.get(subscription.topic) is not subscription:
+                return
+            try:
+                await self._ask(link, "subscribe", subscription._params(), subscription)
+            except ConnectionLost:
+                return  # the next link asks again
+            except RequestFailed as error:
+                if not error.temporary:
+                    self._end_subscription(subscription, error)
+                    return
+            else:
+                return
+            await trio.sleep(_backoff(attempt))
+
+    def _end_subscription(self, subscription: Subscription[Any], error: ClientError) -> None:
+        if self._subscriptions.get(subscription.topic) is subscription:
+            del self._subscriptions[subscription.topic]
+        subscription._fail(error)
+
+    # The reader.
+
+    def _wake_reader(self) -> None:
+        if self._reader_wake is not None:
+            self._reader_wake.set()
+
+    async def _wait_room(self, link: Link) -> None:
+        """Pause while a consumer is behind, unless somebody waits for a reply."""
+        while self._crowded and not link.pending and not link.closing:
+            self._crowded = {inbox for inbox in self._crowded if inbox.full}
+            if self._crowded:
+                self._reader_wake = trio.Event()
+                await self._reader_wake.wait()
+                self._reader_wake = None
+
+    async def _read(self, link: Link) -> None:
+        """Handle what arrives until the connection ends; always raises."""
+        while True:
+            # The interval counts only while we read: a pause of ours is not the broker's silence.
+            silence = link.ping + PING_GRACE_SECONDS if link.ping else math.inf
+            with trio.move_on_after(silence) as listening:
+                message = await link.ws.get_message()
+            if listening.cancelled_caught:
+                raise Lost(CloseCode.NO_PONG, f"nothing heard from the broker for {silence:g} s")
+            if link.closing:
+                continue
+            try:
+                replies = decode(message)
+            except (msgspec.MsgspecError, UnicodeError) as error:
+                raise foreign(str(error)) from error
+            for reply in replies:
+                self._handle(link, reply)
+            await self._wait_room(link)
+
+    def _handle(self, link: Link, reply: Reply) -> None:
+        if reply.id:
+            pending = link.pending.pop(reply.id, None)
+            if self._link is not link and self._end is None:
+                self._welcome(link, reply)
+            elif pending is not None:
+                subscription = pending.subscription
+                if reply.subscribe is not None and subscription is not None:
+                    # Here and not in the task that waits: publications may follow in this frame.
+                    subscription._granted = link
+                    subscription._subscribed(reply.subscribe)
+                    self._note(subscription._inbox)
+                pending.reply = reply
+                pending.done.set()
+        elif reply.push is not None:
+            self._handle_push(link, reply.push)
+        elif link.pong:
+            link.post(b"{}")
+
+    def _welcome(self, link: Link, reply: Reply) -> None:
+        if reply.error is not None:
+            error = reply.error
+            raise Lost(error.code, error.message, final=not error.temporary)
+        if reply.connect is None or not reply.connect.client.isdecimal():
+            raise foreign("the connect reply gives no fd")
+        self._fd = int(reply.connect.client)
+        link.ping, link.pong = reply.connect.ping, reply.connect.pong
+        link.server_topics = {f"fd:{self._fd}", *reply.connect.subs}
+        self._link = link
+        link.came_up()
+        self._tell_change()
+        for subscription in self._subscriptions.values():
+            link.nursery.start_soon(self._join, link, subscription)
+
+    def _handle_push(self, link: Link, push: Push) -> None:
+        topic = push.channel
+        subscription = self._subscriptions.get(topic)
+        if subscription is not None and subscription._granted is not link:
+            subscription = None  # on its way since an earlier subscription to the same topic
+        if push.disconnect is not None:
+            raise Lost(push.disconnect.code, push.disconnect.reason)
+        if push.message is not None:
+            self.messages._deliver(Publication(f"fd:{self._fd}", bytes(push.message.data)))
+            self._note_messages()
+        elif push.subscribe is not None:
+            link.server_topics.add(topic)
+        elif subscription is None:
+            if push.pub is not None and topic in link.server_topics:
+                self.messages._deliver(push.pub.freeze(topic))
+                self._note_messages()
+            elif push.unsubscribe is not None:
+                link.server_topics.discard(topic)
+        elif push.pub is not None:
+            subscription._deliver(push.pub)
+            self._note(subscription._inbox)
+        elif push.join is not None:
+            subscription._inbox.put(Join(topic, push.join.info.freeze()))
+            self._note(subscription._inbox)
+        elif push.leave is not None:
+            subscription._inbox.put(Leave(topic, push.leave.info.freeze()))
+            self._note(subscription._inbox)
+        elif push.unsubscribe is not None:
+            subscription._granted = None
+            if push.unsubscribe.code >= 2500:
+                link.nursery.start_soon(self._join, link, subscription)
+            else:
+                reason = push.unsubscribe.reason or "unsubscribed by the broker"
+                self._end_subscription(subscription, RequestFailed(push.unsubscribe.code, reason))
+
+    def _note(self, inbox: Inbox) -> None:
+        if inbox.full:
+            self._crowded.add(inbox)
+
+    def _note_messages(self) -> None:
+        if self.messages._wanted:
+            self._note(self.messages._inbox)
+
+    # The life of the client.
+
+    def _tell_change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _finish(self, end: Unavailable) -> None:
+        if self._end is None:
+            self._end = end
+            for subscription in self._subscriptions.values():
+                subscription._fail(end)
+            self.messages._fail(end)
+            self._tell_change()
+            self._wake_reader()
+
+    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Keep a connection until the client is closed or sent away.
+
+        Raises only before the first connection, when there is nobody else to tell.
+        """
+
+        def came_up() -> None:
+            if self._first:
+                self._first = False
+                task_status.started()
+
+        attempt = 0
+        try:
+            while True:
+                began = trio.current_time()
+                lost = await self._hold_link(came_up)
+                if self._end is not None:
+                    return
+                if lost.final:
+                    end = Unavailable(lost.code, lost.reason)
+                    if self._first:
+                        raise end
+                    self._finish(end)
+                    return
+                if self._first:
+                    raise ClientError(f"cannot connect to {self.url}: {lost.reason}")
+                if trio.current_time() - began >= RECONNECT_MOST_SECONDS:
+                    attempt = 0  # it worked; a broker that only greets is not hammered
+                pause = _backoff(attempt)
+                attempt += 1
+                _log.info(
+                    "%s: connection lost (%d: %s), next try in %.1f s",
+                    self.url, lost.code, lost.reason, pause,
+                )  # fmt: skip
+                await trio.sleep(pause)
+        finally:
+            self._stopped.set()
+
+    async def _hold_link(self, came_up: Callable[[], None]) -> Lost:
+        """Connect, serve the connection until it ends, and return how it ended."""
+        lost: Lost | None = None
+        link: Link | None = None
+        with trio.move_on_after(CONNECT_SECONDS) as opening:
+
+            def opened() -> None:
+                opening.deadline = math.inf
+                came_up()
+
+            try:
+                stream = HandshakeStream(await self._open_stream(self._host, self._port))
+                try:
+                    async with trio.open_nursery() as nursery:
+                        ws = await trio_websocket.wrap_client_stream(
+                            nursery,
+                            # Any stream will do; the annotation there is narrower than the code.
+                            cast("trio.SocketStream", stream),
+                            host_header(self._host, self._port),
+                            self._resource,
+                            extra_headers=list(self._headers),
+                            max_message_size=MAX_MESSAGE_BYTES,
+                            receive_buffer_size=None,
+                        )
+                        stream.opened = True
+                        link = Link(ws, nursery, opened)
+                        nursery.start_soon(link.write)
+                        link.ask("connect", self._hello)
+                        try:
+                            await self._read(link)
+                        except (Lost, trio_websocket.ConnectionClosed) as error:
+                            lost = error if isinstance(error, Lost) else explain(error)
+                        if link.closing:
+                            await link.written.wait()
+                        nursery.cancel_scope.cancel()
+                finally:
+                    await trio.aclose_forcefully(stream)
+            except* LOSSES as group:
+                lost = lost or explain(group)
+            finally:
+                if link is not None:
+                    self._lose(link, lost)
+        return lost or Lost(CloseCode.ABNORMAL, f"no answer within {CONNECT_SECONDS:g} s")
+
+    def _lose(self, link: Link, lost: Lost | None) -> None:
+        if self._link is link:
+            self._link = None
+        lost = lost or Lost(CloseCode.ABNORMAL, "connection closed")
+        for pending in link.pending.values():
+            pending.lost = lost
+            pending.done.set()
+        link.pending.clear()
+        link.room.set()
+
+    async def _close(self) -> None:
+        """Send what is queued, close with 1000 and wait for the broker's Close."""
+        link = self._link
+        self._finish(Unavailable(CloseCode.NORMAL, "closed here"))
+        if link is not None:
+            link.finish()
+            self._wake_reader()
+            await self._stopped.wait()
+
+
+def _backoff(attempt: int) -> float:
+    """Full jitter: a thousand clients that lost one broker must not come back together."""
+    bound = RECONNECT_FIRST_SECONDS * 2.0 ** min(attempt, 10)
+    return random.uniform(0, min(RECONNECT_MOST_SECONDS, bound))  # noqa: S311 - not a secret
+
+
+@asynccontextmanager
+async def open_client(
+    url: str,
+    *,
+    token: str = "",
+    name: str = "trio-broker",
+    data: object = None,
+    headers: Iterable[tuple[str, str]] = (),
+    ssl_context: ssl.SSLContext | None = None,
+    open_stream: OpenStream | None = None,
+) -> AsyncGenerator[Client, None]:
+    """Connect to the broker at `url` for the time of a block.
+
+    `token` and `data` go with the connect command, `headers` with the HTTP request.
+    `ssl_context` is for `wss` URLs (None: the system's certificates). `open_stream` replaces how
+    the broker is reached, TLS included: a Unix socket, a proxy, a memory stream.
+
+    Connected when entered. Raises `Unavailable` when the broker refuses for good and
+    `ClientError`, naming the URL, when it cannot be reached. From then on a lost connection is
+    made again after a random wait, and subscriptions recover what they missed.
+
+    Leaving sends what is queued and closes with 1000; it waits at most 2 s for the broker, also
+    when cancelled. What the block raises comes out as it is, not in an exception group.
+    """
+    address = split_url(url)
+    client = Client(
+        url,
+        address,
+        open_stream or opener(url, ssl_context),
+        [(key.encode("ascii"), value.encode("latin-1")) for key, value in headers],
+    )
+    client._hello = {"name": name}
+    if token:
+        client._hello["token"] = token
+    if data is not None:
+        client._hello["data"] = data
+    raised: Exception | KeyboardInterrupt | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            await nursery.start(client._run)
+            yield client
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - raised again below
+            raised = error
+        finally:
+            with trio.move_on_after(CLOSE_SECONDS, shield=True):
+                await client._close()
+            nursery.cancel_scope.cancel()
+    if raised is not None:
+        raise raised
