@@ -178,6 +178,11 @@ class TokenRules:
             raise ValueError(
                 "hmac_secret and hmac_secret_file are both set: which of them counts? Keep one"
             )
+        if self.allow_anonymous is False and not self.configured:
+            raise ValueError(
+                "allow_anonymous is false, but there is no key to verify a token with: set "
+                "hmac_secret, public_keys or jwks_url"
+            )
 
 
 @attrs.frozen(kw_only=True)

@@ -415,7 +415,8 @@ def _json(raw: Raw, encoded: str) -> bytes | None:
 
 def needs_token(name: str) -> bool:
     """Whether a topic, or a pattern that may match it, is private: those that begin with `$`."""
-    return name.startswith("$") or (is_pattern(name) and name[0] in "*>")
+    first = name.partition(".")[0]
+    return name.startswith("$") or (is_pattern(name) and first in ("*", ">"))
 
 
 def ttl(expires_at: float, now: float) -> int:
