@@ -86,7 +86,7 @@ def load_keys(rules: TokenRules) -> tuple[Key, ...]:
     Raises `ConfigError` for a file that is not there, or holds no such key.
     """
     keys = []
-    secret = _secret(rules)
+    secret = load_secret(rules)
     if secret:
         keys.append(secret_key(secret))
     keys += [_load_public_key(path) for path in rules.public_keys]
@@ -97,7 +97,7 @@ def load_keys(rules: TokenRules) -> tuple[Key, ...]:
 
 def warning(rules: TokenRules) -> str | None:
     """Say in one line what is weak about the settings; None if nothing is."""
-    secret = _secret(rules)
+    secret = load_secret(rules)
     if secret and len(secret) < MIN_SECRET_BYTES:
         return (
             f"tokens.hmac_secret has {len(secret)} bytes and can be guessed from any one token; "
@@ -106,7 +106,8 @@ def warning(rules: TokenRules) -> str | None:
     return None
 
 
-def _secret(rules: TokenRules) -> bytes:
+def load_secret(rules: TokenRules) -> bytes:
+    """The HMAC secret of the settings; empty if there is none. Raises `ConfigError`."""
     if rules.hmac_secret_file is None:
         return rules.hmac_secret.encode()
     secret = _read(rules.hmac_secret_file, "tokens.hmac_secret_file").rstrip(b"\r\n")
@@ -217,6 +218,10 @@ def _any_algorithm(entry: Mapping[str, object]) -> str | None:
 # claims
 
 
+class WrongKind(TokenInvalid):
+    """A valid token, but a subscription token where a connection token is due, or the reverse."""
+
+
 class SubOptions(Struct):
     """What a connection token says of one server-side subscription."""
 
@@ -313,7 +318,7 @@ def read_connection(
     """Verify a connection token. Raises `TokenInvalid` or `TokenExpired`."""
     claims, every = _verified(token, header, keys, rules)
     if claims.channel:  # or a token for one topic would let its bearer in
-        raise TokenInvalid("a subscription token, not a connection token")
+        raise WrongKind("a subscription token, not a connection token")
     _check_time(claims, rules, now)
     subs = {name: ServerSub() for name in claims.channels}
     for name, options in claims.subs.items():
@@ -333,7 +338,7 @@ def read_subscription(
     """
     claims, every = _verified(token, header, keys, rules)
     if not claims.channel:
-        raise TokenInvalid("a connection token, not a subscription token")
+        raise WrongKind("a connection token, not a subscription token")
     _check_time(claims, rules, now)
     return SubscriptionToken(
         every,
@@ -475,6 +480,20 @@ class Tokens:
 
 
 # minting
+
+
+def algorithm_of(private_key: bytes) -> str:
+    """What a private key in PEM signs with, unless told otherwise. Raises `ConfigError`."""
+    if not has_crypto:
+        raise ConfigError(f"a private key {NEEDS_CRYPTO}")
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        algorithms = _public_key(load_pem_private_key(private_key, None).public_key()).algorithms
+    except (ValueError, TypeError) as error:  # TypeError: it has a passphrase
+        reason = str(error) if isinstance(error, _UnfitKey) else "not a private key in PEM"
+        raise ConfigError(reason) from None
+    return "RS256" if algorithms == RSA else min(algorithms)
 
 
 def mint(claims: Mapping[str, object], key: bytes, algorithm: str, kid: str = "") -> str:
