@@ -360,7 +360,8 @@ class Broker:
         http = HttpServer(http_app(self))
         try:
             async with (
-                open_tokens(config, self.wall_clock) as tokens,
+                # Looked up each time: a test may move the clock.
+                open_tokens(config, lambda: self.wall_clock()) as tokens,  # noqa: PLW0108
                 open_engine(config.history_bytes) as engine,
                 open_post_office() as office,
                 trio.open_nursery() as upkeep,

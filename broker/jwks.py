@@ -9,7 +9,7 @@ Rules:
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
@@ -146,9 +146,10 @@ async def fetch_text(client: "AsyncClient", url: str) -> bytes:
         if response.status_code != 200:
             raise FetchFailed(f"status {response.status_code}")
         body = bytearray()
-        async with aclosing(response.aiter_raw()) as chunks:  # type: ignore[type-var]
-            async for chunk in chunks:
+        # Read to the end, or to the caller's deadline: httpx's generators are not to be left early.
+        async for chunk in response.aiter_raw():
+            if len(body) <= MAX_BYTES:
                 body += chunk
-                if len(body) > MAX_BYTES:
-                    raise FetchFailed(f"more than {MAX_BYTES} bytes")
-        return bytes(body)
+    if len(body) > MAX_BYTES:
+        raise FetchFailed(f"more than {MAX_BYTES} bytes")
+    return bytes(body)

@@ -196,11 +196,10 @@ def keys_of_jwks(text: bytes) -> dict[str, Key]:
         try:
             # The algorithm is only asked for to parse the key; which it fits is decided here.
             key = _public_key(jwt.PyJWK.from_dict({**entry}, _any_algorithm(entry)).key)
+            if entry.get("alg") is not None:
+                key = attrs.evolve(key, algorithms=key.algorithms & {entry["alg"]})
         except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError):
             continue
-        algorithm = entry.get("alg")
-        if algorithm is not None:
-            key = attrs.evolve(key, algorithms=key.algorithms & {algorithm})
         if key.algorithms:
             keys[kid] = key
     return keys
