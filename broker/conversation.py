@@ -9,9 +9,8 @@ Rules:
 4. A client that has yet to take a large reply is served on when it has.
 """
 
-import math
 from collections.abc import Mapping
-from math import inf
+from math import ceil, inf
 from typing import TYPE_CHECKING
 
 import attrs
@@ -577,7 +576,7 @@ def _refused(error: TokenRefused) -> Refused:
 
 def _whole_seconds(interval: float) -> int:
     """A ping interval as clients know it: never less than it is, and 0 for no pings at all."""
-    return 0 if interval == math.inf else math.ceil(interval)
+    return 0 if interval == inf else ceil(interval)
 
 
 def _error(request_id: int, refusal: Refused) -> bytes:
