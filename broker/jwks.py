@@ -22,7 +22,7 @@ from .errors import ConfigError, KeysUnavailable
 from .tokens import Key, Tokens, keys_of_jwks, load_keys
 
 if TYPE_CHECKING:
-    from httpx import AsyncClient
+    from httpx2 import AsyncClient
 
 log = structlog.get_logger("broker")
 
@@ -126,13 +126,13 @@ async def open_tokens(config: Config, now: Callable[[], float]) -> AsyncGenerato
 @asynccontextmanager
 async def _open_client() -> AsyncGenerator["AsyncClient"]:
     try:
-        from httpx import AsyncClient
+        from httpx2 import AsyncClient
     except ModuleNotFoundError:
         raise ConfigError(
-            "tokens.jwks_url needs the package `httpx`: pip install 'trio-broker[jwks]'"
+            "tokens.jwks_url needs the package `httpx2`: pip install 'trio-broker[jwks]'"
         ) from None
     # No timeouts of its own: whoever fetches brings the deadline.
-    async with AsyncClient(timeout=None) as client:  # noqa: S113
+    async with AsyncClient(timeout=None) as client:
         yield client
 
 
@@ -146,7 +146,7 @@ async def fetch_text(client: "AsyncClient", url: str) -> bytes:
         if response.status_code != 200:
             raise FetchFailed(f"status {response.status_code}")
         body = bytearray()
-        # Read to the end, or to the caller's deadline: httpx's generators are not to be left early.
+        # Read to the end, or to the caller's deadline: httpx2's generators are not to be left early.
         async for chunk in response.aiter_raw():
             if len(body) <= MAX_BYTES:
                 body += chunk

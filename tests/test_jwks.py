@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric import ed25519
@@ -221,12 +221,12 @@ async def test_the_issuer_is_not_asked_for_secrets(autojump_clock: MockClock) ->
 
 
 @asynccontextmanager
-async def serving(answer: Callable[[Request], Response]) -> AsyncIterator[httpx.AsyncClient]:
+async def serving(answer: Callable[[Request], Response]) -> AsyncIterator[httpx2.AsyncClient]:
     async def endpoint(request: Request) -> Response:
         return answer(request)
 
     app = Starlette(routes=[Route("/jwks.json", endpoint)])
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app)) as client:
         yield client
 
 
