@@ -5,6 +5,7 @@ Rule: the phases are a table. An event that is not in it raises and changes noth
 
 from collections.abc import Hashable
 from enum import StrEnum
+from math import inf
 from typing import Protocol
 
 import attrs
@@ -69,15 +70,21 @@ class Subscriber(Protocol):
     def subscriptions(self) -> "dict[str, Subscription]": ...
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Subscription:
-    """One subscriber's interest in one topic or pattern. `info` is None for who is not a client."""
+    """One subscriber's interest in one topic or pattern. `info` is None for who is not a client.
+
+    `server_side`: the client has not asked for it, and will not subscribe again by itself.
+    `expires_at` is on the clock of whoever ends it then; it alone may change.
+    """
 
     subscriber: Subscriber
     name: str
     info: ClientInfo | None = None
     join_leave: bool = False
     recoverable: bool = False
+    server_side: bool = False
+    expires_at: float = inf
 
 
 @attrs.define(eq=False)
