@@ -14,20 +14,21 @@ Rules:
 3. Nobody waits for a slow reader here; its outbox's rule deals with it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Protocol
 
 import attrs
 import trio
 
 from .config import Config, TopicRules
-from .core.hub import Hub
+from .core.hub import Hub, Listeners
 from .core.messages import ClientInfo, Fd, Publication
 from .core.session import Session, Subscriber, Subscription
 from .core.topics import check_pattern, check_topic, is_pattern
 from .engines.memory import MemoryEngine
 from .errors import ErrorCode, Refused
 from .protocols.centrifuge import CENTRIFUGE_JSON, CentrifugeJson
+from .rules import RuleBook, guards_itself, reaches
 from .transport.outbox import Run
 from .transport.postman import PostOffice
 
@@ -38,6 +39,9 @@ DIRECT = "fd:"
 """What is published to `fd:7` goes to fd 7 alone."""
 
 ONLY_ITSELF = "only an fd itself gets what is sent to it"
+
+PERSONAL = "user:"
+"""What is published to `user:alice` goes to every connection of alice."""
 
 
 class PublicationCodec(Protocol):
@@ -88,9 +92,10 @@ class Router:
         self.engine = engine
         self.office = office
         self._max_topic_bytes = config.max_topic_bytes
-        self._rules = config.topics
+        self._rules = RuleBook(config)
+        self._only_rules = self._rules.only
         self._run_topic = ""
-        self._run_rules = self._rules
+        self._run_rules = config.topics
         self._run_parts: list[_Part] = []
         self._run_now = 0.0
         self._run_bytes = 0
@@ -98,8 +103,16 @@ class Router:
         self.published = 0
 
     def rules_for(self, topic: str) -> TopicRules:
-        """The rules of one topic."""
-        return self._rules
+        """The rules of one topic, which was checked. Raises `Refused` with 102 where the config
+        has no such namespace."""
+        return self._rules.of(topic)
+
+    def reload(self, config: Config) -> None:
+        """Go by the rules and limits of another config from the next publication on."""
+        self.flush()
+        self._max_topic_bytes = config.max_topic_bytes
+        self._rules = RuleBook(config)
+        self._only_rules = self._rules.only
 
     # publishing
 
@@ -107,7 +120,8 @@ class Router:
         """Publish raw JSON to a topic, or to one fd by `fd:N`.
 
         It reaches the outboxes with `flush`, which the postman calls if nobody does before.
-        Raises `Refused`: 102 for an fd that is not here, 107 for what is no topic.
+        Raises `Refused`: 102 for an fd that is not here and for an unknown namespace, 107
+        for what is no topic.
         """
         if topic != self._run_topic or not topic:
             self._begin_run(topic)
@@ -129,11 +143,15 @@ class Router:
                 check_topic(topic, self._max_topic_bytes)
             except ValueError as error:
                 raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
-            self._run_rules = self.rules_for(topic)
+            self._run_rules = rules = self._only_rules or self._rules.of(topic)
             self._run_parts = [
                 _Part(listeners.name, codec, outboxes)  # type: ignore[arg-type]
                 for listeners in self.hub.listeners(topic)
-                for codec, outboxes in listeners.audiences.items()
+                for codec, outboxes in (
+                    listeners.audiences
+                    if listeners.name == topic
+                    else self._reached(listeners, rules, topic)
+                ).items()
             ]
         else:
             session = self.hub.sessions.get(fd)
@@ -145,6 +163,27 @@ class Router:
         self._run_bytes = 0
         self._run_topic = topic
         self.office.wake()
+
+    def _reached(
+        self, listeners: Listeners, rules: TopicRules, topic: str
+    ) -> Mapping[Hashable, Mapping[Any, Subscription]]:
+        """Of a pattern's listeners, those who may have what is published to `topic`.
+
+        Linear in them where not everybody may; the program itself always may.
+        """
+        if rules.may_subscribe == "all" and not guards_itself(topic):
+            return listeners.audiences
+        user_of = self.hub.sessions.user_of
+        return {
+            codec: audience
+            if codec is IN_PROCESS
+            else {
+                outbox: subscription
+                for outbox, subscription in audience.items()
+                if reaches(rules, topic, user_of(subscription.subscriber.fd))  # type: ignore[attr-defined]
+            }
+            for codec, audience in listeners.audiences.items()
+        }
 
     def flush(self) -> None:
         """Send the open run out to the outboxes, if there is one."""
@@ -206,7 +245,9 @@ class Router:
         encode: Callable[[CentrifugeJson, str, ClientInfo], bytes],
     ) -> None:
         name, info = subscription.name, subscription.info
-        if info is None or not self.rules_for(name).join_leave:
+        # A namespace that a reload took away may still have subscribers, who leave one day.
+        rules = self._rules.find(name)
+        if info is None or rules is None or not rules.join_leave:
             return
         watchers = self.hub.watchers(name)
         if watchers:
