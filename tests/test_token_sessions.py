@@ -142,7 +142,10 @@ async def test_without_a_key_tokens_are_the_apps_business(autojump_clock: MockCl
 
         peer = await net.open_client(token="alice")
         assert net.broker.fds_of("alice") == [peer.fd]
-        assert "subscribe" in await peer.request(subscribe={"channel": "$a", "token": "x"})
+        assert "subscribe" in await peer.request(subscribe={"channel": "a", "token": "x"})
+        # Private is private: without a key no token opens it, and no hook was asked.
+        refusal = await peer.request(subscribe={"channel": "$a", "token": "x"})
+        assert refusal["error"]["code"] == 103
         assert await refused(peer, refresh={"token": "x"}) == 108
         assert await refused(peer, sub_refresh={"channel": "$a", "token": "x"}) == 108
 
