@@ -142,7 +142,7 @@ async def test_without_a_key_tokens_are_the_apps_business(autojump_clock: MockCl
 
         peer = await net.open_client(token="alice")
         assert net.broker.fds_of("alice") == [peer.fd]
-        assert "subscribe" in await peer.request(subscribe={"channel": "$a", "token": "x"})
+        assert "subscribe" in await peer.request(subscribe={"channel": "a", "token": "x"})
         assert await refused(peer, refresh={"token": "x"}) == 108
         assert await refused(peer, sub_refresh={"channel": "$a", "token": "x"}) == 108
 
