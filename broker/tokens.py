@@ -455,24 +455,27 @@ class Tokens:
     async def connection(self, token: str) -> ConnectionToken:
         """Raises `TokenInvalid`, `TokenExpired` or `KeysUnavailable`. May wait for keys."""
         header = read_header(token, self.rules.max_bytes)
-        keys = await self._keys_for(header)
+        keys = await self._keys_for(token, header)
         return read_connection(token, header, keys, self.rules, self.now())
 
     async def subscription(self, token: str) -> SubscriptionToken:
         """Raises `TokenInvalid`, `TokenExpired` or `KeysUnavailable`. May wait for keys."""
         header = read_header(token, self.rules.max_bytes)
-        keys = await self._keys_for(header)
+        keys = await self._keys_for(token, header)
         return read_subscription(token, header, keys, self.rules, self.now())
 
-    async def _keys_for(self, header: Header) -> list[Key]:
+    async def _keys_for(self, token: str, header: Header) -> list[Key]:
         keys = [key for key in self.keys if header.algorithm in key.algorithms]
         # No one asks the issuer for a key that cannot be there.
         if self.source is not None and header.kid and header.algorithm not in HMAC:
             try:
                 named = await self.source.key(header.kid)
-            except KeysUnavailable:
-                if not keys:
-                    raise
+            except KeysUnavailable as unavailable:
+                try:
+                    _verified_payload(token, header, keys)
+                except TokenInvalid:
+                    # The key that is missing may be the one: not to be refused for good.
+                    raise unavailable from None
             else:
                 keys += [named] if named is not None else []
         return keys

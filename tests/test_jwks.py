@@ -21,7 +21,7 @@ from broker import jwks
 from broker.config import Config, TokenRules
 from broker.errors import KeysUnavailable, TokenInvalid
 from broker.jwks import FetchFailed, Jwks, fetch_text, open_tokens
-from broker.tokens import Tokens, mint
+from broker.tokens import Tokens, keys_of_jwks, mint
 
 URL = "https://issuer.example/jwks.json"
 RULES = TokenRules(jwks_url=URL, jwks_seconds=100, jwks_retry_seconds=10)
@@ -215,6 +215,19 @@ async def test_the_issuer_is_not_asked_for_secrets(autojump_clock: MockClock) ->
         with pytest.raises(TokenInvalid):
             await tokens.connection(mint({}, b"x" * 32, "HS256", "made-up"))
         assert len(issuer.fetches) == 1
+
+
+async def test_keys_of_the_settings_count_beside_those_of_the_issuer(
+    autojump_clock: MockClock,
+) -> None:
+    issuer, ours = Issuer("a"), Issuer("ours")
+    issuer.error = OSError("down")
+    async with running(issuer) as source:
+        keys = keys_of_jwks(ours.document())
+        tokens = Tokens(RULES, tuple(keys.values()), lambda: 0.0, source)
+        assert (await tokens.connection(ours.token("ours", "bob"))).user == "bob"
+        with pytest.raises(KeysUnavailable):
+            await tokens.connection(issuer.token("a"))
 
 
 # over HTTP: a whole server in memory
