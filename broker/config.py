@@ -582,7 +582,9 @@ def _structure(
         made = _converter.structure(value, _TYPES[key])
     except Exception as error:
         expected = _expected(_TYPES[key])
-        raise ConfigError(f"{source}{name} is {value!r}: expected {expected}") from error
+        # What is not shown in a repr is a secret, and no less so where it has the wrong type.
+        shown = repr(value) if _KEYS[key].repr else type(value).__name__
+        raise ConfigError(f"{source}{name} is {shown}: expected {expected}") from error
     field = _KEYS[key]
     if field.validator is not None:
         try:

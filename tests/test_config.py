@@ -394,3 +394,11 @@ def test_a_pattern_that_would_never_apply_is_refused(file: Path) -> None:
     file.write_text('[[topics.patterns]]\nmatch = "a"\n[[topics.patterns]]\nmatch = "a"\n')
     with pytest.raises(ConfigError, match="patterns holds 'a' twice: the second would never apply"):
         load(file, {}, environ={})
+
+
+def test_a_secret_of_the_wrong_type_is_not_shown(tmp_path: Path) -> None:
+    path = tmp_path / "broker.toml"
+    path.write_text("[tokens]\nhmac_secret = 123456\n")
+    with pytest.raises(ConfigError, match=r"tokens\.hmac_secret is int: expected") as caught:
+        load(path, {})
+    assert "123456" not in str(caught.value)
