@@ -261,7 +261,7 @@ def test_token_rules_are_read_from_file_and_environment(file: Path) -> None:
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("hmac_secret = 1", "tokens.hmac_secret is 1: expected a string"),
+        ("hmac_secret = 1", "tokens.hmac_secret is int: expected a string"),
         ("secret = 1", "unknown key 'tokens.secret': did you mean 'tokens.hmac_secret'?"),
         ("allow_anonymous = 1", "tokens.allow_anonymous is 1: expected true or false"),
         ("leeway_seconds = 301", "tokens.leeway_seconds is 301.0: must be from 0 to 300"),
