@@ -78,6 +78,12 @@ def _paths(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
             raise ValueError(f'{field.name} holds {path!r}: must start with "/"')
 
 
+def _secret(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    # Not shown: an error goes to a log.
+    if value is not None and not (value and value.isascii() and value.isprintable()):
+        raise ValueError(f"{field.name} must be printable ASCII, and not empty")
+
+
 def _origins(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
     for origin in value:
         scheme, separator, rest = origin.partition("://")
@@ -137,6 +143,10 @@ class Config:
     allowed_origins: tuple[str, ...] = attrs.field(default=(), validator=_origins)
     """Origins that may connect besides the page's own; `*` allows all. On a loopback bind and under
     a loopback name, loopback origins and `null` (a page opened from a file) pass as well."""
+
+    api_key: str | None = attrs.field(default=None, validator=_secret, repr=False)
+    """What backends show as `X-API-Key` to use the HTTP API under `/api`. None: no such API.
+    Better in `BROKER_API_KEY` than in a file that many can read."""
 
     # what one peer may take
     max_connections: int | None = attrs.field(default=None, validator=_number(1, optional=True))

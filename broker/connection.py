@@ -22,13 +22,14 @@ from .auth import origin_allowed
 from .config import Config
 from .conversation import Conversation
 from .core.messages import ClientInfo, Close, Fd, Frame, Initiator
-from .core.session import Happening, Phase, Session
+from .core.session import Happening, Phase, Session, Subscription
 from .errors import CloseCode, Disconnect, HeadError, UnsubscribeCode
 from .hooks import Hooks
+from .methods import Methods
 from .protocols import centrifuge
 from .protocols.centrifuge import CENTRIFUGE_JSON, CentrifugeJson
 from .protocols.plain import PLAIN
-from .router import Router
+from .router import PERSONAL, Router
 from .transport import frames
 from .transport.head import Head, acceptance, check_upgrade, parse_head, read_head, refusal
 from .transport.lane import Batch, Lane, LaneLimits
@@ -49,6 +50,7 @@ class Node:
     loopback_bind: bool
     """Whether only this machine can reach us, its proxies among all else; see `origin_allowed`."""
     max_connections: float = inf
+    methods: Methods = attrs.field(init=False)
     draining: bool = False
     connections: dict[Fd, "Connection"] = attrs.field(factory=dict)
     meeting: int = 0
@@ -70,6 +72,9 @@ class Node:
             control_burst=config.control_burst,
             inbox_batches=config.inbox_batches,
         )
+
+    def __attrs_post_init__(self) -> None:
+        self.methods = Methods(self.router)
 
 
 @attrs.frozen
@@ -476,6 +481,33 @@ class Connection:
     def _on_broken(self) -> None:
         """The stream is dead, or its peer takes nothing: which the lane may never see."""
         self._lane.lost()
+
+    def tell_user(self, before: str, after: str) -> None:
+        """Tell a client that its personal topic is another one from here on."""
+        if self._session.phase is Phase.CONNECTED:
+            frames = []
+            if before:
+                code, reason = UnsubscribeCode.SERVER, "other user"
+                frames.append(CENTRIFUGE_JSON.unsubscribe(PERSONAL + before, code, reason))
+            if after:
+                frames.append(CENTRIFUGE_JSON.subscribe(PERSONAL + after))
+            self._node.router.flush()
+            self.outbox.offer(Run(frames, messages=0))
+
+    def begin_subscription(self, topic: str, info: bytes | None, data: bytes | None) -> bool:
+        """Subscribe a client on the app's behalf and tell it so; false if it is subscribed already,
+        or is no Centrifuge client. Raises `Refused` for what is neither a topic nor a pattern.
+        """
+        router, session = self._node.router, self._session
+        if session.phase is not Phase.CONNECTED or topic in session.subscriptions:
+            return False
+        router.check_subscribable(topic)
+        client = session.info if info is None else attrs.evolve(session.info, chan_info=info)
+        subscription = Subscription(session, topic, client)
+        router.subscribe(subscription)
+        self.outbox.offer(Run((CENTRIFUGE_JSON.subscribe(topic, data),), messages=0))
+        router.announce(subscription)
+        return True
 
     def end_subscription(self, topic: str, code: int, reason: str) -> bool:
         """End a client's subscription and tell it why; false if there was none."""

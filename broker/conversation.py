@@ -34,7 +34,7 @@ from .hooks import (
 )
 from .protocols import centrifuge
 from .protocols.centrifuge import CENTRIFUGE_JSON, METHODS, BadCommand, Command, one_line, to_json
-from .router import DIRECT, ONLY_ITSELF, Router, direct_fd
+from .router import DIRECT, PERSONAL, Router, direct_fd
 from .transport import frames
 from .transport.outbox import Run
 from .version import VERSION
@@ -199,6 +199,10 @@ class Conversation:
                 return None
         reply = reply or ConnectReply()
         session, sessions, fd = self._session, self._router.hub.sessions, self._session.fd
+        user = reply.user or sessions.user_of(fd)
+        subs: dict[str, object] = {f"{DIRECT}{fd}": {}}
+        if user:
+            subs[f"{PERSONAL}{user}"] = {}
         data = {"fd": fd}
         if isinstance(reply.data, dict):
             data |= reply.data
@@ -208,12 +212,11 @@ class Conversation:
                 "client": str(fd),
                 "version": VERSION,
                 "data": data,
-                "subs": {f"{DIRECT}{fd}": {}},
+                "subs": subs,
                 "ping": _whole_seconds(self._config.ping_seconds),
                 "pong": True,
             }
         )
-        user = reply.user or sessions.user_of(fd)
         info = ClientInfo(str(fd), user, None if reply.info is None else to_json(reply.info))
         sessions.bind(fd, user)
         session.note(Happening.CONNECT)
@@ -266,14 +269,14 @@ class Conversation:
 
     def _check_subscribe(self, name: str) -> None:
         session = self._session
-        if name in session.subscriptions or name == f"{DIRECT}{session.fd}":
+        user = self._router.hub.sessions.user_of(session.fd)
+        own = {f"{DIRECT}{session.fd}"} | ({f"{PERSONAL}{user}"} if user else set())
+        if name in session.subscriptions or name in own:
             raise Refused(ErrorCode.ALREADY_SUBSCRIBED)
-        if name.startswith(DIRECT):
-            raise Refused(ErrorCode.PERMISSION_DENIED, ONLY_ITSELF)
+        self._router.check_subscribable(name)
         if len(session.subscriptions) >= self._config.max_topics:
             limit = f"more than {self._config.max_topics} subscriptions"
             raise Refused(ErrorCode.LIMIT_EXCEEDED, limit)
-        self._router.check_name(name)
 
     async def _on_unsubscribe(self, command: Command) -> bytes:
         assert command.unsubscribe is not None
@@ -317,7 +320,7 @@ class Conversation:
     def _check_readable(self, topic: str) -> None:
         """Only topics have a history or a presence: no pattern, no fd."""
         self._router.check_name(topic)
-        if is_pattern(topic) or topic.startswith(DIRECT):
+        if is_pattern(topic) or topic.startswith((DIRECT, PERSONAL)):
             raise Refused(ErrorCode.NOT_AVAILABLE)
 
     async def _on_history(self, command: Command) -> bytes:

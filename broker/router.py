@@ -14,7 +14,7 @@ Rules:
 3. Nobody waits for a slow reader here; its outbox's rule deals with it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 import attrs
@@ -37,7 +37,8 @@ RUN_BYTES = 64 * 2**10
 DIRECT = "fd:"
 """What is published to `fd:7` goes to fd 7 alone."""
 
-ONLY_ITSELF = "only an fd itself gets what is sent to it"
+PERSONAL = "user:"
+"""What is published to `user:alice` goes to every connection of alice."""
 
 
 class PublicationCodec(Protocol):
@@ -60,12 +61,13 @@ IN_PROCESS = InProcess()
 
 
 @attrs.define(eq=False)
-class _Part:
+class Part:
     """Of an open run, what goes to those who share a name and a codec."""
 
     name: str
     codec: PublicationCodec
-    outboxes: Iterable[Any]
+    outboxes: dict[Any, Any]
+    """With whom each belongs to: a subscription, or a session where nobody had to subscribe."""
     encoded: list[Any] = attrs.field(factory=list)
 
 
@@ -91,7 +93,7 @@ class Router:
         self._rules = config.topics
         self._run_topic = ""
         self._run_rules = self._rules
-        self._run_parts: list[_Part] = []
+        self._run_parts: list[Part] = []
         self._run_now = 0.0
         self._run_bytes = 0
         office.before_round = self.flush
@@ -123,28 +125,43 @@ class Router:
 
     def _begin_run(self, topic: str) -> None:
         self.flush()
-        fd = direct_fd(topic)
-        if fd is None:
-            try:
-                check_topic(topic, self._max_topic_bytes)
-            except ValueError as error:
-                raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
-            self._run_rules = self.rules_for(topic)
-            self._run_parts = [
-                _Part(listeners.name, codec, outboxes)  # type: ignore[arg-type]
-                for listeners in self.hub.listeners(topic)
-                for codec, outboxes in listeners.audiences.items()
-            ]
-        else:
-            session = self.hub.sessions.get(fd)
-            if session is None or not session.is_established:
-                raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
-            self._run_rules = _DIRECT_RULES
-            self._run_parts = [_Part(topic, session.codec, (session.outbox,))]  # type: ignore[arg-type]
+        self._run_rules, self._run_parts = self.resolve(topic)
         self._run_now = trio.current_time()
         self._run_bytes = 0
         self._run_topic = topic
         self.office.wake()
+
+    def resolve(self, topic: str) -> tuple[TopicRules, list[Part]]:
+        """The rules of a topic and who gets what is published to it. Raises `Refused`."""
+        fd = direct_fd(topic)
+        if fd is not None:
+            session = self.hub.sessions.get(fd)
+            if session is None or not session.is_established:
+                raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
+            return _DIRECT_RULES, [Part(topic, session.codec, {session.outbox: session})]  # type: ignore[arg-type]
+        try:
+            check_topic(topic, self._max_topic_bytes)
+        except ValueError as error:
+            raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
+        if topic.startswith(PERSONAL):
+            return _DIRECT_RULES, self._personal_parts(topic)
+        return self.rules_for(topic), [
+            Part(listeners.name, codec, outboxes)  # type: ignore[arg-type]
+            for listeners in self.hub.listeners(topic)
+            for codec, outboxes in listeners.audiences.items()
+        ]
+
+    def _personal_parts(self, topic: str) -> list[Part]:
+        user = topic[len(PERSONAL) :]
+        parts: dict[Hashable, Part] = {}
+        for fd in self.hub.sessions.fds_of(user):
+            session = self.hub.sessions.get(fd)
+            if session is not None and session.is_established:
+                part = parts.setdefault(session.codec, Part(topic, session.codec, {}))  # type: ignore[arg-type]
+                part.outboxes[session.outbox] = session
+        if not parts:
+            raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"user {user!r} has no connection")
+        return list(parts.values())
 
     def flush(self) -> None:
         """Send the open run out to the outboxes, if there is one."""
@@ -173,6 +190,15 @@ class Router:
                 check_topic(name, self._max_topic_bytes)
         except ValueError as error:
             raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
+
+    def check_subscribable(self, name: str) -> None:
+        """Raise `Refused` for what nobody may subscribe to: see `check_name`, and fds and users."""
+        if name.startswith(DIRECT):
+            text = "only an fd itself gets what is sent to it"
+            raise Refused(ErrorCode.PERMISSION_DENIED, text)
+        if name.startswith(PERSONAL):
+            raise Refused(ErrorCode.PERMISSION_DENIED, "only a user gets what is sent to it")
+        self.check_name(name)
 
     def subscribe(self, subscription: Subscription) -> None:
         """Add a subscription; those who watch its topic learn of it with the next `announce`."""

@@ -140,5 +140,12 @@ class Hub:
         listeners = self._topics.get(topic, ())
         return {s.info.client: s.info for s in listeners if s.info is not None}
 
+    def topics(self) -> dict[str, int]:
+        """How many subscriptions each topic and pattern has. Linear in these."""
+        return {
+            listeners.name: len(listeners)
+            for listeners in (*self._topics.values(), *self._patterns.values())
+        }
+
     def _find(self, name: str) -> Listeners | None:
         return self._patterns.get(name) if is_pattern(name) else self._topics.get(name)

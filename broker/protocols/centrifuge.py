@@ -228,6 +228,11 @@ class CentrifugeJson:
     def leave(self, topic: str, info: ClientInfo) -> bytes:
         return self._push(topic, b'"leave":{"info":' + _info(info) + b"}")
 
+    def subscribe(self, topic: str, data: bytes | None = None) -> bytes:
+        """The server has subscribed this client."""
+        content = b"{}" if data is None else b'{"data":' + data + b"}"
+        return self._push(topic, b'"subscribe":' + content)
+
     def unsubscribe(self, topic: str, code: int, reason: str) -> bytes:
         content = b'"unsubscribe":{"code":%d,"reason":%b}' % (code, _string(reason))
         return self._push(topic, content)
