@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import attrs
+import msgspec
 import structlog
 import trio
 
@@ -21,7 +22,7 @@ from .core.hub import Hub, HubStatistics
 from .core.messages import ClientInfo, Delivery, Fd, Position, Publication, PushResult
 from .core.session import Subscription
 from .engines.memory import open_engine
-from .errors import CloseCode, Lagged, UnsubscribeCode, check_close_code
+from .errors import CloseCode, Lagged, Refused, UnsubscribeCode, check_close_code
 from .hooks import Hooks
 from .http.app import http_app
 from .http.server import HttpServer
@@ -68,6 +69,7 @@ class Messages:
     """What an in-process subscriber reads: `async for publication in messages`."""
 
     codec = IN_PROCESS
+    sealed = False
 
     def __init__(self, capacity: int) -> None:
         self.subscriptions: dict[str, Subscription] = {}
@@ -92,9 +94,20 @@ class Messages:
                 break
         return taken
 
+    @property
+    def bytes(self) -> int:
+        """Publications that wait; a reader in this program is not weighed in bytes."""
+        return self._receive.statistics().current_buffer_used
+
+    @property
+    def keeps_up(self) -> bool:
+        """Whether there is room."""
+        return self.bytes < self._receive.statistics().max_buffer_size
+
     def end(self) -> None:
         """No more will come; what is there can still be read."""
         self._send.close()
+        self.sealed = True
 
     def __aiter__(self) -> "Messages":
         return self
@@ -229,12 +242,13 @@ class Broker:
         exclude: Collection[Fd] = (),
         tags: dict[str, str] | None = None,
         skip_history: bool = False,
+        retain: bool = False,
         key: str = "",
     ) -> Delivery:
         """Publish to a topic, to one connection by `fd:N`, or to all those of a user by `user:NAME`.
 
         The fds of `exclude` get nothing; `tags` travel beside the data; with `skip_history` it is
-        not kept. A second publish to the topic with the same `key` within five minutes publishes
+        not kept; with `retain` whoever subscribes later gets it at once. A second publish to the topic with the same `key` within five minutes publishes
         nothing and returns what the first did. Raises `Refused` for what is no topic and for an fd
         or a user that is not here, `TypeError` for what JSON cannot say.
         """
@@ -244,21 +258,52 @@ class Broker:
             exclude=exclude,
             tags=tags,
             skip_history=skip_history,
+            retain=retain,
             key=key,
         )
 
+    async def request(self, to: str, data: object) -> object:
+        """Ask a client, by `fd:N`, or one member of a queue group, by a topic; return its answer.
+
+        Waits until the answer comes; set a deadline around it. Raises `Refused`: what the client
+        refused with, or 503 when nobody is there to ask or the one who was asked goes away.
+        Cancelled, it no longer waits for the answer, which the client may still give.
+        """
+        requests = self._serving.methods.requests
+        came = trio.Event()
+        answers: list[bytes | Refused] = []
+
+        def answer(result: bytes | Refused) -> None:
+            answers.append(result)
+            came.set()
+
+        number = requests.ask(to, to_json(data), None, answer)
+        try:
+            await came.wait()
+        finally:
+            requests.forget(number)
+        (result,) = answers
+        if isinstance(result, Refused):
+            raise result
+        return msgspec.json.decode(result)
+
     @asynccontextmanager
-    async def subscribe(self, pattern: str, *, capacity: int = 1000) -> AsyncGenerator[Messages]:
+    async def subscribe(
+        self, pattern: str, *, capacity: int = 1000, group: str = ""
+    ) -> AsyncGenerator[Messages]:
         """Read a topic or pattern in this very program, for as long as the block.
 
         Publications wait in a memory channel of `capacity`. A reader that is slower than that loses
-        some and is told so by `Lagged`; nobody waits for it. Raises `Refused` for what is neither a
+        some and is told so by `Lagged`; nobody waits for it. With a `group`, each publication goes
+        to one of its members, wherever they are. Raises `Refused` for what is neither a
         topic nor a pattern, and for `fd:N` and `user:NAME`, which only these get.
         """
         router = self._serving.router
-        router.check_subscribable(pattern)
+        router.check_listenable(pattern)
         messages = Messages(capacity)
-        router.subscribe(Subscription(messages, pattern))
+        subscription = Subscription(messages, pattern, group=group)
+        router.subscribe(subscription)
+        router.give_retained(subscription)
         self._in_process.add(messages)
         try:
             yield messages
@@ -292,7 +337,7 @@ class Broker:
         """The topics and patterns that are subscribed to, with how many subscriptions each has."""
         return self._hub.topics()
 
-    def begin_subscription(
+    def add_subscription(
         self, fd: Fd, topic: str, *, info: object = None, data: object = None
     ) -> bool:
         """Subscribe a Centrifuge client, and tell it so, with `data`; `info` is what others see.
@@ -300,7 +345,7 @@ class Broker:
         False if it is not here, or is subscribed already. Raises `Refused` for a bad name.
         """
         connection = self._find(fd)
-        return connection is not None and connection.begin_subscription(
+        return connection is not None and connection.add_subscription(
             topic,
             None if info is None else to_json(info),
             None if data is None else to_json(data),
@@ -496,5 +541,6 @@ async def _beat(node: Node) -> None:
     while True:
         await trio.sleep(_BEAT)
         now = trio.current_time()
+        node.methods.requests.expire(now)
         for connection in list(node.connections.values()):
             connection.beat(now)

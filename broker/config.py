@@ -111,6 +111,9 @@ class TopicRules:
     join_leave: bool = True
     """Whether a client that asks for it is told who comes and goes. Costs nothing until asked."""
 
+    retain: bool = False
+    """Whether the last value of each topic is retained: who subscribes gets it at once."""
+
     slow_consumer: SlowConsumer = attrs.field(default="close", validator=_choice(SlowConsumer))
     """When an outbox is full: `close` the connection (3008, the client comes back and recovers),
     `drop_oldest` publications, or keep only the `latest` of each topic."""
@@ -197,6 +200,9 @@ class Config:
     # history, over all topics
     history_bytes: int = attrs.field(default=64 * 2**20, validator=_number(0))
     """All topics together. Beyond it the topic published to longest ago is forgotten."""
+    retained_bytes: int = attrs.field(default=8 * 2**20, validator=_number(0))
+    """Last values retained for new subscribers, all topics together: about 10,000 small ones.
+    Beyond it the value retained longest ago is forgotten."""
     topics: TopicRules = attrs.field(factory=TopicRules)
     """The rules of every topic; in a file they stand under `[topics]`."""
 

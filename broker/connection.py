@@ -248,6 +248,11 @@ class Connection:
         """Whether the peer can be sent something."""
         return self._session.is_established
 
+    @property
+    def methods(self) -> Methods:
+        """What the broker does for all connections alike."""
+        return self._node.methods
+
     def info(self) -> ConnectionInfo:
         topics = tuple(self._session.subscriptions)
         return ConnectionInfo(
@@ -284,6 +289,7 @@ class Connection:
                         io.cancel_scope.cancel()
             finally:
                 node.connections.pop(session.fd, None)
+                node.methods.end(session.fd, self._closing or _CUT)
                 await self._tell_closed()  # noqa: ASYNC102 - shields and times itself
 
     def _make_session(self, fd: Fd) -> Session:
@@ -494,18 +500,19 @@ class Connection:
             self._node.router.flush()
             self.outbox.offer(Run(frames, messages=0))
 
-    def begin_subscription(self, topic: str, info: bytes | None, data: bytes | None) -> bool:
+    def add_subscription(self, topic: str, info: bytes | None, data: bytes | None) -> bool:
         """Subscribe a client on the app's behalf and tell it so; false if it is subscribed already,
         or is no Centrifuge client. Raises `Refused` for what is neither a topic nor a pattern.
         """
         router, session = self._node.router, self._session
         if session.phase is not Phase.CONNECTED or topic in session.subscriptions:
             return False
-        router.check_subscribable(topic)
+        router.check_listenable(topic)
         client = session.info if info is None else attrs.evolve(session.info, chan_info=info)
         subscription = Subscription(session, topic, client)
         router.subscribe(subscription)
         self.outbox.offer(Run((CENTRIFUGE_JSON.subscribe(topic, data),), messages=0))
+        router.give_retained(subscription)
         router.announce(subscription)
         return True
 

@@ -10,7 +10,9 @@ from typing import Any
 import trio
 
 from .core.messages import ClientInfo, Delivery, Fd, Publication
-from .router import IN_PROCESS, Router
+from .errors import ErrorCode, Refused
+from .groups import Outlet
+from .router import DIRECT, IN_PROCESS, PERSONAL, Router
 from .transport.outbox import Run
 
 
@@ -23,12 +25,15 @@ def publish_apart(
     tags: dict[str, str] | None = None,
     exclude: Collection[Fd] = (),
     skip_history: bool = False,
+    retain: bool = False,
 ) -> Delivery:
     """Publish raw JSON and say what became of it; one atomic step, linear in those who listen.
 
     The fds of `exclude` get nothing. With `skip_history` the publication is not kept, so who is
-    away now misses it. Raises `Refused` as `Router.publish` does.
+    away now misses it. `retain` makes it the topic's last value, whatever its rules. Raises `Refused` as `Router.publish` does.
     """
+    if retain and topic.startswith((DIRECT, PERSONAL)):
+        raise Refused(ErrorCode.BAD_REQUEST, f"{topic} retains nothing: it is no topic")
     router.flush()
     rules, parts = router.resolve(topic)
     publication = Publication(topic, data, info, tags=tags)
@@ -37,6 +42,8 @@ def publish_apart(
         publication = router.engine.publish(publication, rules, trio.current_time())
         position = router.engine.position(topic)
     router.published += 1
+    if retain or rules.retain:
+        router.retained.take((publication,))
     # All recipients are told apart before the first gets anything: who is cut for being too slow
     # leaves the very maps that are walked here.
     rounds = [
@@ -54,6 +61,9 @@ def publish_apart(
         matched += len(recipients)
         encoded = part.codec.publication(part.name, publication)
         if part.codec is IN_PROCESS:
+            for outbox, _ in recipients:
+                if isinstance(outbox, Outlet):
+                    outbox.exclude = exclude
             queued += sum([outbox.take((encoded,)) == 1 for outbox, _ in recipients])
             continue
         run = Run((encoded,), topic, rules.slow_consumer)

@@ -18,15 +18,18 @@ from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 import attrs
+import msgspec
 import trio
 
 from .config import Config, TopicRules
 from .core.hub import Hub
 from .core.messages import ClientInfo, Fd, Publication
+from .core.retained import Retained
 from .core.session import Session, Subscriber, Subscription
 from .core.topics import check_pattern, check_topic, is_pattern
 from .engines.memory import MemoryEngine
 from .errors import ErrorCode, Refused
+from .groups import Outlet
 from .protocols.centrifuge import CENTRIFUGE_JSON, CentrifugeJson
 from .transport.outbox import Run
 from .transport.postman import PostOffice
@@ -91,6 +94,7 @@ class Router:
         self.office = office
         self._max_topic_bytes = config.max_topic_bytes
         self._rules = config.topics
+        self.retained = Retained(config.retained_bytes)
         self._run_topic = ""
         self._run_rules = self._rules
         self._run_parts: list[Part] = []
@@ -126,6 +130,8 @@ class Router:
     def _begin_run(self, topic: str) -> None:
         self.flush()
         self._run_rules, self._run_parts = self.resolve(topic)
+        if self._run_rules.retain:
+            self._run_parts.append(Part(topic, IN_PROCESS, {self.retained: None}))
         self._run_now = trio.current_time()
         self._run_bytes = 0
         self._run_topic = topic
@@ -139,17 +145,18 @@ class Router:
             if session is None or not session.is_established:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
             return _DIRECT_RULES, [Part(topic, session.codec, {session.outbox: session})]  # type: ignore[arg-type]
-        try:
-            check_topic(topic, self._max_topic_bytes)
-        except ValueError as error:
-            raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
+        self.check_topic(topic)
         if topic.startswith(PERSONAL):
             return _DIRECT_RULES, self._personal_parts(topic)
-        return self.rules_for(topic), [
-            Part(listeners.name, codec, outboxes)  # type: ignore[arg-type]
-            for listeners in self.hub.listeners(topic)
-            for codec, outboxes in listeners.audiences.items()
-        ]
+        rules = self.rules_for(topic)
+        parts = []
+        for listeners in self.hub.listeners(topic):
+            for codec, outboxes in listeners.audiences.items():
+                parts.append(Part(listeners.name, codec, outboxes))  # type: ignore[arg-type]
+            for group in listeners.groups.values():
+                outlet = Outlet(group, self.office, rules.slow_consumer)
+                parts.append(Part(listeners.name, IN_PROCESS, {outlet: group}))
+        return rules, parts
 
     def _personal_parts(self, topic: str) -> list[Part]:
         user = topic[len(PERSONAL) :]
@@ -181,6 +188,13 @@ class Router:
 
     # subscribing
 
+    def check_topic(self, topic: str) -> None:
+        """Raise `Refused` for what cannot be published to."""
+        try:
+            check_topic(topic, self._max_topic_bytes)
+        except ValueError as error:
+            raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
+
     def check_name(self, name: str) -> None:
         """Raise `Refused` for what is neither a topic nor a pattern."""
         try:
@@ -191,7 +205,7 @@ class Router:
         except ValueError as error:
             raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
 
-    def check_subscribable(self, name: str) -> None:
+    def check_listenable(self, name: str) -> None:
         """Raise `Refused` for what nobody may subscribe to: see `check_name`, and fds and users."""
         if name.startswith(DIRECT):
             text = "only an fd itself gets what is sent to it"
@@ -204,6 +218,25 @@ class Router:
         """Add a subscription; those who watch its topic learn of it with the next `announce`."""
         self.flush()
         self.hub.subscribe(subscription)
+
+    def give_retained(self, subscription: Subscription) -> None:
+        """Send a new subscriber the last values that are retained for it, each tagged `retained`.
+
+        Not to a queue group: its members would get old values again with each that joins. Without
+        an offset, as it is no news that a position may follow.
+        """
+        if subscription.group:
+            return
+        codec: Any = subscription.subscriber.codec
+        outbox: Any = subscription.subscriber.outbox
+        for value in self.retained.matching(subscription.name):
+            tags = {**(value.tags or {}), "retained": "true"}
+            shown = msgspec.structs.replace(value, offset=0, tags=tags)
+            encoded = codec.publication(subscription.name, shown)
+            if codec is IN_PROCESS:
+                outbox.take((encoded,))
+            else:
+                outbox.offer(Run((encoded,), value.topic))
 
     def unsubscribe(self, subscriber: Subscriber, name: str) -> Subscription | None:
         """Remove a subscription and tell those who watch; None if there was none."""

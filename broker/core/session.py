@@ -71,13 +71,17 @@ class Subscriber(Protocol):
 
 @attrs.frozen(eq=False)
 class Subscription:
-    """One subscriber's interest in one topic or pattern. `info` is None for who is not a client."""
+    """One subscriber's interest in one topic or pattern. `info` is None for who is not a client.
+
+    With a `group`, it gets what falls to it of what the group gets.
+    """
 
     subscriber: Subscriber
     name: str
     info: ClientInfo | None = None
     join_leave: bool = False
     recoverable: bool = False
+    group: str = ""
 
 
 @attrs.define(eq=False)

@@ -26,8 +26,9 @@ from starlette.responses import PlainTextResponse, Response
 
 from broker.connection import ConnectionInfo
 from broker.core.history import UnrecoverablePosition
-from broker.core.messages import ClientInfo, Delivery, Fd, Position, Publication
+from broker.core.messages import ClientInfo, Fd, Position, Publication
 from broker.errors import CloseCode, ErrorCode, Refused
+from broker.methods import report
 from broker.protocols.centrifuge import BadCommand, check_json, to_json
 from broker.version import VERSION
 
@@ -48,6 +49,7 @@ class _Content(Struct, kw_only=True):
     tags: dict[str, str] | None = None
     skip_history: bool = False
     idempotency_key: str = ""
+    retain: bool = False
     exclude: list[Fd] = []
     report: bool = False
 
@@ -239,6 +241,7 @@ class Api:
             exclude=content.exclude,
             tags=content.tags,
             skip_history=content.skip_history,
+            retain=content.retain,
             key=content.idempotency_key,
         )
         result: dict[str, object] = {}
@@ -252,7 +255,7 @@ class Api:
         info = _payload("info", params.info, params.b64info, needed=False)
         data = _payload("data", params.data, params.b64data, needed=False)
         for fd in self._targets(params):
-            self._broker.begin_subscription(fd, params.channel, info=info, data=data)
+            self._broker.add_subscription(fd, params.channel, info=info, data=data)
         return {}
 
     def _unsubscribe(self, params: Unsubscribe) -> object:
@@ -367,16 +370,6 @@ class Api:
         else:
             raise Refused(ErrorCode.BAD_REQUEST, "user is missing, and so are client and session")
         return [fd for fd in fds if self._broker.exists(fd) and named <= {str(fd)}]
-
-
-def report(delivery: Delivery) -> dict[str, object]:
-    """What became of a publication, as the wire has it."""
-    return {
-        "matched": delivery.matched,
-        "queued": delivery.queued,
-        "dropped": delivery.dropped,
-        "failed": delivery.failed,
-    }
 
 
 def _shown_key(request: Request) -> str:
