@@ -274,6 +274,7 @@ async def test_a_user_is_subscribed_and_unsubscribed(autojump_clock: MockClock) 
         await result(net, "subscribe", user="a", channel="news")
         await result(net, "subscribe", user="nobody", channel="news")
         await result(net, "unsubscribe", user="a", client=str(other.fd), channel="news")
+        assert net.broker.topics() == {"news": 1}
         await result(net, "unsubscribe", user="a", channel="news")
         assert (await a.receive_json())["push"] == {
             "channel": "news",
