@@ -63,6 +63,7 @@ class Node:
     lane_limits: LaneLimits = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.methods = Methods(self.router)
         config = self.config
         self.lane_limits = LaneLimits(
             max_message_bytes=config.max_message_bytes,
@@ -72,9 +73,6 @@ class Node:
             control_burst=config.control_burst,
             inbox_batches=config.inbox_batches,
         )
-
-    def __attrs_post_init__(self) -> None:
-        self.methods = Methods(self.router)
 
 
 @attrs.frozen
