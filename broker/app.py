@@ -25,6 +25,7 @@ from .engines.memory import open_engine
 from .errors import CloseCode, Lagged, Refused, UnsubscribeCode, check_close_code
 from .hooks import Hooks
 from .http.app import http_app
+from .http.backends import BackendServer
 from .http.server import HttpServer
 from .logs import configure_if_unset
 from .protocols.centrifuge import CENTRIFUGE_JSON, to_json
@@ -476,7 +477,7 @@ class Broker:
         self, listeners: list[AnyListener], task_status: trio.TaskStatus[list[str]]
     ) -> None:
         config = self.config
-        http = HttpServer(http_app(self))
+        http = BackendServer(self, HttpServer(http_app(self)))
         try:
             async with (
                 open_engine(config.history_bytes) as engine,
@@ -511,6 +512,7 @@ class Broker:
                         task_status.started(addresses)
                         await self._stop.wait()
                         node.draining = True
+                        http.stop()
                         log.info("stopping", connections=len(self._hub.sessions))
                         intake.cancel_scope.cancel()
                     sessions.cancel_scope.deadline = trio.current_time() + config.drain_seconds

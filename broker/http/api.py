@@ -22,7 +22,7 @@ import msgspec
 import structlog
 from msgspec import Meta, Raw, Struct
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from broker.connection import ConnectionInfo
 from broker.core.history import UnrecoverablePosition
@@ -142,6 +142,16 @@ class Batch(Struct):
     parallel: bool = False
 
 
+@attrs.frozen
+class Answer:
+    """What goes back over HTTP."""
+
+    status: HTTPStatus
+    body: bytes
+    media_type: str = "text/plain; charset=utf-8"
+    headers: Mapping[str, str] = attrs.field(factory=dict)
+
+
 class Api:
     """Answers requests under `/api` on behalf of `broker`."""
 
@@ -167,31 +177,44 @@ class Api:
         }
 
     async def __call__(self, request: Request) -> Response:
-        """One request. The server in front has bounded its body."""
-        key = self._broker.config.api_key
-        if key is None:
-            return _text(
-                HTTPStatus.NOT_FOUND,
-                "The HTTP API is off: set api_key, or BROKER_API_KEY, to turn it on.",
-            )
-        if not hmac.compare_digest(_shown_key(request).encode(), key.encode()):
-            return _text(
-                HTTPStatus.UNAUTHORIZED,
-                "Wrong or missing API key: send it as X-API-Key.",
-                {"WWW-Authenticate": "apikey"},
-            )
+        """One request by way of Starlette. The server in front has bounded its body."""
         method = request.path_params["method"]
+        answer = self.refuse(method, shown_key(request.headers.get))
+        if answer is None:
+            answer = self.answer(method, await request.body())
+        return Response(
+            answer.body, answer.status, headers=answer.headers, media_type=answer.media_type
+        )
+
+    def refuse(self, method: str, key: str) -> "Answer | None":
+        """The answer to who may not call `method`, or to a method that is not there; else None.
+
+        Asked before the body is read. The comparison takes as long for any key of that length.
+        """
+        ours = self._broker.config.api_key
+        if ours is None:
+            text = "The HTTP API is off: set api_key, or BROKER_API_KEY, to turn it on."
+            return Answer(HTTPStatus.NOT_FOUND, text.encode())
+        if not hmac.compare_digest(key.encode(), ours.encode()):
+            text = "Wrong or missing API key: send it as X-API-Key."
+            headers = {"WWW-Authenticate": "apikey"}
+            return Answer(HTTPStatus.UNAUTHORIZED, text.encode(), headers=headers)
         if method not in self._methods and method != "batch":
-            known = ", ".join([*self._methods, "batch"])
-            return _text(HTTPStatus.NOT_FOUND, f"No such method; known are {known}.")
-        body = await request.body()
+            text = f"No such method; known are {', '.join([*self._methods, 'batch'])}."
+            return Answer(HTTPStatus.NOT_FOUND, text.encode())
+        return None
+
+    def answer(self, method: str, body: bytes) -> "Answer":
+        """Carry out a method that `refuse` let pass. Never waits."""
         try:
             check_json(body)
         except BadCommand as error:
-            return _text(HTTPStatus.BAD_REQUEST, f"The body is {error}")
+            return Answer(HTTPStatus.BAD_REQUEST, f"The body is {error}".encode())
         if method == "batch":
-            return _json(self._batch(body))
-        return _json(self._answer(method, body, lambda result: {"result": result}))
+            result = self._batch(body)
+        else:
+            result = self._answer(method, body, lambda result: {"result": result})
+        return Answer(HTTPStatus.OK, to_json(result), "application/json")
 
     def _batch(self, body: bytes) -> object:
         try:
@@ -372,11 +395,12 @@ class Api:
         return [fd for fd in fds if self._broker.exists(fd) and named <= {str(fd)}]
 
 
-def _shown_key(request: Request) -> str:
-    key = request.headers.get("x-api-key")
+def shown_key(header: Callable[[str], str | None]) -> str:
+    """The key that a request shows, "" if none; `header` looks one up by its lower-case name."""
+    key = header("x-api-key")
     if key is not None:
         return key
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    scheme, _, key = (header("authorization") or "").partition(" ")
     return key.strip() if scheme.lower() == "apikey" else ""
 
 
@@ -429,13 +453,3 @@ def _connection_info(info: ConnectionInfo) -> object:
 
 def _error(refusal: Refused) -> object:
     return {"error": {"code": refusal.code, "message": refusal.message}}
-
-
-def _json(answer: object) -> Response:
-    return Response(to_json(answer), media_type="application/json")
-
-
-def _text(
-    status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None
-) -> PlainTextResponse:
-    return PlainTextResponse(f"{text}\n", status, headers)

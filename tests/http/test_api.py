@@ -39,6 +39,7 @@ async def ask(
 ) -> tuple[int, bytes]:
     client = h11.Connection(h11.CLIENT)
     fields = [("Host", "test"), ("Content-Length", str(len(body)))]
+    fields += [("Connection", "close")]
     fields += [("X-API-Key", key)] if key is not None else []
     fields += [(name.replace("_", "-"), value) for name, value in headers.items()]
     encoded = [(name.encode(), value.encode("latin-1")) for name, value in fields]
