@@ -12,7 +12,7 @@
 """
 
 from .app import Broker, BrokerStatistics, Messages
-from .config import Config, TopicRules
+from .config import Config, TokenRules, TopicRules
 from .connection import Connection, ConnectionInfo
 from .core.messages import (
     ClientInfo,
@@ -75,6 +75,7 @@ __all__ = [
     "Refused",
     "SubscribeEvent",
     "SubscribeReply",
+    "TokenRules",
     "TopicRules",
     "__version__",
 ]

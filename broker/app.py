@@ -5,6 +5,7 @@ the intake; what others need in order to finish is opened further out (docs/desi
 """
 
 import resource
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -27,10 +28,12 @@ from .hooks import Hooks
 from .http.app import http_app
 from .http.backends import BackendServer
 from .http.server import HttpServer
+from .jwks import open_tokens
 from .logs import configure_if_unset
 from .protocols.centrifuge import CENTRIFUGE_JSON, to_json
 from .protocols.plain import PLAIN
 from .router import IN_PROCESS, Router
+from .tokens import warning as token_warning
 from .transport import frames
 from .transport.listeners import AnyListener, describe, open_listeners
 from .transport.outbox import Offer, Run
@@ -151,6 +154,8 @@ class Broker:
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or Config()
         """May be replaced until `serve` is called."""
+        self.wall_clock: Callable[[], float] = time.time
+        """Unix seconds, by which tokens expire; `open_test_broker` puts virtual time here."""
         self.hooks = Hooks()
         self._hub = Hub()
         self._node: Node | None = None
@@ -457,7 +462,7 @@ class Broker:
         """Serve until `stop` is called and every connection has ended.
 
         Reports the addresses once it listens. Listens as the config says, or on `listeners`, which
-        it then closes. Raises `ConfigError` when it cannot listen. Cancelled, it cuts every
+        it then closes. Raises `ConfigError` when it cannot listen or read its keys. Cancelled, it cuts every
         connection at once: the peers see no Close. Nothing it started is left when it returns.
         """
         if self._is_taken:
@@ -480,6 +485,8 @@ class Broker:
         http = BackendServer(self, HttpServer(http_app(self)))
         try:
             async with (
+                # Looked up each time: a test may move the clock.
+                open_tokens(config, lambda: self.wall_clock()) as tokens,  # noqa: PLW0108
                 open_engine(config.history_bytes) as engine,
                 open_post_office() as office,
                 trio.open_nursery() as upkeep,
@@ -491,6 +498,7 @@ class Broker:
                     router,
                     http.serve,
                     loopback_bind=config.unix is not None or is_loopback(config.host),
+                    tokens=tokens,
                     max_connections=_connection_limit(config),
                 )
                 upkeep.start_soon(_beat, node)
@@ -509,6 +517,9 @@ class Broker:
                         exposed = exposure_warning(config)
                         if exposed is not None:
                             log.warning("exposed", detail=exposed)
+                        weak = token_warning(config.tokens)
+                        if weak is not None:
+                            log.warning("weak_secret", detail=weak)
                         task_status.started(addresses)
                         await self._stop.wait()
                         node.draining = True

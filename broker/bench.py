@@ -24,7 +24,8 @@ import attrs
 import msgspec
 import trio
 
-from broker.client import CONNECT_SECONDS, _host_header, _opener, _split
+from broker.client import CONNECT_SECONDS
+from broker.client.address import host_header, opener, split_url
 from broker.config import Config
 from broker.core.topics import check_topic
 from broker.errors import ClientError
@@ -107,7 +108,8 @@ async def measure(plan: Plan, on_progress: Callable[[int, float], None]) -> Resu
         first: BaseException = known
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]
-        raise first from None
+        # Its own context is that of one connection; here it stands for all of them.
+        raise first from None  # noqa: ASYNC123
 
 
 async def _measure(plan: Plan, on_progress: Callable[[int, float], None]) -> Result:
@@ -273,15 +275,15 @@ async def _open_all(
 
 
 async def _open(plan: Plan, stack: AsyncExitStack, *, subscribe: bool) -> _Connection:
-    host, port, resource = _split(plan.url)
+    host, port, resource = split_url(plan.url)
     try:
         with trio.fail_after(CONNECT_SECONDS):
-            stream = await _opener(plan.url, None)(host, port)
+            stream = await opener(plan.url, None)(host, port)
             stack.push_async_callback(trio.aclose_forcefully, stream)
             connection = _Connection(stream, plan.url)
             key = base64.b64encode(os.urandom(16)).decode()
             request = (
-                f"GET {resource} HTTP/1.1\r\nHost: {_host_header(host, port)}\r\n"
+                f"GET {resource} HTTP/1.1\r\nHost: {host_header(host, port)}\r\n"
                 "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
                 f"Sec-WebSocket-Key: {key}\r\n\r\n"
             )

@@ -24,6 +24,7 @@ import msgspec
 import trio
 
 from broker import logs
+from broker.cli_token import token as token_group
 from broker.config import (
     Config,
     LogFormat,
@@ -92,6 +93,7 @@ class _ServeByDefault(click.Group):
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "[serve] [OPTIONS] [MODULE:ATTR]")
         formatter.write_usage(ctx.command_path, "pub|sub|push|bench [OPTIONS] ARGUMENTS", "       ")
+        formatter.write_usage(ctx.command_path, "token create|check [OPTIONS]", "       ")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of this file, the default first
@@ -376,6 +378,9 @@ def sub(pattern: str, url: str, token: str, as_json: bool) -> None:
     _with_client(url, token, work)
     # The iteration never ends by itself: a signal has ended it.
     sys.exit(INTERRUPTED)
+
+
+main.add_command(token_group)
 
 
 async def _cancel_on_signal(

@@ -34,6 +34,13 @@ ENV_PREFIX: Final = "BROKER_"
 Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
+def _http_url(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    if value and not value.startswith(("http://", "https://")):
+        raise ValueError(
+            f'{field.name} is {value!r}: must be like "https://example.com/.well-known/jwks.json"'
+        )
+
+
 def _number(low: float, high: float = math.inf, *, optional: bool = False) -> Validator:
     """Between `low` and `high`, both included; None as well if `optional`."""
 
@@ -120,6 +127,74 @@ class TopicRules:
 
 
 @attrs.frozen(kw_only=True)
+class TokenRules:
+    """Whose signature on a JSON Web Token counts, and what a token must say (RFC 7519)."""
+
+    hmac_secret: str = attrs.field(default="", repr=False)
+    """Verifies HS256, HS384 and HS512; whoever knows it can mint any token, so 32 random bytes or
+    more. Better in the environment or a file of its own than beside other settings."""
+
+    hmac_secret_file: Path | None = None
+    """A file that holds the secret, as container platforms mount it; a line end at its end does
+    not count."""
+
+    public_keys: tuple[str, ...] = ()
+    """PEM files. An RSA key verifies RS* and PS*, an EC key the ES* of its curve, an Ed25519 or
+    Ed448 key EdDSA. Two are there while a key is being replaced."""
+
+    jwks_url: str = attrs.field(default="", validator=_http_url)
+    """Where the issuer publishes its keys (RFC 7517); a token names one by its `kid`."""
+
+    jwks_seconds: float = attrs.field(default=3600.0, validator=_positive)
+    """How often the key set is fetched: a key that was taken out counts that much longer."""
+
+    jwks_retry_seconds: float = attrs.field(default=10.0, validator=_positive)
+    """A failed fetch is tried again after this, and a `kid` that is not in the set has it fetched
+    at most this often, so that made-up ones do not hammer the issuer."""
+
+    audience: str = ""
+    """If set, a token's `aud` must name it: a token for another service is not for us."""
+
+    issuer: str = ""
+    """If set, a token's `iss` must be this."""
+
+    allow_anonymous: bool | None = None
+    """Whether a Centrifuge client may connect without a token. Unset: only while no key is set."""
+
+    leeway_seconds: float = attrs.field(default=5.0, validator=_number(0, 300))
+    """How far the issuer's clock may be from ours. NTP keeps machines within a second; a virtual
+    machine that was just woken needs a few."""
+
+    max_bytes: int = attrs.field(default=8 * 2**10, validator=_number(1))
+    """A longer token is refused unread. As much as a whole request head may take; tokens of
+    identity providers have 1 to 4 KiB."""
+
+    grace_seconds: float = attrs.field(default=25.0, validator=_number(0))
+    """How long an expired connection or subscription may go on, for its client to fetch a new
+    token and refresh; as Centrifugo's `expired_close_delay`."""
+
+    @property
+    def configured(self) -> bool:
+        """Whether any key is set, so that tokens count."""
+        return bool(self.hmac_secret or self.hmac_secret_file or self.public_keys or self.jwks_url)
+
+    @property
+    def anonymous_allowed(self) -> bool:
+        return not self.configured if self.allow_anonymous is None else self.allow_anonymous
+
+    def __attrs_post_init__(self) -> None:
+        if self.hmac_secret and self.hmac_secret_file:
+            raise ValueError(
+                "hmac_secret and hmac_secret_file are both set: which of them counts? Keep one"
+            )
+        if self.allow_anonymous is False and not self.configured:
+            raise ValueError(
+                "allow_anonymous is false, but there is no key to verify a token with: set "
+                "hmac_secret, public_keys or jwks_url"
+            )
+
+
+@attrs.frozen(kw_only=True)
 class Config:
     """The settings of one broker. Checked when made: a wrong value raises `ValueError`."""
 
@@ -145,7 +220,8 @@ class Config:
     """`/` for a bare `new WebSocket("ws://host:9501")`, the other as Centrifugo has it."""
     allowed_origins: tuple[str, ...] = attrs.field(default=(), validator=_origins)
     """Origins that may connect besides the page's own; `*` allows all. On a loopback bind and under
-    a loopback name, loopback origins and `null` (a page opened from a file) pass as well."""
+    a loopback name, loopback origins and `null` (a page opened from a file) pass as well, until
+    `[tokens]` says that users matter."""
 
     api_key: str | None = attrs.field(default=None, validator=_secret, repr=False)
     """What backends show as `X-API-Key` to use the HTTP API under `/api`. None: no such API.
@@ -206,6 +282,10 @@ class Config:
     topics: TopicRules = attrs.field(factory=TopicRules)
     """The rules of every topic; in a file they stand under `[topics]`."""
 
+    # who may connect
+    tokens: TokenRules = attrs.field(factory=TokenRules)
+    """Under `[tokens]` in a file."""
+
     # logs
     log_format: LogFormat = attrs.field(default="console", validator=_choice(LogFormat))
     """`console` for people, `json` for machines, `article` for the tutorial's four lines."""
@@ -226,15 +306,18 @@ class Config:
 def exposure_warning(config: Config) -> str | None:
     """Say in one line what a bind beyond loopback lays open; None if nothing is.
 
-    A Unix socket is guarded by its directory's permissions, and whoever lists origins has
-    thought about who may connect, so neither is warned about.
+    A Unix socket is guarded by its directory's permissions, tokens that are needed keep out who
+    has none, and whoever lists origins has thought about who may connect: none is warned about.
     """
     if config.unix is not None or config.allowed_origins or is_loopback(config.host):
         return None
+    if not config.tokens.anonymous_allowed:
+        return None
     return (
-        f"host {config.host!r} is open to other machines, and no allowed_origins are set: whoever "
-        f"reaches port {config.port} may read and publish every topic, unless your app checks "
-        "it; use --host localhost, or list --allowed-origin"
+        f"host {config.host!r} is open to other machines, and neither tokens nor allowed_origins "
+        f"are asked for: whoever reaches port {config.port} may read and publish every topic, "
+        "unless your app checks it; use --host localhost, set a key in [tokens], or list "
+        "--allowed-origin"
     )
 
 
@@ -277,22 +360,33 @@ def load(
         values[key] = _structure("", key, value)
 
     base = base or Config()
-    topics = {key[1]: value for key, value in values.items() if len(key) == 2}
     fields = {key[0]: value for key, value in values.items() if len(key) == 1}
     try:
-        return attrs.evolve(base, **fields, topics=attrs.evolve(base.topics, **topics))
+        for table in _TABLES:
+            inner = {key[1]: value for key, value in values.items() if key[0] == table}
+            fields[table] = attrs.evolve(getattr(base, table), **inner)
+        return attrs.evolve(base, **fields)
     except ValueError as error:  # what no single value is to blame for
         raise ConfigError(str(error)) from error
 
 
 # Every key that a source may give, with its field: ("port",), ("topics", "history_size"), …
+_TABLES: Final[dict[str, Any]] = {"topics": TopicRules, "tokens": TokenRules}
 _KEYS: Final[dict[tuple[str, ...], "attrs.Attribute[Any]"]] = {
-    **{(field.name,): field for field in attrs.fields(Config) if field.name != "topics"},
-    **{("topics", field.name): field for field in attrs.fields(TopicRules)},
+    **{(field.name,): field for field in attrs.fields(Config) if field.name not in _TABLES},
+    **{
+        (name, field.name): field
+        for name, table in _TABLES.items()
+        for field in attrs.fields(table)
+    },
 }
 _TYPES: Final[dict[tuple[str, ...], Any]] = {
     **{(name,): hint for name, hint in get_type_hints(Config).items()},
-    **{("topics", name): hint for name, hint in get_type_hints(TopicRules).items()},
+    **{
+        (name, inner): hint
+        for name, table in _TABLES.items()
+        for inner, hint in get_type_hints(table).items()
+    },
 }
 
 
@@ -309,9 +403,9 @@ def _read(path: Path) -> dict[str, object]:
 
 def _flat(layer: Mapping[str, object]) -> Iterator[tuple[tuple[str, ...], object]]:
     for name, value in layer.items():
-        if name == "topics" and isinstance(value, Mapping):
+        if name in _TABLES and isinstance(value, Mapping):
             for inner, inner_value in value.items():
-                yield ("topics", inner), inner_value
+                yield (name, inner), inner_value
         else:
             yield (name,), value
 
@@ -331,7 +425,7 @@ def _parse(text: str, hint: Any) -> object:
     """Turn a variable's text into what a TOML file would hold there, if it can be read so."""
     if get_origin(hint) is tuple:
         return [item.strip() for item in text.split(",") if item.strip()]
-    if hint is bool:
+    if hint is bool or bool in get_args(hint):
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
     for kind in (int, float):
         if kind is hint or kind in get_args(hint):
@@ -345,8 +439,8 @@ def _parse(text: str, hint: Any) -> object:
 def _structure(source: str, key: tuple[str, ...], value: object) -> Any:
     """Check one value from one source; `source` is how an error begins."""
     name = ".".join(key)
-    if key == ("topics",):
-        raise ConfigError(f"{source}topics is {value!r}: expected a table, as in [topics]")
+    if name in _TABLES:
+        raise ConfigError(f"{source}{name} is {value!r}: expected a table, as in [{name}]")
     if key not in _KEYS:
         raise ConfigError(f"{source}unknown key {name!r}{_nearest(name)}")
     try:
@@ -359,13 +453,14 @@ def _structure(source: str, key: tuple[str, ...], value: object) -> Any:
         try:
             field.validator(None, field, made)
         except ValueError as error:
-            raise ConfigError(f"{source}{'topics.' * (len(key) - 1)}{error}") from error
+            table = "".join(f"{part}." for part in key[:-1])
+            raise ConfigError(f"{source}{table}{error}") from error
     return made
 
 
 def _nearest(name: str) -> str:
-    known = [".".join(key) for key in _KEYS] + ["topics"]
-    # A key of [topics] that stands outside it is as near as can be.
+    known = [".".join(key) for key in _KEYS] + list(_TABLES)
+    # A key of a table that stands outside it is as near as can be.
     inner = [key for key in known if key.rpartition(".")[2] == name]
     near = inner or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if near:

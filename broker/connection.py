@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from math import inf
 from time import time as wall_clock
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -30,6 +31,7 @@ from .protocols import centrifuge
 from .protocols.centrifuge import CENTRIFUGE_JSON, CentrifugeJson
 from .protocols.plain import PLAIN
 from .router import PERSONAL, Router
+from .tokens import Tokens
 from .transport import frames
 from .transport.head import Head, acceptance, check_upgrade, parse_head, read_head, refusal
 from .transport.lane import Batch, Lane, LaneLimits
@@ -49,6 +51,7 @@ class Node:
     serve_http: HttpHandler
     loopback_bind: bool
     """Whether only this machine can reach us, its proxies among all else; see `origin_allowed`."""
+    tokens: Tokens
     max_connections: float = inf
     methods: Methods = attrs.field(init=False)
     draining: bool = False
@@ -150,7 +153,9 @@ async def _receive(node: Node, stream: trio.abc.Stream, address: str) -> "Connec
         check_upgrade(head)
         if node.draining:
             raise HeadError(503, "shutting down")
-        if not origin_allowed(head, config.allowed_origins, loopback_bind=node.loopback_bind):
+        # Where users matter, a page of another program's on this machine is somebody else's too.
+        lenient = node.loopback_bind and not node.tokens.enabled
+        if not origin_allowed(head, config.allowed_origins, loopback_bind=lenient):
             raise HeadError(403, f"origin not allowed: {head.origin}")
     except HeadError as error:
         node.refused += 1
@@ -177,7 +182,8 @@ async def _answer_and_linger(stream: trio.abc.Stream, answer: bytes, config: Con
 class Connection:
     """One WebSocket peer, as hooks see it.
 
-    `data` is for the app, to keep what it likes with the connection.
+    `data` is for the app, to keep what it likes with the connection. `claims` is what its token
+    says, `meta` among them; empty without one.
     """
 
     __slots__ = (
@@ -194,6 +200,7 @@ class Connection:
         "_stream",
         "_undelivered",
         "address",
+        "claims",
         "data",
         "headers",
         "opened_at",
@@ -206,6 +213,7 @@ class Connection:
         self, node: Node, stream: trio.abc.Stream, head: Head, behind: bytes, address: str
     ) -> None:
         self.data: dict[str, Any] = {}
+        self.claims: Mapping[str, object] = _NO_CLAIMS
         self.address = address
         self.path = head.path
         self.headers: Mapping[str, str] = dict(head.headers)
@@ -363,8 +371,9 @@ class Connection:
                 elif self._session.phase is Phase.OPEN and (
                     centrifuge.is_connect(payload) or self.subprotocol
                 ):
+                    node = self._node
                     self._conversation = Conversation(
-                        self, self._session, self._node.router, self._node.hooks, self._node.config
+                        self, self._session, node.router, node.hooks, node.config, node.tokens
                     )
                     await self._conversation.handle(payload)
                 else:
@@ -478,6 +487,9 @@ class Connection:
             if subscription is not None and subscription.recoverable:
                 # Nothing of the topic may reach the client now: it recovers from the last it saw.
                 self.outbox.drop_topic(topic)
+                if subscription.server_side:  # the client recovers it with its next connect
+                    self.close(CloseCode.INSUFFICIENT_STATE, "insufficient state")
+                    return
                 self.end_subscription(
                     topic, UnsubscribeCode.INSUFFICIENT_STATE, "insufficient state"
                 )
@@ -507,7 +519,7 @@ class Connection:
             return False
         router.check_listenable(topic)
         client = session.info if info is None else attrs.evolve(session.info, chan_info=info)
-        subscription = Subscription(session, topic, client)
+        subscription = Subscription(session, topic, client, server_side=True)
         router.subscribe(subscription)
         self.outbox.offer(Run((CENTRIFUGE_JSON.subscribe(topic, data),), messages=0))
         router.give_retained(subscription)
@@ -525,7 +537,10 @@ class Connection:
     # heartbeat
 
     def beat(self, now: float) -> None:
-        """Called about once a second: ping a silent peer, give up one that does not answer."""
+        """Called about once a second: end what has expired, ping a silent peer, give up one that
+        does not answer."""
+        if self._conversation is not None and self._closing is None:
+            self._conversation.beat(now)
         if self._closing is not None:
             return
         config, lane = self._node.config, self._lane
@@ -556,6 +571,8 @@ class Connection:
         if self._pinged_at is None:
             self._pinged_at = now
 
+
+_NO_CLAIMS: Mapping[str, object] = MappingProxyType({})
 
 _CUT = Close(CloseCode.ABNORMAL, "cut", Initiator.SHUTDOWN)
 """How a connection ends that is cancelled before it was told to close."""

@@ -9,7 +9,8 @@ Rules:
 4. A client that has yet to take a large reply is served on when it has.
 """
 
-import math
+from collections.abc import Mapping
+from math import ceil, inf
 from typing import TYPE_CHECKING
 
 import attrs
@@ -22,7 +23,17 @@ from .core.history import UnrecoverablePosition
 from .core.messages import ClientInfo, Fd, Position
 from .core.session import Happening, Phase, Session, Subscription
 from .core.topics import is_pattern
-from .errors import CloseCode, Disconnect, ErrorCode, Refused
+from .errors import (
+    CloseCode,
+    Disconnect,
+    ErrorCode,
+    KeysUnavailable,
+    Refused,
+    TokenExpired,
+    TokenInvalid,
+    TokenRefused,
+    UnsubscribeCode,
+)
 from .hooks import (
     ConnectEvent,
     ConnectReply,
@@ -34,8 +45,17 @@ from .hooks import (
 )
 from .methods import RPC
 from .protocols import centrifuge
-from .protocols.centrifuge import CENTRIFUGE_JSON, METHODS, BadCommand, Command, one_line, to_json
+from .protocols.centrifuge import (
+    CENTRIFUGE_JSON,
+    METHODS,
+    BadCommand,
+    Command,
+    SubscribeRequest,
+    one_line,
+    to_json,
+)
 from .router import DIRECT, PERSONAL, Router, direct_fd
+from .tokens import ConnectionToken, ServerSub, SubscriptionToken, Tokens, needs_token, ttl
 from .transport import frames
 from .transport.outbox import Run
 from .version import VERSION
@@ -70,14 +90,21 @@ class Conversation:
         router: Router,
         hooks: Hooks,
         config: Config,
+        tokens: Tokens,
     ) -> None:
         self._connection = connection
         self._session = session
         self._router = router
         self._hooks = hooks
         self._config = config
+        self._tokens = tokens
         self._replies: list[bytes] = []
         self._spent = 0  # of this session's turn
+        self._token_user = ""
+        # On Trio's clock, as all deadlines here: when the connection ends unless it is refreshed,
+        # and when the first of it and its subscriptions does.
+        self._expires_at = inf
+        self._next_expiry = inf
 
     def publish_nowait(self, payload: bytes) -> bool:
         """Carry out a message that is one publish, if nobody has to be asked about it.
@@ -186,60 +213,148 @@ class Conversation:
 
     # commands: each returns the result as JSON, or None if it has answered by itself
 
-    async def _on_connect(self, command: Command) -> bytes | None:
+    async def _on_connect(self, command: Command) -> None:
         request = command.connect
         assert request is not None
+        token = await self._connection_token(request.token)
         reply = None
-        if self._hooks.connect is not None:
+        if self._hooks.connect is not None and self._session.is_established:
             event = ConnectEvent(
                 self._connection,
                 request.token,
                 _from_json(request.data),
                 request.name,
                 request.version,
+                None if token is None else token.claims,
             )
             reply = await self._hooks.connect(event)
-            if not self._session.is_established:
-                return None
+        if not self._session.is_established:
+            return
         reply = reply or ConnectReply()
         session, sessions, fd = self._session, self._router.hub.sessions, self._session.fd
-        user = reply.user or sessions.user_of(fd)
-        subs: dict[str, object] = {f"{DIRECT}{fd}": {}}
-        if user:
-            subs[f"{PERSONAL}{user}"] = {}
         data = {"fd": fd}
         if isinstance(reply.data, dict):
             data |= reply.data
+        result: dict[str, object] = {"client": str(fd), "version": VERSION}
+        info = None if reply.info is None else to_json(reply.info)
+        user, expires_at = reply.user or sessions.user_of(fd), inf
+        server_subs: Mapping[str, ServerSub] = {}
+        if token is not None:
+            user = reply.user or token.user
+            info = token.info if info is None else info
+            server_subs = token.subs
+            expires_at = self._watch(token.expires_at, result)
+        self._check_server_subs(server_subs)
         # What JSON cannot say raises before anything has changed, so the client may try again.
-        result = to_json(
-            {
-                "client": str(fd),
-                "version": VERSION,
-                "data": data,
-                "subs": subs,
-                "ping": _whole_seconds(self._config.ping_seconds),
-                "pong": True,
-            }
-        )
-        info = ClientInfo(str(fd), user, None if reply.info is None else to_json(reply.info))
+        result |= {
+            "data": msgspec.Raw(to_json(data)),
+            "ping": _whole_seconds(self._config.ping_seconds),
+            "pong": True,
+        }
+        # No checkpoint from here to the reply: whatever is published next comes behind it.
         sessions.bind(fd, user)
         session.note(Happening.CONNECT)
-        session.codec, session.info = CENTRIFUGE_JSON, info
-        return result
+        session.codec, session.info = CENTRIFUGE_JSON, ClientInfo(str(fd), user, info)
+        if token is not None:
+            self._connection.claims, self._token_user = token.claims, token.user
+            self._expires_at = expires_at
+        subs: dict[str, object] = {f"{DIRECT}{fd}": {}}
+        if user:
+            subs[f"{PERSONAL}{user}"] = {}
+        subscriptions = []
+        for name, options in server_subs.items():
+            asked = request.subs.get(name, SubscribeRequest())
+            fields, subscription = self._open_server_sub(name, options, asked)
+            subs[name] = msgspec.Raw(b"{" + b",".join(fields) + b"}")
+            subscriptions.append(subscription)
+            self._router.subscribe(subscription)
+        result["subs"] = subs
+        self._reply(CENTRIFUGE_JSON.reply(command.id, "connect", to_json(result)))
+        for subscription in subscriptions:
+            self._router.give_retained(subscription)
+            self._router.announce(subscription)
+
+    async def _connection_token(self, token: str) -> ConnectionToken | None:
+        """What a client's token says; None for one without, where that is allowed.
+
+        Raises `Disconnect` for a token that will never do, `Refused` where another one may.
+        """
+        tokens = self._tokens
+        if not tokens.enabled:
+            return None  # without a key a token means nothing, or only something to the app
+        if not token and tokens.rules.anonymous_allowed:
+            return None
+        try:
+            if not token:
+                raise TokenInvalid("no token")
+            return await tokens.connection(token)
+        except TokenInvalid as error:
+            self._note_refused(error)
+            raise Disconnect(CloseCode.INVALID_TOKEN, "invalid token") from None
+        except TokenRefused as error:
+            self._note_refused(error)
+            raise _refused(error) from None
+
+    def _note_refused(self, error: TokenRefused) -> None:
+        log.info("token_refused", fd=self._session.fd, reason=str(error)[:200])
+
+    def _check_server_subs(self, subs: Mapping[str, ServerSub]) -> None:
+        for name in subs:
+            self._router.check_listenable(name)
+        if len(subs) > self._config.max_topics:
+            limit = f"more than {self._config.max_topics} subscriptions"
+            raise Refused(ErrorCode.LIMIT_EXCEEDED, limit)
+
+    def _open_server_sub(
+        self, name: str, options: ServerSub, request: SubscribeRequest
+    ) -> tuple[list[bytes], Subscription]:
+        """A subscription that a token asks for, with the fields of its reply.
+
+        Where the topic has a history it is recoverable, as the client cannot ask for that. Nor can
+        it ask for an error: the others in the same reply are not to blame.
+        """
+        session = self._session
+        request = msgspec.structs.replace(request, flag=0)
+        recoverable = self._router.rules_for(name).history_size > 0 and not is_pattern(name)
+        fields = self._open_stream(name, request) if recoverable else []
+        if options.data is not None:
+            fields.append(b'"data":' + options.data)
+        info = session.info
+        if options.info is not None:
+            info = attrs.evolve(info, chan_info=options.info)
+        return fields, Subscription(session, name, info, False, recoverable, server_side=True)
+
+    def _open_stream(self, name: str, request: SubscribeRequest) -> list[bytes]:
+        """The fields of a subscribe reply that say where the client is in a topic's history."""
+        engine, fields = self._router.engine, []
+        if request.recover:
+            missed, recovered, top = engine.recover(name, Position(request.offset, request.epoch))
+            if not recovered and request.flag & REJECT_UNRECOVERED:
+                raise Refused(ErrorCode.UNRECOVERABLE_POSITION)
+            fields.append(
+                b'"was_recovering":true,"recovered":%b' % (b"true" if recovered else b"false")
+            )
+        else:
+            missed, top = [], engine.position(name)
+        fields.append(b'"recoverable":true,"positioned":true')
+        fields.append(CENTRIFUGE_JSON.stream(missed, top))
+        return fields
 
     async def _on_subscribe(self, command: Command) -> bytes | None:
         request = command.subscribe
         assert request is not None
         name, session, router = request.channel, self._session, self._router
         self._check_subscribe(name)
+        token = await self._subscription_token(name, request.token)
         reply = None
-        if self._hooks.subscribe is not None:
+        if self._hooks.subscribe is not None and session.is_established:
             data = _from_json(request.data)
-            event = SubscribeEvent(self._connection, name, request.token, data)
+            claims = None if token is None else token.claims
+            event = SubscribeEvent(self._connection, name, request.token, data, claims)
             reply = await self._hooks.subscribe(event)
-            if not session.is_established:
-                return None
-            self._check_subscribe(name)
+        if not session.is_established:
+            return None
+        self._check_subscribe(name)
         reply = reply or SubscribeReply()
         # No checkpoint from here to the reply: whatever is published next comes behind it.
         rules = router.rules_for(name)
@@ -247,34 +362,59 @@ class Conversation:
         # A member that recovered would be given what others of its group have had.
         has_history = rules.history_size > 0 and not is_pattern(name) and not group
         recoverable = has_history and (request.recoverable or request.positioned or request.recover)
-        fields = []
-        recovered = False
-        if recoverable:
-            position = Position(request.offset, request.epoch)
-            if request.recover:
-                missed, recovered, top = router.engine.recover(name, position)
-                if not recovered and request.flag & REJECT_UNRECOVERED:
-                    raise Refused(ErrorCode.UNRECOVERABLE_POSITION)
-                was = b'"was_recovering":true,"recovered":%b' % (b"true" if recovered else b"false")
-                fields.append(was)
-            else:
-                missed, top = [], router.engine.position(name)
-            fields.append(b'"recoverable":true,"positioned":true')
-            fields.append(CENTRIFUGE_JSON.stream(missed, top))
+        fields = self._open_stream(name, request) if recoverable else []
+        # Who has all that was published has the value that is retained, too.
+        recovered = recoverable and fields[0].endswith(b'"recovered":true')
         info = _with_topic_info(session.info, reply.info)
+        data = None if reply.data is None else to_json(reply.data)
+        expires_at = inf
+        if token is not None:
+            if reply.info is None and token.info is not None:
+                info = attrs.evolve(info, chan_info=token.info)
+            data = token.data if data is None else data
+            expiry: dict[str, object] = {}
+            expires_at = self._watch(token.expires_at, expiry)
+            if expiry:
+                fields.append(to_json(expiry)[1:-1])
         subscription = Subscription(
             session, name, info, request.join_leave and rules.join_leave, recoverable, group
         )
-        if reply.data is not None:
-            fields.append(b'"data":' + to_json(reply.data))
+        subscription.expires_at = expires_at
+        if data is not None:
+            fields.append(b'"data":' + data)
         self.settle()
         router.subscribe(subscription)
         result = b"{" + b",".join(fields) + b"}"
         self._reply(CENTRIFUGE_JSON.reply(command.id, "subscribe", result))
-        if not recovered:  # who has all that was published has the last of it, too
+        if not recovered:
             router.give_retained(subscription)
         router.announce(subscription)
         return None
+
+    async def _subscription_token(self, name: str, token: str) -> SubscriptionToken | None:
+        """What a subscription token says of this client and this topic; None for none.
+
+        Raises `Refused` for any other token, and for none where one is needed.
+        """
+        tokens, session = self._tokens, self._session
+        if not tokens.enabled:
+            return None  # without a key a token means nothing, or only something to the app
+        if not token:
+            if needs_token(name):
+                raise Refused(ErrorCode.PERMISSION_DENIED)
+            return None
+        try:
+            found = await tokens.subscription(token)
+            if found.topic != name:
+                raise TokenInvalid("for another topic")
+            if found.user != self._router.hub.sessions.user_of(session.fd):
+                raise TokenInvalid("for another user")
+            if found.client not in ("", str(session.fd)):
+                raise TokenInvalid("for another connection")
+        except TokenRefused as error:
+            self._note_refused(error)
+            raise _refused(error) from None
+        return found
 
     def _check_subscribe(self, name: str) -> None:
         session = self._session
@@ -339,6 +479,9 @@ class Conversation:
         self._router.check_name(topic)
         if is_pattern(topic) or topic.startswith((DIRECT, PERSONAL)):
             raise Refused(ErrorCode.NOT_AVAILABLE)
+        private = self._tokens.enabled and needs_token(topic)
+        if private and topic not in self._session.subscriptions:
+            raise Refused(ErrorCode.PERMISSION_DENIED)
 
     async def _on_history(self, command: Command) -> bytes:
         request = command.history
@@ -390,16 +533,83 @@ class Conversation:
             raise Disconnect(CloseCode.NOT_AVAILABLE, "not available")
         await self._connection.handle_message(frames.TEXT, bytes(command.send.data))
 
-    async def _on_refresh(self, command: Command) -> bytes:
-        raise Refused(ErrorCode.NOT_AVAILABLE)
+    async def _on_refresh(self, command: Command) -> bytes | None:
+        assert command.refresh is not None
+        if not self._tokens.enabled:
+            raise Refused(ErrorCode.NOT_AVAILABLE)
+        token = await self._connection_token(command.refresh.token)
+        if not self._session.is_established:
+            return None
+        # The app may have made another user of it, which stays as it is.
+        if token is None or token.user != self._token_user:
+            self._note_refused(TokenInvalid("refresh for another user"))
+            raise Disconnect(CloseCode.INVALID_TOKEN, "invalid token")
+        result: dict[str, object] = {"client": str(self._session.fd), "version": VERSION}
+        self._expires_at = self._watch(token.expires_at, result)
+        self._connection.claims = token.claims
+        return to_json(result)
 
-    async def _on_sub_refresh(self, command: Command) -> bytes:
-        raise Refused(ErrorCode.NOT_AVAILABLE)
+    async def _on_sub_refresh(self, command: Command) -> bytes | None:
+        request = command.sub_refresh
+        assert request is not None
+        if not self._tokens.enabled:
+            raise Refused(ErrorCode.NOT_AVAILABLE)
+        token = await self._subscription_token(request.channel, request.token)
+        # Looked up after the wait: it may have ended meanwhile.
+        subscription = self._session.subscriptions.get(request.channel)
+        if token is None or subscription is None:
+            raise Refused(ErrorCode.PERMISSION_DENIED)
+        result: dict[str, object] = {}
+        subscription.expires_at = self._watch(token.expires_at, result)
+        return to_json(result)
+
+    # expiry
+
+    def _watch(self, expires_at: float | None, result: dict[str, object]) -> float:
+        """Note when something ends, told by the wall clock, and tell the client in `result`.
+
+        Returns the deadline on Trio's clock: what the wall clock does later moves nothing. Raises
+        `Refused` for what has ended already.
+        """
+        if expires_at is None:
+            return inf
+        rules, now = self._tokens.rules, self._tokens.now()
+        if expires_at <= now - rules.leeway_seconds:
+            raise Refused(ErrorCode.EXPIRED)
+        result |= {"expires": True, "ttl": ttl(expires_at, now)}
+        deadline = trio.current_time() + (expires_at - now) + rules.grace_seconds
+        self._next_expiry = min(self._next_expiry, deadline)
+        return deadline
+
+    def beat(self, now: float) -> None:
+        """End what has expired and was not refreshed. Costs one comparison unless something has."""
+        if now < self._next_expiry:
+            return
+        if now >= self._expires_at:
+            self._connection.close(CloseCode.EXPIRED, "connection expired")
+            return
+        subscriptions = self._session.subscriptions
+        for name, subscription in list(subscriptions.items()):
+            if now >= subscription.expires_at:
+                self._connection.end_subscription(
+                    name, UnsubscribeCode.EXPIRED, "subscription expired"
+                )
+        ends = (subscription.expires_at for subscription in subscriptions.values())
+        self._next_expiry = min(self._expires_at, *ends, inf)
+
+
+def _refused(error: TokenRefused) -> Refused:
+    """The error reply to a token that a client may replace, or try again with."""
+    if isinstance(error, TokenExpired):
+        return Refused(ErrorCode.TOKEN_EXPIRED)
+    if isinstance(error, KeysUnavailable):
+        return Refused(ErrorCode.INTERNAL)
+    return Refused(ErrorCode.PERMISSION_DENIED)
 
 
 def _whole_seconds(interval: float) -> int:
     """A ping interval as clients know it: never less than it is, and 0 for no pings at all."""
-    return 0 if interval == math.inf else math.ceil(interval)
+    return 0 if interval == inf else ceil(interval)
 
 
 @attrs.define(eq=False)

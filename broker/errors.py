@@ -8,6 +8,10 @@
     ├── Disconnect      one peer is sent away: it gets a close code and a reason
     ├── HeadError       one HTTP request head is not acceptable: the peer gets a status
     ├── Lagged          an in-process subscriber was too slow and has missed something
+    ├── TokenRefused    a token does not let its bearer in
+    │   ├── TokenInvalid    not signed by a key of ours, or not for us: it will never be valid
+    │   ├── TokenExpired    was valid once, or is not yet: another one may be
+    │   └── KeysUnavailable     the key that would tell could not be fetched
     ├── UnrecoverablePosition   (core.history) a position in another epoch: error reply 112
     └── ClientError     what `broker.client` raises
         ├── Unavailable     the connection is gone and will not come back
@@ -147,6 +151,22 @@ class HeadError(BrokerError):
         super().__init__(f"{status}: {reason}")
         self.status = status
         self.reason = reason
+
+
+class TokenRefused(BrokerError):
+    """A token does not let its bearer in. The message is for the log, not for the peer."""
+
+
+class TokenInvalid(TokenRefused):
+    """Not signed by a key of ours, or not for us."""
+
+
+class TokenExpired(TokenRefused):
+    """Signed by a key of ours, and past its time or ahead of it."""
+
+
+class KeysUnavailable(TokenRefused):
+    """The key that a token names is not known, and could not be fetched just now."""
 
 
 class Lagged(BrokerError):

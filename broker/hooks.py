@@ -6,7 +6,7 @@ with an error reply, `Disconnect` sends the peer away. Cancellation reaches a ho
 connection has ended and the hook is still busy `close_seconds` later.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
@@ -22,18 +22,26 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class ConnectEvent:
-    """A peer asks to be let in. `data` is what it sent along, decoded, or None."""
+    """A peer asks to be let in. `data` is what it sent along, decoded, or None.
+
+    `claims` is what its token says, once that was verified; None without a token, or without a
+    key to verify one.
+    """
 
     connection: "Connection"
     token: str
     data: object
     name: str
     version: str
+    claims: Mapping[str, object] | None = None
 
 
 @attrs.frozen
 class ConnectReply:
-    """`user` and `info` are what others will see of it; `data` goes to the peer itself."""
+    """`user` and `info` are what others will see of it; `data` goes to the peer itself.
+
+    `user` and `info` that are given come before those of a token.
+    """
 
     user: str = ""
     info: object = None
@@ -42,17 +50,24 @@ class ConnectReply:
 
 @attrs.frozen
 class SubscribeEvent:
-    """A client asks to subscribe to `topic`, which may be a pattern."""
+    """A client asks to subscribe to `topic`, which may be a pattern.
+
+    `claims` is what its subscription token says, once that was verified; None without one.
+    """
 
     connection: "Connection"
     topic: str
     token: str
     data: object
+    claims: Mapping[str, object] | None = None
 
 
 @attrs.frozen
 class SubscribeReply:
-    """`info` is what others will see of it on this topic; `data` goes to the client itself."""
+    """`info` is what others will see of it on this topic; `data` goes to the client itself.
+
+    What is given comes before what a token says.
+    """
 
     info: object = None
     data: object = None

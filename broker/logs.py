@@ -26,7 +26,7 @@ from structlog.types import EventDict, Processor
 
 from broker.config import LogFormat, LogLevel
 
-LIMITED: Final = frozenset({"refused"})
+LIMITED: Final = frozenset({"refused", "token_refused"})
 """Events that strangers cause at will; limited at any level. Warnings are limited anyway."""
 
 

@@ -13,6 +13,7 @@ Everything here speaks through `trio.testing` streams, byte for byte what a sock
 """
 
 import os
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -245,7 +246,12 @@ class Network:
 
 @asynccontextmanager
 async def open_test_broker(broker: Broker) -> AsyncGenerator[Network, None]:
-    """Serve a broker in memory for as long as the block; then stop it, as SIGTERM would."""
+    """Serve a broker in memory for as long as the block; then stop it, as SIGTERM would.
+
+    Its wall clock goes with Trio's, so tokens expire in virtual time as well.
+    """
+    began = time.time() - trio.current_time()
+    broker.wall_clock = lambda: began + trio.current_time()
     listener = MemoryListener()
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda **start: broker.serve(listeners=[listener], **start))

@@ -14,7 +14,7 @@ import click
 from sphinx.application import Sphinx
 
 from broker.cli import main
-from broker.config import Config, TopicRules
+from broker.config import Config, TokenRules, TopicRules
 from broker.errors import CloseCode, ErrorCode, UnsubscribeCode
 from broker.version import VERSION
 
@@ -70,6 +70,8 @@ def _field_docs(class_name: str) -> Iterator[tuple[str, str]]:
 def _default(value: object) -> str:
     if value is None:
         return "unset"
+    if value == "":
+        return "unset"
     if isinstance(value, tuple):
         return f"`[{', '.join(repr(item) for item in value)}]`".replace("'", '"')
     if isinstance(value, bool):
@@ -81,7 +83,7 @@ def _default(value: object) -> str:
 
 def _settings() -> str:
     text = []
-    for made, prefix in ((Config(), ""), (TopicRules(), "topics.")):
+    for made, prefix in ((Config(), ""), (TopicRules(), "topics."), (TokenRules(), "tokens.")):
         rows: list[list[str]] = []
         known = {field.name for field in attrs.fields(type(made))}
         for name, words in _field_docs(type(made).__name__):
@@ -90,11 +92,12 @@ def _settings() -> str:
                     text.append(_table(["setting", "default", "why"], rows))
                     rows = []
                 text.append(f"\n## {words[:1].upper()}{words[1:]}\n")
-            elif name in known and name != "topics":
+            elif name in known and name not in ("topics", "tokens"):
                 rows.append([f"`{prefix}{name}`", _default(getattr(made, name)), words])
         if prefix:
-            text.append("\n## Topics\n")
-        text.append(_table(["setting", "default", "why"], rows))
+            text.append(f"\n## {prefix[:-1].capitalize()}\n")
+        if rows:
+            text.append(_table(["setting", "default", "why"], rows))
     return "\n".join(text)
 
 
@@ -133,6 +136,9 @@ def _command_line() -> str:
     for name, command in main.commands.items():
         ctx = click.Context(command, info_name=name, parent=root, max_content_width=90)
         parts.append(f"## {name}\n\n```text\n{command.get_help(ctx)}\n```\n")
+        for inner_name, inner in getattr(command, "commands", {}).items():
+            below = click.Context(inner, info_name=inner_name, parent=ctx, max_content_width=90)
+            parts.append(f"### {name} {inner_name}\n\n```text\n{inner.get_help(below)}\n```\n")
     return "\n".join(parts)
 
 

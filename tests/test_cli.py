@@ -147,7 +147,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         ("--config no.toml", "no.toml: cannot read it: No such file or directory"),
         ("--config bad.toml", "bad.toml: unknown key 'prt': did you mean 'port'?"),
-        ("pubb", "'pubb' is neither a command (serve, pub, push, sub, bench) nor MODULE:ATTR"),
+        (
+            "pubb",
+            "'pubb' is neither a command (serve, pub, push, sub, token, bench) nor MODULE:ATTR",
+        ),
         ("--port 0 sub news", "Got unexpected extra argument (news)"),
         ("there:", "'there:' is neither a command"),
         ("nowhere:broker", "'nowhere:broker': there is no module 'nowhere'"),
@@ -289,7 +292,7 @@ async def test_an_open_bind_is_warned_about() -> None:
     async with running(*SERVE, "--host", "0.0.0.0") as it:
         await it.url()
         assert await it.stop(signal.SIGTERM) == 0
-    assert it.stderr.decode().count("no allowed_origins are set") == 1
+    assert it.stderr.decode().count("neither tokens nor allowed_origins") == 1
 
 
 async def test_a_users_broker_brings_its_settings_and_options_override_them(

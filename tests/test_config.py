@@ -5,7 +5,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from broker.config import Config, TopicRules, exposure_warning, is_loopback, load
+from broker.config import Config, TokenRules, TopicRules, exposure_warning, is_loopback, load
 from broker.errors import ConfigError
 
 
@@ -195,7 +195,7 @@ def test_loopback_is_told_from_the_open_network(host: str, expected: bool) -> No
     assert is_loopback(host) is expected
 
 
-def test_only_an_open_bind_without_origins_is_warned_about() -> None:
+def test_only_an_open_bind_without_origins_or_tokens_is_warned_about() -> None:
     warning = exposure_warning(Config(host="0.0.0.0", port=9502))
     assert warning is not None
     assert "'0.0.0.0'" in warning
@@ -204,3 +204,79 @@ def test_only_an_open_bind_without_origins_is_warned_about() -> None:
     assert exposure_warning(Config()) is None
     assert exposure_warning(Config(host="0.0.0.0", allowed_origins=("https://a.b",))) is None
     assert exposure_warning(Config(host="0.0.0.0", unix=Path("/run/b.sock"))) is None
+
+
+def test_tokens_that_are_needed_make_an_open_bind_safe() -> None:
+    needed = TokenRules(hmac_secret="secret")
+    assert exposure_warning(Config(host="0.0.0.0", tokens=needed)) is None
+    optional = TokenRules(hmac_secret="secret", allow_anonymous=True)
+    warning = exposure_warning(Config(host="0.0.0.0", tokens=optional))
+    assert warning is not None
+    assert "[tokens]" in warning
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("hmac_secret", "secret"),
+        ("hmac_secret_file", Path("/run/secret")),
+        ("public_keys", ("a.pem",)),
+        ("jwks_url", "https://a.b"),
+    ],
+)
+def test_any_key_makes_tokens_count(field: str, value: object) -> None:
+    assert not TokenRules().configured
+    assert TokenRules().anonymous_allowed
+    rules = attrs.evolve(TokenRules(), **{field: value})  # type: ignore[arg-type]
+    assert rules.configured
+    assert not rules.anonymous_allowed
+    assert attrs.evolve(rules, allow_anonymous=True).anonymous_allowed
+    assert not attrs.evolve(rules, allow_anonymous=False).anonymous_allowed
+
+
+def test_token_rules_are_read_from_file_and_environment(file: Path) -> None:
+    file.write_text('[tokens]\npublic_keys = ["a.pem"]\nallow_anonymous = true\naudience = "us"\n')
+    environ = {
+        "BROKER_TOKENS_HMAC_SECRET": "secret",
+        "BROKER_TOKENS_ALLOW_ANONYMOUS": "false",
+        "BROKER_TOKENS_LEEWAY_SECONDS": "0",
+    }
+    assert load(file, {}, environ=environ).tokens == TokenRules(
+        hmac_secret="secret",
+        public_keys=("a.pem",),
+        audience="us",
+        allow_anonymous=False,
+        leeway_seconds=0.0,
+    )
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("hmac_secret = 1", "tokens.hmac_secret is 1: expected a string"),
+        ("secret = 1", "unknown key 'tokens.secret': did you mean 'tokens.hmac_secret'?"),
+        ("allow_anonymous = 1", "tokens.allow_anonymous is 1: expected true or false"),
+        ("leeway_seconds = 301", "tokens.leeway_seconds is 301.0: must be from 0 to 300"),
+        ('jwks_url = "a.b"', "tokens.jwks_url is 'a.b': must be like \"https://"),
+        ("jwks_retry_seconds = 0", "tokens.jwks_retry_seconds is 0.0: must be more than 0"),
+    ],
+)
+def test_a_mistake_in_token_rules_is_named(file: Path, text: str, message: str) -> None:
+    file.write_text(f"[tokens]\n{text}")
+    with pytest.raises(ConfigError) as raised:
+        load(file, {}, environ={})
+    assert str(raised.value).startswith(f"{file}: {message}")
+
+
+@pytest.mark.parametrize(
+    "rules, message",
+    [
+        ({"hmac_secret": "a", "hmac_secret_file": "b"}, "are both set"),
+        ({"allow_anonymous": False}, "there is no key to verify a token with"),
+    ],
+)
+def test_token_rules_that_contradict_each_other_are_refused(
+    rules: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(None, {"tokens": rules}, environ={})

@@ -5,6 +5,8 @@ say how bad the input is for a server that does not defend itself: S1 kills or s
 S2 harms others or leaks, S3 is one connection, or conformance.
 """
 
+import base64
+import hmac
 import os
 import random
 import re
@@ -24,7 +26,7 @@ import trio
 from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
 
 from broker import Broker, Config
-from broker.config import SlowConsumer, TopicRules
+from broker.config import SlowConsumer, TokenRules, TopicRules
 from broker.connection import Connection
 from broker.core.messages import Close, Frame, Initiator
 from broker.testing import Closed, MemoryListener, Network, Peer, client_frame, handshake
@@ -930,25 +932,99 @@ async def test_application_a_recovery_that_cannot_be_is_said_to_have_failed(
         assert result["offset"] == 3
 
 
-@pytest.mark.parametrize(
-    "token",
-    [
-        "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZG1pbiJ9.",  # alg: none
-        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhZG1pbiJ9.AAAA",  # signed with another key
-        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhZG1pbiIsImV4cCI6MX0.AAAA",  # expired in 1970
-        "x" * 900_000,
-    ],
-    ids=["unsigned", "wrong key", "expired", "oversized"],
-)
-async def test_application_no_token_makes_a_user_unless_the_app_says_so(
-    token: str, autojump_clock: MockClock
+def forged(header: object, claims: object, secret: bytes = b"") -> str:
+    """A token put together by hand, as an attacker does; unsigned without a secret."""
+    parts = [msgspec.json.encode(part) for part in (header, claims)]
+    head = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
+    signature = hmac.digest(secret, head, "sha256") if secret else b""
+    return (head + b"." + base64.urlsafe_b64encode(signature).rstrip(b"=")).decode()
+
+
+SECRET = b"0123456789abcdef0123456789abcdef"
+HS256 = {"alg": "HS256"}
+ADMIN = {"sub": "admin"}
+
+# What a token is answered with by connect, which knows codes to stay away and to come back with.
+TOKENS: dict[str, tuple[str, tuple[str, int]]] = {
+    "unsigned": (forged({"alg": "none"}, ADMIN), ("close", 3500)),
+    "unsigned by another spelling": (forged({"alg": "nOnE"}, ADMIN), ("close", 3500)),
+    "signature left out": (forged(HS256, ADMIN), ("close", 3500)),
+    "wrong key": (forged(HS256, ADMIN, b"another secret"), ("close", 3500)),
+    "wrong algorithm": (forged({"alg": "RS256"}, ADMIN, SECRET), ("close", 3500)),
+    "an empty secret": (forged(HS256, ADMIN, b"\0"), ("close", 3500)),
+    "kid as a path": (forged({**HS256, "kid": "../../dev/null"}, ADMIN), ("close", 3500)),
+    "a key of its own": (
+        forged({**HS256, "jwk": {"kty": "oct", "k": "AAAA"}}, ADMIN, b"\0\0\0"),
+        ("close", 3500),
+    ),
+    "a key at a URL of its own": (
+        forged({**HS256, "jku": "http://127.0.0.1:1/"}, ADMIN, b"x"),
+        ("close", 3500),
+    ),
+    "wrong audience": (forged(HS256, {**ADMIN, "aud": "them"}, SECRET), ("close", 3500)),
+    "wrong issuer": (
+        forged(HS256, {**ADMIN, "aud": "us", "iss": "them"}, SECRET),
+        ("close", 3500),
+    ),
+    "for a topic": (
+        forged(HS256, {**ADMIN, "aud": "us", "iss": "us", "channel": "a"}, SECRET),
+        ("close", 3500),
+    ),
+    "expired in 1970": (
+        forged(HS256, {**ADMIN, "aud": "us", "iss": "us", "exp": 1}, SECRET),
+        ("error", 109),
+    ),
+    "from the future": (
+        forged(HS256, {**ADMIN, "aud": "us", "iss": "us", "nbf": 9e9}, SECRET),
+        ("error", 109),
+    ),
+    "expired, wrong key": (forged(HS256, {**ADMIN, "exp": 1}, b"another"), ("close", 3500)),
+    "oversized": ("x" * 900_000, ("close", 3500)),
+    "oversized and well signed": (
+        forged(HS256, {**ADMIN, "aud": "us", "iss": "us", "info": "x" * 9000}, SECRET),
+        ("close", 3500),
+    ),
+    "a million dots": ("." * 900_000, ("close", 3500)),
+    "nested deeply": (
+        base64.urlsafe_b64encode(b"[" * 5000).decode() + ".e30.AAAA",
+        ("close", 3500),
+    ),
+    "not ASCII": ("令牌.é.\0", ("close", 3500)),
+}
+
+
+@pytest.mark.parametrize(("token", "expected"), TOKENS.values(), ids=TOKENS.keys())
+async def test_application_a_bad_token_lets_nobody_in(
+    token: str, expected: tuple[str, int], autojump_clock: MockClock
 ) -> None:
-    async with open_target() as target, await target.open_client(token=token) as peer:
-        info = target.broker.connection_info(peer.fd)
-        assert info is not None
-        assert info.user == ""
-        refresh = msgspec.json.encode({"id": 7, "refresh": {"token": token}})
-        assert await outcome(peer, refresh) == ("error", 108)
+    rules = TokenRules(
+        hmac_secret=SECRET.decode(), audience="us", issuer="us", allow_anonymous=True
+    )
+    async with open_target(Config(tokens=rules)) as target:
+        async with await target.open_plain() as peer:
+            assert await outcome(peer, asking(connect={"token": token})) == expected
+            assert target.broker.fds_of("admin") == []
+        # nor does it open a topic or extend a stay
+        good = forged(HS256, {"sub": "alice", "aud": "us", "iss": "us"}, SECRET)
+        async with await target.open_client(token=good) as peer:
+            wanted = {"channel": "$a", "token": token}
+            assert await outcome(peer, asking(subscribe=wanted)) == ("error", 103)
+            assert await outcome(peer, asking(sub_refresh=wanted)) == ("error", 103)
+            assert await outcome(peer, asking(refresh={"token": token})) == expected
+
+
+async def test_application_without_a_key_no_token_makes_a_user(autojump_clock: MockClock) -> None:
+    async with open_target() as target:
+        for token, _ in TOKENS.values():
+            async with await target.open_client(token=token) as peer:
+                info = target.broker.connection_info(peer.fd)
+                assert info is not None
+                assert info.user == ""
+                assert await outcome(peer, asking(refresh={"token": token})) == ("error", 108)
+
+
+def asking(**fields: object) -> bytes:
+    return msgspec.json.encode({"id": 7, **fields})
 
 
 async def test_application_100_000_subscriptions(autojump_clock: MockClock) -> None:

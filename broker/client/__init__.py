@@ -20,9 +20,6 @@ Rules it keeps:
 """
 
 from .address import OpenStream
-from .address import host_header as _host_header  # these three are how `broker.bench` dials
-from .address import opener as _opener
-from .address import split_url as _split
 from .client import CONNECT_SECONDS, Client, History, PresenceStats, open_client
 from .link import FRAME_BYTES, OUTBOX_COMMANDS
 from .subscription import INBOX_MESSAGES, Join, Leave, Messages, Subscription
@@ -40,8 +37,5 @@ __all__ = [
     "OpenStream",
     "PresenceStats",
     "Subscription",
-    "_host_header",
-    "_opener",
-    "_split",
     "open_client",
 ]

@@ -5,6 +5,7 @@ Rule: the phases are a table. An event that is not in it raises and changes noth
 
 from collections.abc import Hashable
 from enum import StrEnum
+from math import inf
 from typing import Protocol
 
 import attrs
@@ -69,11 +70,13 @@ class Subscriber(Protocol):
     def subscriptions(self) -> "dict[str, Subscription]": ...
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Subscription:
     """One subscriber's interest in one topic or pattern. `info` is None for who is not a client.
 
-    With a `group`, it gets what falls to it of what the group gets.
+    With a `group`, it gets what falls to it of what the group gets. `server_side`: the client has
+    not asked for it, and will not subscribe again by itself. `expires_at` is on the clock of whoever
+    ends it then; it alone may change.
     """
 
     subscriber: Subscriber
@@ -82,6 +85,8 @@ class Subscription:
     join_leave: bool = False
     recoverable: bool = False
     group: str = ""
+    server_side: bool = False
+    expires_at: float = inf
 
 
 @attrs.define(eq=False)
