@@ -12,7 +12,7 @@
 """
 
 from .app import Broker, BrokerStatistics, Messages
-from .config import Config, TokenRules, TopicRules
+from .config import Config, TokenRules, TopicPattern, TopicRules
 from .connection import Connection, ConnectionInfo
 from .core.messages import (
     ClientInfo,
@@ -76,6 +76,7 @@ __all__ = [
     "SubscribeEvent",
     "SubscribeReply",
     "TokenRules",
+    "TopicPattern",
     "TopicRules",
     "__version__",
 ]

@@ -29,9 +29,10 @@ from .http.app import http_app
 from .http.backends import BackendServer
 from .http.server import HttpServer
 from .jwks import open_tokens
-from .logs import configure_if_unset
+from .logs import configure_if_unset, reconfigure
 from .protocols.centrifuge import CENTRIFUGE_JSON, to_json
 from .protocols.plain import PLAIN
+from .reload import merge
 from .router import IN_PROCESS, Router
 from .tokens import warning as token_warning
 from .transport import frames
@@ -153,7 +154,7 @@ class Broker:
 
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or Config()
-        """May be replaced until `serve` is called."""
+        """May be replaced until `serve` is called; then `reload` does it."""
         self.wall_clock: Callable[[], float] = time.time
         """Unix seconds, by which tokens expire; `open_test_broker` puts virtual time here."""
         self.hooks = Hooks()
@@ -408,6 +409,8 @@ class Broker:
         that the server makes.
         """
         before = self._hub.sessions.user_of(fd)
+        if self._node is not None:
+            self._node.router.flush()
         self._hub.sessions.bind(fd, user)
         connection = self._find(fd)
         if connection is not None and user != before:
@@ -452,6 +455,30 @@ class Broker:
         """Ask `serve` to end: no more connections; those there are get what is queued for them, and
         a Close with 1001 or 3001; after `drain_seconds` the rest is cut."""
         self._stop.set()
+
+    def reload(self, config: Config) -> None:
+        """Go by another config from now on, with everybody still connected.
+
+        Rules and limits count from a client's next request on; who is subscribed already stays so.
+        Where the broker listens and how much history it keeps cannot change while it serves: that
+        stays as it is, and one warning names it.
+        """
+        change = merge(self.config, config)
+        if self._node is None:
+            self.config = config
+            return
+        self.config = config = change.config
+        if {"log_format", "log_level"} & set(change.made):
+            reconfigure(config.log_format, config.log_level)
+        self._node.max_connections = _connection_limit(config)
+        self._node.reload(config)
+        if change.refused:
+            log.warning(
+                "not_reloaded",
+                settings=list(change.refused),
+                detail="these need a restart; the broker goes on with the old ones",
+            )
+        log.info("reloaded", settings=list(change.made))
 
     async def serve(  # noqa: ASYNC128 - `_serve` calls `started`
         self,

@@ -23,8 +23,13 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 import attrs
 import cattrs
 
+from broker.core.topics import check_pattern, check_topic, is_pattern
 from broker.errors import ConfigError
 
+Askers = Literal["all", "subscribers", "users", "none"]
+"""`subscribers` of the very topic, not of a pattern; `users`: whoever is not anonymous."""
+Joiners = Literal["all", "users", "none"]
+"""The same, for what one does before one is a subscriber."""
 SlowConsumer = Literal["close", "drop_oldest", "latest"]
 LogFormat = Literal["console", "json", "article"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -101,9 +106,43 @@ def _origins(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
             )
 
 
+RESERVED_NAMESPACES: Final = ("fd", "user")
+"""`fd:7` and `user:alice` are connections, not topics."""
+
+
+def _namespaces(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    for name in value:
+        if name in RESERVED_NAMESPACES:
+            raise ValueError(f"{field.name} holds {name!r}: {name}:… is what connections are named")
+        try:
+            check_topic(name, 255)
+        except ValueError as error:
+            raise ValueError(f"{field.name} holds {name!r}: {error}") from error
+        if set(name) & set(":$#"):
+            raise ValueError(
+                f"{field.name} holds {name!r}: it is the part of a topic before its colon, "
+                "without ':', '$' and '#'"
+            )
+
+
+def _patterns(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    matches = [pattern.match for pattern in value]
+    for match in matches:
+        if matches.count(match) > 1:
+            raise ValueError(f"{field.name} holds {match!r} twice: the second would never apply")
+
+
+def _match(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    try:
+        (check_pattern if is_pattern(value) else check_topic)(value, 255)
+    except ValueError as error:
+        raise ValueError(f"{field.name} is {value!r}: {error}") from error
+
+
 @attrs.frozen(kw_only=True)
 class TopicRules:
-    """What topics keep, and what happens to a subscriber that cannot follow."""
+    """What topics keep, who may do what with them, and what happens to a subscriber that cannot
+    follow."""
 
     history_size: int = attrs.field(default=100, validator=_number(0))
     """Publications kept per topic; 0 keeps none. A phone that loses its network for a minute
@@ -121,9 +160,39 @@ class TopicRules:
     retain: bool = False
     """Whether the last value of each topic is retained: who subscribes gets it at once."""
 
+    force_push_join_leave: bool = False
+    """Tell every subscriber who comes and goes, also those that did not ask. Costs a message to
+    each subscriber for each that comes: only where topics are small."""
+
+    force_recovery: bool = False
+    """Every subscription recovers what it missed, also where the client did not ask."""
+
+    force_positioning: bool = False
+    """Every subscription has a position, so that the client learns of a gap."""
+
+    may_publish: Askers = attrs.field(default="all", validator=_choice(Askers))
+    """Which clients may publish. Your program and its hooks may always."""
+
+    may_subscribe: Joiners = attrs.field(default="all", validator=_choice(Joiners))
+    """Which clients may subscribe. What comes through a pattern is judged by its own topic."""
+
+    may_read_presence: Askers = attrs.field(default="all", validator=_choice(Askers))
+    """Which clients may ask who is subscribed."""
+
+    may_read_history: Askers = attrs.field(default="all", validator=_choice(Askers))
+    """Which clients may ask for what was published. Recovery asks `may_subscribe` alone."""
+
     slow_consumer: SlowConsumer = attrs.field(default="close", validator=_choice(SlowConsumer))
     """When an outbox is full: `close` the connection (3008, the client comes back and recovers),
     `drop_oldest` publications, or keep only the `latest` of each topic."""
+
+
+@attrs.frozen
+class TopicPattern:
+    """Rules of the topics that a pattern matches; `match` may be a single topic as well."""
+
+    match: str = attrs.field(validator=_match)
+    rules: TopicRules
 
 
 @attrs.frozen(kw_only=True)
@@ -253,6 +322,40 @@ class Config:
     """As Centrifugo and most file systems."""
     max_topics: int = attrs.field(default=1000, validator=_number(1))
     """Subscriptions of one connection."""
+    max_connections_per_user: int | None = attrs.field(
+        default=None, validator=_number(1, optional=True)
+    )
+    """None: as many as there are. One more is sent away with 3504 and does not come back."""
+    message_rate: float = attrs.field(default=math.inf, validator=_positive)
+    """Requests, or a plain peer's messages, a second from one connection. Off: a full socket
+    already slows its own sender, and nobody else."""
+    message_burst: int = attrs.field(default=100, validator=_number(1))
+    """Requests at once before `message_rate` applies: what a client sends when it comes back and
+    subscribes to all it had."""
+    byte_rate: float = attrs.field(default=math.inf, validator=_positive)
+    """Bytes a second from one connection."""
+    byte_burst: int = attrs.field(default=2**20, validator=_number(1))
+    """Bytes at once before `byte_rate` applies: one message of the largest size. A larger one
+    passes when nothing was sent before it, and is paid off afterwards."""
+    user_message_rate: float = attrs.field(default=math.inf, validator=_positive)
+    """As `message_rate`, for all connections of one user together."""
+    user_message_burst: int = attrs.field(default=300, validator=_number(1))
+    """As `message_burst`: a phone, a laptop and a browser tab come back at once."""
+    user_byte_rate: float = attrs.field(default=math.inf, validator=_positive)
+    """As `byte_rate`, for all connections of one user together."""
+    user_byte_burst: int = attrs.field(default=4 * 2**20, validator=_number(1))
+    """As `byte_burst`."""
+    excess_rate: float = attrs.field(default=1.0, validator=_positive)
+    """Requests beyond the rates above that are forgiven a second. Whoever keeps at it is sent away
+    with 3013."""
+    excess_burst: int = attrs.field(default=1000, validator=_number(1))
+    """Requests beyond the rates that are answered with 111 before that: a client that publishes
+    what it had kept while it was offline deserves an answer to each."""
+    history_max_limit: int = attrs.field(default=300, validator=_number(1))
+    """Publications in one answer to a history request, as Centrifugo: 1,000 of 1 MiB would fill the
+    outbox of whoever asks."""
+    may_send: Joiners = attrs.field(default="all", validator=_choice(Joiners))
+    """Which clients may send direct messages: publish to `fd:7` or `user:alice`."""
 
     # what waits for one peer
     outbox_bytes: int = attrs.field(default=2**20, validator=_number(1))
@@ -280,7 +383,15 @@ class Config:
     """Last values retained for new subscribers, all topics together: about 10,000 small ones.
     Beyond it the value retained longest ago is forgotten."""
     topics: TopicRules = attrs.field(factory=TopicRules)
-    """The rules of every topic; in a file they stand under `[topics]`."""
+    """The rules of every topic that has no others; in a file they stand under `[topics]`."""
+    namespaces: Mapping[str, TopicRules] = attrs.field(factory=dict, validator=_namespaces)
+    """Rules by the part of a topic before its colon; in a file `[topics.namespaces.NAME]`. Once
+    there is one, a topic of a namespace that is not here is answered with 102."""
+    patterns: tuple[TopicPattern, ...] = attrs.field(default=(), validator=_patterns)
+    """Rules by pattern, the first that matches; they come before namespaces. In a file
+    `[[topics.patterns]]`, each with its `match`."""
+    personal_topic: bool = False
+    """Subscribe each client to `#NAME` of its user when it connects, as Centrifugo can."""
 
     # who may connect
     tokens: TokenRules = attrs.field(factory=TokenRules)
@@ -364,16 +475,46 @@ def load(
     try:
         for table in _TABLES:
             inner = {key[1]: value for key, value in values.items() if key[0] == table}
-            fields[table] = attrs.evolve(getattr(base, table), **inner)
+            if table == "topics":
+                fields |= _all_rules(base, inner)
+            else:
+                fields[table] = attrs.evolve(getattr(base, table), **inner)
         return attrs.evolve(base, **fields)
     except ValueError as error:  # what no single value is to blame for
         raise ConfigError(str(error)) from error
 
 
+def _all_rules(base: Config, topics: dict[str, Any]) -> dict[str, Any]:
+    """The rules of all topics: what a namespace or pattern does not say is as in `[topics]`."""
+    named = topics.pop("namespaces", {})
+    matched = topics.pop("patterns", None)
+    default = attrs.evolve(base.topics, **topics)
+    namespaces = {
+        name: attrs.evolve(base.namespaces.get(name, default), **own) for name, own in named.items()
+    }
+    patterns = base.patterns
+    if matched is not None:
+        patterns = tuple(
+            TopicPattern(match, attrs.evolve(default, **own)) for match, own in matched
+        )
+    return {
+        "topics": default,
+        "namespaces": {**base.namespaces, **namespaces},
+        "patterns": patterns,
+    }
+
+
+_NESTED: Final = ("namespaces", "patterns")
+"""The fields of `Config` that in a file stand under `[topics]`."""
+
 # Every key that a source may give, with its field: ("port",), ("topics", "history_size"), …
 _TABLES: Final[dict[str, Any]] = {"topics": TopicRules, "tokens": TokenRules}
 _KEYS: Final[dict[tuple[str, ...], "attrs.Attribute[Any]"]] = {
-    **{(field.name,): field for field in attrs.fields(Config) if field.name not in _TABLES},
+    **{
+        (field.name,): field
+        for field in attrs.fields(Config)
+        if field.name not in (*_TABLES, *_NESTED)
+    },
     **{
         (name, field.name): field
         for name, table in _TABLES.items()
@@ -436,11 +577,21 @@ def _parse(text: str, hint: Any) -> object:
     return text
 
 
-def _structure(source: str, key: tuple[str, ...], value: object) -> Any:
-    """Check one value from one source; `source` is how an error begins."""
-    name = ".".join(key)
+def _structure(
+    source: str, key: tuple[str, ...], value: object, above: tuple[str, ...] | None = None
+) -> Any:
+    """Check one value from one source; `source` is how an error begins.
+
+    `above` are the tables that the key stands in, where that is not what the key itself says.
+    """
+    above = key[:-1] if above is None else above
+    name = ".".join([*above, key[-1]])
     if name in _TABLES:
         raise ConfigError(f"{source}{name} is {value!r}: expected a table, as in [{name}]")
+    if key == ("topics", "namespaces"):
+        return _structure_namespaces(source, value)
+    if key == ("topics", "patterns"):
+        return _structure_patterns(source, value)
     if key not in _KEYS:
         raise ConfigError(f"{source}unknown key {name!r}{_nearest(name)}")
     try:
@@ -453,13 +604,56 @@ def _structure(source: str, key: tuple[str, ...], value: object) -> Any:
         try:
             field.validator(None, field, made)
         except ValueError as error:
-            table = "".join(f"{part}." for part in key[:-1])
-            raise ConfigError(f"{source}{table}{error}") from error
+            raise ConfigError(f"{source}{'.'.join([*above, str(error)])}") from error
     return made
 
 
+def _structure_namespaces(source: str, value: object) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, Mapping) or not all(isinstance(v, Mapping) for v in value.values()):
+        raise ConfigError(
+            f"{source}topics.namespaces is {value!r}: expected tables, as in "
+            "[topics.namespaces.chat]"
+        )
+    try:
+        _namespaces(None, attrs.fields(Config).namespaces, value)
+    except ValueError as error:
+        raise ConfigError(f"{source}topics.{error}") from error
+    return {
+        name: _structure_rules(source, ("topics", "namespaces", name), table)
+        for name, table in value.items()
+    }
+
+
+def _structure_patterns(source: str, value: object) -> list[tuple[str, dict[str, Any]]]:
+    if not isinstance(value, list | tuple) or not all(isinstance(v, Mapping) for v in value):
+        raise ConfigError(
+            f"{source}topics.patterns is {value!r}: expected tables, as in [[topics.patterns]]"
+        )
+    patterns = []
+    for number, table in enumerate(value):
+        above = ("topics", f"patterns[{number}]")
+        rules = dict(table)
+        match = rules.pop("match", None)
+        if not isinstance(match, str):
+            raise ConfigError(
+                f'{source}{".".join(above)}.match is {match!r}: expected a string, as in "news.>"'
+            )
+        try:
+            _match(None, attrs.fields(TopicPattern).match, match)
+        except ValueError as error:
+            raise ConfigError(f"{source}{'.'.join([*above, str(error)])}") from error
+        patterns.append((match, _structure_rules(source, above, rules)))
+    return patterns
+
+
+def _structure_rules(
+    source: str, above: tuple[str, ...], table: Mapping[str, object]
+) -> dict[str, Any]:
+    return {key: _structure(source, ("topics", key), value, above) for key, value in table.items()}
+
+
 def _nearest(name: str) -> str:
-    known = [".".join(key) for key in _KEYS] + list(_TABLES)
+    known = [".".join(key) for key in _KEYS] + [*_TABLES, "topics.namespaces", "topics.patterns"]
     # A key of a table that stands outside it is as near as can be.
     inner = [key for key in known if key.rpartition(".")[2] == name]
     near = inner or difflib.get_close_matches(name, known, n=1, cutoff=0.5)

@@ -26,6 +26,7 @@ from .core.messages import ClientInfo, Close, Fd, Frame, Initiator
 from .core.session import Happening, Phase, Session, Subscription
 from .errors import CloseCode, Disconnect, HeadError, UnsubscribeCode
 from .hooks import Hooks
+from .limits import ConnectionUsage, Limits
 from .methods import Methods
 from .protocols import centrifuge
 from .protocols.centrifuge import CENTRIFUGE_JSON, CentrifugeJson
@@ -54,6 +55,9 @@ class Node:
     tokens: Tokens
     max_connections: float = inf
     methods: Methods = attrs.field(init=False)
+    limits: Limits = attrs.field(
+        default=attrs.Factory(lambda node: Limits(node.config), takes_self=True)
+    )
     draining: bool = False
     connections: dict[Fd, "Connection"] = attrs.field(factory=dict)
     meeting: int = 0
@@ -63,19 +67,33 @@ class Node:
         # Bound once: asking for a logger anew costs 3 µs a message, said or not.
         factory=lambda: structlog.get_logger("broker").bind()
     )
-    lane_limits: LaneLimits = attrs.field(init=False)
+    lane_limits: LaneLimits = attrs.field(
+        default=attrs.Factory(lambda node: _lane_limits(node.config), takes_self=True)
+    )
 
     def __attrs_post_init__(self) -> None:
         self.methods = Methods(self.router)
-        config = self.config
-        self.lane_limits = LaneLimits(
-            max_message_bytes=config.max_message_bytes,
-            max_fragments=config.max_fragments,
-            message_seconds=config.message_seconds,
-            control_rate=config.control_rate,
-            control_burst=config.control_burst,
-            inbox_batches=config.inbox_batches,
-        )
+
+    def reload(self, config: Config) -> None:
+        """Go by another config, everybody here included."""
+        self.config = config
+        self.lane_limits = _lane_limits(config)
+        self.limits.reload(config)
+        self.router.reload(config)
+        self.log = structlog.get_logger("broker").bind()
+        for connection in self.connections.values():
+            connection.reload(config)
+
+
+def _lane_limits(config: Config) -> LaneLimits:
+    return LaneLimits(
+        max_message_bytes=config.max_message_bytes,
+        max_fragments=config.max_fragments,
+        message_seconds=config.message_seconds,
+        control_rate=config.control_rate,
+        control_burst=config.control_burst,
+        inbox_batches=config.inbox_batches,
+    )
 
 
 @attrs.frozen
@@ -199,6 +217,7 @@ class Connection:
         "_session",
         "_stream",
         "_undelivered",
+        "_usage",
         "address",
         "claims",
         "data",
@@ -230,6 +249,7 @@ class Connection:
         self._batches_waiting = 0
         self._acceptance = acceptance(head, self.subprotocol)
         self._lane = Lane(stream, behind, node.lane_limits, self.end_soon, self._take_now)
+        self._usage: ConnectionUsage | None = None  # until there are limits
         self._session: Session
         self.outbox: Outbox
 
@@ -258,6 +278,27 @@ class Connection:
     def methods(self) -> Methods:
         """What the broker does for all connections alike."""
         return self._node.methods
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether `admits` has to be asked."""
+        return self._node.limits.active
+
+    def admits(self, size: float) -> bool:
+        """Whether one more request of `size` bytes is within the limits; if so, it is counted.
+
+        Raises `Disconnect` when the peer was told no too often.
+        """
+        if self._usage is None:
+            self._usage = ConnectionUsage()
+        return self._node.limits.admits(self._usage, self.user, size, trio.current_time())
+
+    def reload(self, config: Config) -> None:
+        """Go by another config, which the node has already, as far as a connection does later."""
+        self.outbox.max_bytes = config.outbox_bytes
+        self.outbox.max_messages = config.outbox_messages
+        if self._conversation is not None:
+            self._conversation.reload(config)
 
     def info(self) -> ConnectionInfo:
         topics = tuple(self._session.subscriptions)
@@ -377,12 +418,18 @@ class Connection:
                     )
                     await self._conversation.handle(payload)
                 else:
+                    self._check_rate(len(payload))
                     self._session.note(Happening.MESSAGE)
                     await self.handle_message(opcode, payload)
         finally:
             # What was published is out, whatever the message behind it was.
             if self._conversation is not None:
                 self._conversation.settle()
+
+    def _check_rate(self, size: int) -> None:
+        """Send a plain peer away that sends too much: it knows no error reply."""
+        if self.is_limited and not self.admits(size):
+            raise Disconnect(CloseCode.POLICY_VIOLATION, "too many messages")
 
     async def handle_message(self, opcode: int, payload: bytes) -> None:
         """Give one message to the app."""

@@ -18,7 +18,7 @@ import msgspec
 import structlog
 import trio
 
-from .config import Config
+from .config import Askers, Config
 from .core.history import UnrecoverablePosition
 from .core.messages import ClientInfo, Fd, Position
 from .core.session import Happening, Phase, Session, Subscription
@@ -55,6 +55,7 @@ from .protocols.centrifuge import (
     to_json,
 )
 from .router import DIRECT, PERSONAL, Router, direct_fd
+from .rules import allows, check_access, check_subscribe, guards_itself, personal_topic
 from .tokens import ConnectionToken, ServerSub, SubscriptionToken, Tokens, needs_token, ttl
 from .transport import frames
 from .transport.outbox import Run
@@ -96,7 +97,6 @@ class Conversation:
         self._session = session
         self._router = router
         self._hooks = hooks
-        self._config = config
         self._tokens = tokens
         self._replies: list[bytes] = []
         self._spent = 0  # of this session's turn
@@ -105,6 +105,14 @@ class Conversation:
         # and when the first of it and its subscriptions does.
         self._expires_at = inf
         self._next_expiry = inf
+        self.reload(config)
+
+    def reload(self, config: Config) -> None:
+        """Go by another config from the next command on."""
+        self._config = config
+        self._is_limited = self._connection.is_limited
+        # To this one the client may publish whatever else happens: the hot path asks once.
+        self._open_topic = ""
 
     def publish_nowait(self, payload: bytes) -> bool:
         """Carry out a message that is one publish, if nobody has to be asked about it.
@@ -127,6 +135,8 @@ class Conversation:
         except BadCommand as error:
             raise Disconnect(CloseCode.BAD_REQUEST, f"bad request: {error}") from None
         for command in commands:
+            if self._is_limited and not self._admits(command, len(payload) / len(commands)):
+                continue
             methods = [method for method in METHODS if getattr(command, method) is not None]
             if methods == ["publish"] and self._may_publish_now:
                 assert command.publish is not None
@@ -157,14 +167,47 @@ class Conversation:
 
     @property
     def _may_publish_now(self) -> bool:
-        return self._hooks.publish is None and self._session.phase is Phase.CONNECTED
+        return (
+            self._hooks.publish is None
+            and not self._is_limited
+            and self._session.phase is Phase.CONNECTED
+        )
+
+    def _admits(self, command: Command, size: float) -> bool:
+        """Whether a command is within the limits; if not, it is answered with 111.
+
+        Raises `Disconnect` when that has happened too often.
+        """
+        if command == _PONG:
+            return True
+        if self._connection.admits(size):
+            return True
+        self._refuse(command, Refused(ErrorCode.TOO_MANY_REQUESTS))
+        return False
+
+    def _check_publish(self, topic: str) -> None:
+        """Raise `Refused` unless the rules let this client publish to a topic, or to an fd."""
+        user = self._connection.user
+        if topic.startswith((DIRECT, PERSONAL)):
+            if topic.startswith(DIRECT) and direct_fd(topic) == self._session.fd:
+                raise Refused(ErrorCode.BAD_REQUEST, f"{topic} is this connection itself")
+            if not allows(self._config.may_send, user):
+                raise Refused(ErrorCode.PERMISSION_DENIED)
+            open_to_all = self._config.may_send == "all"
+        else:
+            self._router.check_name(topic)
+            who = self._router.rules_for(topic).may_publish
+            self._check_access(who, topic)
+            open_to_all = who == "all" and not guards_itself(topic)
+        if open_to_all:
+            self._open_topic = topic
 
     def _publish(self, request_id: int, topic: str, data: bytes) -> None:
         try:
             if not data:
                 raise Refused(ErrorCode.BAD_REQUEST, "publish without data")
-            if topic.startswith(DIRECT) and direct_fd(topic) == self._session.fd:
-                raise Refused(ErrorCode.BAD_REQUEST, f"{topic} is this connection itself")
+            if topic != self._open_topic:
+                self._check_publish(topic)
             # A copy: a Raw would keep the whole message that it is a part of.
             self._router.publish(topic, bytes(data), self._session.info)
         except Refused as refusal:
@@ -244,6 +287,12 @@ class Conversation:
             info = token.info if info is None else info
             server_subs = token.subs
             expires_at = self._watch(token.expires_at, result)
+        self._check_connections_of(user)
+        personal = None
+        if self._config.personal_topic:
+            personal = personal_topic(user, self._config.max_topic_bytes)
+        if personal is not None:
+            server_subs = {personal: ServerSub(), **server_subs}
         self._check_server_subs(server_subs)
         # What JSON cannot say raises before anything has changed, so the client may try again.
         result |= {
@@ -315,14 +364,16 @@ class Conversation:
         """
         session = self._session
         request = msgspec.structs.replace(request, flag=0)
-        recoverable = self._router.rules_for(name).history_size > 0 and not is_pattern(name)
+        rules = self._router.rules_for(name)
+        recoverable = rules.history_size > 0 and not is_pattern(name)
         fields = self._open_stream(name, request) if recoverable else []
         if options.data is not None:
             fields.append(b'"data":' + options.data)
         info = session.info
         if options.info is not None:
             info = attrs.evolve(info, chan_info=options.info)
-        return fields, Subscription(session, name, info, False, recoverable, server_side=True)
+        join_leave = rules.join_leave and rules.force_push_join_leave
+        return fields, Subscription(session, name, info, join_leave, recoverable, server_side=True)
 
     def _open_stream(self, name: str, request: SubscribeRequest) -> list[bytes]:
         """The fields of a subscribe reply that say where the client is in a topic's history."""
@@ -340,12 +391,21 @@ class Conversation:
         fields.append(CENTRIFUGE_JSON.stream(missed, top))
         return fields
 
+    def _check_connections_of(self, user: str) -> None:
+        limit = self._config.max_connections_per_user
+        if not user or limit is None:
+            return
+        others = [fd for fd in self._router.hub.sessions.fds_of(user) if fd != self._session.fd]
+        if len(others) >= limit:
+            raise Disconnect(CloseCode.CONNECTION_LIMIT, "connection limit")
+
     async def _on_subscribe(self, command: Command) -> bytes | None:
         request = command.subscribe
         assert request is not None
         name, session, router = request.channel, self._session, self._router
         self._check_subscribe(name)
         token = await self._subscription_token(name, request.token)
+        self._check_rules(name, token)
         reply = None
         if self._hooks.subscribe is not None and session.is_established:
             data = _from_json(request.data)
@@ -355,13 +415,17 @@ class Conversation:
         if not session.is_established:
             return None
         self._check_subscribe(name)
+        self._check_rules(name, token)
         reply = reply or SubscribeReply()
         # No checkpoint from here to the reply: whatever is published next comes behind it.
         rules = router.rules_for(name)
         group = _group_of(request.data)
         # A member that recovered would be given what others of its group have had.
         has_history = rules.history_size > 0 and not is_pattern(name) and not group
-        recoverable = has_history and (request.recoverable or request.positioned or request.recover)
+        recoverable = has_history and (
+            (request.recoverable or request.positioned or request.recover)
+            or (rules.force_recovery or rules.force_positioning)
+        )
         fields = self._open_stream(name, request) if recoverable else []
         # Who has all that was published has the value that is retained, too.
         recovered = recoverable and fields[0].endswith(b'"recovered":true')
@@ -376,9 +440,8 @@ class Conversation:
             expires_at = self._watch(token.expires_at, expiry)
             if expiry:
                 fields.append(to_json(expiry)[1:-1])
-        subscription = Subscription(
-            session, name, info, request.join_leave and rules.join_leave, recoverable, group
-        )
+        join_leave = rules.join_leave and (request.join_leave or rules.force_push_join_leave)
+        subscription = Subscription(session, name, info, join_leave, recoverable, group)
         subscription.expires_at = expires_at
         if data is not None:
             fields.append(b'"data":' + data)
@@ -418,14 +481,19 @@ class Conversation:
 
     def _check_subscribe(self, name: str) -> None:
         session = self._session
-        user = self._router.hub.sessions.user_of(session.fd)
-        own = {f"{DIRECT}{session.fd}"} | ({f"{PERSONAL}{user}"} if user else set())
-        if name in session.subscriptions or name in own:
+        user = self._connection.user
+        if name in session.subscriptions or name in (f"{DIRECT}{session.fd}", f"{PERSONAL}{user}"):
             raise Refused(ErrorCode.ALREADY_SUBSCRIBED)
         self._router.check_listenable(name)
         if len(session.subscriptions) >= self._config.max_topics:
             limit = f"more than {self._config.max_topics} subscriptions"
             raise Refused(ErrorCode.LIMIT_EXCEEDED, limit)
+
+    def _check_rules(self, name: str, token: SubscriptionToken | None) -> None:
+        """Raise `Refused` unless the rules let this client subscribe; a token is above them."""
+        if token is None:
+            rules, asked = self._router.rules_for(name), self._hooks.subscribe is not None
+            check_subscribe(rules, name, self._connection.user, asked=asked)
 
     async def _on_unsubscribe(self, command: Command) -> bytes:
         assert command.unsubscribe is not None
@@ -436,17 +504,18 @@ class Conversation:
         request = command.publish
         assert request is not None
         data = one_line(bytes(request.data))
-        if data:
+        if data and self._hooks.publish is not None:
             data = await self.authorize(request.channel, data)
             if not self._session.is_established:
                 return
         self._publish(command.id, request.channel, data)
 
     async def authorize(self, topic: str, data: bytes) -> bytes:
-        """Ask the app whether `data` may be published; what it wants published in its place.
+        """Ask rules and app whether `data` may be published; what the app wants in its place.
 
-        The session may have ended meanwhile.
+        The session may have ended meanwhile. Raises `Refused`.
         """
+        self._check_publish(topic)
         if self._hooks.publish is not None:
             reply = await self._hooks.publish(PublishEvent(self._connection, topic, data))
             if reply is not None and reply.data is not None:
@@ -469,26 +538,31 @@ class Conversation:
 
     async def _check_presence(self, topic: str) -> None:
         self._check_readable(topic)
-        if not self._router.rules_for(topic).presence:
+        rules = self._router.rules_for(topic)
+        if not rules.presence:
             raise Refused(ErrorCode.NOT_AVAILABLE)
+        self._check_access(rules.may_read_presence, topic)
         if self._hooks.presence is not None:
             await self._hooks.presence(ReadEvent(self._connection, topic))
+
+    def _check_access(self, who: Askers, topic: str) -> None:
+        subscribed = topic in self._session.subscriptions
+        check_access(who, topic, self._connection.user, subscribed=subscribed)
 
     def _check_readable(self, topic: str) -> None:
         """Only topics have a history or a presence: no pattern, no fd."""
         self._router.check_name(topic)
         if is_pattern(topic) or topic.startswith((DIRECT, PERSONAL)):
             raise Refused(ErrorCode.NOT_AVAILABLE)
-        private = self._tokens.enabled and needs_token(topic)
-        if private and topic not in self._session.subscriptions:
-            raise Refused(ErrorCode.PERMISSION_DENIED)
 
     async def _on_history(self, command: Command) -> bytes:
         request = command.history
         assert request is not None
         self._check_readable(request.channel)
-        if not self._router.rules_for(request.channel).history_size:
+        rules = self._router.rules_for(request.channel)
+        if not rules.history_size:
             raise Refused(ErrorCode.NOT_AVAILABLE)
+        self._check_access(rules.may_read_history, request.channel)
         if self._hooks.history is not None:
             await self._hooks.history(ReadEvent(self._connection, request.channel))
         since = None
@@ -496,9 +570,11 @@ class Conversation:
             if request.reverse and not request.since.offset:
                 raise Refused(ErrorCode.BAD_REQUEST, "reverse since offset 0: nothing is before it")
             since = Position(request.since.offset, request.since.epoch)
+        most = self._config.history_max_limit
+        limit = most if request.limit < 0 else min(request.limit, most)
         try:
             publications, top = self._router.engine.history(
-                request.channel, since, request.limit, request.reverse
+                request.channel, since, limit, request.reverse
             )
         except UnrecoverablePosition:
             raise Refused(ErrorCode.UNRECOVERABLE_POSITION) from None
@@ -607,6 +683,9 @@ def _refused(error: TokenRefused) -> Refused:
     return Refused(ErrorCode.PERMISSION_DENIED)
 
 
+_PONG = Command()
+
+
 def _whole_seconds(interval: float) -> int:
     """A ping interval as clients know it: never less than it is, and 0 for no pings at all."""
     return 0 if interval == inf else ceil(interval)
@@ -628,8 +707,6 @@ class _Caller:
         return self.conversation._session.info
 
     async def authorize(self, topic: str, data: bytes) -> bytes:
-        if topic.startswith(DIRECT) and direct_fd(topic) == self.fd:
-            raise Refused(ErrorCode.BAD_REQUEST, f"{topic} is this connection itself")
         data = await self.conversation.authorize(topic, data)
         if not self.conversation._session.is_established:
             raise Refused(ErrorCode.NOT_AVAILABLE)  # which nobody is left to read

@@ -72,6 +72,16 @@ def configure_if_unset(log_format: LogFormat, level: LogLevel) -> None:
         _configure_structlog(log_format, level, Limiter())
 
 
+def reconfigure(log_format: LogFormat, level: LogLevel) -> None:
+    """Change what was set up here; a program that has set up logging itself keeps its own."""
+    if structlog.get_config()["logger_factory"] is not _Lines:
+        return
+    if any(isinstance(handler, _ForeignHandler) for handler in logging.getLogger().handlers):
+        configure(log_format, level)
+    else:
+        _configure_structlog(log_format, level, Limiter())
+
+
 class Limiter:
     """A processor that lets one warning per name and `interval` seconds through.
 

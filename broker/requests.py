@@ -134,17 +134,19 @@ class Requests:
                 return to, session
             raise Refused(ErrorCode.NOBODY_LISTENS, f"no client has fd {fd}")
         self.router.check_topic(to)
-        rule = self.router.rules_for(to).slow_consumer
+        rules = self.router.rules_for(to)
         for listeners in self.router.hub.listeners(to):
             for group in listeners.groups.values():
-                outlet = Outlet(group, self.router.office, rule, (asker,), _can_answer)
+
+                def suits(member: Subscription, name: str = listeners.name) -> bool:
+                    # A reader in this very program has no fd to answer from.
+                    return isinstance(member.subscriber, Session) and (
+                        name == to or self.router.may_get(rules, to, member)
+                    )
+
+                outlet = Outlet(group, self.router.office, rules.slow_consumer, (asker,), suits)
                 member = outlet.choose()
                 if member is not None:
                     assert isinstance(member.subscriber, Session)
                     return member.name, member.subscriber
         raise Refused(ErrorCode.NOBODY_LISTENS, f"nobody listens to {to} in a queue group")
-
-
-def _can_answer(member: Subscription) -> bool:
-    # A reader in this very program has no fd to answer from.
-    return isinstance(member.subscriber, Session)

@@ -15,6 +15,7 @@ Rules:
 """
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, Protocol
 
 import attrs
@@ -22,7 +23,7 @@ import msgspec
 import trio
 
 from .config import Config, TopicRules
-from .core.hub import Hub
+from .core.hub import Hub, Listeners
 from .core.messages import ClientInfo, Fd, Publication
 from .core.retained import Retained
 from .core.session import Session, Subscriber, Subscription
@@ -31,6 +32,7 @@ from .engines.memory import MemoryEngine
 from .errors import ErrorCode, Refused
 from .groups import Outlet
 from .protocols.centrifuge import CENTRIFUGE_JSON, CentrifugeJson
+from .rules import RuleBook, guards_itself, reaches
 from .transport.outbox import Run
 from .transport.postman import PostOffice
 
@@ -39,6 +41,9 @@ RUN_BYTES = 64 * 2**10
 
 DIRECT = "fd:"
 """What is published to `fd:7` goes to fd 7 alone."""
+
+PERSONAL = "user:"
+"""What is published to `user:alice` goes to every connection of alice."""
 
 PERSONAL = "user:"
 """What is published to `user:alice` goes to every connection of alice."""
@@ -93,10 +98,11 @@ class Router:
         self.engine = engine
         self.office = office
         self._max_topic_bytes = config.max_topic_bytes
-        self._rules = config.topics
+        self._rules = RuleBook(config)
+        self._only_rules = self._rules.only
         self.retained = Retained(config.retained_bytes)
         self._run_topic = ""
-        self._run_rules = self._rules
+        self._run_rules = config.topics
         self._run_parts: list[Part] = []
         self._run_now = 0.0
         self._run_bytes = 0
@@ -104,8 +110,16 @@ class Router:
         self.published = 0
 
     def rules_for(self, topic: str) -> TopicRules:
-        """The rules of one topic."""
-        return self._rules
+        """The rules of one topic, which was checked. Raises `Refused` with 102 where the config
+        has no such namespace."""
+        return self._rules.of(topic)
+
+    def reload(self, config: Config) -> None:
+        """Go by the rules and limits of another config from the next publication on."""
+        self.flush()
+        self._max_topic_bytes = config.max_topic_bytes
+        self._rules = RuleBook(config)
+        self._only_rules = self._rules.only
 
     # publishing
 
@@ -113,7 +127,8 @@ class Router:
         """Publish raw JSON to a topic, or to one fd by `fd:N`.
 
         It reaches the outboxes with `flush`, which the postman calls if nobody does before.
-        Raises `Refused`: 102 for an fd that is not here, 107 for what is no topic.
+        Raises `Refused`: 102 for an fd that is not here and for an unknown namespace, 107
+        for what is no topic.
         """
         if topic != self._run_topic or not topic:
             self._begin_run(topic)
@@ -148,15 +163,29 @@ class Router:
         self.check_topic(topic)
         if topic.startswith(PERSONAL):
             return _DIRECT_RULES, self._personal_parts(topic)
-        rules = self.rules_for(topic)
+        rules = self._only_rules or self._rules.of(topic)
         parts = []
         for listeners in self.hub.listeners(topic):
-            for codec, outboxes in listeners.audiences.items():
+            is_exact = listeners.name == topic
+            audiences = listeners.audiences if is_exact else self._reached(listeners, rules, topic)
+            for codec, outboxes in audiences.items():
                 parts.append(Part(listeners.name, codec, outboxes))  # type: ignore[arg-type]
             for group in listeners.groups.values():
                 outlet = Outlet(group, self.office, rules.slow_consumer)
+                if not is_exact:
+                    outlet.suits = partial(self.may_get, rules, topic)
                 parts.append(Part(listeners.name, IN_PROCESS, {outlet: group}))
         return rules, parts
+
+    def may_get(self, rules: TopicRules, topic: str, subscription: Subscription) -> bool:
+        """Whether the subscriber to a pattern may have what is published to `topic`."""
+        if rules.may_subscribe == "all" and not guards_itself(topic):
+            return True
+        subscriber = subscription.subscriber
+        # The program itself always may.
+        return not isinstance(subscriber, Session) or reaches(
+            rules, topic, self.hub.sessions.user_of(subscriber.fd)
+        )
 
     def _personal_parts(self, topic: str) -> list[Part]:
         user = topic[len(PERSONAL) :]
@@ -169,6 +198,26 @@ class Router:
         if not parts:
             raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"user {user!r} has no connection")
         return list(parts.values())
+
+    def _reached(
+        self, listeners: Listeners, rules: TopicRules, topic: str
+    ) -> dict[Hashable, dict[Any, Subscription]]:
+        """Of a pattern's listeners, those who may have what is published to `topic`.
+
+        Linear in them where not everybody may.
+        """
+        if rules.may_subscribe == "all" and not guards_itself(topic):
+            return listeners.audiences
+        return {
+            codec: audience
+            if codec is IN_PROCESS
+            else {
+                outbox: subscription
+                for outbox, subscription in audience.items()
+                if self.may_get(rules, topic, subscription)
+            }
+            for codec, audience in listeners.audiences.items()
+        }
 
     def flush(self) -> None:
         """Send the open run out to the outboxes, if there is one."""
@@ -213,6 +262,7 @@ class Router:
         if name.startswith(PERSONAL):
             raise Refused(ErrorCode.PERMISSION_DENIED, "only a user gets what is sent to it")
         self.check_name(name)
+        self.rules_for(name)  # raises where the namespace is not known
 
     def subscribe(self, subscription: Subscription) -> None:
         """Add a subscription; those who watch its topic learn of it with the next `announce`."""
@@ -230,6 +280,11 @@ class Router:
         codec: Any = subscription.subscriber.codec
         outbox: Any = subscription.subscriber.outbox
         for value in self.retained.matching(subscription.name):
+            rules = self._rules.find(value.topic)
+            if value.topic != subscription.name and (
+                rules is None or not self.may_get(rules, value.topic, subscription)
+            ):
+                continue
             tags = {**(value.tags or {}), "retained": "true"}
             shown = msgspec.structs.replace(value, offset=0, tags=tags)
             encoded = codec.publication(subscription.name, shown)
@@ -265,7 +320,9 @@ class Router:
         encode: Callable[[CentrifugeJson, str, ClientInfo], bytes],
     ) -> None:
         name, info = subscription.name, subscription.info
-        if info is None or not self.rules_for(name).join_leave:
+        # A namespace that a reload took away may still have subscribers, who leave one day.
+        rules = self._rules.find(name)
+        if info is None or rules is None or not rules.join_leave:
             return
         watchers = self.hub.watchers(name)
         if watchers:

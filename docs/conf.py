@@ -92,7 +92,7 @@ def _settings() -> str:
                     text.append(_table(["setting", "default", "why"], rows))
                     rows = []
                 text.append(f"\n## {words[:1].upper()}{words[1:]}\n")
-            elif name in known and name not in ("topics", "tokens"):
+            elif name in known and name not in ("topics", "tokens", "namespaces", "patterns"):
                 rows.append([f"`{prefix}{name}`", _default(getattr(made, name)), words])
         if prefix:
             text.append(f"\n## {prefix[:-1].capitalize()}\n")

@@ -5,7 +5,15 @@ from pathlib import Path
 import attrs
 import pytest
 
-from broker.config import Config, TokenRules, TopicRules, exposure_warning, is_loopback, load
+from broker.config import (
+    Config,
+    TokenRules,
+    TopicPattern,
+    TopicRules,
+    exposure_warning,
+    is_loopback,
+    load,
+)
 from broker.errors import ConfigError
 
 
@@ -280,3 +288,109 @@ def test_token_rules_that_contradict_each_other_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         load(None, {"tokens": rules}, environ={})
+
+
+def test_rules_by_namespace_and_pattern_inherit_what_they_do_not_say(file: Path) -> None:
+    file.write_text(
+        """
+        [topics]
+        history_size = 7
+        may_publish = "users"
+
+        [topics.namespaces.chat]
+        presence = false
+
+        [topics.namespaces.rest]
+
+        [[topics.patterns]]
+        match = "news.>"
+        history_ttl = 9
+        may_publish = "none"
+
+        [[topics.patterns]]
+        match = "chat:lobby"
+        """
+    )
+    # A default from a later layer is inherited as well.
+    config = load(file, {"topics": {"history_size": 8}}, environ={"BROKER_TOPICS_PRESENCE": "1"})
+    default = TopicRules(history_size=8, may_publish="users")
+    assert config == Config(
+        topics=default,
+        namespaces={"chat": attrs.evolve(default, presence=False), "rest": default},
+        patterns=(
+            TopicPattern("news.>", attrs.evolve(default, history_ttl=9.0, may_publish="none")),
+            TopicPattern("chat:lobby", default),
+        ),
+    )
+
+
+def test_rules_of_the_program_stay_where_the_file_has_none(file: Path) -> None:
+    base = Config(
+        namespaces={"a": TopicRules(history_size=1), "b": TopicRules(history_size=2)},
+        patterns=(TopicPattern("a.*", TopicRules(history_size=3)),),
+    )
+    file.write_text("[topics]\nhistory_size = 9\n")
+    assert load(file, {}, base=base, environ={}) == attrs.evolve(
+        base, topics=TopicRules(history_size=9)
+    )
+    file.write_text('[topics.namespaces.a]\npresence = false\n[[topics.patterns]]\nmatch = "x"\n')
+    assert load(file, {}, base=base, environ={}) == Config(
+        namespaces={"a": TopicRules(history_size=1, presence=False), "b": base.namespaces["b"]},
+        patterns=(TopicPattern("x", TopicRules()),),
+    )
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[topics]\nnamespaces = 3", "topics.namespaces is 3: expected tables, as in [topics.n"),
+        ("[topics.namespaces]\na = 3", "topics.namespaces is {'a': 3}: expected tables, as in"),
+        ("[topics.namespaces.fd]", "topics.namespaces holds 'fd': fd:… is what connections are"),
+        ("[topics.namespaces.user]", "topics.namespaces holds 'user': user:… is what"),
+        ('[topics.namespaces.""]', "topics.namespaces holds '': the name is empty"),
+        ('[topics.namespaces."a:b"]', "topics.namespaces holds 'a:b': it is the part of a topic"),
+        ('[topics.namespaces."$a"]', "topics.namespaces holds '$a': it is the part of a topic"),
+        (
+            "[topics.namespaces.chat]\nhistory_size = -1",
+            "topics.namespaces.chat.history_size is -1: must be at least 0",
+        ),
+        (
+            "[topics.namespaces.chat]\nhistory = 1",
+            "unknown key 'topics.namespaces.chat.history': did you mean 'topics.",
+        ),
+        (
+            '[topics.namespaces.chat]\nmay_publish = "me"',
+            'topics.namespaces.chat.may_publish is \'me\': expected "all" or "subscribers" or',
+        ),
+        (
+            '[topics]\nmay_subscribe = "subscribers"',
+            'topics.may_subscribe is \'subscribers\': expected "all" or "users" or "none"',
+        ),
+        ("[topics]\npatterns = 3", "topics.patterns is 3: expected tables, as in [[topics.pat"),
+        (
+            "[[topics.patterns]]\npresence = true",
+            'topics.patterns[0].match is None: expected a string, as in "news.>"',
+        ),
+        (
+            '[[topics.patterns]]\nmatch = "a.>.b"',
+            "topics.patterns[0].match is 'a.>.b': '>' is the last token of a pattern or not in it",
+        ),
+        (
+            '[[topics.patterns]]\nmatch = "a"\n[[topics.patterns]]\nmatch = "b"\npresence = 1',
+            "topics.patterns[1].presence is 1: expected true or false",
+        ),
+        ("[namespaces.chat]", "unknown key 'namespaces': did you mean 'topics.namespaces'?"),
+    ],
+)
+def test_a_mistake_in_the_rules_is_named_by_its_place(file: Path, text: str, message: str) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        load(file, {}, environ={})
+    assert str(raised.value).startswith(f"{file}: {message}")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_pattern_that_would_never_apply_is_refused(file: Path) -> None:
+    file.write_text('[[topics.patterns]]\nmatch = "a"\n[[topics.patterns]]\nmatch = "a"\n')
+    with pytest.raises(ConfigError, match="patterns holds 'a' twice: the second would never apply"):
+        load(file, {}, environ={})

@@ -654,3 +654,33 @@ async def test_a_will_does_no_harm_when_the_broker_is_cancelled() -> None:
         nursery.cancel_scope.cancel()
     with pytest.raises(RuntimeError, match="not serving"):
         broker.publish("left", 1)
+
+
+# patterns and rules
+
+
+async def test_nobody_gets_through_a_group_or_a_retained_value_what_it_may_not_subscribe_to(
+    autojump_clock: MockClock,
+) -> None:
+    async with served() as net:
+        eve = await net.open_client(token="eve")
+        net.broker.publish("$secret", 1, retain=True)
+        net.broker.publish("room#ann", 1, retain=True)
+        net.broker.publish("open", 1, retain=True)
+        await subscribe(eve, ">")
+        assert await received(net, eve) == [1]
+        spy = await net.open_client(token="eve")
+        await subscribe(spy, "*", "spies")
+        for topic, queued in (("$secret", 0), ("room#ann", 0), ("open", 2)):
+            assert net.broker.publish(topic, topic).queued == queued
+        assert await received(net, spy) == ["open"]
+        with pytest.raises(Refused, match="503"):
+            await net.broker.request("$secret", 1)
+
+
+async def test_rules_hold_for_rpc_publishes_too(autojump_clock: MockClock) -> None:
+    async with served(topics=TopicRules(may_publish="none")) as net:
+        peer = await net.open_client()
+        for method, field in (("publish", "topic"), ("request", "to"), ("will", "topic")):
+            reply = await rpc(peer, method, **{field: "news", "data": 1})
+            assert reply["error"]["code"] == 103
