@@ -140,11 +140,45 @@ async def test_without_a_key_tokens_are_the_apps_business(autojump_clock: MockCl
             assert event.claims is None
             return ConnectReply(user=event.token)
 
+        @net.broker.on_subscribe
+        async def look(event: SubscribeEvent) -> None:
+            assert event.token == "x"
+
         peer = await net.open_client(token="alice")
         assert net.broker.fds_of("alice") == [peer.fd]
-        assert "subscribe" in await peer.request(subscribe={"channel": "$a", "token": "x"})
+        assert "subscribe" in await peer.request(subscribe={"channel": "a", "token": "x"})
+        # Private is private: without a key no token opens it, and no hook was asked.
+        refusal = await peer.request(subscribe={"channel": "$a", "token": "x"})
+        assert refusal["error"]["code"] == 103
         assert await refused(peer, refresh={"token": "x"}) == 108
         assert await refused(peer, sub_refresh={"channel": "$a", "token": "x"}) == 108
+
+
+async def test_a_subscription_token_is_above_the_rules(autojump_clock: MockClock) -> None:
+    rules = TopicRules(may_subscribe="none")
+    async with open_test_broker(Broker(attrs.evolve(CONFIG, topics=rules))) as net:
+        peer = await connect(net, sub="alice")
+        for topic in ("a", "room#bob"):
+            assert await refused(peer, subscribe={"channel": topic}) == 103
+            shown = token(net, sub="alice", channel=topic)
+            reply = await peer.request(subscribe={"channel": topic, "token": shown})
+            assert "subscribe" in reply
+            published = await peer.request(publish={"channel": topic, "data": 1})
+            assert "publish" in published
+
+
+async def test_the_personal_topic_comes_beside_those_of_the_token(
+    autojump_clock: MockClock,
+) -> None:
+    config = attrs.evolve(CONFIG, personal_topic=True, max_connections_per_user=1)
+    async with open_test_broker(Broker(config)) as net:
+        peer = await net.open_plain()
+        reply = await peer.request(connect={"token": token(net, sub="alice", channels=["a"])})
+        assert list(reply["connect"]["subs"]) == [f"fd:{peer.fd}", "#alice", "a"]
+        another = await net.open_plain()
+        connecting = {"token": token(net, sub="alice")}
+        await another.send_json({"id": 1, "connect": connecting})
+        assert await another.receive_close() == (3504, "connection limit")
 
 
 async def test_the_connect_hook_sees_the_claims_and_has_the_last_word(

@@ -66,6 +66,7 @@ class Lane:
     """
 
     __slots__ = (
+        "_bad_close",
         "_buffer",
         "_control_seen",
         "_control_tokens",
@@ -118,6 +119,7 @@ class Lane:
         self._open_opcode = 0  # of the fragmented message that is open
         self._open_fragments = 0
         self._open_bytes = 0
+        self._bad_close = False
         self._skip = 0  # bytes to come that belong to a frame nobody wants
         self._deadline: float | None = None  # for the message that is not whole yet
         self._control_tokens = float(limits.control_burst)
@@ -136,9 +138,9 @@ class Lane:
             while not self._ended.is_set():
                 if self.close_sent is None:
                     await self._take_fast()
-                frame = self._next_slow()
-                if frame is not None:
-                    await self._take_slow(frame, nursery)
+                slow = self._next_slow()
+                if slow:
+                    await self._take_slow(slow, nursery)
                 elif not self._ended.is_set() and not await self._read():
                     self.lost()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -179,16 +181,16 @@ class Lane:
             self._deadline = None
             await self._deliver(batch, used)
 
-    async def _take_slow(self, frame: bytes, nursery: trio.Nursery) -> None:
-        """Have trio-websocket deal with one frame, and fetch the message that it may complete."""
+    async def _take_slow(self, slow: bytes, nursery: trio.Nursery) -> None:
+        """Have trio-websocket deal with frames, and fetch the message that they may complete."""
         if self._slow is None:
             self._slow = await open_slow_lane(nursery, self._answer, self._limits.max_message_bytes)
-        await self._slow.put(frame)
+        await self._slow.put(slow)
         error = self._slow.error
         opcode, self._slow_opcode = self._slow_opcode, 0
         if error is not None:
             self.close(*error)
-            if frame[0] & 0x0F == frames.CLOSE:
+            if self._bad_close:
                 self._end()  # it will not send another
         elif opcode and self.close_sent is None:
             payload = await self._slow.get_message()
@@ -226,7 +228,21 @@ class Lane:
         except (trio.ClosedResourceError, trio.BrokenResourceError):
             pass  # the session has ended: what is left goes the way of all after our Close
 
-    def _next_slow(self) -> bytes | None:
+    def _next_slow(self) -> bytes:
+        """The whole frames at the front of the buffer, up to the first that completes a message.
+
+        As a rule that is one frame; of a message in 65,536 fragments it is those of one read.
+        """
+        slow = self._next_slow_frame()
+        if slow is None or not self._open_opcode:
+            return slow or b""
+        self._buffer = bytearray(self._buffer)  # its front can be dropped without a copy
+        parts = [slow]
+        while self._open_opcode and (slow := self._next_slow_frame()) is not None:
+            parts.append(slow)
+        return b"".join(parts)
+
+    def _next_slow_frame(self) -> bytes | None:
         """The whole frame at the front of the buffer; None when more bytes are needed."""
         while self._buffer:
             header = frames.read_header(self._buffer)
@@ -306,6 +322,7 @@ class Lane:
         payload = frames.unmask(frame[header.size :], frame[header.size - 4 : header.size])
         if self.close_sent is None and not frames.is_legal_close(payload):
             self._stop_messages()
+            self._bad_close = True
             return frame
         self.peer_close = frames.close_content(payload)
         if self.close_sent is None:

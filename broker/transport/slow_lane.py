@@ -1,10 +1,11 @@
 """trio-websocket, as the judge of every frame that is not plain data.
 
-It is given a stream of our own, by its public API, in which it finds one frame at a time. The handshake
+It is given a stream of our own, by its public API, in which it finds whole frames. The handshake
 with the peer is long done, so it is shown one that always looks the same, and its answer goes nowhere.
 
-Rule: the next frame is handed over when trio-websocket asks for more, which is when it has dealt with
-the one before. So after `put` a message is complete or it is not, and no task has to wait for it.
+Rule: frames are handed over when trio-websocket asks for more, which is when it has dealt with those
+before, and at most the last of them completes a message. So after `put` a message is complete or it
+is not, and no task has to wait for it.
 """
 
 from collections.abc import Callable
@@ -32,14 +33,14 @@ class SlowLane(trio.abc.Stream):
         self.error: tuple[int, str] | None = None
         """Code and words for what the peer did wrong, once trio-websocket has given it up."""
 
-    async def put(self, frame: bytes) -> None:
-        """Hand over one frame, and wait until it has been dealt with."""
+    async def put(self, slow: bytes) -> None:
+        """Hand over whole frames, and wait until they have been dealt with."""
         self._settled = trio.Event()
-        await self._to_websocket.send(frame)
+        await self._to_websocket.send(slow)
         await self._settled.wait()
 
     async def get_message(self) -> bytes:
-        """The payload of the message that the frame before has completed."""
+        """The payload of the message that the frames before have completed."""
         assert self._websocket is not None
         message = await self._websocket.get_message()
         return message.encode() if isinstance(message, str) else message
