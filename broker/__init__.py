@@ -17,6 +17,7 @@ from .connection import Connection, ConnectionInfo
 from .core.messages import (
     ClientInfo,
     Close,
+    Delivery,
     Fd,
     Frame,
     Initiator,
@@ -57,6 +58,7 @@ __all__ = [
     "ConnectReply",
     "Connection",
     "ConnectionInfo",
+    "Delivery",
     "Disconnect",
     "ErrorCode",
     "Fd",

@@ -6,12 +6,13 @@ the intake; what others need in order to finish is opened further out (docs/desi
 
 import resource
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
 import attrs
+import msgspec
 import structlog
 import trio
 
@@ -19,19 +20,20 @@ from .config import Config, exposure_warning, is_loopback
 from .connection import Connection, ConnectionInfo, Node, meet
 from .core.history import HistoryStatistics
 from .core.hub import Hub, HubStatistics
-from .core.messages import Fd, Publication, PushResult
+from .core.messages import ClientInfo, Delivery, Fd, Position, Publication, PushResult
 from .core.session import Subscription
 from .engines.memory import open_engine
-from .errors import CloseCode, ErrorCode, Lagged, Refused, check_close_code
+from .errors import CloseCode, Lagged, Refused, UnsubscribeCode, check_close_code
 from .hooks import Hooks
 from .http.app import http_app
+from .http.backends import BackendServer
 from .http.server import HttpServer
 from .jwks import open_tokens
 from .logs import configure_if_unset, reconfigure
 from .protocols.centrifuge import CENTRIFUGE_JSON, to_json
 from .protocols.plain import PLAIN
 from .reload import merge
-from .router import DIRECT, IN_PROCESS, ONLY_ITSELF, Router
+from .router import IN_PROCESS, Router
 from .tokens import warning as token_warning
 from .transport import frames
 from .transport.listeners import AnyListener, describe, open_listeners
@@ -60,6 +62,7 @@ class BrokerStatistics:
     """A snapshot. `published` and `refused` count since `serve` began."""
 
     connections: int
+    users: int
     published: int
     refused: int
     hub: HubStatistics
@@ -71,6 +74,7 @@ class Messages:
     """What an in-process subscriber reads: `async for publication in messages`."""
 
     codec = IN_PROCESS
+    sealed = False
 
     def __init__(self, capacity: int) -> None:
         self.subscriptions: dict[str, Subscription] = {}
@@ -80,20 +84,35 @@ class Messages:
         self._missed = 0
         self._next: Publication | None = None
 
-    def take(self, publications: Sequence[Publication]) -> None:
-        """Called by the router. What does not fit is counted, and said where it is missing."""
+    def take(self, publications: Sequence[Publication]) -> int:
+        """Called by the router; returns how many fitted. What does not is counted, and said where
+        it is missing."""
+        taken = 0
         for publication in publications:
             try:
                 self._send.send_nowait((self._missed, publication))
                 self._missed = 0
+                taken += 1
             except trio.WouldBlock:
                 self._missed += 1
             except trio.ClosedResourceError:  # the broker stopped, and this reader is still here
-                return
+                break
+        return taken
+
+    @property
+    def bytes(self) -> int:
+        """Publications that wait; a reader in this program is not weighed in bytes."""
+        return self._receive.statistics().current_buffer_used
+
+    @property
+    def keeps_up(self) -> bool:
+        """Whether there is room."""
+        return self.bytes < self._receive.statistics().max_buffer_size
 
     def end(self) -> None:
         """No more will come; what is there can still be read."""
         self._send.close()
+        self.sealed = True
 
     def __aiter__(self) -> "Messages":
         return self
@@ -222,30 +241,76 @@ class Broker:
         self._serving.router.flush()
         return _OFFERS[connection.outbox.offer(Run((frame,)))]
 
-    def publish(self, topic: str, data: object) -> None:
-        """Publish to a topic, or to one connection by `fd:N`.
+    def publish(
+        self,
+        topic: str,
+        data: object,
+        *,
+        exclude: Collection[Fd] = (),
+        tags: dict[str, str] | None = None,
+        skip_history: bool = False,
+        retain: bool = False,
+        key: str = "",
+    ) -> Delivery:
+        """Publish to a topic, to one connection by `fd:N`, or to all those of a user by `user:NAME`.
 
-        Raises `Refused` for what is no topic and for an fd that is not here, `TypeError` for what
-        JSON cannot say.
+        The fds of `exclude` get nothing; `tags` travel beside the data; with `skip_history` it is
+        not kept; with `retain` whoever subscribes later gets it at once. A second publish to the topic with the same `key` within five minutes publishes
+        nothing and returns what the first did. Raises `Refused` for what is no topic and for an fd
+        or a user that is not here, `TypeError` for what JSON cannot say.
         """
-        router = self._serving.router
-        router.publish(topic, to_json(data))
-        router.flush()
+        return self._serving.methods.publish(
+            topic,
+            to_json(data),
+            exclude=exclude,
+            tags=tags,
+            skip_history=skip_history,
+            retain=retain,
+            key=key,
+        )
+
+    async def request(self, to: str, data: object) -> object:
+        """Ask a client, by `fd:N`, or one member of a queue group, by a topic; return its answer.
+
+        Waits until the answer comes; set a deadline around it. Raises `Refused`: what the client
+        refused with, or 503 when nobody is there to ask or the one who was asked goes away.
+        Cancelled, it no longer waits for the answer, which the client may still give.
+        """
+        requests = self._serving.methods.requests
+        came = trio.Event()
+        answers: list[bytes | Refused] = []
+
+        def answer(result: bytes | Refused) -> None:
+            answers.append(result)
+            came.set()
+
+        number = requests.ask(to, to_json(data), None, answer)
+        try:
+            await came.wait()
+        finally:
+            requests.forget(number)
+        (result,) = answers
+        if isinstance(result, Refused):
+            raise result
+        return msgspec.json.decode(result)
 
     @asynccontextmanager
-    async def subscribe(self, pattern: str, *, capacity: int = 1000) -> AsyncGenerator[Messages]:
+    async def subscribe(
+        self, pattern: str, *, capacity: int = 1000, group: str = ""
+    ) -> AsyncGenerator[Messages]:
         """Read a topic or pattern in this very program, for as long as the block.
 
         Publications wait in a memory channel of `capacity`. A reader that is slower than that loses
-        some and is told so by `Lagged`; nobody waits for it. Raises `Refused` for what is neither a
-        topic nor a pattern, and for `fd:N`, which only that connection gets.
+        some and is told so by `Lagged`; nobody waits for it. With a `group`, each publication goes
+        to one of its members, wherever they are. Raises `Refused` for what is neither a
+        topic nor a pattern, and for `fd:N` and `user:NAME`, which only these get.
         """
         router = self._serving.router
-        router.check_name(pattern)
-        if pattern.startswith(DIRECT):
-            raise Refused(ErrorCode.PERMISSION_DENIED, ONLY_ITSELF)
+        router.check_listenable(pattern)
         messages = Messages(capacity)
-        router.subscribe(Subscription(messages, pattern))
+        subscription = Subscription(messages, pattern, group=group)
+        router.subscribe(subscription)
+        router.give_retained(subscription)
         self._in_process.add(messages)
         try:
             yield messages
@@ -253,6 +318,57 @@ class Broker:
             self._in_process.discard(messages)
             router.unsubscribe(messages, pattern)
             messages.end()
+
+    # topics
+
+    def presence(self, topic: str) -> dict[str, ClientInfo]:
+        """The clients that are subscribed to `topic` itself, by client id. Linear in them."""
+        return self._hub.presence(topic)
+
+    def history(
+        self, topic: str, *, since: Position | None = None, limit: int = -1, reverse: bool = False
+    ) -> tuple[list[Publication], Position]:
+        """What a topic keeps, and its position now.
+
+        Those after `since`, oldest first, or with `reverse` those before it, newest first; at most
+        `limit`, unless that is negative. Raises `UnrecoverablePosition` when `since` is of another
+        epoch.
+        """
+        return self._serving.router.engine.history(topic, since, limit, reverse)
+
+    def remove_history(self, topic: str) -> None:
+        """Forget what a topic keeps; its position stays, so who was away learns of the loss."""
+        self._serving.router.engine.remove(topic)
+
+    def topics(self) -> dict[str, int]:
+        """The topics and patterns that are subscribed to, with how many subscriptions each has."""
+        return self._hub.topics()
+
+    def add_subscription(
+        self, fd: Fd, topic: str, *, info: object = None, data: object = None
+    ) -> bool:
+        """Subscribe a Centrifuge client, and tell it so, with `data`; `info` is what others see.
+
+        False if it is not here, or is subscribed already. Raises `Refused` for a bad name.
+        """
+        connection = self._find(fd)
+        return connection is not None and connection.add_subscription(
+            topic,
+            None if info is None else to_json(info),
+            None if data is None else to_json(data),
+        )
+
+    def end_subscription(
+        self,
+        fd: Fd,
+        topic: str,
+        code: int = UnsubscribeCode.SERVER,
+        reason: str = "server unsubscribe",
+    ) -> bool:
+        """End a client's subscription and tell it why; false if there was none. After a code from
+        2500 on, official clients subscribe again by themselves."""
+        connection = self._find(fd)
+        return connection is not None and connection.end_subscription(topic, code, reason)
 
     # connections
 
@@ -287,10 +403,18 @@ class Broker:
         return connection.info() if connection else None
 
     def bind(self, fd: Fd, user: str) -> None:
-        """Say who a connection belongs to; empty for nobody. Raises `KeyError` if it is not here."""
+        """Say who a connection belongs to; empty for nobody. Raises `KeyError` if it is not here.
+
+        A Centrifuge client is told of its new personal topic, `user:NAME`, as of any subscription
+        that the server makes.
+        """
+        before = self._hub.sessions.user_of(fd)
         if self._node is not None:
             self._node.router.flush()
         self._hub.sessions.bind(fd, user)
+        connection = self._find(fd)
+        if connection is not None and user != before:
+            connection.tell_user(before, user)
 
     def fds_of(self, user: str) -> list[Fd]:
         """All connections of a user."""
@@ -302,6 +426,7 @@ class Broker:
         router = node.router
         return BrokerStatistics(
             connections=len(self._hub.sessions),
+            users=self._hub.sessions.statistics().users,
             published=router.published,
             refused=node.refused,
             hub=self._hub.statistics(),
@@ -384,7 +509,7 @@ class Broker:
         self, listeners: list[AnyListener], task_status: trio.TaskStatus[list[str]]
     ) -> None:
         config = self.config
-        http = HttpServer(http_app(self))
+        http = BackendServer(self, HttpServer(http_app(self)))
         try:
             async with (
                 # Looked up each time: a test may move the clock.
@@ -425,6 +550,7 @@ class Broker:
                         task_status.started(addresses)
                         await self._stop.wait()
                         node.draining = True
+                        http.stop()
                         log.info("stopping", connections=len(self._hub.sessions))
                         intake.cancel_scope.cancel()
                     sessions.cancel_scope.deadline = trio.current_time() + config.drain_seconds
@@ -455,5 +581,6 @@ async def _beat(node: Node) -> None:
     while True:
         await trio.sleep(_BEAT)
         now = trio.current_time()
+        node.methods.requests.expire(now)
         for connection in list(node.connections.values()):
             connection.beat(now)

@@ -90,6 +90,12 @@ def _paths(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
             raise ValueError(f'{field.name} holds {path!r}: must start with "/"')
 
 
+def _secret(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    # Not shown: an error goes to a log.
+    if value is not None and not (value and value.isascii() and value.isprintable()):
+        raise ValueError(f"{field.name} must be printable ASCII, and not empty")
+
+
 def _origins(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
     for origin in value:
         scheme, separator, rest = origin.partition("://")
@@ -150,6 +156,9 @@ class TopicRules:
 
     join_leave: bool = True
     """Whether a client that asks for it is told who comes and goes. Costs nothing until asked."""
+
+    retain: bool = False
+    """Whether the last value of each topic is retained: who subscribes gets it at once."""
 
     force_push_join_leave: bool = False
     """Tell every subscriber who comes and goes, also those that did not ask. Costs a message to
@@ -283,6 +292,10 @@ class Config:
     a loopback name, loopback origins and `null` (a page opened from a file) pass as well, until
     `[tokens]` says that users matter."""
 
+    api_key: str | None = attrs.field(default=None, validator=_secret, repr=False)
+    """What backends show as `X-API-Key` to use the HTTP API under `/api`. None: no such API.
+    Better in `BROKER_API_KEY` than in a file that many can read."""
+
     # what one peer may take
     max_connections: int | None = attrs.field(default=None, validator=_number(1, optional=True))
     """None: the limit on open files, less a reserve of 64 for everything else."""
@@ -366,6 +379,9 @@ class Config:
     # history, over all topics
     history_bytes: int = attrs.field(default=64 * 2**20, validator=_number(0))
     """All topics together. Beyond it the topic published to longest ago is forgotten."""
+    retained_bytes: int = attrs.field(default=8 * 2**20, validator=_number(0))
+    """Last values retained for new subscribers, all topics together: about 10,000 small ones.
+    Beyond it the value retained longest ago is forgotten."""
     topics: TopicRules = attrs.field(factory=TopicRules)
     """The rules of every topic that has no others; in a file they stand under `[topics]`."""
     namespaces: Mapping[str, TopicRules] = attrs.field(factory=dict, validator=_namespaces)

@@ -23,14 +23,15 @@ from .auth import origin_allowed
 from .config import Config
 from .conversation import Conversation
 from .core.messages import ClientInfo, Close, Fd, Frame, Initiator
-from .core.session import Happening, Phase, Session
+from .core.session import Happening, Phase, Session, Subscription
 from .errors import CloseCode, Disconnect, HeadError, UnsubscribeCode
 from .hooks import Hooks
 from .limits import ConnectionUsage, Limits
+from .methods import Methods
 from .protocols import centrifuge
 from .protocols.centrifuge import CENTRIFUGE_JSON, CentrifugeJson
 from .protocols.plain import PLAIN
-from .router import Router
+from .router import PERSONAL, Router
 from .tokens import Tokens
 from .transport import frames
 from .transport.head import Head, acceptance, check_upgrade, parse_head, read_head, refusal
@@ -53,6 +54,7 @@ class Node:
     """Whether only this machine can reach us, its proxies among all else; see `origin_allowed`."""
     tokens: Tokens
     max_connections: float = inf
+    methods: Methods = attrs.field(init=False)
     limits: Limits = attrs.field(
         default=attrs.Factory(lambda node: Limits(node.config), takes_self=True)
     )
@@ -68,6 +70,9 @@ class Node:
     lane_limits: LaneLimits = attrs.field(
         default=attrs.Factory(lambda node: _lane_limits(node.config), takes_self=True)
     )
+
+    def __attrs_post_init__(self) -> None:
+        self.methods = Methods(self.router)
 
     def reload(self, config: Config) -> None:
         """Go by another config, everybody here included."""
@@ -270,6 +275,11 @@ class Connection:
         return self._session.is_established
 
     @property
+    def methods(self) -> Methods:
+        """What the broker does for all connections alike."""
+        return self._node.methods
+
+    @property
     def is_limited(self) -> bool:
         """Whether `admits` has to be asked."""
         return self._node.limits.active
@@ -326,6 +336,7 @@ class Connection:
                         io.cancel_scope.cancel()
             finally:
                 node.connections.pop(session.fd, None)
+                node.methods.end(session.fd, self._closing or _CUT)
                 await self._tell_closed()  # noqa: ASYNC102 - shields and times itself
 
     def _make_session(self, fd: Fd) -> Session:
@@ -533,6 +544,34 @@ class Connection:
     def _on_broken(self) -> None:
         """The stream is dead, or its peer takes nothing: which the lane may never see."""
         self._lane.lost()
+
+    def tell_user(self, before: str, after: str) -> None:
+        """Tell a client that its personal topic is another one from here on."""
+        if self._session.phase is Phase.CONNECTED:
+            frames = []
+            if before:
+                code, reason = UnsubscribeCode.SERVER, "other user"
+                frames.append(CENTRIFUGE_JSON.unsubscribe(PERSONAL + before, code, reason))
+            if after:
+                frames.append(CENTRIFUGE_JSON.subscribe(PERSONAL + after))
+            self._node.router.flush()
+            self.outbox.offer(Run(frames, messages=0))
+
+    def add_subscription(self, topic: str, info: bytes | None, data: bytes | None) -> bool:
+        """Subscribe a client on the app's behalf and tell it so; false if it is subscribed already,
+        or is no Centrifuge client. Raises `Refused` for what is neither a topic nor a pattern.
+        """
+        router, session = self._node.router, self._session
+        if session.phase is not Phase.CONNECTED or topic in session.subscriptions:
+            return False
+        router.check_listenable(topic)
+        client = session.info if info is None else attrs.evolve(session.info, chan_info=info)
+        subscription = Subscription(session, topic, client, server_side=True)
+        router.subscribe(subscription)
+        self.outbox.offer(Run((CENTRIFUGE_JSON.subscribe(topic, data),), messages=0))
+        router.give_retained(subscription)
+        router.announce(subscription)
+        return True
 
     def end_subscription(self, topic: str, code: int, reason: str) -> bool:
         """End a client's subscription and tell it why; false if there was none."""

@@ -20,7 +20,7 @@ import trio
 
 from .config import Askers, Config
 from .core.history import UnrecoverablePosition
-from .core.messages import ClientInfo, Position
+from .core.messages import ClientInfo, Fd, Position
 from .core.session import Happening, Phase, Session, Subscription
 from .core.topics import is_pattern
 from .errors import (
@@ -43,6 +43,7 @@ from .hooks import (
     SubscribeEvent,
     SubscribeReply,
 )
+from .methods import RPC
 from .protocols import centrifuge
 from .protocols.centrifuge import (
     CENTRIFUGE_JSON,
@@ -53,7 +54,7 @@ from .protocols.centrifuge import (
     one_line,
     to_json,
 )
-from .router import DIRECT, ONLY_ITSELF, PERSONAL, Router, direct_fd
+from .router import DIRECT, PERSONAL, Router, direct_fd
 from .rules import allows, check_access, check_subscribe, guards_itself, personal_topic
 from .tokens import ConnectionToken, ServerSub, SubscriptionToken, Tokens, needs_token, ttl
 from .transport import frames
@@ -67,6 +68,9 @@ log = structlog.get_logger("broker")
 
 REJECT_UNRECOVERED = 2
 """Subscribe flag: answer 112 instead of `recovered: false`."""
+
+MAX_GROUP_LENGTH = 255
+"""Of a queue group's name: as long as topics may be unless the config says otherwise."""
 
 _TURN = 512
 """How many publishes of a message, or of several in a row, are carried out before all others have
@@ -304,6 +308,8 @@ class Conversation:
             self._connection.claims, self._token_user = token.claims, token.user
             self._expires_at = expires_at
         subs: dict[str, object] = {f"{DIRECT}{fd}": {}}
+        if user:
+            subs[f"{PERSONAL}{user}"] = {}
         subscriptions = []
         for name, options in server_subs.items():
             asked = request.subs.get(name, SubscribeRequest())
@@ -314,6 +320,7 @@ class Conversation:
         result["subs"] = subs
         self._reply(CENTRIFUGE_JSON.reply(command.id, "connect", to_json(result)))
         for subscription in subscriptions:
+            self._router.give_retained(subscription)
             self._router.announce(subscription)
 
     async def _connection_token(self, token: str) -> ConnectionToken | None:
@@ -342,7 +349,7 @@ class Conversation:
 
     def _check_server_subs(self, subs: Mapping[str, ServerSub]) -> None:
         for name in subs:
-            self._check_name(name)
+            self._router.check_listenable(name)
         if len(subs) > self._config.max_topics:
             limit = f"more than {self._config.max_topics} subscriptions"
             raise Refused(ErrorCode.LIMIT_EXCEEDED, limit)
@@ -412,12 +419,16 @@ class Conversation:
         reply = reply or SubscribeReply()
         # No checkpoint from here to the reply: whatever is published next comes behind it.
         rules = router.rules_for(name)
-        has_history = rules.history_size > 0 and not is_pattern(name)
+        group = _group_of(request.data)
+        # A member that recovered would be given what others of its group have had.
+        has_history = rules.history_size > 0 and not is_pattern(name) and not group
         recoverable = has_history and (
             (request.recoverable or request.positioned or request.recover)
             or (rules.force_recovery or rules.force_positioning)
         )
         fields = self._open_stream(name, request) if recoverable else []
+        # Who has all that was published has the value that is retained, too.
+        recovered = recoverable and fields[0].endswith(b'"recovered":true')
         info = _with_topic_info(session.info, reply.info)
         data = None if reply.data is None else to_json(reply.data)
         expires_at = inf
@@ -430,7 +441,7 @@ class Conversation:
             if expiry:
                 fields.append(to_json(expiry)[1:-1])
         join_leave = rules.join_leave and (request.join_leave or rules.force_push_join_leave)
-        subscription = Subscription(session, name, info, join_leave, recoverable)
+        subscription = Subscription(session, name, info, join_leave, recoverable, group)
         subscription.expires_at = expires_at
         if data is not None:
             fields.append(b'"data":' + data)
@@ -438,6 +449,8 @@ class Conversation:
         router.subscribe(subscription)
         result = b"{" + b",".join(fields) + b"}"
         self._reply(CENTRIFUGE_JSON.reply(command.id, "subscribe", result))
+        if not recovered:
+            router.give_retained(subscription)
         router.announce(subscription)
         return None
 
@@ -471,18 +484,10 @@ class Conversation:
         user = self._connection.user
         if name in session.subscriptions or name in (f"{DIRECT}{session.fd}", f"{PERSONAL}{user}"):
             raise Refused(ErrorCode.ALREADY_SUBSCRIBED)
-        self._check_name(name)
+        self._router.check_listenable(name)
         if len(session.subscriptions) >= self._config.max_topics:
             limit = f"more than {self._config.max_topics} subscriptions"
             raise Refused(ErrorCode.LIMIT_EXCEEDED, limit)
-
-    def _check_name(self, name: str) -> None:
-        if name.startswith(DIRECT):
-            raise Refused(ErrorCode.PERMISSION_DENIED, ONLY_ITSELF)
-        if name.startswith(PERSONAL):
-            raise Refused(ErrorCode.PERMISSION_DENIED, "only a user gets what is sent to it")
-        self._router.check_name(name)
-        self._router.rules_for(name)  # raises where the namespace is not known
 
     def _check_rules(self, name: str, token: SubscriptionToken | None) -> None:
         """Raise `Refused` unless the rules let this client subscribe; a token is above them."""
@@ -499,15 +504,23 @@ class Conversation:
         request = command.publish
         assert request is not None
         data = one_line(bytes(request.data))
-        if self._hooks.publish is not None and data:
-            self._check_publish(request.channel)
-            event = PublishEvent(self._connection, request.channel, data)
-            reply = await self._hooks.publish(event)
+        if data and self._hooks.publish is not None:
+            data = await self.authorize(request.channel, data)
             if not self._session.is_established:
                 return
-            if reply is not None and reply.data is not None:
-                data = centrifuge.check_json(reply.data)
         self._publish(command.id, request.channel, data)
+
+    async def authorize(self, topic: str, data: bytes) -> bytes:
+        """Ask rules and app whether `data` may be published; what the app wants in its place.
+
+        The session may have ended meanwhile. Raises `Refused`.
+        """
+        self._check_publish(topic)
+        if self._hooks.publish is not None:
+            reply = await self._hooks.publish(PublishEvent(self._connection, topic, data))
+            if reply is not None and reply.data is not None:
+                return centrifuge.check_json(reply.data)
+        return data
 
     async def _on_presence(self, command: Command) -> bytes:
         assert command.presence is not None
@@ -567,13 +580,28 @@ class Conversation:
             raise Refused(ErrorCode.UNRECOVERABLE_POSITION) from None
         return b"{" + CENTRIFUGE_JSON.stream(publications, top) + b"}"
 
-    async def _on_rpc(self, command: Command) -> bytes:
+    async def _on_rpc(self, command: Command) -> bytes | None:
         request = command.rpc
         assert request is not None
+        if request.method in RPC:
+            caller = _Caller(self, command.id)
+            methods = self._connection.methods
+            result = await methods.call(caller, request.method, bytes(request.data))
+            return None if result is None else b'{"data":' + result + b"}"
         if self._hooks.rpc is None:
             raise Refused(ErrorCode.METHOD_NOT_FOUND)
         data = await self._hooks.rpc(self._connection, request.method, _from_json(request.data))
         return b'{"data":' + to_json(data) + b"}"
+
+    def _answer_rpc(self, request_id: int, result: bytes | Refused) -> None:
+        """Answer an rpc that was not answered when it was asked, if the client is still here."""
+        if not self._session.is_established:
+            return
+        if isinstance(result, Refused):
+            self._reply(_error(request_id, result))
+        else:
+            content = b'{"data":' + result + b"}"
+            self._reply(CENTRIFUGE_JSON.reply(request_id, "rpc", content))
 
     async def _on_send(self, command: Command) -> None:
         assert command.send is not None
@@ -663,6 +691,31 @@ def _whole_seconds(interval: float) -> int:
     return 0 if interval == inf else ceil(interval)
 
 
+@attrs.define(eq=False)
+class _Caller:
+    """A client that has called one of the broker's own methods."""
+
+    conversation: Conversation
+    request_id: int
+
+    @property
+    def fd(self) -> Fd:
+        return self.conversation._session.fd
+
+    @property
+    def info(self) -> ClientInfo:
+        return self.conversation._session.info
+
+    async def authorize(self, topic: str, data: bytes) -> bytes:
+        data = await self.conversation.authorize(topic, data)
+        if not self.conversation._session.is_established:
+            raise Refused(ErrorCode.NOT_AVAILABLE)  # which nobody is left to read
+        return data
+
+    def answer(self, result: bytes | Refused) -> None:
+        self.conversation._answer_rpc(self.request_id, result)
+
+
 def _error(request_id: int, refusal: Refused) -> bytes:
     return CENTRIFUGE_JSON.error(request_id, refusal.code, refusal.message, refusal.temporary)
 
@@ -672,6 +725,23 @@ def _from_json(data: msgspec.Raw) -> object:
         return msgspec.json.decode(data) if data else None
     except (msgspec.DecodeError, RecursionError) as error:  # 1e999, or deeper than Python goes
         raise Refused(ErrorCode.BAD_REQUEST, f"data: {error}") from None
+
+
+def _group_of(data: msgspec.Raw) -> str:
+    """The queue group that a subscriber names in its `data`; "" if none.
+
+    Raises `Refused` for a group that is no text, and for an empty one.
+    """
+    if b'"group"' not in bytes(data):
+        return ""
+    fields = _from_json(data)
+    group = fields.get("group") if isinstance(fields, dict) else None
+    if group is None:
+        return ""
+    if not isinstance(group, str) or not 0 < len(group) <= MAX_GROUP_LENGTH:
+        text = f"group is a text of 1 to {MAX_GROUP_LENGTH} characters"
+        raise Refused(ErrorCode.BAD_REQUEST, text)
+    return group
 
 
 def _with_topic_info(info: ClientInfo, topic_info: object) -> ClientInfo:

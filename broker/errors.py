@@ -42,6 +42,8 @@ class ErrorCode(IntEnum):
     EXPIRED = 110
     TOO_MANY_REQUESTS = 111
     UNRECOVERABLE_POSITION = 112
+    NOBODY_LISTENS = 503
+    NO_ANSWER = 504
 
     @property
     def message(self) -> str:

@@ -14,19 +14,23 @@ Rules:
 3. Nobody waits for a slow reader here; its outbox's rule deals with it.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, Protocol
 
 import attrs
+import msgspec
 import trio
 
 from .config import Config, TopicRules
 from .core.hub import Hub, Listeners
 from .core.messages import ClientInfo, Fd, Publication
+from .core.retained import Retained
 from .core.session import Session, Subscriber, Subscription
 from .core.topics import check_pattern, check_topic, is_pattern
 from .engines.memory import MemoryEngine
 from .errors import ErrorCode, Refused
+from .groups import Outlet
 from .protocols.centrifuge import CENTRIFUGE_JSON, CentrifugeJson
 from .rules import RuleBook, guards_itself, reaches
 from .transport.outbox import Run
@@ -38,7 +42,8 @@ RUN_BYTES = 64 * 2**10
 DIRECT = "fd:"
 """What is published to `fd:7` goes to fd 7 alone."""
 
-ONLY_ITSELF = "only an fd itself gets what is sent to it"
+PERSONAL = "user:"
+"""What is published to `user:alice` goes to every connection of alice."""
 
 PERSONAL = "user:"
 """What is published to `user:alice` goes to every connection of alice."""
@@ -64,12 +69,13 @@ IN_PROCESS = InProcess()
 
 
 @attrs.define(eq=False)
-class _Part:
+class Part:
     """Of an open run, what goes to those who share a name and a codec."""
 
     name: str
     codec: PublicationCodec
-    outboxes: Iterable[Any]
+    outboxes: dict[Any, Any]
+    """With whom each belongs to: a subscription, or a session where nobody had to subscribe."""
     encoded: list[Any] = attrs.field(factory=list)
 
 
@@ -94,9 +100,10 @@ class Router:
         self._max_topic_bytes = config.max_topic_bytes
         self._rules = RuleBook(config)
         self._only_rules = self._rules.only
+        self.retained = Retained(config.retained_bytes)
         self._run_topic = ""
         self._run_rules = config.topics
-        self._run_parts: list[_Part] = []
+        self._run_parts: list[Part] = []
         self._run_now = 0.0
         self._run_bytes = 0
         office.before_round = self.flush
@@ -137,50 +144,77 @@ class Router:
 
     def _begin_run(self, topic: str) -> None:
         self.flush()
-        fd = direct_fd(topic)
-        if fd is None:
-            try:
-                check_topic(topic, self._max_topic_bytes)
-            except ValueError as error:
-                raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
-            self._run_rules = rules = self._only_rules or self._rules.of(topic)
-            self._run_parts = [
-                _Part(listeners.name, codec, outboxes)  # type: ignore[arg-type]
-                for listeners in self.hub.listeners(topic)
-                for codec, outboxes in (
-                    listeners.audiences
-                    if listeners.name == topic
-                    else self._reached(listeners, rules, topic)
-                ).items()
-            ]
-        else:
-            session = self.hub.sessions.get(fd)
-            if session is None or not session.is_established:
-                raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
-            self._run_rules = _DIRECT_RULES
-            self._run_parts = [_Part(topic, session.codec, (session.outbox,))]  # type: ignore[arg-type]
+        self._run_rules, self._run_parts = self.resolve(topic)
+        if self._run_rules.retain:
+            self._run_parts.append(Part(topic, IN_PROCESS, {self.retained: None}))
         self._run_now = trio.current_time()
         self._run_bytes = 0
         self._run_topic = topic
         self.office.wake()
 
+    def resolve(self, topic: str) -> tuple[TopicRules, list[Part]]:
+        """The rules of a topic and who gets what is published to it. Raises `Refused`."""
+        fd = direct_fd(topic)
+        if fd is not None:
+            session = self.hub.sessions.get(fd)
+            if session is None or not session.is_established:
+                raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
+            return _DIRECT_RULES, [Part(topic, session.codec, {session.outbox: session})]  # type: ignore[arg-type]
+        self.check_topic(topic)
+        if topic.startswith(PERSONAL):
+            return _DIRECT_RULES, self._personal_parts(topic)
+        rules = self._only_rules or self._rules.of(topic)
+        parts = []
+        for listeners in self.hub.listeners(topic):
+            is_exact = listeners.name == topic
+            audiences = listeners.audiences if is_exact else self._reached(listeners, rules, topic)
+            for codec, outboxes in audiences.items():
+                parts.append(Part(listeners.name, codec, outboxes))  # type: ignore[arg-type]
+            for group in listeners.groups.values():
+                outlet = Outlet(group, self.office, rules.slow_consumer)
+                if not is_exact:
+                    outlet.suits = partial(self.may_get, rules, topic)
+                parts.append(Part(listeners.name, IN_PROCESS, {outlet: group}))
+        return rules, parts
+
+    def may_get(self, rules: TopicRules, topic: str, subscription: Subscription) -> bool:
+        """Whether the subscriber to a pattern may have what is published to `topic`."""
+        if rules.may_subscribe == "all" and not guards_itself(topic):
+            return True
+        subscriber = subscription.subscriber
+        # The program itself always may.
+        return not isinstance(subscriber, Session) or reaches(
+            rules, topic, self.hub.sessions.user_of(subscriber.fd)
+        )
+
+    def _personal_parts(self, topic: str) -> list[Part]:
+        user = topic[len(PERSONAL) :]
+        parts: dict[Hashable, Part] = {}
+        for fd in self.hub.sessions.fds_of(user):
+            session = self.hub.sessions.get(fd)
+            if session is not None and session.is_established:
+                part = parts.setdefault(session.codec, Part(topic, session.codec, {}))  # type: ignore[arg-type]
+                part.outboxes[session.outbox] = session
+        if not parts:
+            raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"user {user!r} has no connection")
+        return list(parts.values())
+
     def _reached(
         self, listeners: Listeners, rules: TopicRules, topic: str
-    ) -> Mapping[Hashable, Mapping[Any, Subscription]]:
+    ) -> dict[Hashable, dict[Any, Subscription]]:
         """Of a pattern's listeners, those who may have what is published to `topic`.
 
-        Linear in them where not everybody may; the program itself always may.
+        Linear in them where not everybody may.
         """
         if rules.may_subscribe == "all" and not guards_itself(topic):
             return listeners.audiences
-        user_of = self.hub.sessions.user_of
         return {
             codec: audience
             if codec is IN_PROCESS
             else {
                 outbox: subscription
                 for outbox, subscription in audience.items()
-                if reaches(rules, topic, user_of(subscription.subscriber.fd))  # type: ignore[attr-defined]
+                if self.may_get(rules, topic, subscription)
             }
             for codec, audience in listeners.audiences.items()
         }
@@ -203,6 +237,13 @@ class Router:
 
     # subscribing
 
+    def check_topic(self, topic: str) -> None:
+        """Raise `Refused` for what cannot be published to."""
+        try:
+            check_topic(topic, self._max_topic_bytes)
+        except ValueError as error:
+            raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
+
     def check_name(self, name: str) -> None:
         """Raise `Refused` for what is neither a topic nor a pattern."""
         try:
@@ -213,10 +254,44 @@ class Router:
         except ValueError as error:
             raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
 
+    def check_listenable(self, name: str) -> None:
+        """Raise `Refused` for what nobody may subscribe to: see `check_name`, and fds and users."""
+        if name.startswith(DIRECT):
+            text = "only an fd itself gets what is sent to it"
+            raise Refused(ErrorCode.PERMISSION_DENIED, text)
+        if name.startswith(PERSONAL):
+            raise Refused(ErrorCode.PERMISSION_DENIED, "only a user gets what is sent to it")
+        self.check_name(name)
+        self.rules_for(name)  # raises where the namespace is not known
+
     def subscribe(self, subscription: Subscription) -> None:
         """Add a subscription; those who watch its topic learn of it with the next `announce`."""
         self.flush()
         self.hub.subscribe(subscription)
+
+    def give_retained(self, subscription: Subscription) -> None:
+        """Send a new subscriber the last values that are retained for it, each tagged `retained`.
+
+        Not to a queue group: its members would get old values again with each that joins. Without
+        an offset, as it is no news that a position may follow.
+        """
+        if subscription.group:
+            return
+        codec: Any = subscription.subscriber.codec
+        outbox: Any = subscription.subscriber.outbox
+        for value in self.retained.matching(subscription.name):
+            rules = self._rules.find(value.topic)
+            if value.topic != subscription.name and (
+                rules is None or not self.may_get(rules, value.topic, subscription)
+            ):
+                continue
+            tags = {**(value.tags or {}), "retained": "true"}
+            shown = msgspec.structs.replace(value, offset=0, tags=tags)
+            encoded = codec.publication(subscription.name, shown)
+            if codec is IN_PROCESS:
+                outbox.take((encoded,))
+            else:
+                outbox.offer(Run((encoded,), value.topic))
 
     def unsubscribe(self, subscriber: Subscriber, name: str) -> Subscription | None:
         """Remove a subscription and tell those who watch; None if there was none."""

@@ -589,8 +589,8 @@ async def test_a_client_gets_its_personal_topic_and_recovers_it(autojump_clock: 
         assert subs["#ann"]["recoverable"] is True
         position = {key: subs["#ann"][key] for key in ("offset", "epoch")}
         eve, others = await connect("eve")
-        assert list(others) == ["#eve"]
-        assert (await connect(""))[1] == {}
+        assert list(others) == ["user:eve", "#eve"]
+        assert (await connect(""))[1] == {}  # nobody has no topic of its own
         net.broker.publish("#ann", "one")
         assert data_of(await arrived(phone)) == ["one"]
         assert data_of(await arrived(eve)) == []

@@ -247,7 +247,7 @@ async def test_a_token_subscribes_its_bearer(autojump_clock: MockClock, net: Net
         "subs": {"chat": {"info": {"role": "admin"}, "data": {"hello": 1}}},
     }
     subs = (await peer.request(connect={"token": token(net, **claims)}))["connect"]["subs"]
-    assert set(subs) == {f"fd:{peer.fd}", "news", "plan.*", "chat"}
+    assert set(subs) == {f"fd:{peer.fd}", "user:alice", "news", "plan.*", "chat"}
     assert subs["plan.*"] == {}
     assert subs["news"]["recoverable"]
     assert subs["news"]["offset"] == 3

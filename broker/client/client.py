@@ -174,6 +174,7 @@ class Client:
         recoverable: bool = True,
         join_leave: Literal[False] = False,
         since: Position | None = None,
+        group: str = "",
     ) -> AbstractAsyncContextManager[Subscription[Publication]]: ...
 
     @overload
@@ -184,6 +185,7 @@ class Client:
         recoverable: bool = True,
         join_leave: Literal[True],
         since: Position | None = None,
+        group: str = "",
     ) -> AbstractAsyncContextManager[Subscription[Publication | Join | Leave]]: ...
 
     def subscribe(
@@ -193,6 +195,7 @@ class Client:
         recoverable: bool = True,
         join_leave: bool = False,
         since: Position | None = None,
+        group: str = "",
     ) -> AbstractAsyncContextManager[Subscription[Any]]:
         """Subscribe to a topic or a pattern (`news.*`, `news.>`) for the time of a block.
 
@@ -201,7 +204,8 @@ class Client:
 
         `recoverable`: after a reconnect, get what was published meanwhile, where the topic
         keeps history. `since`: begin with what was published after that position.
-        `join_leave`: the iterator also yields `Join` and `Leave`.
+        `join_leave`: the iterator also yields `Join` and `Leave`. `group`: each publication goes
+        to one member of this queue group; there is nothing to recover then.
         """
         return self._subscribe(
             Subscription(
@@ -209,6 +213,7 @@ class Client:
                 recoverable=recoverable,
                 join_leave=join_leave,
                 since=since,
+                group=group,
                 taken=self._wake_reader,
             )
         )

@@ -95,6 +95,7 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
         recoverable: bool,
         join_leave: bool,
         since: Position | None,
+        group: str,
         taken: Callable[[], None],
     ) -> None:
         self.topic = topic
@@ -110,6 +111,7 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
         told at once, compare it after each item; then load what you need anew."""
         self._recoverable = recoverable
         self._join_leave = join_leave
+        self._group = group
         # `position` is what the consumer has seen; this is what has arrived, to recover from.
         self._reached = since
         self._resuming = since is not None
@@ -144,6 +146,8 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
             params["recoverable"] = True
         if self._join_leave:
             params["join_leave"] = True
+        if self._group:
+            params["data"] = {"group": self._group}
         if self._reached is not None:
             params |= {
                 "recover": True,

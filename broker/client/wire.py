@@ -37,11 +37,13 @@ class Pub(msgspec.Struct):
     offset: int = 0
     time: int = 0
     channel: str = ""
+    tags: dict[str, str] | None = None
 
     def freeze(self, topic: str) -> Publication:
         info = None if self.info is None else self.info.freeze()
         # A copy: a slice of the frame would keep all of the frame alive.
-        return Publication(self.channel or topic, bytes(self.data), info, self.offset, self.time)
+        data = bytes(self.data)
+        return Publication(self.channel or topic, data, info, self.offset, self.time, self.tags)
 
 
 class Connected(msgspec.Struct):

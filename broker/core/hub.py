@@ -14,6 +14,7 @@ from typing import Any
 
 import attrs
 
+from .groups import Group
 from .messages import ClientInfo, Fd
 from .registry import Registry
 from .session import Happening, Session, Subscriber, Subscription
@@ -40,13 +41,18 @@ class Listeners:
     audiences: dict[Hashable, dict[Any, Subscription]] = attrs.field(factory=dict)
     watchers: dict[Subscriber, None] = attrs.field(factory=dict)
     """Those who want to know who joins and leaves."""
+    groups: dict[str, Group] = attrs.field(factory=dict)
+    """The queue groups; their members are in no audience."""
 
     def __len__(self) -> int:
-        return sum(map(len, self.audiences.values()))
+        members = sum(map(len, self.groups.values())) if self.groups else 0
+        return sum(map(len, self.audiences.values())) + members
 
     def __iter__(self) -> Iterator[Subscription]:
         for audience in self.audiences.values():
             yield from audience.values()
+        for group in self.groups.values():
+            yield from group.members.values()
 
 
 class Hub:
@@ -86,7 +92,11 @@ class Hub:
                 self._patterns.insert(name, listeners)
             else:
                 self._topics[name] = listeners
-        listeners.audiences.setdefault(subscriber.codec, {})[subscriber.outbox] = subscription
+        if subscription.group:
+            group = listeners.groups.setdefault(subscription.group, Group())
+            group.members[subscriber.outbox] = subscription
+        else:
+            listeners.audiences.setdefault(subscriber.codec, {})[subscriber.outbox] = subscription
         if subscription.join_leave:
             listeners.watchers[subscriber] = None
         subscriber.subscriptions[name] = subscription
@@ -100,16 +110,22 @@ class Hub:
         self._subscriptions -= 1
         listeners = self._find(name)
         assert listeners is not None
-        audience = listeners.audiences[subscriber.codec]
-        del audience[subscriber.outbox]
+        if subscription.group:
+            group = listeners.groups[subscription.group]
+            del group.members[subscriber.outbox]
+            if not group:
+                del listeners.groups[subscription.group]
+        else:
+            audience = listeners.audiences[subscriber.codec]
+            del audience[subscriber.outbox]
+            if not audience:
+                del listeners.audiences[subscriber.codec]
         listeners.watchers.pop(subscriber, None)
-        if not audience:
-            del listeners.audiences[subscriber.codec]
-            if not listeners.audiences:
-                if is_pattern(name):
-                    self._patterns.remove(name)
-                else:
-                    del self._topics[name]
+        if not listeners.audiences and not listeners.groups:
+            if is_pattern(name):
+                self._patterns.remove(name)
+            else:
+                del self._topics[name]
         return subscription
 
     def leave_all(self, subscriber: Subscriber) -> list[Subscription]:
@@ -139,6 +155,13 @@ class Hub:
         """The clients subscribed to `topic` itself, by client id. Linear in them."""
         listeners = self._topics.get(topic, ())
         return {s.info.client: s.info for s in listeners if s.info is not None}
+
+    def topics(self) -> dict[str, int]:
+        """How many subscriptions each topic and pattern has. Linear in these."""
+        return {
+            listeners.name: len(listeners)
+            for listeners in (*self._topics.values(), *self._patterns.values())
+        }
 
     def _find(self, name: str) -> Listeners | None:
         return self._patterns.get(name) if is_pattern(name) else self._topics.get(name)

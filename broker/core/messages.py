@@ -36,6 +36,7 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
 
     `offset` is 0 where the topic keeps no history. `time` is Unix milliseconds, 0 if not known.
     A msgspec struct, as two are made per publication: 0.02 µs each, where attrs takes 0.34 µs.
+    `tags` belong to whoever publishes: short texts beside the data, for receivers and filters.
     """
 
     topic: str
@@ -43,6 +44,7 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     info: ClientInfo | None = None
     offset: int = 0
     time: int = 0
+    tags: dict[str, str] | None = None
 
     @property
     def value(self) -> object:
@@ -91,6 +93,23 @@ class Close:
     reason: str
     initiator: Initiator
     undelivered: int = 0
+
+
+@attrs.frozen
+class Delivery:
+    """What became of one publication at this node. Queued is not delivered: TCP tells nobody that
+    a peer has read.
+
+    `matched` subscriptions get it, of which `queued` took it and `dropped` did not, being too slow
+    or on their way out; `failed` are the fds of those. A queue group is one subscription.
+    `position` is the publication's place in its topic's history, None where it has none.
+    """
+
+    matched: int
+    queued: int
+    dropped: int
+    failed: tuple[Fd, ...] = ()
+    position: Position | None = None
 
 
 class PushResult(StrEnum):

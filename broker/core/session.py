@@ -74,8 +74,9 @@ class Subscriber(Protocol):
 class Subscription:
     """One subscriber's interest in one topic or pattern. `info` is None for who is not a client.
 
-    `server_side`: the client has not asked for it, and will not subscribe again by itself.
-    `expires_at` is on the clock of whoever ends it then; it alone may change.
+    With a `group`, it gets what falls to it of what the group gets. `server_side`: the client has
+    not asked for it, and will not subscribe again by itself. `expires_at` is on the clock of whoever
+    ends it then; it alone may change.
     """
 
     subscriber: Subscriber
@@ -83,6 +84,7 @@ class Subscription:
     info: ClientInfo | None = None
     join_leave: bool = False
     recoverable: bool = False
+    group: str = ""
     server_side: bool = False
     expires_at: float = inf
 

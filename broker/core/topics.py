@@ -27,6 +27,7 @@ the rules for patterns is neither.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Final, Generic, TypeVar, cast
 
 import attrs
@@ -218,6 +219,16 @@ class PatternTree(Generic[T]):
             level = below
         found += [node.here for node in level if node.here is not _ABSENT]
         return cast(list[T], found)
+
+    def values(self) -> Iterator[T]:
+        """The values of all patterns, in no order that anyone should rely on."""
+        nodes = [self._root]
+        while nodes:
+            node = nodes.pop()
+            yield from (cast(T, value) for value in (node.here, node.rest) if value is not _ABSENT)
+            nodes += node.literal.values()
+            if node.star is not None:
+                nodes.append(node.star)
 
     def _walk(self, pattern: str) -> tuple[list[_Node], bool]:
         """The nodes from the root to where the pattern's value is, and whether it ends in `>`.

@@ -18,6 +18,8 @@ from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
+from .api import Api
+
 if TYPE_CHECKING:
     from broker.app import Broker
 
@@ -54,7 +56,7 @@ class _Assets(StaticFiles):
 
 def http_app(broker: "Broker") -> Starlette:
     """The ASGI app for `broker`: `/healthz`, the app's hook, and behind it what we have ourselves:
-    `/`, `/static`, 426 on the WebSocket paths, 404. A hook that raises costs its peer a 500; the
+    `/`, `/static`, `/api`, 426 on the WebSocket paths, 404. A hook that raises costs its peer a 500; the
     server logs it.
     """
 
@@ -79,6 +81,7 @@ def http_app(broker: "Broker") -> Starlette:
         [
             Route("/", page),
             Mount("/static", _Assets(directory=HERE / "static")),
+            Route("/api/{method}", Api(broker).__call__, methods=["POST"]),
             *(
                 Route(path, upgrade_required, methods=methods)
                 for path in broker.config.websocket_paths

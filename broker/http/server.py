@@ -1,6 +1,6 @@
 """Plain HTTP on a connection that has already shown its request head: Hypercorn behind a link.
 
-Rule 1  One request per connection, answered with `Connection: close`. So each request has had
+Rule 1  One request per connection (but for backends: see `backends`), answered with `Connection: close`. So each request has had
         its head checked (a WebSocket upgrade can never come second, unseen), there is no idle
         connection to end at a stop, and one deadline bounds all. The price is a new connection
         per request.
@@ -30,6 +30,12 @@ from broker.transport.head import Head, parse_head, refusal
 
 logger = logging.getLogger("broker.http")
 
+REQUEST_SECONDS = 30.0
+"""For all of one request: its body, the app's work and the response; our largest page at 6 KB/s."""
+
+BODY_BYTES = 2**20
+"""What a peer may send behind its head."""
+
 LINGER_SECONDS = 1.0
 """How long we read on after the answer. To close with bytes unread makes TCP send a reset, which
 can destroy the answer on its way (RFC 9112 section 9.6); nginx lingers 5 s for large uploads."""
@@ -44,12 +50,15 @@ T = TypeVar("T")
 class HttpServer:
     """Serves an ASGI app to connections that others have accepted.
 
-    `request_seconds` is for all of one request: its body, the app's work and the response; 30 s
-    carry our largest page at 6 KB/s. `body_bytes` is what a peer may send behind its head.
+    `request_seconds` is for all of one request, `body_bytes` what a peer may send behind its head.
     """
 
     def __init__(
-        self, app: ASGIApp, *, request_seconds: float = 30.0, body_bytes: int = 2**20
+        self,
+        app: ASGIApp,
+        *,
+        request_seconds: float = REQUEST_SECONDS,
+        body_bytes: int = BODY_BYTES,
     ) -> None:
         self._app = app
         self._request_seconds = request_seconds
@@ -119,6 +128,12 @@ class HttpServer:
                     wrapped, self._config, self._context, LifespanState(), cast("Any", link)
                 )
             nursery.cancel_scope.cancel()
+
+
+async def end_politely(stream: trio.abc.Stream) -> None:
+    """`_end`, for no longer than `LINGER_SECONDS`, and whatever the peer does."""
+    with trio.move_on_after(LINGER_SECONDS), suppress(trio.BrokenResourceError):
+        await _end(stream)
 
 
 async def _end(stream: trio.abc.Stream) -> None:

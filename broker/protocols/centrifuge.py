@@ -209,10 +209,13 @@ class CentrifugeJson:
         head, tail = _publication_head(name), self._info_field
         if publication.offset:
             tail = b'%b,"offset":%d' % (tail, publication.offset)
+        tags = publication.tags
         if name != publication.topic:
-            topic = _string(publication.topic)
+            tail += b',"channel":' + _string(publication.topic)
             # The field for it is `channel`; some SDKs hide that one from the app, and show tags.
-            tail += b',"channel":%b,"tags":{"topic":%b}' % (topic, topic)
+            tags = {**(tags or {}), "topic": publication.topic}
+        if tags:
+            tail += b',"tags":' + to_json(tags)
         return frames.text_frame(b"%b%b%b}}}" % (head, publication.data, tail))
 
     def message(self, data: bytes) -> bytes:
@@ -224,6 +227,11 @@ class CentrifugeJson:
 
     def leave(self, topic: str, info: ClientInfo) -> bytes:
         return self._push(topic, b'"leave":{"info":' + _info(info) + b"}")
+
+    def subscribe(self, topic: str, data: bytes | None = None) -> bytes:
+        """The server has subscribed this client."""
+        content = b"{}" if data is None else b'{"data":' + data + b"}"
+        return self._push(topic, b'"subscribe":' + content)
 
     def unsubscribe(self, topic: str, code: int, reason: str) -> bytes:
         content = b'"unsubscribe":{"code":%d,"reason":%b}' % (code, _string(reason))
@@ -256,6 +264,8 @@ class CentrifugeJson:
         body = b'{"data":' + publication.data
         if publication.info is not None:
             body += b',"info":' + _info(publication.info)
+        if publication.tags:
+            body += b',"tags":' + to_json(publication.tags)
         return body + b',"offset":%d}' % publication.offset
 
     def stream(self, publications: Iterable[Publication], position: Position) -> bytes:

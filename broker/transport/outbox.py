@@ -162,6 +162,15 @@ class Outbox:
     def statistics(self) -> OutboxStatistics:
         return OutboxStatistics(self.bytes, self.messages, self.dropped, self.blocked)
 
+    @property
+    def keeps_up(self) -> bool:
+        """Whether the peer reads what it gets: nothing is stuck, and half of the room is free."""
+        return (
+            not self.blocked
+            and 2 * self.bytes <= self.max_bytes
+            and 2 * self.messages <= self.max_messages
+        )
+
     # filling
 
     def offer(self, run: Run) -> Offer:

@@ -1,0 +1,557 @@
+"""The HTTP API: each method by hand in memory, then with Centrifugo's own client, `cent`."""
+
+import base64
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import cent
+import h11
+import msgspec
+import pytest
+import trio
+from cent.exceptions import CentApiResponseError, CentTransportError, CentUnauthorizedError
+from trio.testing import MockClock
+
+from broker import Broker, CloseCode, Config, ConnectEvent, ConnectReply
+from broker.testing import Network, Peer, handshake, open_test_broker
+
+KEY = "s3cret"
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def served(**fields: Any) -> AsyncIterator[Network]:
+    """A broker with an API key; a client's token is its user."""
+    broker = Broker(Config(**{"api_key": KEY, **fields}))
+
+    @broker.on_connect
+    async def let_in(event: ConnectEvent) -> ConnectReply:
+        return ConnectReply(user=event.token, info={"name": event.token} if event.token else None)
+
+    async with open_test_broker(broker) as net:
+        yield net
+
+
+async def ask(
+    net: Network, method: str, body: bytes, key: str | None = KEY, **headers: str
+) -> tuple[int, bytes]:
+    client = h11.Connection(h11.CLIENT)
+    fields = [("Host", "test"), ("Content-Length", str(len(body)))]
+    fields += [("Connection", "close")]
+    fields += [("X-API-Key", key)] if key is not None else []
+    fields += [(name.replace("_", "-"), value) for name, value in headers.items()]
+    encoded = [(name.encode(), value.encode("latin-1")) for name, value in fields]
+    head = client.send(h11.Request(method="POST", target=f"/api/{method}", headers=encoded))
+    sent = client.send(h11.Data(data=body)) if body else b""
+    client.send(h11.EndOfMessage())
+    assert head is not None
+    assert sent is not None
+    stream = await net.listener.connect()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send_all, head + sent)
+        async for data in stream:
+            client.receive_data(bytes(data))
+    client.receive_data(b"")
+    await stream.aclose()
+    answer = client.next_event()
+    assert isinstance(answer, h11.Response)
+    got = b""
+    while isinstance(event := client.next_event(), h11.Data):
+        got += event.data
+    return answer.status_code, got
+
+
+async def call(net: Network, method: str, **params: object) -> Any:
+    """The whole JSON answer of one request."""
+    status, body = await ask(net, method, msgspec.json.encode(params))
+    assert status == 200, body
+    return json.loads(body)
+
+
+async def result(net: Network, method: str, **params: object) -> Any:
+    answer = await call(net, method, **params)
+    assert "error" not in answer, answer
+    return answer["result"]
+
+
+async def error(net: Network, method: str, **params: object) -> tuple[int, str]:
+    answer = await call(net, method, **params)
+    return answer["error"]["code"], answer["error"]["message"]
+
+
+async def listener(net: Network, *topics: str, user: str = "") -> Peer:
+    peer = await net.open_client(token=user)
+    for topic in topics:
+        reply = await peer.request(subscribe={"channel": topic})
+        assert "subscribe" in reply, reply
+    return peer
+
+
+# the door
+
+
+async def test_without_a_key_there_is_no_api(autojump_clock: MockClock) -> None:
+    async with served(api_key=None) as net:
+        status, body = await ask(net, "info", b"{}", "")
+        assert status == 404
+        assert b"set api_key" in body
+
+
+@pytest.mark.parametrize("key", [None, "", "wrong", KEY + "x", KEY[:-1], "s\xe9cret"])
+async def test_only_the_key_opens_it(autojump_clock: MockClock, key: str | None) -> None:
+    async with served() as net:
+        # Nothing is said about what else is wrong.
+        assert (await ask(net, "nonsense", b"not json", key))[0] == 401
+
+
+@pytest.mark.parametrize("value", [f"apikey {KEY}", f"APIKEY  {KEY}"])
+async def test_the_key_may_come_as_authorization(autojump_clock: MockClock, value: str) -> None:
+    async with served() as net:
+        assert (await ask(net, "info", b"{}", None, Authorization=value))[0] == 200
+        assert (await ask(net, "info", b"{}", None, Authorization=f"Bearer {KEY}"))[0] == 401
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"{}x", b"[" * 100_000])
+async def test_a_body_that_is_not_json_is_400(autojump_clock: MockClock, body: bytes) -> None:
+    async with served() as net:
+        for method in ("publish", "batch"):
+            status, text = await ask(net, method, body)
+            assert status == 400
+            assert text.startswith(b"The body is not JSON")
+
+
+async def test_a_body_over_the_limit_is_413(autojump_clock: MockClock) -> None:
+    async with served() as net:
+        assert (await ask(net, "publish", b" " * (2**20 + 1)))[0] == 413
+
+
+async def test_an_unknown_method_is_404_and_a_get_is_405(autojump_clock: MockClock) -> None:
+    async with served() as net:
+        status, text = await ask(net, "publsh", b"{}")
+        assert status == 404
+        assert b"history_remove" in text
+        stream = await net.listener.connect()
+        await stream.send_all(b"GET /api/info HTTP/1.1\r\nHost: test\r\n\r\n")
+        answer = b""
+        async for data in stream:
+            answer += data
+        await stream.aclose()
+        assert answer.startswith(b"HTTP/1.1 405 ")
+
+
+async def test_the_key_is_not_in_the_repr_of_the_settings() -> None:
+    assert KEY not in repr(Config(api_key=KEY))
+
+
+@pytest.mark.parametrize("key", ["", "a\nb", "é"])
+async def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match="api_key must be printable ASCII"):
+        Config(api_key=key)
+
+
+@pytest.mark.parametrize(
+    "method, params",
+    [
+        ("publish", {"data": 1}),
+        ("publish", {"channel": "news"}),
+        ("publish", {"channel": "news.*", "data": 1}),
+        ("publish", {"channel": 1, "data": 1}),
+        ("publish", {"channel": "news", "b64data": "?"}),
+        ("publish", {"channel": "news", "b64data": base64.b64encode(b"\xff").decode()}),
+        ("publish", {"channel": "news", "data": 1, "tags": {"a": 1}}),
+        ("publish", {"channel": "news", "data": 1, "idempotency_key": "k" * 256}),
+        ("broadcast", {"channels": "news", "data": 1}),
+        ("subscribe", {"channel": "news"}),
+        ("disconnect", {"user": ""}),
+        ("history", {"channel": "news", "since": {"offset": -1}}),
+        ("connections", {"limit": 0}),
+        ("batch", {"commands": {}}),
+    ],
+)
+async def test_bad_params_are_error_107(
+    autojump_clock: MockClock, method: str, params: dict[str, object]
+) -> None:
+    async with served() as net:
+        code, message = await error(net, method, **params)
+        assert code == 107
+        assert message
+
+
+# publishing
+
+
+async def test_publish_reaches_subscribers_with_its_tags(autojump_clock: MockClock) -> None:
+    async with served() as net, await listener(net, "news", "ne*", ">") as peer:
+        first = await result(net, "publish", channel="news", data={"a": [1]}, tags={"k": "v"})
+        assert first["offset"] == 1
+        exact = (await peer.receive_json())["push"]
+        assert exact == {
+            "channel": "news",
+            "pub": {"data": {"a": [1]}, "offset": 1, "tags": {"k": "v"}},
+        }
+        pattern = (await peer.receive_json())["push"]
+        assert pattern["channel"] == ">"
+        assert pattern["pub"]["tags"] == {"k": "v", "topic": "news"}
+        second = await result(net, "publish", channel="news", data=2)
+        assert second == {"offset": 2, "epoch": first["epoch"]}
+        assert (await result(net, "publish", channel="news", data=3, skip_history=True)) == {}
+        history = await result(net, "history", channel="news", limit=-1)
+        assert [each["data"] for each in history["publications"]] == [{"a": [1]}, 2]
+        assert history["publications"][0]["tags"] == {"k": "v"}
+
+
+async def test_b64data_is_json_in_base64(autojump_clock: MockClock) -> None:
+    async with served() as net, await listener(net, "news") as peer:
+        await result(net, "publish", channel="news", b64data=base64.b64encode(b"[1,\n2]").decode())
+        assert (await peer.receive_json())["push"]["pub"]["data"] == [1, 2]
+
+
+async def test_a_key_makes_a_publish_happen_once_in_five_minutes(
+    autojump_clock: MockClock,
+) -> None:
+    async with served() as net, await listener(net, "news", "other") as peer:
+        ask_again = {"channel": "news", "data": 1, "idempotency_key": "k"}
+        first = await result(net, "publish", **ask_again)
+        assert await result(net, "publish", **ask_again) == first
+        assert await result(net, "publish", **{**ask_again, "channel": "other"}) != first
+        # News once, then the other topic.
+        assert (await peer.receive_json())["push"]["channel"] == "news"
+        assert (await peer.receive_json())["push"]["channel"] == "other"
+        assert (await result(net, "history", channel="news"))["offset"] == 1
+        await trio.sleep(301)
+        assert (await result(net, "publish", **ask_again))["offset"] == 2
+
+
+async def test_broadcast_answers_for_each_topic(autojump_clock: MockClock) -> None:
+    async with served() as net, await listener(net, "a", "b") as peer:
+        got = await result(net, "broadcast", channels=["a", "fd:99", "b"], data="x")
+        assert [list(each) for each in got["responses"]] == [["result"], ["error"], ["result"]]
+        assert got["responses"][1]["error"]["code"] == 102
+        channels = [(await peer.receive_json())["push"]["channel"] for _ in "ab"]
+        assert channels == ["a", "b"]
+
+
+async def test_publish_can_leave_out_fds_and_report(autojump_clock: MockClock) -> None:
+    async with served() as net, await listener(net, "news") as a, await listener(net, "news") as b:
+        params = {"channel": "news", "data": 1, "exclude": [a.fd], "report": True}
+        got = await result(net, "publish", **params)
+        del got["offset"], got["epoch"]
+        assert got == {"matched": 1, "queued": 1, "dropped": 0, "failed": []}
+        assert "pub" in (await b.receive_json())["push"]
+        await result(net, "push", fd=a.fd, data="only this")
+        assert (await a.receive_json())["push"] == {"message": {"data": "only this"}}
+
+
+async def test_push_says_what_became_of_it(autojump_clock: MockClock) -> None:
+    async with served() as net, await listener(net) as peer:
+        assert await result(net, "push", fd=peer.fd, data=1) == {"status": "queued"}
+        assert await result(net, "push", fd=99, data=1) == {"status": "closed"}
+
+
+# clients
+
+
+async def test_a_user_is_subscribed_and_unsubscribed(autojump_clock: MockClock) -> None:
+    async with served() as net, await listener(net, user="a") as a, await listener(net) as other:
+        await result(net, "subscribe", user="a", channel="news", data={"by": "us"}, info="i")
+        assert (await a.receive_json())["push"] == {
+            "channel": "news",
+            "subscribe": {"data": {"by": "us"}},
+        }
+        await result(net, "publish", channel="news", data=1)
+        assert (await a.receive_json())["push"]["pub"]["data"] == 1
+        presence = (await result(net, "presence", channel="news"))["presence"]
+        assert presence == {
+            str(a.fd): {
+                "client": str(a.fd),
+                "user": "a",
+                "conn_info": {"name": "a"},
+                "chan_info": "i",
+            }
+        }
+        # Again is no error, and of a user that is not here neither.
+        await result(net, "subscribe", user="a", channel="news")
+        await result(net, "subscribe", user="nobody", channel="news")
+        await result(net, "unsubscribe", user="a", client=str(other.fd), channel="news")
+        assert net.broker.topics() == {"news": 1}
+        await result(net, "unsubscribe", user="a", channel="news")
+        assert (await a.receive_json())["push"] == {
+            "channel": "news",
+            "unsubscribe": {"code": 2000, "reason": "server unsubscribe"},
+        }
+        assert (await result(net, "presence", channel="news")) == {"presence": {}}
+
+
+async def test_disconnect_spares_the_whitelist(autojump_clock: MockClock) -> None:
+    async with (
+        served() as net,
+        await listener(net, user="a") as x,
+        await listener(net, user="a") as y,
+    ):
+        await result(net, "disconnect", user="a", whitelist=[str(y.fd)])
+        assert await x.receive_close() == (3503, "force disconnect")
+        assert net.broker.is_established(y.fd)
+        order = {"code": 4001, "reason": "go"}
+        await result(net, "disconnect", user="a", client=str(y.fd), disconnect=order)
+        assert await y.receive_close() == (4001, "go")
+        third = await listener(net)
+        bad = {"client": str(third.fd), "disconnect": {"code": 1006}}
+        assert (await error(net, "disconnect", **bad))[0] == 107
+        assert net.broker.is_established(third.fd)
+
+
+async def test_refresh_ends_what_has_expired(autojump_clock: MockClock) -> None:
+    async with served() as net, await listener(net, user="a") as a:
+        await result(net, "refresh", user="a", expired=True)
+        assert await a.receive_close() == (CloseCode.EXPIRED, "expired")
+
+
+# topics
+
+
+async def test_presence_stats_count_users_once(autojump_clock: MockClock) -> None:
+    async with (
+        served() as net,
+        await listener(net, "t", user="a"),
+        await listener(net, "t", user="a"),
+        await listener(net, "t", user="b"),
+    ):
+        got = await result(net, "presence_stats", channel="t")
+        assert got == {"num_clients": 3, "num_users": 2}
+
+
+async def test_history_pages_and_goes(autojump_clock: MockClock) -> None:
+    async with served() as net:
+        for number in range(5):
+            position = await result(net, "publish", channel="t", data=number)
+        assert await result(net, "history", channel="t") == {"publications": [], **position}
+        since = {"offset": 2, "epoch": position["epoch"]}
+        page = await result(net, "history", channel="t", limit=2, since=since)
+        assert [each["offset"] for each in page["publications"]] == [3, 4]
+        page = await result(net, "history", channel="t", limit=1, reverse=True)
+        assert [each["data"] for each in page["publications"]] == [4]
+        bad = await error(net, "history", channel="t", since={"offset": 1, "epoch": "old"})
+        assert bad[0] == 112
+        await result(net, "history_remove", channel="t")
+        gone = await result(net, "history", channel="t", limit=-1)
+        assert gone == {"publications": [], **position}
+
+
+async def test_channels_are_listed_by_a_glob(autojump_clock: MockClock) -> None:
+    async with served() as net, await listener(net, "chat:1", "chat:2", "news", "n.>"):
+        async with await listener(net, "chat:1"):
+            everything = (await result(net, "channels"))["channels"]
+            assert everything["chat:1"] == {"num_clients": 2}
+            assert set(everything) == {"chat:1", "chat:2", "news", "n.>"}
+            some = (await result(net, "channels", pattern="chat:*"))["channels"]
+            assert set(some) == {"chat:1", "chat:2"}
+
+
+async def test_info_counts(autojump_clock: MockClock) -> None:
+    async with served() as net, await listener(net, "a", "b", user="x"):
+        (node,) = (await result(net, "info"))["nodes"]
+        assert (node["num_clients"], node["num_users"]) == (1, 1)
+        assert (node["num_subs"], node["num_channels"]) == (2, 2)
+
+
+async def test_connections_page_and_one_is_shown(autojump_clock: MockClock) -> None:
+    async with served() as net, await listener(net, "t", user="x") as x, await listener(net) as y:
+        plain = await net.open_plain()
+        listed = (await result(net, "connections", limit=2))["connections"]
+        assert list(listed) == [str(x.fd), str(y.fd)]
+        rest = (await result(net, "connections", after=y.fd))["connections"]
+        assert rest[str(plain.fd)]["protocol"] == "plain"
+        of_x = (await result(net, "connections", user="x"))["connections"]
+        assert list(of_x) == [str(x.fd)]
+        shown = await result(net, "connection", fd=x.fd)
+        assert shown == of_x[str(x.fd)]
+        assert (shown["transport"], shown["protocol"]) == ("websocket", "json")
+        assert (shown["user"], shown["topics"]) == ("x", ["t"])
+        assert (await error(net, "connection", fd=99))[0] == 102
+        assert (await error(net, "connections", expression="true"))[0] == 108
+
+
+# several at once
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+async def test_a_batch_answers_in_order(autojump_clock: MockClock, parallel: bool) -> None:
+    async with served() as net, await listener(net, "t") as peer:
+        answer = await call(
+            net,
+            "batch",
+            commands=[
+                {"publish": {"channel": "t", "data": 1}},
+                {"publish": {"channel": "fd:99", "data": 1}},
+                {"nonsense": {}},
+                {"publish": {}, "info": {}},
+                {"publish": {"channel": "t", "data": 2}},
+                {"presence_stats": {"channel": "t"}},
+            ],
+            parallel=parallel,
+        )
+        replies = answer["replies"]
+        assert replies[0]["publish"]["offset"] == 1
+        assert [each["error"]["code"] for each in replies[1:4]] == [102, 104, 107]
+        assert replies[4]["publish"]["offset"] == 2
+        assert replies[5] == {"presence_stats": {"num_clients": 1, "num_users": 1}}
+        got = [(await peer.receive_json())["push"]["pub"]["data"] for _ in "12"]
+        assert got == [1, 2]
+
+
+# users
+
+
+async def test_what_is_published_to_a_user_reaches_all_its_fds(
+    autojump_clock: MockClock,
+) -> None:
+    async with served() as net:
+        phone = await net.open_plain()
+        reply = await phone.request(connect={"token": "alice"})
+        assert set(reply["connect"]["subs"]) == {f"fd:{phone.fd}", "user:alice"}
+        laptop = await listener(net, user="alice")
+        bare = await net.open_plain()
+        net.broker.bind(bare.fd, "alice")
+        stranger = await listener(net, user="bob")
+        await result(net, "publish", channel="user:alice", data="hello")
+        for peer in (phone, laptop):
+            assert (await peer.receive_json())["push"] == {
+                "channel": "user:alice",
+                "pub": {"data": "hello"},
+            }
+        assert await bare.receive_text() == "hello"
+        assert (await error(net, "publish", channel="user:carol", data=1))[0] == 102
+        for topic, code in (("user:alice", 103), ("user:bob", 105)):
+            reply = await stranger.request(subscribe={"channel": topic})
+            assert reply["error"]["code"] == code
+        reply = await stranger.request(publish={"channel": "user:alice", "data": "hi"})
+        assert reply == {"id": 1, "publish": {}}
+        assert (await phone.receive_json())["push"]["pub"]["info"]["user"] == "bob"
+
+
+async def test_a_client_is_told_when_the_app_binds_it(autojump_clock: MockClock) -> None:
+    async with served() as net, await listener(net) as peer:
+        net.broker.bind(peer.fd, "alice")
+        assert await peer.receive_json() == {"push": {"channel": "user:alice", "subscribe": {}}}
+        net.broker.bind(peer.fd, "")
+        push = (await peer.receive_json())["push"]
+        assert (push["channel"], push["unsubscribe"]["code"]) == ("user:alice", 2000)
+
+
+# Centrifugo's own client, over a real socket
+
+
+@asynccontextmanager
+async def cent_client(key: str = KEY) -> AsyncIterator[tuple[Broker, cent.Client, str]]:
+    broker = Broker(Config(api_key=KEY, host="127.0.0.1", port=0, log_level="error"))
+
+    @broker.on_connect
+    async def let_in(event: ConnectEvent) -> ConnectReply:
+        return ConnectReply(user=event.token)
+
+    async with trio.open_nursery() as nursery:
+        (address,) = await nursery.start(broker.serve)
+        client = cent.Client(address.replace("ws:", "http:") + "/api", key, timeout=5)
+        try:
+            yield broker, client, address
+        finally:
+            client.close()
+            broker.stop()
+
+
+async def in_thread(call: Callable[..., T], *args: object) -> T:
+    return await trio.to_thread.run_sync(lambda: call(*args))
+
+
+async def over_tcp(address: str, user: str) -> Peer:
+    host, _, port = address.removeprefix("ws://").partition(":")
+    peer = Peer(await trio.open_tcp_stream(host, int(port)))
+    await peer.send(handshake("/connection/websocket", host=f"{host}:{port}"))
+    assert (await peer.receive_head()).startswith("HTTP/1.1 101 ")
+    reply = await peer.request(connect={"token": user})
+    peer.fd = int(reply["connect"]["client"])
+    return peer
+
+
+async def test_cent_does_it_all() -> None:
+    with trio.fail_after(30):
+        async with cent_client() as (broker, client, address), await over_tcp(address, "u") as peer:
+            subscribe = cent.SubscribeRequest(user="u", channel="t", info={"k": 1}, data={"d": 1})
+            await in_thread(client.subscribe, subscribe)
+            assert "subscribe" in (await peer.receive_json())["push"]
+            published = await in_thread(
+                client.publish,
+                cent.PublishRequest(
+                    channel="t", data={"n": 1}, tags={"a": "b"}, idempotency_key="1"
+                ),
+            )
+            assert (published.offset, bool(published.epoch)) == (1, True)
+            assert (await peer.receive_json())["push"]["pub"]["tags"] == {"a": "b"}
+            sent = await in_thread(
+                client.broadcast, cent.BroadcastRequest(channels=["t", "user:none"], data=2)
+            )
+            assert sent.responses[0].result is not None
+            assert sent.responses[0].result.offset == 2
+            assert sent.responses[1].error is not None
+            assert sent.responses[1].error.code == 102
+            presence = await in_thread(client.presence, cent.PresenceRequest(channel="t"))
+            assert presence.presence[str(peer.fd)].user == "u"
+            assert presence.presence[str(peer.fd)].chan_info == {"k": 1}
+            stats = await in_thread(client.presence_stats, cent.PresenceStatsRequest(channel="t"))
+            assert (stats.num_clients, stats.num_users) == (1, 1)
+            history = await in_thread(client.history, cent.HistoryRequest(channel="t", limit=10))
+            assert [each.data for each in history.publications] == [{"n": 1}, 2]
+            since = cent.StreamPosition(offset=1, epoch=history.epoch)
+            page = cent.HistoryRequest(channel="t", limit=-1, since=since)
+            assert len((await in_thread(client.history, page)).publications) == 1
+            channels = await in_thread(client.channels, cent.ChannelsRequest(pattern="t*"))
+            assert channels.channels["t"].num_clients == 1
+            info = await in_thread(client.info, cent.InfoRequest())
+            assert info.nodes[0].num_clients == 1
+            listed = await in_thread(
+                client.connections, cent.ConnectionsRequest(user="u", expression="")
+            )
+            assert listed.connections[str(peer.fd)].transport == "websocket"
+            batch = await in_thread(
+                client.batch,
+                cent.BatchRequest(
+                    requests=[
+                        cent.PublishRequest(channel="t", data=3),
+                        cent.PresenceStatsRequest(channel="t"),
+                    ]
+                ),
+            )
+            assert [each.model_dump() for each in batch.replies] == [
+                {"offset": 3, "epoch": history.epoch},
+                {"num_clients": 1, "num_users": 1},
+            ]
+            await in_thread(client.history_remove, cent.HistoryRemoveRequest(channel="t"))
+            with pytest.raises(CentApiResponseError) as caught:
+                await in_thread(client.publish, cent.PublishRequest(channel="t.*", data=1))
+            assert caught.value.code == 107
+            await in_thread(client.unsubscribe, cent.UnsubscribeRequest(user="u", channel="t"))
+            assert broker.topics() == {}
+            await in_thread(client.refresh, cent.RefreshRequest(user="u", expired=True))
+            assert (await peer.receive_close())[0] == 3005
+
+
+async def test_cent_disconnects() -> None:
+    with trio.fail_after(30):
+        async with cent_client() as (_, client, address), await over_tcp(address, "u") as peer:
+            order = cent.Disconnect(code=4000, reason="bye")
+            request = cent.DisconnectRequest(user="u", client=str(peer.fd), disconnect=order)
+            await in_thread(client.disconnect, request)
+            assert await peer.receive_close() == (4000, "bye")
+
+
+async def test_cent_learns_what_it_does_wrong() -> None:
+    with trio.fail_after(30):
+        async with cent_client("wrong") as (_, client, _address):
+            with pytest.raises(CentUnauthorizedError):
+                await in_thread(client.info, cent.InfoRequest())
+        async with cent_client() as (_, client, _address):
+            with pytest.raises(CentTransportError) as caught:
+                await in_thread(client.block_user, cent.BlockUserRequest(user="u"))
+            assert caught.value.status_code == 404
