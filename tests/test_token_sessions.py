@@ -171,7 +171,7 @@ async def test_the_personal_topic_comes_beside_those_of_the_token(
     async with open_test_broker(Broker(config)) as net:
         peer = await net.open_plain()
         reply = await peer.request(connect={"token": token(net, sub="alice", channels=["a"])})
-        assert list(reply["connect"]["subs"]) == [f"fd:{peer.fd}", "#alice", "a"]
+        assert list(reply["connect"]["subs"]) == [f"fd:{peer.fd}", "user:alice", "#alice", "a"]
         another = await net.open_plain()
         connecting = {"token": token(net, sub="alice")}
         await another.send_json({"id": 1, "connect": connecting})
