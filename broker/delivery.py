@@ -30,7 +30,8 @@ def publish_apart(
     """Publish raw JSON and say what became of it; one atomic step, linear in those who listen.
 
     The fds of `exclude` get nothing. With `skip_history` the publication is not kept, so who is
-    away now misses it. `retain` makes it the topic's last value, whatever its rules. Raises `Refused` as `Router.publish` does.
+    away now misses it. `retain` makes it the topic's last value, whatever its rules. Raises
+    `Refused` as `Router.publish` does.
     """
     if retain and topic.startswith((DIRECT, PERSONAL)):
         raise Refused(ErrorCode.BAD_REQUEST, f"{topic} retains nothing: it is no topic")
