@@ -25,7 +25,7 @@ from .conversation import Conversation
 from .core.messages import ClientInfo, Close, Fd, Frame, Initiator
 from .core.session import Happening, Phase, Session, Subscription
 from .errors import CloseCode, Disconnect, HeadError, UnsubscribeCode
-from .hooks import Hooks
+from .hooks import Hooks, OpenHook
 from .limits import ConnectionUsage, Limits
 from .methods import Methods
 from .protocols import centrifuge
@@ -206,18 +206,22 @@ class Connection:
 
     __slots__ = (
         "_acceptance",
-        "_batches_waiting",
         "_closing",
         "_conversation",
+        "_io",
+        "_is_seen_out",
         "_lane",
         "_node",
         "_ping_due",
         "_pinged_at",
+        "_serve_until",
+        "_served",
         "_serving",
         "_session",
         "_stream",
         "_undelivered",
         "_usage",
+        "_waiting",
         "address",
         "claims",
         "data",
@@ -244,9 +248,13 @@ class Connection:
         self._undelivered = 0
         self._pinged_at: float | None = None
         self._ping_due = trio.current_time() + node.config.ping_seconds
-        self._serving = trio.CancelScope()
+        self._io: trio.Nursery
+        self._serving: trio.CancelScope | None = None
+        self._served: trio.Event | None = None
+        self._serve_until = inf
+        self._is_seen_out = False
         self._conversation: Conversation | None = None
-        self._batches_waiting = 0
+        self._waiting = 0
         self._acceptance = acceptance(head, self.subprotocol)
         self._lane = Lane(stream, behind, node.lane_limits, self.end_soon, self._take_now)
         self._usage: ConnectionUsage | None = None  # until there are limits
@@ -315,19 +323,21 @@ class Connection:
             try:
                 # The innermost block: its tasks use all of the above.
                 async with trio.open_nursery() as io:
+                    self._io = io
                     self._open_outbox(io)
                     try:
                         # First in the outbox, so nothing can come before it on the wire.
                         self.outbox.offer(Run((self._acceptance,), messages=0))
                         self._acceptance = b""
-                        io.start_soon(self._lane.run, io)
                         node.connections[session.fd] = self
                         self._node.log.info("open", fd=self.fd, peer=self.address, path=self.path)
+                        if node.hooks.open is not None:
+                            self._waiting += 1  # all that comes waits for the hook
+                            self._begin_serving(node.hooks.open)
                         if node.draining:
                             self.shut_down()
-                        await self._serve()
-                        self._note_end()
-                        await self._say_goodbye()
+                        await self._lane.run(io)
+                        await self._see_out()
                     finally:
                         # In this order: nobody delivers to an outbox without a writer.
                         node.router.leave_all(session)
@@ -359,20 +369,25 @@ class Connection:
         self._session.outbox = self.outbox
         self._lane.outbox = self.outbox
 
-    async def _serve(self) -> None:
-        """Hand what comes to the app or the conversation, until no more can come."""
-        hooks = self._node.hooks
+    def _begin_serving(self, open_hook: OpenHook | None = None) -> None:
+        """Have a task that may wait for hooks: most sessions never need one."""
+        self._served = trio.Event()
+        self._io.start_soon(self._serve, open_hook, self._served)
+
+    async def _serve(self, open_hook: OpenHook | None, served: trio.Event) -> None:
+        """Hand what is left of what comes to the app or the conversation, until no more can come."""
         hook = "open"
         try:
-            with self._serving:
-                if hooks.open is not None:
-                    await hooks.open(self)
+            with trio.CancelScope(deadline=self._serve_until) as self._serving:
+                if open_hook is not None:
+                    await open_hook(self)
+                    self._waiting -= 1
                 hook = "message"
                 async for batch in self._lane.inbox:
                     if not batch:
                         continue  # it only keeps the place of what was before it
                     await self._handle(batch)
-                    self._batches_waiting -= 1
+                    self._waiting -= 1
                     if self._closing is not None:
                         break
         except Disconnect as order:
@@ -380,43 +395,63 @@ class Connection:
         except Exception:
             self._node.log.exception("hook_failed", hook=hook, fd=self.fd)
             self.close(CloseCode.INTERNAL_ERROR, "internal error")
+        finally:
+            served.set()
 
-    def _take_now(self, batch: Batch) -> Batch:
-        """Carry out the publishes that a batch begins with; return the rest, for `_handle`.
+    async def _take_now(self, batch: Batch) -> Batch:
+        """Carry out what a batch begins with, as far as nobody has to be waited for; return the rest.
 
         Called in the lane's task, and only effective while nothing that came before waits for the
-        session's: to wake that would cost 10 µs, as much as three publishes.
+        session's: to wake that would cost 10 µs, as much as three publishes, and to have it 3 KiB.
         """
-        conversation = self._conversation
-        if conversation is not None and not self._batches_waiting and self._closing is None:
-            done = 0
-            for _, payload in batch:
-                if not conversation.publish_nowait(payload):
-                    break
-                done += 1
-            conversation.settle()
-            batch = batch[done:]
-        if batch:
-            self._batches_waiting += 1
+        if self._closing is None and not self._waiting:
+            try:
+                batch = await self._carry_out(batch)
+            except Disconnect as order:
+                self.close(order.code, order.reason)
+        if batch and self._closing is None:
+            self._waiting += 1
+            if self._served is None:
+                self._begin_serving()
         return batch
+
+    async def _carry_out(self, batch: Batch) -> Batch:
+        done = 0
+        try:
+            for _, payload in batch:
+                conversation = self._conversation or self._converse(payload)
+                if conversation is None or self._closing is not None:
+                    break
+                if not conversation.publish_nowait(payload):
+                    if conversation.may_wait(payload):
+                        break
+                    await conversation.handle(payload)
+                done += 1
+        finally:
+            if self._conversation is not None:
+                self._conversation.settle()
+        return batch[done:]
+
+    def _converse(self, payload: bytes) -> Conversation | None:
+        """Begin to speak the Centrifuge protocol, if that is what a first message does."""
+        if self._session.phase is Phase.OPEN and (
+            centrifuge.is_connect(payload) or self.subprotocol
+        ):
+            node = self._node
+            self._conversation = Conversation(
+                self, self._session, node.router, node.hooks, node.config, node.tokens
+            )
+        return self._conversation
 
     async def _handle(self, batch: Batch) -> None:
         try:
             for opcode, payload in batch:
                 if self._closing is not None:
                     break
-                conversation = self._conversation
+                conversation = self._conversation or self._converse(payload)
                 if conversation is not None:
                     if not conversation.publish_nowait(payload):
                         await conversation.handle(payload)
-                elif self._session.phase is Phase.OPEN and (
-                    centrifuge.is_connect(payload) or self.subprotocol
-                ):
-                    node = self._node
-                    self._conversation = Conversation(
-                        self, self._session, node.router, node.hooks, node.config, node.tokens
-                    )
-                    await self._conversation.handle(payload)
                 else:
                     self._check_rate(len(payload))
                     self._session.note(Happening.MESSAGE)
@@ -440,6 +475,18 @@ class Connection:
         )
         if self._node.hooks.message is not None:
             await self._node.hooks.message(self, frame)
+
+    async def _see_out(self) -> None:
+        """All of the end: what came is dealt with, what is queued goes out, the peer may answer.
+
+        Begun when the lane is done, and beside it when we are done with a peer that goes on.
+        """
+        self._is_seen_out = True
+        if self._served is not None:
+            await self._served.wait()
+        self._note_end()
+        await self._say_goodbye()
+        self._io.cancel_scope.cancel()
 
     async def _say_goodbye(self) -> None:
         """Let what is queued go out, and give the peer time to answer our Close."""
@@ -519,7 +566,16 @@ class Connection:
     def end_soon(self) -> None:
         """No more messages will come: a hook that is still running gets `close_seconds`."""
         deadline = trio.current_time() + self._node.config.close_seconds
-        self._serving.deadline = min(self._serving.deadline, deadline)
+        self._serve_until = min(self._serve_until, deadline)
+        if self._serving is not None:
+            self._serving.deadline = self._serve_until
+        if not self._lane.has_ended:
+            self._see_out_beside()
+
+    def _see_out_beside(self) -> None:
+        if not self._is_seen_out:
+            self._is_seen_out = True
+            self._io.start_soon(self._see_out)
 
     def _on_slow(self) -> None:
         """The outbox is full and its topic's rule says close."""
@@ -544,6 +600,7 @@ class Connection:
     def _on_broken(self) -> None:
         """The stream is dead, or its peer takes nothing: which the lane may never see."""
         self._lane.lost()
+        self._see_out_beside()
 
     def tell_user(self, before: str, after: str) -> None:
         """Tell a client that its personal topic is another one from here on."""

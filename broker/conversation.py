@@ -72,6 +72,22 @@ REJECT_UNRECOVERED = 2
 MAX_GROUP_LENGTH = 255
 """Of a queue group's name: as long as topics may be unless the config says otherwise."""
 
+_ASKED = {
+    "connect": ("connect",),
+    "subscribe": ("subscribe",),
+    "publish": ("publish",),
+    "presence": ("presence",),
+    "presence_stats": ("presence",),
+    "history": ("history",),
+    "rpc": ("rpc", "publish"),
+    "send": ("message",),
+    "refresh": (),
+    "sub_refresh": (),
+}
+"""The hooks that may be asked about a method."""
+
+_WITH_TOKEN = ("connect", "subscribe", "refresh", "sub_refresh")
+
 _TURN = 512
 """How many publishes of a message, or of several in a row, are carried out before all others have
 their turn: as many as one read holds, so that no run is cut short by it. 1 MiB holds 25,000."""
@@ -127,6 +143,23 @@ class Conversation:
         request = command.publish
         self._publish(command.id, request.channel, request.data)
         return True
+
+    def may_wait(self, payload: bytes) -> bool:
+        """Whether `handle` may have to wait for the app, or for somebody's keys.
+
+        That it waits for the peer to take a large reply does not count.
+        """
+        try:
+            commands = centrifuge.decode(payload)
+        except BadCommand:
+            return False
+        return any(
+            (self._tokens.source is not None and method in _WITH_TOKEN)
+            or any(getattr(self._hooks, hook) is not None for hook in asked)
+            for command in commands
+            for method, asked in _ASKED.items()
+            if getattr(command, method) is not None
+        )
 
     async def handle(self, payload: bytes) -> None:
         """Carry out the commands of one message. Replies may wait until `settle`."""

@@ -21,7 +21,7 @@ Rules the lane keeps:
 7. The lane never closes the socket: the connection does, when the last words are out.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 import attrs
@@ -51,7 +51,7 @@ class LaneLimits:
     inbox_batches: int
 
 
-def _take_nothing(batch: Batch) -> Batch:
+async def _take_nothing(batch: Batch) -> Batch:
     return batch
 
 
@@ -102,7 +102,7 @@ class Lane:
         behind: bytes,
         limits: LaneLimits,
         on_end: Callable[[], None],
-        take_now: Callable[[Batch], Batch] = _take_nothing,
+        take_now: Callable[[Batch], Awaitable[Batch]] = _take_nothing,
     ) -> None:
         self._stream = stream
         self._buffer: bytes | bytearray = behind
@@ -165,6 +165,11 @@ class Lane:
         """Whether no more messages will come, whoever began it."""
         return self.close_sent is not None or self.peer_close is not None or self.eof
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more is expected of the peer: it has closed, or answered our Close."""
+        return self._ended.is_set()
+
     async def wait_ended(self) -> None:
         """Wait until the peer has answered our Close, or is gone."""
         await self._ended.wait()
@@ -206,7 +211,7 @@ class Lane:
         What came in several reads takes that many places, empty batches behind it: else an inbox
         full of the largest messages would hold `inbox_batches` times `max_message_bytes`.
         """
-        batch = self._take_now(batch)
+        batch = await self._take_now(batch)
         if not batch:
             return
         await self._send(batch)
@@ -398,5 +403,5 @@ class Lane:
         self._on_end()
 
     def _end(self) -> None:
-        self._stop_messages()
         self._ended.set()
+        self._stop_messages()
