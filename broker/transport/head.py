@@ -23,6 +23,8 @@ import trio
 
 from broker.errors import HeadError
 
+from .sockets import receive_some
+
 CHUNK = 4096  # a browser's head is 500 bytes to 2 KiB: one read, and little to carry over
 
 # RFC 9110 section 5.6.2 and RFC 9112 section 3. `GET / HTTP/1.1` is valid; two spaces, a tab,
@@ -194,7 +196,7 @@ async def read_head(stream: trio.abc.ReceiveStream, limit: int) -> tuple[bytes, 
     """
     buffer = bytearray()
     while len(buffer) < limit:
-        data = await stream.receive_some(min(CHUNK, limit - len(buffer)))
+        data = await receive_some(stream, min(CHUNK, limit - len(buffer)))
         if not data:
             if not buffer:
                 return None

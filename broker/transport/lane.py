@@ -30,6 +30,7 @@ import trio
 from . import frames
 from .outbox import Outbox, Run
 from .slow_lane import SlowLane, open_slow_lane
+from .sockets import receive_some
 
 Batch: TypeAlias = list[frames.Message]
 
@@ -351,10 +352,10 @@ class Lane:
         busy = self.inbox.statistics().current_buffer_used
         size = _READ_WHEN_BUSY if busy else _READ
         if self._deadline is None:
-            data = await self._stream.receive_some(size)
+            data = await receive_some(self._stream, size)
         else:
             with trio.move_on_at(self._deadline) as whole:
-                data = await self._stream.receive_some(size)
+                data = await receive_some(self._stream, size)
             if whole.cancelled_caught:
                 self._deadline = None
                 self.close(1008, f"a message took more than {self._limits.message_seconds:g} s")
