@@ -404,7 +404,7 @@ class Connection:
         Called in the lane's task, and only effective while nothing that came before waits for the
         session's: to wake that would cost 10 µs, as much as three publishes, and to have it 3 KiB.
         """
-        if self._closing is None and not self._waiting:
+        if not self._waiting:
             try:
                 batch = await self._carry_out(batch)
             except Disconnect as order:
@@ -420,7 +420,7 @@ class Connection:
         try:
             for _, payload in batch:
                 conversation = self._conversation or self._converse(payload)
-                if conversation is None or self._closing is not None:
+                if conversation is None:
                     break
                 if not conversation.publish_nowait(payload):
                     if conversation.may_wait(payload):

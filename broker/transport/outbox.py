@@ -23,6 +23,8 @@ from typing import Literal, TypeAlias
 import attrs
 import trio
 
+from .sockets import fileno_of
+
 Writer: TypeAlias = Callable[[], Awaitable[None]]
 SlowRule: TypeAlias = Literal["close", "drop_oldest", "latest"]
 
@@ -144,8 +146,7 @@ class Outbox:
         self.stalled = False
         """The peer took nothing for `stall_seconds`, so it was given up."""
         self._stream = stream
-        # Only a bare socket may be written to without its stream knowing.
-        self._fileno = stream.socket.fileno() if isinstance(stream, trio.SocketStream) else -1
+        self._fileno = fileno_of(stream)
         self._sent = 0  # bytes of mail[0] that have gone out
         self._in_flight = 0  # bytes behind those, handed to a stream that has yet to take them
         self._writing = False

@@ -1,0 +1,143 @@
+"""What a connection carries out where it reads, and what it leaves to a task that may wait."""
+
+import pytest
+import trio
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from broker import Broker, Connection, Frame, TokenRules
+from broker.testing import Peer, client_frame, open_test_broker
+from broker.tokens import Key, Tokens, mint
+from broker.transport.frames import CLOSE, PING, PONG, TEXT
+
+
+def count_tasks() -> int:
+    """All tasks of this run."""
+    tasks, waiting = 0, [trio.lowlevel.current_root_task()]
+    while waiting:
+        task = waiting.pop()
+        if task is not None:
+            tasks += 1
+            waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return tasks
+
+
+async def pong_to(peer: Peer) -> tuple[int, bytes]:
+    await peer.send(client_frame(PING, b"?"))
+    return await peer.receive_frame()
+
+
+async def test_a_client_that_nobody_has_to_be_asked_about_costs_one_task(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_test_broker(Broker()) as net:
+        await wait_all_tasks_blocked()
+        before = count_tasks()
+        for number in range(1, 4):
+            peer = await net.open_client()
+            await peer.request(subscribe={"channel": "news"})
+            await peer.request(publish={"channel": "news", "data": 1})
+            await wait_all_tasks_blocked()
+            assert count_tasks() == before + number
+
+
+async def test_what_comes_first_waits_for_the_open_hook(autojump_clock: MockClock) -> None:
+    broker, may_go_on = Broker(), trio.Event()
+
+    @broker.on_open
+    async def wait(connection: Connection) -> None:
+        await may_go_on.wait()
+
+    async with open_test_broker(broker) as net:
+        peer = await net.open_plain()
+        await peer.send_json({"id": 1, "connect": {}})
+        await wait_all_tasks_blocked()
+        info = broker.connection_info(peer.fd)
+        assert info is not None
+        assert info.protocol == "plain"
+        assert await pong_to(peer) == (PONG, b"?")
+        may_go_on.set()
+        assert (await peer.receive_json())["connect"]["client"] == str(peer.fd)
+
+
+async def test_a_hook_for_what_came_with_the_close_has_close_seconds(
+    autojump_clock: MockClock,
+) -> None:
+    broker, cancelled_at = Broker(), []
+
+    @broker.on_message
+    async def hang(connection: Connection, frame: Frame) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled_at.append(trio.current_time())
+
+    async with open_test_broker(broker) as net:
+        peer = await net.open_plain()
+        began = trio.current_time()
+        await peer.send(client_frame(TEXT, b"?") + client_frame(CLOSE))
+        await peer.receive_eof()
+        assert cancelled_at == [began + broker.config.close_seconds]
+
+
+COMMANDS: list[tuple[str, str, dict[str, object]]] = [
+    ("connect", "connect", {}),
+    ("subscribe", "subscribe", {"channel": "a"}),
+    ("publish", "publish", {"channel": "a", "data": 1}),
+    ("presence", "presence", {"channel": "a"}),
+    ("presence", "presence_stats", {"channel": "a"}),
+    ("history", "history", {"channel": "a"}),
+    ("rpc", "rpc", {"method": "mine", "data": 1}),
+    ("publish", "rpc", {"method": "publish", "data": {"topic": "a", "data": 1}}),
+    ("message", "send", {"data": 1}),
+]
+
+
+@pytest.mark.parametrize(("hook", "method", "request_"), COMMANDS, ids=str)
+async def test_while_a_hook_waits_pings_are_answered_and_nothing_overtakes(
+    hook: str, method: str, request_: dict[str, object], autojump_clock: MockClock
+) -> None:
+    broker, may_go_on = Broker(), trio.Event()
+
+    async def wait(*_: object) -> None:
+        await may_go_on.wait()
+
+    async with open_test_broker(broker) as net:
+        other = await net.open_client()
+        peer = await (net.open_plain() if method == "connect" else net.open_client())
+        setattr(broker.hooks, hook, wait)
+        await peer.send_json({"id": 0 if method == "send" else 2, method: request_})
+        assert await pong_to(peer) == (PONG, b"?")
+        await peer.send_json({"publish": {"channel": f"fd:{other.fd}", "data": "behind"}})
+        with trio.move_on_after(5) as silence:
+            await other.receive_json()
+        assert silence.cancelled_caught
+        may_go_on.set()
+        push = (await other.receive_json())["push"]
+        assert push["pub"]["data"] == "behind"
+
+
+async def test_while_a_key_is_fetched_pings_are_answered(autojump_clock: MockClock) -> None:
+    may_go_on = trio.Event()
+    private = ed25519.Ed25519PrivateKey.generate()
+    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+    class Issuer:
+        async def key(self, kid: str) -> Key | None:
+            await may_go_on.wait()
+            return None
+
+    rules = TokenRules()
+    async with open_test_broker(Broker()) as net:
+        node = net.broker._node
+        assert node is not None
+        node.tokens = Tokens(rules, (), lambda: 0.0, Issuer())
+        peer = await net.open_plain()
+        token = mint({"sub": "a"}, pem, "EdDSA", kid="one")
+        await peer.send_json({"id": 1, "connect": {"token": token}})
+        await wait_all_tasks_blocked()
+        assert await pong_to(peer) == (PONG, b"?")
+        may_go_on.set()
+        code, _ = await peer.receive_close()
+        assert code == 3500
