@@ -243,14 +243,15 @@ def _goals(runs: Runs) -> list[str]:
     titles = {scenario.name: scenario.title for scenario in SCENARIOS}
     for goal in GOALS:
         found = _goal_ratio(runs, goal, _values)
-        if found is None:
-            continue
         words, unit = _UNITS[goal.metric]
         versus = titles.get(goal.versus.partition("/")[0], goal.versus)
         sign = "" if not goal.versus else "×"
         asked = f"{goal.sign} {goal.bound:.2g}{sign or unit}" + (f" {versus}" if versus else "")
-        measured = f"{found:.2f}×" if sign else f"{found:.3g}{unit}"
-        met = "met" if goal.is_met(found) else "**not met**"
+        if found is None:
+            measured, met = "no pair" if sign else "", "not measured"
+        else:
+            measured = f"{found:.2f}×" if sign else f"{found:.3g}{unit}"
+            met = "met" if goal.is_met(found) else "**not met**"
         per_cpu = None
         if goal.metric in _RATES:
             per_cpu = _goal_ratio(runs, goal, _per_cpu)
@@ -258,7 +259,7 @@ def _goals(runs: Runs) -> list[str]:
         lines.append(
             f"| {titles[goal.scenario]}, {words} | {asked} | {measured} | {met} | {cost} |"
         )
-    return lines if len(lines) > 2 else []
+    return lines
 
 
 def _goal_ratio(runs: Runs, goal: Goal, values: Values) -> float | None:
@@ -273,7 +274,8 @@ def _goal_ratio(runs: Runs, goal: Goal, values: Values) -> float | None:
 
 def trees(runs: Runs, old: str) -> str:
     """The broker beside an older tree of it, as Markdown; ratios are new ÷ old."""
-    lines = ["| scenario | figure | rounds | old | new | |", "|" + " --- |" * 6]
+    head = "| scenario | figure | rounds | old | new | | per second of the server's CPU |"
+    lines = [head, "|" + " --- |" * 7]
     for scenario, metric in _rows(runs):
         words, unit = _UNITS[metric]
         before = _values(runs, scenario.name, old, metric)
@@ -291,7 +293,12 @@ def trees(runs: Runs, old: str) -> str:
             worse = 1 / ratio if metric in _RATES else ratio
             change = f"{ratio:.3f}×" + (" **worse**" if worse > 1 + SAME else "")
         rounds = min(len(before), len(now))
-        lines.append(f"| {' | '.join([scenario.title, words, str(rounds), *cells, change])} |")
+        cost = None
+        if metric in _RATES:
+            by_cpu = [_per_cpu(runs, scenario.name, name, metric) for name in (OURS, old)]
+            cost = _ratio(*by_cpu)
+        cells += [change, "" if cost is None else f"{cost:.3f}×"]
+        lines.append(f"| {' | '.join([scenario.title, words, str(rounds), *cells])} |")
     seen = {s for servers in runs.values() for found in servers.values() for s in _signs(found)}
     lines += [f"\n{_MEANING[sign]}" for sign in _MEANING if sign in seen]
     return "\n".join([*lines, "", f"Worse: by more than {SAME:.0%}.", *_failed(runs)])
