@@ -139,8 +139,8 @@ def _table(runs: Runs) -> list[str]:
     head = ["scenario", "figure", "rounds", OURS, *shown]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for scenario, metric in _rows(runs):
-        if not set(runs[scenario.name]) & set(shown):
-            continue
+        if any(name.startswith(f"{OURS} ") for name in runs[scenario.name]):
+            continue  # the broker against itself; see `_own`
         words, unit = _UNITS[metric]
         ours = _values(runs, scenario.name, OURS, metric)
         rounds = max(len(found) for found in runs[scenario.name].values())

@@ -80,6 +80,10 @@ def test_a_server_of_fewer_rounds_says_so(report: ModuleType) -> None:
     assert cells == ["3", "**50**", "10 (5×, of 2)"]
 
 
+def test_a_row_needs_no_peer(report: ModuleType) -> None:
+    assert row(report, broker=rounds(1, 40, 60)) == ["2", "**50**"]
+
+
 def test_who_fails_is_named(report: ModuleType) -> None:
     ours = rounds(1, 40, 60)
     assert row(report, broker=ours, uws=rounds(1, None, None)) == ["2", "**50**", "fails"]
