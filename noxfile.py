@@ -107,7 +107,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure against the peers and rewrite docs/benchmarks.md; about an hour, --quick a fifth.
+    """Measure against the peers and rewrite docs/benchmarks.md; about 25 minutes, --quick 9.
 
     Needs a C compiler, two cores and `ulimit -n` of 12,000 or more. Peers whose packages cannot be
     installed are left out aloud.

@@ -16,6 +16,11 @@
  *    generator or a server that falls behind does not hide it.
  * 4. What limits the figure is told: the CPU of this process, of the server and of everybody else.
  *
+ * With `--http PATH` the publishers POST instead, each on a connection that it keeps, one request under
+ * way on each: `--batch` publications a request, each with what stands before and behind a payload,
+ * with `--batch-between` between them and `--batch-open` and `--batch-close` around them. They count
+ * as published when the answer has come, and only an answer with a status of 2xx counts.
+ *
  * With no publishers it measures connections: how fast they are made, what each costs the server in
  * memory, and, once all are closed, how long until the server has noticed.
  *
@@ -47,8 +52,9 @@
 #define MOST_SAMPLES 4000000
 #define TEXT_SIZE 4096
 #define WRITES_PER_TURN 64 /* then what has come in is read */
-#define STALL_NS 3000000000u
+#define STALL_NS 1000000000u
 #define READY_NS 120000000000u
+#define SETTLE_NS 50000000u /* some servers upgrade first and subscribe a little later */
 
 enum role { FILLS, SUBSCRIBES, PUBLISHES };
 enum phase { CONNECTING, UPGRADING, GREETING, READY };
@@ -61,13 +67,13 @@ struct peer {
     size_t out_len, out_cap;
     int wants_write;
     char tail[STAMP + 4]; /* the end of the last read: a marker may lie across two */
-    int tail_len;
+    int tail_len, asking; /* whether a request has yet to be answered */
     size_t skip;        /* bytes of a payload that are still to come */
     char *greeting;     /* what came before it was ready */
     size_t greeting_len;
     char address[24];   /* what followed --fd-token */
-    char *burst;        /* ready frames of a publisher */
-    size_t frame_len, body, stamp_at; /* where the frame's body and the time in it begin */
+    char *burst;        /* ready frames of a publisher, or its request */
+    size_t burst_len, body, stamp_at; /* where the frame's body and the time in it begin */
     unsigned char mask[4];
 };
 
@@ -80,8 +86,10 @@ static const char *host = "127.0.0.1", *path = "/", *pub_path = "", *upgrade_ext
 static const char *sub_hello = "", *pub_hello = "", *sub_ready = "", *pub_ready = "";
 static const char *fill_hello = "", *fill_each = "", *fill_last = "", *fill_ready = "";
 static const char *prefix = "", *suffix = "", *fd_token = "";
+static const char *http = "", *http_headers = "", *batch_open = "", *batch_between = "", *batch_close = "";
 static int port, subs = 1, pubs = 1, topics = 1, fill = 0, fill_count = 0, server_pid = 0;
-static int payload = 64, opcode = 1, window = 256, burst = 1, at_once = 64;
+static int payload = 64, opcode = 1, window = 256, burst = 1, batch = 1, at_once = 64;
+static int step = 1; /* publications a write: --burst, or --batch */
 static double seconds = 3, warm = 0.5, rate = 0;
 static struct peer *peers, *subscribers, *publishers;
 static struct topic *topic_of;
@@ -247,20 +255,50 @@ static void queue_texts(struct peer *p, const char *texts, int number) {
 
 /* publishing */
 
+static size_t put_payload(char *to) {
+    memcpy(to, "#@", 2);
+    memset(to + 2, 'x', payload - 2);
+    return payload;
+}
+
+static void prepare_request(struct peer *p) {
+    char where[TEXT_SIZE], more[TEXT_SIZE], *text = malloc((size_t)batch * (payload + 3 * TEXT_SIZE) + TEXT_SIZE);
+    p->burst = malloc((size_t)batch * (payload + 3 * TEXT_SIZE) + 4 * TEXT_SIZE);
+    if (!text || !p->burst) die("memory");
+    size_t n = expand(text, batch_open, p, 0);
+    for (int i = 0; i < batch; i++) {
+        if (i) n += expand(text + n, batch_between, p, 0);
+        n += expand(text + n, prefix, p, 0);
+        n += put_payload(text + n);
+        n += expand(text + n, suffix, p, 0);
+    }
+    n += expand(text + n, batch_close, p, 0);
+    expand(where, http, p, 0);
+    expand(more, http_headers, p, 0);
+    p->burst_len = sprintf(p->burst, "POST %s HTTP/1.1\r\nHost: %s:%d\r\nContent-Type: application/json\r\n"
+                           "Content-Length: %zu\r\n%s\r\n", where, host, port, n, more);
+    memcpy(p->burst + p->burst_len, text, n);
+    p->burst_len += n;
+    free(text);
+}
+
 static void prepare(struct peer *p) {
+    if (*http) {
+        prepare_request(p);
+        return;
+    }
     char *text = malloc(payload + 2 * TEXT_SIZE), *frame = malloc(payload + 2 * TEXT_SIZE);
     size_t n = expand(text, prefix, p, 0);
     p->stamp_at = n + 2;
-    memcpy(text + n, "#@", 2);
-    memset(text + n + 2, 'x', payload - 2);
-    n += payload;
+    n += put_payload(text + n);
     n += expand(text + n, suffix, p, 0);
-    p->frame_len = put_frame(frame, text, n, p->mask);
-    p->body = p->frame_len - n;
+    size_t frame_len = put_frame(frame, text, n, p->mask);
+    p->body = frame_len - n;
     p->stamp_at += p->body;
-    p->burst = malloc(p->frame_len * burst);
+    p->burst_len = frame_len * burst;
+    p->burst = malloc(p->burst_len);
     if (!p->burst) die("memory");
-    for (int i = 0; i < burst; i++) memcpy(p->burst + i * p->frame_len, frame, p->frame_len);
+    for (int i = 0; i < burst; i++) memcpy(p->burst + i * frame_len, frame, frame_len);
     free(text);
     free(frame);
 }
@@ -272,9 +310,9 @@ static void stamp(struct peer *p, uint64_t ns) {
     }
 }
 
-/* One send() of a whole burst; what the socket does not take goes out as it drains. */
+/* One send() of a whole burst, or of a request; what the socket does not take goes out as it drains. */
 static void publish(struct peer *p) {
-    size_t len = p->frame_len * burst;
+    size_t len = p->burst_len;
     ssize_t n = p->out_len ? 0 : send(p->fd, p->burst, len, MSG_NOSIGNAL);
     if (n < 0) {
         if (errno != EAGAIN) {
@@ -287,8 +325,9 @@ static void publish(struct peer *p) {
         queue(p, p->burst + n, len - n);
         watch(p, 1);
     }
-    topic_of[p->topic].sent += burst;
-    published += burst;
+    topic_of[p->topic].sent += step;
+    if (*http) p->asking = 1;
+    else published += step;
 }
 
 static void may_publish(int number) {
@@ -308,10 +347,10 @@ static int publish_allowed(void) {
         credit_count--;
         t->queued = 0;
         int idle = 0, more = 1;
-        while ((more = t->sent + burst <= t->received / t->subs + window) && idle < t->pubs &&
+        while ((more = t->sent + step <= t->received / t->subs + window) && idle < t->pubs &&
                writes < WRITES_PER_TURN) {
             struct peer *p = &publishers[number + topics * (t->turn++ % t->pubs)];
-            if (p->fd < 0 || p->out_len) {
+            if (p->fd < 0 || p->out_len || p->asking) {
                 idle++;
                 continue;
             }
@@ -397,6 +436,27 @@ static void greet(struct peer *p, char *data, ssize_t len) {
     p->greeting = 0;
 }
 
+/* The answer to a request; it is kept until it is whole. */
+static void take_answer(struct peer *p, const char *data, size_t len) {
+    p->greeting = realloc(p->greeting, p->greeting_len + len + 1);
+    if (!p->greeting) die("memory");
+    memcpy(p->greeting + p->greeting_len, data, len);
+    p->greeting_len += len;
+    p->greeting[p->greeting_len] = 0;
+    char *end = strstr(p->greeting, "\r\n\r\n"), *length;
+    if (!end) return;
+    length = strcasestr(p->greeting, "\r\nContent-Length:");
+    if (strncmp(p->greeting, "HTTP/1.1 2", 10) || !length || length > end) {
+        fprintf(stderr, "load: not an answer with 2xx and a Content-Length: %.200s\n", p->greeting);
+        exit(1);
+    }
+    if (p->greeting_len < (size_t)(end - p->greeting) + 4 + strtoul(length + 17, 0, 10)) return;
+    p->greeting_len = 0;
+    p->asking = 0;
+    published += step;
+    may_publish(p->topic);
+}
+
 static void read_from(struct peer *p) {
     if (p->tail_len) memcpy(buffer, p->tail, p->tail_len);
     ssize_t n = recv(p->fd, buffer + p->tail_len, READ_SIZE, 0);
@@ -406,6 +466,7 @@ static void read_from(struct peer *p) {
     }
     bytes_in += n;
     if (p->phase != READY) greet(p, buffer, n);
+    else if (*http && p->role == PUBLISHES) take_answer(p, buffer, n);
     else count_markers(p, buffer, n + p->tail_len);
 }
 
@@ -416,6 +477,12 @@ static void connected(struct peer *p) {
     if (error) {
         errno = error;
         die("connect");
+    }
+    if (*http && p->role == PUBLISHES) {
+        p->phase = READY;
+        ready_count++;
+        watch(p, 0);
+        return;
     }
     p->phase = UPGRADING;
     char where[TEXT_SIZE], head[2 * TEXT_SIZE];
@@ -494,14 +561,18 @@ int main(int argc, char **argv) {
         INT("--fill", fill) INT("--fill-count", fill_count) TEXT("--fill-hello", fill_hello)
         TEXT("--fill-each", fill_each) TEXT("--fill-last", fill_last) TEXT("--fill-ready", fill_ready)
         TEXT("--prefix", prefix) TEXT("--suffix", suffix) TEXT("--upgrade", upgrade_extra)
-        TEXT("--fd-token", fd_token)
+        TEXT("--fd-token", fd_token) TEXT("--http", http) TEXT("--http-headers", http_headers)
+        INT("--batch", batch) TEXT("--batch-open", batch_open) TEXT("--batch-close", batch_close)
+        TEXT("--batch-between", batch_between)
         fprintf(stderr, "load: unknown option %s\n", name);
         return 2;
     }
-    if (payload < (rate > 0 ? STAMP + 2 : 2) || window < burst || burst < 1 || (rate > 0 && burst > 1) ||
+    step = *http ? batch : burst;
+    if (payload < (rate > 0 ? STAMP + 2 : 2) || window < step || step < 1 || (rate > 0 && (burst > 1 || *http)) ||
         subs < topics || (pubs && pubs < topics)) {
         fprintf(stderr, "load: a payload holds the marker (and paced, its time), a window at least one "
-                        "burst, a topic at least one subscriber and one publisher; paced, burst is 1\n");
+                        "burst, a topic at least one subscriber and one publisher; paced, burst is 1 and "
+                        "there is no HTTP\n");
         return 2;
     }
     struct rlimit files = {0};
@@ -555,6 +626,7 @@ int main(int argc, char **argv) {
     }
     double connect_seconds = (now_ns() - connect_start) / 1e9, noticed = 0;
     connect_cpu = server_cpu() - connect_cpu;
+    for (uint64_t until = now_ns() + SETTLE_NS; pubs && now_ns() < until;) turn(10);
     for (int i = 0; i < subs; i++) topic_of[subscribers[i].topic].subs++;
     for (int i = 0; i < pubs; i++) topic_of[publishers[i].topic].pubs++, prepare(&publishers[i]);
     for (int i = 0; pubs && i < topics; i++) may_publish(i);

@@ -14,12 +14,14 @@ PLOT = DOCS / "images" / "bench.svg"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 OURS = "broker"
-PEERS = ("nats", "uws", "picows", "websockets", "ceiling")
+PEERS = ("nats", "uws", "picows", "websockets", "nchan", "ceiling")
 LOAD_LIMIT = 0.85
 """CPU of the generator above which it may be what limits the figure."""
 LATE_MS = 10.0
 """How late a paced publication may be sent at worst; it counts as latency of the server."""
 NOISE = 0.25
+SAME = 0.05
+"""A difference between two trees of the broker below which they count as equal."""
 
 _UNITS: dict[Metric, tuple[str, str]] = {
     "deliveries_per_second": ("deliveries/s", ""),
@@ -35,7 +37,9 @@ _UNITS: dict[Metric, tuple[str, str]] = {
 _RATES = ("deliveries_per_second", "publishes_per_second", "connects_per_second")
 
 Runs = dict[str, dict[str, list[dict[str, Any]]]]
-Values = Callable[[Runs, str, str, Metric], list[float | None]]
+Figures = dict[str, float | None]
+"""By round; None where the run failed."""
+Values = Callable[[Runs, str, str, Metric], Figures]
 
 
 def text(results: dict[str, Any]) -> str:
@@ -49,7 +53,7 @@ def text(results: dict[str, Any]) -> str:
         *_table(runs),
         "",
         *_marks(runs),
-        *[f"Left out: {name} ({why})." for name, why in results.get("left_out", {}).items()],
+        *[f"\nLeft out: {name} ({why})." for name, why in results.get("left_out", {}).items()],
         "",
         *_goals(runs),
     ]
@@ -80,32 +84,39 @@ def _metrics(scenario: Scenario) -> tuple[Metric, ...]:
     return (scenario.metric,)
 
 
-def _values(runs: Runs, scenario: str, server: str, metric: Metric) -> list[float | None]:
-    found = runs.get(scenario, {}).get(server, [])
-    return [None if "error" in run or run["stalled"] else float(run[metric]) for run in found]
+def _values(runs: Runs, scenario: str, server: str, metric: Metric) -> Figures:
+    return {
+        run["round"]: None if "error" in run or run["stalled"] else float(run[metric])
+        for run in runs.get(scenario, {}).get(server, [])
+    }
 
 
-def _per_cpu(runs: Runs, scenario: str, server: str, metric: Metric) -> list[float | None]:
+def _per_cpu(runs: Runs, scenario: str, server: str, metric: Metric) -> Figures:
     """The same rates, had the server had its core to itself: what others take does not count."""
-    found = runs.get(scenario, {}).get(server, [])
     rates = _values(runs, scenario, server, metric)
-    if metric == "connects_per_second":
-        return [1e3 / run["connect_cpu_ms"] if run.get("connect_cpu_ms") else None for run in found]
-    return [
-        None if rate is None or not run["server_cpu"] else rate / run["server_cpu"]
-        for rate, run in zip(rates, found, strict=True)
+    found: Figures = {}
+    for run in runs.get(scenario, {}).get(server, []):
+        rate = rates[run["round"]]
+        if metric == "connects_per_second":
+            spent = run.get("connect_cpu_ms")
+            found[run["round"]] = 1e3 / spent if spent else None
+        else:
+            found[run["round"]] = rate / run["server_cpu"] if rate and run["server_cpu"] else None
+    return found
+
+
+def _ratio(ours: Figures, theirs: Figures) -> float | None:
+    """The median of the ratios within each round; None where no round has both."""
+    ratios = [
+        a / b
+        for number, b in theirs.items()
+        if b is not None and b > 0 and (a := ours.get(number)) is not None
     ]
-
-
-def _ratio(ours: list[float | None], theirs: list[float | None]) -> float | None:
-    """The median of the ratios within each round."""
-    pairs = zip(ours, theirs, strict=False)
-    ratios = [a / b for a, b in pairs if a is not None and b is not None and b > 0]
     return median(ratios) if ratios else None
 
 
-def _middle(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+def _middle(values: Figures) -> float | None:
+    known = [value for value in values.values() if value is not None]
     return median(known) if known else None
 
 
@@ -125,48 +136,56 @@ def _rows(runs: Runs) -> Iterator[tuple[Scenario, Metric]]:
 
 def _table(runs: Runs) -> list[str]:
     shown = [peer for peer in PEERS if any(peer in servers for servers in runs.values())]
-    head = ["scenario", "figure", OURS, *shown]
+    head = ["scenario", "figure", "rounds", OURS, *shown]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for scenario, metric in _rows(runs):
-        if not set(runs[scenario.name]) & set(shown):
-            continue
+        if any(name.startswith(f"{OURS} ") for name in runs[scenario.name]):
+            continue  # the broker against itself; see `_own`
         words, unit = _UNITS[metric]
         ours = _values(runs, scenario.name, OURS, metric)
-        cells = [scenario.title, words, _cell(runs, scenario, OURS, ours, unit, None)]
-        for peer in shown:
-            theirs = _values(runs, scenario.name, peer, metric)
-            cells.append(_cell(runs, scenario, peer, theirs, unit, _ratio(ours, theirs)))
+        rounds = max(len(found) for found in runs[scenario.name].values())
+        cells = [scenario.title, words, str(rounds)]
+        for server in (OURS, *shown):
+            theirs = _values(runs, scenario.name, server, metric)
+            cells.append(_cell(runs, scenario, server, theirs, ours, unit, rounds))
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
 def _cell(
-    runs: Runs, scenario: Scenario, server: str, values: list[float | None], unit: str,
-    ratio: float | None,
+    runs: Runs, scenario: Scenario, server: str, values: Figures, ours: Figures, unit: str,
+    rounds: int,
 ) -> str:  # fmt: skip
     if not values:
         return ""
     middle = _middle(values)
     if middle is None:
         return "fails"
-    signs = "".join(_signs(runs[scenario.name][server]))
-    text = f"{_short(middle, unit)}{signs}"
+    text = f"{_short(middle, unit)}{''.join(_signs(runs[scenario.name][server]))}"
+    ratio = _ratio(ours, values)
+    remarks = []
     if server == OURS:
-        return f"**{text}**"
-    return (
-        text
-        if ratio is None
-        else f"{text} ({ratio:.2g}×)"
-        if ratio < 100
-        else f"{text} ({ratio:.0f}×)"
-    )
+        text = f"**{text}**"
+    elif ratio is None:
+        remarks.append("no pair")
+    else:
+        remarks.append(f"{ratio:.2g}×" if ratio < 100 else f"{ratio:.0f}×")
+    if len(values) < rounds:
+        remarks.append(f"of {len(values)}")
+    return f"{text} ({', '.join(remarks)})" if remarks else text
+
+
+def load_is_limit(run: dict[str, Any]) -> bool:
+    """Whether the generator, not the server, may be what limits this run's figure."""
+    # Paced, the generator looks at the clock all the time; being late is what would tell.
+    if run["samples"]:
+        return bool(run["latest_ms"] > LATE_MS)
+    return bool(run["load_cpu"] > LOAD_LIMIT)
 
 
 def _signs(runs: list[dict[str, Any]]) -> Iterator[str]:
     good = [run for run in runs if "error" not in run]
-    # Paced, the generator looks at the clock all the time; being late is what would tell.
-    key, limit = ("latest_ms", LATE_MS) if good and good[0]["samples"] else ("load_cpu", LOAD_LIMIT)
-    if good and median([run[key] for run in good]) > limit:
+    if sum(load_is_limit(run) for run in good) * 2 > len(good):
         yield " ‡"
     if good and median([run["others_cpu"] for run in good]) > NOISE:
         yield " ~"
@@ -186,13 +205,34 @@ def _marks(runs: Runs) -> list[str]:
     seen = {
         sign for servers in runs.values() for found in servers.values() for sign in _signs(found)
     }
-    rounds = sorted({len(found) for servers in runs.values() for found in servers.values()})
-    how_many = " to ".join(str(n) for n in {rounds[0]: 0, rounds[-1]: 0})
     words = (
-        f"Median of {how_many} round{'s' * (rounds[-1] > 1)}; in brackets ours ÷ theirs, the median of the ratios within "
-        "each round. *Ceiling* is a C program that only copies, beyond which this machine cannot go."
+        "Medians of so many *rounds*, *of 2* where a server had fewer; in brackets ours ÷ theirs, the median of the "
+        "ratios within each round, *no pair* where no round has both. *Ceiling* is a C program that only "
+        "copies, beyond which this machine cannot go."
     )
-    return [words, *[f"\n{_MEANING[sign]}" for sign in _MEANING if sign in seen]]
+    commits = sorted({run["commit"] for found in _ours(runs) for run in found})
+    if len(commits) > 1:
+        words += f" The broker's figures are of more than one commit: {', '.join(commits)}."
+    lines = [words, *[f"\n{_MEANING[sign]}" for sign in _MEANING if sign in seen]]
+    failed = list(_failed(runs))
+    if failed:
+        lines += ["\nIn no round there is a figure of:\n", *failed]
+    return lines
+
+
+def _ours(runs: Runs) -> Iterator[list[dict[str, Any]]]:
+    for servers in runs.values():
+        if OURS in servers:
+            yield servers[OURS]
+
+
+def _failed(runs: Runs) -> Iterator[str]:
+    """Who has no figure in a scenario although it was run, and why."""
+    for scenario in SCENARIOS:
+        for server, found in runs.get(scenario.name, {}).items():
+            if all("error" in run or run["stalled"] for run in found):
+                why = found[-1].get("error", "no message came for a second")
+                yield f"- {server}, {scenario.title}: {' '.join(why.split())[-200:]}"
 
 
 def _goals(runs: Runs) -> list[str]:
@@ -203,14 +243,15 @@ def _goals(runs: Runs) -> list[str]:
     titles = {scenario.name: scenario.title for scenario in SCENARIOS}
     for goal in GOALS:
         found = _goal_ratio(runs, goal, _values)
-        if found is None:
-            continue
         words, unit = _UNITS[goal.metric]
         versus = titles.get(goal.versus.partition("/")[0], goal.versus)
         sign = "" if not goal.versus else "×"
         asked = f"{goal.sign} {goal.bound:.2g}{sign or unit}" + (f" {versus}" if versus else "")
-        measured = f"{found:.2f}×" if sign else f"{found:.3g}{unit}"
-        met = "met" if goal.is_met(found) else "**not met**"
+        if found is None:
+            measured, met = "no pair" if sign else "", "not measured"
+        else:
+            measured = f"{found:.2f}×" if sign else f"{found:.3g}{unit}"
+            met = "met" if goal.is_met(found) else "**not met**"
         per_cpu = None
         if goal.metric in _RATES:
             per_cpu = _goal_ratio(runs, goal, _per_cpu)
@@ -218,7 +259,7 @@ def _goals(runs: Runs) -> list[str]:
         lines.append(
             f"| {titles[goal.scenario]}, {words} | {asked} | {measured} | {met} | {cost} |"
         )
-    return lines if len(lines) > 2 else []
+    return lines
 
 
 def _goal_ratio(runs: Runs, goal: Goal, values: Values) -> float | None:
@@ -229,6 +270,38 @@ def _goal_ratio(runs: Runs, goal: Goal, values: Values) -> float | None:
     if not slash:
         scenario, server = goal.scenario, goal.versus
     return _ratio(ours, values(runs, scenario, server, goal.metric))
+
+
+def trees(runs: Runs, old: str) -> str:
+    """The broker beside an older tree of it, as Markdown; ratios are new ÷ old."""
+    head = "| scenario | figure | rounds | old | new | | per second of the server's CPU |"
+    lines = [head, "|" + " --- |" * 7]
+    for scenario, metric in _rows(runs):
+        words, unit = _UNITS[metric]
+        before = _values(runs, scenario.name, old, metric)
+        now = _values(runs, scenario.name, OURS, metric)
+        ratio = _ratio(now, before)
+        cells = [
+            "fails"
+            if (middle := _middle(values)) is None
+            else _short(middle, unit) + "".join(_signs(runs[scenario.name].get(name, [])))
+            for name, values in ((old, before), (OURS, now))
+        ]
+        if ratio is None:
+            change = "no pair"
+        else:
+            worse = 1 / ratio if metric in _RATES else ratio
+            change = f"{ratio:.3f}×" + (" **worse**" if worse > 1 + SAME else "")
+        rounds = min(len(before), len(now))
+        cost = None
+        if metric in _RATES:
+            by_cpu = [_per_cpu(runs, scenario.name, name, metric) for name in (OURS, old)]
+            cost = _ratio(*by_cpu)
+        cells += [change, "" if cost is None else f"{cost:.3f}×"]
+        lines.append(f"| {' | '.join([scenario.title, words, str(rounds), *cells])} |")
+    seen = {s for servers in runs.values() for found in servers.values() for s in _signs(found)}
+    lines += [f"\n{_MEANING[sign]}" for sign in _MEANING if sign in seen]
+    return "\n".join([*lines, "", f"Worse: by more than {SAME:.0%}.", *_failed(runs)])
 
 
 def _losses(runs: Runs) -> list[str]:
@@ -281,17 +354,23 @@ def _draw(runs: Runs) -> None:
     scenarios = [s for s in SCENARIOS if s.name in drawn and s.name in runs]
     servers = [OURS, *PEERS[:-1]]
     colours = dict(
-        zip(servers, ("#1f6f5c", "#3f7fbf", "#8a6fb0", "#c98a2b", "#a0a0a0"), strict=True)
+        zip(
+            servers,
+            ("#1f6f5c", "#3f7fbf", "#8a6fb0", "#c98a2b", "#a0a0a0", "#b0574f"),
+            strict=True,
+        )
     )
     figure, axes = pyplot.subplots(figsize=(9, 5.2))
     height = 0.8 / len(servers)
+    named: set[str] = set()
     for place, scenario in enumerate(scenarios):
         for number, server in enumerate(servers):
             values = _values(runs, scenario.name, server, "deliveries_per_second")
             middle = _middle(values)
             if middle:
                 at = place + (number - (len(servers) - 1) / 2) * height
-                label = server if place == 0 else None
+                label = None if server in named else server
+                named.add(server)
                 axes.barh(at, middle, height * 0.92, color=colours[server], label=label)
                 axes.text(middle * 1.05, at, _short(middle), va="center", fontsize=7)
     axes.set_yticks(range(len(scenarios)), [s.title for s in scenarios])

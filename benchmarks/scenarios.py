@@ -9,7 +9,7 @@ from typing import Literal
 
 import attrs
 
-Kind = Literal["topic", "direct", "connections"]
+Kind = Literal["topic", "direct", "connections", "http"]
 Metric = Literal[
     "deliveries_per_second", "publishes_per_second", "p50_ms", "p99_ms", "p999_ms",
     "connects_per_second", "kib_per_connection", "noticed_seconds",
@@ -17,6 +17,10 @@ Metric = Literal[
 
 FAST = ("broker", "nats", "ceiling")
 PEERS = ("broker", "nats", "uws", "picows", "websockets", "ceiling")
+FANOUT = (*PEERS[:-1], "nchan", "ceiling")
+
+OTHER_ROUNDS = 0.4
+"""Of the rounds, how many is taken of what no goal asks for: two of five."""
 
 UNDER_WAY_BYTES = 512 * 1024
 """Of payload, per subscriber: half of what the broker keeps for a reader before it cuts it, so no
@@ -25,7 +29,8 @@ server is measured by how it treats slow ones."""
 
 @attrs.frozen(kw_only=True)
 class Scenario:
-    """One load. `window` is publications under way per topic, `burst` frames per write."""
+    """One load. `window` is publications under way per topic, `burst` frames per write, `batch`
+    publications per HTTP request."""
 
     name: str
     title: str
@@ -37,6 +42,7 @@ class Scenario:
     topics: int = 1
     payload: int = 64
     burst: int = 1
+    batch: int = 1
     window: int = 1024
     rate: float = 0
     patterns: int = 0
@@ -74,14 +80,14 @@ SCENARIOS = (
     ),
     *(
         Scenario(
-            name=f"1-100-burst-{b}", title=f"1→100, {b} a write", subs=100, burst=b, servers=PEERS
+            name=f"1-100-burst-{b}", title=f"1→100, {b} a write", subs=100, burst=b, servers=FANOUT
         )
         for b in (1, 16, 128)
     ),
     *(
         Scenario(
             name=f"1-1000-burst-{b}", title=f"1→1,000, {b} a write", subs=1000, burst=b,
-            servers=PEERS, warm=1,
+            servers=FANOUT, warm=1,
         )
         for b in (1, 16)
     ),
@@ -136,6 +142,21 @@ SCENARIOS = (
         name="reply", title="1→1, 16 a write, each publish answered", burst=16, window=4096, reply=True,
         servers=("broker", "nats"),
     ),
+    *(
+        # A topic for each connection: nchan loses messages of a channel that gets 33,000 a second.
+        Scenario(
+            name=f"http-{n}", title=f"HTTP, {words}", kind="http", subs=n, pubs=n, topics=n,
+            metric="publishes_per_second", servers=("broker", "uws", "nchan"),
+        )
+        for n, words in ((1, "1 connection"), (8, "8 connections"))
+    ),
+    *(
+        Scenario(
+            name=f"http-{n}-batch", title=f"HTTP, {words}, 100 a request", kind="http", subs=n, pubs=n,
+            topics=n, batch=100, metric="publishes_per_second", servers=("broker",),
+        )
+        for n, words in ((1, "1 connection"), (8, "8 connections"))
+    ),
     Scenario(
         name="history-off", title="1→1, 16 a write, no history", burst=16, window=4096,
         servers=("broker", "broker without history"),
@@ -167,3 +188,12 @@ GOALS = (
     Goal("patterns-10000", "publishes_per_second", "patterns-10/broker", "≥", 1 / 1.3),
     Goal("scale-9000", _RATE, "scale-100/broker", "≥", 1 / 1.5),
 )
+
+
+def has_goal(scenario: str, server: str) -> bool:
+    """Whether a goal rests on this server's figure in this scenario; all rest on the broker's own."""
+    return any(
+        (scenario == goal.scenario and server in ("broker", goal.versus))
+        or f"{scenario}/{server}" == goal.versus
+        for goal in GOALS
+    )

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,19 +22,32 @@ START_SECONDS = 20.0
 STOP_SECONDS = 10.0
 
 SERVER_CORE, LOAD_CORE = 0, 1
+API_KEY = "bench"
 
 
 class Missing(Exception):
     """A server cannot be run here; the text says what is not installed."""
 
 
+class NotStarted(Exception):
+    """A server is here and does not listen; the text has its own words and its exit status."""
+
+    def __init__(self, words: str, status: int | None) -> None:
+        super().__init__(words)
+        self.status = status
+
+
 @attrs.frozen
 class Server:
-    """`command` gives argv for a port and a scratch directory; `talk` the generator's options."""
+    """`command` gives argv for a port and a scratch directory; `talk` the generator's options.
+
+    It is run in `directory`, which for the broker says which tree of it that is.
+    """
 
     name: str
     command: Callable[[int, Path], list[str]]
     talk: Callable[[Scenario], dict[str, object]]
+    directory: Path = ROOT
 
 
 # how the generator talks
@@ -43,6 +57,8 @@ TOPIC = "bench.%T.value"
 
 
 def _broker_talk(scenario: Scenario) -> dict[str, object]:
+    if scenario.kind == "http":
+        return _broker_http_talk(scenario)
     direct = scenario.kind == "direct"
     subscribe = '{"id":2,"subscribe":{"channel":"' + TOPIC + '"}}'
     reply = '"id":7,' if scenario.reply else ""
@@ -66,6 +82,30 @@ def _broker_talk(scenario: Scenario) -> dict[str, object]:
             '{"id":2,"subscribe":{"channel":"*.1%N.value"}}',
             "fill-last": '{"id":9,"presence_stats":{"channel":"none"}}',
             "fill-ready": '"id":9,',
+        }
+    return talk
+
+
+def _broker_http_talk(scenario: Scenario) -> dict[str, object]:
+    talk: dict[str, object] = {
+        "path": "/connection/websocket",
+        "opcode": 1,
+        "sub-hello": '{"id":1,"connect":{}}|{"id":2,"subscribe":{"channel":"' + TOPIC + '"}}',
+        "sub-ready": '{"id":2,"subscribe"',
+        "http": "/api/publish",
+        "http-headers": f"X-API-Key: {API_KEY}\\r\\n",
+        "prefix": '{"channel":"' + TOPIC + '","data":"',
+        "suffix": '"}',
+    }
+    if scenario.batch > 1:
+        talk |= {
+            "http": "/api/batch",
+            "batch": scenario.batch,
+            "batch-open": '{"commands":[',
+            "batch-between": ",",
+            "batch-close": "]}",
+            "prefix": '{"publish":' + str(talk["prefix"]),
+            "suffix": '"}}',
         }
     return talk
 
@@ -94,7 +134,10 @@ def _nats_talk(scenario: Scenario) -> dict[str, object]:
 
 
 def _path_talk(scenario: Scenario) -> dict[str, object]:
-    return {"path": "/sub/%T", "pub-path": "/pub/%T", "opcode": 2}
+    talk: dict[str, object] = {"path": "/sub/%T", "pub-path": "/pub/%T", "opcode": 2}
+    if scenario.kind == "http":
+        talk["http"] = "/pub/%T"
+    return talk
 
 
 # how they are started
@@ -132,12 +175,73 @@ def _nats(port: int, scratch: Path) -> list[str]:
     return [program, "-c", str(config)]
 
 
+_NCHAN = """\
+{load}
+daemon off; master_process off; worker_processes 1;
+pid {scratch}/nginx.pid; error_log stderr crit;
+events {{ worker_connections 16384; }}
+http {{
+    access_log off; keepalive_requests 1000000000;
+    client_body_temp_path {scratch}/nginx-1; proxy_temp_path {scratch}/nginx-2;
+    fastcgi_temp_path {scratch}/nginx-3; uwsgi_temp_path {scratch}/nginx-4;
+    scgi_temp_path {scratch}/nginx-5;
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        location ~ ^/sub/(.+)$ {{
+            nchan_subscriber websocket; nchan_subscriber_first_message newest; nchan_channel_id $1;
+        }}
+        location ~ ^/pub/(.+)$ {{
+            nchan_publisher; nchan_channel_id $1;
+            nchan_message_buffer_length 100; nchan_message_timeout 300s;
+        }}
+    }}
+}}
+"""
+"""It keeps as much as the broker does. One process, so that its CPU and memory are all there is."""
+
+
+def _nginx() -> str | None:
+    return shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+
+
+def nginx_version() -> str:
+    """As nginx says it, `nginx 1.22.1`; empty if there is none."""
+    program = _nginx()
+    if program is None:
+        return ""
+    said = subprocess.run([program, "-v"], capture_output=True, text=True, check=False).stderr
+    return said.strip().rpartition(" ")[2].replace("/", " ")
+
+
+def _nchan(port: int, scratch: Path) -> list[str]:
+    program = _nginx()
+    if program is None:
+        raise Missing("nginx is not installed (Debian: apt-get install libnginx-mod-nchan)")
+    built = subprocess.run([program, "-V"], capture_output=True, text=True, check=False).stderr
+    found = re.search(r"--modules-path=(\S+)", built)
+    module = Path(found[1] if found else "/usr/lib/nginx/modules") / "ngx_nchan_module.so"
+    if module.exists():
+        load = f"load_module {module};"
+    elif "nchan" in built:
+        load = ""
+    else:
+        raise Missing(f"nginx has no {module} (Debian: apt-get install libnginx-mod-nchan)")
+    config = scratch / "nginx.conf"
+    config.write_text(_NCHAN.format(load=load, scratch=scratch, port=port))
+    return [program, "-c", str(config)]
+
+
 def _script(name: str, *modules: str) -> Callable[[int, Path], list[str]]:
     return lambda port, _: [_python(*modules), str(HERE / "peers" / name), str(port)]
 
 
 def _relay(port: int, scratch: Path) -> list[str]:
     return [str(build("relay", scratch)), str(port)]
+
+
+def broker_of(tree: Path, name: str) -> Server:
+    """The broker as another checkout has it."""
+    return Server(name, _broker(), _broker_talk, tree)
 
 
 SERVERS = {
@@ -149,6 +253,7 @@ SERVERS = {
         Server("uws", _script("uws_peer.py", "socketify"), _path_talk),
         Server("picows", _script("picows_peer.py", "picows", "uvloop"), _path_talk),
         Server("websockets", _script("websockets_peer.py", "websockets", "uvloop"), _path_talk),
+        Server("nchan", _nchan, _path_talk),
         Server("ceiling", _relay, _path_talk),
     )
 }
@@ -185,7 +290,8 @@ def running(server: Server, scratch: Path) -> Iterator[tuple[int, int]]:
     argv = server.command(port, scratch)
     with (scratch / "server.log").open("w+") as log:
         process = subprocess.Popen(
-            pinned(SERVER_CORE, argv), cwd=ROOT, env={**os.environ, "GOMAXPROCS": "1"},
+            pinned(SERVER_CORE, argv), cwd=server.directory,
+            env={**os.environ, "GOMAXPROCS": "1", "BROKER_API_KEY": API_KEY},
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
         try:
@@ -211,5 +317,12 @@ def _wait_listening(
             time.sleep(0.05)
         else:
             return
-    words = (scratch / "server.log").read_text()[-500:].strip()
-    raise Missing(f"{server.name} does not listen on port {port}: {words}")
+    status = process.poll()
+    ended = "it still runs" if status is None else f"it ended with status {status}"
+    words = _log_of(scratch) or "it said nothing"
+    raise NotStarted(f"{server.name} does not listen on port {port}, {ended}: {words}", status)
+
+
+def _log_of(scratch: Path) -> str:
+    """The last words of the server that runs, or ran last."""
+    return (scratch / "server.log").read_text(errors="replace")[-2000:].strip()

@@ -384,6 +384,16 @@ class Broker:
         connection = self._find(fd)
         return connection is not None and connection.close(code, reason)
 
+    def expire(self, fd: Fd, when: float | None = None) -> bool:
+        """Let a client's connection end at `when`, in Unix seconds, in place of what its token
+        says; None for never. False if there is no such Centrifuge client.
+
+        It ends with 3005, `tokens.grace_seconds` later as with a token; at once if `when` is past.
+        The client is not told: one that has a token still refreshes when that token's time comes.
+        """
+        connection = self._find(fd)
+        return connection is not None and connection.expire(when)
+
     def exists(self, fd: Fd) -> bool:
         """Whether this fd is a connection here, also one that is closing."""
         return self._hub.sessions.get(fd) is not None

@@ -24,7 +24,7 @@ from .config import Config
 from .conversation import Conversation
 from .core.messages import ClientInfo, Close, Fd, Frame, Initiator
 from .core.session import Happening, Phase, Session, Subscription
-from .errors import CloseCode, Disconnect, HeadError, UnsubscribeCode
+from .errors import CloseCode, Disconnect, ErrorCode, HeadError, Refused, UnsubscribeCode
 from .hooks import Hooks, OpenHook
 from .limits import ConnectionUsage, Limits
 from .methods import Methods
@@ -616,12 +616,16 @@ class Connection:
 
     def add_subscription(self, topic: str, info: bytes | None, data: bytes | None) -> bool:
         """Subscribe a client on the app's behalf and tell it so; false if it is subscribed already,
-        or is no Centrifuge client. Raises `Refused` for what is neither a topic nor a pattern.
+        or is no Centrifuge client. Raises `Refused`: 107 for what is neither a topic nor a pattern,
+        106 for one subscription too many.
         """
         router, session = self._node.router, self._session
         if session.phase is not Phase.CONNECTED or topic in session.subscriptions:
             return False
         router.check_listenable(topic)
+        if len(session.subscriptions) >= self._node.config.max_topics:
+            limit = f"more than {self._node.config.max_topics} subscriptions"
+            raise Refused(ErrorCode.LIMIT_EXCEEDED, limit)
         client = session.info if info is None else attrs.evolve(session.info, chan_info=info)
         subscription = Subscription(session, topic, client, server_side=True)
         router.subscribe(subscription)
@@ -636,6 +640,17 @@ class Connection:
             return False
         codec: CentrifugeJson = CENTRIFUGE_JSON
         self.outbox.offer(Run((codec.unsubscribe(topic, code, reason),), messages=0))
+        return True
+
+    def expire(self, when: float | None) -> bool:
+        """End a client's connection at `when`, in Unix seconds, or never; at once if that is past.
+
+        False if it is no Centrifuge client.
+        """
+        if self._conversation is None:
+            return False
+        if not self._conversation.expire_at(when):
+            self.close(CloseCode.EXPIRED, "expired")
         return True
 
     # heartbeat

@@ -690,6 +690,15 @@ class Conversation:
         self._next_expiry = min(self._next_expiry, deadline)
         return deadline
 
+    def expire_at(self, when: float | None) -> bool:
+        """Put another end, in Unix seconds, in place of the one the connection has, or none; false,
+        and nothing changes, if that time has come."""
+        try:
+            self._expires_at = self._watch(when, {})
+        except Refused:
+            return False
+        return True
+
     def beat(self, now: float) -> None:
         """End what has expired and was not refreshed. Costs one comparison unless something has."""
         if now < self._next_expiry:

@@ -120,6 +120,7 @@ class Router:
         self._max_topic_bytes = config.max_topic_bytes
         self._rules = RuleBook(config)
         self._only_rules = self._rules.only
+        self.retained.resize(config.retained_bytes)
 
     # publishing
 

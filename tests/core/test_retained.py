@@ -30,3 +30,14 @@ def test_beyond_the_bound_the_value_retained_longest_ago_goes() -> None:
     assert len(retained) == 0
     retained.take([Publication("a", b"1")])
     assert len(retained) == 1
+
+
+def test_a_smaller_bound_counts_at_once() -> None:
+    retained = Retained(10 * (VALUE_BYTES + 1))
+    for topic in ("a", "b", "c"):
+        retained.take([Publication(topic, b"1")])
+    retained.resize(2 * (VALUE_BYTES + 1))
+    assert [value.topic for value in retained.matching(">")] == ["b", "c"]
+    retained.resize(3 * (VALUE_BYTES + 1))
+    retained.take([Publication("d", b"1")])
+    assert [value.topic for value in retained.matching(">")] == ["b", "c", "d"]

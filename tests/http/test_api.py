@@ -284,6 +284,30 @@ async def test_a_user_is_subscribed_and_unsubscribed(autojump_clock: MockClock) 
         assert (await result(net, "presence", channel="news")) == {"presence": {}}
 
 
+async def test_what_subscribe_cannot_do_is_said(autojump_clock: MockClock) -> None:
+    async with served() as net, await listener(net, user="a"):
+        since = {"offset": 1, "epoch": "x"}
+        code, text = await error(net, "subscribe", user="a", channel="t", recover_since=since)
+        assert code == 108
+        assert "recover_since" in text
+        override = {"presence": {"value": False}}
+        code, text = await error(net, "subscribe", user="a", channel="t", override=override)
+        assert code == 108
+        assert "override" in text
+        assert net.broker.topics() == {}
+        await result(net, "subscribe", user="a", channel="t", recover_since=None, override=None)
+        assert net.broker.topics() == {"t": 1}
+
+
+async def test_subscribe_stops_at_the_limit_of_topics(autojump_clock: MockClock) -> None:
+    async with served(max_topics=2) as net, await listener(net, "a", user="x"):
+        await result(net, "subscribe", user="x", channel="b")
+        refused = await error(net, "subscribe", user="x", channel="c")
+        assert refused == (106, "more than 2 subscriptions")
+        await result(net, "subscribe", user="x", channel="b")
+        assert net.broker.topics() == {"a": 1, "b": 1}
+
+
 async def test_disconnect_spares_the_whitelist(autojump_clock: MockClock) -> None:
     async with (
         served() as net,
@@ -306,6 +330,42 @@ async def test_refresh_ends_what_has_expired(autojump_clock: MockClock) -> None:
     async with served() as net, await listener(net, user="a") as a:
         await result(net, "refresh", user="a", expired=True)
         assert await a.receive_close() == (CloseCode.EXPIRED, "expired")
+
+
+async def test_refresh_moves_the_end_of_a_connection(autojump_clock: MockClock) -> None:
+    async with served(ping_seconds=1e6) as net, await listener(net, user="a") as a:
+        now, begun = net.broker.wall_clock(), trio.current_time()
+        grace = net.broker.config.tokens.grace_seconds
+        for end in (10, 100):
+            await result(net, "refresh", user="a", expire_at=int(now) + end)
+        with pytest.raises(trio.TooSlowError), trio.fail_after(90 + grace):
+            await a.receive_frame()
+        assert await a.receive_close() == (CloseCode.EXPIRED, "connection expired")
+        assert trio.current_time() - begun == pytest.approx(100 + grace, abs=2.5)
+
+
+async def test_refresh_without_an_end_takes_it_off(autojump_clock: MockClock) -> None:
+    async with served(ping_seconds=1e6) as net, await listener(net, user="a") as a:
+        await result(net, "refresh", user="a", expire_at=int(net.broker.wall_clock()) + 10)
+        await result(net, "refresh", user="a")
+        await trio.sleep(1000)
+        assert net.broker.is_established(a.fd)
+
+
+async def test_refresh_with_an_end_that_is_past_is_the_end(autojump_clock: MockClock) -> None:
+    async with served() as net, await listener(net, user="a") as a:
+        await result(net, "refresh", user="a", expire_at=1)
+        assert await a.receive_close() == (CloseCode.EXPIRED, "expired")
+        assert (await error(net, "refresh", user="a", expire_at=-1))[0] == 107
+        assert (await error(net, "refresh", user="a", expire_at=10**400))[0] == 107
+
+
+async def test_a_plain_peer_does_not_expire(autojump_clock: MockClock) -> None:
+    async with served() as net, await net.open_plain() as peer:
+        await peer.send_text("plain")
+        await trio.testing.wait_all_tasks_blocked()
+        assert not net.broker.expire(peer.fd, 1.0)
+        assert net.broker.is_established(peer.fd)
 
 
 # topics
@@ -347,6 +407,46 @@ async def test_channels_are_listed_by_a_glob(autojump_clock: MockClock) -> None:
             assert set(everything) == {"chat:1", "chat:2", "news", "n.>"}
             some = (await result(net, "channels", pattern="chat:*"))["channels"]
             assert set(some) == {"chat:1", "chat:2"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("{chat,news}:*", {"chat:1", "chat:2", "news:1"}),
+        ("chat:{1,{3,2}}", {"chat:1", "chat:2"}),
+        ("{chat,{n,b}ews}:1", {"chat:1", "news:1"}),
+        ("chat:1{,x}", {"chat:1"}),
+        ("{chat:1", set()),
+        ("chat:[!1]", {"chat:2"}),
+    ],
+)
+async def test_a_glob_may_name_alternatives(
+    autojump_clock: MockClock, pattern: str, names: set[str]
+) -> None:
+    async with served() as net, await listener(net, "chat:1", "chat:2", "news:1"):
+        assert set((await result(net, "channels", pattern=pattern))["channels"]) == names
+
+
+async def test_a_glob_of_too_many_alternatives_is_refused(autojump_clock: MockClock) -> None:
+    async with served() as net:
+        code, text = await error(net, "channels", pattern="{a,b}" * 1000)
+        assert (code, text) == (107, "pattern stands for more than 100 patterns without braces")
+        assert await result(net, "channels", pattern="{a,b}" * 6) == {"channels": {}}
+
+
+async def test_info_has_metrics(autojump_clock: MockClock) -> None:
+    async with served() as net, await listener(net, "t"), await listener(net, "t"):
+        for number in range(3):
+            await result(net, "publish", channel="t", data=number)
+        await trio.testing.wait_all_tasks_blocked()
+        (node,) = (await result(net, "info"))["nodes"]
+        assert node["metrics"]["interval"] == pytest.approx(node["uptime"], abs=1)
+        assert node["metrics"]["items"] == {
+            "messages_published": 3,
+            "messages_delivered": 6,
+            "connections_refused": 0,
+            "history_publications_evicted": 0,
+        }
 
 
 async def test_info_counts(autojump_clock: MockClock) -> None:
