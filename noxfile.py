@@ -16,6 +16,8 @@ nox.options.reuse_venv = "yes"
 nox.options.stop_on_first_error = False
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
+CENTRIFUGE_PYTHON = "centrifuge-python==0.7.0"
+"""Whose own tests `sdk_python` runs."""
 JS = Path("tests/sdk")
 """Where package.json names the JavaScript SDK under test."""
 
@@ -87,6 +89,22 @@ def sdk(session: nox.Session) -> None:
     _install(session, "sdk")
     _install_sdks(session)
     session.run("python", "-m", "pytest", "-m", "sdk", *session.posargs)
+
+
+@nox.session
+def sdk_python(session: nox.Session) -> None:
+    """centrifuge-python's own tests, unchanged, against our broker on port 8000."""
+    _install(session, "sdk")
+    out = Path(session.create_tmp())
+    shutil.rmtree(out / "own", ignore_errors=True)
+    session.run(
+        *("python", "-m", "pip", "download", "--no-binary", ":all:", "--no-deps"),
+        *("--dest", str(out / "own"), CENTRIFUGE_PYTHON),
+    )
+    (sdist,) = (out / "own").glob("*.tar.gz")
+    shutil.unpack_archive(sdist, out / "own", filter="data")
+    (unpacked,) = (each for each in (out / "own").iterdir() if each.is_dir())
+    session.run("python", "tests/sdk/centrifuge_python.py", str(unpacked), *session.posargs)
 
 
 @nox.session

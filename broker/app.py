@@ -6,7 +6,7 @@ the intake; what others need in order to finish is opened further out (docs/desi
 
 import resource
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ from .http.backends import BackendServer
 from .http.server import HttpServer
 from .jwks import open_tokens
 from .logs import configure_if_unset, reconfigure
-from .protocols.centrifuge import CENTRIFUGE_JSON, to_json
+from .protocols.centrifuge import to_json
 from .protocols.plain import PLAIN
 from .reload import merge
 from .router import IN_PROCESS, Router
@@ -230,8 +230,11 @@ class Broker:
         connection = self._find(fd)
         if connection is None:
             return PushResult.CLOSED
-        if connection.protocol == CENTRIFUGE_JSON.name:
-            frame = CENTRIFUGE_JSON.message(to_json(data))
+        codec = connection.codec
+        if codec is not None:
+            if not (isinstance(data, bytes) and codec.opaque_payloads):
+                data = to_json(data)
+            frame = codec.message(data)
         elif isinstance(data, str):
             frame = frames.text_frame(data.encode())
         elif isinstance(data, bytes):
@@ -247,23 +250,28 @@ class Broker:
         data: object,
         *,
         exclude: Collection[Fd] = (),
-        tags: dict[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
         skip_history: bool = False,
         retain: bool = False,
         key: str = "",
     ) -> Delivery:
         """Publish to a topic, to one connection by `fd:N`, or to all those of a user by `user:NAME`.
 
-        The fds of `exclude` get nothing; `tags` travel beside the data; with `skip_history` it is
-        not kept; with `retain` whoever subscribes later gets it at once. A second publish to the topic with the same `key` within five minutes publishes
-        nothing and returns what the first did. Raises `Refused` for what is no topic and for an fd
-        or a user that is not here, `TypeError` for what JSON cannot say.
+        `bytes` go out as they are to clients over protobuf, as a binary frame to plain peers, and
+        in base64 to those who read JSON, unless they are JSON. The fds of `exclude` get nothing;
+        subscribers may pick by `tags`, and see them; with `skip_history` it is not kept; with
+        `retain` whoever subscribes later gets it at once. A second publish to the topic with the
+        same `key` within five minutes publishes nothing and returns what the first did. Raises
+        `Refused` for what is no topic and for an fd or a user that is not here, `TypeError` for
+        what JSON cannot say.
         """
+        raw = data if isinstance(data, bytes) else to_json(data)
         return self._serving.methods.publish(
             topic,
-            to_json(data),
+            raw,
             exclude=exclude,
             tags=tags,
+            opaque=raw is data,
             skip_history=skip_history,
             retain=retain,
             key=key,
@@ -345,17 +353,24 @@ class Broker:
         return self._hub.topics()
 
     def add_subscription(
-        self, fd: Fd, topic: str, *, info: object = None, data: object = None
+        self,
+        fd: Fd,
+        topic: str,
+        *,
+        info: object = None,
+        data: object = None,
+        join_leave: bool = False,
     ) -> bool:
-        """Subscribe a Centrifuge client, and tell it so, with `data`; `info` is what others see.
+        """Subscribe a connection to a topic or pattern, without its asking.
 
-        False if it is not here, or is subscribed already. Raises `Refused` for a bad name.
+        A Centrifuge client is told by a `subscribe` push, which carries `data`; `join_leave` lets it
+        know who comes and goes. A plain peer gets what is published as it gets a push. `info` is
+        what others see of it on this topic. False if it is subscribed already, or not there. Raises
+        `Refused` for one subscription too many and for what is neither topic nor pattern.
         """
         connection = self._find(fd)
         return connection is not None and connection.add_subscription(
-            topic,
-            None if info is None else to_json(info),
-            None if data is None else to_json(data),
+            topic, info=info, data=data, join_leave=join_leave
         )
 
     def end_subscription(
@@ -365,8 +380,10 @@ class Broker:
         code: int = UnsubscribeCode.SERVER,
         reason: str = "server unsubscribe",
     ) -> bool:
-        """End a client's subscription and tell it why; false if there was none. After a code from
-        2500 on, official clients subscribe again by themselves."""
+        """End a connection's subscription, whoever began it; false if there is none.
+
+        Official clients stay unsubscribed for codes below 2500, and subscribe again for others.
+        """
         connection = self._find(fd)
         return connection is not None and connection.end_subscription(topic, code, reason)
 

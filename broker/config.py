@@ -366,6 +366,12 @@ class Config:
     stall_seconds: float = attrs.field(default=10.0, validator=_positive)
     """A peer that accepts no byte for this long is cut; NATS waits 10 s as well."""
 
+    # what is there without being asked for
+    direct_topics: bool = True
+    """Subscribe each client to its own `fd:N`, and to `user:NAME` if it has a user, so that others
+    can send to it. Off, nobody can; for clients that take every subscription which the server makes
+    for one of their app's."""
+
     # heartbeats and ends
     ping_seconds: float = attrs.field(default=20.0, validator=_positive)
     """Below the 30 s after which the strictest proxies drop a silent connection."""

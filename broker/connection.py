@@ -23,20 +23,27 @@ from .auth import origin_allowed
 from .config import Config
 from .conversation import Conversation
 from .core.messages import ClientInfo, Close, Fd, Frame, Initiator
-from .core.session import Happening, Phase, Session, Subscription
-from .errors import CloseCode, Disconnect, ErrorCode, HeadError, Refused, UnsubscribeCode
+from .core.session import Happening, Phase, Session
+from .errors import CloseCode, Disconnect, HeadError, UnsubscribeCode
 from .hooks import Hooks, OpenHook
 from .limits import ConnectionUsage, Limits
 from .methods import Methods
 from .protocols import centrifuge
-from .protocols.centrifuge import CENTRIFUGE_JSON, CentrifugeJson
+from .protocols.centrifuge import CENTRIFUGE_JSON, Codec, SubscribeRequest, to_json
+from .protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
 from .protocols.plain import PLAIN
 from .router import PERSONAL, Router
+from .subscriptions import open_subscription
 from .tokens import Tokens
 from .transport import frames
 from .transport.head import Head, acceptance, check_upgrade, parse_head, read_head, refusal
 from .transport.lane import Batch, Lane, LaneLimits
 from .transport.outbox import Outbox, Run
+
+SUBPROTOCOLS: Mapping[str, Codec] = {
+    codec.name: codec for codec in (CENTRIFUGE_JSON, CENTRIFUGE_PROTOBUF)
+}
+"""What a WebSocket handshake may ask for. Who asks for nothing is plain, or speaks JSON."""
 
 HttpHandler = Callable[[trio.abc.Stream, bytes], Awaitable[None]]
 """Serves plain HTTP on a stream of which some bytes were already read."""
@@ -241,7 +248,7 @@ class Connection:
         self.path = head.path
         self.headers: Mapping[str, str] = dict(head.headers)
         self.opened_at = wall_clock()
-        self.subprotocol = next((p for p in head.subprotocols if p == CENTRIFUGE_JSON.name), None)
+        self.subprotocol = next((p for p in head.subprotocols if p in SUBPROTOCOLS), None)
         self._node = node
         self._stream = stream
         self._closing: Close | None = None
@@ -276,6 +283,13 @@ class Connection:
     def protocol(self) -> str:
         """`plain` until a Centrifuge `connect` was accepted."""
         return self._session.codec.name  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def codec(self) -> Codec | None:
+        """How a Centrifuge client is written to; None for any other peer, or before its connect."""
+        if self._session.phase is not Phase.CONNECTED:
+            return None
+        return self._session.codec  # type: ignore[return-value]
 
     @property
     def is_established(self) -> bool:
@@ -438,8 +452,9 @@ class Connection:
             centrifuge.is_connect(payload) or self.subprotocol
         ):
             node = self._node
+            codec = SUBPROTOCOLS.get(self.subprotocol or "", CENTRIFUGE_JSON)
             self._conversation = Conversation(
-                self, self._session, node.router, node.hooks, node.config, node.tokens
+                self, self._session, codec, node.router, node.hooks, node.config, node.tokens
             )
         return self._conversation
 
@@ -548,8 +563,9 @@ class Connection:
             return False
         self._closing = Close(code, reason, initiator)
         self._node.router.flush()
-        if self._session.phase is Phase.CONNECTED:
-            farewell = CENTRIFUGE_JSON.disconnect(code, reason)
+        codec = self.codec
+        if codec is not None:
+            farewell = codec.disconnect(code, reason)
             self.outbox.offer(Run((farewell,), messages=0))
         self._session.note(Happening.CLOSE)
         self._lane.close(code, reason)
@@ -604,42 +620,51 @@ class Connection:
 
     def tell_user(self, before: str, after: str) -> None:
         """Tell a client that its personal topic is another one from here on."""
-        if self._session.phase is Phase.CONNECTED:
+        codec = self.codec
+        if codec is not None and self._node.router.direct_topics:
             frames = []
             if before:
                 code, reason = UnsubscribeCode.SERVER, "other user"
-                frames.append(CENTRIFUGE_JSON.unsubscribe(PERSONAL + before, code, reason))
+                frames.append(codec.unsubscribe(PERSONAL + before, code, reason))
             if after:
-                frames.append(CENTRIFUGE_JSON.subscribe(PERSONAL + after))
+                frames.append(codec.subscribe(PERSONAL + after, {}))
             self._node.router.flush()
             self.outbox.offer(Run(frames, messages=0))
 
-    def add_subscription(self, topic: str, info: bytes | None, data: bytes | None) -> bool:
-        """Subscribe a client on the app's behalf and tell it so; false if it is subscribed already,
-        or is no Centrifuge client. Raises `Refused`: 107 for what is neither a topic nor a pattern,
-        106 for one subscription too many.
-        """
-        router, session = self._node.router, self._session
-        if session.phase is not Phase.CONNECTED or topic in session.subscriptions:
-            return False
-        router.check_listenable(topic)
-        if len(session.subscriptions) >= self._node.config.max_topics:
-            limit = f"more than {self._node.config.max_topics} subscriptions"
-            raise Refused(ErrorCode.LIMIT_EXCEEDED, limit)
-        client = session.info if info is None else attrs.evolve(session.info, chan_info=info)
-        subscription = Subscription(session, topic, client, server_side=True)
-        router.subscribe(subscription)
-        self.outbox.offer(Run((CENTRIFUGE_JSON.subscribe(topic, data),), messages=0))
-        router.give_retained(subscription)
-        router.announce(subscription)
-        return True
-
     def end_subscription(self, topic: str, code: int, reason: str) -> bool:
-        """End a client's subscription and tell it why; false if there was none."""
+        """End a peer's subscription and tell it why; false if there was none."""
         if self._node.router.unsubscribe(self._session, topic) is None:
             return False
-        codec: CentrifugeJson = CENTRIFUGE_JSON
-        self.outbox.offer(Run((codec.unsubscribe(topic, code, reason),), messages=0))
+        codec = self.codec
+        if codec is not None:
+            self.outbox.offer(Run((codec.unsubscribe(topic, code, reason),), messages=0))
+        return True
+
+    def add_subscription(
+        self, topic: str, *, info: object = None, data: object = None, join_leave: bool = False
+    ) -> bool:
+        """Subscribe the peer and tell it; false if it is subscribed already, or closing.
+
+        Raises `Refused`: 106 for one subscription too many, 107 for what is no topic or pattern.
+        """
+        session, node, codec = self._session, self._node, self.codec
+        if not session.is_established or topic in session.subscriptions:
+            return False
+        node.router.check_subscribable(session, topic)
+        opened = open_subscription(
+            node.router,
+            session,
+            codec,
+            SubscribeRequest(topic),
+            info=None if info is None else to_json(info),
+            data=None if data is None else to_json(data),
+            server_side=True,
+            join_leave=join_leave,
+        )
+        if codec is not None:
+            told = {k: v for k, v in opened.result.items() if k != "publications"}
+            self.outbox.offer(Run((codec.subscribe(topic, told),), messages=0))
+        opened.settle(node.router)
         return True
 
     def expire(self, when: float | None) -> bool:
@@ -675,9 +700,10 @@ class Connection:
                 return
         if now < self._ping_due:
             return
-        if self._session.phase is Phase.CONNECTED:
+        codec = self.codec
+        if codec is not None:
             # These clients count on a ping at this interval, however busy the line is.
-            ping = CENTRIFUGE_JSON.ping()
+            ping = codec.ping()
             self._ping_due = now + config.ping_seconds
         else:
             silent_until = lane.heard_at + config.ping_seconds

@@ -9,7 +9,7 @@ Rules:
 4. A client that has yet to take a large reply is served on when it has.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import ceil, inf
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ import trio
 from .config import Askers, Config
 from .core.history import UnrecoverablePosition
 from .core.messages import ClientInfo, Fd, Position
-from .core.session import Happening, Phase, Session, Subscription
+from .core.session import Happening, Phase, Session
 from .core.topics import is_pattern
 from .errors import (
     CloseCode,
@@ -44,18 +44,21 @@ from .hooks import (
     SubscribeReply,
 )
 from .methods import RPC
-from .protocols import centrifuge
 from .protocols.centrifuge import (
-    CENTRIFUGE_JSON,
     METHODS,
     BadCommand,
+    Codec,
     Command,
+    Result,
     SubscribeRequest,
+    check_json,
+    is_json_line,
     one_line,
     to_json,
 )
 from .router import DIRECT, PERSONAL, Router, direct_fd
 from .rules import allows, check_access, check_subscribe, guards_itself, personal_topic
+from .subscriptions import open_subscription
 from .tokens import ConnectionToken, ServerSub, SubscriptionToken, Tokens, needs_token, ttl
 from .transport import frames
 from .transport.outbox import Run
@@ -66,8 +69,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("broker")
 
-REJECT_UNRECOVERED = 2
-"""Subscribe flag: answer 112 instead of `recovered: false`."""
+_NOTHING: Result = {}
+_NOT_SEEN_BEFORE = SubscribeRequest()
 
 MAX_GROUP_LENGTH = 255
 """Of a queue group's name: as long as topics may be unless the config says otherwise."""
@@ -96,6 +99,14 @@ _COST = 64
 """How many publishes any other command counts as: who is present on a busy topic takes a millisecond
 to tell, a checkpoint 10 µs."""
 
+_BYTES = 128
+"""How many bytes of a command count as one publish more: in protobuf they may be as many fields of
+two bytes, and 16 KiB of these take 7 ms to read."""
+
+_GLANCE = 2**12
+"""Larger messages are not read twice to find out whether somebody has to be asked: in protobuf that
+takes 1 ms for these already, and a task of its own 10 µs."""
+
 
 class Conversation:
     """See the module."""
@@ -104,6 +115,7 @@ class Conversation:
         self,
         connection: "Connection",
         session: Session,
+        codec: Codec,
         router: Router,
         hooks: Hooks,
         config: Config,
@@ -111,6 +123,9 @@ class Conversation:
     ) -> None:
         self._connection = connection
         self._session = session
+        self._codec = codec
+        self._decode_publish = codec.decode_publish
+        self._opaque = codec.opaque_payloads
         self._router = router
         self._hooks = hooks
         self._tokens = tokens
@@ -137,7 +152,7 @@ class Conversation:
         """
         if not self._may_publish_now:
             return False
-        command = centrifuge.decode_publish(payload)
+        command = self._decode_publish(payload)
         if command is None:
             return False
         request = command.publish
@@ -149,37 +164,38 @@ class Conversation:
 
         That it waits for the peer to take a large reply does not count.
         """
+        waiting = [
+            method
+            for method, asked in _ASKED.items()
+            if (self._tokens.source is not None and method in _WITH_TOKEN)
+            or any(getattr(self._hooks, hook) is not None for hook in asked)
+        ]
+        if not waiting or len(payload) > _GLANCE:
+            return bool(waiting)
         try:
-            commands = centrifuge.decode(payload)
+            return any(
+                getattr(command, method) is not None
+                for command in self._codec.decode(payload)
+                for method in waiting
+            )
         except BadCommand:
             return False
-        return any(
-            (self._tokens.source is not None and method in _WITH_TOKEN)
-            or any(getattr(self._hooks, hook) is not None for hook in asked)
-            for command in commands
-            for method, asked in _ASKED.items()
-            if getattr(command, method) is not None
-        )
 
     async def handle(self, payload: bytes) -> None:
         """Carry out the commands of one message. Replies may wait until `settle`."""
-        try:
-            commands = centrifuge.decode(payload)
-        except BadCommand as error:
-            raise Disconnect(CloseCode.BAD_REQUEST, f"bad request: {error}") from None
-        for command in commands:
-            if self._is_limited and not self._admits(command, len(payload) / len(commands)):
+        for command, size in self._commands(payload):
+            if self._is_limited and not self._admits(command, size):
                 continue
             methods = [method for method in METHODS if getattr(command, method) is not None]
             if methods == ["publish"] and self._may_publish_now:
                 assert command.publish is not None
-                data = one_line(bytes(command.publish.data))
+                data = self._payload(command.publish.data)
                 self._publish(command.id, command.publish.channel, data)
-                self._spent += 1
+                self._spent += 1 + int(size) // _BYTES
             else:
                 self.settle()
                 await self._handle(command, methods)
-                self._spent += _COST
+                self._spent += _COST + int(size) // _BYTES
             if self._spent >= _TURN:
                 self._spent = 0
                 await trio.lowlevel.checkpoint()
@@ -187,6 +203,16 @@ class Conversation:
                 await self._connection.outbox.wait_empty()
             if not self._session.is_established:
                 return
+
+    def _commands(self, payload: bytes) -> Iterator[tuple[Command, float]]:
+        """The commands of a message, each with its share of the bytes. Raises `Disconnect`."""
+        try:
+            commands = self._codec.decode(payload)
+            size = len(payload) / len(commands)
+            for command in commands:
+                yield command, size
+        except BadCommand as error:
+            raise Disconnect(CloseCode.BAD_REQUEST, f"bad request: {error}") from None
 
     def settle(self) -> None:
         """Send out the replies that wait, behind what has been published. Never waits.
@@ -196,7 +222,7 @@ class Conversation:
         if self._replies:
             replies, self._replies = self._replies, []
             self._router.flush()
-            self._connection.outbox.offer(Run((centrifuge.frame(replies),)))
+            self._connection.outbox.offer(Run((self._codec.frame(replies),)))
 
     @property
     def _may_publish_now(self) -> bool:
@@ -242,13 +268,15 @@ class Conversation:
             if topic != self._open_topic:
                 self._check_publish(topic)
             # A copy: a Raw would keep the whole message that it is a part of.
-            self._router.publish(topic, bytes(data), self._session.info)
+            data = bytes(data)
+            opaque = self._opaque and not is_json_line(data)
+            self._router.publish(topic, data, self._session.info, None, opaque)
         except Refused as refusal:
             if request_id:
-                self._replies.append(_error(request_id, refusal))
+                self._replies.append(self._error(request_id, refusal))
         else:
             if request_id:
-                self._replies.append(CENTRIFUGE_JSON.reply(request_id, "publish"))
+                self._replies.append(self._codec.reply(request_id, "publish", _NOTHING))
 
     async def _handle(self, command: Command, methods: list[str]) -> None:
         if not methods and not command.id:
@@ -276,18 +304,69 @@ class Conversation:
             self._refuse(command, Refused(ErrorCode.INTERNAL))
         else:
             if result is not None and command.id:
-                self._reply(CENTRIFUGE_JSON.reply(command.id, methods[0], result))
+                self._reply(self._codec.reply(command.id, methods[0], result))
 
     def _refuse(self, command: Command, refusal: Refused) -> None:
         if command.id:  # without one nobody waits for an answer
-            self._reply(_error(command.id, refusal))
+            self._reply(self._error(command.id, refusal))
 
     def _reply(self, reply: bytes) -> None:
         self.settle()
         self._router.flush()
-        self._connection.outbox.offer_reply(Run((centrifuge.frame([reply]),)))
+        self._connection.outbox.offer_reply(Run((self._codec.frame([reply]),)))
 
-    # commands: each returns the result as JSON, or None if it has answered by itself
+    def _error(self, request_id: int, refusal: Refused) -> bytes:
+        return self._codec.error(request_id, refusal.code, refusal.message, refusal.temporary)
+
+    # what clients send and apps return
+
+    def _payload(self, data: msgspec.Raw) -> bytes:
+        """What a client sent, as it goes on."""
+        return bytes(data) if self._opaque else one_line(bytes(data))
+
+    def _value(self, data: msgspec.Raw) -> object:
+        """What a client sent, as hooks get it: decoded, or None; as bytes if it is not JSON."""
+        if not data:
+            return None
+        try:
+            return msgspec.json.decode(data)
+        except (ValueError, RecursionError) as error:  # 1e999, or deeper than Python goes
+            if self._opaque:
+                return bytes(data)
+            raise Refused(ErrorCode.BAD_REQUEST, f"data: {error}") from None
+
+    def _json(self, data: msgspec.Raw) -> bytes:
+        """What a client sent where only JSON will do. Raises `Refused`."""
+        if not data or not self._opaque:
+            return bytes(data)
+        try:
+            return check_json(bytes(data))
+        except BadCommand as error:
+            raise Refused(ErrorCode.BAD_REQUEST, f"data: {error}") from None
+
+    def _group_of(self, data: msgspec.Raw) -> str:
+        """The queue group that a subscriber names in its `data`; "" if none.
+
+        Raises `Refused` for a group that is no text, and for an empty one.
+        """
+        if b'"group"' not in bytes(data):
+            return ""
+        fields = self._value(data)
+        group = fields.get("group") if isinstance(fields, dict) else None
+        if group is None:
+            return ""
+        if not isinstance(group, str) or not 0 < len(group) <= MAX_GROUP_LENGTH:
+            text = f"group is a text of 1 to {MAX_GROUP_LENGTH} characters"
+            raise Refused(ErrorCode.BAD_REQUEST, text)
+        return group
+
+    def _written(self, value: object) -> msgspec.Raw:
+        """What a hook returned, as a client gets it. Raises `TypeError` for what JSON cannot say."""
+        if isinstance(value, bytes) and self._opaque:
+            return msgspec.Raw(value)
+        return msgspec.Raw(to_json(value))
+
+    # commands: each returns the result, or None if it has answered by itself
 
     async def _on_connect(self, command: Command) -> None:
         request = command.connect
@@ -298,7 +377,7 @@ class Conversation:
             event = ConnectEvent(
                 self._connection,
                 request.token,
-                _from_json(request.data),
+                self._value(request.data),
                 request.name,
                 request.version,
                 None if token is None else token.claims,
@@ -327,6 +406,7 @@ class Conversation:
         if personal is not None:
             server_subs = {personal: ServerSub(), **server_subs}
         self._check_server_subs(server_subs)
+        server_subs = {**self._topics_of_app(reply.topics), **server_subs}
         # What JSON cannot say raises before anything has changed, so the client may try again.
         result |= {
             "data": msgspec.Raw(to_json(data)),
@@ -336,25 +416,47 @@ class Conversation:
         # No checkpoint from here to the reply: whatever is published next comes behind it.
         sessions.bind(fd, user)
         session.note(Happening.CONNECT)
-        session.codec, session.info = CENTRIFUGE_JSON, ClientInfo(str(fd), user, info)
+        self._router.leave_all(session)  # what was opened in the plain protocol
+        session.codec, session.info = self._codec, ClientInfo(str(fd), user, info)
         if token is not None:
             self._connection.claims, self._token_user = token.claims, token.user
             self._expires_at = expires_at
-        subs: dict[str, object] = {f"{DIRECT}{fd}": {}}
-        if user:
-            subs[f"{PERSONAL}{user}"] = {}
-        subscriptions = []
-        for name, options in server_subs.items():
-            asked = request.subs.get(name, SubscribeRequest())
-            fields, subscription = self._open_server_sub(name, options, asked)
-            subs[name] = msgspec.Raw(b"{" + b",".join(fields) + b"}")
-            subscriptions.append(subscription)
-            self._router.subscribe(subscription)
-        result["subs"] = subs
-        self._reply(CENTRIFUGE_JSON.reply(command.id, "connect", to_json(result)))
-        for subscription in subscriptions:
-            self._router.give_retained(subscription)
-            self._router.announce(subscription)
+        opened = [
+            open_subscription(
+                self._router,
+                session,
+                self._codec,
+                # What it was not asked for it cannot filter, and the others are not to blame for it.
+                msgspec.structs.replace(
+                    request.subs.get(name, _NOT_SEEN_BEFORE), channel=name, flag=0, tf=None
+                ),
+                info=options.info,
+                data=options.data,
+                server_side=True,
+            )
+            for name, options in server_subs.items()
+        ]
+        subs: dict[str, object] = {}
+        if self._config.direct_topics:
+            subs[f"{DIRECT}{fd}"] = {}
+            if user:
+                subs[f"{PERSONAL}{user}"] = {}
+        result["subs"] = subs | {each.subscription.name: each.result for each in opened}
+        self._reply(self._codec.reply(command.id, "connect", result))
+        for each in opened:
+            each.settle(self._router)
+
+    def _topics_of_app(self, topics: Iterable[str]) -> dict[str, ServerSub]:
+        """What the app wants this client to get: now, or since before it spoke this protocol."""
+        subs = {}
+        for name in (*self._session.subscriptions, *topics):
+            try:
+                self._router.check_listenable(name)
+            except Refused as refusal:
+                log.error("not_subscribed", fd=self._session.fd, topic=name, reason=str(refusal))
+            else:
+                subs[name] = ServerSub()
+        return subs
 
     async def _connection_token(self, token: str) -> ConnectionToken | None:
         """What a client's token says; None for one without, where that is allowed.
@@ -387,43 +489,6 @@ class Conversation:
             limit = f"more than {self._config.max_topics} subscriptions"
             raise Refused(ErrorCode.LIMIT_EXCEEDED, limit)
 
-    def _open_server_sub(
-        self, name: str, options: ServerSub, request: SubscribeRequest
-    ) -> tuple[list[bytes], Subscription]:
-        """A subscription that a token asks for, with the fields of its reply.
-
-        Where the topic has a history it is recoverable, as the client cannot ask for that. Nor can
-        it ask for an error: the others in the same reply are not to blame.
-        """
-        session = self._session
-        request = msgspec.structs.replace(request, flag=0)
-        rules = self._router.rules_for(name)
-        recoverable = rules.history_size > 0 and not is_pattern(name)
-        fields = self._open_stream(name, request) if recoverable else []
-        if options.data is not None:
-            fields.append(b'"data":' + options.data)
-        info = session.info
-        if options.info is not None:
-            info = attrs.evolve(info, chan_info=options.info)
-        join_leave = rules.join_leave and rules.force_push_join_leave
-        return fields, Subscription(session, name, info, join_leave, recoverable, server_side=True)
-
-    def _open_stream(self, name: str, request: SubscribeRequest) -> list[bytes]:
-        """The fields of a subscribe reply that say where the client is in a topic's history."""
-        engine, fields = self._router.engine, []
-        if request.recover:
-            missed, recovered, top = engine.recover(name, Position(request.offset, request.epoch))
-            if not recovered and request.flag & REJECT_UNRECOVERED:
-                raise Refused(ErrorCode.UNRECOVERABLE_POSITION)
-            fields.append(
-                b'"was_recovering":true,"recovered":%b' % (b"true" if recovered else b"false")
-            )
-        else:
-            missed, top = [], engine.position(name)
-        fields.append(b'"recoverable":true,"positioned":true')
-        fields.append(CENTRIFUGE_JSON.stream(missed, top))
-        return fields
-
     def _check_connections_of(self, user: str) -> None:
         limit = self._config.max_connections_per_user
         if not user or limit is None:
@@ -432,60 +497,39 @@ class Conversation:
         if len(others) >= limit:
             raise Disconnect(CloseCode.CONNECTION_LIMIT, "connection limit")
 
-    async def _on_subscribe(self, command: Command) -> bytes | None:
+    async def _on_subscribe(self, command: Command) -> None:
         request = command.subscribe
         assert request is not None
         name, session, router = request.channel, self._session, self._router
-        self._check_subscribe(name)
+        router.check_subscribable(session, name)
         token = await self._subscription_token(name, request.token)
         self._check_rules(name, token)
         reply = None
         if self._hooks.subscribe is not None and session.is_established:
-            data = _from_json(request.data)
+            data = self._value(request.data)
             claims = None if token is None else token.claims
             event = SubscribeEvent(self._connection, name, request.token, data, claims)
             reply = await self._hooks.subscribe(event)
         if not session.is_established:
-            return None
-        self._check_subscribe(name)
+            return
+        router.check_subscribable(session, name)
         self._check_rules(name, token)
         reply = reply or SubscribeReply()
         # No checkpoint from here to the reply: whatever is published next comes behind it.
-        rules = router.rules_for(name)
-        group = _group_of(request.data)
-        # A member that recovered would be given what others of its group have had.
-        has_history = rules.history_size > 0 and not is_pattern(name) and not group
-        recoverable = has_history and (
-            (request.recoverable or request.positioned or request.recover)
-            or (rules.force_recovery or rules.force_positioning)
-        )
-        fields = self._open_stream(name, request) if recoverable else []
-        # Who has all that was published has the value that is retained, too.
-        recovered = recoverable and fields[0].endswith(b'"recovered":true')
-        info = _with_topic_info(session.info, reply.info)
+        group = self._group_of(request.data)
+        info = None if reply.info is None else to_json(reply.info)
         data = None if reply.data is None else to_json(reply.data)
-        expires_at = inf
+        expires_at, expiry = inf, dict[str, object]()
         if token is not None:
-            if reply.info is None and token.info is not None:
-                info = attrs.evolve(info, chan_info=token.info)
+            info = token.info if info is None else info
             data = token.data if data is None else data
-            expiry: dict[str, object] = {}
             expires_at = self._watch(token.expires_at, expiry)
-            if expiry:
-                fields.append(to_json(expiry)[1:-1])
-        join_leave = rules.join_leave and (request.join_leave or rules.force_push_join_leave)
-        subscription = Subscription(session, name, info, join_leave, recoverable, group)
-        subscription.expires_at = expires_at
-        if data is not None:
-            fields.append(b'"data":' + data)
-        self.settle()
-        router.subscribe(subscription)
-        result = b"{" + b",".join(fields) + b"}"
-        self._reply(CENTRIFUGE_JSON.reply(command.id, "subscribe", result))
-        if not recovered:
-            router.give_retained(subscription)
-        router.announce(subscription)
-        return None
+        opened = open_subscription(
+            router, session, self._codec, request, info=info, data=data, group=group
+        )
+        opened.subscription.expires_at = expires_at
+        self._reply(self._codec.reply(command.id, "subscribe", {**expiry, **opened.result}))
+        opened.settle(router)
 
     async def _subscription_token(self, name: str, token: str) -> SubscriptionToken | None:
         """What a subscription token says of this client and this topic; None for none.
@@ -512,31 +556,21 @@ class Conversation:
             raise _refused(error) from None
         return found
 
-    def _check_subscribe(self, name: str) -> None:
-        session = self._session
-        user = self._connection.user
-        if name in session.subscriptions or name in (f"{DIRECT}{session.fd}", f"{PERSONAL}{user}"):
-            raise Refused(ErrorCode.ALREADY_SUBSCRIBED)
-        self._router.check_listenable(name)
-        if len(session.subscriptions) >= self._config.max_topics:
-            limit = f"more than {self._config.max_topics} subscriptions"
-            raise Refused(ErrorCode.LIMIT_EXCEEDED, limit)
-
     def _check_rules(self, name: str, token: SubscriptionToken | None) -> None:
         """Raise `Refused` unless the rules let this client subscribe; a token is above them."""
         if token is None:
             rules, asked = self._router.rules_for(name), self._hooks.subscribe is not None
             check_subscribe(rules, name, self._connection.user, asked=asked)
 
-    async def _on_unsubscribe(self, command: Command) -> bytes:
+    async def _on_unsubscribe(self, command: Command) -> Result:
         assert command.unsubscribe is not None
         self._router.unsubscribe(self._session, command.unsubscribe.channel)
-        return b"{}"
+        return _NOTHING
 
     async def _on_publish(self, command: Command) -> None:
         request = command.publish
         assert request is not None
-        data = one_line(bytes(request.data))
+        data = self._payload(request.data)
         if data and self._hooks.publish is not None:
             data = await self.authorize(request.channel, data)
             if not self._session.is_established:
@@ -552,22 +586,22 @@ class Conversation:
         if self._hooks.publish is not None:
             reply = await self._hooks.publish(PublishEvent(self._connection, topic, data))
             if reply is not None and reply.data is not None:
-                return centrifuge.check_json(reply.data)
+                return check_json(reply.data)
         return data
 
-    async def _on_presence(self, command: Command) -> bytes:
+    async def _on_presence(self, command: Command) -> Result:
         assert command.presence is not None
         topic = command.presence.channel
         await self._check_presence(topic)
-        return CENTRIFUGE_JSON.presence(self._router.hub.presence(topic))
+        return self._codec.presence(self._router.hub.presence(topic))
 
-    async def _on_presence_stats(self, command: Command) -> bytes:
+    async def _on_presence_stats(self, command: Command) -> Result:
         assert command.presence_stats is not None
         topic = command.presence_stats.channel
         await self._check_presence(topic)
         clients = self._router.hub.presence(topic)
         users = {info.user for info in clients.values()}
-        return to_json({"num_clients": len(clients), "num_users": len(users)})
+        return {"num_clients": len(clients), "num_users": len(users)}
 
     async def _check_presence(self, topic: str) -> None:
         self._check_readable(topic)
@@ -588,7 +622,7 @@ class Conversation:
         if is_pattern(topic) or topic.startswith((DIRECT, PERSONAL)):
             raise Refused(ErrorCode.NOT_AVAILABLE)
 
-    async def _on_history(self, command: Command) -> bytes:
+    async def _on_history(self, command: Command) -> Result:
         request = command.history
         assert request is not None
         self._check_readable(request.channel)
@@ -611,38 +645,44 @@ class Conversation:
             )
         except UnrecoverablePosition:
             raise Refused(ErrorCode.UNRECOVERABLE_POSITION) from None
-        return b"{" + CENTRIFUGE_JSON.stream(publications, top) + b"}"
+        return self._codec.stream(publications, top)
 
-    async def _on_rpc(self, command: Command) -> bytes | None:
+    async def _on_rpc(self, command: Command) -> Result | None:
         request = command.rpc
         assert request is not None
         if request.method in RPC:
             caller = _Caller(self, command.id)
             methods = self._connection.methods
-            result = await methods.call(caller, request.method, bytes(request.data))
-            return None if result is None else b'{"data":' + result + b"}"
+            result = await methods.call(caller, request.method, self._json(request.data))
+            return None if result is None else {"data": msgspec.Raw(result)}
         if self._hooks.rpc is None:
             raise Refused(ErrorCode.METHOD_NOT_FOUND)
-        data = await self._hooks.rpc(self._connection, request.method, _from_json(request.data))
-        return b'{"data":' + to_json(data) + b"}"
+        data = await self._hooks.rpc(self._connection, request.method, self._value(request.data))
+        return {"data": self._written(data)}
 
     def _answer_rpc(self, request_id: int, result: bytes | Refused) -> None:
         """Answer an rpc that was not answered when it was asked, if the client is still here."""
         if not self._session.is_established:
             return
         if isinstance(result, Refused):
-            self._reply(_error(request_id, result))
+            self._reply(self._error(request_id, result))
         else:
-            content = b'{"data":' + result + b"}"
-            self._reply(CENTRIFUGE_JSON.reply(request_id, "rpc", content))
+            data = msgspec.Raw(result)
+            self._reply(self._codec.reply(request_id, "rpc", {"data": data}))
 
     async def _on_send(self, command: Command) -> None:
         assert command.send is not None
         if self._hooks.message is None:
             raise Disconnect(CloseCode.NOT_AVAILABLE, "not available")
-        await self._connection.handle_message(frames.TEXT, bytes(command.send.data))
+        data, opcode = bytes(command.send.data), frames.TEXT
+        if self._opaque:
+            try:
+                data = check_json(data)
+            except BadCommand:
+                opcode = frames.BINARY
+        await self._connection.handle_message(opcode, data)
 
-    async def _on_refresh(self, command: Command) -> bytes | None:
+    async def _on_refresh(self, command: Command) -> Result | None:
         assert command.refresh is not None
         if not self._tokens.enabled:
             raise Refused(ErrorCode.NOT_AVAILABLE)
@@ -656,9 +696,9 @@ class Conversation:
         result: dict[str, object] = {"client": str(self._session.fd), "version": VERSION}
         self._expires_at = self._watch(token.expires_at, result)
         self._connection.claims = token.claims
-        return to_json(result)
+        return result
 
-    async def _on_sub_refresh(self, command: Command) -> bytes | None:
+    async def _on_sub_refresh(self, command: Command) -> Result | None:
         request = command.sub_refresh
         assert request is not None
         if not self._tokens.enabled:
@@ -670,7 +710,7 @@ class Conversation:
             raise Refused(ErrorCode.PERMISSION_DENIED)
         result: dict[str, object] = {}
         subscription.expires_at = self._watch(token.expires_at, result)
-        return to_json(result)
+        return result
 
     # expiry
 
@@ -756,35 +796,3 @@ class _Caller:
 
     def answer(self, result: bytes | Refused) -> None:
         self.conversation._answer_rpc(self.request_id, result)
-
-
-def _error(request_id: int, refusal: Refused) -> bytes:
-    return CENTRIFUGE_JSON.error(request_id, refusal.code, refusal.message, refusal.temporary)
-
-
-def _from_json(data: msgspec.Raw) -> object:
-    try:
-        return msgspec.json.decode(data) if data else None
-    except (msgspec.DecodeError, RecursionError) as error:  # 1e999, or deeper than Python goes
-        raise Refused(ErrorCode.BAD_REQUEST, f"data: {error}") from None
-
-
-def _group_of(data: msgspec.Raw) -> str:
-    """The queue group that a subscriber names in its `data`; "" if none.
-
-    Raises `Refused` for a group that is no text, and for an empty one.
-    """
-    if b'"group"' not in bytes(data):
-        return ""
-    fields = _from_json(data)
-    group = fields.get("group") if isinstance(fields, dict) else None
-    if group is None:
-        return ""
-    if not isinstance(group, str) or not 0 < len(group) <= MAX_GROUP_LENGTH:
-        text = f"group is a text of 1 to {MAX_GROUP_LENGTH} characters"
-        raise Refused(ErrorCode.BAD_REQUEST, text)
-    return group
-
-
-def _with_topic_info(info: ClientInfo, topic_info: object) -> ClientInfo:
-    return info if topic_info is None else attrs.evolve(info, chan_info=to_json(topic_info))

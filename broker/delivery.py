@@ -4,7 +4,7 @@ Each is a run of its own: it is fanned out at once, behind all that was publishe
 for nothing of this takes `Router.publish`, where a thousand publications share one fan-out.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import trio
@@ -22,12 +22,14 @@ def publish_apart(
     data: bytes,
     info: ClientInfo | None = None,
     *,
-    tags: dict[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
+    opaque: bool = False,
     exclude: Collection[Fd] = (),
     skip_history: bool = False,
     retain: bool = False,
 ) -> Delivery:
-    """Publish raw JSON and say what became of it; one atomic step, linear in those who listen.
+    """Publish raw JSON, or `opaque` bytes, and say what became of it; one atomic step, linear in
+    those who listen.
 
     The fds of `exclude` get nothing. With `skip_history` the publication is not kept, so who is
     away now misses it. `retain` makes it the topic's last value, whatever its rules. Raises
@@ -37,7 +39,7 @@ def publish_apart(
         raise Refused(ErrorCode.BAD_REQUEST, f"{topic} retains nothing: it is no topic")
     router.flush()
     rules, parts = router.resolve(topic)
-    publication = Publication(topic, data, info, tags=tags)
+    publication = Publication(topic, data, info, tags=tags, opaque=opaque)
     position = None
     if rules.history_size and not skip_history:
         publication = router.engine.publish(publication, rules, trio.current_time())
@@ -59,14 +61,19 @@ def publish_apart(
     matched = queued = 0
     failed: list[Fd] = []
     for part, recipients in rounds:
-        matched += len(recipients)
         encoded = part.codec.publication(part.name, publication)
-        if part.codec is IN_PROCESS:
-            for outbox, _ in recipients:
-                if isinstance(outbox, Outlet):
-                    outbox.exclude = exclude
-            queued += sum([outbox.take((encoded,)) == 1 for outbox, _ in recipients])
+        if encoded is None:  # not what these want, by its tags
             continue
+        if part.codec is IN_PROCESS:
+            takers = [outbox for outbox, _ in recipients]
+            for outlet in [taker for taker in takers if isinstance(taker, Outlet)]:
+                outlet.exclude = exclude
+                if not outlet.wants(tags):
+                    takers.remove(outlet)
+            matched += len(takers)
+            queued += sum([taker.take((encoded,)) == 1 for taker in takers])
+            continue
+        matched += len(recipients)
         run = Run((encoded,), topic, rules.slow_consumer)
         router.office.deliver(run, [outbox for outbox, _ in recipients])
         gone = [_fd(who) for outbox, who in recipients if outbox.sealed]

@@ -5,7 +5,7 @@ nobody else is left. A group has no member for a moment while its last one recon
 published then is lost to it, unless the topic's history is read.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -36,27 +36,34 @@ class Outlet:
         """Give each publication to one member; return how many somebody took."""
         shares: dict[Subscription, list[Publication]] = {}
         for publication in publications:
-            member = self.choose()
+            member = self.choose(publication.tags)
             if member is not None:
                 shares.setdefault(member, []).append(publication)
         return sum([self._give(member, share) for member, share in shares.items()])
 
-    def choose(self) -> Subscription | None:
-        """The member whose turn it is: one with room, else the live one with least to do."""
-        member = self.group.next(self._keeps_up)
+    def wants(self, tags: Mapping[str, str] | None) -> bool:
+        """Whether any member wants what carries these tags. Linear in them."""
+        return any(member.wants(tags) for member in self.group.members.values())
+
+    def choose(self, tags: Mapping[str, str] | None) -> Subscription | None:
+        """The member whose turn it is, of those who want what carries these tags: one with room,
+        else the live one with least to do."""
+
+        def keeps_up(member: Subscription) -> bool:
+            outbox: Any = member.subscriber.outbox
+            return self._is_live(member) and outbox.keeps_up and member.wants(tags)
+
+        member = self.group.next(keeps_up)
         if member is not None:
             return member
-        live = [each for each in self.group.members.values() if self._is_live(each)]
+        members = self.group.members.values()
+        live = [each for each in members if self._is_live(each) and each.wants(tags)]
         return min(live, key=_waiting, default=None)
 
     def _is_live(self, member: Subscription) -> bool:
         fd = getattr(member.subscriber, "fd", 0)
         outbox: Any = member.subscriber.outbox
         return not outbox.sealed and fd not in self.exclude and self.suits(member)
-
-    def _keeps_up(self, member: Subscription) -> bool:
-        outbox: Any = member.subscriber.outbox
-        return self._is_live(member) and outbox.keeps_up
 
     def _give(self, member: Subscription, share: list[Publication]) -> int:
         codec: Any = member.subscriber.codec

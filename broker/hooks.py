@@ -41,11 +41,13 @@ class ConnectReply:
     """`user` and `info` are what others will see of it; `data` goes to the peer itself.
 
     `user` and `info` that are given come before those of a token.
+    The peer is subscribed to `topics` at once, and recovers what it missed of them.
     """
 
     user: str = ""
     info: object = None
     data: object = None
+    topics: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -75,7 +77,10 @@ class SubscribeReply:
 
 @attrs.frozen
 class PublishEvent:
-    """A client asks to publish raw JSON `data` to `topic`; `fd:7` is a direct message to fd 7."""
+    """A client asks to publish `data` to `topic`; `fd:7` is a direct message to fd 7.
+
+    `data` is raw JSON, or, from a client over protobuf, any bytes.
+    """
 
     connection: "Connection"
     topic: str

@@ -13,7 +13,7 @@ will       topic, data; without a topic: no will any more          {}
 =========  ======================================================  =================================
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Final, Protocol
 
 import attrs
@@ -102,13 +102,14 @@ class Methods:
         data: bytes,
         info: ClientInfo | None = None,
         *,
-        tags: dict[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        opaque: bool = False,
         exclude: Collection[Fd] = (),
         skip_history: bool = False,
         retain: bool = False,
         key: str = "",
     ) -> Delivery:
-        """Publish raw JSON, as `publish_apart` says.
+        """Publish, as `publish_apart` says.
 
         A second publish with the same `key`, by the same user to the same topic within five
         minutes, publishes nothing and gets the report of the first.
@@ -128,6 +129,7 @@ class Methods:
             data,
             info,
             tags=tags,
+            opaque=opaque,
             exclude=exclude,
             skip_history=skip_history,
             retain=retain,

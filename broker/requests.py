@@ -71,9 +71,10 @@ class Requests:
             text = f"more than {MAX_ASKED} requests wait for an answer"
             raise Refused(ErrorCode.LIMIT_EXCEEDED, text)
         self.router.flush()
-        name, session = self._responder(to, asker)
-        self._last = number = self._last + 1
+        number = self._last + 1
         tags = {"reply_to": str(number)}
+        name, session = self._responder(to, asker, tags)
+        self._last = number
         codec: Any = session.codec
         outbox: Any = session.outbox
         frame = codec.publication(name, Publication(to, data, info, tags=tags))
@@ -123,10 +124,11 @@ class Requests:
                 self.forget(number)
                 asked.answer(Refused(ErrorCode.NO_ANSWER))
 
-    def _responder(self, to: str, asker: Fd) -> tuple[str, Session]:
+    def _responder(self, to: str, asker: Fd, tags: dict[str, str]) -> tuple[str, Session]:
         """Who is asked, and under which name it gets the request."""
         fd = direct_fd(to)
         if fd is not None:
+            self.router.check_direct()
             if fd == asker:
                 raise Refused(ErrorCode.BAD_REQUEST, f"{to} is this connection itself")
             session = self.router.hub.sessions.get(fd)
@@ -145,7 +147,7 @@ class Requests:
                     )
 
                 outlet = Outlet(group, self.router.office, rules.slow_consumer, (asker,), suits)
-                member = outlet.choose()
+                member = outlet.choose(tags)
                 if member is not None:
                     assert isinstance(member.subscriber, Session)
                     return member.name, member.subscriber

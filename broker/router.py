@@ -14,9 +14,9 @@ Rules:
 3. Nobody waits for a slow reader here; its outbox's rule deals with it.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import attrs
 import msgspec
@@ -26,12 +26,13 @@ from .config import Config, TopicRules
 from .core.hub import Hub, Listeners
 from .core.messages import ClientInfo, Fd, Publication
 from .core.retained import Retained
-from .core.session import Session, Subscriber, Subscription
+from .core.session import Filtered, Session, Subscriber, Subscription
+from .core.tags import FilterNode, matches
 from .core.topics import check_pattern, check_topic, is_pattern
 from .engines.memory import MemoryEngine
 from .errors import ErrorCode, Refused
 from .groups import Outlet
-from .protocols.centrifuge import CENTRIFUGE_JSON, CentrifugeJson
+from .protocols.centrifuge import Codec
 from .rules import RuleBook, guards_itself, reaches
 from .transport.outbox import Run
 from .transport.postman import PostOffice
@@ -41,9 +42,6 @@ RUN_BYTES = 64 * 2**10
 
 DIRECT = "fd:"
 """What is published to `fd:7` goes to fd 7 alone."""
-
-PERSONAL = "user:"
-"""What is published to `user:alice` goes to every connection of alice."""
 
 PERSONAL = "user:"
 """What is published to `user:alice` goes to every connection of alice."""
@@ -79,6 +77,34 @@ class Part:
     encoded: list[Any] = attrs.field(factory=list)
 
 
+class _Wanted(list[Any]):
+    """What of a run passes a tags filter."""
+
+    def append(self, encoded: Any) -> None:
+        if encoded is not None:
+            super().append(encoded)
+
+
+@attrs.frozen
+class _FilteredCodec:
+    """Encodes what passes a tags filter; None for anything else."""
+
+    codec: PublicationCodec
+    wanted: FilterNode
+
+    def publication(self, name: str, publication: Publication) -> Any:
+        if matches(self.wanted, publication.tags or {}):
+            return self.codec.publication(name, publication)
+        return None
+
+
+def _part(name: str, audience: Any, outboxes: dict[Any, Any]) -> Part:
+    if isinstance(audience, Filtered):
+        codec = _FilteredCodec(audience.codec, audience.wanted)  # type: ignore[arg-type]
+        return Part(name, codec, outboxes, _Wanted())
+    return Part(name, audience, outboxes)
+
+
 def direct_fd(topic: str) -> Fd | None:
     """The fd that a `fd:N` topic stands for; None for any other topic."""
     if not topic.startswith(DIRECT):
@@ -98,6 +124,8 @@ class Router:
         self.engine = engine
         self.office = office
         self._max_topic_bytes = config.max_topic_bytes
+        self._max_topics = config.max_topics
+        self.direct_topics = config.direct_topics
         self._rules = RuleBook(config)
         self._only_rules = self._rules.only
         self.retained = Retained(config.retained_bytes)
@@ -118,14 +146,23 @@ class Router:
         """Go by the rules and limits of another config from the next publication on."""
         self.flush()
         self._max_topic_bytes = config.max_topic_bytes
+        self._max_topics = config.max_topics
+        self.direct_topics = config.direct_topics
         self._rules = RuleBook(config)
         self._only_rules = self._rules.only
         self.retained.resize(config.retained_bytes)
 
     # publishing
 
-    def publish(self, topic: str, data: bytes, info: ClientInfo | None = None) -> None:
-        """Publish raw JSON to a topic, or to one fd by `fd:N`.
+    def publish(
+        self,
+        topic: str,
+        data: bytes,
+        info: ClientInfo | None = None,
+        tags: Mapping[str, str] | None = None,
+        opaque: bool = False,
+    ) -> None:
+        """Publish raw JSON to a topic, or to one fd by `fd:N`; `opaque` bytes may be anything.
 
         It reaches the outboxes with `flush`, which the postman calls if nobody does before.
         Raises `Refused`: 102 for an fd that is not here and for an unknown namespace, 107
@@ -133,7 +170,7 @@ class Router:
         """
         if topic != self._run_topic or not topic:
             self._begin_run(topic)
-        publication = Publication(self._run_topic, data, info)
+        publication = Publication(self._run_topic, data, info, 0, 0, tags, opaque)
         if self._run_rules.history_size:
             publication = self.engine.publish(publication, self._run_rules, self._run_now)
         for part in self._run_parts:
@@ -157,20 +194,22 @@ class Router:
         """The rules of a topic and who gets what is published to it. Raises `Refused`."""
         fd = direct_fd(topic)
         if fd is not None:
+            self.check_direct()
             session = self.hub.sessions.get(fd)
             if session is None or not session.is_established:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
             return _DIRECT_RULES, [Part(topic, session.codec, {session.outbox: session})]  # type: ignore[arg-type]
         self.check_topic(topic)
         if topic.startswith(PERSONAL):
+            self.check_direct()
             return _DIRECT_RULES, self._personal_parts(topic)
         rules = self._only_rules or self._rules.of(topic)
         parts = []
         for listeners in self.hub.listeners(topic):
             is_exact = listeners.name == topic
             audiences = listeners.audiences if is_exact else self._reached(listeners, rules, topic)
-            for codec, outboxes in audiences.items():
-                parts.append(Part(listeners.name, codec, outboxes))  # type: ignore[arg-type]
+            for audience, outboxes in audiences.items():
+                parts.append(_part(listeners.name, audience, outboxes))
             for group in listeners.groups.values():
                 outlet = Outlet(group, self.office, rules.slow_consumer)
                 if not is_exact:
@@ -210,14 +249,14 @@ class Router:
         if rules.may_subscribe == "all" and not guards_itself(topic):
             return listeners.audiences
         return {
-            codec: audience
-            if codec is IN_PROCESS
+            audience: outboxes
+            if audience is IN_PROCESS
             else {
                 outbox: subscription
-                for outbox, subscription in audience.items()
+                for outbox, subscription in outboxes.items()
                 if self.may_get(rules, topic, subscription)
             }
-            for codec, audience in listeners.audiences.items()
+            for audience, outboxes in listeners.audiences.items()
         }
 
     def flush(self) -> None:
@@ -238,6 +277,12 @@ class Router:
 
     # subscribing
 
+    def check_direct(self) -> None:
+        """Raise `Refused` where connections have no topics of their own."""
+        if not self.direct_topics:
+            text = "direct_topics is off: connections have no topics of their own"
+            raise Refused(ErrorCode.NOT_AVAILABLE, text)
+
     def check_topic(self, topic: str) -> None:
         """Raise `Refused` for what cannot be published to."""
         try:
@@ -254,6 +299,16 @@ class Router:
                 check_topic(name, self._max_topic_bytes)
         except ValueError as error:
             raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
+
+    def check_subscribable(self, session: Session, name: str) -> None:
+        """Raise `Refused` for what this session cannot subscribe to, whoever wants it."""
+        user = self.hub.sessions.user_of(session.fd)
+        if name in session.subscriptions or name in (f"{DIRECT}{session.fd}", f"{PERSONAL}{user}"):
+            raise Refused(ErrorCode.ALREADY_SUBSCRIBED)
+        self.check_listenable(name)
+        if len(session.subscriptions) >= self._max_topics:
+            limit = f"more than {self._max_topics} subscriptions"
+            raise Refused(ErrorCode.LIMIT_EXCEEDED, limit)
 
     def check_listenable(self, name: str) -> None:
         """Raise `Refused` for what nobody may subscribe to: see `check_name`, and fds and users."""
@@ -281,6 +336,8 @@ class Router:
         codec: Any = subscription.subscriber.codec
         outbox: Any = subscription.subscriber.outbox
         for value in self.retained.matching(subscription.name):
+            if not subscription.wants(value.tags):
+                continue
             rules = self._rules.find(value.topic)
             if value.topic != subscription.name and (
                 rules is None or not self.may_get(rules, value.topic, subscription)
@@ -304,7 +361,7 @@ class Router:
 
     def announce(self, subscription: Subscription) -> None:
         """Tell those who watch a topic that somebody subscribed, the subscriber among them."""
-        self._tell(subscription, CentrifugeJson.join)
+        self._tell(subscription, "join")
 
     def leave_all(self, session: Session) -> None:
         """Remove all subscriptions of a session and tell those who watch. Linear in them."""
@@ -313,22 +370,21 @@ class Router:
             self._tell_left(subscription)
 
     def _tell_left(self, subscription: Subscription) -> None:
-        self._tell(subscription, CentrifugeJson.leave)
+        self._tell(subscription, "leave")
 
-    def _tell(
-        self,
-        subscription: Subscription,
-        encode: Callable[[CentrifugeJson, str, ClientInfo], bytes],
-    ) -> None:
+    def _tell(self, subscription: Subscription, what: Literal["join", "leave"]) -> None:
         name, info = subscription.name, subscription.info
         # A namespace that a reload took away may still have subscribers, who leave one day.
         rules = self._rules.find(name)
         if info is None or rules is None or not rules.join_leave:
             return
-        watchers = self.hub.watchers(name)
-        if watchers:
-            run = Run((encode(CENTRIFUGE_JSON, name, info),))
-            self.office.deliver(run, [watcher.outbox for watcher in watchers])  # type: ignore[misc]
+        watchers: dict[Any, list[Any]] = {}
+        for watcher in self.hub.watchers(name):
+            watchers.setdefault(watcher.codec, []).append(watcher.outbox)
+        codec: Codec
+        for codec, outboxes in watchers.items():
+            frame = codec.join(name, info) if what == "join" else codec.leave(name, info)
+            self.office.deliver(Run((frame,)), outboxes)
 
 
 _DIRECT_RULES = TopicRules(history_size=0, presence=False, join_leave=False)

@@ -153,9 +153,9 @@ class HistoryStore:
         data = publication.data
         # Called directly, as this is the hottest line: attrs.evolve takes several times as long.
         # The topic is the text we have, so that a thousand publications share one.
-        published = Publication(
-            history.topic, data, publication.info, offset, publication.time, publication.tags
-        )
+        info, time = publication.info, publication.time
+        tags, opaque = publication.tags, publication.opaque
+        published = Publication(history.topic, data, info, offset, time, tags, opaque)
         ring = history.ring
         ring.append((now, published))
         if len(ring) > size:

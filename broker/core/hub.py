@@ -33,8 +33,8 @@ class HubStatistics:
 class Listeners:
     """Who listens to one topic or pattern, ready for a fan-out.
 
-    `audiences` has the outboxes by codec, in order of arrival; a plain loop over one of them is
-    all that a delivery needs.
+    `audiences` has the outboxes by codec, or by codec and filter, in order of arrival; a plain loop
+    over one of them is all that a delivery needs.
     """
 
     name: str
@@ -96,7 +96,8 @@ class Hub:
             group = listeners.groups.setdefault(subscription.group, Group())
             group.members[subscriber.outbox] = subscription
         else:
-            listeners.audiences.setdefault(subscriber.codec, {})[subscriber.outbox] = subscription
+            audience = listeners.audiences.setdefault(subscription.audience, {})
+            audience[subscriber.outbox] = subscription
         if subscription.join_leave:
             listeners.watchers[subscriber] = None
         subscriber.subscriptions[name] = subscription
@@ -116,10 +117,10 @@ class Hub:
             if not group:
                 del listeners.groups[subscription.group]
         else:
-            audience = listeners.audiences[subscriber.codec]
+            audience = listeners.audiences[subscription.audience]
             del audience[subscriber.outbox]
             if not audience:
-                del listeners.audiences[subscriber.codec]
+                del listeners.audiences[subscription.audience]
         listeners.watchers.pop(subscriber, None)
         if not listeners.audiences and not listeners.groups:
             if is_pattern(name):

@@ -3,7 +3,7 @@
 Rule: the phases are a table. An event that is not in it raises and changes nothing.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from enum import StrEnum
 from math import inf
 from typing import Protocol
@@ -11,6 +11,7 @@ from typing import Protocol
 import attrs
 
 from .messages import ClientInfo, Fd
+from .tags import FilterNode, matches
 
 
 class Phase(StrEnum):
@@ -70,13 +71,21 @@ class Subscriber(Protocol):
     def subscriptions(self) -> "dict[str, Subscription]": ...
 
 
+@attrs.frozen
+class Filtered:
+    """The audience of those who share a codec and a tags filter."""
+
+    codec: Hashable
+    wanted: FilterNode
+
+
 @attrs.define(eq=False)
 class Subscription:
     """One subscriber's interest in one topic or pattern. `info` is None for who is not a client.
 
     With a `group`, it gets what falls to it of what the group gets. `server_side`: the client has
-    not asked for it, and will not subscribe again by itself. `expires_at` is on the clock of whoever
-    ends it then; it alone may change.
+    not asked for it, and will not subscribe again by itself. `wanted` picks publications by their
+    tags. `expires_at` is on the clock of whoever ends it then; it alone may change.
     """
 
     subscriber: Subscriber
@@ -87,6 +96,17 @@ class Subscription:
     group: str = ""
     server_side: bool = False
     expires_at: float = inf
+    wanted: FilterNode | None = None
+
+    def wants(self, tags: Mapping[str, str] | None) -> bool:
+        """Whether it gets what carries these tags."""
+        return self.wanted is None or matches(self.wanted, tags or {})
+
+    @property
+    def audience(self) -> Hashable:
+        """All with the same get the same, frame by frame."""
+        codec = self.subscriber.codec
+        return codec if self.wanted is None else Filtered(codec, self.wanted)
 
 
 @attrs.define(eq=False)

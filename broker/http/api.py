@@ -9,7 +9,6 @@ Rule 3  A method is one atomic step, without a checkpoint. So the commands of a 
 """
 
 import base64
-import binascii
 import hmac
 import re
 import time
@@ -30,7 +29,7 @@ from broker.core.history import UnrecoverablePosition
 from broker.core.messages import ClientInfo, Fd, Position, Publication
 from broker.errors import CloseCode, ErrorCode, Refused
 from broker.methods import report
-from broker.protocols.centrifuge import BadCommand, check_json, to_json
+from broker.protocols.centrifuge import CENTRIFUGE_JSON, BadCommand, check_json, to_json
 from broker.version import VERSION
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ MAX_ALTERNATIVES: Final = 100
 class _Content(Struct, kw_only=True):
     data: Raw = _ABSENT
     b64data: str = ""
-    """Base64 of JSON, for who finds that easier to pass along."""
+    """Base64 of any bytes; those that are JSON are taken for it."""
     tags: dict[str, str] | None = None
     skip_history: bool = False
     idempotency_key: str = ""
@@ -266,7 +265,7 @@ class Api:
     def _publish_to(self, topic: str, content: _Content) -> object:
         delivery = self._broker.publish(
             topic,
-            _payload("data", content.data, content.b64data),
+            _bytes(content.b64data) or _payload("data", content.data, ""),
             exclude=content.exclude,
             tags=content.tags,
             skip_history=content.skip_history,
@@ -438,7 +437,7 @@ def _payload(name: str, data: Raw, b64: str, *, needed: bool = True) -> Raw | No
     if b64:
         try:
             return Raw(check_json(base64.b64decode(b64, validate=True)))
-        except (binascii.Error, BadCommand) as error:
+        except ValueError as error:
             text = f"b64{name} is not base64 of JSON: {error}"
             raise Refused(ErrorCode.BAD_REQUEST, text) from None
     if data:
@@ -471,6 +470,13 @@ def _alternatives(pattern: str) -> set[str]:
     return found
 
 
+def _bytes(b64data: str) -> bytes:
+    try:
+        return base64.b64decode(b64data, validate=True)
+    except ValueError as error:
+        raise Refused(ErrorCode.BAD_REQUEST, f"b64data is not base64: {error}") from None
+
+
 def _client_info(info: ClientInfo) -> object:
     shown: dict[str, object] = {"client": info.client, "user": info.user}
     for field in ("conn_info", "chan_info"):
@@ -481,7 +487,8 @@ def _client_info(info: ClientInfo) -> object:
 
 
 def _publication(publication: Publication) -> object:
-    shown: dict[str, object] = {"data": Raw(publication.data), "offset": publication.offset}
+    data = CENTRIFUGE_JSON.payload(publication)
+    shown: dict[str, object] = {"data": data, "offset": publication.offset}
     if publication.tags:
         shown["tags"] = publication.tags
     if publication.info is not None:

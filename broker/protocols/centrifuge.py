@@ -1,24 +1,29 @@
-"""The Centrifuge client protocol, version 2, in JSON (wire reference, section 2).
+"""The Centrifuge client protocol, version 2: its commands, and how it goes in JSON (wire
+reference, section 2).
 
-Requests become the structs below; payloads stay raw JSON from end to end, so a message is never
-parsed on its way through. Replies and pushes are put together from bytes, for the same reason.
+Requests become the structs below, in protobuf as well (`centrifuge_protobuf`); payloads stay raw
+from end to end, so a message is never parsed on its way through. Publications are put together
+from bytes, for the same reason.
 
-Rule: encodes and decodes, and decides nothing. Each encoder returns one JSON object; `frame` makes
-a WebSocket frame of one or several.
+Rule: encodes and decodes, and decides nothing.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Protocol, TypeAlias
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
 from broker.core.messages import ClientInfo, Position, Publication
+from broker.core.tags import FilterNode
 from broker.transport import frames
 
 RequestId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Offset = Annotated[int, Meta(ge=0)]
+Result: TypeAlias = Mapping[str, object]
 _EMPTY = Raw(b"")
 
 
@@ -37,6 +42,8 @@ class SubscribeRequest(Struct):
     positioned: bool = False
     recoverable: bool = False
     join_leave: bool = False
+    delta: str = ""
+    tf: FilterNode | None = None
     flag: int = 0
 
 
@@ -47,6 +54,7 @@ class ConnectRequest(Struct):
     name: str = ""
     version: str = ""
     headers: dict[str, str] = {}
+    flag: int = 0
 
 
 class ChannelRequest(Struct):
@@ -183,100 +191,197 @@ def check_json(data: bytes) -> bytes:
     return one_line(data)
 
 
-def frame(objects: Sequence[bytes]) -> bytes:
-    """One text frame of one or several JSON objects."""
-    return frames.text_frame(objects[0] if len(objects) == 1 else b"\n".join(objects))
+def is_json_line(data: bytes) -> bool:
+    """Whether `data` is one JSON value without line ends, so that it can go out as it is."""
+    try:
+        return b"\n" not in data and check_json(data) is data
+    except BadCommand:
+        return False
 
 
-class CentrifugeJson:
-    """Writes replies and pushes."""
+def opaque_json(data: bytes) -> bytes:
+    """Bytes of a client over protobuf, for those who read JSON.
 
-    name = "centrifuge-json"
+    JSON stays JSON; anything else becomes a string in base64, as proto3's own JSON mapping has it.
+    """
+    try:
+        return check_json(data)
+    except BadCommand:
+        return b'"' + b64encode(data) + b'"'
 
-    def __init__(self) -> None:
-        # Of the publisher before this one, who is most often the same: see `publication`.
-        self._info: ClientInfo | None = None
-        self._info_field = b""
+
+def shown_tags(name: str, publication: Publication) -> Mapping[str, str] | None:
+    """The tags that go out to those who listen under `name`."""
+    if name == publication.topic:
+        return publication.tags
+    # The field for it is `channel`; some SDKs hide that one from the app, and show tags.
+    return {**(publication.tags or {}), "topic": publication.topic}
+
+
+class Commands(Protocol):
+    """The commands of one message, in their order."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Command]: ...
+
+
+class Codec(ABC):
+    """Writes replies and pushes, and reads commands: what JSON and protobuf have in common.
+
+    A push is a ready frame. A reply is not: `frame` makes one of several. A *result* is what
+    answers a command: its fields by the protocol's names, payloads as `msgspec.Raw`.
+    """
+
+    name: str
+    opaque_payloads: bool
+    """Whether payloads may be bytes that are not JSON."""
+
+    @abstractmethod
+    def decode(self, payload: bytes) -> Commands:
+        """The commands of one message. Raises `BadCommand`, perhaps only when it comes to the
+        command that is none."""
+
+    @abstractmethod
+    def decode_publish(self, payload: bytes) -> PublishCommand | None:
+        """The command of a message that is one publish and nothing else; None for any other.
+
+        On the hot path, so it may also give up on a publish that is written in an unusual way.
+        """
+
+    @abstractmethod
+    def publication(self, name: str, publication: Publication) -> bytes:
+        """A ready frame of one publication for those who listen under `name`."""
+
+    @abstractmethod
+    def encode(self, reply: Mapping[str, object]) -> bytes:
+        """One `Reply` of the protocol's schema."""
+
+    @abstractmethod
+    def frame(self, replies: Sequence[bytes]) -> bytes:
+        """One frame of one or several replies."""
+
+    @abstractmethod
+    def payload(self, publication: Publication) -> Raw:
+        """What this codec's clients get as the publication's `data`."""
 
     # pushes
 
-    def publication(self, name: str, publication: Publication) -> bytes:
-        """A ready frame of one publication for those who listen under `name`."""
-        info = publication.info
-        if info is not self._info:
-            self._info_field = b"" if info is None else b',"info":' + _info(info)
-            self._info = info
-        head, tail = _publication_head(name), self._info_field
-        if publication.offset:
-            tail = b'%b,"offset":%d' % (tail, publication.offset)
-        tags = publication.tags
-        if name != publication.topic:
-            tail += b',"channel":' + _string(publication.topic)
-            # The field for it is `channel`; some SDKs hide that one from the app, and show tags.
-            tags = {**(tags or {}), "topic": publication.topic}
-        if tags:
-            tail += b',"tags":' + to_json(tags)
-        return frames.text_frame(b"%b%b%b}}}" % (head, publication.data, tail))
-
     def message(self, data: bytes) -> bytes:
         """A ready frame of a message that belongs to no topic."""
-        return frames.text_frame(b'{"push":{"message":{"data":' + data + b"}}}")
+        return self._push({"message": {"data": Raw(data)}})
 
     def join(self, topic: str, info: ClientInfo) -> bytes:
-        return self._push(topic, b'"join":{"info":' + _info(info) + b"}")
+        return self._push({"channel": topic, "join": {"info": info_fields(info)}})
 
     def leave(self, topic: str, info: ClientInfo) -> bytes:
-        return self._push(topic, b'"leave":{"info":' + _info(info) + b"}")
+        return self._push({"channel": topic, "leave": {"info": info_fields(info)}})
 
-    def subscribe(self, topic: str, data: bytes | None = None) -> bytes:
-        """The server has subscribed this client."""
-        content = b"{}" if data is None else b'{"data":' + data + b"}"
-        return self._push(topic, b'"subscribe":' + content)
+    def subscribe(self, topic: str, result: Result) -> bytes:
+        """The server has subscribed this client to a topic."""
+        return self._push({"channel": topic, "subscribe": result})
 
     def unsubscribe(self, topic: str, code: int, reason: str) -> bytes:
-        content = b'"unsubscribe":{"code":%d,"reason":%b}' % (code, _string(reason))
-        return self._push(topic, content)
+        return self._push({"channel": topic, "unsubscribe": {"code": code, "reason": reason}})
+
+    def refresh(self, ttl: int) -> bytes:
+        """The connection's token was renewed by the server; 0 for one that does not expire."""
+        return self._push({"refresh": {"expires": True, "ttl": ttl} if ttl else {}})
 
     def disconnect(self, code: int, reason: str) -> bytes:
         """Ahead of a Close frame: some proxies hand on the frame, but not its code."""
-        content = b'{"push":{"disconnect":{"code":%d,"reason":%b}}}' % (code, _string(reason))
-        return frames.text_frame(content)
+        return self._push({"disconnect": {"code": code, "reason": reason}})
 
     def ping(self) -> bytes:
-        return frames.text_frame(b"{}")
+        return self.frame((self.encode({}),))
 
-    def _push(self, topic: str, content: bytes) -> bytes:
-        return frames.text_frame(b'{"push":{"channel":' + _string(topic) + b"," + content + b"}}")
+    def _push(self, push: Mapping[str, object]) -> bytes:
+        return self.frame((self.encode({"push": push}),))
 
     # replies
 
-    def reply(self, request_id: int, method: str, result: bytes = b"{}") -> bytes:
-        return b'{"id":%d,"%b":%b}' % (request_id, method.encode(), result)
+    def reply(self, request_id: int, method: str, result: Result) -> bytes:
+        return self.encode({"id": request_id, method: result})
 
     def error(self, request_id: int, code: int, message: str, temporary: bool) -> bytes:
         error: dict[str, object] = {"code": code, "message": message}
         if temporary:
             error["temporary"] = True
-        return b'{"id":%d,"error":%b}' % (request_id, to_json(error))
+        return self.encode({"id": request_id, "error": error})
 
-    def publication_object(self, publication: Publication) -> bytes:
-        """A publication as history and recovery list it."""
-        body = b'{"data":' + publication.data
+    # results, and parts of them
+
+    def stream(self, publications: Iterable[Publication], position: Position) -> dict[str, object]:
+        """The fields that history and recovery have in common."""
+        return {
+            "publications": [self._listed(publication) for publication in publications],
+            "offset": position.offset,
+            "epoch": position.epoch,
+        }
+
+    def presence(self, clients: Mapping[str, ClientInfo]) -> Result:
+        return {"presence": {client: info_fields(info) for client, info in clients.items()}}
+
+    def _listed(self, publication: Publication) -> dict[str, object]:
+        fields: dict[str, object] = {"data": self.payload(publication)}
         if publication.info is not None:
-            body += b',"info":' + _info(publication.info)
+            fields["info"] = info_fields(publication.info)
+        fields["offset"] = publication.offset
         if publication.tags:
-            body += b',"tags":' + to_json(publication.tags)
-        return body + b',"offset":%d}' % publication.offset
+            fields["tags"] = publication.tags
+        if publication.time:
+            fields["time"] = publication.time
+        return fields
 
-    def stream(self, publications: Iterable[Publication], position: Position) -> bytes:
-        """The fields that history and recovery have in common, without braces around."""
-        listed = b",".join([self.publication_object(p) for p in publications])
-        epoch = _string(position.epoch)
-        return b'"publications":[%b],"offset":%d,"epoch":%b' % (listed, position.offset, epoch)
 
-    def presence(self, clients: Mapping[str, ClientInfo]) -> bytes:
-        listed = [_string(client) + b":" + _info(info) for client, info in clients.items()]
-        return b'{"presence":{' + b",".join(listed) + b"}}"
+class CentrifugeJson(Codec):
+    """One JSON object a line, in text frames."""
+
+    name = "centrifuge-json"
+    opaque_payloads = False
+
+    def __init__(self) -> None:
+        # Of the publication before this one: publisher and topic are most often the same.
+        self._info: ClientInfo | None = None
+        self._info_field = b""
+        self._name: str | None = None
+        self._head = b""
+
+    # No call around a call: these are on the hot path.
+    decode = staticmethod(decode)
+    decode_publish = staticmethod(decode_publish)
+
+    def publication(self, name: str, publication: Publication) -> bytes:
+        info = publication.info
+        if info is not self._info:
+            self._info_field = b"" if info is None else b',"info":' + _info(info)
+            self._info = info
+        if name is not self._name:
+            self._head = b'{"push":{"channel":' + _string(name) + b',"pub":{"data":'
+            self._name = name
+        head, tail = self._head, self._info_field
+        if publication.offset:
+            tail = b'%b,"offset":%d' % (tail, publication.offset)
+        tags, data = publication.tags, publication.data
+        if name != publication.topic:
+            tail += b',"channel":' + _string(publication.topic)
+            tags = shown_tags(name, publication)
+        if tags:
+            tail += b',"tags":' + _encoder.encode(tags)
+        if publication.time:
+            tail += b',"time":%d' % publication.time
+        if publication.opaque:
+            data = opaque_json(data)
+        return frames.text_frame(b"%b%b%b}}}" % (head, data, tail))
+
+    def encode(self, reply: Mapping[str, object]) -> bytes:
+        return _encoder.encode(reply)
+
+    def frame(self, replies: Sequence[bytes]) -> bytes:
+        return frames.text_frame(replies[0] if len(replies) == 1 else b"\n".join(replies))
+
+    def payload(self, publication: Publication) -> Raw:
+        data = publication.data
+        return Raw(opaque_json(data) if publication.opaque else data)
 
 
 CENTRIFUGE_JSON = CentrifugeJson()
@@ -288,11 +393,6 @@ def _string(text: str) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def _publication_head(name: str) -> bytes:
-    return b'{"push":{"channel":' + _string(name) + b',"pub":{"data":'
-
-
-@lru_cache(maxsize=4096)
 def _info(info: ClientInfo) -> bytes:
     body = b'{"user":' + _string(info.user) + b',"client":' + _string(info.client)
     if info.conn_info is not None:
@@ -300,3 +400,13 @@ def _info(info: ClientInfo) -> bytes:
     if info.chan_info is not None:
         body += b',"chan_info":' + info.chan_info
     return body + b"}"
+
+
+def info_fields(info: ClientInfo) -> dict[str, object]:
+    """A `ClientInfo` by the protocol's names."""
+    fields: dict[str, object] = {"user": info.user, "client": info.client}
+    if info.conn_info is not None:
+        fields["conn_info"] = Raw(info.conn_info)
+    if info.chan_info is not None:
+        fields["chan_info"] = Raw(info.chan_info)
+    return fields

@@ -5,18 +5,27 @@ import msgspec
 from broker.core.messages import Publication
 from broker.transport import frames
 
+from .centrifuge import BadCommand, check_json
+
 
 class Plain:
     """Writes frames for a peer that speaks no protocol of its own.
 
-    JSON text arrives as that text, unless it is a single JSON string, which arrives as its content.
+    JSON text arrives as that text, unless it is a single JSON string, which arrives as its content;
+    what is not JSON, as a binary frame.
     """
 
     name = "plain"
 
     def publication(self, name: str, publication: Publication) -> bytes:
         """One publication, as a text frame; a plain peer is not told the topic."""
-        return self.message(publication.data)
+        data = publication.data
+        if publication.opaque:
+            try:
+                data = check_json(data)
+            except BadCommand:
+                return frames.binary_frame(data)
+        return self.message(data)
 
     def message(self, data: bytes) -> bytes:
         """One JSON value as a text frame."""

@@ -34,6 +34,7 @@ _SHORTEST = 6  # two bytes of header and a mask, no payload
 
 # The whole header of a short frame, looked up: a call to struct.pack costs three times as much.
 _SHORT_TEXT = tuple(bytes((_FIN_TEXT, length)) for length in range(126))
+_SHORT_BINARY = tuple(bytes((_FIN_BINARY, length)) for length in range(126))
 
 
 def text_frame(payload: bytes) -> bytes:
@@ -41,6 +42,13 @@ def text_frame(payload: bytes) -> bytes:
     if len(payload) < 126:
         return _SHORT_TEXT[len(payload)] + payload
     return encode(TEXT, payload)
+
+
+def binary_frame(payload: bytes) -> bytes:
+    """One unmasked, unfragmented binary frame."""
+    if len(payload) < 126:
+        return _SHORT_BINARY[len(payload)] + payload
+    return encode(BINARY, payload)
 
 
 def encode(opcode: int, payload: bytes) -> bytes:

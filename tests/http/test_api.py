@@ -159,7 +159,9 @@ async def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
         ("publish", {"channel": "news.*", "data": 1}),
         ("publish", {"channel": 1, "data": 1}),
         ("publish", {"channel": "news", "b64data": "?"}),
-        ("publish", {"channel": "news", "b64data": base64.b64encode(b"\xff").decode()}),
+        ("publish", {"channel": "news", "b64data": "é"}),
+        ("subscribe", {"channel": "a", "user": "u", "b64data": base64.b64encode(b"\xff").decode()}),
+        ("subscribe", {"channel": "a", "user": "u", "b64info": "é"}),
         ("publish", {"channel": "news", "data": 1, "tags": {"a": 1}}),
         ("publish", {"channel": "news", "data": 1, "idempotency_key": "k" * 256}),
         ("broadcast", {"channels": "news", "data": 1}),
@@ -202,10 +204,16 @@ async def test_publish_reaches_subscribers_with_its_tags(autojump_clock: MockClo
         assert history["publications"][0]["tags"] == {"k": "v"}
 
 
-async def test_b64data_is_json_in_base64(autojump_clock: MockClock) -> None:
+async def test_b64data_is_any_bytes_in_base64(autojump_clock: MockClock) -> None:
     async with served() as net, await listener(net, "news") as peer:
         await result(net, "publish", channel="news", b64data=base64.b64encode(b"[1,\n2]").decode())
         assert (await peer.receive_json())["push"]["pub"]["data"] == [1, 2]
+        async with net.broker.subscribe("news") as messages:
+            await result(net, "publish", channel="news", b64data="/w==")
+            assert (await messages.receive()).data == b"\xff"
+        assert (await peer.receive_json())["push"]["pub"]["data"] == "/w=="
+        history = await result(net, "history", channel="news", limit=-1)
+        assert [each["data"] for each in history["publications"]] == [[1, 2], "/w=="]
 
 
 async def test_a_key_makes_a_publish_happen_once_in_five_minutes(
@@ -256,10 +264,9 @@ async def test_push_says_what_became_of_it(autojump_clock: MockClock) -> None:
 async def test_a_user_is_subscribed_and_unsubscribed(autojump_clock: MockClock) -> None:
     async with served() as net, await listener(net, user="a") as a, await listener(net) as other:
         await result(net, "subscribe", user="a", channel="news", data={"by": "us"}, info="i")
-        assert (await a.receive_json())["push"] == {
-            "channel": "news",
-            "subscribe": {"data": {"by": "us"}},
-        }
+        push = (await a.receive_json())["push"]
+        assert push["channel"] == "news"
+        assert push["subscribe"]["data"] == {"by": "us"}
         await result(net, "publish", channel="news", data=1)
         assert (await a.receive_json())["push"]["pub"]["data"] == 1
         presence = (await result(net, "presence", channel="news"))["presence"]

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.core.messages import ClientInfo, Position, Publication
-from broker.protocols import centrifuge
 from broker.protocols.centrifuge import (
     CENTRIFUGE_JSON,
     METHODS,
@@ -112,8 +111,8 @@ def test_a_ping_is_an_empty_object() -> None:
 def test_replies_and_errors(
     number: int, method: str, result: object, message: str, temporary: bool
 ) -> None:
-    reply = CENTRIFUGE_JSON.reply(number, method, to_json(result))
-    assert json.loads(reply) == {"id": number, method: result}
+    reply = CENTRIFUGE_JSON.reply(number, method, {"data": msgspec.Raw(to_json(result))})
+    assert json.loads(reply) == {"id": number, method: {"data": result}}
     error: dict[str, object] = {"code": 107, "message": message}
     if temporary:
         error["temporary"] = True
@@ -123,8 +122,8 @@ def test_replies_and_errors(
     }
 
 
-def test_a_result_is_empty_unless_it_is_given() -> None:
-    assert CENTRIFUGE_JSON.reply(7, "publish") == b'{"id":7,"publish":{}}'
+def test_a_result_may_be_empty() -> None:
+    assert CENTRIFUGE_JSON.reply(7, "publish", {}) == b'{"id":7,"publish":{}}'
 
 
 @given(st.lists(st.tuples(json_values, st.none() | infos), max_size=3), texts)
@@ -139,8 +138,8 @@ def test_history_lists_publications_with_their_offsets(
         {"data": value, "offset": offset} | ({"info": shown(info)} if info else {})
         for offset, (value, info) in enumerate(kept, 5)
     ]
-    fields = CENTRIFUGE_JSON.stream(publications, Position(9, epoch))
-    assert json.loads(b"{" + fields + b"}") == {
+    result = CENTRIFUGE_JSON.stream(publications, Position(9, epoch))
+    assert json.loads(CENTRIFUGE_JSON.reply(1, "history", result))["history"] == {
         "publications": listed,
         "offset": 9,
         "epoch": epoch,
@@ -150,14 +149,15 @@ def test_history_lists_publications_with_their_offsets(
 @given(st.lists(infos, max_size=3, unique_by=lambda info: info.client))
 def test_presence_has_the_infos_by_client(present: list[ClientInfo]) -> None:
     clients = {info.client: info for info in present}
-    assert json.loads(CENTRIFUGE_JSON.presence(clients)) == {
+    reply = CENTRIFUGE_JSON.reply(1, "presence", CENTRIFUGE_JSON.presence(clients))
+    assert json.loads(reply)["presence"] == {
         "presence": {client: shown(info) for client, info in clients.items()}
     }
 
 
 @given(st.lists(json_values, min_size=1, max_size=4))
 def test_a_frame_is_one_object_a_line(values: list[object]) -> None:
-    lines = payload_of(centrifuge.frame([to_json(value) for value in values])).split(b"\n")
+    lines = payload_of(CENTRIFUGE_JSON.frame([to_json(value) for value in values])).split(b"\n")
     assert [json.loads(line) for line in lines] == values
 
 

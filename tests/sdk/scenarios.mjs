@@ -1,10 +1,16 @@
 // What an unmodified Centrifuge client for JavaScript does with the broker.
-// usage: node scenarios.mjs SCENARIO WS-URL; exits 0 when it went as it should
+// usage: node scenarios.mjs SCENARIO json|protobuf WS-URL; exits 0 when it went as it should
 import assert from "node:assert/strict";
-import { Centrifuge } from "centrifuge";
 import WebSocket from "ws";
 
-const [scenario, url] = process.argv.slice(2);
+const [scenario, encoding, url] = process.argv.slice(2);
+const isProtobuf = encoding === "protobuf";
+const { Centrifuge } = await import(isProtobuf ? "centrifuge/build/protobuf" : "centrifuge");
+
+// In protobuf the app sees payloads as bytes.
+const said = (value) => (isProtobuf ? new TextEncoder().encode(JSON.stringify(value)) : value);
+const read = (data) => (isProtobuf ? JSON.parse(new TextDecoder().decode(data)) : data);
+
 const PATIENCE = 8000;
 const timer = setTimeout(() => {
   console.error(`${scenario}: still waiting after ${PATIENCE} ms`);
@@ -30,7 +36,7 @@ async function connect(options = {}) {
   client.connect();
   const context = await connected;
   client.fd = Number(context.client);
-  assert.deepEqual(context.data, { fd: client.fd });
+  assert.deepEqual(read(context.data), { fd: client.fd });
   return client;
 }
 
@@ -42,31 +48,31 @@ async function subscribe(client, topic, options = {}) {
   return sub;
 }
 
-const data = ({ publications }) => publications.map((publication) => publication.data);
+const data = ({ publications }) => publications.map((publication) => read(publication.data));
 
 const scenarios = {
   async messages() {
     const [alice, bob] = [await connect(), await connect()];
     const [a, b] = [await subscribe(alice, "room.lobby"), await subscribe(bob, "room.lobby")];
     const arrived = Promise.all([next(a, "publication"), next(b, "publication")]);
-    await a.publish({ text: "你好" });
+    await a.publish(said({ text: "你好" }));
     for (const publication of await arrived) {
-      assert.deepEqual(publication.data, { text: "你好" });
+      assert.deepEqual(read(publication.data), { text: "你好" });
       assert.equal(publication.info.client, String(alice.fd));
     }
     a.unsubscribe();
     let heard = false;
     a.on("publication", () => (heard = true));
     const last = next(b, "publication");
-    await b.publish("only bob");
+    await b.publish(said("only bob"));
     await last;
-    await alice.publish("elsewhere", 1); // a round trip: nothing is on its way any more
+    await alice.publish("elsewhere", said(1)); // a round trip: nothing is on its way any more
     assert.ok(!heard);
   },
 
   async history() {
     const sub = await subscribe(await connect(), "news");
-    for (const n of [1, 2, 3]) await sub.publish(n);
+    for (const n of [1, 2, 3]) await sub.publish(said(n));
     const all = await sub.history({ limit: 100 });
     assert.deepEqual(data(all), [1, 2, 3]);
     assert.equal(all.offset, 3);
@@ -100,20 +106,20 @@ const scenarios = {
     const [alice, bob] = [await connect(), await connect()];
     const a = await subscribe(alice, "room.lobby", { recoverable: true });
     const seen = [];
-    a.on("publication", ({ data }) => seen.push(data));
+    a.on("publication", ({ data }) => seen.push(read(data)));
     const first = next(a, "publication");
-    await bob.publish("room.lobby", 1);
+    await bob.publish("room.lobby", said(1));
     await first;
     alice.disconnect();
-    for (const n of [2, 3, 4]) await bob.publish("room.lobby", n);
+    for (const n of [2, 3, 4]) await bob.publish("room.lobby", said(n));
     const back = next(a, "subscribed");
-    const caughtUp = next(a, "publication", ({ data }) => data === 4);
+    const caughtUp = next(a, "publication", ({ data }) => read(data) === 4);
     alice.connect();
     const context = await back;
     assert.ok(context.wasRecovering && context.recovered);
     await caughtUp;
-    const live = next(a, "publication", ({ data }) => data === 5);
-    await bob.publish("room.lobby", 5);
+    const live = next(a, "publication", ({ data }) => read(data) === 5);
+    await bob.publish("room.lobby", said(5));
     await live;
     assert.deepEqual(seen, [1, 2, 3, 4, 5]);
   },
@@ -122,7 +128,7 @@ const scenarios = {
     const [alice, bob] = [await connect(), await connect()];
     const a = await subscribe(alice, "room.lobby", { recoverable: true });
     alice.disconnect();
-    for (let n = 0; n < 105; n++) await bob.publish("room.lobby", n); // history keeps 100
+    for (let n = 0; n < 105; n++) await bob.publish("room.lobby", said(n)); // history keeps 100
     const back = next(a, "subscribed");
     alice.connect();
     const context = await back;
@@ -133,11 +139,11 @@ const scenarios = {
     const [alice, bob] = [await connect(), await connect()];
     const topic = `fd:${bob.fd}`;
     const arrived = next(bob, "publication", ({ channel }) => channel === topic);
-    await alice.publish(topic, { text: "only you" });
+    await alice.publish(topic, said({ text: "only you" }));
     const publication = await arrived;
-    assert.deepEqual(publication.data, { text: "only you" });
+    assert.deepEqual(read(publication.data), { text: "only you" });
     assert.equal(publication.info.client, String(alice.fd));
-    await assert.rejects(alice.publish("fd:999999", 1), { code: 102 });
+    await assert.rejects(alice.publish("fd:999999", said(1)), { code: 102 });
     const sub = alice.newSubscription(topic);
     const refused = next(sub, "unsubscribed");
     sub.subscribe();
@@ -149,19 +155,19 @@ const scenarios = {
     const one = await subscribe(alice, "news.*");
     const rest = await subscribe(alice, "news.>");
     const arrived = Promise.all([next(one, "publication"), next(rest, "publication")]);
-    await bob.publish("news.sport", "goal");
+    await bob.publish("news.sport", said("goal"));
     for (const publication of await arrived) {
-      assert.equal(publication.data, "goal"); // this SDK does not tell which topic it came on
+      assert.equal(read(publication.data), "goal"); // this SDK does not tell which topic it came on
     }
     const deep = next(rest, "publication");
     one.on("publication", () => assert.fail("* is one token"));
-    await bob.publish("news.sport.football", "deep");
-    assert.equal((await deep).data, "deep");
+    await bob.publish("news.sport.football", said("deep"));
+    assert.equal(read((await deep).data), "deep");
   },
 
   async rpc() {
     const client = await connect();
-    await assert.rejects(client.rpc("nothing", {}), { code: 104 });
+    await assert.rejects(client.rpc("nothing", said({})), { code: 104 });
   },
 };
 

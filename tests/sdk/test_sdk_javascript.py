@@ -31,13 +31,14 @@ def test_the_scenarios_were_found() -> None:
     assert {"messages", "history", "presence", "recovery", "direct"} <= set(SCENARIOS)
 
 
+@pytest.mark.parametrize("encoding", ["json", "protobuf"])
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_the_javascript_sdk_does(
-    scenario: str, node: str, start_broker: Callable[..., Any]
+    scenario: str, encoding: str, node: str, start_broker: Callable[..., Any]
 ) -> None:
     broker = start_broker()
     done = subprocess.run(
-        [node, "scenarios.mjs", scenario, broker.ws],
+        [node, "scenarios.mjs", scenario, encoding, broker.ws],
         cwd=HERE,
         capture_output=True,
         text=True,

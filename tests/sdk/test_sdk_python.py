@@ -1,8 +1,10 @@
 """The PyPI package `centrifuge-python`, unmodified, on asyncio."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 import pytest
@@ -15,6 +17,19 @@ except ImportError:
 pytestmark = pytest.mark.sdk
 
 PATIENCE = 8.0
+
+use_protobuf = ContextVar("use_protobuf", default=False)
+"""Which of the two encodings the scenario is in. In protobuf the app sees payloads as bytes."""
+
+
+def said(value: object) -> object:
+    """A value as this SDK takes it."""
+    return json.dumps(value).encode() if use_protobuf.get() else value
+
+
+def heard(data: Any) -> object:
+    """The value of what this SDK gave."""
+    return json.loads(data) if use_protobuf.get() else data
 
 
 class Recorder:
@@ -49,10 +64,11 @@ class Recorder:
 async def connected(url: str) -> AsyncIterator[tuple[Any, Recorder]]:
     """A connected client and what it is told; `.fd` is its number here."""
     told = Recorder()
-    client = centrifuge.Client(f"{url}/connection/websocket", events=told)
+    endpoint = f"{url}/connection/websocket"
+    client = centrifuge.Client(endpoint, events=told, use_protobuf=use_protobuf.get())
     await client.connect()
     context = await told.next("connected")
-    assert context.data == {"fd": int(context.client)}
+    assert heard(context.data) == {"fd": int(context.client)}
     client.fd = context.client
     try:
         yield client, told
@@ -72,10 +88,10 @@ async def messages(url: str) -> None:
     async with connected(url) as (alice, _), connected(url) as (bob, _):
         a, to_alice = await subscribed(alice, "room.lobby")
         _, to_bob = await subscribed(bob, "room.lobby")
-        await a.publish({"text": "你好"})
+        await a.publish(said({"text": "你好"}))
         for told in (to_alice, to_bob):
             publication = (await told.next("publication")).pub
-            assert publication.data == {"text": "你好"}
+            assert heard(publication.data) == {"text": "你好"}
             assert publication.info.client == alice.fd
 
 
@@ -83,13 +99,13 @@ async def history(url: str) -> None:
     async with connected(url) as (alice, _):
         sub, _ = await subscribed(alice, "news")
         for n in (1, 2, 3):
-            await sub.publish(n)
+            await sub.publish(said(n))
         result = await sub.history(limit=100)
-        assert [publication.data for publication in result.publications] == [1, 2, 3]
+        assert [heard(publication.data) for publication in result.publications] == [1, 2, 3]
         assert result.offset == 3
         since = centrifuge.StreamPosition(offset=1, epoch=result.epoch)
         result = await sub.history(limit=100, since=since)
-        assert [publication.data for publication in result.publications] == [2, 3]
+        assert [heard(publication.data) for publication in result.publications] == [2, 3]
 
 
 async def presence(url: str) -> None:
@@ -107,42 +123,57 @@ async def presence(url: str) -> None:
 async def recovery(url: str) -> None:
     async with connected(url) as (alice, _), connected(url) as (bob, _):
         _, told = await subscribed(alice, "room.lobby", recoverable=True)
-        await bob.publish("room.lobby", 1)
+        await bob.publish("room.lobby", said(1))
         await told.next("publication")
         await alice.disconnect()
         for n in (2, 3, 4):
-            await bob.publish("room.lobby", n)
+            await bob.publish("room.lobby", said(n))
         await alice.connect()
         context = await told.next("subscribed", 2)
         assert context.was_recovering
         assert context.recovered
-        await bob.publish("room.lobby", 5)
+        await bob.publish("room.lobby", said(5))
         await told.next("publication", 5)
-        assert [context.pub.data for context in told.all("publication")] == [1, 2, 3, 4, 5]
+        assert [heard(context.pub.data) for context in told.all("publication")] == [1, 2, 3, 4, 5]
 
 
 async def direct(url: str) -> None:
     async with connected(url) as (alice, _), connected(url) as (bob, told):
-        await alice.publish(f"fd:{bob.fd}", {"text": "only you"})
+        await alice.publish(f"fd:{bob.fd}", said({"text": "only you"}))
         context = await told.next("publication")
         assert context.channel == f"fd:{bob.fd}"
-        assert context.pub.data == {"text": "only you"}
+        assert heard(context.pub.data) == {"text": "only you"}
         assert context.pub.info.client == alice.fd
         with pytest.raises(centrifuge.ReplyError) as refused:
-            await alice.publish("fd:999999", 1)
+            await alice.publish("fd:999999", said(1))
         assert refused.value.code == 102
+
+
+async def by_tags(url: str) -> None:
+    wanted = centrifuge.Filter.any(
+        centrifuge.Filter.eq("ticker", "AAPL"), centrifuge.Filter.gte("price", "100")
+    )
+    async with connected(url) as (alice, _):
+        _, told = await subscribed(alice, "news", tags_filter=wanted)
+        await alice.publish("news", said("no tags, so not wanted"))
+        _, all_told = await subscribed(alice, "news.2")
+        await alice.publish("news.2", said("wanted"))
+        await all_told.next("publication")
+        assert not told.all("publication")
 
 
 async def rpc(url: str) -> None:
     async with connected(url) as (alice, _):
         with pytest.raises(centrifuge.ReplyError) as refused:
-            await alice.rpc("nothing", {})
+            await alice.rpc("nothing", said({}))
         assert refused.value.code == 104
 
 
-@pytest.mark.parametrize("scenario", [messages, history, presence, recovery, direct, rpc])
+@pytest.mark.parametrize("protobuf", [False, True], ids=["json", "protobuf"])
+@pytest.mark.parametrize("scenario", [messages, history, presence, recovery, direct, by_tags, rpc])
 def test_the_python_sdk_does(
     scenario: Callable[[str], Awaitable[None]],
+    protobuf: bool,
     start_broker: Callable[..., Any],
     missing: Callable[[str], NoReturn],
 ) -> None:
@@ -151,6 +182,7 @@ def test_the_python_sdk_does(
     broker = start_broker()
 
     async def within_reason() -> None:
+        use_protobuf.set(protobuf)
         async with asyncio.timeout(PATIENCE):
             await scenario(broker.ws)
             # The SDK says goodbye in the background, and asyncio would cut it short.

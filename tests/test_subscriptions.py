@@ -1,0 +1,405 @@
+"""Subscriptions that the server begins and ends, and those that pick by tags."""
+
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from broker import (
+    Broker,
+    Config,
+    ConnectEvent,
+    Connection,
+    ConnectReply,
+    Refused,
+    SubscribeEvent,
+    SubscribeReply,
+    TopicRules,
+)
+from broker.testing import Peer, open_test_broker
+
+
+async def receive_pushes(peer: Peer, count: int) -> list[Any]:
+    return [(await peer.receive_json())["push"] for _ in range(count)]
+
+
+# the server subscribes
+
+
+async def test_a_client_is_told_of_a_subscription_it_did_not_ask_for(
+    autojump_clock: object,
+) -> None:
+    async with open_test_broker(Broker()) as net:
+        peer = await net.open_client()
+        assert net.broker.add_subscription(peer.fd, "news", data={"why": "vip"}, info="seat 4")
+        (push,) = await receive_pushes(peer, 1)
+        epoch = push["subscribe"].pop("epoch")
+        assert epoch
+        assert push == {
+            "channel": "news",
+            "subscribe": {
+                "recoverable": True,
+                "positioned": True,
+                "offset": 0,
+                "data": {"why": "vip"},
+            },
+        }
+        net.broker.publish("news", 1)
+        (push,) = await receive_pushes(peer, 1)
+        assert push == {"channel": "news", "pub": {"data": 1, "offset": 1}}
+        presence = await peer.request(presence={"channel": "news"})
+        (info,) = presence["presence"]["presence"].values()
+        assert info["chan_info"] == "seat 4"
+
+
+async def test_it_ends_as_the_server_says_or_the_client(autojump_clock: object) -> None:
+    async with open_test_broker(Broker()) as net:
+        peer = await net.open_client()
+        for topic in ("a", "b"):
+            net.broker.add_subscription(peer.fd, topic)
+        await receive_pushes(peer, 2)
+        assert net.broker.end_subscription(peer.fd, "a")
+        assert not net.broker.end_subscription(peer.fd, "a")
+        (push,) = await receive_pushes(peer, 1)
+        assert push["unsubscribe"] == {"code": 2000, "reason": "server unsubscribe"}
+        await peer.request(unsubscribe={"channel": "b"})
+        assert net.broker.connections()[0].topics == ()
+
+
+async def test_who_watches_sees_it_come_and_go(autojump_clock: object) -> None:
+    async with open_test_broker(Broker()) as net:
+        peer, watcher = await net.open_client(), await net.open_client()
+        await watcher.request(subscribe={"channel": "news", "join_leave": True})
+        await watcher.receive_json()
+        net.broker.add_subscription(peer.fd, "news", join_leave=True)
+        first, second = await receive_pushes(peer, 2)
+        assert "subscribe" in first
+        assert second["join"]["info"]["client"] == str(peer.fd)
+        net.broker.end_subscription(peer.fd, "news")
+        joined, left = await receive_pushes(watcher, 2)
+        assert joined["join"] == left["leave"] == {"info": {"user": "", "client": str(peer.fd)}}
+
+
+async def test_what_cannot_be_subscribed_to(autojump_clock: object) -> None:
+    async with open_test_broker(Broker(Config(max_topics=2))) as net:
+        peer = await net.open_client()
+        add = net.broker.add_subscription
+        assert add(peer.fd, "a")
+        assert not add(peer.fd, "a")
+        assert not add(99, "a")
+        for topic, code in [("", 107), ("fd:99", 103), (f"fd:{peer.fd}", 105)]:
+            with pytest.raises(Refused) as refused:
+                add(peer.fd, topic)
+            assert refused.value.code == code
+        assert add(peer.fd, "b.*")
+        with pytest.raises(Refused) as refused:
+            add(peer.fd, "c")
+        assert refused.value.code == 106
+        reply = await peer.request(subscribe={"channel": "a"})
+        assert reply["error"]["code"] == 105
+        assert net.broker._node is not None
+        connection = net.broker._node.connections[peer.fd]
+        net.broker.disconnect(peer.fd)
+        assert not connection.add_subscription("d")
+        assert net.broker.stats().hub.subscriptions == 0
+
+
+async def test_a_plain_peer_may_be_subscribed_too(autojump_clock: object) -> None:
+    async with open_test_broker(Broker()) as net:
+        peer = await net.open_plain()
+        assert net.broker.add_subscription(peer.fd, "news")
+        net.broker.publish("news", "hello")
+        assert net.broker.end_subscription(peer.fd, "news")
+        net.broker.publish("news", "unheard")
+        net.broker.push(peer.fd, "last")
+        assert [await peer.receive_text() for _ in range(2)] == ["hello", "last"]
+
+
+async def test_what_was_subscribed_at_open_is_in_the_connect_reply(autojump_clock: object) -> None:
+    broker = Broker()
+
+    @broker.on_open
+    async def subscribe(connection: Connection) -> None:
+        broker.add_subscription(connection.fd, "news")
+
+    async with open_test_broker(broker) as net:
+        plain, client = await net.open_plain(), await net.open_plain()
+        reply = await client.request(connect={})
+        assert {*reply["connect"]["subs"]} == {"news", f"fd:{client.fd}"}
+        broker.publish("news", 1)
+        assert (await client.receive_json())["push"]["pub"] == {"data": 1, "offset": 1}
+        assert await plain.receive_text() == "1"
+
+
+# at connect, with recovery
+
+
+def broker_with_topics(*topics: str) -> Broker:
+    broker = Broker()
+
+    @broker.on_connect
+    async def let_in(event: ConnectEvent) -> ConnectReply:
+        return ConnectReply(user="alice", topics=topics)
+
+    return broker
+
+
+async def test_topics_of_the_connect_reply_are_recovered_through_connect(
+    autojump_clock: object,
+) -> None:
+    async with open_test_broker(broker_with_topics("news", "chat")) as net:
+        peer = await net.open_plain()
+        subs = (await peer.request(connect={}))["connect"]["subs"]
+        assert {*subs} == {"news", "chat", f"fd:{peer.fd}", "user:alice"}
+        assert "recovered" not in subs["news"]
+        await peer.aclose()
+        for n in (1, 2):
+            net.broker.publish("news", n)
+        back = await net.open_plain()
+        seen = {
+            topic: {"recover": True, "offset": subs[topic]["offset"], "epoch": subs[topic]["epoch"]}
+            for topic in ("news", "chat")
+        }
+        seen["chat"]["epoch"] = "gone"
+        seen["secret"] = {"recover": True}  # nobody subscribes it to that
+        again = (await back.request(connect={"subs": seen}))["connect"]["subs"]
+        assert {*again} == {"news", "chat", f"fd:{back.fd}", "user:alice"}
+        assert (again["news"]["recovered"], again["chat"]["recovered"]) == (True, False)
+        assert [pub["data"] for pub in again["news"]["publications"]] == [1, 2]
+        net.broker.publish("news", 3)
+        (push,) = await receive_pushes(back, 1)
+        assert push["pub"] == {"data": 3, "offset": 3}
+
+
+async def test_a_filter_on_what_the_server_subscribes_to_is_not_looked_at(
+    autojump_clock: object,
+) -> None:
+    """Nor is it a reason to refuse the connect, or to ask for an error."""
+    async with open_test_broker(broker_with_topics("news", "chat")) as net:
+        peer = await net.open_plain()
+        gone = {"recover": True, "epoch": "gone", "flag": 2, "tf": PRICEY}
+        odd = {"news": {"tf": {"op": "xor"}}, "chat": gone}
+        subs = (await peer.request(connect={"subs": odd}))["connect"]["subs"]
+        assert not subs["chat"]["recovered"]
+        for topic in ("news", "chat"):
+            net.broker.publish(topic, topic)
+        pushes = await receive_pushes(peer, 2)
+        assert [push["pub"]["data"] for push in pushes] == ["news", "chat"]
+
+
+async def test_a_topic_that_cannot_be_is_left_out_and_the_client_is_let_in(
+    autojump_clock: object,
+) -> None:
+    async with open_test_broker(broker_with_topics("a", "a", "\x00", "fd:77")) as net:
+        peer = await net.open_plain()
+        subs = (await peer.request(connect={}))["connect"]["subs"]
+        assert {*subs} == {"a", f"fd:{peer.fd}", "user:alice"}
+
+
+async def test_a_gap_in_a_subscription_of_the_server_sends_the_client_to_reconnect(
+    autojump_clock: object,
+) -> None:
+    """It cannot subscribe again by itself; connecting again recovers."""
+    config = Config(outbox_messages=5, topics=TopicRules(slow_consumer="drop_oldest"))
+    async with open_test_broker(Broker(config)) as net:
+        peer = await net.open_client(make_pair=trio.testing.lockstep_stream_pair)
+        net.broker.add_subscription(peer.fd, "news")
+        for n in range(20):
+            net.broker.publish("news", n)
+            await trio.testing.wait_all_tasks_blocked()
+        assert (await peer.receive_close())[0] == 3010
+
+
+# tags
+
+
+PRICEY = {"op": "and", "nodes": [{"key": "price", "cmp": "gt", "val": "100"}]}
+
+
+async def test_publications_are_picked_by_their_tags(autojump_clock: object) -> None:
+    async with open_test_broker(Broker()) as net:
+        picky, twin, other = [await net.open_client() for _ in range(3)]
+        for peer in (picky, twin):
+            await peer.request(subscribe={"channel": "news", "tf": PRICEY, "recoverable": True})
+        await other.request(subscribe={"channel": "news"})
+        assert net.broker.stats().hub.subscriptions == 3
+        for n in (99, 101, 100, 102):
+            net.broker.publish("news", n, tags={"price": str(n)})
+        net.broker.publish("news", 200)
+        for peer in (picky, twin):
+            assert await receive_pushes(peer, 2) == [
+                {"channel": "news", "pub": {"data": n, "offset": i, "tags": {"price": str(n)}}}
+                for i, n in ((2, 101), (4, 102))
+            ]
+        assert [p["pub"]["data"] for p in await receive_pushes(other, 5)] == [
+            *(99, 101, 100, 102),
+            200,
+        ]
+        await picky.request(unsubscribe={"channel": "news"})
+        await twin.aclose()
+        assert net.broker.stats().hub.subscriptions <= 2
+
+
+async def test_what_clients_publish_has_no_tags(autojump_clock: object) -> None:
+    async with open_test_broker(Broker()) as net:
+        tagged, untagged, publisher = [await net.open_client() for _ in range(3)]
+        for peer, cmp in ((tagged, "ex"), (untagged, "nex")):
+            wanted = {"key": "price", "cmp": cmp}
+            await peer.request(subscribe={"channel": "news", "tf": wanted})
+        await publisher.send_json(*({"publish": {"channel": "news", "data": n}} for n in (1, 2)))
+        pushes = await receive_pushes(untagged, 2)
+        assert [push["pub"]["data"] for push in pushes] == [1, 2]
+        net.broker.push(tagged.fd, "end")
+        assert await tagged.receive_json() == {"push": {"message": {"data": "end"}}}
+        assert net.broker.connections()[0].fd == tagged.fd
+
+
+async def test_recovery_picks_too_and_a_pattern_says_its_topic_beside_the_tags(
+    autojump_clock: object,
+) -> None:
+    async with open_test_broker(Broker()) as net:
+        peer = await net.open_client()
+        for n in (99, 101):
+            net.broker.publish("news.a", n, tags={"price": str(n)})
+        reply = await peer.request(subscribe={"channel": "news.a", "tf": PRICEY, "recover": True})
+        missed = reply["subscribe"]["publications"]
+        assert reply["subscribe"]["recovered"]
+        assert missed == [{"data": 101, "offset": 2, "tags": {"price": "101"}}]
+        await peer.request(unsubscribe={"channel": "news.a"})
+        await peer.request(subscribe={"channel": "news.*", "tf": PRICEY})
+        net.broker.publish("news.a", 102, tags={"price": "102"})
+        (push,) = await receive_pushes(peer, 1)
+        assert push["pub"]["tags"] == {"topic": "news.a", "price": "102"}
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"op": "xor"},
+        {"key": "a", "cmp": "gt", "val": "b"},
+        {"op": "or", "nodes": [{"key": "a", "cmp": "ex"}] * 100},
+        {"op": "and", "nodes": [{"key": "a", "cmp": "in", "vals": ["b"] * 501}] * 2},
+    ],
+)
+async def test_a_filter_that_makes_no_sense_is_refused(
+    autojump_clock: object, node: dict[str, object]
+) -> None:
+    async with open_test_broker(Broker()) as net:
+        peer = await net.open_client()
+        reply = await peer.request(subscribe={"channel": "news", "tf": node})
+        assert reply["error"]["code"] == 107
+        assert reply["error"]["message"].startswith("tags filter: ")
+        assert net.broker.stats().hub.subscriptions == 0
+
+
+async def test_a_report_counts_those_who_want_what_was_published(autojump_clock: object) -> None:
+    async with open_test_broker(Broker()) as net:
+        picky, other, member = [await net.open_client() for _ in range(3)]
+        await picky.request(subscribe={"channel": "news", "tf": PRICEY})
+        await other.request(subscribe={"channel": "news"})
+        group = {"channel": "news", "tf": PRICEY, "data": {"group": "workers"}}
+        await member.request(subscribe=group)
+        cheap = net.broker.publish("news", 1, tags={"price": "1"})
+        assert (cheap.matched, cheap.queued, cheap.dropped) == (1, 1, 0)
+        dear = net.broker.publish("news", 101, tags={"price": "101"}, exclude=[other.fd])
+        assert (dear.matched, dear.queued, dear.dropped) == (2, 2, 0)
+        for peer in (picky, member):
+            (push,) = await receive_pushes(peer, 1)
+            assert push["pub"]["data"] == 101
+        assert net.broker.publish("news", 102, exclude=[picky.fd]).matched == 1
+        pushes = await receive_pushes(other, 2)
+        assert [push["pub"]["data"] for push in pushes] == [1, 102]
+
+
+async def test_a_member_of_a_group_gets_what_it_picks(autojump_clock: object) -> None:
+    async with open_test_broker(Broker()) as net:
+        picky, other = await net.open_client(), await net.open_client()
+        group = {"data": {"group": "workers"}}
+        await picky.request(subscribe={"channel": "jobs", "tf": PRICEY, **group})
+        for n in (1, 2):  # for nobody
+            net.broker.publish("jobs", n, tags={"price": str(n)})
+        await other.request(subscribe={"channel": "jobs", **group})
+        for n in (101, 3, 4, 102, 5):
+            net.broker.publish("jobs", n, tags={"price": str(n)})
+        for peer, data in ((picky, [101, 102]), (other, [3, 4, 5])):
+            pushes = await receive_pushes(peer, len(data))
+            assert [push["pub"]["data"] for push in pushes] == data
+        await other.request(unsubscribe={"channel": "jobs"})
+        # What nobody picks is for nobody, also when a client publishes it.
+        await other.request(publish={"channel": "jobs", "data": 6})
+        # A request asks a member that picks it: it carries `reply_to`, and no price.
+        with pytest.raises(Refused, match="503"):
+            await net.broker.request("jobs", 1)
+        only_requests = {"key": "reply_to", "cmp": "ex"}
+        await other.request(subscribe={"channel": "jobs", "tf": only_requests, **group})
+        with trio.move_on_after(1):
+            await net.broker.request("jobs", 7)
+        (push,) = await receive_pushes(other, 1)
+        assert push["pub"]["data"] == 7
+        net.broker.push(picky.fd, "end")
+        (push,) = await receive_pushes(picky, 1)
+        assert "message" in push
+
+
+async def test_a_retained_value_is_for_those_who_pick_it(autojump_clock: object) -> None:
+    async with open_test_broker(Broker()) as net:
+        for n in (99, 101):
+            net.broker.publish(f"price.{n}", n, tags={"price": str(n)}, retain=True)
+        peer = await net.open_client()
+        await peer.request(subscribe={"channel": "price.99", "tf": PRICEY})
+        await peer.request(subscribe={"channel": "price.*", "tf": PRICEY})
+        net.broker.push(peer.fd, "end")
+        first, second = await receive_pushes(peer, 2)
+        assert first["pub"]["tags"] == {"price": "101", "retained": "true", "topic": "price.101"}
+        assert "message" in second
+        plain = await net.open_plain()
+        net.broker.add_subscription(plain.fd, "price.99")
+        assert await plain.receive_text() == "99"
+
+
+async def test_a_retained_value_comes_with_what_the_server_subscribes_to(
+    autojump_clock: object,
+) -> None:
+    """Behind the reply or push that says so, unless the client has recovered it."""
+    async with open_test_broker(broker_with_topics("news")) as net:
+        net.broker.publish("news", 1, retain=True)
+        peer = await net.open_plain()
+        news = (await peer.request(connect={}))["connect"]["subs"]["news"]
+        (push,) = await receive_pushes(peer, 1)
+        assert push["pub"] == {"data": 1, "tags": {"retained": "true"}}
+        back = await net.open_plain()
+        seen = {"recover": True, "offset": 0, "epoch": news["epoch"]}
+        subs = (await back.request(connect={"subs": {"news": seen}}))["connect"]["subs"]
+        assert subs["news"]["recovered"]
+        net.broker.publish("news", 2)
+        (push,) = await receive_pushes(back, 1)
+        assert push["pub"] == {"data": 2, "offset": 2}
+
+
+async def test_a_member_of_a_group_that_the_rules_make_recoverable_is_not(
+    autojump_clock: object,
+) -> None:
+    config = Config(topics=TopicRules(force_recovery=True))
+    async with open_test_broker(Broker(config)) as net:
+        peer = await net.open_client()
+        alone = await peer.request(subscribe={"channel": "a"})
+        assert alone["subscribe"]["recoverable"]
+        member = await peer.request(subscribe={"channel": "b", "data": {"group": "workers"}})
+        assert member["subscribe"] == {}
+
+
+async def test_a_hooks_data_that_json_cannot_say_leaves_nothing_behind(
+    autojump_clock: object,
+) -> None:
+    broker = Broker()
+
+    @broker.on_subscribe
+    async def let_in(event: SubscribeEvent) -> SubscribeReply:
+        return SubscribeReply(data=object())
+
+    async with open_test_broker(broker) as net:
+        peer = await net.open_client()
+        reply = await peer.request(subscribe={"channel": "news"})
+        assert reply["error"]["code"] == 100
+        assert broker.stats().hub.subscriptions == 0
