@@ -595,23 +595,30 @@ class Connection:
 
     def _on_slow(self) -> None:
         """The outbox is full and its topic's rule says close."""
+        # The open run as well, or it would come behind the gap and look like what follows. It may
+        # make this outbox overflow once more, which then has closed it.
+        self._node.router.flush()
         if self._closing is None:
             self._undelivered += self.outbox.discard()
             self.close(CloseCode.SLOW, "slow", Initiator.SLOW)
 
     def _on_drop(self, dropped: Mapping[str, int]) -> None:
         """Publications were dropped: who can recover them is told that there is a gap."""
-        for topic in dropped:
-            subscription = self._session.subscriptions.get(topic)
-            if subscription is not None and subscription.recoverable:
-                # Nothing of the topic may reach the client now: it recovers from the last it saw.
-                self.outbox.drop_topic(topic)
-                if subscription.server_side:  # the client recovers it with its next connect
-                    self.close(CloseCode.INSUFFICIENT_STATE, "insufficient state")
-                    return
-                self.end_subscription(
-                    topic, UnsubscribeCode.INSUFFICIENT_STATE, "insufficient state"
-                )
+        subscriptions = self._session.subscriptions
+        gaps = [s for topic in dropped if (s := subscriptions.get(topic)) and s.recoverable]
+        # Into what is dropped: see `_on_slow`. Should it overflow once more, and that end everything,
+        # what is here of our own topics is behind a gap all the same.
+        self._node.router.flush()
+        # Nothing of these may reach the client now: it recovers from the last it saw.
+        for gap in gaps:
+            self.outbox.drop_topic(gap.name)
+        if any(gap.server_side for gap in gaps):  # which it recovers with its next connect
+            self.close(CloseCode.INSUFFICIENT_STATE, "insufficient state")
+            return
+        for gap in gaps:
+            self.end_subscription(
+                gap.name, UnsubscribeCode.INSUFFICIENT_STATE, "insufficient state"
+            )
 
     def _on_broken(self) -> None:
         """The stream is dead, or its peer takes nothing: which the lane may never see."""

@@ -19,11 +19,13 @@ from broker import (
     Config,
     ConnectEvent,
     Connection,
+    ConnectReply,
     Disconnect,
     Frame,
     Initiator,
     Refused,
     SubscribeEvent,
+    TopicPattern,
     TopicRules,
 )
 from broker.testing import (
@@ -636,6 +638,77 @@ async def test_who_can_recover_is_told_of_the_gap_and_loses_nothing(
         await publish_slowly(net, "news", range(31, 33))
         numbers += [o["push"]["pub"]["data"] for o in await arrived(slow)]
         assert numbers == list(range(1, 33))
+
+
+NOISE = TopicPattern("noise", TopicRules(history_size=0, slow_consumer="drop_oldest"))
+
+
+@pytest.mark.parametrize("rule, room", [("close", 10), ("drop_oldest", 2), ("latest", 10)])
+async def test_what_is_about_to_fan_out_does_not_come_behind_a_gap(
+    autojump_clock: MockClock, rule: Any, room: int
+) -> None:
+    rules = TopicRules(slow_consumer=rule)
+    config = Config(outbox_messages=8, topics=rules, patterns=(NOISE,))
+    async with open_test_broker(Broker(config)) as net:
+        slow = await net.open_client(make_pair=LOCKSTEP)
+        await slow.request(subscribe={"channel": "noise"})
+        await slow.request(subscribe={"channel": "news", "recoverable": True})
+        await publish_slowly(net, "noise", range(20))
+        outbox = outbox_of(net, slow)
+        assert (outbox.blocked, outbox.messages) == (True, 8)
+        outbox.max_messages = 100
+        for number in (1, 2, 3):
+            net.broker.publish("news", number)
+        node = net.broker._node
+        assert node is not None
+        node.router.publish("news", b"4")  # in a run that is still open
+        outbox.max_messages = room
+        outbox.overflow()
+        *seen, last = await arrived(slow)
+        pushes = [o["push"] for o in seen]
+        assert [p["pub"]["data"] for p in pushes if p.get("channel") == "news"] == []
+        gap = {"channel": "news", "unsubscribe": {"code": 2500, "reason": "insufficient state"}}
+        assert last == (("close", 3008) if rule == "close" else {"push": gap})
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_gap_in_two_topics_lets_nothing_of_either_through(
+    autojump_clock: MockClock, at_once: bool
+) -> None:
+    """Both at once, or the second by what is flushed on behalf of the first."""
+    news = TopicPattern("news", TopicRules(slow_consumer="drop_oldest" if at_once else "latest"))
+    rules = TopicRules(slow_consumer="drop_oldest")
+    config = Config(outbox_messages=8, topics=rules, patterns=(NOISE, news), personal_topic=True)
+    broker = Broker(config)
+
+    @broker.on_connect
+    async def welcome(event: ConnectEvent) -> ConnectReply:
+        return ConnectReply(user="u")
+
+    async with open_test_broker(broker) as net:
+        slow = await net.open_client(make_pair=LOCKSTEP)
+        await slow.request(subscribe={"channel": "noise"})
+        await slow.request(subscribe={"channel": "news", "recoverable": True})
+        await publish_slowly(net, "noise", range(20))
+        outbox = outbox_of(net, slow)
+        assert (outbox.blocked, outbox.messages) == (True, 8)
+        outbox.max_messages = 100
+        if at_once:
+            for topic in ("#u", "news", "news", "news"):
+                net.broker.publish(topic, 1)
+            outbox.max_messages = 3  # the last two of the topic would stay
+        else:
+            for topic in ("news", "#u", "#u", "news"):
+                net.broker.publish(topic, 1)
+            assert net.broker._node is not None
+            for _ in range(9):
+                net.broker._node.router.publish("#u", b"1")
+            outbox.max_messages = 11  # the last of the topic would stay
+        outbox.overflow()
+        # The server's own subscription is for the client to recover when it is back.
+        *seen, push, close = await arrived(slow)
+        assert (push["push"]["disconnect"]["code"], close) == (3010, ("close", 3010))
+        assert {o["push"]["channel"] for o in seen} == {"noise"}
 
 
 # cancellation at any moment
