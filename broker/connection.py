@@ -317,8 +317,7 @@ class Connection:
 
     def reload(self, config: Config) -> None:
         """Go by another config, which the node has already, as far as a connection does later."""
-        self.outbox.max_bytes = config.outbox_bytes
-        self.outbox.max_messages = config.outbox_messages
+        self.outbox.bound(config.outbox_bytes, config.outbox_messages)
         if self._conversation is not None:
             self._conversation.reload(config)
 
@@ -561,6 +560,8 @@ class Connection:
         """
         if self._closing is not None or self._lane.is_ending:
             return False
+        # A lone surrogate, as `json.loads` may give the app one, cannot be sent.
+        reason = reason.encode(errors="replace").decode()
         self._closing = Close(code, reason, initiator)
         self._node.router.flush()
         codec = self.codec

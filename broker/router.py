@@ -143,7 +143,11 @@ class Router:
         return self._rules.of(topic)
 
     def reload(self, config: Config) -> None:
-        """Go by the rules and limits of another config from the next publication on."""
+        """Go by the rules and limits of another config from the next publication on.
+
+        A topic that keeps no history by now begins a new epoch if it ever does again: whoever was
+        away meanwhile has missed something. Linear in the topics.
+        """
         self.flush()
         self._max_topic_bytes = config.max_topic_bytes
         self._max_topics = config.max_topics
@@ -151,6 +155,11 @@ class Router:
         self._rules = RuleBook(config)
         self._only_rules = self._rules.only
         self.retained.resize(config.retained_bytes)
+        self.engine.forget(self._keeps_none)
+
+    def _keeps_none(self, topic: str) -> bool:
+        rules = self._rules.find(topic)
+        return rules is not None and not rules.history_size
 
     # publishing
 

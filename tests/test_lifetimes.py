@@ -640,6 +640,16 @@ async def test_who_can_recover_is_told_of_the_gap_and_loses_nothing(
         assert numbers == list(range(1, 33))
 
 
+async def test_a_reason_that_cannot_be_sent_still_ends_the_connection(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_test_broker(Broker()) as net:
+        plain, client = await net.open_plain(), await net.open_client()
+        for peer in (plain, client):
+            assert net.broker.disconnect(peer.fd, 4000, "no \ud800")
+            assert await peer.receive_close() == (4000, "no ?")
+
+
 NOISE = TopicPattern("noise", TopicRules(history_size=0, slow_consumer="drop_oldest"))
 
 

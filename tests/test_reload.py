@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
 from websockets.sync.client import connect
 
-from broker import Broker, Config, PushResult, TopicRules, logs
+from broker import Broker, Config, PushResult, TopicPattern, TopicRules, logs
 from broker.reload import FIXED, merge
 from broker.testing import Peer, handshake, open_test_broker
 
@@ -85,6 +85,40 @@ async def test_the_room_of_those_who_read_slowly_changes(autojump_clock: MockClo
         assert await push_ten() == {PushResult.QUEUED}
         net.broker.reload(Config(outbox_messages=4))
         assert PushResult.CLOSED in await push_ten()
+
+
+async def test_the_room_of_those_who_read_stays_as_it_was_reloaded(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_test_broker(Broker()) as net:
+        peer = await net.open_client()
+        assert net.broker._node is not None
+        outbox = net.broker._node.connections[peer.fd].outbox
+        for size in (2**21, 2**12):
+            net.broker.reload(Config(outbox_bytes=size))
+            assert (outbox.max_bytes, outbox.replies_wait) == (size, False)
+            await peer.request(presence={"channel": "a"})
+            assert outbox.max_bytes == size
+
+
+async def test_nobody_recovers_across_a_time_without_history(autojump_clock: MockClock) -> None:
+    async with open_test_broker(Broker()) as net:
+        kept = {}
+        for topic in ("off", "on"):
+            net.broker.publish(topic, 1)
+            kept[topic] = net.broker.history(topic)[1]
+        none = TopicPattern("off", TopicRules(history_size=0))
+        net.broker.reload(Config(patterns=(none,)))
+        for topic in kept:
+            net.broker.publish(topic, 2)
+        net.broker.reload(Config())
+        peer = await net.open_client()
+        recovered = {}
+        for topic, position in kept.items():
+            since = {"recover": True, "offset": position.offset, "epoch": position.epoch}
+            reply = await peer.request(subscribe={"channel": topic, **since})
+            recovered[topic] = reply["subscribe"]["recovered"]
+        assert recovered == {"off": False, "on": True}
 
 
 async def test_origins_and_the_number_of_connections_change_for_those_who_come(

@@ -229,6 +229,12 @@ class HistoryStore:
                 self._drop_oldest(history.ring)
             self._quieten(history, now)
 
+    def forget(self, is_over: Callable[[str], bool]) -> None:
+        """Forget the topics that this is true of, with their epochs. Linear in all topics."""
+        for topic in [topic for topics in (self._kept, self._quiet) for topic in topics]:
+            if is_over(topic):
+                self._forget(topic)
+
     def expire(self, now: float) -> None:
         """Free what is past its time. Call it about once a second.
 

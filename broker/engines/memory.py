@@ -5,7 +5,7 @@ falls either into its recovery or behind it, never in between and never into bot
 """
 
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 import trio
@@ -45,6 +45,10 @@ class MemoryEngine:
 
     def remove(self, topic: str) -> None:
         self._store.remove(topic, trio.current_time())
+
+    def forget(self, is_over: Callable[[str], bool]) -> None:
+        """Forget the topics that this is true of, with their epochs. Linear in all topics."""
+        self._store.forget(is_over)
 
     def statistics(self) -> HistoryStatistics:
         return self._store.statistics()

@@ -172,6 +172,16 @@ class Outbox:
             and 2 * self.messages <= self.max_messages
         )
 
+    def bound(self, max_bytes: int, max_messages: int) -> None:
+        """Hold no more than this from now on; what is here already is judged when more comes.
+
+        The room that a large reply was given stays until that is out.
+        """
+        if not self.replies_wait:
+            self.max_bytes = max_bytes
+        self._bound = max_bytes
+        self.max_messages = max_messages
+
     # filling
 
     def offer(self, run: Run) -> Offer:

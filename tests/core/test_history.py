@@ -326,6 +326,20 @@ def test_a_topic_past_its_day_begins_a_new_epoch_even_if_nobody_called_expire() 
     assert store.position("b", META_TTL) == Position(1, "E4")
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_topic_that_is_over_is_forgotten_with_its_epoch(quiet: bool) -> None:
+    store = store_of()
+    for topic in ("on", "off"):
+        put(store, topic, "ab")
+        if quiet:
+            store.remove(topic, 0.0)
+    before = {topic: store.position(topic, 0.0) for topic in ("on", "off")}
+    store.forget(lambda topic: topic == "off")
+    assert store.position("on", 0.0) == before["on"]
+    assert store.position("off", 0.0).offset == 0
+    assert store.recover("off", 0.0, before["off"])[:2] == ([], False)
+
+
 # the bound on all topics
 
 

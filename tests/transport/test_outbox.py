@@ -330,6 +330,23 @@ async def test_a_reply_makes_itself_room_until_it_is_out(
         assert desk.slow
 
 
+@blocking_streams
+async def test_another_bound_leaves_a_reply_its_room_until_it_is_out(
+    make_pair: Callable[[], StreamPair], autojump_clock: MockClock
+) -> None:
+    async with open_desk(make_pair, max_bytes=1000) as desk:
+        desk.outbox.bound(2000, 50)
+        assert (desk.outbox.max_bytes, desk.outbox.replies_wait) == (2000, False)
+        desk.outbox.offer_reply(Run((frames.encode(frames.BINARY, bytes(500_000)),)))
+        desk.outbox.bound(3000, 60)
+        desk.outbox.flush()
+        await wait_all_tasks_blocked()
+        assert desk.outbox.offer(run_of("a", size=100)) is Offer.TAKEN
+        assert (desk.slow, desk.outbox.replies_wait) == (0, True)
+        await desk.read_frames()
+        assert (desk.outbox.max_bytes, desk.outbox.max_messages) == (3000, 60)
+
+
 async def test_small_replies_widen_no_bound() -> None:
     async with open_desk(max_bytes=1000) as desk:
         for _ in range(8):
