@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import attrs
-import msgspec
 import structlog
 import trio
 
@@ -281,7 +280,8 @@ class Broker:
         """Ask a client, by `fd:N`, or one member of a queue group, by a topic; return its answer.
 
         Waits until the answer comes; set a deadline around it. Raises `Refused`: what the client
-        refused with, or 503 when nobody is there to ask or the one who was asked goes away.
+        refused with, or 503 when nobody is there to ask or the one who was asked goes away; and
+        `ValueError` for an answer that is nested too deeply for Python.
         Cancelled, it no longer waits for the answer, which the client may still give.
         """
         requests = self._serving.methods.requests
@@ -300,7 +300,7 @@ class Broker:
         (result,) = answers
         if isinstance(result, Refused):
             raise result
-        return msgspec.json.decode(result)
+        return Publication(to, result).value
 
     @asynccontextmanager
     async def subscribe(

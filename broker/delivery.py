@@ -35,6 +35,8 @@ def publish_apart(
     away now misses it. `retain` makes it the topic's last value, whatever its rules. Raises
     `Refused` as `Router.publish` does.
     """
+    # A client may list as many as a message holds, and each subscriber is looked up among them.
+    exclude = frozenset(exclude)
     if retain and topic.startswith((DIRECT, PERSONAL)):
         raise Refused(ErrorCode.BAD_REQUEST, f"{topic} retains nothing: it is no topic")
     router.flush()

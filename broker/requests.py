@@ -100,6 +100,10 @@ class Requests:
         """Nobody waits for this answer any more, if anybody did."""
         asked = self._asked.pop(number, None)
         if asked is not None:
+            # Those that were answered go when they outnumber the others: constant per request.
+            if len(self._due) > 2 * len(self._asked) + 64:
+                self._due = [entry for entry in self._due if entry[1] in self._asked]
+                heapq.heapify(self._due)
             for fd in {asked.asker, asked.responder}:
                 numbers = self._of[fd]
                 numbers.discard(number)

@@ -1,6 +1,7 @@
 """What the broker itself does for clients: queue groups, reports, requests, wills, last values."""
 
 import json
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -204,6 +205,21 @@ async def test_no_echo_exclude_and_report(autojump_clock: MockClock) -> None:
         assert nobody == {"matched": 0, "queued": 0, "dropped": 0, "failed": []}
         direct = await done(me, "publish", topic=f"fd:{spared.fd}", data=1, report=True)
         assert direct["queued"] == 1
+
+
+async def test_a_long_list_of_the_excluded_costs_each_subscriber_one_look(
+    autojump_clock: MockClock,
+) -> None:
+    class Listed(list[int]):
+        def __contains__(self, fd: object) -> bool:
+            raise AssertionError("a walk through the list")
+
+    async with served() as net:
+        peers = [await net.open_client() for _ in range(4)]
+        for peer, data in zip(peers, [{}, {}, {"group": "g"}, {"group": "g"}], strict=True):
+            await peer.request(subscribe={"channel": "news", "data": data})
+        net.broker.publish("news", 1, exclude=Listed([peers[0].fd, peers[2].fd]))
+        assert [await received(net, peer) for peer in peers] == [[], [1], [], [1]]
 
 
 async def test_exclude_holds_within_a_group(autojump_clock: MockClock) -> None:
@@ -525,6 +541,42 @@ async def test_the_program_asks_a_client(autojump_clock: MockClock) -> None:
 
             await wait_all_tasks_blocked()
             await peer.aclose()
+
+
+async def test_an_answer_that_python_cannot_hold_is_an_infinity_to_the_program(
+    autojump_clock: MockClock,
+) -> None:
+    async with served() as net, trio.open_nursery() as nursery:
+        peer = await net.open_client()
+
+        @nursery.start_soon
+        async def reply() -> None:
+            number = (await pub(peer))["tags"]["reply_to"]
+            params = f'{{"reply_to":"{number}","data":1e999}}'
+            await peer.send_text(f'{{"id":9,"rpc":{{"method":"reply","data":{params}}}}}')
+
+        assert await net.broker.request(f"fd:{peer.fd}", 1) == math.inf
+
+
+async def test_what_was_answered_waits_for_no_end_of_its_time(autojump_clock: MockClock) -> None:
+    async with served() as net:
+        peer = await net.open_client()
+        assert net.broker._node is not None
+        requests = net.broker._node.methods.requests
+        answers: list[bytes | Refused] = []
+        # Asked once and never answered: it stays, and ends when its time is over.
+        requests.ask(f"fd:{peer.fd}", b"1", None, answers.append, due=trio.current_time() + 5)
+        for _ in range(1000):
+            due = trio.current_time() + 5
+            number = requests.ask(f"fd:{peer.fd}", b"1", None, answers.append, due=due)
+            requests.reply(peer.fd, number, b"2")
+        assert (len(requests), len(requests._due) < 100) == (1, True)
+        assert answers == [b"2"] * 1000
+        await trio.sleep(7)
+        (late,) = answers[1000:]
+        assert isinstance(late, Refused)
+        assert late.code == 504
+        assert len(requests) == len(requests._due) == 0
 
 
 # last values

@@ -44,6 +44,9 @@ _ABSENT = Raw(b"")
 MAX_ALTERNATIVES: Final = 100
 """Each is tried on every topic, and `{a,b}{a,b}…` doubles them with every pair of braces."""
 
+_FD = re.compile("[1-9][0-9]{0,17}", re.ASCII)
+"""As `fd:N` has it: more digits than that are nobody's, and too many are no number in Python."""
+
 
 class _Content(Struct, kw_only=True):
     data: Raw = _ABSENT
@@ -411,7 +414,7 @@ class Api:
         if target.user:
             fds = self._broker.fds_of(target.user)
         elif named:
-            fds = [int(name) for name in named if name.isascii() and name.isdigit()]
+            fds = [int(name) for name in named if _FD.fullmatch(name)]
         else:
             raise Refused(ErrorCode.BAD_REQUEST, "user is missing, and so are client and session")
         return [fd for fd in fds if self._broker.exists(fd) and named <= {str(fd)}]

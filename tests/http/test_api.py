@@ -333,6 +333,14 @@ async def test_disconnect_spares_the_whitelist(autojump_clock: MockClock) -> Non
         assert net.broker.is_established(third.fd)
 
 
+async def test_a_client_that_cannot_be_is_not_there(autojump_clock: MockClock) -> None:
+    async with served() as net:
+        peer = await listener(net)
+        for client in ("9" * 5000, "0" + str(peer.fd), "٣", "a"):
+            assert await result(net, "disconnect", client=client) == {}
+        assert net.broker.is_established(peer.fd)
+
+
 async def test_refresh_ends_what_has_expired(autojump_clock: MockClock) -> None:
     async with served() as net, await listener(net, user="a") as a:
         await result(net, "refresh", user="a", expired=True)
