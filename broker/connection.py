@@ -431,19 +431,24 @@ class Connection:
     async def _carry_out(self, batch: Batch) -> Batch:
         done = 0
         try:
+            if self._publish_now(batch):
+                return []
             for _, payload in batch:
                 conversation = self._conversation or self._converse(payload)
-                if conversation is None:
+                if conversation is None or conversation.may_wait(payload):
                     break
-                if not conversation.publish_nowait(payload):
-                    if conversation.may_wait(payload):
-                        break
-                    await conversation.handle(payload)
+                await conversation.handle(payload)
                 done += 1
         finally:
             if self._conversation is not None:
                 self._conversation.settle()
         return batch[done:]
+
+    def _publish_now(self, batch: Batch) -> bool:
+        """Whether all of a batch is publishes that wait for nobody, which then are carried out."""
+        return self._conversation is not None and self._conversation.publish_nowait(
+            [payload for _, payload in batch]
+        )
 
     def _converse(self, payload: bytes) -> Conversation | None:
         """Begin to speak the Centrifuge protocol, if that is what a first message does."""
@@ -459,13 +464,14 @@ class Connection:
 
     async def _handle(self, batch: Batch) -> None:
         try:
+            if self._closing is None and self._publish_now(batch):
+                return
             for opcode, payload in batch:
                 if self._closing is not None:
                     break
                 conversation = self._conversation or self._converse(payload)
                 if conversation is not None:
-                    if not conversation.publish_nowait(payload):
-                        await conversation.handle(payload)
+                    await conversation.handle(payload)
                 else:
                     self._check_rate(len(payload))
                     self._session.note(Happening.MESSAGE)

@@ -9,7 +9,7 @@ Rules:
 4. A client that has yet to take a large reply is served on when it has.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil, inf
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,7 @@ from .protocols.centrifuge import (
     BadCommand,
     Codec,
     Command,
+    PublishCommand,
     Result,
     SubscribeRequest,
     check_json,
@@ -124,7 +125,7 @@ class Conversation:
         self._connection = connection
         self._session = session
         self._codec = codec
-        self._decode_publish = codec.decode_publish
+        self._decode_publishes = codec.decode_publishes
         self._opaque = codec.opaque_payloads
         self._router = router
         self._hooks = hooks
@@ -145,18 +146,37 @@ class Conversation:
         # To this one the client may publish whatever else happens: the hot path asks once.
         self._open_topic = ""
 
-    def publish_nowait(self, payload: bytes) -> bool:
-        """Carry out a message that is one publish, if nobody has to be asked about it.
+    def publish_nowait(self, payloads: Sequence[bytes]) -> bool:
+        """Carry out messages that are one publish each, if nobody has to be asked about them.
 
-        The hot path: no checkpoint, and no reply before `settle`. False leaves it for `handle`.
+        The hot path: no checkpoint, and no reply before `settle`. False leaves them for `handle`.
         """
         if not self._may_publish_now:
             return False
-        command = self._decode_publish(payload)
-        if command is None:
+        commands = self._decode_publishes(payloads)
+        if commands is None:
             return False
-        request = command.publish
-        self._publish(command.id, request.channel, request.data)
+        if len(commands) > 1 and not self._opaque and self._publish_together(commands):
+            return True
+        for command in commands:
+            self._publish(command.id, command.publish.channel, command.publish.data)
+        return True
+
+    def _publish_together(self, commands: Sequence[PublishCommand]) -> bool:
+        """What nearly every read of a busy publisher holds: one topic, and no answers wanted.
+
+        A fourth of what they cost one by one. False if they are anything else.
+        """
+        topic = self._open_topic
+        for command in commands:
+            if command.id or command.publish.channel != topic or not command.publish.data:
+                return False
+        # Copies: a Raw would keep the whole message that it is a part of.
+        contents = [bytes(command.publish.data) for command in commands]
+        try:
+            self._router.publish_all(topic, contents, self._session.info)
+        except Refused:
+            pass  # it was open to all, but an fd may be gone; and nobody waits for an answer
         return True
 
     def may_wait(self, payload: bytes) -> bool:

@@ -44,7 +44,7 @@ def publish_apart(
     publication = Publication(topic, data, info, tags=tags, opaque=opaque)
     position = None
     if rules.history_size and not skip_history:
-        publication = router.engine.publish(publication, rules, trio.current_time())
+        (publication,) = router.engine.publish(topic, (publication,), rules, trio.current_time())
         position = router.engine.position(topic)
     router.published += 1
     if retain or rules.retain:

@@ -1,5 +1,8 @@
 """What a connection carries out where it reads, and what it leaves to a task that may wait."""
 
+import json
+from typing import Any
+
 import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric import ed25519
@@ -7,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker import Broker, Connection, Frame, TokenRules
-from broker.testing import Peer, client_frame, open_test_broker
+from broker.testing import Network, Peer, client_frame, open_test_broker
 from broker.tokens import Key, Tokens, mint
 from broker.transport.frames import CLOSE, PING, PONG, TEXT
 
@@ -141,3 +144,92 @@ async def test_while_a_key_is_fetched_pings_are_answered(autojump_clock: MockClo
         may_go_on.set()
         code, _ = await peer.receive_close()
         assert code == 3500
+
+
+# publishes that come together: carried out at once, or one by one, and never otherwise
+
+
+async def published(net: Network, *payloads: bytes, topic: str = "news") -> list[Any]:
+    """What a subscriber gets of these messages, sent in one write: their pushes, without frames."""
+    reader = await net.open_client()
+    await reader.request(subscribe={"channel": topic})
+    writer = await net.open_client()
+    await writer.request(publish={"channel": topic, "data": "opened"})
+    await writer.send(b"".join([client_frame(TEXT, payload) for payload in payloads]))
+    got: list[Any] = []
+    while True:
+        with trio.move_on_after(1) as silence:
+            got += map(json.loads, (await reader.receive_text()).split("\n"))
+        if silence.cancelled_caught:
+            return [push["push"]["pub"] | {"channel": push["push"]["channel"]} for push in got[1:]]
+
+
+def a_publish(data: object, topic: str = "news") -> bytes:
+    return json.dumps({"publish": {"channel": topic, "data": data}}, ensure_ascii=False).encode()
+
+
+TOGETHER: dict[str, tuple[list[bytes], list[object]]] = {
+    "one": ([a_publish(1)], [1]),
+    "two": ([a_publish(1), a_publish(2)], [1, 2]),
+    "as many as have a template": ([a_publish(n) for n in range(4)], [0, 1, 2, 3]),
+    "more than history keeps": ([a_publish(n) for n in range(250)], list(range(250))),
+    "a percent sign": ([a_publish("100 %d %b")] * 5, ["100 %d %b"] * 5),
+    "not ASCII": ([a_publish("ü"), a_publish("客户端")], ["ü", "客户端"]),
+    "two in one message": ([a_publish(1), a_publish(2) + b"\n" + a_publish(3)], [1, 2, 3]),
+    "lines within": ([a_publish(1), a_publish({"a": 2}).replace(b" ", b"\n")], [1, {"a": 2}]),
+    "a line too many": ([a_publish(1) + b"\n", a_publish(2), a_publish(3)], [1, 2, 3]),
+    "without data": ([a_publish(1), b'{"publish":{"channel":"news"}}', a_publish(3)], [1, 3]),
+    "another topic between": ([a_publish(1), a_publish(2, "b"), a_publish(3)], [1, 3]),
+    "a topic that is none": ([a_publish(1), a_publish(2, "a b"), a_publish(3)], [1, 3]),
+    "another command between": ([a_publish(1), b'{"id":7,"rpc":{}}', a_publish(3)], [1, 3]),
+    "an answer to a ping between": ([a_publish(1), b"{}", a_publish(3)], [1, 3]),
+}
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+async def test_publishes_that_come_together_arrive_one_by_one(
+    case: str, autojump_clock: MockClock
+) -> None:
+    payloads, expected = TOGETHER[case]
+    async with open_test_broker(Broker()) as net:
+        got = await published(net, *payloads)
+        assert [pub["data"] for pub in got] == expected
+        assert [pub["offset"] for pub in got] == list(range(2, 2 + len(expected)))
+        assert {pub["info"]["client"] for pub in got} == {"2"}
+
+
+async def test_publishes_to_a_reader_of_a_pattern_name_their_topic_however_many_come(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_test_broker(Broker()) as net:
+        reader = await net.open_client()
+        await reader.request(subscribe={"channel": "news.*"})
+        writer = await net.open_client()
+        await writer.request(publish={"channel": "news.a", "data": 0})
+        await reader.receive_json()
+        await writer.send(client_frame(TEXT, a_publish(1, "news.a")) * 5)
+        for _ in range(5):
+            push = (await reader.receive_json())["push"]
+            assert (push["channel"], push["pub"]["channel"]) == ("news.*", "news.a")
+            assert push["pub"]["tags"] == {"topic": "news.a"}
+
+
+async def test_an_empty_message_among_publishes_ends_the_connection(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_test_broker(Broker()) as net:
+        peer = await net.open_client()
+        for _ in range(2):  # the first opens the topic
+            await peer.send(client_frame(TEXT, a_publish(1)) * 3)
+        await peer.send(client_frame(TEXT, a_publish(1)) + client_frame(TEXT, b""))
+        assert (await peer.receive_close())[0] == 3501
+
+
+async def test_who_is_answered_is_answered_for_each(autojump_clock: MockClock) -> None:
+    async with open_test_broker(Broker()) as net:
+        peer = await net.open_client()
+        await peer.request(publish={"channel": "a", "data": 0})
+        sent = [{"id": n, "publish": {"channel": "a", "data": n}} for n in range(2, 9)]
+        await peer.send(b"".join([client_frame(TEXT, json.dumps(c).encode()) for c in sent]))
+        replies = [json.loads(line) for line in (await peer.receive_text()).split("\n")]
+        assert [reply["id"] for reply in replies] == list(range(2, 9))

@@ -5,7 +5,7 @@ falls either into its recovery or behind it, never in between and never into bot
 """
 
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -24,12 +24,15 @@ class MemoryEngine:
         # Random, so that a client that comes back after a restart is told that it missed something.
         self._store = HistoryStore(max_bytes, new_epoch=lambda: secrets.token_hex(4))
 
-    def publish(self, publication: Publication, rules: TopicRules, now: float) -> Publication:
-        """Keep a publication as its topic's rules say; return it with its offset.
+    def publish(
+        self, topic: str, publications: Sequence[Publication], rules: TopicRules, now: float
+    ) -> Sequence[Publication]:
+        """Keep publications as their topic's rules say; return them with their offsets.
 
         `now` is `trio.current_time()`: asked for once per run, as it costs more than the rest.
         """
-        return self._store.append(publication, now, rules.history_size, rules.history_ttl)
+        size, ttl = rules.history_size, rules.history_ttl
+        return self._store.extend(topic, publications, now, size, ttl)
 
     def position(self, topic: str) -> Position:
         return self._store.position(topic, trio.current_time())

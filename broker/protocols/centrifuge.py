@@ -147,17 +147,21 @@ def decode(payload: bytes) -> list[Command]:
         raise BadCommand("nested too deeply") from None
 
 
-def decode_publish(payload: bytes) -> PublishCommand | None:
-    """The command of a message that is one publish and nothing else; None for any other message.
+def decode_publishes(payloads: Sequence[bytes]) -> Sequence[PublishCommand] | None:
+    """The commands of messages that are one publish each and nothing else; None for any others.
 
-    0.5 µs, where `decode` and a look at every method take 1.6 µs.
+    0.2 µs a message, where `decode` and a look at every method take 1.6 µs.
     """
-    if b'"publish"' not in payload[:32] or b"\n" in payload or not payload.isascii():
+    if b'"publish"' not in payloads[0][:32]:
+        return None
+    joined = payloads[0] if len(payloads) == 1 else b"\n".join(payloads)
+    if joined.count(b"\n") >= len(payloads) or not joined.isascii():
         return None
     try:
-        return _publish_decoder.decode(payload)
+        commands = _publish_decoder.decode_lines(joined)
     except (msgspec.DecodeError, RecursionError):
         return None
+    return commands if len(commands) == len(payloads) else None
 
 
 def is_connect(payload: bytes) -> bool:
@@ -242,8 +246,8 @@ class Codec(ABC):
         command that is none."""
 
     @abstractmethod
-    def decode_publish(self, payload: bytes) -> PublishCommand | None:
-        """The command of a message that is one publish and nothing else; None for any other.
+    def decode_publishes(self, payloads: Sequence[bytes]) -> Sequence[PublishCommand] | None:
+        """The commands of messages that are one publish each and nothing else; None for any others.
 
         On the hot path, so it may also give up on a publish that is written in an unusual way.
         """
@@ -251,6 +255,11 @@ class Codec(ABC):
     @abstractmethod
     def publication(self, name: str, publication: Publication) -> bytes:
         """A ready frame of one publication for those who listen under `name`."""
+
+    def publications(self, name: str, publications: Sequence[Publication]) -> Sequence[bytes]:
+        """A ready frame each of several publications of one topic, from one publisher, all with the
+        same tags."""
+        return [self.publication(name, publication) for publication in publications]
 
     @abstractmethod
     def encode(self, reply: Mapping[str, object]) -> bytes:
@@ -348,7 +357,7 @@ class CentrifugeJson(Codec):
 
     # No call around a call: these are on the hot path.
     decode = staticmethod(decode)
-    decode_publish = staticmethod(decode_publish)
+    decode_publishes = staticmethod(decode_publishes)
 
     def publication(self, name: str, publication: Publication) -> bytes:
         info = publication.info
@@ -373,6 +382,22 @@ class CentrifugeJson(Codec):
             data = opaque_json(data)
         return frames.text_frame(b"%b%b%b}}}" % (head, data, tail))
 
+    def publications(self, name: str, publications: Sequence[Publication]) -> Sequence[bytes]:
+        first = publications[0]
+        if len(publications) < _WORTH_A_TEMPLATE or not _is_simple(name, first):
+            return [self.publication(name, publication) for publication in publications]
+        # What they have in common is written once: a third of the time of one by one.
+        start = b'{"push":{"channel":' + _string(name) + b',"pub":{"data":'
+        info = b"" if first.info is None else b',"info":' + _info(first.info)
+        template = b'%b%%b%b,"offset":%%d}}}' % (
+            start.replace(b"%", b"%%"),
+            info.replace(b"%", b"%%"),
+        )
+        return [
+            frames.text_frame(template % (publication.data, publication.offset))
+            for publication in publications
+        ]
+
     def encode(self, reply: Mapping[str, object]) -> bytes:
         return _encoder.encode(reply)
 
@@ -385,6 +410,19 @@ class CentrifugeJson(Codec):
 
 
 CENTRIFUGE_JSON = CentrifugeJson()
+
+_WORTH_A_TEMPLATE = 4
+
+
+def _is_simple(name: str, publication: Publication) -> bool:
+    """Whether a publication shows nothing but data, info and offset under `name`."""
+    return (
+        name == publication.topic
+        and publication.offset > 0
+        and not publication.tags
+        and not publication.time
+        and not publication.opaque
+    )
 
 
 @lru_cache(maxsize=4096)

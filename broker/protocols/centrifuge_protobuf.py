@@ -492,32 +492,14 @@ class CentrifugeProtobuf(Codec):
             raise BadCommand("empty")
         return _Commands(payload, places)
 
-    def decode_publish(self, payload: bytes) -> PublishCommand | None:
-        # Length, id, and one publish of channel and data, in the order in which everyone writes it.
-        try:
-            size, at = _read_varint(payload, 0)
-            end = len(payload)
-            request_id = 0
-            if at + size != end:
+    def decode_publishes(self, payloads: Sequence[bytes]) -> Sequence[PublishCommand] | None:
+        commands = []
+        for payload in payloads:
+            command = _read_publish(payload)
+            if command is None:
                 return None
-            if payload[at] == 0x08:
-                request_id, at = _read_varint(payload, at + 1)
-            if payload[at] != 0x3A or request_id >= 2**32:
-                return None
-            size, at = _read_varint(payload, at + 1)
-            if at + size != end or payload[at] != 0x0A:
-                return None
-            size, at = _read_varint(payload, at + 1)
-            channel = payload[at : at + size].decode()
-            at += size
-            if payload[at] != 0x12:
-                return None
-            size, at = _read_varint(payload, at + 1)
-            if at + size != end:
-                return None
-        except (IndexError, UnicodeDecodeError, BadCommand):
-            return None
-        return PublishCommand(PublishRequest(channel, Raw(payload[at:])), request_id)
+            commands.append(command)
+        return commands
 
     def publication(self, name: str, publication: Publication) -> bytes:
         info = publication.info
@@ -545,6 +527,34 @@ class CentrifugeProtobuf(Codec):
 
 
 CENTRIFUGE_PROTOBUF = CentrifugeProtobuf()
+
+
+def _read_publish(payload: bytes) -> PublishCommand | None:
+    """Length, id, and one publish of channel and data, in the order in which everyone writes it."""
+    try:
+        size, at = _read_varint(payload, 0)
+        end = len(payload)
+        request_id = 0
+        if at + size != end:
+            return None
+        if payload[at] == 0x08:
+            request_id, at = _read_varint(payload, at + 1)
+        if payload[at] != 0x3A or request_id >= 2**32:
+            return None
+        size, at = _read_varint(payload, at + 1)
+        if at + size != end or payload[at] != 0x0A:
+            return None
+        size, at = _read_varint(payload, at + 1)
+        channel = payload[at : at + size].decode()
+        at += size
+        if payload[at] != 0x12:
+            return None
+        size, at = _read_varint(payload, at + 1)
+        if at + size != end:
+            return None
+    except (IndexError, UnicodeDecodeError, BadCommand):
+        return None
+    return PublishCommand(PublishRequest(channel, Raw(payload[at:])), request_id)
 
 
 def _extras(name: str, publication: Publication) -> bytes:

@@ -1,5 +1,7 @@
 """The plain protocol: a bare WebSocket, each message for the app (wire reference, section 1)."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from broker.core.messages import Publication
@@ -26,6 +28,10 @@ class Plain:
             except BadCommand:
                 return frames.binary_frame(data)
         return self.message(data)
+
+    def publications(self, name: str, publications: Sequence[Publication]) -> Sequence[bytes]:
+        """Several, each in a frame of its own."""
+        return [self.publication(name, publication) for publication in publications]
 
     def message(self, data: bytes) -> bytes:
         """One JSON value as a text frame."""

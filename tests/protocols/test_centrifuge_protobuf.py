@@ -369,7 +369,7 @@ def test_commands_are_read_as_the_library_writes_them(sent: list[Any]) -> None:
 @given(commands)
 def test_the_fast_way_reads_a_publish_like_the_slow_one_and_nothing_else(sent: Any) -> None:
     payload = delimited(sent)
-    fast = CENTRIFUGE_PROTOBUF.decode_publish(payload)
+    (fast,) = CENTRIFUGE_PROTOBUF.decode_publishes([payload]) or (None,)
     (slow,) = CENTRIFUGE_PROTOBUF.decode(payload)
     if sent.HasField("publish") and sent.publish.channel and sent.publish.data:
         assert fast is not None
@@ -384,19 +384,19 @@ def test_the_fast_way_reads_a_publish_like_the_slow_one_and_nothing_else(sent: A
 def test_two_publishes_in_a_message_are_not_taken_for_one() -> None:
     publish = schema.Command(id=1, publish=schema.PublishRequest(channel="a", data=b"1"))
     payload = delimited(publish, publish)
-    assert CENTRIFUGE_PROTOBUF.decode_publish(payload) is None
+    assert CENTRIFUGE_PROTOBUF.decode_publishes([payload]) is None
     assert len(CENTRIFUGE_PROTOBUF.decode(payload)) == 2
 
 
 def test_the_fast_way_leaves_what_is_odd_to_the_slow_one() -> None:
     publish = schema.Command(id=1, publish=schema.PublishRequest(channel="a", data=b"1"))
     payload = delimited(publish)
-    assert CENTRIFUGE_PROTOBUF.decode_publish(payload) is not None
+    assert CENTRIFUGE_PROTOBUF.decode_publishes([payload]) is not None
     for size in (payload[0] - 1, payload[0] + 1):
-        assert CENTRIFUGE_PROTOBUF.decode_publish(bytes((size,)) + payload[1:]) is None
+        assert CENTRIFUGE_PROTOBUF.decode_publishes([bytes((size,)) + payload[1:]]) is None
     # An id of 2^32.
     body = b"\x08\x80\x80\x80\x80\x10" + payload[3:]
-    assert CENTRIFUGE_PROTOBUF.decode_publish(bytes((len(body),)) + body) is None
+    assert CENTRIFUGE_PROTOBUF.decode_publishes([bytes((len(body),)) + body]) is None
 
 
 def test_what_nobody_knows_is_skipped() -> None:
@@ -441,7 +441,7 @@ def test_a_known_field_of_another_wire_type_is_unknown() -> None:
     ids=repr,
 )
 def test_what_is_no_command_is_told_in_one_line(payload: bytes) -> None:
-    assert CENTRIFUGE_PROTOBUF.decode_publish(payload) is None
+    assert CENTRIFUGE_PROTOBUF.decode_publishes([payload]) is None
     with pytest.raises(BadCommand) as caught:
         list(CENTRIFUGE_PROTOBUF.decode(payload))
     message = str(caught.value)
@@ -506,7 +506,7 @@ def test_a_filter_nested_too_deeply_is_told() -> None:
 
 @given(st.binary(max_size=80))
 def test_nothing_else_is_raised_by_whatever_comes(payload: bytes) -> None:
-    CENTRIFUGE_PROTOBUF.decode_publish(payload)
+    CENTRIFUGE_PROTOBUF.decode_publishes([payload])
     try:
         list(CENTRIFUGE_PROTOBUF.decode(payload))
     except BadCommand:
