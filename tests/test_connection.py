@@ -12,7 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from broker import Broker, Connection, Frame, TokenRules
 from broker.testing import Network, Peer, client_frame, open_test_broker
 from broker.tokens import Key, Tokens, mint
-from broker.transport.frames import CLOSE, PING, PONG, TEXT
+from broker.transport.frames import BINARY, CLOSE, PING, PONG, TEXT
 
 
 def count_tasks() -> int:
@@ -180,7 +180,7 @@ TOGETHER: dict[str, tuple[list[bytes], list[object]]] = {
     "a line too many": ([a_publish(1) + b"\n", a_publish(2), a_publish(3)], [1, 2, 3]),
     "without data": ([a_publish(1), b'{"publish":{"channel":"news"}}', a_publish(3)], [1, 3]),
     "another topic between": ([a_publish(1), a_publish(2, "b"), a_publish(3)], [1, 3]),
-    "a topic that is none": ([a_publish(1), a_publish(2, "a b"), a_publish(3)], [1, 3]),
+    "a topic that is none": ([a_publish(1), a_publish(2, "a.*"), a_publish(3)], [1, 3]),
     "another command between": ([a_publish(1), b'{"id":7,"rpc":{}}', a_publish(3)], [1, 3]),
     "an answer to a ping between": ([a_publish(1), b"{}", a_publish(3)], [1, 3]),
 }
@@ -196,6 +196,9 @@ async def test_publishes_that_come_together_arrive_one_by_one(
         assert [pub["data"] for pub in got] == expected
         assert [pub["offset"] for pub in got] == list(range(2, 2 + len(expected)))
         assert {pub["info"]["client"] for pub in got} == {"2"}
+        # One that opened the topic, and in one case another to a topic of its own.
+        others = case == "another topic between"
+        assert net.broker.stats().published == 1 + len(expected) + others
 
 
 async def test_publishes_to_a_reader_of_a_pattern_name_their_topic_however_many_come(
@@ -233,3 +236,26 @@ async def test_who_is_answered_is_answered_for_each(autojump_clock: MockClock) -
         await peer.send(b"".join([client_frame(TEXT, json.dumps(c).encode()) for c in sent]))
         replies = [json.loads(line) for line in (await peer.receive_text()).split("\n")]
         assert [reply["id"] for reply in replies] == list(range(2, 9))
+
+
+async def test_text_that_is_not_utf_8_ends_the_connection_in_binary_frames_too(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_test_broker(Broker()) as net:
+        peer = await net.open_client()
+        await peer.request(publish={"channel": "news", "data": 0})
+        broken = a_publish("?").replace(b"?", b"\xff")
+        await peer.send(b"".join(client_frame(BINARY, each) for each in (a_publish(1), broken)))
+        assert (await peer.receive_close())[0] == 3501
+
+
+async def test_direct_messages_to_who_has_gone_are_no_offence(autojump_clock: MockClock) -> None:
+    async with open_test_broker(Broker()) as net:
+        sender, receiver = await net.open_client(), await net.open_client()
+        message = client_frame(TEXT, a_publish("hi", f"fd:{receiver.fd}"))
+        await sender.send(message * 3)
+        for _ in range(3):
+            await receiver.receive_json()
+        await receiver.aclose()
+        await sender.send(message * 3)
+        assert await pong_to(sender) == (PONG, b"?")

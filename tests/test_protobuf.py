@@ -122,6 +122,25 @@ async def test_messages_go_between_the_encodings_both_ways(autojump_clock: objec
         assert (pub["data"], pub["info"]["client"]) == ({"b": 2}, "1")
 
 
+async def test_bytes_that_come_together_are_told_apart_from_json(autojump_clock: object) -> None:
+    async with open_test_broker(Broker()) as net:
+        one, other = await connect(net), await net.open_client()
+        await other.request(subscribe={"channel": "news"})
+        for _ in range(2):  # the first opens the topic
+            publishes = [
+                schema.Command(publish={"channel": "news", "data": data})
+                for data in (b"1", b"\xff\n", b'"a"')
+            ]
+            await one.peer.send(
+                b"".join(
+                    client_frame(frames.BINARY, delimited(command.SerializeToString()))
+                    for command in publishes
+                )
+            )
+            pushes = [(await other.receive_json())["push"]["pub"]["data"] for _ in range(3)]
+            assert pushes == [1, "/wo=", "a"]
+
+
 async def test_several_commands_of_a_frame_are_answered_in_order(autojump_clock: object) -> None:
     async with open_test_broker(Broker()) as net:
         peer = await connect(net)

@@ -58,6 +58,23 @@ def everything(store: HistoryStore, topic: str, now: float = 0.0) -> str:
 # keeping
 
 
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 9])
+@pytest.mark.parametrize("before", ["", "x", "xyz", "wxyz"])
+def test_several_at_once_are_kept_as_one_by_one(before: str, count: int) -> None:
+    stores = store_of(), store_of()
+    more = "abcdefghi"[:count]
+    for store in stores:
+        put(store, "a", before, size=4)
+    put(stores[0], "a", more, size=4)
+    publications = [Publication("a", text.encode(), tags={"n": text}) for text in more]
+    kept = stores[1].extend("a", publications, 0.0, 4, 300.0)
+    assert [p.offset for p in kept] == list(range(len(before) + 1, len(before) + count + 1))
+    assert [p.tags for p in kept] == [p.tags for p in publications]
+    assert everything(stores[0], "a") == everything(stores[1], "a") == (before + more)[-4:]
+    assert stores[0].statistics() == stores[1].statistics()
+    assert stores[0].position("a", 0.0).offset == stores[1].position("a", 0.0).offset
+
+
 def test_offsets_start_at_1_and_grow_by_one_per_topic() -> None:
     store = store_of()
     sent = [Publication(topic, b"{}") for topic in ("a", "a", "b", "a")]

@@ -83,6 +83,36 @@ def test_a_publication_is_a_push(
     }
 
 
+@given(
+    texts | st.just("100%d %b"),
+    st.none() | texts,
+    st.none() | infos,
+    st.sampled_from([0, 1, 2**40]),
+    st.sampled_from([0, 1700000000000]),
+    st.none() | st.dictionaries(texts, texts, max_size=2),
+    st.booleans(),
+    st.integers(1, 6),
+)
+def test_several_publications_are_written_as_each_would_be(
+    topic: str,
+    pattern: str | None,
+    info: ClientInfo | None,
+    offset: int,
+    time: int,
+    tags: dict[str, str] | None,
+    opaque: bool,
+    count: int,
+) -> None:
+    name = topic if pattern is None else pattern
+    publications = [
+        Publication(topic, b'"%d%%d"' % n, info, offset and offset + n, time, tags, opaque)
+        for n in range(count)
+    ]
+    assert list(CENTRIFUGE_JSON.publications(name, publications)) == [
+        CENTRIFUGE_JSON.publication(name, publication) for publication in publications
+    ]
+
+
 @given(texts, infos, st.integers(0, 9999), texts, json_values)
 def test_the_other_pushes(
     topic: str, info: ClientInfo, code: int, reason: str, value: object
