@@ -83,31 +83,35 @@ def test_a_publication_is_a_push(
     }
 
 
-@given(
-    texts | st.just("100%d %b"),
-    st.none() | texts,
-    st.none() | infos,
-    st.sampled_from([0, 1, 2**40]),
-    st.sampled_from([0, 1700000000000]),
-    st.none() | st.dictionaries(texts, texts, max_size=2),
-    st.booleans(),
-    st.integers(1, 6),
+@pytest.mark.parametrize("count", [1, 3, 4, 20])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {},
+        {"topic": '100% "%d" %b'},
+        {"info": None},
+        {"info": ClientInfo("7", "50%d", b'"%b"')},
+        {"offset": 0},
+        {"time": 1700000000000},
+        {"tags": {"a": "1"}},
+        {"data": b"\xff", "opaque": True},
+        {"data": b'"%d %b"'},
+        {"data": b'"' + b"x" * 200 + b'"'},
+        {"data": b'"' + b"x" * 70_000 + b'"'},
+    ],
+    ids=lambda odd: next(iter(odd), "simple"),
 )
+@pytest.mark.parametrize("pattern", ["", "*"])
 def test_several_publications_are_written_as_each_would_be(
-    topic: str,
-    pattern: str | None,
-    info: ClientInfo | None,
-    offset: int,
-    time: int,
-    tags: dict[str, str] | None,
-    opaque: bool,
-    count: int,
+    pattern: str, odd: dict[str, Any], count: int
 ) -> None:
-    name = topic if pattern is None else pattern
-    publications = [
-        Publication(topic, b'"%d%%d"' % n, info, offset and offset + n, time, tags, opaque)
-        for n in range(count)
-    ]
+    base = {"topic": "a", "data": b"1", "info": ClientInfo("7"), "offset": 95} | odd
+    publications = [Publication(**base) for _ in range(count)]
+    if base["offset"]:
+        publications = [
+            msgspec.structs.replace(p, offset=p.offset + n) for n, p in enumerate(publications)
+        ]
+    name = pattern or base["topic"]
     assert list(CENTRIFUGE_JSON.publications(name, publications)) == [
         CENTRIFUGE_JSON.publication(name, publication) for publication in publications
     ]
