@@ -105,7 +105,7 @@ def test_a_publication_is_a_push(
 def test_several_publications_are_written_as_each_would_be(
     pattern: str, odd: dict[str, Any], count: int
 ) -> None:
-    base = {"topic": "a", "data": b"1", "info": ClientInfo("7"), "offset": 95} | odd
+    base: dict[str, Any] = {"topic": "a", "data": b"1", "info": ClientInfo("7"), "offset": 95} | odd
     publications = [Publication(**base) for _ in range(count)]
     if base["offset"]:
         publications = [
