@@ -84,11 +84,14 @@ def lowest(session: nox.Session) -> None:
 
 
 @nox.session
-def sdk(session: nox.Session) -> None:
-    """Only the official Centrifuge SDKs: Python's from PyPI, JavaScript's from npm under Node."""
-    _install(session, "sdk")
+def sdk_js(session: nox.Session) -> None:
+    """The official JavaScript SDK from npm, under Node and in Chromium, with WebSocket and without."""
+    _install(session, "browser")
     _install_sdks(session)
-    session.run("python", "-m", "pytest", "-m", "sdk", *session.posargs)
+    session.run(
+        *("python", "-m", "pytest", "tests/sdk/test_sdk_javascript.py", "tests/browser"),
+        *session.posargs,
+    )
 
 
 @nox.session

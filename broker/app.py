@@ -26,6 +26,7 @@ from .errors import CloseCode, Lagged, Refused, UnsubscribeCode, check_close_cod
 from .hooks import Hooks
 from .http.app import http_app
 from .http.backends import BackendServer
+from .http.fallbacks import Fallbacks
 from .http.server import HttpServer
 from .jwks import open_tokens
 from .logs import configure_if_unset, reconfigure
@@ -536,7 +537,7 @@ class Broker:
         self, listeners: list[AnyListener], task_status: trio.TaskStatus[list[str]]
     ) -> None:
         config = self.config
-        http = BackendServer(self, HttpServer(http_app(self)))
+        backends = BackendServer(self, HttpServer(http_app(self)))
         try:
             async with (
                 # Looked up each time: a test may move the clock.
@@ -550,7 +551,7 @@ class Broker:
                     config,
                     self.hooks,
                     router,
-                    http.serve,
+                    Fallbacks(backends.serve).serve,
                     loopback_bind=config.unix is not None or is_loopback(config.host),
                     tokens=tokens,
                     max_connections=_connection_limit(config),
@@ -577,7 +578,7 @@ class Broker:
                         task_status.started(addresses)
                         await self._stop.wait()
                         node.draining = True
-                        http.stop()
+                        backends.stop()
                         log.info("stopping", connections=len(self._hub.sessions))
                         intake.cancel_scope.cancel()
                     sessions.cancel_scope.deadline = trio.current_time() + config.drain_seconds

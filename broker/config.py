@@ -287,6 +287,9 @@ class Config:
         default=("/", "/connection/websocket"), validator=_paths
     )
     """`/` for a bare `new WebSocket("ws://host:9501")`, the other as Centrifugo has it."""
+    fallbacks: bool = True
+    """Whether clients without WebSocket are served over HTTP, on `/connection/http_stream`,
+    `/connection/sse`, `/connection/uni_sse` and `/emulation`, by the same rules as all others."""
     allowed_origins: tuple[str, ...] = attrs.field(default=(), validator=_origins)
     """Origins that may connect besides the page's own; `*` allows all. On a loopback bind and under
     a loopback name, loopback origins and `null` (a page opened from a file) pass as well, until

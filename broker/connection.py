@@ -13,7 +13,7 @@ from contextlib import suppress
 from math import inf
 from time import time as wall_clock
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import structlog
@@ -45,8 +45,12 @@ SUBPROTOCOLS: Mapping[str, Codec] = {
 }
 """What a WebSocket handshake may ask for. Who asks for nothing is plain, or speaks JSON."""
 
-HttpHandler = Callable[[trio.abc.Stream, bytes], Awaitable[None]]
-"""Serves plain HTTP on a stream of which some bytes were already read."""
+HttpHandler = Callable[["Node", trio.abc.Stream, Head, bytes, str], Awaitable["Connection | None"]]
+"""Serves plain HTTP on a stream whose head, and some bytes behind it, were already read; the last is
+the peer's address. Returns a connection where the request opens one. May raise `HeadError`."""
+
+Transport = Literal["websocket", "http_stream", "sse", "uni_sse"]
+"""How a peer is carried, in the words of the SDKs."""
 
 
 @attrs.define(eq=False)
@@ -111,6 +115,7 @@ class ConnectionInfo:
     user: str
     address: str
     path: str
+    transport: Transport
     protocol: str
     opened_at: float
     topics: tuple[str, ...]
@@ -173,24 +178,34 @@ async def _receive(node: Node, stream: trio.abc.Stream, address: str) -> "Connec
             return None
         head = parse_head(both[0])
         if not (head.is_upgrade and head.path in config.websocket_paths):
-            await node.serve_http(stream, b"".join(both))
-            return None
+            return await node.serve_http(node, stream, head, both[1], address)
         check_upgrade(head)
-        if node.draining:
-            raise HeadError(503, "shutting down")
-        # Where users matter, a page of another program's on this machine is somebody else's too.
-        lenient = node.loopback_bind and not node.tokens.enabled
-        if not origin_allowed(head, config.allowed_origins, loopback_bind=lenient):
-            raise HeadError(403, f"origin not allowed: {head.origin}")
+        check_welcome(node, head)
     except HeadError as error:
         node.refused += 1
         node.log.info("refused", status=error.status, reason=error.reason, peer=address)
-        await _answer_and_linger(stream, refusal(error.status, error.reason), config)
+        answer = refusal(error.status, error.reason, error.headers)
+        await answer_and_linger(stream, answer, config)
         return None
     return Connection(node, stream, head, both[1], address)
 
 
-async def _answer_and_linger(stream: trio.abc.Stream, answer: bytes, config: Config) -> None:
+def check_welcome(node: Node, head: Head) -> None:
+    """Raise `HeadError` if nobody may connect now, or not from where this request comes."""
+    if node.draining:
+        raise HeadError(503, "shutting down")
+    check_origin(node, head)
+
+
+def check_origin(node: Node, head: Head) -> None:
+    """Raise `HeadError` if a request comes from a page that must not be served."""
+    # Where users matter, a page of another program's on this machine is somebody else's too.
+    lenient = node.loopback_bind and not node.tokens.enabled
+    if not origin_allowed(head, node.config.allowed_origins, loopback_bind=lenient):
+        raise HeadError(403, f"origin not allowed: {head.origin}")
+
+
+async def answer_and_linger(stream: trio.abc.Stream, answer: bytes, config: Config) -> None:
     """Send a last answer and read on for a while: unread bytes would turn it into a reset."""
     with trio.move_on_after(config.close_seconds):
         await stream.send_all(answer)
@@ -205,10 +220,10 @@ async def _answer_and_linger(stream: trio.abc.Stream, answer: bytes, config: Con
 
 
 class Connection:
-    """One WebSocket peer, as hooks see it.
+    """One peer, as hooks see it: a WebSocket, or a client without one (`http.fallbacks`).
 
     `data` is for the app, to keep what it likes with the connection. `claims` is what its token
-    says, `meta` among them; empty without one.
+    says, `meta` among them; empty without one. `transport` says how the peer is carried.
     """
 
     __slots__ = (
@@ -237,18 +252,33 @@ class Connection:
         "outbox",
         "path",
         "subprotocol",
+        "transport",
     )
 
     def __init__(
-        self, node: Node, stream: trio.abc.Stream, head: Head, behind: bytes, address: str
+        self,
+        node: Node,
+        stream: trio.abc.Stream,
+        head: Head,
+        behind: bytes,
+        address: str,
+        *,
+        transport: Transport = "websocket",
+        answer: bytes = b"",
     ) -> None:
+        """`answer` is what accepts a peer that asked for no WebSocket."""
         self.data: dict[str, Any] = {}
         self.claims: Mapping[str, object] = _NO_CLAIMS
         self.address = address
         self.path = head.path
         self.headers: Mapping[str, str] = dict(head.headers)
         self.opened_at = wall_clock()
-        self.subprotocol = next((p for p in head.subprotocols if p in SUBPROTOCOLS), None)
+        self.transport = transport
+        self.subprotocol: str | None = None
+        if transport == "websocket":
+            offered = head.subprotocols
+            self.subprotocol = next((p for p in offered if p in SUBPROTOCOLS), None)
+            answer = acceptance(head, self.subprotocol)
         self._node = node
         self._stream = stream
         self._closing: Close | None = None
@@ -262,7 +292,7 @@ class Connection:
         self._is_seen_out = False
         self._conversation: Conversation | None = None
         self._waiting = 0
-        self._acceptance = acceptance(head, self.subprotocol)
+        self._acceptance = answer
         self._lane = Lane(stream, behind, node.lane_limits, self.end_soon, self._take_now)
         self._usage: ConnectionUsage | None = None  # until there are limits
         self._session: Session
@@ -324,8 +354,24 @@ class Connection:
     def info(self) -> ConnectionInfo:
         topics = tuple(self._session.subscriptions)
         return ConnectionInfo(
-            self.fd, self.user, self.address, self.path, self.protocol, self.opened_at, topics
+            self.fd,
+            self.user,
+            self.address,
+            self.path,
+            self.transport,
+            self.protocol,
+            self.opened_at,
+            topics,
         )
+
+    @property
+    def answers_pings(self) -> bool:
+        """Whether silence after a ping means that the peer is gone."""
+        return True
+
+    def connect_fields(self) -> dict[str, object]:
+        """What the reply to `connect` says besides, on account of the transport."""
+        return {}
 
     # from accept to the end
 
@@ -727,9 +773,12 @@ class Connection:
             ping = frames.encode(frames.PING, b"")
             self._ping_due = now + config.ping_seconds
         self.outbox.offer(Run((ping,), messages=0))
-        if self._pinged_at is None:
+        if self._pinged_at is None and self.answers_pings:
             self._pinged_at = now
 
+
+NODE_ID = "1"
+"""Which of several brokers this is, as the HTTP API says too: here there is one."""
 
 _NO_CLAIMS: Mapping[str, object] = MappingProxyType({})
 

@@ -432,6 +432,7 @@ class Conversation:
             "data": msgspec.Raw(to_json(data)),
             "ping": _whole_seconds(self._config.ping_seconds),
             "pong": True,
+            **self._connection.connect_fields(),
         }
         # No checkpoint from here to the reply: whatever is published next comes behind it.
         sessions.bind(fd, user)

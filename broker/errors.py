@@ -23,6 +23,7 @@ peer should come back: official clients stay away on 3500-3999 and 4500-4999, an
 everything else.
 """
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 
@@ -145,12 +146,14 @@ class Disconnect(BrokerError):
 
 
 class HeadError(BrokerError):
-    """A request head that is not acceptable; `status` is the HTTP status to answer with."""
+    """A request that is not acceptable; `status` is the HTTP status to answer with, and `headers`
+    are what the answer has besides."""
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, headers: Iterable[tuple[str, str]] = ()) -> None:
         super().__init__(f"{status}: {reason}")
         self.status = status
         self.reason = reason
+        self.headers = tuple(headers)
 
 
 class TokenRefused(BrokerError):

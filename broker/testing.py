@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import msgspec
 import trio
@@ -181,7 +181,7 @@ class Peer:
         """Go away without a word."""
         await trio.aclose_forcefully(self.stream)
 
-    async def __aenter__(self) -> "Peer":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(

@@ -24,7 +24,7 @@ from msgspec import Meta, Raw, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.connection import ConnectionInfo
+from broker.connection import NODE_ID, ConnectionInfo
 from broker.core.history import UnrecoverablePosition
 from broker.core.messages import ClientInfo, Fd, Position, Publication
 from broker.errors import CloseCode, ErrorCode, Refused
@@ -362,7 +362,7 @@ class Api:
         hub = statistics.hub
         uptime = time.time() - self._since
         node = {
-            "uid": "1",
+            "uid": NODE_ID,
             "name": "trio-broker",
             "version": VERSION,
             "num_clients": statistics.connections,
@@ -500,11 +500,11 @@ def _publication(publication: Publication) -> object:
 
 
 def _connection_info(info: ConnectionInfo) -> object:
-    """Ours, and the two fields that Centrifugo PRO has for it."""
+    """As Centrifugo PRO has it, with what we know besides."""
     shown = attrs.asdict(info)
     protocol = shown["protocol"]
     shown["protocol"] = protocol.removeprefix("centrifuge-")
-    return {"transport": "websocket", **shown}
+    return shown
 
 
 def _error(refusal: Refused) -> object:

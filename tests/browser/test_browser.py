@@ -211,6 +211,47 @@ def test_a_tab_that_was_cut_off_recovers_what_it_missed(
     assert mei.fd > before
 
 
+FAILS = """
+    window.WebSocket = class {
+        constructor() { setTimeout(() => this.onclose({ code: 1006, reason: "" })); }
+        close() {}
+    };
+"""
+"""A network that lets no WebSocket pass: what the page sees is a connection that fails."""
+
+BLOCKED = {
+    "fails": (FAILS, "http_stream"),
+    "throws": ("window.WebSocket = class { constructor() { throw Error(); } }", "http_stream"),
+    "is not there": ("delete window.WebSocket", "http_stream"),
+    "nor are streams": ("delete window.WebSocket; delete window.ReadableStream", "sse"),
+}
+"""How a page may be without WebSocket, and what it then uses."""
+
+
+@pytest.mark.parametrize("how", BLOCKED)
+def test_without_websocket_the_chat_goes_over_plain_http(
+    how: str, context: Any, start_broker: Callable[..., Any]
+) -> None:
+    script, transport = BLOCKED[how]
+    context.add_init_script(script)
+    broker = start_broker()
+    mei, jonas = Tab(context, broker.http, "Mei"), Tab(context, broker.http, "Jonas")
+    mei.say("No socket needed")
+    said = f"Mei · fd {mei.fd} No socket needed"
+    jonas.shows(said)
+    jonas.say("你好", to=mei.fd)
+    mei.shows(said, f"Jonas · fd {jonas.fd} → you 你好")
+    mei.wait_for("#people li", f"Jonas fd {jonas.fd}")
+    for tab in (mei, jonas):
+        streams = [url for url in tab.requests if "/connection/" in url]
+        assert [url.split("?")[0] for url in streams] == [f"{broker.http}/connection/{transport}"]
+        assert f"{broker.http}/emulation" in tab.requests
+        assert tab.wrong == []
+    gone = jonas.fd
+    jonas.page.close()
+    mei.wait_for("#messages .note", f"Jonas · fd {gone} left")
+
+
 def test_the_page_asks_nothing_of_any_other_host(
     context: Any, start_broker: Callable[..., Any]
 ) -> None:
@@ -290,7 +331,11 @@ def test_the_demo_on_the_page_prints_the_same(
     assert log.locator("li").all_inner_texts() == CLIENT_LINES
 
 
-def test_the_sample_chat_works_from_a_file(context: Any, start_broker: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("script", ["", *(script for script, _ in BLOCKED.values())])
+def test_the_sample_chat_works_from_a_file(
+    script: str, context: Any, start_broker: Callable[..., Any]
+) -> None:
+    context.add_init_script(script)
     broker = start_broker()
     pages = [context.new_page() for _ in range(2)]
     for fd, page in enumerate(pages, 1):

@@ -1,9 +1,12 @@
 // What an unmodified Centrifuge client for JavaScript does with the broker.
-// usage: node scenarios.mjs SCENARIO json|protobuf WS-URL; exits 0 when it went as it should
+// usage: node scenarios.mjs SCENARIO json|protobuf TRANSPORT WS-URL; exits 0 when it went as it should
 import assert from "node:assert/strict";
+import { createHmac } from "node:crypto";
+import { EventSource } from "eventsource";
 import WebSocket from "ws";
 
-const [scenario, encoding, url] = process.argv.slice(2);
+const [scenario, encoding, transport, url] = process.argv.slice(2);
+const http = url.replace(/^ws/, "http");
 const isProtobuf = encoding === "protobuf";
 const { Centrifuge } = await import(isProtobuf ? "centrifuge/build/protobuf" : "centrifuge");
 
@@ -29,13 +32,25 @@ function next(emitter, name, wanted = () => true) {
   });
 }
 
-/** A client that is connected; its fd is in `client.fd`. */
-async function connect(options = {}) {
-  const client = new Centrifuge(`${url}/connection/websocket`, { websocket: WebSocket, ...options });
+/** Where a transport is reached, at other paths if need be. */
+const endpoint = (name, path = `/connection/${name}`) => ({
+  transport: name,
+  endpoint: `${name === "websocket" ? url : http}${path}`,
+});
+
+/** A client that is connected; its fd is in `client.fd`, its transport in `client.transport`. */
+async function connect(options = {}, endpoints = [endpoint(transport)]) {
+  const client = new Centrifuge(endpoints, {
+    websocket: WebSocket,
+    eventsource: EventSource,
+    emulationEndpoint: `${http}/emulation`,
+    ...options,
+  });
   const connected = next(client, "connected");
   client.connect();
   const context = await connected;
   client.fd = Number(context.client);
+  client.transport = context.transport;
   assert.deepEqual(read(context.data), { fd: client.fd });
   return client;
 }
@@ -46,6 +61,15 @@ async function subscribe(client, topic, options = {}) {
   sub.subscribe();
   await subscribed;
   return sub;
+}
+
+/** A token that expires in a second, as a backend would mint it. */
+function token(claims) {
+  const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
+  const exp = Math.floor(Date.now() / 1000) + 1;
+  const signed = `${part({ alg: "HS256" })}.${part({ exp, ...claims })}`;
+  const secret = process.env.BROKER_TOKENS_HMAC_SECRET;
+  return `${signed}.${createHmac("sha256", secret).update(signed).digest("base64url")}`;
 }
 
 const data = ({ publications }) => publications.map((publication) => read(publication.data));
@@ -166,8 +190,59 @@ const scenarios = {
   },
 
   async rpc() {
+    const [alice, bob] = [await connect(), await connect()];
+    await assert.rejects(alice.rpc("nothing", said({})), { code: 104 });
+    const sub = await subscribe(bob, "room.lobby");
+    const arrived = next(sub, "publication");
+    const request = { topic: "room.lobby", data: { text: "hi" }, report: true };
+    const { data: report } = await alice.rpc("publish", said(request));
+    assert.equal(read(report).matched, 1);
+    assert.deepEqual(read((await arrived).data), { text: "hi" });
+  },
+
+  async tokenRefresh() {
+    let asked = 0;
+    const client = await connect({ getToken: async () => (asked++, token({ sub: "alice" })) });
+    client.on("connecting", () => assert.fail("it lost its connection"));
+    while (asked < 3) await new Promise((resolve) => setTimeout(resolve, 50));
+    await client.publish("room.lobby", said(1));
+  },
+
+  async tokenSubRefresh() {
+    const client = await connect({ token: token({ sub: "alice", exp: 4e9 }) });
+    let asked = 0;
+    const getToken = async ({ channel }) => (asked++, token({ sub: "alice", channel }));
+    const sub = await subscribe(client, "$secret", { getToken });
+    sub.on("unsubscribed", () => assert.fail("it lost its subscription"));
+    while (asked < 3) await new Promise((resolve) => setTimeout(resolve, 50));
+    const arrived = next(sub, "publication");
+    await sub.publish(said(1));
+    await arrived;
+  },
+
+  async fallback() {
+    const blocked = (name) => endpoint(name, "/nothing");
+    const [web, stream, sse] = ["websocket", "http_stream", "sse"].map((name) => endpoint(name));
+    const second = await connect({}, [blocked("websocket"), stream, sse]);
+    assert.equal(second.transport, "http_stream");
+    const third = await connect({}, [blocked("websocket"), blocked("http_stream"), sse]);
+    assert.equal(third.transport, "sse");
+    assert.equal((await connect({}, [web, stream, sse])).transport, "websocket");
+    const arrived = next(third, "publication", ({ channel }) => channel === `fd:${third.fd}`);
+    await second.publish(`fd:${third.fd}`, "over HTTP");
+    assert.equal((await arrived).data, "over HTTP");
+  },
+
+  async lostSession() {
     const client = await connect();
-    await assert.rejects(client.rpc("nothing", said({})), { code: 104 });
+    assert.equal(client.transport, transport);
+    const before = client.fd;
+    client._session = "999.nobody"; // as after a restart of the broker that nobody told it of
+    const back = next(client, "connected");
+    await client.publish("room.lobby", said(1)).catch(() => {});
+    if (transport === "websocket") return;
+    assert.ok(Number((await back).client) > before);
+    await client.publish("room.lobby", said(2));
   },
 };
 

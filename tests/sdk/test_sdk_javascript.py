@@ -17,28 +17,45 @@ SCENARIOS = re.findall(
 )
 
 
+# What a transport could break; the rest is the same conversation, tried over WebSocket alone.
+OVER_HTTP = ["messages", "presence", "recovery", "rpc", "tokenRefresh", "lostSession"]
+RUNS = [
+    *((scenario, "json", "websocket") for scenario in SCENARIOS),
+    *((scenario, "protobuf", "websocket") for scenario in SCENARIOS if scenario != "fallback"),
+    *((scenario, "json", how) for how in ("http_stream", "sse") for scenario in OVER_HTTP),
+]
+
+
 @pytest.fixture(scope="session")
 def node(missing: Callable[[str], NoReturn]) -> str:
     path = shutil.which("node")
     if path is None:
         missing("node is not installed (Debian: apt-get install nodejs npm)")
     if not (HERE / "node_modules" / "centrifuge").is_dir():
-        missing("the JavaScript SDK is not installed: run `npm ci` in tests/sdk, or `nox -s sdk`")
+        missing(
+            "the JavaScript SDK is not installed: run `npm ci` in tests/sdk, or `nox -s sdk_js`"
+        )
     return path
 
 
 def test_the_scenarios_were_found() -> None:
-    assert {"messages", "history", "presence", "recovery", "direct"} <= set(SCENARIOS)
+    assert {*OVER_HTTP, "history", "direct", "fallback"} <= set(SCENARIOS)
 
 
-@pytest.mark.parametrize("encoding", ["json", "protobuf"])
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize(("scenario", "encoding", "transport"), RUNS)
 def test_the_javascript_sdk_does(
-    scenario: str, encoding: str, node: str, start_broker: Callable[..., Any]
+    scenario: str,
+    encoding: str,
+    transport: str,
+    node: str,
+    start_broker: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if scenario.startswith("token"):
+        monkeypatch.setenv("BROKER_TOKENS_HMAC_SECRET", "0123456789abcdef0123456789abcdef")
     broker = start_broker()
     done = subprocess.run(
-        [node, "scenarios.mjs", scenario, encoding, broker.ws],
+        [node, "scenarios.mjs", scenario, encoding, transport, broker.ws],
         cwd=HERE,
         capture_output=True,
         text=True,

@@ -178,7 +178,7 @@ def test_the_python_sdk_does(
     missing: Callable[[str], NoReturn],
 ) -> None:
     if centrifuge is None:
-        missing("centrifuge-python is not installed: run `nox -s sdk`")
+        missing("centrifuge-python is not installed: run `nox -s tests`")
     broker = start_broker()
 
     async def within_reason() -> None:

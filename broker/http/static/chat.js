@@ -64,7 +64,13 @@
 
   // the connection
 
-  const centrifuge = new Centrifuge(`${location.origin.replace(/^http/, "ws")}/connection/websocket`);
+  // Some networks let no WebSocket pass: then the same goes over plain HTTP.
+  const at = (transport) => `${location.origin}/connection/${transport}`;
+  const centrifuge = new Centrifuge([
+    { transport: "websocket", endpoint: at("websocket").replace(/^http/, "ws") },
+    { transport: "http_stream", endpoint: at("http_stream") },
+    { transport: "sse", endpoint: at("sse") },
+  ]);
 
   function state(word) {
     $("state").textContent = word;

@@ -1,0 +1,327 @@
+"""Clients without WebSocket: what the server says in one long response, what they say in requests.
+
+A request for a stream becomes a `Connection` like any other, on a `Line` that says in HTTP what it
+writes. So each rule that holds for a WebSocket, from the bounds of the outbox to the codes of the end,
+holds here by being the same. The paths and shapes are those of the official JavaScript SDK.
+
+Rule 1  The app's `on_request` is not asked: these are connections, of which `on_open` tells.
+Rule 2  Who may connect is who may open a WebSocket: the same origins, with CORS to say so.
+Rule 3  A GET carries `connect` and nothing else. A page can make a browser ask for any URL without
+        saying where the request comes from, and must not publish by that.
+Rule 4  A session is 128 random bits that only its client was told; `/emulation` reaches that one.
+"""
+
+import re
+from collections.abc import Awaitable, Callable
+from email.utils import formatdate
+from hmac import compare_digest
+from secrets import token_urlsafe
+from typing import Final
+from urllib.parse import parse_qs
+
+import attrs
+import msgspec
+import trio
+
+from broker.connection import (
+    NODE_ID,
+    Connection,
+    Node,
+    Transport,
+    answer_and_linger,
+    check_origin,
+    check_welcome,
+)
+from broker.errors import HeadError
+from broker.protocols.centrifuge import (
+    CENTRIFUGE_JSON,
+    BadCommand,
+    ConnectRequest,
+    decode,
+    to_json,
+)
+from broker.transport.head import Head
+
+from .line import CONNECT_ID, Line, OneWayLine, SseLine, client_frame
+from .server import REQUEST_SECONDS
+
+EMULATION: Final = "/emulation"
+
+STREAMS: Final[dict[str, Transport]] = {
+    "/connection/http_stream": "http_stream",
+    "/connection/sse": "sse",
+    "/connection/uni_sse": "uni_sse",
+}
+
+PREFLIGHT_SECONDS = 7200
+"""How long a browser may remember that a page may ask: as long as Chromium does at most."""
+
+_SESSION = re.compile(r"([0-9]{1,18})\.(.+)")
+
+
+class HttpConnection(Connection):
+    """A client without WebSocket, as hooks see it. `message` is the first that it sends, and `answer`
+    the head of the response that its stream is."""
+
+    __slots__ = ("_line", "_secret")
+
+    def __init__(
+        self,
+        node: Node,
+        line: Line,
+        head: Head,
+        message: bytes,
+        address: str,
+        transport: Transport,
+        answer: bytes,
+    ) -> None:
+        behind = client_frame(message)
+        super().__init__(node, line, head, behind, address, transport=transport, answer=answer)
+        line.connection = self
+        self._line = line
+        self._secret = token_urlsafe(16)
+
+    async def run(self) -> None:
+        try:
+            await super().run()
+        finally:
+            self._line.end()
+
+    @property
+    def is_one_way(self) -> bool:
+        return self.transport == "uni_sse"
+
+    @property
+    def answers_pings(self) -> bool:
+        # Nobody answers a WebSocket's Ping here, which is what there is before `connect`.
+        return not self.is_one_way and self.protocol == CENTRIFUGE_JSON.name
+
+    def connect_fields(self) -> dict[str, object]:
+        if self.is_one_way:
+            return {"pong": False}
+        return {"session": f"{self.fd}.{self._secret}", "node": NODE_ID}
+
+    def is_session(self, secret: str) -> bool:
+        """Whether this is the second half of the session that its client was told."""
+        return compare_digest(self._secret.encode(), secret.encode())
+
+    async def say(self, message: bytes) -> bool:
+        """Take a message that came by another request; false if it is too late for any.
+
+        Waits while the session has too much to do, and no longer than it is there.
+        """
+        return self.is_established and await self._line.say(message)
+
+
+class _Emulated(msgspec.Struct):
+    """The body of a request to `/emulation`; `data` is one message."""
+
+    session: str
+    data: str
+
+
+class _OneWay(msgspec.Struct):
+    subs: dict[str, dict[str, msgspec.Raw]] = {}
+
+
+class Fallbacks:
+    """Serves the paths above; `http` gets what is for others."""
+
+    def __init__(self, http: Callable[[trio.abc.Stream, bytes], Awaitable[None]]) -> None:
+        self._http = http
+
+    async def serve(
+        self, node: Node, stream: trio.abc.Stream, head: Head, behind: bytes, address: str
+    ) -> Connection | None:
+        """See to one request; a connection where it opens one, that the caller runs.
+
+        Raises `HeadError` for a request that is not acceptable, and what the stream raises.
+        """
+        if not node.config.fallbacks or head.path not in (EMULATION, *STREAMS):
+            await self._http(stream, head.raw + behind)
+            return None
+        check_origin(node, head)
+        cors = _cors(head)
+        try:
+            request = _Request(node, stream, head, behind, cors)
+            if head.method == "OPTIONS":
+                await request.answer_preflight()
+            elif head.path == EMULATION:
+                await request.emulate()
+            else:
+                return await request.open(address)
+        except HeadError as error:
+            # A page may not even see the status of an answer without these.
+            raise HeadError(error.status, error.reason, (*error.headers, *cors)) from None
+        return None
+
+
+@attrs.frozen
+class _Request:
+    """One request to one of the paths here, from an origin that may."""
+
+    node: Node
+    stream: trio.abc.Stream
+    head: Head
+    behind: bytes
+    cors: tuple[tuple[str, str], ...]
+
+    async def answer_preflight(self) -> None:
+        """Say what a page of another origin may ask."""
+        await self._answer(
+            ("Access-Control-Allow-Methods", "GET, POST"),
+            ("Access-Control-Allow-Headers", "Content-Type"),
+            ("Access-Control-Max-Age", str(PREFLIGHT_SECONDS)),
+        )
+
+    async def emulate(self) -> None:
+        """Hand a message to the session that it names; answered when that has taken it."""
+        self._check_method("POST")
+        # In JSON a message grows by its quotes and backslashes: to twice its size at most.
+        body = await self._body(2 * self.node.config.max_message_bytes + 1024)
+        try:
+            request = msgspec.json.decode(body, type=_Emulated)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise HeadError(400, f"not an emulation request: {error}") from None
+        message = self._checked(request.data.encode())
+        connection = self._find(request.session)
+        if connection is None or not await connection.say(message):
+            raise HeadError(404, "no such session: connect again")
+        await self._answer()
+
+    async def open(self, address: str) -> Connection:
+        """Make the connection that this request asks for."""
+        node, head = self.node, self.head
+        transport = STREAMS[head.path]
+        self._check_method(*(["POST"] if transport == "http_stream" else ["GET", "POST"]))
+        check_welcome(node, head)
+        fetched_for = head.header("sec-fetch-site")
+        if head.origin is None and fetched_for in ("cross-site", "same-site"):
+            # An image or a frame of another page; what is no browser does not send this.
+            raise HeadError(403, "asked for by a page of another site")
+        line: Line
+        if transport == "uni_sse":
+            first, subs = await self._one_way()
+            line = OneWayLine(self.stream, subs)
+        else:
+            first = await self._first_message()
+            line = (SseLine if transport == "sse" else Line)(self.stream)
+        answer = self._accept(line)
+        return HttpConnection(node, line, head, self._checked(first), address, transport, answer)
+
+    # what is asked
+
+    def _check_method(self, *allowed: str) -> None:
+        if self.head.method not in allowed:
+            raise HeadError(
+                405,
+                f"{self.head.path} is asked with {' or '.join(allowed)}",
+                [("Allow", ", ".join([*allowed, "OPTIONS"]))],
+            )
+
+    async def _first_message(self) -> bytes:
+        """The message that a stream begins with: `connect`, and in a POST perhaps more."""
+        if self.head.method == "POST":
+            message = await self._body(self.node.config.max_message_bytes)
+        else:
+            message = self._parameters().get("cf_connect", [""])[0].encode()
+        try:
+            first, *others = decode(message)
+        except BadCommand as error:
+            raise HeadError(400, f"not a connect command: {error}") from None
+        if first.connect is None or not first.id:
+            raise HeadError(400, "the first command is connect, with an id")
+        if others and self.head.method == "GET":
+            raise HeadError(400, "cf_connect holds the connect command alone")
+        return message
+
+    async def _one_way(self) -> tuple[bytes, dict[str, dict[str, msgspec.Raw]]]:
+        """The connect command of a one-way client, and the topics it asks for."""
+        if self.head.method == "POST":
+            asked, topics, token = await self._body(self.node.config.max_message_bytes), [], ""
+        else:
+            parameters = self._parameters()
+            asked = parameters.get("cf_connect", ["{}"])[0].encode()
+            topics = parameters.get("topic", [])
+            token = parameters.get("token", [""])[0]
+        try:
+            msgspec.json.decode(asked, type=ConnectRequest)
+            subs = msgspec.json.decode(asked, type=_OneWay).subs
+            request = msgspec.json.decode(asked, type=dict[str, msgspec.Raw])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise HeadError(400, f"not a connect request: {error}") from None
+        subs |= {topic: {} for topic in topics if topic not in subs}
+        fields: dict[str, object] = {**request, **({"token": token} if token else {})}
+        return to_json({"id": CONNECT_ID, "connect": fields}), subs
+
+    def _parameters(self) -> dict[str, list[str]]:
+        try:
+            return parse_qs(self.head.query, errors="strict")
+        except ValueError:
+            raise HeadError(400, "the query is not UTF-8") from None
+
+    async def _body(self, limit: int) -> bytes:
+        length = self.head.header("content-length")
+        if length is None:
+            raise HeadError(411, "a POST says its Content-Length")
+        size = int(length)
+        if size > limit:
+            raise HeadError(413, f"the body has at most {limit} bytes")
+        body = bytearray(self.behind)
+        with trio.move_on_after(REQUEST_SECONDS) as reading:
+            if len(body) < size and (self.head.header("expect") or "").lower() == "100-continue":
+                await self.stream.send_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+            while len(body) < size:
+                data = await self.stream.receive_some(2**16)
+                if not data:
+                    raise HeadError(400, "the connection ended in the middle of the body")
+                body += data
+        if reading.cancelled_caught:
+            raise HeadError(408, f"a body comes within {REQUEST_SECONDS:g} s")
+        return bytes(body[:size])
+
+    def _checked(self, message: bytes) -> bytes:
+        limit = self.node.config.max_message_bytes
+        if len(message) > limit:
+            raise HeadError(413, f"a message has at most {limit} bytes")
+        return message
+
+    def _find(self, session: str) -> "HttpConnection | None":
+        match = _SESSION.fullmatch(session)
+        if match is None:
+            return None
+        connection = self.node.connections.get(int(match[1]))
+        if isinstance(connection, HttpConnection) and connection.is_session(match[2]):
+            return connection
+        return None
+
+    # what is answered
+
+    def _accept(self, line: Line) -> bytes:
+        """The head of a response that ends when its connection does, for HTTP/1.0 peers too."""
+        return _head(
+            "200 OK",
+            ("Content-Type", line.media_type),
+            # No proxy may keep it, change it, or hold it back until there is more.
+            ("Cache-Control", "no-store, no-transform"),
+            ("X-Accel-Buffering", "no"),
+            ("X-Content-Type-Options", "nosniff"),
+            *self.cors,
+        )
+
+    async def _answer(self, *fields: tuple[str, str]) -> None:
+        answer = _head("204 No Content", *fields, *self.cors)
+        await answer_and_linger(self.stream, answer, self.node.config)
+
+
+def _cors(head: Head) -> tuple[tuple[str, str], ...]:
+    """What lets a page of an origin that may connect read the answer."""
+    if head.origin is None:
+        return ()
+    return ("Access-Control-Allow-Origin", head.origin), ("Vary", "Origin")
+
+
+def _head(status: str, *fields: tuple[str, str]) -> bytes:
+    all_fields = [("Date", formatdate(usegmt=True)), *fields, ("Connection", "close")]
+    lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in all_fields)]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")

@@ -1,0 +1,1081 @@
+"""Clients without WebSocket, in memory: what streams say, what requests do, who ends when."""
+
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+import trio
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
+
+from broker import (
+    Broker,
+    Close,
+    Config,
+    ConnectEvent,
+    Connection,
+    Initiator,
+    Refused,
+    SubscribeEvent,
+    TokenRules,
+    TopicRules,
+)
+from broker.http.line import Line, OneWayLine, SseLine
+from broker.testing import Closed, MakePair, Network, Peer, handshake, open_test_broker
+from broker.tokens import mint
+from broker.transport import frames
+
+SECRET = "0123456789abcdef0123456789abcdef"
+CONNECT: dict[str, object] = {"id": 1, "connect": {}}
+EMULATED = ["http_stream", "sse", "sse-get"]
+"""The transports whose clients can speak, and how their streams are asked for."""
+
+
+@pytest.fixture(autouse=True)
+async def nothing_is_left(nursery: trio.Nursery) -> AsyncIterator[None]:
+    """No task more than there was."""
+    before = trio.lowlevel.current_statistics().tasks_living
+    yield
+    assert trio.lowlevel.current_statistics().tasks_living == before
+
+
+class Stream(Peer):
+    """One HTTP request, and the answer as it comes in."""
+
+    status = 0
+    head = ""
+    session = ""
+
+    async def ask(
+        self, method: str, target: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Send a request and read the head of its answer."""
+        fields = {"Host": "testserver", **(headers or {})}
+        if body or method == "POST":
+            fields.setdefault("Content-Length", str(len(body)))
+        lines = [f"{method} {target} HTTP/1.1", *(f"{k}: {v}" for k, v in fields.items())]
+        await self.send("\r\n".join([*lines, "", ""]).encode() + body)
+        await self.read_answer()
+
+    async def read_answer(self) -> None:
+        self.head = await self.receive_head()
+        self.status = int(self.head.split()[1])
+
+    def header(self, name: str) -> str | None:
+        for line in self.head.split("\r\n")[1:]:
+            key, _, value = line.partition(": ")
+            if key.lower() == name:
+                return value
+        return None
+
+    async def until(self, mark: bytes) -> str:
+        while (end := self._buffer.find(mark)) < 0:
+            await self._read()
+        return self._take(end + len(mark)).decode()
+
+    async def event(self) -> str:
+        """What the stream says next: a line, or an event, which is one `data` line or a comment."""
+        if self.header("content-type") == "application/x-ndjson":
+            return (await self.until(b"\n"))[:-1]
+        event = (await self.until(b"\n\n"))[:-2]
+        assert "\n" not in event
+        assert "\r" not in event
+        return event.removeprefix("data: ")
+
+    async def object(self) -> Any:
+        """The next event that is one; pings are passed over."""
+        while (said := await self.event()) in ("{}", ":"):
+            pass
+        return json.loads(said)
+
+    async def rest(self) -> list[Any]:
+        """All that still comes, to the end."""
+        said = []
+        try:
+            while True:
+                said.append(await self.object())
+        except Closed:
+            assert self._buffer == b""
+            return said
+
+
+async def ask(
+    net: Network,
+    method: str,
+    target: str,
+    body: bytes = b"",
+    headers: Mapping[str, str] | None = None,
+) -> tuple[int, str]:
+    """Status and body of one answer that ends."""
+    peer = Stream((await net.connect()).stream)
+    await peer.ask(method, target, body, headers)
+    text = (await peer.receive_eof()).decode()
+    await peer.aclose()
+    return peer.status, text
+
+
+async def open_stream(
+    net: Network,
+    how: str = "http_stream",
+    make_pair: MakePair = memory_stream_pair,
+    **connect: object,
+) -> Stream:
+    """A client after its `connect`."""
+    peer = Stream((await net.connect(make_pair)).stream)
+    command = json.dumps({"id": 1, "connect": connect})
+    if how == "sse-get":
+        await peer.ask("GET", f"/connection/sse?cf_connect={quote(command)}")
+    else:
+        await peer.ask("POST", f"/connection/{how}", command.encode())
+    assert peer.status == 200, await peer.receive_eof()
+    reply = (await peer.object())["connect"]
+    peer.fd, peer.session = int(reply["client"]), reply["session"]
+    return peer
+
+
+async def open_one_way(net: Network, make_pair: MakePair = memory_stream_pair, **q: Any) -> Stream:
+    """A one-way client, whatever it will be told."""
+    peer = Stream((await net.connect(make_pair)).stream)
+    await peer.ask("GET", f"/connection/uni_sse?{urlencode(q, doseq=True)}")
+    assert peer.status == 200, await peer.receive_eof()
+    return peer
+
+
+async def emulate(net: Network, session: str, *commands: object) -> int:
+    """Send commands as their client does; the status of the answer."""
+    data = "\n".join(map(json.dumps, commands))
+    body = json.dumps({"session": session, "node": "1", "data": data})
+    status, _ = await ask(net, "POST", "/emulation", body.encode())
+    return status
+
+
+@pytest.fixture
+async def net() -> AsyncIterator[Network]:
+    async with open_test_broker(Broker()) as network:
+        yield network
+
+
+# what streams say
+
+
+@pytest.mark.parametrize("how", EMULATED)
+async def test_a_client_over_http_does_what_one_over_websocket_does(
+    autojump_clock: MockClock, net: Network, how: str
+) -> None:
+    async with await open_stream(net, how) as client, await net.open_client() as other:
+        assert await emulate(net, client.session, {"id": 2, "subscribe": {"channel": "a"}}) == 204
+        assert await client.object() == {"id": 2, "subscribe": {}}
+        await other.request(publish={"channel": "a", "data": {"text": "你好\n"}})
+        push = (await client.object())["push"]
+        assert (push["channel"], push["pub"]["data"]) == ("a", {"text": "你好\n"})
+        publish = {"id": 3, "publish": {"channel": "a", "data": 1}}
+        presence = {"id": 4, "presence_stats": {"channel": "a"}}
+        assert await emulate(net, client.session, publish, presence) == 204
+        assert (await client.object())["push"]["pub"]["info"]["client"] == str(client.fd)
+        assert await client.object() == {"id": 3, "publish": {}}
+        assert (await client.object())["presence_stats"]["num_clients"] == 1
+        net.broker.push(client.fd, "hello")
+        assert await client.object() == {"push": {"message": {"data": "hello"}}}
+
+
+@pytest.mark.parametrize("how", [*EMULATED, "uni_sse"])
+async def test_it_is_a_connection_with_the_name_of_its_transport(
+    autojump_clock: MockClock, net: Network, how: str
+) -> None:
+    opened: list[Connection] = []
+
+    @net.broker.on_open
+    async def on_open(connection: Connection) -> None:
+        opened.append(connection)
+
+    peer = await (open_one_way(net) if how == "uni_sse" else open_stream(net, how))
+    await wait_all_tasks_blocked()
+    [info] = net.broker.connections()
+    assert info.transport == how.removesuffix("-get") == opened[0].transport
+    assert (info.path, info.protocol) == (f"/connection/{info.transport}", "centrifuge-json")
+    assert opened[0].headers["host"] == "testserver"
+    await peer.aclose()
+    async with await net.open_client():
+        assert [i.transport for i in net.broker.connections()] == ["websocket"]
+
+
+@pytest.mark.parametrize("how", EMULATED)
+async def test_nobody_keeps_changes_or_holds_back_a_stream(
+    autojump_clock: MockClock, net: Network, how: str
+) -> None:
+    async with await open_stream(net, how) as client:
+        assert client.header("cache-control") == "no-store, no-transform"
+        assert client.header("x-accel-buffering") == "no"
+        assert client.header("connection") == "close"
+        assert client.header("x-content-type-options") == "nosniff"
+        expected = "application/x-ndjson" if how == "http_stream" else "text/event-stream"
+        assert client.header("content-type") == expected
+
+
+async def test_a_websocket_client_is_told_of_no_session(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    async with await net.open_plain() as peer:
+        reply = await peer.request(connect={})
+        assert not {"session", "node"} & set(reply["connect"])
+        assert reply["connect"]["pong"] is True
+
+
+@pytest.mark.parametrize("how", [*EMULATED, "uni_sse"])
+@pytest.mark.parametrize("space", ["\r", "\r\n", "\n", "\n\ndata: 1"])
+async def test_line_ends_inside_a_payload_end_nothing(
+    autojump_clock: MockClock, net: Network, how: str, space: str
+) -> None:
+    """In JSON they are white space, which reaches subscribers as it was published."""
+    if how == "uni_sse":
+        client = await open_one_way(net, topic="a")
+        await client.object()
+    else:
+        client = await open_stream(net, how)
+        await emulate(net, client.session, {"id": 2, "subscribe": {"channel": "a"}})
+    await client.object()
+    async with client, await net.open_client() as other:
+        if "data" in space:  # inside a string, as the escapes that they have to be there
+            payload = json.dumps({"a": space})
+        else:
+            payload = f'{{"a":{space}[1,{space}2]{space}}}'
+        await other.send_text(f'{{"id":2,"publish":{{"channel":"a","data":{payload}}}}}')
+        said = await client.object()
+        pub = said["pub"] if how == "uni_sse" else said["push"]["pub"]
+        assert pub["data"] == json.loads(payload)
+        await other.send_text('{"publish":{"channel":"a","data":"next"}}')
+        assert "next" in await client.event()
+
+
+@pytest.mark.parametrize("how", [*EMULATED, "uni_sse"])
+@pytest.mark.parametrize("size", [1, 125, 126, 70_000, 900_000])
+async def test_a_payload_of_any_size_comes_whole(
+    autojump_clock: MockClock, net: Network, how: str, size: int
+) -> None:
+    if how == "uni_sse":
+        client = await open_one_way(net, topic="a")
+        await client.object()
+    else:
+        client = await open_stream(net, how)
+        await emulate(net, client.session, {"id": 2, "subscribe": {"channel": "a"}})
+    await client.object()
+    async with client:
+        for n in range(3):
+            net.broker.publish("a", str(n) * size)
+            said = await client.object()
+            assert (said.get("push") or said)["pub"]["data"] == str(n) * size
+
+
+async def test_a_frame_may_end_anywhere_in_what_is_written(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    """The outbox cuts at 64 KiB, wherever that is: many sizes, so that it is everywhere."""
+    one_way, other = await open_one_way(net, topic="a"), await open_stream(net, "sse")
+    await emulate(net, other.session, {"id": 2, "subscribe": {"channel": "a"}})
+    for client in (one_way, other):
+        await client.object()
+    await one_way.object()
+    for size in range(65_536 - 120, 65_536 + 20, 3):
+        net.broker.publish("a", "x" * size)
+        net.broker.publish("a", size)
+        for client in (one_way, other):
+            said = [await client.object() for _ in range(2)]
+            data = [(each.get("push") or each)["pub"]["data"] for each in said]
+            assert data == ["x" * size, size]
+    await one_way.aclose()
+    await other.aclose()
+
+
+@pytest.mark.parametrize("kind", [Line, SseLine, partial(OneWayLine, subs={})])
+async def test_however_frames_are_cut_the_same_is_said(kind: Callable[..., Line]) -> None:
+    payloads = [
+        *(b"{}", b'{"push":{"channel":"a","pub":{"data":1}}}', b'{"push":{"message":{"data":""}}}'),
+        b'{}\n{"push":{"channel":"a","leave":{}}}\n{"push":{"channel":"b","join":{}}}',
+        b'{"push":{"disconnect":{"code":3001,"reason":"shutdown"}}}',
+    ]
+    written = b"HTTP/1.1 200 OK\r\n\r\n"
+    frames_of = [*map(frames.text_frame, payloads), frames.close_frame(3001, "shutdown")]
+    said = []
+    for cuts in (1, 2, 3, 7, 64, 1000):
+        ours, theirs = memory_stream_pair()
+        line = kind(theirs)
+        await line.send_all(written)
+        stream = b"".join(frames_of)
+        for start in range(0, len(stream), cuts):
+            await line.send_all(stream[start : start + cuts])
+        said.append(b"".join([bytes(data) async for data in ours]))
+        await ours.aclose()
+    assert said == said[:1] * 6
+    assert said[0].count(b"disconnect") == 1
+
+
+async def test_a_request_that_comes_byte_by_byte_is_the_same(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    body = json.dumps(CONNECT).encode()
+    head = f"POST /connection/sse HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+    async with Stream((await net.connect()).stream) as peer:
+        for byte in head.encode() + body:
+            await peer.send(bytes([byte]))
+        await peer.read_answer()
+        assert (await peer.object())["connect"]["session"]
+
+
+async def test_an_http_1_0_peer_is_served(autojump_clock: MockClock, net: Network) -> None:
+    target = f"/connection/sse?cf_connect={quote(json.dumps(CONNECT))}"
+    async with Stream((await net.connect()).stream) as peer:
+        await peer.send(f"GET {target} HTTP/1.0\r\n\r\n".encode())
+        await peer.read_answer()
+        assert peer.status == 200
+        assert "chunked" not in peer.head
+        assert (await peer.object())["id"] == 1
+
+
+async def test_a_body_is_asked_for_where_its_sender_waits_for_that(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    body = json.dumps(CONNECT).encode()
+    head = f"POST /connection/sse HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
+    async with Stream((await net.connect()).stream) as peer:
+        await peer.send(f"{head}Expect: 100-continue\r\n\r\n".encode())
+        await peer.read_answer()
+        assert peer.status == 100
+        await peer.send(body)
+        await peer.read_answer()
+        assert peer.status == 200
+
+
+async def test_a_post_may_hold_more_than_connect(autojump_clock: MockClock, net: Network) -> None:
+    async with Stream((await net.connect()).stream) as peer:
+        commands = [CONNECT, {"id": 2, "subscribe": {"channel": "a"}}]
+        await peer.ask(
+            "POST", "/connection/http_stream", "\n".join(map(json.dumps, commands)).encode()
+        )
+        assert "connect" in await peer.object()
+        assert (await peer.object())["subscribe"] == {}
+
+
+# who is alive
+
+
+@pytest.mark.parametrize("how", EMULATED)
+async def test_who_does_not_answer_pings_is_told_3012(
+    autojump_clock: MockClock, net: Network, how: str
+) -> None:
+    async with await open_stream(net, how) as client:
+        await client.event()  # a ping, after 20 s
+        assert trio.current_time() < 25
+        assert await client.rest() == [
+            {"push": {"disconnect": {"code": 3012, "reason": "no pong"}}}
+        ]
+        assert trio.current_time() < 35
+
+
+@pytest.mark.parametrize("how", EMULATED)
+async def test_who_answers_pings_stays(autojump_clock: MockClock, net: Network, how: str) -> None:
+    async with await open_stream(net, how) as client:
+        for _ in range(5):
+            assert await client.event() == "{}"
+            assert await emulate(net, client.session, {}) == 204
+        assert trio.current_time() > 99
+        assert net.broker.is_established(client.fd)
+
+
+async def test_a_one_way_client_gets_comments_and_answers_nothing(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    async with await open_one_way(net) as client:
+        assert (await client.object())["connect"]["pong"] is False
+        for _ in range(5):
+            assert await client.event() == ":"
+        assert trio.current_time() > 99
+        assert len(net.broker.connections()) == 1
+
+
+@pytest.mark.parametrize("how", ["http_stream", "uni_sse"])
+async def test_a_connect_that_takes_a_minute_is_waited_for(
+    autojump_clock: MockClock, net: Network, how: str
+) -> None:
+    """Nobody answers the Ping frames that a WebSocket would get meanwhile."""
+
+    @net.broker.on_connect
+    async def on_connect(event: ConnectEvent) -> None:
+        await trio.sleep(100)
+
+    async with await (open_one_way(net) if how == "uni_sse" else open_stream(net, how)) as client:
+        if how == "uni_sse":
+            assert "connect" in await client.object()
+        assert trio.current_time() >= 100
+
+
+# the end
+
+
+@pytest.mark.parametrize("how", [*EMULATED, "uni_sse"])
+async def test_whoever_is_sent_away_is_told_why_once(
+    autojump_clock: MockClock, net: Network, how: str
+) -> None:
+    client = await (open_one_way(net) if how == "uni_sse" else open_stream(net, how))
+    if how == "uni_sse":
+        await client.object()
+    [info] = net.broker.connections()
+    net.broker.push(info.fd, "before")
+    net.broker.disconnect(info.fd, 3503, "off you go")
+    told = {"disconnect": {"code": 3503, "reason": "off you go"}}
+    said: list[object] = [{"message": {"data": "before"}}, told]
+    if how != "uni_sse":
+        said = [{"push": each} for each in said]
+    assert await client.rest() == said
+    await wait_all_tasks_blocked()
+    assert net.broker.connections() == []
+    assert trio.current_time() == 0  # nobody had to hang up first
+    await client.aclose()
+
+
+@pytest.mark.parametrize("how", [*EMULATED, "uni_sse"])
+async def test_a_stop_is_told_and_nothing_new_begins(autojump_clock: MockClock, how: str) -> None:
+    async with open_test_broker(Broker()) as net:
+        client = await (open_one_way(net) if how == "uni_sse" else open_stream(net, how))
+        late = Stream((await net.connect()).stream)
+        await wait_all_tasks_blocked()
+        net.broker.stop()
+        await wait_all_tasks_blocked()
+        told: object = {"disconnect": {"code": 3001, "reason": "shutdown"}}
+        assert (await client.rest())[-1] == (told if how == "uni_sse" else {"push": told})
+        await late.ask("POST", "/connection/http_stream", json.dumps(CONNECT).encode())
+        assert late.status == 503
+        await late.aclose()
+        await client.aclose()
+    assert trio.current_time() < 1
+
+
+@pytest.mark.parametrize("how", [*EMULATED, "uni_sse"])
+@pytest.mark.parametrize("half", [False, True])
+async def test_a_client_that_goes_away_is_gone_at_once(
+    autojump_clock: MockClock, net: Network, how: str, half: bool
+) -> None:
+    closes: list[Close] = []
+
+    @net.broker.on_close
+    async def on_close(connection: Connection, close: Close) -> None:
+        closes.append(close)
+
+    client = await (open_one_way(net) if how == "uni_sse" else open_stream(net, how))
+    await wait_all_tasks_blocked()
+    if half:
+        assert isinstance(client.stream, trio.StapledStream)
+        await client.stream.send_eof()
+    else:
+        await client.aclose()
+    await wait_all_tasks_blocked()
+    assert net.broker.connections() == []
+    [close] = closes
+    assert (close.code, close.initiator) == (1006, Initiator.NETWORK)
+    assert trio.current_time() == 0
+    await client.aclose()
+
+
+async def test_what_else_comes_on_a_stream_is_ignored(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    async with await open_stream(net) as client:
+        for _ in range(100):
+            await client.send(b"POST /emulation HTTP/1.1\r\n\r\n" * 100)
+        net.broker.push(client.fd, 1)
+        assert await client.object() == {"push": {"message": {"data": 1}}}
+
+
+@pytest.mark.parametrize("how", [*EMULATED, "uni_sse"])
+async def test_who_reads_nothing_is_cut_after_ten_seconds(
+    autojump_clock: MockClock, net: Network, how: str
+) -> None:
+    closes: list[Close] = []
+
+    @net.broker.on_close
+    async def on_close(connection: Connection, close: Close) -> None:
+        closes.append(close)
+
+    pair = lockstep_stream_pair
+    client = await (open_one_way(net, pair) if how == "uni_sse" else open_stream(net, how, pair))
+    if how == "uni_sse":
+        await client.object()
+    [info] = net.broker.connections()
+    net.broker.push(info.fd, "nobody reads this")
+    await trio.sleep(9)
+    assert closes == []
+    await trio.sleep(2)
+    [close] = closes
+    assert (close.initiator, close.undelivered) == (Initiator.SLOW, 1)
+    await client.aclose()
+
+
+async def test_who_reads_too_slowly_is_sent_away_by_the_rule_of_the_topic(
+    autojump_clock: MockClock,
+) -> None:
+    closes: list[Close] = []
+    broker = Broker(Config(outbox_bytes=10_000))
+
+    @broker.on_close
+    async def on_close(connection: Connection, close: Close) -> None:
+        closes.append(close)
+
+    async with open_test_broker(broker) as net:
+        client = await open_one_way(net, lockstep_stream_pair, topic="a")
+        await client.object()
+        await client.object()
+        for _ in range(20):
+            broker.publish("a", "x" * 1000)
+            await wait_all_tasks_blocked()
+        said = await client.rest()
+        assert said[-1] == {"disconnect": {"code": 3008, "reason": "slow"}}
+        await wait_all_tasks_blocked()
+        [close] = closes
+        assert (close.code, close.initiator) == (3008, Initiator.SLOW)
+        assert close.undelivered + len(said) - 1 <= 20
+        await client.aclose()
+
+
+# /emulation
+
+
+async def test_a_session_is_reached_by_its_own_name_only(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    alice, bob = await open_stream(net), await open_stream(net, "sse")
+    one_way = await open_one_way(net)
+    web = await net.open_client()
+    fd, secret = alice.session.split(".")
+    assert len(secret) >= 22  # 128 bits
+    assert bob.session.split(".")[1] != secret
+    one_way_fd = (await one_way.object())["connect"]["client"]
+    strangers = [
+        *("", ".", "1", "x", secret, f".{secret}", f"{fd}.", f"{fd}.{secret[:-1]}"),
+        *(f"{fd}.{secret}x", f"{fd}.{secret.lower()}", f"{bob.fd}.{secret}", f"+{fd}.{secret}"),
+        *(f" {fd}.{secret}", f"{fd}.é", f"{'9' * 18}.{secret}", f"{'9' * 5000}.{secret}"),
+        *(f"{web.fd}.", f"{web.fd}.x", f"{one_way_fd}.", f"{one_way_fd}.{secret}", "²." + secret),
+    ]
+    for session in strangers:
+        publish = {"publish": {"channel": f"fd:{web.fd}", "data": session}}
+        assert await emulate(net, session, publish) == 404, session
+    assert (
+        await emulate(net, alice.session, {"publish": {"channel": f"fd:{web.fd}", "data": "me"}})
+        == 204
+    )
+    assert (await web.receive_json())["push"]["pub"]["data"] == "me"
+    for peer in (alice, bob, one_way, web):
+        await peer.aclose()
+    await wait_all_tasks_blocked()
+    assert await emulate(net, alice.session, {}) == 404
+
+
+async def test_a_session_that_is_ending_is_no_more(autojump_clock: MockClock, net: Network) -> None:
+    async with await open_stream(net, make_pair=lockstep_stream_pair) as client:
+        net.broker.disconnect(client.fd, 3000, "come back")
+        assert await emulate(net, client.session, {"id": 2, "rpc": {"method": "x"}}) == 404
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"{", b"[]", b"1", b"null", b'{"session":1,"data":"{}"}', b'{"data":"{}"}'),
+        *(b'{"session":"1.x"}', b'{"session":"1.x","data":{}}', b'{"session":"1.x","data":null}'),
+        *(b'{"session":"1.x","data":"\xff"}', b"[" * 100_000, b'{"session":"\\ud800","data":""}'),
+    ],
+)
+async def test_what_is_no_emulation_request_is_told_so(
+    autojump_clock: MockClock, net: Network, body: bytes
+) -> None:
+    status, text = await ask(net, "POST", "/emulation", body)
+    assert status == 400
+    assert text.startswith("not an emulation request: ")
+    assert "\n" not in text.strip()
+
+
+@pytest.mark.parametrize("data", ["", "x", "[]", '{"id":1}', '{"id":-1,"rpc":{}}', "{}\n{"])
+async def test_a_bad_command_ends_its_session_with_3501_or_an_error(
+    autojump_clock: MockClock, net: Network, data: str
+) -> None:
+    async with await open_stream(net) as client:
+        body = json.dumps({"session": client.session, "data": data}).encode()
+        assert (await ask(net, "POST", "/emulation", body))[0] == 204
+        said = await client.object()
+        assert "error" in said or said["push"]["disconnect"]["code"] == 3501
+
+
+async def test_a_thousand_posts_at_once_wait_and_harm_nobody(autojump_clock: MockClock) -> None:
+    broker = Broker(Config(max_connections=2000))
+    go_on = trio.Event()
+    done: list[object] = []
+
+    @broker.on_rpc
+    async def on_rpc(connection: Connection, method: str, data: object) -> object:
+        await go_on.wait()
+        done.append(data)
+        return None
+
+    async with open_test_broker(broker) as net, await open_stream(net) as client:
+        statuses: list[int] = []
+
+        async def post(n: int) -> None:
+            command = {"id": n + 2, "rpc": {"method": "wait", "data": n}}
+            statuses.append(await emulate(net, client.session, command))
+
+        async with trio.open_nursery() as nursery:
+            for n in range(1000):
+                nursery.start_soon(post, n)
+            await wait_all_tasks_blocked()
+            assert len(statuses) == 2 + broker.config.inbox_batches
+            async with await net.open_client() as bystander:
+                assert "publish" in await bystander.request(publish={"channel": "a", "data": 1})
+            go_on.set()
+        assert statuses == [204] * 1000
+        await wait_all_tasks_blocked()
+        assert sorted(done) == list(range(1000))  # type: ignore[type-var]
+
+
+async def test_posts_wait_for_a_busy_session_and_end_with_it(autojump_clock: MockClock) -> None:
+    broker = Broker(Config(inbox_batches=2))
+    go_on = trio.Event()
+    done = []
+
+    @broker.on_rpc
+    async def on_rpc(connection: Connection, method: str, data: object) -> object:
+        if method == "wait":
+            await go_on.wait()
+        done.append(method)
+        return None
+
+    async with open_test_broker(broker) as net, await open_stream(net) as client:
+        statuses: list[int] = []
+
+        async def post(name: str) -> None:
+            command = {"id": 9, "rpc": {"method": name}}
+            statuses.append(await emulate(net, client.session, command))
+
+        names = ("wait", "1", "2", "3", "4", "5")
+        async with trio.open_nursery() as nursery:
+            for name in names:
+                nursery.start_soon(post, name)
+                await wait_all_tasks_blocked()
+            # One is under way, two have a place, one waits at the door.
+            assert statuses == [204] * 4
+            await trio.sleep(100)  # it is not called dead for that
+            assert net.broker.is_established(client.fd)
+            go_on.set()
+        assert statuses == [204] * 6
+        assert done == list(names)
+        go_on = trio.Event()
+        async with trio.open_nursery() as nursery:
+            for name in names:
+                nursery.start_soon(post, name)
+                await wait_all_tasks_blocked()
+            await client.aclose()
+            net.broker.push(client.fd, "anybody there?")
+        assert trio.current_time() < 120
+        assert statuses[6:] == [204] * 4 + [404] * 2
+
+
+# what is refused
+
+
+def get(**query: str) -> str:
+    return f"/connection/sse?{urlencode(query)}"
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body", "reason"),
+    [
+        ("GET", "/connection/sse", b"", "not a connect command"),
+        ("GET", get(cf_connect=""), b"", "not a connect command"),
+        ("GET", get(cf_connect="{"), b"", "not a connect command"),
+        ("GET", get(cf_connect="[" * 2000), b"", "not a connect command"),
+        ("GET", get(cf_connect='{"id":1}'), b"", "the first command is connect"),
+        ("GET", get(cf_connect='{"connect":{}}'), b"", "the first command is connect"),
+        ("GET", get(cf_connect='{"id":1,"connect":{"token":1}}'), b"", "not a connect command"),
+        ("GET", get(cf_connect='{"id":1,"connect":{}}\n{}'), b"", "connect command alone"),
+        ("GET", "/connection/sse?cf_connect=%FF", b"", "the query is not UTF-8"),
+        ("GET", "/connection/uni_sse?cf_connect=%FF", b"", "the query is not UTF-8"),
+        ("GET", "/connection/uni_sse?cf_connect={", b"", "not a connect request"),
+        ("GET", "/connection/uni_sse?cf_connect=[]", b"", "not a connect request"),
+        ("GET", '/connection/uni_sse?cf_connect={"subs":[]}', b"", "not a connect request"),
+        ("GET", '/connection/uni_sse?cf_connect={"subs":{"a":1}}', b"", "not a connect request"),
+        ("POST", "/connection/uni_sse", b"", "not a connect request"),
+        ("POST", "/connection/sse", b"", "not a connect command"),
+        ("POST", "/connection/http_stream", b"client: hello", "not a connect command"),
+        ("POST", "/connection/http_stream", b"\xff", "not a connect command"),
+        ("POST", "/connection/http_stream", b'{"id":1,"rpc":{}}', "the first command is connect"),
+    ],
+)
+async def test_a_stream_begins_with_connect(
+    autojump_clock: MockClock, net: Network, method: str, target: str, body: bytes, reason: str
+) -> None:
+    status, text = await ask(net, method, target, body)
+    assert status == 400
+    assert reason in text
+    assert net.broker.connections() == []
+
+
+@pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE", "PATCH", "get"])
+@pytest.mark.parametrize(
+    "path", ["/emulation", *map("/connection/{}".format, ("http_stream", "sse", "uni_sse"))]
+)
+async def test_other_methods_are_not_allowed(
+    autojump_clock: MockClock, net: Network, method: str, path: str
+) -> None:
+    peer = Stream((await net.connect()).stream)
+    await peer.ask(method, path)
+    assert peer.status == 405
+    only_post = path in ("/emulation", "/connection/http_stream")
+    assert peer.header("allow") == ("POST, OPTIONS" if only_post else "GET, POST, OPTIONS")
+    await peer.aclose()
+
+
+@pytest.mark.parametrize("path", ["/emulation", "/connection/http_stream"])
+async def test_what_is_only_posted_is_not_got(
+    autojump_clock: MockClock, net: Network, path: str
+) -> None:
+    assert (await ask(net, "GET", f"{path}?cf_connect={quote(json.dumps(CONNECT))}"))[0] == 405
+
+
+@pytest.mark.parametrize("path", ["/emulation", "/connection/sse", "/connection/uni_sse"])
+async def test_a_body_has_its_bounds(autojump_clock: MockClock, path: str) -> None:
+    async with open_test_broker(Broker(Config(max_message_bytes=1000))) as net:
+        limit = 3024 if path == "/emulation" else 1000
+        status, text = await ask(net, "POST", path, b"x" * (limit + 1))
+        assert (status, text) == (413, f"the body has at most {limit} bytes\n")
+        assert (await ask(net, "POST", path, b"x" * limit))[0] == 400
+        # Judged before any of it has come.
+        huge = {"Content-Length": str(10**17)}
+        assert (await ask(net, "POST", path, b"", huge))[0] == 413
+        chunked = f"POST {path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        async with Stream((await net.connect()).stream) as peer:
+            await peer.send(chunked.encode())
+            await peer.read_answer()
+            assert peer.status == 411
+        assert trio.current_time() < 1
+        async with Stream((await net.connect()).stream) as peer:
+            await peer.send(
+                f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n".encode()
+            )
+            await peer.read_answer()
+            assert peer.status == 408
+            assert trio.current_time() >= 30
+        async with Stream((await net.connect()).stream) as peer:
+            await peer.send(
+                f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx".encode()
+            )
+            assert isinstance(peer.stream, trio.StapledStream)
+            await peer.stream.send_eof()
+            await peer.read_answer()
+            assert peer.status == 400
+
+
+async def test_a_message_has_the_size_of_any_other(autojump_clock: MockClock) -> None:
+    async with open_test_broker(Broker(Config(max_message_bytes=1000))) as net:
+        async with await open_stream(net) as client:
+            rpc: dict[str, Any] = {"id": 2, "rpc": {"method": "x", "data": ""}}
+            room = 1000 - len(json.dumps(rpc))
+            rpc["rpc"]["data"] = '"' * (room // 2)
+            assert await emulate(net, client.session, rpc) == 204
+            assert (await client.object())["id"] == 2
+            rpc["rpc"]["data"] = "x" * (room + 1)
+            assert await emulate(net, client.session, rpc) == 413
+            assert net.broker.is_established(client.fd)
+
+
+async def test_a_large_message_is_read_piece_by_piece(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    async with await open_stream(net) as client, net.broker.subscribe("a") as messages:
+        for n in range(3):
+            text = str(n) * 300_000
+            publish = {"id": n + 2, "publish": {"channel": "a", "data": text}}
+            assert await emulate(net, client.session, publish) == 204
+            assert (await messages.receive()).data == json.dumps(text).encode()
+            assert await client.object() == {"id": n + 2, "publish": {}}
+
+
+async def test_so_has_the_first(autojump_clock: MockClock) -> None:
+    async with open_test_broker(Broker(Config(max_message_bytes=100))) as net:
+        command = {"id": 1, "connect": {"name": "x" * 100}}
+        target = f"/connection/sse?cf_connect={quote(json.dumps(command))}"
+        assert (await ask(net, "GET", target))[0] == 413
+
+
+async def test_a_connection_too_many_gets_503(autojump_clock: MockClock) -> None:
+    async with open_test_broker(Broker(Config(max_connections=2))) as net:
+        async with await open_stream(net), await open_stream(net, "sse") as second:
+            body = json.dumps(CONNECT).encode()
+            assert (await ask(net, "POST", "/connection/http_stream", body))[0] == 503
+            await second.aclose()
+            await wait_all_tasks_blocked()
+            await (await open_stream(net)).aclose()
+
+
+async def test_without_fallbacks_the_paths_are_the_apps(autojump_clock: MockClock) -> None:
+    async with open_test_broker(Broker(Config(fallbacks=False))) as net:
+        for path in ("/emulation", "/connection/sse"):
+            assert (await ask(net, "GET", path))[0] == 404
+
+
+async def test_the_apps_own_hook_is_not_asked_for_connections(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    @net.broker.on_request
+    async def on_request(request: Request) -> Response:
+        return PlainTextResponse("mine", 418)
+
+    await (await open_stream(net)).aclose()
+    assert (await ask(net, "GET", "/other"))[0] == 418
+
+
+# who may
+
+
+@pytest.mark.parametrize(
+    ("config", "origin", "host", "allowed"),
+    [
+        (Config(), "http://localhost:3000", "localhost:9501", True),
+        (Config(), "null", "localhost:9501", True),
+        (Config(), "null", "example.com", False),
+        (Config(), "http://evil.example", "localhost:9501", False),
+        (Config(), "https://example.com", "example.com", True),
+        (Config(allowed_origins=("https://app.example",)), "https://app.example", "a", True),
+        (Config(allowed_origins=("https://app.example",)), "https://evil.example", "a", False),
+        (Config(allowed_origins=("*",)), "https://any.example", "a", True),
+        (Config(tokens=TokenRules(hmac_secret=SECRET)), "null", "localhost", False),
+    ],
+)
+async def test_pages_that_may_open_a_websocket_may_this(
+    autojump_clock: MockClock, config: Config, origin: str, host: str, allowed: bool
+) -> None:
+    async with open_test_broker(Broker(config)) as net:
+        fields = {"Origin": origin, "Host": host}
+        asked = {**fields, "Access-Control-Request-Method": "POST"}
+        connect = quote(json.dumps(CONNECT))
+        for method, target, body, expected in (
+            ("OPTIONS", "/connection/http_stream", b"", 204),
+            ("OPTIONS", "/emulation", b"", 204),
+            ("POST", "/connection/http_stream", json.dumps(CONNECT).encode(), 200),
+            ("GET", f"/connection/sse?cf_connect={connect}", b"", 200),
+            ("GET", "/connection/uni_sse", b"", 200),
+            ("POST", "/emulation", b'{"session":"1.x","data":""}', 404),
+            ("PUT", "/emulation", b"", 405),
+            ("POST", "/emulation", b"", 400),
+        ):
+            async with Stream((await net.connect()).stream) as peer:
+                await peer.ask(method, target, body, asked if method == "OPTIONS" else fields)
+                assert peer.status == (expected if allowed else 403), (method, target)
+                shown = peer.header("access-control-allow-origin")
+                assert shown == (origin if allowed else None)
+                assert peer.header("vary") == ("Origin" if allowed else None)
+                assert peer.header("access-control-allow-credentials") is None
+                if peer.status == 204:
+                    assert peer.header("access-control-allow-methods") == "GET, POST"
+                    assert peer.header("access-control-allow-headers") == "Content-Type"
+                    assert peer.header("access-control-max-age") == "7200"
+
+
+async def test_a_program_has_no_origin_and_needs_no_cors(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    async with await open_stream(net) as client:
+        assert "access-control" not in client.head.lower()
+
+
+@pytest.mark.parametrize("path", ["sse", "uni_sse"])
+@pytest.mark.parametrize(
+    ("site", "status"),
+    [("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)],
+)
+async def test_an_image_of_another_page_opens_nothing(
+    autojump_clock: MockClock, net: Network, path: str, site: str, status: int
+) -> None:
+    target = f"/connection/{path}"
+    if path == "sse":
+        target += f"?cf_connect={quote(json.dumps(CONNECT))}"
+    async with Stream((await net.connect()).stream) as peer:
+        await peer.ask("GET", target, headers={"Sec-Fetch-Site": site})
+        assert peer.status == status
+
+
+async def test_a_page_of_another_site_that_is_listed_may(autojump_clock: MockClock) -> None:
+    config = Config(allowed_origins=("https://app.example",))
+    async with open_test_broker(Broker(config)) as net:
+        async with Stream((await net.connect()).stream) as peer:
+            fields = {"Origin": "https://app.example", "Sec-Fetch-Site": "cross-site"}
+            await peer.ask("GET", "/connection/uni_sse", headers=fields)
+            assert peer.status == 200
+
+
+async def test_a_websocket_may_still_be_opened_where_a_path_is_both(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_test_broker(Broker(Config(websocket_paths=("/connection/sse",)))) as net:
+        async with await net.connect() as peer:
+            await peer.send(handshake("/connection/sse"))
+            assert (await peer.receive_head()).startswith("HTTP/1.1 101 ")
+        await (await open_stream(net, "sse")).aclose()
+
+
+async def test_an_upgrade_on_such_a_path_is_not_one(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    async with Stream((await net.connect()).stream) as peer:
+        await peer.send(
+            handshake("/connection/uni_sse", {"Sec-WebSocket-Protocol": "centrifuge-json"})
+        )
+        await peer.read_answer()
+        assert peer.status == 200
+        assert "upgrade" not in peer.head.lower()
+
+
+# tokens
+
+
+def token(net: Network, seconds: float = 60, **claims: object) -> str:
+    return mint({"exp": net.broker.wall_clock() + seconds, **claims}, SECRET.encode(), "HS256")
+
+
+@pytest.fixture
+async def guarded() -> AsyncIterator[Network]:
+    config = Config(tokens=TokenRules(hmac_secret=SECRET), ping_seconds=1000)
+    async with open_test_broker(Broker(config)) as network:
+        yield network
+
+
+@pytest.mark.parametrize("how", ["http_stream", "sse"])
+async def test_a_bad_token_is_told_before_there_was_a_connection(
+    autojump_clock: MockClock, guarded: Network, how: str
+) -> None:
+    async with Stream((await guarded.connect()).stream) as peer:
+        command = {"id": 1, "connect": {"token": "x.y.z"}}
+        await peer.ask("POST", f"/connection/{how}", json.dumps(command).encode())
+        told = {"push": {"disconnect": {"code": 3500, "reason": "invalid token"}}}
+        assert await peer.rest() == [told]
+        assert trio.current_time() == 0
+
+
+async def test_a_connection_lives_as_long_as_its_token_is_renewed(
+    autojump_clock: MockClock, guarded: Network
+) -> None:
+    async with await open_stream(guarded, token=token(guarded, 15, sub="mei")) as client:
+        await trio.sleep(10)
+        refresh = {"id": 2, "refresh": {"token": token(guarded, 15, sub="mei")}}
+        assert await emulate(guarded, client.session, refresh) == 204
+        assert (await client.object())["refresh"]["ttl"] == 15
+        said = await client.rest()
+        assert said[-1]["push"]["disconnect"]["code"] == 3005
+        assert trio.current_time() > 25
+
+
+# one way
+
+
+async def test_one_way_pushes_stand_alone(autojump_clock: MockClock, net: Network) -> None:
+    async with await open_one_way(net, topic=["a", "b"]) as client:
+        connect = (await client.object())["connect"]
+        assert "session" not in connect
+        assert await client.object() == {"channel": "a", "subscribe": {}}
+        assert await client.object() == {"channel": "b", "subscribe": {}}
+        net.broker.publish("a", {"n": [1, {}]})
+        net.broker.publish("b", 2)
+        net.broker.push(int(connect["client"]), 3)
+        net.broker.end_subscription(int(connect["client"]), "b")
+        pub = await client.object()
+        assert (pub["channel"], pub["pub"]["data"]) == ("a", {"n": [1, {}]})
+        assert (await client.object())["pub"]["data"] == 2
+        assert await client.object() == {"message": {"data": 3}}
+        assert (await client.object())["unsubscribe"]["code"] == 2000
+
+
+async def test_one_way_topics_are_asked_for_like_any_others(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    @net.broker.on_subscribe
+    async def on_subscribe(event: SubscribeEvent) -> None:
+        if event.topic == "secret":
+            raise Refused(103)
+
+    async with await open_one_way(net, topic=["secret", "a b\n", "ok"]) as client:
+        assert "connect" in await client.object()
+        denied = {"code": 103, "reason": "permission denied"}
+        assert await client.object() == {"channel": "secret", "unsubscribe": denied}
+        assert (await client.object())["unsubscribe"]["code"] == 107
+        assert await client.object() == {"channel": "ok", "subscribe": {}}
+
+
+async def test_one_way_recovers_from_where_it_was(autojump_clock: MockClock, net: Network) -> None:
+    for n in range(5):
+        net.broker.publish("a", n)
+    _, position = net.broker.history("a")
+    recover = {"recover": True, "offset": 3, "epoch": position.epoch}
+    async with await open_one_way(net, cf_connect=json.dumps({"subs": {"a": recover}})) as client:
+        await client.object()
+        subscribe = (await client.object())["subscribe"]
+        assert subscribe["recovered"] is True
+        assert [each["data"] for each in subscribe["publications"]] == [3, 4]
+
+
+async def test_one_way_may_be_posted(autojump_clock: MockClock, net: Network) -> None:
+    async with Stream((await net.connect()).stream) as peer:
+        await peer.ask("POST", "/connection/uni_sse", b'{"subs": {\n"a": {}}}')
+        assert "connect" in await peer.object()
+        assert await peer.object() == {"channel": "a", "subscribe": {}}
+
+
+async def test_one_way_with_a_token(autojump_clock: MockClock, guarded: Network) -> None:
+    subs = {"news": {"data": {"hello": 1}}}
+    mine = token(guarded, sub="mei", subs=subs)
+    async with await open_one_way(guarded, token=mine, topic=["news", "b"]) as client:
+        connect = (await client.object())["connect"]
+        assert connect["subs"]["news"]["data"] == {"hello": 1}
+        assert await client.object() == {"channel": "b", "subscribe": {}}
+        [info] = guarded.broker.connections()
+        assert (info.user, set(info.topics)) == ("mei", {"news", "b"})
+        said = await client.rest()
+        assert said == [{"disconnect": {"code": 3005, "reason": said[0]["disconnect"]["reason"]}}]
+
+
+async def test_a_one_way_client_that_is_refused_is_told_and_let_go(
+    autojump_clock: MockClock, guarded: Network
+) -> None:
+    closes: list[Close] = []
+
+    @guarded.broker.on_close
+    async def on_close(connection: Connection, close: Close) -> None:
+        closes.append(close)
+
+    refusals: list[Exception] = [Refused(103), Refused(100)]
+
+    @guarded.broker.on_connect
+    async def on_connect(event: ConnectEvent) -> None:
+        raise refusals.pop(0)
+
+    asked: list[tuple[dict[str, Any], int]] = [
+        ({"token": "x"}, 3500),
+        ({}, 3500),
+        ({"token": token(guarded, -60), "topic": "a"}, 3005),
+        ({"token": token(guarded), "topic": "a"}, 3507),
+        ({"token": token(guarded)}, 3004),
+    ]
+    for query, code in asked:
+        client = await open_one_way(guarded, **query)
+        [told] = await client.rest()
+        assert told["disconnect"]["code"] == code
+        assert told["disconnect"]["reason"]
+        await client.aclose()
+        assert (closes[-1].code, closes[-1].initiator) == (code, Initiator.SERVER)
+    assert trio.current_time() == 0
+
+
+async def test_a_retained_value_comes_behind_its_subscription(autojump_clock: MockClock) -> None:
+    async with open_test_broker(Broker(Config(topics=TopicRules(retain=True)))) as net:
+        net.broker.publish("a", "last")
+        async with await open_one_way(net, topic="a") as client:
+            said = [await client.object() for _ in range(3)]
+            assert [list(each)[-1] for each in said] == ["connect", "subscribe", "pub"]
