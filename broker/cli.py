@@ -608,6 +608,7 @@ def _as_json(publication: "Publication") -> str:
         "offset": publication.offset,
         "data": msgspec.Raw(msgspec.json.format(publication.data, indent=-1)),
         "time": publication.time,
+        "tags": dict(publication.tags or {}),
         "client": "" if info is None else info.client,
         "user": "" if info is None else info.user,
     }

@@ -350,18 +350,19 @@ class Router:
         self.flush()
         self.hub.subscribe(subscription)
 
-    def give_retained(self, subscription: Subscription) -> None:
+    def give_retained(self, subscription: Subscription, *, recovered: bool = False) -> None:
         """Send a new subscriber the last values that are retained for it, each tagged `retained`.
 
         Not to a queue group: its members would get old values again with each that joins. Without
-        an offset, as it is no news that a position may follow.
+        an offset, as it is no news that a position may follow. Who has `recovered` has what the
+        history kept, and gets only what it did not.
         """
         if subscription.group:
             return
         codec: Any = subscription.subscriber.codec
         outbox: Any = subscription.subscriber.outbox
         for value in self.retained.matching(subscription.name):
-            if not subscription.wants(value.tags):
+            if not subscription.wants(value.tags) or (recovered and value.offset):
                 continue
             rules = self._rules.find(value.topic)
             if value.topic != subscription.name and (

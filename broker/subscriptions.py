@@ -29,9 +29,7 @@ class Opened:
 
     def settle(self, router: Router) -> None:
         """What comes behind the reply or push: the values that are retained, then who joined."""
-        # Who has all that was published has the last value, too.
-        if not self.result.get("recovered"):
-            router.give_retained(self.subscription)
+        router.give_retained(self.subscription, recovered=bool(self.result.get("recovered")))
         router.announce(self.subscription)
 
 

@@ -604,9 +604,14 @@ async def test_a_new_subscriber_gets_the_retained_value_at_once(
         back = await net.open_client()
         await subscribe(back, "temp.kitchen", recover=True, offset=1, epoch=got["epoch"])
         assert await received(net, back) == []
+        # But not what the history never had.
+        net.broker.publish("temp.kitchen", 22, retain=True, skip_history=True)
+        later = await net.open_client()
+        await subscribe(later, "temp.kitchen", recover=True, offset=3, epoch=got["epoch"])
+        assert (await pub(later))["data"] == 22
         net.broker.add_subscription(publisher.fd, "temp.kitchen")
         assert "subscribe" in (await publisher.receive_json())["push"]
-        assert (await pub(publisher))["data"] == 21
+        assert (await pub(publisher))["data"] == 22
 
 
 async def test_null_clears_what_is_retained(autojump_clock: MockClock) -> None:
