@@ -12,8 +12,9 @@
 """
 
 from .app import Broker, BrokerStatistics, Messages
-from .config import Config, TokenRules, TopicPattern, TopicRules
+from .config import Config, TokenRules, TopicPattern, TopicRules, WebhookRules
 from .connection import Connection, ConnectionInfo
+from .core.events import Event, EventKind, EventStatistics
 from .core.messages import (
     ClientInfo,
     Close,
@@ -61,6 +62,9 @@ __all__ = [
     "Delivery",
     "Disconnect",
     "ErrorCode",
+    "Event",
+    "EventKind",
+    "EventStatistics",
     "Fd",
     "Frame",
     "Initiator",
@@ -78,5 +82,6 @@ __all__ = [
     "TokenRules",
     "TopicPattern",
     "TopicRules",
+    "WebhookRules",
     "__version__",
 ]

@@ -17,12 +17,14 @@ import trio
 
 from .config import Config, exposure_warning, is_loopback
 from .connection import Connection, ConnectionInfo, Node, meet
+from .core.events import EventKind, EventStatistics
 from .core.history import HistoryStatistics
 from .core.hub import Hub, HubStatistics
 from .core.messages import ClientInfo, Delivery, Fd, Position, Publication, PushResult
 from .core.session import Subscription
 from .engines.memory import open_engine
 from .errors import CloseCode, Lagged, Refused, UnsubscribeCode, check_close_code
+from .events import open_events
 from .hooks import Hooks
 from .http.app import http_app
 from .http.backends import BackendServer
@@ -68,6 +70,8 @@ class BrokerStatistics:
     hub: HubStatistics
     history: HistoryStatistics
     post: PostStatistics
+    events: Mapping[str, EventStatistics]
+    """By reader, `on_event` and `webhooks`; empty where nobody reads them."""
 
 
 class Messages:
@@ -215,6 +219,15 @@ class Broker:
     def on_history(self, hook: Hook) -> Hook:
         """`(event)`: a client asks for a topic's history."""
         self.hooks.history = hook
+        return hook
+
+    def on_event(self, hook: Hook) -> Hook:
+        """`(event)`: something has happened to a connection. Set it before `serve`.
+
+        Told in order, one at a time, in a task of its own: no connection waits for it. When
+        `webhooks.max_events` wait, the oldest are dropped, and an event of kind `lost` says so.
+        """
+        self.hooks.event = hook
         return hook
 
     # messages
@@ -436,13 +449,16 @@ class Broker:
         A Centrifuge client is told of its new personal topic, `user:NAME`, as of any subscription
         that the server makes.
         """
-        before = self._hub.sessions.user_of(fd)
-        if self._node is not None:
-            self._node.router.flush()
+        node, before = self._node, self._hub.sessions.user_of(fd)
+        if node is not None:
+            node.router.flush()
         self._hub.sessions.bind(fd, user)
         connection = self._find(fd)
         if connection is not None and user != before:
             connection.tell_user(before, user)
+        if node is not None and node.router.events is not None:
+            if user != before and fd in node.connections:
+                node.router.events.emit(EventKind.BOUND, fd, user)
 
     def fds_of(self, user: str) -> list[Fd]:
         """All connections of a user."""
@@ -460,6 +476,7 @@ class Broker:
             hub=self._hub.statistics(),
             history=router.engine.statistics(),
             post=router.office.statistics(),
+            events={} if router.events is None else router.events.statistics(),
         )
 
     @property
@@ -544,9 +561,10 @@ class Broker:
                 open_tokens(config, lambda: self.wall_clock()) as tokens,  # noqa: PLW0108
                 open_engine(config.history_bytes) as engine,
                 open_post_office() as office,
+                open_events(config, self.hooks.event, lambda: self.wall_clock()) as events,  # noqa: PLW0108
                 trio.open_nursery() as upkeep,
             ):
-                router = Router(self._hub, engine, office, config)
+                router = Router(self._hub, engine, office, config, events)
                 self._node = node = Node(
                     config,
                     self.hooks,

@@ -19,12 +19,15 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 import attrs
 import cattrs
 
+from broker.core.events import CHOICES
 from broker.core.topics import check_pattern, check_topic, is_pattern
 from broker.errors import ConfigError
+from broker.signing import key_of
 
 Askers = Literal["all", "subscribers", "users", "none"]
 """`subscribers` of the very topic, not of a pattern; `users`: whoever is not anonymous."""
@@ -44,6 +47,30 @@ def _http_url(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
         raise ValueError(
             f'{field.name} is {value!r}: must be like "https://example.com/.well-known/jwks.json"'
         )
+
+
+def _backend_url(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    try:
+        parts = urlsplit(value)
+        good = not value or (parts.scheme in ("http", "https") and bool(parts.hostname))
+    except ValueError:  # a port that is none, a bracket that does not close
+        good = False
+    if not good:
+        raise ValueError(f'{field.name} is {value!r}: must be like "https://example.com/events"')
+
+
+def _signing_secret(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    try:
+        if value:
+            key_of(value)
+    except ValueError as error:
+        raise ValueError(f"{field.name} {error}") from None
+
+
+def _event_kinds(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    for kind in value:
+        if kind not in CHOICES:
+            raise ValueError(f"{field.name} holds {kind!r}: known are {', '.join(CHOICES)}")
 
 
 def _number(low: float, high: float = math.inf, *, optional: bool = False) -> Validator:
@@ -264,6 +291,49 @@ class TokenRules:
 
 
 @attrs.frozen(kw_only=True)
+class WebhookRules:
+    """Where events are sent, and what happens while nobody takes them."""
+
+    url: str = attrs.field(default="", validator=_backend_url)
+    """Your backend, which is told by POST of who comes, goes and subscribes. Unset: nobody is."""
+
+    secret: str = attrs.field(default="", validator=_signing_secret, repr=False)
+    """Signs each request (Standard Webhooks), so that the backend knows who sent it: `whsec_` and
+    base64 of 24 random bytes or more. Better in the environment than beside other settings."""
+
+    node: str = ""
+    """This broker's name in events, the same after each restart: `started` tells a backend to forget
+    who was online at the node of that name. Unset: host name and port."""
+
+    events: tuple[str, ...] = attrs.field(default=tuple(map(str, CHOICES)), validator=_event_kinds)
+    """Kinds of events that are sent; `started`, `stopped` and `lost` always are."""
+
+    batch_events: int = attrs.field(default=100, validator=_number(1))
+    """Events in one request at most. 100 are about 20 KB: some web frameworks take no more than
+    100 KB unless told to."""
+
+    max_events: int = attrs.field(default=100_000, validator=_number(1))
+    """Events that may wait, here and for your program's `on_event`; beyond it the oldest are lost,
+    and the reader is told so. About 50 MB: what 5,000 clients do that come back twice."""
+
+    timeout_seconds: float = attrs.field(default=10.0, validator=_positive)
+    """From a request to its whole answer. Then it is sent again, so a backend that works longer
+    does the same work twice: answer first."""
+
+    retry_seconds: float = attrs.field(default=0.5, validator=_positive)
+    """Before the first retry; each next one waits twice as long. A process that restarts is back in
+    a few seconds."""
+
+    retry_max_seconds: float = attrs.field(default=30.0, validator=_positive)
+    """The longest wait between two retries, unless the backend asks for more by `Retry-After`: so
+    long may it know nothing after it is back."""
+
+    flush_seconds: float = attrs.field(default=3.0, validator=_number(0))
+    """How long a stop waits for the last events to be taken, once everybody is gone: with
+    `drain_seconds` still within the 10 s that Docker gives before SIGKILL."""
+
+
+@attrs.frozen(kw_only=True)
 class Config:
     """The settings of one broker. Checked when made: a wrong value raises `ValueError`."""
 
@@ -406,6 +476,9 @@ class Config:
     tokens: TokenRules = attrs.field(factory=TokenRules)
     """Under `[tokens]` in a file."""
 
+    webhooks: WebhookRules = attrs.field(factory=WebhookRules)
+    """Under `[webhooks]` in a file."""
+
     # logs
     log_format: LogFormat = attrs.field(default="console", validator=_choice(LogFormat))
     """`console` for people, `json` for machines, `article` for the tutorial's four lines."""
@@ -517,7 +590,11 @@ _NESTED: Final = ("namespaces", "patterns")
 """The fields of `Config` that in a file stand under `[topics]`."""
 
 # Every key that a source may give, with its field: ("port",), ("topics", "history_size"), …
-_TABLES: Final[dict[str, Any]] = {"topics": TopicRules, "tokens": TokenRules}
+_TABLES: Final[dict[str, Any]] = {
+    "topics": TopicRules,
+    "tokens": TokenRules,
+    "webhooks": WebhookRules,
+}
 _KEYS: Final[dict[tuple[str, ...], "attrs.Attribute[Any]"]] = {
     **{
         (field.name,): field

@@ -22,6 +22,7 @@ import trio
 from .auth import origin_allowed
 from .config import Config
 from .conversation import Conversation
+from .core.events import EventKind
 from .core.messages import ClientInfo, Close, Fd, Frame, Initiator
 from .core.session import Happening, Phase, Session
 from .errors import CloseCode, Disconnect, HeadError, UnsubscribeCode
@@ -389,6 +390,7 @@ class Connection:
                         self.outbox.offer(Run((self._acceptance,), messages=0))
                         self._acceptance = b""
                         node.connections[session.fd] = self
+                        self._tell_opened()
                         self._node.log.info("open", fd=self.fd, peer=self.address, path=self.path)
                         if node.hooks.open is not None:
                             self._waiting += 1  # all that comes waits for the hook
@@ -564,8 +566,24 @@ class Connection:
             # Where the peer began, the answer to its Close was queued only now.
             await self.outbox.wait_empty()
 
+    def _tell_opened(self) -> None:
+        events = self._node.router.events
+        if events is not None:
+            events.emit(EventKind.OPENED, self.fd, self.user, address=self.address, path=self.path)
+
     async def _tell_closed(self) -> None:
         close = attrs.evolve(self._closing or _CUT, undelivered=self._undelivered)
+        events = self._node.router.events
+        if events is not None:
+            events.emit(
+                EventKind.DISCONNECTED,
+                self.fd,
+                self.user,
+                code=close.code,
+                reason=close.reason,
+                initiator=close.initiator.value,
+                undelivered=close.undelivered,
+            )
         self._node.log.info(
             "close",
             fd=self.fd,
@@ -693,7 +711,7 @@ class Connection:
 
     def end_subscription(self, topic: str, code: int, reason: str) -> bool:
         """End a peer's subscription and tell it why; false if there was none."""
-        if self._node.router.unsubscribe(self._session, topic) is None:
+        if self._node.router.unsubscribe(self._session, topic, code, reason) is None:
             return False
         codec = self.codec
         if codec is not None:

@@ -19,6 +19,7 @@ import structlog
 import trio
 
 from .config import Askers, Config
+from .core.events import EventKind
 from .core.history import UnrecoverablePosition
 from .core.messages import ClientInfo, Fd, Position
 from .core.session import Happening, Phase, Session
@@ -437,8 +438,12 @@ class Conversation:
         # No checkpoint from here to the reply: whatever is published next comes behind it.
         sessions.bind(fd, user)
         session.note(Happening.CONNECT)
-        self._router.leave_all(session)  # what was opened in the plain protocol
+        # What was opened in the plain protocol.
+        self._router.leave_all(session, UnsubscribeCode.SERVER, "connected")
         session.codec, session.info = self._codec, ClientInfo(str(fd), user, info)
+        if self._router.events is not None:
+            protocol = self._connection.protocol
+            self._router.events.emit(EventKind.CONNECTED, fd, user, protocol=protocol)
         if token is not None:
             self._connection.claims, self._token_user = token.claims, token.user
             self._expires_at = expires_at

@@ -58,8 +58,13 @@ class ErrorCode(IntEnum):
 
 
 class UnsubscribeCode(IntEnum):
-    """Why the server ended a subscription; from 2500 on, clients subscribe again by themselves."""
+    """Why a subscription ended; from 2500 on, clients subscribe again by themselves.
 
+    Clients are told what is 2000 and above; the others stand in events alone.
+    """
+
+    CLIENT = 0
+    DISCONNECT = 1
     SERVER = 2000
     INSUFFICIENT_STATE = 2500
     EXPIRED = 2501

@@ -4,6 +4,10 @@ Every hook is async and runs in the task of the connection it is about, one at a
 What it raises ends that connection with 1011 and is logged once; `Refused` answers the one request
 with an error reply, `Disconnect` sends the peer away. Cancellation reaches a hook when the
 connection has ended and the hook is still busy `close_seconds` later.
+
+`on_event` is the exception: it runs in a task of its own and holds up nobody; what it raises is
+logged, and the next event comes. Cancellation reaches it `flush_seconds` after the last connection
+of a broker that stops has ended.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -11,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
+from .core.events import Event
 from .core.messages import Close, Frame
 
 if TYPE_CHECKING:
@@ -111,6 +116,7 @@ ConnectHook: TypeAlias = Callable[[ConnectEvent], Awaitable[ConnectReply | None]
 SubscribeHook: TypeAlias = Callable[[SubscribeEvent], Awaitable[SubscribeReply | None]]
 PublishHook: TypeAlias = Callable[[PublishEvent], Awaitable[PublishReply | None]]
 ReadHook: TypeAlias = Callable[[ReadEvent], Awaitable[None]]
+EventHook: TypeAlias = Callable[[Event], Awaitable[None]]
 
 
 @attrs.define(eq=False)
@@ -127,3 +133,4 @@ class Hooks:
     publish: PublishHook | None = None
     presence: ReadHook | None = None
     history: ReadHook | None = None
+    event: EventHook | None = None

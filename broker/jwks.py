@@ -18,7 +18,8 @@ import structlog
 import trio
 
 from .config import Config, TokenRules
-from .errors import ConfigError, KeysUnavailable
+from .errors import KeysUnavailable
+from .outgoing import open_http_client
 from .tokens import Key, Tokens, keys_of_jwks, load_keys
 
 if TYPE_CHECKING:
@@ -116,24 +117,14 @@ async def open_tokens(config: Config, now: Callable[[], float]) -> AsyncGenerato
     if not rules.jwks_url:
         yield Tokens(rules, keys, now)
         return
-    async with _open_client() as client, trio.open_nursery() as nursery:
+    async with (
+        open_http_client("tokens.jwks_url", "jwks") as client,
+        trio.open_nursery() as nursery,
+    ):
         jwks = Jwks(partial(fetch_text, client, rules.jwks_url), rules)
         nursery.start_soon(jwks.run)
         yield Tokens(rules, keys, now, jwks)
         nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def _open_client() -> AsyncGenerator["AsyncClient"]:
-    try:
-        from httpx2 import AsyncClient
-    except ModuleNotFoundError:
-        raise ConfigError(
-            "tokens.jwks_url needs the package `httpx2`: pip install 'trio-broker[jwks]'"
-        ) from None
-    # No timeouts of its own: whoever fetches brings the deadline.
-    async with AsyncClient(timeout=None) as client:
-        yield client
 
 
 async def fetch_text(client: "AsyncClient", url: str) -> bytes:

@@ -13,9 +13,10 @@ from .config import Config
 
 FIXED: Final = (
     *("host", "port", "unix", "tls_cert", "tls_key", "backlog", "websocket_paths"),
-    *("history_bytes", "tokens"),
+    *("history_bytes", "tokens", "webhooks"),
 )
-"""The listeners are open, the pages know their paths, the engine has its room, the keys are read."""
+"""The listeners are open, the pages know their paths, the engine has its room, the keys are read,
+the events are numbered."""
 
 
 @attrs.frozen

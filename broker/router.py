@@ -23,6 +23,7 @@ import msgspec
 import trio
 
 from .config import Config, TopicRules
+from .core.events import EventKind
 from .core.hub import Hub, Listeners
 from .core.messages import ClientInfo, Fd, Publication
 from .core.retained import Retained
@@ -30,7 +31,8 @@ from .core.session import Filtered, Session, Subscriber, Subscription
 from .core.tags import FilterNode, matches
 from .core.topics import check_pattern, check_topic, is_pattern
 from .engines.memory import MemoryEngine
-from .errors import ErrorCode, Refused
+from .errors import ErrorCode, Refused, UnsubscribeCode
+from .events import Events
 from .groups import Outlet
 from .protocols.centrifuge import Codec
 from .rules import RuleBook, guards_itself, reaches
@@ -122,10 +124,18 @@ def direct_fd(topic: str) -> Fd | None:
 class Router:
     """See the module."""
 
-    def __init__(self, hub: Hub, engine: MemoryEngine, office: PostOffice, config: Config) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        engine: MemoryEngine,
+        office: PostOffice,
+        config: Config,
+        events: Events | None = None,
+    ) -> None:
         self.hub = hub
         self.engine = engine
         self.office = office
+        self.events = events
         self._max_topic_bytes = config.max_topic_bytes
         self._max_topics = config.max_topics
         self.direct_topics = config.direct_topics
@@ -349,6 +359,8 @@ class Router:
         """Add a subscription; those who watch its topic learn of it with the next `announce`."""
         self.flush()
         self.hub.subscribe(subscription)
+        if self.events is not None:
+            self._emit(self.events, EventKind.SUBSCRIBED, subscription)
 
     def give_retained(self, subscription: Subscription, *, recovered: bool = False) -> None:
         """Send a new subscriber the last values that are retained for it, each tagged `retained`.
@@ -377,26 +389,47 @@ class Router:
             else:
                 outbox.offer(Run((encoded,), value.topic))
 
-    def unsubscribe(self, subscriber: Subscriber, name: str) -> Subscription | None:
+    def unsubscribe(
+        self,
+        subscriber: Subscriber,
+        name: str,
+        code: int = UnsubscribeCode.CLIENT,
+        reason: str = "unsubscribed",
+    ) -> Subscription | None:
         """Remove a subscription and tell those who watch; None if there was none."""
         self.flush()
         subscription = self.hub.unsubscribe(subscriber, name)
         if subscription is not None:
-            self._tell_left(subscription)
+            self._tell_left(subscription, code, reason)
         return subscription
 
     def announce(self, subscription: Subscription) -> None:
         """Tell those who watch a topic that somebody subscribed, the subscriber among them."""
         self._tell(subscription, "join")
 
-    def leave_all(self, session: Session) -> None:
+    def leave_all(
+        self,
+        session: Session,
+        code: int = UnsubscribeCode.DISCONNECT,
+        reason: str = "disconnected",
+    ) -> None:
         """Remove all subscriptions of a session and tell those who watch. Linear in them."""
         self.flush()
         for subscription in self.hub.leave_all(session):
-            self._tell_left(subscription)
+            self._tell_left(subscription, code, reason)
 
-    def _tell_left(self, subscription: Subscription) -> None:
+    def _tell_left(self, subscription: Subscription, code: int, reason: str) -> None:
+        if self.events is not None:
+            self._emit(self.events, EventKind.UNSUBSCRIBED, subscription, code=code, reason=reason)
         self._tell(subscription, "leave")
+
+    def _emit(
+        self, events: Events, kind: EventKind, subscription: Subscription, **fields: Any
+    ) -> None:
+        session = subscription.subscriber
+        if isinstance(session, Session):  # not this very program
+            user = self.hub.sessions.user_of(session.fd)
+            events.emit(kind, session.fd, user, topic=subscription.name, **fields)
 
     def _tell(self, subscription: Subscription, what: Literal["join", "leave"]) -> None:
         name, info = subscription.name, subscription.info

@@ -14,7 +14,7 @@ import click
 from sphinx.application import Sphinx
 
 from broker.cli import main
-from broker.config import Config, TokenRules, TopicRules
+from broker.config import Config, TokenRules, TopicRules, WebhookRules
 from broker.errors import CloseCode, ErrorCode, UnsubscribeCode
 from broker.version import VERSION
 
@@ -81,9 +81,18 @@ def _default(value: object) -> str:
     return f"`{value}`"
 
 
+_TABLES = ("topics", "tokens", "webhooks", "namespaces", "patterns")
+"""Fields of `Config` that have a table of their own in a file."""
+
+
 def _settings() -> str:
     text = []
-    for made, prefix in ((Config(), ""), (TopicRules(), "topics."), (TokenRules(), "tokens.")):
+    for made, prefix in (
+        (Config(), ""),
+        (TopicRules(), "topics."),
+        (TokenRules(), "tokens."),
+        (WebhookRules(), "webhooks."),
+    ):
         rows: list[list[str]] = []
         known = {field.name for field in attrs.fields(type(made))}
         for name, words in _field_docs(type(made).__name__):
@@ -92,7 +101,7 @@ def _settings() -> str:
                     text.append(_table(["setting", "default", "why"], rows))
                     rows = []
                 text.append(f"\n## {words[:1].upper()}{words[1:]}\n")
-            elif name in known and name not in ("topics", "tokens", "namespaces", "patterns"):
+            elif name in known and name not in _TABLES:
                 rows.append([f"`{prefix}{name}`", _default(getattr(made, name)), words])
         if prefix:
             text.append(f"\n## {prefix[:-1].capitalize()}\n")

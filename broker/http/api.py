@@ -395,7 +395,13 @@ class Api:
             found = list(found)[: params.limit]
         else:
             found = self._broker.connections(params.after, params.limit)
-        return {"connections": {str(info.fd): _connection_info(info) for info in found}}
+        result: dict[str, object] = {
+            "connections": {str(info.fd): _connection_info(info) for info in found}
+        }
+        told = self._broker.stats().events.get("webhooks")
+        if told is not None:  # what is true after this event
+            result |= {"node": told.node, "epoch": told.epoch, "seq": told.seq}
+        return result
 
     def _connection(self, params: OneConnection) -> object:
         info = self._broker.connection_info(params.fd)

@@ -1,0 +1,178 @@
+"""What has happened to connections, numbered, and kept until whoever reads it has it.
+
+Rules:
+
+1. Within an epoch events are numbered 1, 2, 3 … without a gap. The first is `started`; with it the
+   reader forgets whoever was here in an earlier epoch.
+2. Writing never fails and never waits: when a queue is full, its oldest event is dropped.
+3. Nothing is lost without a word: where events were dropped, the reader gets `lost` in their place,
+   which has the number of the last of them. `started` is never dropped.
+4. An event is kept until its reader says that it is done with it. So a reader that is cut short
+   gets it again, and tells by the number what it has had.
+"""
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from enum import StrEnum
+from itertools import islice
+from typing import Any
+
+import attrs
+import msgspec
+
+
+class EventKind(StrEnum):
+    """What can happen."""
+
+    STARTED = "started"
+    """The broker has started: nobody is connected to it."""
+    OPENED = "opened"
+    """A WebSocket was opened; who it is comes later, if ever."""
+    CONNECTED = "connected"
+    """A Centrifuge client was let in."""
+    BOUND = "bound"
+    """Your program said that a connection is another user's."""
+    SUBSCRIBED = "subscribed"
+    UNSUBSCRIBED = "unsubscribed"
+    DISCONNECTED = "disconnected"
+    """A connection has ended; one for each `opened`."""
+    LOST = "lost"
+    """Events were dropped here, as the queue was full."""
+    STOPPED = "stopped"
+    """The broker has stopped in good order: nobody is connected to it."""
+
+
+CHOICES = (
+    EventKind.OPENED,
+    EventKind.CONNECTED,
+    EventKind.BOUND,
+    EventKind.SUBSCRIBED,
+    EventKind.UNSUBSCRIBED,
+    EventKind.DISCONNECTED,
+)
+"""The kinds that a reader may do without; of the others it is always told."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """One thing that has happened. What does not apply to its kind is None.
+
+    `epoch` names one run of the broker `node`, `seq` counts within it. `time` is in Unix seconds.
+    `user` is who the connection belonged to then; empty for nobody in particular. Of a `lost`,
+    `missed` is how many were dropped, the numbers `first` to `seq`.
+    """
+
+    kind: str
+    node: str
+    epoch: str
+    seq: int
+    time: float
+    fd: int | None = None
+    user: str | None = None
+    address: str | None = None
+    path: str | None = None
+    protocol: str | None = None
+    topic: str | None = None
+    code: int | None = None
+    reason: str | None = None
+    initiator: str | None = None
+    undelivered: int | None = None
+    first: int | None = None
+    missed: int | None = None
+
+
+@attrs.frozen
+class EventStatistics:
+    """A snapshot. `seq` is the number of the last event that has happened; `waiting` are those not
+    delivered yet. `failures` are attempts to deliver, not events."""
+
+    node: str
+    epoch: str
+    seq: int
+    waiting: int
+    delivered: int
+    dropped: int
+    failures: int
+
+
+class EventQueue:
+    """The events of one epoch for one reader, who wants `kinds` of those it may do without."""
+
+    def __init__(
+        self, node: str, epoch: str, now: float, capacity: int, kinds: Collection[str] = CHOICES
+    ) -> None:
+        self._node = node
+        self._epoch = epoch
+        self._capacity = capacity
+        self._unwanted = frozenset(CHOICES) - frozenset(kinds)
+        # Beside the others, so that it cannot be dropped.
+        self._started = Event(kind=EventKind.STARTED, node=node, epoch=epoch, seq=1, time=now)
+        self._waiting: deque[Event] = deque()
+        self._seq = 1
+        self._done = 0
+        self._batch: list[Event] = []
+        self._delivered = self._dropped = 0
+        self.failures = 0
+
+    def statistics(self) -> EventStatistics:
+        waiting = len(self._waiting) + (not self._done)
+        return EventStatistics(
+            self._node,
+            self._epoch,
+            self._seq,
+            waiting,
+            self._delivered,
+            self._dropped,
+            self.failures,
+        )
+
+    def put(self, kind: EventKind, now: float, **fields: Any) -> bool:
+        """Add an event, unless its kind is not wanted. False if another one was dropped for it."""
+        if kind in self._unwanted:
+            return True
+        self._seq += 1
+        fits = len(self._waiting) < self._capacity
+        if not fits:
+            self._waiting.popleft()
+            self._dropped += 1
+            self._batch = []
+        event = Event(
+            kind=kind, node=self._node, epoch=self._epoch, seq=self._seq, time=now, **fields
+        )
+        self._waiting.append(event)
+        return fits
+
+    def batch(self, limit: int) -> Sequence[Event]:
+        """The oldest events that are not done, at most `limit`; empty if there are none.
+
+        Asked again before they are done it is the same batch, unless one of them was dropped.
+        """
+        if self._batch:
+            return self._batch
+        batch, after = [], self._done
+        if not after:
+            batch.append(self._started)
+            after = self._started.seq
+        if self._waiting and self._waiting[0].seq > after + 1:
+            batch.append(self._lost(after + 1, self._waiting[0].seq - 1, self._waiting[0].time))
+        batch += islice(self._waiting, max(0, limit - len(batch)))
+        self._batch = batch[:limit]
+        return self._batch
+
+    def _lost(self, first: int, last: int, now: float) -> Event:
+        return Event(
+            kind=EventKind.LOST,
+            node=self._node,
+            epoch=self._epoch,
+            seq=last,
+            time=now,
+            first=first,
+            missed=last - first + 1,
+        )
+
+    def done(self, batch: Sequence[Event]) -> None:
+        """The reader has had this batch, which `batch` gave it: forget it."""
+        self._done = batch[-1].seq
+        self._delivered += len(batch)
+        self._batch = []
+        while self._waiting and self._waiting[0].seq <= self._done:
+            self._waiting.popleft()
