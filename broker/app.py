@@ -41,6 +41,7 @@ from .transport import frames
 from .transport.listeners import AnyListener, describe, open_listeners
 from .transport.outbox import Offer, Run
 from .transport.postman import PostStatistics, open_post_office
+from .webhooks import open_backend
 
 log = structlog.get_logger("broker")
 
@@ -456,9 +457,8 @@ class Broker:
         connection = self._find(fd)
         if connection is not None and user != before:
             connection.tell_user(before, user)
-        if node is not None and node.router.events is not None:
-            if user != before and fd in node.connections:
-                node.router.events.emit(EventKind.BOUND, fd, user)
+        if user != before and node is not None and fd in node.connections:
+            node.tell(EventKind.BOUND, fd, user)
 
     def fds_of(self, user: str) -> list[Fd]:
         """All connections of a user."""
@@ -555,13 +555,17 @@ class Broker:
     ) -> None:
         config = self.config
         backends = BackendServer(self, HttpServer(http_app(self)))
+
+        def now() -> float:
+            return self.wall_clock()  # looked up each time: a test may move the clock
+
         try:
             async with (
-                # Looked up each time: a test may move the clock.
-                open_tokens(config, lambda: self.wall_clock()) as tokens,  # noqa: PLW0108
+                open_backend(config.webhooks, now) as backend,
+                open_tokens(config, now) as tokens,
                 open_engine(config.history_bytes) as engine,
                 open_post_office() as office,
-                open_events(config, self.hooks.event, lambda: self.wall_clock()) as events,  # noqa: PLW0108
+                open_events(config, self.hooks.event, backend, now) as events,
                 trio.open_nursery() as upkeep,
             ):
                 router = Router(self._hub, engine, office, config, events)

@@ -86,6 +86,11 @@ class Node:
     def __attrs_post_init__(self) -> None:
         self.methods = Methods(self.router)
 
+    def tell(self, kind: EventKind, fd: Fd, user: str, **fields: Any) -> None:
+        """Something has happened to a connection; `fields` are those of `Event`. Never waits."""
+        if self.router.events is not None:
+            self.router.events.emit(kind, fd, user, **fields)
+
     def reload(self, config: Config) -> None:
         """Go by another config, everybody here included."""
         self.config = config
@@ -390,7 +395,8 @@ class Connection:
                         self.outbox.offer(Run((self._acceptance,), messages=0))
                         self._acceptance = b""
                         node.connections[session.fd] = self
-                        self._tell_opened()
+                        opened = {"address": self.address, "path": self.path}
+                        node.tell(EventKind.OPENED, session.fd, "", **opened)
                         self._node.log.info("open", fd=self.fd, peer=self.address, path=self.path)
                         if node.hooks.open is not None:
                             self._waiting += 1  # all that comes waits for the hook
@@ -566,32 +572,11 @@ class Connection:
             # Where the peer began, the answer to its Close was queued only now.
             await self.outbox.wait_empty()
 
-    def _tell_opened(self) -> None:
-        events = self._node.router.events
-        if events is not None:
-            events.emit(EventKind.OPENED, self.fd, self.user, address=self.address, path=self.path)
-
     async def _tell_closed(self) -> None:
         close = attrs.evolve(self._closing or _CUT, undelivered=self._undelivered)
-        events = self._node.router.events
-        if events is not None:
-            events.emit(
-                EventKind.DISCONNECTED,
-                self.fd,
-                self.user,
-                code=close.code,
-                reason=close.reason,
-                initiator=close.initiator.value,
-                undelivered=close.undelivered,
-            )
-        self._node.log.info(
-            "close",
-            fd=self.fd,
-            code=close.code,
-            reason=close.reason,
-            initiator=close.initiator.value,
-            undelivered=close.undelivered,
-        )
+        said = {**attrs.asdict(close), "initiator": close.initiator.value}
+        self._node.tell(EventKind.DISCONNECTED, self.fd, self.user, **said)
+        self._node.log.info("close", fd=self.fd, **said)
         hook = self._node.hooks.close
         if hook is None:
             return

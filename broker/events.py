@@ -24,7 +24,8 @@ from .core.events import EventKind, EventQueue, EventStatistics
 from .core.messages import Fd
 from .feed import Feed
 from .hooks import EventHook
-from .webhooks import Webhook, open_backend
+from .outgoing import Backend
+from .webhooks import Webhook
 
 log = structlog.get_logger("broker")
 
@@ -55,15 +56,15 @@ class Events:
 
 @asynccontextmanager
 async def open_events(
-    config: Config, hook: EventHook | None, now: Callable[[], float]
+    config: Config, hook: EventHook | None, backend: Backend | None, now: Callable[[], float]
 ) -> AsyncGenerator[Events | None]:
     """What tells of events for as long as the block, then of its end; None if nobody wants to know.
 
-    `now` is in Unix seconds. Raises `ConfigError` if a package is missing. An exception in the block
-    is no end in good order: nothing more is told, what waits is left.
+    `now` is in Unix seconds. An exception in the block is no end in good order: nothing more is
+    told, what waits is left.
     """
     rules = config.webhooks
-    if hook is None and not rules.url:
+    if hook is None and backend is None:
         yield None
         return
     node = rules.node or f"{socket.gethostname()}:{config.unix or config.port}"
@@ -72,7 +73,7 @@ async def open_events(
     epoch = f"{datetime.fromtimestamp(started, UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
     begin = partial(EventQueue, node, epoch, started, rules.max_events)
     feeds = []
-    async with open_backend(rules, now) as backend, trio.open_nursery() as readers:
+    async with trio.open_nursery() as readers:
         if hook is not None:
             feeds.append(Feed("on_event", begin()))
             readers.start_soon(_run_hook, feeds[-1], hook)
