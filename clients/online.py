@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
@@ -49,7 +50,7 @@ class Online:
         if kind == "started" and event["epoch"] != self.epoch:
             self.connections, self.epoch, self.seq = {}, event["epoch"], 0
         elif event["epoch"] != self.epoch or (kind == "lost" and seq > self.seq):
-            self._look()
+            self.look()
         if event["epoch"] != self.epoch or seq <= self.seq:
             return  # of a broker that is gone, or known
         if kind == "stopped":
@@ -73,8 +74,11 @@ class Online:
         elif kind == "disconnected":
             del self.connections[fd]
 
-    def _look(self) -> None:
-        """Ask the broker, page by page: what it says is true after event `seq` of the page."""
+    def look(self) -> None:
+        """Ask the broker, page by page: what it says is true after event `seq` of the page.
+
+        For who has just started as well, as the next event may be long in coming.
+        """
         page = self._fetch(0)
         self.connections, self.epoch, self.seq = {}, page["epoch"], page["seq"]
         while page["connections"] and page["epoch"] == self.epoch:
@@ -103,6 +107,8 @@ def main() -> None:
             return page
 
     online, lock = Online(fetch), Lock()
+    with suppress(OSError, KeyError):  # a broker that starts after us begins with `started`
+        online.look()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -10,6 +10,7 @@ from broker.config import (
     TokenRules,
     TopicPattern,
     TopicRules,
+    WebhookRules,
     exposure_warning,
     is_loopback,
     load,
@@ -402,3 +403,18 @@ def test_a_secret_of_the_wrong_type_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"tokens\.hmac_secret is int: expected") as caught:
         load(path, {})
     assert "123456" not in str(caught.value)
+
+
+def test_webhooks_are_read_from_file_and_environment(file: Path) -> None:
+    file.write_text('[webhooks]\nurl = "http://a/b"\nbatch_events = 5\n')
+    environ = {"BROKER_WEBHOOKS_SECRET": "A" * 32, "BROKER_WEBHOOKS_EVENTS": "opened, bound"}
+    rules = load(file, {}, environ=environ).webhooks
+    assert rules == WebhookRules(
+        url="http://a/b", batch_events=5, secret="A" * 32, events=("opened", "bound")
+    )
+    with pytest.raises(ConfigError) as raised:
+        load(None, {}, environ={"BROKER_WEBHOOKS_SECRET": "hunter2"})
+    assert str(raised.value).startswith("BROKER_WEBHOOKS_SECRET: webhooks.secret must be base64")
+    with pytest.raises(ConfigError) as raised:
+        load(None, {}, environ={"BROKER_WEBHOOKS_URL": "a/b"})
+    assert "webhooks.url is 'a/b': must be like" in str(raised.value)

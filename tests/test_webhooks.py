@@ -2,7 +2,9 @@
 
 import json
 import runpy
+import subprocess
 import sys
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -31,11 +33,13 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from broker import Broker, Config, ConfigError, WebhookRules, webhooks
+from broker.client import open_client
 from broker.core.events import Event
 from broker.http.api import Api
 from broker.reload import merge
 from broker.signing import key_of, signature
 from broker.testing import MemoryListener, Network, Peer, open_test_broker
+from broker.transport.listeners import describe, open_listeners
 from broker.webhooks import RETRY_AFTER_MOST, encode, seconds_of
 
 ROOT = Path(__file__).parent.parent
@@ -667,7 +671,7 @@ STEPS = st.lists(
     | st.tuples(st.just("bind"), st.integers(0, 5), st.sampled_from(["", "ann", "ben"]))
     | st.tuples(st.just("mode"), st.sampled_from(MODES))
     | st.tuples(st.just("sleep"), st.sampled_from([0.0, 0.002, 0.5, 15.0]))
-    | st.sampled_from(["forget", "restart"]),
+    | st.sampled_from(["forget", "amnesia", "restart"]),
     max_size=40,
 )
 
@@ -717,8 +721,12 @@ async def observe(observer: Observer, steps: list[Any], rules: WebhookRules) -> 
             observer.net = net
             peers: list[Peer] = []
             for step in part:
-                if step == "forget":
+                if step == "forget":  # and is started anew
                     observer.forget()
+                    observer.online.look()
+                elif step == "amnesia":  # and learns of it only with what comes next
+                    observer.forget()
+                    await act(net, peers, "plain")
                 elif step[0] == "mode":
                     observer.mode = step[1]
                 else:
@@ -787,3 +795,76 @@ async def test_over_a_real_socket_to_a_real_server(tmp_path: Path) -> None:
         *("started", "opened", "connected", "disconnected", "stopped"),
     ]
     assert attempts[0] == attempts[1]
+
+
+@asynccontextmanager
+async def sample_backend(*args: str) -> AsyncGenerator[Callable[[], Awaitable[str]]]:
+    """`clients/online.py` in a process of its own; what it yields reads its next line."""
+    async with trio.open_nursery() as nursery:
+        process = await nursery.start(
+            partial(
+                trio.run_process,
+                [sys.executable, str(ROOT / "clients" / "online.py"), *args],
+                stdout=subprocess.PIPE,
+                check=False,
+                env={"BROKER_API_KEY": "s3cret", "BROKER_WEBHOOKS_SECRET": SECRET},
+            )
+        )
+        seen = b""
+
+        async def line() -> str:
+            nonlocal seen
+            while b"\n" not in seen:
+                data = await process.stdout.receive_some()
+                assert data, f"ended after {seen!r}"
+                seen += data
+            first, seen = seen.split(b"\n", 1)
+            return str(first.decode())
+
+        async with process.stdout:
+            yield line
+            nursery.cancel_scope.cancel()
+
+
+async def test_the_sample_backend_knows_who_is_online_also_after_its_own_restart() -> None:
+    config = Config(host="127.0.0.1", port=0, api_key="s3cret")
+    listeners = await open_listeners(config)
+    url = describe(listeners)[0].replace("ws:", "http:")
+
+    async def until(line: Callable[[], Awaitable[str]], wanted: str) -> None:
+        while await line() != wanted:
+            pass
+
+    with trio.fail_after(30):
+        async with sample_backend(url, "0") as line:
+            port = (await line()).removeprefix("listening on port ")
+            backend_url = f"http://localhost:{port}/events"
+            rules = WebhookRules(url=backend_url, secret=SECRET, retry_seconds=0.05)
+            broker = Broker(attrs.evolve(config, webhooks=rules))
+            async with trio.open_nursery() as nursery:
+                await nursery.start(partial(broker.serve, listeners=listeners))
+                await until(line, "online: nobody")
+                async with open_client(url.replace("http:", "ws:")) as client:
+                    await until(line, "online: fd 1")
+                    broker.bind(client.fd, "ann")
+                    await until(line, "online: ann")
+                    async with sample_backend(url, "0") as again:
+                        # Another process on another port: as good as one that has forgotten all.
+                        other = (await again()).removeprefix("listening on port ")
+                        body = encode([_of_this_epoch(broker)])
+                        headers = signature(SECRET, "test", time.time(), body)
+                        async with httpx2.AsyncClient() as http:
+                            answer = await http.post(
+                                f"http://localhost:{other}/events", content=body, headers=headers
+                            )
+                        assert answer.status_code == 204
+                        assert await again() == "online: ann"
+                await until(line, "online: nobody")
+                broker.stop()
+
+
+def _of_this_epoch(broker: Broker) -> Event:
+    told = broker.stats().events["webhooks"]
+    return Event(
+        kind="bound", node=told.node, epoch=told.epoch, seq=told.seq, time=1.0, fd=1, user="old"
+    )
