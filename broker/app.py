@@ -34,6 +34,7 @@ from .jwks import open_tokens
 from .logs import configure_if_unset, reconfigure
 from .protocols.centrifuge import to_json
 from .protocols.plain import PLAIN
+from .questions import open_questions
 from .reload import merge
 from .router import IN_PROCESS, Router
 from .tokens import warning as token_warning
@@ -562,6 +563,7 @@ class Broker:
         try:
             async with (
                 open_backend(config.webhooks, now) as backend,
+                open_questions(config, self.hooks, now),
                 open_tokens(config, now) as tokens,
                 open_engine(config.history_bytes) as engine,
                 open_post_office() as office,

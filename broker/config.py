@@ -15,6 +15,7 @@ import difflib
 import ipaddress
 import math
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -65,6 +66,20 @@ def _signing_secret(_: object, field: "attrs.Attribute[Any]", value: Any) -> Non
             key_of(value)
     except ValueError as error:
         raise ValueError(f"{field.name} {error}") from None
+
+
+_OUR_HEADERS: Final = frozenset(
+    (
+        *("host", "connection", "upgrade", "transfer-encoding", "content-length", "content-type"),
+        *("accept-encoding", "webhook-id", "webhook-timestamp", "webhook-signature"),
+    )
+)
+
+
+def _headers(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    for name in value:
+        if name.lower() in _OUR_HEADERS or not re.fullmatch(r"[A-Za-z0-9-]+", name):
+            raise ValueError(f"{field.name} holds {name!r}: must be a header that is not ours")
 
 
 def _event_kinds(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
@@ -331,6 +346,30 @@ class WebhookRules:
     flush_seconds: float = attrs.field(default=3.0, validator=_number(0))
     """How long a stop waits for the last events to be taken, once everybody is gone: with
     `drain_seconds` still within the 10 s that Docker gives before SIGKILL."""
+
+    connect_url: str = attrs.field(default="", validator=_backend_url)
+    """Asked who a Centrifuge client is and whether it may connect, in place of an `on_connect`
+    hook."""
+
+    subscribe_url: str = attrs.field(default="", validator=_backend_url)
+    """Asked whether a client may subscribe, in place of an `on_subscribe` hook."""
+
+    publish_url: str = attrs.field(default="", validator=_backend_url)
+    """Asked whether a client may publish, in place of an `on_publish` hook: each publish of a client
+    waits for the answer."""
+
+    rpc_url: str = attrs.field(default="", validator=_backend_url)
+    """Answers the calls of clients, in place of an `on_rpc` hook."""
+
+    answer_seconds: float = attrs.field(default=4.0, validator=_positive)
+    """How long a client waits for the backend: official clients give up on a reply after 5 s."""
+
+    forward_headers: tuple[str, ...] = attrs.field(
+        default=("Authorization", "Cookie", "Origin", "User-Agent", "X-Forwarded-For", "X-Real-IP"),
+        validator=_headers,
+    )
+    """Headers of the client's handshake that go along with a question about it, so that the
+    backend's own sessions work. Not along with events."""
 
 
 @attrs.frozen(kw_only=True)

@@ -47,7 +47,7 @@ class Events:
         """The broker has stopped, and nobody is connected."""
         for feed in self._feeds:
             feed.put(EventKind.STOPPED, self._now())
-            feed.end()
+            feed.ending.set()
 
     def statistics(self) -> dict[str, EventStatistics]:
         """By reader: `on_event`, `webhooks`."""

@@ -19,7 +19,7 @@ class Feed:
     name: str
     queue: EventQueue
     ending: trio.Event = attrs.field(factory=trio.Event)
-    """Set when nothing more will come."""
+    """Set in the step in which the last event was put."""
     _came: trio.Event = attrs.field(factory=trio.Event)
     _full: bool = False  # since the reader was last through
 
@@ -30,11 +30,6 @@ class Feed:
         if not fits and not self._full:
             self._full = True
             log.warning("events_lost", reader=self.name, detail="the queue is full, the oldest go")
-
-    def end(self) -> None:
-        """Nothing more will come."""
-        self.ending.set()
-        self._came.set()
 
     async def wait_batch(self, limit: int) -> Sequence[Event]:
         """The next events, as soon as there are any; empty after the last. They stay where they are

@@ -7,8 +7,9 @@ Rules:
 3. Of an answer that is too long, no more is read than shows it.
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import attrs
@@ -51,6 +52,9 @@ class Answer:
     body: bytes | None
 
 
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
 @attrs.frozen
 class Backend:
     """Where requests go to. `secret` is as in the settings; "" for no signature."""
@@ -59,15 +63,24 @@ class Backend:
     secret: str = attrs.field(repr=False)
     now: Callable[[], float]
 
-    async def post(self, url: str, request_id: str, body: bytes, seconds: float) -> Answer:
-        """POST JSON, and return the answer once it is complete.
+    async def post(
+        self,
+        url: str,
+        request_id: str,
+        body: bytes,
+        seconds: float,
+        more_headers: Mapping[str, str] = _NO_HEADERS,
+    ) -> Answer:
+        """POST JSON, and return the answer once it is complete. `more_headers` have lower-case
+        names.
 
         Raises what `httpx2` raises, and `trio.TooSlowError` after that many `seconds`.
         """
         headers = {
-            "Content-Type": "application/json",
-            "Accept-Encoding": "identity",
-            "User-Agent": f"trio-broker/{VERSION}",
+            "user-agent": f"trio-broker/{VERSION}",
+            **more_headers,
+            "content-type": "application/json",
+            "accept-encoding": "identity",
             **signature(self.secret, request_id, self.now(), body),
         }
         self.client.cookies.clear()

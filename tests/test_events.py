@@ -186,10 +186,14 @@ async def test_a_slow_hook_holds_up_no_connection_and_loses_only_the_oldest(
             assert await peers[-1].receive_text() == "hello"
             assert trio.current_time() == began
             assert broker.stats().events["on_event"].dropped == 3
+            await trio.sleep(15)
+            peers += [await net.open_plain() for _ in range(6)]
             await trio.sleep(100)
             assert [line["event"] for line in lines].count("events_lost") == 1
+            peers += [await net.open_plain() for _ in range(6)]
+            assert [line["event"] for line in lines].count("events_lost") == 2
     assert [(each.kind, each.seq) for each in seen[:5]] == [
-        *[("started", 1), ("lost", 4), ("opened", 5), ("opened", 6), ("opened", 7)],
+        *[("started", 1), ("lost", 4), ("lost", 10), ("opened", 11), ("opened", 12)],
     ]
 
 
