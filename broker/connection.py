@@ -206,7 +206,8 @@ def check_welcome(node: Node, head: Head) -> None:
 def check_origin(node: Node, head: Head) -> None:
     """Raise `HeadError` if a request comes from a page that must not be served."""
     # Where users matter, a page of another program's on this machine is somebody else's too.
-    lenient = node.loopback_bind and not node.tokens.enabled
+    users_matter = node.tokens.enabled or bool(node.config.webhooks.connect_url)
+    lenient = node.loopback_bind and not users_matter
     if not origin_allowed(head, node.config.allowed_origins, loopback_bind=lenient):
         raise HeadError(403, f"origin not allowed: {head.origin}")
 

@@ -1,10 +1,14 @@
 """Questions to a backend: what is asked, what an answer does, and what happens without one."""
 
 import json
+import re
 import sys
+import textwrap
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -30,7 +34,8 @@ from broker import (
     WebhookRules,
     questions,
 )
-from broker.testing import Network, Peer, open_test_broker
+from broker.signing import signature
+from broker.testing import Closed, Network, Peer, handshake, open_test_broker
 from broker.tokens import mint
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -394,3 +399,55 @@ async def test_over_a_real_socket_to_a_real_server() -> None:
                     await peer.request(connect={})
                     assert net.broker.fds_of(user) == [peer.fd]
             done.set()
+
+
+async def test_a_page_of_another_program_may_not_use_the_user_s_cookies(
+    autojump_clock: MockClock, backend: Backend
+) -> None:
+    async with open_test_broker(broker_of()) as net:
+        peer = await net.connect()
+        await peer.send(handshake(headers={"Origin": "http://localhost:1"}, host="localhost:9501"))
+        assert (await peer.receive_head()).startswith("HTTP/1.1 403 ")
+
+
+# what the documentation shows
+
+
+def shown(page: str) -> dict[str, Any]:
+    text = (Path(__file__).parents[1] / "docs" / "howto" / page).read_text("utf-8")
+    found = re.search(r"^( *)```python\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    made: dict[str, Any] = {}
+    exec(textwrap.dedent(found[2]), made)
+    return made
+
+
+async def test_the_backend_of_the_how_to_decides(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = shown("ask-a-backend.md")["app"]
+
+    @asynccontextmanager
+    async def open_http_client(setting: str, extra: str) -> AsyncGenerator[httpx2.AsyncClient]:
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app)) as client:
+            yield client
+
+    monkeypatch.setattr(questions, "open_http_client", open_http_client)
+    url = "https://example.com/broker/"
+    rules = WebhookRules(connect_url=url + "connect", subscribe_url=url + "subscribe")
+    async with open_test_broker(Broker(Config(webhooks=rules))) as net:
+        alice = await net.open_plain(headers={"Cookie": "session=s3cret"})
+        await alice.request(connect={})
+        assert net.broker.fds_of("alice") == [alice.fd]
+        assert "subscribe" in await alice.request(subscribe={"channel": "staff.plans"})
+        bob = await net.open_plain()
+        with pytest.raises(Closed, match="4501: log in first"):
+            await bob.request(connect={})
+
+
+def test_the_check_of_the_how_to_knows_who_signed() -> None:
+    verify = shown("webhooks.md")["verify"]
+    headers = signature(SECRET, "a", time.time(), b"{}")
+    assert verify(SECRET, headers, b"{}")
+    assert not verify(SECRET, headers, b"[]")
+    assert not verify(SECRET, signature(SECRET, "a", time.time() - 400, b"{}"), b"{}")

@@ -334,6 +334,9 @@ async def test_a_refusal_is_logged_louder_than_an_outage_and_loses_nothing_eithe
             backend.say = taken
             await trio.sleep(10)
             assert named(lines, *names)[1:] == ["webhook_recovered"]
+    recovered = next(line for line in lines if line["event"] == "webhook_recovered")
+    assert float(recovered["after"].removesuffix(" s")) >= 60
+    assert recovered["waiting"] == 0
     assert {str(request.url) for _, request in backend.requests} == {URL}
     assert named(lines, *names)[1:] == ["webhook_recovered"]
 
