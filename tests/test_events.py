@@ -12,6 +12,8 @@ from broker import Broker, Config, Connection, Event, TopicRules, WebhookRules
 from broker.core.messages import Frame
 from broker.testing import Network, open_test_broker
 
+pytestmark = pytest.mark.usefixtures("logging_restored")
+
 
 def told(broker: Broker) -> list[dict[str, Any]]:
     """What `on_event` gets from here on, without what is the same in all or differs by run."""

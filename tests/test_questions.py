@@ -38,6 +38,8 @@ from broker.signing import signature
 from broker.testing import Closed, Network, Peer, handshake, open_test_broker
 from broker.tokens import mint
 
+pytestmark = pytest.mark.usefixtures("logging_restored")
+
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 URL = "https://backend.example/"
 RULES = WebhookRules(

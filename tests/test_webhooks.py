@@ -42,6 +42,8 @@ from broker.testing import MemoryListener, Network, Peer, open_test_broker
 from broker.transport.listeners import describe, open_listeners
 from broker.webhooks import RETRY_AFTER_MOST, encode, seconds_of
 
+pytestmark = pytest.mark.usefixtures("logging_restored")
+
 ROOT = Path(__file__).parent.parent
 URL = "https://backend.example/events"
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -549,6 +551,7 @@ async def test_without_a_url_nothing_is_needed_and_nothing_sent(
         ({"secret": "hunter2"}, "secret must be base64 of 24 random bytes or more, as by: echo"),
         ({"secret": "whsec_" + "A" * 28}, "secret must be base64"),
         ({"secret": "whsec_" + "é" * 32}, "secret must be base64"),
+        ({"secret": "whsec_" + "A!" * 32}, "secret must be base64"),
         ({"events": ("opened", "closed")}, "events holds 'closed': known are opened, connected"),
         ({"batch_events": 0}, "batch_events is 0: must be at least 1"),
         ({"max_events": 0}, "max_events is 0"),
@@ -762,6 +765,66 @@ def test_a_backend_ends_up_with_exactly_the_broker_s_connections(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(webhooks, "open_http_client", observer.open_http_client)
         trio.run(observe, observer, steps, rules, clock=MockClock(autojump_threshold=0))
+
+
+def event(kind: str, seq: int, epoch: str = "a", **fields: Any) -> dict[str, Any]:
+    if kind not in ("started", "lost", "stopped"):
+        fields = {"fd": 1, "user": "", **fields}
+    return {"kind": kind, "epoch": epoch, "seq": seq, **fields}
+
+
+def no_api(after: int) -> Any:
+    raise AssertionError("it knows")
+
+
+def test_an_event_that_comes_again_alone_brings_nobody_back() -> None:
+    online = sample["Online"](no_api)
+    for each in (event("started", 1), event("opened", 2), event("disconnected", 3)):
+        online.apply(each)
+    online.apply(event("opened", 2))
+    assert online.connections == {}
+
+
+def test_nobody_survives_a_crash_of_the_broker() -> None:
+    online = sample["Online"](no_api)
+    for each in (event("started", 1), event("opened", 2), event("started", 1, epoch="b")):
+        online.apply(each)
+    assert (online.connections, online.epoch, online.seq) == ({}, "b", 1)
+
+
+def test_pages_that_were_read_one_after_another_fit_together() -> None:
+    """Fd 2 went and fd 3 was renamed between the first page and the second."""
+    info = {"protocol": "plain", "topics": []}
+    pages = {
+        0: {"epoch": "a", "seq": 10, "connections": {"1": {**info, "user": "ann"}}},
+        1: {"epoch": "a", "seq": 14, "connections": {"3": {**info, "user": "new"}}},
+        3: {"epoch": "a", "seq": 14, "connections": {}},
+    }
+    online = sample["Online"](pages.__getitem__)
+    online.apply(event("lost", 9, first=2, missed=8))
+    for each in (
+        event("bound", 10, fd=1, user="before"),
+        event("bound", 11, fd=3, user="old"),
+        event("unsubscribed", 12, fd=2, topic="a"),
+        event("disconnected", 13, fd=2),
+        event("bound", 14, fd=3, user="new"),
+    ):
+        online.apply(each)
+        assert {fd: known["user"] for fd, known in online.connections.items() if fd != 2} == {
+            1: "ann",
+            3: "new",
+        }
+    assert online.connections.keys() == {1, 3}
+    online.apply(event("bound", 15, fd=3, user="newer"))
+    assert online.connections[3]["user"] == "newer"
+
+
+def test_news_of_a_broker_that_is_gone_change_nothing() -> None:
+    page = {"epoch": "b", "seq": 5, "connections": {}}
+    online = sample["Online"](lambda after: page)
+    online.apply(event("started", 1, epoch="b"))
+    online.apply(event("opened", 99, epoch="a"))
+    assert (online.connections, online.epoch) == ({}, "b")
 
 
 # over a real socket
