@@ -235,6 +235,7 @@ NO_ANSWERS = [
     (says(b"\xff"), "not an answer"),
     (says(b"[" * 20_000), "not an answer"),
     (says(b"[]"), "not an answer"),
+    (says(b'{"result": {"data": ' + b"[" * 20_000), "not an answer"),
     (says(b"{}"), "neither result nor error"),
     (says(b'{"result": {"subs": {}}}'), "unknown field `subs`"),
     (says(b'{"error": {"code": 5}}'), "not an answer"),
