@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import partial
@@ -38,7 +38,7 @@ from broker.core.events import Event
 from broker.http.api import Api
 from broker.reload import merge
 from broker.signing import key_of, signature
-from broker.testing import MemoryListener, Network, Peer, open_test_broker
+from broker.testing import Closed, MemoryListener, Network, Peer, open_test_broker
 from broker.transport.listeners import describe, open_listeners
 from broker.webhooks import RETRY_AFTER_MOST, encode, seconds_of
 
@@ -699,10 +699,11 @@ async def act(net: Network, peers: list[Peer], step: Any) -> None:
         is_client = info.protocol != "plain"
         if what == "bind":
             broker.bind(peer.fd, name)
-        elif what == "sub" and is_client:
-            await peer.request(subscribe={"channel": name})
-        elif what == "unsub" and is_client:
-            await peer.request(unsubscribe={"channel": name})
+        elif what in ("sub", "unsub") and is_client:
+            method = "subscribe" if what == "sub" else "unsubscribe"
+            with suppress(Closed, trio.ClosedResourceError, trio.BrokenResourceError):
+                # One that is on its way out may not be answered any more.
+                await peer.request(**{method: {"channel": name}})
         elif what == "end":
             broker.end_subscription(peer.fd, name)
         elif what == "add":
