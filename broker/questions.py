@@ -35,7 +35,7 @@ from .hooks import (
     SubscribeReply,
 )
 from .outgoing import Backend, open_http_client
-from .protocols.centrifuge import to_json
+from .protocols.centrifuge import CENTRIFUGE_JSON, opaque_json, to_json
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -49,6 +49,7 @@ class _Connect(Struct, forbid_unknown_fields=True):
     user: str = ""
     info: Any = None
     data: Any = None
+    channels: tuple[str, ...] = ()
 
 
 class _Subscribe(Struct, forbid_unknown_fields=True):
@@ -99,10 +100,11 @@ class Question(Generic[R]):
 
         Raises `Refused` and `Disconnect` if that is the answer, `NoAnswer` if there is none.
         """
+        is_json = connection.subprotocol in (None, CENTRIFUGE_JSON.name)
         question = {
             "client": str(connection.fd),
             "transport": "websocket",
-            "protocol": "json",
+            "protocol": "json" if is_json else "protobuf",
             "encoding": "json",
             "user": connection.user,
             "address": connection.address,
@@ -201,7 +203,7 @@ def _connect(rules: WebhookRules, backend: Backend) -> object:
             result = await question.ask(event.connection, fields)
         except NoAnswer:
             raise Disconnect(CloseCode.SERVER_ERROR, "backend unavailable") from None
-        return ConnectReply(result.user, result.info, result.data)
+        return ConnectReply(result.user, result.info, result.data, result.channels)
 
     return hook
 
@@ -232,7 +234,7 @@ def _publish(rules: WebhookRules, backend: Backend) -> object:
     question = Question("publish", rules.publish_url, rules, backend, decoder)
 
     async def hook(event: PublishEvent) -> PublishReply:
-        fields: dict[str, object] = {"channel": event.topic, "data": Raw(event.data)}
+        fields: dict[str, object] = {"channel": event.topic, "data": Raw(opaque_json(event.data))}
         try:
             result = await question.ask(event.connection, fields)
         except NoAnswer:

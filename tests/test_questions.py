@@ -30,6 +30,9 @@ from broker import (
     Config,
     ConfigError,
     ConnectEvent,
+    Connection,
+    PublishEvent,
+    PublishReply,
     TokenRules,
     WebhookRules,
     questions,
@@ -140,7 +143,14 @@ async def test_each_kind_is_asked_in_centrifugo_s_words(
 
 async def test_what_is_answered_counts(autojump_clock: MockClock, backend: Backend) -> None:
     backend.says = {
-        "connect": {"result": {"user": "ann", "info": {"name": "Ann"}, "data": {"motd": "hi"}}},
+        "connect": {
+            "result": {
+                "user": "ann",
+                "info": {"name": "Ann"},
+                "data": {"motd": "hi"},
+                "channels": ["a"],
+            }
+        },
         "subscribe": {"result": {"info": {"role": "boss"}, "data": "welcome"}},
         "publish": {"result": {"data": {"clean": True}}},
         "rpc": {"result": {"data": 3}},
@@ -150,6 +160,7 @@ async def test_what_is_answered_counts(autojump_clock: MockClock, backend: Backe
         reply = await peer.request(connect={})
         assert reply["connect"]["data"] == {"fd": 1, "motd": "hi"}
         assert net.broker.fds_of("ann") == [1]
+        assert net.broker.topics() == {"a": 1}
         assert (await ask(peer, "subscribe"))["subscribe"]["data"] == "welcome"
         (info,) = net.broker.presence("news").values()
         assert (info.user, info.conn_info, info.chan_info) == (
@@ -283,6 +294,25 @@ async def test_a_question_takes_so_long_at_most_and_holds_up_nobody_else(
             await ask(other, "publish")
             assert trio.current_time() - began == 0.5
         assert trio.current_time() - began == 4
+
+
+async def test_bytes_of_a_client_over_protobuf_are_asked_about_in_base64(
+    autojump_clock: MockClock, backend: Backend
+) -> None:
+    broker = broker_of()
+    opened: list[Connection] = []
+
+    @broker.on_open
+    async def keep(connection: Connection) -> None:
+        opened.append(connection)
+
+    async with open_test_broker(broker) as net:
+        await net.open_plain(headers={"Sec-WebSocket-Protocol": "centrifuge-protobuf"})
+        assert broker.hooks.publish is not None
+        reply = await broker.hooks.publish(PublishEvent(opened[0], "news", b"\xff\x00"))
+    assert reply == PublishReply(None)
+    ((_, asked),) = backend.asked
+    assert (asked["protocol"], asked["encoding"], asked["data"]) == ("protobuf", "json", "/wA=")
 
 
 async def test_questions_are_signed_each_with_an_id_of_its_own(
