@@ -396,8 +396,14 @@ class Connection:
                         self.outbox.offer(Run((self._acceptance,), messages=0))
                         self._acceptance = b""
                         node.connections[session.fd] = self
-                        opened = {"address": self.address, "path": self.path}
-                        node.tell(EventKind.OPENED, session.fd, "", **opened)
+                        node.tell(
+                            EventKind.OPENED,
+                            session.fd,
+                            "",
+                            address=self.address,
+                            path=self.path,
+                            transport=self.transport,
+                        )
                         self._node.log.info("open", fd=self.fd, peer=self.address, path=self.path)
                         if node.hooks.open is not None:
                             self._waiting += 1  # all that comes waits for the hook

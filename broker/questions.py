@@ -103,7 +103,7 @@ class Question(Generic[R]):
         is_json = connection.subprotocol in (None, CENTRIFUGE_JSON.name)
         question = {
             "client": str(connection.fd),
-            "transport": "websocket",
+            "transport": connection.transport,
             "protocol": "json" if is_json else "protobuf",
             "encoding": "json",
             "user": connection.user,

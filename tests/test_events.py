@@ -52,7 +52,7 @@ async def test_a_client_s_life_is_told_from_open_to_disconnected(
     who = {"fd": 1, "user": "alice"}
     assert seen == [
         {"kind": "started", "seq": 1},
-        {"kind": "opened", "seq": 2, "fd": 1, "user": "", "path": "/"},
+        {"kind": "opened", "seq": 2, "fd": 1, "user": "", "path": "/", "transport": "websocket"},
         {"kind": "bound", "seq": 3, **who},
         {"kind": "connected", "seq": 4, **who, "protocol": "centrifuge-json"},
         {"kind": "subscribed", "seq": 5, **who, "topic": "news"},

@@ -149,7 +149,7 @@ async def test_events_are_posted_as_they_happen_and_last_words_get_out(
     assert request.headers["content-type"] == "application/json"
     (event,) = json.loads(request.content)["events"]
     assert event.keys() == {
-        *("kind", "node", "epoch", "seq", "time", "fd", "user", "address", "path"),
+        *("kind", "node", "epoch", "seq", "time", "fd", "user", "address", "path", "transport"),
     }
     assert event["time"] == pytest.approx(net.broker.wall_clock() - 7, abs=7)
 

@@ -27,7 +27,7 @@ class EventKind(StrEnum):
     STARTED = "started"
     """The broker has started: nobody is connected to it."""
     OPENED = "opened"
-    """A WebSocket was opened; who it is comes later, if ever."""
+    """A WebSocket was opened, or what stands in for one; who it is comes later, if ever."""
     CONNECTED = "connected"
     """A Centrifuge client was let in."""
     BOUND = "bound"
@@ -70,6 +70,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
     user: str | None = None
     address: str | None = None
     path: str | None = None
+    transport: str | None = None
     protocol: str | None = None
     topic: str | None = None
     code: int | None = None
