@@ -15,6 +15,9 @@ import attrs
 import structlog
 import trio
 
+from .backend.events import open_events
+from .backend.questions import open_questions
+from .backend.webhooks import open_backend
 from .config import Config, exposure_warning, is_loopback
 from .connection import Connection, ConnectionInfo, Node, meet
 from .core.events import EventKind, EventStatistics
@@ -24,7 +27,6 @@ from .core.messages import ClientInfo, Delivery, Fd, Position, Publication, Push
 from .core.session import Subscription
 from .engines.memory import open_engine
 from .errors import CloseCode, Lagged, Refused, UnsubscribeCode, check_close_code
-from .events import open_events
 from .hooks import Hooks
 from .http.app import http_app
 from .http.backends import BackendServer
@@ -34,7 +36,6 @@ from .jwks import open_tokens
 from .logs import configure_if_unset, reconfigure
 from .protocols.centrifuge import to_json
 from .protocols.plain import PLAIN
-from .questions import open_questions
 from .reload import merge
 from .router import IN_PROCESS, Router
 from .tokens import warning as token_warning
@@ -42,7 +43,6 @@ from .transport import frames
 from .transport.listeners import AnyListener, describe, open_listeners
 from .transport.outbox import Offer, Run
 from .transport.postman import PostStatistics, open_post_office
-from .webhooks import open_backend
 
 log = structlog.get_logger("broker")
 

@@ -25,10 +25,10 @@ from urllib.parse import urlsplit
 import attrs
 import cattrs
 
+from broker.backend.signing import key_of
 from broker.core.events import CHOICES
 from broker.core.topics import check_pattern, check_topic, is_pattern
 from broker.errors import ConfigError
-from broker.signing import key_of
 
 Askers = Literal["all", "subscribers", "users", "none"]
 """`subscribers` of the very topic, not of a pattern; `users`: whoever is not anonymous."""

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from .backend.outgoing import open_http_client
 from .config import Config, TokenRules
 from .errors import KeysUnavailable
-from .outgoing import open_http_client
 from .tokens import Key, Tokens, keys_of_jwks, load_keys
 
 if TYPE_CHECKING:

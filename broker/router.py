@@ -22,6 +22,7 @@ import attrs
 import msgspec
 import trio
 
+from .backend.events import Events
 from .config import Config, TopicRules
 from .core.events import EventKind
 from .core.hub import Hub, Listeners
@@ -32,7 +33,6 @@ from .core.tags import FilterNode, matches
 from .core.topics import check_pattern, check_topic, is_pattern
 from .engines.memory import MemoryEngine
 from .errors import ErrorCode, Refused, UnsubscribeCode
-from .events import Events
 from .groups import Outlet
 from .protocols.centrifuge import Codec
 from .rules import RuleBook, guards_itself, reaches

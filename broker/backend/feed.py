@@ -7,7 +7,7 @@ import attrs
 import structlog
 import trio
 
-from .core.events import Event, EventKind, EventQueue
+from broker.core.events import Event, EventKind, EventQueue
 
 log = structlog.get_logger("broker")
 

@@ -35,9 +35,9 @@ from broker import (
     PublishReply,
     TokenRules,
     WebhookRules,
-    questions,
 )
-from broker.signing import signature
+from broker.backend import questions
+from broker.backend.signing import signature
 from broker.testing import Closed, Network, Peer, handshake, open_test_broker
 from broker.tokens import mint
 
@@ -447,7 +447,7 @@ async def test_a_page_of_another_program_may_not_use_the_user_s_cookies(
 
 
 def shown(page: str) -> dict[str, Any]:
-    text = (Path(__file__).parents[1] / "docs" / "howto" / page).read_text("utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "howto" / page).read_text("utf-8")
     found = re.search(r"^( *)```python\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
     assert found is not None
     made: dict[str, Any] = {}

@@ -20,8 +20,9 @@ import msgspec
 import structlog
 import trio
 
-from .config import WebhookRules
-from .core.events import Event
+from broker.config import WebhookRules
+from broker.core.events import Event
+
 from .feed import Feed
 from .outgoing import Backend, open_http_client
 

@@ -19,11 +19,12 @@ from typing import Any
 import structlog
 import trio
 
-from .config import Config
-from .core.events import EventKind, EventQueue, EventStatistics
-from .core.messages import Fd
+from broker.config import Config
+from broker.core.events import EventKind, EventQueue, EventStatistics
+from broker.core.messages import Fd
+from broker.hooks import EventHook
+
 from .feed import Feed
-from .hooks import EventHook
 from .outgoing import Backend
 from .webhooks import Webhook
 

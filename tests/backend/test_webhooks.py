@@ -32,19 +32,20 @@ from starlette.routing import Route
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from broker import Broker, Config, ConfigError, WebhookRules, webhooks
+from broker import Broker, Config, ConfigError, WebhookRules
+from broker.backend import webhooks
+from broker.backend.signing import key_of, signature
+from broker.backend.webhooks import RETRY_AFTER_MOST, encode, seconds_of
 from broker.client import open_client
 from broker.core.events import Event
 from broker.http.api import Api
 from broker.reload import merge
-from broker.signing import key_of, signature
 from broker.testing import Closed, MemoryListener, Network, Peer, open_test_broker
 from broker.transport.listeners import describe, open_listeners
-from broker.webhooks import RETRY_AFTER_MOST, encode, seconds_of
 
 pytestmark = pytest.mark.usefixtures("logging_restored")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 URL = "https://backend.example/events"
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 RULES = WebhookRules(url=URL, retry_seconds=1, retry_max_seconds=8)

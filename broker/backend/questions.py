@@ -23,9 +23,9 @@ import structlog
 import trio
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from .config import Config, WebhookRules
-from .errors import CloseCode, ConfigError, Disconnect, ErrorCode, Refused, check_close_code
-from .hooks import (
+from broker.config import Config, WebhookRules
+from broker.errors import CloseCode, ConfigError, Disconnect, ErrorCode, Refused, check_close_code
+from broker.hooks import (
     ConnectEvent,
     ConnectReply,
     Hooks,
@@ -34,11 +34,12 @@ from .hooks import (
     SubscribeEvent,
     SubscribeReply,
 )
+from broker.protocols.centrifuge import CENTRIFUGE_JSON, opaque_json, to_json
+
 from .outgoing import Backend, open_http_client
-from .protocols.centrifuge import CENTRIFUGE_JSON, opaque_json, to_json
 
 if TYPE_CHECKING:
-    from .connection import Connection
+    from broker.connection import Connection
 
 log = structlog.get_logger("broker")
 

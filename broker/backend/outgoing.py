@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from .errors import ConfigError
+from broker.errors import ConfigError
+from broker.version import VERSION
+
 from .signing import signature
-from .version import VERSION
 
 if TYPE_CHECKING:
     from httpx2 import AsyncClient
