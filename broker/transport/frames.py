@@ -34,13 +34,17 @@ _SHORTEST = 6  # two bytes of header and a mask, no payload
 
 # The whole header of a short frame, looked up: a call to struct.pack costs three times as much.
 _SHORT_TEXT = tuple(bytes((_FIN_TEXT, length)) for length in range(126))
+_MEDIUM = struct.Struct("!BBH").pack
 _SHORT_BINARY = tuple(bytes((_FIN_BINARY, length)) for length in range(126))
 
 
 def text_frame(payload: bytes) -> bytes:
     """One unmasked, unfragmented text frame around `payload`, which must be UTF-8."""
-    if len(payload) < 126:
-        return _SHORT_TEXT[len(payload)] + payload
+    length = len(payload)
+    if length < 126:
+        return _SHORT_TEXT[length] + payload
+    if length < 2**16:  # as `encode` has it, less a call: these two are on the hot path
+        return _MEDIUM(_FIN_TEXT, 126, length) + payload
     return encode(TEXT, payload)
 
 
@@ -57,7 +61,7 @@ def encode(opcode: int, payload: bytes) -> bytes:
     if length < 126:
         return bytes((0x80 | opcode, length)) + payload
     if length < 2**16:
-        return struct.pack("!BBH", 0x80 | opcode, 126, length) + payload
+        return _MEDIUM(0x80 | opcode, 126, length) + payload
     return struct.pack("!BBQ", 0x80 | opcode, 127, length) + payload
 
 
