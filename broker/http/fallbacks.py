@@ -36,13 +36,14 @@ from broker.errors import HeadError
 from broker.protocols.centrifuge import (
     CENTRIFUGE_JSON,
     BadCommand,
+    Codec,
     ConnectRequest,
-    decode,
     to_json,
 )
+from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, read_emulation
 from broker.transport.head import Head
 
-from .line import CONNECT_ID, Line, OneWayLine, SseLine, client_frame
+from .line import CONNECT_ID, Line, OneWayLine, ProtobufLine, SseLine
 from .server import REQUEST_SECONDS
 
 EMULATION: Final = "/emulation"
@@ -55,6 +56,15 @@ STREAMS: Final[dict[str, Transport]] = {
 
 PREFLIGHT_SECONDS = 7200
 """How long a browser may remember that a page may ask: as long as Chromium does at most."""
+
+PROTOBUF: Final = "application/octet-stream"
+JSON: Final = frozenset(
+    {
+        *("", "application/json", "application/x-ndjson", "text/plain"),
+        "application/x-www-form-urlencoded",  # what `curl -d` says of anything
+    }
+)
+"""The media types of bodies, as the official SDKs have them, and of what says nothing better."""
 
 _SESSION = re.compile(r"([0-9]{1,18})\.(.+)")
 
@@ -75,8 +85,9 @@ class HttpConnection(Connection):
         transport: Transport,
         answer: bytes,
     ) -> None:
-        behind = client_frame(message)
+        behind = line.client_frame(message)
         super().__init__(node, line, head, behind, address, transport=transport, answer=answer)
+        self.subprotocol = line.codec.name
         line.connection = self
         self._line = line
         self._secret = token_urlsafe(16)
@@ -94,7 +105,7 @@ class HttpConnection(Connection):
     @property
     def answers_pings(self) -> bool:
         # Nobody answers a WebSocket's Ping here, which is what there is before `connect`.
-        return not self.is_one_way and self.protocol == CENTRIFUGE_JSON.name
+        return not self.is_one_way and self.codec is not None
 
     def connect_fields(self) -> dict[str, object]:
         if self.is_one_way:
@@ -114,7 +125,7 @@ class HttpConnection(Connection):
 
 
 class _Emulated(msgspec.Struct):
-    """The body of a request to `/emulation`; `data` is one message."""
+    """The body of a request to `/emulation` in JSON; `data` is one message."""
 
     session: str
     data: str
@@ -177,14 +188,22 @@ class _Request:
     async def emulate(self) -> None:
         """Hand a message to the session that it names; answered when that has taken it."""
         self._check_method("POST")
+        codec = self._codec()
         # In JSON a message grows by its quotes and backslashes: to twice its size at most.
         body = await self._body(2 * self.node.config.max_message_bytes + 1024)
         try:
-            request = msgspec.json.decode(body, type=_Emulated)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            if codec is CENTRIFUGE_PROTOBUF:
+                request = read_emulation(body)
+                session, message = request.session, bytes(request.data)
+            else:
+                emulated = msgspec.json.decode(body, type=_Emulated)
+                session, message = emulated.session, emulated.data.encode()
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadCommand) as error:
             raise HeadError(400, f"not an emulation request: {error}") from None
-        message = self._checked(request.data.encode())
-        connection = self._find(request.session)
+        self._checked(message)
+        connection = self._find(session)
+        if connection is not None and connection.subprotocol != codec.name:
+            raise HeadError(415, f"this session speaks {connection.subprotocol}")
         if connection is None or not await connection.say(message):
             raise HeadError(404, "no such session: connect again")
         await self._answer()
@@ -199,13 +218,19 @@ class _Request:
         if head.origin is None and fetched_for in ("cross-site", "same-site"):
             # An image or a frame of another page; what is no browser does not send this.
             raise HeadError(403, "asked for by a page of another site")
+        codec = self._codec() if head.method == "POST" else CENTRIFUGE_JSON
+        if codec is not CENTRIFUGE_JSON and transport != "http_stream":
+            raise HeadError(415, "events are text: for protobuf there is /connection/http_stream")
         line: Line
         if transport == "uni_sse":
             first, subs = await self._one_way()
             line = OneWayLine(self.stream, subs)
         else:
-            first = await self._first_message()
-            line = (SseLine if transport == "sse" else Line)(self.stream)
+            first = await self._first_message(codec)
+            if transport == "sse":
+                line = SseLine(self.stream)
+            else:
+                line = (Line if codec is CENTRIFUGE_JSON else ProtobufLine)(self.stream)
         answer = self._accept(line)
         return HttpConnection(node, line, head, self._checked(first), address, transport, answer)
 
@@ -219,19 +244,30 @@ class _Request:
                 [("Allow", ", ".join([*allowed, "OPTIONS"]))],
             )
 
-    async def _first_message(self) -> bytes:
+    def _codec(self) -> Codec:
+        """What the body is in."""
+        said = self.head.header("content-type") or ""
+        media_type = said.partition(";")[0].strip().lower()
+        if media_type == PROTOBUF:
+            return CENTRIFUGE_PROTOBUF
+        if media_type not in JSON:
+            raise HeadError(415, f"a body is application/json, or protobuf as {PROTOBUF}")
+        return CENTRIFUGE_JSON
+
+    async def _first_message(self, codec: Codec) -> bytes:
         """The message that a stream begins with: `connect`, and in a POST perhaps more."""
         if self.head.method == "POST":
             message = await self._body(self.node.config.max_message_bytes)
         else:
             message = self._parameters().get("cf_connect", [""])[0].encode()
         try:
-            first, *others = decode(message)
+            commands = codec.decode(message)
+            first = next(iter(commands))
         except BadCommand as error:
             raise HeadError(400, f"not a connect command: {error}") from None
         if first.connect is None or not first.id:
             raise HeadError(400, "the first command is connect, with an id")
-        if others and self.head.method == "GET":
+        if len(commands) > 1 and self.head.method == "GET":
             raise HeadError(400, "cf_connect holds the connect command alone")
         return message
 

@@ -1,7 +1,8 @@
 """The stream under a connection whose peer has no WebSocket: one HTTP response that goes on.
 
 The connection reads frames from it and writes frames to it, as with a WebSocket. What is written
-becomes lines or events; what is read came by other requests, whose tasks call `say`.
+becomes lines or events, or in protobuf what it is in frames; what is read came by other requests,
+whose tasks call `say`.
 
 Rule 1  Frames are passed on as they come, in pieces: a large one is not gathered first, so the outbox
         sees how fast its peer takes it.
@@ -19,7 +20,8 @@ import msgspec
 import trio
 
 from broker.errors import CloseCode, ErrorCode
-from broker.protocols.centrifuge import to_json
+from broker.protocols.centrifuge import CENTRIFUGE_JSON, Codec, to_json
+from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, is_disconnect
 from broker.transport import frames
 
 if TYPE_CHECKING:
@@ -40,13 +42,16 @@ class Line(trio.abc.Stream):
     """
 
     media_type: ClassVar = "application/x-ndjson"
+    codec: ClassVar[Codec] = CENTRIFUGE_JSON
+    opcode: ClassVar = frames.TEXT
+    """Of the frames in which that codec's messages go both ways."""
     connection: "Connection"
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._is_head = True
         self._buffer = bytearray()
-        self._opcode = -1  # of the frame that is being passed on; -1 between frames
+        self._frame = -1  # opcode of the frame that is being passed on; -1 between frames
         self._left = 0  # of its payload
         self._start = b""  # of that payload
         self._close = b""
@@ -58,7 +63,7 @@ class Line(trio.abc.Stream):
         self._has_ended = False
 
     async def say(self, message: bytes) -> bool:
-        """Have a text message be read; false if the end came before that.
+        """Have a message be read; false if the end came before that.
 
         Waits for its turn, and until the connection reads, which is its way to slow a peer down.
         """
@@ -70,13 +75,21 @@ class Line(trio.abc.Stream):
             await self._heard.wait()
             return not self._said
 
+    @classmethod
+    def client_frame(cls, message: bytes) -> bytes:
+        """The frame in which a client sends this; a mask of zeros changes nothing."""
+        header = bytearray(frames.encode(cls.opcode, message))
+        del header[len(header) - len(message) :]
+        header[1] |= 0x80
+        return bytes(header) + bytes(4) + message
+
     def end(self) -> None:
         """Nothing is read any more: whoever waits to say something need not."""
         self._has_ended = True
         self._heard.set()
 
     def _say(self, message: bytes) -> None:
-        self._said += client_frame(message)
+        self._said += self.client_frame(message)
         self._listening.cancel()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -115,39 +128,57 @@ class Line(trio.abc.Stream):
             self._is_head = False
         self._buffer += data
         while True:
-            if self._opcode < 0:
+            if self._frame < 0:
                 header = frames.read_header(self._buffer)
                 if header is None:
                     break
                 del self._buffer[: header.size]
-                self._opcode, self._left = header.opcode, header.length
-                if header.opcode == frames.TEXT:
+                self._frame, self._left = header.opcode, header.length
+                if header.opcode == self.opcode:
                     self._start = b""
             piece = bytes(self._buffer[: self._left])
             del self._buffer[: len(piece)]
             self._left -= len(piece)
-            if self._opcode == frames.TEXT:
+            if self._frame == self.opcode:
                 self._start += piece[: len(_DISCONNECT) - len(self._start)]
-                said.append(self._text(piece, not self._left))
-            elif self._opcode == frames.CLOSE:
+                said.append(self._say_on(piece, not self._left))
+            elif self._frame == frames.CLOSE:
                 self._close += piece
                 if not self._left:
                     said.append(self._farewell())
             if self._left:
                 break
-            self._opcode = -1
+            self._frame = -1
         return b"".join(said)
 
     def _farewell(self) -> bytes:
         self._is_over = True
-        if self._start == _DISCONNECT:
+        if self._is_disconnect(self._start):
             return b""
         code, reason = frames.close_content(self._close)
-        return self._text(_DISCONNECT + _coded(code, reason) + b"}}", True)
+        push = {"push": {"disconnect": {"code": code, "reason": reason}}}
+        return self._say_on(self.codec.encode(push), True)
 
-    def _text(self, piece: bytes, is_last: bool) -> bytes:
-        """What a piece of a text frame becomes; the frame holds one or more lines of JSON."""
+    def _is_disconnect(self, start: bytes) -> bool:
+        return start == _DISCONNECT
+
+    def _say_on(self, piece: bytes, is_last: bool) -> bytes:
+        """What a piece of a frame's payload becomes, which holds one or more replies."""
         return piece + b"\n" if is_last else piece
+
+
+class ProtobufLine(Line):
+    """A response in protobuf: each reply and push is behind its length, as it is in a frame."""
+
+    media_type = "application/octet-stream"
+    codec = CENTRIFUGE_PROTOBUF
+    opcode = frames.BINARY
+
+    def _is_disconnect(self, start: bytes) -> bool:
+        return is_disconnect(start)
+
+    def _say_on(self, piece: bytes, is_last: bool) -> bytes:
+        return piece
 
 
 class SseLine(Line):
@@ -159,7 +190,7 @@ class SseLine(Line):
         super().__init__(stream)
         self._is_open = False
 
-    def _text(self, piece: bytes, is_last: bool) -> bytes:
+    def _say_on(self, piece: bytes, is_last: bool) -> bytes:
         start = b"" if self._is_open else b"data: "
         self._is_open = not is_last
         # In valid JSON a bare CR is white space, but to server-sent events it is a line end.
@@ -205,7 +236,7 @@ class OneWayLine(Line):
         self._line = bytearray()  # what has come of one, less what was passed on
         self._is_push = False
 
-    def _text(self, piece: bytes, is_last: bool) -> bytes:
+    def _say_on(self, piece: bytes, is_last: bool) -> bytes:
         *whole, rest = piece.split(b"\n")
         said = [self._pass_on(part, True) for part in whole]
         said.append(self._pass_on(rest, is_last))
@@ -268,11 +299,3 @@ def _close_code(error: _Error) -> CloseCode:
 
 def _coded(code: int, reason: str) -> bytes:
     return to_json({"code": code, "reason": reason})
-
-
-def client_frame(message: bytes) -> bytes:
-    """The text frame in which a client sends this; a mask of zeros changes nothing."""
-    header = bytearray(frames.encode(frames.TEXT, message))
-    del header[len(header) - len(message) :]
-    header[1] |= 0x80
-    return bytes(header) + bytes(4) + message

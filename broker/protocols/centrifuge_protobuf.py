@@ -84,6 +84,7 @@ class Message:
 
 Type: TypeAlias = Kind | Message | Many | Keyed
 
+_EMPTY = Raw(b"")
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _VARINTS = (Kind.UINT32, Kind.UINT64, Kind.INT, Kind.BOOL)
 UINT32, UINT64, INT, BOOL, STRING, BYTES = Kind
@@ -165,6 +166,19 @@ COMMAND = Message(
         ),
     },
     Command,
+)
+
+
+class EmulationRequest(msgspec.Struct):
+    """The body of a request to `/emulation`; `data` is one message."""
+
+    node: str = ""
+    session: str = ""
+    data: Raw = _EMPTY
+
+
+EMULATION_REQUEST = Message(
+    {"node": (1, STRING), "session": (2, STRING), "data": (3, BYTES)}, EmulationRequest
 )
 
 # what is written
@@ -387,6 +401,23 @@ class _Reader:
         return self.read(kind, at, stop)
 
 
+def _read(message: Message, data: bytes, at: int, stop: int) -> Any:
+    """The struct of one message in `data[at:stop]`. Raises `BadCommand`."""
+    try:
+        return _Reader(data).read(message, at, stop)
+    except IndexError:
+        raise BadCommand("cut off") from None
+    except UnicodeDecodeError as error:
+        raise BadCommand(str(error)) from None
+    except RecursionError:
+        raise BadCommand("nested too deeply") from None
+
+
+def read_emulation(body: bytes) -> EmulationRequest:
+    """What a request to `/emulation` says, which has no length before it. Raises `BadCommand`."""
+    return _read(EMULATION_REQUEST, body, 0, len(body))  # type: ignore[no-any-return]
+
+
 def _scalar(kind: Type, number: int) -> int | bool:
     if kind is BOOL:
         return number != 0
@@ -454,15 +485,7 @@ class _Commands:
 
     def __iter__(self) -> Iterator[Command]:
         for at, stop in self.places:
-            try:
-                command = _Reader(self.payload).read(COMMAND, at, stop)
-            except IndexError:
-                raise BadCommand("cut off") from None
-            except UnicodeDecodeError as error:
-                raise BadCommand(str(error)) from None
-            except RecursionError:
-                raise BadCommand("nested too deeply") from None
-            yield command
+            yield _read(COMMAND, self.payload, at, stop)
 
 
 class CentrifugeProtobuf(Codec):
@@ -565,6 +588,24 @@ def _extras(name: str, publication: Publication) -> bytes:
     if name != publication.topic:
         fields["channel"] = publication.topic
     return _write(_PUBLICATION, fields)
+
+
+def is_disconnect(start: bytes) -> bool:
+    """Whether a frame that starts like this is the push that `Codec.disconnect` writes.
+
+    12 bytes are enough to tell.
+    """
+    try:
+        _, at = _read_varint(start, 0)
+        if start[at] != _PUSH_TAG:
+            return False
+        _, at = _read_varint(start, at + 1)
+        return start[at] == _DISCONNECT_TAG
+    except (IndexError, BadCommand):
+        return False
+
+
+(_PUSH_TAG,), (_DISCONNECT_TAG,) = REPLY.by_name["push"][0], _PUSH.by_name["disconnect"][0]
 
 
 @lru_cache(maxsize=4096)

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import centrifuge.protocol.client_pb2 as schema
 import pytest
 import trio
 from starlette.requests import Request
@@ -24,7 +25,9 @@ from broker import (
     TokenRules,
     TopicRules,
 )
-from broker.http.line import Line, OneWayLine, SseLine
+from broker.http.fallbacks import STREAMS
+from broker.http.line import Line, OneWayLine, ProtobufLine, SseLine
+from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
 from broker.testing import Closed, MakePair, Network, Peer, handshake, open_test_broker
 from broker.tokens import mint
 from broker.transport import frames
@@ -1079,3 +1082,376 @@ async def test_a_retained_value_comes_behind_its_subscription(autojump_clock: Mo
         async with await open_one_way(net, topic="a") as client:
             said = [await client.object() for _ in range(3)]
             assert [list(each)[-1] for each in said] == ["connect", "subscribe", "pub"]
+
+
+# protobuf
+
+PROTOBUF = {"Content-Type": "application/octet-stream"}
+
+
+def delimited(*messages: Any) -> bytes:
+    """Messages of the official library, each behind its length."""
+    said = b""
+    for message in messages:
+        body = message.SerializeToString()
+        size = len(body)
+        while size > 0x7F:
+            said += bytes((size & 0x7F | 0x80,))
+            size >>= 7
+        said += bytes((size,)) + body
+    return said
+
+
+def command(**fields: Any) -> Any:
+    return schema.Command(**fields)
+
+
+class ProtobufStream(Stream):
+    """A client that reads its stream as the official library does."""
+
+    async def message(self) -> bytes:
+        """One message, without its length; a ping is empty."""
+        size = shift = 0
+        while True:
+            (byte,) = await self.take(1)
+            size |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return await self.take(size)
+
+    async def take(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            await self._read()
+        return self._take(size)
+
+    async def object(self) -> Any:
+        """The next reply or push; pings are passed over."""
+        while not (said := await self.message()):
+            pass
+        return schema.Reply.FromString(said)
+
+
+async def open_protobuf(
+    net: Network, make_pair: MakePair = memory_stream_pair, *behind: Any, **connect: Any
+) -> ProtobufStream:
+    """A client after its `connect`, with more commands in the same body if need be."""
+    peer = ProtobufStream((await net.connect(make_pair)).stream)
+    body = delimited(command(id=1, connect=schema.ConnectRequest(**connect)), *behind)
+    await peer.ask("POST", "/connection/http_stream", body, PROTOBUF)
+    assert peer.status == 200, await peer.receive_eof()
+    reply = (await peer.object()).connect
+    peer.fd, peer.session = int(reply.client), reply.session
+    return peer
+
+
+async def emulate_bytes(net: Network, session: str, data: bytes) -> tuple[int, str]:
+    body = schema.EmulationRequest(session=session, node="1", data=data).SerializeToString()
+    return await ask(net, "POST", "/emulation", body, PROTOBUF)
+
+
+async def emulate_protobuf(net: Network, session: str, *commands: Any) -> int:
+    return (await emulate_bytes(net, session, delimited(*commands)))[0]
+
+
+async def test_protobuf_over_http_does_what_it_does_over_websocket(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    async with await open_protobuf(net) as client, await net.open_client() as other:
+        assert client.header("content-type") == "application/octet-stream"
+        [info] = [i for i in net.broker.connections() if i.fd == client.fd]
+        assert (info.transport, info.protocol) == ("http_stream", "centrifuge-protobuf")
+        subscribe = command(id=2, subscribe={"channel": "a"})
+        assert await emulate_protobuf(net, client.session, subscribe) == 204
+        assert await client.object() == schema.Reply(id=2, subscribe={})
+        await other.request(publish={"channel": "a", "data": {"text": "你好"}})
+        push = (await client.object()).push
+        assert (push.channel, push.pub.data) == ("a", '{"text":"你好"}'.encode())
+        publish = command(id=3, publish={"channel": "a", "data": b"\xff\n\0"})
+        stats = command(id=4, presence_stats={"channel": "a"})
+        assert await emulate_protobuf(net, client.session, publish, stats) == 204
+        push = (await client.object()).push
+        assert (push.pub.data, push.pub.info.client) == (b"\xff\n\0", str(client.fd))
+        assert await client.object() == schema.Reply(id=3, publish={})
+        assert (await client.object()).presence_stats.num_clients == 1
+        net.broker.push(client.fd, b"\x80 any bytes")
+        assert (await client.object()).push.message.data == b"\x80 any bytes"
+
+
+async def test_a_post_in_protobuf_may_hold_more_than_connect(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    more = (command(id=2, subscribe={"channel": "a"}), command(id=3, rpc={"method": "x"}))
+    async with await open_protobuf(net, memory_stream_pair, *more) as client:
+        assert (await client.object()).HasField("subscribe")
+        assert (await client.object()).error.code == 104
+
+
+@pytest.mark.parametrize("size", [1, 120, 125, 126, 16_384, 70_000, 900_000])
+async def test_bytes_of_any_size_come_whole_in_protobuf(
+    autojump_clock: MockClock, net: Network, size: int
+) -> None:
+    async with await open_protobuf(net) as client, net.broker.subscribe("a") as messages:
+        subscribe = command(id=2, subscribe={"channel": "a"})
+        assert await emulate_protobuf(net, client.session, subscribe) == 204
+        await client.object()
+        for n in range(3):
+            data = bytes((0xF0 + n,)) * size
+            publish = command(id=n + 3, publish={"channel": "a", "data": data})
+            assert await emulate_protobuf(net, client.session, publish) == 204
+            assert (await messages.receive()).data == data
+            assert (await client.object()).push.pub.data == data
+            assert (await client.object()).id == n + 3
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_however_frames_are_cut_protobuf_says_their_payloads(told: bool) -> None:
+    codec = CENTRIFUGE_PROTOBUF
+    replies = [codec.reply(1, "connect", {"client": "1"}), codec.error(2, 100, "x" * 200, True)]
+    written = [codec.ping(), codec.frame(replies), codec.message(b"x" * 70_000)]
+    reason = "r" * 123
+    farewell = codec.disconnect(3001, reason)
+    if told:
+        written.append(farewell)
+    expected = b"".join(each[_header_size(each) :] for each in [*written[:3], farewell])
+    written.insert(1, frames.encode(frames.PING, b"nobody hears"))
+    stream = b"".join([*written, frames.close_frame(3001, reason)])
+    for cuts in (1, 2, 3, 7, 64, 1000, 10**6):
+        ours, theirs = memory_stream_pair()
+        line = ProtobufLine(theirs)
+        await line.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
+        for start in range(0, len(stream), cuts):
+            await line.send_all(stream[start : start + cuts])
+        said = b"".join([bytes(data) async for data in ours])
+        assert said == b"HTTP/1.1 200 OK\r\n\r\n" + expected
+        await ours.aclose()
+
+
+def _header_size(frame: bytes) -> int:
+    header = frames.read_header(frame)
+    assert header is not None
+    return header.size
+
+
+async def test_pings_in_protobuf_are_empty_messages_and_are_to_be_answered(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    async with await open_protobuf(net) as client:
+        for _ in range(3):
+            assert await client.message() == b""
+            assert await emulate_protobuf(net, client.session, command()) == 204
+        assert trio.current_time() > 59
+        assert await client.message() == b""
+        told = (await client.object()).push.disconnect
+        assert (told.code, told.reason) == (3012, "no pong")
+        assert trio.current_time() < 95
+        assert await client.receive_eof() == b""
+
+
+@pytest.mark.parametrize("reason", ["", "off you go", "long " * 60])
+async def test_whoever_is_sent_away_in_protobuf_is_told_why_once(
+    autojump_clock: MockClock, net: Network, reason: str
+) -> None:
+    async with await open_protobuf(net) as client:
+        net.broker.push(client.fd, b"before")
+        net.broker.disconnect(client.fd, 3503, reason)
+        assert (await client.object()).push.message.data == b"before"
+        told = schema.Disconnect(code=3503, reason=reason)
+        assert await client.object() == schema.Reply(push=schema.Push(disconnect=told))
+        assert await client.receive_eof() == b""
+        assert trio.current_time() == 0
+
+
+async def test_a_bad_token_in_protobuf_is_told_in_protobuf(
+    autojump_clock: MockClock, guarded: Network
+) -> None:
+    async with ProtobufStream((await guarded.connect()).stream) as peer:
+        body = delimited(command(id=1, connect={"token": "x.y.z"}))
+        await peer.ask("POST", "/connection/http_stream", body, PROTOBUF)
+        told = (await peer.object()).push.disconnect
+        assert (told.code, told.reason) == (3500, "invalid token")
+        assert await peer.receive_eof() == b""
+
+
+HOSTILE_BODIES = [
+    *(b"", b"\x05", b"\x80", b"\xff" * 11, b"\xff\xff\xff\xff\x0f", b"{}", b"\x00\x02\x0b\x0c"),
+    delimited(command(id=1, connect={}))[:-1],
+    delimited(command(id=1, connect={"name": "cut"}))[:-2],
+    b"\x04\x22\x02\x0a\x05",  # a token longer than all of it
+    b"\x05\x22\x03\x0a\x01\xff",  # a token that is no text
+    b"\x02\x0b\x0c",  # a group
+    bytes(70_000),
+    json.dumps(CONNECT).encode(),
+]
+
+
+@pytest.mark.parametrize("body", HOSTILE_BODIES, ids=lambda body: body[:12].hex())
+async def test_a_body_that_is_no_connect_in_protobuf_opens_nothing(
+    autojump_clock: MockClock, net: Network, body: bytes
+) -> None:
+    status, text = await ask(net, "POST", "/connection/http_stream", body, PROTOBUF)
+    assert status == 400
+    assert text.startswith(("not a connect command: ", "the first command is connect, with an id"))
+    assert text.count("\n") == 1
+    assert net.broker.connections() == []
+
+
+@pytest.mark.parametrize("first", [command(id=1), command(connect={}), command(id=1, rpc={})])
+async def test_a_stream_in_protobuf_begins_with_connect(
+    autojump_clock: MockClock, net: Network, first: Any
+) -> None:
+    body = delimited(first)
+    status, text = await ask(net, "POST", "/connection/http_stream", body, PROTOBUF)
+    assert (status, text) == (400, "the first command is connect, with an id\n")
+
+
+async def test_garbage_behind_connect_ends_with_3501(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    async with ProtobufStream((await net.connect()).stream) as peer:
+        body = delimited(command(id=1, connect={})) + b"\x02\x0b\x0c"
+        await peer.ask("POST", "/connection/http_stream", body, PROTOBUF)
+        assert (peer.status, (await peer.object()).id) == (200, 1)
+        assert (await peer.object()).push.disconnect.code == 3501
+        assert await peer.receive_eof() == b""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"\x12", b"\x12\x05ab", b"\x12\x01\xff", b"\x1a\xff\xff\xff\xff\x0fx", b"\x0b\x0c"),
+        *(b"\xff" * 1000, b"\x1d\x00", b"\x20\x01" * 20_000),
+        json.dumps({"session": "1.x", "data": "{}"}).encode(),
+    ],
+    ids=lambda body: body[:12].hex(),
+)
+async def test_what_is_no_emulation_request_in_protobuf_is_told_so(
+    autojump_clock: MockClock, net: Network, body: bytes
+) -> None:
+    status, text = await ask(net, "POST", "/emulation", body, PROTOBUF)
+    assert status == 400
+    assert text.startswith("not an emulation request: ")
+    assert text.count("\n") == 1
+
+
+async def test_an_emulation_request_in_protobuf_reaches_its_own_session_only(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    async with await open_protobuf(net) as client:
+        fd, secret = client.session.split(".")
+        for session in ("", fd, f"{fd}.", f"{fd}.{secret[:-1]}", f"{int(fd) + 1}.{secret}", "\0"):
+            assert await emulate_protobuf(net, session, command()) == 404
+        assert await ask(net, "POST", "/emulation", b"", PROTOBUF) == (
+            404,
+            "no such session: connect again\n",
+        )
+        # A field of a newer client's is skipped.
+        body = schema.EmulationRequest(
+            session=client.session, data=delimited(command(id=7, rpc={"method": "x"}))
+        ).SerializeToString()
+        status, _ = await ask(net, "POST", "/emulation", body + b"\xa2\x06\x02hi", PROTOBUF)
+        assert status == 204
+        assert (await client.object()).id == 7
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x05", b"\xff" * 11, b"\x02\x0b\x0c", b"{}", b"\x05\x22\x03\x0a\x01\xff"]
+)
+async def test_bad_commands_in_protobuf_end_their_own_session(
+    autojump_clock: MockClock, net: Network, data: bytes
+) -> None:
+    async with await open_protobuf(net) as client, await open_protobuf(net) as bystander:
+        assert (await emulate_bytes(net, client.session, data))[0] == 204
+        assert (await client.object()).push.disconnect.code == 3501
+        assert await client.receive_eof() == b""
+        rpc = command(id=2, rpc={"method": "x"})
+        assert await emulate_protobuf(net, bystander.session, rpc) == 204
+        assert (await bystander.object()).error.code == 104
+
+
+async def test_a_message_in_protobuf_has_the_size_of_any_other(autojump_clock: MockClock) -> None:
+    async with open_test_broker(Broker(Config(max_message_bytes=1000))) as net:
+        connect = delimited(command(id=1, connect={"name": "x" * 1000}))
+        path = "/connection/http_stream"
+        assert (await ask(net, "POST", path, connect, PROTOBUF))[0] == 413
+        async with await open_protobuf(net) as client:
+            fits = delimited(command(id=2, rpc={"method": "x", "data": b"\xff" * 987}))
+            assert len(fits) == 1000
+            assert (await emulate_bytes(net, client.session, fits))[0] == 204
+            assert (await client.object()).id == 2
+            status, text = await emulate_bytes(net, client.session, fits + b"\0")
+            assert (status, text) == (413, "a message has at most 1000 bytes\n")
+            assert (await emulate_bytes(net, client.session, bytes(5000)))[0] == 413
+            assert net.broker.is_established(client.fd)
+
+
+async def test_a_session_is_spoken_to_as_it_began(autojump_clock: MockClock, net: Network) -> None:
+    async with await open_protobuf(net) as one, await open_stream(net) as other:
+        for session in (one.session, other.session):
+            commands: tuple[int, str]
+            if session == one.session:
+                body = json.dumps({"session": session, "data": '{"id":2,"rpc":{}}'}).encode()
+                commands = await ask(net, "POST", "/emulation", body)
+                speaks = "centrifuge-protobuf"
+            else:
+                commands = await emulate_bytes(net, session, delimited(command(id=2, rpc={})))
+                speaks = "centrifuge-json"
+            assert commands == (415, f"this session speaks {speaks}\n")
+        assert await emulate_protobuf(net, one.session, command(id=3, rpc={})) == 204
+        assert (await one.object()).id == 3
+        assert await emulate(net, other.session, {"id": 3, "rpc": {}}) == 204
+        assert (await other.object())["id"] == 3
+
+
+@pytest.mark.parametrize("path", ["/connection/sse", "/connection/uni_sse"])
+async def test_there_are_no_events_in_protobuf(
+    autojump_clock: MockClock, net: Network, path: str
+) -> None:
+    body = delimited(command(id=1, connect={}))
+    status, text = await ask(net, "POST", path, body, PROTOBUF)
+    assert (status, text) == (
+        415,
+        "events are text: for protobuf there is /connection/http_stream\n",
+    )
+    # Of a GET it says nothing: there is no body.
+    target = f"{path}?cf_connect={quote(json.dumps(CONNECT))}"
+    async with Stream((await net.connect()).stream) as peer:
+        await peer.ask("GET", target, headers=PROTOBUF)
+        assert (peer.status, peer.header("content-type")) == (200, "text/event-stream")
+
+
+@pytest.mark.parametrize("path", ["/emulation", *STREAMS])
+@pytest.mark.parametrize(
+    "said", ["application/x-protobuf", "image/png", "multipart/form-data", ","]
+)
+async def test_a_body_of_another_kind_is_told_which_there_are(
+    autojump_clock: MockClock, net: Network, path: str, said: str
+) -> None:
+    status, text = await ask(net, "POST", path, b"{}", {"Content-Type": said})
+    assert (status, text) == (
+        415,
+        "a body is application/json, or protobuf as application/octet-stream\n",
+    )
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *("", "application/json", "Application/JSON ; charset=utf-8", "text/plain;charset=UTF-8"),
+        *("application/x-www-form-urlencoded", "application/x-ndjson"),
+    ],
+)
+async def test_json_is_taken_by_all_its_names(
+    autojump_clock: MockClock, net: Network, said: str
+) -> None:
+    async with Stream((await net.connect()).stream) as peer:
+        body, fields = json.dumps(CONNECT).encode(), {"Content-Type": said}
+        await peer.ask("POST", "/connection/http_stream", body, fields)
+        assert (peer.status, peer.header("content-type")) == (200, "application/x-ndjson")
+
+
+async def test_so_is_protobuf_whatever_the_case(autojump_clock: MockClock, net: Network) -> None:
+    async with ProtobufStream((await net.connect()).stream) as peer:
+        fields = {"Content-Type": "Application/Octet-Stream; x=y"}
+        body = delimited(command(id=1, connect={}))
+        await peer.ask("POST", "/connection/http_stream", body, fields)
+        assert (peer.status, peer.header("content-type")) == (200, "application/octet-stream")

@@ -13,6 +13,7 @@ from broker.protocols.centrifuge import METHODS, BadCommand, Command
 from broker.protocols.centrifuge_protobuf import (
     CENTRIFUGE_PROTOBUF,
     COMMAND,
+    EMULATION_REQUEST,
     MAX_COMMANDS,
     MAX_FIELDS,
     REPLY,
@@ -20,6 +21,8 @@ from broker.protocols.centrifuge_protobuf import (
     Kind,
     Many,
     Message,
+    is_disconnect,
+    read_emulation,
 )
 from broker.transport import frames
 
@@ -123,6 +126,7 @@ def compare(message: Message, official: Any, seen: set[int]) -> None:
 def test_every_field_has_the_name_number_and_type_of_the_official_schema() -> None:
     compare(COMMAND, schema.Command.DESCRIPTOR, set())
     compare(REPLY, schema.Reply.DESCRIPTOR, set())
+    compare(EMULATION_REQUEST, schema.EmulationRequest.DESCRIPTOR, set())
 
 
 def test_every_method_is_in_the_schema_both_ways() -> None:
@@ -190,6 +194,21 @@ def test_the_other_pushes(
     )
     expiry = schema.Refresh(expires=code > 0, ttl=code)
     assert read(codec.refresh(code)) == push(refresh=expiry)
+
+
+@given(texts, infos, st.integers(0, 2**32 - 1), st.integers(0, 2**20))
+def test_a_disconnect_is_told_by_its_first_bytes(
+    topic: str, info: ClientInfo, code: int, size: int
+) -> None:
+    codec = CENTRIFUGE_PROTOBUF
+    assert is_disconnect(payload_of(codec.disconnect(code, "x" * size))[:12])
+    others = [codec.ping(), codec.join(topic, info), codec.unsubscribe(topic, code, "")]
+    others += [codec.message(b"x" * size), codec.refresh(code)]
+    others.append(codec.publication(topic, Publication(topic, b"Z" * size)))
+    others.append(codec.frame([codec.reply(code, "rpc", {"data": b"Z" * size})]))
+    for other in others:
+        assert not is_disconnect(payload_of(other)[:12])
+    assert not any(is_disconnect(odd) for odd in (b"", b"\x80", b"\xff" * 12, b"\x03\x22\x80"))
 
 
 def test_a_tag_cannot_say_that_a_publication_is_of_another_topic() -> None:
@@ -364,6 +383,24 @@ def test_commands_are_read_as_the_library_writes_them(sent: list[Any]) -> None:
     for ours, official in zip(read, sent, strict=True):
         assert isinstance(ours, Command)
         same(ours, official)
+
+
+@given(texts, texts, payloads)
+def test_an_emulation_request_is_read_as_the_library_writes_it(
+    node: str, session: str, data: bytes
+) -> None:
+    sent = schema.EmulationRequest(node=node, session=session, data=data)
+    same(read_emulation(sent.SerializeToString()), sent)
+
+
+@given(st.binary(max_size=60))
+def test_any_other_bytes_are_an_emulation_request_or_a_bad_command(body: bytes) -> None:
+    try:
+        read = read_emulation(body)
+    except BadCommand as error:
+        assert str(error).isprintable()
+    else:
+        assert isinstance(read.session, str)
 
 
 @given(commands)

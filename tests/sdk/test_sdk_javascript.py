@@ -23,6 +23,7 @@ RUNS = [
     *((scenario, "json", "websocket") for scenario in SCENARIOS),
     *((scenario, "protobuf", "websocket") for scenario in SCENARIOS if scenario != "fallback"),
     *((scenario, "json", how) for how in ("http_stream", "sse") for scenario in OVER_HTTP),
+    *((scenario, "protobuf", "http_stream") for scenario in OVER_HTTP),
 ]
 
 
