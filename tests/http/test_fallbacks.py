@@ -1241,9 +1241,9 @@ async def test_pings_in_protobuf_are_empty_messages_and_are_to_be_answered(
             assert await emulate_protobuf(net, client.session, command()) == 204
         assert trio.current_time() > 59
         assert await client.message() == b""
-        told = (await client.object()).push.disconnect
+        with trio.fail_after(15):  # else there may be pings for ever
+            told = (await client.object()).push.disconnect
         assert (told.code, told.reason) == (3012, "no pong")
-        assert trio.current_time() < 95
         assert await client.receive_eof() == b""
 
 

@@ -206,6 +206,7 @@ def test_a_disconnect_is_told_by_its_first_bytes(
     others += [codec.message(b"x" * size), codec.refresh(code)]
     others.append(codec.publication(topic, Publication(topic, b"Z" * size)))
     others.append(codec.frame([codec.reply(code, "rpc", {"data": b"Z" * size})]))
+    others.append(codec.frame([codec.reply(code, "history", {"epoch": "x"})]))  # field 11 as well
     for other in others:
         assert not is_disconnect(payload_of(other)[:12])
     assert not any(is_disconnect(odd) for odd in (b"", b"\x80", b"\xff" * 12, b"\x03\x22\x80"))
