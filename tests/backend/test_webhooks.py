@@ -846,7 +846,7 @@ async def test_over_a_real_socket_to_a_real_server(tmp_path: Path) -> None:
 
     settings = HypercornConfig()
     settings.bind = ["127.0.0.1:0"]
-    settings.loglevel = "ERROR"
+    settings.errorlog = None  # or it sets the level of a logger that is everybody's
     app = Starlette(routes=[Route("/events", events, methods=["POST"])])
     done = trio.Event()
     with trio.fail_after(20):
