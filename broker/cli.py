@@ -75,7 +75,8 @@ def _one_line() -> Iterator[None]:
         yield
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else "python -m broker"
-        raise click.UsageError(f"{error.format_message()} See {path} --help.") from error
+        text = error.format_message().removesuffix(".")  # click's own end with one
+        raise click.UsageError(f"{text}. See {path} --help.") from error
 
 
 class _ServeByDefault(click.Group):
@@ -565,10 +566,11 @@ def _run_as_client(run: Callable[[_T], Awaitable[None]], argument: _T) -> None:
         if isinstance(cause, KeyboardInterrupt):
             sys.exit(INTERRUPTED)
         if isinstance(cause, ClientError):
-            if type(cause) is ClientError:  # the root class: nobody has answered
+            if type(cause) is ClientError:  # the root class: no broker has answered
                 text = f"{cause}; start a broker there, or name another with --url"
                 raise _Mistake(text) from error
-            raise _Refusal(str(cause)) from error
+            later = isinstance(cause, RequestFailed) and cause.temporary
+            raise _Refusal(f"{cause}; try again later" if later else str(cause)) from error
         if cause is not error and isinstance(cause, Exception):
             raise cause from None  # click knows its own, and a closed pipe
         raise

@@ -718,7 +718,7 @@ def _structure(
     if key == ("topics", "patterns"):
         return _structure_patterns(source, value)
     if key not in _KEYS:
-        raise ConfigError(f"{source}unknown key {name!r}{_nearest(name)}")
+        raise ConfigError(f"{source}unknown key {name!r}{_nearest(name, above)}")
     try:
         made = _converter.structure(value, _TYPES[key])
     except Exception as error:
@@ -779,8 +779,10 @@ def _structure_rules(
     return {key: _structure(source, ("topics", key), value, above) for key, value in table.items()}
 
 
-def _nearest(name: str) -> str:
+def _nearest(name: str, above: tuple[str, ...]) -> str:
     known = [".".join(key) for key in _KEYS] + [*_TABLES, "topics.namespaces", "topics.patterns"]
+    if above[:1] == ("topics",) and len(above) > 1:  # the rules of a namespace or pattern
+        known = [".".join([*above, key[-1]]) for key in _KEYS if key[:-1] == ("topics",)]
     # A key of a table that stands outside it is as near as can be.
     inner = [key for key in known if key.rpartition(".")[2] == name]
     near = inner or difflib.get_close_matches(name, known, n=1, cutoff=0.5)

@@ -14,11 +14,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import attrs
+import click
 import pytest
 import trio
 from click.testing import CliRunner
 
-from broker.cli import main
+from broker.cli import _run_as_client, main
+from broker.errors import RequestFailed
 from broker.version import VERSION
 
 # A process that does not do what a test waits for fails the test, not the whole run.
@@ -163,7 +165,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "cannot listen on 203.0.113.1: ",
         ),
         ("--unix no/such/dir", "cannot listen on unix socket no/such/dir: "),
-        ("pub news", "Missing argument 'DATA'"),
+        ("pub news", "Missing argument 'DATA'. See main pub --help."),
+        ("token create --expires 1y", " or never. See main token create --help."),
         ("push x 1", "Invalid value for 'FD': 'x' is not a valid integer"),
         ("push 0 1", "Invalid value for 'FD': 0 is not in the range x>=1"),
         ("sub news --url localhost", "'localhost' is not like ws://host:9501"),
@@ -182,6 +185,17 @@ def test_a_mistake_is_one_line_and_status_2(here: Path, line: str, message: str)
     assert message in errors[-1]
     assert len(errors) == 1
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("temporary, end", [(True, "; try again later"), (False, "")])
+def test_a_refusal_for_now_says_so_and_not_that_nobody_is_there(temporary: bool, end: str) -> None:
+    async def refused(_: None) -> None:
+        raise RequestFailed(100, "internal", temporary)
+
+    with pytest.raises(click.ClickException) as caught:
+        _run_as_client(refused, None)
+    assert caught.value.message == f"100: internal{end}"
+    assert caught.value.exit_code == 1
 
 
 @pytest.mark.usefixtures("alarm", "logging_restored")

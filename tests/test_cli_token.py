@@ -136,6 +136,7 @@ def test_mistakes_are_one_line_that_names_the_way_out(
     assert "No such file" in mistake("create", "--key", str(tmp_path / "none.pem"))
     assert "No such file" in mistake("create", "--config", str(tmp_path / "none.toml"))
     assert "does not fit RS256" in mistake("create", "--key", str(private), "--algorithm", "RS256")
+    assert "RS256 signs with a private key" in mistake("create", "--algorithm", "RS256")
     public = private.with_name("public.pem")
     line = mistake("create", "--key", str(public))
     assert line == f"Error: {public}: not a private key in PEM"

@@ -294,13 +294,19 @@ async def test_before_the_first_connection_a_temporary_refusal_is_an_error(
     fake: FakeBroker,
     autojump_clock: MockClock,
 ) -> None:
-    async def serve() -> None:
+    async def by_reply() -> None:
         await (await fake.accept()).refuse("connect", 111, temporary=True)
 
-    fake.nursery.start_soon(serve)
-    error = await cannot_open(fake)
-    assert not isinstance(error, Unavailable)
-    assert len(fake.dials) == 1
+    async def by_close() -> None:
+        await (await fake.accept()).ws.aclose(3004, "internal")
+
+    for serve, code in ((by_reply, 111), (by_close, 3004)):
+        fake.nursery.start_soon(serve)
+        error = await cannot_open(fake)
+        assert isinstance(error, RequestFailed)  # and no `Unavailable`, which is for good
+        assert error.temporary
+        assert error.code == code
+    assert len(fake.dials) == 2
 
 
 # Leaving.

@@ -357,7 +357,7 @@ def test_rules_of_the_program_stay_where_the_file_has_none(file: Path) -> None:
         ),
         (
             "[topics.namespaces.chat]\nhistory = 1",
-            "unknown key 'topics.namespaces.chat.history': did you mean 'topics.",
+            "unknown key 'topics.namespaces.chat.history': did you mean 'topics.namespaces.chat.h",
         ),
         (
             '[topics.namespaces.chat]\nmay_publish = "me"',

@@ -466,6 +466,8 @@ class Client:
                     self._finish(end)
                     return
                 if self._first:
+                    if not 1000 <= lost.code < 3000:  # the broker's own word: it is there
+                        raise RequestFailed(lost.code, lost.reason, temporary=True)
                     raise ClientError(f"cannot connect to {self.url}: {lost.reason}")
                 if trio.current_time() - began >= RECONNECT_MOST_SECONDS:
                     attempt = 0  # it worked; a broker that only greets is not hammered
@@ -566,8 +568,8 @@ async def open_client(
     `ssl_context` is for `wss` URLs (None: the system's certificates). `open_stream` replaces how
     the broker is reached, TLS included: a Unix socket, a proxy, a memory stream.
 
-    Connected when entered. Raises `Unavailable` when the broker refuses for good and
-    `ClientError`, naming the URL, when it cannot be reached. From then on a lost connection is
+    Connected when entered. Raises `Unavailable` when the broker refuses for good, `RequestFailed`
+    when it does so for now, and `ClientError`, naming the URL, when it cannot be reached. From then on a lost connection is
     made again after a random wait, and subscriptions recover what they missed.
 
     Leaving sends what is queued and closes with 1000; it waits at most 2 s for the broker, also

@@ -260,6 +260,9 @@ class _Request:
             message = await self._body(self.node.config.max_message_bytes)
         else:
             message = self._parameters().get("cf_connect", [""])[0].encode()
+        if not message:
+            place = "the body" if self.head.method == "POST" else "cf_connect"
+            raise HeadError(400, f"not a connect command: {place} is empty")
         try:
             commands = codec.decode(message)
             first = next(iter(commands))

@@ -692,8 +692,9 @@ def get(**query: str) -> str:
 @pytest.mark.parametrize(
     ("method", "target", "body", "reason"),
     [
-        ("GET", "/connection/sse", b"", "not a connect command"),
-        ("GET", get(cf_connect=""), b"", "not a connect command"),
+        ("GET", "/connection/sse", b"", "not a connect command: cf_connect is empty"),
+        ("GET", get(cf_connect=""), b"", "not a connect command: cf_connect is empty"),
+        ("POST", "/connection/sse", b"", "not a connect command: the body is empty"),
         ("GET", get(cf_connect="{"), b"", "not a connect command"),
         ("GET", get(cf_connect="[" * 2000), b"", "not a connect command"),
         ("GET", get(cf_connect='{"id":1}'), b"", "the first command is connect"),
