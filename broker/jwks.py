@@ -96,7 +96,8 @@ class Jwks:
         if kid in self._keys:
             return self._keys[kid]
         if not self._fetching and trio.current_time() < self._not_before:
-            raise KeysUnavailable("the key is not in the set, which was fetched just now")
+            why = "cannot be fetched" if self._failed else "was fetched just now"
+            raise KeysUnavailable(f"the key is not in the set, which {why}")
         self._wanted.set()
         await self._fetched.wait()
         if kid in self._keys:

@@ -126,7 +126,7 @@ async def test_made_up_keys_do_not_hammer_the_issuer(autojump_clock: MockClock) 
         for number in range(100):
             await trio.sleep(0.05)
             # It may be a new key, for all we know: not refused for good.
-            with pytest.raises(KeysUnavailable):
+            with pytest.raises(KeysUnavailable, match="fetched just now"):
                 await source.key(f"made-up {number}")
         assert len(issuer.fetches) == 2
         await trio.sleep(10)
@@ -191,7 +191,7 @@ async def test_without_any_key_so_far_a_client_is_told_to_come_back(
     async with running(issuer) as source:
         tokens = Tokens(RULES, (), lambda: 0.0, source)
         for _ in range(3):
-            with pytest.raises(KeysUnavailable):
+            with pytest.raises(KeysUnavailable, match="cannot be fetched"):
                 await tokens.connection(issuer.token("a"))
             await trio.sleep(3)
 
