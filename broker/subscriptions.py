@@ -51,8 +51,11 @@ def open_subscription(
     a `codec` the peer is told nothing, and the result is empty. `server_side` subscriptions are
     recoverable wherever there is a history. Raises `Refused`, with nothing changed: 112 for an
     unrecoverable position where the client asked for that, 107 for a tags filter that makes no
-    sense.
+    sense, 108 for another kind of subscription than a stream.
     """
+    if request.type:
+        text = f"type {request.type}: only streams are served, no maps and no shared polls"
+        raise Refused(ErrorCode.NOT_AVAILABLE, text)
     name = request.channel
     wanted = request.tf
     if wanted is not None:

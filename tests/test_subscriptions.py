@@ -24,6 +24,15 @@ async def receive_pushes(peer: Peer, count: int) -> list[Any]:
     return [(await peer.receive_json())["push"] for _ in range(count)]
 
 
+async def test_a_map_or_a_poll_is_declined_by_name(autojump_clock: object) -> None:
+    async with open_test_broker(Broker()) as net:
+        peer = await net.open_client()
+        reply = await peer.request(subscribe={"channel": "news", "type": 1})
+        assert reply["error"]["code"] == 108
+        assert "type 1" in reply["error"]["message"]
+        assert "subscribe" in await peer.request(subscribe={"channel": "news", "type": 0})
+
+
 # the server subscribes
 
 

@@ -45,6 +45,8 @@ class SubscribeRequest(Struct):
     delta: str = ""
     tf: FilterNode | None = None
     flag: int = 0
+    type: int = 0
+    """What kind of subscription: 0 is a stream, the others are maps and polls."""
 
 
 class ConnectRequest(Struct):

@@ -126,6 +126,7 @@ _SUBSCRIBE = Message(
         "delta": (12, STRING),
         "tf": (13, _FILTER),
         "flag": (14, INT),
+        "type": (15, INT),
     },
     c.SubscribeRequest,
 )
