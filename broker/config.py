@@ -43,20 +43,23 @@ ENV_PREFIX: Final = "BROKER_"
 Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
+def _is_http_url(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, a bracket that does not close
+        return False
+
+
 def _http_url(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
-    if value and not value.startswith(("http://", "https://")):
+    if value and not _is_http_url(value):
         raise ValueError(
             f'{field.name} is {value!r}: must be like "https://example.com/.well-known/jwks.json"'
         )
 
 
 def _backend_url(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
-    try:
-        parts = urlsplit(value)
-        good = not value or (parts.scheme in ("http", "https") and bool(parts.hostname))
-    except ValueError:  # a port that is none, a bracket that does not close
-        good = False
-    if not good:
+    if value and not _is_http_url(value):
         raise ValueError(f'{field.name} is {value!r}: must be like "https://example.com/events"')
 
 

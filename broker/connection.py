@@ -242,7 +242,7 @@ class Connection:
         "_lane",
         "_node",
         "_ping_due",
-        "_pinged_at",
+        "_pinged",
         "_serve_until",
         "_served",
         "_serving",
@@ -290,7 +290,8 @@ class Connection:
         self._stream = stream
         self._closing: Close | None = None
         self._undelivered = 0
-        self._pinged_at: float | None = None
+        # Of the ping that is not answered yet: when, the ping, and how much had been taken by then.
+        self._pinged: tuple[float, Run, int] | None = None
         self._ping_due = trio.current_time() + node.config.ping_seconds
         self._io: trio.Nursery
         self._serving: trio.CancelScope | None = None
@@ -758,12 +759,17 @@ class Connection:
         if self._closing is not None:
             return
         config, lane = self._node.config, self._lane
-        if self._pinged_at is not None:
+        if self._pinged is not None:
+            pinged_at, ping, chunks = self._pinged
             # At the same instant counts: on virtual time an answer takes none.
             # While the line is full our ping may not be out: then the outbox sees who is dead.
-            if lane.heard_at >= self._pinged_at or not lane.reading or self.outbox.blocked:
-                self._pinged_at = None
-            elif now - self._pinged_at >= config.pong_seconds:
+            if lane.heard_at >= pinged_at or not lane.reading or self.outbox.blocked:
+                self._pinged = None
+            elif now - pinged_at < config.pong_seconds:
+                pass
+            elif self.outbox.chunks > chunks and self.outbox.holds(ping):
+                self._pinged = None  # it is behind what a slow but living peer takes
+            else:
                 talks = self._session.phase is Phase.CONNECTED
                 code = CloseCode.NO_PONG if talks else CloseCode.INTERNAL_ERROR
                 self.close(code, "no pong", Initiator.HEARTBEAT)
@@ -773,18 +779,18 @@ class Connection:
         codec = self.codec
         if codec is not None:
             # These clients count on a ping at this interval, however busy the line is.
-            ping = codec.ping()
+            ping = Run((codec.ping(),), messages=0)
             self._ping_due = now + config.ping_seconds
         else:
             silent_until = lane.heard_at + config.ping_seconds
             if now < silent_until:
                 self._ping_due = silent_until
                 return
-            ping = frames.encode(frames.PING, b"")
+            ping = Run((frames.encode(frames.PING, b""),), messages=0)
             self._ping_due = now + config.ping_seconds
-        self.outbox.offer(Run((ping,), messages=0))
-        if self._pinged_at is None and self.answers_pings:
-            self._pinged_at = now
+        self.outbox.offer(ping)
+        if self._pinged is None and self.answers_pings:
+            self._pinged = now, ping, self.outbox.chunks
 
 
 NODE_ID = "1"

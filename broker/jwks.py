@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import structlog
 import trio
@@ -80,11 +81,12 @@ class Jwks:
             self._fail(f"{type(error).__name__}: {error}")
         else:
             self._failed = False
-            log.info("jwks_fetched", url=self._rules.jwks_url, keys=len(self._keys))
+            log.info("jwks_fetched", url=shown(self._rules.jwks_url), keys=len(self._keys))
 
     def _fail(self, reason: str) -> None:
         self._failed = True
-        log.warning("jwks_failed", url=self._rules.jwks_url, reason=reason, kept=len(self._keys))
+        url = shown(self._rules.jwks_url)
+        log.warning("jwks_failed", url=url, reason=reason, kept=len(self._keys))
 
     async def key(self, kid: str) -> Key | None:
         """The key of that name; None if a set that came after asking has none.
@@ -105,6 +107,12 @@ class Jwks:
         if self._failed:
             raise KeysUnavailable("the key is not in the set, which cannot be fetched")
         return None
+
+
+def shown(url: str) -> str:
+    """A URL as logs may have it: a password, or a key in the query, is nobody else's."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 @asynccontextmanager

@@ -267,6 +267,8 @@ def test_token_rules_are_read_from_file_and_environment(file: Path) -> None:
         ("allow_anonymous = 1", "tokens.allow_anonymous is 1: expected true or false"),
         ("leeway_seconds = 301", "tokens.leeway_seconds is 301.0: must be from 0 to 300"),
         ('jwks_url = "a.b"', "tokens.jwks_url is 'a.b': must be like \"https://"),
+        ('jwks_url = "https://[a"', "tokens.jwks_url is 'https://[a': must be like"),
+        ('jwks_url = "https://a:b/"', "tokens.jwks_url is 'https://a:b/': must be like"),
         ("jwks_retry_seconds = 0", "tokens.jwks_retry_seconds is 0.0: must be more than 0"),
     ],
 )

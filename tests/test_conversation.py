@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
 
 from broker import (
     Broker,
@@ -923,7 +923,7 @@ async def test_a_client_that_asks_for_a_lot_gets_all_of_it_one_after_the_other(
 ) -> None:
     """Each reply is ten times what its outbox holds."""
     async with open_test_broker(Broker(Config(outbox_bytes=10_000))) as net:
-        client = await net.open_client(trio.testing.lockstep_stream_pair)
+        client = await net.open_client(lockstep_stream_pair)
         node = net.broker._node
         assert node is not None
         outbox = node.connections[client.fd].outbox
@@ -1199,6 +1199,29 @@ async def test_a_client_that_does_not_answer_is_sent_away(
     }
     assert await client.receive_close() == (3012, "no pong")
     assert trio.current_time() - began == pytest.approx(30, abs=2.1)
+
+
+async def test_a_slow_client_is_not_blamed_for_a_ping_behind_what_it_still_takes(
+    autojump_clock: MockClock,
+) -> None:
+    rules = TopicRules(history_size=100, history_ttl=1000)
+    async with open_test_broker(Broker(Config(topics=rules))) as net:
+        for _ in range(100):
+            net.broker.publish("a", "x" * 20_000)
+        client = await net.open_client(lockstep_stream_pair)
+        await client.send_json({"id": 2, "history": {"channel": "a", "limit": -1}})
+        got = b""
+        while not got.endswith(b"{}"):  # the ping
+            await trio.sleep(1)
+            data = await client.stream.receive_some(32_000)
+            assert data, "cut"
+            got += data
+        assert len(got) > 2_000_000
+        assert trio.current_time() > 60
+        await client.send_text("{}")
+        assert await client.receive_json() == {}
+        # Whoever has got it and is silent is not slow.
+        assert await client.receive_close() == (3012, "no pong")
 
 
 # hooks

@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
+from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker import jwks
@@ -270,3 +271,15 @@ async def test_settings_without_a_url_fetch_nothing() -> None:
         assert tokens.enabled
         assert tokens.source is None
         assert tokens.now() == 5.0
+
+
+async def test_the_log_names_the_issuer_and_no_secret(autojump_clock: MockClock) -> None:
+    issuer = Issuer("a")
+    issuer.error = FetchFailed("status 500")
+    rules = TokenRules(jwks_url="https://me:s3cret@issuer.example:8443/keys?key=s3cret#s3cret")
+    with capture_logs() as logs:
+        async with running(issuer, rules):
+            await wait_all_tasks_blocked()
+    [line] = logs
+    assert line["url"] == "https://issuer.example:8443/keys"
+    assert "s3cret" not in str(line)

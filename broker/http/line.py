@@ -10,7 +10,8 @@ Rule 2  An event is one line. A line end inside a payload must not end it, as an
         then cut short what every subscriber gets.
 Rule 3  Whoever is sent away is told the code: a Close frame becomes a `disconnect` push, unless that
         was the last thing said.
-Rule 4  A line has no task, and holds one message at most that was not read yet.
+Rule 4  A line has no task, and holds one message at most that was not read yet; or the subscribe
+        commands of a one-way client, each as large as any message may be.
 """
 
 from collections.abc import Mapping, Sequence
@@ -88,8 +89,8 @@ class Line(trio.abc.Stream):
         self._has_ended = True
         self._heard.set()
 
-    def _say(self, message: bytes) -> None:
-        self._said += self.client_frame(message)
+    def _say(self, *messages: bytes) -> None:
+        self._said += b"".join(map(self.client_frame, messages))
         self._listening.cancel()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -285,7 +286,7 @@ class OneWayLine(Line):
             for number, topic in enumerate(self._topics, CONNECT_ID + 1)
         ]
         if commands:
-            self._say(b"\n".join(commands))
+            self._say(*commands)  # one by one: together they may be too large for a message
         self._subs = {}
         return b'data: {"connect":' + result + b"}\n\n"
 

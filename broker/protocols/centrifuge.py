@@ -157,11 +157,13 @@ def decode_publishes(payloads: Sequence[bytes]) -> Sequence[PublishCommand] | No
     if b'"publish"' not in payloads[0][:32]:
         return None
     joined = payloads[0] if len(payloads) == 1 else b"\n".join(payloads)
-    if joined.count(b"\n") >= len(payloads) or not joined.isascii():
+    if joined.count(b"\n") >= len(payloads):
         return None
     try:
+        if not joined.isascii():
+            joined.decode()
         commands = _publish_decoder.decode_lines(joined)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return commands if len(commands) == len(payloads) else None
 

@@ -95,7 +95,6 @@ class Outbox:
 
     __slots__ = (
         "_bound",
-        "_chunks",
         "_drained",
         "_fileno",
         "_in_flight",
@@ -111,6 +110,7 @@ class Outbox:
         "_writing",
         "blocked",
         "bytes",
+        "chunks",
         "dropped",
         "mail",
         "max_bytes",
@@ -139,6 +139,8 @@ class Outbox:
         self.max_bytes = self._bound = max_bytes
         self.max_messages = max_messages
         self.dropped = 0
+        self.chunks = 0
+        """How many pieces a stream has taken; 0 for a bare socket, which says when it is blocked."""
         self.blocked = False
         """The system would not take more: what is here now has to wait for the peer."""
         self.sealed = False
@@ -151,7 +153,6 @@ class Outbox:
         self._in_flight = 0  # bytes behind those, handed to a stream that has yet to take them
         self._writing = False
         self._watched = False
-        self._chunks = 0  # that a stream has taken
         self._drained: trio.Event | None = None
         self._post = post
         self._start_writer = start_writer
@@ -181,6 +182,10 @@ class Outbox:
             self.max_bytes = max_bytes
         self._bound = max_bytes
         self.max_messages = max_messages
+
+    def holds(self, run: Run) -> bool:
+        """Whether some of this very run has yet to be taken by the system. Linear in what waits."""
+        return any(waiting is run for waiting in self.mail)
 
     # filling
 
@@ -371,11 +376,11 @@ class Outbox:
 
     async def _watch(self) -> None:
         """See whether a stream is blocked, which unlike a socket it will not say."""
-        before = self._chunks
+        before = self.chunks
         for _ in range(_TICKS):
             await trio.lowlevel.checkpoint()
         self._watched = False
-        if self._in_flight and self._chunks == before:
+        if self._in_flight and self.chunks == before:
             self.blocked = True
             self.overflow()
 
@@ -400,7 +405,7 @@ class Outbox:
                     if not sent_whole:
                         self.stalled = progress.cancelled_caught
                         self._break()
-                self._chunks += 1
+                self.chunks += 1
                 if self.mail:
                     self._advance(len(chunk))
         except (trio.ClosedResourceError, trio.BrokenResourceError):

@@ -1032,6 +1032,22 @@ async def test_one_way_may_be_posted(autojump_clock: MockClock, net: Network) ->
         assert await peer.object() == {"channel": "a", "subscribe": {}}
 
 
+async def test_one_way_may_ask_for_as_many_topics_as_fit_its_request(
+    autojump_clock: MockClock,
+) -> None:
+    names = [f"t{number}" for number in range(100)]
+    async with (
+        open_test_broker(Broker(Config(max_message_bytes=2000))) as net,
+        Stream((await net.connect()).stream) as peer,
+    ):
+        body = json.dumps({"subs": {name: {} for name in names}}, separators=(",", ":")).encode()
+        assert len(body) < 2000
+        await peer.ask("POST", "/connection/uni_sse", body)
+        assert "connect" in await peer.object()
+        for name in names:
+            assert await peer.object() == {"channel": name, "subscribe": {}}
+
+
 async def test_one_way_with_a_token(autojump_clock: MockClock, guarded: Network) -> None:
     subs = {"news": {"data": {"hello": 1}}}
     mine = token(guarded, sub="mei", subs=subs)

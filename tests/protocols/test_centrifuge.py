@@ -15,6 +15,7 @@ from broker.protocols.centrifuge import (
     BadCommand,
     check_json,
     decode,
+    decode_publishes,
     is_connect,
     to_json,
 )
@@ -431,3 +432,20 @@ def test_a_payload_stays_byte_for_byte_what_came(value: object, indent: int) -> 
 )
 def test_only_a_connect_command_opens_the_protocol(payload: bytes, opens: bool) -> None:
     assert is_connect(payload) is opens
+
+
+def test_publishes_in_any_script_are_read_together() -> None:
+    words = ["客户端", "ü", "b"]
+    payloads = [
+        json.dumps({"publish": {"channel": "a", "data": word}}, ensure_ascii=False).encode()
+        for word in words
+    ]
+    commands = decode_publishes(payloads)
+    assert commands is not None
+    assert [msgspec.json.decode(each.publish.data) for each in commands] == words
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"\xed\xa0\x80", "ü".encode()[:1]])
+def test_publishes_that_are_not_utf_8_are_not(data: bytes) -> None:
+    payload = b'{"publish":{"channel":"a","data":"%b"}}'
+    assert decode_publishes([payload % b"a", payload % data]) is None
