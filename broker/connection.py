@@ -499,7 +499,8 @@ class Connection:
                 conversation = self._conversation or self._converse(payload)
                 if conversation is None or conversation.may_wait(payload):
                     break
-                await conversation.handle(payload)
+                if not await conversation.handle_nowait(payload):
+                    break
                 done += 1
         finally:
             if self._conversation is not None:

@@ -132,6 +132,7 @@ class Conversation:
         self._hooks = hooks
         self._tokens = tokens
         self._replies: list[bytes] = []
+        self._left: Iterator[tuple[Command, float]] | None = None  # of a message that has begun
         self._spent = 0  # of this session's turn
         self._token_user = ""
         # On Trio's clock, as all deadlines here: when the connection ends unless it is refreshed,
@@ -181,10 +182,7 @@ class Conversation:
         return True
 
     def may_wait(self, payload: bytes) -> bool:
-        """Whether `handle` may have to wait for the app, or for somebody's keys.
-
-        That it waits for the peer to take a large reply does not count.
-        """
+        """Whether `handle` may have to wait for the app, or for somebody's keys."""
         waiting = [
             method
             for method, asked in _ASKED.items()
@@ -203,8 +201,28 @@ class Conversation:
             return False
 
     async def handle(self, payload: bytes) -> None:
-        """Carry out the commands of one message. Replies may wait until `settle`."""
-        for command, size in self._commands(payload):
+        """Carry out the commands of one message, or what `handle_nowait` has left of it.
+
+        Replies may wait until `settle`.
+        """
+        if self._left is None:
+            self._left = self._commands(payload)
+        else:
+            await self._connection.outbox.wait_empty()
+        while not await self._go_on(self._left):
+            await self._connection.outbox.wait_empty()
+
+    async def handle_nowait(self, payload: bytes) -> bool:
+        """Carry out the commands of a message that waits for nobody.
+
+        False if that stopped at a reply which is so large that the peer has to take it first: then
+        the rest is for `handle`.
+        """
+        self._left = self._commands(payload)
+        return await self._go_on(self._left)
+
+    async def _go_on(self, commands: Iterator[tuple[Command, float]]) -> bool:
+        for command, size in commands:
             if self._is_limited and not self._admits(command, size):
                 continue
             methods = [method for method in METHODS if getattr(command, method) is not None]
@@ -220,10 +238,12 @@ class Conversation:
             if self._spent >= _TURN:
                 self._spent = 0
                 await trio.lowlevel.checkpoint()
-            if self._connection.outbox.replies_wait:
-                await self._connection.outbox.wait_empty()
             if not self._session.is_established:
-                return
+                break
+            if self._connection.outbox.replies_wait:
+                return False
+        self._left = None
+        return True
 
     def _commands(self, payload: bytes) -> Iterator[tuple[Command, float]]:
         """The commands of a message, each with its share of the bytes. Raises `Disconnect`."""

@@ -7,9 +7,18 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
 
-from broker import Broker, Connection, Frame, TokenRules
+from broker import (
+    Broker,
+    Close,
+    Config,
+    Connection,
+    Frame,
+    Initiator,
+    TokenRules,
+    TopicRules,
+)
 from broker.testing import Network, Peer, client_frame, open_test_broker
 from broker.tokens import Key, Tokens, mint
 from broker.transport.frames import BINARY, CLOSE, PING, PONG, TEXT
@@ -259,3 +268,67 @@ async def test_direct_messages_to_who_has_gone_are_no_offence(autojump_clock: Mo
         await receiver.aclose()
         await sender.send(message * 3)
         assert await pong_to(sender) == (PONG, b"?")
+
+
+# a reply that is larger than the outbox: its peer is served on when it has taken it, and heard all along
+
+LARGE = Config(outbox_bytes=10_000, topics=TopicRules(history_size=100))
+
+
+async def ask_for_much(net: Network, *behind: object) -> Peer:
+    """A client that asks for 40,000 bytes, and for more behind it, and takes none of it."""
+    for number in range(40):
+        net.broker.publish("news", f"{number:01000}")
+    peer = await net.open_client(lockstep_stream_pair)
+    many = {"id": 2, "history": {"channel": "news", "limit": -1}}
+    await peer.send_json(many, *behind)
+    await wait_all_tasks_blocked()
+    return peer
+
+
+@pytest.mark.parametrize("behind", [(), ({"id": 3, "history": {"channel": "news"}},)])
+async def test_while_a_large_reply_waits_its_peer_is_heard(
+    behind: tuple[object, ...], autojump_clock: MockClock
+) -> None:
+    broker, ends = Broker(LARGE), []
+
+    @broker.on_close
+    async def note(connection: Connection, close: Close) -> None:
+        ends.append((trio.current_time(), close.code, close.initiator))
+
+    async with open_test_broker(broker) as net:
+        peer = await ask_for_much(net, *behind)
+        began = trio.current_time()
+        await peer.send_json({"id": 4, "presence": {"channel": "news"}})
+        await peer.send_close(4000, "bye")
+        await trio.sleep(20)
+        # It had `close_seconds` to take the reply before what it asked for behind it is dropped, and
+        # as many for the rest of what is queued.
+        grace = 2 * broker.config.close_seconds
+        assert ends == [(began + grace, 4000, Initiator.CLIENT)]
+
+
+async def test_what_comes_behind_a_large_reply_is_served_once_in_its_order(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_test_broker(Broker(LARGE)) as net:
+        reader = await net.open_client()
+        await reader.request(subscribe={"channel": "b"})
+        peer = await ask_for_much(
+            net,
+            {"publish": {"channel": "b", "data": 1}},
+            {"id": 3, "history": {"channel": "news", "limit": -1}},
+            {"publish": {"channel": "b", "data": 2}},
+        )
+        for number in (3, 4):
+            await peer.send(client_frame(TEXT, a_publish(number, "b")))
+        await peer.send_json({"id": 5, "presence": {"channel": "news"}})
+        await wait_all_tasks_blocked()
+        ids: list[int] = []
+        while len(ids) < 3:
+            ids += [json.loads(line)["id"] for line in (await peer.receive_text()).split("\n")]
+        assert ids == [2, 3, 5]
+        got: list[Any] = []
+        while len(got) < 4:
+            got += map(json.loads, (await reader.receive_text()).split("\n"))
+        assert [push["push"]["pub"]["data"] for push in got] == [1, 2, 3, 4]
