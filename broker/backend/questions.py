@@ -81,7 +81,7 @@ class _Answer(Struct, Generic[R]):
     disconnect: _Disconnect | None = None
 
 
-class NoAnswer(Exception):
+class _NoAnswer(Exception):
     """The backend has said neither yes nor no; the message says why."""
 
 
@@ -99,7 +99,8 @@ class Question(Generic[R]):
     async def ask(self, connection: "Connection", fields: dict[str, object]) -> R:
         """Ask, and return what was answered.
 
-        Raises `Refused` and `Disconnect` if that is the answer, `NoAnswer` if there is none.
+        Raises `Refused` and `Disconnect` if that is the answer; and if there is none, the one after
+        which clients ask again.
         """
         is_json = connection.subprotocol in (None, CENTRIFUGE_JSON.name)
         question = {
@@ -115,12 +116,12 @@ class Question(Generic[R]):
         headers = {name: connection.headers[name] for name in names if name in connection.headers}
         try:
             answer = self._read(await self._post(to_json(question), headers))
-        except NoAnswer as error:
+        except _NoAnswer as error:
             if not self._failing:
                 self._failing = True
                 host = urlsplit(self.url).hostname
                 log.warning("question_failed", kind=self.kind, backend=host, reason=str(error))
-            raise
+            raise self._come_back() from None
         if self._failing:
             self._failing = False
             log.info("question_recovered", kind=self.kind)
@@ -131,18 +132,23 @@ class Question(Generic[R]):
         assert answer.result is not None
         return answer.result
 
+    def _come_back(self) -> Exception:
+        if self.kind == "connect":
+            return Disconnect(CloseCode.SERVER_ERROR, "backend unavailable")
+        return Refused(ErrorCode.INTERNAL)
+
     async def _post(self, body: bytes, headers: dict[str, str]) -> bytes:
         seconds = self.rules.answer_seconds
         try:
             answer = await self.backend.post(self.url, uuid4().hex, body, seconds, headers)
         except trio.TooSlowError:
-            raise NoAnswer(f"no answer within {seconds:g} s") from None
+            raise _NoAnswer(f"no answer within {seconds:g} s") from None
         except Exception as error:  # noqa: BLE001 - whatever it is, the client may ask again
-            raise NoAnswer(f"{type(error).__name__}: {error}") from None
+            raise _NoAnswer(f"{type(error).__name__}: {error}") from None
         if answer.status != 200:
-            raise NoAnswer(f"status {answer.status}")
+            raise _NoAnswer(f"status {answer.status}")
         if answer.body is None:
-            raise NoAnswer("the answer is too long")
+            raise _NoAnswer("the answer is too long")
         return answer.body
 
     def _read(self, body: bytes) -> _Answer[R]:
@@ -151,9 +157,9 @@ class Question(Generic[R]):
             if answer.disconnect is not None:
                 check_close_code(answer.disconnect.code)
         except (ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
-            raise NoAnswer(f"not an answer: {error}") from None
+            raise _NoAnswer(f"not an answer: {error}") from None
         if answer.result is None and answer.error is None and answer.disconnect is None:
-            raise NoAnswer("not an answer: it has neither result nor error nor disconnect")
+            raise _NoAnswer("not an answer: it has neither result nor error nor disconnect")
         return answer
 
 
@@ -200,10 +206,7 @@ def _connect(rules: WebhookRules, backend: Backend) -> object:
         }
         if event.claims is not None:
             fields["claims"] = event.claims
-        try:
-            result = await question.ask(event.connection, fields)
-        except NoAnswer:
-            raise Disconnect(CloseCode.SERVER_ERROR, "backend unavailable") from None
+        result = await question.ask(event.connection, fields)
         return ConnectReply(result.user, result.info, result.data, result.channels)
 
     return hook
@@ -221,10 +224,7 @@ def _subscribe(rules: WebhookRules, backend: Backend) -> object:
         }
         if event.claims is not None:
             fields["claims"] = event.claims
-        try:
-            result = await question.ask(event.connection, fields)
-        except NoAnswer:
-            raise Refused(ErrorCode.INTERNAL) from None
+        result = await question.ask(event.connection, fields)
         return SubscribeReply(result.info, result.data)
 
     return hook
@@ -236,10 +236,7 @@ def _publish(rules: WebhookRules, backend: Backend) -> object:
 
     async def hook(event: PublishEvent) -> PublishReply:
         fields: dict[str, object] = {"channel": event.topic, "data": Raw(opaque_json(event.data))}
-        try:
-            result = await question.ask(event.connection, fields)
-        except NoAnswer:
-            raise Refused(ErrorCode.INTERNAL) from None
+        result = await question.ask(event.connection, fields)
         return PublishReply(None if result.data is UNSET else to_json(result.data))
 
     return hook
@@ -250,10 +247,7 @@ def _rpc(rules: WebhookRules, backend: Backend) -> object:
     question = Question("rpc", rules.rpc_url, rules, backend, decoder)
 
     async def hook(connection: "Connection", method: str, data: object) -> object:
-        try:
-            result = await question.ask(connection, {"method": method, "data": data})
-        except NoAnswer:
-            raise Refused(ErrorCode.INTERNAL) from None
+        result = await question.ask(connection, {"method": method, "data": data})
         return None if result.data is UNSET else result.data
 
     return hook
