@@ -6,8 +6,7 @@ import sys
 import textwrap
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from functools import partial
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,9 @@ import attrs
 import httpx2
 import pytest
 import trio
-from hypercorn.config import Config as HypercornConfig
-from hypercorn.trio import serve as serve_hypercorn
 from standardwebhooks import Webhook as StandardWebhook
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
@@ -410,28 +405,20 @@ async def test_what_json_cannot_carry_on_is_refused_not_logged_as_a_bug(
         assert not [line for line in lines if line["event"] == "hook_failed"]
 
 
-async def test_over_a_real_socket_to_a_real_server() -> None:
+async def test_over_a_real_socket_to_a_real_server(
+    serve_backend: Callable[[Callable[..., Any]], AbstractAsyncContextManager[str]],
+) -> None:
     async def connect(request: Request) -> Response:
         StandardWebhook(SECRET).verify(await request.body(), dict(request.headers))
         return JSONResponse({"result": {"user": request.cookies["user"]}})
 
-    settings = HypercornConfig()
-    settings.bind = ["127.0.0.1:0"]
-    settings.errorlog = None  # or it sets the level of a logger that is everybody's
-    app = Starlette(routes=[Route("/connect", connect, methods=["POST"])])
-    done = trio.Event()
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            (url,) = await nursery.start(
-                partial(serve_hypercorn, app, settings, shutdown_trigger=done.wait)  # type: ignore[arg-type]
-            )
-            rules = WebhookRules(connect_url=f"{url}/connect", secret=SECRET)
-            async with open_test_broker(Broker(Config(webhooks=rules))) as net:
-                for user in ("ann", "ben"):
-                    peer = await net.open_plain(headers={"Cookie": f"user={user}"})
-                    await peer.request(connect={})
-                    assert net.broker.fds_of(user) == [peer.fd]
-            done.set()
+    async with serve_backend(connect) as url:
+        rules = WebhookRules(connect_url=url, secret=SECRET)
+        async with open_test_broker(Broker(Config(webhooks=rules))) as net:
+            for user in ("ann", "ben"):
+                peer = await net.open_plain(headers={"Cookie": f"user={user}"})
+                await peer.request(connect={})
+                assert net.broker.fds_of(user) == [peer.fd]
 
 
 async def test_a_page_of_another_program_may_not_use_the_user_s_cookies(

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import partial
@@ -19,16 +19,12 @@ import httpx2
 import pytest
 import trio
 import trio.lowlevel
-from hypercorn.config import Config as HypercornConfig
-from hypercorn.trio import serve as serve_hypercorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from standardwebhooks import Webhook as StandardWebhook
 from standardwebhooks import WebhookVerificationError
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
@@ -832,7 +828,9 @@ def test_news_of_a_broker_that_is_gone_change_nothing() -> None:
 # over a real socket
 
 
-async def test_over_a_real_socket_to_a_real_server(tmp_path: Path) -> None:
+async def test_over_a_real_socket_to_a_real_server(
+    serve_backend: Callable[[Callable[..., Any]], AbstractAsyncContextManager[str]],
+) -> None:
     seen: list[dict[str, Any]] = []
     attempts = []
 
@@ -844,21 +842,11 @@ async def test_over_a_real_socket_to_a_real_server(tmp_path: Path) -> None:
         seen.extend(StandardWebhook(SECRET).verify(body, dict(request.headers))["events"])
         return Response(status_code=204)
 
-    settings = HypercornConfig()
-    settings.bind = ["127.0.0.1:0"]
-    settings.errorlog = None  # or it sets the level of a logger that is everybody's
-    app = Starlette(routes=[Route("/events", events, methods=["POST"])])
-    done = trio.Event()
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            (url,) = await nursery.start(
-                partial(serve_hypercorn, app, settings, shutdown_trigger=done.wait)  # type: ignore[arg-type]
-            )
-            broker = broker_of(url=f"{url}/events", secret=SECRET, retry_seconds=0.01)
-            async with open_test_broker(broker) as net:
-                peer = await net.open_client()
-                await peer.aclose()
-            done.set()
+    async with serve_backend(events) as url:
+        broker = broker_of(url=url, secret=SECRET, retry_seconds=0.01)
+        async with open_test_broker(broker) as net:
+            peer = await net.open_client()
+            await peer.aclose()
     assert [event["kind"] for event in seen] == [
         *("started", "opened", "connected", "disconnected", "stopped"),
     ]

@@ -148,6 +148,18 @@ async def open_one_way(net: Network, make_pair: MakePair = memory_stream_pair, *
     return peer
 
 
+async def open_reader(net: Network, how: str) -> Stream:
+    """A client of any kind that is subscribed to `a`, and was told so."""
+    if how == "uni_sse":
+        client = await open_one_way(net, topic="a")
+        await client.object()
+    else:
+        client = await open_stream(net, how)
+        await emulate(net, client.session, {"id": 2, "subscribe": {"channel": "a"}})
+    await client.object()
+    return client
+
+
 async def emulate(net: Network, session: str, *commands: object) -> int:
     """Send commands as their client does; the status of the answer."""
     data = "\n".join(map(json.dumps, commands))
@@ -234,13 +246,7 @@ async def test_line_ends_inside_a_payload_end_nothing(
     autojump_clock: MockClock, net: Network, how: str, space: str
 ) -> None:
     """In JSON they are white space, which reaches subscribers as it was published."""
-    if how == "uni_sse":
-        client = await open_one_way(net, topic="a")
-        await client.object()
-    else:
-        client = await open_stream(net, how)
-        await emulate(net, client.session, {"id": 2, "subscribe": {"channel": "a"}})
-    await client.object()
+    client = await open_reader(net, how)
     async with client, await net.open_client() as other:
         if "data" in space:  # inside a string, as the escapes that they have to be there
             payload = json.dumps({"a": space})
@@ -259,13 +265,7 @@ async def test_line_ends_inside_a_payload_end_nothing(
 async def test_a_payload_of_any_size_comes_whole(
     autojump_clock: MockClock, net: Network, how: str, size: int
 ) -> None:
-    if how == "uni_sse":
-        client = await open_one_way(net, topic="a")
-        await client.object()
-    else:
-        client = await open_stream(net, how)
-        await emulate(net, client.session, {"id": 2, "subscribe": {"channel": "a"}})
-    await client.object()
+    client = await open_reader(net, how)
     async with client:
         for n in range(3):
             net.broker.publish("a", str(n) * size)
