@@ -390,7 +390,7 @@ class CentrifugeJson(Codec):
         first = publications[0]
         if len(publications) < _WORTH_A_TEMPLATE or not _is_simple(name, first):
             return [self.publication(name, publication) for publication in publications]
-        # What they have in common is written once: a third of the time of one by one.
+        # What they have in common is written once: of many, less than half the time of one by one.
         start = b'{"push":{"channel":' + _string(name) + b',"pub":{"data":'
         info = b"" if first.info is None else b',"info":' + _info(first.info)
         template = b'%b%%b%b,"offset":%%d}}}' % (
@@ -416,6 +416,7 @@ class CentrifugeJson(Codec):
 CENTRIFUGE_JSON = CentrifugeJson()
 
 _WORTH_A_TEMPLATE = 4
+"""So many cost the same with a template and without, 1.7 µs; of eight it is 2.6 and 3.8 µs."""
 
 
 def _is_simple(name: str, publication: Publication) -> bool:

@@ -18,7 +18,8 @@ def fileno_of(stream: object) -> int:
 async def receive_some(stream: trio.abc.ReceiveStream, most: int) -> bytes | bytearray:
     """Wait for bytes and take up to `most`; empty at the end of the stream.
 
-    Raises `trio.BrokenResourceError` and `trio.ClosedResourceError`. Cancelled, nothing is lost. One task at a time.
+    Raises `trio.BrokenResourceError` and `trio.ClosedResourceError`. Cancelled, nothing is lost.
+    One task at a time.
     """
     if not isinstance(stream, trio.SocketStream):
         return await stream.receive_some(most)
