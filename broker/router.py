@@ -2,7 +2,7 @@
 
 Publications to one topic that come in a row, from whomever, are joined into a *run* before they fan
 out, so a thousand subscribers cost one append each per run, not per publication. The hot path of
-the broker is `Router.publish` and `Router.flush`, then `PostOffice.deliver`.
+the broker is `Router.publish_all` and `Router.flush`, then `PostOffice.deliver`.
 
 Rules:
 
