@@ -162,7 +162,7 @@ root = importlib.resources.files("broker")
 assert (root / "py.typed").is_file(), "no py.typed in the wheel"
 pages = [page.name for page in (root / "http" / "pages").iterdir()]
 assert "index.html" in pages, f"no index.html in the wheel: {pages}"
-import broker.builtin, broker.client
+import broker.cli.default_app, broker.client
 """
 
 

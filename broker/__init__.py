@@ -11,11 +11,10 @@
     trio.run(broker.serve)
 """
 
-from .app import Broker, BrokerStatistics, Messages
-from .config import Config, TokenRules, TopicPattern, TopicRules, WebhookRules
-from .connection import Connection, ConnectionInfo
-from .core.events import Event, EventKind, EventStatistics
-from .core.messages import (
+from broker.app import Broker, BrokerStatistics, Messages
+from broker.config.settings import Config, TokenRules, TopicPattern, TopicRules, WebhookRules
+from broker.core.event_queue import Event, EventKind, EventStatistics
+from broker.core.messages import (
     ClientInfo,
     Close,
     Delivery,
@@ -26,7 +25,7 @@ from .core.messages import (
     Publication,
     PushResult,
 )
-from .errors import (
+from broker.errors import (
     BrokerError,
     CloseCode,
     ConfigError,
@@ -35,7 +34,7 @@ from .errors import (
     Lagged,
     Refused,
 )
-from .hooks import (
+from broker.hooks import (
     ConnectEvent,
     ConnectReply,
     PublishEvent,
@@ -44,7 +43,8 @@ from .hooks import (
     SubscribeEvent,
     SubscribeReply,
 )
-from .version import VERSION as __version__
+from broker.session.connection import Connection, ConnectionInfo
+from broker.version import VERSION as __version__
 
 __all__ = [
     "Broker",

@@ -1,5 +1,5 @@
-"""`python -m broker`: the command line, see `broker.cli`."""
+"""`python -m broker`: the command line, see `broker.cli.main`."""
 
-from broker.cli import main
+from broker.cli.main import main
 
 main()

@@ -15,34 +15,34 @@ import attrs
 import structlog
 import trio
 
-from .backend.events import open_events
-from .backend.questions import open_questions
-from .backend.webhooks import open_backend
-from .config import Config, exposure_warning, is_loopback
-from .connection import Connection, ConnectionInfo, Node, meet
-from .core.events import EventKind, EventStatistics
-from .core.history import HistoryStatistics
-from .core.hub import Hub, HubStatistics
-from .core.messages import ClientInfo, Delivery, Fd, Position, Publication, PushResult
-from .core.session import Subscription
-from .engines.memory import open_engine
-from .errors import CloseCode, Lagged, Refused, UnsubscribeCode, check_close_code
-from .hooks import Hooks
-from .http.app import http_app
-from .http.backends import BackendServer
-from .http.fallbacks import Fallbacks
-from .http.server import HttpServer
-from .jwks import open_tokens
-from .logs import configure_if_unset, reconfigure
-from .protocols.centrifuge import to_json
-from .protocols.plain import PLAIN
-from .reload import merge
-from .router import IN_PROCESS, Router
-from .tokens import warning as token_warning
-from .transport import frames
-from .transport.listeners import AnyListener, describe, open_listeners
-from .transport.outbox import Offer, Run
-from .transport.postman import PostStatistics, open_post_office
+from broker.access.jwks import open_tokens
+from broker.access.keys import warning as token_warning
+from broker.config.reload import merge
+from broker.config.settings import Config, exposure_warning, is_loopback
+from broker.core.event_queue import EventKind, EventStatistics
+from broker.core.history import HistoryStatistics
+from broker.core.hub import Hub, HubStatistics
+from broker.core.messages import ClientInfo, Delivery, Fd, Position, Publication, PushResult
+from broker.core.session import Subscription
+from broker.engines.memory import open_engine
+from broker.errors import CloseCode, Lagged, Refused, UnsubscribeCode, check_close_code
+from broker.events.dispatcher import open_events
+from broker.hooks import Hooks
+from broker.http.api_server import BackendServer
+from broker.http.asgi import http_app
+from broker.http.fallbacks import Fallbacks
+from broker.http.server import HttpServer
+from broker.logs import configure_if_unset, reconfigure
+from broker.protocols.json_text import to_json
+from broker.protocols.plain import PLAIN
+from broker.routing.router import IN_PROCESS, Router
+from broker.session.connection import Connection, ConnectionInfo, Node, meet
+from broker.transport import frames
+from broker.transport.listeners import AnyListener, describe, open_listeners
+from broker.transport.outbox import Offer, Run
+from broker.transport.postman import PostStatistics, open_post_office
+from broker.webhooks.proxy import open_questions
+from broker.webhooks.sender import open_backend
 
 log = structlog.get_logger("broker")
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
-from .core.events import Event
-from .core.messages import Close, Frame
+from broker.core.event_queue import Event
+from broker.core.messages import Close, Frame
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from .connection import Connection
+    from broker.session.connection import Connection
 
 
 @attrs.frozen

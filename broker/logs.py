@@ -24,7 +24,7 @@ from typing import Final, TextIO
 import structlog
 from structlog.types import EventDict, Processor
 
-from broker.config import LogFormat, LogLevel
+from broker.config.settings import LogFormat, LogLevel
 
 LIMITED: Final = frozenset({"refused", "token_refused"})
 """Events that strangers cause at will; limited at any level. Warnings are limited anyway."""

@@ -23,8 +23,8 @@ import msgspec
 import trio
 import trio.testing
 
-from .app import Broker
-from .transport import frames
+from broker.app import Broker
+from broker.transport import frames
 
 StreamPair: TypeAlias = tuple[trio.abc.Stream, trio.abc.Stream]
 MakePair: TypeAlias = Callable[[], StreamPair]

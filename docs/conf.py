@@ -13,8 +13,8 @@ import attrs
 import click
 from sphinx.application import Sphinx
 
-from broker.cli import main
-from broker.config import Config, TokenRules, TopicRules, WebhookRules
+from broker.cli.main import main
+from broker.config.settings import Config, TokenRules, TopicRules, WebhookRules
 from broker.errors import CloseCode, ErrorCode, UnsubscribeCode
 from broker.version import VERSION
 

@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from broker import logs
-from broker.config import LogFormat
+from broker.config.settings import LogFormat
 from broker.core.messages import Initiator
 
 

@@ -18,8 +18,8 @@ from broker import (
     Refused,
     TokenRules,
 )
+from broker.access.minting import mint
 from broker.testing import Closed, Network, Peer, client_frame, open_test_broker
-from broker.tokens import mint
 from broker.transport import frames
 
 PROTOBUF = {"Sec-WebSocket-Protocol": "centrifuge-protobuf"}

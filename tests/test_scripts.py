@@ -17,14 +17,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker import Broker, Config
-from broker.builtin import create
-from broker.client import (
-    Client,
-    Join,
-    Leave,
-    PresenceStats,
-    open_client,
-)
+from broker.cli.default_app import create
+from broker.client import Client, Join, Leave, PresenceStats, open_client
 from broker.core.messages import Publication
 from broker.errors import ErrorCode, RequestFailed, Unavailable
 from broker.testing import Network, open_test_broker

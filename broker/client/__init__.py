@@ -19,10 +19,10 @@ Rules it keeps:
 5. A request is sent once. If the connection drops before the reply, the caller decides.
 """
 
-from .address import OpenStream
-from .client import CONNECT_SECONDS, Client, History, PresenceStats, open_client
-from .link import FRAME_BYTES, OUTBOX_COMMANDS
-from .subscription import INBOX_MESSAGES, Join, Leave, Messages, Subscription
+from broker.client.address import OpenStream
+from broker.client.client import CONNECT_SECONDS, Client, History, PresenceStats, open_client
+from broker.client.link import FRAME_BYTES, OUTBOX_COMMANDS
+from broker.client.subscription import INBOX_MESSAGES, Join, Leave, Messages, Subscription
 
 __all__ = [
     "CONNECT_SECONDS",

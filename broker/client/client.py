@@ -14,13 +14,20 @@ import msgspec
 import trio
 import trio_websocket
 
+from broker.client.address import OpenStream, host_header, opener, split_url
+from broker.client.link import LOSSES, HandshakeStream, Link, Lost, explain, foreign
+from broker.client.subscription import Inbox, Join, Leave, Messages, Subscription, again
+from broker.client.wire import (
+    HistoryResult,
+    PresenceResult,
+    Push,
+    Reply,
+    StatsResult,
+    decode,
+    encode,
+)
 from broker.core.messages import ClientInfo, Fd, Position, Publication
 from broker.errors import ClientError, CloseCode, ConnectionLost, RequestFailed, Unavailable
-
-from .address import OpenStream, host_header, opener, split_url
-from .link import LOSSES, HandshakeStream, Link, Lost, explain, foreign
-from .subscription import Inbox, Join, Leave, Messages, Subscription, again
-from .wire import HistoryResult, PresenceResult, Push, Reply, StatsResult, decode, encode
 
 CONNECT_SECONDS = 10.0
 """From the first packet to the connect reply. A phone on a bad network needs about four."""

@@ -14,10 +14,9 @@ import trio
 import trio_websocket
 from wsproto.utilities import ProtocolError
 
+from broker.client.subscription import Subscription
+from broker.client.wire import Reply, encode
 from broker.errors import CloseCode
-
-from .subscription import Subscription
-from .wire import Reply, encode
 
 OUTBOX_COMMANDS = 1000
 """Commands that wait for the writer before a publish without reply waits as well."""

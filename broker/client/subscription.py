@@ -7,10 +7,9 @@ from typing import Any, Generic, TypeVar, cast
 import attrs
 import trio
 
+from broker.client.wire import Pub, Subscribed
 from broker.core.messages import ClientInfo, Position, Publication
 from broker.errors import ClientError, RequestFailed, Unavailable
-
-from .wire import Pub, Subscribed
 
 INBOX_MESSAGES = 256
 """Publications that wait in one subscription before we stop reading from the socket: two

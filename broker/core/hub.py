@@ -14,11 +14,11 @@ from typing import Any
 
 import attrs
 
-from .groups import Group
-from .messages import ClientInfo, Fd
-from .registry import Registry
-from .session import Happening, Session, Subscriber, Subscription
-from .topics import PatternTree, is_pattern
+from broker.core.messages import ClientInfo, Fd
+from broker.core.queue_group import Group
+from broker.core.registry import Registry
+from broker.core.session import Happening, Session, Subscriber, Subscription
+from broker.core.topics import PatternTree, is_pattern
 
 
 @attrs.frozen

@@ -9,8 +9,8 @@ from typing import Final
 
 import attrs
 
-from .messages import Publication
-from .topics import is_pattern, matches
+from broker.core.messages import Publication
+from broker.core.topics import is_pattern, matches
 
 VALUE_BYTES: Final = 512
 """What one value costs besides its data: the publication, the topic's name and its place."""

@@ -10,8 +10,8 @@ from typing import Protocol
 
 import attrs
 
-from .messages import ClientInfo, Fd
-from .tags import FilterNode, matches
+from broker.core.messages import ClientInfo, Fd
+from broker.core.tags import FilterNode, matches
 
 
 class Phase(StrEnum):

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from broker.config import TopicRules
+from broker.config.settings import TopicRules
 from broker.core.history import HistoryStatistics, HistoryStore
 from broker.core.messages import Position, Publication
 

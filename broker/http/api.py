@@ -24,12 +24,14 @@ from msgspec import Meta, Raw, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.connection import NODE_ID, ConnectionInfo
 from broker.core.history import UnrecoverablePosition
 from broker.core.messages import ClientInfo, Fd, Position, Publication
 from broker.errors import CloseCode, ErrorCode, Refused
-from broker.methods import report
-from broker.protocols.centrifuge import CENTRIFUGE_JSON, BadCommand, check_json, to_json
+from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
+from broker.protocols.commands import BadCommand
+from broker.protocols.json_text import check_json, to_json
+from broker.session.connection import NODE_ID, ConnectionInfo
+from broker.session.rpc import report
 from broker.version import VERSION
 
 if TYPE_CHECKING:

@@ -23,7 +23,15 @@ import attrs
 import msgspec
 import trio
 
-from broker.connection import (
+from broker.errors import HeadError
+from broker.http.server import REQUEST_SECONDS
+from broker.http.streams import CONNECT_ID, Line, OneWayLine, ProtobufLine, SseLine
+from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
+from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, read_emulation
+from broker.protocols.codec import Codec
+from broker.protocols.commands import BadCommand, ConnectRequest
+from broker.protocols.json_text import to_json
+from broker.session.connection import (
     NODE_ID,
     Connection,
     Node,
@@ -32,19 +40,7 @@ from broker.connection import (
     check_origin,
     check_welcome,
 )
-from broker.errors import HeadError
-from broker.protocols.centrifuge import (
-    CENTRIFUGE_JSON,
-    BadCommand,
-    Codec,
-    ConnectRequest,
-    to_json,
-)
-from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, read_emulation
 from broker.transport.head import Head
-
-from .line import CONNECT_ID, Line, OneWayLine, ProtobufLine, SseLine
-from .server import REQUEST_SECONDS
 
 EMULATION: Final = "/emulation"
 

@@ -23,10 +23,10 @@ from msgspec import Raw
 
 from broker.core.messages import ClientInfo, Publication
 from broker.core.tags import FilterNode
+from broker.protocols import commands
+from broker.protocols.codec import Codec, info_fields, shown_tags
+from broker.protocols.commands import BadCommand, Command, PublishCommand, PublishRequest
 from broker.transport import frames
-
-from . import centrifuge as c
-from .centrifuge import BadCommand, Codec, Command, PublishCommand, PublishRequest
 
 MAX_COMMANDS: Final = 2**16
 """In one message: 16 bytes each in 1 MiB, which no publish is shorter than. Empty ones would take a
@@ -128,7 +128,7 @@ _SUBSCRIBE = Message(
         "flag": (14, INT),
         "type": (15, INT),
     },
-    c.SubscribeRequest,
+    commands.SubscribeRequest,
 )
 _CONNECT = Message(
     {
@@ -140,13 +140,13 @@ _CONNECT = Message(
         "headers": (6, Keyed(STRING)),
         "flag": (7, INT),
     },
-    c.ConnectRequest,
+    commands.ConnectRequest,
 )
-_CHANNEL = Message({"channel": (1, STRING)}, c.ChannelRequest)
-_SINCE = Message({"offset": (1, UINT64), "epoch": (2, STRING)}, c.StreamPosition)
+_CHANNEL = Message({"channel": (1, STRING)}, commands.ChannelRequest)
+_SINCE = Message({"offset": (1, UINT64), "epoch": (2, STRING)}, commands.StreamPosition)
 _HISTORY = Message(
     {"channel": (1, STRING), "limit": (7, INT), "since": (8, _SINCE), "reverse": (9, BOOL)},
-    c.HistoryRequest,
+    commands.HistoryRequest,
 )
 COMMAND = Message(
     {
@@ -158,12 +158,12 @@ COMMAND = Message(
         "presence": (8, _CHANNEL),
         "presence_stats": (9, _CHANNEL),
         "history": (10, _HISTORY),
-        "send": (12, Message({"data": (1, BYTES)}, c.SendRequest)),
-        "rpc": (13, Message({"data": (1, BYTES), "method": (2, STRING)}, c.RpcRequest)),
-        "refresh": (14, Message({"token": (1, STRING)}, c.RefreshRequest)),
+        "send": (12, Message({"data": (1, BYTES)}, commands.SendRequest)),
+        "rpc": (13, Message({"data": (1, BYTES), "method": (2, STRING)}, commands.RpcRequest)),
+        "refresh": (14, Message({"token": (1, STRING)}, commands.RefreshRequest)),
         "sub_refresh": (
             15,
-            Message({"channel": (1, STRING), "token": (2, STRING)}, c.SubRefreshRequest),
+            Message({"channel": (1, STRING), "token": (2, STRING)}, commands.SubRefreshRequest),
         ),
     },
     Command,
@@ -583,7 +583,7 @@ def _read_publish(payload: bytes) -> PublishCommand | None:
 
 def _extras(name: str, publication: Publication) -> bytes:
     fields: dict[str, object] = {
-        "tags": c.shown_tags(name, publication) or {},
+        "tags": shown_tags(name, publication) or {},
         "time": publication.time,
     }
     if name != publication.topic:
@@ -616,4 +616,4 @@ def _channel_field(name: str) -> bytes:
 
 @lru_cache(maxsize=4096)
 def _info(info: ClientInfo) -> bytes:
-    return _delimited(_write(_INFO, c.info_fields(info)))
+    return _delimited(_write(_INFO, info_fields(info)))

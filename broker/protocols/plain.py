@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import msgspec
 
 from broker.core.messages import Publication
+from broker.protocols.commands import BadCommand
+from broker.protocols.json_text import check_json
 from broker.transport import frames
-
-from .centrifuge import BadCommand, check_json
 
 
 class Plain:

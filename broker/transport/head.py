@@ -22,8 +22,7 @@ import attrs
 import trio
 
 from broker.errors import HeadError
-
-from .sockets import receive_some
+from broker.transport.sockets import receive_some
 
 CHUNK = 4096  # a browser's head is 500 bytes to 2 KiB: one read, and little to carry over
 

@@ -27,10 +27,10 @@ from typing import TypeAlias
 import attrs
 import trio
 
-from . import frames
-from .outbox import Outbox, Run
-from .slow_lane import SlowLane, open_slow_lane
-from .sockets import receive_some
+from broker.transport import frames
+from broker.transport.outbox import Outbox, Run
+from broker.transport.slow_lane import SlowLane, open_slow_lane
+from broker.transport.sockets import receive_some
 
 Batch: TypeAlias = list[frames.Message]
 

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import trio
 
-from broker.config import Config
+from broker.config.settings import Config
 from broker.errors import ConfigError
 
 AnyListener: TypeAlias = trio.abc.Listener[trio.abc.Stream]

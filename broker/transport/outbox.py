@@ -23,7 +23,7 @@ from typing import Literal, TypeAlias
 import attrs
 import trio
 
-from .sockets import fileno_of
+from broker.transport.sockets import fileno_of
 
 Writer: TypeAlias = Callable[[], Awaitable[None]]
 SlowRule: TypeAlias = Literal["close", "drop_oldest", "latest"]

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
-from .outbox import Outbox, Run
+from broker.transport.outbox import Outbox, Run
 
 
 @attrs.frozen

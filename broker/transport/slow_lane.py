@@ -13,7 +13,7 @@ from collections.abc import Callable
 import trio
 import trio_websocket
 
-from . import frames
+from broker.transport import frames
 
 _HANDSHAKE = (
     b"GET / HTTP/1.1\r\nHost: peer\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.core.events import CHOICES, Event, EventKind, EventQueue
+from broker.core.event_queue import CHOICES, Event, EventKind, EventQueue
 
 
 def queue_of(capacity: int = 100, kinds: tuple[str, ...] = CHOICES) -> EventQueue:

@@ -25,11 +25,11 @@ from broker import (
     TokenRules,
     TopicRules,
 )
+from broker.access.minting import mint
 from broker.http.fallbacks import STREAMS
-from broker.http.line import Line, OneWayLine, ProtobufLine, SseLine
+from broker.http.streams import Line, OneWayLine, ProtobufLine, SseLine
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
 from broker.testing import Closed, MakePair, Network, Peer, handshake, open_test_broker
-from broker.tokens import mint
 from broker.transport import frames
 
 SECRET = "0123456789abcdef0123456789abcdef"

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from broker.core.messages import ClientInfo, Position, Publication
 from broker.core.tags import FilterNode
-from broker.protocols.centrifuge import METHODS, BadCommand, Command
 from broker.protocols.centrifuge_protobuf import (
     CENTRIFUGE_PROTOBUF,
     COMMAND,
@@ -24,6 +23,7 @@ from broker.protocols.centrifuge_protobuf import (
     is_disconnect,
     read_emulation,
 )
+from broker.protocols.commands import METHODS, BadCommand, Command
 from broker.transport import frames
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)

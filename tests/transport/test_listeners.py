@@ -15,9 +15,9 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 
 from broker import Broker, Config
-from broker.connection import Connection
 from broker.core.messages import Frame
 from broker.errors import ConfigError
+from broker.session.connection import Connection
 from broker.transport.listeners import AnyListener, describe, open_listeners
 
 

@@ -1,0 +1,299 @@
+"""JSON Web Tokens: who a client is, and what it may subscribe to (RFC 7515, 7519).
+
+The claims are Centrifugo's, so what mints tokens for Centrifugo mints them for us: a *connection
+token* says who connects (`sub`, `info`, `channels`, `subs`, `meta`), a *subscription token* lets one
+user subscribe to one `channel`.
+
+Rules:
+
+1. A key fits some algorithms and verifies those alone, so a public key is never taken for an HMAC
+   secret, and `none` is nobody's algorithm.
+2. Nothing in a token counts before its signature does, except which key it names.
+3. Time is an argument. `Tokens` alone waits, and only for a key that has to be fetched.
+4. A peer is told that its token is invalid, never why; the log has the reason, never the token.
+"""
+
+import base64
+import binascii
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, Protocol
+
+import attrs
+import jwt
+import msgspec
+from msgspec import Raw, Struct
+
+from broker.access.keys import ALGORITHMS, HMAC, JWS, Key
+from broker.config.settings import TokenRules
+from broker.core.topics import is_pattern
+from broker.errors import KeysUnavailable, TokenExpired, TokenInvalid
+
+MAX_TTL: Final = 2**32 - 1
+"""`ttl` is a uint32 in the protocol."""
+
+
+# claims
+
+
+class WrongKind(TokenInvalid):
+    """A valid token, but a subscription token where a connection token is due, or the reverse."""
+
+
+class SubOptions(Struct):
+    """What a connection token says of one server-side subscription."""
+
+    info: Raw = Raw(b"")
+    b64info: str = ""
+    data: Raw = Raw(b"")
+    b64data: str = ""
+
+
+class _Claims(Struct):
+    sub: str = ""
+    exp: float | None = None
+    nbf: float | None = None
+    iat: float | None = None
+    jti: str = ""
+    aud: str | list[str] = []
+    iss: str = ""
+    info: Raw = Raw(b"")
+    b64info: str = ""
+    data: Raw = Raw(b"")
+    b64data: str = ""
+    expire_at: float | None = None
+    channel: str = ""
+    channels: list[str] = []
+    subs: dict[str, SubOptions] = {}
+    meta: Raw = Raw(b"")
+    # Of Centrifugo before version 4, whose subscription tokens were for one connection.
+    client: str = ""
+
+
+@attrs.frozen
+class ServerSub:
+    """A topic that a client is subscribed to by its token. `info` and `data` are raw JSON."""
+
+    info: bytes | None = None
+    data: bytes | None = None
+
+
+@attrs.frozen
+class ConnectionToken:
+    """What a valid connection token says.
+
+    `claims` are all claims as they came, `info` is raw JSON. `expires_at` is when the connection
+    does, in Unix seconds; None: never.
+    """
+
+    claims: Mapping[str, object]
+    user: str
+    info: bytes | None
+    expires_at: float | None
+    subs: Mapping[str, ServerSub]
+
+
+@attrs.frozen
+class SubscriptionToken:
+    """What a valid subscription token says. `client` is empty unless it is for one connection."""
+
+    claims: Mapping[str, object]
+    user: str
+    topic: str
+    client: str
+    info: bytes | None
+    data: bytes | None
+    expires_at: float | None
+
+
+@attrs.frozen
+class Header:
+    """What a token says of its signature; not to be believed, only to be looked up."""
+
+    algorithm: str
+    kid: str
+
+
+def read_header(token: str, max_bytes: int) -> Header:
+    """Raises `TokenInvalid` for what has no header, or one that asks for what we do not know."""
+    if len(token) > max_bytes:
+        raise TokenInvalid(f"longer than {max_bytes} bytes")
+    try:
+        header = JWS.get_unverified_header(token)
+    except (jwt.InvalidTokenError, ValueError, RecursionError) as error:
+        raise TokenInvalid(f"no header: {error}") from None
+    if "crit" in header:  # RFC 7515 section 4.1.11: what is critical must be understood
+        raise TokenInvalid("a critical header")
+    algorithm, kid = header.get("alg"), header.get("kid", "")
+    if not isinstance(algorithm, str) or not isinstance(kid, str) or algorithm not in ALGORITHMS:
+        raise TokenInvalid(f"algorithm {algorithm!r}")
+    return Header(algorithm, kid)
+
+
+def read_connection(
+    token: str, header: Header, keys: Iterable[Key], rules: TokenRules, now: float
+) -> ConnectionToken:
+    """Verify a connection token. Raises `TokenInvalid` or `TokenExpired`."""
+    claims, every = _verified(token, header, keys, rules)
+    if claims.channel:  # or a token for one topic would let its bearer in
+        raise WrongKind("a subscription token, not a connection token")
+    _check_time(claims, rules, now)
+    subs = {name: ServerSub() for name in claims.channels}
+    for name, options in claims.subs.items():
+        subs[name] = ServerSub(
+            _json(options.info, options.b64info), _json(options.data, options.b64data)
+        )
+    info = _json(claims.info, claims.b64info)
+    return ConnectionToken(every, claims.sub, info, _expires_at(claims), subs)
+
+
+def read_subscription(
+    token: str, header: Header, keys: Iterable[Key], rules: TokenRules, now: float
+) -> SubscriptionToken:
+    """Verify a subscription token. Raises `TokenInvalid` or `TokenExpired`.
+
+    Whether it is for this user and topic is for the caller to compare.
+    """
+    claims, every = _verified(token, header, keys, rules)
+    if not claims.channel:
+        raise WrongKind("a connection token, not a subscription token")
+    _check_time(claims, rules, now)
+    return SubscriptionToken(
+        every,
+        claims.sub,
+        claims.channel,
+        claims.client,
+        _json(claims.info, claims.b64info),
+        _json(claims.data, claims.b64data),
+        _expires_at(claims),
+    )
+
+
+def _verified(
+    token: str, header: Header, keys: Iterable[Key], rules: TokenRules
+) -> tuple[_Claims, dict[str, object]]:
+    payload = _verified_payload(token, header, keys)
+    try:
+        claims = msgspec.json.decode(payload, type=_Claims)
+        every: dict[str, object] = msgspec.json.decode(payload)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise TokenInvalid(f"claims: {error}") from None
+    named = [claims.aud] if isinstance(claims.aud, str) else claims.aud
+    if rules.audience and rules.audience not in named:
+        raise TokenInvalid(f"audience {claims.aud!r}")
+    if rules.issuer and rules.issuer != claims.iss:
+        raise TokenInvalid(f"issuer {claims.iss!r}")
+    return claims, every
+
+
+def _verified_payload(token: str, header: Header, keys: Iterable[Key]) -> bytes:
+    algorithm = header.algorithm
+    for key in keys:
+        if algorithm not in key.algorithms:
+            continue
+        try:
+            whole = JWS.decode_complete(token, key.material, algorithms=[algorithm])
+        except jwt.InvalidSignatureError:
+            continue
+        except (jwt.InvalidTokenError, jwt.InvalidKeyError, ValueError) as error:
+            raise TokenInvalid(str(error)) from None
+        payload: bytes = whole["payload"]
+        return payload
+    raise TokenInvalid(f"no key verifies its {algorithm} signature")
+
+
+def _check_time(claims: _Claims, rules: TokenRules, now: float) -> None:
+    if claims.exp is not None and claims.exp <= now - rules.leeway_seconds:
+        raise TokenExpired("expired")
+    # As Centrifugo: the client fetches another token, which a 3500 would keep it from.
+    if claims.nbf is not None and claims.nbf > now + rules.leeway_seconds:
+        raise TokenExpired("not valid yet")
+
+
+def _expires_at(claims: _Claims) -> float | None:
+    """`expire_at` parts the end of the connection from that of the token; 0 is never."""
+    if claims.expire_at is None:
+        return claims.exp
+    return claims.expire_at if claims.expire_at > 0 else None
+
+
+def _json(raw: Raw, encoded: str) -> bytes | None:
+    """A claim that stands there as JSON or, under another name, as base64 of JSON.
+
+    Other bytes cannot be shown to a client that speaks JSON.
+    """
+    data = bytes(raw)
+    if encoded:
+        try:
+            data = base64.b64decode(encoded, validate=True)
+            data.decode()
+            msgspec.json.decode(data)
+        except (binascii.Error, ValueError, RecursionError) as error:
+            raise TokenInvalid(f"base64 of what is not JSON: {error}") from None
+    if not data or data == b"null":
+        return None
+    # One line: clients split a frame at newlines before they parse it.
+    return data if b"\n" not in data else msgspec.json.format(data, indent=-1)
+
+
+def needs_token(name: str) -> bool:
+    """Whether a topic, or a pattern that may match it, is private: those that begin with `$`."""
+    first = name.partition(".")[0]
+    return name.startswith("$") or (is_pattern(name) and first in ("*", ">"))
+
+
+def ttl(expires_at: float, now: float) -> int:
+    """Whole seconds for a client's timer, at least 1: it refreshes within the grace period."""
+    return max(1, min(MAX_TTL, int(expires_at - now)))
+
+
+# asking
+
+
+class KeySource(Protocol):
+    """Where keys come from that are not in the settings."""
+
+    async def key(self, kid: str) -> Key | None:
+        """The key of that name; None if there is none. Raises `KeysUnavailable`."""
+
+
+@attrs.frozen
+class Tokens:
+    """Verifies tokens by the settings. `now` is the wall clock, in Unix seconds."""
+
+    rules: TokenRules
+    keys: Sequence[Key]
+    now: Callable[[], float]
+    source: KeySource | None = None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is anything to verify a token with."""
+        return bool(self.keys) or self.source is not None
+
+    async def connection(self, token: str) -> ConnectionToken:
+        """Raises `TokenInvalid`, `TokenExpired` or `KeysUnavailable`. May wait for keys."""
+        header = read_header(token, self.rules.max_bytes)
+        keys = await self._keys_for(token, header)
+        return read_connection(token, header, keys, self.rules, self.now())
+
+    async def subscription(self, token: str) -> SubscriptionToken:
+        """Raises `TokenInvalid`, `TokenExpired` or `KeysUnavailable`. May wait for keys."""
+        header = read_header(token, self.rules.max_bytes)
+        keys = await self._keys_for(token, header)
+        return read_subscription(token, header, keys, self.rules, self.now())
+
+    async def _keys_for(self, token: str, header: Header) -> list[Key]:
+        keys = [key for key in self.keys if header.algorithm in key.algorithms]
+        # No one asks the issuer for a key that cannot be there.
+        if self.source is not None and header.kid and header.algorithm not in HMAC:
+            try:
+                named = await self.source.key(header.kid)
+            except KeysUnavailable as unavailable:
+                try:
+                    _verified_payload(token, header, keys)
+                except TokenInvalid:
+                    # The key that is missing may be the one: not to be refused for good.
+                    raise unavailable from None
+            else:
+                keys += [named] if named is not None else []
+        return keys

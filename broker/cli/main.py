@@ -1,0 +1,67 @@
+"""The command line: arguments, exit statuses, signals.
+
+Rule: a mistake of the user's is one line on stderr that names the input and the way out, and
+exit status 2. What the broker refuses is one line and status 1. A traceback means a bug.
+
+`serve` is the default command: arguments that do not begin with a command's name are its own,
+so `python -m broker --port 9000 app:broker` and `python -m broker serve --port 9000 app:broker`
+are the same. A command's name can never be mistaken for an app, which holds a colon.
+"""
+
+from typing import Any
+
+import click
+
+from broker.cli.client_commands import bench, pub, push, sub
+from broker.cli.errors import one_line
+from broker.cli.serve import serve
+from broker.cli.token import token
+from broker.version import VERSION
+
+
+class _ServeByDefault(click.Group):
+    """A group whose arguments are those of `serve`, unless they begin with a command's name."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with one_line():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with one_line():
+            return super().invoke(ctx)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in {*self.commands, "--help", "--version"}:
+            args = ["serve", *args]
+        return super().parse_args(ctx, args)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(ctx.command_path, "[serve] [OPTIONS] [MODULE:ATTR]")
+        formatter.write_usage(ctx.command_path, "pub|sub|push|bench [OPTIONS] ARGUMENTS", "       ")
+        formatter.write_usage(ctx.command_path, "token create|check [OPTIONS]", "       ")
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of this file, the default first
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        serve = self.commands["serve"]
+        rows = [param.get_help_record(ctx) for param in serve.get_params(ctx)]
+        with formatter.section("Options of serve"):
+            formatter.write_dl(
+                [row for row in rows if row and row[0].startswith("--") and row[0] != "--help"]
+            )
+        super().format_options(ctx, formatter)
+
+
+@click.group(cls=_ServeByDefault)
+@click.version_option(VERSION, prog_name="trio-broker")
+def main() -> None:
+    """A pub/sub broker over WebSocket, on Trio.
+
+    Without a command it serves: on ws://localhost:9501, or as the options say. MODULE:ATTR is
+    where your own Broker is, such as chat.server:broker; without it the built-in app answers.
+    """
+
+
+for _command in (serve, pub, push, sub, token, bench):
+    main.add_command(_command)

@@ -1,0 +1,276 @@
+"""Where settings are read from: defaults, a TOML file, the environment, the command line.
+
+`load` lays these four layers over each other; the later wins. The lowest is the defaults, or an
+embedded broker's own `Config`; a variable is named like `BROKER_PORT` or
+`BROKER_TOPICS_HISTORY_SIZE`.
+
+Rule: a wrong value raises where it was given, in one line that names the source, the field, the
+value and what would be right.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, get_args, get_origin, get_type_hints
+
+import attrs
+import cattrs
+
+from broker.config.settings import Config, TokenRules, TopicPattern, TopicRules, WebhookRules
+from broker.config.validators import expected_of, namespace_names, topic_match
+from broker.errors import ConfigError
+
+ENV_PREFIX: Final = "BROKER_"
+
+
+def load(
+    path: Path | None,
+    overrides: Mapping[str, object],
+    *,
+    base: Config | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """Read a TOML file, then `BROKER_*` variables, then `overrides`; the later wins.
+
+    All three are laid over `base` (the defaults if None). `overrides` is nested as the file is:
+    `{"port": 9000, "topics": {"history_size": 10}}`. A variable that is empty counts as unset;
+    one that starts with `BROKER_` and names no field is somebody else's and is left alone.
+
+    Raises `ConfigError`, whose one line names the source, the key and what is expected there.
+    """
+    values: dict[tuple[str, ...], Any] = {}
+    if path is not None:
+        for key, value in _flat(_read(path)):
+            values[key] = _structure(f"{path}: ", key, value)
+    for key, text in _from_environ(os.environ if environ is None else environ):
+        values[key] = _structure(f"{_variable(key)}: ", key, text)
+    for key, value in _flat(overrides):
+        values[key] = _structure("", key, value)
+
+    base = base or Config()
+    fields = {key[0]: value for key, value in values.items() if len(key) == 1}
+    try:
+        for table in _TABLES:
+            inner = {key[1]: value for key, value in values.items() if key[0] == table}
+            if table == "topics":
+                fields |= _all_rules(base, inner)
+            else:
+                fields[table] = attrs.evolve(getattr(base, table), **inner)
+        return attrs.evolve(base, **fields)
+    except ValueError as error:  # what no single value is to blame for
+        raise ConfigError(str(error)) from error
+
+
+def _all_rules(base: Config, topics: dict[str, Any]) -> dict[str, Any]:
+    """The rules of all topics: what a namespace or pattern does not say is as in `[topics]`."""
+    named = topics.pop("namespaces", {})
+    matched = topics.pop("patterns", None)
+    default = attrs.evolve(base.topics, **topics)
+    namespaces = {
+        name: attrs.evolve(base.namespaces.get(name, default), **own) for name, own in named.items()
+    }
+    patterns = base.patterns
+    if matched is not None:
+        patterns = tuple(
+            TopicPattern(match, attrs.evolve(default, **own)) for match, own in matched
+        )
+    return {
+        "topics": default,
+        "namespaces": {**base.namespaces, **namespaces},
+        "patterns": patterns,
+    }
+
+
+_NESTED: Final = ("namespaces", "patterns")
+"""The fields of `Config` that in a file stand under `[topics]`."""
+
+# Every key that a source may give, with its field: ("port",), ("topics", "history_size"), …
+_TABLES: Final[dict[str, Any]] = {
+    "topics": TopicRules,
+    "tokens": TokenRules,
+    "webhooks": WebhookRules,
+}
+_KEYS: Final[dict[tuple[str, ...], "attrs.Attribute[Any]"]] = {
+    **{
+        (field.name,): field
+        for field in attrs.fields(Config)
+        if field.name not in (*_TABLES, *_NESTED)
+    },
+    **{
+        (name, field.name): field
+        for name, table in _TABLES.items()
+        for field in attrs.fields(table)
+    },
+}
+_TYPES: Final[dict[tuple[str, ...], Any]] = {
+    **{(name,): hint for name, hint in get_type_hints(Config).items()},
+    **{
+        (name, inner): hint
+        for name, table in _TABLES.items()
+        for inner, hint in get_type_hints(table).items()
+    },
+}
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read it: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: not UTF-8 at byte {error.start}") from error
+    except tomllib.TOMLDecodeError as error:  # its text ends in "(at line 3, column 7)"
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+
+
+def _flat(layer: Mapping[str, object]) -> Iterator[tuple[tuple[str, ...], object]]:
+    for name, value in layer.items():
+        if name in _TABLES and isinstance(value, Mapping):
+            for inner, inner_value in value.items():
+                yield (name, inner), inner_value
+        else:
+            yield (name,), value
+
+
+def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], object]]:
+    for key in _KEYS:
+        text = environ.get(_variable(key), "")
+        if text:
+            yield key, _parse(text, _TYPES[key])
+
+
+def _variable(key: tuple[str, ...]) -> str:
+    return ENV_PREFIX + "_".join(key).upper()
+
+
+def _parse(text: str, hint: Any) -> object:
+    """Turn a variable's text into what a TOML file would hold there, if it can be read so."""
+    if get_origin(hint) is tuple:
+        return [item.strip() for item in text.split(",") if item.strip()]
+    if hint is bool or bool in get_args(hint):
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    for kind in (int, float):
+        if kind is hint or kind in get_args(hint):
+            try:
+                return kind(text)
+            except ValueError:
+                return text
+    return text
+
+
+def _structure(
+    source: str, key: tuple[str, ...], value: object, above: tuple[str, ...] | None = None
+) -> Any:
+    """Check one value from one source; `source` is how an error begins.
+
+    `above` are the tables that the key stands in, where that is not what the key itself says.
+    """
+    above = key[:-1] if above is None else above
+    name = ".".join([*above, key[-1]])
+    if name in _TABLES:
+        raise ConfigError(f"{source}{name} is {value!r}: expected a table, as in [{name}]")
+    if key == ("topics", "namespaces"):
+        return _structure_namespaces(source, value)
+    if key == ("topics", "patterns"):
+        return _structure_patterns(source, value)
+    if key not in _KEYS:
+        raise ConfigError(f"{source}unknown key {name!r}{_nearest(name, above)}")
+    try:
+        made = _converter.structure(value, _TYPES[key])
+    except Exception as error:
+        expected = expected_of(_TYPES[key])
+        # What is not shown in a repr is a secret, and no less so where it has the wrong type.
+        shown = repr(value) if _KEYS[key].repr else type(value).__name__
+        raise ConfigError(f"{source}{name} is {shown}: expected {expected}") from error
+    field = _KEYS[key]
+    if field.validator is not None:
+        try:
+            field.validator(None, field, made)
+        except ValueError as error:
+            raise ConfigError(f"{source}{'.'.join([*above, str(error)])}") from error
+    return made
+
+
+def _structure_namespaces(source: str, value: object) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, Mapping) or not all(isinstance(v, Mapping) for v in value.values()):
+        raise ConfigError(
+            f"{source}topics.namespaces is {value!r}: expected tables, as in "
+            "[topics.namespaces.chat]"
+        )
+    try:
+        namespace_names(None, attrs.fields(Config).namespaces, value)
+    except ValueError as error:
+        raise ConfigError(f"{source}topics.{error}") from error
+    return {
+        name: _structure_rules(source, ("topics", "namespaces", name), table)
+        for name, table in value.items()
+    }
+
+
+def _structure_patterns(source: str, value: object) -> list[tuple[str, dict[str, Any]]]:
+    if not isinstance(value, list | tuple) or not all(isinstance(v, Mapping) for v in value):
+        raise ConfigError(
+            f"{source}topics.patterns is {value!r}: expected tables, as in [[topics.patterns]]"
+        )
+    patterns = []
+    for number, table in enumerate(value):
+        above = ("topics", f"patterns[{number}]")
+        rules = dict(table)
+        match = rules.pop("match", None)
+        if not isinstance(match, str):
+            raise ConfigError(
+                f'{source}{".".join(above)}.match is {match!r}: expected a string, as in "news.>"'
+            )
+        try:
+            topic_match(None, attrs.fields(TopicPattern).match, match)
+        except ValueError as error:
+            raise ConfigError(f"{source}{'.'.join([*above, str(error)])}") from error
+        patterns.append((match, _structure_rules(source, above, rules)))
+    return patterns
+
+
+def _structure_rules(
+    source: str, above: tuple[str, ...], table: Mapping[str, object]
+) -> dict[str, Any]:
+    return {key: _structure(source, ("topics", key), value, above) for key, value in table.items()}
+
+
+def _nearest(name: str, above: tuple[str, ...]) -> str:
+    known = [".".join(key) for key in _KEYS] + [*_TABLES, "topics.namespaces", "topics.patterns"]
+    if above[:1] == ("topics",) and len(above) > 1:  # the rules of a namespace or pattern
+        known = [".".join([*above, key[-1]]) for key in _KEYS if key[:-1] == ("topics",)]
+    # A key of a table that stands outside it is as near as can be.
+    inner = [key for key in known if key.rpartition(".")[2] == name]
+    near = inner or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f": did you mean {near[0]!r}?"
+    return f": known are {', '.join(known)}"
+
+
+def _strict(*kinds: type) -> Callable[[object, Any], object]:
+    """Take values of these types as they are: "80" is not a number and true is not 1."""
+
+    def hook(value: object, hint: Any) -> object:
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise TypeError
+        return hint(value)
+
+    return hook
+
+
+def _strings(value: object, _: Any) -> tuple[str, ...]:
+    # A string is a sequence of strings too, which is never what was meant.
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise TypeError
+    return tuple(value)
+
+
+_converter: Final = cattrs.Converter()
+_converter.register_structure_hook(bool, _strict(bool))
+_converter.register_structure_hook(int, _strict(int))
+_converter.register_structure_hook(float, _strict(int, float))
+_converter.register_structure_hook(str, _strict(str))
+_converter.register_structure_hook(Path, _strict(str, Path))
+_converter.register_structure_hook_func(lambda hint: hint == tuple[str, ...], _strings)

@@ -1,0 +1,428 @@
+"""Every limit and every deadline, with the reason for its default.
+
+Rule 1: a number that a user may want to change lives here and nowhere else. Durations are
+seconds (`inf`: never), sizes are bytes.
+
+Rule 2: the values of a `Config` have been checked; a wrong one raises when it is made.
+"""
+
+import ipaddress
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import attrs
+
+from broker.config.validators import (
+    backend_url,
+    choice,
+    distinct_patterns,
+    event_kinds,
+    headers,
+    host_name,
+    http_url,
+    namespace_names,
+    number,
+    origins,
+    paths,
+    positive,
+    secret_text,
+    signing_secret,
+    topic_match,
+)
+from broker.core.event_queue import CHOICES
+
+Askers = Literal["all", "subscribers", "users", "none"]
+"""`subscribers` of the very topic, not of a pattern; `users`: whoever is not anonymous."""
+Joiners = Literal["all", "users", "none"]
+"""The same, for what one does before one is a subscriber."""
+SlowConsumer = Literal["close", "drop_oldest", "latest"]
+LogFormat = Literal["console", "json", "article"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+@attrs.frozen(kw_only=True)
+class TopicRules:
+    """What topics keep, who may do what with them, and what happens to a subscriber that cannot
+    follow."""
+
+    history_size: int = attrs.field(default=100, validator=number(0))
+    """Publications kept per topic; 0 keeps none. A phone that loses its network for a minute
+    in a busy chat misses fewer."""
+
+    history_ttl: float = attrs.field(default=300.0, validator=positive)
+    """Seconds a publication is kept: longer than a walk through a tunnel or a laptop's nap."""
+
+    presence: bool = True
+    """Whether clients may ask who is subscribed. Costs nothing until asked."""
+
+    join_leave: bool = True
+    """Whether a client that asks for it is told who comes and goes. Costs nothing until asked."""
+
+    retain: bool = False
+    """Whether the last value of each topic is retained: who subscribes gets it at once."""
+
+    force_push_join_leave: bool = False
+    """Tell every subscriber who comes and goes, also those that did not ask. Costs a message to
+    each subscriber for each that comes: only where topics are small."""
+
+    force_recovery: bool = False
+    """Every subscription recovers what it missed, also where the client did not ask."""
+
+    force_positioning: bool = False
+    """Every subscription has a position, so that the client learns of a gap."""
+
+    may_publish: Askers = attrs.field(default="all", validator=choice(Askers))
+    """Which clients may publish. Your program and its hooks may always."""
+
+    may_subscribe: Joiners = attrs.field(default="all", validator=choice(Joiners))
+    """Which clients may subscribe. What comes through a pattern is judged by its own topic."""
+
+    may_read_presence: Askers = attrs.field(default="all", validator=choice(Askers))
+    """Which clients may ask who is subscribed."""
+
+    may_read_history: Askers = attrs.field(default="all", validator=choice(Askers))
+    """Which clients may ask for what was published. Recovery asks `may_subscribe` alone."""
+
+    slow_consumer: SlowConsumer = attrs.field(default="close", validator=choice(SlowConsumer))
+    """When an outbox is full: `close` the connection (3008, the client comes back and recovers),
+    `drop_oldest` publications, or keep only the `latest` of each topic."""
+
+
+@attrs.frozen
+class TopicPattern:
+    """Rules of the topics that a pattern matches; `match` may be a single topic as well."""
+
+    match: str = attrs.field(validator=topic_match)
+    rules: TopicRules
+
+
+@attrs.frozen(kw_only=True)
+class TokenRules:
+    """Whose signature on a JSON Web Token counts, and what a token must say (RFC 7519)."""
+
+    hmac_secret: str = attrs.field(default="", repr=False)
+    """Verifies HS256, HS384 and HS512; whoever knows it can mint any token, so 32 random bytes or
+    more. Better in the environment or a file of its own than beside other settings."""
+
+    hmac_secret_file: Path | None = None
+    """A file that holds the secret, as container platforms mount it; a line end at its end does
+    not count."""
+
+    public_keys: tuple[str, ...] = ()
+    """PEM files. An RSA key verifies RS* and PS*, an EC key the ES* of its curve, an Ed25519 or
+    Ed448 key EdDSA. Two are there while a key is being replaced."""
+
+    jwks_url: str = attrs.field(default="", validator=http_url)
+    """Where the issuer publishes its keys (RFC 7517); a token names one by its `kid`."""
+
+    jwks_seconds: float = attrs.field(default=3600.0, validator=positive)
+    """How often the key set is fetched: a key that was taken out counts that much longer."""
+
+    jwks_retry_seconds: float = attrs.field(default=10.0, validator=positive)
+    """A failed fetch is tried again after this, and a `kid` that is not in the set has it fetched
+    at most this often, so that made-up ones do not hammer the issuer."""
+
+    audience: str = ""
+    """If set, a token's `aud` must name it: a token for another service is not for us."""
+
+    issuer: str = ""
+    """If set, a token's `iss` must be this."""
+
+    allow_anonymous: bool | None = None
+    """Whether a Centrifuge client may connect without a token. Unset: only while no key is set."""
+
+    leeway_seconds: float = attrs.field(default=5.0, validator=number(0, 300))
+    """How far the issuer's clock may be from ours. NTP keeps machines within a second; a virtual
+    machine that was just woken needs a few."""
+
+    max_bytes: int = attrs.field(default=8 * 2**10, validator=number(1))
+    """A longer token is refused unread. As much as a whole request head may take; tokens of
+    identity providers have 1 to 4 KiB."""
+
+    grace_seconds: float = attrs.field(default=25.0, validator=number(0))
+    """How long an expired connection or subscription may go on, for its client to fetch a new
+    token and refresh; as Centrifugo's `expired_close_delay`."""
+
+    @property
+    def configured(self) -> bool:
+        """Whether any key is set, so that tokens count."""
+        return bool(self.hmac_secret or self.hmac_secret_file or self.public_keys or self.jwks_url)
+
+    @property
+    def anonymous_allowed(self) -> bool:
+        return not self.configured if self.allow_anonymous is None else self.allow_anonymous
+
+    def __attrs_post_init__(self) -> None:
+        if self.hmac_secret and self.hmac_secret_file:
+            raise ValueError(
+                "hmac_secret and hmac_secret_file are both set: which of them counts? Keep one"
+            )
+        if self.allow_anonymous is False and not self.configured:
+            raise ValueError(
+                "allow_anonymous is false, but there is no key to verify a token with: set "
+                "hmac_secret, public_keys or jwks_url"
+            )
+
+
+@attrs.frozen(kw_only=True)
+class WebhookRules:
+    """Where events are sent, and what happens while nobody takes them."""
+
+    url: str = attrs.field(default="", validator=backend_url)
+    """Your backend, which is told by POST of who comes, goes and subscribes. Unset: nobody is."""
+
+    secret: str = attrs.field(default="", validator=signing_secret, repr=False)
+    """Signs each request (Standard Webhooks), so that the backend knows who sent it: `whsec_` and
+    base64 of 24 random bytes or more. Better in the environment than beside other settings."""
+
+    node: str = ""
+    """This broker's name in events, the same after each restart: `started` tells a backend to forget
+    who was online at the node of that name. Unset: host name and port."""
+
+    events: tuple[str, ...] = attrs.field(default=tuple(map(str, CHOICES)), validator=event_kinds)
+    """Kinds of events that are sent; `started`, `stopped` and `lost` always are."""
+
+    batch_events: int = attrs.field(default=100, validator=number(1))
+    """Events in one request at most. 100 are about 20 KB: some web frameworks take no more than
+    100 KB unless told to."""
+
+    max_events: int = attrs.field(default=100_000, validator=number(1))
+    """Events that may wait, here and for your program's `on_event`; beyond it the oldest are lost,
+    and the reader is told so. About 40 MB: what 5,000 clients do that come back twice."""
+
+    timeout_seconds: float = attrs.field(default=10.0, validator=positive)
+    """From a request to its whole answer. Then it is sent again, so a backend that works longer
+    does the same work twice: answer first."""
+
+    retry_seconds: float = attrs.field(default=0.5, validator=positive)
+    """Before the first retry; each next one waits twice as long. A process that restarts is back in
+    a few seconds."""
+
+    retry_max_seconds: float = attrs.field(default=30.0, validator=positive)
+    """The longest wait between two retries, unless the backend asks for more by `Retry-After`: so
+    long may it know nothing after it is back."""
+
+    flush_seconds: float = attrs.field(default=3.0, validator=number(0))
+    """How long a stop waits for the last events to be taken, once everybody is gone: with
+    `drain_seconds` still within the 10 s that Docker gives before SIGKILL."""
+
+    connect_url: str = attrs.field(default="", validator=backend_url)
+    """Asked who a Centrifuge client is and whether it may connect, in place of an `on_connect`
+    hook."""
+
+    subscribe_url: str = attrs.field(default="", validator=backend_url)
+    """Asked whether a client may subscribe, in place of an `on_subscribe` hook."""
+
+    publish_url: str = attrs.field(default="", validator=backend_url)
+    """Asked whether a client may publish, in place of an `on_publish` hook: each publish of a client
+    waits for the answer."""
+
+    rpc_url: str = attrs.field(default="", validator=backend_url)
+    """Answers the calls of clients, in place of an `on_rpc` hook."""
+
+    answer_seconds: float = attrs.field(default=4.0, validator=positive)
+    """How long a client waits for the backend: official clients give up on a reply after 5 s."""
+
+    forward_headers: tuple[str, ...] = attrs.field(
+        default=("Authorization", "Cookie", "Origin", "User-Agent", "X-Forwarded-For", "X-Real-IP"),
+        validator=headers,
+    )
+    """Headers of the client's handshake that go along with a question about it, so that the
+    backend's own sessions work. Not along with events."""
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """The settings of one broker. Checked when made: a wrong value raises `ValueError`."""
+
+    # where to listen
+    host: str = attrs.field(default="localhost", validator=host_name)
+    """Loopback, both families: a wider bind is a decision, not a default."""
+    port: int = attrs.field(default=9501, validator=number(0, 65535))
+    """As in the Swoole tutorial. 0 lets the system choose."""
+    unix: Path | None = None
+    """Listen on this Unix socket instead of TCP."""
+    tls_cert: Path | None = None
+    """PEM file with the certificate and the chain above it; needs `tls_key` beside it. None:
+    no TLS, which is right on loopback and behind a proxy."""
+    tls_key: Path | None = None
+    """PEM file with the certificate's private key, without a passphrase: nobody is there to
+    type it when a service restarts."""
+    backlog: int = attrs.field(default=4096, validator=number(1))
+    """Connects waiting to be accepted: a reconnect storm of 5,000 needs room (Linux caps it at
+    `net.core.somaxconn`, 4,096)."""
+    websocket_paths: tuple[str, ...] = attrs.field(
+        default=("/", "/connection/websocket"), validator=paths
+    )
+    """`/` for a bare `new WebSocket("ws://host:9501")`, the other as Centrifugo has it."""
+    fallbacks: bool = True
+    """Whether clients without WebSocket are served over HTTP, on `/connection/http_stream`,
+    `/connection/sse`, `/connection/uni_sse` and `/emulation`, by the same rules as all others."""
+    allowed_origins: tuple[str, ...] = attrs.field(default=(), validator=origins)
+    """Origins that may connect besides the page's own; `*` allows all. On a loopback bind and under
+    a loopback name, loopback origins and `null` (a page opened from a file) pass as well, until
+    `[tokens]` says that users matter."""
+
+    api_key: str | None = attrs.field(default=None, validator=secret_text, repr=False)
+    """What backends show as `X-API-Key` to use the HTTP API under `/api`. None: no such API.
+    Better in `BROKER_API_KEY` than in a file that many can read."""
+
+    # what one peer may take
+    max_connections: int | None = attrs.field(default=None, validator=number(1, optional=True))
+    """None: the limit on open files, less a reserve of 64 for everything else."""
+    head_bytes: int = attrs.field(default=8 * 2**10, validator=number(1))
+    """nginx and Apache allow 8 KiB."""
+    open_seconds: float = attrs.field(default=5.0, validator=positive)
+    """From accept to the end of the handshake. A phone on a bad network needs about two."""
+    max_message_bytes: int = attrs.field(default=2**20, validator=number(1))
+    """1 MiB, as trio-websocket and websockets have it."""
+    max_fragments: int = attrs.field(default=1024, validator=number(1))
+    """1 MiB in pieces of 1 KiB. An empty fragment costs its sender 6 bytes and us a parse, so
+    they are counted, not only weighed."""
+    message_seconds: float = attrs.field(default=30.0, validator=positive)
+    """From a message's first byte to its last: 1 MiB at 35 KB/s."""
+    control_rate: float = attrs.field(default=20.0, validator=positive)
+    """Control frames a second; a browser sends none, a busy client one a second."""
+    control_burst: int = attrs.field(default=100, validator=number(1))
+    """Control frames at once before `control_rate` applies: five seconds' worth, for a peer
+    whose network held them up."""
+    inbox_batches: int = attrs.field(default=64, validator=number(1))
+    """Reads that may wait for a busy session before we stop reading from this peer. Of 64 KiB at
+    most, so that is 4 MiB, or 8 MiB in messages of just under 128 KiB."""
+    max_topic_bytes: int = attrs.field(default=255, validator=number(1))
+    """As Centrifugo and most file systems."""
+    max_topics: int = attrs.field(default=1000, validator=number(1))
+    """Subscriptions of one connection."""
+    max_connections_per_user: int | None = attrs.field(
+        default=None, validator=number(1, optional=True)
+    )
+    """None: as many as there are. One more is sent away with 3504 and does not come back."""
+    message_rate: float = attrs.field(default=math.inf, validator=positive)
+    """Requests, or a plain peer's messages, a second from one connection. Off: a full socket
+    already slows its own sender, and nobody else."""
+    message_burst: int = attrs.field(default=100, validator=number(1))
+    """Requests at once before `message_rate` applies: what a client sends when it comes back and
+    subscribes to all it had."""
+    byte_rate: float = attrs.field(default=math.inf, validator=positive)
+    """Bytes a second from one connection."""
+    byte_burst: int = attrs.field(default=2**20, validator=number(1))
+    """Bytes at once before `byte_rate` applies: one message of the largest size. A larger one
+    passes when nothing was sent before it, and is paid off afterwards."""
+    user_message_rate: float = attrs.field(default=math.inf, validator=positive)
+    """As `message_rate`, for all connections of one user together."""
+    user_message_burst: int = attrs.field(default=300, validator=number(1))
+    """As `message_burst`: a phone, a laptop and a browser tab come back at once."""
+    user_byte_rate: float = attrs.field(default=math.inf, validator=positive)
+    """As `byte_rate`, for all connections of one user together."""
+    user_byte_burst: int = attrs.field(default=4 * 2**20, validator=number(1))
+    """As `byte_burst`."""
+    excess_rate: float = attrs.field(default=1.0, validator=positive)
+    """Requests beyond the rates above that are forgiven a second. Whoever keeps at it is sent away
+    with 3013."""
+    excess_burst: int = attrs.field(default=1000, validator=number(1))
+    """Requests beyond the rates that are answered with 111 before that: a client that publishes
+    what it had kept while it was offline deserves an answer to each."""
+    history_max_limit: int = attrs.field(default=300, validator=number(1))
+    """Publications in one answer to a history request, as Centrifugo: 1,000 of 1 MiB would fill the
+    outbox of whoever asks."""
+    may_send: Joiners = attrs.field(default="all", validator=choice(Joiners))
+    """Which clients may send direct messages: publish to `fd:7` or `user:alice`."""
+
+    # what waits for one peer
+    outbox_bytes: int = attrs.field(default=2**20, validator=number(1))
+    """1 MiB, as Centrifugo; NATS has 64 MiB, Redis 8 MiB for a minute. Our messages are small."""
+    outbox_messages: int = attrs.field(default=16_384, validator=number(1))
+    """Bounds the cost of what `outbox_bytes` does not weigh: 1 MiB of the shortest messages. One
+    read from a publisher holds 500, so a thousand would cut a reader that naps for 5 ms (ADR 2)."""
+    stall_seconds: float = attrs.field(default=10.0, validator=positive)
+    """A peer that accepts no byte for this long is cut; NATS waits 10 s as well."""
+
+    # what is there without being asked for
+    direct_topics: bool = True
+    """Subscribe each client to its own `fd:N`, and to `user:NAME` if it has a user, so that others
+    can send to it. Off, nobody can; for clients that take every subscription which the server makes
+    for one of their app's."""
+
+    # heartbeats and ends
+    ping_seconds: float = attrs.field(default=20.0, validator=positive)
+    """Below the 30 s after which the strictest proxies drop a silent connection."""
+    pong_seconds: float = attrs.field(default=10.0, validator=positive)
+    """A phone that wakes its radio answers in about three."""
+    close_seconds: float = attrs.field(default=5.0, validator=positive)
+    """How long a peer has to answer our Close."""
+    drain_seconds: float = attrs.field(default=5.0, validator=number(0))
+    """How long a stop waits for outboxes to empty: half of what Docker gives before SIGKILL."""
+
+    # history, over all topics
+    history_bytes: int = attrs.field(default=64 * 2**20, validator=number(0))
+    """All topics together. Beyond it the topic published to longest ago is forgotten."""
+    retained_bytes: int = attrs.field(default=8 * 2**20, validator=number(0))
+    """Last values retained for new subscribers, all topics together: about 10,000 small ones.
+    Beyond it the value retained longest ago is forgotten."""
+    topics: TopicRules = attrs.field(factory=TopicRules)
+    """The rules of every topic that has no others; in a file they stand under `[topics]`."""
+    namespaces: Mapping[str, TopicRules] = attrs.field(factory=dict, validator=namespace_names)
+    """Rules by the part of a topic before its colon; in a file `[topics.namespaces.NAME]`. Once
+    there is one, a topic of a namespace that is not here is answered with 102."""
+    patterns: tuple[TopicPattern, ...] = attrs.field(default=(), validator=distinct_patterns)
+    """Rules by pattern, the first that matches; they come before namespaces. In a file
+    `[[topics.patterns]]`, each with its `match`."""
+    personal_topic: bool = False
+    """Subscribe each client to `#NAME` of its user when it connects, as Centrifugo can."""
+
+    # who may connect
+    tokens: TokenRules = attrs.field(factory=TokenRules)
+    """Under `[tokens]` in a file."""
+
+    webhooks: WebhookRules = attrs.field(factory=WebhookRules)
+    """Under `[webhooks]` in a file."""
+
+    # logs
+    log_format: LogFormat = attrs.field(default="console", validator=choice(LogFormat))
+    """`console` for people, `json` for machines, `article` for the tutorial's four lines."""
+    log_level: LogLevel = attrs.field(default="info", validator=choice(LogLevel))
+    """`info` tells of every connection's start and end, `debug` of every message."""
+
+    def __attrs_post_init__(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            given, missing = "tls_cert", "tls_key"
+            if self.tls_cert is None:
+                given, missing = missing, given
+            raise ValueError(
+                f"{given} is {str(getattr(self, given))!r} but {missing} is not set: "
+                "TLS needs both, or neither"
+            )
+
+
+def exposure_warning(config: Config) -> str | None:
+    """Say in one line what a bind beyond loopback lays open; None if nothing is.
+
+    A Unix socket is guarded by its directory's permissions, tokens that are needed keep out who
+    has none, and whoever lists origins has thought about who may connect: none is warned about.
+    """
+    if config.unix is not None or config.allowed_origins or is_loopback(config.host):
+        return None
+    if not config.tokens.anonymous_allowed:
+        return None
+    return (
+        f"host {config.host!r} is open to other machines, and neither tokens nor allowed_origins "
+        f"are asked for: whoever reaches port {config.port} may read and publish every topic, "
+        "unless your app checks it; use --host localhost, set a key in [tokens], or list "
+        "--allowed-origin"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address means this machine, by its text alone.
+
+    Other names are not looked up: they count as open.
+    """
+    host = host.strip("[]").rstrip(".").lower()
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,173 @@
+"""Checks of single settings: each raises `ValueError`, in one line that names the field and the value."""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Literal, get_args, get_origin
+from urllib.parse import urlsplit
+
+import attrs
+
+from broker.core.event_queue import CHOICES
+from broker.core.signing import key_of
+from broker.core.topics import check_pattern, check_topic, is_pattern
+
+Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+
+def _is_http_url(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, a bracket that does not close
+        return False
+
+
+def http_url(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    if value and not _is_http_url(value):
+        raise ValueError(
+            f'{field.name} is {value!r}: must be like "https://example.com/.well-known/jwks.json"'
+        )
+
+
+def backend_url(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    if value and not _is_http_url(value):
+        raise ValueError(f'{field.name} is {value!r}: must be like "https://example.com/events"')
+
+
+def signing_secret(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    try:
+        if value:
+            key_of(value)
+    except ValueError as error:
+        raise ValueError(f"{field.name} {error}") from None
+
+
+_OUR_HEADERS: Final = frozenset(
+    (
+        *("host", "connection", "upgrade", "transfer-encoding", "content-length", "content-type"),
+        *("accept-encoding", "webhook-id", "webhook-timestamp", "webhook-signature"),
+    )
+)
+
+
+def headers(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    for name in value:
+        if name.lower() in _OUR_HEADERS or not re.fullmatch(r"[A-Za-z0-9-]+", name):
+            raise ValueError(f"{field.name} holds {name!r}: must be a header that is not ours")
+
+
+def event_kinds(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    for kind in value:
+        if kind not in CHOICES:
+            raise ValueError(f"{field.name} holds {kind!r}: known are {', '.join(CHOICES)}")
+
+
+def number(low: float, high: float = math.inf, *, optional: bool = False) -> Validator:
+    """Between `low` and `high`, both included; None as well if `optional`."""
+
+    def check(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+        if value is None and optional:
+            return
+        if not _is_number(value) or not low <= value <= high:
+            bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise ValueError(f"{field.name} is {value!r}: must be {bounds}")
+
+    return check
+
+
+def positive(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    if not _is_number(value) or not value > 0:
+        raise ValueError(f"{field.name} is {value!r}: must be more than 0")
+
+
+def _is_number(value: object) -> bool:
+    """Whether `value` can be compared with a bound; NaN and True are no one's limit."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def choice(allowed: Any) -> Validator:
+    def check(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+        if value not in get_args(allowed):
+            raise ValueError(f"{field.name} is {value!r}: must be {expected_of(allowed)}")
+
+    return check
+
+
+def host_name(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    try:
+        value.encode("idna")
+    except UnicodeError as error:
+        raise ValueError(f"{field.name} is {value!r}: must be a name or an address") from error
+
+
+def paths(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    for path in value:
+        if not path.startswith("/"):
+            raise ValueError(f'{field.name} holds {path!r}: must start with "/"')
+
+
+def secret_text(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    # Not shown: an error goes to a log.
+    if value is not None and not (value and value.isascii() and value.isprintable()):
+        raise ValueError(f"{field.name} must be printable ASCII, and not empty")
+
+
+def origins(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    for origin in value:
+        scheme, separator, rest = origin.partition("://")
+        if origin not in ("*", "null") and not (scheme and separator and rest and "/" not in rest):
+            raise ValueError(
+                f'{field.name} holds {origin!r}: must be like "https://example.com", without a '
+                'path, or "*" for all'
+            )
+
+
+RESERVED_NAMESPACES: Final = ("fd", "user")
+"""`fd:7` and `user:alice` are connections, not topics."""
+
+
+def namespace_names(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    for name in value:
+        if name in RESERVED_NAMESPACES:
+            raise ValueError(f"{field.name} holds {name!r}: {name}:… is what connections are named")
+        try:
+            check_topic(name, 255)
+        except ValueError as error:
+            raise ValueError(f"{field.name} holds {name!r}: {error}") from error
+        if set(name) & set(":$#"):
+            raise ValueError(
+                f"{field.name} holds {name!r}: it is the part of a topic before its colon, "
+                "without ':', '$' and '#'"
+            )
+
+
+def distinct_patterns(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    matches = [pattern.match for pattern in value]
+    for match in matches:
+        if matches.count(match) > 1:
+            raise ValueError(f"{field.name} holds {match!r} twice: the second would never apply")
+
+
+def topic_match(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    try:
+        (check_pattern if is_pattern(value) else check_topic)(value, 255)
+    except ValueError as error:
+        raise ValueError(f"{field.name} is {value!r}: {error}") from error
+
+
+def expected_of(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(f'"{choice}"' for choice in get_args(hint))
+    if get_origin(hint) is tuple:
+        return "a list of strings"
+    hints = [kind for kind in get_args(hint) if kind is not type(None)] or [hint]
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a string",
+        Path: "a string with a path",
+    }
+    return words[hints[0]]

@@ -1,0 +1,34 @@
+"""Queue groups: of the members that listen to one name together, each publication goes to one.
+
+Rule: plain data. Who is fit to get something is asked of the caller, who can see the outboxes.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    from broker.core.session import Subscription
+
+
+@attrs.define(eq=False)
+class Group:
+    """The members of one group on one topic or pattern; whose turn is next stands first."""
+
+    members: "OrderedDict[Hashable, Subscription]" = attrs.field(factory=OrderedDict)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def next(self, is_fit: "Callable[[Subscription], bool]") -> "Subscription | None":
+        """The first member that is fit, which then goes to the end of the queue; None if none is.
+
+        Linear in the members that are not fit.
+        """
+        for outbox, member in self.members.items():
+            if is_fit(member):
+                self.members.move_to_end(outbox)
+                return member
+        return None

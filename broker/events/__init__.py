@@ -1,0 +1,1 @@
+"""What has happened to connections, on its way to whoever reads it."""

@@ -1,0 +1,179 @@
+"""Requests of backends to `/api`, many on one connection; everything else goes on to Hypercorn.
+
+Backends publish a thousand times a second, and a new connection for each costs ten times what the
+publish does. A request served here is in HTTP/1.1, a POST to `/api/…` with a Content-Length; each
+has its head checked as a first one has. What is none of this, be it a second request, is handed on
+as it came, as the last of its connection.
+
+Rule 1  Only who has shown the key may keep a connection, and when the broker stops, or nothing has
+        come for `IDLE_SECONDS`, it ends. What is under way is answered first.
+Rule 2  What a peer does ends with its connection: nothing but a cancellation leaves `serve`.
+"""
+
+import logging
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from broker.errors import HeadError
+from broker.http.api import Answer, Api, shown_key
+from broker.http.server import BODY_BYTES, REQUEST_SECONDS, HttpServer, end_politely
+from broker.transport.head import Head, parse_head, read_head, refusal
+
+if TYPE_CHECKING:
+    from broker.app import Broker
+
+logger = logging.getLogger("broker.http")
+
+IDLE_SECONDS: Final = 75.0
+"""As nginx: longer than connection pools keep what they do not use, so they close first."""
+
+PREFIX: Final = "/api/"
+
+
+class BackendServer:
+    """Serves backends on connections that others have accepted; `http` gets what is not theirs."""
+
+    def __init__(self, broker: "Broker", http: HttpServer) -> None:
+        self._broker = broker
+        self._api = Api(broker)
+        self._http = http
+        self._idle: set[trio.CancelScope] = set()
+
+    def stop(self) -> None:
+        """The broker stops: idle connections end, busy ones after their answer. Never waits."""
+        for scope in self._idle:
+            scope.cancel()
+
+    async def serve(self, stream: trio.abc.Stream, replay: bytes) -> None:
+        """Answer the request that `replay` begins with, and those behind it; see the module.
+
+        The stream is closed on return, also after a cancellation.
+        """
+        source = _Source(stream, replay)
+        try:
+            await self._serve(stream, source)
+        except trio.BrokenResourceError:
+            pass
+        except Exception:
+            logger.exception("Serving an API request failed")
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _serve(self, stream: trio.abc.Stream, source: "_Source") -> None:
+        while (head := await self._next_head(stream, source)) is not None:
+            if not self._is_ours(head):
+                await self._http.serve(stream, head.raw + source.take_rest())
+                return
+            with trio.move_on_after(REQUEST_SECONDS) as bound:
+                kept = await self._answer(stream, source, head)
+            if bound.cancelled_caught or not kept:
+                return
+
+    async def _next_head(self, stream: trio.abc.Stream, source: "_Source") -> Head | None:
+        if self._broker.draining and not source.has_more:
+            return None  # the stop came while the last answer was on its way
+        with trio.move_on_after(IDLE_SECONDS) as idle:
+            self._idle.add(idle)
+            try:
+                both = await read_head(source, self._broker.config.head_bytes)
+                if both is not None:
+                    source.put_back(both[1])
+                    return parse_head(both[0])
+            except HeadError as error:
+                await stream.send_all(refusal(error.status, error.reason))
+                await end_politely(stream)
+            finally:
+                self._idle.discard(idle)
+        return None
+
+    def _is_ours(self, head: Head) -> bool:
+        return (
+            head.method == "POST"
+            and head.path.startswith(PREFIX)
+            and head.version == "1.1"
+            and head.header("content-length") is not None
+            and head.header("expect") is None
+            and not head.is_upgrade
+            and self._broker.hooks.request is None  # else the app is asked first
+        )
+
+    async def _answer(self, stream: trio.abc.Stream, source: "_Source", head: Head) -> bool:
+        """Answer one request; whether another may follow."""
+        length = int(head.header("content-length") or 0)
+        method = head.path.removeprefix(PREFIX)
+        answer = self._api.refuse(method, shown_key(head.header))
+        if answer is None and length > BODY_BYTES:
+            text = f"the body of a request has at most {BODY_BYTES} bytes"
+            answer = Answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text.encode())
+        body_read = answer is None
+        if answer is None:
+            body = await source.read(length)
+            if body is None:
+                return False
+            answer = self._api.answer(method, body)
+        closing = (
+            not body_read
+            or self._broker.draining
+            or "close" in (head.header("connection") or "").lower()
+        )
+        await stream.send_all(_response(answer, closing=closing))
+        if closing:
+            await end_politely(stream)
+        return not closing
+
+
+class _Source(trio.abc.ReceiveStream):
+    """A stream of which some bytes were read already, and may be put back."""
+
+    def __init__(self, stream: trio.abc.Stream, replay: bytes) -> None:
+        self._stream = stream
+        self._pending = replay
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        if self._pending:
+            await trio.lowlevel.checkpoint()
+            data, self._pending = self._pending[:max_bytes], self._pending[max_bytes:]
+            return data
+        return await self._stream.receive_some(max_bytes)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something was read already."""
+        return bool(self._pending)
+
+    def put_back(self, data: bytes) -> None:
+        self._pending = data + self._pending
+
+    def take_rest(self) -> bytes:
+        rest, self._pending = self._pending, b""
+        return rest
+
+    async def read(self, size: int) -> bytes | None:
+        """Exactly `size` bytes; None if the stream ends before."""
+        data = bytearray(self.take_rest())
+        while len(data) < size:
+            more = await self._stream.receive_some(2**16)
+            if not more:
+                return None
+            data += more
+        self._pending = bytes(data[size:])
+        return bytes(data[:size])
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def _response(answer: Answer, *, closing: bool) -> bytes:
+    lines = [
+        f"HTTP/1.1 {answer.status:d} {answer.status.phrase}",
+        f"Date: {formatdate(usegmt=True)}",
+        f"Content-Type: {answer.media_type}",
+        f"Content-Length: {len(answer.body)}",
+        *(f"{name}: {value}" for name, value in answer.headers.items()),
+    ]
+    if closing:
+        lines.append("Connection: close")
+    return "\r\n".join([*lines, "", ""]).encode("ascii") + answer.body

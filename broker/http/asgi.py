@@ -1,0 +1,106 @@
+"""What the broker's port says to those who do not ask for a WebSocket.
+
+Rule 1  The app's `on_request` hook is asked first, so `/` can be the app's own page; what it leaves
+        is ours. Only `/healthz` is not its to answer.
+Rule 2  The page asks nothing of any other host, and its policy (CSP) holds it to that.
+"""
+
+import os
+from collections.abc import Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route, Router
+from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
+
+from broker.http.api import Api
+
+if TYPE_CHECKING:
+    from broker.app import Broker
+
+HERE = Path(__file__).parent
+
+SECURITY = {
+    # The page may load from this very port and open WebSockets to it; it is framed by nobody.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+ASK_EACH_TIME = {"Cache-Control": "no-cache"}  # the answer is a 304 while nothing has changed
+KEEP_FOR_A_YEAR = {"Cache-Control": "public, max-age=31536000, immutable"}
+
+
+class _Assets(StaticFiles):
+    """Files under `static`; those under `vendor` carry their version in their name."""
+
+    def file_response(
+        self,
+        full_path: str | os.PathLike[str],
+        stat_result: os.stat_result,
+        scope: Scope,
+        status_code: int = 200,
+    ) -> Response:
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        versioned = Path(full_path).parent.name == "vendor"
+        response.headers.update(SECURITY | (KEEP_FOR_A_YEAR if versioned else ASK_EACH_TIME))
+        return response
+
+
+def http_app(broker: "Broker") -> Starlette:
+    """The ASGI app for `broker`: `/healthz`, the app's hook, and behind it what we have ourselves:
+    `/`, `/static`, `/api`, 426 on the WebSocket paths, 404. A hook that raises costs its peer a 500; the
+    server logs it.
+    """
+
+    async def health(request: Request) -> Response:
+        if broker.draining:
+            return JSONResponse({"status": "draining"}, HTTPStatus.SERVICE_UNAVAILABLE)
+        return JSONResponse({"status": "ok"})
+
+    async def page(request: Request) -> Response:
+        return FileResponse(HERE / "pages" / "index.html", headers=SECURITY | ASK_EACH_TIME)
+
+    async def upgrade_required(request: Request) -> Response:
+        return _text(
+            HTTPStatus.UPGRADE_REQUIRED,
+            "This path speaks WebSocket: open it with `new WebSocket(...)` or a Centrifuge "
+            "client. There is a page to try it at /.",
+            {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"},
+        )
+
+    methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+    ours = Router(
+        [
+            Route("/", page),
+            Mount("/static", _Assets(directory=HERE / "static")),
+            Route("/api/{method}", Api(broker).__call__, methods=["POST"]),
+            *(
+                Route(path, upgrade_required, methods=methods)
+                for path in broker.config.websocket_paths
+                if path != "/"
+            ),
+        ],
+        default=_text(HTTPStatus.NOT_FOUND, "Nothing is here. The page is at /."),
+    )
+
+    async def hook_first(scope: Scope, receive: Receive, send: Send) -> None:
+        if broker.hooks.request is not None:
+            response = await broker.hooks.request(Request(scope, receive, send))
+            if response is not None:
+                await response(scope, receive, send)
+                return
+        await ours(scope, receive, send)
+
+    return Starlette(routes=[Route("/healthz", health), Mount("/", hook_first)])
+
+
+def _text(status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None) -> Response:
+    return PlainTextResponse(f"{text}\n", status, {**SECURITY, **(headers or {})})

@@ -1,0 +1,304 @@
+"""The stream under a connection whose peer has no WebSocket: one HTTP response that goes on.
+
+The connection reads frames from it and writes frames to it, as with a WebSocket. What is written
+becomes lines or events, or in protobuf what it is in frames; what is read came by other requests,
+whose tasks call `say`.
+
+Rule 1  Frames are passed on as they come, in pieces: a large one is not gathered first, so the outbox
+        sees how fast its peer takes it.
+Rule 2  An event is one line. A line end inside a payload must not end it, as any publisher could
+        then cut short what every subscriber gets.
+Rule 3  Whoever is sent away is told the code: a Close frame becomes a `disconnect` push, unless that
+        was the last thing said.
+Rule 4  A line has no task, and holds one message at most that was not read yet; or the subscribe
+        commands of a one-way client, each as large as any message may be.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
+import trio
+
+from broker.errors import CloseCode, ErrorCode
+from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
+from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, is_disconnect
+from broker.protocols.codec import Codec
+from broker.protocols.json_text import to_json
+from broker.transport import frames
+
+if TYPE_CHECKING:
+    from broker.session.connection import Connection
+
+_PUSH = b'{"push":'
+_DISCONNECT = b'{"push":{"disconnect":'
+_IGNORED = 4096
+
+CONNECT_ID = 1
+"""Of the `connect` command of a one-way client; its subscribe commands have those that follow."""
+
+
+class Line(trio.abc.Stream):
+    """A response in NDJSON: each reply and push is a line. `http_stream` of the SDKs.
+
+    What comes first is a response head, which goes out as it is. `connection` is set before that.
+    """
+
+    media_type: ClassVar = "application/x-ndjson"
+    codec: ClassVar[Codec] = CENTRIFUGE_JSON
+    opcode: ClassVar = frames.TEXT
+    """Of the frames in which that codec's messages go both ways."""
+    connection: "Connection"
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._is_head = True
+        self._buffer = bytearray()
+        self._frame = -1  # opcode of the frame that is being passed on; -1 between frames
+        self._left = 0  # of its payload
+        self._start = b""  # of that payload
+        self._close = b""
+        self._is_over = False
+        self._turn = trio.StrictFIFOLock()
+        self._said = b""  # frames of the peer's that were not read yet
+        self._listening = trio.CancelScope()
+        self._heard = trio.Event()
+        self._has_ended = False
+
+    async def say(self, message: bytes) -> bool:
+        """Have a message be read; false if the end came before that.
+
+        Waits for its turn, and until the connection reads, which is its way to slow a peer down.
+        """
+        async with self._turn:
+            if self._has_ended:
+                return False
+            self._heard = trio.Event()
+            self._say(message)
+            await self._heard.wait()
+            return not self._said
+
+    @classmethod
+    def client_frame(cls, message: bytes) -> bytes:
+        """The frame in which a client sends this; a mask of zeros changes nothing."""
+        header = bytearray(frames.encode(cls.opcode, message))
+        del header[len(header) - len(message) :]
+        header[1] |= 0x80
+        return bytes(header) + bytes(4) + message
+
+    def end(self) -> None:
+        """Nothing is read any more: whoever waits to say something need not."""
+        self._has_ended = True
+        self._heard.set()
+
+    def _say(self, *messages: bytes) -> None:
+        self._said += b"".join(map(self.client_frame, messages))
+        self._listening.cancel()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Say what these bytes of frames mean; the stream is closed behind a Close frame."""
+        said = self._translate(bytes(data))
+        if said:
+            await self._stream.send_all(said)
+        if self._is_over:
+            await self._stream.aclose()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """What the peer says next; nothing once it is gone. What else it sends on this stream belongs
+        to no request."""
+        await trio.lowlevel.checkpoint()
+        while not self._said:
+            with trio.CancelScope() as self._listening:
+                if not await self._stream.receive_some(_IGNORED):
+                    return b""
+        data, self._said = self._said[:max_bytes], self._said[max_bytes:]
+        if not self._said:
+            self._heard.set()
+        return data
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    def _translate(self, data: bytes) -> bytes:
+        said = []
+        if self._is_head:  # the first entry of the outbox, so all of it is in the first bytes
+            end = data.index(b"\r\n\r\n") + 4
+            said.append(data[:end])
+            data = data[end:]
+            self._is_head = False
+        self._buffer += data
+        while True:
+            if self._frame < 0:
+                header = frames.read_header(self._buffer)
+                if header is None:
+                    break
+                del self._buffer[: header.size]
+                self._frame, self._left = header.opcode, header.length
+                if header.opcode == self.opcode:
+                    self._start = b""
+            piece = bytes(self._buffer[: self._left])
+            del self._buffer[: len(piece)]
+            self._left -= len(piece)
+            if self._frame == self.opcode:
+                self._start += piece[: len(_DISCONNECT) - len(self._start)]
+                said.append(self._say_on(piece, not self._left))
+            elif self._frame == frames.CLOSE:
+                self._close += piece
+                if not self._left:
+                    said.append(self._farewell())
+            if self._left:
+                break
+            self._frame = -1
+        return b"".join(said)
+
+    def _farewell(self) -> bytes:
+        self._is_over = True
+        if self._is_disconnect(self._start):
+            return b""
+        code, reason = frames.close_content(self._close)
+        push = {"push": {"disconnect": {"code": code, "reason": reason}}}
+        return self._say_on(self.codec.encode(push), True)
+
+    def _is_disconnect(self, start: bytes) -> bool:
+        return start == _DISCONNECT
+
+    def _say_on(self, piece: bytes, is_last: bool) -> bytes:
+        """What a piece of a frame's payload becomes, which holds one or more replies."""
+        return piece + b"\n" if is_last else piece
+
+
+class ProtobufLine(Line):
+    """A response in protobuf: each reply and push is behind its length, as it is in a frame."""
+
+    media_type = "application/octet-stream"
+    codec = CENTRIFUGE_PROTOBUF
+    opcode = frames.BINARY
+
+    def _is_disconnect(self, start: bytes) -> bool:
+        return is_disconnect(start)
+
+    def _say_on(self, piece: bytes, is_last: bool) -> bytes:
+        return piece
+
+
+class SseLine(Line):
+    """A response in server-sent events: each reply and push is one."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        super().__init__(stream)
+        self._is_open = False
+
+    def _say_on(self, piece: bytes, is_last: bool) -> bytes:
+        start = b"" if self._is_open else b"data: "
+        self._is_open = not is_last
+        # In valid JSON a bare CR is white space, but to server-sent events it is a line end.
+        body = piece.replace(b"\r", b" ").replace(b"\n", b"\n\ndata: ")
+        return start + body + (b"\n\n" if is_last else b"")
+
+
+class _Error(msgspec.Struct):
+    code: int
+    message: str = ""
+    temporary: bool = False
+
+
+class _Connected(msgspec.Struct):
+    subs: dict[str, msgspec.Raw] = {}
+
+
+class _Reply(msgspec.Struct):
+    id: int
+    connect: msgspec.Raw = msgspec.Raw(b"{}")
+    subscribe: msgspec.Raw = msgspec.Raw(b"{}")
+    error: _Error | None = None
+
+
+_replies = msgspec.json.Decoder(_Reply)
+
+
+class OneWayLine(Line):
+    """Server-sent events for a reader that can say nothing: pushes, without `push` around them.
+
+    `subs` are the topics it asked for, with the fields of their subscribe commands; each is
+    subscribed to once it is connected, unless its token did so. What becomes of that is told as a push.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, stream: trio.abc.Stream, subs: Mapping[str, Mapping[str, msgspec.Raw]]
+    ) -> None:
+        super().__init__(stream)
+        self._subs = subs
+        self._topics: Sequence[str] = ()  # of the subscribe commands, in order
+        self._line = bytearray()  # what has come of one, less what was passed on
+        self._is_push = False
+
+    def _say_on(self, piece: bytes, is_last: bool) -> bytes:
+        *whole, rest = piece.split(b"\n")
+        said = [self._pass_on(part, True) for part in whole]
+        said.append(self._pass_on(rest, is_last))
+        return b"".join(said)
+
+    def _pass_on(self, part: bytes, is_end: bool) -> bytes:
+        line = self._line
+        line += part.replace(b"\r", b" ")
+        said = b""
+        if not self._is_push and line.startswith(_PUSH):
+            del line[: len(_PUSH)]
+            self._is_push, said = True, b"data: "
+        if self._is_push:
+            said += line[:-1]  # the last byte may be the brace that closes what was opened
+            del line[:-1]
+        if is_end:
+            said += b"\n\n" if self._is_push else self._answer(bytes(line))
+            line.clear()
+            self._is_push = False
+        return said
+
+    def _answer(self, line: bytes) -> bytes:
+        """What a ping, or the reply to one of our commands, becomes."""
+        if line == b"{}":
+            return b":\n\n"
+        reply = _replies.decode(line)
+        if reply.id == CONNECT_ID:
+            return self._connected(reply)
+        topic = self._topics[reply.id - CONNECT_ID - 1]
+        if reply.error is not None:
+            outcome = b'"unsubscribe":' + _coded(reply.error.code, reply.error.message)
+        else:
+            outcome = b'"subscribe":' + bytes(reply.subscribe)
+        return b'data: {"channel":%b,%b}\n\n' % (to_json(topic), outcome)
+
+    def _connected(self, reply: _Reply) -> bytes:
+        if reply.error is not None:
+            # Told by the Close frame behind it.
+            self.connection.close(_close_code(reply.error), reply.error.message)
+            return b""
+        result = bytes(reply.connect)
+        there = msgspec.json.decode(result, type=_Connected).subs
+        self._topics = [topic for topic in self._subs if topic not in there]
+        commands = [
+            to_json({"id": number, "subscribe": {**self._subs[topic], "channel": topic}})
+            for number, topic in enumerate(self._topics, CONNECT_ID + 1)
+        ]
+        if commands:
+            self._say(*commands)  # one by one: together they may be too large for a message
+        self._subs = {}
+        return b'data: {"connect":' + result + b"}\n\n"
+
+
+def _close_code(error: _Error) -> CloseCode:
+    """How a one-way client is sent away whose `connect` was answered with an error."""
+    if error.code == ErrorCode.TOKEN_EXPIRED:
+        return CloseCode.EXPIRED
+    return CloseCode.SERVER_ERROR if error.temporary else CloseCode.PERMISSION_DENIED
+
+
+def _coded(code: int, reason: str) -> bytes:
+    return to_json({"code": code, "reason": reason})

@@ -1,0 +1,168 @@
+"""The Centrifuge client protocol in JSON (wire reference, section 2).
+
+Publications are put together from bytes, as payloads are never parsed on their way through.
+
+Rule: encodes and decodes, and decides nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import msgspec
+from msgspec import Raw
+
+from broker.core.messages import ClientInfo, Publication
+from broker.protocols.codec import Codec, shown_tags
+from broker.protocols.commands import BadCommand, Command, PublishCommand
+from broker.protocols.json_text import encoder, opaque_json
+from broker.transport import frames
+
+_decoder = msgspec.json.Decoder(Command)
+_publish_decoder = msgspec.json.Decoder(PublishCommand)
+
+
+def decode(payload: bytes) -> list[Command]:
+    """The commands of one message: one JSON object, or several joined by newlines.
+
+    Raises `BadCommand`, also for a payload that is not UTF-8, as a binary frame may carry: it would
+    go out again in text frames.
+    """
+    try:
+        if not payload.isascii():
+            payload.decode()
+        if b"\n" not in payload:
+            return [_decoder.decode(payload)]
+        return _decoder.decode_lines(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadCommand(str(error)) from None
+    except RecursionError:
+        raise BadCommand("nested too deeply") from None
+
+
+def decode_publishes(payloads: Sequence[bytes]) -> Sequence[PublishCommand] | None:
+    """The commands of messages that are one publish each and nothing else; None for any others.
+
+    0.2 µs a message, where `decode` and a look at every method take 1.6 µs.
+    """
+    if b'"publish"' not in payloads[0][:32]:
+        return None
+    joined = payloads[0] if len(payloads) == 1 else b"\n".join(payloads)
+    if joined.count(b"\n") >= len(payloads):
+        return None
+    try:
+        if not joined.isascii():
+            joined.decode()
+        commands = _publish_decoder.decode_lines(joined)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return commands if len(commands) == len(payloads) else None
+
+
+def is_connect(payload: bytes) -> bool:
+    """Whether a first message opens this protocol. Anything else that it may be is plain text."""
+    if b'"connect"' not in payload or not payload.lstrip().startswith(b"{"):
+        return False
+    try:
+        first = decode(payload)[0]
+    except BadCommand:
+        return False
+    return first.connect is not None and first.id > 0
+
+
+class CentrifugeJson(Codec):
+    """One JSON object a line, in text frames."""
+
+    name = "centrifuge-json"
+    opaque_payloads = False
+
+    def __init__(self) -> None:
+        # Of the publication before this one: publisher and topic are most often the same.
+        self._info: ClientInfo | None = None
+        self._info_field = b""
+        self._name: str | None = None
+        self._head = b""
+
+    # No call around a call: these are on the hot path.
+    decode = staticmethod(decode)
+    decode_publishes = staticmethod(decode_publishes)
+
+    def publication(self, name: str, publication: Publication) -> bytes:
+        info = publication.info
+        if info is not self._info:
+            self._info_field = b"" if info is None else b',"info":' + _info(info)
+            self._info = info
+        if name is not self._name:
+            self._head = b'{"push":{"channel":' + _string(name) + b',"pub":{"data":'
+            self._name = name
+        head, tail = self._head, self._info_field
+        if publication.offset:
+            tail = b'%b,"offset":%d' % (tail, publication.offset)
+        tags, data = publication.tags, publication.data
+        if name != publication.topic:
+            tail += b',"channel":' + _string(publication.topic)
+            tags = shown_tags(name, publication)
+        if tags:
+            tail += b',"tags":' + encoder.encode(tags)
+        if publication.time:
+            tail += b',"time":%d' % publication.time
+        if publication.opaque:
+            data = opaque_json(data)
+        return frames.text_frame(b"%b%b%b}}}" % (head, data, tail))
+
+    def publications(self, name: str, publications: Sequence[Publication]) -> Sequence[bytes]:
+        first = publications[0]
+        if len(publications) < _WORTH_A_TEMPLATE or not _is_simple(name, first):
+            return [self.publication(name, publication) for publication in publications]
+        # What they have in common is written once: of many, less than half the time of one by one.
+        start = b'{"push":{"channel":' + _string(name) + b',"pub":{"data":'
+        info = b"" if first.info is None else b',"info":' + _info(first.info)
+        template = b'%b%%b%b,"offset":%%d}}}' % (
+            start.replace(b"%", b"%%"),
+            info.replace(b"%", b"%%"),
+        )
+        return [
+            frames.text_frame(template % (publication.data, publication.offset))
+            for publication in publications
+        ]
+
+    def encode(self, reply: Mapping[str, object]) -> bytes:
+        return encoder.encode(reply)
+
+    def frame(self, replies: Sequence[bytes]) -> bytes:
+        return frames.text_frame(replies[0] if len(replies) == 1 else b"\n".join(replies))
+
+    def payload(self, publication: Publication) -> Raw:
+        data = publication.data
+        return Raw(opaque_json(data) if publication.opaque else data)
+
+
+CENTRIFUGE_JSON = CentrifugeJson()
+
+_WORTH_A_TEMPLATE = 4
+"""So many cost the same with a template and without, 1.7 µs; of eight it is 2.6 and 3.8 µs."""
+
+
+def _is_simple(name: str, publication: Publication) -> bool:
+    """Whether a publication shows nothing but data, info and offset under `name`."""
+    return (
+        name == publication.topic
+        and publication.offset > 0
+        and not publication.tags
+        and not publication.time
+        and not publication.opaque
+    )
+
+
+@lru_cache(maxsize=4096)
+def _string(text: str) -> bytes:
+    return encoder.encode(text)
+
+
+@lru_cache(maxsize=4096)
+def _info(info: ClientInfo) -> bytes:
+    body = b'{"user":' + _string(info.user) + b',"client":' + _string(info.client)
+    if info.conn_info is not None:
+        body += b',"conn_info":' + info.conn_info
+    if info.chan_info is not None:
+        body += b',"chan_info":' + info.chan_info
+    return body + b"}"

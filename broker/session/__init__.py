@@ -1,0 +1,1 @@
+"""One client, from its accepted stream to its last word."""

@@ -1,0 +1,246 @@
+"""Backends keep their connection: requests under `/api` one after another, and how that ends."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from broker import Broker, Config
+from broker.http.api_server import IDLE_SECONDS
+from broker.testing import Network, open_test_broker
+
+KEY = "s3cret"
+INFO = b"{}"
+
+
+class Backend:
+    """One connection, and a parser of its own for what comes back."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self._buffer = b""
+
+    async def send(
+        self, target: str, body: bytes = INFO, key: str = KEY, *fields: str, method: str = "POST"
+    ) -> None:
+        await self.stream.send_all(request(target, body, key, *fields, method=method))
+
+    async def receive(self) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of the next answer."""
+        while b"\r\n\r\n" not in self._buffer:
+            await self._more()
+        head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines)
+        length = int(headers["content-length"])
+        while len(self._buffer) < length:
+            await self._more()
+        body, self._buffer = self._buffer[:length], self._buffer[length:]
+        return int(first.split()[1]), headers, body
+
+    async def is_over(self) -> bool:
+        """Whether the other side ends the connection, with nothing more to say."""
+        return not self._buffer and not await self.stream.receive_some()
+
+    async def _more(self) -> None:
+        data = await self.stream.receive_some()
+        assert data, "the connection ended"
+        self._buffer += data
+
+
+def request(target: str, body: bytes, key: str, *fields: str, method: str = "POST") -> bytes:
+    lines = [f"{method} {target} HTTP/1.1", "Host: test", f"X-API-Key: {key}"]
+    lines += [f"Content-Length: {len(body)}", *fields]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+@asynccontextmanager
+async def connected(broker: Broker | None = None) -> AsyncIterator[tuple[Network, Backend]]:
+    broker = broker or Broker(Config(api_key=KEY))
+    async with open_test_broker(broker) as net, await net.listener.connect() as stream:
+        yield net, Backend(stream)
+
+
+def publish(data: object) -> bytes:
+    return msgspec.json.encode({"channel": "t", "data": data})
+
+
+async def test_requests_follow_each_other_on_one_connection(autojump_clock: MockClock) -> None:
+    async with connected() as (net, backend):
+        for number in (1, 2, 3):
+            await backend.send("/api/publish", publish(number))
+            status, headers, body = await backend.receive()
+            assert (status, headers["content-type"]) == (200, "application/json")
+            assert "connection" not in headers
+            assert headers["date"].endswith(" gmt")
+            assert msgspec.json.decode(body)["result"]["offset"] == number
+        assert net.broker._node is not None
+        assert net.broker._node.meeting == 1
+
+
+async def test_pipelined_requests_are_answered_in_order(autojump_clock: MockClock) -> None:
+    async with connected() as (net, backend):
+        both = b"".join(request("/api/publish", publish(n), KEY) for n in (1, 2))
+        for size in (1, len(both)):  # a byte at a time, then all at once
+            for start in range(0, len(both), size):
+                await backend.stream.send_all(both[start : start + size])
+            for _ in (1, 2):
+                assert (await backend.receive())[0] == 200
+        publications, _ = net.broker.history("t")
+        assert [each.value for each in publications] == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "target, body, key, fields, status",
+    [
+        ("/api/info", INFO, "wrong", (), 401),
+        ("/api/nonsense", INFO, KEY, (), 404),
+        ("/api/publish", b" " * (2**20 + 1), KEY, (), 413),
+        ("/api/info", INFO, KEY, ("Connection: close",), 200),
+    ],
+)
+async def test_the_connection_ends_where_nothing_may_follow(
+    autojump_clock: MockClock,
+    target: str,
+    body: bytes,
+    key: str,
+    fields: tuple[str, ...],
+    status: int,
+) -> None:
+    async with connected() as (_, backend), trio.open_nursery() as nursery:
+        nursery.start_soon(send_ignoring_errors, backend, request(target, body, key, *fields))
+        got, headers, _ = await backend.receive()
+        assert (got, headers["connection"]) == (status, "close")
+        assert await backend.is_over()
+
+
+async def send_ignoring_errors(backend: Backend, data: bytes) -> None:
+    try:
+        await backend.stream.send_all(data)
+    except trio.BrokenResourceError:
+        pass
+
+
+async def test_a_body_that_is_no_json_does_not_end_it(autojump_clock: MockClock) -> None:
+    async with connected() as (_, backend):
+        await backend.send("/api/publish", b"{")
+        assert (await backend.receive())[0] == 400
+        await backend.send("/api/info")
+        assert (await backend.receive())[0] == 200
+
+
+async def test_what_is_not_for_the_api_is_handed_on_as_the_last(
+    autojump_clock: MockClock,
+) -> None:
+    async with connected() as (_, backend):
+        await backend.send("/api/info")
+        assert (await backend.receive())[0] == 200
+        await backend.send("/healthz", b"", method="GET")
+        status, headers, body = await backend.receive()
+        assert (status, headers["connection"], body) == (200, "close", b'{"status":"ok"}')
+        assert await backend.is_over()
+
+
+async def test_an_upgrade_that_comes_second_is_no_websocket(autojump_clock: MockClock) -> None:
+    async with connected() as (net, backend):
+        await backend.send("/api/info")
+        await backend.receive()
+        await backend.stream.send_all(
+            b"GET /connection/websocket HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\n"
+            b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        assert (await backend.receive())[0] == 426
+        assert net.broker.connections() == []
+
+
+async def test_a_chunked_body_is_read_too(autojump_clock: MockClock) -> None:
+    async with connected() as (_, backend):
+        await backend.stream.send_all(
+            b"POST /api/info HTTP/1.1\r\nHost: test\r\nX-API-Key: s3cret\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+        )
+        status, _, body = await backend.receive()
+        assert status == 200
+        assert b'"nodes"' in body
+
+
+async def test_a_bad_second_head_is_refused(autojump_clock: MockClock) -> None:
+    async with connected() as (_, backend):
+        await backend.send("/api/info")
+        await backend.receive()
+        await backend.stream.send_all(b"POST /api/info HTTP/1.1\r\n\r\n")
+        assert (await backend.receive())[0] == 400
+        assert await backend.is_over()
+
+
+async def test_an_idle_connection_ends(autojump_clock: MockClock) -> None:
+    async with connected() as (_, backend):
+        await backend.send("/api/info")
+        await backend.receive()
+        before = trio.current_time()
+        assert await backend.is_over()
+        assert trio.current_time() - before == pytest.approx(IDLE_SECONDS)
+
+
+async def test_a_body_that_does_not_come_ends_it(autojump_clock: MockClock) -> None:
+    async with connected() as (_, backend):
+        before = trio.current_time()
+        await backend.stream.send_all(request("/api/info", INFO, KEY)[:-1])
+        assert await backend.is_over()
+        assert trio.current_time() - before == 30
+
+
+async def test_a_peer_that_goes_leaves_nothing_behind(autojump_clock: MockClock) -> None:
+    async with connected() as (net, backend):
+        await backend.stream.send_all(request("/api/info", INFO, KEY)[:-1])
+        await wait_all_tasks_blocked()
+        await backend.stream.aclose()
+        await wait_all_tasks_blocked()
+        assert net.broker._node is not None
+        assert net.broker._node.meeting == 0
+
+
+async def test_a_stop_waits_for_no_idle_connection(autojump_clock: MockClock) -> None:
+    async with connected() as (net, backend):
+        await backend.send("/api/info")
+        await backend.receive()
+        before = trio.current_time()
+        net.broker.stop()
+        assert await backend.is_over()
+        assert trio.current_time() == before
+
+
+async def test_a_request_under_way_is_answered_before_a_stop(autojump_clock: MockClock) -> None:
+    async with connected() as (net, backend):
+        whole = request("/api/info", INFO, KEY)
+        await backend.stream.send_all(whole[:-1])
+        await wait_all_tasks_blocked()
+        net.broker.stop()
+        await wait_all_tasks_blocked()
+        await backend.stream.send_all(whole[-1:])
+        status, headers, _ = await backend.receive()
+        assert (status, headers["connection"]) == (200, "close")
+        assert await backend.is_over()
+
+
+async def test_the_app_is_asked_first_here_too(autojump_clock: MockClock) -> None:
+    broker = Broker(Config(api_key=KEY))
+
+    @broker.on_request
+    async def answer(request: Request) -> Response | None:
+        return PlainTextResponse("mine") if request.url.path == "/api/mine" else None
+
+    async with connected(broker) as (net, backend):
+        await backend.send("/api/mine")
+        assert (await backend.receive())[2] == b"mine"
+        async with await net.listener.connect() as stream:
+            other: Any = Backend(stream)
+            await other.send("/api/info")
+            assert (await other.receive())[0] == 200

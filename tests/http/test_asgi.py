@@ -1,0 +1,143 @@
+"""What the port says to those who ask for no WebSocket."""
+
+import json
+import logging
+
+import h11
+import pytest
+import trio
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from trio.testing import memory_stream_pair
+
+from broker import Broker
+from broker.http.asgi import http_app
+from broker.http.server import HttpServer
+
+
+async def ask(
+    broker: Broker, path: str, method: str = "GET", **fields: str
+) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of one answer, through the real server and a real parser."""
+    client = h11.Connection(h11.CLIENT)
+    headers = [("Host", "localhost:9501"), *((k.replace("_", "-"), v) for k, v in fields.items())]
+    sent = client.send(h11.Request(method=method, target=path, headers=headers))
+    assert sent is not None
+    client.send(h11.EndOfMessage())
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(HttpServer(http_app(broker)).serve, theirs, sent)
+        async for data in ours:
+            client.receive_data(bytes(data))
+        client.receive_data(b"")
+        await ours.aclose()
+    answer = client.next_event()
+    assert isinstance(answer, h11.Response)
+    body = b""
+    while isinstance(event := client.next_event(), h11.Data):
+        body += event.data
+    named = {name.decode(): value.decode() for name, value in answer.headers}
+    return answer.status_code, named, body
+
+
+async def test_the_page_is_at_the_root_and_held_to_this_port() -> None:
+    status, headers, body = await ask(Broker(), "/")
+    assert status == 200
+    assert headers["content-type"] == "text/html; charset=utf-8"
+    assert headers["cache-control"] == "no-cache"
+    assert headers["x-content-type-options"] == "nosniff"
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    assert b"<title>trio-broker</title>" in body
+
+
+async def test_the_page_refers_to_nothing_but_files_that_are_here() -> None:
+    _, _, body = await ask(Broker(), "/")
+    links = [
+        piece.split('"')[0]
+        for mark in ('src="', 'href="')
+        for piece in body.decode().split(mark)[1:]
+    ]
+    assert len(links) >= 5
+    for link in links:
+        assert link.startswith("/static/")
+        status, headers, _ = await ask(Broker(), link)
+        assert status == 200
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+async def test_an_asset_is_asked_for_again_unless_its_name_has_its_version() -> None:
+    _, own, _ = await ask(Broker(), "/static/chat.js")
+    assert own["cache-control"] == "no-cache"
+    status, _, body = await ask(Broker(), "/static/chat.js", If_None_Match=own["etag"])
+    assert (status, body) == (304, b"")
+    _, vendor, _ = await ask(Broker(), "/static/vendor/centrifuge-5.8.0.js")
+    assert "immutable" in vendor["cache-control"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/static/../app.py", "/static/%2e%2e/app.py", "/static//etc/passwd"]
+)
+async def test_only_assets_are_served(path: str) -> None:
+    assert (await ask(Broker(), path))[0] == 404
+
+
+async def test_health_is_503_while_draining() -> None:
+    broker = Broker()
+    status, _, body = await ask(broker, "/healthz")
+    assert (status, json.loads(body)) == (200, {"status": "ok"})
+    broker.stop()
+    status, _, body = await ask(broker, "/healthz")
+    assert (status, json.loads(body)) == (503, {"status": "draining"})
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_the_websocket_path_says_426_and_what_to_do(method: str) -> None:
+    status, headers, body = await ask(Broker(), "/connection/websocket", method)
+    assert status == 426
+    assert headers["upgrade"] == "websocket"
+    assert b"WebSocket" in body
+
+
+async def test_what_is_nobodys_is_404() -> None:
+    assert (await ask(Broker(), "/nothing"))[0] == 404
+
+
+async def test_the_app_is_asked_first_and_what_it_leaves_is_ours() -> None:
+    broker = Broker()
+    asked = []
+
+    @broker.on_request
+    async def answer(request: Request) -> Response | None:
+        asked.append(f"{request.method} {request.url.path}")
+        return JSONResponse({"mine": True}) if request.url.path in ("/", "/mine") else None
+
+    for method, path in (("DELETE", "/mine"), ("GET", "/")):
+        status, _, body = await ask(broker, path, method)
+        assert (status, json.loads(body)) == (200, {"mine": True})
+    assert (await ask(broker, "/other"))[0] == 404
+    assert (await ask(broker, "/static/chat.js"))[0] == 200
+    assert (await ask(broker, "/connection/websocket"))[0] == 426
+    assert (await ask(broker, "/healthz"))[0] == 200
+    left = ["GET /other", "GET /static/chat.js", "GET /connection/websocket"]
+    assert asked == ["DELETE /mine", "GET /", *left]
+
+
+async def test_the_page_is_only_read() -> None:
+    assert (await ask(Broker(), "/", "POST"))[0] == 405
+
+
+async def test_a_hook_that_raises_costs_500_and_one_log_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broker = Broker()
+
+    @broker.on_request
+    async def broken(request: Request) -> Response | None:
+        raise RuntimeError("on purpose")
+
+    assert (await ask(broker, "/mine"))[0] == 500
+    [record] = caplog.records
+    assert (record.name, record.levelno) == ("broker.http", logging.ERROR)

@@ -1,0 +1,444 @@
+"""The Centrifuge protocol in JSON: what is written, as any JSON parser reads it; what is read."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.core.messages import ClientInfo, Position, Publication
+from broker.protocols.centrifuge_json import CENTRIFUGE_JSON, decode, decode_publishes, is_connect
+from broker.protocols.commands import METHODS, BadCommand
+from broker.protocols.json_text import check_json, to_json
+from broker.transport import frames
+
+# Quotes, control characters, line ends, emoji, everything that UTF-8 can say.
+texts = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
+    ['"', "\\", "\n", "\x00\x1f\x7f", "\u2028", "😀", '"}\n{"id":1}', "</script>"]
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+infos = st.builds(
+    ClientInfo,
+    client=texts,
+    user=texts,
+    conn_info=st.none() | json_values.map(to_json),
+    chan_info=st.none() | json_values.map(to_json),
+)
+
+
+def payload_of(frame: bytes) -> bytes:
+    header = frames.read_header(frame)
+    assert header is not None
+    assert (header.fin, header.opcode, header.masked) == (True, frames.TEXT, False)
+    assert len(frame) == header.size + header.length
+    return frame[header.size :]
+
+
+def read(frame: bytes) -> Any:
+    """The one object in a frame, read by a parser that is not ours."""
+    payload = payload_of(frame)
+    assert b"\n" not in payload, "clients split frames at newlines"
+    return json.loads(payload)
+
+
+def shown(info: ClientInfo) -> dict[str, object]:
+    """A `ClientInfo` as the wire reference has it."""
+    fields: dict[str, object] = {"user": info.user, "client": info.client}
+    if info.conn_info is not None:
+        fields["conn_info"] = json.loads(info.conn_info)
+    if info.chan_info is not None:
+        fields["chan_info"] = json.loads(info.chan_info)
+    return fields
+
+
+# what is written
+
+
+@given(texts, texts, json_values, st.none() | infos, st.integers(0, 2**63))
+def test_a_publication_is_a_push(
+    name: str, topic: str, value: object, info: ClientInfo | None, offset: int
+) -> None:
+    publication = Publication(topic, to_json(value), info, offset)
+    pub: dict[str, object] = {"data": value}
+    if info is not None:
+        pub["info"] = shown(info)
+    if offset:
+        pub["offset"] = offset
+    if name != topic:
+        pub |= {"channel": topic, "tags": {"topic": topic}}
+    assert read(CENTRIFUGE_JSON.publication(name, publication)) == {
+        "push": {"channel": name, "pub": pub}
+    }
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 20])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {},
+        {"topic": '100% "%d" %b'},
+        {"info": None},
+        {"info": ClientInfo("7", "50%d", b'"%b"')},
+        {"offset": 0},
+        {"time": 1700000000000},
+        {"tags": {"a": "1"}},
+        {"data": b"\xff", "opaque": True},
+        {"data": b'"%d %b"'},
+        {"data": b'"' + b"x" * 200 + b'"'},
+        {"data": b'"' + b"x" * 70_000 + b'"'},
+    ],
+    ids=lambda odd: next(iter(odd), "simple"),
+)
+@pytest.mark.parametrize("pattern", ["", "*"])
+def test_several_publications_are_written_as_each_would_be(
+    pattern: str, odd: dict[str, Any], count: int
+) -> None:
+    base: dict[str, Any] = {"topic": "a", "data": b"1", "info": ClientInfo("7"), "offset": 95} | odd
+    publications = [Publication(**base) for _ in range(count)]
+    if base["offset"]:
+        publications = [
+            msgspec.structs.replace(p, offset=p.offset + n) for n, p in enumerate(publications)
+        ]
+    name = pattern or base["topic"]
+    assert list(CENTRIFUGE_JSON.publications(name, publications)) == [
+        CENTRIFUGE_JSON.publication(name, publication) for publication in publications
+    ]
+
+
+@given(texts, infos, st.integers(0, 9999), texts, json_values)
+def test_the_other_pushes(
+    topic: str, info: ClientInfo, code: int, reason: str, value: object
+) -> None:
+    codec = CENTRIFUGE_JSON
+    assert read(codec.join(topic, info)) == {
+        "push": {"channel": topic, "join": {"info": shown(info)}}
+    }
+    assert read(codec.leave(topic, info)) == {
+        "push": {"channel": topic, "leave": {"info": shown(info)}}
+    }
+    assert read(codec.unsubscribe(topic, code, reason)) == {
+        "push": {"channel": topic, "unsubscribe": {"code": code, "reason": reason}}
+    }
+    assert read(codec.disconnect(code, reason)) == {
+        "push": {"disconnect": {"code": code, "reason": reason}}
+    }
+    assert read(codec.message(to_json(value))) == {"push": {"message": {"data": value}}}
+
+
+def test_a_ping_is_an_empty_object() -> None:
+    assert read(CENTRIFUGE_JSON.ping()) == {}
+
+
+@given(st.integers(1, 2**32 - 1), st.sampled_from(METHODS), json_values, texts, st.booleans())
+def test_replies_and_errors(
+    number: int, method: str, result: object, message: str, temporary: bool
+) -> None:
+    reply = CENTRIFUGE_JSON.reply(number, method, {"data": msgspec.Raw(to_json(result))})
+    assert json.loads(reply) == {"id": number, method: {"data": result}}
+    error: dict[str, object] = {"code": 107, "message": message}
+    if temporary:
+        error["temporary"] = True
+    assert json.loads(CENTRIFUGE_JSON.error(number, 107, message, temporary)) == {
+        "id": number,
+        "error": error,
+    }
+
+
+def test_a_result_may_be_empty() -> None:
+    assert CENTRIFUGE_JSON.reply(7, "publish", {}) == b'{"id":7,"publish":{}}'
+
+
+@given(st.lists(st.tuples(json_values, st.none() | infos), max_size=3), texts)
+def test_history_lists_publications_with_their_offsets(
+    kept: list[tuple[object, ClientInfo | None]], epoch: str
+) -> None:
+    publications = [
+        Publication("news", to_json(value), info, offset)
+        for offset, (value, info) in enumerate(kept, 5)
+    ]
+    listed = [
+        {"data": value, "offset": offset} | ({"info": shown(info)} if info else {})
+        for offset, (value, info) in enumerate(kept, 5)
+    ]
+    result = CENTRIFUGE_JSON.stream(publications, Position(9, epoch))
+    assert json.loads(CENTRIFUGE_JSON.reply(1, "history", result))["history"] == {
+        "publications": listed,
+        "offset": 9,
+        "epoch": epoch,
+    }
+
+
+@given(st.lists(infos, max_size=3, unique_by=lambda info: info.client))
+def test_presence_has_the_infos_by_client(present: list[ClientInfo]) -> None:
+    clients = {info.client: info for info in present}
+    reply = CENTRIFUGE_JSON.reply(1, "presence", CENTRIFUGE_JSON.presence(clients))
+    assert json.loads(reply)["presence"] == {
+        "presence": {client: shown(info) for client, info in clients.items()}
+    }
+
+
+@given(st.lists(json_values, min_size=1, max_size=4))
+def test_a_frame_is_one_object_a_line(values: list[object]) -> None:
+    lines = payload_of(CENTRIFUGE_JSON.frame([to_json(value) for value in values])).split(b"\n")
+    assert [json.loads(line) for line in lines] == values
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        msgspec.Raw(b'{\n "a": [1,\r\n2],\n "b": "x\\ny"}'),
+        [msgspec.Raw(b"{\n}")],
+        {"a": msgspec.Raw(b"\n1\n")},
+    ],
+)
+def test_what_an_app_gives_as_ready_json_has_no_line_ends_when_it_goes_out(value: object) -> None:
+    written = to_json(value)
+    assert b"\n" not in written
+    assert json.loads(written) == json.loads(msgspec.json.encode(value))
+
+
+def test_what_json_cannot_say_is_a_type_error() -> None:
+    for value in (object(), {1, object()}, {(1, 2): 3}):
+        with pytest.raises(TypeError):
+            to_json(value)
+
+
+@given(json_values)
+def test_ready_json_is_checked(value: object) -> None:
+    assert json.loads(check_json(json.dumps(value, indent=1).encode())) == value
+    assert b"\n" not in check_json(json.dumps(value, indent=1).encode())
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"nul", b"{", b'{"a":1} {}', b'"\xff"', b"[" * 10_000, b"1,", b"'a'", b'"\n"']
+)
+def test_what_is_not_one_json_value_is_told(data: bytes) -> None:
+    with pytest.raises(BadCommand):
+        check_json(data)
+
+
+# what is read
+
+
+def test_every_field_of_every_command_is_read() -> None:
+    since = {"offset": 3, "epoch": "e"}
+    fields: dict[str, dict[str, object]] = {
+        "connect": {
+            "token": "t",
+            "data": {"a": 1},
+            "subs": {"news": {"recover": True, "epoch": "e", "offset": 1}},
+            "name": "js",
+            "version": "1.2",
+            "headers": {"h": "v"},
+        },
+        "subscribe": {
+            "channel": "news",
+            "token": "t",
+            "recover": True,
+            "epoch": "e",
+            "offset": 4,
+            "data": [1],
+            "positioned": True,
+            "recoverable": True,
+            "join_leave": True,
+            "flag": 2,
+        },
+        "unsubscribe": {"channel": "news"},
+        "presence": {"channel": "news"},
+        "presence_stats": {"channel": "news"},
+        "publish": {"channel": "news", "data": "x"},
+        "history": {"channel": "news", "limit": -1, "since": since, "reverse": True},
+        "rpc": {"method": "add", "data": [1, 2]},
+        "send": {"data": None},
+        "refresh": {"token": "t"},
+        "sub_refresh": {"channel": "news", "token": "t"},
+    }
+    assert set(fields) == set(METHODS)
+    for number, (method, sent) in enumerate(fields.items(), 1):
+        (command,) = decode(json.dumps({"id": number, method: sent}).encode())
+        assert command.id == number
+        assert [m for m in METHODS if getattr(command, m) is not None] == [method]
+        request = getattr(command, method)
+        assert isinstance(sent, dict)
+        for field, value in sent.items():
+            assert plain(getattr(request, field)) == value
+
+
+def plain(value: object) -> object:
+    """A field as the JSON value that it was."""
+    if isinstance(value, msgspec.Raw):
+        return json.loads(bytes(value))
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, msgspec.Struct):
+        fields = {name: getattr(value, name) for name in value.__struct_fields__}
+        default = type(value)()
+        return {n: plain(v) for n, v in fields.items() if v != getattr(default, n)}
+    return value
+
+
+def test_what_is_left_out_has_its_default() -> None:
+    (command,) = decode(b'{"subscribe":{}}')
+    assert command.id == 0
+    request = command.subscribe
+    assert request is not None
+    assert (request.channel, request.offset, request.epoch, bytes(request.data)) == ("", 0, "", b"")
+    wishes = (request.recover, request.positioned, request.recoverable, request.join_leave)
+    assert wishes == (False, False, False, False)
+
+
+def test_fields_that_nobody_knows_are_ignored() -> None:
+    (command,) = decode(
+        b'{"id":1,"what":[{"is":"this"}],"publish":{"channel":"a","zip":1,"data":2}}'
+    )
+    assert command.publish is not None
+    assert (command.publish.channel, bytes(command.publish.data)) == ("a", b"2")
+
+
+@pytest.mark.parametrize(
+    "payload, ids",
+    [
+        (b'{"id":1}', [1]),
+        (b'{"id":1}\n{"id":2}', [1, 2]),
+        (b'{"id":1}\n{"id":2}\n', [1, 2]),
+        (b'\n\n{"id":1}\n\n{"id":2}', [1, 2]),
+        (b' {"id":1} ', [1]),
+        (b'{"id":1}\r\n{"id":2}', [1, 2]),
+        (b"{}", [0]),
+        (b'{\n"id":\n1}', [1]),
+    ],
+)
+def test_commands_are_joined_by_newlines(payload: bytes, ids: list[int]) -> None:
+    assert [command.id for command in decode(payload)] == ids
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=20))
+def test_any_number_of_commands_comes_out_in_order(ids: list[int]) -> None:
+    payload = b"\n".join(to_json({"id": number, "rpc": {}}) for number in ids)
+    assert [command.id for command in decode(payload)] == ids
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\xff\xfe",
+        b"hello",
+        b"null",
+        b"7",
+        b"[]",
+        b'"connect"',
+        b'{"id":1',
+        b'{"id":1}{"id":2}',
+        b'{"id":1}\n{"id":2',
+        b'{"id":1}\nhello',
+        b'{"id":-1}',
+        b'{"id":4294967296}',
+        b'{"id":18446744073709551616}',
+        b'{"id":1.5}',
+        b'{"id":"1"}',
+        b'{"id":true}',
+        b'{"connect":7}',
+        b'{"publish":{"channel":7}}',
+        b'{"publish":{"channel":"\\ud800"}}',
+        b'{"publish":{"channel":"a\xff"}}',
+        b'{"publish":{"channel":"a","data":"\\q"}}',
+        b'{"publish":{"channel":"a","data":"\\ud800"}}',
+        b'{"publish":{"channel":"a","data":"\x01"}}',
+        b'{"publish":{"channel":"a","data":nul}}',
+        b'{"publish":{"channel":"a","data":[1,]}}',
+        b'{"publish":{"channel":"a","data":01}}',
+        b'{"publish":{"channel":"a","data":"\xc3"}}',
+        b'{"subscribe":{"offset":-1}}',
+        b'{"subscribe":{"recover":1}}',
+        b'{"history":{"since":{"offset":1.5}}}',
+        b'{"rpc":{"data":' + b"[" * 10_000 + b"]" * 10_000 + b"}}",
+        b'{"what":' + b'{"a":' * 10_000 + b"1" + b"}" * 10_000 + b"}",
+        b'{"id":1}\n{"rpc":{"data":' + b"[" * 10_000 + b"]" * 10_000 + b"}}",
+        b"[" * 100_000,
+    ],
+    ids=lambda payload: repr(payload[:40]),
+)
+def test_what_is_no_command_is_told_in_one_line(payload: bytes) -> None:
+    with pytest.raises(BadCommand) as caught:
+        decode(payload)
+    message = str(caught.value)
+    assert message
+    assert "\n" not in message
+    assert len(message) < 200
+    assert not is_connect(payload)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2**32 - 1])
+def test_an_id_is_a_number_of_32_bits(number: int) -> None:
+    assert decode(b'{"id":%d}' % number)[0].id == number
+
+
+@pytest.mark.parametrize("offset", [0, 2**53 + 1, 2**64 - 1, 2**64])
+def test_an_offset_may_be_larger_than_any_there_is(offset: int) -> None:
+    (command,) = decode(b'{"subscribe":{"offset":%d}}' % offset)
+    assert command.subscribe is not None
+    assert command.subscribe.offset == offset
+
+
+@given(st.binary(max_size=60) | texts.map(str.encode))
+def test_nothing_else_is_raised_by_whatever_comes(payload: bytes) -> None:
+    try:
+        decode(payload)
+    except BadCommand:
+        pass
+    is_connect(payload)
+
+
+@given(json_values, st.integers(0, 4))
+def test_a_payload_stays_byte_for_byte_what_came(value: object, indent: int) -> None:
+    data = json.dumps(value, indent=indent or None, ensure_ascii=False).encode()
+    (command,) = decode(b'{"publish":{"channel":"a","data":%b}}' % data)
+    assert command.publish is not None
+    assert bytes(command.publish.data) == data
+
+
+@pytest.mark.parametrize(
+    "payload, opens",
+    [
+        (b'{"id":1,"connect":{}}', True),
+        (b' {"connect":{"token":"t"},"id":1}', True),
+        (b'{"id":1,"connect":{}}\n{"id":2,"subscribe":{"channel":"a"}}', True),
+        (b'{"id":1,"subscribe":{"channel":"a"}}\n{"id":2,"connect":{}}', False),
+        (b'{"id":0,"connect":{}}', False),
+        (b'{"connect":{}}', False),
+        (b'{"id":1,"connect":null}', False),
+        (b'{"id":1,"connect":true}', False),
+        (b'{"id":1,"method":"connect"}', False),
+        (b'[{"id":1,"connect":{}}]', False),
+        (b'"connect"', False),
+        (b"connect", False),
+        (b"", False),
+        ("client：hello，服务端".encode(), False),
+    ],
+)
+def test_only_a_connect_command_opens_the_protocol(payload: bytes, opens: bool) -> None:
+    assert is_connect(payload) is opens
+
+
+def test_publishes_in_any_script_are_read_together() -> None:
+    words = ["客户端", "ü", "b"]
+    payloads = [
+        json.dumps({"publish": {"channel": "a", "data": word}}, ensure_ascii=False).encode()
+        for word in words
+    ]
+    commands = decode_publishes(payloads)
+    assert commands is not None
+    assert [msgspec.json.decode(each.publish.data) for each in commands] == words
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"\xed\xa0\x80", "ü".encode()[:1]])
+def test_publishes_that_are_not_utf_8_are_not(data: bytes) -> None:
+    payload = b'{"publish":{"channel":"a","data":"%b"}}'
+    assert decode_publishes([payload % b"a", payload % data]) is None
