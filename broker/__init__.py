@@ -17,6 +17,7 @@ from broker.core.event_queue import Event, EventKind, EventStatistics
 from broker.core.messages import (
     ClientInfo,
     Close,
+    ConnectionInfo,
     Delivery,
     Fd,
     Frame,
@@ -43,7 +44,7 @@ from broker.hooks import (
     SubscribeEvent,
     SubscribeReply,
 )
-from broker.session.connection import Connection, ConnectionInfo
+from broker.session.connection import Connection
 from broker.version import VERSION as __version__
 
 __all__ = [

@@ -22,7 +22,15 @@ from broker.config.settings import Config, exposure_warning, is_loopback
 from broker.core.event_queue import EventKind, EventStatistics
 from broker.core.history import HistoryStatistics
 from broker.core.hub import Hub, HubStatistics
-from broker.core.messages import ClientInfo, Delivery, Fd, Position, Publication, PushResult
+from broker.core.messages import (
+    ClientInfo,
+    ConnectionInfo,
+    Delivery,
+    Fd,
+    Position,
+    Publication,
+    PushResult,
+)
 from broker.core.session import Subscription
 from broker.engines.memory import open_engine
 from broker.errors import CloseCode, Lagged, Refused, UnsubscribeCode, check_close_code
@@ -36,7 +44,9 @@ from broker.logs import configure_if_unset, reconfigure
 from broker.protocols.json_text import to_json
 from broker.protocols.plain import PLAIN
 from broker.routing.router import IN_PROCESS, Router
-from broker.session.connection import Connection, ConnectionInfo, Node, meet
+from broker.session.accept import serve_connection
+from broker.session.connection import Connection
+from broker.session.services import Services
 from broker.transport import frames
 from broker.transport.listeners import AnyListener, describe, open_listeners
 from broker.transport.outbox import Offer, Run
@@ -165,7 +175,7 @@ class Broker:
         """Unix seconds, by which tokens expire; `open_test_broker` puts virtual time here."""
         self.hooks = Hooks()
         self._hub = Hub()
-        self._node: Node | None = None
+        self._node: Services | None = None
         self._is_taken = False
         self._stop = trio.Event()
         self._in_process: set[Messages] = set()
@@ -490,7 +500,7 @@ class Broker:
         return connection if connection and connection.is_established else None
 
     @property
-    def _serving(self) -> Node:
+    def _serving(self) -> Services:
         if self._node is None:
             raise RuntimeError("the broker is not serving: await nursery.start(broker.serve) first")
         return self._node
@@ -571,7 +581,7 @@ class Broker:
                 trio.open_nursery() as upkeep,
             ):
                 router = Router(self._hub, engine, office, config, events)
-                self._node = node = Node(
+                self._node = node = Services(
                     config,
                     self.hooks,
                     router,
@@ -586,7 +596,7 @@ class Broker:
                         await intake.start(
                             partial(
                                 trio.serve_listeners,
-                                partial(meet, node),
+                                partial(serve_connection, node),
                                 listeners,
                                 handler_nursery=sessions,
                             )
@@ -629,7 +639,7 @@ def _connection_limit(config: Config) -> int:
     return max(1, files - min(_SPARE_FILES, files // 2))
 
 
-async def _beat(node: Node) -> None:
+async def _beat(node: Services) -> None:
     while True:
         await trio.sleep(_BEAT)
         now = trio.current_time()

@@ -54,7 +54,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def _field_docs(class_name: str) -> Iterator[tuple[str, str]]:
     """Each field of a class in config.py with the string below it, and the comments as headings."""
-    source = (HERE.parent / "broker" / "config.py").read_text(encoding="utf-8")
+    source = (HERE.parent / "broker" / "config" / "settings.py").read_text(encoding="utf-8")
     classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
     body = next(node for node in classes if node.name == class_name).body
     lines = source.splitlines()

@@ -6,13 +6,17 @@ Rule: everything here is immutable, and nothing here knows a socket, a clock or 
 import json
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import attrs
 import msgspec
 
 Fd: TypeAlias = int
 """A connection's number on this broker: starts at 1, only grows, is never reused."""
+
+
+Transport: TypeAlias = Literal["websocket", "http_stream", "sse", "uni_sse"]
+"""How a peer is carried, in the words of the SDKs."""
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -124,3 +128,17 @@ class PushResult(StrEnum):
     QUEUED = "queued"
     FULL = "full"
     CLOSED = "closed"
+
+
+@attrs.frozen
+class ConnectionInfo:
+    """A snapshot of one connection. `opened_at` is in Unix seconds."""
+
+    fd: Fd
+    user: str
+    address: str
+    path: str
+    transport: Transport
+    protocol: str
+    opened_at: float
+    topics: tuple[str, ...]

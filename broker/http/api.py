@@ -25,12 +25,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.core.history import UnrecoverablePosition
-from broker.core.messages import ClientInfo, Fd, Position, Publication
+from broker.core.messages import ClientInfo, ConnectionInfo, Fd, Position, Publication
 from broker.errors import CloseCode, ErrorCode, Refused
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.commands import BadCommand
 from broker.protocols.json_text import check_json, to_json
-from broker.session.connection import NODE_ID, ConnectionInfo
+from broker.session.connection import NODE_ID
 from broker.session.rpc import report
 from broker.version import VERSION
 

@@ -23,6 +23,7 @@ import attrs
 import msgspec
 import trio
 
+from broker.core.messages import Transport
 from broker.errors import HeadError
 from broker.http.server import REQUEST_SECONDS
 from broker.http.streams import CONNECT_ID, Line, OneWayLine, ProtobufLine, SseLine
@@ -31,16 +32,11 @@ from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, read_emula
 from broker.protocols.codec import Codec
 from broker.protocols.commands import BadCommand, ConnectRequest
 from broker.protocols.json_text import to_json
-from broker.session.connection import (
-    NODE_ID,
-    Connection,
-    Node,
-    Transport,
-    answer_and_linger,
-    check_origin,
-    check_welcome,
-)
+from broker.session.accept import check_origin, check_welcome
+from broker.session.connection import NODE_ID, Connection
+from broker.session.services import Services
 from broker.transport.head import Head
+from broker.transport.sockets import answer_and_linger
 
 EMULATION: Final = "/emulation"
 
@@ -73,7 +69,7 @@ class HttpConnection(Connection):
 
     def __init__(
         self,
-        node: Node,
+        services: Services,
         line: Line,
         head: Head,
         message: bytes,
@@ -82,7 +78,7 @@ class HttpConnection(Connection):
         answer: bytes,
     ) -> None:
         behind = line.client_frame(message)
-        super().__init__(node, line, head, behind, address, transport=transport, answer=answer)
+        super().__init__(services, line, head, behind, address, transport=transport, answer=answer)
         self.subprotocol = line.codec.name
         line.connection = self
         self._line = line
@@ -138,19 +134,19 @@ class Fallbacks:
         self._http = http
 
     async def serve(
-        self, node: Node, stream: trio.abc.Stream, head: Head, behind: bytes, address: str
+        self, services: Services, stream: trio.abc.Stream, head: Head, behind: bytes, address: str
     ) -> Connection | None:
         """See to one request; a connection where it opens one, that the caller runs.
 
         Raises `HeadError` for a request that is not acceptable, and what the stream raises.
         """
-        if not node.config.fallbacks or head.path not in (EMULATION, *STREAMS):
+        if not services.config.fallbacks or head.path not in (EMULATION, *STREAMS):
             await self._http(stream, head.raw + behind)
             return None
-        check_origin(node, head)
+        check_origin(services, head)
         cors = _cors(head)
         try:
-            request = _Request(node, stream, head, behind, cors)
+            request = _Request(services, stream, head, behind, cors)
             if head.method == "OPTIONS":
                 await request.answer_preflight()
             elif head.path == EMULATION:
@@ -167,7 +163,7 @@ class Fallbacks:
 class _Request:
     """One request to one of the paths here, from an origin that may."""
 
-    node: Node
+    services: Services
     stream: trio.abc.Stream
     head: Head
     behind: bytes
@@ -186,7 +182,7 @@ class _Request:
         self._check_method("POST")
         codec = self._codec()
         # In JSON a message grows by its quotes and backslashes: to twice its size at most.
-        body = await self._body(2 * self.node.config.max_message_bytes + 1024)
+        body = await self._body(2 * self.services.config.max_message_bytes + 1024)
         try:
             if codec is CENTRIFUGE_PROTOBUF:
                 request = read_emulation(body)
@@ -206,10 +202,10 @@ class _Request:
 
     async def open(self, address: str) -> Connection:
         """Make the connection that this request asks for."""
-        node, head = self.node, self.head
+        services, head = self.services, self.head
         transport = STREAMS[head.path]
         self._check_method(*(["POST"] if transport == "http_stream" else ["GET", "POST"]))
-        check_welcome(node, head)
+        check_welcome(services, head)
         fetched_for = head.header("sec-fetch-site")
         if head.origin is None and fetched_for in ("cross-site", "same-site"):
             # An image or a frame of another page; what is no browser does not send this.
@@ -228,7 +224,9 @@ class _Request:
             else:
                 line = (Line if codec is CENTRIFUGE_JSON else ProtobufLine)(self.stream)
         answer = self._accept(line)
-        return HttpConnection(node, line, head, self._checked(first), address, transport, answer)
+        return HttpConnection(
+            services, line, head, self._checked(first), address, transport, answer
+        )
 
     # what is asked
 
@@ -253,7 +251,7 @@ class _Request:
     async def _first_message(self, codec: Codec) -> bytes:
         """The message that a stream begins with: `connect`, and in a POST perhaps more."""
         if self.head.method == "POST":
-            message = await self._body(self.node.config.max_message_bytes)
+            message = await self._body(self.services.config.max_message_bytes)
         else:
             message = self._parameters().get("cf_connect", [""])[0].encode()
         if not message:
@@ -273,7 +271,7 @@ class _Request:
     async def _one_way(self) -> tuple[bytes, dict[str, dict[str, msgspec.Raw]]]:
         """The connect command of a one-way client, and the topics it asks for."""
         if self.head.method == "POST":
-            asked, topics, token = await self._body(self.node.config.max_message_bytes), [], ""
+            asked, topics, token = await self._body(self.services.config.max_message_bytes), [], ""
         else:
             parameters = self._parameters()
             asked = parameters.get("cf_connect", ["{}"])[0].encode()
@@ -316,7 +314,7 @@ class _Request:
         return bytes(body[:size])
 
     def _checked(self, message: bytes) -> bytes:
-        limit = self.node.config.max_message_bytes
+        limit = self.services.config.max_message_bytes
         if len(message) > limit:
             raise HeadError(413, f"a message has at most {limit} bytes")
         return message
@@ -325,7 +323,7 @@ class _Request:
         match = _SESSION.fullmatch(session)
         if match is None:
             return None
-        connection = self.node.connections.get(int(match[1]))
+        connection = self.services.connections.get(int(match[1]))
         if isinstance(connection, HttpConnection) and connection.is_session(match[2]):
             return connection
         return None
@@ -346,7 +344,7 @@ class _Request:
 
     async def _answer(self, *fields: tuple[str, str]) -> None:
         answer = _head("204 No Content", *fields, *self.cors)
-        await answer_and_linger(self.stream, answer, self.node.config)
+        await answer_and_linger(self.stream, answer, self.services.config.close_seconds)
 
 
 def _cors(head: Head) -> tuple[tuple[str, str], ...]:

@@ -8,26 +8,22 @@ Rules:
 3. The address is taken once, at accept: after a reset there is nobody to ask.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from math import inf
 from time import time as wall_clock
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import attrs
-import structlog
 import trio
 
-from broker.access.origins import origin_allowed
-from broker.access.rate_limits import ConnectionUsage, Limits
-from broker.access.tokens import Tokens
+from broker.access.rate_limits import ConnectionUsage
 from broker.config.settings import Config
 from broker.core.event_queue import EventKind
-from broker.core.messages import ClientInfo, Close, Fd, Frame, Initiator
+from broker.core.messages import ClientInfo, Close, ConnectionInfo, Fd, Frame, Initiator, Transport
 from broker.core.session import Happening, Phase, Session
-from broker.errors import CloseCode, Disconnect, HeadError, UnsubscribeCode
-from broker.hooks import Hooks, OpenHook
+from broker.errors import CloseCode, Disconnect, UnsubscribeCode
+from broker.hooks import OpenHook
 from broker.protocols import centrifuge_json as centrifuge
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
@@ -35,198 +31,20 @@ from broker.protocols.codec import Codec
 from broker.protocols.commands import SubscribeRequest
 from broker.protocols.json_text import to_json
 from broker.protocols.plain import PLAIN
-from broker.routing.router import PERSONAL, Router
+from broker.routing.router import PERSONAL
 from broker.routing.subscriptions import open_subscription
 from broker.session.commands import Conversation
 from broker.session.rpc import Methods
+from broker.session.services import Services
 from broker.transport import frames
-from broker.transport.head import Head, acceptance, check_upgrade, parse_head, read_head, refusal
-from broker.transport.lane import Batch, Lane, LaneLimits
+from broker.transport.head import Head, acceptance
+from broker.transport.lane import Batch, Lane
 from broker.transport.outbox import Outbox, Run
 
 SUBPROTOCOLS: Mapping[str, Codec] = {
     codec.name: codec for codec in (CENTRIFUGE_JSON, CENTRIFUGE_PROTOBUF)
 }
 """What a WebSocket handshake may ask for. Who asks for nothing is plain, or speaks JSON."""
-
-HttpHandler = Callable[["Node", trio.abc.Stream, Head, bytes, str], Awaitable["Connection | None"]]
-"""Serves plain HTTP on a stream whose head, and some bytes behind it, were already read; the last is
-the peer's address. Returns a connection where the request opens one. May raise `HeadError`."""
-
-Transport = Literal["websocket", "http_stream", "sse", "uni_sse"]
-"""How a peer is carried, in the words of the SDKs."""
-
-
-@attrs.define(eq=False)
-class Node:
-    """What all connections of one broker share."""
-
-    config: Config
-    hooks: Hooks
-    router: Router
-    serve_http: HttpHandler
-    loopback_bind: bool
-    """Whether only this machine can reach us, its proxies among all else; see `origin_allowed`."""
-    tokens: Tokens
-    max_connections: float = inf
-    methods: Methods = attrs.field(init=False)
-    limits: Limits = attrs.field(
-        default=attrs.Factory(lambda node: Limits(node.config), takes_self=True)
-    )
-    draining: bool = False
-    connections: dict[Fd, "Connection"] = attrs.field(factory=dict)
-    meeting: int = 0
-    """Streams accepted and not yet closed, whatever they speak."""
-    refused: int = 0
-    log: structlog.typing.FilteringBoundLogger = attrs.field(
-        # Bound once: asking for a logger anew costs 3 µs a message, said or not.
-        factory=lambda: structlog.get_logger("broker").bind()
-    )
-    lane_limits: LaneLimits = attrs.field(
-        default=attrs.Factory(lambda node: _lane_limits(node.config), takes_self=True)
-    )
-
-    def __attrs_post_init__(self) -> None:
-        self.methods = Methods(self.router)
-
-    def tell(self, kind: EventKind, fd: Fd, user: str, **fields: Any) -> None:
-        """Something has happened to a connection; `fields` are those of `Event`. Never waits."""
-        if self.router.events is not None:
-            self.router.events.emit(kind, fd, user, **fields)
-
-    def reload(self, config: Config) -> None:
-        """Go by another config, everybody here included."""
-        self.config = config
-        self.lane_limits = _lane_limits(config)
-        self.limits.reload(config)
-        self.router.reload(config)
-        self.log = structlog.get_logger("broker").bind()
-        for connection in self.connections.values():
-            connection.reload(config)
-
-
-def _lane_limits(config: Config) -> LaneLimits:
-    return LaneLimits(
-        max_message_bytes=config.max_message_bytes,
-        max_fragments=config.max_fragments,
-        message_seconds=config.message_seconds,
-        control_rate=config.control_rate,
-        control_burst=config.control_burst,
-        inbox_batches=config.inbox_batches,
-    )
-
-
-@attrs.frozen
-class ConnectionInfo:
-    """A snapshot of one connection. `opened_at` is in Unix seconds."""
-
-    fd: Fd
-    user: str
-    address: str
-    path: str
-    transport: Transport
-    protocol: str
-    opened_at: float
-    topics: tuple[str, ...]
-
-
-def address_of(stream: trio.abc.Stream) -> str:
-    """Where a stream's peer is, as text; `unix` or `memory` where that has no address."""
-    if isinstance(stream, trio.SSLStream):
-        stream = stream.transport_stream
-    if not isinstance(stream, trio.SocketStream):
-        return "memory"
-    try:
-        peer = stream.socket.getpeername()
-    except OSError:
-        return "unknown"
-    if not isinstance(peer, tuple):
-        return "unix"
-    host, port = peer[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-async def meet(node: Node, stream: trio.abc.Stream) -> None:
-    """Serve one accepted stream until it is closed. Raises nothing but `trio.Cancelled`."""
-    address = address_of(stream)
-    node.meeting += 1
-    try:
-        # Two steps, so that no frame holds on to the request head for as long as the peer stays.
-        connection = await _receive(node, stream, address)
-        if connection is not None:
-            await connection.run()
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        node.log.debug("lost", peer=address)
-    except Exception:
-        node.log.exception("connection_failed", peer=address)
-    except BaseExceptionGroup as group:
-        failures, ours = group.split(Exception)
-        if failures is not None:
-            node.log.error("connection_failed", peer=address, exc_info=failures)
-        if ours is not None:  # Cancelled, KeyboardInterrupt
-            raise ours from None
-    finally:
-        node.meeting -= 1
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
-            # A goodbye to TLS is a courtesy; a second is plenty for what needs no answer.
-            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                await stream.aclose()
-
-
-async def _receive(node: Node, stream: trio.abc.Stream, address: str) -> "Connection | None":
-    """Read a request head and see to it; a connection if it asks for a WebSocket and may have one."""
-    config = node.config
-    try:
-        with trio.move_on_after(config.open_seconds) as opening:
-            if node.meeting > node.max_connections:
-                raise HeadError(503, "too many connections")
-            both = await read_head(stream, config.head_bytes)
-        if opening.cancelled_caught:
-            raise HeadError(408, f"no request within {config.open_seconds:g} s")
-        if both is None:
-            return None
-        head = parse_head(both[0])
-        if not (head.is_upgrade and head.path in config.websocket_paths):
-            return await node.serve_http(node, stream, head, both[1], address)
-        check_upgrade(head)
-        check_welcome(node, head)
-    except HeadError as error:
-        node.refused += 1
-        node.log.info("refused", status=error.status, reason=error.reason, peer=address)
-        answer = refusal(error.status, error.reason, error.headers)
-        await answer_and_linger(stream, answer, config)
-        return None
-    return Connection(node, stream, head, both[1], address)
-
-
-def check_welcome(node: Node, head: Head) -> None:
-    """Raise `HeadError` if nobody may connect now, or not from where this request comes."""
-    if node.draining:
-        raise HeadError(503, "shutting down")
-    check_origin(node, head)
-
-
-def check_origin(node: Node, head: Head) -> None:
-    """Raise `HeadError` if a request comes from a page that must not be served."""
-    # Where users matter, a page of another program's on this machine is somebody else's too.
-    users_matter = node.tokens.enabled or bool(node.config.webhooks.connect_url)
-    lenient = node.loopback_bind and not users_matter
-    if not origin_allowed(head, node.config.allowed_origins, loopback_bind=lenient):
-        raise HeadError(403, f"origin not allowed: {head.origin}")
-
-
-async def answer_and_linger(stream: trio.abc.Stream, answer: bytes, config: Config) -> None:
-    """Send a last answer and read on for a while: unread bytes would turn it into a reset."""
-    with trio.move_on_after(config.close_seconds):
-        await stream.send_all(answer)
-        if isinstance(stream, trio.abc.HalfCloseableStream):
-            await stream.send_eof()
-            left = 2**20
-            while left > 0:
-                data = await stream.receive_some(64 * 2**10)
-                if not data:
-                    break
-                left -= len(data)
 
 
 class Connection:
@@ -267,7 +85,7 @@ class Connection:
 
     def __init__(
         self,
-        node: Node,
+        node: Services,
         stream: trio.abc.Stream,
         head: Head,
         behind: bytes,

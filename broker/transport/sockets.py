@@ -32,3 +32,33 @@ async def receive_some(stream: trio.abc.ReceiveStream, most: int) -> bytes | byt
             pass  # readable is a hint: see BUGS in select(2)
         except OSError as error:
             raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
+
+
+def address_of(stream: trio.abc.Stream) -> str:
+    """Where a stream's peer is, as text; `unix` or `memory` where that has no address."""
+    if isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
+    if not isinstance(stream, trio.SocketStream):
+        return "memory"
+    try:
+        peer = stream.socket.getpeername()
+    except OSError:
+        return "unknown"
+    if not isinstance(peer, tuple):
+        return "unix"
+    host, port = peer[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def answer_and_linger(stream: trio.abc.Stream, answer: bytes, seconds: float) -> None:
+    """Send a last answer and read on for a while: unread bytes would turn it into a reset."""
+    with trio.move_on_after(seconds):
+        await stream.send_all(answer)
+        if isinstance(stream, trio.abc.HalfCloseableStream):
+            await stream.send_eof()
+            left = 2**20
+            while left > 0:
+                data = await stream.receive_some(64 * 2**10)
+                if not data:
+                    break
+                left -= len(data)

@@ -1,0 +1,89 @@
+"""An accepted stream, up to the connection that it becomes: the request head, who may connect, what is refused.
+
+Rules:
+
+1. What goes wrong with one peer ends that peer: no exception of its leaves `serve_connection`.
+2. The address is taken once, at accept: after a reset there is nobody to ask.
+"""
+
+from contextlib import suppress
+
+import trio
+
+from broker.access.origins import origin_allowed
+from broker.errors import HeadError
+from broker.session.connection import Connection
+from broker.session.services import Services
+from broker.transport.head import Head, check_upgrade, parse_head, read_head, refusal
+from broker.transport.sockets import address_of, answer_and_linger
+
+
+async def serve_connection(services: Services, stream: trio.abc.Stream) -> None:
+    """Serve one accepted stream until it is closed. Raises nothing but `trio.Cancelled`."""
+    address = address_of(stream)
+    services.meeting += 1
+    try:
+        # Two steps, so that no frame holds on to the request head for as long as the peer stays.
+        connection = await _receive(services, stream, address)
+        if connection is not None:
+            await connection.run()
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        services.log.debug("lost", peer=address)
+    except Exception:
+        services.log.exception("connection_failed", peer=address)
+    except BaseExceptionGroup as group:
+        failures, ours = group.split(Exception)
+        if failures is not None:
+            services.log.error("connection_failed", peer=address, exc_info=failures)
+        if ours is not None:  # Cancelled, KeyboardInterrupt
+            raise ours from None
+    finally:
+        services.meeting -= 1
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+            # A goodbye to TLS is a courtesy; a second is plenty for what needs no answer.
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await stream.aclose()
+
+
+async def _receive(
+    services: Services, stream: trio.abc.Stream, address: str
+) -> "Connection | None":
+    """Read a request head and see to it; a connection if it asks for a WebSocket and may have one."""
+    config = services.config
+    try:
+        with trio.move_on_after(config.open_seconds) as opening:
+            if services.meeting > services.max_connections:
+                raise HeadError(503, "too many connections")
+            both = await read_head(stream, config.head_bytes)
+        if opening.cancelled_caught:
+            raise HeadError(408, f"no request within {config.open_seconds:g} s")
+        if both is None:
+            return None
+        head = parse_head(both[0])
+        if not (head.is_upgrade and head.path in config.websocket_paths):
+            return await services.serve_http(services, stream, head, both[1], address)
+        check_upgrade(head)
+        check_welcome(services, head)
+    except HeadError as error:
+        services.refused += 1
+        services.log.info("refused", status=error.status, reason=error.reason, peer=address)
+        answer = refusal(error.status, error.reason, error.headers)
+        await answer_and_linger(stream, answer, config.close_seconds)
+        return None
+    return Connection(services, stream, head, both[1], address)
+
+
+def check_welcome(services: Services, head: Head) -> None:
+    """Raise `HeadError` if nobody may connect now, or not from where this request comes."""
+    if services.draining:
+        raise HeadError(503, "shutting down")
+    check_origin(services, head)
+
+
+def check_origin(services: Services, head: Head) -> None:
+    """Raise `HeadError` if a request comes from a page that must not be served."""
+    # Where users matter, a page of another program's on this machine is somebody else's too.
+    users_matter = services.tokens.enabled or bool(services.config.webhooks.connect_url)
+    lenient = services.loopback_bind and not users_matter
+    if not origin_allowed(head, services.config.allowed_origins, loopback_bind=lenient):
+        raise HeadError(403, f"origin not allowed: {head.origin}")
