@@ -11,7 +11,7 @@
     trio.run(broker.serve)
 """
 
-from broker.app import Broker, BrokerStatistics, Messages
+from broker.app import Broker
 from broker.config.settings import Config, TokenRules, TopicPattern, TopicRules, WebhookRules
 from broker.core.event_queue import Event, EventKind, EventStatistics
 from broker.core.messages import (
@@ -44,6 +44,8 @@ from broker.hooks import (
     SubscribeEvent,
     SubscribeReply,
 )
+from broker.node import BrokerStatistics
+from broker.routing.reader import Reader
 from broker.session.connection import Connection
 from broker.version import VERSION as __version__
 
@@ -70,13 +72,13 @@ __all__ = [
     "Frame",
     "Initiator",
     "Lagged",
-    "Messages",
     "Position",
     "Publication",
     "PublishEvent",
     "PublishReply",
     "PushResult",
     "ReadEvent",
+    "Reader",
     "Refused",
     "SubscribeEvent",
     "SubscribeReply",

@@ -89,6 +89,10 @@ class Jwks:
         url = shown(self._rules.jwks_url)
         log.warning("jwks_failed", url=url, reason=reason, kept=len(self._keys))
 
+    def known(self, kid: str) -> Key | None:
+        """The key of that name, as far as it is here."""
+        return self._keys.get(kid)
+
     async def key(self, kid: str) -> Key | None:
         """The key of that name; None if a set that came after asking has none.
 

@@ -25,7 +25,6 @@ from msgspec import Raw, Struct
 
 from broker.access.keys import ALGORITHMS, HMAC, JWS, Key
 from broker.config.settings import TokenRules
-from broker.core.topics import is_pattern
 from broker.errors import KeysUnavailable, TokenExpired, TokenInvalid
 
 MAX_TTL: Final = 2**32 - 1
@@ -235,12 +234,6 @@ def _json(raw: Raw, encoded: str) -> bytes | None:
     return data if b"\n" not in data else msgspec.json.format(data, indent=-1)
 
 
-def needs_token(name: str) -> bool:
-    """Whether a topic, or a pattern that may match it, is private: those that begin with `$`."""
-    first = name.partition(".")[0]
-    return name.startswith("$") or (is_pattern(name) and first in ("*", ">"))
-
-
 def ttl(expires_at: float, now: float) -> int:
     """Whole seconds for a client's timer, at least 1: it refreshes within the grace period."""
     return max(1, min(MAX_TTL, int(expires_at - now)))
@@ -250,7 +243,10 @@ def ttl(expires_at: float, now: float) -> int:
 
 
 class KeySource(Protocol):
-    """Where keys come from that are not in the settings."""
+    """Keys that are not in the settings."""
+
+    def known(self, kid: str) -> Key | None:
+        """The key of that name, as far as it is here. Never waits."""
 
     async def key(self, kid: str) -> Key | None:
         """The key of that name; None if there is none. Raises `KeysUnavailable`."""
@@ -270,30 +266,53 @@ class Tokens:
         """Whether there is anything to verify a token with."""
         return bool(self.keys) or self.source is not None
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether a key may have to be fetched before a token can be verified."""
+        return self.source is not None
+
     async def connection(self, token: str) -> ConnectionToken:
         """Raises `TokenInvalid`, `TokenExpired` or `KeysUnavailable`. May wait for keys."""
-        header = read_header(token, self.rules.max_bytes)
-        keys = await self._keys_for(token, header)
-        return read_connection(token, header, keys, self.rules, self.now())
+        await self._fetch_key(token)
+        return self.connection_nowait(token)
 
     async def subscription(self, token: str) -> SubscriptionToken:
         """Raises `TokenInvalid`, `TokenExpired` or `KeysUnavailable`. May wait for keys."""
-        header = read_header(token, self.rules.max_bytes)
-        keys = await self._keys_for(token, header)
-        return read_subscription(token, header, keys, self.rules, self.now())
+        await self._fetch_key(token)
+        return self.subscription_nowait(token)
 
-    async def _keys_for(self, token: str, header: Header) -> list[Key]:
+    def connection_nowait(self, token: str) -> ConnectionToken:
+        """The same, by the keys that are here: raises `TokenInvalid` where one is missing."""
+        header = read_header(token, self.rules.max_bytes)
+        return read_connection(token, header, self._keys_here(header), self.rules, self.now())
+
+    def subscription_nowait(self, token: str) -> SubscriptionToken:
+        """The same, by the keys that are here: raises `TokenInvalid` where one is missing."""
+        header = read_header(token, self.rules.max_bytes)
+        return read_subscription(token, header, self._keys_here(header), self.rules, self.now())
+
+    def _keys_here(self, header: Header) -> list[Key]:
         keys = [key for key in self.keys if header.algorithm in key.algorithms]
-        # No one asks the issuer for a key that cannot be there.
-        if self.source is not None and header.kid and header.algorithm not in HMAC:
-            try:
-                named = await self.source.key(header.kid)
-            except KeysUnavailable as unavailable:
-                try:
-                    _verified_payload(token, header, keys)
-                except TokenInvalid:
-                    # The key that is missing may be the one: not to be refused for good.
-                    raise unavailable from None
-            else:
-                keys += [named] if named is not None else []
+        if self._asks_source(header):
+            assert self.source is not None
+            named = self.source.known(header.kid)
+            keys += [named] if named is not None else []
         return keys
+
+    def _asks_source(self, header: Header) -> bool:
+        # No one asks the issuer for a key that cannot be there.
+        return self.source is not None and bool(header.kid) and header.algorithm not in HMAC
+
+    async def _fetch_key(self, token: str) -> None:
+        header = read_header(token, self.rules.max_bytes)
+        if not self._asks_source(header):
+            return
+        assert self.source is not None
+        try:
+            await self.source.key(header.kid)
+        except KeysUnavailable as unavailable:
+            try:
+                _verified_payload(token, header, self._keys_here(header))
+            except TokenInvalid:
+                # The key that is missing may be the one: not to be refused for good.
+                raise unavailable from None

@@ -13,12 +13,19 @@ import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import attrs
 import cattrs
 
-from broker.config.settings import Config, TokenRules, TopicPattern, TopicRules, WebhookRules
+from broker.config.settings import (
+    Config,
+    FirstFd,
+    TokenRules,
+    TopicPattern,
+    TopicRules,
+    WebhookRules,
+)
 from broker.config.validators import expected_of, namespace_names, topic_match
 from broker.errors import ConfigError
 
@@ -267,6 +274,14 @@ def _strings(value: object, _: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _first_fd(value: object, _: Any) -> int | Literal["clock"]:
+    if value == "clock":
+        return "clock"
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError
+    return value
+
+
 _converter: Final = cattrs.Converter()
 _converter.register_structure_hook(bool, _strict(bool))
 _converter.register_structure_hook(int, _strict(int))
@@ -274,3 +289,4 @@ _converter.register_structure_hook(float, _strict(int, float))
 _converter.register_structure_hook(str, _strict(str))
 _converter.register_structure_hook(Path, _strict(str, Path))
 _converter.register_structure_hook_func(lambda hint: hint == tuple[str, ...], _strings)
+_converter.register_structure_hook_func(lambda hint: hint == FirstFd, _first_fd)

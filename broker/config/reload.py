@@ -1,27 +1,30 @@
-"""What of a new config can be gone by while the broker serves, and what needs a restart.
+"""The config in force, in one cell that everybody reads, and what of a new one can take its place.
 
-Rule: a setting is fixed if it is listed here, and live if not. Live settings apply to those who are
-connected from their next request on; a few, such as `max_message_bytes`, are handed over when a
-connection is made and apply to those who come.
+Rules:
+
+1. A setting is live unless its field says `needs_restart`, with the reason.
+2. Nobody keeps a `Config`, or a value of it, beyond the step in which it was read. A value that is
+   costly to derive is kept with the `version` that it was derived from.
+3. Live settings apply to those who are connected from their next request on; a few, such as
+   `max_message_bytes`, are handed over when a connection is made and apply to those who come.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import attrs
 
-from broker.config.settings import Config
+from broker.config.settings import NEEDS_RESTART, Config
 
-FIXED: Final = (
-    *("host", "port", "unix", "tls_cert", "tls_key", "backlog", "websocket_paths"),
-    *("history_bytes", "tokens", "webhooks"),
+FIXED: Final = tuple(
+    field.name for field in attrs.fields(Config) if NEEDS_RESTART in field.metadata
 )
-"""The listeners are open, the pages know their paths, the engine has its room, the keys are read,
-the events are numbered."""
+"""The settings that stay as they are until a restart, in the order of `Config`."""
 
 
 @attrs.frozen
 class Change:
-    """`config` is what to go by from now on. `made` and `refused` name settings."""
+    """`config` is the one to go by from now on. `made` and `refused` name settings."""
 
     config: Config
     made: tuple[str, ...]
@@ -41,3 +44,25 @@ def merge(old: Config, new: Config) -> Change:
         tuple(name for name in changed if name not in FIXED),
         tuple(name for name in changed if name in FIXED),
     )
+
+
+@attrs.define(eq=False)
+class Settings:
+    """The config in force. `version` grows with each change of it."""
+
+    config: Config
+    version: int = 0
+    _watchers: list[Callable[[], None]] = attrs.field(init=False, factory=list)
+
+    def watch(self, on_change: Callable[[], None]) -> None:
+        """Have `on_change` called right after each change: for what must act on it at once."""
+        self._watchers.append(on_change)
+
+    def replace(self, new: Config) -> Change:
+        """Go by another config, as far as that needs no restart; atomic, and never waits."""
+        change = merge(self.config, new)
+        self.config = change.config
+        self.version += 1
+        for on_change in self._watchers:
+            on_change()
+        return change

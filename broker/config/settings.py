@@ -10,7 +10,7 @@ import ipaddress
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import attrs
 
@@ -19,6 +19,7 @@ from broker.config.validators import (
     choice,
     distinct_patterns,
     event_kinds,
+    first_fd,
     headers,
     host_name,
     http_url,
@@ -40,6 +41,17 @@ Joiners = Literal["all", "users", "none"]
 SlowConsumer = Literal["close", "drop_oldest", "latest"]
 LogFormat = Literal["console", "json", "article"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+FirstFd = int | Literal["clock"]
+
+NEEDS_RESTART: Final = "needs_restart"
+"""Metadata of a field that a reload cannot change: why not."""
+
+
+def _needs_restart(reason: str) -> dict[str, str]:
+    return {NEEDS_RESTART: reason}
+
+
+_LISTENING: Final = _needs_restart("the listeners are open")
 
 
 @attrs.frozen(kw_only=True)
@@ -177,10 +189,6 @@ class WebhookRules:
     """Signs each request (Standard Webhooks), so that the backend knows who sent it: `whsec_` and
     base64 of 24 random bytes or more. Better in the environment than beside other settings."""
 
-    node: str = ""
-    """This broker's name in events, the same after each restart: `started` tells a backend to forget
-    who was online at the node of that name. Unset: host name and port."""
-
     events: tuple[str, ...] = attrs.field(default=tuple(map(str, CHOICES)), validator=event_kinds)
     """Kinds of events that are sent; `started`, `stopped` and `lost` always are."""
 
@@ -238,23 +246,25 @@ class Config:
     """The settings of one broker. Checked when made: a wrong value raises `ValueError`."""
 
     # where to listen
-    host: str = attrs.field(default="localhost", validator=host_name)
+    host: str = attrs.field(metadata=_LISTENING, default="localhost", validator=host_name)
     """Loopback, both families: a wider bind is a decision, not a default."""
-    port: int = attrs.field(default=9501, validator=number(0, 65535))
+    port: int = attrs.field(metadata=_LISTENING, default=9501, validator=number(0, 65535))
     """As in the Swoole tutorial. 0 lets the system choose."""
-    unix: Path | None = None
+    unix: Path | None = attrs.field(default=None, metadata=_LISTENING)
     """Listen on this Unix socket instead of TCP."""
-    tls_cert: Path | None = None
+    tls_cert: Path | None = attrs.field(default=None, metadata=_LISTENING)
     """PEM file with the certificate and the chain above it; needs `tls_key` beside it. None:
     no TLS, which is right on loopback and behind a proxy."""
-    tls_key: Path | None = None
+    tls_key: Path | None = attrs.field(default=None, metadata=_LISTENING)
     """PEM file with the certificate's private key, without a passphrase: nobody is there to
     type it when a service restarts."""
-    backlog: int = attrs.field(default=4096, validator=number(1))
+    backlog: int = attrs.field(metadata=_LISTENING, default=4096, validator=number(1))
     """Connects waiting to be accepted: a reconnect storm of 5,000 needs room (Linux caps it at
     `net.core.somaxconn`, 4,096)."""
     websocket_paths: tuple[str, ...] = attrs.field(
-        default=("/", "/connection/websocket"), validator=paths
+        metadata=_needs_restart("the pages know their paths"),
+        default=("/", "/connection/websocket"),
+        validator=paths,
     )
     """`/` for a bare `new WebSocket("ws://host:9501")`, the other as Centrifugo has it."""
     fallbacks: bool = True
@@ -339,6 +349,17 @@ class Config:
     stall_seconds: float = attrs.field(default=10.0, validator=positive)
     """A peer that accepts no byte for this long is cut; NATS waits 10 s as well."""
 
+    # connections and their names
+    name: str = attrs.field(default="", metadata=_needs_restart("others know this broker by it"))
+    """This broker's name: in events, in the HTTP API and in the reply to `connect`. The same after
+    each restart, since `started` tells a backend to forget who was online at the broker of that
+    name. Unset: host name and port."""
+    first_fd: FirstFd = attrs.field(
+        default=1, validator=first_fd, metadata=_needs_restart("fds have been given out")
+    )
+    """The fd of the first connection. `"clock"` begins with the time in microseconds, so that no fd
+    comes again after a restart either; else they begin anew, as Swoole's do."""
+
     # what is there without being asked for
     direct_topics: bool = True
     """Subscribe each client to its own `fd:N`, and to `user:NAME` if it has a user, so that others
@@ -356,7 +377,9 @@ class Config:
     """How long a stop waits for outboxes to empty: half of what Docker gives before SIGKILL."""
 
     # history, over all topics
-    history_bytes: int = attrs.field(default=64 * 2**20, validator=number(0))
+    history_bytes: int = attrs.field(
+        metadata=_needs_restart("the engine has its room"), default=64 * 2**20, validator=number(0)
+    )
     """All topics together. Beyond it the topic published to longest ago is forgotten."""
     retained_bytes: int = attrs.field(default=8 * 2**20, validator=number(0))
     """Last values retained for new subscribers, all topics together: about 10,000 small ones.
@@ -369,14 +392,22 @@ class Config:
     patterns: tuple[TopicPattern, ...] = attrs.field(default=(), validator=distinct_patterns)
     """Rules by pattern, the first that matches; they come before namespaces. In a file
     `[[topics.patterns]]`, each with its `match`."""
+    hook_decides_patterns: bool = False
+    """Whether a client may subscribe to patterns where an `on_subscribe` hook or a `subscribe_url`
+    decides. It is asked about the pattern once, not about each topic that the pattern covers: open
+    this only if a yes to the pattern means a yes to all of these."""
     personal_topic: bool = False
     """Subscribe each client to `#NAME` of its user when it connects, as Centrifugo can."""
 
     # who may connect
-    tokens: TokenRules = attrs.field(factory=TokenRules)
+    tokens: TokenRules = attrs.field(
+        metadata=_needs_restart("the keys are read"), factory=TokenRules
+    )
     """Under `[tokens]` in a file."""
 
-    webhooks: WebhookRules = attrs.field(factory=WebhookRules)
+    webhooks: WebhookRules = attrs.field(
+        metadata=_needs_restart("the events are numbered"), factory=WebhookRules
+    )
     """Under `[webhooks]` in a file."""
 
     # logs

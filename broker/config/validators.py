@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from broker.core.event_queue import CHOICES
+from broker.core.names import RESERVED_NAMESPACES
 from broker.core.signing import key_of
 from broker.core.topics import check_pattern, check_topic, is_pattern
 
@@ -124,8 +125,11 @@ def origins(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
             )
 
 
-RESERVED_NAMESPACES: Final = ("fd", "user")
-"""`fd:7` and `user:alice` are connections, not topics."""
+def first_fd(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    # JavaScript counts exactly up to 2^53, and there have to be some left.
+    fits = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 2**52
+    if not fits and value != "clock":
+        raise ValueError(f'{field.name} is {value!r}: must be from 1 to {2**52}, or "clock"')
 
 
 def namespace_names(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
@@ -170,4 +174,5 @@ def expected_of(hint: Any) -> str:
         str: "a string",
         Path: "a string with a path",
     }
-    return words[hints[0]]
+    literals = [kind for kind in hints[1:] if get_origin(kind) is Literal]
+    return " or ".join([words[hints[0]], *map(expected_of, literals)])

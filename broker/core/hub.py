@@ -1,24 +1,40 @@
-"""Who is connected, and who listens to what, on this node. Plain data, no I/O.
+"""The sessions that are here, and who listens to what, on this node. Plain data, no I/O.
 
 Rules:
 
 1. Never waits: each method is one atomic step.
-2. What a subscriber listens to and who listens to a name are two sides of one thing; they change
-   together in `subscribe` and `unsubscribe`, and a name nobody listens to is dropped there.
+2. The names a subscriber listens to and the listeners of a name are two sides of one thing; they
+   change together in `subscribe` and `unsubscribe`, and a name nobody listens to is dropped there.
 3. Exact topics are one look-up; the pattern tree is asked only when there are patterns.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Generic, Protocol, TypeVar
 
 import attrs
 
 from broker.core.messages import ClientInfo, Fd
-from broker.core.queue_group import Group
+from broker.core.queue_group import QueueGroup
 from broker.core.registry import Registry
-from broker.core.session import Happening, Session, Subscriber, Subscription
+from broker.core.session import (
+    Audience,
+    PhaseEvent,
+    Subscriber,
+    Subscription,
+)
 from broker.core.topics import PatternTree, is_pattern
+
+
+class Attachable(Subscriber, Protocol):
+    """A session, as a hub has it here."""
+
+    user: str
+
+    def transition(self, event: PhaseEvent) -> None: ...
+
+
+S = TypeVar("S", bound=Attachable)
 
 
 @attrs.frozen
@@ -31,18 +47,15 @@ class HubStatistics:
 
 @attrs.define(eq=False)
 class Listeners:
-    """Who listens to one topic or pattern, ready for a fan-out.
+    """Subscribers to one topic or pattern, ready for a fan-out: by audience, and by queue group.
 
-    `audiences` has the outboxes by codec, or by codec and filter, in order of arrival; a plain loop
-    over one of them is all that a delivery needs.
+    `watchers` want to know who joins and leaves. Members of a queue group are in no audience.
     """
 
     name: str
-    audiences: dict[Hashable, dict[Any, Subscription]] = attrs.field(factory=dict)
+    audiences: dict[Hashable, Audience] = attrs.field(factory=dict)
     watchers: dict[Subscriber, None] = attrs.field(factory=dict)
-    """Those who want to know who joins and leaves."""
-    groups: dict[str, Group] = attrs.field(factory=dict)
-    """The queue groups; their members are in no audience."""
+    groups: dict[str, QueueGroup] = attrs.field(factory=dict)
 
     def __len__(self) -> int:
         members = sum(map(len, self.groups.values())) if self.groups else 0
@@ -50,16 +63,46 @@ class Listeners:
 
     def __iter__(self) -> Iterator[Subscription]:
         for audience in self.audiences.values():
-            yield from audience.values()
+            yield from audience
         for group in self.groups.values():
             yield from group.members.values()
 
+    def add(self, subscription: Subscription) -> None:
+        subscriber = subscription.subscriber
+        if subscription.group:
+            group = self.groups.setdefault(subscription.group, QueueGroup())
+            group.members[subscriber] = subscription
+        else:
+            key = subscriber.audience_key(subscription.wanted)
+            audience = self.audiences.get(key)
+            if audience is None:
+                audience = subscriber.new_audience(self.name, subscription.wanted)
+                self.audiences[key] = audience
+            audience.add(subscription)
+        if subscription.join_leave:
+            self.watchers[subscriber] = None
 
-class Hub:
-    """See the module."""
+    def remove(self, subscription: Subscription) -> None:
+        subscriber = subscription.subscriber
+        if subscription.group:
+            group = self.groups[subscription.group]
+            del group.members[subscriber]
+            if not group:
+                del self.groups[subscription.group]
+        else:
+            key = subscriber.audience_key(subscription.wanted)
+            audience = self.audiences[key]
+            audience.remove(subscription)
+            if not len(audience):
+                del self.audiences[key]
+        self.watchers.pop(subscriber, None)
 
-    def __init__(self) -> None:
-        self.sessions: Registry[Session] = Registry()
+
+class Hub(Generic[S]):
+    """See the module. `first_fd` is that of the first session."""
+
+    def __init__(self, first_fd: Fd = 1) -> None:
+        self.sessions: Registry[S] = Registry(first_fd)
         self._topics: dict[str, Listeners] = {}
         self._patterns: PatternTree[Listeners] = PatternTree()
         self._subscriptions = 0
@@ -70,7 +113,7 @@ class Hub:
         )
 
     @contextmanager
-    def attached(self, make: Callable[[Fd], Session]) -> Iterator[Session]:
+    def attached(self, make: Callable[[Fd], S]) -> Iterator[S]:
         """Have a session here for as long as the block; sync, so the registry is never stale."""
         session = self.sessions.attach(make)
         try:
@@ -78,7 +121,7 @@ class Hub:
         finally:
             self.leave_all(session)
             self.sessions.detach(session.fd)
-            session.note(Happening.GONE)
+            session.transition(PhaseEvent.GONE)
 
     def subscribe(self, subscription: Subscription) -> None:
         """Add it. Raises `KeyError` if this subscriber already listens to that name."""
@@ -92,14 +135,7 @@ class Hub:
                 self._patterns.insert(name, listeners)
             else:
                 self._topics[name] = listeners
-        if subscription.group:
-            group = listeners.groups.setdefault(subscription.group, Group())
-            group.members[subscriber.outbox] = subscription
-        else:
-            audience = listeners.audiences.setdefault(subscription.audience, {})
-            audience[subscriber.outbox] = subscription
-        if subscription.join_leave:
-            listeners.watchers[subscriber] = None
+        listeners.add(subscription)
         subscriber.subscriptions[name] = subscription
         self._subscriptions += 1
 
@@ -111,17 +147,7 @@ class Hub:
         self._subscriptions -= 1
         listeners = self._find(name)
         assert listeners is not None
-        if subscription.group:
-            group = listeners.groups[subscription.group]
-            del group.members[subscriber.outbox]
-            if not group:
-                del listeners.groups[subscription.group]
-        else:
-            audience = listeners.audiences[subscription.audience]
-            del audience[subscriber.outbox]
-            if not audience:
-                del listeners.audiences[subscription.audience]
-        listeners.watchers.pop(subscriber, None)
+        listeners.remove(subscription)
         if not listeners.audiences and not listeners.groups:
             if is_pattern(name):
                 self._patterns.remove(name)
@@ -136,7 +162,7 @@ class Hub:
         return [subscription for subscription in removed if subscription is not None]
 
     def listeners(self, topic: str) -> Sequence[Listeners]:
-        """Who gets what is published to `topic`: those of the topic, then of each pattern.
+        """Listeners of what is published to `topic`: those of the topic, then of each pattern.
 
         A subscriber with two subscriptions that match is in two of them, and gets it twice: once
         for each, as a client's own subscriptions are told apart by name.
@@ -148,14 +174,14 @@ class Hub:
         return matching if exact is None else [exact, *matching]
 
     def watchers(self, topic: str) -> Sequence[Subscriber]:
-        """Who wants to know of joins and leaves on `topic`."""
+        """Subscribers that want to know of joins and leaves on `topic`."""
         listeners = self._topics.get(topic)
         return () if listeners is None else tuple(listeners.watchers)
 
     def presence(self, topic: str) -> dict[str, ClientInfo]:
         """The clients subscribed to `topic` itself, by client id. Linear in them."""
-        listeners = self._topics.get(topic, ())
-        return {s.info.client: s.info for s in listeners if s.info is not None}
+        infos = [subscription.info for subscription in self._topics.get(topic, ())]
+        return {info.client: info for info in infos if info is not None}
 
     def topics(self) -> dict[str, int]:
         """How many subscriptions each topic and pattern has. Linear in these."""

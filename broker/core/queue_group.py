@@ -1,23 +1,23 @@
 """Queue groups: of the members that listen to one name together, each publication goes to one.
 
-Rule: plain data. Who is fit to get something is asked of the caller, who can see the outboxes.
+Rule: plain data. Who is fit to get something is asked of the caller.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import attrs
 
 if TYPE_CHECKING:
-    from broker.core.session import Subscription
+    from broker.core.session import Subscriber, Subscription
 
 
 @attrs.define(eq=False)
-class Group:
-    """The members of one group on one topic or pattern; whose turn is next stands first."""
+class QueueGroup:
+    """The members of one group on one topic or pattern; the one whose turn is next stands first."""
 
-    members: "OrderedDict[Hashable, Subscription]" = attrs.field(factory=OrderedDict)
+    members: "OrderedDict[Subscriber, Subscription]" = attrs.field(factory=OrderedDict)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -27,8 +27,8 @@ class Group:
 
         Linear in the members that are not fit.
         """
-        for outbox, member in self.members.items():
+        for subscriber, member in self.members.items():
             if is_fit(member):
-                self.members.move_to_end(outbox)
+                self.members.move_to_end(subscriber)
                 return member
         return None

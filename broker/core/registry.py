@@ -1,24 +1,37 @@
-"""Who is here: sessions by fd, and the fds of each user.
+"""Sessions by fd, and the fds of each user.
 
-Rules: an fd starts at 1, only grows and is never used again, so a number that somebody kept
-never reaches a stranger. An fd has at most one user, a user any number of fds; both directions
-change in one method.
+Rules:
+
+1. An fd only grows and is never used again while this registry lives, so a number that somebody kept
+   never reaches a stranger. The first is given from outside, by whoever knows which were used before.
+2. A session has at most one user, a user any number of fds; both directions change in one method.
+3. A session that is on its way out no longer counts as its user's: `retire`.
 """
 
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import attrs
 
 from broker.core.messages import Fd
 
-S = TypeVar("S")
+
+class Owned(Protocol):
+    """The part of a session that a registry keeps true."""
+
+    @property
+    def fd(self) -> Fd: ...
+
+    user: str
+
+
+S = TypeVar("S", bound=Owned)
 
 
 @attrs.frozen
 class RegistryStatistics:
-    """A snapshot. `last_fd` is also how many sessions there have ever been."""
+    """A snapshot. `last_fd` is the last that was given out."""
 
     sessions: int
     users: int
@@ -27,11 +40,10 @@ class RegistryStatistics:
 
 @attrs.define(eq=False)
 class Registry(Generic[S]):
-    """The sessions of one broker, in the order they came."""
+    """The sessions of one broker, in the order they came. The next to come gets `next_fd`."""
 
+    next_fd: Fd = 1
     _sessions: dict[Fd, S] = attrs.field(init=False, factory=dict)
-    _last_fd: Fd = attrs.field(init=False, default=0)
-    _user_of: dict[Fd, str] = attrs.field(init=False, factory=dict)
     _fds_of: dict[str, set[Fd]] = attrs.field(init=False, factory=dict)
 
     def attach(self, make: Callable[[Fd], S]) -> S:
@@ -39,14 +51,15 @@ class Registry(Generic[S]):
 
         If `make` raises, nothing is kept and the number is spent.
         """
-        self._last_fd = fd = self._last_fd + 1
+        fd = self.next_fd
+        self.next_fd = fd + 1
         session = self._sessions[fd] = make(fd)
         return session
 
     def detach(self, fd: Fd) -> S:
-        """Forget a session and its user, and return it. Raises `KeyError` if it is not here."""
+        """Forget a session, and return it. Raises `KeyError` if it is not here."""
         session = self._sessions.pop(fd)
-        self._move(fd, "")
+        self.retire(session)
         return session
 
     def get(self, fd: Fd) -> S | None:
@@ -62,40 +75,31 @@ class Registry(Generic[S]):
     def page(self, after: Fd, limit: int) -> list[S]:
         """Up to `limit` sessions with an fd above `after`, in fd order; the first page is after 0.
 
-        Steps over the sessions before the page one by one, which is linear in them. Who attaches
-        or detaches between two pages makes no other session appear twice or not at all.
+        Steps over the sessions before the page one by one, which is linear in them. A session that
+        attaches or detaches between two pages makes no other appear twice or not at all.
         """
         # Fds only grow and a dict keeps its order, so there is nothing to sort.
         following = (session for fd, session in self._sessions.items() if fd > after)
         return list(islice(following, limit))
 
-    def bind(self, fd: Fd, user: str) -> None:
-        """Say whose session this is, in place of what was said before; "" says nobody's.
+    def bind(self, session: S, user: str) -> None:
+        """Say whose session this is, in place of what was said before; "" says nobody's."""
+        self.retire(session)
+        session.user = user
+        if user:
+            self._fds_of.setdefault(user, set()).add(session.fd)
 
-        Raises `KeyError` if the session is not here.
-        """
-        if fd not in self._sessions:
-            raise KeyError(fd)
-        self._move(fd, user)
+    def retire(self, session: S) -> None:
+        """Count a session as its user's no longer. It keeps its `user`, which close hooks show."""
+        fds = self._fds_of.get(session.user)
+        if fds is not None:
+            fds.discard(session.fd)
+            if not fds:
+                del self._fds_of[session.user]
 
     def fds_of(self, user: str) -> tuple[Fd, ...]:
         """This user's fds in growing order; none for a user who is not here, or for ""."""
         return tuple(sorted(self._fds_of.get(user, ())))
 
-    def user_of(self, fd: Fd) -> str:
-        """The user behind an fd; "" if nobody's, or not here."""
-        return self._user_of.get(fd, "")
-
     def statistics(self) -> RegistryStatistics:
-        return RegistryStatistics(len(self._sessions), len(self._fds_of), self._last_fd)
-
-    def _move(self, fd: Fd, user: str) -> None:
-        before = self._user_of.pop(fd, "")
-        if before:
-            fds = self._fds_of[before]
-            fds.remove(fd)
-            if not fds:
-                del self._fds_of[before]
-        if user:
-            self._user_of[fd] = user
-            self._fds_of.setdefault(user, set()).add(fd)
+        return RegistryStatistics(len(self._sessions), len(self._fds_of), self.next_fd - 1)

@@ -10,6 +10,7 @@ from typing import Final
 import attrs
 
 from broker.core.messages import Publication
+from broker.core.session import Parcel
 from broker.core.topics import is_pattern, matches
 
 VALUE_BYTES: Final = 512
@@ -44,6 +45,10 @@ class Retained:
             self._bytes += VALUE_BYTES + len(last.data)
             self._trim()
         return len(publications)
+
+    def deliver(self, parcel: Parcel) -> None:
+        """Retain the last publication of a parcel, as `take` does. It counts as nobody's receipt."""
+        self.take(parcel.batches[-1][-1:])
 
     def matching(self, name: str) -> list[Publication]:
         """What a new subscriber to this topic or pattern gets.

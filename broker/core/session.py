@@ -1,17 +1,25 @@
 """One peer: its fd, its user, its subscriptions, and the phases of its life.
 
-Rule: the phases are a table. An event that is not in it raises and changes nothing.
+Rules:
+
+1. The phases are a table. An event that is not in it raises and changes nothing.
+2. A session is the only owner of its user, claims, usage and expiry. What others see of it is made
+   from these when it is needed, so a change is seen everywhere at once.
+3. Until its first message nobody knows which protocol a peer speaks: nothing is meant for it but
+   what waits outside.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from math import inf
+from types import MappingProxyType
 from typing import Protocol
 
 import attrs
 
-from broker.core.messages import ClientInfo, Fd
+from broker.core.messages import ClientInfo, Fd, Publication
 from broker.core.tags import FilterNode, matches
+from broker.core.usage import ConnectionUsage
 
 
 class Phase(StrEnum):
@@ -28,8 +36,8 @@ class Phase(StrEnum):
     CLOSED = "closed"
 
 
-class Happening(StrEnum):
-    """What moves a session from phase to phase."""
+class PhaseEvent(StrEnum):
+    """Causes that move a session from phase to phase."""
 
     MESSAGE = "message"
     CONNECT = "connect"
@@ -37,18 +45,18 @@ class Happening(StrEnum):
     GONE = "gone"
 
 
-TRANSITIONS: dict[tuple[Phase, Happening], Phase] = {
-    (Phase.OPEN, Happening.MESSAGE): Phase.PLAIN,
-    (Phase.OPEN, Happening.CONNECT): Phase.CONNECTED,
-    (Phase.PLAIN, Happening.MESSAGE): Phase.PLAIN,
-    (Phase.CONNECTED, Happening.MESSAGE): Phase.CONNECTED,
-    (Phase.OPEN, Happening.CLOSE): Phase.CLOSING,
-    (Phase.PLAIN, Happening.CLOSE): Phase.CLOSING,
-    (Phase.CONNECTED, Happening.CLOSE): Phase.CLOSING,
-    (Phase.OPEN, Happening.GONE): Phase.CLOSED,
-    (Phase.PLAIN, Happening.GONE): Phase.CLOSED,
-    (Phase.CONNECTED, Happening.GONE): Phase.CLOSED,
-    (Phase.CLOSING, Happening.GONE): Phase.CLOSED,
+TRANSITIONS: dict[tuple[Phase, PhaseEvent], Phase] = {
+    (Phase.OPEN, PhaseEvent.MESSAGE): Phase.PLAIN,
+    (Phase.OPEN, PhaseEvent.CONNECT): Phase.CONNECTED,
+    (Phase.PLAIN, PhaseEvent.MESSAGE): Phase.PLAIN,
+    (Phase.CONNECTED, PhaseEvent.MESSAGE): Phase.CONNECTED,
+    (Phase.OPEN, PhaseEvent.CLOSE): Phase.CLOSING,
+    (Phase.PLAIN, PhaseEvent.CLOSE): Phase.CLOSING,
+    (Phase.CONNECTED, PhaseEvent.CLOSE): Phase.CLOSING,
+    (Phase.OPEN, PhaseEvent.GONE): Phase.CLOSED,
+    (Phase.PLAIN, PhaseEvent.GONE): Phase.CLOSED,
+    (Phase.CONNECTED, PhaseEvent.GONE): Phase.CLOSED,
+    (Phase.CLOSING, PhaseEvent.GONE): Phase.CLOSED,
 }
 
 
@@ -56,32 +64,124 @@ class IllegalTransition(RuntimeError):
     """A session was moved in a way that its table does not have: a bug of ours."""
 
 
-class Subscriber(Protocol):
-    """Whoever can listen: a session, or a piece of this very program.
+class Decider(StrEnum):
+    """The authority that let somebody subscribe."""
 
-    `codec` says how publications are written for it, so all that share a codec share the frames;
-    `outbox` is where they go. The core only compares them.
-    """
-
-    @property
-    def codec(self) -> Hashable: ...
-    @property
-    def outbox(self) -> Hashable: ...
-    @property
-    def subscriptions(self) -> "dict[str, Subscription]": ...
+    RULES = "rules"
+    TOKEN = "token"  # noqa: S105 - no secret
+    HOOK = "hook"
+    SERVER = "server"
+    """The app, a connection token or a connect reply: the client has not asked for it."""
+    PROGRAM = "program"
+    """The subscriber is a reader in this very program."""
 
 
 @attrs.frozen
-class Filtered:
-    """The audience of those who share a codec and a tags filter."""
+class Grant:
+    """The right to subscribe to one name: who gave it, and to which user.
 
-    codec: Hashable
-    wanted: FilterNode
+    `info` is what others see of the subscriber on this topic, `data` goes to the client itself, both
+    raw JSON. `expires_at` is in Unix seconds, None for never.
+    """
+
+    name: str
+    by: Decider
+    user: str = ""
+    info: bytes | None = None
+    data: bytes | None = None
+    expires_at: float | None = None
+
+
+@attrs.define(eq=False)
+class Report:
+    """Recipients that one publication was meant for, as they are counted.
+
+    `failed` are the fds of clients that did not take it. Readers in this program have none.
+    """
+
+    matched: int = 0
+    queued: int = 0
+    failed: list[Fd] = attrs.field(factory=list)
+
+
+@attrs.define(eq=False)
+class Parcel:
+    """Publications to one topic, on their way to all who listen.
+
+    Those of one of the `batches` are of one publisher and have the same tags. `rule` says what
+    happens to an outbox that is full. The fds of `exclude` get nothing. `report` is filled where it
+    is asked for.
+    """
+
+    topic: str
+    rule: str
+    batches: list[Sequence[Publication]] = attrs.field(factory=list)
+    exclude: frozenset[Fd] = frozenset()
+    report: Report | None = None
+
+
+class Recipient(Protocol):
+    """Takes publications: an audience, a reader in this program, a queue group, retained values."""
+
+    def deliver(self, parcel: Parcel) -> None:
+        """Take all of a parcel, or as much as there is room for. Never waits.
+
+        The parcel belongs to the caller, and to all other recipients as well.
+        """
+
+
+class Audience(Recipient, Protocol):
+    """Subscribers to one name who get the same, frame by frame."""
+
+    def add(self, subscription: "Subscription") -> None: ...
+    def remove(self, subscription: "Subscription") -> None: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator["Subscription"]: ...
+
+    def narrowed(self, admits: "Callable[[Subscription], bool]") -> Recipient:
+        """Those of this audience, of now, whom `admits` lets in. Linear in them."""
+
+
+class Subscriber(Protocol):
+    """A session, or a reader in this very program; the hub only compares them."""
+
+    @property
+    def fd(self) -> Fd:
+        """The connection's number; 0 for a reader in this program."""
+
+    @property
+    def user(self) -> str: ...
+    @property
+    def subscriptions(self) -> "dict[str, Subscription]": ...
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether it takes anything at all."""
+
+    @property
+    def keeps_up(self) -> bool:
+        """Whether it takes what it gets in time."""
+
+    @property
+    def bytes_waiting(self) -> int:
+        """A measure of what it has yet to take."""
+
+    def info_on(self, chan_info: bytes | None) -> ClientInfo | None:
+        """What others see of it; None for a reader in this program."""
+
+    def audience_key(self, wanted: FilterNode | None) -> Hashable:
+        """All with the same key get the same, frame by frame."""
+
+    def new_audience(self, name: str, wanted: FilterNode | None) -> Audience:
+        """An empty audience for all with its key."""
+
+    def take(self, name: str, publications: Sequence[Publication], rule: str) -> int:
+        """Take publications that are for this one alone; return how many it took."""
 
 
 @attrs.define(eq=False)
 class Subscription:
-    """One subscriber's interest in one topic or pattern. `info` is None for who is not a client.
+    """One subscriber's interest in one topic or pattern.
 
     With a `group`, it gets what falls to it of what the group gets. `server_side`: the client has
     not asked for it, and will not subscribe again by itself. `wanted` picks publications by their
@@ -90,7 +190,7 @@ class Subscription:
 
     subscriber: Subscriber
     name: str
-    info: ClientInfo | None = None
+    grant: Grant
     join_leave: bool = False
     recoverable: bool = False
     group: str = ""
@@ -98,36 +198,67 @@ class Subscription:
     expires_at: float = inf
     wanted: FilterNode | None = None
 
+    @property
+    def info(self) -> ClientInfo | None:
+        """What others see of the subscriber now; None where it is no client."""
+        return self.subscriber.info_on(self.grant.info)
+
     def wants(self, tags: Mapping[str, str] | None) -> bool:
         """Whether it gets what carries these tags."""
         return self.wanted is None or matches(self.wanted, tags or {})
 
-    @property
-    def audience(self) -> Hashable:
-        """All with the same get the same, frame by frame."""
-        codec = self.subscriber.codec
-        return codec if self.wanted is None else Filtered(codec, self.wanted)
+
+NO_CLAIMS: Mapping[str, object] = MappingProxyType({})
 
 
 @attrs.define(eq=False)
 class Session:
-    """One peer. `codec` changes once, when its first message tells which protocol it speaks."""
+    """One peer. `user` changes by `Registry.bind` alone, which knows who is whose.
+
+    `conn_info` is raw JSON that others see of it. `claims` are those of its token, `token_user` who
+    that is for. `expires_at` and `next_expiry` are on Trio's clock: when the connection ends unless
+    it is refreshed, and when the first of it and its subscriptions does.
+    """
 
     fd: Fd
-    codec: Hashable
-    outbox: Hashable
-    info: ClientInfo
     phase: Phase = Phase.OPEN
+    user: str = ""
+    conn_info: bytes | None = None
+    claims: Mapping[str, object] = NO_CLAIMS
+    token_user: str = ""
+    expires_at: float = inf
+    next_expiry: float = inf
+    usage: ConnectionUsage | None = None
     subscriptions: dict[str, Subscription] = attrs.field(factory=dict)
+    _info: ClientInfo | None = attrs.field(init=False, default=None)
 
     @property
     def is_established(self) -> bool:
-        """Whether the peer can be sent something."""
+        """Whether the peer is neither closing nor gone."""
         return self.phase in (Phase.OPEN, Phase.PLAIN, Phase.CONNECTED)
 
-    def note(self, happening: Happening) -> None:
+    @property
+    def speaks(self) -> bool:
+        """Whether it is known which protocol the peer speaks, so that it can be sent something."""
+        return self.phase in (Phase.PLAIN, Phase.CONNECTED)
+
+    @property
+    def info(self) -> ClientInfo:
+        """What others see of this client, apart from any topic."""
+        info = self._info
+        if info is None or info.user != self.user or info.conn_info is not self.conn_info:
+            self._info = info = ClientInfo(str(self.fd), self.user, self.conn_info)
+        return info
+
+    def info_on(self, chan_info: bytes | None) -> ClientInfo | None:
+        """What others see of this client on a topic where it has `chan_info`."""
+        if chan_info is None:
+            return self.info
+        return attrs.evolve(self.info, chan_info=chan_info)
+
+    def transition(self, event: PhaseEvent) -> None:
         """Move on; raise `IllegalTransition`, with nothing changed, where the table has no entry."""
         try:
-            self.phase = TRANSITIONS[self.phase, happening]
+            self.phase = TRANSITIONS[self.phase, event]
         except KeyError:
-            raise IllegalTransition(f"{happening} while {self.phase} (fd {self.fd})") from None
+            raise IllegalTransition(f"{event} while {self.phase} (fd {self.fd})") from None

@@ -9,23 +9,20 @@ Rules:
 """
 
 import secrets
-import socket
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
+import attrs
 import structlog
 import trio
 
-from broker.config.settings import Config
-from broker.core.event_queue import EventKind, EventQueue, EventStatistics
+from broker.config.settings import WebhookRules
+from broker.core.event_queue import CHOICES, EventKind, EventQueue, EventStatistics
 from broker.core.messages import Fd
 from broker.events.feed import Feed
 from broker.hooks import EventHook
-from broker.transport.http_client import Backend
-from broker.webhooks.sender import Webhook
 
 log = structlog.get_logger("broker")
 
@@ -54,46 +51,57 @@ class Events:
         return {feed.name: feed.queue.statistics() for feed in self._feeds}
 
 
+@attrs.frozen
+class EventReader:
+    """A reader of events: `run` takes them from its feed until that ends. It wants `kinds` of those
+    that a reader may do without."""
+
+    name: str
+    run: Callable[[Feed], Awaitable[None]]
+    kinds: Collection[str] = CHOICES
+
+
 @asynccontextmanager
 async def open_events(
-    config: Config, hook: EventHook | None, backend: Backend | None, now: Callable[[], float]
+    node: str, readers: Sequence[EventReader], rules: WebhookRules, now: Callable[[], float]
 ) -> AsyncGenerator[Events | None]:
-    """What tells of events for as long as the block, then of its end; None if nobody wants to know.
+    """Events of this node for as long as the block, then of its end; None if nobody wants to know.
 
     `now` is in Unix seconds. An exception in the block is no end in good order: nothing more is
     told, what waits is left.
     """
-    rules = config.webhooks
-    if hook is None and backend is None:
+    if not readers:
         yield None
         return
-    node = rules.node or f"{socket.gethostname()}:{config.unix or config.port}"
     started = now()
-    # The time is for who reads it; what makes an epoch different from all others is chance.
+    # The time is for who reads it; chance makes an epoch different from all others.
     epoch = f"{datetime.fromtimestamp(started, UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
-    begin = partial(EventQueue, node, epoch, started, rules.max_events)
     feeds = []
-    async with trio.open_nursery() as readers:
-        if hook is not None:
-            feeds.append(Feed("on_event", begin()))
-            readers.start_soon(_run_hook, feeds[-1], hook)
-        if backend is not None:
-            feeds.append(Feed("webhooks", begin(rules.events)))
-            readers.start_soon(Webhook(feeds[-1], rules, backend).run)
+    async with trio.open_nursery() as tasks:
+        for reader in readers:
+            queue = EventQueue(node, epoch, started, rules.max_events, reader.kinds)
+            feed = Feed(reader.name, queue)
+            feeds.append(feed)
+            tasks.start_soon(reader.run, feed, name=reader.name)
         events = Events(feeds, now)
         yield events
         events.end()
-        readers.cancel_scope.deadline = trio.current_time() + rules.flush_seconds
+        tasks.cancel_scope.deadline = trio.current_time() + rules.flush_seconds
     for name, statistics in events.statistics().items():
         if statistics.waiting:
             text = f"not taken within {rules.flush_seconds:g} s of the end"
             log.warning("events_untold", reader=name, waiting=statistics.waiting, detail=text)
 
 
-async def _run_hook(feed: Feed, hook: EventHook) -> None:
-    while batch := await feed.wait_batch(1):
-        try:
-            await hook(batch[0])
-        except Exception:
-            log.exception("hook_failed", hook="event", kind=batch[0].kind, fd=batch[0].fd)
-        feed.queue.done(batch)
+def hook_reader(hook: EventHook) -> EventReader:
+    """The app's `on_event`, one event at a time. Its failures are logged, and the next event comes."""
+
+    async def run(feed: Feed) -> None:
+        while batch := await feed.wait_batch(1):
+            try:
+                await hook(batch[0])
+            except Exception:
+                log.exception("hook_failed", hook="event", kind=batch[0].kind, fd=batch[0].fd)
+            feed.queue.done(batch)
+
+    return EventReader("on_event", run)

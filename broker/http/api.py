@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import attrs
 import msgspec
@@ -26,22 +26,22 @@ from starlette.responses import Response
 
 from broker.core.history import UnrecoverablePosition
 from broker.core.messages import ClientInfo, ConnectionInfo, Fd, Position, Publication
-from broker.errors import CloseCode, ErrorCode, Refused
+from broker.errors import CloseCode, ErrorCode, Refused, UnsubscribeCode
+from broker.node import Node
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.commands import BadCommand
 from broker.protocols.json_text import check_json, to_json
-from broker.session.connection import NODE_ID
+from broker.routing.publishing import PublishOptions
+from broker.session.orders import ServerSub
 from broker.session.rpc import report
 from broker.version import VERSION
-
-if TYPE_CHECKING:
-    from broker.app import Broker
 
 log = structlog.get_logger("broker.http")
 
 Offset = Annotated[int, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=1, le=10_000)]
 _ABSENT = Raw(b"")
+_UNSUBSCRIBED: Final = "server unsubscribe"
 
 MAX_ALTERNATIVES: Final = 100
 """Each is tried on every topic, and `{a,b}{a,b}…` doubles them with every pair of braces."""
@@ -163,11 +163,10 @@ class Answer:
 
 
 class Api:
-    """Answers requests under `/api` on behalf of `broker`."""
+    """Answers requests under `/api` on behalf of a node."""
 
-    def __init__(self, broker: "Broker") -> None:
-        self._broker = broker
-        self._since = time.time()
+    def __init__(self, node: Node) -> None:
+        self._node = node
         self._methods: dict[str, tuple[type[Struct], Callable[[Any], object]]] = {
             "publish": (Publish, self._publish),
             "broadcast": (Broadcast, self._broadcast),
@@ -201,7 +200,7 @@ class Api:
 
         Asked before the body is read. The comparison takes as long for any key of that length.
         """
-        ours = self._broker.config.api_key
+        ours = self._node.config.api_key
         if ours is None:
             text = "The HTTP API is off: set api_key, or BROKER_API_KEY, to turn it on."
             return Answer(HTTPStatus.NOT_FOUND, text.encode())
@@ -268,15 +267,17 @@ class Api:
         return {"responses": responses}
 
     def _publish_to(self, topic: str, content: _Content) -> object:
-        delivery = self._broker.publish(
-            topic,
-            _bytes(content.b64data) or _payload("data", content.data, ""),
+        opaque = _bytes(content.b64data)
+        options = PublishOptions(
             exclude=content.exclude,
             tags=content.tags,
+            opaque=bool(opaque),
             skip_history=content.skip_history,
             retain=content.retain,
             key=content.idempotency_key,
         )
+        data = opaque or to_json(_payload("data", content.data, ""))
+        delivery = self._node.publish(topic, data, options)
         result: dict[str, object] = {}
         if delivery.position is not None:
             result |= {"offset": delivery.position.offset, "epoch": delivery.position.epoch}
@@ -293,13 +294,16 @@ class Api:
             raise Refused(ErrorCode.NOT_AVAILABLE, text)
         info = _payload("info", params.info, params.b64info, needed=False)
         data = _payload("data", params.data, params.b64data, needed=False)
+        sub = ServerSub(
+            None if info is None else to_json(info), None if data is None else to_json(data)
+        )
         for fd in self._targets(params):
-            self._broker.add_subscription(fd, params.channel, info=info, data=data)
+            self._node.add_subscription(fd, params.channel, sub)
         return {}
 
     def _unsubscribe(self, params: Unsubscribe) -> object:
         for fd in self._targets(params):
-            self._broker.end_subscription(fd, params.channel)
+            self._node.end_subscription(fd, params.channel, UnsubscribeCode.SERVER, _UNSUBSCRIBED)
         return {}
 
     def _disconnect(self, params: Disconnect) -> object:
@@ -311,7 +315,7 @@ class Api:
 
     def _close(self, fd: Fd, code: int, reason: str) -> None:
         try:
-            self._broker.disconnect(fd, code, reason)
+            self._node.disconnect(fd, code, reason)
         except ValueError as error:
             raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
 
@@ -320,15 +324,15 @@ class Api:
             if params.expired:
                 self._close(fd, CloseCode.EXPIRED, "expired")
             else:
-                self._broker.expire(fd, params.expire_at or None)
+                self._node.expire(fd, params.expire_at or None)
         return {}
 
     def _presence(self, params: Channel) -> object:
-        clients = self._broker.presence(params.channel)
+        clients = self._node.presence(params.channel)
         return {"presence": {client: _client_info(info) for client, info in clients.items()}}
 
     def _presence_stats(self, params: Channel) -> object:
-        clients = self._broker.presence(params.channel)
+        clients = self._node.presence(params.channel)
         users = {info.user for info in clients.values()}
         return {"num_clients": len(clients), "num_users": len(users)}
 
@@ -337,8 +341,8 @@ class Api:
         if params.since is not None:
             since = Position(params.since.offset, params.since.epoch)
         try:
-            publications, top = self._broker.history(
-                params.channel, since=since, limit=params.limit, reverse=params.reverse
+            publications, top = self._node.history(
+                params.channel, since, params.limit, params.reverse
             )
         except UnrecoverablePosition:
             raise Refused(ErrorCode.UNRECOVERABLE_POSITION) from None
@@ -346,7 +350,7 @@ class Api:
         return {"publications": listed, "offset": top.offset, "epoch": top.epoch}
 
     def _history_remove(self, params: Channel) -> object:
-        self._broker.remove_history(params.channel)
+        self._node.remove_history(params.channel)
         return {}
 
     def _channels(self, params: Channels) -> object:
@@ -354,17 +358,17 @@ class Api:
         return {
             "channels": {
                 topic: {"num_clients": count}
-                for topic, count in self._broker.topics().items()
+                for topic, count in self._node.topics().items()
                 if any(fnmatchcase(topic, glob) for glob in globs)
             }
         }
 
     def _info(self, params: Info) -> object:
-        statistics = self._broker.stats()
+        statistics = self._node.stats()
         hub = statistics.hub
-        uptime = time.time() - self._since
+        uptime = time.time() - self._node.started_at
         node = {
-            "uid": NODE_ID,
+            "uid": self._node.name,
             "name": "trio-broker",
             "version": VERSION,
             "num_clients": statistics.connections,
@@ -386,46 +390,46 @@ class Api:
         return {"nodes": [node]}
 
     def _push(self, params: Push) -> object:
-        return {"status": self._broker.push(params.fd, _payload("data", params.data, ""))}
+        return {"status": self._node.push(params.fd, _payload("data", params.data, ""))}
 
     def _connections(self, params: Connections) -> object:
         if params.expression:
             raise Refused(ErrorCode.NOT_AVAILABLE, "connections cannot be asked by expression")
         found: Iterable[ConnectionInfo]
         if params.user:
-            found = self._infos(fd for fd in self._broker.fds_of(params.user) if fd > params.after)
+            found = self._infos(fd for fd in self._node.fds_of(params.user) if fd > params.after)
             found = list(found)[: params.limit]
         else:
-            found = self._broker.connections(params.after, params.limit)
+            found = self._node.connections(params.after, params.limit)
         result: dict[str, object] = {
             "connections": {str(info.fd): _connection_info(info) for info in found}
         }
-        told = self._broker.stats().events.get("webhooks")
+        told = self._node.stats().events.get("webhooks")
         if told is not None:  # what is true after this event
             result |= {"node": told.node, "epoch": told.epoch, "seq": told.seq}
         return result
 
     def _connection(self, params: OneConnection) -> object:
-        info = self._broker.connection_info(params.fd)
+        info = self._node.connection_info(params.fd)
         if info is None:
             raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {params.fd}")
         return _connection_info(info)
 
     def _infos(self, fds: Iterable[Fd]) -> Iterator[ConnectionInfo]:
         for fd in fds:
-            info = self._broker.connection_info(fd)
+            info = self._node.connection_info(fd)
             if info is not None:
                 yield info
 
     def _targets(self, target: _Target) -> list[Fd]:
         named = {name for name in (target.client, target.session) if name}
         if target.user:
-            fds = self._broker.fds_of(target.user)
+            fds = self._node.fds_of(target.user)
         elif named:
             fds = [int(name) for name in named if _FD.fullmatch(name)]
         else:
             raise Refused(ErrorCode.BAD_REQUEST, "user is missing, and so are client and session")
-        return [fd for fd in fds if self._broker.exists(fd) and named <= {str(fd)}]
+        return [fd for fd in fds if self._node.exists(fd) and named <= {str(fd)}]
 
 
 def shown_key(header: Callable[[str], str | None]) -> str:

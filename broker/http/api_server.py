@@ -13,17 +13,15 @@ Rule 2  What a peer does ends with its connection: nothing but a cancellation le
 import logging
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
 from broker.errors import HeadError
 from broker.http.api import Answer, Api, shown_key
 from broker.http.server import BODY_BYTES, REQUEST_SECONDS, HttpServer, end_politely
+from broker.node import Node
 from broker.transport.head import Head, parse_head, read_head, refusal
-
-if TYPE_CHECKING:
-    from broker.app import Broker
 
 logger = logging.getLogger("broker.http")
 
@@ -36,9 +34,9 @@ PREFIX: Final = "/api/"
 class BackendServer:
     """Serves backends on connections that others have accepted; `http` gets what is not theirs."""
 
-    def __init__(self, broker: "Broker", http: HttpServer) -> None:
-        self._broker = broker
-        self._api = Api(broker)
+    def __init__(self, node: Node, http: HttpServer) -> None:
+        self._node = node
+        self._api = Api(node)
         self._http = http
         self._idle: set[trio.CancelScope] = set()
 
@@ -73,12 +71,12 @@ class BackendServer:
                 return
 
     async def _next_head(self, stream: trio.abc.Stream, source: "_Source") -> Head | None:
-        if self._broker.draining and not source.has_more:
+        if self._node.draining and not source.has_more:
             return None  # the stop came while the last answer was on its way
         with trio.move_on_after(IDLE_SECONDS) as idle:
             self._idle.add(idle)
             try:
-                both = await read_head(source, self._broker.config.head_bytes)
+                both = await read_head(source, self._node.config.head_bytes)
                 if both is not None:
                     source.put_back(both[1])
                     return parse_head(both[0])
@@ -97,7 +95,7 @@ class BackendServer:
             and head.header("content-length") is not None
             and head.header("expect") is None
             and not head.is_upgrade
-            and self._broker.hooks.request is None  # else the app is asked first
+            and self._node.hooks.request is None  # else the app is asked first
         )
 
     async def _answer(self, stream: trio.abc.Stream, source: "_Source", head: Head) -> bool:
@@ -116,7 +114,7 @@ class BackendServer:
             answer = self._api.answer(method, body)
         closing = (
             not body_read
-            or self._broker.draining
+            or self._node.draining
             or "close" in (head.header("connection") or "").lower()
         )
         await stream.send_all(_response(answer, closing=closing))

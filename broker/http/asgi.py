@@ -9,7 +9,6 @@ import os
 from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -19,9 +18,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from broker.http.api import Api
-
-if TYPE_CHECKING:
-    from broker.app import Broker
+from broker.node import Node
 
 HERE = Path(__file__).parent
 
@@ -54,14 +51,14 @@ class _Assets(StaticFiles):
         return response
 
 
-def http_app(broker: "Broker") -> Starlette:
-    """The ASGI app for `broker`: `/healthz`, the app's hook, and behind it what we have ourselves:
+def http_app(node: Node) -> Starlette:
+    """The ASGI app of a node: `/healthz`, the app's hook, and behind it what we have ourselves:
     `/`, `/static`, `/api`, 426 on the WebSocket paths, 404. A hook that raises costs its peer a 500; the
     server logs it.
     """
 
     async def health(request: Request) -> Response:
-        if broker.draining:
+        if node.draining:
             return JSONResponse({"status": "draining"}, HTTPStatus.SERVICE_UNAVAILABLE)
         return JSONResponse({"status": "ok"})
 
@@ -81,10 +78,10 @@ def http_app(broker: "Broker") -> Starlette:
         [
             Route("/", page),
             Mount("/static", _Assets(directory=HERE / "static")),
-            Route("/api/{method}", Api(broker).__call__, methods=["POST"]),
+            Route("/api/{method}", Api(node).__call__, methods=["POST"]),
             *(
                 Route(path, upgrade_required, methods=methods)
-                for path in broker.config.websocket_paths
+                for path in node.config.websocket_paths
                 if path != "/"
             ),
         ],
@@ -92,8 +89,8 @@ def http_app(broker: "Broker") -> Starlette:
     )
 
     async def hook_first(scope: Scope, receive: Receive, send: Send) -> None:
-        if broker.hooks.request is not None:
-            response = await broker.hooks.request(Request(scope, receive, send))
+        if node.hooks.request is not None:
+            response = await node.hooks.request(Request(scope, receive, send))
             if response is not None:
                 await response(scope, receive, send)
                 return

@@ -33,7 +33,7 @@ from broker.protocols.codec import Codec
 from broker.protocols.commands import BadCommand, ConnectRequest
 from broker.protocols.json_text import to_json
 from broker.session.accept import check_origin, check_welcome
-from broker.session.connection import NODE_ID, Connection
+from broker.session.connection import Connection
 from broker.session.services import Services
 from broker.transport.head import Head
 from broker.transport.sockets import answer_and_linger
@@ -97,12 +97,12 @@ class HttpConnection(Connection):
     @property
     def answers_pings(self) -> bool:
         # Nobody answers a WebSocket's Ping here, which is what there is before `connect`.
-        return not self.is_one_way and self.codec is not None
+        return not self.is_one_way and self.orders.codec is not None
 
     def connect_fields(self) -> dict[str, object]:
         if self.is_one_way:
             return {"pong": False}
-        return {"session": f"{self.fd}.{self._secret}", "node": NODE_ID}
+        return {"session": f"{self.fd}.{self._secret}", "node": self._services.name}
 
     def is_session(self, secret: str) -> bool:
         """Whether this is the second half of the session that its client was told."""

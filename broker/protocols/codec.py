@@ -27,6 +27,26 @@ class Commands(Protocol):
     def __iter__(self) -> Iterator[Command]: ...
 
 
+class PeerCodec(Protocol):
+    """Writes frames for one kind of peer, plain ones included."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def opaque_payloads(self) -> bool:
+        """Whether payloads may be bytes that are not JSON."""
+
+    def publication(self, name: str, publication: Publication) -> bytes:
+        """A ready frame of one publication for those who listen under `name`."""
+
+    def publications(self, name: str, publications: Sequence[Publication]) -> Sequence[bytes]:
+        """A ready frame each of several publications of one topic, from one publisher, all with the
+        same tags."""
+
+    def message(self, data: bytes) -> bytes:
+        """A ready frame of a message that belongs to no topic."""
+
+
 class Codec(ABC):
     """Writes replies and pushes, and reads commands: what JSON and protobuf have in common.
 

@@ -18,6 +18,7 @@ class Plain:
     """
 
     name = "plain"
+    opaque_payloads = True
 
     def publication(self, name: str, publication: Publication) -> bytes:
         """One publication, as a text frame; a plain peer is not told the topic."""

@@ -1,90 +1,94 @@
-"""Publications that ask for more than to be sent: who is left out, tags, a report of what became of it.
+"""Publish with options: exclude fds, tags, idempotency key, report.
 
-Each is a run of its own: it is fanned out at once, behind all that was published before. What asks
-for nothing of this takes `Router.publish`, where a thousand publications share one fan-out.
+Each such publication is a parcel of its own: it is fanned out at once, behind all that was published
+before. Without options a publication takes `Router.publish_all`, where a thousand share one fan-out.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
+import attrs
 import trio
 
-from broker.core.messages import ClientInfo, Delivery, Fd, Publication
+from broker.core.idempotency import MAX_KEY_BYTES, Once
+from broker.core.messages import Delivery, Fd, Position, Publication
+from broker.core.names import is_connection_name
+from broker.core.session import Parcel, Report, Session
 from broker.errors import ErrorCode, Refused
-from broker.routing.queue_groups import Outlet
-from broker.routing.router import DIRECT, IN_PROCESS, PERSONAL, Router
-from broker.transport.outbox import Run
+from broker.routing.router import Router
 
 
-def publish_apart(
-    router: Router,
-    topic: str,
-    data: bytes,
-    info: ClientInfo | None = None,
-    *,
-    tags: Mapping[str, str] | None = None,
-    opaque: bool = False,
-    exclude: Collection[Fd] = (),
-    skip_history: bool = False,
-    retain: bool = False,
-) -> Delivery:
-    """Publish raw JSON, or `opaque` bytes, and say what became of it; one atomic step, linear in
-    those who listen.
+@attrs.frozen
+class PublishOptions:
+    """Everything that one publication may ask for.
 
-    The fds of `exclude` get nothing. With `skip_history` the publication is not kept, so who is
-    away now misses it. `retain` makes it the topic's last value, whatever its rules. Raises
-    `Refused` as `Router.publish` does.
+    The fds of `exclude` get nothing; subscribers may pick by `tags`, and see them. `opaque` data are
+    bytes that may be anything, not JSON. With `skip_history` the publication is not kept, so who is
+    away now misses it. `retain` makes it the topic's last value, whatever its rules. A second
+    publish with the same `key`, by the same publisher to the same topic within five minutes, does
+    nothing and gets the report of the first; "" is no key.
     """
-    # A client may list as many as a message holds, and each subscriber is looked up among them.
-    exclude = frozenset(exclude)
-    if retain and topic.startswith((DIRECT, PERSONAL)):
-        raise Refused(ErrorCode.BAD_REQUEST, f"{topic} retains nothing: it is no topic")
-    router.flush()
-    rules, parts = router.resolve(topic)
-    publication = Publication(topic, data, info, tags=tags, opaque=opaque)
-    position = None
-    if rules.history_size and not skip_history:
-        (publication,) = router.engine.publish(topic, (publication,), rules, trio.current_time())
-        position = router.engine.position(topic)
-    router.published += 1
-    if retain or rules.retain:
-        router.retained.take((publication,))
-    # All recipients are told apart before the first gets anything: who is cut for being too slow
-    # leaves the very maps that are walked here.
-    rounds = [
-        (
-            part,
-            [(outbox, who) for outbox, who in part.outboxes.items() if _fd(who) not in exclude]
-            if exclude
-            else list(part.outboxes.items()),
+
+    exclude: Collection[Fd] = ()
+    tags: Mapping[str, str] | None = None
+    opaque: bool = False
+    skip_history: bool = False
+    retain: bool = False
+    key: str = ""
+
+
+PLAINLY = PublishOptions()
+
+
+@attrs.define(eq=False)
+class Publisher:
+    """Publishes on behalf of clients and of this program, and reports what became of it."""
+
+    router: Router
+    _done: Once[Delivery] = attrs.field(init=False, factory=Once)
+
+    def publish(
+        self,
+        topic: str,
+        data: bytes,
+        by: Session | None = None,
+        options: PublishOptions = PLAINLY,
+    ) -> Delivery:
+        """Publish raw JSON, or opaque bytes, and say what became of it; one atomic step, linear in
+        those who listen. `by` is the client that publishes, None this program.
+
+        Raises `Refused` as `Router.publish_all` does, and 107 for a key that is too long and for
+        `retain` where there is no topic.
+        """
+        if options.retain and is_connection_name(topic):
+            raise Refused(ErrorCode.BAD_REQUEST, f"{topic} retains nothing: it is no topic")
+        if not options.key:
+            return self._publish(topic, data, by, options)
+        if len(options.key.encode("utf-8", "replace")) > MAX_KEY_BYTES:
+            raise Refused(ErrorCode.BAD_REQUEST, f"key: more than {MAX_KEY_BYTES} bytes")
+        # An anonymous client is nobody else: its keys are its connection's own.
+        owner = None if by is None else by.user or by.fd
+        now = trio.current_time()
+        scope = (owner, topic, options.key)
+        delivery = self._done.get(scope, now)
+        if delivery is None:
+            delivery = self._publish(topic, data, by, options)
+            self._done.keep(scope, delivery, now)
+        return delivery
+
+    def _publish(
+        self, topic: str, data: bytes, by: Session | None, options: PublishOptions
+    ) -> Delivery:
+        info = None if by is None else by.info
+        publication = Publication(topic, data, info, tags=options.tags, opaque=options.opaque)
+        report = Report()
+        parcel = Parcel(
+            topic, "close", [(publication,)], exclude=frozenset(options.exclude), report=report
         )
-        for part in parts
-    ]
-    matched = queued = 0
-    failed: list[Fd] = []
-    for part, recipients in rounds:
-        encoded = part.codec.publication(part.name, publication)
-        if encoded is None:  # not what these want, by its tags
-            continue
-        if part.codec is IN_PROCESS:
-            takers = [outbox for outbox, _ in recipients]
-            for outlet in [taker for taker in takers if isinstance(taker, Outlet)]:
-                outlet.exclude = exclude
-                if not outlet.wants(tags):
-                    takers.remove(outlet)
-            matched += len(takers)
-            queued += sum([taker.take((encoded,)) == 1 for taker in takers])
-            continue
-        matched += len(recipients)
-        run = Run((encoded,), topic, rules.slow_consumer)
-        router.office.deliver(run, [outbox for outbox, _ in recipients])
-        gone = [_fd(who) for outbox, who in recipients if outbox.sealed]
-        queued += len(recipients) - len(gone)
-        failed += gone
-    return Delivery(matched, queued, matched - queued, tuple(failed), position)
-
-
-def _fd(who: Any) -> Fd:
-    """The fd behind a subscription or a session; 0 for a subscriber in this very program."""
-    who = getattr(who, "subscriber", who)
-    return getattr(who, "fd", 0)
+        publication = self.router.publish_parcel(
+            parcel, keep=not options.skip_history, retain=options.retain
+        )
+        position: Position | None = None
+        if publication.offset:
+            position = self.router.engine.position(topic)
+        dropped = report.matched - report.queued
+        return Delivery(report.matched, report.queued, dropped, tuple(report.failed), position)

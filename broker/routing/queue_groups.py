@@ -5,76 +5,64 @@ nobody else is left. A group has no member for a moment while its last one recon
 published then is lost to it, unless the topic's history is read.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
 
 import attrs
 
-from broker.config.settings import SlowConsumer
 from broker.core.messages import Fd, Publication
-from broker.core.queue_group import Group
-from broker.core.session import Subscription
-from broker.transport.outbox import Run
-from broker.transport.postman import PostOffice
+from broker.core.queue_group import QueueGroup
+from broker.core.session import Parcel, Subscription
 
 
-def _anyone(member: Subscription) -> bool:
-    return True
+@attrs.frozen
+class GroupRecipient:
+    """A group as one recipient of a parcel: it deals out.
 
+    `admits` is asked of each member, where not all may have what is published; None if all may.
+    """
 
-@attrs.define(eq=False)
-class Outlet:
-    """A group as one recipient of a run: it stands where an outbox would, and deals out."""
+    group: QueueGroup
+    admits: Callable[[Subscription], bool] | None = None
 
-    group: Group
-    office: PostOffice
-    rule: SlowConsumer
-    exclude: Collection[Fd] = ()
-    suits: Callable[[Subscription], bool] = _anyone
-
-    def take(self, publications: Sequence[Publication]) -> int:
-        """Give each publication to one member; return how many somebody took."""
+    def deliver(self, parcel: Parcel) -> None:
+        """Give each publication to one member."""
         shares: dict[Subscription, list[Publication]] = {}
-        for publication in publications:
-            member = self.choose(publication.tags)
-            if member is not None:
-                shares.setdefault(member, []).append(publication)
-        return sum([self._give(member, share) for member, share in shares.items()])
+        for batch in parcel.batches:
+            for publication in batch:
+                member = self.choose(publication.tags, parcel.exclude)
+                if member is not None:
+                    shares.setdefault(member, []).append(publication)
+        taken = sum(
+            [
+                member.subscriber.take(member.name, share, parcel.rule)
+                for member, share in shares.items()
+            ]
+        )
+        if parcel.report is not None and self._wants(parcel.batches[0][0].tags):
+            parcel.report.matched += 1
+            parcel.report.queued += taken
 
-    def wants(self, tags: Mapping[str, str] | None) -> bool:
-        """Whether any member wants what carries these tags. Linear in them."""
-        return any(member.wants(tags) for member in self.group.members.values())
-
-    def choose(self, tags: Mapping[str, str] | None) -> Subscription | None:
+    def choose(
+        self, tags: Mapping[str, str] | None, exclude: Collection[Fd] = ()
+    ) -> Subscription | None:
         """The member whose turn it is, of those who want what carries these tags: one with room,
-        else the live one with least to do."""
+        else the live one with least to do. None if nobody is left."""
 
-        def keeps_up(member: Subscription) -> bool:
-            outbox: Any = member.subscriber.outbox
-            return self._is_live(member) and outbox.keeps_up and member.wants(tags)
+        def is_live(member: Subscription) -> bool:
+            subscriber = member.subscriber
+            return (
+                subscriber.is_reachable
+                and subscriber.fd not in exclude
+                and (self.admits is None or self.admits(member))
+                and member.wants(tags)
+            )
 
-        member = self.group.next(keeps_up)
+        member = self.group.next(lambda each: each.subscriber.keeps_up and is_live(each))
         if member is not None:
             return member
-        members = self.group.members.values()
-        live = [each for each in members if self._is_live(each) and each.wants(tags)]
-        return min(live, key=_waiting, default=None)
+        live = [each for each in self.group.members.values() if is_live(each)]
+        return min(live, key=lambda each: each.subscriber.bytes_waiting, default=None)
 
-    def _is_live(self, member: Subscription) -> bool:
-        fd = getattr(member.subscriber, "fd", 0)
-        outbox: Any = member.subscriber.outbox
-        return not outbox.sealed and fd not in self.exclude and self.suits(member)
-
-    def _give(self, member: Subscription, share: list[Publication]) -> int:
-        codec: Any = member.subscriber.codec
-        outbox: Any = member.subscriber.outbox
-        encoded = [codec.publication(member.name, publication) for publication in share]
-        if hasattr(outbox, "take"):  # a reader in this very program
-            return int(outbox.take(encoded))
-        topic = share[0].topic
-        return len(share) * self.office.deliver(Run(encoded, topic, self.rule), (outbox,))
-
-
-def _waiting(member: Subscription) -> int:
-    outbox: Any = member.subscriber.outbox
-    return int(outbox.bytes)
+    def _wants(self, tags: Mapping[str, str] | None) -> bool:
+        """Whether any member wants what carries these tags. Linear in them."""
+        return any(member.wants(tags) for member in self.group.members.values())

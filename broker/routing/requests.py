@@ -11,21 +11,23 @@ with its other commands, and two that ask each other do not block each other.
 import heapq
 from collections.abc import Callable
 from math import inf
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import attrs
 
-from broker.core.messages import ClientInfo, Fd, Publication
-from broker.core.session import Phase, Session, Subscription
+from broker.core.messages import Fd, Publication
+from broker.core.names import direct_fd
+from broker.core.session import Phase, Subscription
 from broker.errors import ErrorCode, Refused
-from broker.routing.queue_groups import Outlet
-from broker.routing.router import Router, direct_fd
-from broker.transport.outbox import Offer, Run
+from broker.routing.queue_groups import GroupRecipient
+from broker.routing.recipients import Peer
+from broker.routing.router import Router
+from broker.transport.outbox import Offer
 
 MAX_ASKED: Final = 100
 """Requests of one client that wait for an answer: more than that is a queue, which a topic is for."""
 
-Answer: TypeAlias = Callable[["bytes | Refused"], None]
+OnAnswer: TypeAlias = Callable[["bytes | Refused"], None]
 """Called once, with raw JSON or with what went wrong. Never waits."""
 
 
@@ -34,7 +36,7 @@ class _Asked:
     number: int
     asker: Fd
     responder: Fd
-    answer: Answer
+    answer: OnAnswer
 
 
 @attrs.define(eq=False)
@@ -55,33 +57,32 @@ class Requests:
         self,
         to: str,
         data: bytes,
-        info: ClientInfo | None,
-        answer: Answer,
+        asker: Peer | None,
+        answer: OnAnswer,
         *,
-        asker: Fd = 0,
         due: float = inf,
     ) -> int:
         """Ask an fd, or one member of a queue group of a topic; return the request's number.
 
-        `asker` is 0 for this very program. Raises `Refused`: 503 when nobody is there to ask, 106
+        `asker` is None for this very program. Raises `Refused`: 503 when nobody is there to ask, 106
         when this asker has too many requests open, 107 for what is neither.
         """
-        open_here = sum(1 for n in self._of.get(asker, ()) if self._asked[n].asker == asker)
-        if asker and open_here >= MAX_ASKED:
+        asker_fd = 0 if asker is None else asker.fd
+        mine = self._of.get(asker_fd, ())
+        if asker_fd and sum(self._asked[n].asker == asker_fd for n in mine) >= MAX_ASKED:
             text = f"more than {MAX_ASKED} requests wait for an answer"
             raise Refused(ErrorCode.LIMIT_EXCEEDED, text)
-        self.router.flush()
         number = self._last + 1
         tags = {"reply_to": str(number)}
-        name, session = self._responder(to, asker, tags)
+        name, peer = self._responder(to, asker_fd, tags)
         self._last = number
-        codec: Any = session.codec
-        outbox: Any = session.outbox
-        frame = codec.publication(name, Publication(to, data, info, tags=tags))
-        if outbox.offer(Run((frame,), to)) is not Offer.TAKEN:
-            raise Refused(ErrorCode.NOBODY_LISTENS, f"fd {session.fd} takes no more")
-        self._asked[number] = _Asked(number, asker, session.fd, answer)
-        for fd in {asker, session.fd}:
+        assert peer.codec is not None, "a client that is asked has connected"
+        info = None if asker is None else asker.info
+        frame = peer.codec.publication(name, Publication(to, data, info, tags=tags))
+        if self.router.send(peer, (frame,), messages=1) is not Offer.TAKEN:
+            raise Refused(ErrorCode.NOBODY_LISTENS, f"fd {peer.fd} takes no more")
+        self._asked[number] = _Asked(number, asker_fd, peer.fd, answer)
+        for fd in {asker_fd, peer.fd}:
             self._of.setdefault(fd, set()).add(number)
         if due < inf:
             heapq.heappush(self._due, (due, number))
@@ -128,31 +129,31 @@ class Requests:
                 self.forget(number)
                 asked.answer(Refused(ErrorCode.NO_ANSWER))
 
-    def _responder(self, to: str, asker: Fd, tags: dict[str, str]) -> tuple[str, Session]:
-        """Who is asked, and under which name it gets the request."""
+    def _responder(self, to: str, asker: Fd, tags: dict[str, str]) -> tuple[str, Peer]:
+        """The client that is asked, and the name under which it gets the request."""
+        router = self.router
         fd = direct_fd(to)
         if fd is not None:
-            self.router.check_direct()
+            router.check_direct()
             if fd == asker:
                 raise Refused(ErrorCode.BAD_REQUEST, f"{to} is this connection itself")
-            session = self.router.hub.sessions.get(fd)
-            if session is not None and session.phase is Phase.CONNECTED:
-                return to, session
+            peer = router.hub.sessions.get(fd)
+            if peer is not None and peer.phase is Phase.CONNECTED:
+                return to, peer
             raise Refused(ErrorCode.NOBODY_LISTENS, f"no client has fd {fd}")
-        self.router.check_topic(to)
-        rules = self.router.rules_for(to)
-        for listeners in self.router.hub.listeners(to):
+        router.rights.check_topic(to)
+        rules = router.rights.rules_of(to)
+        for listeners in router.hub.listeners(to):
+            through_pattern = listeners.name != to
+
+            def admits(member: Subscription, through_pattern: bool = through_pattern) -> bool:
+                # A reader in this very program has no fd to answer from.
+                return isinstance(member.subscriber, Peer) and (
+                    not through_pattern or router.rights.receives(rules, to, member)
+                )
+
             for group in listeners.groups.values():
-
-                def suits(member: Subscription, name: str = listeners.name) -> bool:
-                    # A reader in this very program has no fd to answer from.
-                    return isinstance(member.subscriber, Session) and (
-                        name == to or self.router.may_get(rules, to, member)
-                    )
-
-                outlet = Outlet(group, self.router.office, rules.slow_consumer, (asker,), suits)
-                member = outlet.choose(tags)
-                if member is not None:
-                    assert isinstance(member.subscriber, Session)
+                member = GroupRecipient(group, admits).choose(tags, (asker,))
+                if member is not None and isinstance(member.subscriber, Peer):
                     return member.name, member.subscriber
         raise Refused(ErrorCode.NOBODY_LISTENS, f"nobody listens to {to} in a queue group")

@@ -1,24 +1,45 @@
 """How a subscription begins, whoever asked for it: the client, or the server on its behalf.
 
-Rule: one atomic step. Whatever is published before it is in the result, if the client recovers;
-whatever is published after it comes behind the result.
+Rules:
+
+1. All that can be refused is refused by `plan_subscription`; to begin what was planned refuses only
+   a position that cannot be recovered, where the client asked for that.
+2. To begin is one atomic step. Publications before it are in the result, if the client recovers;
+   those after it come behind the result.
+3. A successful recovery is answered with the position that was asked for: clients keep the position
+   of the reply before they hand out what it brings, each of which moves it on.
 """
+
+from typing import Final
 
 import attrs
 from msgspec import Raw
 
-from broker.core.messages import Position
-from broker.core.session import Session, Subscription
+from broker.core.messages import Position, Publication
+from broker.core.names import DIRECT, PERSONAL
+from broker.core.session import Grant, Subscription
 from broker.core.tags import check_filter, matches
 from broker.core.topics import is_pattern
 from broker.errors import ErrorCode, Refused
 from broker.protocols.codec import Codec
 from broker.protocols.commands import SubscribeRequest
+from broker.routing.recipients import Peer
 from broker.routing.router import Router
 
-REJECT_UNRECOVERED = 2
+REJECT_UNRECOVERED: Final = 2
 """Subscribe flag: answer 112 instead of `recovered: false`. Flag 1 offers to take numbers in place
 of topic names, which we have no use for: pushes name their topic."""
+
+
+def check_subscribable(router: Router, peer: Peer, name: str) -> None:
+    """Raise `Refused` for a name that this peer cannot subscribe to, whoever wants it: 105 where it
+    is subscribed, 106 for one too many, and as `Rights.check_listenable` does."""
+    if name in peer.subscriptions or name in (f"{DIRECT}{peer.fd}", f"{PERSONAL}{peer.user}"):
+        raise Refused(ErrorCode.ALREADY_SUBSCRIBED)
+    router.rights.check_listenable(name)
+    limit = router.settings.config.max_topics
+    if len(peer.subscriptions) >= limit:
+        raise Refused(ErrorCode.LIMIT_EXCEEDED, f"more than {limit} subscriptions")
 
 
 @attrs.frozen
@@ -29,73 +50,104 @@ class Opened:
     result: dict[str, object]
 
     def settle(self, router: Router) -> None:
-        """What comes behind the reply or push: the values that are retained, then who joined."""
+        """Give what comes behind the reply or push: the values that are retained, then who joined."""
         router.give_retained(self.subscription, recovered=bool(self.result.get("recovered")))
         router.announce(self.subscription)
 
 
-def open_subscription(
+@attrs.frozen
+class Plan:
+    """A subscription that may begin, as long as nothing is waited for."""
+
+    router: Router
+    peer: Peer
+    request: SubscribeRequest
+    grant: Grant
+    codec: Codec | None
+    group: str
+    server_side: bool
+    join_leave: bool
+    recoverable: bool
+
+    def begin(self) -> Opened:
+        """Subscribe the peer. Raises `Refused` (112), with nothing changed, for an unrecoverable
+        position where the client asked for that."""
+        result = self._recover(self.codec) if self.codec and self.recoverable else {}
+        if self.grant.data is not None:
+            result["data"] = Raw(self.grant.data)
+        subscription = Subscription(
+            self.peer,
+            self.grant.name,
+            self.grant,
+            join_leave=self.join_leave,
+            recoverable=self.recoverable,
+            group=self.group,
+            server_side=self.server_side,
+            wanted=self.request.tf,
+        )
+        self.router.subscribe(subscription)
+        return Opened(subscription, result)
+
+    def _recover(self, codec: Codec) -> dict[str, object]:
+        engine, request, name = self.router.engine, self.request, self.grant.name
+        result: dict[str, object] = {"recoverable": True, "positioned": True}
+        missed: list[Publication] = []
+        if request.recover:
+            asked = Position(request.offset, request.epoch)
+            missed, recovered, position = engine.recover(name, asked)
+            if not recovered and request.flag & REJECT_UNRECOVERED:
+                raise Refused(ErrorCode.UNRECOVERABLE_POSITION)
+            result |= {"was_recovering": True, "recovered": recovered}
+            if recovered:
+                position = Position(request.offset, position.epoch)
+            wanted = request.tf
+            if wanted is not None:
+                missed = [each for each in missed if matches(wanted, each.tags or {})]
+        else:
+            position = engine.position(name)
+        return {**result, **codec.stream(missed, position)}
+
+
+def plan_subscription(
     router: Router,
-    session: Session,
+    peer: Peer,
     codec: Codec | None,
     request: SubscribeRequest,
+    grant: Grant,
     *,
-    info: bytes | None = None,
-    data: bytes | None = None,
     group: str = "",
     server_side: bool = False,
     join_leave: bool = False,
-) -> Opened:
-    """Subscribe `session` to `request.channel`, which it may and is not yet.
+) -> Plan:
+    """Check all of a subscription to `grant.name`, which the peer is not subscribed to yet.
 
-    `info` is what others see of it on this topic, `data` goes to the client, both raw JSON. Without
-    a `codec` the peer is told nothing, and the result is empty. `server_side` subscriptions are
-    recoverable wherever there is a history. Raises `Refused`, with nothing changed: 112 for an
-    unrecoverable position where the client asked for that, 107 for a tags filter that makes no
-    sense, 108 for another kind of subscription than a stream.
+    Without a `codec` the peer is told nothing, and the result is empty. `server_side` subscriptions
+    are recoverable wherever there is a history. Raises `Refused`: 107 for a tags filter that makes
+    no sense, 108 for another kind of subscription than a stream.
     """
     if request.type:
         text = f"type {request.type}: only streams are served, no maps and no shared polls"
         raise Refused(ErrorCode.NOT_AVAILABLE, text)
-    name = request.channel
-    wanted = request.tf
-    if wanted is not None:
+    if request.tf is not None:
         try:
-            check_filter(wanted)
+            check_filter(request.tf)
         except ValueError as error:
             raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
-    rules = router.rules_for(name)
+    name = grant.name
+    rules = router.rights.rules_of(name)
     asks = request.recoverable or request.positioned or request.recover or server_side
     asks = asks or rules.force_recovery or rules.force_positioning
     join_leave = join_leave or request.join_leave or rules.force_push_join_leave
     # A member that recovered would be given what others of its group have had.
     has_history = rules.history_size > 0 and not is_pattern(name) and not group
-    recoverable = asks and has_history and codec is not None
-    result: dict[str, object] = {}
-    if recoverable:
-        assert codec is not None
-        if request.recover:
-            position = Position(request.offset, request.epoch)
-            missed, recovered, top = router.engine.recover(name, position)
-            if not recovered and request.flag & REJECT_UNRECOVERED:
-                raise Refused(ErrorCode.UNRECOVERABLE_POSITION)
-            if wanted is not None:
-                missed = [each for each in missed if matches(wanted, each.tags or {})]
-            result |= {"was_recovering": True, "recovered": recovered}
-        else:
-            missed, top = [], router.engine.position(name)
-        result |= {"recoverable": True, "positioned": True, **codec.stream(missed, top)}
-    if data is not None:
-        result["data"] = Raw(data)
-    subscription = Subscription(
-        session,
-        name,
-        session.info if info is None else attrs.evolve(session.info, chan_info=info),
+    return Plan(
+        router,
+        peer,
+        request,
+        grant,
+        codec,
+        group,
+        server_side,
         join_leave=join_leave and codec is not None,
-        recoverable=recoverable,
-        group=group,
-        server_side=server_side,
-        wanted=wanted,
+        recoverable=asks and has_history and codec is not None,
     )
-    router.subscribe(subscription)
-    return Opened(subscription, result)

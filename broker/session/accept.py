@@ -13,7 +13,7 @@ import trio
 from broker.access.origins import origin_allowed
 from broker.errors import HeadError
 from broker.session.connection import Connection
-from broker.session.services import Services
+from broker.session.services import ServedConnection, Services
 from broker.transport.head import Head, check_upgrade, parse_head, read_head, refusal
 from broker.transport.sockets import address_of, answer_and_linger
 
@@ -47,7 +47,7 @@ async def serve_connection(services: Services, stream: trio.abc.Stream) -> None:
 
 async def _receive(
     services: Services, stream: trio.abc.Stream, address: str
-) -> "Connection | None":
+) -> ServedConnection | None:
     """Read a request head and see to it; a connection if it asks for a WebSocket and may have one."""
     config = services.config
     try:

@@ -1,7 +1,4 @@
-"""What the broker itself does for those who ask for more than a plain publish.
-
-One place for three doors: methods of `Broker`, the HTTP API, and rpc methods of clients, which come
-before the app's `on_rpc`:
+"""Calls of clients: the broker's own methods, and behind them the app's `on_rpc`.
 
 =========  ======================================================  =================================
 method     asks with                                               answered with
@@ -9,46 +6,31 @@ method     asks with                                               answered with
 publish    topic, data, echo, exclude, report, key, retain         {}, or the report
 request    to, data, seconds                                       what the other client answered
 reply      reply_to, and data or error {code, message}             {}
-will       topic, data; without a topic: no will any more          {}
+will       topic, data, retain; without a topic: none any more     {}
 =========  ======================================================  =================================
 """
 
-from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Final, Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, Final, TypeAlias
 
 import attrs
 import msgspec
 import trio
 from msgspec import Meta, Raw, Struct
 
-from broker.core.idempotency import MAX_KEY_BYTES, Once
-from broker.core.messages import ClientInfo, Close, Delivery, Fd, Initiator
-from broker.errors import ErrorCode, Refused
-from broker.protocols.json_text import one_line, to_json
-from broker.routing.publishing import publish_apart
-from broker.routing.requests import Requests
-from broker.routing.router import Router
+from broker.core.messages import Delivery, Fd
+from broker.errors import CloseCode, Disconnect, ErrorCode, Refused
+from broker.protocols.codec import Result
+from broker.protocols.commands import BadCommand, Command
+from broker.protocols.json_text import check_json, one_line, to_json
+from broker.routing.publishing import PublishOptions
+from broker.routing.wills import Will
+from broker.session.commands import NobodyAsked, ask_publish, hand_to_app
+from broker.session.replies import NOTHING, Client
+from broker.transport import frames
 
 _ABSENT: Final = Raw(b"")
-
-GOODBYES: Final = (1000, 1005)
-"""Codes of a client that means to go: 1005 is a Close frame without a code, which is what a browser's
-`close()` sends."""
-
-
-class Caller(Protocol):
-    """The client behind an rpc."""
-
-    @property
-    def fd(self) -> Fd: ...
-    @property
-    def info(self) -> ClientInfo: ...
-
-    async def authorize(self, topic: str, data: bytes) -> bytes:
-        """What may be published in place of `data`. Raises `Refused` or `Disconnect`."""
-
-    def answer(self, result: bytes | Refused) -> None:
-        """Answer the rpc, later."""
 
 
 class PublishParams(Struct, forbid_unknown_fields=True):
@@ -60,12 +42,20 @@ class PublishParams(Struct, forbid_unknown_fields=True):
     key: str = ""
     retain: bool = False
 
+    @property
+    def target(self) -> str:
+        return self.topic
+
 
 class RequestParams(Struct, forbid_unknown_fields=True):
     to: str
     data: Raw = _ABSENT
     seconds: Annotated[float, Meta(gt=0, le=60)] = 10.0
     """As long as a person waits; a minute is what most proxies wait."""
+
+    @property
+    def target(self) -> str:
+        return self.to
 
 
 class ReplyError(Struct):
@@ -78,141 +68,130 @@ class ReplyParams(Struct, forbid_unknown_fields=True):
     data: Raw = _ABSENT
     error: ReplyError | None = None
 
+    @property
+    def target(self) -> str:
+        return ""
+
 
 class WillParams(Struct, forbid_unknown_fields=True):
     topic: str = ""
     data: Raw = _ABSENT
+    retain: bool = False
+
+    @property
+    def target(self) -> str:
+        return self.topic
 
 
-@attrs.define(eq=False)
-class Methods:
-    """See the module."""
-
-    router: Router
-    requests: Requests = attrs.field(init=False)
-    _done: Once[Delivery] = attrs.field(init=False, factory=Once)
-    _wills: dict[Fd, tuple[str, bytes, ClientInfo]] = attrs.field(init=False, factory=dict)
-
-    def __attrs_post_init__(self) -> None:
-        self.requests = Requests(self.router)
-
-    def publish(
-        self,
-        topic: str,
-        data: bytes,
-        info: ClientInfo | None = None,
-        *,
-        tags: Mapping[str, str] | None = None,
-        opaque: bool = False,
-        exclude: Collection[Fd] = (),
-        skip_history: bool = False,
-        retain: bool = False,
-        key: str = "",
-    ) -> Delivery:
-        """Publish, as `publish_apart` says.
-
-        A second publish with the same `key`, by the same user to the same topic within five
-        minutes, publishes nothing and gets the report of the first.
-        """
-        now = trio.current_time()
-        scope = (None if info is None else info.user, topic, key)
-        if key:
-            if len(key.encode("utf-8", "replace")) > MAX_KEY_BYTES:
-                limit = f"key: more than {MAX_KEY_BYTES} bytes"
-                raise Refused(ErrorCode.BAD_REQUEST, limit)
-            done = self._done.get(scope, now)
-            if done is not None:
-                return done
-        delivery = publish_apart(
-            self.router,
-            topic,
-            data,
-            info,
-            tags=tags,
-            opaque=opaque,
-            exclude=exclude,
-            skip_history=skip_history,
-            retain=retain,
-        )
-        if key:
-            self._done.keep(scope, delivery, now)
-        return delivery
-
-    def end(self, fd: Fd, close: Close) -> None:
-        """A connection has ended: its will is published, unless it said goodbye, and who waits for
-        its answers learns that there will be none."""
-        self.requests.leave(fd)
-        topic, data, info = self._wills.pop(fd, ("", b"", None))
-        if topic and not (close.initiator is Initiator.CLIENT and close.code in GOODBYES):
-            try:
-                self.router.publish(topic, data, info)
-            except Refused:
-                pass  # for an fd or a user that has gone by now
-            else:
-                self.router.flush()
-
-    # of clients
-
-    async def call(self, caller: Caller, method: str, params: bytes) -> bytes | None:
-        """Carry out an rpc of `RPC`; None if it will be answered later, by `caller.answer`.
-
-        Waits only for the app's `on_publish`. Raises `Refused`.
-        """
-        kind, carry_out = RPC[method]
-        try:
-            asked: Any = msgspec.json.decode(params or b"{}", type=kind)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise Refused(ErrorCode.BAD_REQUEST, f"{method}: {error}") from None
-        answer: bytes | None = await carry_out(self, caller, asked)
-        return answer
-
-    async def _publish(self, caller: Caller, params: PublishParams) -> bytes:
-        data = await caller.authorize(params.topic, _line(params.data))
-        delivery = self.publish(
-            params.topic,
-            data,
-            caller.info,
-            exclude=params.exclude if params.echo else [*params.exclude, caller.fd],
-            retain=params.retain,
-            key=params.key,
-        )
-        return to_json(report(delivery)) if params.report else b"{}"
-
-    async def _request(self, caller: Caller, params: RequestParams) -> None:
-        data = await caller.authorize(params.to, _line(params.data))
-        due = trio.current_time() + params.seconds
-        self.requests.ask(params.to, data, caller.info, caller.answer, asker=caller.fd, due=due)
-
-    async def _reply(self, caller: Caller, params: ReplyParams) -> bytes:
-        if not (params.reply_to.isascii() and params.reply_to.isdigit()):
-            raise Refused(ErrorCode.BAD_REQUEST, "reply: reply_to is a tag of the request")
-        answer: bytes | Refused
-        if params.error is not None:
-            answer = Refused(params.error.code, params.error.message)
-        else:
-            answer = _line(params.data)
-        self.requests.reply(caller.fd, int(params.reply_to[:18]), answer)
-        return b"{}"
-
-    async def _will(self, caller: Caller, params: WillParams) -> bytes:
-        if params.topic:
-            data = await caller.authorize(params.topic, _line(params.data))
-            self._wills[caller.fd] = params.topic, data, caller.info
-        else:
-            self._wills.pop(caller.fd, None)
-        return b"{}"
+Params: TypeAlias = PublishParams | RequestParams | ReplyParams | WillParams
 
 
-RPC: Final[dict[str, tuple[type[Struct], Any]]] = {
-    "publish": (PublishParams, Methods._publish),
-    "request": (RequestParams, Methods._request),
-    "reply": (ReplyParams, Methods._reply),
-    "will": (WillParams, Methods._will),
+def _publish(client: Client, _: int, params: PublishParams, data: bytes) -> bytes:
+    left_out = params.exclude if params.echo else [*params.exclude, client.peer.fd]
+    options = PublishOptions(exclude=left_out, key=params.key, retain=params.retain)
+    delivery = client.services.publisher.publish(params.topic, data, client.peer, options)
+    return to_json(report(delivery)) if params.report else b"{}"
+
+
+def _request(client: Client, request_id: int, params: RequestParams, data: bytes) -> None:
+    due = trio.current_time() + params.seconds
+    answer = partial(_answer_later, client, request_id)
+    client.services.requests.ask(params.to, data, client.peer, answer, due=due)
+
+
+def _answer_later(client: Client, request_id: int, result: bytes | Refused) -> None:
+    """Answer a call that was not answered when it came, if the client is still here."""
+    if not client.peer.is_established:
+        return
+    if isinstance(result, Refused):
+        client.refuse(request_id, result)
+    else:
+        client.reply(request_id, "rpc", {"data": Raw(result)})
+
+
+def _reply(client: Client, _: int, params: ReplyParams, data: bytes) -> bytes:
+    if not (params.reply_to.isascii() and params.reply_to.isdigit()):
+        raise Refused(ErrorCode.BAD_REQUEST, "reply: reply_to is a tag of the request")
+    answer: bytes | Refused
+    if params.error is not None:
+        answer = Refused(params.error.code, params.error.message)
+    else:
+        answer = _line(params.data)
+    client.services.requests.reply(client.peer.fd, int(params.reply_to[:18]), answer)
+    return b"{}"
+
+
+def _will(client: Client, _: int, params: WillParams, data: bytes) -> bytes:
+    will = Will(params.topic, data, params.retain) if params.topic else None
+    client.services.wills.put(client.peer.fd, will)
+    return b"{}"
+
+
+@attrs.frozen
+class _Method:
+    """One of the broker's own methods. `carry_out` returns raw JSON, or None to answer later."""
+
+    params: type[Params]
+    carry_out: Callable[[Client, int, Any, bytes], bytes | None]
+
+
+METHODS: Final[dict[str, _Method]] = {
+    "publish": _Method(PublishParams, _publish),
+    "request": _Method(RequestParams, _request),
+    "reply": _Method(ReplyParams, _reply),
+    "will": _Method(WillParams, _will),
 }
 
 
+class Rpc:
+    """A call of one of our methods, or else of the app's."""
+
+    def must_ask(self, client: Client, command: Command) -> bool:
+        assert command.rpc is not None
+        if command.rpc.method in METHODS:
+            return client.services.hooks.publish is not None
+        return client.services.hooks.rpc is not None
+
+    async def ask(self, client: Client, command: Command) -> object:
+        request, hooks = command.rpc, client.services.hooks
+        assert request is not None
+        if request.method in METHODS:
+            params = self._params(client, command)
+            if not params.target:
+                return b""
+            return await ask_publish(client, params.target, _line(params.data))
+        assert hooks.rpc is not None, "must_ask is false without it"
+        data = await hooks.rpc(client.connection, request.method, client.value(request.data))
+        return client.written(data)
+
+    def act(self, client: Client, command: Command, answer: object) -> Result | None:
+        request = command.rpc
+        assert request is not None
+        method = METHODS.get(request.method)
+        if method is None:
+            if not isinstance(answer, Raw):
+                raise Refused(ErrorCode.METHOD_NOT_FOUND)
+            return {"data": answer}
+        params = self._params(client, command)
+        data = b""
+        if params.target:
+            client.services.rights.check_publish(client.peer, params.target)
+            data = answer if isinstance(answer, bytes) else _line(params.data)
+        result = method.carry_out(client, command.id, params, data)
+        return None if result is None else {"data": Raw(result)}
+
+    def _params(self, client: Client, command: Command) -> Params:
+        request = command.rpc
+        assert request is not None
+        kind = METHODS[request.method].params
+        try:
+            return msgspec.json.decode(client.json(request.data) or b"{}", type=kind)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise Refused(ErrorCode.BAD_REQUEST, f"{request.method}: {error}") from None
+
+
 def report(delivery: Delivery) -> dict[str, object]:
-    """What became of a publication, as the wire has it."""
+    """A report of a publication, as the wire has it."""
     return {
         "matched": delivery.matched,
         "queued": delivery.queued,
@@ -225,3 +204,26 @@ def _line(data: Raw) -> bytes:
     if not data:
         raise Refused(ErrorCode.BAD_REQUEST, "data is missing")
     return one_line(bytes(data))
+
+
+class Send(NobodyAsked):
+    """A message for the app, which wants no reply."""
+
+    def must_ask(self, client: Client, command: Command) -> bool:
+        return client.services.hooks.message is not None
+
+    async def ask(self, client: Client, command: Command) -> object:
+        assert command.send is not None
+        data, opcode = bytes(command.send.data), frames.TEXT
+        if client.codec.opaque_payloads:
+            try:
+                data = check_json(data)
+            except BadCommand:
+                opcode = frames.BINARY
+        await hand_to_app(client.services, client.connection, opcode, data)
+        return NOTHING
+
+    def act(self, client: Client, command: Command, answer: object) -> Result | None:
+        if answer is None:
+            raise Disconnect(CloseCode.NOT_AVAILABLE, "not available")
+        return None

@@ -1,29 +1,52 @@
 """The parts that all connections of one broker share."""
 
+import resource
 from collections.abc import Awaitable, Callable
-from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final, Protocol
 
 import attrs
 import structlog
 import trio
 
-from broker.access.rate_limits import Limits
+from broker.access.rate_limits import RateLimits
+from broker.access.rights import Rights
 from broker.access.tokens import Tokens
+from broker.config.reload import Settings
 from broker.config.settings import Config
 from broker.core.event_queue import EventKind
-from broker.core.messages import Fd
+from broker.core.messages import ConnectionInfo, Fd, Initiator
 from broker.hooks import Hooks
+from broker.routing.publishing import Publisher
+from broker.routing.recipients import Peer
+from broker.routing.requests import Requests
 from broker.routing.router import Router
-from broker.session.rpc import Methods
+from broker.routing.wills import Wills
+from broker.session.orders import Orders
 from broker.transport.head import Head
 from broker.transport.lane import LaneLimits
 
-if TYPE_CHECKING:
-    from broker.session.connection import Connection
+_SPARE_FILES: Final = 64
+"""Open files kept for listeners, logs and the app: no connection is accepted into these."""
+
+
+class ServedConnection(Protocol):
+    """A connection as the rest of its node uses it."""
+
+    @property
+    def peer(self) -> Peer: ...
+    @property
+    def orders(self) -> Orders: ...
+
+    async def run(self) -> None: ...
+    def info(self) -> ConnectionInfo: ...
+    def close(self, code: int, reason: str = "", initiator: Initiator = ...) -> bool: ...
+    def shut_down(self) -> bool: ...
+    def beat(self, now: float) -> None: ...
+    def expire(self, when: float | None) -> bool: ...
+
 
 HttpHandler = Callable[
-    ["Services", trio.abc.Stream, Head, bytes, str], Awaitable["Connection | None"]
+    ["Services", trio.abc.Stream, Head, bytes, str], Awaitable[ServedConnection | None]
 ]
 """Serves plain HTTP on a stream whose head, and some bytes behind it, were already read; the last is
 the peer's address. Returns a connection where the request opens one. May raise `HeadError`."""
@@ -31,58 +54,72 @@ the peer's address. Returns a connection where the request opens one. May raise 
 
 @attrs.define(eq=False)
 class Services:
-    """What all connections of one broker share."""
+    """The parts that all connections of one broker share; each has one owner, and that is here."""
 
-    config: Config
+    settings: Settings
     hooks: Hooks
     router: Router
-    serve_http: HttpHandler
+    tokens: Tokens
     loopback_bind: bool
     """Whether only this machine can reach us, its proxies among all else; see `origin_allowed`."""
-    tokens: Tokens
-    max_connections: float = inf
-    methods: Methods = attrs.field(init=False)
-    limits: Limits = attrs.field(
-        default=attrs.Factory(lambda services: Limits(services.config), takes_self=True)
-    )
+    name: str = ""
+    """This broker's name, wherever it is told."""
+    serve_http: HttpHandler = attrs.field(init=False)
+    """Set before anybody is accepted: it is made of what is here."""
+    rights: Rights = attrs.field(init=False)
+    rate_limits: RateLimits = attrs.field(init=False)
+    publisher: Publisher = attrs.field(init=False)
+    requests: Requests = attrs.field(init=False)
+    wills: Wills = attrs.field(init=False)
     draining: bool = False
-    connections: dict[Fd, "Connection"] = attrs.field(factory=dict)
+    connections: dict[Fd, ServedConnection] = attrs.field(factory=dict)
     meeting: int = 0
     """Streams accepted and not yet closed, whatever they speak."""
     refused: int = 0
-    log: structlog.typing.FilteringBoundLogger = attrs.field(
-        # Bound once: asking for a logger anew costs 3 µs a message, said or not.
-        factory=lambda: structlog.get_logger("broker").bind()
-    )
-    lane_limits: LaneLimits = attrs.field(
-        default=attrs.Factory(lambda services: _lane_limits(services.config), takes_self=True)
-    )
+    # Bound once: asking for a logger anew costs 3 µs a message, said or not.
+    log: structlog.typing.FilteringBoundLogger = attrs.field(init=False)
+    lane_limits: LaneLimits = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.methods = Methods(self.router)
+        self.rights = self.router.rights
+        self.rate_limits = RateLimits(self.settings)
+        self.publisher = Publisher(self.router)
+        self.requests = Requests(self.router)
+        self.wills = Wills(self.publisher)
+        self.settings.watch(self._settings_changed)
+        self._settings_changed()
 
-    def tell(self, kind: EventKind, fd: Fd, user: str, **fields: Any) -> None:
-        """Something has happened to a connection; `fields` are those of `Event`. Never waits."""
+    @property
+    def max_connections(self) -> int:
+        """Connections at once: as the settings say, else as many as files may be open, less a reserve."""
+        limit = self.config.max_connections
+        if limit is not None:
+            return limit
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # What is open by now (listeners, logs, the event loop) is within the reserve.
+        return max(1, files - min(_SPARE_FILES, files // 2))
+
+    @property
+    def config(self) -> Config:
+        """The settings of now. Nobody keeps them beyond an await."""
+        return self.settings.config
+
+    def emit(self, kind: EventKind, fd: Fd, user: str, **fields: Any) -> None:
+        """Note that something has happened to a connection; `fields` are those of `Event`. Never
+        waits."""
         if self.router.events is not None:
             self.router.events.emit(kind, fd, user, **fields)
 
-    def reload(self, config: Config) -> None:
-        """Go by another config, everybody here included."""
-        self.config = config
-        self.lane_limits = _lane_limits(config)
-        self.limits.reload(config)
-        self.router.reload(config)
+    def _settings_changed(self) -> None:
+        config = self.config
         self.log = structlog.get_logger("broker").bind()
+        self.lane_limits = LaneLimits(
+            max_message_bytes=config.max_message_bytes,
+            max_fragments=config.max_fragments,
+            message_seconds=config.message_seconds,
+            control_rate=config.control_rate,
+            control_burst=config.control_burst,
+            inbox_batches=config.inbox_batches,
+        )
         for connection in self.connections.values():
-            connection.reload(config)
-
-
-def _lane_limits(config: Config) -> LaneLimits:
-    return LaneLimits(
-        max_message_bytes=config.max_message_bytes,
-        max_fragments=config.max_fragments,
-        message_seconds=config.message_seconds,
-        control_rate=config.control_rate,
-        control_burst=config.control_burst,
-        inbox_batches=config.inbox_batches,
-    )
+            connection.peer.outbox.bound(config.outbox_bytes, config.outbox_messages)

@@ -22,6 +22,7 @@ import trio
 
 from broker.config.settings import WebhookRules
 from broker.core.event_queue import Event
+from broker.events.dispatcher import EventReader
 from broker.events.feed import Feed
 from broker.transport.http_client import Backend, open_http_client
 
@@ -141,15 +142,20 @@ def seconds_of(retry_after: str, now: float) -> float:
 
 
 @asynccontextmanager
-async def open_backend(
+async def open_sender(
     rules: WebhookRules, now: Callable[[], float]
-) -> AsyncGenerator[Backend | None]:
-    """Who events are sent to, for as long as the block; None without a URL.
+) -> AsyncGenerator[EventReader | None]:
+    """A reader that sends events to `rules.url`, for as long as the block; None without a URL.
 
-    Raises `ConfigError` if the package for it is missing.
+    `now` is in Unix seconds. Raises `ConfigError` if the package for it is missing.
     """
     if not rules.url:
         yield None
         return
     async with open_http_client("webhooks.url", "webhooks") as client:
-        yield Backend(client, rules.secret, now)
+        backend = Backend(client, rules.secret, now)
+
+        async def run(feed: Feed) -> None:
+            await Webhook(feed, rules, backend).run()
+
+        yield EventReader("webhooks", run, rules.events)

@@ -1,0 +1,247 @@
+"""The things that may be done to connections and topics of one broker while it serves.
+
+`Broker`, the HTTP API and everything else that is no client goes through here. Unless it says
+otherwise a method never waits: it is one atomic step, of which the network learns later.
+"""
+
+import socket
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+
+import attrs
+import structlog
+import trio
+
+from broker.config.reload import Change
+from broker.config.settings import Config
+from broker.core.event_queue import EventKind, EventStatistics
+from broker.core.history import HistoryStatistics
+from broker.core.hub import HubStatistics
+from broker.core.messages import (
+    ClientInfo,
+    ConnectionInfo,
+    Delivery,
+    Fd,
+    Position,
+    Publication,
+    PushResult,
+)
+from broker.core.session import Decider, Grant, Subscription
+from broker.errors import Refused, check_close_code
+from broker.hooks import Hooks
+from broker.logs import reconfigure
+from broker.routing.publishing import PublishOptions
+from broker.routing.reader import Reader
+from broker.session.orders import ServerSub
+from broker.session.services import ServedConnection, Services
+from broker.transport.postman import PostStatistics
+
+log = structlog.get_logger("broker")
+
+
+@attrs.frozen
+class BrokerStatistics:
+    """A snapshot. `published` and `refused` count since `serve` began."""
+
+    connections: int
+    users: int
+    published: int
+    refused: int
+    hub: HubStatistics
+    history: HistoryStatistics
+    post: PostStatistics
+    events: Mapping[str, EventStatistics]
+    """By reader, `on_event` and `webhooks`; empty where nobody reads them."""
+
+
+def node_name(config: Config) -> str:
+    """This broker's name: that of the settings, else host and port."""
+    return config.name or f"{socket.gethostname()}:{config.unix or config.port}"
+
+
+@attrs.define(eq=False)
+class Node:
+    """One broker while it serves; see the module."""
+
+    services: Services
+    started_at: float = attrs.field(factory=time.time)
+    """Unix seconds."""
+    _readers: set[Reader] = attrs.field(init=False, factory=set)
+
+    @property
+    def config(self) -> Config:
+        return self.services.config
+
+    @property
+    def hooks(self) -> Hooks:
+        return self.services.hooks
+
+    @property
+    def name(self) -> str:
+        return self.services.name
+
+    @property
+    def draining(self) -> bool:
+        """Whether the broker was asked to stop."""
+        return self.services.draining
+
+    # messages
+
+    def push(self, fd: Fd, data: object) -> PushResult:
+        connection = self._find(fd)
+        return PushResult.CLOSED if connection is None else connection.orders.push(data)
+
+    def declare_plain(self, fd: Fd) -> bool:
+        connection = self._find(fd)
+        return connection is not None and connection.orders.declare_plain()
+
+    def publish(self, topic: str, data: bytes, options: PublishOptions) -> Delivery:
+        return self.services.publisher.publish(topic, data, None, options)
+
+    async def request(self, to: str, data: bytes) -> object:
+        requests = self.services.requests
+        came = trio.Event()
+        answers: list[bytes | Refused] = []
+
+        def answer(result: bytes | Refused) -> None:
+            answers.append(result)
+            came.set()
+
+        number = requests.ask(to, data, None, answer)
+        try:
+            await came.wait()
+        finally:
+            requests.forget(number)
+        (result,) = answers
+        if isinstance(result, Refused):
+            raise result
+        return Publication(to, result).value
+
+    @asynccontextmanager
+    async def subscribe(self, pattern: str, *, capacity: int, group: str) -> AsyncGenerator[Reader]:
+        router = self.services.router
+        router.rights.check_listenable(pattern)
+        reader = Reader(capacity)
+        grant = Grant(pattern, Decider.PROGRAM)
+        subscription = Subscription(reader, pattern, grant, group=group)
+        router.subscribe(subscription)
+        router.give_retained(subscription)
+        self._readers.add(reader)
+        try:
+            yield reader
+        finally:
+            self._readers.discard(reader)
+            router.unsubscribe(reader, pattern)
+            reader.end()
+
+    # topics
+
+    def presence(self, topic: str) -> dict[str, ClientInfo]:
+        return self.services.router.hub.presence(topic)
+
+    def history(
+        self, topic: str, since: Position | None, limit: int, reverse: bool
+    ) -> tuple[list[Publication], Position]:
+        return self.services.router.engine.history(topic, since, limit, reverse)
+
+    def remove_history(self, topic: str) -> None:
+        self.services.router.engine.remove(topic)
+
+    def topics(self) -> dict[str, int]:
+        return self.services.router.hub.topics()
+
+    def add_subscription(self, fd: Fd, topic: str, sub: ServerSub) -> bool:
+        connection = self._find(fd)
+        return connection is not None and connection.orders.add_subscription(topic, sub)
+
+    def end_subscription(self, fd: Fd, topic: str, code: int, reason: str) -> bool:
+        connection = self._find(fd)
+        return connection is not None and connection.orders.end_subscription(topic, code, reason)
+
+    # connections
+
+    def disconnect(self, fd: Fd, code: int, reason: str) -> bool:
+        check_close_code(code)
+        connection = self._find(fd)
+        return connection is not None and connection.close(code, reason)
+
+    def expire(self, fd: Fd, when: float | None) -> bool:
+        connection = self._find(fd)
+        return connection is not None and connection.expire(when)
+
+    def exists(self, fd: Fd) -> bool:
+        return self.services.router.hub.sessions.get(fd) is not None
+
+    def is_established(self, fd: Fd) -> bool:
+        return self._find(fd) is not None
+
+    def connections(self, after: Fd, limit: int) -> list[ConnectionInfo]:
+        page = self.services.router.hub.sessions.page(after, limit)
+        return [info for peer in page if (info := self.connection_info(peer.fd)) is not None]
+
+    def connection_info(self, fd: Fd) -> ConnectionInfo | None:
+        connection = self.services.connections.get(fd)
+        return None if connection is None else connection.info()
+
+    def bind(self, fd: Fd, user: str) -> None:
+        peer = self.services.router.hub.sessions.get(fd)
+        if peer is None:
+            raise KeyError(fd)
+        connection = self._find(fd)
+        if connection is not None and user != peer.user:
+            connection.orders.bind(user)
+            self.services.emit(EventKind.BOUND, fd, user)
+
+    def fds_of(self, user: str) -> list[Fd]:
+        return list(self.services.router.hub.sessions.fds_of(user))
+
+    def stats(self) -> BrokerStatistics:
+        router = self.services.router
+        return BrokerStatistics(
+            connections=len(router.hub.sessions),
+            users=router.hub.sessions.statistics().users,
+            published=router.published,
+            refused=self.services.refused,
+            hub=router.hub.statistics(),
+            history=router.engine.statistics(),
+            post=router.office.statistics(),
+            events={} if router.events is None else router.events.statistics(),
+        )
+
+    def _find(self, fd: Fd) -> ServedConnection | None:
+        connection = self.services.connections.get(fd)
+        return connection if connection is not None and connection.peer.is_established else None
+
+    # life
+
+    def reload(self, config: Config) -> Change:
+        """Go by another config; atomic. Settings that need a restart stay, and are named in the log."""
+        change = self.services.settings.replace(config)
+        if {"log_format", "log_level"} & set(change.made):
+            reconfigure(self.config.log_format, self.config.log_level)
+        if change.refused:
+            log.warning(
+                "not_reloaded",
+                settings=list(change.refused),
+                detail="these need a restart; the broker goes on with the old ones",
+            )
+        log.info("reloaded", settings=list(change.made))
+        return change
+
+    def beat(self) -> None:
+        """Look at everything that time ends: requests, expiry, silent peers. Linear in them."""
+        now = trio.current_time()
+        self.services.requests.expire(now)
+        for connection in list(self.services.connections.values()):
+            connection.beat(now)
+
+    def shut_down(self) -> None:
+        """Tell every client that the broker stops."""
+        for connection in list(self.services.connections.values()):
+            connection.shut_down()
+
+    def end_readers(self) -> None:
+        """No more will come for readers in this program."""
+        for reader in self._readers:
+            reader.end()

@@ -1,0 +1,126 @@
+"""Recipients that are clients: a peer with its outbox, and audiences of peers who get the same.
+
+Rule: a frame is encoded once for all who speak one codec under one name, and only if there is
+somebody to get it.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import cast
+
+import attrs
+
+from broker.core.messages import Fd, Publication
+from broker.core.session import Audience, Parcel, Recipient, Session, Subscription
+from broker.core.tags import FilterNode, matches
+from broker.protocols.codec import PeerCodec
+from broker.transport.outbox import Outbox, Run, SlowRule
+from broker.transport.postman import PostOffice
+
+
+@attrs.define(eq=False)
+class Peer(Session):
+    """A session with the way to its client.
+
+    `codec` says how it is written to; it is set once, when the first message tells which protocol
+    the peer speaks. `outbox` is there as soon as the connection runs.
+    """
+
+    office: PostOffice = attrs.field(kw_only=True)
+    codec: PeerCodec | None = None
+    outbox: Outbox = attrs.field(init=False)
+
+    @property
+    def is_reachable(self) -> bool:
+        return self.speaks and not self.outbox.sealed
+
+    @property
+    def keeps_up(self) -> bool:
+        return self.outbox.keeps_up
+
+    @property
+    def bytes_waiting(self) -> int:
+        return self.outbox.bytes
+
+    def audience_key(self, wanted: FilterNode | None) -> Hashable:
+        return (self.codec, wanted)
+
+    def new_audience(self, name: str, wanted: FilterNode | None) -> Audience:
+        assert self.codec is not None, "it is known which protocol a subscriber speaks"
+        return PeerAudience(name, self.codec, self.office, wanted)
+
+    def take(self, name: str, publications: Sequence[Publication], rule: str) -> int:
+        """Queue publications for this peer alone, under the name that it listens to."""
+        assert self.codec is not None, "it is known which protocol a subscriber speaks"
+        frames = self.codec.publications(name, publications)
+        run = Run(frames, publications[0].topic, cast(SlowRule, rule))
+        return len(publications) * self.office.deliver(run, (self.outbox,))
+
+
+@attrs.define(eq=False)
+class PeerAudience:
+    """Peers who listen under one name, share a codec and want the same by its tags."""
+
+    name: str
+    codec: PeerCodec
+    office: PostOffice
+    wanted: FilterNode | None = None
+    outboxes: dict[Outbox, Peer] = attrs.field(factory=dict)
+
+    def add(self, subscription: Subscription) -> None:
+        peer = cast(Peer, subscription.subscriber)  # `new_audience` of a peer has made this one
+        self.outboxes[peer.outbox] = peer
+
+    def remove(self, subscription: Subscription) -> None:
+        del self.outboxes[cast(Peer, subscription.subscriber).outbox]
+
+    def __len__(self) -> int:
+        return len(self.outboxes)
+
+    def __iter__(self) -> Iterator[Subscription]:
+        for peer in self.outboxes.values():
+            yield peer.subscriptions[self.name]
+
+    def narrowed(self, admits: Callable[[Subscription], bool]) -> Recipient:
+        """A copy with those peers whom `admits` lets in. Linear in them."""
+        few = {
+            outbox: peer
+            for outbox, peer in self.outboxes.items()
+            if admits(peer.subscriptions[self.name])
+        }
+        return attrs.evolve(self, outboxes=few)
+
+    def deliver(self, parcel: Parcel) -> None:
+        """Queue a parcel in each outbox, as one run. Linear in the peers."""
+        if parcel.report is not None or parcel.exclude:
+            self._deliver_apart(parcel)
+            return
+        frames = self._encode(parcel) if self.outboxes else ()
+        if frames:
+            run = Run(frames, parcel.topic, cast(SlowRule, parcel.rule))
+            self.office.deliver(run, self.outboxes)
+
+    def _deliver_apart(self, parcel: Parcel) -> None:
+        """The same, without the peers that are left out, and with a report of what became of it."""
+        left_out = parcel.exclude
+        # A copy: a peer that is cut for being too slow leaves the very map that is walked here.
+        chosen = [
+            (outbox, peer) for outbox, peer in self.outboxes.items() if peer.fd not in left_out
+        ]
+        frames = self._encode(parcel) if chosen else ()
+        if not frames:
+            return
+        run = Run(frames, parcel.topic, cast(SlowRule, parcel.rule))
+        self.office.deliver(run, [outbox for outbox, _ in chosen])
+        if parcel.report is not None:
+            failed: list[Fd] = [peer.fd for outbox, peer in chosen if outbox.sealed]
+            parcel.report.matched += len(chosen)
+            parcel.report.queued += len(chosen) - len(failed)
+            parcel.report.failed += failed
+
+    def _encode(self, parcel: Parcel) -> list[bytes]:
+        wanted, name, publications = self.wanted, self.name, self.codec.publications
+        frames: list[bytes] = []
+        for batch in parcel.batches:
+            if wanted is None or matches(wanted, batch[0].tags or {}):
+                frames += publications(name, batch)
+        return frames

@@ -1,0 +1,57 @@
+"""Wills: a last publication on behalf of a client that goes without saying goodbye."""
+
+from typing import Final
+
+import attrs
+
+from broker.core.messages import Close, Fd, Initiator
+from broker.errors import Refused
+from broker.routing.publishing import Publisher, PublishOptions
+from broker.routing.recipients import Peer
+
+GOODBYES: Final = (1000, 1005)
+"""Codes of a client that means to go: 1005 is a Close frame without a code, which is what a browser's
+`close()` sends."""
+
+
+@attrs.frozen
+class Will:
+    """A publication to come. `data` is raw JSON; `retain` makes it the topic's last value."""
+
+    topic: str
+    data: bytes
+    retain: bool = False
+
+
+@attrs.define(eq=False)
+class Wills:
+    """The wills of the connections that are here, one each at most."""
+
+    publisher: Publisher
+    _of: dict[Fd, Will] = attrs.field(init=False, factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def put(self, fd: Fd, will: Will | None) -> None:
+        """Replace the will of a connection; None takes it back."""
+        if will is None:
+            self._of.pop(fd, None)
+        else:
+            self._of[fd] = will
+
+    def carry_out(self, peer: Peer, close: Close) -> None:
+        """Publish the will of a client that has ended so, if it still may; it has none afterwards.
+
+        Before it leaves its topics, as some are open to subscribers alone; it gets nothing itself.
+        A client that said goodbye leaves no will.
+        """
+        will = self._of.pop(peer.fd, None)
+        if will is None or (close.initiator is Initiator.CLIENT and close.code in GOODBYES):
+            return
+        try:
+            self.publisher.router.rights.check_publish(peer, will.topic)
+            options = PublishOptions(exclude=(peer.fd,), retain=will.retain)
+            self.publisher.publish(will.topic, will.data, peer, options)
+        except Refused:
+            pass  # for an fd or a user that has gone by now, or rules that have changed

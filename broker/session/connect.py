@@ -1,0 +1,275 @@
+"""The commands that say who a client is: `connect`, and `refresh` of its token.
+
+Rule: a connect is whole or not at all. All that can be refused is refused before anything changes.
+"""
+
+from collections.abc import Iterable, Mapping
+from math import ceil, inf
+from typing import Final
+
+import attrs
+import msgspec
+
+from broker.access.tokens import ConnectionToken
+from broker.core.event_queue import EventKind
+from broker.core.names import DIRECT, PERSONAL, personal_topic
+from broker.core.session import Decider, Grant, PhaseEvent
+from broker.errors import (
+    CloseCode,
+    Disconnect,
+    ErrorCode,
+    Refused,
+    TokenInvalid,
+    TokenRefused,
+)
+from broker.hooks import ConnectEvent, ConnectReply
+from broker.protocols.codec import Result
+from broker.protocols.commands import Command, ConnectRequest, SubscribeRequest
+from broker.protocols.json_text import to_json
+from broker.routing.subscriptions import Plan, plan_subscription
+from broker.session.commands import note_refused, refusal_of
+from broker.session.expiry import deadline, told
+from broker.session.orders import ServerSub
+from broker.session.replies import Client
+from broker.version import VERSION
+
+_NOT_SEEN_BEFORE: Final = SubscribeRequest()
+
+
+async def ask_connection_token(client: Client, token: str) -> ConnectionToken | None:
+    """Verify a client's token, waiting for keys; None for one without, where that is allowed.
+
+    Raises `Disconnect` for a token that will never do, `Refused` where another one may.
+    """
+    if not _counts(client, token):
+        return None
+    try:
+        return await client.services.tokens.connection(token)
+    except TokenRefused as error:
+        raise _verdict(client, error) from None
+
+
+def connection_token(client: Client, token: str) -> ConnectionToken | None:
+    """The same by the keys that are here."""
+    if not _counts(client, token):
+        return None
+    try:
+        return client.services.tokens.connection_nowait(token)
+    except TokenRefused as error:
+        raise _verdict(client, error) from None
+
+
+def _counts(client: Client, token: str) -> bool:
+    """Whether a token is to be verified; raises `Disconnect` where one is missing."""
+    tokens = client.services.tokens
+    if not tokens.enabled:
+        return False  # without a key a token means nothing, or only something to the app
+    if token:
+        return True
+    if tokens.rules.anonymous_allowed:
+        return False
+    raise _verdict(client, TokenInvalid("no token"))
+
+
+def _verdict(client: Client, error: TokenRefused) -> Exception:
+    note_refused(client, error)
+    if isinstance(error, TokenInvalid):
+        return Disconnect(CloseCode.INVALID_TOKEN, "invalid token")
+    return refusal_of(error)
+
+
+@attrs.frozen
+class _ConnectAnswer:
+    """A verified token, and what the hook replied."""
+
+    token: ConnectionToken | None
+    reply: ConnectReply
+
+
+class Connect:
+    def must_ask(self, client: Client, command: Command) -> bool:
+        services = client.services
+        return services.hooks.connect is not None or services.tokens.may_wait
+
+    async def ask(self, client: Client, command: Command) -> object:
+        request = command.connect
+        assert request is not None
+        token = await ask_connection_token(client, request.token)
+        reply = None
+        if client.services.hooks.connect is not None and client.peer.is_established:
+            event = ConnectEvent(
+                client.connection,
+                request.token,
+                client.value(request.data),
+                request.name,
+                request.version,
+                None if token is None else token.claims,
+            )
+            reply = await client.services.hooks.connect(event)
+        return _ConnectAnswer(token, reply or ConnectReply())
+
+    def act(self, client: Client, command: Command, answer: object) -> Result | None:
+        request = command.connect
+        assert request is not None
+        if isinstance(answer, _ConnectAnswer):
+            token, reply = answer.token, answer.reply
+        else:
+            token, reply = connection_token(client, request.token), ConnectReply()
+        admission = _admit(client, request, token, reply)
+        _let_in(client, command.id, admission)
+        return None
+
+
+@attrs.frozen
+class _Admission:
+    """All that a client gets when it is let in; nothing of it can be refused any more."""
+
+    user: str
+    info: bytes | None
+    token: ConnectionToken | None
+    plans: list[Plan]
+    result: dict[str, object]
+
+
+def _admit(
+    client: Client, request: ConnectRequest, token: ConnectionToken | None, reply: ConnectReply
+) -> _Admission:
+    """Check everything about a connect, and change nothing. Raises `Refused` and `Disconnect`; and
+    `TypeError` for what JSON cannot say, so the client may try again."""
+    services, peer = client.services, client.peer
+    config, fd = services.config, peer.fd
+    user = reply.user or (peer.user if token is None else token.user)
+    info = None if reply.info is None else to_json(reply.info)
+    if info is None and token is not None:
+        info = token.info
+    data = {"fd": fd, **(reply.data if isinstance(reply.data, dict) else {})}
+    _check_connections_of(client, user)
+    result: dict[str, object] = {
+        "client": str(fd),
+        "version": VERSION,
+        **told(services.tokens, None if token is None else token.expires_at),
+        "data": msgspec.Raw(to_json(data)),
+        "ping": _whole_seconds(config.ping_seconds),
+        "pong": True,
+        **client.connect_fields,
+    }
+    subs = _server_subs(client, user, token, reply.topics)
+    plans = [
+        plan_subscription(
+            services.router,
+            peer,
+            client.codec,
+            # A client cannot filter what it did not ask for, and the others are not to blame.
+            msgspec.structs.replace(
+                request.subs.get(name, _NOT_SEEN_BEFORE), channel=name, flag=0, tf=None
+            ),
+            Grant(name, Decider.SERVER, user, sub.info, sub.data),
+            server_side=True,
+            join_leave=sub.join_leave,
+        )
+        for name, sub in subs.items()
+    ]
+    for name, asked in request.subs.items():
+        if name not in subs and asked.type:
+            text = f"type {asked.type}: only streams are served, no maps and no shared polls"
+            raise Refused(ErrorCode.NOT_AVAILABLE, text)
+    return _Admission(user, info, token, plans, result)
+
+
+def _let_in(client: Client, request_id: int, admission: _Admission) -> None:
+    """Connect the client and answer it. No checkpoint: whatever is published next comes behind."""
+    services, peer, token = client.services, client.peer, admission.token
+    router = services.router
+    peer.codec = client.codec
+    peer.transition(PhaseEvent.CONNECT)
+    peer.conn_info = admission.info
+    router.hub.sessions.bind(peer, admission.user)
+    client.orders.take_topics()
+    services.emit(EventKind.CONNECTED, peer.fd, peer.user, protocol=client.codec.name)
+    if token is not None:
+        peer.claims, peer.token_user = token.claims, token.user
+        peer.expires_at = deadline(services.tokens, peer, token.expires_at)
+    opened = [plan.begin() for plan in admission.plans]
+    subs: dict[str, object] = {}
+    if services.config.direct_topics:
+        subs[f"{DIRECT}{peer.fd}"] = {}
+        if peer.user:
+            subs[f"{PERSONAL}{peer.user}"] = {}
+    subs |= {each.subscription.name: each.result for each in opened}
+    client.reply(request_id, "connect", {**admission.result, "subs": subs})
+    for each in opened:
+        each.settle(router)
+    client.orders.send_waiting()
+
+
+def _server_subs(
+    client: Client, user: str, token: ConnectionToken | None, topics: Iterable[str]
+) -> Mapping[str, ServerSub]:
+    """The topics that this client is subscribed to at once: by the app, the settings, its token.
+
+    Raises `Refused` for one of its token that nobody may listen to, and for too many.
+    """
+    config, rights = client.services.config, client.services.rights
+    subs: dict[str, ServerSub] = {}
+    wanted = {**client.orders.topics_waiting, **{name: ServerSub() for name in topics}}
+    for name, sub in wanted.items():
+        try:
+            rights.check_listenable(name)
+        except Refused as refusal:
+            client.services.log.error(
+                "not_subscribed", fd=client.peer.fd, topic=name, reason=str(refusal)
+            )
+        else:
+            subs[name] = sub
+    own = personal_topic(user, config.max_topic_bytes) if config.personal_topic else None
+    by_token = {} if token is None else token.subs
+    if len(by_token) + (own is not None) > config.max_topics:
+        limit = f"more than {config.max_topics} subscriptions"
+        raise Refused(ErrorCode.LIMIT_EXCEEDED, limit)
+    if own is not None:
+        subs[own] = ServerSub()
+    for name, granted in by_token.items():
+        rights.check_listenable(name)
+        subs[name] = ServerSub(granted.info, granted.data)
+    return subs
+
+
+def _check_connections_of(client: Client, user: str) -> None:
+    limit = client.services.config.max_connections_per_user
+    if not user or limit is None:
+        return
+    fds = client.services.router.hub.sessions.fds_of(user)
+    if len([fd for fd in fds if fd != client.peer.fd]) >= limit:
+        raise Disconnect(CloseCode.CONNECTION_LIMIT, "connection limit")
+
+
+def _whole_seconds(interval: float) -> int:
+    """A ping interval as clients know it: never less than it is, and 0 for no pings at all."""
+    return 0 if interval == inf else ceil(interval)
+
+
+class Refresh:
+    def must_ask(self, client: Client, command: Command) -> bool:
+        return client.services.tokens.may_wait
+
+    async def ask(self, client: Client, command: Command) -> object:
+        assert command.refresh is not None
+        return await ask_connection_token(client, command.refresh.token)
+
+    def act(self, client: Client, command: Command, answer: object) -> Result | None:
+        assert command.refresh is not None
+        services, peer = client.services, client.peer
+        if not services.tokens.enabled:
+            raise Refused(ErrorCode.NOT_AVAILABLE)
+        if isinstance(answer, ConnectionToken):
+            token: ConnectionToken | None = answer
+        else:
+            token = connection_token(client, command.refresh.token)
+        # The app may have made another user of it, which stays as it is.
+        if token is None or token.user != peer.token_user:
+            note_refused(client, TokenInvalid("refresh for another user"))
+            raise Disconnect(CloseCode.INVALID_TOKEN, "invalid token")
+        fields = told(services.tokens, token.expires_at)
+        peer.expires_at = deadline(services.tokens, peer, token.expires_at)
+        peer.claims = token.claims
+        return {"client": str(peer.fd), "version": VERSION, **fields}

@@ -1,0 +1,51 @@
+"""The end that a token puts to a connection or a subscription, unless it is refreshed.
+
+Deadlines are on Trio's clock: changes of the wall clock move none.
+"""
+
+from math import inf
+
+import trio
+
+from broker.access.tokens import Tokens, ttl
+from broker.core.session import Session
+from broker.errors import CloseCode, ErrorCode, Refused, UnsubscribeCode
+from broker.session.services import ServedConnection
+
+
+def told(tokens: Tokens, expires_at: float | None) -> dict[str, object]:
+    """Fields of a reply that say when something ends: at `expires_at` in Unix seconds. Empty
+    for None, which is never. Raises `Refused` (110) for what has ended already.
+    """
+    if expires_at is None:
+        return {}
+    now = tokens.now()
+    if expires_at <= now - tokens.rules.leeway_seconds:
+        raise Refused(ErrorCode.EXPIRED)
+    return {"expires": True, "ttl": ttl(expires_at, now)}
+
+
+def deadline(tokens: Tokens, session: Session, expires_at: float | None) -> float:
+    """The same instant, and the grace behind it, on Trio's clock; the session is looked at then."""
+    if expires_at is None:
+        return inf
+    due = trio.current_time() + (expires_at - tokens.now()) + tokens.rules.grace_seconds
+    session.next_expiry = min(session.next_expiry, due)
+    return due
+
+
+def end_expired(connection: ServedConnection, now: float) -> None:
+    """End what has expired and was not refreshed. Costs one comparison unless something has."""
+    session = connection.peer
+    if now < session.next_expiry:
+        return
+    if now >= session.expires_at:
+        connection.close(CloseCode.EXPIRED, "connection expired")
+        return
+    for name, subscription in list(session.subscriptions.items()):
+        if now >= subscription.expires_at:
+            connection.orders.end_subscription(
+                name, UnsubscribeCode.EXPIRED, "subscription expired"
+            )
+    ends = [subscription.expires_at for subscription in session.subscriptions.values()]
+    session.next_expiry = min([session.expires_at, *ends])

@@ -1,0 +1,72 @@
+"""Pings to a silent peer, and the verdict on one that does not answer."""
+
+import trio
+
+from broker.config.settings import Config
+from broker.routing.router import Router
+from broker.session.orders import Orders
+from broker.transport import frames
+from broker.transport.lane import Lane
+from broker.transport.outbox import Outbox, Run
+
+
+class Heartbeat:
+    """Looked at about once a second, by `beat`.
+
+    A Centrifuge client gets a ping at each interval, as it counts on that; any other peer when it
+    has been silent for so long.
+    """
+
+    __slots__ = ("_due", "_lane", "_orders", "_outbox", "_pinged", "_router")
+
+    def __init__(self, orders: Orders, router: Router, lane: Lane, outbox: Outbox) -> None:
+        self._orders = orders
+        self._router = router
+        self._lane = lane
+        self._outbox = outbox
+        # Of the ping that is not answered yet: when, the ping, and how much had been taken by then.
+        self._pinged: tuple[float, Run, int] | None = None
+        self._due = trio.current_time() + router.settings.config.ping_seconds
+
+    def beat(self, now: float, *, answers_pings: bool) -> bool:
+        """Ping if it is time; false if the peer has not answered in time and is to be given up.
+
+        Silence of a peer that never `answers_pings` means nothing.
+        """
+        config = self._router.settings.config
+        if not self._is_alive(now, config):
+            return False
+        if now < self._due:
+            return True
+        codec = self._orders.codec
+        if codec is not None:
+            frame = codec.ping()
+        else:
+            silent_until = self._lane.heard_at + config.ping_seconds
+            if now < silent_until:
+                self._due = silent_until
+                return True
+            frame = frames.encode(frames.PING, b"")
+        self._due = now + config.ping_seconds
+        ping = Run((frame,), messages=0)
+        self._router.send_run(self._orders.peer, ping)
+        if self._pinged is None and answers_pings:
+            self._pinged = now, ping, self._outbox.chunks
+        return True
+
+    def _is_alive(self, now: float, config: Config) -> bool:
+        if self._pinged is None:
+            return True
+        pinged_at, ping, chunks = self._pinged
+        lane, outbox = self._lane, self._outbox
+        # At the same instant counts: on virtual time an answer takes none.
+        # While the line is full our ping may not be out: then the outbox sees who is dead.
+        if lane.heard_at >= pinged_at or not lane.reading or outbox.blocked:
+            self._pinged = None
+        elif now - pinged_at < config.pong_seconds:
+            pass
+        elif outbox.chunks > chunks and outbox.holds(ping):
+            self._pinged = None  # it is behind what a slow but living peer takes
+        else:
+            return False
+        return True

@@ -1,0 +1,212 @@
+"""Things that the server does to a client of its own accord: push, subscribe, unsubscribe, bind.
+
+Rule: a peer that has not spoken yet is not written to. Its messages and topics wait here, within the
+bounds of its outbox and `max_topics`, until its first message tells which protocol it speaks.
+"""
+
+from collections.abc import Mapping
+from typing import Final, TypeAlias
+
+import attrs
+import structlog
+
+from broker.core.messages import PushResult
+from broker.core.names import PERSONAL, personal_topic
+from broker.core.session import Decider, Grant, Phase, PhaseEvent
+from broker.errors import ErrorCode, Refused, UnsubscribeCode
+from broker.protocols.codec import Codec
+from broker.protocols.commands import SubscribeRequest
+from broker.protocols.json_text import to_json
+from broker.protocols.plain import PLAIN
+from broker.routing.recipients import Peer
+from broker.routing.router import Router
+from broker.routing.subscriptions import check_subscribable, plan_subscription
+from broker.transport import frames
+from broker.transport.outbox import Offer
+
+log = structlog.get_logger("broker")
+
+_OFFERS = {
+    Offer.TAKEN: PushResult.QUEUED,
+    Offer.FULL: PushResult.FULL,
+    Offer.SEALED: PushResult.CLOSED,
+}
+
+
+@attrs.frozen
+class _Json:
+    """Ready JSON."""
+
+    data: bytes
+
+
+Message: TypeAlias = str | bytes | _Json
+
+ENTRY_BYTES: Final = 64
+"""A message that waits costs so much besides its data."""
+
+
+@attrs.frozen
+class ServerSub:
+    """A topic that a client is subscribed to by the server. `info` and `data` are raw JSON."""
+
+    info: bytes | None = None
+    data: bytes | None = None
+    join_leave: bool = False
+
+
+@attrs.define(eq=False)
+class Orders:
+    """The server's say over one peer. Each method is one atomic step, and never waits."""
+
+    router: Router
+    peer: Peer
+    may_be_plain: bool
+    """Whether the peer may turn out to speak no protocol: not over HTTP, nor with a subprotocol."""
+    _waiting: list[Message] = attrs.field(init=False, factory=list)
+    _waiting_bytes: int = attrs.field(init=False, default=0)
+    _topics: dict[str, ServerSub] = attrs.field(init=False, factory=dict)
+
+    @property
+    def codec(self) -> Codec | None:
+        """The codec of a Centrifuge client; None for any other peer, and before its connect."""
+        codec = self.peer.codec
+        if self.peer.phase is Phase.CONNECTED and isinstance(codec, Codec):
+            return codec
+        return None
+
+    # messages
+
+    def push(self, data: object) -> PushResult:
+        """Send one message: `str` and `bytes` as they are, anything else as JSON.
+
+        Raises `TypeError` for what JSON cannot say, and `ValueError` for text that is not Unicode.
+        """
+        if not self.peer.is_established:
+            return PushResult.CLOSED
+        message: Message = data if isinstance(data, str | bytes) else _Json(to_json(data))
+        if isinstance(message, str):
+            message.encode()
+        if self.peer.speaks:
+            return self._send(message)
+        size = ENTRY_BYTES + len(message.data if isinstance(message, _Json) else message)
+        if self._waiting_bytes + size > self.router.settings.config.outbox_bytes:
+            return PushResult.FULL
+        self._waiting.append(message)
+        self._waiting_bytes += size
+        return PushResult.QUEUED
+
+    def _send(self, message: Message) -> PushResult:
+        return _OFFERS[self.router.send(self.peer, (self._frame(message),), messages=1)]
+
+    def _frame(self, message: Message) -> bytes:
+        codec = self.codec
+        if codec is not None:
+            if isinstance(message, _Json) or (isinstance(message, bytes) and codec.opaque_payloads):
+                return codec.message(message if isinstance(message, bytes) else message.data)
+            return codec.message(to_json(message))
+        if isinstance(message, _Json):
+            return PLAIN.message(message.data)
+        if isinstance(message, bytes):
+            return frames.binary_frame(message)
+        return frames.text_frame(message.encode())
+
+    # topics
+
+    def add_subscription(self, topic: str, sub: ServerSub) -> bool:
+        """Subscribe the peer and tell it; false if it is subscribed already, or closing.
+
+        Raises `Refused`: 106 for one subscription too many, 107 for what is no topic or pattern.
+        """
+        peer, router = self.peer, self.router
+        if not peer.is_established or topic in peer.subscriptions or topic in self._topics:
+            return False
+        check_subscribable(router, peer, topic)
+        if not peer.speaks:
+            limit = router.settings.config.max_topics
+            if len(self._topics) >= limit:
+                raise Refused(ErrorCode.LIMIT_EXCEEDED, f"more than {limit} subscriptions")
+            self._topics[topic] = sub
+            return True
+        codec = self.codec
+        opened = plan_subscription(
+            router,
+            peer,
+            codec,
+            SubscribeRequest(topic),
+            Grant(topic, Decider.SERVER, peer.user, sub.info, sub.data),
+            server_side=True,
+            join_leave=sub.join_leave,
+        ).begin()
+        if codec is not None:
+            told = {k: v for k, v in opened.result.items() if k != "publications"}
+            router.send(peer, (codec.subscribe(topic, told),))
+        opened.settle(router)
+        return True
+
+    def end_subscription(self, topic: str, code: int, reason: str) -> bool:
+        """End a subscription, whoever began it, and tell the client why; false if there was none."""
+        if self._topics.pop(topic, None) is not None:
+            return True
+        if self.router.unsubscribe(self.peer, topic, code, reason) is None:
+            return False
+        codec = self.codec
+        if codec is not None:
+            self.router.send(self.peer, (codec.unsubscribe(topic, code, reason),))
+        return True
+
+    # the user
+
+    def bind(self, user: str) -> None:
+        """Make the connection another user's, in one step: its rights, its events, what others see
+        of it, and the topics that are a user's own."""
+        peer, router = self.peer, self.router
+        before = peer.user
+        lost = router.bind(peer, user)
+        codec, config = self.codec, router.settings.config
+        if codec is None:
+            return
+        gone, come = list(lost), []
+        if config.direct_topics:
+            gone += [PERSONAL + before] if before else []
+            come += [codec.subscribe(PERSONAL + user, {})] if user else []
+        why = UnsubscribeCode.SERVER, "other user"
+        router.send(peer, [*(codec.unsubscribe(name, *why) for name in gone), *come])
+        own = personal_topic(user, config.max_topic_bytes) if config.personal_topic else None
+        if own is not None and own not in peer.subscriptions:
+            self.add_subscription(own, ServerSub())
+
+    # the first message
+
+    def declare_plain(self) -> bool:
+        """Take a peer that has not spoken yet for one that speaks no protocol; false for others.
+
+        Messages and topics that waited for it go out. A `connect` of its is a message like others.
+        """
+        if self.peer.phase is not Phase.OPEN or not self.may_be_plain:
+            return False
+        self.peer.codec = PLAIN
+        self.peer.transition(PhaseEvent.MESSAGE)
+        topics, self._topics = self._topics, {}
+        for topic, sub in topics.items():
+            try:
+                self.add_subscription(topic, sub)
+            except Refused as refusal:  # the settings have changed meanwhile
+                log.error("not_subscribed", fd=self.peer.fd, topic=topic, reason=str(refusal))
+        self.send_waiting()
+        return True
+
+    @property
+    def topics_waiting(self) -> Mapping[str, ServerSub]:
+        """The topics that wait for the first message."""
+        return self._topics
+
+    def take_topics(self) -> None:
+        """The topics that waited have been seen to."""
+        self._topics = {}
+
+    def send_waiting(self) -> None:
+        """Send the messages that waited until it was known how."""
+        messages, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        for message in messages:
+            self._send(message)

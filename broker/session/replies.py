@@ -1,0 +1,121 @@
+"""A Centrifuge client as its commands see it: how they are answered, and how payloads are read.
+
+Rule: a publish is answered when its batch is done, after its own publications; everything else is
+answered at once, behind all that came before.
+"""
+
+from typing import Final
+
+import attrs
+import msgspec
+
+from broker.errors import ErrorCode, Refused
+from broker.hooks import Connection
+from broker.protocols.codec import Codec, Result
+from broker.protocols.commands import BadCommand
+from broker.protocols.json_text import check_json, one_line, to_json
+from broker.routing.recipients import Peer
+from broker.session.orders import Orders
+from broker.session.services import Services
+
+NOTHING: Final[Result] = {}
+
+
+@attrs.define(eq=False)
+class Client:
+    """One peer that speaks the Centrifuge protocol, from its first command on.
+
+    `connection` is the same as hooks see it, `codec` how it speaks and is spoken to. The transport
+    adds `connect_fields` to the reply to `connect`.
+    """
+
+    services: Services
+    peer: Peer
+    orders: Orders
+    connection: Connection
+    codec: Codec
+    connect_fields: Result = NOTHING
+    _replies: list[bytes] = attrs.field(init=False, factory=list)
+    _open_topic: str = attrs.field(init=False, default="")
+    _open_version: int = attrs.field(init=False, default=-1)
+
+    # rights
+
+    def check_publish(self, topic: str) -> None:
+        """Raise `Refused` unless this client may publish to `topic` now. Two comparisons where
+        everybody may, and it published there before."""
+        if topic != self.open_topic:
+            if self.services.rights.check_publish(self.peer, topic):
+                self._open_topic = topic
+                self._open_version = self.services.settings.version
+
+    @property
+    def open_topic(self) -> str:
+        """The topic it last published to, if everybody may under the settings of now; else ""."""
+        is_current = self._open_version == self.services.settings.version
+        return self._open_topic if is_current else ""
+
+    # replies
+
+    def add_reply(self, reply: bytes) -> None:
+        """Answer a publish, when the batch is done."""
+        self._replies.append(reply)
+
+    def settle(self) -> None:
+        """Send out the replies that wait, behind what has been published. Never waits.
+
+        Without a reply the run stays open, for other sessions to join theirs to it.
+        """
+        if self._replies:
+            replies, self._replies = self._replies, []
+            self.services.router.send(self.peer, (self.codec.frame(replies),), messages=1)
+
+    def reply(self, request_id: int, method: str, result: Result) -> None:
+        """Answer a command at once."""
+        self._reply(self.codec.reply(request_id, method, result))
+
+    def refuse(self, request_id: int, refusal: Refused) -> None:
+        """Answer a command with an error; nobody waits for one that has no id."""
+        if request_id:
+            self._reply(self.error(request_id, refusal))
+
+    def _reply(self, reply: bytes) -> None:
+        self.settle()
+        self.services.router.reply(self.peer, self.codec.frame([reply]))
+
+    def error(self, request_id: int, refusal: Refused) -> bytes:
+        """An error reply, not framed yet."""
+        return self.codec.error(request_id, refusal.code, refusal.message, refusal.temporary)
+
+    # payloads
+
+    def payload(self, data: msgspec.Raw) -> bytes:
+        """A copy of what a client sent, as it goes on: a Raw would keep all of its message."""
+        return bytes(data) if self.codec.opaque_payloads else one_line(bytes(data))
+
+    def value(self, data: msgspec.Raw) -> object:
+        """The same as hooks get it: decoded, or None; as bytes if it is not JSON. Raises `Refused`
+        for JSON that Python cannot hold."""
+        if not data:
+            return None
+        try:
+            return msgspec.json.decode(data)
+        except (ValueError, RecursionError) as error:  # 1e999, or deeper than Python goes
+            if self.codec.opaque_payloads:
+                return bytes(data)
+            raise Refused(ErrorCode.BAD_REQUEST, f"data: {error}") from None
+
+    def json(self, data: msgspec.Raw) -> bytes:
+        """The same where only JSON will do. Raises `Refused`."""
+        if not data or not self.codec.opaque_payloads:
+            return bytes(data)
+        try:
+            return check_json(bytes(data))
+        except BadCommand as error:
+            raise Refused(ErrorCode.BAD_REQUEST, f"data: {error}") from None
+
+    def written(self, value: object) -> msgspec.Raw:
+        """A value of the app, as this client gets it. Raises `TypeError` for what JSON cannot say."""
+        if isinstance(value, bytes) and self.codec.opaque_payloads:
+            return msgspec.Raw(value)
+        return msgspec.Raw(to_json(value))
