@@ -37,6 +37,7 @@ from broker.errors import (
 )
 from broker.hooks import (
     ConnectEvent,
+    Connection,
     ConnectReply,
     PublishEvent,
     PublishReply,
@@ -44,7 +45,6 @@ from broker.hooks import (
     SubscribeEvent,
     SubscribeReply,
 )
-from broker.session.connection import Connection
 from broker.version import VERSION as __version__
 
 __all__ = [
