@@ -37,6 +37,7 @@ from broker.errors import (
 )
 from broker.hooks import (
     ConnectEvent,
+    Connection,
     ConnectReply,
     PublishEvent,
     PublishReply,
@@ -46,7 +47,6 @@ from broker.hooks import (
 )
 from broker.node import BrokerStatistics
 from broker.routing.reader import Reader
-from broker.session.connection import Connection
 from broker.version import VERSION as __version__
 
 __all__ = [

@@ -5,10 +5,9 @@ the intake; what others need in order to finish is opened further out (docs/desi
 """
 
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import partial
-from typing import Any, TypeVar
 
 import structlog
 import trio
@@ -31,7 +30,19 @@ from broker.core.messages import (
 from broker.engines.memory import open_engine
 from broker.errors import CloseCode, UnsubscribeCode
 from broker.events.dispatcher import hook_reader, open_events
-from broker.hooks import Hooks
+from broker.hooks import (
+    Hooks,
+    OnClose,
+    OnConnect,
+    OnEvent,
+    OnMessage,
+    OnOpen,
+    OnPublish,
+    OnRead,
+    OnRequest,
+    OnRpc,
+    OnSubscribe,
+)
 from broker.http.api_server import BackendServer
 from broker.http.asgi import http_app
 from broker.http.fallbacks import Fallbacks
@@ -51,8 +62,6 @@ from broker.webhooks.proxy import open_questions
 from broker.webhooks.sender import open_sender
 
 log = structlog.get_logger("broker")
-
-Hook = TypeVar("Hook", bound=Callable[..., Awaitable[Any]])
 
 _BEAT = 1.0
 """How often heartbeats are looked at, in seconds: pings and cuts are late by that much at most."""
@@ -77,64 +86,70 @@ class Broker:
 
     # hooks
 
-    def on_open(self, hook: Hook) -> Hook:
+    def on_open(self, hook: OnOpen) -> OnOpen:
         """`(connection)`: a WebSocket was opened. Done before its first message is looked at."""
-        self.hooks.open = hook
+        self.hooks.set("open", hook)
         return hook
 
-    def on_message(self, hook: Hook) -> Hook:
+    def on_message(self, hook: OnMessage) -> OnMessage:
         """`(connection, frame)`: a plain peer sent a message, or a Centrifuge client used `send`."""
-        self.hooks.message = hook
+        self.hooks.set("message", hook)
         return hook
 
-    def on_close(self, hook: Hook) -> Hook:
+    def on_close(self, hook: OnClose) -> OnClose:
         """`(connection, close)`: the connection has ended. Called once for each `on_open`."""
-        self.hooks.close = hook
+        self.hooks.set("close", hook)
         return hook
 
-    def on_rpc(self, hook: Hook) -> Hook:
-        """`(connection, method, data)`: returns what the client's rpc is answered with."""
-        self.hooks.rpc = hook
+    def on_rpc(self, hook: OnRpc) -> OnRpc:
+        """`(connection, method, data)`: a client calls. Returns the answer, any value that JSON can
+        say; to a client over protobuf also `bytes`."""
+        self.hooks.set("rpc", hook)
         return hook
 
-    def on_request(self, hook: Hook) -> Hook:
+    def on_request(self, hook: OnRequest) -> OnRequest:
         """`(request)`: plain HTTP; returns a Starlette response, or None for what we have there
         ourselves, such as the page at `/`. Only `/healthz` does not come here."""
-        self.hooks.request = hook
+        self.hooks.set("request", hook)
         return hook
 
-    def on_connect(self, hook: Hook) -> Hook:
+    def on_connect(self, hook: OnConnect) -> OnConnect:
         """`(event)`: a Centrifuge client wants in; may return a `ConnectReply`."""
-        self.hooks.connect = hook
+        self.hooks.set("connect", hook)
         return hook
 
-    def on_subscribe(self, hook: Hook) -> Hook:
+    def on_subscribe(self, hook: OnSubscribe) -> OnSubscribe:
         """`(event)`: a client wants to subscribe; may return a `SubscribeReply`."""
-        self.hooks.subscribe = hook
+        self.hooks.set("subscribe", hook)
         return hook
 
-    def on_publish(self, hook: Hook) -> Hook:
+    def on_publish(self, hook: OnPublish) -> OnPublish:
         """`(event)`: a client wants to publish; may return a `PublishReply`."""
-        self.hooks.publish = hook
+        self.hooks.set("publish", hook)
         return hook
 
-    def on_presence(self, hook: Hook) -> Hook:
+    def on_presence(self, hook: OnRead) -> OnRead:
         """`(event)`: a client asks who is subscribed to a topic."""
-        self.hooks.presence = hook
+        self.hooks.set("presence", hook)
         return hook
 
-    def on_history(self, hook: Hook) -> Hook:
+    def on_history(self, hook: OnRead) -> OnRead:
         """`(event)`: a client asks for a topic's history."""
-        self.hooks.history = hook
+        self.hooks.set("history", hook)
         return hook
 
-    def on_event(self, hook: Hook) -> Hook:
-        """`(event)`: something has happened to a connection. Set it before `serve`.
+    def on_event(self, hook: OnEvent) -> OnEvent:
+        """`(event)`: something has happened to a connection.
 
         Told in order, one at a time, in a task of its own: no connection waits for it. When
         `webhooks.max_events` wait, the oldest are dropped, and an event of kind `lost` says so.
+        Raises `RuntimeError` while the broker serves: events are numbered from its start.
         """
-        self.hooks.event = hook
+        if self._is_taken:
+            raise RuntimeError(
+                "on_event: set it before `serve`, which numbers events from its start"
+            )
+        self.hooks.set("event", hook)
         return hook
 
     # messages

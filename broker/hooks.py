@@ -1,28 +1,100 @@
-"""What an app may hook into, and the events and replies that authorizers deal in.
+"""Hooks: the functions of an app that a broker calls, and the values they get and give.
 
 Every hook is async and runs in the task of the connection it is about, one at a time and in order.
-What it raises ends that connection with 1011 and is logged once; `Refused` answers the one request
-with an error reply, `Disconnect` sends the peer away. Cancellation reaches a hook when the
-connection has ended and the hook is still busy `close_seconds` later.
+An authorizer or `on_rpc` raises `Refused` to answer the one request with an error reply, and any
+hook of a connection `Disconnect` to send the peer away. Any other exception is logged once
+(`hook_failed`); the one request is answered with error 100, and where there is none (`on_open`,
+`on_message`) the connection ends with 1011. Cancellation reaches a hook when the connection has
+ended and the hook is still busy `close_seconds` later.
 
-`on_event` is the exception: it runs in a task of its own and holds up nobody; what it raises is
-logged, and the next event comes. Cancellation reaches it `flush_seconds` after the last connection
-of a broker that stops has ended.
+`on_event` is different: it runs in a task of its own and holds up nobody; an exception is logged,
+and the next event comes. Cancellation reaches it `flush_seconds` after the last connection of a
+broker that stops has ended.
+
+Hooks are checked when they are set. `TypeError` tells of one that is no async function or takes
+other arguments, `RuntimeError` of a second one of its kind, also where a URL in `[webhooks]`
+answers in its place. Replies are checked each time: a hook that returns anything but None and the
+reply of its kind has failed, as if it had raised. So `False` lets nobody in; to say no is to raise
+`Refused`.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, TypeAlias
+import inspect
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import attrs
 
 from broker.core.event_queue import Event
-from broker.core.messages import Close, Frame
+from broker.core.messages import Close, ConnectionInfo, Fd, Frame, Transport
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from broker.session.connection import Connection
+
+class Connection(Protocol):
+    """One peer, as an app sees it: a WebSocket, or a client of an HTTP fallback.
+
+    Nothing here waits. To act on a connection, give its `fd` to the broker: `Broker.push`,
+    `Broker.bind`, `Broker.disconnect` and the rest. A connection that has ended may be read on.
+    For annotations only: `isinstance` raises `TypeError`.
+    """
+
+    @property
+    def fd(self) -> Fd:
+        """The connection's number on this broker."""
+
+    @property
+    def user(self) -> str:
+        """The user that a token, a hook or `Broker.bind` named; empty for nobody in particular."""
+
+    @property
+    def claims(self) -> Mapping[str, object]:
+        """The claims of its token once that was verified, `meta` among them; empty without one."""
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """A dict for the app, to keep what it likes with the connection. The broker never looks."""
+
+    @property
+    def address(self) -> str:
+        """The peer's `HOST:PORT`, with brackets around an IPv6 host, as it was at accept; `unix` or
+        `memory` where there is no address."""
+
+    @property
+    def path(self) -> str:
+        """The path of the handshake, as it was sent: not percent-decoded, without the query."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The header fields of the handshake; names are in lower case."""
+
+    @property
+    def opened_at(self) -> float:
+        """The time of accept, in Unix seconds."""
+
+    @property
+    def transport(self) -> Transport:
+        """How the peer is carried: `websocket`, `http_stream`, `sse` or `uni_sse`."""
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The WebSocket subprotocol that was agreed on; None without one."""
+
+    @property
+    def protocol(self) -> str:
+        """`plain` until a Centrifuge `connect` is accepted; then `centrifuge-json` or
+        `centrifuge-protobuf`."""
+
+    @property
+    def is_established(self) -> bool:
+        """Whether the peer can be sent something: it is here, and not closing."""
+
+    def info(self) -> ConnectionInfo:
+        """A snapshot, with the topics it is subscribed to. Linear in these."""
 
 
 @attrs.frozen
@@ -33,7 +105,7 @@ class ConnectEvent:
     key to verify one.
     """
 
-    connection: "Connection"
+    connection: Connection
     token: str
     data: object
     name: str
@@ -41,18 +113,72 @@ class ConnectEvent:
     claims: Mapping[str, object] | None = None
 
 
+def _shown(value: object) -> str:
+    """A value as an error names it: by its type, since what it holds may be secret."""
+    if value is None or isinstance(value, bool):
+        return repr(value)
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def _check_text(what: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is a str, not {_shown(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} has a lone surrogate at {error.start}: no UTF-8 has it") from None
+
+
+def _check_user(reply: object, attribute: "attrs.Attribute[str]", value: str) -> None:
+    _check_text(f"ConnectReply: {attribute.name}", value)
+
+
+def _check_json(reply: object, attribute: "attrs.Attribute[bytes | None]", value: object) -> None:
+    if not (value is None or isinstance(value, bytes)):
+        raise TypeError(
+            f"PublishReply: data is JSON as bytes, or None, not {_shown(value)}: "
+            "PublishReply(json.dumps(value).encode())"
+        )
+
+
+def _to_object(data: Mapping[str, object] | None) -> dict[str, Any] | None:
+    if not (data is None or isinstance(data, Mapping)):
+        raise TypeError(
+            f"ConnectReply: data is a dict, whose keys the client finds beside `fd`, "
+            f"not {_shown(data)}"
+        )
+    return None if data is None else dict(data)
+
+
+def _to_topics(topics: tuple[str, ...] | list[str] | AbstractSet[str]) -> tuple[str, ...]:
+    if not isinstance(topics, (tuple, list, AbstractSet)):
+        # A str is a sequence of str, and each of its letters a topic.
+        raise TypeError(
+            f"ConnectReply: topics is a list, tuple or set of str, not {_shown(topics)}: "
+            'topics=["news"]'
+        )
+    for topic in topics:
+        _check_text("ConnectReply: each of topics", topic)
+    return tuple(topics)
+
+
 @attrs.frozen
 class ConnectReply:
     """`user` and `info` are what others will see of it; `data` goes to the peer itself.
 
-    `user` and `info` that are given come before those of a token.
+    `user` and `info` that are given come before those of a token. `info` is any value that JSON can
+    say; `data` is a mapping, and the peer finds its keys beside `fd`.
     The peer is subscribed to `topics` at once, and recovers what it missed of them.
+
+    Raises `TypeError` for a field of another type, such as one str for `topics`, and `ValueError`
+    for text with a lone surrogate.
     """
 
-    user: str = ""
+    user: str = attrs.field(default="", validator=_check_user)
     info: object = None
-    data: object = None
-    topics: tuple[str, ...] = ()
+    data: dict[str, Any] | None = attrs.field(default=None, converter=_to_object)
+    topics: tuple[str, ...] = attrs.field(default=(), converter=_to_topics)
 
 
 @attrs.frozen
@@ -62,7 +188,7 @@ class SubscribeEvent:
     `claims` is what its subscription token says, once that was verified; None without one.
     """
 
-    connection: "Connection"
+    connection: Connection
     topic: str
     token: str
     data: object
@@ -73,7 +199,7 @@ class SubscribeEvent:
 class SubscribeReply:
     """`info` is what others will see of it on this topic; `data` goes to the client itself.
 
-    What is given comes before what a token says.
+    Each is any value that JSON can say. What is given comes before what a token says.
     """
 
     info: object = None
@@ -87,30 +213,33 @@ class PublishEvent:
     `data` is raw JSON, or, from a client over protobuf, any bytes.
     """
 
-    connection: "Connection"
+    connection: Connection
     topic: str
     data: bytes
 
 
 @attrs.frozen
 class PublishReply:
-    """`data`, raw JSON, is published in place of what came; None leaves it as it is."""
+    """`data`, raw JSON, is published in place of what came; None leaves it as it is.
 
-    data: bytes | None = None
+    Raises `TypeError` for data that is neither bytes nor None.
+    """
+
+    data: bytes | None = attrs.field(default=None, validator=_check_json)
 
 
 @attrs.frozen
 class ReadEvent:
     """A client asks for the history or the presence of `topic`."""
 
-    connection: "Connection"
+    connection: Connection
     topic: str
 
 
-OpenHook: TypeAlias = Callable[["Connection"], Awaitable[None]]
-MessageHook: TypeAlias = Callable[["Connection", Frame], Awaitable[None]]
-CloseHook: TypeAlias = Callable[["Connection", Close], Awaitable[None]]
-RpcHook: TypeAlias = Callable[["Connection", str, object], Awaitable[object]]
+OpenHook: TypeAlias = Callable[[Connection], Awaitable[None]]
+MessageHook: TypeAlias = Callable[[Connection, Frame], Awaitable[None]]
+CloseHook: TypeAlias = Callable[[Connection, Close], Awaitable[None]]
+RpcHook: TypeAlias = Callable[[Connection, str, object], Awaitable[object]]
 RequestHook: TypeAlias = Callable[["Request"], Awaitable["Response | None"]]
 ConnectHook: TypeAlias = Callable[[ConnectEvent], Awaitable[ConnectReply | None]]
 SubscribeHook: TypeAlias = Callable[[SubscribeEvent], Awaitable[SubscribeReply | None]]
@@ -118,19 +247,202 @@ PublishHook: TypeAlias = Callable[[PublishEvent], Awaitable[PublishReply | None]
 ReadHook: TypeAlias = Callable[[ReadEvent], Awaitable[None]]
 EventHook: TypeAlias = Callable[[Event], Awaitable[None]]
 
+# So that a function which is decorated keeps its own type.
+OnOpen = TypeVar("OnOpen", bound=OpenHook)
+OnMessage = TypeVar("OnMessage", bound=MessageHook)
+OnClose = TypeVar("OnClose", bound=CloseHook)
+OnRpc = TypeVar("OnRpc", bound=RpcHook)
+OnRequest = TypeVar("OnRequest", bound=RequestHook)
+OnConnect = TypeVar("OnConnect", bound=ConnectHook)
+OnSubscribe = TypeVar("OnSubscribe", bound=SubscribeHook)
+OnPublish = TypeVar("OnPublish", bound=PublishHook)
+OnRead = TypeVar("OnRead", bound=ReadHook)
+OnEvent = TypeVar("OnEvent", bound=EventHook)
 
-@attrs.define(eq=False)
+AnyHook: TypeAlias = Callable[..., Awaitable[object]]
+
+
+@attrs.frozen
+class Kind:
+    """One kind of hook: its signature, in words and for the checks.
+
+    `accepts` tells whether a hook may return a value; `instead` is the way to refuse.
+    """
+
+    takes: tuple[str, ...]
+    returns: str
+    accepts: Callable[[object], bool]
+    instead: str = ""
+
+    def __str__(self) -> str:
+        return f"async def ({', '.join(self.takes)}) -> {self.returns}"
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+def _is_anything(value: object) -> bool:
+    return True  # whether JSON can say it is found out when it is sent
+
+
+def _is_response(value: object) -> bool:
+    from starlette.responses import Response
+
+    return value is None or isinstance(value, Response)
+
+
+def _reply(takes: str, reply: type) -> Kind:
+    def is_reply(value: object) -> bool:
+        return value is None or isinstance(value, reply)
+
+    return Kind((takes,), f"{reply.__name__} | None", is_reply, _NO)
+
+
+_CONNECTION = "connection: Connection"
+_AWAY = "; to send the peer away, raise Disconnect"
+_NO = "; to say no, raise Refused"
+
+KINDS: Mapping[str, Kind] = {
+    "open": Kind((_CONNECTION,), "None", _is_none, _AWAY),
+    "message": Kind((_CONNECTION, "frame: Frame"), "None", _is_none, _AWAY),
+    "close": Kind((_CONNECTION, "close: Close"), "None", _is_none),
+    "rpc": Kind((_CONNECTION, "method: str", "data: object"), "object", _is_anything),
+    "request": Kind(("request: Request",), "Response | None", _is_response),
+    "connect": _reply("event: ConnectEvent", ConnectReply),
+    "subscribe": _reply("event: SubscribeEvent", SubscribeReply),
+    "publish": _reply("event: PublishEvent", PublishReply),
+    "presence": Kind(("event: ReadEvent",), "None", _is_none, _NO),
+    "history": Kind(("event: ReadEvent",), "None", _is_none, _NO),
+    "event": Kind(("event: Event",), "None", _is_none),
+}
+"""All kinds of hooks, by the names that `Hooks` has for them."""
+
+
+@attrs.define(eq=False, on_setattr=attrs.setters.frozen)
 class Hooks:
-    """The hooks that an app has set; None where it has none."""
+    """The hooks that an app has set; None where it has none.
 
-    open: OpenHook | None = None
-    message: MessageHook | None = None
-    close: CloseHook | None = None
-    rpc: RpcHook | None = None
-    request: RequestHook | None = None
-    connect: ConnectHook | None = None
-    subscribe: SubscribeHook | None = None
-    publish: PublishHook | None = None
-    presence: ReadHook | None = None
-    history: ReadHook | None = None
-    event: EventHook | None = None
+    Each is its app's function with a check of what it returns. `set` and `lend` alone change them.
+    """
+
+    open: OpenHook | None = attrs.field(default=None, init=False)
+    message: MessageHook | None = attrs.field(default=None, init=False)
+    close: CloseHook | None = attrs.field(default=None, init=False)
+    rpc: RpcHook | None = attrs.field(default=None, init=False)
+    request: RequestHook | None = attrs.field(default=None, init=False)
+    connect: ConnectHook | None = attrs.field(default=None, init=False)
+    subscribe: SubscribeHook | None = attrs.field(default=None, init=False)
+    publish: PublishHook | None = attrs.field(default=None, init=False)
+    presence: ReadHook | None = attrs.field(default=None, init=False)
+    history: ReadHook | None = attrs.field(default=None, init=False)
+    event: EventHook | None = attrs.field(default=None, init=False)
+    _owners: dict[str, str] = attrs.field(factory=dict, init=False)
+
+    def owner(self, kind: str) -> str:
+        """The name of the function that is the hook of a kind, or of the setting that stands in
+        for it; empty if there is none."""
+        return self._owners.get(kind, "")
+
+    def set(self, kind: str, function: AnyHook, owner: str = "") -> None:
+        """Make `function` the hook of a kind, one of `KINDS`, from the next request on.
+
+        Raises `TypeError` unless it is an async function of that kind's arguments, and
+        `RuntimeError` if there is a hook of the kind already. `owner` is who is named then, if that
+        is not the function.
+        """
+        _check_function(kind, function)
+        owner = owner or _name(function)
+        if kind in self._owners:
+            raise RuntimeError(
+                f"on_{kind} is {self._owners[kind]} already, and has one hook only: "
+                f"keep that or {owner}, or make one function of both"
+            )
+        self._owners[kind] = owner
+        object.__setattr__(self, kind, _checked(kind, function))
+
+    @contextmanager
+    def lend(self, kind: str, function: AnyHook, owner: str) -> Generator[None]:
+        """Have a hook for as long as the block. Raises as `set` does."""
+        self.set(kind, function, owner)
+        try:
+            yield
+        finally:
+            del self._owners[kind]
+            object.__setattr__(self, kind, None)
+
+
+def _checked(kind: str, function: AnyHook) -> AnyHook:
+    """A hook that raises `TypeError` where `function` returns what its kind does not."""
+    rule, name = KINDS[kind], _name(function)
+
+    async def hook(*args: object) -> object:
+        answer = function(*args)
+        if not inspect.isawaitable(answer):  # a plain function around an async one can do that
+            raise TypeError(
+                f"on_{kind}: {name} is not async after all: it returned {_shown(answer)}"
+            )
+        reply = await answer
+        if not rule.accepts(reply):
+            raise TypeError(
+                f"on_{kind}: {name} returned {_shown(reply)}; "
+                f"it may return {rule.returns}{rule.instead}"
+            )
+        return reply
+
+    return hook
+
+
+def _check_function(kind: str, function: object) -> None:
+    """Raise `TypeError`, in one line, for what cannot be the hook of a kind."""
+    rule = KINDS[kind]
+    if not callable(function):
+        raise TypeError(f"on_{kind}: {_shown(function)} is no function; it has to be {rule}")
+    name = _name(function)
+    core = _core(function)
+    if inspect.isasyncgenfunction(core):
+        raise TypeError(f"on_{kind}: {name} yields, and a hook returns; it has to be {rule}")
+    if not inspect.iscoroutinefunction(core):
+        raise TypeError(f"on_{kind}: {name} is no async function; it has to be {rule}")
+    try:
+        # Of what is called itself: a decorator may give the function it wraps more arguments.
+        signature = inspect.signature(function, follow_wrapped=False)
+    except ValueError:  # it is not written in Python, and does not say
+        return
+    try:
+        signature.bind(*rule.takes)
+    except TypeError:
+        bare = [
+            each.replace(annotation=each.empty, default=each.empty)
+            for each in signature.parameters.values()
+        ]
+        taken = signature.replace(parameters=bare, return_annotation=signature.empty)
+        raise TypeError(f"on_{kind}: {name} takes {taken}; it has to be {rule}") from None
+
+
+_DEPTH = 100
+"""How many decorators are looked through; nobody stacks so many, and a circle of them ends."""
+
+
+def _core(function: object) -> object:
+    """The function that is behind partials, `functools.wraps` and an object's `__call__`."""
+    for _ in range(_DEPTH):
+        if inspect.iscoroutinefunction(function):
+            break
+        if isinstance(function, partial):
+            function = function.func
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__
+        elif inspect.isclass(function) or inspect.isroutine(function):
+            break
+        else:
+            function = type(function).__call__
+    return function
+
+
+def _name(function: object) -> str:
+    """The name by which errors call a hook, `module.function`."""
+    while isinstance(function, partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"

@@ -25,10 +25,9 @@ import structlog.testing
 import trio
 from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
 
-from broker import Broker, Config
+from broker import Broker, Config, Connection
 from broker.config.settings import SlowConsumer, TokenRules, TopicRules
 from broker.core.messages import Close, Frame, Initiator
-from broker.session.connection import Connection
 from broker.testing import Closed, MemoryListener, Network, Peer, client_frame, handshake
 from broker.transport.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT
 

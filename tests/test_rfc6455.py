@@ -8,9 +8,8 @@ import structlog
 import trio
 from kosoku import FailureError, run_fuzzingclient
 
-from broker import Broker, Config
+from broker import Broker, Config, Connection
 from broker.core.messages import Frame
-from broker.session.connection import Connection
 
 # What the suite has of RFC 6455: sections 12 and 13 are about compression, which we do not offer.
 CASES = 301

@@ -3,7 +3,7 @@
 from broker.app import Broker
 from broker.config.settings import Config
 from broker.core.messages import Frame
-from broker.session.connection import Connection
+from broker.hooks import Connection
 
 ANSWER = "this is server"
 

@@ -12,8 +12,8 @@ Rules:
 """
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+from contextlib import ExitStack, asynccontextmanager
+from typing import Annotated, Any, Generic, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -26,7 +26,9 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from broker.config.settings import Config, WebhookRules
 from broker.errors import CloseCode, ConfigError, Disconnect, ErrorCode, Refused, check_close_code
 from broker.hooks import (
+    AnyHook,
     ConnectEvent,
+    Connection,
     ConnectReply,
     Hooks,
     PublishEvent,
@@ -38,9 +40,6 @@ from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.json_text import opaque_json, to_json
 from broker.transport.http_client import Backend, open_http_client
 
-if TYPE_CHECKING:
-    from broker.session.connection import Connection
-
 log = structlog.get_logger("broker")
 
 KINDS = ("connect", "subscribe", "publish", "rpc")
@@ -49,7 +48,7 @@ KINDS = ("connect", "subscribe", "publish", "rpc")
 class _Connect(Struct, forbid_unknown_fields=True):
     user: str = ""
     info: Any = None
-    data: Any = None
+    data: dict[str, Any] | None = None
     channels: tuple[str, ...] = ()
 
 
@@ -96,7 +95,7 @@ class Question(Generic[R]):
     _decoder: "msgspec.json.Decoder[_Answer[R]]"
     _failing: bool = False
 
-    async def ask(self, connection: "Connection", fields: dict[str, object]) -> R:
+    async def ask(self, connection: Connection, fields: dict[str, object]) -> R:
         """Ask, and return what was answered.
 
         Raises `Refused` and `Disconnect` if that is the answer; and if there is none, the one after
@@ -177,23 +176,21 @@ async def open_questions(
         yield
         return
     for kind in asked:
-        if getattr(hooks, kind) is not None:
+        if owner := hooks.owner(kind):
             raise ConfigError(
-                f"webhooks.{kind}_url is set, and your program has an on_{kind} hook: which of "
-                "them decides? Keep one"
+                f"webhooks.{kind}_url is set, and your program has an on_{kind} hook, {owner}: "
+                "which of them decides? Keep one"
             )
     async with open_http_client(f"webhooks.{asked[0]}_url", "webhooks") as client:
         backend = Backend(client, rules.secret, now)
-        try:
+        with ExitStack() as lent:
             for kind in asked:
-                setattr(hooks, kind, _HOOKS[kind](rules, backend))
+                hook = _HOOKS[kind](rules, backend)
+                lent.enter_context(hooks.lend(kind, hook, f"webhooks.{kind}_url"))
             yield
-        finally:
-            for kind in asked:
-                setattr(hooks, kind, None)
 
 
-def _connect(rules: WebhookRules, backend: Backend) -> object:
+def _connect(rules: WebhookRules, backend: Backend) -> AnyHook:
     decoder = msgspec.json.Decoder(_Answer[_Connect])
     question = Question("connect", rules.connect_url, rules, backend, decoder)
 
@@ -212,7 +209,7 @@ def _connect(rules: WebhookRules, backend: Backend) -> object:
     return hook
 
 
-def _subscribe(rules: WebhookRules, backend: Backend) -> object:
+def _subscribe(rules: WebhookRules, backend: Backend) -> AnyHook:
     decoder = msgspec.json.Decoder(_Answer[_Subscribe])
     question = Question("subscribe", rules.subscribe_url, rules, backend, decoder)
 
@@ -230,7 +227,7 @@ def _subscribe(rules: WebhookRules, backend: Backend) -> object:
     return hook
 
 
-def _publish(rules: WebhookRules, backend: Backend) -> object:
+def _publish(rules: WebhookRules, backend: Backend) -> AnyHook:
     decoder = msgspec.json.Decoder(_Answer[_Data])
     question = Question("publish", rules.publish_url, rules, backend, decoder)
 
@@ -242,11 +239,11 @@ def _publish(rules: WebhookRules, backend: Backend) -> object:
     return hook
 
 
-def _rpc(rules: WebhookRules, backend: Backend) -> object:
+def _rpc(rules: WebhookRules, backend: Backend) -> AnyHook:
     decoder = msgspec.json.Decoder(_Answer[_Data])
     question = Question("rpc", rules.rpc_url, rules, backend, decoder)
 
-    async def hook(connection: "Connection", method: str, data: object) -> object:
+    async def hook(connection: Connection, method: str, data: object) -> object:
         result = await question.ask(connection, {"method": method, "data": data})
         return None if result.data is UNSET else result.data
 

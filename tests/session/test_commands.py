@@ -1403,7 +1403,7 @@ async def test_a_limit_that_was_reached_while_the_hook_ran_holds(
     @net.broker.on_subscribe
     async def look(event: SubscribeEvent) -> None:
         if event.topic == "second":
-            event.connection.end_subscription("first", 2000, "server")
+            net.broker.end_subscription(event.connection.fd, "first", 2000, "server")
 
     client = await net.open_client()
     await client.request(subscribe={"channel": "first"})

@@ -111,7 +111,7 @@ async def test_while_a_hook_waits_pings_are_answered_and_nothing_overtakes(
     async with open_test_broker(broker) as net:
         other = await net.open_client()
         peer = await (net.open_plain() if method == "connect" else net.open_client())
-        setattr(broker.hooks, hook, wait)
+        getattr(broker, f"on_{hook}")(wait)
         await peer.send_json({"id": 0 if method == "send" else 2, method: request_})
         assert await pong_to(peer) == (PONG, b"?")
         await peer.send_json({"publish": {"channel": f"fd:{other.fd}", "data": "behind"}})

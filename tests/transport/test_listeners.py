@@ -14,10 +14,9 @@ import trio_websocket
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from broker import Broker, Config
+from broker import Broker, Config, Connection
 from broker.core.messages import Frame
 from broker.errors import ConfigError
-from broker.session.connection import Connection
 from broker.transport.listeners import AnyListener, describe, open_listeners
 
 
