@@ -52,6 +52,7 @@ from broker.node import BrokerStatistics, Node, node_name
 from broker.protocols.json_text import to_json
 from broker.routing.publishing import PublishOptions
 from broker.routing.reader import Reader
+from broker.routing.recipients import Peer
 from broker.routing.router import Router
 from broker.session.accept import serve_connection
 from broker.session.orders import ServerSub
@@ -81,6 +82,7 @@ class Broker:
         """Unix seconds, by which tokens expire; `open_test_broker` puts virtual time here."""
         self.hooks = Hooks()
         self._node: Node | None = None
+        self._next_fd: Fd = 0
         self._is_taken = False
         self._stop = trio.Event()
 
@@ -163,7 +165,7 @@ class Broker:
         `declare_plain`. Raises `TypeError` for what JSON cannot say, and `ValueError` for text that
         is not Unicode (a lone surrogate).
         """
-        return self._serving.push(fd, data)
+        return PushResult.CLOSED if self._node is None else self._node.push(fd, data)
 
     def declare_plain(self, fd: Fd) -> bool:
         """Take a peer that has not sent anything yet for a plain one, as for a page that only listens.
@@ -172,7 +174,7 @@ class Broker:
         if it has spoken already, is not there, or cannot be plain: over HTTP, or with a Centrifuge
         subprotocol.
         """
-        return self._serving.declare_plain(fd)
+        return self._node is not None and self._node.declare_plain(fd)
 
     def publish(
         self,
@@ -204,7 +206,7 @@ class Broker:
             retain=retain,
             key=key,
         )
-        return self._serving.publish(topic, raw, options)
+        return self.node.publish(topic, raw, options)
 
     async def request(self, to: str, data: object) -> object:
         """Ask a client, by `fd:N`, or one member of a queue group, by a topic; return its answer.
@@ -214,7 +216,7 @@ class Broker:
         `ValueError` for an answer that is nested too deeply for Python.
         Cancelled, it no longer waits for the answer, which the client may still give.
         """
-        return await self._serving.request(to, to_json(data))
+        return await self.node.request(to, to_json(data))
 
     def subscribe(
         self, pattern: str, *, capacity: int = 1000, group: str = ""
@@ -226,7 +228,7 @@ class Broker:
         to one of its members, wherever they are. Raises `Refused` for what is neither a
         topic nor a pattern, and for `fd:N` and `user:NAME`, which only these get.
         """
-        return self._serving.subscribe(pattern, capacity=capacity, group=group)
+        return self.node.subscribe(pattern, capacity=capacity, group=group)
 
     # topics
 
@@ -243,11 +245,11 @@ class Broker:
         `limit`, unless that is negative. Raises `UnrecoverablePosition` when `since` is of another
         epoch.
         """
-        return self._serving.history(topic, since, limit, reverse)
+        return self.node.history(topic, since, limit, reverse)
 
     def remove_history(self, topic: str) -> None:
         """Forget what a topic keeps; its position stays, so who was away learns of the loss."""
-        self._serving.remove_history(topic)
+        self.node.remove_history(topic)
 
     def topics(self) -> dict[str, int]:
         """The topics and patterns that are subscribed to, with how many subscriptions each has."""
@@ -272,7 +274,7 @@ class Broker:
         """
         shown = None if info is None else to_json(info)
         told = None if data is None else to_json(data)
-        return self._serving.add_subscription(fd, topic, ServerSub(shown, told, join_leave))
+        return self.node.add_subscription(fd, topic, ServerSub(shown, told, join_leave))
 
     def end_subscription(
         self,
@@ -285,7 +287,7 @@ class Broker:
 
         Official clients stay unsubscribed for codes below 2500, and subscribe again for others.
         """
-        return self._serving.end_subscription(fd, topic, code, reason)
+        return self._node is not None and self._node.end_subscription(fd, topic, code, reason)
 
     # connections
 
@@ -297,7 +299,7 @@ class Broker:
         Official clients stay away after codes 3500-3999 and 4500-4999, and come back after others.
         Raises `ValueError` for a code that no Close frame may carry.
         """
-        return self._serving.disconnect(fd, code, reason)
+        return self._node is not None and self._node.disconnect(fd, code, reason)
 
     def expire(self, fd: Fd, when: float | None = None) -> bool:
         """Let a client's connection end at `when`, in Unix seconds, in place of what its token
@@ -306,7 +308,7 @@ class Broker:
         It ends with 3005, `tokens.grace_seconds` later as with a token; at once if `when` is past.
         The client is not told: one that has a token still refreshes when that token's time comes.
         """
-        return self._serving.expire(fd, when)
+        return self._node is not None and self._node.expire(fd, when)
 
     def exists(self, fd: Fd) -> bool:
         """Whether this fd is a connection here, also one that is closing."""
@@ -332,7 +334,9 @@ class Broker:
         those by a token for another user, and what the rules keep from the new one. A Centrifuge
         client is told of these, and of its new personal topics.
         """
-        self._serving.bind(fd, user)
+        if self._node is None:
+            raise KeyError(fd)
+        self._node.bind(fd, user)
 
     def fds_of(self, user: str) -> list[Fd]:
         """All connections of a user that are not closing."""
@@ -340,7 +344,7 @@ class Broker:
 
     def stats(self) -> BrokerStatistics:
         """A snapshot of what is here and what has been done."""
-        return self._serving.stats()
+        return self.node.stats()
 
     @property
     def draining(self) -> bool:
@@ -348,7 +352,9 @@ class Broker:
         return self._stop.is_set()
 
     @property
-    def _serving(self) -> Node:
+    def node(self) -> Node:
+        """The broker's inner side, for test kits and the HTTP API. Raises `RuntimeError` unless it
+        serves."""
         if self._node is None:
             raise RuntimeError("the broker is not serving: await nursery.start(broker.serve) first")
         return self._node
@@ -432,6 +438,7 @@ class Broker:
         finally:
             if self._node is not None:
                 self._node.end_readers()
+                self._next_fd = self._node.next_fd
             self._node = None
             for listener in listeners:
                 with suppress(OSError), trio.CancelScope(shield=True, deadline=trio.current_time()):
@@ -456,7 +463,9 @@ class Broker:
         events = await opened(open_events(name, readers, config.webhooks, now))
         rights = Rights(settings, self.hooks, tokens.enabled)
         first_fd = int(now() * 1_000_000) if config.first_fd == "clock" else config.first_fd
-        router = Router(Hub(first_fd), engine, office, rights, events)
+        # A broker that serves again goes on counting.
+        hub: Hub[Peer] = Hub(max(first_fd, self._next_fd))
+        router = Router(hub, engine, office, rights, events)
         services = Services(
             settings,
             self.hooks,

@@ -176,6 +176,11 @@ class Node:
     def is_established(self, fd: Fd) -> bool:
         return self._find(fd) is not None
 
+    @property
+    def next_fd(self) -> Fd:
+        """The fd of the next connection."""
+        return self.services.router.hub.sessions.next_fd
+
     def connections(self, after: Fd, limit: int) -> list[ConnectionInfo]:
         page = self.services.router.hub.sessions.page(after, limit)
         return [info for peer in page if (info := self.connection_info(peer.fd)) is not None]
@@ -217,9 +222,9 @@ class Node:
 
     def reload(self, config: Config) -> Change:
         """Go by another config; atomic. Settings that need a restart stay, and are named in the log."""
+        if (config.log_format, config.log_level) != (self.config.log_format, self.config.log_level):
+            reconfigure(config.log_format, config.log_level)  # before others bind their loggers
         change = self.services.settings.replace(config)
-        if {"log_format", "log_level"} & set(change.made):
-            reconfigure(self.config.log_format, self.config.log_level)
         if change.refused:
             log.warning(
                 "not_reloaded",

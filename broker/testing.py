@@ -24,7 +24,10 @@ import trio
 import trio.testing
 
 from broker.app import Broker
+from broker.core.messages import Fd
+from broker.node import Node
 from broker.transport import frames
+from broker.transport.outbox import Outbox
 
 StreamPair: TypeAlias = tuple[trio.abc.Stream, trio.abc.Stream]
 MakePair: TypeAlias = Callable[[], StreamPair]
@@ -213,6 +216,28 @@ class Network:
     def __init__(self, broker: Broker, listener: MemoryListener) -> None:
         self.broker = broker
         self.listener = listener
+        self._node: Node | None = None
+
+    @property
+    def node(self) -> Node:
+        """The broker's inner side. Once asked for, it may be looked at after the end, too."""
+        if self._node is None:
+            self._node = self.broker.node
+        return self._node
+
+    def outbox(self, fd: Fd) -> Outbox:
+        """The outbox of a connection. Raises `KeyError` if it is not here."""
+        return self.node.services.connections[fd].peer.outbox
+
+    @property
+    def open_requests(self) -> int:
+        """Requests between clients that wait for an answer."""
+        return len(self.node.services.requests)
+
+    @property
+    def streams(self) -> int:
+        """Streams accepted and not yet closed, whatever they speak."""
+        return self.node.services.meeting
 
     async def connect(self, make_pair: MakePair = trio.testing.memory_stream_pair) -> Peer:
         """A bare connection: nothing has been sent yet."""
@@ -224,7 +249,24 @@ class Network:
         headers: Mapping[str, str] | None = None,
         make_pair: MakePair = trio.testing.memory_stream_pair,
     ) -> Peer:
-        """A peer after its WebSocket handshake. Raises `AssertionError` if that was refused."""
+        """A plain peer, which the broker takes for one before it has sent anything.
+
+        Raises `AssertionError` if the handshake was refused.
+        """
+        peer = await self.open_websocket(path, headers, make_pair)
+        self.broker.declare_plain(peer.fd)
+        return peer
+
+    async def open_websocket(
+        self,
+        path: str = "/",
+        headers: Mapping[str, str] | None = None,
+        make_pair: MakePair = trio.testing.memory_stream_pair,
+    ) -> Peer:
+        """A peer after its WebSocket handshake: its first message will tell what it speaks.
+
+        Raises `AssertionError` if the handshake was refused.
+        """
         peer = await self.connect(make_pair)
         before = {info.fd for info in self.broker.connections(limit=10**9)}
         await peer.send(handshake(path, headers))
@@ -238,7 +280,7 @@ class Network:
         self, make_pair: MakePair = trio.testing.memory_stream_pair, **connect: object
     ) -> Peer:
         """A Centrifuge client after its `connect`; `connect` are fields of that command."""
-        peer = await self.open_plain(make_pair=make_pair)
+        peer = await self.open_websocket(make_pair=make_pair)
         reply = await peer.request(connect=connect)
         assert "connect" in reply, reply
         return peer

@@ -172,8 +172,8 @@ async def test_connections_are_told_page_by_page(autojump_clock: MockClock) -> N
 
 async def test_a_connection_is_known_by_its_fd(autojump_clock: MockClock) -> None:
     async with open_test_broker(Broker()) as net:
-        await net.open_plain()
-        client = await net.open_plain("/connection/websocket")
+        await net.open_websocket()
+        client = await net.open_websocket("/connection/websocket")
         info = net.broker.connection_info(client.fd)
         assert info is not None
         assert (info.fd, info.user, info.address, info.path, info.protocol, info.topics) == (

@@ -1000,7 +1000,7 @@ async def test_application_a_bad_token_lets_nobody_in(
         hmac_secret=SECRET.decode(), audience="us", issuer="us", allow_anonymous=True
     )
     async with open_target(Config(tokens=rules)) as target:
-        async with await target.open_plain() as peer:
+        async with await target.open_websocket() as peer:
             assert await outcome(peer, asking(connect={"token": token})) == expected
             assert target.broker.fds_of("admin") == []
         # nor does it open a topic or extend a stay

@@ -520,9 +520,7 @@ async def test_a_peer_that_is_not_read_because_its_session_is_busy_is_not_called
 
 
 def outbox_of(net: Network, peer: Peer) -> Any:
-    node = net.broker._node
-    assert node is not None
-    return node.connections[peer.fd].outbox
+    return net.outbox(peer.fd)
 
 
 async def test_a_reader_that_never_reads_delays_nobody_and_is_cut(
@@ -669,9 +667,7 @@ async def test_what_is_about_to_fan_out_does_not_come_behind_a_gap(
         outbox.max_messages = 100
         for number in (1, 2, 3):
             net.broker.publish("news", number)
-        node = net.broker._node
-        assert node is not None
-        node.router.publish("news", b"4")  # in a run that is still open
+        net.node.services.router.publish_all("news", [b"4"])  # in a run that is still open
         outbox.max_messages = room
         outbox.overflow()
         *seen, last = await arrived(slow)
@@ -710,9 +706,8 @@ async def test_a_gap_in_two_topics_lets_nothing_of_either_through(
         else:
             for topic in ("news", "#u", "#u", "news"):
                 net.broker.publish(topic, 1)
-            assert net.broker._node is not None
             for _ in range(9):
-                net.broker._node.router.publish("#u", b"1")
+                net.node.services.router.publish_all("#u", [b"1"])
             outbox.max_messages = 11  # the last of the topic would stay
         outbox.overflow()
         # The server's own subscription is for the client to recover when it is back.
@@ -841,9 +836,7 @@ async def test_whoever_is_killed_whenever_leaves_nothing_behind(
         assert {client for client, count in joined.items() if count} == {str(watcher.fd)}
         reply = await watcher.request(presence={"channel": "a"})
         assert list(reply["presence"]["presence"]) == [str(watcher.fd)]
-        node = net.broker._node
-        assert node is not None
-        assert node.meeting == 1
+        assert net.streams == 1
     assert counts["open"] == counts["close"] > 10
     assert trio.lowlevel.current_statistics().tasks_living == tasks
 
@@ -856,7 +849,7 @@ async def test_serve_may_be_cancelled_at_any_step(autojump_clock: MockClock, see
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as clients:
             async with a_busy_broker() as (net, counts):
-                opened = counts
+                opened, node = counts, net.node
                 for _ in range(8):
 
                     async def run(seed: float = dice.random()) -> None:
@@ -870,5 +863,5 @@ async def test_serve_may_be_cancelled_at_any_step(autojump_clock: MockClock, see
     assert trio.lowlevel.current_statistics().tasks_living == tasks
     assert opened["open"] == opened["close"]
     assert net.broker.connections() == []
-    assert net.broker._hub.statistics().subscriptions == 0
-    assert len(net.broker._hub.sessions) == 0
+    assert node.services.router.hub.statistics().subscriptions == 0
+    assert len(node.services.router.hub.sessions) == 0

@@ -86,7 +86,7 @@ class ProtobufPeer:
 
 
 async def connect(net: Network, **fields: Any) -> ProtobufPeer:
-    peer = ProtobufPeer(await net.open_plain(headers=PROTOBUF))
+    peer = ProtobufPeer(await net.open_websocket(headers=PROTOBUF))
     reply = await peer.request(connect=schema.ConnectRequest(**fields))
     assert reply.connect.client == str(peer.peer.fd)
     return peer
@@ -94,7 +94,7 @@ async def connect(net: Network, **fields: Any) -> ProtobufPeer:
 
 async def test_the_connect_reply(autojump_clock: object) -> None:
     async with open_test_broker(Broker()) as net:
-        peer = ProtobufPeer(await net.open_plain(headers=PROTOBUF))
+        peer = ProtobufPeer(await net.open_websocket(headers=PROTOBUF))
         reply = await peer.request(connect=schema.ConnectRequest())
         assert reply.connect.data == b'{"fd":1}'
         assert (reply.connect.ping, reply.connect.pong) == (20, True)
@@ -510,7 +510,7 @@ async def test_tokens_are_refreshed_over_protobuf(autojump_clock: object) -> Non
             claims |= {"sub": "alice", "exp": net.broker.wall_clock() + seconds}
             return mint(claims, SECRET.encode(), "HS256")
 
-        peer = ProtobufPeer(await net.open_plain(headers=PROTOBUF))
+        peer = ProtobufPeer(await net.open_websocket(headers=PROTOBUF))
         reply = await peer.request(connect={"token": token(60)})
         assert (reply.connect.expires, reply.connect.ttl) == (True, 60)
         assert "user:alice" in reply.connect.subs
@@ -570,7 +570,7 @@ async def test_what_is_offered_and_not_taken_does_no_harm(autojump_clock: object
 async def test_connections_without_topics_of_their_own(autojump_clock: object) -> None:
     """For apps that take every server-side subscription for one of their own."""
     async with open_test_broker(Broker(Config(direct_topics=False))) as net:
-        peer = ProtobufPeer(await net.open_plain(headers=PROTOBUF))
+        peer = ProtobufPeer(await net.open_websocket(headers=PROTOBUF))
         reply = await peer.request(connect=schema.ConnectRequest())
         assert not reply.connect.subs
         refused = await peer.request(publish={"channel": "fd:2", "data": b"1"})

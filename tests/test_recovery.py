@@ -48,6 +48,7 @@ RULES = {
 TOPICS = tuple(RULES)
 
 CONFIG = Config(
+    hook_decides_patterns=True,
     patterns=tuple(TopicPattern(name, rules) for name, rules in RULES.items()),
     personal_topic=True,
     history_bytes=64 * 2**10,

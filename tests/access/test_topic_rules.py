@@ -550,7 +550,7 @@ async def test_one_user_has_so_many_connections(autojump_clock: MockClock) -> No
     async with open_test_broker(served(Config(max_connections_per_user=2))) as net:
 
         async def connect(token: str) -> Peer | int:
-            peer = await net.open_plain()
+            peer = await net.open_websocket()
             await peer.send_json({"id": 1, "connect": {"token": token}})
             *_, last = await arrived(peer)
             return last if isinstance(last, int) else peer
@@ -579,7 +579,7 @@ async def test_a_client_gets_its_personal_topic_and_recovers_it(autojump_clock: 
     async with open_test_broker(served(Config(personal_topic=True))) as net:
 
         async def connect(token: str, **fields: Any) -> tuple[Peer, dict[str, Any]]:
-            peer = await net.open_plain()
+            peer = await net.open_websocket()
             reply = await peer.request(connect={"token": token, **fields})
             subs = reply["connect"]["subs"]
             assert subs.pop(f"fd:{peer.fd}") == {}
@@ -626,5 +626,5 @@ async def test_a_long_topic_of_a_hostile_client_is_not_remembered(
         peer = await net.open_client()
         assert set((await codes(peer, "a:" + "x" * 10_000)).values()) == {107}
         net.broker.publish("a:ok", 1)
-        book = net.broker._serving.router._rules
+        book = net.node.services.rights.book
         assert book.find.cache_info().currsize == 1  # type: ignore[attr-defined]

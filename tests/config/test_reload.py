@@ -92,8 +92,7 @@ async def test_the_room_of_those_who_read_stays_as_it_was_reloaded(
 ) -> None:
     async with open_test_broker(Broker()) as net:
         peer = await net.open_client()
-        assert net.broker._node is not None
-        outbox = net.broker._node.connections[peer.fd].outbox
+        outbox = net.outbox(peer.fd)
         for size in (2**21, 2**12):
             net.broker.reload(Config(outbox_bytes=size))
             assert (outbox.max_bytes, outbox.replies_wait) == (size, False)
@@ -246,4 +245,4 @@ async def test_less_room_for_retained_values_counts_at_once(autojump_clock: Mock
         net.broker.reload(Config(retained_bytes=600))
         for topic, count in (("a", 0), ("b", 1)):
             async with net.broker.subscribe(topic) as messages:
-                assert messages.bytes == count
+                assert messages.bytes_waiting == count

@@ -40,7 +40,7 @@ async def test_a_client_s_life_is_told_from_open_to_disconnected(
     broker = Broker()
     seen = told(broker)
     async with open_test_broker(broker) as net:
-        peer = await net.open_plain("/?a=1")
+        peer = await net.open_websocket("/?a=1")
         broker.bind(peer.fd, "alice")
         await peer.request(connect={})
         await peer.request(subscribe={"channel": "news"})
@@ -261,7 +261,7 @@ async def test_a_broker_that_is_cancelled_tells_of_no_end(autojump_clock: MockCl
 
 
 async def test_each_start_is_an_epoch_of_its_own(autojump_clock: MockClock) -> None:
-    broker = Broker(Config(port=0, webhooks=WebhookRules(node="eu-1")))
+    broker = Broker(Config(port=0, name="eu-1"))
     epochs = []
 
     @broker.on_event

@@ -473,7 +473,7 @@ async def test_info_counts(autojump_clock: MockClock) -> None:
 
 async def test_connections_page_and_one_is_shown(autojump_clock: MockClock) -> None:
     async with served() as net, await listener(net, "t", user="x") as x, await listener(net) as y:
-        plain = await net.open_plain()
+        plain = await net.open_websocket()
         listed = (await result(net, "connections", limit=2))["connections"]
         assert list(listed) == [str(x.fd), str(y.fd)]
         rest = (await result(net, "connections", after=y.fd))["connections"]
@@ -523,7 +523,7 @@ async def test_what_is_published_to_a_user_reaches_all_its_fds(
     autojump_clock: MockClock,
 ) -> None:
     async with served() as net:
-        phone = await net.open_plain()
+        phone = await net.open_websocket()
         reply = await phone.request(connect={"token": "alice"})
         assert set(reply["connect"]["subs"]) == {f"fd:{phone.fd}", "user:alice"}
         laptop = await listener(net, user="alice")

@@ -234,7 +234,7 @@ async def test_nobody_keeps_changes_or_holds_back_a_stream(
 async def test_a_websocket_client_is_told_of_no_session(
     autojump_clock: MockClock, net: Network
 ) -> None:
-    async with await net.open_plain() as peer:
+    async with await net.open_websocket() as peer:
         reply = await peer.request(connect={})
         assert not {"session", "node"} & set(reply["connect"])
         assert reply["connect"]["pong"] is True

@@ -140,7 +140,7 @@ async def test_the_postman_delivers_what_nobody_flushed(autojump_clock: MockCloc
     async with open_test_broker(Broker()) as net:
         client = await net.open_client()
         await client.request(subscribe={"channel": "a"})
-        router = net.broker._serving.router
+        router = net.node.services.router
         router.publish("a", b"1")
         assert (await client.receive_json())["push"]["pub"]["data"] == 1
 

@@ -87,7 +87,7 @@ async def silent_for(peer: Peer, seconds: float) -> bool:
 
 
 async def test_a_token_says_who_connects(autojump_clock: MockClock, net: Network) -> None:
-    peer = await net.open_plain()
+    peer = await net.open_websocket()
     reply = await peer.request(
         connect={"token": token(net, sub="alice", info={"name": "Alice"}, meta={"plan": 1})}
     )
@@ -106,13 +106,13 @@ async def test_a_token_says_who_connects(autojump_clock: MockClock, net: Network
 async def test_who_has_no_good_token_is_sent_away_for_good(
     autojump_clock: MockClock, net: Network, bad: str
 ) -> None:
-    peer = await net.open_plain()
+    peer = await net.open_websocket()
     await peer.send_json({"id": 1, "connect": {"token": bad}})
     assert await peer.receive_close() == (3500, "invalid token")
 
 
 async def test_an_expired_token_may_be_replaced(autojump_clock: MockClock, net: Network) -> None:
-    peer = await net.open_plain()
+    peer = await net.open_websocket()
     assert await refused(peer, connect={"token": token(net, -6, sub="alice")}) == 109
     assert await refused(peer, connect={"token": token(net, nbf=9e9)}) == 109
     assert net.broker.fds_of("alice") == []
@@ -128,7 +128,7 @@ async def test_anonymous_clients_come_in_where_the_settings_allow_it(
         assert "subscribe" in await peer.request(subscribe={"channel": "news"})
         assert await refused(peer, refresh={"token": token(net, sub="alice")}) == 3500
         # one that comes with a token needs a good one all the same
-        other = await net.open_plain()
+        other = await net.open_websocket()
         assert await refused(other, connect={"token": "bad"}) == 3500
 
 
@@ -169,10 +169,10 @@ async def test_the_personal_topic_comes_beside_those_of_the_token(
 ) -> None:
     config = attrs.evolve(CONFIG, personal_topic=True, max_connections_per_user=1)
     async with open_test_broker(Broker(config)) as net:
-        peer = await net.open_plain()
+        peer = await net.open_websocket()
         reply = await peer.request(connect={"token": token(net, sub="alice", channels=["a"])})
         assert list(reply["connect"]["subs"]) == [f"fd:{peer.fd}", "user:alice", "#alice", "a"]
-        another = await net.open_plain()
+        another = await net.open_websocket()
         connecting = {"token": token(net, sub="alice")}
         await another.send_json({"id": 1, "connect": connecting})
         assert await another.receive_close() == (3504, "connection limit")
@@ -193,10 +193,10 @@ async def test_the_connect_hook_sees_the_claims_and_has_the_last_word(
         return None
 
     claims: dict[str, Any] = {"sub": "alice", "info": 1, "meta": {"plan": "free"}}
-    peer = await net.open_plain()
+    peer = await net.open_websocket()
     assert await refused(peer, connect={"token": "bad"}) == 3500
     assert seen == []
-    peer = await net.open_plain()
+    peer = await net.open_websocket()
     assert await refused(peer, connect={"token": token(net, **claims), "data": "banned"}) == 3507
     (event,) = seen
     assert event.claims == claims
@@ -226,7 +226,7 @@ async def test_a_connect_that_failed_leaves_nothing_of_its_token(
         async def fail(event: ConnectEvent) -> ConnectReply | None:
             return ConnectReply(data={"a": object()}) if event.claims else None
 
-        peer = await net.open_plain()
+        peer = await net.open_websocket()
         assert await refused(peer, connect={"token": token(net, 10, sub="alice")}) == 100
         assert "connect" in await peer.request(connect={})
         (info,) = net.broker.connections()
@@ -240,7 +240,7 @@ async def test_a_connect_that_failed_leaves_nothing_of_its_token(
 async def test_a_token_subscribes_its_bearer(autojump_clock: MockClock, net: Network) -> None:
     for number in range(3):
         net.broker.publish("news", number)
-    peer = await net.open_plain()
+    peer = await net.open_websocket()
     claims: dict[str, Any] = {
         "sub": "alice",
         "channels": ["news", "plan.*"],
@@ -263,13 +263,13 @@ async def test_a_token_subscribes_its_bearer(autojump_clock: MockClock, net: Net
 
 async def test_a_server_side_subscription_recovers(autojump_clock: MockClock, net: Network) -> None:
     good = token(net, sub="alice", channels=["news"])
-    peer = await net.open_plain()
+    peer = await net.open_websocket()
     before = (await peer.request(connect={"token": good}))["connect"]["subs"]["news"]
     await peer.aclose()
     for number in range(3):
         net.broker.publish("news", number)
     for epoch, recovered in ((before["epoch"], True), ("other", False)):
-        peer = await net.open_plain()
+        peer = await net.open_websocket()
         # The flag asks for an error, which would be one for all that connect brings.
         asked = {"recover": True, "offset": 0, "epoch": epoch, "flag": 2}
         reply = await peer.request(connect={"token": good, "subs": {"news": asked}})
@@ -297,7 +297,7 @@ async def test_topics_that_cannot_be_are_refused_before_anything_changes(
     autojump_clock: MockClock, channels: list[str], code: int
 ) -> None:
     async with open_test_broker(Broker(attrs.evolve(CONFIG, max_topics=2))) as net:
-        peer = await net.open_plain()
+        peer = await net.open_websocket()
         assert await refused(peer, connect={"token": token(net, channels=channels)}) == code
         good = token(net, channels=["a", "b"])
         assert "connect" in await peer.request(connect={"token": good})
@@ -309,7 +309,7 @@ async def test_a_gap_in_a_server_side_subscription_ends_the_connection_which_the
     rules = TopicRules(slow_consumer="drop_oldest")
     config = attrs.evolve(CONFIG, topics=rules, outbox_messages=5)
     async with open_test_broker(Broker(config)) as net:
-        peer = await net.open_plain(make_pair=trio.testing.lockstep_stream_pair)
+        peer = await net.open_websocket(make_pair=trio.testing.lockstep_stream_pair)
         await peer.send_json({"id": 1, "connect": {"token": token(net, channels=["news"])}})
         await peer.receive_text()
         for number in range(50):
@@ -330,7 +330,7 @@ async def test_a_gap_in_a_server_side_subscription_ends_the_connection_which_the
 async def test_a_connection_that_is_not_refreshed_ends_after_the_grace_period(
     autojump_clock: MockClock, net: Network
 ) -> None:
-    peer = await net.open_plain()
+    peer = await net.open_websocket()
     reply = await peer.request(connect={"token": token(net, 60, sub="alice")})
     assert reply["connect"]["expires"] is True
     assert reply["connect"]["ttl"] == 60
@@ -387,13 +387,13 @@ async def test_expire_at_says_when_the_connection_ends(
     autojump_clock: MockClock, net: Network
 ) -> None:
     now = net.broker.wall_clock()
-    peer = await net.open_plain()
+    peer = await net.open_websocket()
     reply = await peer.request(connect={"token": token(net, 60, expire_at=now + 500)})
     assert reply["connect"]["ttl"] == 500
-    peer = await net.open_plain()
+    peer = await net.open_websocket()
     reply = await peer.request(connect={"token": token(net, 60, expire_at=0)})
     assert "expires" not in reply["connect"]
-    peer = await net.open_plain()
+    peer = await net.open_websocket()
     assert await refused(peer, connect={"token": token(net, 60, expire_at=now - 60)}) == 110
 
 
@@ -608,7 +608,7 @@ async def test_the_keys_of_an_issuer_on_the_network_are_used() -> None:
             peer = await net.open_client(token=good)
             assert net.broker.fds_of("alice") == [peer.fd]
             # A key that may be new: asked about too soon after the last fetch.
-            other = await net.open_plain()
+            other = await net.open_websocket()
             reply = await other.request(connect={"token": mint({}, pem, "EdDSA", kid="2")})
             assert reply["error"] == {"code": 100, "message": "internal", "temporary": True}
         issuer.stop()

@@ -55,7 +55,7 @@ async def test_what_comes_first_waits_for_the_open_hook(autojump_clock: MockCloc
         await may_go_on.wait()
 
     async with open_test_broker(broker) as net:
-        peer = await net.open_plain()
+        peer = await net.open_websocket()
         await peer.send_json({"id": 1, "connect": {}})
         await wait_all_tasks_blocked()
         info = broker.connection_info(peer.fd)
@@ -110,7 +110,7 @@ async def test_while_a_hook_waits_pings_are_answered_and_nothing_overtakes(
 
     async with open_test_broker(broker) as net:
         other = await net.open_client()
-        peer = await (net.open_plain() if method == "connect" else net.open_client())
+        peer = await (net.open_websocket() if method == "connect" else net.open_client())
         getattr(broker, f"on_{hook}")(wait)
         await peer.send_json({"id": 0 if method == "send" else 2, method: request_})
         assert await pong_to(peer) == (PONG, b"?")
@@ -129,16 +129,17 @@ async def test_while_a_key_is_fetched_pings_are_answered(autojump_clock: MockClo
     pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
     class Issuer:
+        def known(self, kid: str) -> Key | None:
+            return None
+
         async def key(self, kid: str) -> Key | None:
             await may_go_on.wait()
             return None
 
     rules = TokenRules()
     async with open_test_broker(Broker()) as net:
-        node = net.broker._node
-        assert node is not None
-        node.tokens = Tokens(rules, (), lambda: 0.0, Issuer())
-        peer = await net.open_plain()
+        net.node.services.tokens = Tokens(rules, (), lambda: 0.0, Issuer())
+        peer = await net.open_websocket()
         token = mint({"sub": "a"}, pem, "EdDSA", kid="one")
         await peer.send_json({"id": 1, "connect": {"token": token}})
         await wait_all_tasks_blocked()

@@ -119,7 +119,7 @@ async def test_a_member_that_is_gone_or_slow_is_passed_over(autojump_clock: Mock
                 assert await pub(quick)
         # The slow one got some until it was seen to be slow, and is still here.
         assert net.broker.is_established(slow.fd)
-        slow_outbox = net.broker._node.connections[slow.fd].outbox  # type: ignore[union-attr]
+        slow_outbox = net.outbox(slow.fd)
         assert 0 < slow_outbox.bytes <= 4000
 
 
@@ -135,9 +135,7 @@ async def test_with_only_slow_members_the_one_with_least_to_do_gets_it(
             reports.append(net.broker.publish("jobs", "x" * 1500))
             await wait_all_tasks_blocked()
         assert all(each.queued == 1 for each in reports)
-        node = net.broker._node
-        assert node is not None
-        waiting = [node.connections[peer.fd].outbox.bytes for peer in peers]
+        waiting = [net.outbox(peer.fd).bytes for peer in peers]
         assert all(bytes_ > 5000 for bytes_ in waiting)
 
 
@@ -254,7 +252,7 @@ async def test_the_report_names_who_failed() -> None:
                 assert (delivery.matched, delivery.queued, delivery.dropped) == (2, 1, 1)
                 assert delivery.failed == (1,)
                 assert not broker.is_established(1)
-                assert messages.bytes > 1
+                assert messages.bytes_waiting > 1
         broker.stop()
 
 
@@ -273,7 +271,7 @@ async def test_a_key_makes_a_publish_happen_once_per_user(autojump_clock: MockCl
             got = [await messages.receive() for _ in "12"]
             assert [each.info and each.info.user for each in got] == ["alice", "bob"]
             await wait_all_tasks_blocked()
-            assert messages.bytes == 0
+            assert messages.bytes_waiting == 0
 
 
 async def test_a_refused_publish_may_be_tried_again_with_its_key(
@@ -464,14 +462,10 @@ async def test_who_asks_and_goes_leaves_nothing_behind(autojump_clock: MockClock
             {"id": 7, "rpc": {"method": "request", "data": {"to": "fd:2", "data": 1}}}
         )
         reply_to = (await pub(responder))["tags"]["reply_to"]
-        node = net.broker._node
-        assert node is not None
-        requests = node.methods.requests
-        assert len(requests) == 1
+        assert net.open_requests == 1
         await asker.aclose()
         await wait_all_tasks_blocked()
-        assert len(requests) == 0
-        assert requests._of == {}
+        assert net.open_requests == 0
         reply = await rpc(responder, "reply", reply_to=reply_to, data=1)
         assert reply["error"]["code"] == 107
 
@@ -507,9 +501,7 @@ async def test_a_client_has_a_hundred_requests_open_at_most(autojump_clock: Mock
         other = await net.open_client()
         await other.send_json(command)
         await wait_all_tasks_blocked()
-        node = net.broker._node
-        assert node is not None
-        assert len(node.methods.requests) == 101
+        assert net.open_requests == 101
 
 
 async def test_the_program_asks_a_client(autojump_clock: MockClock) -> None:
@@ -530,8 +522,7 @@ async def test_the_program_asks_a_client(autojump_clock: MockClock) -> None:
         with trio.move_on_after(1) as patience:
             await net.broker.request(f"fd:{peer.fd}", 1)
         assert patience.cancelled_caught
-        assert net.broker._node is not None
-        assert len(net.broker._node.methods.requests) == 0
+        assert net.open_requests == 0
         async with trio.open_nursery() as nursery:
 
             @nursery.start_soon
@@ -561,8 +552,7 @@ async def test_an_answer_that_python_cannot_hold_is_an_infinity_to_the_program(
 async def test_what_was_answered_waits_for_no_end_of_its_time(autojump_clock: MockClock) -> None:
     async with served() as net:
         peer = await net.open_client()
-        assert net.broker._node is not None
-        requests = net.broker._node.methods.requests
+        requests = net.node.services.requests
         answers: list[bytes | Refused] = []
         # Asked once and never answered: it stays, and ends when its time is over.
         requests.ask(f"fd:{peer.fd}", b"1", None, answers.append, due=trio.current_time() + 5)
@@ -650,7 +640,7 @@ async def test_a_will_is_published_when_its_client_is_lost(autojump_clock: MockC
         assert publication.info is not None
         assert publication.info.user == "alice"
         await wait_all_tasks_blocked()
-        assert messages.bytes == 0
+        assert messages.bytes_waiting == 0
 
 
 @pytest.mark.parametrize(
@@ -669,7 +659,7 @@ async def test_a_will_is_void_after_a_goodbye(
         await peer.receive_close()
         await peer.aclose()
         await wait_all_tasks_blocked()
-        assert messages.bytes == published
+        assert messages.bytes_waiting == published
 
 
 async def test_a_will_is_published_when_the_server_sends_its_client_away(
@@ -695,7 +685,7 @@ async def test_a_will_can_be_taken_back_and_one_to_nobody_is_forgotten(
         await done(other, "will", topic="fd:99", data=1)
         await other.aclose()
         await wait_all_tasks_blocked()
-        assert messages.bytes == 0
+        assert messages.bytes_waiting == 0
         assert net.broker.connections() == []
 
 

@@ -106,7 +106,7 @@ async def ask(peer: Peer, kind: str) -> Any:
 
 
 async def peer_for(net: Network, kind: str) -> Peer:
-    return await (net.open_plain() if kind == "connect" else net.open_client())
+    return await (net.open_websocket() if kind == "connect" else net.open_client())
 
 
 async def test_each_kind_is_asked_in_centrifugo_s_words(
@@ -151,7 +151,7 @@ async def test_what_is_answered_counts(autojump_clock: MockClock, backend: Backe
         "rpc": {"result": {"data": 3}},
     }
     async with open_test_broker(broker_of()) as net:
-        peer = await net.open_plain()
+        peer = await net.open_websocket()
         reply = await peer.request(connect={})
         assert reply["connect"]["data"] == {"fd": 1, "motd": "hi"}
         assert net.broker.fds_of("ann") == [1]
@@ -255,7 +255,7 @@ async def test_without_an_answer_a_client_is_told_to_try_again(
     autojump_clock: MockClock, backend: Backend, say: Any, reason: str
 ) -> None:
     async with open_test_broker(broker_of()) as net:
-        peer, new = await net.open_client(), await net.open_plain()
+        peer, new = await net.open_client(), await net.open_websocket()
         backend.says = dict.fromkeys(questions.KINDS, say)
         with capture_logs() as lines:
             for kind in ("subscribe", "publish", "rpc", "subscribe"):
@@ -302,7 +302,7 @@ async def test_bytes_of_a_client_over_protobuf_are_asked_about_in_base64(
         opened.append(connection)
 
     async with open_test_broker(broker) as net:
-        await net.open_plain(headers={"Sec-WebSocket-Protocol": "centrifuge-protobuf"})
+        await net.open_websocket(headers={"Sec-WebSocket-Protocol": "centrifuge-protobuf"})
         assert broker.hooks.publish is not None
         reply = await broker.hooks.publish(PublishEvent(opened[0], "news", b"\xff\x00"))
     assert reply == PublishReply(None)
@@ -326,7 +326,7 @@ async def test_headers_of_the_handshake_go_along_if_they_are_listed(
     broker = broker_of(allowed_origins=("*",))
     async with open_test_broker(broker) as net:
         headers = {"Cookie": "id=7", "user-agent": "Phone", "X-Secret": "no", "Origin": "http://a"}
-        peer = await net.open_plain(headers=headers)
+        peer = await net.open_websocket(headers=headers)
         await peer.request(connect={})
     shown = backend.requests[0].headers
     assert (shown["cookie"], shown["user-agent"], shown["origin"]) == ("id=7", "Phone", "http://a")
@@ -417,7 +417,7 @@ async def test_over_a_real_socket_to_a_real_server(
         rules = WebhookRules(connect_url=url, secret=SECRET)
         async with open_test_broker(Broker(Config(webhooks=rules))) as net:
             for user in ("ann", "ben"):
-                peer = await net.open_plain(headers={"Cookie": f"user={user}"})
+                peer = await net.open_websocket(headers={"Cookie": f"user={user}"})
                 await peer.request(connect={})
                 assert net.broker.fds_of(user) == [peer.fd]
 
@@ -457,11 +457,11 @@ async def test_the_backend_of_the_how_to_decides(
     url = "https://example.com/broker/"
     rules = WebhookRules(connect_url=url + "connect", subscribe_url=url + "subscribe")
     async with open_test_broker(Broker(Config(webhooks=rules))) as net:
-        alice = await net.open_plain(headers={"Cookie": "session=s3cret"})
+        alice = await net.open_websocket(headers={"Cookie": "session=s3cret"})
         await alice.request(connect={})
         assert net.broker.fds_of("alice") == [alice.fd]
         assert "subscribe" in await alice.request(subscribe={"channel": "staff.plans"})
-        bob = await net.open_plain()
+        bob = await net.open_websocket()
         with pytest.raises(Closed, match="4501: log in first"):
             await bob.request(connect={})
 

@@ -117,8 +117,8 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Backend:
     return backend
 
 
-def broker_of(**rules: Any) -> Broker:
-    config = Config(webhooks=attrs.evolve(RULES, **rules), ping_seconds=1e9)
+def broker_of(name: str = "", **rules: Any) -> Broker:
+    config = Config(webhooks=attrs.evolve(RULES, **rules), ping_seconds=1e9, name=name)
     return Broker(config)
 
 
@@ -592,7 +592,7 @@ async def test_a_page_of_connections_says_where_in_the_events_it_stands(
     autojump_clock: MockClock, backend: Backend
 ) -> None:
     backend.say = hang
-    async with open_test_broker(broker_of(node="eu-1")) as net:
+    async with open_test_broker(broker_of(name="eu-1")) as net:
         await net.open_plain()
         page = page_of(net, 0)
         assert (page["node"], page["seq"]) == ("eu-1", 2)
@@ -681,7 +681,7 @@ STEPS = st.lists(
 
 async def act(net: Network, peers: list[Peer], step: Any) -> None:
     if step == "plain":
-        peers.append(await net.open_plain())
+        peers.append(await net.open_websocket())
     elif step == "client":
         peers.append(await net.open_client())
     elif step[0] == "sleep":
