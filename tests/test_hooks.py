@@ -115,7 +115,6 @@ def test_a_decorator_gives_back_the_function_that_it_was_given(kind: str) -> Non
         # It gives what it wraps an argument more, so it takes one less itself.
         called(with_more_behind, 1),
     ],
-    ids=repr,
 )
 async def test_every_way_to_write_an_async_function_may_be_a_hook(
     function: Callable[..., Awaitable[None]],
@@ -190,7 +189,6 @@ READS = r"; it has to be async def \(event: SubscribeEvent\) -> SubscribeReply \
         (App.may_read, rf"{HERE}.App.may_read takes \(self, event\)"),
         (functools.partial(may_read, 1), rf"{HERE}.may_read takes \(\)"),
     ],
-    ids=repr,
 )
 def test_another_thing_is_refused_in_one_line_with_the_right_signature(
     given: Any, text: str
@@ -376,7 +374,7 @@ def returning(value: object) -> Callable[..., Awaitable[Any]]:
     return hook
 
 
-@pytest.mark.parametrize("kind, gives, command, other", COMMANDS, ids=str)
+@pytest.mark.parametrize("kind, gives, command, other", COMMANDS)
 async def test_a_reply_of_another_kind_answers_the_request_with_100_and_says_why_in_the_log(
     kind: str,
     gives: str,
@@ -413,7 +411,7 @@ async def test_a_reply_of_another_kind_answers_the_request_with_100_and_says_why
     assert (info.user, info.protocol == "plain") == ("", kind == "connect")
 
 
-@pytest.mark.parametrize("kind, gives, command, other", COMMANDS, ids=str)
+@pytest.mark.parametrize("kind, gives, command, other", COMMANDS)
 async def test_the_reply_of_its_kind_passes_and_none_does(
     kind: str,
     gives: str,
@@ -466,7 +464,7 @@ async def closed_with(peer: Peer) -> int | None:
     return closed.value.code
 
 
-@pytest.mark.parametrize("value", NAY, ids=repr)
+@pytest.mark.parametrize("value", NAY)
 async def test_an_open_hook_that_returns_something_ends_its_connection(
     autojump_clock: MockClock, net: Network, failures: list[tuple[str, str]], value: object
 ) -> None:
@@ -526,7 +524,7 @@ async def get(net: Network) -> str:
     return head.split("\r\n")[0]
 
 
-@pytest.mark.parametrize("value", [*NAY, Starlette(), Response], ids=repr)
+@pytest.mark.parametrize("value", [*NAY, Starlette(), Response])
 async def test_a_request_hook_that_returns_no_response_costs_500_and_one_log_line(
     autojump_clock: MockClock, net: Network, value: object, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -660,7 +658,6 @@ def test_topics_are_a_tuple_whichever_collection_they_came_in(
             "data is JSON as bytes, or None, not a bytearray",
         ),
     ],
-    ids=str,
 )
 def test_a_reply_with_a_field_of_another_type_is_not_made(
     reply: Callable[..., object], fields: dict[str, object], text: str
