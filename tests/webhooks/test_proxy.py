@@ -276,6 +276,19 @@ async def test_without_an_answer_a_client_is_told_to_try_again(
             assert [line["kind"] for line in recovered] == ["publish"]
 
 
+@pytest.mark.parametrize("data", [[1], "hello", False, 5])
+async def test_data_of_a_connect_that_is_no_object_is_no_answer(
+    autojump_clock: MockClock, backend: Backend, data: object
+) -> None:
+    backend.says["connect"] = {"result": {"data": data}}
+    async with open_test_broker(broker_of()) as net:
+        peer = await net.open_plain()
+        with capture_logs() as lines, pytest.raises(Exception, match="3004: backend unavailable"):
+            await ask(peer, "connect")
+    (failed,) = [line for line in lines if line["event"] == "question_failed"]
+    assert "Expected `object | null`" in failed["reason"]
+
+
 async def test_a_question_takes_so_long_at_most_and_holds_up_nobody_else(
     autojump_clock: MockClock, backend: Backend
 ) -> None:
