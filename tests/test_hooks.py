@@ -330,7 +330,7 @@ def failures() -> list[tuple[str, str]]:
 # arguments.
 @pytest.fixture
 async def net(autojump_clock: MockClock, failures: object) -> AsyncIterator[Network]:
-    async with open_test_broker(Broker()) as network:
+    async with open_test_broker(Broker(Config(hook_decides_patterns=True))) as network:
         yield network
 
 
@@ -390,7 +390,7 @@ async def test_a_reply_of_another_kind_answers_the_request_with_100_and_says_why
     async def hook(event: object) -> Any:
         return next(values)
 
-    peer = await (net.open_plain() if kind == "connect" else net.open_client())
+    peer = await (net.open_websocket() if kind == "connect" else net.open_client())
     getattr(net.broker, f"on_{kind}")(hook)
     for value in (*NAY, other):
         reply = await peer.request(**command)
@@ -430,7 +430,7 @@ async def test_the_reply_of_its_kind_passes_and_none_does(
     (method,) = command
     getattr(net.broker, f"on_{kind}")(hook)
     for _ in (None, right.get(kind)):
-        peer = await (net.open_plain() if kind == "connect" else net.open_client())
+        peer = await (net.open_websocket() if kind == "connect" else net.open_client())
         assert method in await peer.request(**command)
     assert failures == []
 
@@ -587,7 +587,7 @@ async def test_a_value_is_named_by_its_type_as_it_may_be_secret(
     autojump_clock: MockClock, net: Network, failures: list[tuple[str, str]]
 ) -> None:
     net.broker.on_connect(returning({"password": "hunter2"}))
-    await (await net.open_plain()).request(connect={})
+    await (await net.open_websocket()).request(connect={})
     ((_, text),) = failures
     assert "hunter2" not in text
 

@@ -107,6 +107,11 @@ class Rights:
         """Whether the app, or its backend, is asked about each subscription."""
         return self.hooks.subscribe is not None
 
+    @property
+    def hook_decides_patterns(self) -> bool:
+        """Whether its yes to a pattern is a yes to every topic that the pattern covers."""
+        return self.settings.config.hook_decides_patterns
+
     def grant(self, session: Session, name: str, token: SubscriptionToken | None = None) -> Grant:
         """The right of a client to subscribe to a listenable name, as far as no hook has to say.
 
@@ -125,7 +130,7 @@ class Rights:
             raise Refused(DENIED)
         if not self.hook_decides:
             return Grant(name, Decider.RULES, user)
-        if is_pattern(name) and not self.settings.config.hook_decides_patterns:
+        if is_pattern(name) and not self.hook_decides_patterns:
             text = "a hook decides about each topic, and a pattern covers others"
             raise Refused(DENIED, f"{text}: see hook_decides_patterns")
         return Grant(name, Decider.HOOK, user)
@@ -153,9 +158,9 @@ class Rights:
         by = subscription.grant.by
         if by is Decider.PROGRAM:
             return True
-        if self.hook_decides and by in (Decider.RULES, Decider.HOOK):
-            if not self.settings.config.hook_decides_patterns:
-                return False
+        asked_by_client = by in (Decider.RULES, Decider.HOOK)
+        if asked_by_client and self.hook_decides and not self.hook_decides_patterns:
+            return False
         user = subscription.subscriber.user
         return (
             not is_private(topic) and allows(rules.may_subscribe, user) and admits_user(topic, user)

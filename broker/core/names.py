@@ -1,4 +1,6 @@
-"""Kinds of names, each told by how it begins and ends::
+"""Kinds of names, each told by how it begins and ends.
+
+::
 
     news.eu        a topic: rules by pattern, else the default ones
     chat:room      a topic of the namespace `chat`: rules by pattern, else those of `chat`

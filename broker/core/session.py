@@ -68,7 +68,7 @@ class Decider(StrEnum):
     """The authority that let somebody subscribe."""
 
     RULES = "rules"
-    TOKEN = "token"  # noqa: S105 - no secret
+    TOKEN = "token"
     HOOK = "hook"
     SERVER = "server"
     """The app, a connection token or a connect reply: the client has not asked for it."""

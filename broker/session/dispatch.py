@@ -242,9 +242,9 @@ class Dispatcher:
         commands = client.codec.decode_publishes([payload for _, payload in batch])
         if commands is None:
             return False
-        if len(commands) > 1 and not client.codec.opaque_payloads:
-            if self._publish_together(client, commands):
-                return True
+        together = len(commands) > 1 and not client.codec.opaque_payloads
+        if together and self._publish_together(client, commands):
+            return True
         for command in commands:
             # A copy: a Raw would keep the whole message that it is a part of.
             data = bytes(command.publish.data)
