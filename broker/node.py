@@ -33,6 +33,7 @@ from broker.hooks import Hooks
 from broker.logs import reconfigure
 from broker.routing.publishing import PublishOptions
 from broker.routing.reader import Reader
+from broker.session.expiry import expire
 from broker.session.orders import ServerSub
 from broker.session.services import ServedConnection, Services
 from broker.transport.postman import PostStatistics
@@ -168,7 +169,7 @@ class Node:
 
     def expire(self, fd: Fd, when: float | None) -> bool:
         connection = self._find(fd)
-        return connection is not None and connection.expire(when)
+        return connection is not None and expire(connection, self.services.tokens, when)
 
     def exists(self, fd: Fd) -> bool:
         return self.services.router.hub.sessions.get(fd) is not None

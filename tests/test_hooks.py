@@ -696,7 +696,7 @@ async def test_a_connection_has_all_that_its_protocol_says(
     async def keep(connection: Connection) -> None:
         seen.append(connection)
 
-    peer = await net.open_plain("/?a=1", {"X-Mine": "yes"})
+    peer = await net.open_websocket("/?a=1", {"X-Mine": "yes"})
     (connection,) = seen
     members = [name for name in vars(Connection) if not name.startswith("_")]
     assert len(members) == 13

@@ -1,125 +1,216 @@
-"""Who may import whom, read from the source, so that the layers stay layers.
+"""The rooms of the package, and the one import rule that holds between them, read from the source.
 
-``core ← protocols ← connection ← app ← cli``; `transport` knows no topics, `core` knows no bytes,
-engines know neither sessions nor sockets.
-
-An import counts wherever it stands: in a function and under `TYPE_CHECKING` too, since knowing a
-name is knowing it. What is read is each module's own source, not what its imports import in turn.
+A module imports its own room and the rooms to the left of its compartment. An import counts wherever
+it stands: in a function and under `TYPE_CHECKING` too, since knowing a name is knowing it. What is
+read is each module's own source, not what its imports import in turn.
 """
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import attrs
 import pytest
 
-ROOT = Path(__file__).parent.parent
+PACKAGE = Path(__file__).parent.parent / "broker"
 
+COMPARTMENTS = (
+    ("errors", "version"),
+    ("core",),
+    ("config", "hooks", "client"),
+    ("transport", "engines", "logs"),
+    ("protocols", "access", "events"),
+    ("routing", "webhooks"),
+    ("session",),
+    ("node",),
+    ("http",),
+    ("app",),
+    ("cli", "testing", "__init__"),
+    ("__main__",),
+)
+"""Left to right. Rooms in one compartment do not import each other."""
 
-@attrs.frozen
-class Rule:
-    """What a module or package may import. A name stands for itself and all below it.
+ROOT = {"__init__", "__main__", "app", "errors", "hooks", "logs", "node", "testing", "version"}
+"""The modules that are a room by themselves."""
 
-    `broker` is the list of what it may import of this package, `foreign` of what others wrote;
-    None: anything. `never` comes before both.
-    """
+NARROWER = {"client": {"core", "errors", "version"}}
+"""Rooms that import less than all to their left: a client knows nothing of a broker's inside."""
 
-    broker: tuple[str, ...] | None = None
-    foreign: tuple[str, ...] | None = None
-    never: tuple[str, ...] = ()
-
-
-# What reaches beyond the values it was given: the system, the clock, chance, tasks, logs.
-OUTSIDE_WORLD = (
+# The world beyond the values that were given: the system, the clock, chance, tasks, logs.
+OUTSIDE_WORLD = {
     *("asyncio", "concurrent", "datetime", "http", "importlib", "io", "logging"),
     *("multiprocessing", "os", "pathlib", "queue", "random", "sched", "secrets", "select"),
     *("selectors", "signal", "socket", "socketserver", "sqlite3", "ssl", "subprocess", "sys"),
     *("tempfile", "threading", "time", "urllib", "uuid", "warnings", "zoneinfo"),
-)
-
-# `from broker import Broker` is the app by another way.
-SHELL = ("broker.connection", "broker.app", "broker.cli", "broker.Broker")
-
-RULES = {
-    "broker.core": Rule(
-        broker=("broker.core", "broker.errors"), foreign=("attrs", "msgspec"), never=OUTSIDE_WORLD
-    ),
-    "broker.transport": Rule(
-        never=(
-            *("broker.core.hub", "broker.core.topics", "broker.core.session"),
-            *("broker.protocols", *SHELL),
-        )
-    ),
-    "broker.protocols": Rule(
-        broker=("broker.core", "broker.errors", "broker.protocols", "broker.transport.frames")
-    ),
-    "broker.engines": Rule(
-        never=("broker.core.session", "broker.transport", "broker.protocols", "socket", *SHELL)
-    ),
-    "broker.connection": Rule(never=("broker.app", "broker.cli", "broker.Broker")),
-    "broker.app": Rule(never=("broker.cli",)),
 }
 
+FOREIGN = {"core": {"attrs", "msgspec"}, "version": set[str](), "errors": set[str]()}
+"""Rooms that use only these packages of others, and nothing of the outside world."""
 
-def imports(tree: ast.Module, package: str) -> Iterator[tuple[int, str]]:
-    """Line and full name of all that is imported; `from a import b` imports `a.b`."""
-    for node in ast.walk(tree):
+PLACE = {room: place for place, rooms in enumerate(COMPARTMENTS) for room in rooms}
+
+
+@attrs.frozen
+class Import:
+    """One imported name: where, and in full."""
+
+    line: int
+    name: str
+
+
+def room_of(module: str) -> str:
+    """`core` of `broker.core.hub`, `app` of `broker.app`, `__init__` of `broker` itself."""
+    _, _, rest = module.partition(".")
+    return rest.partition(".")[0] or "__init__"
+
+
+def modules(package: Path = PACKAGE) -> dict[str, Path]:
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = ["broker", *path.relative_to(package).with_suffix("").parts]
+        if parts[-1] == "__init__":
+            parts.pop()
+        found[".".join(parts)] = path
+    return found
+
+
+def imports(source: str, module: str, *, is_package: bool = False) -> Iterator[Import]:
+    """All that is imported; `from a import b` imports `a.b`."""
+    package = module if is_package else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield node.lineno, alias.name
+                yield Import(node.lineno, alias.name)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 above = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*above, base] if base else above)
             for alias in node.names:
-                yield node.lineno, f"{base}.{alias.name}"
+                yield Import(node.lineno, f"{base}.{alias.name}")
 
 
-def violations(source: str, module: str, where: str, is_package: bool = False) -> list[str]:
+def violations(source: str, module: str, *, is_package: bool = False) -> list[str]:
     """One line for each import that breaks the rule for this module."""
-    rule = next((rule for name, rule in RULES.items() if is_below(module, (name,))), None)
-    if rule is None:
-        return []
-    package = module if is_package else module.rpartition(".")[0]
+    room = room_of(module)
     found = []
-    for line, name in imports(ast.parse(source), package):
-        top = name.partition(".")[0]
+    for each in imports(source, module, is_package=is_package):
+        top = each.name.partition(".")[0]
         if top == "broker":
-            allowed = rule.broker
+            allowed = _may_import(room, room_of(each.name))
         elif top in sys.stdlib_module_names:
-            allowed = None
+            allowed = room not in FOREIGN or top not in OUTSIDE_WORLD
         else:
-            allowed = rule.foreign
-        if is_below(name, rule.never) or (allowed is not None and not is_below(name, allowed)):
-            found.append(f"{where}:{line}: {module} must not import {name}")
+            allowed = room not in FOREIGN or top in FOREIGN[room]
+        if not allowed:
+            found.append(f"{module}:{each.line} must not import {each.name}")
     return found
 
 
-def is_below(name: str, names: tuple[str, ...]) -> bool:
-    return any(name == each or name.startswith(f"{each}.") for each in names)
+def _may_import(room: str, other: str) -> bool:
+    if other not in PLACE:  # `from broker import Broker` is the package itself
+        other = "__init__"
+    if other == room:
+        return True
+    if room in NARROWER:
+        return other in NARROWER[room]
+    return PLACE[other] < PLACE[room]
 
 
-def modules() -> list[Path]:
-    return sorted((ROOT / "broker").rglob("*.py"))
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """The circles of imports, each once, as far as a walk from every module finds them."""
+    found: dict[frozenset[str], list[str]] = {}
+
+    def walk(module: str, way: list[str]) -> None:
+        if module in way:
+            circle = way[way.index(module) :]
+            found.setdefault(frozenset(circle), circle)
+            return
+        for other in sorted(graph.get(module, ())):
+            walk(other, [*way, module])
+
+    for module in graph:
+        walk(module, [])
+    return list(found.values())
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_module_keeps_to_its_layer(path: Path) -> None:
-    where = path.relative_to(ROOT)
-    parts = list(where.with_suffix("").parts)
-    is_package = parts[-1] == "__init__"
-    if is_package:
-        parts.pop()
-    found = violations(path.read_text("utf-8"), ".".join(parts), str(where), is_package)
+def graph_of(files: Mapping[str, Path]) -> dict[str, set[str]]:
+    """Which modules of its own room each module imports."""
+    graph: dict[str, set[str]] = {}
+    for module, path in files.items():
+        is_package = path.name == "__init__.py"
+        graph[module] = set()
+        for each in imports(path.read_text("utf-8"), module, is_package=is_package):
+            target = each.name if each.name in files else each.name.rpartition(".")[0]
+            if target in files and target != module and room_of(target) == room_of(module):
+                graph[module].add(target)
+    return graph
+
+
+def test_every_module_stands_in_a_room() -> None:
+    for module, path in modules().items():
+        room = room_of(module)
+        assert room in PLACE, f"{module} stands in no room: name it in COMPARTMENTS"
+        if path.parent == PACKAGE and path.name != "__init__.py":
+            assert room in ROOT, f"{module} is a module of the root: put it into a room"
+
+
+def test_the_root_has_seven_modules_besides_init_and_main() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} == ROOT
+    assert len(ROOT - {"__init__", "__main__"}) == 7
+
+
+@pytest.mark.parametrize("module", modules())
+def test_every_module_keeps_to_its_room(module: str) -> None:
+    path = modules()[module]
+    source = path.read_text("utf-8")
+    found = violations(source, module, is_package=path.name == "__init__.py")
     assert not found, "\n".join(found)
 
 
-def test_the_modules_were_found() -> None:
-    names = {str(path.relative_to(ROOT / "broker")) for path in modules()}
-    assert {"errors.py", "core/messages.py", "core/topics.py"} <= names
+def test_no_room_has_a_circle() -> None:
+    assert circles(graph_of(modules())) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b"}, "b": set()}) == []
+
+
+def longest(room: str) -> Iterator[tuple[str, int, int]]:
+    """Each function of a room with its lines, and each class with its methods."""
+    for path in (PACKAGE / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                yield f"{path.name} {node.name}", node.end_lineno - node.lineno + 1, 0
+            elif isinstance(node, ast.ClassDef):
+                methods = [
+                    each
+                    for each in node.body
+                    if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+                ]
+                yield f"{path.name} {node.name}", 0, len(methods)
+
+
+@pytest.mark.parametrize("room", ["routing", "session"])
+def test_the_middle_has_no_long_function_and_no_wide_class(room: str) -> None:
+    for name, lines, methods in longest(room):
+        assert lines <= 60, f"{name} has {lines} lines"
+        assert methods <= 25, f"{name} has {methods} methods"
+
+
+def test_runs_end_in_the_router_alone() -> None:
+    """Order holds because everything that goes to an outbox goes through one door."""
+    for module, path in modules().items():
+        if room_of(module) in ("transport", "logs", "client", "cli"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Attribute):
+                assert node.attr != "flush", f"{module}:{node.lineno} flushes by hand"
+                if node.attr in ("offer", "offer_reply"):
+                    assert module == "broker.routing.router", f"{module}:{node.lineno}"
 
 
 @pytest.mark.parametrize(
@@ -130,22 +221,23 @@ def test_the_modules_were_found() -> None:
         ("broker.core.hub", "from time import monotonic", "time.monotonic"),
         ("broker.core.hub", "def f():\n    import os.path", "os.path"),
         ("broker.core.hub", "if TYPE_CHECKING:\n    from trio import Event", "trio.Event"),
-        ("broker.core.hub", "from broker.config import Config", "broker.config.Config"),
+        ("broker.core.hub", "from broker.config import settings", "broker.config.settings"),
         ("broker.core.hub", "from broker import Broker", "broker.Broker"),
         ("broker.core.hub", "from ..transport import outbox", "broker.transport.outbox"),
         ("broker.core.hub", "from .. import app", "broker.app"),
-        ("broker.transport.lane", "from broker.core import hub", "broker.core.hub"),
-        ("broker.transport.lane", "import broker.core.topics", "broker.core.topics"),
         ("broker.transport.lane", "from ..protocols.plain import X", "broker.protocols.plain.X"),
-        ("broker.transport", "from broker.core.session import S", "broker.core.session.S"),
-        ("broker.protocols.plain", "from broker.transport import lane", "broker.transport.lane"),
-        ("broker.protocols.plain", "import broker.connection", "broker.connection"),
-        ("broker.engines.memory", "from broker.core import session", "broker.core.session"),
-        ("broker.engines.redis", "import broker.transport", "broker.transport"),
-        ("broker.engines.redis", "from socket import socket", "socket.socket"),
-        ("broker.connection", "from broker import Broker", "broker.Broker"),
-        ("broker.connection", "from . import cli", "broker.cli"),
-        ("broker.app", "from broker.cli import main", "broker.cli.main"),
+        ("broker.transport.lane", "import broker.engines.memory", "broker.engines.memory"),
+        ("broker.protocols.plain", "import broker.session", "broker.session"),
+        ("broker.protocols.plain", "import broker.access.tokens", "broker.access.tokens"),
+        ("broker.engines.memory", "import broker.transport", "broker.transport"),
+        ("broker.hooks", "from broker.session.connection import C", "broker.session.connection.C"),
+        ("broker.routing.router", "import broker.webhooks.sender", "broker.webhooks.sender"),
+        ("broker.session.connection", "from broker import Broker", "broker.Broker"),
+        ("broker.node", "from .app import Broker", "broker.app.Broker"),
+        ("broker.http.api", "from broker.app import Broker", "broker.app.Broker"),
+        ("broker.app", "from broker.cli.main import main", "broker.cli.main.main"),
+        ("broker.client.link", "from broker.config.settings import C", "broker.config.settings.C"),
+        ("broker.client.link", "from broker.transport import frames", "broker.transport.frames"),
     ],
 )
 def test_a_violation_is_found_and_named_with_its_line(
@@ -153,9 +245,7 @@ def test_a_violation_is_found_and_named_with_its_line(
 ) -> None:
     source = f"import attrs\n{source}\n"
     line = len(source.splitlines())
-    assert violations(source, module, "x.py") == [
-        f"x.py:{line}: {module} must not import {culprit}"
-    ]
+    assert violations(source, module) == [f"{module}:{line} must not import {culprit}"]
 
 
 @pytest.mark.parametrize(
@@ -167,11 +257,11 @@ def test_a_violation_is_found_and_named_with_its_line(
         ("broker.transport.lane", "import socket, trio\nfrom broker.core.messages import Frame"),
         ("broker.protocols.plain", "from broker.transport.frames import encode"),
         ("broker.engines.memory", "import trio\nfrom broker.core.history import HistoryStore"),
-        ("broker.connection", "import broker.core.hub, broker.transport.lane, broker.protocols"),
-        ("broker.app", "from broker.connection import meet"),
-        ("broker.cli", "from broker.app import Broker"),
-        ("broker.coreutils", "import trio"),
+        ("broker.session.accept", "import broker.core.hub, broker.routing.router, broker.hooks"),
+        ("broker.app", "from broker.http.asgi import http_app"),
+        ("broker.cli.serve", "from broker.app import Broker"),
+        ("broker.client.link", "import trio_websocket\nfrom broker.errors import ClientError"),
     ],
 )
-def test_what_is_allowed_passes(module: str, source: str) -> None:
-    assert violations(source, module, "x.py") == []
+def test_an_allowed_import_passes(module: str, source: str) -> None:
+    assert violations(source, module) == []

@@ -211,16 +211,15 @@ class Router:
         `messages` is how many of them count as messages: replies and pushes about the connection
         itself do not. Without frames it only ends what was published before.
         """
-        return self.send_run(peer, Run(frames, messages=messages)) if frames else self._settle()
+        if not frames:
+            self._end_run()
+            return Offer.TAKEN
+        return self.send_run(peer, Run(frames, messages=messages))
 
     def send_run(self, peer: Peer, run: Run) -> Offer:
         """The same for a run that the caller has made, to look for it in the outbox later."""
         self._end_run()
         return peer.outbox.offer(run)
-
-    def _settle(self) -> Offer:
-        self._end_run()
-        return Offer.TAKEN
 
     def reply(self, peer: Peer, frame: bytes) -> None:
         """Queue a reply, whatever its size; see `Outbox.offer_reply`."""

@@ -10,6 +10,7 @@ Rules:
 """
 
 from collections.abc import Mapping
+from functools import partial
 from math import inf
 from time import time as wall_clock
 from typing import Any, Final
@@ -20,7 +21,7 @@ import trio
 from broker.core.event_queue import EventKind
 from broker.core.messages import Close, ConnectionInfo, Fd, Initiator, Transport
 from broker.core.session import Phase, PhaseEvent
-from broker.errors import CloseCode, Disconnect, Refused, UnsubscribeCode
+from broker.errors import CloseCode, Disconnect, UnsubscribeCode
 from broker.hooks import OpenHook
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
@@ -28,7 +29,8 @@ from broker.protocols.codec import Codec, Result
 from broker.protocols.plain import PLAIN
 from broker.routing.recipients import Peer
 from broker.session.dispatch import Dispatcher
-from broker.session.expiry import deadline, end_expired, told
+from broker.session.ending import how_it_ended, say_goodbye, tell_closed
+from broker.session.expiry import end_expired
 from broker.session.heartbeat import Heartbeat
 from broker.session.orders import Orders
 from broker.session.replies import NOTHING
@@ -168,7 +170,9 @@ class Connection:
     async def run(self) -> None:
         """Accept, serve, say goodbye."""
         services = self._services
-        with services.router.hub.attached(self._make_peer) as peer:
+        make_peer = partial(Peer, office=services.router.office)
+        with services.router.hub.attached(make_peer) as peer:
+            self.peer = peer
             try:
                 # The innermost block: its tasks use all of the above.
                 async with trio.open_nursery() as io:
@@ -186,11 +190,8 @@ class Connection:
                         io.cancel_scope.cancel()
             finally:
                 services.connections.pop(peer.fd, None)
-                await self._tell_closed()  # noqa: ASYNC102 - shields and times itself
-
-    def _make_peer(self, fd: Fd) -> Peer:
-        self.peer = Peer(fd, office=self._services.router.office)
-        return self.peer
+                close = attrs.evolve(self._closing or _CUT, undelivered=self._undelivered)
+                await tell_closed(services, self, close)  # noqa: ASYNC102 - shields itself
 
     def _open_outbox(self, io: trio.Nursery) -> None:
         services, peer = self._services, self.peer
@@ -332,50 +333,13 @@ class Connection:
             await self._served.wait()
         if self._closing is None:
             # All that came has been dealt with, and nobody has told the session to end.
-            self._closing = self._how_it_ended()
+            stall_seconds = self._services.config.stall_seconds
+            self._closing = how_it_ended(self._lane, self.peer.outbox, stall_seconds)
             self.peer.transition(PhaseEvent.CLOSE)
             self._leave(self._closing)
-        await self._say_goodbye()
+        seconds = self._services.config.close_seconds
+        await say_goodbye(self._lane, self.peer.outbox, seconds)
         self._io.cancel_scope.cancel()
-
-    async def _say_goodbye(self) -> None:
-        """Let what is queued go out, and give the peer time to answer our Close."""
-        seconds, outbox = self._services.config.close_seconds, self.peer.outbox
-        with trio.move_on_after(seconds) as answering:
-            await outbox.wait_empty()
-            # The queue may have taken its time, at the pace of a slow but living peer.
-            answering.deadline = trio.current_time() + seconds
-            await self._lane.wait_ended()
-            # Where the peer began, the answer to its Close was queued only now.
-            await outbox.wait_empty()
-
-    async def _tell_closed(self) -> None:
-        services = self._services
-        close = attrs.evolve(self._closing or _CUT, undelivered=self._undelivered)
-        fields = {**attrs.asdict(close), "initiator": close.initiator.value}
-        services.emit(EventKind.DISCONNECTED, self.fd, self.user, **fields)
-        services.log.info("close", fd=self.fd, **fields)
-        hook = services.hooks.close
-        if hook is None:
-            return
-        # The app counts on being told, also when everything around here is being cancelled.
-        grace = trio.current_time() + services.config.close_seconds
-        with trio.CancelScope(shield=True, deadline=grace):
-            try:
-                await hook(self, close)
-            except Exception:
-                services.log.exception("hook_failed", hook="close", fd=self.fd)
-
-    def _how_it_ended(self) -> Close:
-        lane = self._lane
-        if lane.close_began_here and lane.close_sent is not None:
-            return Close(*lane.close_sent, Initiator.SERVER)
-        if lane.peer_close is not None:
-            return Close(*lane.peer_close, Initiator.CLIENT)
-        if self.peer.outbox.stalled:
-            reason = f"took nothing for {self._services.config.stall_seconds:g} s"
-            return Close(CloseCode.ABNORMAL, reason, Initiator.SLOW)
-        return Close(CloseCode.ABNORMAL, "connection lost", Initiator.NETWORK)
 
     # a peer that is too slow, or dead
 
@@ -419,22 +383,6 @@ class Connection:
             talks = self.peer.phase is Phase.CONNECTED
             code = CloseCode.NO_PONG if talks else CloseCode.INTERNAL_ERROR
             self.close(code, "no pong", Initiator.HEARTBEAT)
-
-    def expire(self, when: float | None) -> bool:
-        """End a client's connection at `when`, in Unix seconds, or never; at once if that is past.
-
-        False if it is no Centrifuge client.
-        """
-        if self._dispatcher.client is None:
-            return False
-        tokens = self._services.tokens
-        try:
-            told(tokens, when)
-        except Refused:
-            self.close(CloseCode.EXPIRED, "expired")
-        else:
-            self.peer.expires_at = deadline(tokens, self.peer, when)
-        return True
 
 
 _CUT: Final = Close(CloseCode.ABNORMAL, "cut", Initiator.SHUTDOWN)

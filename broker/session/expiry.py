@@ -34,6 +34,22 @@ def deadline(tokens: Tokens, session: Session, expires_at: float | None) -> floa
     return due
 
 
+def expire(connection: ServedConnection, tokens: Tokens, when: float | None) -> bool:
+    """Let a client's connection end at `when`, in Unix seconds, or never; at once if that is past.
+
+    False if it is no Centrifuge client.
+    """
+    if connection.orders.codec is None:
+        return False
+    try:
+        told(tokens, when)
+    except Refused:
+        connection.close(CloseCode.EXPIRED, "expired")
+    else:
+        connection.peer.expires_at = deadline(tokens, connection.peer, when)
+    return True
+
+
 def end_expired(connection: ServedConnection, now: float) -> None:
     """End what has expired and was not refreshed. Costs one comparison unless something has."""
     session = connection.peer
