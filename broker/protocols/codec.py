@@ -27,6 +27,28 @@ class Commands(Protocol):
     def __iter__(self) -> Iterator[Command]: ...
 
 
+class PeerCodec(Protocol):
+    """Writes the frames that any peer may get, whether it speaks a protocol or is plain."""
+
+    @property
+    def name(self) -> str:
+        """The protocol: `plain`, or the subprotocol's name."""
+
+    @property
+    def opaque_payloads(self) -> bool:
+        """Whether payloads of the peer may be bytes that are not JSON."""
+
+    def publication(self, name: str, publication: Publication) -> bytes:
+        """A ready frame of one publication for those who listen under `name`."""
+
+    def publications(self, name: str, publications: Sequence[Publication]) -> Sequence[bytes]:
+        """A ready frame each of several publications of one topic, from one publisher, all with the
+        same tags."""
+
+    def message(self, data: bytes) -> bytes:
+        """A ready frame of a message that belongs to no topic."""
+
+
 class Codec(ABC):
     """Writes replies and pushes, and reads commands: what JSON and protobuf have in common.
 
@@ -40,8 +62,11 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, payload: bytes) -> Commands:
-        """The commands of one message. Raises `BadCommand`, perhaps only when it comes to the
-        command that is none."""
+        """The commands of one message: one at least. A `FaultyCommand` is one of them.
+
+        Raises `BadCommand`, also for a message with nothing in it; perhaps only when it comes to
+        the command that is none.
+        """
 
     @abstractmethod
     def decode_publishes(self, payloads: Sequence[bytes]) -> Sequence[PublishCommand] | None:
@@ -61,7 +86,7 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, reply: Mapping[str, object]) -> bytes:
-        """One `Reply` of the protocol's schema."""
+        """One `Reply` of the protocol's schema. Half of a surrogate pair goes as U+FFFD."""
 
     @abstractmethod
     def frame(self, replies: Sequence[bytes]) -> bytes:

@@ -36,6 +36,7 @@ from broker.access.topic_rules import (
 from broker.config.settings import Askers, Config
 from broker.core.event_queue import EventKind
 from broker.core.history import UnrecoverablePosition
+from broker.core.json_reader import BadJson, value_of
 from broker.core.messages import ClientInfo, Fd, Position
 from broker.core.session import Happening, Phase, Session
 from broker.core.topics import is_pattern
@@ -60,7 +61,14 @@ from broker.hooks import (
     SubscribeReply,
 )
 from broker.protocols.codec import Codec, Result
-from broker.protocols.commands import METHODS, BadCommand, Command, PublishCommand, SubscribeRequest
+from broker.protocols.commands import (
+    METHODS,
+    BadCommand,
+    Command,
+    FaultyCommand,
+    PublishCommand,
+    SubscribeRequest,
+)
 from broker.protocols.json_text import check_json, is_json_line, one_line, to_json
 from broker.routing.router import DIRECT, PERSONAL, Router, direct_fd
 from broker.routing.subscriptions import open_subscription
@@ -229,7 +237,8 @@ class Conversation:
             if self._is_limited and not self._admits(command, size):
                 continue
             methods = [method for method in METHODS if getattr(command, method) is not None]
-            if methods == ["publish"] and self._may_publish_now:
+            faulty = isinstance(command, FaultyCommand)
+            if methods == ["publish"] and self._may_publish_now and not faulty:
                 assert command.publish is not None
                 data = self._payload(command.publish.data)
                 self._publish(command.id, command.publish.channel, data)
@@ -328,6 +337,8 @@ class Conversation:
         if not command.id and methods not in (["send"], ["publish"]):
             raise Disconnect(CloseCode.BAD_REQUEST, "bad request: a command without an id")
         try:
+            if isinstance(command, FaultyCommand):
+                raise Refused(ErrorCode.BAD_REQUEST, command.fault)
             if len(methods) > 1:
                 raise Refused(ErrorCode.BAD_REQUEST, "more than one method in a command")
             if not methods:
@@ -373,19 +384,10 @@ class Conversation:
         if not data:
             return None
         try:
-            return msgspec.json.decode(data)
-        except (ValueError, RecursionError) as error:  # 1e999, or deeper than Python goes
+            return value_of(bytes(data))
+        except BadJson as error:  # or deeper than Python goes
             if self._opaque:
                 return bytes(data)
-            raise Refused(ErrorCode.BAD_REQUEST, f"data: {error}") from None
-
-    def _json(self, data: msgspec.Raw) -> bytes:
-        """What a client sent where only JSON will do. Raises `Refused`."""
-        if not data or not self._opaque:
-            return bytes(data)
-        try:
-            return check_json(bytes(data))
-        except BadCommand as error:
             raise Refused(ErrorCode.BAD_REQUEST, f"data: {error}") from None
 
     def _group_of(self, data: msgspec.Raw) -> str:
@@ -702,7 +704,7 @@ class Conversation:
         if request.method in RPC:
             caller = _Caller(self, command.id)
             methods = self._connection.methods
-            result = await methods.call(caller, request.method, self._json(request.data))
+            result = await methods.call(caller, request.method, bytes(request.data))
             return None if result is None else {"data": msgspec.Raw(result)}
         if self._hooks.rpc is None:
             raise Refused(ErrorCode.METHOD_NOT_FOUND)

@@ -17,11 +17,11 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Final, Protocol
 
 import attrs
-import msgspec
 import trio
 from msgspec import Meta, Raw, Struct
 
 from broker.core.idempotency import MAX_KEY_BYTES, Once
+from broker.core.json_reader import BadJson, read
 from broker.core.messages import ClientInfo, Close, Delivery, Fd, Initiator
 from broker.errors import ErrorCode, Refused
 from broker.protocols.json_text import one_line, to_json
@@ -160,8 +160,8 @@ class Methods:
         """
         kind, carry_out = RPC[method]
         try:
-            asked: Any = msgspec.json.decode(params or b"{}", type=kind)
-        except (msgspec.DecodeError, RecursionError) as error:
+            asked: Any = read(params or b"{}", kind)
+        except BadJson as error:
             raise Refused(ErrorCode.BAD_REQUEST, f"{method}: {error}") from None
         answer: bytes | None = await carry_out(self, caller, asked)
         return answer

@@ -475,7 +475,7 @@ def test_a_known_field_of_another_wire_type_is_unknown() -> None:
         b"\x02\x0f\x00",  # wire type 7
         b"\x03\x2a\x05a",  # longer than its message
         b"\x05\xa1\x06123",  # 8 bytes, of which 3 are there
-        b"\x05\x3a\x03\x0a\x01\xff",  # a topic that is not UTF-8
+        b"\x05\x2a\x03\x0a\x01\xff",  # a topic that is not UTF-8, and nobody to be told
         b"\x06\x22\x04\x1a\x02\x08\x01",  # not an entry of a map
         b"\x0b\x22\x09\x32\x02\x0a\x05\x0a\x03abc",  # a key longer than its entry
         b"\x0c" + b"\x80" * 10 + b"\x01\x00",  # a field's number of eleven bytes
