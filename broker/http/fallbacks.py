@@ -23,6 +23,7 @@ import attrs
 import msgspec
 import trio
 
+from broker.core.json_reader import BadJson, members, one_text, read
 from broker.core.messages import Transport
 from broker.errors import HeadError
 from broker.http.server import REQUEST_SECONDS
@@ -278,13 +279,14 @@ class _Request:
             topics = parameters.get("topic", [])
             token = parameters.get("token", [""])[0]
         try:
-            msgspec.json.decode(asked, type=ConnectRequest)
-            subs = msgspec.json.decode(asked, type=_OneWay).subs
-            request = msgspec.json.decode(asked, type=dict[str, msgspec.Raw])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            read(asked, ConnectRequest)
+            subs = read(asked, _OneWay).subs
+            request = members(one_text(asked))
+        except BadJson as error:
             raise HeadError(400, f"not a connect request: {error}") from None
         subs |= {topic: {} for topic in topics if topic not in subs}
-        fields: dict[str, object] = {**request, **({"token": token} if token else {})}
+        fields: dict[str, object] = {name: msgspec.Raw(value) for name, value in request.items()}
+        fields |= {"token": token} if token else {}
         return to_json({"id": CONNECT_ID, "connect": fields}), subs
 
     def _parameters(self) -> dict[str, list[str]]:
