@@ -31,7 +31,7 @@ from broker.http.streams import CONNECT_ID, Line, OneWayLine, ProtobufLine, SseL
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, read_emulation
 from broker.protocols.codec import Codec
-from broker.protocols.commands import BadCommand, ConnectRequest
+from broker.protocols.commands import BadCommand, ConnectRequest, FaultyCommand
 from broker.protocols.json_text import to_json
 from broker.session.accept import check_origin, check_welcome
 from broker.session.connection import NODE_ID, Connection
@@ -263,6 +263,8 @@ class _Request:
             first = next(iter(commands))
         except BadCommand as error:
             raise HeadError(400, f"not a connect command: {error}") from None
+        if isinstance(first, FaultyCommand):
+            raise HeadError(400, f"not a connect command: {first.fault}")
         if first.connect is None or not first.id:
             raise HeadError(400, "the first command is connect, with an id")
         if len(commands) > 1 and self.head.method == "GET":
