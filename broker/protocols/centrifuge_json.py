@@ -5,14 +5,14 @@ Publications are put together from bytes, as payloads are never parsed on their 
 Rule: encodes and decodes, and decides nothing.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import attrs
 import msgspec
 from msgspec import Raw
 
-from broker.core.json_reader import BadJson, Json, members, one_text, read_text, texts
+from broker.core.json_reader import BadJson, Json, Texts, members, one_text, read_text, texts
 from broker.core.messages import ClientInfo, Publication
 from broker.protocols.codec import Codec, Commands, shown_tags
 from broker.protocols.commands import (
@@ -58,7 +58,7 @@ def _read_apart(payload: bytes) -> "_Apart":
     if not payload.strip():
         raise BadCommand("empty")
     try:
-        return _Apart(texts(payload) if b"\n" in payload else [one_text(payload)])
+        return _Apart(texts(payload) if b"\n" in payload else (one_text(payload),))
     except BadJson as error:
         raise BadCommand(str(error)) from None
 
@@ -68,7 +68,7 @@ class _Apart:
     """The commands of one message, each read when its turn comes: to read one member by member may
     take 50 times as long as to decode it, and others want to be served meanwhile."""
 
-    texts: Sequence[Json]
+    texts: Texts | tuple[Json]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -191,8 +191,7 @@ class CentrifugeJson(Codec):
             for publication in publications
         ]
 
-    def encode(self, reply: Mapping[str, object]) -> bytes:
-        return written(reply)
+    encode = staticmethod(written)
 
     def frame(self, replies: Sequence[bytes]) -> bytes:
         return frames.text_frame(replies[0] if len(replies) == 1 else b"\n".join(replies))

@@ -85,7 +85,7 @@ class Codec(ABC):
         return [self.publication(name, publication) for publication in publications]
 
     @abstractmethod
-    def encode(self, reply: Mapping[str, object]) -> bytes:
+    def encode(self, reply: Mapping[str, object], /) -> bytes:
         """One `Reply` of the protocol's schema. Half of a surrogate pair goes as U+FFFD."""
 
     @abstractmethod
