@@ -17,7 +17,7 @@ Rules:
 2. Half of a surrogate pair (RFC 8259 section 8.2) cannot be written in UTF-8. In a payload it
    becomes U+FFFD, as browsers and Go do it, so that strict parsers can read what goes out. All
    other text with one is refused.
-3. Whoever reads gets a value or a `BadJson`; the reason is one line that names the field.
+3. A reader gets a value or a `BadJson`; the reason is one line that names the field.
 """
 
 import json
