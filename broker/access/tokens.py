@@ -14,9 +14,8 @@ Rules:
 """
 
 import base64
-import binascii
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import attrs
 import jwt
@@ -25,6 +24,7 @@ from msgspec import Raw, Struct
 
 from broker.access.keys import ALGORITHMS, HMAC, JWS, Key
 from broker.config.settings import TokenRules
+from broker.core.json_reader import BadJson, one_text, read, value_of
 from broker.errors import KeysUnavailable, TokenExpired, TokenInvalid
 
 MAX_TTL: Final = 2**32 - 1
@@ -39,7 +39,7 @@ class WrongKind(TokenInvalid):
 
 
 class SubOptions(Struct):
-    """What a connection token says of one server-side subscription."""
+    """The claims of one server-side subscription, in a connection token."""
 
     info: Raw = Raw(b"")
     b64info: str = ""
@@ -48,24 +48,41 @@ class SubOptions(Struct):
 
 
 class _Claims(Struct):
+    """The claims that both kinds of token use. A claim that is null is absent, as for Centrifugo.
+
+    Others may be of any type: `jti` and `iat`, which nothing here depends on, are not even read.
+    """
+
     sub: str = ""
     exp: float | None = None
     nbf: float | None = None
-    iat: float | None = None
-    jti: str = ""
-    aud: str | list[str] = []
-    iss: str = ""
+    expire_at: float | None = None
     info: Raw = Raw(b"")
     b64info: str = ""
-    data: Raw = Raw(b"")
-    b64data: str = ""
-    expire_at: float | None = None
     channel: str = ""
+
+
+class _ConnectionClaims(_Claims):
     channels: list[str] = []
     subs: dict[str, SubOptions] = {}
-    meta: Raw = Raw(b"")
+
+
+class _SubscriptionClaims(_Claims):
+    data: Raw = Raw(b"")
+    b64data: str = ""
     # Of Centrifugo before version 4, whose subscription tokens were for one connection.
     client: str = ""
+
+
+class _Audience(Struct):
+    aud: str | list[str] = []
+
+
+class _Issuer(Struct):
+    iss: str = ""
+
+
+C = TypeVar("C", bound=_Claims)
 
 
 @attrs.frozen
@@ -132,7 +149,7 @@ def read_connection(
     token: str, header: Header, keys: Iterable[Key], rules: TokenRules, now: float
 ) -> ConnectionToken:
     """Verify a connection token. Raises `TokenInvalid` or `TokenExpired`."""
-    claims, every = _verified(token, header, keys, rules)
+    claims, every = _verified(token, header, keys, rules, _ConnectionClaims)
     if claims.channel:  # or a token for one topic would let its bearer in
         raise WrongKind("a subscription token, not a connection token")
     _check_time(claims, rules, now)
@@ -152,7 +169,7 @@ def read_subscription(
 
     Whether it is for this user and topic is for the caller to compare.
     """
-    claims, every = _verified(token, header, keys, rules)
+    claims, every = _verified(token, header, keys, rules, _SubscriptionClaims)
     if not claims.channel:
         raise WrongKind("a connection token, not a subscription token")
     _check_time(claims, rules, now)
@@ -168,19 +185,23 @@ def read_subscription(
 
 
 def _verified(
-    token: str, header: Header, keys: Iterable[Key], rules: TokenRules
-) -> tuple[_Claims, dict[str, object]]:
+    token: str, header: Header, keys: Iterable[Key], rules: TokenRules, kind: type[C]
+) -> tuple[C, dict[str, object]]:
     payload = _verified_payload(token, header, keys)
     try:
-        claims = msgspec.json.decode(payload, type=_Claims)
-        every: dict[str, object] = msgspec.json.decode(payload)
-    except (msgspec.DecodeError, RecursionError) as error:
+        claims = read(payload, kind)
+        # Only who asks for an audience or an issuer cares of which type they are.
+        audience = read(payload, _Audience).aud if rules.audience else ""
+        issuer = read(payload, _Issuer).iss if rules.issuer else ""
+        every = value_of(payload)
+    except BadJson as error:
         raise TokenInvalid(f"claims: {error}") from None
-    named = [claims.aud] if isinstance(claims.aud, str) else claims.aud
+    assert isinstance(every, dict)  # or it would have been no struct
+    named = [audience] if isinstance(audience, str) else audience
     if rules.audience and rules.audience not in named:
-        raise TokenInvalid(f"audience {claims.aud!r}")
-    if rules.issuer and rules.issuer != claims.iss:
-        raise TokenInvalid(f"issuer {claims.iss!r}")
+        raise TokenInvalid(f"audience {audience!r}")
+    if rules.issuer and rules.issuer != issuer:
+        raise TokenInvalid(f"issuer {issuer!r}")
     return claims, every
 
 
@@ -223,10 +244,8 @@ def _json(raw: Raw, encoded: str) -> bytes | None:
     data = bytes(raw)
     if encoded:
         try:
-            data = base64.b64decode(encoded, validate=True)
-            data.decode()
-            msgspec.json.decode(data)
-        except (binascii.Error, ValueError, RecursionError) as error:
+            data = one_text(base64.b64decode(encoded, validate=True)).mended
+        except ValueError as error:
             raise TokenInvalid(f"base64 of what is not JSON: {error}") from None
     if not data or data == b"null":
         return None

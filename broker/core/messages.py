@@ -3,13 +3,14 @@
 Rule: everything here is immutable, and nothing here knows a socket, a clock or a wire format.
 """
 
-import json
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
 import attrs
 import msgspec
+
+from broker.core.json_reader import BadJson, TooDeep, value_of
 
 Fd: TypeAlias = int
 """A connection's number on this broker: starts at 1, only grows, is never reused."""
@@ -56,20 +57,23 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def value(self) -> object:
-        """`data` as Python objects, decoded anew at each use; as bytes where it is not JSON.
+        r"""`data` as Python objects, decoded anew at each use; as bytes where it is not JSON.
 
-        A number beyond Python's range is an infinity. Raises `ValueError` for what is nested so
-        deeply that Python cannot hold it: a publisher may send up to a thousand levels.
+        Bytes are for `opaque` data alone: all other data is JSON. Half of a surrogate pair, such as
+        ``"\ud83d"``, is U+FFFD (RFC 8259 section 8.2 leaves it open). A number beyond Python's range,
+        such as ``1e999``, is an infinity. Of several members with one name there is the last.
+
+        Raises `ValueError` for data that is nested so deeply that Python cannot hold it: a publisher
+        may send up to a thousand levels, of which the caller's own calls take some. Nothing else.
         """
         try:
-            try:
-                return msgspec.json.decode(self.data)
-            except msgspec.DecodeError:  # 1e999, which is JSON all the same
-                if self.opaque:
-                    return self.data
-                return json.loads(self.data)
-        except RecursionError:
+            return value_of(self.data)
+        except TooDeep:
             raise ValueError("the data is nested too deeply for Python") from None
+        except BadJson:
+            if self.opaque:
+                return self.data
+            raise
 
 
 @attrs.frozen

@@ -15,28 +15,30 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from http import HTTPStatus
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import attrs
-import msgspec
 import structlog
 from msgspec import Meta, Raw, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.core.history import UnrecoverablePosition
+from broker.core.json_reader import AsSent, BadJson, read
 from broker.core.messages import ClientInfo, ConnectionInfo, Fd, Position, Publication
 from broker.errors import CloseCode, ErrorCode, Refused, UnsubscribeCode
 from broker.node import Node
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.commands import BadCommand
-from broker.protocols.json_text import check_json, to_json
+from broker.protocols.json_text import check_json, to_json, written
 from broker.routing.publishing import PublishOptions
 from broker.session.orders import ServerSub
 from broker.session.rpc import report
 from broker.version import VERSION
 
 log = structlog.get_logger("broker.http")
+
+S = TypeVar("S", bound=Struct)
 
 Offset = Annotated[int, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=1, le=10_000)]
@@ -148,7 +150,7 @@ class OneConnection(Struct):
 
 
 class Batch(Struct):
-    commands: list[dict[str, Raw]]
+    commands: list[dict[str, AsSent]]
     parallel: bool = False
 
 
@@ -223,7 +225,7 @@ class Api:
             result = self._batch(body)
         else:
             result = self._answer(method, body, lambda result: {"result": result})
-        return Answer(HTTPStatus.OK, to_json(result), "application/json")
+        return Answer(HTTPStatus.OK, written(result), "application/json")
 
     def _batch(self, body: bytes) -> object:
         try:
@@ -441,21 +443,23 @@ def shown_key(header: Callable[[str], str | None]) -> str:
     return key.strip() if scheme.lower() == "apikey" else ""
 
 
-def _decode(params: bytes, kind: type[Struct]) -> Any:
+def _decode(params: bytes, kind: type[S]) -> S:
+    """Parameters as a struct. Raises `Refused`, and names the one that is wrong."""
     try:
-        return msgspec.json.decode(params, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+        return read(params, kind)
+    except BadJson as error:
         raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
 
 
 def _payload(name: str, data: Raw, b64: str, *, needed: bool = True) -> Raw | None:
+    """A payload in one line; where it is `needed`, null is one, and elsewhere none is given then."""
     if b64:
         try:
             return Raw(check_json(base64.b64decode(b64, validate=True)))
         except ValueError as error:
             text = f"b64{name} is not base64 of JSON: {error}"
             raise Refused(ErrorCode.BAD_REQUEST, text) from None
-    if data:
+    if data and (needed or bytes(data) != b"null"):
         return Raw(bytes(data))
     if needed:
         raise Refused(ErrorCode.BAD_REQUEST, f"{name} is missing")

@@ -23,6 +23,7 @@ import attrs
 import msgspec
 import trio
 
+from broker.core.json_reader import BadJson, members, one_text, read
 from broker.core.messages import Transport
 from broker.errors import HeadError
 from broker.http.server import REQUEST_SECONDS
@@ -30,7 +31,7 @@ from broker.http.streams import CONNECT_ID, Line, OneWayLine, ProtobufLine, SseL
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, read_emulation
 from broker.protocols.codec import Codec
-from broker.protocols.commands import BadCommand, ConnectRequest
+from broker.protocols.commands import BadCommand, ConnectRequest, FaultyCommand
 from broker.protocols.json_text import to_json
 from broker.session.accept import check_origin, check_welcome
 from broker.session.connection import Connection
@@ -262,6 +263,8 @@ class _Request:
             first = next(iter(commands))
         except BadCommand as error:
             raise HeadError(400, f"not a connect command: {error}") from None
+        if isinstance(first, FaultyCommand):
+            raise HeadError(400, f"not a connect command: {first.fault}")
         if first.connect is None or not first.id:
             raise HeadError(400, "the first command is connect, with an id")
         if len(commands) > 1 and self.head.method == "GET":
@@ -278,13 +281,14 @@ class _Request:
             topics = parameters.get("topic", [])
             token = parameters.get("token", [""])[0]
         try:
-            msgspec.json.decode(asked, type=ConnectRequest)
-            subs = msgspec.json.decode(asked, type=_OneWay).subs
-            request = msgspec.json.decode(asked, type=dict[str, msgspec.Raw])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            read(asked, ConnectRequest)
+            subs = read(asked, _OneWay).subs
+            request = members(one_text(asked))
+        except BadJson as error:
             raise HeadError(400, f"not a connect request: {error}") from None
         subs |= {topic: {} for topic in topics if topic not in subs}
-        fields: dict[str, object] = {**request, **({"token": token} if token else {})}
+        fields: dict[str, object] = {name: msgspec.Raw(value) for name, value in request.items()}
+        fields |= {"token": token} if token else {}
         return to_json({"id": CONNECT_ID, "connect": fields}), subs
 
     def _parameters(self) -> dict[str, list[str]]:

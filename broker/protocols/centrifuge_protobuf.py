@@ -21,11 +21,19 @@ import attrs
 import msgspec
 from msgspec import Raw
 
+from broker.core.json_reader import mended_text
 from broker.core.messages import ClientInfo, Publication
 from broker.core.tags import FilterNode
 from broker.protocols import commands
-from broker.protocols.codec import Codec, info_fields, shown_tags
-from broker.protocols.commands import BadCommand, Command, PublishCommand, PublishRequest
+from broker.protocols.codec import Codec, Commands, info_fields, shown_tags
+from broker.protocols.commands import (
+    METHODS,
+    BadCommand,
+    Command,
+    PublishCommand,
+    PublishRequest,
+    faulty,
+)
 from broker.transport import frames
 
 MAX_COMMANDS: Final = 2**16
@@ -332,6 +340,8 @@ class _Reader:
 
     data: bytes
     fields_left: int = MAX_FIELDS
+    fault: str = ""
+    """The first field with a text that is not UTF-8, as its name and what is wrong."""
 
     def read(self, message: Message, at: int, end: int) -> Any:
         """The struct of one message in `data[at:end]`."""
@@ -373,7 +383,7 @@ class _Reader:
     def add(self, values: dict[str, Any], name: str, kind: Type, at: int, stop: int) -> None:
         """Read one field in `data[at:stop]` into `values`."""
         if isinstance(kind, Many):
-            values.setdefault(name, []).append(self.content(kind.of, at, stop))
+            values.setdefault(name, []).append(self.content(kind.of, name, at, stop))
         elif isinstance(kind, Keyed):
             key, value = "", None
             while at < stop:
@@ -383,40 +393,59 @@ class _Reader:
                     raise BadCommand("not an entry of a map")
                 at, entry_stop = _read_length(self.data, at, stop)
                 if tag == 0x0A:
-                    key = self.content(STRING, at, entry_stop)
+                    key = self.content(STRING, name, at, entry_stop)
                 else:
-                    value = self.content(kind.of, at, entry_stop)
+                    value = self.content(kind.of, name, at, entry_stop)
                 at = entry_stop
             if value is None:
-                value = self.content(kind.of, stop, stop)
+                value = self.content(kind.of, name, stop, stop)
             values.setdefault(name, {})[key] = value
         else:
-            values[name] = self.content(kind, at, stop)
+            values[name] = self.content(kind, name, at, stop)
 
-    def content(self, kind: Type, at: int, stop: int) -> Any:
+    def content(self, kind: Type, name: str, at: int, stop: int) -> Any:
         if kind is STRING:
-            return self.data[at:stop].decode()
+            try:
+                return self.data[at:stop].decode()
+            except UnicodeDecodeError as error:
+                self.fault = self.fault or f"{name}: {error.reason}, so not UTF-8"
+                return ""
         if kind is BYTES:
             return Raw(self.data[at:stop])
         assert isinstance(kind, Message)
         return self.read(kind, at, stop)
 
 
-def _read(message: Message, data: bytes, at: int, stop: int) -> Any:
-    """The struct of one message in `data[at:stop]`. Raises `BadCommand`."""
+def _read(message: Message, data: bytes, at: int, stop: int) -> tuple[Any, str]:
+    """The struct of one message in `data[at:stop]`, and what is wrong with a text in it, if anything.
+
+    Raises `BadCommand`.
+    """
+    reader = _Reader(data)
     try:
-        return _Reader(data).read(message, at, stop)
+        return reader.read(message, at, stop), reader.fault
     except IndexError:
         raise BadCommand("cut off") from None
-    except UnicodeDecodeError as error:
-        raise BadCommand(str(error)) from None
     except RecursionError:
         raise BadCommand("nested too deeply") from None
 
 
+def _read_command(data: bytes, at: int, stop: int) -> Command:
+    command: Command
+    command, fault = _read(COMMAND, data, at, stop)
+    if fault:
+        methods = [method for method in METHODS if getattr(command, method) is not None]
+        return faulty(command.id, methods, fault)
+    return command
+
+
 def read_emulation(body: bytes) -> EmulationRequest:
     """What a request to `/emulation` says, which has no length before it. Raises `BadCommand`."""
-    return _read(EMULATION_REQUEST, body, 0, len(body))  # type: ignore[no-any-return]
+    request: EmulationRequest
+    request, fault = _read(EMULATION_REQUEST, body, 0, len(body))
+    if fault:
+        raise BadCommand(fault)
+    return request
 
 
 def _scalar(kind: Type, number: int) -> int | bool:
@@ -441,7 +470,7 @@ def _write(message: Message, values: Mapping[str, Any]) -> bytes:
         elif isinstance(kind, Keyed):
             for key, each in value.items():
                 entry = b"\x0a%b\x12%b" % (
-                    _delimited(key.encode()),
+                    _delimited(_utf_8(key)),
                     _delimited(_bytes(kind.of, each)),
                 )
                 parts += (tag, _delimited(entry))
@@ -455,11 +484,19 @@ def _write(message: Message, values: Mapping[str, Any]) -> bytes:
 
 def _bytes(kind: Type, value: Any) -> bytes:
     if kind is STRING:
-        return value.encode()  # type: ignore[no-any-return]
+        return _utf_8(value)
     if kind is BYTES:
         return bytes(value)
     assert isinstance(kind, Message)
     return _write(kind, value)
+
+
+def _utf_8(text: str) -> bytes:
+    """A text of ours or of the app's: of half a surrogate pair there is no UTF-8."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return mended_text(text).encode()
 
 
 def _delimited(content: bytes) -> bytes:
@@ -486,7 +523,7 @@ class _Commands:
 
     def __iter__(self) -> Iterator[Command]:
         for at, stop in self.places:
-            yield _read(COMMAND, self.payload, at, stop)
+            yield _read_command(self.payload, at, stop)
 
 
 class CentrifugeProtobuf(Codec):
@@ -500,7 +537,7 @@ class CentrifugeProtobuf(Codec):
         self._info: ClientInfo | None = None
         self._info_field = b""
 
-    def decode(self, payload: bytes) -> "_Commands":
+    def decode(self, payload: bytes) -> Commands:
         places = []
         at, end = 0, len(payload)
         try:
@@ -611,7 +648,7 @@ def is_disconnect(start: bytes) -> bool:
 
 @lru_cache(maxsize=4096)
 def _channel_field(name: str) -> bytes:
-    return b"\x12" + _delimited(name.encode())
+    return b"\x12" + _delimited(_utf_8(name))
 
 
 @lru_cache(maxsize=4096)

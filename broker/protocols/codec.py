@@ -28,13 +28,15 @@ class Commands(Protocol):
 
 
 class PeerCodec(Protocol):
-    """Writes frames for one kind of peer, plain ones included."""
+    """Writes the frames that any peer may get, whether it speaks a protocol or is plain."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The protocol: `plain`, or the subprotocol's name."""
+
     @property
     def opaque_payloads(self) -> bool:
-        """Whether payloads may be bytes that are not JSON."""
+        """Whether payloads of the peer may be bytes that are not JSON."""
 
     def publication(self, name: str, publication: Publication) -> bytes:
         """A ready frame of one publication for those who listen under `name`."""
@@ -60,8 +62,11 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, payload: bytes) -> Commands:
-        """The commands of one message. Raises `BadCommand`, perhaps only when it comes to the
-        command that is none."""
+        """The commands of one message: one at least. A `FaultyCommand` is one of them.
+
+        Raises `BadCommand`, also for a message with nothing in it; perhaps only when it comes to
+        the command that is none.
+        """
 
     @abstractmethod
     def decode_publishes(self, payloads: Sequence[bytes]) -> Sequence[PublishCommand] | None:
@@ -80,8 +85,8 @@ class Codec(ABC):
         return [self.publication(name, publication) for publication in publications]
 
     @abstractmethod
-    def encode(self, reply: Mapping[str, object]) -> bytes:
-        """One `Reply` of the protocol's schema."""
+    def encode(self, reply: Mapping[str, object], /) -> bytes:
+        """One `Reply` of the protocol's schema. Half of a surrogate pair goes as U+FFFD."""
 
     @abstractmethod
     def frame(self, replies: Sequence[bytes]) -> bytes:

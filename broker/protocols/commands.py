@@ -2,12 +2,17 @@
 
 Requests become the structs below, in JSON and in protobuf; payloads stay raw from end to end, so a
 message is never parsed on its way through.
+
+Rule: a message that cannot be taken apart is a `BadCommand`, and ends its connection (3501). A
+command that can, but has a field that it cannot have, is a `FaultyCommand`: it alone is refused.
 """
 
-from typing import Annotated
+from collections.abc import Collection
+from typing import Annotated, Any
 
 from msgspec import Meta, Raw, Struct
 
+from broker.core.json_reader import AsSent
 from broker.core.tags import FilterNode
 
 RequestId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
@@ -67,7 +72,8 @@ class HistoryRequest(Struct):
 
 class RpcRequest(Struct):
     method: str = ""
-    data: Raw = _EMPTY
+    data: AsSent = _EMPTY
+    """For methods of the broker it holds names, so that `json_reader.read` is what reads it."""
 
 
 class SendRequest(Struct):
@@ -108,6 +114,42 @@ class PublishCommand(Struct, forbid_unknown_fields=True, gc=False):
 
 
 METHODS = tuple(field for field in Command.__struct_fields__ if field != "id")
+WITHOUT_ID = ("publish", "send")
+"""The methods that may want no reply."""
+
+_REQUESTS: dict[str, type[Struct]] = {
+    "publish": PublishRequest,
+    "connect": ConnectRequest,
+    "subscribe": SubscribeRequest,
+    "unsubscribe": ChannelRequest,
+    "presence": ChannelRequest,
+    "presence_stats": ChannelRequest,
+    "history": HistoryRequest,
+    "rpc": RpcRequest,
+    "send": SendRequest,
+    "refresh": RefreshRequest,
+    "sub_refresh": SubRefreshRequest,
+}
+
+
+class FaultyCommand(Command, kw_only=True):
+    """A command to be refused with error 107, for the reason in `fault`.
+
+    Its methods are those of the command that came, with empty requests.
+    """
+
+    fault: str
+
+
+def faulty(request_id: int, methods: Collection[str], fault: str) -> FaultyCommand:
+    """The command of that id and those methods, to be refused for `fault`.
+
+    Raises `BadCommand` where nobody could be told: only a publish or a send goes without an id.
+    """
+    if not request_id and (len(methods) != 1 or not {*methods} <= {*WITHOUT_ID}):
+        raise BadCommand(fault)
+    requests: dict[str, Any] = {method: _REQUESTS[method]() for method in methods}
+    return FaultyCommand(id=request_id, fault=fault, **requests)
 
 
 class BadCommand(ValueError):

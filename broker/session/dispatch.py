@@ -24,7 +24,7 @@ from broker.errors import CloseCode, Disconnect, ErrorCode, Refused
 from broker.hooks import Connection
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON, is_connect
 from broker.protocols.codec import Codec, Result
-from broker.protocols.commands import METHODS, BadCommand, Command, PublishCommand
+from broker.protocols.commands import METHODS, BadCommand, Command, FaultyCommand, PublishCommand
 from broker.protocols.json_text import is_json_line
 from broker.routing.recipients import Peer
 from broker.session.commands import (
@@ -131,6 +131,16 @@ class _Unacceptable(NobodyAsked):
         if self._methods:
             raise Refused(ErrorCode.BAD_REQUEST, "more than one method in a command")
         raise Refused(ErrorCode.METHOD_NOT_FOUND)
+
+
+class _Faulty(NobodyAsked):
+    """A command that could be told apart, and not be read."""
+
+    def __init__(self, fault: str) -> None:
+        self._fault = fault
+
+    def act(self, client: Client, command: Command, answer: object) -> None:
+        raise Refused(ErrorCode.BAD_REQUEST, self._fault)
 
 
 class _OutOfPlace(NobodyAsked):
@@ -335,6 +345,8 @@ class Dispatcher:
         methods = [method for method in METHODS if getattr(command, method) is not None]
         if not methods and not command.id:
             return _ANSWER_TO_PING, ""
+        if isinstance(command, FaultyCommand):
+            return _Faulty(command.fault), ""
         if len(methods) != 1 or not (command.id or methods[0] in ("send", "publish")):
             return _Unacceptable(methods), ""
         if (self.peer.phase is Phase.CONNECTED) == (methods[0] == "connect"):

@@ -9,11 +9,11 @@ from typing import Final
 import attrs
 import msgspec
 
+from broker.core.json_reader import BadJson, value_of
 from broker.errors import ErrorCode, Refused
 from broker.hooks import Connection
 from broker.protocols.codec import Codec, Result
-from broker.protocols.commands import BadCommand
-from broker.protocols.json_text import check_json, one_line, to_json
+from broker.protocols.json_text import one_line, to_json
 from broker.routing.recipients import Peer
 from broker.session.orders import Orders
 from broker.session.services import Services
@@ -100,19 +100,10 @@ class Client:
         if not data:
             return None
         try:
-            return msgspec.json.decode(data)
-        except (ValueError, RecursionError) as error:  # 1e999, or deeper than Python goes
+            return value_of(bytes(data))
+        except BadJson as error:  # or deeper than Python goes
             if self.codec.opaque_payloads:
                 return bytes(data)
-            raise Refused(ErrorCode.BAD_REQUEST, f"data: {error}") from None
-
-    def json(self, data: msgspec.Raw) -> bytes:
-        """The same where only JSON will do. Raises `Refused`."""
-        if not data or not self.codec.opaque_payloads:
-            return bytes(data)
-        try:
-            return check_json(bytes(data))
-        except BadCommand as error:
             raise Refused(ErrorCode.BAD_REQUEST, f"data: {error}") from None
 
     def written(self, value: object) -> msgspec.Raw:

@@ -15,10 +15,10 @@ from functools import partial
 from typing import Annotated, Any, Final, TypeAlias
 
 import attrs
-import msgspec
 import trio
 from msgspec import Meta, Raw, Struct
 
+from broker.core.json_reader import BadJson, read
 from broker.core.messages import Delivery, Fd
 from broker.errors import CloseCode, Disconnect, ErrorCode, Refused
 from broker.protocols.codec import Result
@@ -185,8 +185,8 @@ class Rpc:
         assert request is not None
         kind = METHODS[request.method].params
         try:
-            return msgspec.json.decode(client.json(request.data) or b"{}", type=kind)
-        except (msgspec.DecodeError, RecursionError) as error:
+            return read(bytes(request.data) or b"{}", kind)
+        except BadJson as error:
             raise Refused(ErrorCode.BAD_REQUEST, f"{request.method}: {error}") from None
 
 

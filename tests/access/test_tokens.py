@@ -205,7 +205,7 @@ def test_a_giant_token_is_refused_unread() -> None:
 @pytest.mark.parametrize(
     "payload",
     [
-        *(b"", b"[]", b"null", b"\xff", b"[" * 3000, b'{"sub":1}', b'{"sub":null}', b'{"aud":1}'),
+        *(b"", b"[]", b"null", b"\xff", b"[" * 3000, b'{"sub":1}', b'{"exp":[]}', b'{"nbf":{}}'),
         *(b'{"sub":"\\ud800"}', b'{"exp":"1"}', b'{"exp":true}', b'{"exp":1e999}', b'{"nbf":[]}'),
         *(b'{"exp":' + b"9" * 400 + b"}", b'{"channels":"news"}', b'{"subs":["news"]}'),
         *(b'{"channels":[1]}', b'{"b64info":1}', b'{"b64info":"!"}', b'{"b64info":"AAAA"}'),
@@ -215,6 +215,92 @@ def test_a_giant_token_is_refused_unread() -> None:
 def test_claims_that_are_not_what_they_should_be_are_refused(payload: bytes) -> None:
     with pytest.raises(TokenInvalid):
         connection(signed(payload))
+
+
+SCALARS = ("sub", "exp", "nbf", "expire_at", "b64info", "channel", "channels", "subs", "info")
+
+
+@pytest.mark.parametrize("claim", [*SCALARS, "aud", "iss", "jti", "iat", "meta", "client", "data"])
+def test_a_claim_that_is_null_is_absent(claim: str) -> None:
+    said = {"sub": "alice", "exp": NOW + 9}
+    without = {name: value for name, value in said.items() if name != claim}
+    expected = attrs.evolve(connection(signed(without)), claims={**said, claim: None})
+    assert connection(signed({**said, claim: None})) == expected
+
+
+@pytest.mark.parametrize("claim", ["sub", "exp", "info", "data", "b64data", "client", "jti"])
+def test_a_claim_of_a_subscription_token_that_is_null_is_absent(claim: str) -> None:
+    said = {"sub": "alice", "exp": NOW + 9, "channel": "$room"}
+    without = {name: value for name, value in said.items() if name != claim}
+    expected = attrs.evolve(subscription(signed(without)), claims={**said, claim: None})
+    assert subscription(signed({**said, claim: None})) == expected
+
+
+def test_an_audience_that_is_null_is_not_us() -> None:
+    for rules in (attrs.evolve(RULES, audience="us"), attrs.evolve(RULES, issuer="ours")):
+        with pytest.raises(TokenInvalid):
+            connection(signed({"aud": None, "iss": None}), rules)
+
+
+def test_a_null_inside_the_subscriptions_is_absent() -> None:
+    subs = {"news": {"info": None, "b64info": None, "data": 1}, "chat": None}
+    assert connection(signed({"subs": subs})).subs == {"news": ServerSub(None, b"1")}
+
+
+@pytest.mark.parametrize("odd", [5, "x", 1.5, True, [1], {"a": 1}], ids=repr)
+@pytest.mark.parametrize(
+    "claim", ["jti", "iat", "aud", "iss", "client", "data", "b64data", "azp", "nonce", "meta"]
+)
+def test_claims_that_nothing_depends_on_may_be_of_any_type(claim: str, odd: object) -> None:
+    found = connection(signed({"sub": "alice", claim: odd}))
+    assert (found.user, found.claims[claim]) == ("alice", odd)
+
+
+@pytest.mark.parametrize("claim", ["jti", "iat", "aud", "iss", "channels", "subs"])
+def test_nor_do_those_of_the_other_kind_count_in_a_subscription_token(claim: str) -> None:
+    found = subscription(signed({"sub": "alice", "channel": "$room", claim: 5}))
+    assert (found.user, found.claims[claim]) == ("alice", 5)
+
+
+def test_an_audience_or_issuer_that_is_asked_for_is_a_text() -> None:
+    with pytest.raises(TokenInvalid, match="claims: aud: "):
+        connection(signed({"aud": 5}), attrs.evolve(RULES, audience="us"))
+    with pytest.raises(TokenInvalid, match="claims: iss: "):
+        connection(signed({"iss": ["ours"]}), attrs.evolve(RULES, issuer="ours"))
+
+
+@pytest.mark.parametrize(
+    "payload, reason",
+    [
+        (b'{"sub":5}', "claims: sub: Expected `str`"),
+        (b'{"exp":"5"}', "claims: exp: Expected `float`"),
+        (b'{"sub":"\\ud83d"}', "claims: sub: half of a surrogate pair is no character"),
+        (b'{"channels":["\\ud83d"]}', "claims: channels: half of a surrogate pair"),
+        (b'{"subs":{"\\ud83d":{}}}', "claims: subs: half of a surrogate pair"),
+        (b'{"subs":{"a":5}}', "claims: subs['a'] is no object"),
+        (b'{"sub":"a"', "claims: not JSON"),
+        (b"[" * 3000, "claims: nested too deeply"),
+    ],
+)
+def test_the_reason_names_the_claim(payload: bytes, reason: str) -> None:
+    with pytest.raises(TokenInvalid) as caught:
+        connection(signed(payload))
+    assert str(caught.value).startswith(reason)
+
+
+def test_half_a_surrogate_pair_passes_in_what_is_shown_and_what_is_unused() -> None:
+    half = rb'{"sub":"a","info":{"n":"x\ud83d"},"meta":"\ude00","nick":"\ud83d","subs":{"a":{"data":"\ud83d"}}}'
+    found = connection(signed(half))
+    assert found.info == rb'{"n":"x\ufffd"}'
+    assert found.subs == {"a": ServerSub(None, rb'"\ufffd"')}
+    assert (found.claims["meta"], found.claims["nick"]) == ("\ufffd", "\ufffd")
+    encoded = base64.b64encode(rb'"\ud83d"').decode()
+    assert connection(signed({"b64info": encoded})).info == rb'"\ufffd"'
+
+
+def test_numbers_beyond_python_are_no_matter_in_unused_claims() -> None:
+    claims = connection(signed(b'{"sub":"a","jti":1e999,"big":' + b"9" * 5000 + b"}")).claims
+    assert claims == {"sub": "a", "jti": float("inf"), "big": float("inf")}
 
 
 def test_a_connection_token_says_who_connects_and_to_what() -> None:

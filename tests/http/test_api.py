@@ -119,7 +119,7 @@ async def test_a_body_that_is_not_json_is_400(autojump_clock: MockClock, body: b
         for method in ("publish", "batch"):
             status, text = await ask(net, method, body)
             assert status == 400
-            assert text.startswith(b"The body is not JSON")
+            assert text.startswith((b"The body is not JSON: ", b"The body is nested too deeply"))
 
 
 async def test_a_body_over_the_limit_is_413(autojump_clock: MockClock) -> None:

@@ -23,7 +23,7 @@ from broker.protocols.centrifuge_protobuf import (
     is_disconnect,
     read_emulation,
 )
-from broker.protocols.commands import METHODS, BadCommand, Command
+from broker.protocols.commands import METHODS, BadCommand, Command, FaultyCommand
 from broker.transport import frames
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
@@ -475,7 +475,7 @@ def test_a_known_field_of_another_wire_type_is_unknown() -> None:
         b"\x02\x0f\x00",  # wire type 7
         b"\x03\x2a\x05a",  # longer than its message
         b"\x05\xa1\x06123",  # 8 bytes, of which 3 are there
-        b"\x05\x3a\x03\x0a\x01\xff",  # a topic that is not UTF-8
+        b"\x05\x2a\x03\x0a\x01\xff",  # a topic that is not UTF-8, and nobody to be told
         b"\x06\x22\x04\x1a\x02\x08\x01",  # not an entry of a map
         b"\x0b\x22\x09\x32\x02\x0a\x05\x0a\x03abc",  # a key longer than its entry
         b"\x0c" + b"\x80" * 10 + b"\x01\x00",  # a field's number of eleven bytes
@@ -576,3 +576,52 @@ def test_a_filter_is_the_same_in_both_encodings() -> None:
     assert command.subscribe is not None
     expected = FilterNode(op="not", nodes=(FilterNode(key="a", cmp="in", vals=("b",)),))
     assert command.subscribe.tf == expected
+
+
+# texts that are not UTF-8: as a JavaScript library writes half of a surrogate pair
+
+HALF = b"\xed\xa0\xbd"
+
+
+@pytest.mark.parametrize(
+    "command, field",
+    [
+        ({"publish": {"channel": "@@@", "data": b"1"}}, "channel"),
+        ({"subscribe": {"channel": "a", "token": "@@@"}}, "token"),
+        ({"subscribe": {"channel": "a", "tf": {"vals": ["@@@"]}}}, "vals"),
+        ({"connect": {"subs": {"@@@": {}}}}, "subs"),
+        ({"connect": {"headers": {"a": "@@@"}}}, "headers"),
+        ({"rpc": {"method": "@@@"}}, "method"),
+        ({"history": {"since": {"epoch": "@@@"}}}, "epoch"),
+    ],
+)
+@pytest.mark.parametrize("text", [HALF, b"\xff\xfe\xfd"], ids=["half", "latin"])
+def test_a_text_that_is_not_utf_8_refuses_its_command_alone(
+    text: bytes, command: dict[str, Any], field: str
+) -> None:
+    good = schema.Command(id=1, publish=schema.PublishRequest(channel="a", data=b"1"))
+    bad = schema.Command(id=7, **command)
+    payload = delimited(good, bad, good).replace(b"@@@", text)
+    first, found, last = CENTRIFUGE_PROTOBUF.decode(payload)
+    assert isinstance(found, FaultyCommand)
+    assert found.id == 7
+    assert found.fault.startswith(f"{field}: ")
+    assert found.fault.endswith(", so not UTF-8")
+    (method,) = command
+    assert [m for m in METHODS if getattr(found, m) is not None] == [method]
+    for other in (first, last):
+        assert not isinstance(other, FaultyCommand)
+        assert other.publish is not None
+
+
+def test_a_payload_is_any_bytes_and_stays_so() -> None:
+    for data in (HALF, rb'"\ud83d"', b"null", b"\xff"):
+        sent = schema.Command(id=1, publish=schema.PublishRequest(channel="a", data=data))
+        (command,) = CENTRIFUGE_PROTOBUF.decode(delimited(sent))
+        assert command.publish is not None
+        assert bytes(command.publish.data) == data
+
+
+def test_an_emulation_request_names_its_session_in_utf_8() -> None:
+    with pytest.raises(BadCommand, match=r"^session: .*, so not UTF-8$"):
+        read_emulation(b"\x12\x03" + HALF)

@@ -44,3 +44,22 @@ def test_any_string_arrives_as_itself(text: str, ascii_only: bool) -> None:
 def test_a_plain_peer_is_told_neither_the_topic_nor_the_sender() -> None:
     publication = Publication("news", b'{"a":1}', ClientInfo("7", "alice"), offset=3)
     assert text_of(PLAIN.publication("news.*", publication)) == '{"a":1}'
+
+
+@pytest.mark.parametrize("data", [rb'"a\ud83d"', rb'"\ude00a"', rb'["\ud83d"]', b'"a"', b"\xff"])
+def test_a_plain_peer_gets_all_that_is_json_as_text_and_all_else_in_binary(data: bytes) -> None:
+    frame = PLAIN.publication("t", Publication("t", data, opaque=True))
+    try:
+        value = json.loads(data)
+    except ValueError:
+        assert frame == frames.binary_frame(data)
+        return
+    seen = text_of(frame)
+    if isinstance(value, str):
+        assert seen == value.replace("\ud83d", "\ufffd").replace("\ude00", "\ufffd")
+    else:
+        assert json.loads(seen) == ["\ufffd"]
+
+
+def test_ready_json_of_an_app_may_hold_half_a_pair() -> None:
+    assert text_of(PLAIN.message(rb'"a\ud83d"')) == "a\ufffd"

@@ -613,7 +613,9 @@ async def test_what_comes_behind_a_bad_command_is_not_done(
         '{"rpc":{"method":"a"}}',
         '{"publish":{"channel":"a","data":1},"send":{"data":1}}',
         '{"publish":{"channel":"a","data":1},"id":1}}',
-        '{"id":1,"publish":{"channel":"\\ud800","data":1}}',
+        "\n\n",
+        " ",
+        '{"id":1}{"id":2}',
         '{"id":1,"rpc":{"data":' + "[" * 10_000 + "]" * 10_000 + "}}",
     ],
     ids=lambda text: repr(text[:40]),
@@ -785,17 +787,23 @@ async def test_rpc_is_answered_with_what_the_hook_returns(
     ]
 
 
-async def test_rpc_data_that_python_cannot_hold_is_a_bad_request(
-    autojump_clock: MockClock, net: Network
+@pytest.mark.parametrize(
+    "data, seen", [("1e999", math.inf), ('"a\\ud83d"', "a\ufffd"), ("null", None)]
+)
+async def test_rpc_data_is_seen_as_python_can_hold_it(
+    autojump_clock: MockClock, net: Network, data: str, seen: object
 ) -> None:
+    calls = []
+
     @net.broker.on_rpc
     async def call(connection: Connection, method: str, data: object) -> object:
+        calls.append(data)
         return None
 
     client = await net.open_client()
-    await client.send_text('{"id":2,"rpc":{"data":1e999}}')
-    ((reply),) = await arrived(client)
-    assert reply["error"]["code"] == 107
+    await client.send_text('{"id":2,"rpc":{"data":%s}}' % data)  # noqa: UP031 - braces
+    assert await arrived(client) == [{"id": 2, "rpc": {"data": None}}]
+    assert calls == [seen]
 
 
 # presence
