@@ -135,7 +135,7 @@ async def test_half_an_emoji_reaches_every_reader_as_json(
     async with open_test_broker(broker) as net:
         reader, plain, protobuf = (
             await net.open_client(),
-            await net.open_plain(),
+            await net.open_websocket(),
             await connect_protobuf(net),
         )
         await reader.request(subscribe={"channel": "news"})
@@ -187,7 +187,7 @@ async def test_hooks_see_whatever_data_came(
         "send": '{"send":{"data":@}}',
     }
     async with open_test_broker(broker) as net:
-        client = await net.open_plain()
+        client = await net.open_websocket()
         for method, command in sent.items():
             await client.send_text(filled(command, data))
             if method != "send":
@@ -197,7 +197,7 @@ async def test_hooks_see_whatever_data_came(
         assert send == data.replace(r"\ud83d", r"\ufffd")
         assert found == dict.fromkeys(["connect", "subscribe", "rpc"], seen)
 
-        protobuf = ProtobufPeer(await net.open_plain(headers={"Sec-WebSocket-Protocol": PROTOBUF}))
+        protobuf = ProtobufPeer(await net.open_websocket(headers={"Sec-WebSocket-Protocol": PROTOBUF}))
         found.clear()
         await protobuf.request(connect={"data": data.encode()})
         await protobuf.request(subscribe={"channel": "a", "data": data.encode()})

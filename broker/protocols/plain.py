@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-import msgspec
-
+from broker.core.json_reader import value_of
 from broker.core.messages import Publication
 from broker.protocols.commands import BadCommand
 from broker.protocols.json_text import check_json
@@ -18,7 +17,7 @@ class Plain:
     """
 
     name = "plain"
-    opaque_payloads = True
+    opaque_payloads = False
 
     def publication(self, name: str, publication: Publication) -> bytes:
         """One publication, as a text frame; a plain peer is not told the topic."""
@@ -37,7 +36,7 @@ class Plain:
     def message(self, data: bytes) -> bytes:
         """One JSON value as a text frame."""
         if data[:1] == b'"':
-            data = msgspec.json.decode(data, type=str).encode()
+            data = str(value_of(data)).encode()
         return frames.text_frame(data)
 
 

@@ -28,13 +28,13 @@ from broker.access.tokens import (
     SubscriptionToken,
     Tokens,
     WrongKind,
-    needs_token,
     read_connection,
     read_header,
     read_subscription,
     ttl,
 )
 from broker.config.settings import TokenRules
+from broker.core.names import may_cover_private
 from broker.errors import ConfigError, TokenExpired, TokenInvalid, TokenRefused
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -449,7 +449,7 @@ def test_time_to_live_is_in_whole_seconds_that_a_client_can_count() -> None:
     ],
 )  # fmt: skip
 def test_what_begins_with_a_dollar_or_may_match_it_is_private(name: str, private: bool) -> None:
-    assert needs_token(name) is private
+    assert may_cover_private(name) is private
 
 
 # keys in files
