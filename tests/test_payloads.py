@@ -135,7 +135,7 @@ async def test_half_an_emoji_reaches_every_reader_as_json(
     async with open_test_broker(broker) as net:
         reader, plain, protobuf = (
             await net.open_client(),
-            await net.open_websocket(),
+            await net.open_plain(),
             await connect_protobuf(net),
         )
         await reader.request(subscribe={"channel": "news"})
