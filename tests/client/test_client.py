@@ -32,7 +32,7 @@ from broker.client import (
     Subscription,
     open_client,
 )
-from broker.client.link import Lost
+from broker.client.loss import Lost
 from broker.core.messages import ClientInfo, Position, Publication
 from broker.errors import ClientError, ConnectionLost, RequestFailed, Unavailable
 
