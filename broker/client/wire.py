@@ -4,6 +4,7 @@ Unknown fields are skipped, payloads stay raw JSON. Decides nothing but whether 
 protocol, in its types and within its bounds; what is not raises `Lost`.
 """
 
+import json
 import re
 import secrets
 from collections.abc import Iterator, Mapping
@@ -150,9 +151,13 @@ _decode_tags = msgspec.json.Decoder(dict[str, str] | None).decode
 
 def encode(command: Mapping[str, object]) -> bytes:
     """One command on one line. Raises `TypeError` for what JSON cannot hold."""
+    try:
+        line = msgspec.json.encode(command)
+    except UnicodeEncodeError:  # half a surrogate pair, which goes as its escape
+        line = json.dumps(msgspec.to_builtins(command), allow_nan=False).encode()
     # A newline separates commands. Ready JSON from the caller may hold some, between tokens only:
     # inside a JSON string it would have to be escaped.
-    return msgspec.json.encode(command).replace(b"\n", b" ")
+    return line.replace(b"\n", b" ")
 
 
 def read_lines(message: str) -> Iterator[str]:
