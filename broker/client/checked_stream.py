@@ -1,16 +1,19 @@
 """The stream under trio-websocket: what a broker sends is checked before anything parses it.
 
-trio-websocket waits for ever when the handshake fails, keeps any number of empty fragments and
-of refusals' bytes, and knows no bound for control frames. Here each of these ends the connection
-with a `Lost` that says why.
+trio-websocket waits for ever, or raises what h11 raises, when the handshake fails; it keeps any
+number of empty fragments and of a refusal's bytes, and knows no bound for control frames. Here each
+of these ends the connection with a `Lost` that says why.
 
 Rules:
 
-1. `Handshake` and `FrameWatch` see bytes only: no stream, no clock.
-2. Nothing is changed or kept back: what passes is what the broker sent.
-3. What trio-websocket judges well itself is left to it: UTF-8, the order of fragments, Close frames.
+1. Rules for the handshake are at least as strict as those of h11 and wsproto.
+2. `Handshake` and `FrameWatch` see bytes only: no stream, no clock.
+3. Nothing is changed or kept back: what passes is what the broker sent.
+4. What trio-websocket judges well itself is left to it: UTF-8, the order of fragments, Close frames.
 """
 
+import base64
+import hashlib
 import re
 from typing import Final
 
@@ -34,27 +37,36 @@ CONTROL_FRAMES_PER_SECOND: Final = 20
 CONTROL_FRAMES_BURST: Final = 100
 """Pings, pongs and Closes: what our broker allows its peers. One ping in 20 s is usual."""
 
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?: [^\r\n]*)?\r\n")
-_LOCATION: Final = re.compile(rb"\r\nlocation:[ \t]*([^\r\n]*)", re.IGNORECASE)
-# Which fields wsproto reads as ASCII.
-_UPGRADE_FIELDS: Final = re.compile(
-    rb"\r\n(?:connection|upgrade|sec-websocket-[a-z]+):[^\r\n]*[^\x00-\x7f\r\n]", re.IGNORECASE
+# RFC 9112 sections 4 and 5, and no laxer than h11, which raises for the rest.
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([0-9]{3})(?: [\t -~\x80-\xff]*)?")
+_FIELD_LINE: Final = re.compile(
+    rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+):[ \t]*([\t -~\x80-\xff]*?)[ \t]*",
 )
+_ACCEPT_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
+_KEY: Final = re.compile(rb"\r\nSec-WebSocket-Key: *([^\r\n]*)", re.IGNORECASE)
+
 _CONTINUATION: Final = 0x0
 _DATA: Final = (0x0, 0x1, 0x2)
 _CONTROL: Final = (0x8, 0x9, 0xA)
 
 
 class Handshake:
-    """The head of the broker's answer to the handshake, as far as it has come."""
+    """Our request, and the head of the broker's answer as far as it has come."""
 
     def __init__(self) -> None:
+        self._key: bytes | None = None
         self._head = bytearray()
+
+    def send(self, request: bytes) -> None:
+        """Learn the key that a good answer proves to have read."""
+        if self._key is None and (match := _KEY.search(request)) is not None:
+            self._key = match[1]
 
     def receive(self, data: bytes | bytearray) -> bytes | None:
         """Take bytes; what came behind the head once that is complete, None before.
 
-        Raises `Lost` when the answer is not HTTP, not a 101, or its head too long.
+        Raises `Lost` when the answer is not HTTP, its head too long, not a 101, or not the one
+        that RFC 6455 section 4.1 asks for. What passes makes neither h11 nor wsproto raise.
         """
         searched = max(0, len(self._head) - 3)
         self._head += data
@@ -67,30 +79,54 @@ class Handshake:
             raise Lost(
                 CloseCode.ABNORMAL, f"the head of the answer is longer than {HEAD_BYTES:,} bytes"
             )
-        head, behind = bytes(self._head[: end + 4]), bytes(self._head[end + 4 :])
+        head, behind = bytes(self._head[:end]), bytes(self._head[end + 4 :])
         self._head = bytearray()
-        _check_answer(head)
+        self._check(head)
         return behind
 
+    def _check(self, head: bytes) -> None:
+        first, *lines = head.split(b"\r\n")
+        match = _STATUS_LINE.fullmatch(first)
+        if match is None:
+            raise Lost(CloseCode.ABNORMAL, "the answer is not HTTP")
+        minor, status = match[1], int(match[2])
+        fields: dict[bytes, list[bytes]] = {}
+        for line in lines:
+            field = _FIELD_LINE.fullmatch(line)
+            if field is None:
+                raise Lost(CloseCode.ABNORMAL, "the answer is not HTTP: a header line is wrong")
+            fields.setdefault(field[1].lower(), []).append(field[2])
+        if status != 101:
+            text = f"the answer is HTTP {status}, not WebSocket"
+            if 300 <= status < 400 and b"location" in fields:
+                location = fields[b"location"][0].decode("latin-1")[:200]
+                text += f"; it points to {location!r}"
+            raise Lost(CloseCode.ABNORMAL, text)
+        wrong = self._wrong(fields) if minor == b"1" else "it is HTTP/1.0"
+        if wrong is not None:
+            raise Lost(
+                CloseCode.ABNORMAL,
+                f"the answer is HTTP 101, but no valid WebSocket handshake: {wrong}",
+            )
 
-def _check_answer(head: bytes) -> None:
-    match = _STATUS_LINE.match(head)
-    if match is None:
-        raise Lost(CloseCode.ABNORMAL, "the answer is not HTTP")
-    status = int(match[1])
-    if status != 101:
-        text = f"the answer is HTTP {status}, not WebSocket"
-        location = _LOCATION.search(head)
-        if 300 <= status < 400 and location is not None:
-            text += f"; it points to {location[1].decode('latin-1')[:200]!r}"
-        raise Lost(CloseCode.ABNORMAL, text)
-    if _UPGRADE_FIELDS.search(head):
-        raise _bad_handshake()
-
-
-def _bad_handshake() -> Lost:
-    # A wrong accept key, another protocol or an extension that nobody asked for.
-    return Lost(CloseCode.ABNORMAL, "the answer is HTTP 101, but no valid WebSocket handshake")
+    def _wrong(self, fields: dict[bytes, list[bytes]]) -> str | None:
+        """What is wrong with the fields of a 101, if anything."""
+        digest = hashlib.sha1((self._key or b"") + _ACCEPT_GUID, usedforsecurity=False).digest()
+        connection = b",".join(fields.get(b"connection", [])).lower()
+        if b"upgrade" not in [token.strip() for token in connection.split(b",")]:
+            return "the header Connection: Upgrade is missing"
+        if not connection.isascii():
+            return "the header Connection is not ASCII"
+        if [value.lower() for value in fields.get(b"upgrade", [])] != [b"websocket"]:
+            return "the header Upgrade: websocket is missing"
+        if fields.get(b"sec-websocket-accept") != [base64.b64encode(digest)]:
+            return "Sec-WebSocket-Accept does not fit our key"
+        for name in (b"sec-websocket-extensions", b"sec-websocket-protocol"):
+            if name in fields:
+                return f"{name.decode()} names what was not asked for"
+        if b"content-length" in fields or b"transfer-encoding" in fields:
+            return "it announces a body"
+        return None
 
 
 class FrameWatch:
@@ -169,12 +205,12 @@ class FrameWatch:
 class CheckedStream(trio.abc.Stream):
     """A stream to a broker that raises `Lost` for an answer which cannot be a broker's.
 
-    trio-websocket lets that exception out, and so ends with it. `opened` is for its owner to set,
-    once the handshake is done: from then on closing is nothing unusual.
+    trio-websocket lets that exception out, and so ends with it; what it makes of it meanwhile is
+    of no interest, so `lost` has it too.
     """
 
     _stream: trio.abc.Stream
-    opened: bool = False
+    lost: Lost | None = None
     _handshake: Handshake | None = attrs.field(factory=Handshake)
     _frames: FrameWatch = attrs.field(factory=FrameWatch)
 
@@ -182,39 +218,47 @@ class CheckedStream(trio.abc.Stream):
         try:
             data = await self._stream.receive_some(max_bytes)
         except trio.BrokenResourceError as error:
-            if self.opened:
-                raise
-            raise _unanswered(error) from error
-        if not data and not self.opened:
-            raise _unanswered(None)
+            raise self._unanswered(error) from error
+        try:
+            self._check(data)
+        except Lost as lost:
+            self.lost = lost
+            raise
+        return data
+
+    def _check(self, data: bytes | bytearray) -> None:
         frames: bytes | bytearray | None = data
         if self._handshake is not None:
+            if not data:
+                raise _ended(None)
             frames = self._handshake.receive(data)
             if frames is not None:
                 self._handshake = None
         if frames:
             self._frames.receive(frames, trio.current_time())
-        return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self._handshake is not None:
+            self._handshake.send(bytes(data))
         try:
             await self._stream.send_all(data)
         except trio.BrokenResourceError as error:
-            if self.opened:
-                raise
-            raise _unanswered(error) from error
+            raise self._unanswered(error) from error
+
+    def _unanswered(self, error: trio.BrokenResourceError) -> Exception:
+        """Until the handshake is answered, trio-websocket would wait for ever after an end."""
+        if self._handshake is None:
+            return error
+        self.lost = _ended(error)
+        return self.lost
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()
 
     async def aclose(self) -> None:
         await self._stream.aclose()
-        if not self.opened:
-            # Who closes now is trio-websocket, on an answer that it does not like; it would then
-            # wait for another one for ever.
-            raise _bad_handshake()
 
 
-def _unanswered(error: BaseException | None) -> Lost:
+def _ended(error: BaseException | None) -> Lost:
     why = "" if error is None or error.__cause__ is None else f": {error.__cause__}"
     return Lost(CloseCode.ABNORMAL, f"closed before the WebSocket handshake was answered{why}")

@@ -582,7 +582,6 @@ class Client:
                     max_message_size=MAX_MESSAGE_BYTES,
                     receive_buffer_size=None,
                 )
-                checked.opened = True
                 link = Link(ws, nursery, opened)
                 nursery.start_soon(link.write)
                 link.ask("connect", self._hello)
@@ -594,9 +593,10 @@ class Client:
                     await link.written.wait()
                 nursery.cancel_scope.cancel()
         except* LOSSES as group:
-            # What the reader has found out says more than what broke after it.
             lost = lost or explain(group)
         finally:
+            # What was found out first says more than what broke after it.
+            lost = checked.lost or lost
             await trio.aclose_forcefully(stream)
             # Last, so that nothing waits between this and the word that it is for good.
             if link is not None:
@@ -607,9 +607,11 @@ class Client:
         if self._link is link:
             self._link = None
         lost = lost or Lost(CloseCode.ABNORMAL, "connection closed")
+        if isinstance(lost, TooLarge):
+            for subscription in self._subscriptions.values():
+                if subscription._asked is link and subscription._granted is not link:
+                    subscription._give_up_recovery()
         for pending in link.pending.values():
-            if isinstance(lost, TooLarge) and pending.recovers and pending.subscription is not None:
-                pending.subscription._give_up_recovery()
             pending.lost = lost
             pending.done.set()
         link.pending.clear()

@@ -38,11 +38,10 @@ PONG = b"{}"
 
 @attrs.define(eq=False)
 class Pending:
-    """A request whose reply has not come. `recovers`: its reply may hold all that was missed."""
+    """A request whose reply has not come."""
 
     method: str
     subscription: Subscription[Any] | None = None
-    recovers: bool = False
     done: trio.Event = attrs.field(factory=trio.Event)
     reply: Reply | None = None
     lost: Lost | None = None
@@ -129,8 +128,7 @@ class Link:
         line = encode({"id": self._last_id + 1, method: params})
         self._last_id += 1
         self.post(line)
-        pending = Pending(method, subscription, recovers=bool(params.get("recover")))
-        self.pending[self._last_id] = pending
+        pending = self.pending[self._last_id] = Pending(method, subscription)
         return self._last_id, pending
 
     def forget(self, number: int) -> None:

@@ -69,9 +69,10 @@ def explain(error: BaseException) -> Lost:
     if isinstance(error, Lost):
         return error
     if isinstance(error, trio_websocket.ConnectionClosed):
-        if error.reason is None:
+        if error.reason is None or error.reason.code == CloseCode.ABNORMAL:
             return Lost(CloseCode.ABNORMAL, "connection closed")
-        return Lost(error.reason.code, error.reason.reason or error.reason.name.lower())
+        name = error.reason.name.lower().replace("_", " ")
+        return Lost(error.reason.code, error.reason.reason or name)
     if isinstance(error, OSError) and error.__cause__ is not None and error.errno is None:
         # Trio says that all addresses failed, and keeps the reasons in a group.
         return explain(error.__cause__)

@@ -27,6 +27,9 @@ can have on its way is far less: an outbox of 4 MiB, two socket buffers and one 
 ITEM_BYTES = 400
 """What an item that waits takes beside its data, as measured: the object, its info, its place."""
 
+TAG_BYTES = 150
+"""What a tag takes beside its key and value, as measured."""
+
 
 @attrs.frozen
 class Join:
@@ -103,6 +106,8 @@ class Inbox:
         size = ITEM_BYTES
         if isinstance(item, Publication):
             size += len(item.data) + len(item.topic)
+            for key, value in (item.tags or {}).items():
+                size += TAG_BYTES + len(key) + len(value)
         self._items.append((item, size))
         self._bytes += size
         self._held.bytes += size
@@ -289,8 +294,10 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
         if pub.offset and self._reached is not None and pub.channel in ("", self.topic):
             if pub.offset <= self._reached.offset:
                 return  # came with the recovery already
+            self._inbox.put(pub.freeze(self.topic))
             self._reached = Position(pub.offset, self._reached.epoch)
-        self._inbox.put(pub.freeze(self.topic))
+        else:
+            self._inbox.put(pub.freeze(self.topic))
 
     def _fail(self, error: ClientError) -> None:
         if self._error is None:

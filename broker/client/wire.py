@@ -19,8 +19,8 @@ MAX_OBJECTS: Final = 500_000
 """JSON objects in one reply or push: as structs they take 50 to 100 MiB for a moment. 100
 publications of 64 KiB, all of them made of objects such as {"x":1,"y":2}, come near."""
 
-TAGS_BYTES: Final = 64 * 2**10
-"""Tags of one publication, as JSON: short texts beside the data."""
+TAGS_BYTES: Final = 2**20
+"""Tags of one publication, as JSON: no more than a whole message that a broker takes by default."""
 
 HEARTBEAT_SECONDS: Final = 86_400
 """The longest interval of pings: rarer than once a day they tell nothing."""
