@@ -67,7 +67,7 @@ async def obey(line: str, client: Client, topic: str, name: str) -> None:
         case ["/who"]:
             here = sorted(await client.presence(topic), key=lambda fd: (len(fd), fd))
             print("here:", escape(" ".join(here)), flush=True)
-        case ["/to", fd, private] if fd.isdecimal() and len(fd) < 20:
+        case ["/to", fd, private] if fd.isdecimal() and len(fd) < 20 and int(fd):
             await client.push(int(fd), {"name": name, "text": private})
         case ["/to", fd] if fd.isdecimal():
             print(f"(not sent: the text for {fd} is missing: /to {fd} TEXT)", flush=True)
