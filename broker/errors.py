@@ -14,6 +14,7 @@
     │   └── KeysUnavailable     the key that would tell could not be fetched
     ├── UnrecoverablePosition   (core.history) a position in another epoch: error reply 112
     └── ClientError     what `broker.client` raises
+        ├── CannotConnect   no broker was reached, or what answers is none
         ├── Unavailable     the connection is gone and will not come back
         ├── ConnectionLost  the connection dropped before the reply; it comes back by itself
         └── RequestFailed   the broker answered with an error reply
@@ -187,6 +188,13 @@ class Lagged(BrokerError):
 
 class ClientError(BrokerError):
     """What `broker.client` raises."""
+
+
+class CannotConnect(ClientError):
+    """The first connection did not come about: nobody there, or no broker of this protocol.
+
+    The message is one line that names the URL and the cause.
+    """
 
 
 class Unavailable(ClientError):

@@ -18,7 +18,10 @@ async def main(url: str, wait: float = 5) -> None:
         print("client：打开连接", flush=True)
         try:
             await ws.send_message("client：hello，服务端")
-            print("client：接收到服务端的消息", await ws.get_message(), flush=True)
+            answer = str(await ws.get_message())
+            if not answer.isprintable():  # text moves no cursor and starts no line
+                answer = repr(answer)
+            print("client：接收到服务端的消息", answer, flush=True)
             await trio.sleep(wait)
         except ConnectionClosed:
             pass  # the server closed first; the last line is the same
@@ -36,6 +39,7 @@ if __name__ == "__main__":
         reason: BaseException = error
         while below := getattr(reason, "exceptions", [reason.__cause__])[0]:
             reason = below
-        sys.exit(f"cannot connect to {args.url}: {str(reason) or type(reason).__name__}")
+        text = str(reason) or type(reason).__name__
+        sys.exit(f"cannot connect to {args.url}: {text if text.isprintable() else repr(text)}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -3,9 +3,13 @@
 Like this, and the same with another name; /quit or Ctrl-D ends it::
 
     python clients/chat.py --room lobby --name Alice
+
+A line that begins with a slash is a command or a mistake, and never goes to the room: what was
+meant for one person is not to be read by all. Begin with // to say something that has a slash.
 """
 
 import argparse
+import io
 import os
 import sys
 
@@ -13,13 +17,26 @@ import trio
 
 from broker.client import Client, Join, Leave, Subscription, open_client
 from broker.core.messages import Publication
-from broker.errors import ClientError, RequestFailed
+from broker.errors import ClientError, ConnectionLost, RequestFailed
+from broker.logs import escape
+
+HELP = "/to FD TEXT, /who or /quit; begin with // to say it to the room"
+SLASHES = "/\uff0f\u2044\u2215\u29f8"  # what keyboards and autocorrection make of it, too
+
+
+def fields(message: Publication) -> dict[str, object]:
+    try:
+        value = message.value
+    except ValueError:  # nested too deeply
+        value = "(something that cannot be shown)"
+    return value if isinstance(value, dict) else {"text": value}
 
 
 def said(message: Publication, form: str) -> str:
-    value = message.value if isinstance(message.value, dict) else {"text": message.value}
+    known = fields(message)
     fd = message.info.client if message.info else "server"
-    return form.format(fd=fd, name=value.get("name", "somebody"), text=value.get("text"))
+    # What others write is text: it moves no cursor and starts no line.
+    return escape(form.format(fd=fd, name=known.get("name", "somebody"), text=known.get("text")))
 
 
 async def show_room(room: str, people: Subscription[Publication | Join | Leave]) -> None:
@@ -28,27 +45,50 @@ async def show_room(room: str, people: Subscription[Publication | Join | Leave])
             print(f"[{room}] {said(item, '{name}({fd}): {text}')}", flush=True)
         else:
             came = "joined" if isinstance(item, Join) else "left"
-            print(f"[{room}] {item.info.client} {came}", flush=True)
+            print(f"[{room}] {escape(item.info.client)} {came}", flush=True)
 
 
 async def show_direct(client: Client) -> None:
     async for message in client.messages:
-        if isinstance(message.value, dict) and "text" not in message.value:
+        if "text" not in fields(message):
             continue  # the page on / asks new people for their names this way
         print(said(message, "(direct from {fd}) {text}"), flush=True)
 
 
 async def obey(line: str, client: Client, topic: str, name: str) -> None:
+    text = line.strip().lstrip(" \t\ufeff\u200b\u200e\u200f")  # invisible, and pasted along
+    if not text:
+        return
+    if text[0] not in SLASHES or text[1:2] in tuple(SLASHES):
+        line = text[1:] if text[0] in SLASHES else line
+        await client.publish(topic, {"name": name, "text": line})
+        return
+    match text.split(maxsplit=2):
+        case ["/who"]:
+            here = sorted(await client.presence(topic), key=lambda fd: (len(fd), fd))
+            print("here:", escape(" ".join(here)), flush=True)
+        case ["/to", fd, private] if fd.isdecimal() and len(fd) < 20 and int(fd):
+            await client.push(int(fd), {"name": name, "text": private})
+        case ["/to", fd] if fd.isdecimal():
+            print(f"(not sent: the text for {fd} is missing: /to {fd} TEXT)", flush=True)
+        case ["/to", *_]:
+            print("(not sent: /to needs the number of one person: /to FD TEXT; /who)", flush=True)
+        case [word, *_]:
+            # ascii(): a letter that only looks like the right one shows.
+            print(f"(not sent: {word!a} is no command: {HELP})", flush=True)
+
+
+async def try_to_obey(line: str, client: Client, topic: str, name: str) -> None:
     try:
-        match line.split(maxsplit=2):
-            case ["/who"]:
-                print("here:", *sorted(await client.presence(topic), key=int), flush=True)
-            case ["/to", fd, text] if fd.isdecimal():
-                await client.push(int(fd), {"name": name, "text": text})
-            case [_, *_]:
-                await client.publish(topic, {"name": name, "text": line})
+        await obey(line, client, topic, name)
     except RequestFailed as error:
-        print(f"(refused: {error.message})", flush=True)
+        print(f"(refused: {escape(error.message)})", flush=True)
+    except ConnectionLost:
+        print("(the connection was lost: perhaps it was not sent)", flush=True)
+
+
+def text_of(argument: str) -> str:
+    return argument.encode(errors="replace").decode()  # bytes on the command line that are no text
 
 
 async def main(url: str, room: str, name: str) -> None:
@@ -64,7 +104,8 @@ async def main(url: str, room: str, name: str) -> None:
                 for line in lines:
                     if line.strip() == b"/quit":
                         nursery.cancel_scope.cancel()
-                    await obey(line.decode(errors="replace"), client, topic, name)
+                    await try_to_obey(line.decode(errors="replace"), client, topic, name)
+            await try_to_obey(typed.decode(errors="replace"), client, topic, name)
             nursery.cancel_scope.cancel()
 
 
@@ -74,11 +115,13 @@ if __name__ == "__main__":
     parser.add_argument("--name", default="somebody")
     parser.add_argument("--url", default="ws://localhost:9501")
     args = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show it all
     failure = None
     try:
-        trio.run(main, args.url, args.room, args.name)
+        trio.run(main, args.url, text_of(args.room), text_of(args.name))
     except* ClientError as errors:
-        failure = f"chat: {errors.exceptions[0]}"
+        failure = escape(f"chat: {errors.exceptions[0]}")
     except* KeyboardInterrupt:
         pass
     sys.exit(failure)

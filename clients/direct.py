@@ -7,6 +7,7 @@ In one terminal, which prints its fd, say 3; then in another::
 """
 
 import argparse
+import io
 import json
 import sys
 
@@ -14,9 +15,11 @@ import trio
 
 from broker.client import open_client
 from broker.errors import ClientError
+from broker.logs import escape
 
 
 def value(text: str) -> object:
+    text.encode()  # or a ValueError: bytes that are no text
     try:
         return json.loads(text)
     except ValueError:
@@ -31,7 +34,7 @@ async def main(url: str, fd: int | None, data: object) -> None:
         print(f"fd {client.fd}", flush=True)
         async for message in client.messages:
             sender = message.info.client if message.info else "server"
-            print(f"from {sender}: {message.data.decode()}", flush=True)
+            print(escape(f"from {sender}: {message.data.decode()}"), flush=True)
 
 
 if __name__ == "__main__":
@@ -40,11 +43,13 @@ if __name__ == "__main__":
     parser.add_argument("data", metavar="DATA", type=value, nargs="?", help="JSON or text")
     parser.add_argument("--url", default="ws://localhost:9501")
     args = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show it all
     if args.fd is not None and args.data is None:
         parser.error("DATA is missing: what shall be sent to FD?")
     try:
         trio.run(main, args.url, args.fd, args.data)
     except ClientError as error:
-        sys.exit(f"direct: {error}")
+        sys.exit(escape(f"direct: {error}"))
     except KeyboardInterrupt:
         sys.exit(130)

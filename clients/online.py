@@ -121,7 +121,8 @@ def main() -> None:
                     for event in json.loads(body)["events"]:
                         online.apply(event)
                     users = [c["user"] or f"fd {fd}" for fd, c in online.connections.items()]
-                print("online:", ", ".join(users) or "nobody", flush=True)
+                shown = [user if user.isprintable() else repr(user) for user in users]
+                print("online:", ", ".join(shown) or "nobody", flush=True)
             self.send_response(status)
             self.end_headers()
 

@@ -14,9 +14,11 @@ import trio
 
 from broker.client import open_client
 from broker.errors import ClientError
+from broker.logs import escape
 
 
 def value(text: str) -> object:
+    text.encode()  # or a ValueError: bytes that are no text
     try:
         return json.loads(text)
     except ValueError:
@@ -37,6 +39,6 @@ if __name__ == "__main__":
     try:
         trio.run(main, args.url, args.topic, args.data)
     except ClientError as error:
-        sys.exit(f"publish: {error}")
+        sys.exit(escape(f"publish: {error}"))
     except KeyboardInterrupt:
         sys.exit(130)

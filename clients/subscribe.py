@@ -7,6 +7,7 @@ It comes back by itself when the broker restarts. `--history` begins with what t
 """
 
 import argparse
+import io
 import sys
 
 import trio
@@ -14,10 +15,13 @@ import trio
 from broker.client import open_client
 from broker.core.messages import Publication
 from broker.errors import ClientError
+from broker.logs import escape
 
 
 def show(publication: Publication) -> None:
-    print(publication.topic, publication.offset, publication.data.decode(), flush=True)
+    # What others publish is text: it moves no cursor and starts no line.
+    line = f"{publication.topic} {publication.offset} {publication.data.decode()}"
+    print(escape(line), flush=True)
 
 
 async def main(url: str, topic: str, history: bool = False) -> None:
@@ -39,9 +43,11 @@ if __name__ == "__main__":
     parser.add_argument("--history", action="store_true", help="begin with what is kept")
     parser.add_argument("--url", default="ws://localhost:9501")
     args = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show it all
     try:
         trio.run(main, args.url, args.topic, args.history)
     except ClientError as error:
-        sys.exit(f"subscribe: {error}")
+        sys.exit(escape(f"subscribe: {error}"))
     except KeyboardInterrupt:
         sys.exit(130)

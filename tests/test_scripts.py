@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -337,6 +338,122 @@ async def test_two_people_chat() -> None:
         assert alice.process.stdin is not None
         await alice.process.stdin.aclose()
         assert await alice.process.wait() == 0
+
+
+SLIPS = {
+    "/to bob secret": "(not sent: /to needs the number of one person: /to FD TEXT; /who)",
+    "/to": "(not sent: /to needs the number of one person: /to FD TEXT; /who)",
+    "/to 7": "(not sent: the text for 7 is missing: /to 7 TEXT)",
+    "  /to 7  ": "(not sent: the text for 7 is missing: /to 7 TEXT)",
+    "/to -7 secret": "(not sent: /to needs the number of one person: /to FD TEXT; /who)",
+    "/to fd:7 secret": "(not sent: /to needs the number of one person: /to FD TEXT; /who)",
+    "/to 7: secret": "(not sent: /to needs the number of one person: /to FD TEXT; /who)",
+    f"/to {'9' * 5000} secret": "(not sent: /to needs the number of one person: /to FD TEXT; /who)",
+    "/to 999 secret": "(refused: no connection has fd 999)",
+    "/to 0 secret": "(not sent: /to needs the number of one person: /to FD TEXT; /who)",
+    **{
+        line: f"(not sent: {word} is no command: /to FD TEXT, /who or /quit; "
+        "begin with // to say it to the room)"
+        for line, word in {
+            "/tо 7 secret": r"'/t\u043e'",  # a Cyrillic o
+            "/To 7 secret": "'/To'",
+            "/to7 secret": "'/to7'",
+            "/msg 7 secret": "'/msg'",
+            "/ to 7 secret": "'/'",
+            "/": "'/'",
+            "／to 7 secret": r"'\uff0fto'",
+            "\ufeff/msg secret": "'/msg'",
+            " \u200b /msg secret": "'/msg'",
+            "/quit now, secret": "'/quit'",
+            "/who is secret": "'/who'",
+            "/\x1b[2J secret": r"'/\x1b[2J'",
+        }.items()
+    },
+}
+"""What people type who mean one person or a command, and what they are told."""
+
+
+async def test_a_slip_never_goes_to_the_room_and_the_error_names_what_would_be_right(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    from clients import chat
+
+    async with (
+        open_test_broker(Broker()) as net,
+        client_of(net) as alice,
+        client_of(net) as bob,
+        bob.subscribe("room.lobby") as room,
+    ):
+        for line, answer in SLIPS.items():
+            await chat.try_to_obey(line, alice, "room.lobby", "Alice")
+            assert capsys.readouterr().out == f"{answer}\n", line
+        said = {"hi": "hi", "//to bob": "/to bob", "//": "/", " a/b ": " a/b ", "1/2": "1/2"}
+        for line, text in said.items():
+            await chat.try_to_obey(line, alice, "room.lobby", "Alice")
+            assert (await anext(room)).value == {"name": "Alice", "text": text}
+        for line in (
+            f"/to {bob.fd} for  you ",
+            f" /to\t{bob.fd} for  you",
+            f"/to 0{bob.fd} for  you",
+        ):
+            await chat.try_to_obey(line, alice, "room.lobby", "Alice")
+            assert (await anext(bob.messages)).value == {"name": "Alice", "text": "for  you"}
+        for line in ("", "   ", "\ufeff", "\u200b"):
+            await chat.try_to_obey(line, alice, "room.lobby", "Alice")
+        await chat.try_to_obey("/who", alice, "room.lobby", "Alice")
+        assert capsys.readouterr().out == f"here: {bob.fd}\n"
+        page = await alice.history("room.lobby")
+        assert [each.value["text"] for each in page.publications] == [*said.values()]  # type: ignore[index]
+
+
+NASTY = "\x1b[2J\x9b31m\u2028\u202e\r\n[lobby] Bob(1): forged \ud83d"
+
+
+async def test_what_others_write_is_printed_as_text_of_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    from clients import chat, subscribe
+
+    nasty = Publication(NASTY[:9], msgspec.json.encode({"name": NASTY[:-1], "text": NASTY[:-1]}))
+    half = Publication("room", b'{"text":"\\ud83d"}')
+    deep = Publication("room", b"[" * 5000 + b"]" * 5000)
+    other = Publication("room", b'{"name":{"a":1},"text":["\\u001b"]}')
+    for each in (nasty, half, deep, other):
+        line = chat.said(each, "{name}({fd}): {text}")
+        assert not any(sign in line for sign in "\x1b\x9b\u2028\u202e\r\n")
+    assert "cannot be shown" in chat.said(deep, "{text}")
+    subscribe.show(nasty)
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert "\x1b" not in out
+    assert "\x9b" not in out
+
+
+async def test_two_people_chat_with_half_a_surrogate_pair_and_a_last_line_without_its_end() -> None:
+    broker = Broker()
+    async with served(broker) as url, running("chat.py", url, "--name", "Alice") as alice:
+        await alice.line()
+        broker.publish("room.lobby", msgspec.Raw(rb'"half \ud83d \u001b[2J"'))
+        while (line := await alice.line()).endswith("joined"):
+            pass
+        assert line == r"[lobby] somebody(server): half \ud83d \x1b[2J"
+        assert alice.process.stdin is not None
+        await alice.process.stdin.send_all(b"/to bob secret")
+        await alice.process.stdin.aclose()
+        while not (line := await alice.line()).startswith("(not sent: /to needs"):
+            assert "secret" not in line
+        assert await alice.process.wait() == 0
+
+
+@pytest.mark.parametrize(
+    "name, args", [("publish.py", ["a", "\udcff"]), ("direct.py", ["1", "\udcff"])]
+)
+async def test_data_that_is_no_text_is_one_line(name: str, args: list[str]) -> None:
+    status, out, err = await run(name, "ws://127.0.0.1:1", *args)
+    assert (status, out) == (2, "")
+    assert "invalid value value" in err
 
 
 async def test_chat_ends_with_one_line_when_sent_away(capfd: pytest.CaptureFixture[str]) -> None:

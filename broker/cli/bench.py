@@ -28,7 +28,7 @@ from broker.client import CONNECT_SECONDS
 from broker.client.address import host_header, opener, split_url
 from broker.config.settings import Config
 from broker.core.topics import check_topic
-from broker.errors import ClientError
+from broker.errors import CannotConnect, ClientError
 from broker.transport import frames
 
 BURST: Final = 16
@@ -47,6 +47,10 @@ MARK: Final = b"#@"
 _TIMED: Final = b"#@T"
 SMALLEST: Final = len(_TIMED) + 16
 """Bytes of the smallest payload: it holds the mark and the time it was due, in hex."""
+
+ANSWER_BYTES: Final = 2**20
+"""Bytes read while waiting for an answer. Behind a subscribe reply there may be some reads of what
+others publish to the topic; before it, nothing."""
 
 _READ: Final = 256 * 2**10
 _ALIVE: Final = b"{}"
@@ -91,8 +95,9 @@ async def measure(plan: Plan, on_progress: Callable[[int, float], None]) -> Resu
     """Connect everybody, publish, wait for the last delivery, say what was seen.
 
     `on_progress` is called about ten times a second with the publications made so far and the
-    seconds since the first. Raises `ClientError` when the broker cannot be reached, `BenchFailed` when
-    it refuses, closes a connection or stops delivering, or when the topic is none. Cancelled, it closes all connections at once.
+    seconds since the first. Raises `CannotConnect` when the broker cannot be reached, `BenchFailed`
+    when it refuses, closes a connection, stops delivering or answers what no broker answers, or
+    when the topic is none. Cancelled, it closes all connections at once.
     """
     try:
         check_topic(plan.topic, Config().max_topic_bytes)
@@ -234,6 +239,10 @@ class _Connection:
             if b'"error":{' in self.unread or b'"disconnect":{' in self.unread:
                 raise BenchFailed(f"{self.url}: the broker refused{_why(self.unread)}")
             self.unread += await self.receive()
+            if len(self.unread) > ANSWER_BYTES:
+                raise BenchFailed(
+                    f"{self.url} is no broker: it sent {ANSWER_BYTES:,} bytes and none of its answer"
+                )
 
 
 def _why(data: bytes) -> str:
@@ -244,8 +253,9 @@ def _why(data: bytes) -> str:
         if start >= 0 and end >= 0:
             try:
                 said = msgspec.json.decode(data[start + len(key) - 1 : end + 1])
-                return f": {said.get('reason') or said.get('message')} ({said.get('code')})"
-            except msgspec.DecodeError:
+                text = str(said.get("reason") or said.get("message"))[:500]
+                return f": {text} ({said.get('code')})"
+            except (msgspec.DecodeError, RecursionError):
                 break
     return ""
 
@@ -289,7 +299,7 @@ async def _open(plan: Plan, stack: AsyncExitStack, *, subscribe: bool) -> _Conne
             )
             await stream.send_all(request.encode())
             await connection.wait_for(b"\r\n\r\n")
-            status = connection.unread.partition(b"\r\n")[0].decode("latin-1")
+            status = connection.unread.partition(b"\r\n")[0][:200].decode("latin-1")
             if " 101 " not in f"{status} ":
                 raise BenchFailed(f"{plan.url} is no WebSocket broker: it said {status!r}")
             await connection.send({"id": 1, "connect": {"token": plan.token}})
@@ -300,9 +310,9 @@ async def _open(plan: Plan, stack: AsyncExitStack, *, subscribe: bool) -> _Conne
             connection.unread = b""
             return connection
     except trio.TooSlowError:
-        raise ClientError(f"{plan.url}: no answer within {CONNECT_SECONDS:g} s") from None
+        raise CannotConnect(f"{plan.url}: no answer within {CONNECT_SECONDS:g} s") from None
     except (OSError, trio.BrokenResourceError) as error:
-        raise ClientError(f"cannot connect to {plan.url}: {error}") from error
+        raise CannotConnect(f"cannot connect to {plan.url}: {error}") from error
 
 
 async def _publish(connection: _Connection, meter: _Meter, number: int) -> None:
@@ -361,8 +371,15 @@ async def _listen(connection: _Connection, meter: _Meter) -> None:
         count = data.count(MARK, 0, cut)
         start = data.find(_TIMED, 0, cut)
         while start >= 0:
-            at = int(data[start + len(_TIMED) : start + SMALLEST], 16)
-            meter.latencies.append(now - at)
+            try:
+                at = int(data[start + len(_TIMED) : start + SMALLEST], 16)
+            except ValueError:
+                raise BenchFailed(
+                    f"{connection.url}: topic {meter.plan.topic!r} carries what this bench did not "
+                    "publish; name another with --topic"
+                ) from None
+            if len(meter.latencies) < meter.expected:
+                meter.latencies.append(now - at)
             start = data.find(_TIMED, start + SMALLEST, cut)
         tail = data[cut:]
         connection.unread = data[-512:]  # for the broker's last words

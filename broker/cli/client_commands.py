@@ -1,8 +1,11 @@
 """The commands that talk to a running broker as a client does: pub, push, sub, bench.
 
-Rule: nothing that a broker sends reaches the terminal but as text of one line.
+Rule: nothing that a broker sends reaches the terminal but as text of one line. Control characters
+and what turns the writing direction come out as escapes: in JSON as JSON's own (`\\u009b`), so that
+it says the same, elsewhere as Python's (`\\x9b`).
 """
 
+import io
 import logging
 import signal
 import sys
@@ -16,7 +19,7 @@ import msgspec
 import trio
 
 from broker import logs
-from broker.errors import ClientError, RequestFailed
+from broker.errors import CannotConnect, ClientError, RequestFailed
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
@@ -41,18 +44,29 @@ def _check_url(_: click.Context, __: click.Parameter, url: str) -> str:
     return url
 
 
+def _check_text(_: click.Context, __: click.Parameter, text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # the system's way to hand on bytes that are no text
+        raise click.BadParameter(f"{text!r} is not UTF-8") from None
+    return text
+
+
 _url = click.option(
     "--url", default=DEFAULT_URL, show_default=True, callback=_check_url,
     help="The broker's address.",
 )  # fmt: skip
-_token = click.option("--token", default="", help="Token to connect with, if the app asks for one.")
+_token = click.option(
+    "--token", default="", callback=_check_text,
+    help="Token to connect with, if the app asks for one.",
+)  # fmt: skip
 
 
 @click.command(short_help="Publish DATA to TOPIC.")
 @_url
 @_token
-@click.argument("topic")
-@click.argument("data")
+@click.argument("topic", callback=_check_text)
+@click.argument("data", callback=_check_text)
 def pub(topic: str, data: str, url: str, token: str) -> None:
     """Publish DATA to TOPIC and wait until the broker has taken it.
 
@@ -73,7 +87,7 @@ def pub(topic: str, data: str, url: str, token: str) -> None:
 @_url
 @_token
 @click.argument("fd", type=click.IntRange(min=1))
-@click.argument("data")
+@click.argument("data", callback=_check_text)
 def push(fd: int, data: str, url: str, token: str) -> None:
     """Send DATA to the one connection FD.
 
@@ -96,7 +110,7 @@ def push(fd: int, data: str, url: str, token: str) -> None:
 @_url
 @_token
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line, with all fields.")
-@click.argument("pattern")
+@click.argument("pattern", callback=_check_text)
 def sub(pattern: str, url: str, token: str, as_json: bool) -> None:
     """Print what is published to PATTERN, one line each: topic, offset, data as JSON.
 
@@ -133,7 +147,9 @@ async def _cancel_on_signal(
 @click.command(short_help="Measure what the broker sustains.")
 @_url
 @_token
-@click.option("--topic", default="bench", show_default=True, help="Topic to publish to.")
+@click.option(
+    "--topic", default="bench", show_default=True, callback=_check_text, help="Topic to publish to."
+)
 @click.option(
     "--publishers",
     "--pub",
@@ -255,7 +271,9 @@ def _with_client(url: str, token: str, work: "Callable[[Client], Awaitable[None]
     """Run `work` with a client; what goes wrong on the way becomes one line."""
     from broker.client import open_client
 
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_EscapedLines("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("broker").setLevel(logging.INFO)  # tells of reconnects
 
     async def run(opened: "AbstractAsyncContextManager[Client]") -> None:
@@ -265,8 +283,17 @@ def _with_client(url: str, token: str, work: "Callable[[Client], Awaitable[None]
     _run_as_client(run, open_client(url, token=token))
 
 
+class _EscapedLines(logging.Formatter):
+    """One line per record, whatever stands in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return logs.escape(super().format(record))
+
+
 def _run_as_client(run: Callable[[_T], Awaitable[None]], argument: _T) -> None:
     """Run Trio; a broker that is away or refuses becomes one line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
     try:
         trio.run(run, argument)
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
@@ -274,9 +301,11 @@ def _run_as_client(run: Callable[[_T], Awaitable[None]], argument: _T) -> None:
         if isinstance(cause, KeyboardInterrupt):
             sys.exit(INTERRUPTED)
         if isinstance(cause, ClientError):
-            if type(cause) is ClientError:  # the root class: no broker has answered
+            if isinstance(cause, CannotConnect):
                 text = f"{cause}; start a broker there, or name another with --url"
                 raise Mistake(text) from error
+            if type(cause) is ClientError:  # the root class: what was asked for cannot be done
+                raise Mistake(str(cause)) from error
             later = isinstance(cause, RequestFailed) and cause.temporary
             raise Refusal(f"{cause}; try again later" if later else str(cause)) from error
         if cause is not error and isinstance(cause, Exception):
@@ -294,11 +323,12 @@ def _value(text: str) -> object:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:
         return text
+    except RecursionError:
+        raise Mistake("DATA is nested too deeply") from None
 
 
 def _as_text(publication: "Publication") -> str:
-    data = msgspec.json.format(publication.data, indent=-1).decode()
-    return logs.escape(f"{publication.topic} {publication.offset} {data}")
+    return f"{logs.escape(publication.topic)} {publication.offset} {_one_line_json(publication)}"
 
 
 def _as_json(publication: "Publication") -> str:
@@ -306,10 +336,31 @@ def _as_json(publication: "Publication") -> str:
     fields: dict[str, object] = {
         "topic": publication.topic,
         "offset": publication.offset,
-        "data": msgspec.Raw(msgspec.json.format(publication.data, indent=-1)),
+        "data": msgspec.Raw(_one_line_json(publication).encode()),
         "time": publication.time,
         "tags": dict(publication.tags or {}),
         "client": "" if info is None else info.client,
         "user": "" if info is None else info.user,
     }
-    return msgspec.json.encode(fields).decode()
+    return _escape_json(msgspec.json.encode(fields).decode())
+
+
+# What `logs.escape` escapes. Outside of its strings JSON has none of these but white space.
+_JSON_ESCAPES: Final = {
+    code: f"\\u{code:04x}" for code in range(0x7F, 0x2070) if logs.escape(chr(code)) != chr(code)
+}
+
+
+def _escape_json(text: str) -> str:
+    """The same JSON, compact already, with nothing in it that a terminal obeys."""
+    return text.translate(_JSON_ESCAPES)
+
+
+def _one_line_json(publication: "Publication") -> str:
+    try:
+        text = msgspec.json.format(publication.data, indent=-1).decode()
+    except msgspec.DecodeError:
+        # Half a surrogate pair, which msgspec does not take. Line ends and tabs can only stand
+        # between the tokens; in strings they are escapes.
+        text = publication.data.decode().translate({ord(end): " " for end in "\r\n\t"})
+    return _escape_json(text)

@@ -5,14 +5,23 @@ from contextlib import contextmanager
 
 import click
 
+from broker.logs import escape
 
-class Mistake(click.ClickException):
+
+class _OneLine(click.ClickException):
+    """An error whose text may come from a peer: it stays on its line and moves no cursor."""
+
+    def format_message(self) -> str:
+        return escape(super().format_message())
+
+
+class Mistake(_OneLine):
     """An option, a file or an address is wrong. Click's own mistakes have the same status."""
 
     exit_code = 2
 
 
-class Refusal(click.ClickException):
+class Refusal(_OneLine):
     """The broker said no, or went away for good."""
 
     exit_code = 1

@@ -3,31 +3,42 @@
 import itertools
 import logging
 import math
-import random
+import re
 import ssl
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal, cast, overload
 
 import attrs
-import msgspec
 import trio
 import trio_websocket
 
 from broker.client.address import OpenStream, host_header, opener, split_url
-from broker.client.link import LOSSES, HandshakeStream, Link, Lost, explain, foreign
-from broker.client.subscription import Inbox, Join, Leave, Messages, Subscription, again
+from broker.client.backoff import RECONNECT_MOST_SECONDS, backoff
+from broker.client.checked_stream import MAX_MESSAGE_BYTES, CheckedStream
+from broker.client.link import Link
+from broker.client.loss import LOSSES, Lost, TooLarge, explain, foreign, shorten
+from broker.client.subscription import Held, Inbox, Join, Leave, Messages, Subscription, again
 from broker.client.wire import (
     HistoryResult,
     PresenceResult,
     Push,
     Reply,
     StatsResult,
-    decode,
+    Subscribed,
     encode,
+    read_lines,
+    read_reply,
 )
 from broker.core.messages import ClientInfo, Fd, Position, Publication
-from broker.errors import ClientError, CloseCode, ConnectionLost, RequestFailed, Unavailable
+from broker.errors import (
+    CannotConnect,
+    ClientError,
+    CloseCode,
+    ConnectionLost,
+    RequestFailed,
+    Unavailable,
+)
 
 CONNECT_SECONDS = 10.0
 """From the first packet to the connect reply. A phone on a bad network needs about four."""
@@ -36,18 +47,11 @@ CLOSE_SECONDS = 2.0
 """How long leaving waits for the broker's Close: long enough for a slow line, short enough for
 somebody who has pressed Ctrl-C."""
 
-RECONNECT_FIRST_SECONDS = 0.2
-"""Bound of the first wait: a broker that restarts is back within a second."""
-
-RECONNECT_MOST_SECONDS = 20.0
-"""Bound of all later waits, as in the official clients: 10,000 clients that wait for a broker
-are 1,000 attempts a second, which one core takes."""
-
 PING_GRACE_SECONDS = 10.0
 """Added to the ping interval the broker names. The official clients have the same."""
 
-MAX_MESSAGE_BYTES = 16 * 2**20
-"""A recovery reply holds a topic's whole history in one message."""
+LINES_A_TURN = 64
+"""Replies, pushes or recovered publications between two turns of the app's tasks: about 1 ms."""
 
 _log = logging.getLogger("broker.client")
 
@@ -73,8 +77,13 @@ class Client:
 
     Methods that ask the broker wait for its reply. They raise `RequestFailed` for an error
     reply, `ConnectionLost` when the connection drops in between, and `Unavailable` once it is
-    gone for good. Called while reconnecting they wait for the connection: the caller brings the
-    deadline. Cancelling one leaves the client usable; the request may still be carried out.
+    gone for good. Called while reconnecting, or while 1,000 commands or 4 MiB are queued, they
+    wait: the caller brings the deadline. Cancelling one leaves the client usable; the request may
+    still be carried out.
+
+    A broker that does not keep to the protocol, or sends more than is taken at once, is a lost
+    connection like any other: the log tells why, requests raise `ConnectionLost` with 1002, 1008
+    or 1009, and the next connection is tried after a wait.
 
     `data` is any value that JSON can hold, or `msgspec.Raw` for ready JSON.
     """
@@ -87,7 +96,8 @@ class Client:
         headers: Sequence[tuple[bytes, bytes]],
     ) -> None:
         self.url = url
-        self.messages = Messages(self._wake_reader)
+        self._held = Held()
+        self.messages = Messages(self._wake_reader, self._held)
         """What arrives for this fd, as an async iterator."""
         self._host, self._port, self._resource = address
         self._open_stream = open_stream
@@ -134,9 +144,17 @@ class Client:
         await self._tell("send", {"data": data})
 
     async def rpc(self, method: str, data: object = None) -> object:
-        """Call `method` of the server's app and return its answer."""
+        """Call `method` of the server's app and return its answer.
+
+        `ClientError` if the answer is nested so deeply that Python cannot hold it.
+        """
         reply = await self._request("rpc", {"method": method, "data": data})
-        return None if reply.rpc is None else msgspec.json.decode(reply.rpc.data)
+        if reply.rpc is None:
+            return None
+        try:
+            return Publication(method, bytes(reply.rpc.data)).value
+        except ValueError as error:
+            raise ClientError(f"the answer of {method!r}: {error}") from error
 
     async def history(
         self,
@@ -157,10 +175,11 @@ class Client:
         if reverse:
             params["reverse"] = True
         result = (await self._request("history", params)).history or HistoryResult()
-        return History(
-            tuple(pub.freeze(topic) for pub in result.publications),
-            Position(result.offset, result.epoch),
-        )
+        try:
+            publications = tuple(pub.freeze(topic) for pub in result.publications)
+        except Lost as error:
+            raise ClientError(f"the history of {topic!r}: {error.reason}") from error
+        return History(publications, Position(result.offset, result.epoch))
 
     async def presence(self, topic: str) -> dict[str, ClientInfo]:
         """Who is subscribed to `topic`, by fd in decimal."""
@@ -222,6 +241,7 @@ class Client:
                 since=since,
                 group=group,
                 taken=self._wake_reader,
+                held=self._held,
             )
         )
 
@@ -248,9 +268,10 @@ class Client:
         finally:
             if self._subscriptions.get(topic) is subscription:
                 del self._subscriptions[topic]
-                if self._link is not None:
+                if self._link is not None and subscription._asked is self._link:
                     # Nobody waits for the reply; it only has to get there before anything later.
-                    self._link.ask("unsubscribe", {"channel": topic})
+                    number, _ = self._link.ask("unsubscribe", {"channel": topic})
+                    self._link.forget(number)
             subscription._inbox.discard()
 
     # Requests.
@@ -266,8 +287,16 @@ class Client:
             await self._changed.wait()
         return self._link
 
+    async def _wait_outbox(self) -> Link:
+        """A connection on which one more command may be queued."""
+        link = await self._wait_link()
+        while link.full:
+            await link.room.wait()
+            link = await self._wait_link()
+        return link
+
     async def _request(self, method: str, params: Mapping[str, object]) -> Reply:
-        return await self._ask(await self._wait_link(), method, params)
+        return await self._ask(await self._wait_outbox(), method, params)
 
     async def _ask(
         self,
@@ -281,7 +310,7 @@ class Client:
         try:
             await pending.done.wait()
         finally:
-            link.pending.pop(number, None)
+            link.forget(number)
         if pending.lost is not None:
             self._check()
             raise ConnectionLost(pending.lost.code, pending.lost.reason)
@@ -289,22 +318,22 @@ class Client:
         assert reply is not None
         if reply.error is not None:
             error = reply.error
-            raise RequestFailed(error.code, error.message, error.temporary)
+            raise RequestFailed(error.code, shorten(error.message), error.temporary)
         return reply
 
     async def _tell(self, method: str, params: Mapping[str, object]) -> None:
         line = encode({method: params})
-        link = await self._wait_link()
-        while link.full:
-            await link.room.wait()
-            link = await self._wait_link()
-        link.post(line)
+        (await self._wait_outbox()).post(line)
 
-    async def _join(self, link: Link, subscription: Subscription[Any]) -> None:
+    async def _join(self, link: Link, subscription: Subscription[Any], pause: float = 0.0) -> None:
         """Subscribe on this link; asks again while the broker says that it may help."""
+        await trio.sleep(pause)
         for attempt in itertools.count():
+            while link.full:
+                await link.room.wait()
             if self._subscriptions.get(subscription.topic) is not subscription:
                 return
+            subscription._asked = link
             try:
                 await self._ask(link, "subscribe", subscription._params(), subscription)
             except ConnectionLost:
@@ -315,7 +344,7 @@ class Client:
                     return
             else:
                 return
-            await trio.sleep(_backoff(attempt))
+            await trio.sleep(backoff(attempt))
 
     def _end_subscription(self, subscription: Subscription[Any], error: ClientError) -> None:
         if self._subscriptions.get(subscription.topic) is subscription:
@@ -330,12 +359,18 @@ class Client:
 
     async def _wait_room(self, link: Link) -> None:
         """Pause while a consumer is behind, unless somebody waits for a reply."""
-        while self._crowded and not link.pending and not link.closing:
+        while (self._crowded or self._held.much) and not link.pending and not link.closing:
             self._crowded = {inbox for inbox in self._crowded if inbox.full}
-            if self._crowded:
+            if self._crowded or self._held.much:
                 self._reader_wake = trio.Event()
                 await self._reader_wake.wait()
                 self._reader_wake = None
+        if self._held.too_much and not link.closing:
+            raise Lost(
+                CloseCode.POLICY_VIOLATION,
+                f"{self._held.bytes:,} bytes wait to be taken by the app, and the broker still "
+                "owes a reply behind them",
+            )
 
     async def _read(self, link: Link) -> None:
         """Handle what arrives until the connection ends; always raises."""
@@ -346,44 +381,64 @@ class Client:
                 message = await link.ws.get_message()
             if listening.cancelled_caught:
                 raise Lost(CloseCode.NO_PONG, f"nothing heard from the broker for {silence:g} s")
-            if link.closing:
-                continue
-            try:
-                replies = decode(message)
-            except (msgspec.MsgspecError, UnicodeError) as error:
-                raise foreign(str(error)) from error
-            for reply in replies:
-                self._handle(link, reply)
-            await self._wait_room(link)
+            if not link.closing:
+                await self._handle_message(link, message)
 
-    def _handle(self, link: Link, reply: Reply) -> None:
-        if reply.id:
-            pending = link.pending.pop(reply.id, None)
-            if self._link is not link and self._end is None:
-                self._welcome(link, reply)
-            elif pending is not None:
-                subscription = pending.subscription
-                if reply.subscribe is not None and subscription is not None:
-                    # Here and not in the task that waits: publications may follow in this frame.
-                    subscription._granted = link
-                    subscription._subscribed(reply.subscribe)
-                    self._note(subscription._inbox)
-                pending.reply = reply
-                pending.done.set()
-        elif reply.push is not None:
-            self._handle_push(link, reply.push)
-        elif link.pong:
-            link.post(b"{}")
+    async def _handle_message(self, link: Link, message: str | bytes) -> None:
+        if isinstance(message, bytes):
+            raise foreign("a binary message")
+        if not message:
+            raise foreign("an empty message")
+        for number, line in enumerate(read_lines(message), 1):
+            reply = read_reply(line)
+            if reply is None:
+                link.post_pong()
+            elif reply.id:
+                await self._handle_reply(link, reply)
+            elif reply.push is not None:
+                self._handle_push(link, reply.push)
+            if number % LINES_A_TURN == 0:
+                await trio.lowlevel.checkpoint()
+                await self._wait_room(link)
+        await self._wait_room(link)
+
+    async def _handle_reply(self, link: Link, reply: Reply) -> None:
+        pending = link.take_pending(reply.id, reply)
+        if pending is None:
+            return
+        if pending.method == "connect" and self._end is None:
+            self._welcome(link, reply)
+        pending.reply = reply
+        pending.done.set()
+        if reply.subscribe is not None and pending.subscription is not None:
+            # Here and not in the task that waits: publications may follow in this message.
+            pending.subscription._granted = link
+            pending.subscription._granted_at = trio.current_time()
+            await self._take_up(pending.subscription, reply.subscribe)
+
+    async def _take_up(self, subscription: Subscription[Any], result: Subscribed) -> None:
+        """Deliver what a subscribe reply holds. Cut off, the next recovery goes on from there."""
+        subscription._subscribed(result)
+        for number, pub in enumerate(result.publications, 1):
+            subscription._deliver(pub)
+            if number % LINES_A_TURN == 0:
+                await trio.lowlevel.checkpoint()
+        subscription._caught_up(result)
+        self._note(subscription._inbox)
 
     def _welcome(self, link: Link, reply: Reply) -> None:
         if reply.error is not None:
             error = reply.error
             raise Lost(error.code, error.message, final=not error.temporary)
-        if reply.connect is None or not reply.connect.client.isdecimal():
+        client = "" if reply.connect is None else reply.connect.client
+        # 19 digits are 64 bits.
+        if reply.connect is None or not re.fullmatch("[0-9]{1,19}", client):
             raise foreign("the connect reply gives no fd")
-        self._fd = int(reply.connect.client)
+        self._fd = int(client)
+        link.welcomed = True
         link.ping, link.pong = reply.connect.ping, reply.connect.pong
-        link.server_topics = {f"fd:{self._fd}", *reply.connect.subs}
+        for topic in (f"fd:{self._fd}", *reply.connect.subs):
+            link.server_topics.add(topic)
         self._link = link
         link.came_up()
         self._tell_change()
@@ -396,7 +451,12 @@ class Client:
         if subscription is not None and subscription._granted is not link:
             subscription = None  # on its way since an earlier subscription to the same topic
         if push.disconnect is not None:
-            raise Lost(push.disconnect.code, push.disconnect.reason)
+            code = push.disconnect.code
+            if not 1000 <= code <= 4999:
+                raise foreign(f"a disconnect with the code {code}")
+            raise Lost(code, push.disconnect.reason)
+        if not link.welcomed:
+            raise foreign("a push before the connect reply")
         if push.message is not None:
             self.messages._deliver(Publication(f"fd:{self._fd}", bytes(push.message.data)))
             self._note_messages()
@@ -420,9 +480,10 @@ class Client:
         elif push.unsubscribe is not None:
             subscription._granted = None
             if push.unsubscribe.code >= 2500:
-                link.nursery.start_soon(self._join, link, subscription)
+                pause = subscription._pause_before_next(trio.current_time())
+                link.nursery.start_soon(self._join, link, subscription, pause)
             else:
-                reason = push.unsubscribe.reason or "unsubscribed by the broker"
+                reason = shorten(push.unsubscribe.reason) or "unsubscribed by the broker"
                 self._end_subscription(subscription, RequestFailed(push.unsubscribe.code, reason))
 
     def _note(self, inbox: Inbox) -> None:
@@ -475,13 +536,13 @@ class Client:
                 if self._first:
                     if not 1000 <= lost.code < 3000:  # the broker's own word: it is there
                         raise RequestFailed(lost.code, lost.reason, temporary=True)
-                    raise ClientError(f"cannot connect to {self.url}: {lost.reason}")
+                    raise CannotConnect(f"cannot connect to {self.url}: {lost.reason}")
                 if trio.current_time() - began >= RECONNECT_MOST_SECONDS:
                     attempt = 0  # it worked; a broker that only greets is not hammered
-                pause = _backoff(attempt)
+                pause = backoff(attempt)
                 attempt += 1
                 _log.info(
-                    "%s: connection lost (%d: %s), next try in %.1f s",
+                    "%s: connection lost (%d: %r), next try in %.1f s",
                     self.url, lost.code, lost.reason, pause,
                 )  # fmt: skip
                 await trio.sleep(pause)
@@ -491,7 +552,6 @@ class Client:
     async def _hold_link(self, came_up: Callable[[], None]) -> Lost:
         """Connect, serve the connection until it ends, and return how it ended."""
         lost: Lost | None = None
-        link: Link | None = None
         with trio.move_on_after(CONNECT_SECONDS) as opening:
 
             def opened() -> None:
@@ -499,43 +559,58 @@ class Client:
                 came_up()
 
             try:
-                stream = HandshakeStream(await self._open_stream(self._host, self._port))
-                try:
-                    async with trio.open_nursery() as nursery:
-                        ws = await trio_websocket.wrap_client_stream(
-                            nursery,
-                            # Any stream will do; the annotation there is narrower than the code.
-                            cast("trio.SocketStream", stream),
-                            host_header(self._host, self._port),
-                            self._resource,
-                            extra_headers=list(self._headers),
-                            max_message_size=MAX_MESSAGE_BYTES,
-                            receive_buffer_size=None,
-                        )
-                        stream.opened = True
-                        link = Link(ws, nursery, opened)
-                        nursery.start_soon(link.write)
-                        link.ask("connect", self._hello)
-                        try:
-                            await self._read(link)
-                        except (Lost, trio_websocket.ConnectionClosed) as error:
-                            lost = error if isinstance(error, Lost) else explain(error)
-                        if link.closing:
-                            await link.written.wait()
-                        nursery.cancel_scope.cancel()
-                finally:
-                    await trio.aclose_forcefully(stream)
+                stream = await self._open_stream(self._host, self._port)
+                lost = await self._serve_stream(stream, opened)
             except* LOSSES as group:
-                lost = lost or explain(group)
-            finally:
-                if link is not None:
-                    self._lose(link, lost)
+                lost = explain(group)
         return lost or Lost(CloseCode.ABNORMAL, f"no answer within {CONNECT_SECONDS:g} s")
+
+    async def _serve_stream(self, stream: trio.abc.Stream, opened: Callable[[], None]) -> Lost:
+        """Speak over a stream until it ends, and close it; return, or raise, how it ended."""
+        link: Link | None = None
+        lost: Lost | None = None
+        checked = CheckedStream(stream)
+        try:
+            async with trio.open_nursery() as nursery:
+                ws = await trio_websocket.wrap_client_stream(
+                    nursery,
+                    # Any stream will do; the annotation there is narrower than the code.
+                    cast("trio.SocketStream", checked),
+                    host_header(self._host, self._port),
+                    self._resource,
+                    extra_headers=list(self._headers),
+                    max_message_size=MAX_MESSAGE_BYTES,
+                    receive_buffer_size=None,
+                )
+                link = Link(ws, nursery, opened)
+                nursery.start_soon(link.write)
+                link.ask("connect", self._hello)
+                try:
+                    await self._read(link)
+                except (Lost, trio_websocket.ConnectionClosed) as error:
+                    lost = explain(error)
+                if link.closing:
+                    await link.written.wait()
+                nursery.cancel_scope.cancel()
+        except* LOSSES as group:
+            lost = lost or explain(group)
+        finally:
+            # What was found out first says more than what broke after it.
+            lost = checked.lost or lost
+            await trio.aclose_forcefully(stream)
+            # Last, so that nothing waits between this and the word that it is for good.
+            if link is not None:
+                self._lose(link, lost)
+        return lost or Lost(CloseCode.ABNORMAL, "connection closed")
 
     def _lose(self, link: Link, lost: Lost | None) -> None:
         if self._link is link:
             self._link = None
         lost = lost or Lost(CloseCode.ABNORMAL, "connection closed")
+        if isinstance(lost, TooLarge):
+            for subscription in self._subscriptions.values():
+                if subscription._asked is link and subscription._granted is not link:
+                    subscription._give_up_recovery()
         for pending in link.pending.values():
             pending.lost = lost
             pending.done.set()
@@ -550,12 +625,6 @@ class Client:
             link.finish()
             self._wake_reader()
             await self._stopped.wait()
-
-
-def _backoff(attempt: int) -> float:
-    """Full jitter: a thousand clients that lost one broker must not come back together."""
-    bound = RECONNECT_FIRST_SECONDS * 2.0 ** min(attempt, 10)
-    return random.uniform(0, min(RECONNECT_MOST_SECONDS, bound))  # noqa: S311 - not a secret
 
 
 @asynccontextmanager
@@ -576,8 +645,9 @@ async def open_client(
     the broker is reached, TLS included: a Unix socket, a proxy, a memory stream.
 
     Connected when entered. Raises `Unavailable` when the broker refuses for good, `RequestFailed`
-    when it does so for now, and `ClientError`, naming the URL, when it cannot be reached. From then on a lost connection is
-    made again after a random wait, and subscriptions recover what they missed.
+    when it does so for now, and `CannotConnect`, naming the URL, when it cannot be reached within
+    10 s or what answers is no broker; `ClientError` for a URL that is none. From then on a lost
+    connection is made again after a random wait, and subscriptions recover what they missed.
 
     Leaving sends what is queued and closes with 1000; it waits at most 2 s for the broker, also
     when cancelled. What the block raises comes out as it is, not in an exception group.

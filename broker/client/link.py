@@ -1,11 +1,6 @@
-"""One connection to the broker, from its handshake to its end, and how it can end.
+"""One connection to the broker, from its handshake to its end: what it owes us, what we owe it."""
 
-Rule: foreign exceptions become a `Lost` here, and nowhere else.
-"""
-
-import itertools
 import math
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,115 +9,67 @@ import trio
 import trio_websocket
 from wsproto.utilities import ProtocolError
 
+from broker.client.loss import Lost, foreign
 from broker.client.subscription import Subscription
 from broker.client.wire import Reply, encode
 from broker.errors import CloseCode
 
 OUTBOX_COMMANDS = 1000
-"""Commands that wait for the writer before a publish without reply waits as well."""
+"""Commands that wait for the writer before requests and publishes wait as well."""
+
+OUTBOX_BYTES = 4 * 2**20
+"""The same in bytes: four of the largest messages that a broker takes by default."""
 
 FRAME_BYTES = 64 * 2**10
 """Commands that wait are joined into one frame below this size: far below the 1 MiB a broker takes
 by default. A larger command is a frame of its own, so that joining makes none too large."""
 
+UNHEARD_REPLIES = 10_000
+"""Requests that nobody waits for any more and whose replies are still due. Beyond that a reply
+that nobody expects is no longer told from one that nobody asked for: 1 MiB is enough for it."""
 
-class Lost(Exception):
-    """How one connection ended. `final`: trying again would be no use."""
+SERVER_TOPICS = 10_000
+SERVER_TOPICS_BYTES = 2**20
+"""Subscriptions that the broker makes for one connection, and their names in all: more than any
+app gives one user, with names of 100 bytes."""
 
-    def __init__(self, code: int, reason: str, *, final: bool | None = None) -> None:
-        super().__init__(code, reason)
-        self.code = code
-        self.reason = reason
-        # The ranges in which the official clients stay away.
-        stays_away = 3500 <= code <= 3999 or 4500 <= code <= 4999
-        self.final = stays_away if final is None else final
-
-
-def foreign(what: str) -> Lost:
-    return Lost(CloseCode.PROTOCOL_ERROR, f"the answer is not this broker's protocol ({what})")
-
-
-# What a connection that fails may raise; anything else is a bug of ours and is not contained.
-# ProtocolError: trio-websocket lets it escape, such as for a Ping after our Close (its issue #184).
-LOSSES = (
-    OSError,
-    trio.BrokenResourceError,
-    trio.ClosedResourceError,
-    trio_websocket.HandshakeError,
-    trio_websocket.ConnectionClosed,
-    ProtocolError,
-)
-
-
-def explain(error: BaseException) -> Lost:
-    """The one seam at which foreign exceptions become a loss."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if isinstance(error, trio_websocket.ConnectionRejected):
-        return Lost(CloseCode.ABNORMAL, f"the answer is HTTP {error.status_code}, not WebSocket")
-    if isinstance(error, trio_websocket.ConnectionClosed):
-        if error.reason is None:
-            return Lost(CloseCode.ABNORMAL, "connection closed")
-        return Lost(error.reason.code, error.reason.reason or error.reason.name.lower())
-    if isinstance(error, OSError) and error.__cause__ is not None and error.errno is None:
-        # Trio says that all addresses failed, and keeps the reasons in a group.
-        return explain(error.__cause__)
-    text = str(error)
-    if isinstance(error, OSError) and error.errno is not None:
-        # Trio adds the address to the text, which the caller has named already.
-        text = os.strerror(error.errno) if error.errno > 0 else error.strerror or text
-    text = text or type(error).__name__
-    return Lost(CloseCode.ABNORMAL, text[0].lower() + text[1:])
-
-
-class HandshakeStream(trio.abc.Stream):
-    """The stream under trio-websocket, which waits for ever when it ends during the handshake.
-
-    Until `opened`, the end of the stream is an error that gets out of trio-websocket.
-    """
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream = stream
-        self.opened = False
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        try:
-            data = await self._stream.receive_some(max_bytes)
-        except trio.BrokenResourceError as error:
-            if self.opened:
-                raise
-            raise self._unanswered(error) from error
-        if not data and not self.opened:
-            raise self._unanswered(None)
-        return data
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        try:
-            await self._stream.send_all(data)
-        except trio.BrokenResourceError as error:
-            if self.opened:
-                raise
-            raise self._unanswered(error) from error
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    def _unanswered(self, error: BaseException | None) -> ConnectionError:
-        why = "" if error is None or error.__cause__ is None else f": {error.__cause__}"
-        return ConnectionError(0, f"closed before the WebSocket handshake was answered{why}")
+PONG = b"{}"
 
 
 @attrs.define(eq=False)
 class Pending:
     """A request whose reply has not come."""
 
-    subscription: Subscription[Any] | None
+    method: str
+    subscription: Subscription[Any] | None = None
     done: trio.Event = attrs.field(factory=trio.Event)
     reply: Reply | None = None
     lost: Lost | None = None
+
+
+class ServerTopics:
+    """The topics that the broker has subscribed this connection to."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+        self._bytes = 0
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def add(self, name: str) -> None:
+        """Raises `Lost` when the broker has made too many."""
+        if name in self._names:
+            return
+        self._names.add(name)
+        self._bytes += len(name)
+        if len(self._names) > SERVER_TOPICS or self._bytes > SERVER_TOPICS_BYTES:
+            raise foreign(f"more than {SERVER_TOPICS:,} subscriptions that nobody asked for")
+
+    def discard(self, name: str) -> None:
+        if name in self._names:
+            self._names.remove(name)
+            self._bytes -= len(name)
 
 
 class Link:
@@ -138,23 +85,38 @@ class Link:
         self.nursery = nursery
         self.came_up = came_up
         self.pending: dict[int, Pending] = {}
+        self.welcomed = False
         self.ping = 0
         self.pong = False
-        self.server_topics: set[str] = set()
+        self.server_topics = ServerTopics()
         self.closing = False
         self.written = trio.Event()
         self.room = trio.Event()
-        self._ids = itertools.count(1)
+        self._last_id = 0
+        self._unheard: set[int] | None = set()
+        self._pong_waits = False
+        self._bytes_queued = 0
         self._mail, self._queued = trio.open_memory_channel[bytes](math.inf)
 
     @property
     def full(self) -> bool:
-        return self._queued.statistics().current_buffer_used >= OUTBOX_COMMANDS
+        """Whether so much waits for the writer that the next command should wait too."""
+        return (
+            self._queued.statistics().current_buffer_used >= OUTBOX_COMMANDS
+            or self._bytes_queued >= OUTBOX_BYTES
+        )
 
     def post(self, line: bytes) -> None:
-        """Queue one command. Never waits: callers that need no reply look at `full` first."""
+        """Queue one command. Never waits: whoever can wait looks at `full` first."""
         if not self.closing:
+            self._bytes_queued += len(line)
             self._mail.send_nowait(line)
+
+    def post_pong(self) -> None:
+        """Queue the answer to a ping; one answers all that came before it is sent."""
+        if self.pong and not self._pong_waits:
+            self._pong_waits = True
+            self.post(PONG)
 
     def ask(
         self,
@@ -162,10 +124,38 @@ class Link:
         params: Mapping[str, object],
         subscription: Subscription[Any] | None = None,
     ) -> tuple[int, Pending]:
-        number = next(self._ids)
-        self.post(encode({"id": number, method: params}))
-        pending = self.pending[number] = Pending(subscription)
-        return number, pending
+        """Queue a request, and say under which number its reply will be found in `pending`."""
+        line = encode({"id": self._last_id + 1, method: params})
+        self._last_id += 1
+        self.post(line)
+        pending = self.pending[self._last_id] = Pending(method, subscription)
+        return self._last_id, pending
+
+    def forget(self, number: int) -> None:
+        """Nobody waits for this reply any more; that it comes is still right."""
+        if self.pending.pop(number, None) is not None and self._unheard is not None:
+            self._unheard.add(number)
+            if len(self._unheard) > UNHEARD_REPLIES:
+                self._unheard = None
+
+    def take_pending(self, number: int, reply: Reply) -> Pending | None:
+        """The request that this is the reply to; None if nobody waits for it any more.
+
+        Raises `Lost` for a reply that was not asked for, came before, or is of another kind.
+        """
+        pending = self.pending.pop(number, None)
+        if pending is None:
+            if number > self._last_id or (
+                self._unheard is not None and number not in self._unheard
+            ):
+                raise foreign(f"a reply to request {number}, for which none is due")
+            if self._unheard is not None:
+                self._unheard.remove(number)
+            return None
+        if not reply.answers(pending.method):
+            self.pending[number] = pending  # it ends with the connection
+            raise foreign(f"the reply to {pending.method} is of another kind")
+        return pending
 
     def finish(self) -> None:
         """The writer sends what is queued, then says goodbye."""
@@ -176,8 +166,10 @@ class Link:
         """Send what is posted until `finish`, then close with 1000 and wait for the answer."""
         try:
             async for line in self._queued:
+                self._taken(line)
                 frame = bytearray(line)
                 while (more := self._next_queued()) is not None:
+                    self._taken(more)
                     if len(frame) + len(more) >= FRAME_BYTES:
                         await self._send(frame)
                         frame = bytearray(more)
@@ -189,6 +181,11 @@ class Link:
             pass  # the reader finds out why
         finally:
             self.written.set()
+
+    def _taken(self, line: bytes) -> None:
+        self._bytes_queued -= len(line)
+        if line == PONG:
+            self._pong_waits = False
 
     def _next_queued(self) -> bytes | None:
         try:

@@ -1,12 +1,13 @@
 """What has arrived for the app and was not taken yet: what it iterates over."""
 
-import math
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Generic, TypeVar, cast
 
 import attrs
 import trio
 
+from broker.client.backoff import RECONNECT_MOST_SECONDS, backoff
 from broker.client.wire import Pub, Subscribed
 from broker.core.messages import ClientInfo, Position, Publication
 from broker.errors import ClientError, RequestFailed, Unavailable
@@ -14,6 +15,20 @@ from broker.errors import ClientError, RequestFailed, Unavailable
 INBOX_MESSAGES = 256
 """Publications that wait in one subscription before we stop reading from the socket: two
 full reads of small messages."""
+
+INBOX_BYTES = 2**20
+"""The same in bytes: one of the largest messages that a broker takes by default."""
+
+HELD_BYTES = 64 * 2**20
+"""Bytes that wait in all subscriptions of a client together. With a quarter of it we stop reading;
+beyond it, while we have to read on for a reply, the connection is given up. What an honest broker
+can have on its way is far less: an outbox of 4 MiB, two socket buffers and one message."""
+
+ITEM_BYTES = 400
+"""What an item that waits takes beside its data, as measured: the object, its info, its place."""
+
+TAG_BYTES = 150
+"""What a tag takes beside its key and value, as measured."""
 
 
 @attrs.frozen
@@ -42,35 +57,98 @@ class Mark:
 _Item = TypeVar("_Item", Publication, Publication | Join | Leave)
 
 
+class Held:
+    """Bytes that wait in all inboxes of one client."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    @property
+    def much(self) -> bool:
+        """Whether reading should pause if it can."""
+        return self.bytes >= HELD_BYTES // 4
+
+    @property
+    def too_much(self) -> bool:
+        return self.bytes > HELD_BYTES
+
+
 class Inbox:
     """What arrived and was not taken yet. Putting never waits; `full` makes the reader pause."""
 
-    def __init__(self, taken: Callable[[], None]) -> None:
-        self._send, self._receive = trio.open_memory_channel[Any](math.inf)
+    def __init__(self, taken: Callable[[], None], held: Held) -> None:
+        self._items: deque[tuple[object, int]] = deque()
+        self._bytes = 0
+        self._held = held
         self._taken = taken
+        self._waiting = trio.lowlevel.ParkingLot()
+        self._finished = False
+        self._discarded = False
 
     @property
     def full(self) -> bool:
-        return self._receive.statistics().current_buffer_used >= INBOX_MESSAGES
+        return len(self._items) >= INBOX_MESSAGES or self._bytes >= INBOX_BYTES
+
+    def count_in(self, held: Held) -> None:
+        """From now on what waits here counts there."""
+        self._held.bytes -= self._bytes
+        self._held = held
+        held.bytes += self._bytes
 
     def put(self, item: object) -> None:
-        self._send.send_nowait(item)
+        """Add an item; nothing happens once the inbox is finished or discarded."""
+        if self._finished or self._discarded:
+            return
+        if isinstance(item, Mark) and self._items and isinstance(self._items[-1][0], Mark):
+            # Nothing came between two gaps: they are one.
+            self._items[-1] = (item, self._items[-1][1])
+            return
+        size = ITEM_BYTES
+        if isinstance(item, Publication):
+            size += len(item.data) + len(item.topic)
+            for key, value in (item.tags or {}).items():
+                size += TAG_BYTES + len(key) + len(value)
+        self._items.append((item, size))
+        self._bytes += size
+        self._held.bytes += size
+        self._waiting.unpark()
 
     async def take(self) -> Any:
-        item = await self._receive.receive()
+        """The oldest item, once there is one. Cancelled, nothing is lost.
+
+        Raises `trio.EndOfChannel` when it is finished and empty, `trio.ClosedResourceError` when
+        it was discarded.
+        """
+        await trio.lowlevel.checkpoint()
+        while not self._items:
+            if self._discarded:
+                raise trio.ClosedResourceError
+            if self._finished:
+                raise trio.EndOfChannel
+            await self._waiting.park()
+        item = self._pop()
         self._taken()
         return item
 
     def drop_oldest(self) -> None:
-        self._receive.receive_nowait()
+        self._pop()
+
+    def _pop(self) -> object:
+        item, size = self._items.popleft()
+        self._bytes -= size
+        self._held.bytes -= size
+        return item
 
     def finish(self) -> None:
         """What is in it can still be taken; then comes the end."""
-        self._send.close()
+        self._finished = True
+        self._waiting.unpark_all()
 
     def discard(self) -> None:
-        self._send.close()
-        self._receive.close()
+        self._discarded = True
+        while self._items:
+            self._pop()
+        self._waiting.unpark_all()
         self._taken()
 
 
@@ -82,8 +160,8 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
     when the broker ended the subscription.
 
     Iterate over every subscription you hold, in a task of its own if there are several: when
-    more than 256 publications wait in one, the client stops reading from the socket until some
-    are taken. The broker then sees a slow consumer; if it closes the connection for that, the
+    256 publications or 1 MiB wait in one, or 16 MiB in all, the client stops reading from the
+    socket until some are taken. The broker then sees a slow consumer; if it closes the connection for that, the
     client comes back and recovers.
     """
 
@@ -96,6 +174,7 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
         since: Position | None,
         group: str,
         taken: Callable[[], None],
+        held: Held,
     ) -> None:
         self.topic = topic
         """The topic or pattern asked for."""
@@ -114,8 +193,11 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
         # `position` is what the consumer has seen; this is what has arrived, to recover from.
         self._reached = since
         self._resuming = since is not None
+        self._asked: object = None  # the connection on which the broker was asked last
         self._granted: object = None  # the connection on which the broker has said yes
-        self._inbox = Inbox(taken)
+        self._attempts = 0
+        self._granted_at = 0.0
+        self._inbox = Inbox(taken, held)
         self._settled = trio.Event()
         self._error: ClientError | None = None
 
@@ -135,7 +217,12 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
                 self.gaps += 1
                 self.position = item.position
                 continue
-            if self.position is not None and isinstance(item, Publication) and item.offset:
+            if (
+                self.position is not None
+                and isinstance(item, Publication)
+                and item.offset
+                and item.topic == self.topic
+            ):
                 self.position = Position(item.offset, self.position.epoch)
             return cast("_Item", item)
 
@@ -156,32 +243,61 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
         return params
 
     def _subscribed(self, result: Subscribed) -> None:
+        """Begin, or go on, where the reply says; its publications come next."""
         tracked = result.recoverable or result.positioned
-        top = Position(result.offset, result.epoch) if tracked else None
-        self.recovered = self._resuming and self._reached is not None and result.recovered
-        if self.recovered:
-            assert self._reached is not None
-            self._reached = Position(self._reached.offset, result.epoch)
+        asked = self._reached
+        self.recovered = (
+            self._resuming
+            and tracked
+            and result.recovered
+            and asked is not None
+            # Offsets of another epoch are of another history, whatever the broker calls it.
+            and asked.epoch in ("", result.epoch)
+        )
+        if asked is not None and self.recovered:
+            self._reached = Position(asked.offset, result.epoch)
         else:
-            self._reached = top
+            self._reached = Position(result.offset, result.epoch) if tracked else None
         if not self._settled.is_set():
             self.position = self._reached
             self.gaps = int(self._resuming and not self.recovered)
         elif not self.recovered:
-            self._inbox.put(Mark(top))
+            self._inbox.put(Mark(self._reached))
         self._resuming = True
-        for pub in result.publications:
-            self._deliver(pub)
-        if self.recovered:
-            self._reached = top
         self._settled.set()
 
+    def _caught_up(self, result: Subscribed) -> None:
+        """All publications of the reply are delivered.
+
+        Some brokers reply to a recovery with the newest offset, others (as Centrifugo) with the
+        one that was asked for: so the position moves with the publications, and never back.
+        """
+        if self._reached is not None and result.offset > self._reached.offset:
+            self._reached = Position(result.offset, self._reached.epoch)
+
+    def _pause_before_next(self, now: float) -> float:
+        """Seconds to wait before a subscription that the broker ended for now is made again.
+
+        None for the first time: the broker knows why. A broker that grants and ends it in turns is
+        not hammered.
+        """
+        if now - self._granted_at >= RECONNECT_MOST_SECONDS:
+            self._attempts = 0
+        self._attempts += 1
+        return 0.0 if self._attempts == 1 else backoff(self._attempts - 2)
+
+    def _give_up_recovery(self) -> None:
+        """What was missed is more than can be taken: the next time is a gap."""
+        self._reached = None
+
     def _deliver(self, pub: Pub) -> None:
-        if pub.offset and self._reached is not None and not pub.channel:
+        if pub.offset and self._reached is not None and pub.channel in ("", self.topic):
             if pub.offset <= self._reached.offset:
                 return  # came with the recovery already
+            self._inbox.put(pub.freeze(self.topic))
             self._reached = Position(pub.offset, self._reached.epoch)
-        self._inbox.put(pub.freeze(self.topic))
+        else:
+            self._inbox.put(pub.freeze(self.topic))
 
     def _fail(self, error: ClientError) -> None:
         if self._error is None:
@@ -195,13 +311,15 @@ class Messages(AsyncIterator[Publication]):
 
     Publications on topics that the server subscribed this connection to come here as well.
     At most once: a message sent while we are away finds no such fd, and its sender is told.
-    Until somebody iterates, the 256 newest are kept and `dropped` counts the others; from then
-    on, not taking them makes the client stop reading, as with a `Subscription`.
+    Until somebody iterates, the 256 newest are kept, or 1 MiB of them, and `dropped` counts the
+    others; from then on, not taking them makes the client stop reading, as with a `Subscription`.
     """
 
-    def __init__(self, taken: Callable[[], None]) -> None:
+    def __init__(self, taken: Callable[[], None], held: Held) -> None:
         self.dropped = 0
-        self._inbox = Inbox(taken)
+        # What nobody has asked for is kept within bounds of its own, and makes nobody wait.
+        self._inbox = Inbox(taken, Held())
+        self._held = held
         self._wanted = False
         self._error: ClientError | None = None
 
@@ -209,7 +327,9 @@ class Messages(AsyncIterator[Publication]):
         return self
 
     async def __anext__(self) -> Publication:
-        self._wanted = True
+        if not self._wanted:
+            self._wanted = True
+            self._inbox.count_in(self._held)
         try:
             return cast("Publication", await self._inbox.take())
         except trio.EndOfChannel:
@@ -217,7 +337,7 @@ class Messages(AsyncIterator[Publication]):
             raise again(self._error) from None
 
     def _deliver(self, publication: Publication) -> None:
-        if not self._wanted and self._inbox.full:
+        while not self._wanted and self._inbox.full:
             self._inbox.drop_oldest()
             self.dropped += 1
         self._inbox.put(publication)

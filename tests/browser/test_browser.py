@@ -157,6 +157,102 @@ def test_a_message_to_nobody_is_given_back(context: Any, start_broker: Callable[
     assert tab.page.get_by_label("Message", exact=True).input_value() == "anybody?"
 
 
+SLIPS = ["bob", "0", "00", "-1", "1.5", "1e3", "fd:1", "1 2", "٣", "9" * 30]
+"""What somebody may put into "To" who means one person."""
+
+
+@pytest.mark.parametrize("by", ["button", "Enter", "script"])
+def test_a_slip_in_to_sends_nothing_and_keeps_the_text(
+    by: str, context: Any, start_broker: Callable[..., Any]
+) -> None:
+    broker = start_broker()
+    mei, jonas = Tab(context, broker.http), Tab(context, broker.http)
+    if by == "script":  # a browser, or an extension, that does not check the pattern
+        mei.page.evaluate("document.querySelector('#say').noValidate = true")
+    for to in SLIPS:
+        mei.page.get_by_label("To fd").fill(to)
+        mei.page.get_by_label("Message", exact=True).fill("secret")
+        if by == "Enter":
+            mei.page.get_by_label("To fd").press("Enter")
+        else:
+            mei.page.get_by_role("button", name="Send").click()
+        if by == "script":
+            mei.wait_for(
+                "#messages .bad",
+                f"Not sent: “{to}” is no fd: a number such as 7, or empty for everybody.",
+            )
+        assert mei.page.get_by_label("Message", exact=True).input_value() == "secret"
+        assert mei.page.get_by_label("To fd").input_value() == to
+    mei.say("for all", to="  ")
+    jonas.shows(f"fd {mei.fd} for all")
+    mei.shows(f"fd {mei.fd} for all")
+
+
+def test_to_is_empty_after_a_message_so_that_the_next_is_for_all(two_tabs: tuple[Tab, Tab]) -> None:
+    mei, jonas = two_tabs
+    mei.say("psst", to=f" {jonas.fd} ")
+    jonas.shows(f"Mei · fd {mei.fd} → you psst")
+    assert mei.page.get_by_label("To fd").input_value() == ""
+    mei.page.get_by_label("Message", exact=True).fill("for all")
+    mei.page.get_by_role("button", name="Send").click()
+    jonas.shows(f"Mei · fd {mei.fd} → you psst", f"Mei · fd {mei.fd} for all")
+
+
+def test_a_message_to_somebody_who_has_gone_comes_back_with_its_to(
+    two_tabs: tuple[Tab, Tab],
+) -> None:
+    mei, jonas = two_tabs
+    gone = jonas.fd
+    jonas.page.close()
+    mei.wait_for("#count", "(1)")
+    for _ in range(2):  # pressing Send again does not send it to all either
+        mei.page.get_by_label("To fd").fill(str(gone))
+        mei.page.get_by_label("Message", exact=True).fill("//secret")
+        mei.page.get_by_role("button", name="Send").click()
+        mei.wait_for("#messages .bad", f"Nobody here is fd {gone}.")
+        mei.page.wait_for_function("document.querySelector('#text').value !== ''")
+        assert mei.page.get_by_label("To fd").input_value() == str(gone)
+        assert mei.page.get_by_label("Message", exact=True).input_value() == "//secret"
+        mei.page.evaluate("document.querySelector('#messages').replaceChildren()")
+    mei.shows()
+
+
+def test_what_comes_back_does_not_mix_with_what_is_being_written(
+    context: Any, start_broker: Callable[..., Any]
+) -> None:
+    tab = Tab(context, start_broker().http)
+    # The answer comes once the next message is begun.
+    tab.page.evaluate("""
+        () => {
+            const send = WebSocket.prototype.send;
+            window.held = [];
+            WebSocket.prototype.send = function (data) { held.push(() => send.call(this, data)); };
+        }
+    """)
+    tab.say("secret", to=999)
+    tab.page.get_by_label("Message", exact=True).fill("for all, later")
+    tab.page.evaluate("held.forEach((go) => go())")
+    tab.wait_for("#messages .bad", "Nobody here is fd 999. You wrote: secret")
+    assert tab.page.get_by_label("To fd").input_value() == ""
+    assert tab.page.get_by_label("Message", exact=True).input_value() == "for all, later"
+
+
+def test_a_line_that_begins_with_a_slash_is_not_sent_unless_it_is_doubled(
+    two_tabs: tuple[Tab, Tab],
+) -> None:
+    mei, jonas = two_tabs
+    for slip in ("/to 2 secret", " /msg secret", "／to 2 secret", "/"):
+        mei.say(slip)
+        mei.wait_for(
+            "#messages .bad",
+            "Not sent: a slash is no command here. Write to one person with “To fd”; "
+            "begin with // to send it as text.",
+        )
+        assert mei.page.get_by_label("Message", exact=True).input_value() == slip
+    mei.say("//to 2 is what I typed")
+    jonas.shows(f"Mei · fd {mei.fd} /to 2 is what I typed")
+
+
 def test_what_people_write_is_never_markup(two_tabs: tuple[Tab, Tab]) -> None:
     mei, jonas = two_tabs
     nasty = "<img src=x onerror=document.title='owned'><b>bold</b>"
@@ -349,6 +445,24 @@ def test_the_sample_chat_works_from_a_file(
     two.get_by_label("Message").fill("psst")
     two.get_by_role("button").click()
     one.get_by_text("fd 2 to you: psst", exact=True).wait_for()
+    assert two.get_by_label("To fd").input_value() == ""
+    for to, text, answer in (
+        ("bob", "secret", "not sent: “bob” is no fd, which is a number such as 7"),
+        ("0", "secret", "not sent: “0” is no fd, which is a number such as 7"),
+        ("99", "secret", "not sent to fd 99: no connection has fd 99: secret"),
+        ("", "/to 1 secret", "not sent: to write to one person use “To fd”; begin with // to"),
+    ):
+        two.get_by_label("To fd").fill(to)
+        two.get_by_label("Message").fill(text)
+        two.get_by_role("button").click()
+        two.get_by_text(answer).wait_for()
+        two.wait_for_function("document.querySelector('#text').value !== ''")
+        assert two.get_by_label("To fd").input_value() == to
+        assert two.get_by_label("Message").input_value() == text
+    two.get_by_label("Message").fill("//me waves")
+    two.get_by_role("button").click()
+    one.get_by_text("fd 2: /me waves", exact=True).wait_for()
+    assert "secret" not in one.inner_text("#messages")
 
 
 def test_a_browser_that_opens_the_websocket_path_is_told_what_it_is(

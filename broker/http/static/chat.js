@@ -179,21 +179,41 @@
   });
   $("name").addEventListener("change", () => $("who").requestSubmit());
 
+  // What is meant for one person never goes to all by mistake: a slip is an error, and the next
+  // message begins with an empty "To".
+  const FD = /^[1-9][0-9]{0,18}$/;
+  const SLASH = /^\s*[/／⁄∕⧸]/; // what keyboards and autocorrection make of it, too
+
+  function mistake(to, text) {
+    if (to && !FD.test(to)) return `“${to}” is no fd: a number such as 7, or empty for everybody.`;
+    if (SLASH.test(text) && !text.startsWith("//")) {
+      return "a slash is no command here. Write to one person with “To fd”; begin with // to send it as text.";
+    }
+    return "";
+  }
+
   $("say").addEventListener("submit", async (event) => {
     event.preventDefault();
-    const text = $("text").value;
-    const to = Number($("to").value);
-    $("text").value = "";
+    const typed = $("text").value;
+    const to = $("to").value.trim();
+    const wrong = mistake(to, typed);
+    if (wrong) return failed(`Not sent: ${wrong}`);
+    const text = typed.startsWith("//") ? typed.slice(1) : typed;
+    $("text").value = $("to").value = "";
     try {
       if (to) {
         await centrifuge.publish(`fd:${to}`, { name: myName(), text });
-        show("mine direct", `you → ${nameOf(to)}`, text);
+        show("mine direct", `you → ${nameOf(Number(to))}`, text);
       } else {
         await room.publish({ name: myName(), text });
       }
     } catch (error) {
-      failed(error.code === 102 ? `Nobody here is fd ${to}.` : `Not sent: ${error.message}`);
-      if (!$("text").value) $("text").value = text;
+      const why = error.code === 102 ? `Nobody here is fd ${to}.` : `Not sent: ${error.message}`;
+      // Somebody who is writing the next message is not interrupted.
+      if ($("text").value || $("to").value) return failed(`${why} You wrote: ${text}`);
+      failed(why);
+      $("text").value = typed;
+      $("to").value = to; // both, or sending it again would send it to all
     }
   });
 
