@@ -32,7 +32,7 @@ from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, read_emula
 from broker.protocols.codec import Codec
 from broker.protocols.commands import BadCommand, ConnectRequest
 from broker.protocols.json_text import to_json
-from broker.session.accept import check_origin, check_welcome
+from broker.session.accept import check_page, check_welcome
 from broker.session.connection import NODE_ID, Connection
 from broker.session.services import Services
 from broker.transport.head import Head
@@ -143,7 +143,7 @@ class Fallbacks:
         if not services.config.fallbacks or head.path not in (EMULATION, *STREAMS):
             await self._http(stream, head.raw + behind)
             return None
-        check_origin(services, head)
+        check_page(services, head)
         cors = _cors(head)
         try:
             request = _Request(services, stream, head, behind, cors)

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import trio
 
-from broker.access.origins import origin_allowed
+from broker.access.origins import page_policy
 from broker.errors import HeadError
 from broker.session.connection import Connection
 from broker.session.services import Services
@@ -77,13 +77,16 @@ def check_welcome(services: Services, head: Head) -> None:
     """Raise `HeadError` if nobody may connect now, or not from where this request comes."""
     if services.draining:
         raise HeadError(503, "shutting down")
-    check_origin(services, head)
+    check_page(services, head)
 
 
-def check_origin(services: Services, head: Head) -> None:
+def check_page(services: Services, head: Head) -> None:
     """Raise `HeadError` if a request comes from a page that must not be served."""
-    # Where users matter, a page of another program's on this machine is somebody else's too.
-    users_matter = services.tokens.enabled or bool(services.config.webhooks.connect_url)
-    lenient = services.loopback_bind and not users_matter
-    if not origin_allowed(head, services.config.allowed_origins, loopback_bind=lenient):
-        raise HeadError(403, f"origin not allowed: {head.origin}")
+    policy = page_policy(
+        services.config,
+        loopback_bind=services.loopback_bind,
+        users_matter=services.tokens.enabled or bool(services.config.webhooks.connect_url),
+    )
+    reason = policy.refusal(head)
+    if reason is not None:
+        raise HeadError(403, reason)

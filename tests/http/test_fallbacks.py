@@ -57,7 +57,7 @@ class Stream(Peer):
         self, method: str, target: str, body: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> None:
         """Send a request and read the head of its answer."""
-        fields = {"Host": "testserver", **(headers or {})}
+        fields = {"Host": "localhost:9501", **(headers or {})}
         if body or method == "POST":
             fields.setdefault("Content-Length", str(len(body)))
         lines = [f"{method} {target} HTTP/1.1", *(f"{k}: {v}" for k, v in fields.items())]
@@ -212,7 +212,7 @@ async def test_it_is_a_connection_with_the_name_of_its_transport(
     [info] = net.broker.connections()
     assert info.transport == how.removesuffix("-get") == opened[0].transport
     assert (info.path, info.protocol) == (f"/connection/{info.transport}", "centrifuge-json")
-    assert opened[0].headers["host"] == "testserver"
+    assert opened[0].headers["host"] == "localhost:9501"
     await peer.aclose()
     async with await net.open_client():
         assert [i.transport for i in net.broker.connections()] == ["websocket"]
@@ -847,7 +847,8 @@ async def test_the_apps_own_hook_is_not_asked_for_connections(
         (Config(), "null", "localhost:9501", True),
         (Config(), "null", "example.com", False),
         (Config(), "http://evil.example", "localhost:9501", False),
-        (Config(), "https://example.com", "example.com", True),
+        (Config(), "https://example.com", "example.com", False),
+        (Config(hosts=("example.com",)), "https://example.com", "example.com", True),
         (Config(allowed_origins=("https://app.example",)), "https://app.example", "a", True),
         (Config(allowed_origins=("https://app.example",)), "https://evil.example", "a", False),
         (Config(allowed_origins=("*",)), "https://any.example", "a", True),
