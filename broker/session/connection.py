@@ -99,7 +99,7 @@ class Connection:
         self.claims: Mapping[str, object] = _NO_CLAIMS
         self.address = address
         self.path = head.path
-        self.headers: Mapping[str, str] = dict(head.headers)
+        self.headers: Mapping[str, str] = head.fields()
         self.opened_at = wall_clock()
         self.transport = transport
         self.subprotocol: str | None = None

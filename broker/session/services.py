@@ -16,17 +16,18 @@ from broker.core.messages import Fd
 from broker.hooks import Hooks
 from broker.routing.router import Router
 from broker.session.rpc import Methods
-from broker.transport.head import Head
+from broker.transport.head import Request
 from broker.transport.lane import LaneLimits
 
 if TYPE_CHECKING:
     from broker.session.connection import Connection
 
 HttpHandler = Callable[
-    ["Services", trio.abc.Stream, Head, bytes, str], Awaitable["Connection | None"]
+    ["Services", trio.abc.Stream, Request, str], Awaitable["Connection | Request | None"]
 ]
-"""Serves plain HTTP on a stream whose head, and some bytes behind it, were already read; the last is
-the peer's address. Returns a connection where the request opens one. May raise `HeadError`."""
+"""Serves plain HTTP on a stream from which a request was already read; the last is the peer's
+address. Returns a connection where the request opens one, the next request on that stream where it is
+not one of a kind that the handler was serving, None when the stream is done with. May raise `HeadError`."""
 
 
 @attrs.define(eq=False)
