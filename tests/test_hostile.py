@@ -195,18 +195,16 @@ async def test_s1_http_good_or_bad_then_rst(sent: bytes, autojump_clock: MockClo
     "headers",
     [
         {"Host": "caf\xe9"},
-        {"Host": "xn--"},
         {"Host": "xn--\x80"},
         {"Connection": "Upgrade, \xe9"},
         {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=\xff"},
         {"Sec-WebSocket-Version": "13\xa0"},
         {"Sec-WebSocket-Protocol": "caf\xe9"},
         {"Sec-WebSocket-Extensions": "\x80"},
-        {"Cookie": "a=\xff"},
     ],
     ids=ascii,
 )
-async def test_s1_bytes_beyond_ascii_and_bad_idna_in_a_handshake(
+async def test_s1_bytes_beyond_ascii_in_the_fields_of_a_handshake(
     headers: dict[str, str], autojump_clock: MockClock
 ) -> None:
     async with open_target() as target:

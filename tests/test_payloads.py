@@ -197,7 +197,9 @@ async def test_hooks_see_whatever_data_came(
         assert send == data.replace(r"\ud83d", r"\ufffd")
         assert found == dict.fromkeys(["connect", "subscribe", "rpc"], seen)
 
-        protobuf = ProtobufPeer(await net.open_websocket(headers={"Sec-WebSocket-Protocol": PROTOBUF}))
+        protobuf = ProtobufPeer(
+            await net.open_websocket(headers={"Sec-WebSocket-Protocol": PROTOBUF})
+        )
         found.clear()
         await protobuf.request(connect={"data": data.encode()})
         await protobuf.request(subscribe={"channel": "a", "data": data.encode()})

@@ -22,6 +22,7 @@ from broker.config.validators import (
     first_fd,
     headers,
     host_name,
+    hosts,
     http_url,
     namespace_names,
     number,
@@ -271,9 +272,17 @@ class Config:
     """Whether clients without WebSocket are served over HTTP, on `/connection/http_stream`,
     `/connection/sse`, `/connection/uni_sse` and `/emulation`, by the same rules as all others."""
     allowed_origins: tuple[str, ...] = attrs.field(default=(), validator=origins)
-    """Origins that may connect besides the page's own; `*` allows all. On a loopback bind and under
-    a loopback name, loopback origins and `null` (a page opened from a file) pass as well, until
-    `[tokens]` says that users matter."""
+    """Origins of web pages that may connect besides the page's own: `https://example.com`,
+    `https://*.example.com` (all below it), `http://localhost:*` (all ports), `null`, `*` for all. On a
+    loopback bind and under a loopback name, loopback origins and `null` (a page opened from a file)
+    pass as well, until `[tokens]` says that users matter."""
+    hosts: tuple[str, ...] = attrs.field(default=(), validator=hosts)
+    """Names under which browsers reach this broker, as a proxy passes them on in `Host`:
+    `example.com`, `example.com:8443`, `*.example.com` (all below it), `*` for any. A page that asks us
+    under another name is refused with 403, as its owner may have made that name lead here (DNS
+    rebinding). Always ours are loopback names, IP addresses, `host` and the hosts of `allowed_origins`.
+    Not looked at with `tls_cert`, whose names browsers check; nor on an open bind where neither
+    `hosts` nor `allowed_origins`, `[tokens]` or `connect_url` is set, as that serves everybody."""
 
     api_key: str | None = attrs.field(default=None, validator=secret_text, repr=False)
     """What backends show as `X-API-Key` to use the HTTP API under `/api`. None: no such API.

@@ -8,8 +8,10 @@ from typing import Any, Final, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 import attrs
+import idna
 
 from broker.core.event_queue import CHOICES
+from broker.core.hosts import LITERALS, HostPattern, OriginPattern, normal_host
 from broker.core.names import RESERVED_NAMESPACES
 from broker.core.signing import key_of
 from broker.core.topics import check_pattern, check_topic, is_pattern
@@ -115,14 +117,71 @@ def secret_text(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
         raise ValueError(f"{field.name} must be printable ASCII, and not empty")
 
 
+def ascii_host(host: str) -> str:
+    """The name `host` as it goes over the wire, with A-labels by IDNA 2008 as browsers and Trio have
+    them; the empty string for what cannot be a host there."""
+    try:
+        return normal_host(host if host.isascii() else idna.encode(host, uts46=True).decode())
+    except ValueError:
+        return ""
+
+
 def origins(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
     for origin in value:
-        scheme, separator, rest = origin.partition("://")
-        if origin not in ("*", "null") and not (scheme and separator and rest and "/" not in rest):
+        try:
+            if origin not in LITERALS:
+                OriginPattern.parse(origin)
+        except ValueError as error:
+            right = _origin_meant(origin)
             raise ValueError(
-                f'{field.name} holds {origin!r}: must be like "https://example.com", without a '
-                'path, or "*" for all'
-            )
+                f'{field.name} holds {origin!r}: must be like "{right}", or "*" for all: {error}'
+            ) from None
+
+
+def hosts(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    for host in value:
+        try:
+            HostPattern.parse(host)
+        except ValueError as error:
+            right = _host_meant(host.partition("://")[2] or host)
+            raise ValueError(
+                f'{field.name} holds {host!r}: must be like "{right}", or "*" for all: {error}'
+            ) from None
+
+
+def _origin_meant(text: str) -> str:
+    """The origin that somebody may have had in mind who wrote `text`."""
+    text = text.strip().lower()
+    if text == "null" or text.startswith("file:"):
+        return "null"  # as browsers say of a page from a file
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        scheme, rest = "https", scheme
+    scheme = {"ws": "http", "wss": "https", "*": "https"}.get(scheme, scheme)
+    meant = f"{scheme}://{_host_meant(rest)}"
+    try:
+        OriginPattern.parse(meant)
+    except ValueError:
+        return "https://example.com"
+    return meant
+
+
+def _host_meant(text: str) -> str:
+    """The host that somebody may have had in mind who wrote `text`."""
+    text = re.split(r"[/?#]", text.strip())[0].rpartition("@")[2]
+    if text.count(":") > 1 and not text.startswith("["):
+        text = f"[{text}]"
+    name, colon, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
+    if not colon:
+        name, port = text, ""
+    wildcard = "*." if name.startswith("*.") else ""
+    host = wildcard + ascii_host(name.removeprefix("*."))
+    meant = f"{host}:{port}" if port else host
+    try:
+        HostPattern.parse(meant)
+    except ValueError:
+        return "example.com"
+    return meant
 
 
 def first_fd(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:

@@ -1,13 +1,15 @@
-"""Requests of backends to `/api`, many on one connection; everything else goes on to Hypercorn.
+"""Requests of backends to `/api`, many on one connection; what is for others goes to them.
 
 Backends publish a thousand times a second, and a new connection for each costs ten times what the
 publish does. A request served here is in HTTP/1.1, a POST to `/api/…` with a Content-Length; each
-has its head checked as a first one has. What is none of this, be it a second request, is handed on
-as it came, as the last of its connection.
+has its head checked as a first one has. A first request that is none of this goes on to Hypercorn,
+as the last of its connection; a later one goes back to where the first of a connection is told apart,
+as a proxy sends the requests of many on one connection.
 
 Rule 1  Only who has shown the key may keep a connection, and when the broker stops, or nothing has
         come for `IDLE_SECONDS`, it ends. What is under way is answered first.
-Rule 2  What a peer does ends with its connection: nothing but a cancellation leaves `serve`.
+Rule 2  What a peer does ends with its connection: nothing leaves `serve` but a cancellation, and
+        `HeadError` for a later request that is not acceptable.
 """
 
 import logging
@@ -21,7 +23,7 @@ from broker.errors import HeadError
 from broker.http.api import Answer, Api, shown_key
 from broker.http.server import BODY_BYTES, REQUEST_SECONDS, HttpServer, end_politely
 from broker.node import Node
-from broker.transport.head import Head, parse_head, read_head, refusal
+from broker.transport.head import Head, Request, parse_head, read_head
 
 logger = logging.getLogger("broker.http")
 
@@ -45,46 +47,61 @@ class BackendServer:
         for scope in self._idle:
             scope.cancel()
 
-    async def serve(self, stream: trio.abc.Stream, replay: bytes) -> None:
-        """Answer the request that `replay` begins with, and those behind it; see the module.
+    async def serve(self, stream: trio.abc.Stream, request: Request) -> Request | None:
+        """Answer `request`, and those behind it that are for the API too; see the module.
 
-        The stream is closed on return, also after a cancellation.
+        Returns the first behind them that is not. Otherwise the stream is closed on return, as it is
+        after a cancellation. Raises `HeadError` for what comes next and is not acceptable, with the
+        stream left open for its answer.
         """
-        source = _Source(stream, replay)
+        if not self._is_ours(request.head):
+            await self._http.serve(stream, request)
+            return None
+        stays_open = False
         try:
-            await self._serve(stream, source)
+            source = _Source(stream, request.behind)
+            following = await self._serve(stream, source, request.head)
+            stays_open = following is not None
+            return following
+        except HeadError:
+            stays_open = True
+            raise
         except trio.BrokenResourceError:
-            pass
+            return None
         except Exception:
             logger.exception("Serving an API request failed")
+            return None
         finally:
-            await trio.aclose_forcefully(stream)
+            if not stays_open:
+                await trio.aclose_forcefully(stream)
 
-    async def _serve(self, stream: trio.abc.Stream, source: "_Source") -> None:
-        while (head := await self._next_head(stream, source)) is not None:
-            if not self._is_ours(head):
-                await self._http.serve(stream, head.raw + source.take_rest())
-                return
+    async def _serve(
+        self, stream: trio.abc.Stream, source: "_Source", head: Head
+    ) -> Request | None:
+        """The next request on the stream that is for others; None if nothing may follow."""
+        while self._is_ours(head):
             with trio.move_on_after(REQUEST_SECONDS) as bound:
                 kept = await self._answer(stream, source, head)
             if bound.cancelled_caught or not kept:
-                return
+                return None
+            following = await self._next_head(source)
+            if following is None:
+                return None
+            head = following
+        return Request(head, source.take_rest())
 
-    async def _next_head(self, stream: trio.abc.Stream, source: "_Source") -> Head | None:
+    async def _next_head(self, source: "_Source") -> Head | None:
         if self._node.draining and not source.has_more:
             return None  # the stop came while the last answer was on its way
         with trio.move_on_after(IDLE_SECONDS) as idle:
             self._idle.add(idle)
             try:
                 both = await read_head(source, self._node.config.head_bytes)
-                if both is not None:
-                    source.put_back(both[1])
-                    return parse_head(both[0])
-            except HeadError as error:
-                await stream.send_all(refusal(error.status, error.reason))
-                await end_politely(stream)
             finally:
                 self._idle.discard(idle)
+            if both is not None:
+                source.put_back(both[1])
+                return parse_head(both[0])
         return None
 
     def _is_ours(self, head: Head) -> bool:
@@ -101,7 +118,7 @@ class BackendServer:
     async def _answer(self, stream: trio.abc.Stream, source: "_Source", head: Head) -> bool:
         """Answer one request; whether another may follow."""
         length = int(head.header("content-length") or 0)
-        method = head.path.removeprefix(PREFIX)
+        method = head.route.removeprefix(PREFIX)
         answer = self._api.refuse(method, shown_key(head.header))
         if answer is None and length > BODY_BYTES:
             text = f"the body of a request has at most {BODY_BYTES} bytes"

@@ -6,7 +6,7 @@ Rule 2  The page asks nothing of any other host, and its policy (CSP) holds it t
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 
@@ -19,8 +19,11 @@ from starlette.types import Receive, Scope, Send
 
 from broker.http.api import Api
 from broker.node import Node
+from broker.transport.head import route_of
 
 HERE = Path(__file__).parent
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 SECURITY = {
     # The page may load from this very port and open WebSockets to it; it is framed by nobody.
@@ -73,18 +76,25 @@ def http_app(node: Node) -> Starlette:
             {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"},
         )
 
+    def both(path: str, answer: Endpoint, methods: list[str]) -> list[Route]:
+        """A slash at the end makes no difference, as for WebSockets."""
+        return [Route(each, answer, methods=methods) for each in (path, f"{path}/")]
+
     methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
     ours = Router(
         [
             Route("/", page),
             Mount("/static", _Assets(directory=HERE / "static")),
-            Route("/api/{method}", Api(node).__call__, methods=["POST"]),
+            *both("/api/{method}", Api(node).__call__, ["POST"]),
             *(
-                Route(path, upgrade_required, methods=methods)
-                for path in node.config.websocket_paths
+                route
+                for path in map(route_of, node.config.websocket_paths)
                 if path != "/"
+                for route in both(path, upgrade_required, methods)
             ),
         ],
+        # A redirect would name the scheme and host that a proxy asked us for.
+        redirect_slashes=False,
         default=_text(HTTPStatus.NOT_FOUND, "Nothing is here. The page is at /."),
     )
 

@@ -33,10 +33,10 @@ from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, read_emula
 from broker.protocols.codec import Codec
 from broker.protocols.commands import BadCommand, ConnectRequest, FaultyCommand
 from broker.protocols.json_text import to_json
-from broker.session.accept import check_origin, check_welcome
+from broker.session.accept import check_page, check_welcome
 from broker.session.connection import Connection
 from broker.session.services import Services
-from broker.transport.head import Head
+from broker.transport.head import Head, Request
 from broker.transport.sockets import answer_and_linger
 
 EMULATION: Final = "/emulation"
@@ -129,31 +129,35 @@ class _OneWay(msgspec.Struct):
 
 
 class Fallbacks:
-    """Serves the paths above; `http` gets what is for others."""
+    """Serves the paths above; `http` gets what is for others, and returns a request that is for none
+    of those it serves."""
 
-    def __init__(self, http: Callable[[trio.abc.Stream, bytes], Awaitable[None]]) -> None:
+    def __init__(
+        self, http: Callable[[trio.abc.Stream, Request], Awaitable[Request | None]]
+    ) -> None:
         self._http = http
 
     async def serve(
-        self, services: Services, stream: trio.abc.Stream, head: Head, behind: bytes, address: str
-    ) -> Connection | None:
-        """See to one request; a connection where it opens one, that the caller runs.
+        self, services: Services, stream: trio.abc.Stream, request: Request, address: str
+    ) -> Connection | Request | None:
+        """See to one request; a connection where it opens one, that the caller runs, or the next
+        request on this stream, which may be for any.
 
         Raises `HeadError` for a request that is not acceptable, and what the stream raises.
         """
-        if not services.config.fallbacks or head.path not in (EMULATION, *STREAMS):
-            await self._http(stream, head.raw + behind)
-            return None
-        check_origin(services, head)
+        head = request.head
+        if not services.config.fallbacks or head.route not in (EMULATION, *STREAMS):
+            return await self._http(stream, request)
+        check_page(services, head)
         cors = _cors(head)
         try:
-            request = _Request(services, stream, head, behind, cors)
+            asked = _Request(services, stream, head, request.behind, cors)
             if head.method == "OPTIONS":
-                await request.answer_preflight()
-            elif head.path == EMULATION:
-                await request.emulate()
+                await asked.answer_preflight()
+            elif head.route == EMULATION:
+                await asked.emulate()
             else:
-                return await request.open(address)
+                return await asked.open(address)
         except HeadError as error:
             # A page may not even see the status of an answer without these.
             raise HeadError(error.status, error.reason, (*error.headers, *cors)) from None
@@ -204,7 +208,7 @@ class _Request:
     async def open(self, address: str) -> Connection:
         """Make the connection that this request asks for."""
         services, head = self.services, self.head
-        transport = STREAMS[head.path]
+        transport = STREAMS[head.route]
         self._check_method(*(["POST"] if transport == "http_stream" else ["GET", "POST"]))
         check_welcome(services, head)
         fetched_for = head.header("sec-fetch-site")
@@ -260,9 +264,11 @@ class _Request:
             raise HeadError(400, f"not a connect command: {place} is empty")
         try:
             commands = codec.decode(message)
-            first = next(iter(commands))
+            first = next(iter(commands), None)
         except BadCommand as error:
             raise HeadError(400, f"not a connect command: {error}") from None
+        if first is None:
+            raise HeadError(400, "not a connect command: there is none between the line ends")
         if isinstance(first, FaultyCommand):
             raise HeadError(400, f"not a connect command: {first.fault}")
         if first.connect is None or not first.id:

@@ -1,9 +1,10 @@
 """Plain HTTP on a connection that has already shown its request head: Hypercorn behind a link.
 
-Rule 1  One request per connection (but for backends: see `backends`), answered with `Connection: close`. So each request has had
-        its head checked (a WebSocket upgrade can never come second, unseen), there is no idle
+Rule 1  One request, the last of its connection, answered with `Connection: close`. So each request has
+        had its head checked (a WebSocket upgrade can never come second, unseen), there is no idle
         connection to end at a stop, and one deadline bounds all. The price is a new connection
-        per request.
+        per request. Bytes behind the request are dropped, as the answer says: a client that sends
+        requests ahead repeats them (RFC 9112 section 9.3.2).
 Rule 2  What a peer does ends with its connection: nothing but a cancellation leaves `serve`.
 Rule 3  HTTP/2 and WebSockets are not spoken here: `Upgrade` headers do not reach Hypercorn.
 """
@@ -17,6 +18,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 import attrs
+import h11
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
@@ -26,7 +28,7 @@ from hypercorn.typing import LifespanState
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from broker.transport.head import Head, parse_head, refusal
+from broker.transport.head import Head, Request, refusal
 
 logger = logging.getLogger("broker.http")
 
@@ -72,29 +74,27 @@ class HttpServer:
         # body. `body_bytes` bounds this queue instead.
         self._config.max_app_queue_size = sys.maxsize
 
-    async def serve(self, stream: trio.abc.Stream, replay: bytes) -> None:
-        """Answer the one request that `replay` begins with; its head has passed `parse_head`.
+    async def serve(self, stream: trio.abc.Stream, request: Request) -> None:
+        """Answer one request, with as much of its body as is still to come from `stream`.
 
-        `replay` is everything read from `stream` so far. The stream is closed on return, also
-        after a cancellation. A body over `body_bytes` gets 413, a request that takes longer
-        than `request_seconds` 408 (if its answer has not begun). An app that raises is logged
-        once, to `broker.http`, and its peer gets 500. A peer that ends its sending side has
-        gone: the app is told, and no answer is sent.
+        The stream is closed on return, also after a cancellation. A body over `body_bytes` gets
+        413, a request that takes longer than `request_seconds` 408 (if its answer has not begun).
+        An app that raises is logged once, to `broker.http`, and its peer gets 500. A peer that
+        ends its sending side has gone: the app is told, and no answer is sent.
         """
-        end = replay.index(b"\r\n\r\n") + 4
         try:
             try:
-                await self._answer(stream, parse_head(replay[:end]), replay[end:])
+                await self._answer(stream, request)
             except* Exception:
                 logger.exception("Serving an HTTP request failed")
         finally:
             await trio.aclose_forcefully(stream)
 
-    async def _answer(self, stream: trio.abc.Stream, head: Head, behind: bytes) -> None:
+    async def _answer(self, stream: trio.abc.Stream, request: Request) -> None:
         secure = isinstance(stream, trio.SSLStream)
-        link = (_TlsLink if secure else _Link)(stream, head, behind, self._body_bytes)
+        link = (_TlsLink if secure else _Link)(stream, request, self._body_bytes)
         with trio.move_on_after(self._request_seconds) as request_bound:
-            if int(head.header("content-length") or 0) > self._body_bytes:
+            if int(request.head.header("content-length") or 0) > self._body_bytes:
                 link.overrun = True
             else:
                 await self._run_hypercorn(link)
@@ -172,24 +172,54 @@ class _Address:
         return self.name
 
 
-class _Link:
-    """The stream as Hypercorn sees it: head replayed, body bounded, closed but not ended.
+def _replayed(head: Head) -> bytes:
+    lines = head.raw.split(b"\r\n")
+    return b"\r\n".join(x for x in lines if x.partition(b":")[0].lower() not in NOT_REPLAYED)
 
-    Hypercorn shields its writes from cancellation, so `close_when_cancelled` runs beside it. And
-    it waits for ever for an answer to end whose peer has gone while it had more to say, so
-    `over` is cancelled when the app ends on a closed link.
+
+class _OneRequest:
+    """Where one request ends. h11 says it, as it does to Hypercorn, so both see the same end."""
+
+    def __init__(self) -> None:
+        self._parser = h11.Connection(h11.SERVER)
+        self.is_whole = False
+
+    def take(self, data: bytes) -> bytes:
+        """Of the bytes that come next, those that belong to the request; none are the end of all."""
+        if self.is_whole:
+            return b""
+        try:
+            self._parser.receive_data(data)
+            while (event := self._parser.next_event()) is not h11.NEED_DATA:
+                if isinstance(event, h11.EndOfMessage):
+                    self.is_whole = True
+                    behind, _ = self._parser.trailing_data
+                    return data[: len(data) - len(behind)]
+        except h11.RemoteProtocolError:
+            self.is_whole = True  # it will be refused, so nothing more is of interest
+        return data
+
+
+class _Link:
+    """The stream as Hypercorn sees it: one request alone, its body bounded; closed but not ended.
+
+    With bytes behind the request, Hypercorn may close before it has answered. It shields its writes
+    from cancellation, so `close_when_cancelled` runs beside it. And it waits for ever for an answer
+    to end whose peer has gone while it had more to say, so `over` is cancelled when the app ends on
+    a closed link.
     """
 
-    def __init__(self, stream: trio.abc.Stream, head: Head, behind: bytes, body_bytes: int) -> None:
-        lines = head.raw.split(b"\r\n")
-        kept = [line for line in lines if line.partition(b":")[0].lower() not in NOT_REPLAYED]
+    def __init__(self, stream: trio.abc.Stream, request: Request, body_bytes: int) -> None:
         self.socket = _Address.of(stream)
         self.answered = False
         self.torn = False  # a write is under way, or was cut off
         self.overrun = False
         self._stream = stream
-        self._pending = b"\r\n".join(kept) + behind
-        self._body_left = body_bytes - len(behind)
+        self._request = _OneRequest()
+        head = _replayed(request.head)
+        self._pending = self._request.take(head + request.behind)
+        self._body_left = body_bytes - (len(self._pending) - len(head))
+        self._behind_left = LINGER_BYTES
         self.over = trio.CancelScope()
         self._closed = False
         self._waiting: set[trio.CancelScope] = set()
@@ -200,13 +230,26 @@ class _Link:
             await trio.lowlevel.checkpoint()
             data, self._pending = self._pending[:max_bytes], self._pending[max_bytes:]
             return data
+        if self._request.is_whole:
+            await self._unless_closed(self._see_the_peer_leave)
+            return b""
         data = await self._unless_closed(partial(self._stream.receive_some, max_bytes))
-        self._body_left -= len(data)
+        body = self._request.take(bytes(data))
+        self._body_left -= len(body)
         if self._body_left < 0:
             self.overrun = True
             self._close()
             raise trio.ClosedResourceError
-        return data
+        return body
+
+    async def _see_the_peer_leave(self) -> None:
+        """Return when the peer has ended its side, whatever it sends before that."""
+        while self._behind_left > 0:
+            data = await self._stream.receive_some(2**16)
+            if not data:
+                return
+            self._behind_left -= len(data)
+        await trio.sleep_forever()  # so much that we would rather not read the rest
 
     async def send_all(self, data: bytes) -> None:
         async def write() -> None:

@@ -4,17 +4,27 @@ Rules:
 
 1. What goes wrong with one peer ends that peer: no exception of its leaves `serve_connection`.
 2. The address is taken once, at accept: after a reset there is nobody to ask.
+3. A proxy sends many requests on one connection, of whomever they are. So a later one goes through
+   the same checks and the same door as a first one.
 """
 
 from contextlib import suppress
 
 import trio
 
-from broker.access.origins import origin_allowed
+from broker.access.origins import page_policy
 from broker.errors import HeadError
 from broker.session.connection import Connection
 from broker.session.services import ServedConnection, Services
-from broker.transport.head import Head, check_upgrade, parse_head, read_head, refusal
+from broker.transport.head import (
+    Head,
+    Request,
+    check_upgrade,
+    parse_head,
+    read_head,
+    refusal,
+    route_of,
+)
 from broker.transport.sockets import address_of, answer_and_linger
 
 
@@ -48,42 +58,61 @@ async def serve_connection(services: Services, stream: trio.abc.Stream) -> None:
 async def _receive(
     services: Services, stream: trio.abc.Stream, address: str
 ) -> ServedConnection | None:
-    """Read a request head and see to it; a connection if it asks for a WebSocket and may have one."""
+    """Read request heads and see to each; a connection if one asks for it and may have it."""
     config = services.config
     try:
-        with trio.move_on_after(config.open_seconds) as opening:
-            if services.meeting > services.max_connections:
-                raise HeadError(503, "too many connections")
-            both = await read_head(stream, config.head_bytes)
-        if opening.cancelled_caught:
-            raise HeadError(408, f"no request within {config.open_seconds:g} s")
-        if both is None:
-            return None
-        head = parse_head(both[0])
-        if not (head.is_upgrade and head.path in config.websocket_paths):
-            return await services.serve_http(services, stream, head, both[1], address)
-        check_upgrade(head)
-        check_welcome(services, head)
+        request = await _first_request(services, stream)
+        while request is not None:
+            outcome = await _route(services, stream, request, address)
+            if not isinstance(outcome, Request):
+                return outcome
+            request = outcome
     except HeadError as error:
         services.refused += 1
         services.log.info("refused", status=error.status, reason=error.reason, peer=address)
         answer = refusal(error.status, error.reason, error.headers)
         await answer_and_linger(stream, answer, config.close_seconds)
-        return None
-    return Connection(services, stream, head, both[1], address)
+    return None
+
+
+async def _first_request(services: Services, stream: trio.abc.Stream) -> Request | None:
+    config = services.config
+    with trio.move_on_after(config.open_seconds) as opening:
+        if services.meeting > services.max_connections:
+            raise HeadError(503, "too many connections")
+        both = await read_head(stream, config.head_bytes)
+    if opening.cancelled_caught:
+        raise HeadError(408, f"no request within {config.open_seconds:g} s")
+    return None if both is None else Request(parse_head(both[0]), both[1])
+
+
+async def _route(
+    services: Services, stream: trio.abc.Stream, request: Request, address: str
+) -> ServedConnection | Request | None:
+    """See to one request, the first of its connection or any later: the one place that tells by its
+    head which door it came to."""
+    head = request.head
+    if not (head.is_upgrade and head.route in map(route_of, services.config.websocket_paths)):
+        return await services.serve_http(services, stream, request, address)
+    check_upgrade(head)
+    check_welcome(services, head)
+    return Connection(services, stream, head, request.behind, address)
 
 
 def check_welcome(services: Services, head: Head) -> None:
     """Raise `HeadError` if nobody may connect now, or not from where this request comes."""
     if services.draining:
         raise HeadError(503, "shutting down")
-    check_origin(services, head)
+    check_page(services, head)
 
 
-def check_origin(services: Services, head: Head) -> None:
+def check_page(services: Services, head: Head) -> None:
     """Raise `HeadError` if a request comes from a page that must not be served."""
-    # Where users matter, a page of another program's on this machine is somebody else's too.
-    users_matter = services.tokens.enabled or bool(services.config.webhooks.connect_url)
-    lenient = services.loopback_bind and not users_matter
-    if not origin_allowed(head, services.config.allowed_origins, loopback_bind=lenient):
-        raise HeadError(403, f"origin not allowed: {head.origin}")
+    policy = page_policy(
+        services.config,
+        loopback_bind=services.loopback_bind,
+        users_matter=services.tokens.enabled or bool(services.config.webhooks.connect_url),
+    )
+    reason = policy.refusal(head)
+    if reason is not None:
+        raise HeadError(403, reason)

@@ -92,7 +92,7 @@ class Connection:
         self.data: dict[str, Any] = {}
         self.address = address
         self.path = head.path
-        self.headers: Mapping[str, str] = dict(head.headers)
+        self.headers: Mapping[str, str] = head.fields()
         self.opened_at = wall_clock()
         self.transport = transport
         self.subprotocol: str | None = None

@@ -22,7 +22,7 @@ from broker.routing.requests import Requests
 from broker.routing.router import Router
 from broker.routing.wills import Wills
 from broker.session.orders import Orders
-from broker.transport.head import Head
+from broker.transport.head import Request
 from broker.transport.lane import LaneLimits
 
 _SPARE_FILES: Final = 64
@@ -45,10 +45,11 @@ class ServedConnection(Protocol):
 
 
 HttpHandler = Callable[
-    ["Services", trio.abc.Stream, Head, bytes, str], Awaitable[ServedConnection | None]
+    ["Services", trio.abc.Stream, Request, str], Awaitable["ServedConnection | Request | None"]
 ]
-"""Serves plain HTTP on a stream whose head, and some bytes behind it, were already read; the last is
-the peer's address. Returns a connection where the request opens one. May raise `HeadError`."""
+"""Serves plain HTTP on a stream from which a request was already read; the last is the peer's
+address. Returns a connection where the request opens one, the next request on that stream where it is
+not one of a kind that the handler was serving, None when the stream is done with. May raise `HeadError`."""
 
 
 @attrs.define(eq=False)

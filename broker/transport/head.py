@@ -1,14 +1,16 @@
 """One HTTP/1.1 request head, read and checked before any parser of ours or others sees it.
 
-Peers send bytes that make wsproto, h11 or the IDNA codec raise; what passes here cannot.
-So the rules are at least as strict as theirs, and a head is either exactly right or refused:
+Peers send bytes that make h11 raise; what passes here cannot. So the rules are at least as strict,
+and a head is either exactly right or refused:
 
 Rule 1  Nothing past the head is asked for until the head is judged; what came with it is kept.
 Rule 2  `parse_head` holds for every request, `check_upgrade` adds what RFC 6455 section 4.2.1
         asks of a WebSocket handshake.
 Rule 3  A head is never repaired: what two parsers could read in two ways is a 400.
+Rule 4  A field that is not the handshake's own is opaque (RFC 9110 section 5.5): bytes beyond ASCII
+        pass, as a browser sends them in a cookie.
 
-Nothing here knows paths, origins that are allowed, or users.
+Nothing here knows paths that are served, origins that are allowed, or users.
 """
 
 import base64
@@ -35,12 +37,16 @@ _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~]+) HTTP/([0-9]\.[0-9])")
 _FIELD_LINE = re.compile(rf"({_TOKEN}):[ \t]*([\t -~\x80-\xff]*)")
 # RFC 9110 section 7.2: `example.org`, `example.org:9501`, `[::1]:9501`, or nothing at all.
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[-A-Za-z0-9._~!$&'()*+;=%]*)(:[0-9]*)?")
-_HOST_LENGTH = 255 + len(":65535")  # DNS names end at 255; the IDNA codec is slow on more
+_HOST_LENGTH = 255 + len(":65535")  # DNS names end at 255
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # exactly 16 bytes of base64
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
+# Read by us, so of no doubtful meaning; all others belong to the app.
+_HANDSHAKE_FIELDS = ("connection", "upgrade", "origin")
+_ONE_VALUE = ("host", "origin", "sec-websocket-version", "sec-websocket-key")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _TOKEN_BYTE = re.compile(_TOKEN[:-1].encode())
 _TLS_HANDSHAKE = 0x16  # the first byte of every TLS connection
+_CR = 0x0D
 
 
 @attrs.frozen
@@ -48,7 +54,8 @@ class Head:
     """One request head that passed `parse_head`.
 
     `target`, `path` and `query` are as sent, not percent-decoded. `headers` has lower-case
-    names in the order they came. `raw` is every byte up to and including the blank line.
+    names in the order they came, and values in Latin-1, which is a character for each byte. `raw` is
+    every byte from the request line up to and including the blank line.
     """
 
     method: str
@@ -64,9 +71,29 @@ class Head:
         return [value for key, value in self.headers if key == name]
 
     def header(self, name: str) -> str | None:
-        """The header `name` (any case), or None; one that came several times is joined by `, `."""
-        values = self.values(name.lower())
-        return ", ".join(values) if values else None
+        """The header `name` (any case), or None; one that came in several lines is joined to a list
+        (RFC 9110 section 5.3)."""
+        name = name.lower()
+        values = self.values(name)
+        return _joint(name).join(values) if values else None
+
+    def fields(self) -> dict[str, str]:
+        """All headers as an app sees them, by their lower-case names.
+
+        One that came in several lines is joined: by `, ` (RFC 9110 section 5.3), `Cookie` by `; ` (RFC
+        6265 section 5.4 allows one; HTTP/2 splits it). A value is read as UTF-8, or as Latin-1 if it is
+        none, so that any bytes are some text.
+        """
+        fields: dict[str, str] = {}
+        for name, value in self.headers:
+            text = value if value.isascii() else _text(value)
+            fields[name] = f"{fields[name]}{_joint(name)}{text}" if name in fields else text
+        return fields
+
+    @property
+    def route(self) -> str:
+        """The path by which a request is told apart: without a slash at its end."""
+        return route_of(self.path)
 
     @property
     def is_upgrade(self) -> bool:
@@ -87,6 +114,30 @@ class Head:
     def host(self) -> str | None:
         """The `Host` header, port included."""
         return self.header("host")
+
+
+@attrs.frozen
+class Request:
+    """A request whose head was read: with `behind`, all bytes that came after that so far."""
+
+    head: Head
+    behind: bytes = attrs.field(repr=False)
+
+
+def route_of(path: str) -> str:
+    """A path without a slash at its end: `/a/` is where `/a` is. `/` stays as it is."""
+    return path[:-1] if path.endswith("/") and len(path) > 1 else path
+
+
+def _joint(name: str) -> str:
+    return "; " if name == "cookie" else ", "
+
+
+def _text(value: str) -> str:
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return value
 
 
 def _tokens(value: str | None) -> tuple[str, ...]:
@@ -133,7 +184,6 @@ def _check_host(head: Head) -> None:
             if len(host) > _HOST_LENGTH or not _HOST.fullmatch(host):
                 raise ValueError
             urlsplit(f"//{host}").port  # noqa: B018  # raises on a bad IPv6 address or port
-            host.encode("ascii").decode("idna")  # as wsproto does, where it ends the process
         except ValueError:
             raise HeadError(400, "the Host header is not HOST or HOST:PORT") from None
 
@@ -153,30 +203,29 @@ def check_upgrade(head: Head) -> None:
     """Check that `head` is a whole WebSocket handshake, as RFC 6455 section 4.2.1 has it.
 
     Raises `HeadError`: 505 for HTTP/1.0, 426 for another WebSocket version (`refusal` names
-    ours), 400 for the rest. What passes cannot make wsproto raise, neither on receipt nor when
-    it is accepted without an extension.
+    ours), 400 for the rest. Bytes beyond ASCII are refused in the handshake's own fields alone.
     """
     if head.version != "1.1":
         raise HeadError(505, "a WebSocket handshake needs HTTP/1.1")
     if head.method != "GET":
         raise HeadError(400, "a WebSocket handshake is a GET request")
-    if not head.raw.isascii():
-        raise HeadError(400, "a WebSocket handshake is ASCII")
+    for name, value in head.headers:
+        own = name in _HANDSHAKE_FIELDS or name.startswith("sec-websocket-")
+        if own and not value.isascii():
+            raise HeadError(400, f"the {name.title()} header of a WebSocket handshake is ASCII")
     if not head.target.startswith("/"):
         raise HeadError(400, "a WebSocket handshake names a path that starts with /")
     if not head.host:
         raise HeadError(400, "a WebSocket handshake names its Host")
     if head.values("transfer-encoding") or head.values("content-length") not in ([], ["0"]):
         raise HeadError(400, "a WebSocket handshake has no body")
-    # Once each: of several, wsproto would take the last and others the first.
-    for name in ("connection", "upgrade", "sec-websocket-version", "sec-websocket-key"):
+    # No lists: of several lines one server would take the first and another the last.
+    for name in _ONE_VALUE:
         if len(head.values(name)) > 1:
             raise HeadError(400, f"a WebSocket handshake has one {name.title()} header")
-    if len(head.values("origin")) > 1:
-        raise HeadError(400, "a WebSocket handshake has at most one Origin header")
     if "upgrade" not in [token.lower() for token in _tokens(head.header("connection"))]:
         raise HeadError(400, "a WebSocket handshake has the header Connection: Upgrade")
-    if (head.header("upgrade") or "").lower() != "websocket":
+    if not head.is_upgrade:
         raise HeadError(400, "a WebSocket handshake has the header Upgrade: websocket")
     if head.header("sec-websocket-version") != "13":
         raise HeadError(426, "this server speaks WebSocket version 13")
@@ -187,21 +236,30 @@ def check_upgrade(head: Head) -> None:
 async def read_head(stream: trio.abc.ReceiveStream, limit: int) -> tuple[bytes, bytes] | None:
     """Read one request head: its bytes through the blank line, and the bytes behind it.
 
-    Returns None when the peer closes before its first byte. Asks the stream for at most `limit`
-    bytes in all, so little piles up behind the head. Raises `HeadError`: 400 when the peer
-    closes midway or what comes cannot become HTTP (told at once, without waiting for the end),
-    431 at `limit` bytes without a blank line; and what the stream raises. The caller brings
+    Empty lines before it are passed over, as old clients end a body with one (RFC 9112 section 2.2).
+    Returns None when the peer closes and has sent nothing else. Asks the stream for at most `limit`
+    bytes in all, empty lines included, so little piles up behind the head. Raises `HeadError`: 400
+    when the peer closes midway or what comes cannot become HTTP (told at once, without waiting for
+    the end), 431 at `limit` bytes without a blank line; and what the stream raises. The caller brings
     the deadline. After a cancellation the bytes read so far are lost: close the stream.
     """
     buffer = bytearray()
-    while len(buffer) < limit:
-        data = await receive_some(stream, min(CHUNK, limit - len(buffer)))
+    left = limit
+    while left > 0:
+        data = await receive_some(stream, min(CHUNK, left))
         if not data:
-            if not buffer:
+            if not buffer or buffer == b"\r":
                 return None
             raise HeadError(400, "the connection ended in the middle of the request head")
+        left -= len(data)
         searched = max(0, len(buffer) - 3)
         buffer += data
+        if buffer[0] == _CR:
+            while buffer.startswith(b"\r\n"):
+                del buffer[:2]
+            if not buffer or buffer == b"\r":
+                continue
+            searched = 0
         end = buffer.find(b"\r\n\r\n", searched)
         if end >= 0:
             return bytes(buffer[: end + 4]), bytes(buffer[end + 4 :])

@@ -72,7 +72,7 @@ class Backend:
         more_headers: Mapping[str, str] = _NO_HEADERS,
     ) -> Answer:
         """POST JSON, and return the answer once it is complete. `more_headers` have lower-case
-        names.
+        names, and go out in UTF-8.
 
         Raises what `httpx2` raises, and `trio.TooSlowError` after that many `seconds`.
         """
@@ -85,7 +85,8 @@ class Backend:
         }
         self.client.cookies.clear()
         with trio.fail_after(seconds):
-            async with self.client.stream("POST", url, content=body, headers=headers) as response:
+            fields = [(name.encode(), value.encode()) for name, value in headers.items()]
+            async with self.client.stream("POST", url, content=body, headers=fields) as response:
                 answer = bytearray()
                 # Cancelled, not left: so httpx2's own generators end as well.
                 with trio.CancelScope() as reading:

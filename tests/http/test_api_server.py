@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 import trio
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -146,19 +147,6 @@ async def test_what_is_not_for_the_api_is_handed_on_as_the_last(
         assert await backend.is_over()
 
 
-async def test_an_upgrade_that_comes_second_is_no_websocket(autojump_clock: MockClock) -> None:
-    async with connected() as (net, backend):
-        await backend.send("/api/info")
-        await backend.receive()
-        await backend.stream.send_all(
-            b"GET /connection/websocket HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\n"
-            b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        )
-        assert (await backend.receive())[0] == 426
-        assert net.broker.connections() == []
-
-
 async def test_a_chunked_body_is_read_too(autojump_clock: MockClock) -> None:
     async with connected() as (_, backend):
         await backend.stream.send_all(
@@ -170,13 +158,49 @@ async def test_a_chunked_body_is_read_too(autojump_clock: MockClock) -> None:
         assert b'"nodes"' in body
 
 
-async def test_a_bad_second_head_is_refused(autojump_clock: MockClock) -> None:
-    async with connected() as (_, backend):
+@pytest.mark.parametrize(
+    "second, status",
+    [
+        (b"POST /api/info HTTP/1.1\r\n\r\n", 400),
+        (b"\x16\x03\x01", 400),
+        (b"POST /api/info HTTP/3.0\r\nHost: a\r\n\r\n", 505),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 9000, 431),
+    ],
+)
+async def test_a_bad_second_head_is_refused_and_logged_like_a_first(
+    autojump_clock: MockClock, second: bytes, status: int
+) -> None:
+    async with connected() as (net, backend):
         await backend.send("/api/info")
         await backend.receive()
-        await backend.stream.send_all(b"POST /api/info HTTP/1.1\r\n\r\n")
-        assert (await backend.receive())[0] == 400
-        assert await backend.is_over()
+        with structlog.testing.capture_logs() as logs:
+            await backend.stream.send_all(second)
+            assert (await backend.receive())[0] == status
+            assert await backend.is_over()
+        [line] = [entry for entry in logs if entry["event"] == "refused"]
+        assert (line["status"], line["peer"]) == (status, "memory")
+        assert net.broker.stats().refused == 1
+
+
+@pytest.mark.parametrize("empty", [b"\r\n", b"\r\n\r\n\r\n"])
+async def test_empty_lines_between_requests_are_passed_over(
+    autojump_clock: MockClock, empty: bytes
+) -> None:
+    async with connected() as (_, backend):
+        whole = request("/api/info", INFO, KEY) + empty
+        await backend.stream.send_all(empty + whole + whole)
+        for _ in (1, 2):
+            assert (await backend.receive())[0] == 200
+
+
+async def test_a_slash_at_the_end_makes_no_difference(autojump_clock: MockClock) -> None:
+    async with connected() as (_, backend):
+        await backend.send("/api/info/")
+        assert (await backend.receive())[0] == 200
+        chunked = "Transfer-Encoding: chunked"
+        lines = ["POST /api/info/ HTTP/1.1", "Host: a", f"X-API-Key: {KEY}", chunked, "", ""]
+        await backend.stream.send_all("\r\n".join(lines).encode() + b"2\r\n{}\r\n0\r\n\r\n")
+        assert (await backend.receive())[0] == 200
 
 
 async def test_an_idle_connection_ends(autojump_clock: MockClock) -> None:

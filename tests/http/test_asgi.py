@@ -10,9 +10,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from trio.testing import memory_stream_pair
 
-from broker import Broker
+from broker import Broker, Config
 from broker.http.asgi import http_app
 from broker.http.server import HttpServer
+from broker.transport.head import Request as HeadAndBehind
+from broker.transport.head import parse_head
 
 
 async def ask(
@@ -24,9 +26,10 @@ async def ask(
     sent = client.send(h11.Request(method=method, target=path, headers=headers))
     assert sent is not None
     client.send(h11.EndOfMessage())
+    asked = HeadAndBehind(parse_head(sent), b"")
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(HttpServer(http_app(broker)).serve, theirs, sent)
+        nursery.start_soon(HttpServer(http_app(broker)).serve, theirs, asked)
         async for data in ours:
             client.receive_data(bytes(data))
         client.receive_data(b"")
@@ -101,8 +104,15 @@ async def test_the_websocket_path_says_426_and_what_to_do(method: str) -> None:
     assert b"WebSocket" in body
 
 
-async def test_what_is_nobodys_is_404() -> None:
-    assert (await ask(Broker(), "/nothing"))[0] == 404
+@pytest.mark.parametrize("configured", ["/ws", "/ws/"])
+@pytest.mark.parametrize("path", ["/ws", "/ws/"])
+async def test_a_slash_at_the_end_redirects_nobody(configured: str, path: str) -> None:
+    assert (await ask(Broker(Config(websocket_paths=(configured,))), path))[0] == 426
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/nothing/", "/static", "/healthz/"])
+async def test_other_paths_are_404(path: str) -> None:
+    assert (await ask(Broker(), path))[0] == 404
 
 
 async def test_the_app_is_asked_first_and_what_it_leaves_is_ours() -> None:

@@ -57,7 +57,7 @@ class Stream(Peer):
         self, method: str, target: str, body: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> None:
         """Send a request and read the head of its answer."""
-        fields = {"Host": "testserver", **(headers or {})}
+        fields = {"Host": "localhost:9501", **(headers or {})}
         if body or method == "POST":
             fields.setdefault("Content-Length", str(len(body)))
         lines = [f"{method} {target} HTTP/1.1", *(f"{k}: {v}" for k, v in fields.items())]
@@ -174,6 +174,59 @@ async def net() -> AsyncIterator[Network]:
         yield network
 
 
+@pytest.mark.parametrize("how", ["http_stream", "sse"])
+@pytest.mark.parametrize("body", [b"\n", b"\n\n\n", b"\r\n", b" ", b"\t\n ", b"\r"])
+async def test_a_body_without_a_command_is_refused(
+    autojump_clock: MockClock, net: Network, how: str, body: bytes
+) -> None:
+    targets = [("POST", f"/connection/{how}", body)]
+    if how == "sse":
+        targets.append(("GET", f"/connection/sse?cf_connect={quote(body)}", b""))
+    for method, target, sent in targets:
+        status, text = await ask(net, method, target, sent)
+        assert status == 400, (method, text)
+        assert text.startswith("not a connect command: ")
+
+
+@pytest.mark.parametrize("body", [b"\x00", b"\x00\x00", b"\n", b"\r\n"])
+async def test_so_is_one_in_protobuf(autojump_clock: MockClock, net: Network, body: bytes) -> None:
+    fields = {"Content-Type": "application/octet-stream"}
+    status, _ = await ask(net, "POST", "/connection/http_stream", body, fields)
+    assert status == 400
+
+
+@pytest.mark.parametrize("how", [*STREAMS, "/emulation"])
+async def test_a_slash_at_the_end_of_a_path_makes_no_difference(
+    autojump_clock: MockClock, net: Network, how: str
+) -> None:
+    async with Stream((await net.connect()).stream) as peer:
+        body = json.dumps(CONNECT) if how in STREAMS else '{"session":"1.x","data":""}'
+        if how.endswith("uni_sse"):
+            body = "{}"
+        await peer.ask("POST", f"{how}/", body.encode())
+        assert peer.status == (200 if how in STREAMS else 404)
+
+
+async def test_several_lines_of_a_header_are_joined_for_hooks(
+    autojump_clock: MockClock,
+) -> None:
+    broker = Broker()
+    seen: list[Connection] = []
+
+    @broker.on_open
+    async def keep(connection: Connection) -> None:
+        seen.append(connection)
+
+    async with open_test_broker(broker) as net, await net.connect() as peer:
+        await peer.send(
+            b"GET /connection/uni_sse HTTP/1.1\r\nHost: localhost\r\nCookie: a=1\r\n"
+            b"X-Forwarded-For: 1.1.1.1\r\nCookie: b=\xe5\xbc\xa0\r\nX-Forwarded-For: 2.2.2.2\r\n\r\n"
+        )
+        assert (await peer.receive_head()).startswith("HTTP/1.1 200 ")
+        assert seen[0].headers["cookie"] == "a=1; b=张"
+        assert seen[0].headers["x-forwarded-for"] == "1.1.1.1, 2.2.2.2"
+
+
 # what streams say
 
 
@@ -212,7 +265,7 @@ async def test_it_is_a_connection_with_the_name_of_its_transport(
     [info] = net.broker.connections()
     assert info.transport == how.removesuffix("-get") == opened[0].transport
     assert (info.path, info.protocol) == (f"/connection/{info.transport}", "centrifuge-json")
-    assert opened[0].headers["host"] == "testserver"
+    assert opened[0].headers["host"] == "localhost:9501"
     await peer.aclose()
     async with await net.open_client():
         assert [i.transport for i in net.broker.connections()] == ["websocket"]
@@ -847,7 +900,8 @@ async def test_the_apps_own_hook_is_not_asked_for_connections(
         (Config(), "null", "localhost:9501", True),
         (Config(), "null", "example.com", False),
         (Config(), "http://evil.example", "localhost:9501", False),
-        (Config(), "https://example.com", "example.com", True),
+        (Config(), "https://example.com", "example.com", False),
+        (Config(hosts=("example.com",)), "https://example.com", "example.com", True),
         (Config(allowed_origins=("https://app.example",)), "https://app.example", "a", True),
         (Config(allowed_origins=("https://app.example",)), "https://evil.example", "a", False),
         (Config(allowed_origins=("*",)), "https://any.example", "a", True),
@@ -905,6 +959,23 @@ async def test_an_image_of_another_page_opens_nothing(
     async with Stream((await net.connect()).stream) as peer:
         await peer.ask("GET", target, headers={"Sec-Fetch-Site": site})
         assert peer.status == status
+
+
+@pytest.mark.parametrize("path", ["sse", "uni_sse"])
+@pytest.mark.parametrize("host, status", [("evil.example", 403), ("ours.example:9501", 200)])
+async def test_a_page_that_had_its_name_lead_here_opens_nothing(
+    autojump_clock: MockClock, path: str, host: str, status: int
+) -> None:
+    """A browser says no origin when it gets an `EventSource` from the page's own host."""
+    async with open_test_broker(Broker(Config(hosts=("ours.example",)))) as net:
+        async with Stream((await net.connect()).stream) as peer:
+            target = f"/connection/{path}?cf_connect={quote(json.dumps(CONNECT))}"
+            if path == "uni_sse":
+                target = "/connection/uni_sse"
+            await peer.ask("GET", target, headers={"Host": host})
+            assert peer.status == status
+            if status == 403:
+                assert b'hosts = ["evil.example"]' in await peer.receive_eof()
 
 
 async def test_a_page_of_another_site_that_is_listed_may(autojump_clock: MockClock) -> None:

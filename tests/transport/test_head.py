@@ -57,6 +57,54 @@ def test_the_answer_is_what_a_client_of_wsproto_accepts(subprotocol: str | None)
     assert event.subprotocol == subprotocol
 
 
+# what an app sees
+
+
+def fields_of(*lines: bytes) -> dict[str, str]:
+    raw = b"\r\n".join([b"GET / HTTP/1.1", b"Host: a", *lines, b"", b""])
+    fields = parse_head(raw).fields()
+    assert fields.pop("host") == "a"
+    return fields
+
+
+@pytest.mark.parametrize(
+    "lines, fields",
+    [
+        ([b"X-Forwarded-For: 1.2.3.4", b"x-forwarded-for: 5.6.7.8"], {"x-forwarded-for": "1.2.3.4, 5.6.7.8"}),
+        ([b"Cookie: a=1", b"Cookie: b=2", b"cookie: c=3"], {"cookie": "a=1; b=2; c=3"}),
+        ([b"Accept: a", b"X: 1", b"Accept: b"], {"accept": "a, b", "x": "1"}),
+        ([b"Via:", b"Via: b"], {"via": ", b"}),
+        (["Cookie: nick=张三".encode()], {"cookie": "nick=张三"}),
+        ([b"Cookie: nick=caf\xe9"], {"cookie": "nick=caf\xe9"}),
+        (["Cookie: a=张".encode(), b"Cookie: b=\xff"], {"cookie": "a=张; b=\xff"}),
+        ([b"X: \xed\xa0\xbd"], {"x": "\xed\xa0\xbd"}),  # half a pair is no UTF-8
+        ([b"X: \xc0\xaf"], {"x": "\xc0\xaf"}),  # nor is a long way to say "/"
+    ],
+)  # fmt: skip
+def test_an_app_sees_one_value_of_each_header(lines: list[bytes], fields: dict[str, str]) -> None:
+    assert fields_of(*lines) == fields
+
+
+@given(st.binary(max_size=40))
+def test_an_app_can_encode_any_value_that_passes(value: bytes) -> None:
+    raw = b"GET / HTTP/1.1\r\nHost: a\r\nX: " + value + b"\r\n\r\n"
+    if status_of(raw, upgrade=False) == 101:
+        text = parse_head(raw).fields()["x"]
+        assert text.encode() in (
+            value.strip(b" \t"),
+            value.strip(b" \t").decode("latin-1").encode(),
+        )
+
+
+@pytest.mark.parametrize(
+    "path, route",
+    [("/", "/"), ("/a", "/a"), ("/a/", "/a"), ("/a//", "/a/"), ("/a/?b=/", "/a"), ("*", "*")],
+)
+def test_a_slash_at_the_end_of_a_path_makes_no_other_route(path: str, route: str) -> None:
+    head = parse_head(head_bytes(f"GET {path} HTTP/1.1"))
+    assert (head.route, head.path) == (route, path.partition("?")[0])
+
+
 # parse_head
 
 
@@ -155,9 +203,19 @@ def test_a_header_is_one_line_with_one_meaning(field: str, status: int) -> None:
         ("[::1]:9501", 101),
         ("xn--bcher-kva.example", 101),
         ("under_score", 101),
-        ("xn--", 400),
-        ("xn--a.example", 400),
+        # IDNA 2008, which Python's own codec cannot read
+        ("xn--strae-oqa.de", 101),
+        ("XN--STRAE-OQA.DE:443", 101),
+        ("xn--nxasmm1c.example", 101),
+        ("xn--ls8h.la", 101),
+        ("a.xn--fiqs8s", 101),
+        ("xn--mgba3a4f16a.ir.", 101),
+        ("xn--1ch.example", 101),
+        # no A-labels, and nobody here decodes them
+        ("xn--", 101),
+        ("xn--a.example", 101),
         ("b\xfccher.example", 400),
+        ("xn--\x80", 400),
         ("localhost:65536", 400),
         ("localhost:http", 400),
         ("[::1", 400),
@@ -194,10 +252,18 @@ def test_a_head_ends_with_a_blank_line() -> None:
         ({"Connection": "UPGRADE"}, 101),
         ({"Connection": "keep-alive"}, 400),
         ({"Connection": "upgraded"}, 400),
-        ({"Connection": "Upgrade\r\nConnection: keep-alive"}, 400),
+        ({"Connection": "Upgrade\r\nConnection: keep-alive"}, 101),
+        ({"Connection": "keep-alive\r\nConnection: Upgrade"}, 101),
+        ({"Connection": "\r\nConnection: ,upgrade,"}, 101),
+        ({"Connection": "keep-alive\r\nConnection: TE"}, 400),
+        ({"Connection": "keep-alive\r\nConnection: Upgrade, \xe9"}, 400),
         ({"Upgrade": "WebSocket"}, 101),
-        ({"Upgrade": "h2c, websocket"}, 400),
-        ({"Upgrade": "websocket\r\nUpgrade: h2c"}, 400),
+        ({"Upgrade": "h2c, websocket"}, 101),
+        ({"Upgrade": "websocket\r\nUpgrade: h2c"}, 101),
+        ({"Upgrade": "h2c\r\nUpgrade: WEBSOCKET"}, 101),
+        ({"Upgrade": "websockets"}, 400),
+        ({"Upgrade": "h2c"}, 400),
+        ({"Upgrade": "websocket, \xe9"}, 400),
         ({"Sec-WebSocket-Version": "8"}, 426),
         ({"Sec-WebSocket-Version": "013"}, 426),
         ({"Sec-WebSocket-Version": "8\r\nSec-WebSocket-Version: 13"}, 400),
@@ -214,7 +280,18 @@ def test_a_head_ends_with_a_blank_line() -> None:
         ({"Transfer-Encoding": "chunked"}, 400),
         ({"Expect": "100-continue"}, 101),
         ({"Sec-WebSocket-Protocol": "\xe9"}, 400),
-        ({"Cookie": "caf\xe9"}, 400),
+        ({"Sec-WebSocket-Protocol": "centrifuge-json\r\nSec-WebSocket-Protocol: a"}, 101),
+        ({"Sec-WebSocket-Extensions": "\x80"}, 400),
+        ({"Sec-WebSocket-Version": "13\xa0"}, 400),
+        ({"Sec-WebSocket-Unheard-Of": "\xe9"}, 400),
+        ({"Origin": "http://caf\xe9"}, 400),
+        # others are the app's
+        ({"Cookie": "caf\xe9"}, 101),
+        ({"Cookie": "nick=\xe5\xbc\xa0\xe4\xb8\x89"}, 101),
+        ({"User-Agent": "\xff"}, 101),
+        ({"X-Forwarded-For": "\x80"}, 101),
+        ({"Cookie": "a=\x00"}, 400),
+        ({"Cookie": "a=\x7f"}, 400),
         ({"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}, 101),
     ],
 )
@@ -251,15 +328,12 @@ def h11_reads(raw: bytes) -> None:
     assert isinstance(connection.next_event(), h11.Request)
 
 
-def wsproto_accepts(raw: bytes) -> None:
-    """Exactly what trio-websocket has wsproto do, one subprotocol after the other."""
-    for subprotocol in (None, *parse_head(raw).subprotocols):
-        connection = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
-        connection.receive_data(raw)
-        [event] = connection.events()
-        assert isinstance(event, wsproto.events.Request)
-        reply = connection.send(wsproto.events.AcceptConnection(subprotocol=subprotocol))
-        assert reply.startswith(b"HTTP/1.1 101 ")
+def we_accept(raw: bytes) -> None:
+    """All that is done with a handshake, to the answer that a client of another kind reads."""
+    head = parse_head(raw)
+    head.fields()
+    for subprotocol in (None, *head.subprotocols):
+        assert acceptance(head, subprotocol).startswith(b"HTTP/1.1 101 ")
 
 
 words = st.text(alphabet=string.printable[:-6] + "\r\n\t\x00\x7f\xe9", max_size=12)
@@ -319,12 +393,12 @@ def handshakes(draw: st.DrawFn) -> bytes:
 @example(head_bytes(headers={**UPGRADE, "Host": "xn--"}))
 @example(head_bytes(headers={**UPGRADE, "Expect": "100-continue", "Content-Length": "0"}))
 @example(head_bytes(headers={**UPGRADE, "Sec-WebSocket-Protocol": "a b,!,c"}))
-def test_no_handshake_that_passes_makes_h11_or_wsproto_raise(raw: bytes) -> None:
+def test_no_handshake_that_passes_makes_h11_or_ourselves_raise(raw: bytes) -> None:
     status = status_of(raw, upgrade=False)
     if status == 101:
         h11_reads(raw)
         if status_of(raw) == 101:
-            wsproto_accepts(raw)
+            we_accept(raw)
 
 
 @given(st.binary(max_size=80), st.binary(max_size=80))
@@ -376,12 +450,48 @@ async def test_a_peer_that_leaves_midway_is_refused() -> None:
         await read_head(theirs, 8192)
 
 
+@pytest.mark.parametrize("empty", [b"\r\n", b"\r\n\r\n", b"\r\n" * 50])
+@pytest.mark.parametrize("size", [1, 3, 10_000])
+async def test_empty_lines_before_a_request_are_passed_over(empty: bytes, size: int) -> None:
+    ours, theirs = memory_stream_one_way_pair()
+    sent = empty + head_bytes()
+
+    async def in_pieces() -> None:
+        for start in range(0, len(sent), size):
+            await ours.send_all(sent[start : start + size])
+            await wait_all_tasks_blocked()
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(in_pieces)
+            assert await read_head(theirs, 8192) == (head_bytes(), b"")
+
+
+@pytest.mark.parametrize("empty", [b"\r\n", b"\r\n\r\n\r\n", b"\r"])
+async def test_a_peer_that_leaves_behind_empty_lines_is_no_error(empty: bytes) -> None:
+    ours, theirs = memory_stream_one_way_pair()
+    await ours.send_all(empty)
+    await ours.aclose()
+    assert await read_head(theirs, 8192) is None
+
+
+async def test_empty_lines_count_as_part_of_the_head() -> None:
+    ours, theirs = memory_stream_one_way_pair()
+    await ours.send_all(b"\r\n" * 5000)
+    with pytest.raises(HeadError, match="431"):
+        await read_head(theirs, 8192)
+
+
 @pytest.mark.parametrize(
     "begin",
     [
         b"\x16\x03\x01\x02\x00\x01",
         b"\x00",
-        b"\r\n",
+        b"\n",
+        b"\rGET / HTTP/1.1\r\n",
+        b"\r\n\nGET / HTTP/1.1\r\n",
+        b"\r\n GET / HTTP/1.1\r\n",
+        b"\r\n\x16\x03",
         b" GET / HTTP/1.1\r\n",
         b"GET / HTTP/1.1\n",
         b"\xff",

@@ -347,6 +347,24 @@ async def test_headers_of_the_handshake_go_along_if_they_are_listed(
     assert shown["host"] == "backend.example"
 
 
+async def test_headers_go_along_whole_and_in_utf_8(
+    autojump_clock: MockClock, backend: Backend
+) -> None:
+    async with open_test_broker(broker_of()) as net:
+        peer = await net.connect()
+        lines = handshake().removesuffix(b"\r\n") + (
+            b"Cookie: nick=\xe5\xbc\xa0\xe4\xb8\x89\r\nCookie: old=caf\xe9\r\n"
+            b"X-Forwarded-For: 1.1.1.1\r\nX-Forwarded-For: 2.2.2.2\r\n\r\n"
+        )
+        await peer.send(lines)
+        await peer.receive_head()
+        assert "connect" in await peer.request(connect={})
+    shown = dict(backend.requests[0].headers.raw)
+    named = {name.lower(): value for name, value in shown.items()}
+    assert named[b"cookie"] == "nick=张三; old=café".encode()
+    assert named[b"x-forwarded-for"] == b"1.1.1.1, 2.2.2.2"
+
+
 async def test_what_a_token_says_is_told(autojump_clock: MockClock, backend: Backend) -> None:
     broker = broker_of(tokens=TokenRules(hmac_secret="x" * 32))
     token = mint({"sub": "ann", "meta": {"a": 1}}, b"x" * 32, "HS256")
