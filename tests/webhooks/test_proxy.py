@@ -282,7 +282,7 @@ async def test_data_of_a_connect_that_is_no_object_is_no_answer(
 ) -> None:
     backend.says["connect"] = {"result": {"data": data}}
     async with open_test_broker(broker_of()) as net:
-        peer = await net.open_plain()
+        peer = await net.open_websocket()
         with capture_logs() as lines, pytest.raises(Exception, match="3004: backend unavailable"):
             await ask(peer, "connect")
     (failed,) = [line for line in lines if line["event"] == "question_failed"]
