@@ -23,6 +23,7 @@ from broker.core.session import (
     Subscriber,
     Subscription,
 )
+from broker.core.tags import count_nodes
 from broker.core.topics import PatternTree, is_pattern
 
 
@@ -56,6 +57,8 @@ class Listeners:
     audiences: dict[Hashable, Audience] = attrs.field(factory=dict)
     watchers: dict[Subscriber, None] = attrs.field(factory=dict)
     groups: dict[str, QueueGroup] = attrs.field(factory=dict)
+    filter_nodes: int = 0
+    """Nodes of the tags filters that are asked for each publication."""
 
     def __len__(self) -> int:
         members = sum(map(len, self.groups.values())) if self.groups else 0
@@ -78,6 +81,7 @@ class Listeners:
             if audience is None:
                 audience = subscriber.new_audience(self.name, subscription.wanted)
                 self.audiences[key] = audience
+                self.filter_nodes += _nodes(subscription)
             audience.add(subscription)
         if subscription.join_leave:
             self.watchers[subscriber] = None
@@ -95,7 +99,12 @@ class Listeners:
             audience.remove(subscription)
             if not len(audience):
                 del self.audiences[key]
+                self.filter_nodes -= _nodes(subscription)
         self.watchers.pop(subscriber, None)
+
+
+def _nodes(subscription: Subscription) -> int:
+    return 0 if subscription.wanted is None else count_nodes(subscription.wanted)
 
 
 class Hub(Generic[S]):
@@ -182,6 +191,11 @@ class Hub(Generic[S]):
         """The clients subscribed to `topic` itself, by client id. Linear in them."""
         infos = [subscription.info for subscription in self._topics.get(topic, ())]
         return {info.client: info for info in infos if info is not None}
+
+    def count(self, name: str) -> int:
+        """How many subscriptions a topic or pattern has."""
+        listeners = self._find(name)
+        return 0 if listeners is None else len(listeners)
 
     def topics(self) -> dict[str, int]:
         """How many subscriptions each topic and pattern has. Linear in these."""

@@ -29,15 +29,21 @@ of twenty at most."""
 SLICE: Final = 1000.0
 """Work between two turns of the queue: a millisecond, of which the change of tasks takes 2 %."""
 
+DEBT: Final = 2.0 * SHARE * 1_000_000
+"""The most that a session can owe: two seconds of its share."""
+
 COMMAND: Final = 6.0
 """One command: decoding, checks, a reply. Measured 4 to 8."""
 
 PUBLICATION: Final = 0.7
 """One publication of a run: made, kept, encoded. One alone costs `COMMAND` less a reply."""
 
+DECODED_KILOBYTE: Final = 16.0
+"""A kibibyte of commands that is decoded: 2 µs in JSON, and in protobuf 400 where it is all fields of
+two bytes, of which a message may have 16,384."""
+
 KILOBYTE: Final = 2.0
-"""A kibibyte that is decoded, encoded or copied: protobuf reads 1 KiB of the shortest fields in 0.4 ms,
-JSON in 2 µs; the codecs charge more where it is more."""
+"""A kibibyte that is encoded or copied on its way out."""
 
 RUN: Final = 3.0
 """A run that begins: looking up its listeners, waking the postman."""
@@ -86,4 +92,5 @@ class Allowance:
         return 0 < self.left >= work
 
     def spend(self, work: float) -> None:
-        self.left -= work
+        """Count what was done. A debt is for two seconds at most: longer ago nobody remembers."""
+        self.left = max(self.left - work, -DEBT)

@@ -28,6 +28,7 @@ from broker.core.messages import ClientInfo, Publication
 from broker.core.names import PERSONAL, direct_fd
 from broker.core.retained import Retained
 from broker.core.session import Parcel, Recipient, Subscriber, Subscription
+from broker.core.work import AUDIENCE, COMMAND, FILTER_NODE, KILOBYTE, PEER, PUBLICATION, RUN, Meter
 from broker.engines.memory import MemoryEngine
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
 from broker.events.dispatcher import Events
@@ -63,12 +64,15 @@ class Router:
         self.settings = rights.settings
         self.retained = Retained(self.settings.config.retained_bytes)
         self.published = 0
+        self.meter = Meter()
         self._run_topic = ""
         self._run_rules = self.settings.config.topics
         self._run_recipients: list[Recipient] = []
         self._run = Parcel("", "close")
         self._run_now = 0.0
         self._run_bytes = 0
+        self._run_work = 0.0  # of its fan-out
+        self._run_filter_work = 0.0  # of the filters, for each batch
         office.before_round = self._end_run
         self.settings.watch(self._settings_changed)
 
@@ -103,18 +107,28 @@ class Router:
         published: 102 for an fd that is not here and for an unknown namespace, 107 for what is no
         topic.
         """
-        if topic != self._run_topic or not topic:
-            self._begin_run(topic)
+        work = self.weigh(topic)
         topic = self._run_topic
         publications: Sequence[Publication]
         publications = [Publication(topic, data, info, 0, 0, tags, opaque) for data in contents]
         if self._run_rules.history_size:
             publications = self.engine.publish(topic, publications, self._run_rules, self._run_now)
         self._run.batches.append(publications)
-        self.published += len(publications)
-        self._run_bytes += sum(map(len, contents))
+        count, size = len(publications), sum(map(len, contents))
+        self.published += count
+        self.meter.done += work + count * PUBLICATION + size / 1024 * KILOBYTE
+        self._run_bytes += size
         if self._run_bytes > RUN_BYTES:
             self._end_run()
+
+    def weigh(self, topic: str) -> float:
+        """Begin a run on a topic, if it is not the open one; return the work that a publication on it
+        takes besides its own making. Raises `Refused` as `publish_all` does."""
+        if topic != self._run_topic or not topic:
+            self._begin_run(topic)
+        if self._run.batches:
+            return self._run_filter_work
+        return self._run_filter_work + self._run_work
 
     def publish_parcel(self, parcel: Parcel, *, keep: bool, retain: bool) -> Publication:
         """Publish a parcel of one publication by itself, at once, behind all that was published
@@ -124,7 +138,8 @@ class Router:
         """
         self._end_run()
         ((publication,),) = parcel.batches
-        rules, recipients = self._resolve(parcel.topic)
+        rules, recipients, work, filter_work = self._resolve(parcel.topic)
+        self.meter.add(RUN + work + filter_work)
         parcel.rule = rules.slow_consumer
         if keep and rules.history_size:
             now = trio.current_time()
@@ -139,7 +154,8 @@ class Router:
 
     def _begin_run(self, topic: str) -> None:
         self._end_run()
-        rules, recipients = self._resolve(topic)
+        rules, recipients, self._run_work, self._run_filter_work = self._resolve(topic)
+        self.meter.add(RUN)
         if rules.retain:
             recipients.append(self.retained)
         self._run_rules, self._run_recipients = rules, recipients
@@ -159,15 +175,16 @@ class Router:
             for recipient in recipients:
                 recipient.deliver(run)
 
-    def _resolve(self, topic: str) -> tuple[TopicRules, list[Recipient]]:
-        """The rules of a topic, and the recipients of a publication on it. Raises `Refused`."""
+    def _resolve(self, topic: str) -> tuple[TopicRules, list[Recipient], float, float]:
+        """The rules of a topic, the recipients of a run on it, the work of its fan-out, and that of the
+        filters for each batch. Raises `Refused`."""
         fd = direct_fd(topic)
         if fd is not None:
             self.check_direct()
             peer = self.hub.sessions.get(fd)
             if peer is None or not peer.speaks:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
-            return DIRECT_RULES, self._direct(topic, (peer,))
+            return DIRECT_RULES, self._direct(topic, (peer,)), PEER, 0.0
         self.rights.check_topic(topic)
         if topic.startswith(PERSONAL):
             self.check_direct()
@@ -176,10 +193,10 @@ class Router:
             here = [peer for peer in peers if peer is not None and peer.speaks]
             if not here:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"user {user!r} has no connection")
-            return DIRECT_RULES, self._direct(topic, here)
+            return DIRECT_RULES, self._direct(topic, here), PEER * len(here), 0.0
         book = self.rights.book
         rules = book.only or book.of(topic)
-        return rules, self._listeners(topic, rules)
+        return rules, *self._listeners(topic, rules)
 
     def _direct(self, topic: str, peers: Iterable[Peer]) -> list[Recipient]:
         audiences: dict[object, PeerAudience] = {}
@@ -191,8 +208,9 @@ class Router:
             audience.outboxes[peer.outbox] = peer
         return list(audiences.values())
 
-    def _listeners(self, topic: str, rules: TopicRules) -> list[Recipient]:
+    def _listeners(self, topic: str, rules: TopicRules) -> tuple[list[Recipient], float, float]:
         recipients: list[Recipient] = []
+        members = nodes = 0
         for listeners in self.hub.listeners(topic):
             admits = None if listeners.name == topic else self.rights.receiver(rules, topic)
             if admits is None:
@@ -201,7 +219,10 @@ class Router:
                 recipients += [each.narrowed(admits) for each in listeners.audiences.values()]
             for group in listeners.groups.values():
                 recipients.append(GroupRecipient(group, admits))
-        return recipients
+            members += len(listeners)
+            nodes += listeners.filter_nodes
+        work = len(recipients) * AUDIENCE + members * PEER
+        return recipients, work, nodes * FILTER_NODE
 
     # the door to a peer
 
@@ -243,6 +264,7 @@ class Router:
     def subscribe(self, subscription: Subscription) -> None:
         """Add a subscription; those who watch its topic learn of it with the next `announce`."""
         self._end_run()
+        self.meter.add(COMMAND)
         self.hub.subscribe(subscription)
         self._emit(EventKind.SUBSCRIBED, subscription)
 
@@ -340,6 +362,7 @@ class Router:
             return
         watchers: dict[Codec, list[Outbox]] = {}
         for watcher in self.hub.watchers(name):
+            self.meter.done += PEER
             if isinstance(watcher, Peer) and isinstance(watcher.codec, Codec):
                 watchers.setdefault(watcher.codec, []).append(watcher.outbox)
         for codec, outboxes in watchers.items():

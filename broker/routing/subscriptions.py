@@ -10,6 +10,7 @@ Rules:
    of the reply before they hand out what it brings, each of which moves it on.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import attrs
@@ -20,6 +21,7 @@ from broker.core.names import DIRECT, PERSONAL
 from broker.core.session import Grant, Subscription
 from broker.core.tags import check_filter, matches
 from broker.core.topics import is_pattern
+from broker.core.work import KILOBYTE, LISTED
 from broker.errors import ErrorCode, Refused
 from broker.protocols.codec import Codec
 from broker.protocols.commands import SubscribeRequest
@@ -40,6 +42,12 @@ def check_subscribable(router: Router, peer: Peer, name: str) -> None:
     limit = router.settings.config.max_topics
     if len(peer.subscriptions) >= limit:
         raise Refused(ErrorCode.LIMIT_EXCEEDED, f"more than {limit} subscriptions")
+
+
+def listing_work(publications: Sequence[Publication]) -> float:
+    """The work of a reply that lists these."""
+    size = sum([len(publication.data) for publication in publications])
+    return len(publications) * LISTED + size / 1024 * KILOBYTE
 
 
 @attrs.frozen
@@ -95,6 +103,7 @@ class Plan:
         if request.recover:
             asked = Position(request.offset, request.epoch)
             missed, recovered, position = engine.recover(name, asked)
+            self.router.meter.add(listing_work(missed))
             if not recovered and request.flag & REJECT_UNRECOVERED:
                 raise Refused(ErrorCode.UNRECOVERABLE_POSITION)
             result |= {"was_recovering": True, "recovered": recovered}

@@ -10,7 +10,8 @@ Rules:
 2. A bad request gets an error reply; a client that does not follow the protocol is sent away.
 """
 
-from typing import Final, Protocol
+from abc import ABC, abstractmethod
+from typing import Final
 
 import attrs
 
@@ -18,6 +19,7 @@ from broker.access.rights import Reading
 from broker.access.tokens import SubscriptionToken
 from broker.core.history import UnrecoverablePosition
 from broker.core.messages import Frame, Position
+from broker.core.work import LISTED, MEMBER
 from broker.errors import (
     ErrorCode,
     KeysUnavailable,
@@ -30,7 +32,11 @@ from broker.hooks import Connection, PublishEvent, ReadEvent, SubscribeEvent, Su
 from broker.protocols.codec import Result
 from broker.protocols.commands import Command, SubscribeRequest
 from broker.protocols.json_text import check_json, to_json
-from broker.routing.subscriptions import check_subscribable, plan_subscription
+from broker.routing.subscriptions import (
+    check_subscribable,
+    listing_work,
+    plan_subscription,
+)
 from broker.session.expiry import deadline, told
 from broker.session.replies import NOTHING, Client
 from broker.session.services import Services
@@ -40,31 +46,28 @@ MAX_GROUP_LENGTH: Final = 255
 """Characters of a queue group's name: as long as topics may be unless the config says otherwise."""
 
 
-class Handler(Protocol):
-    """Carries out one kind of command."""
+class Handler(ABC):
+    """Carries out one kind of command. Unless it says otherwise nobody is asked, and it is cheap."""
 
     def must_ask(self, client: Client, command: Command) -> bool:
         """Whether `ask` has to be called, because somebody is to be asked."""
+        return False
 
     async def ask(self, client: Client, command: Command) -> object:
         """Ask, and return the answer for `act`. Raises `Refused` and `Disconnect`."""
+        return None
 
+    def weigh(self, client: Client, command: Command) -> float:
+        """The work that `act` is going to take besides that of every command; see `core.work`."""
+        return 0.0
+
+    @abstractmethod
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
         """Carry the command out: the result, or None if there is none to send now.
 
         `answer` is None where nobody was asked. Raises `Refused` and `Disconnect`, with nothing
         changed.
         """
-
-
-class NobodyAsked:
-    """The half of a handler whose command is never a question."""
-
-    def must_ask(self, client: Client, command: Command) -> bool:
-        return False
-
-    async def ask(self, client: Client, command: Command) -> object:
-        return None
 
 
 def note_refused(client: Client, error: TokenRefused) -> None:
@@ -131,7 +134,7 @@ class _SubscribeAnswer:
     reply: SubscribeReply
 
 
-class Subscribe:
+class Subscribe(Handler):
     def must_ask(self, client: Client, command: Command) -> bool:
         services = client.services
         return services.hooks.subscribe is not None or services.tokens.may_wait
@@ -197,14 +200,14 @@ def _group_of(client: Client, request: SubscribeRequest) -> str:
     return group
 
 
-class Unsubscribe(NobodyAsked):
+class Unsubscribe(Handler):
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
         assert command.unsubscribe is not None
         client.services.router.unsubscribe(client.peer, command.unsubscribe.channel)
         return NOTHING
 
 
-class SubRefresh:
+class SubRefresh(Handler):
     def must_ask(self, client: Client, command: Command) -> bool:
         return client.services.tokens.may_wait
 
@@ -271,7 +274,7 @@ async def _ask_read(client: Client, topic: str, what: Reading) -> None:
         await hook(ReadEvent(client.connection, topic))
 
 
-class Presence:
+class Presence(Handler):
     def must_ask(self, client: Client, command: Command) -> bool:
         return client.services.hooks.presence is not None
 
@@ -284,10 +287,16 @@ class Presence:
         assert command.presence is not None
         topic = command.presence.channel
         client.services.rights.check_read(client.peer, topic, "presence")
-        return client.codec.presence(client.services.router.hub.presence(topic))
+        clients = client.services.router.hub.presence(topic)
+        client.services.router.meter.add(len(clients) * MEMBER)
+        return client.codec.presence(clients)
+
+    def weigh(self, client: Client, command: Command) -> float:
+        assert command.presence is not None
+        return MEMBER * client.services.router.hub.count(command.presence.channel)
 
 
-class PresenceStats:
+class PresenceStats(Handler):
     def must_ask(self, client: Client, command: Command) -> bool:
         return client.services.hooks.presence is not None
 
@@ -301,11 +310,16 @@ class PresenceStats:
         topic = command.presence_stats.channel
         client.services.rights.check_read(client.peer, topic, "presence")
         clients = client.services.router.hub.presence(topic)
+        client.services.router.meter.add(len(clients) * MEMBER)
         users = {info.user for info in clients.values()}
         return {"num_clients": len(clients), "num_users": len(users)}
 
+    def weigh(self, client: Client, command: Command) -> float:
+        assert command.presence_stats is not None
+        return MEMBER * client.services.router.hub.count(command.presence_stats.channel)
 
-class History:
+
+class History(Handler):
     def must_ask(self, client: Client, command: Command) -> bool:
         return client.services.hooks.history is not None
 
@@ -331,4 +345,11 @@ class History:
             )
         except UnrecoverablePosition:
             raise Refused(ErrorCode.UNRECOVERABLE_POSITION) from None
+        services.router.meter.add(listing_work(publications))
         return client.codec.stream(publications, top)
+
+    def weigh(self, client: Client, command: Command) -> float:
+        request = command.history
+        assert request is not None
+        most = client.services.config.history_max_limit
+        return LISTED * (most if request.limit < 0 else min(request.limit, most))

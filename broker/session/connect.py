@@ -27,7 +27,7 @@ from broker.protocols.codec import Result
 from broker.protocols.commands import Command, ConnectRequest, SubscribeRequest
 from broker.protocols.json_text import to_json
 from broker.routing.subscriptions import Plan, plan_subscription
-from broker.session.commands import note_refused, refusal_of
+from broker.session.commands import Handler, note_refused, refusal_of
 from broker.session.expiry import deadline, told
 from broker.session.orders import ServerSub
 from broker.session.replies import Client
@@ -86,7 +86,7 @@ class _ConnectAnswer:
     reply: ConnectReply
 
 
-class Connect:
+class Connect(Handler):
     def must_ask(self, client: Client, command: Command) -> bool:
         services = client.services
         return services.hooks.connect is not None or services.tokens.may_wait
@@ -248,7 +248,7 @@ def _whole_seconds(interval: float) -> int:
     return 0 if interval == inf else ceil(interval)
 
 
-class Refresh:
+class Refresh(Handler):
     def must_ask(self, client: Client, command: Command) -> bool:
         return client.services.tokens.may_wait
 

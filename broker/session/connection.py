@@ -264,10 +264,7 @@ class Connection:
         """
         if not self._waiting:
             try:
-                batch = self._dispatcher.take(batch)
-                while self._dispatcher.turn_is_over:
-                    await trio.lowlevel.checkpoint()
-                    batch = self._dispatcher.take(batch) if self.is_established else []
+                batch = await self._dispatcher.work_off(batch)
             except Disconnect as order:
                 self.close(order.code, order.reason)
         if batch and self._closing is None:

@@ -20,6 +20,7 @@ import trio
 
 from broker.core.session import Phase, PhaseEvent
 from broker.core.usage import ConnectionUsage
+from broker.core.work import COMMAND, DECODED_KILOBYTE, SLICE, Allowance
 from broker.errors import CloseCode, Disconnect, ErrorCode, Refused
 from broker.hooks import Connection
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON, is_connect
@@ -30,7 +31,6 @@ from broker.routing.recipients import Peer
 from broker.session.commands import (
     Handler,
     History,
-    NobodyAsked,
     Presence,
     PresenceStats,
     SubRefresh,
@@ -49,22 +49,10 @@ from broker.transport.lane import Batch
 Sized = tuple[Command, float]
 """A command, and its share of the bytes of its message."""
 
-_TURN: Final = 512
-"""How many publishes of a message, or of several in a row, are carried out before all others have
-their turn: as many as one read holds, so that no run is cut short by it. 1 MiB holds 25,000."""
-
-_COST: Final = 64
-"""How many publishes any other command counts as: to list who is present on a busy topic takes a
-millisecond, a checkpoint 10 µs."""
-
-_BYTES: Final = 128
-"""How many bytes of a command count as one publish more: in protobuf they may be as many fields of
-two bytes, and 16 KiB of these take 7 ms to read."""
-
 _PONG: Final = Command()
 
 
-class Publish:
+class Publish(Handler):
     """The one command that is answered when its batch is done."""
 
     def must_ask(self, client: Client, command: Command) -> bool:
@@ -75,6 +63,13 @@ class Publish:
         request = command.publish
         assert request is not None
         return await ask_publish(client, request.channel, client.payload(request.data))
+
+    def weigh(self, client: Client, command: Command) -> float:
+        assert command.publish is not None
+        try:
+            return client.services.router.weigh(command.publish.channel)
+        except Refused:
+            return 0.0  # which `act` tells, too
 
     def act(self, client: Client, command: Command, answer: object) -> None:
         request = command.publish
@@ -114,12 +109,12 @@ HANDLERS: Final[dict[str, Handler]] = {
 }
 
 
-class _AnswerToPing(NobodyAsked):
+class _AnswerToPing(Handler):
     def act(self, client: Client, command: Command, answer: object) -> None:
         pass
 
 
-class _Unacceptable(NobodyAsked):
+class _Unacceptable(Handler):
     """A command that breaks the protocol's grammar."""
 
     def __init__(self, methods: Sequence[str]) -> None:
@@ -133,7 +128,7 @@ class _Unacceptable(NobodyAsked):
         raise Refused(ErrorCode.METHOD_NOT_FOUND)
 
 
-class _Faulty(NobodyAsked):
+class _Faulty(Handler):
     """A command that could be told apart, and not be read."""
 
     def __init__(self, fault: str) -> None:
@@ -143,7 +138,7 @@ class _Faulty(NobodyAsked):
         raise Refused(ErrorCode.BAD_REQUEST, self._fault)
 
 
-class _OutOfPlace(NobodyAsked):
+class _OutOfPlace(Handler):
     def act(self, client: Client, command: Command, answer: object) -> None:
         raise Disconnect(CloseCode.BAD_REQUEST, "bad request: connect comes first, and once")
 
@@ -169,20 +164,23 @@ class Dispatcher:
     turn_is_over: bool = attrs.field(init=False, default=False)
     """Whether `take` has stopped because all others should have their turn first."""
     _left: Iterator[Sized] | None = attrs.field(init=False, default=None)  # of a begun message
-    _spent: int = attrs.field(init=False, default=0)
+    _allowance: Allowance = attrs.field(init=False, factory=Allowance)
+    _slice: float = attrs.field(init=False, default=0.0)  # left of its last turn in the queue
 
     def take(self, batch: Batch) -> Batch:
         """Carry out what a batch begins with, as far as nobody has to be waited for; return the rest.
 
-        Never waits. Raises `Disconnect`. With `turn_is_over`, call it again with the rest when all
-        other tasks have run; else the rest is for `finish`.
+        Never waits. Raises `Disconnect`. Unless `turn_is_over`, the rest is for `finish`.
         """
         self.turn_is_over = False
+        self._allowance.refill(trio.current_time())
+        if not self._has_room() or self._peer_is_behind:
+            return batch
         done = 0
         try:
-            if self._take_publishes(batch):
-                return []
-            for _, payload in batch:
+            done = self._take_publishes(batch)
+            while done < len(batch) and not self.turn_is_over:
+                payload = batch[done][1]
                 client = self.client or self._begin(payload)
                 if client is None or not self._take_message(client, payload):
                     break
@@ -191,27 +189,39 @@ class Dispatcher:
             self.settle()
         return batch[done:]
 
+    async def work_off(self, batch: Batch) -> Batch:
+        """Take a batch, in as many turns as that needs; return what is left for `finish`.
+
+        Raises `Disconnect`. Cancelled, it leaves what it has not begun.
+        """
+        batch = self.take(batch)
+        while self.turn_is_over and self.peer.is_established:
+            async with self.services.turns:
+                self._slice = SLICE
+                batch = self.take(batch)
+        return batch if self.peer.is_established else []
+
     async def finish(self, batch: Batch) -> None:
-        """Carry out a batch, or what `take` has left of it, waiting for whoever is asked.
+        """Carry out what `take` has left of a batch, waiting for whoever is asked.
 
         Raises `Disconnect`, and what the app's hook for plain messages raises. Cancelled, it leaves
         what it has not begun.
         """
-        try:
-            if self.peer.is_established and self._take_publishes(batch):
-                return
-            for opcode, payload in batch:
-                if not self.peer.is_established:
-                    break
-                client = self.client or self._begin(payload)
+        batch = await self.work_off(batch)
+        while batch and self.peer.is_established:
+            opcode, payload = batch[0]
+            client = self.client or self._begin(payload)
+            try:
                 if client is not None:
                     await self._finish_message(client, payload)
                 else:
+                    await self._wait_room()
                     self._note_plain(len(payload))
                     await hand_to_app(self.services, self.connection, opcode, payload)
-        finally:
-            # What was published is out, whatever the message behind it was.
-            self.settle()
+            finally:
+                # What was published is out, whatever the message behind it was.
+                self.settle()
+            batch = await self.work_off(batch[1:])
 
     def settle(self) -> None:
         """Send the answers to what has been published."""
@@ -236,6 +246,7 @@ class Dispatcher:
 
     def _note_plain(self, size: int) -> None:
         """Count a plain message; send a peer away that sends too much: it knows no error reply."""
+        self._spend(COMMAND + size / 1024 * DECODED_KILOBYTE)
         if self.services.rate_limits.active and not self._admits(size):
             raise Disconnect(CloseCode.POLICY_VIOLATION, "too many messages")
         if not self.orders.declare_plain():
@@ -243,23 +254,35 @@ class Dispatcher:
 
     # the hot path
 
-    def _take_publishes(self, batch: Batch) -> bool:
-        """Carry out a batch of messages that are one publish each; false, and nothing is done, if
-        it is anything else, or somebody has to be asked."""
+    def _take_publishes(self, batch: Batch) -> int:
+        """Carry out messages that are one publish each; return how many, 0 if the batch is anything
+        else or somebody has to be asked."""
         client = self.client
-        if client is None or self._left is not None or not self._may_publish_now:
-            return False
+        if client is None or self._left is not None or not self._may_publish_now or not batch:
+            return 0
         commands = client.codec.decode_publishes([payload for _, payload in batch])
         if commands is None:
-            return False
-        together = len(commands) > 1 and not client.codec.opaque_payloads
-        if together and self._publish_together(client, commands):
-            return True
-        for command in commands:
+            return 0
+        if len(commands) > 1 and not client.codec.opaque_payloads:
+            if not self._has_room(self._weigh_topic(client, client.open_topic)):
+                return 0
+            if self._publish_together(client, commands):
+                return len(commands)
+        for number, command in enumerate(commands):
+            topic = command.publish.channel
+            if not self._has_room(self._weigh_topic(client, topic)):
+                return number
+            before = self.services.router.meter.done
             # A copy: a Raw would keep the whole message that it is a part of.
-            data = bytes(command.publish.data)
-            publish(client, command.id, command.publish.channel, data)
-        return True
+            publish(client, command.id, topic, bytes(command.publish.data))
+            self._spend(self.services.router.meter.done - before)
+        return len(commands)
+
+    def _weigh_topic(self, client: Client, topic: str) -> float:
+        try:
+            return self.services.router.weigh(topic)
+        except Refused:
+            return 0.0
 
     def _publish_together(self, client: Client, commands: Sequence[PublishCommand]) -> bool:
         """Carry out what nearly every read of a busy publisher holds: one topic, no answers wanted.
@@ -271,10 +294,13 @@ class Dispatcher:
             if command.id or command.publish.channel != topic or not command.publish.data:
                 return False
         contents = [bytes(command.publish.data) for command in commands]
+        router = self.services.router
+        before = router.meter.done
         try:
-            self.services.router.publish_all(topic, contents, client.peer.info)
+            router.publish_all(topic, contents, client.peer.info)
         except Refused:
             pass  # it was open to all, but an fd may be gone; and nobody waits for an answer
+        self._spend(router.meter.done - before)
         return True
 
     @property
@@ -292,6 +318,7 @@ class Dispatcher:
         """The commands of a message, each with its share of the bytes. Raises `Disconnect`."""
         try:
             commands = client.codec.decode(payload)
+            self.services.router.meter.add(len(payload) / 1024 * DECODED_KILOBYTE)
             size = len(payload) / max(1, len(commands))
             for command in commands:
                 yield command, size
@@ -304,41 +331,54 @@ class Dispatcher:
         self._left = None
         for command, size in commands:
             handler, method = self._handler(command)
-            if handler.must_ask(client, command):
+            waits = handler.must_ask(client, command)
+            if waits or not self._has_room(handler.weigh(client, command)):
                 self._left = chain([(command, size)], commands)
+                self.turn_is_over = not waits
                 return False
             if self._is_admitted(client, command, size):
-                self._act(client, command, handler, method)
-                self._spend(command, size)
+                self._act(client, command, handler, method, size)
             if not self.peer.is_established:
                 break
-            if self._spent >= _TURN or self.peer.outbox.replies_wait:
+            if self._peer_is_behind:
                 self._left = commands
-                self.turn_is_over = not self.peer.outbox.replies_wait
-                self._spent = 0
                 return False
         return True
 
     async def _finish_message(self, client: Client, payload: bytes) -> None:
+        """The same, waiting for whoever is asked, for the peer, and for its turn."""
         commands = self._left or self._commands(client, payload)
         self._left = None
-        if self.peer.outbox.replies_wait:
-            await self.peer.outbox.wait_empty()
         for command, size in commands:
+            if self._peer_is_behind:
+                await self.peer.outbox.wait_empty()
             handler, method = self._handler(command)
             if self._is_admitted(client, command, size):
+                answer: object = None
                 if handler.must_ask(client, command):
-                    await self._ask_and_act(client, command, handler, method)
-                else:
-                    self._act(client, command, handler, method)
-                self._spend(command, size)
-            if self._spent >= _TURN:
-                self._spent = 0
-                await trio.lowlevel.checkpoint()
+                    client.settle()
+                    answered, answer = await self._ask(client, command, handler, method)
+                    if not answered:
+                        continue
+                await self._wait_room(handler.weigh(client, command))
+                self._act(client, command, handler, method, size, answer)
             if not self.peer.is_established:
                 break
-            if self.peer.outbox.replies_wait:
-                await self.peer.outbox.wait_empty()
+
+    @property
+    def _peer_is_behind(self) -> bool:
+        """Whether it has yet to take a large reply, before it is served on."""
+        return self.peer.is_established and self.peer.outbox.replies_wait
+
+    async def _ask(
+        self, client: Client, command: Command, handler: Handler, method: str
+    ) -> tuple[bool, object]:
+        """Ask whoever has to be asked: whether the command goes on, and the answer."""
+        answered, answer = False, None
+        with _failures_answered(client, command, method):
+            answer = await handler.ask(client, command)
+            answered = self.peer.is_established
+        return answered, answer
 
     def _handler(self, command: Command) -> tuple[Handler, str]:
         """The handler of a command, and the name of its method; "" where it is not just one."""
@@ -353,25 +393,27 @@ class Dispatcher:
             return _OUT_OF_PLACE, ""
         return HANDLERS[methods[0]], methods[0]
 
-    def _act(self, client: Client, command: Command, handler: Handler, method: str) -> None:
+    def _act(
+        self,
+        client: Client,
+        command: Command,
+        handler: Handler,
+        method: str,
+        size: float,
+        answer: object = None,
+    ) -> None:
+        """Decide and act, and charge it to this peer. No checkpoint."""
+        if not self.peer.is_established:
+            return
         if method != "publish":
             client.settle()
+        before = self.services.router.meter.done
         with _failures_answered(client, command, method):
-            result = handler.act(client, command, None)
-            if result is not None and command.id:
-                client.reply(command.id, method, result)
-
-    async def _ask_and_act(
-        self, client: Client, command: Command, handler: Handler, method: str
-    ) -> None:
-        client.settle()
-        with _failures_answered(client, command, method):
-            answer = await handler.ask(client, command)
-            if not self.peer.is_established:
-                return
             result = handler.act(client, command, answer)
             if result is not None and command.id:
                 client.reply(command.id, method, result)
+        work = COMMAND + size / 1024 * DECODED_KILOBYTE
+        self._spend(work + self.services.router.meter.done - before)
 
     # limits
 
@@ -392,9 +434,27 @@ class Dispatcher:
         limits = self.services.rate_limits
         return limits.admits(peer.usage, peer.user, size, trio.current_time())
 
-    def _spend(self, command: Command, size: float) -> None:
-        cost = 1 if command.publish is not None else _COST
-        self._spent += cost + int(size) // _BYTES
+    # the share of the loop
+
+    def _has_room(self, work: float = 0.0) -> bool:
+        """Whether so much may be done in this turn; notes that the turn is over if not.
+
+        A turn in the queue has room for one act of any size, and else for its slice.
+        """
+        has_room = self._slice > 0 or self._allowance.admits(work)
+        self.turn_is_over = not has_room
+        return has_room
+
+    async def _wait_room(self, work: float = 0.0) -> None:
+        """Wait until so much may be done: a place in the queue, if there is no allowance for it."""
+        self._allowance.refill(trio.current_time())
+        if not self._has_room(work):
+            async with self.services.turns:
+                self._slice = SLICE
+
+    def _spend(self, work: float) -> None:
+        self._slice -= work
+        self._allowance.spend(work)
 
 
 @contextmanager

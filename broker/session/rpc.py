@@ -26,7 +26,7 @@ from broker.protocols.commands import BadCommand, Command
 from broker.protocols.json_text import check_json, one_line, to_json
 from broker.routing.publishing import PublishOptions
 from broker.routing.wills import Will
-from broker.session.commands import NobodyAsked, ask_publish, hand_to_app
+from broker.session.commands import Handler, ask_publish, hand_to_app
 from broker.session.replies import NOTHING, Client
 from broker.transport import frames
 
@@ -143,7 +143,7 @@ METHODS: Final[dict[str, _Method]] = {
 }
 
 
-class Rpc:
+class Rpc(Handler):
     """A call of one of our methods, or else of the app's."""
 
     def must_ask(self, client: Client, command: Command) -> bool:
@@ -206,7 +206,7 @@ def _line(data: Raw) -> bytes:
     return one_line(bytes(data))
 
 
-class Send(NobodyAsked):
+class Send(Handler):
     """A message for the app, which wants no reply."""
 
     def must_ask(self, client: Client, command: Command) -> bool:

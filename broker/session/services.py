@@ -71,6 +71,9 @@ class Services:
     publisher: Publisher = attrs.field(init=False)
     requests: Requests = attrs.field(init=False)
     wills: Wills = attrs.field(init=False)
+    turns: trio.Lock = attrs.field(factory=trio.Lock)
+    """The one queue of those who have used up their share of the loop; see `core.work`. Its holder
+    works off one slice. Strictly first come, first served."""
     draining: bool = False
     connections: dict[Fd, ServedConnection] = attrs.field(factory=dict)
     meeting: int = 0
