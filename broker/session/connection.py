@@ -261,6 +261,7 @@ class Connection:
             max_bytes=config.outbox_bytes,
             max_messages=config.outbox_messages,
             stall_seconds=config.stall_seconds,
+            ledger=self._node.router.office.ledger,
         )
         self._session.outbox = self.outbox
         self._lane.outbox = self.outbox
