@@ -26,9 +26,7 @@ import attrs
 import trio
 
 from broker.transport.backlog import Backlog, Dropped
-from broker.transport.runs import GONE, Ledger
-from broker.transport.runs import Run as Run
-from broker.transport.runs import SlowRule as SlowRule
+from broker.transport.runs import GONE, Ledger, Run, SlowRule
 from broker.transport.sockets import (
     RelayStream,
     acknowledged,
@@ -37,6 +35,8 @@ from broker.transport.sockets import (
     socket_below,
     unacknowledged,
 )
+
+__all__ = ["Offer", "Outbox", "OutboxStatistics", "Run", "SlowRule", "Writer"]
 
 Writer: TypeAlias = Callable[[], Awaitable[None]]
 

@@ -112,20 +112,23 @@ async def test_before_it_runs_nothing_is_read() -> None:
         assert len(await bench.stream.receive_some()) == 10_000
 
 
-async def test_plain_messages_a_pong_and_a_close_need_no_trio_websocket() -> None:
+async def test_whole_messages_and_control_frames_need_no_trio_websocket() -> None:
     async with open_bench() as bench:
         await bench.accept()
         await wait_all_tasks_blocked()
         tasks = len(bench.nursery.child_tasks)
-        for frame in (client_frame(TEXT, b"hi"), client_frame(PONG, b"?")):
+        for frame in (client_frame(TEXT, b"hi"), client_frame(PONG, b"?"), client_frame(PING)):
             await bench.peer.send(frame)
             await wait_all_tasks_blocked()
+        assert await bench.peer.receive_frame() == (PONG, b"")
+        await bench.peer.send(client_frame(PING, b"?" * 125))
+        assert await bench.peer.receive_frame() == (PONG, b"?" * 125)
         assert len(bench.nursery.child_tasks) == tasks
-        await bench.peer.send(client_frame(PING, b"?"))
-        assert await bench.peer.receive_frame() == (PONG, b"?")
+        await bench.peer.send(client_frame(TEXT, b"a", fin=False) + client_frame(CONTINUATION))
+        await wait_all_tasks_blocked()
         assert len(bench.nursery.child_tasks) == tasks + 1
         await bench.peer.send_close(3000, "bye")
-        assert await bench.messages() == [(TEXT, b"hi")]
+        assert await bench.messages() == [(TEXT, b"hi"), (TEXT, b"a")]
         assert await bench.peer.receive_frame() == (CLOSE, close_frame(3000, "bye")[2:])
 
 
