@@ -112,9 +112,7 @@ def unmask(payload: Buffer, mask: Buffer) -> bytes:
     return (int.from_bytes(payload, "little") ^ key).to_bytes(length, "little")
 
 
-def take_messages(
-    buffer: Buffer, limit: int, most: int = MAX_BATCH
-) -> tuple[list[Message], int]:
+def take_messages(buffer: Buffer, limit: int, most: int = MAX_BATCH) -> tuple[list[Message], int]:
     """Take up to `most` whole simple messages off the front; return them and how many bytes they
     were.
 

@@ -549,16 +549,23 @@ class Outbox:
         Cancelled in mid-write, nothing may follow: the outbox is abandoned.
         """
         try:
-            while self.mail and self._goes_at_once():
-                await self._send_chunk(self._stall_seconds)
-            if self.mail:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._guard)
-                    while self.mail:
-                        await self._send_chunk(inf)
-                    nursery.cancel_scope.cancel()
+            # No checkpoint between the last look at the mail and the end: what comes after it is
+            # for the next writer.
+            while self.mail:
+                if self._goes_at_once():
+                    await self._send_chunk(self._stall_seconds)
+                else:
+                    await self._send_guarded()
         finally:
             self._writing = False
+
+    async def _send_guarded(self) -> None:
+        """Have the stream take all there is, for as long as the guard sees the peer take some."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._guard)
+            while self.mail:
+                await self._send_chunk(inf)
+            nursery.cancel_scope.cancel()
 
     def _goes_at_once(self) -> bool:
         """Whether the next chunk needs no guard: it tells by itself whether the peer takes anything."""
@@ -614,8 +621,8 @@ class Outbox:
             await trio.sleep_until(min(next_look, seen_at + self._stall_seconds))
             taken, now = self._taken(), trio.current_time()
             if taken != seen:
-                seen, seen_at = taken, now
                 self.chunks += 1
+                seen, seen_at = self._taken(), now
             elif now >= seen_at + self._stall_seconds:
                 self._cut.cancel()
                 return
