@@ -244,9 +244,12 @@ class Lane:
         what comes once that is out, and is all there was."""
         data = await receive_some(self._stream, _READ)
         self._ignored += len(data)
+        skipped = min(self._skip, len(data))  # of the broken frame itself
+        self._skip -= skipped
+        is_answer = skipped < len(data) < _READ
         if not data:
             self.lost()
-        elif not self.outbox.mail and (len(data) < _READ or self._ignored > _IGNORED_BYTES):
+        elif not self.outbox.mail and (is_answer or self._ignored > _IGNORED_BYTES):
             self._end()
         elif self._ignored > _IGNORED_BYTES:
             await trio.sleep(_IGNORED_PAUSE)
@@ -341,7 +344,9 @@ class Lane:
                     continue
             elif not header.is_legal:
                 # trio-websocket finds the words for it, and needs no more than the header.
-                return self._take_front(header.size)
+                broken = self._take_front(header.size)
+                self._skip_front(header.length)
+                return broken
             elif not header.is_control:
                 broken_limit = self._judge_size(header)
                 if broken_limit:

@@ -128,6 +128,8 @@ class Outbox:
         "_on_slow",
         "_plain",
         "_post",
+        "_seen",
+        "_seen_at",
         "_sent",
         "_stall_seconds",
         "_start_writer",
@@ -193,6 +195,8 @@ class Outbox:
         self._backlog: Backlog | None = None
         self._went = 0  # bytes that a blocked socket took while its writer waited
         self._cut = trio.CancelScope()
+        self._seen: tuple[int, ...] = ()  # how much a stream had taken when the guard looked
+        self._seen_at = 0.0
         self._writing = False
         self._watched = False
         self._eased: trio.Event | None = None
@@ -561,10 +565,12 @@ class Outbox:
 
     async def _send_guarded(self) -> None:
         """Have the stream take all there is, for as long as the guard sees the peer take some."""
+        self._see()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._guard)
             while self.mail:
                 await self._send_chunk(inf)
+                self._see()
             nursery.cancel_scope.cancel()
 
     def _goes_at_once(self) -> bool:
@@ -615,17 +621,19 @@ class Outbox:
 
     async def _guard(self) -> None:
         """Give the peer up when it has taken nothing for `stall_seconds`: cut off what is sent."""
-        seen, seen_at = self._taken(), trio.current_time()
         while True:
             next_look = trio.current_time() + self._stall_seconds / _LOOKS
-            await trio.sleep_until(min(next_look, seen_at + self._stall_seconds))
-            taken, now = self._taken(), trio.current_time()
-            if taken != seen:
+            await trio.sleep_until(min(next_look, self._seen_at + self._stall_seconds))
+            if self._taken() != self._seen:
                 self.chunks += 1
-                seen, seen_at = self._taken(), now
-            elif now >= seen_at + self._stall_seconds:
+                self._see()
+            elif trio.current_time() >= self._seen_at + self._stall_seconds:
                 self._cut.cancel()
                 return
+
+    def _see(self) -> None:
+        """Note how much has been taken by now."""
+        self._seen, self._seen_at = self._taken(), trio.current_time()
 
     def _taken(self) -> tuple[int, ...]:
         below = self._below
