@@ -527,31 +527,28 @@ async def test_a_peer_that_goes_on_sending_and_does_not_read_our_close_is_read_s
 # rule 9: others get their turn, and whoever was sent away is not listened to for long
 
 
-async def count_turns(bench: Bench, wire: bytes) -> int:
-    """How often another task runs until a lane has dealt with what came in one read."""
-    await wait_all_tasks_blocked()
-    turns = 0
+async def most_at_once(bench: Bench, wire: bytes) -> int:
+    """How many bytes a lane deals with, at most, until another task has its turn.
 
-    async def take_turns() -> None:
-        nonlocal turns
-        while True:
-            await trio.lowlevel.checkpoint()
-            turns += 1
-
+    In a turn of all, Trio runs the tasks in any order: so that is up to two shares of the lane.
+    """
     await bench.peer.send(wire)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(take_turns)
-        while bench.lane._buffer or not turns:
-            await trio.lowlevel.checkpoint()
-        nursery.cancel_scope.cancel()
-    return turns
+    most, before = 0, len(wire)
+    while before:
+        await trio.lowlevel.checkpoint()
+        # What is in the lane's buffer; before it has been read, all of it.
+        left = len(bench.lane._buffer) if bench.lane.heard_at else before
+        most, before = max(most, before - left), left
+    return most
 
 
 async def test_a_read_of_the_shortest_messages_comes_in_batches_with_turns_between() -> None:
     limits = attrs.evolve(LIMITS, inbox_batches=1000)
     async with open_bench(limits=limits) as bench:
         await bench.accept()
-        assert await count_turns(bench, client_frame(TEXT) * 10_000) > 10
+        await wait_all_tasks_blocked()
+        bench.lane.heard_at = 0
+        assert await most_at_once(bench, client_frame(TEXT) * 10_000) <= 2 * 512 * 6
         await bench.peer.send_close()
         batches = [len(batch) async for batch in bench.lane.inbox]
         assert sum(batches) == 10_000
@@ -617,7 +614,8 @@ async def test_passing_over_what_nobody_wants_gives_turns_to_others() -> None:
         await bench.accept()
         await wait_all_tasks_blocked()
         bench.lane.close(3000, "enough")
-        assert await count_turns(bench, client_frame(TEXT) * 10_000) > 1
+        bench.lane.heard_at = 0
+        assert await most_at_once(bench, client_frame(TEXT) * 10_000) <= 2 * 4096 * 6
 
 
 @pytest.mark.parametrize(
