@@ -26,6 +26,7 @@ from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, is_disconn
 from broker.protocols.codec import Codec
 from broker.protocols.json_text import to_json
 from broker.transport import frames
+from broker.transport.sockets import RelayStream
 
 if TYPE_CHECKING:
     from broker.session.connection import Connection
@@ -34,11 +35,15 @@ _PUSH = b'{"push":'
 _DISCONNECT = b'{"push":{"disconnect":'
 _IGNORED = 4096
 
+# A reply of many megabytes may have to be put together first. It goes out in pieces all the same, so
+# that the outbox sees its peer take them: one TLS record each.
+_PIECE = 16 * 2**10
+
 CONNECT_ID = 1
 """Of the `connect` command of a one-way client; its subscribe commands have those that follow."""
 
 
-class Line(trio.abc.Stream):
+class Line(RelayStream):
     """A response in NDJSON: each reply and push is a line. `http_stream` of the SDKs.
 
     What comes first is a response head, which goes out as it is. `connection` is set before that.
@@ -51,7 +56,7 @@ class Line(trio.abc.Stream):
     connection: "Connection"
 
     def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream = stream
+        self._stream = self.transport_stream = stream
         self._is_head = True
         self._buffer = bytearray()
         self._frame = -1  # opcode of the frame that is being passed on; -1 between frames
@@ -97,9 +102,10 @@ class Line(trio.abc.Stream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Say what these bytes of frames mean; the stream is closed behind a Close frame."""
-        said = self._translate(bytes(data))
-        if said:
-            await self._stream.send_all(said)
+        said = memoryview(self._translate(bytes(data)))
+        for start in range(0, len(said), _PIECE):
+            await self._stream.send_all(said[start : start + _PIECE])
+            self.pieces += 1
         if self._is_over:
             await self._stream.aclose()
 

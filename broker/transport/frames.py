@@ -1,13 +1,15 @@
 """WebSocket frames, sans I/O: client frames in, server frames out (RFC 6455 section 5).
 
-Two readers of the same bytes:
+Four readers of the same bytes:
 
 - `take_messages` is the fast lane. It takes whole, simple messages off the front of a buffer and
   stops at the first byte that is anything else: a control frame, a fragment, a frame that is not
   complete yet, or one that is illegal in any way.
-- `read_header` looks at whatever the fast lane stopped at.
+- `take_fragments` takes the fragments of one message that is open, and joins them.
+- `pass_over` finds where frames end that nobody wants.
+- `read_header` looks at whatever the others stopped at.
 
-Rule: nothing here judges a peer. What the fast lane will not take is left, byte for byte, for the
+Rule: nothing here judges a peer. What these will not take is left, byte for byte, for the
 full RFC 6455 implementation behind it.
 """
 
@@ -28,9 +30,19 @@ Message: TypeAlias = tuple[int, bytes]
 MAX_CLOSE_REASON = 123
 """A control frame carries at most 125 bytes (section 5.5), two of which are the close code."""
 
+MAX_BATCH = 512
+"""Frames that are taken at once: what a read of 64 KiB holds of ordinary publications. Of the
+shortest it holds 10,000, and others would wait until all of these are dealt with."""
+
 _FIN_TEXT = 0x80 | TEXT
 _FIN_BINARY = 0x80 | BINARY
 _SHORTEST = 6  # two bytes of header and a mask, no payload
+
+# The least length that needs a header of this size, less the mask.
+_LEAST = {2: 0, 4: 126, 10: 2**16}
+
+# How legal frames begin that are no Close.
+_NO_CLOSE = frozenset((CONTINUATION, TEXT, BINARY, *(0x80 | o for o in (0, 1, 2, PING, PONG))))
 
 # The whole header of a short frame, looked up: a call to struct.pack costs three times as much.
 _SHORT_TEXT = tuple(bytes((_FIN_TEXT, length)) for length in range(126))
@@ -100,8 +112,9 @@ def unmask(payload: Buffer, mask: Buffer) -> bytes:
     return (int.from_bytes(payload, "little") ^ key).to_bytes(length, "little")
 
 
-def take_messages(buffer: Buffer, limit: int) -> tuple[list[Message], int]:
-    """Take whole simple messages off the front; return them and how many bytes they were.
+def take_messages(buffer: Buffer, limit: int, most: int = MAX_BATCH) -> tuple[list[Message], int]:
+    """Take up to `most` whole simple messages off the front; return them and how many bytes they
+    were.
 
     Simple is: FIN set, RSV clear, text or binary, masked, at most `limit` bytes, the length in
     its shortest form, text valid as UTF-8. The caller makes sure that no fragmented message is open.
@@ -110,7 +123,9 @@ def take_messages(buffer: Buffer, limit: int) -> tuple[list[Message], int]:
     append, number = messages.append, int.from_bytes
     start = 0
     end = len(buffer)
-    while end - start >= _SHORTEST:
+    for _ in range(most):
+        if end - start < _SHORTEST:
+            break
         first = buffer[start]
         if first != _FIN_TEXT and first != _FIN_BINARY:
             break
@@ -146,6 +161,76 @@ def take_messages(buffer: Buffer, limit: int) -> tuple[list[Message], int]:
     return messages, start
 
 
+def take_fragments(
+    buffer: Buffer, limit: int, most: int = MAX_BATCH
+) -> tuple[bytes, int, int, bool]:
+    """Take up to `most` whole fragments off the front, up to the last of their message.
+
+    Return their payloads, joined, of `limit` bytes at most; how many there were, how many bytes
+    with their headers, and whether the last one ends the message. An illegal header ends them, and
+    any that is no CONTINUATION. The caller makes sure that a fragmented message is open.
+    """
+    payloads = []
+    start = count = total = 0
+    end = len(buffer)
+    fin = False
+    while count < most and not fin and end - start >= _SHORTEST:
+        first = buffer[start]
+        length = buffer[start + 1] - 128
+        body = start + 6
+        if first & 0x7F != CONTINUATION:
+            break
+        if not 0 <= length < 126:
+            header = read_header(buffer, start)
+            if header is None or not (header.is_legal and header.is_shortest):
+                break
+            length = header.length
+            body = start + header.size
+        stop = body + length
+        total += length
+        if stop > end or total > limit:
+            break
+        if length:  # an empty one costs its sender six bytes, so it must not cost us much
+            payloads.append(unmask(buffer[body:stop], buffer[body - 4 : body]))
+        fin = first >= 0x80
+        count += 1
+        start = stop
+    return b"".join(payloads), count, start, fin
+
+
+def pass_over(buffer: Buffer, most: int) -> tuple[int, int]:
+    """Find the end of up to `most` frames at the front which are legal, and no Close.
+
+    Return where that is, which may be behind the buffer's own end, and how many frames there were.
+    """
+    start = count = 0
+    end = len(buffer)
+    while count < most and end - start >= _SHORTEST and buffer[start] in _NO_CLOSE:
+        length = buffer[start + 1] - 128
+        if length < 0:  # not masked
+            break
+        if length < 126:
+            start += 6 + length
+        elif length == 126:
+            start += 8 + (buffer[start + 2] << 8 | buffer[start + 3])
+        elif end - start >= 10:
+            start += 14 + int.from_bytes(buffer[start + 2 : start + 10], "big")
+        else:
+            break
+        count += 1
+    return start, count
+
+
+def masked_frame(opcode: int, payload: bytes, *, fin: bool = True) -> bytes:
+    """One frame as a client sends it, under a mask of zeros, which changes nothing."""
+    header = bytearray(encode(opcode, payload))
+    del header[len(header) - len(payload) :]
+    if not fin:
+        header[0] &= 0x7F
+    header[1] |= 0x80
+    return bytes(header) + bytes(4) + payload
+
+
 class Header(NamedTuple):
     """A frame header as it stands on the wire; `size` is its own length, mask included."""
 
@@ -168,6 +253,11 @@ class Header(NamedTuple):
         if self.opcode in (CLOSE, PING, PONG):
             return self.fin and self.length <= 125
         return self.opcode in (CONTINUATION, TEXT, BINARY)
+
+    @property
+    def is_shortest(self) -> bool:
+        """Whether the length has the shortest form that it can have, as section 5.2 wants it."""
+        return self.length >= _LEAST[self.size - 4 * self.masked]
 
 
 def read_header(buffer: Buffer, start: int = 0) -> Header | None:

@@ -10,60 +10,67 @@ Rules:
 2. Filling never waits. Who is too slow is dealt with by the rule of the topic, at once.
 3. Bounds are judged on what the socket did not take: before a rule is applied, we try to write.
 4. What has begun to go out is finished or the connection is dead; nothing is sent twice.
+5. One write, one wait and one drop cost the same however much waits: what is written at once is
+   bounded, and a place in the mail is looked at once (see `backlog`).
+6. A peer is given up when it has taken nothing for `stall_seconds`. What counts is what the peer's
+   system acknowledges: a socket turns writable only when a third of its buffer is free.
 """
 
-import fcntl
 import os
-import sys
-import termios
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
-from typing import Literal, TypeAlias
+from math import inf
+from typing import TypeAlias
 
 import attrs
 import trio
 
-from broker.transport.sockets import fileno_of
+from broker.transport.backlog import Backlog, Dropped
+from broker.transport.runs import GONE, Ledger, Run, SlowRule
+from broker.transport.sockets import (
+    RelayStream,
+    acknowledged,
+    fileno_of,
+    has_room,
+    socket_below,
+    unacknowledged,
+)
+
+__all__ = ["Offer", "Outbox", "OutboxStatistics", "Run", "SlowRule", "Writer"]
 
 Writer: TypeAlias = Callable[[], Awaitable[None]]
-SlowRule: TypeAlias = Literal["close", "drop_oldest", "latest"]
+
+# At once we write no more than this: IOV_MAX of Linux and the BSDs, and bytes that the system copies
+# in about 50 µs, so that a reader of gigabytes gives way to others as often as anyone.
+_WRITE_RUNS = 1024
+_WRITE_BYTES = 256 * 2**10
+
+# With how many runs we ask a blocked socket whether it takes more: the answer is mostly no, and 64
+# are prepared in the time that the system needs to say so.
+_PROBE_RUNS = 64
 
 # One TLS record is 16 KiB; four of them in one call, yet progress is seen often enough to tell a
 # slow peer from a dead one.
 _STREAM_CHUNK = 64 * 2**10
 
+# What a socket that has room takes without a wait, as a rule: one TLS record. Should it wait all the
+# same, it takes a peer of less than 1.6 KB/s to look dead after 10 s.
+_AT_ONCE = 16 * 2**10
+
+# Runs that are no message may wait beside `max_messages` of those that are: the ends of all
+# subscriptions that a client has, many times over, and 4 MiB at most.
+_SPARE_RUNS = 16 * 2**10
+
+# How often in `stall_seconds` we look whether a peer has taken something.
+_LOOKS = 8
+
 # How often all other tasks may run before a stream that still has a chunk is taken to wait for its
 # peer. TLS over a socket with room takes two.
 _TICKS = 5
 
-
-def _unacknowledged(fileno: int) -> int:
-    """How many bytes the system holds for the peer of a socket; 0 where it does not say."""
-    try:
-        return int.from_bytes(fcntl.ioctl(fileno, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    except OSError:
-        return 0
-
-
-@attrs.define(eq=False, slots=True)
-class Run:
-    """One outbox entry: the frames of `len(frames)` messages that go to everyone alike.
-
-    `topic` is empty for what is not a publication; such a run is never dropped. Control frames
-    are no messages: `messages` is 0 for them.
-    """
-
-    frames: Sequence[bytes]
-    topic: str = ""
-    rule: SlowRule = "close"
-    data: bytes = b""
-    messages: int = -1
-
-    def __attrs_post_init__(self) -> None:
-        frames = self.frames
-        self.data = frames[0] if len(frames) == 1 else b"".join(frames)
-        if self.messages < 0:
-            self.messages = len(frames)
+# Places of runs that are gone may be half of the mail, and these besides: sweeping up costs a
+# constant time per run then.
+_SPARE_PLACES = 64
 
 
 class Offer(Enum):
@@ -76,12 +83,15 @@ class Offer(Enum):
 
 @attrs.frozen
 class OutboxStatistics:
-    """`bytes_waiting` and `messages_waiting` are not yet with the system; the rest only grows."""
+    """`bytes_waiting` and `messages_waiting` are not yet with the system; `messages_dropped` only
+    grows. `bytes_held` is memory: the runs that wait, whole, also where other outboxes share them.
+    """
 
     bytes_waiting: int
     messages_waiting: int
     messages_dropped: int
     blocked: bool
+    bytes_held: int
 
 
 class Outbox:
@@ -90,23 +100,42 @@ class Outbox:
     `post` is called with the outbox when it goes from empty to not empty; whoever is behind it
     owes a call to `flush`. `start_writer` starts a task in the connection's own nursery.
     `on_slow` is called when the peer must be closed, `on_drop` with the number of messages dropped
-    by topic, `on_broken` when the stream is dead. All are called without a checkpoint.
+    by topic, `on_broken` when the stream is dead. All are called without a checkpoint. What is
+    offered is counted in `ledger`.
+
+    The bound in bytes is `max_bytes`, for messages of an ordinary size. One that is larger than a
+    quarter of it is judged by what waits between the message that is on its way and itself: at most
+    the bound. So a peer that reads gets two messages of any size in a row, and the newest message
+    fits always when all that may be dropped is dropped. An outbox holds no more than its bound, a
+    quarter of it, and two messages of the largest size; and a reply, see `offer_reply`.
     """
 
     __slots__ = (
+        "_backlog",
+        "_begun",
+        "_below",
         "_bound",
-        "_drained",
+        "_cut",
+        "_ease_at",
+        "_eased",
         "_fileno",
+        "_first",
+        "_gone",
         "_in_flight",
+        "_ledger",
         "_on_broken",
         "_on_drop",
         "_on_slow",
+        "_plain",
         "_post",
+        "_seen",
+        "_seen_at",
         "_sent",
         "_stall_seconds",
         "_start_writer",
         "_stream",
         "_watched",
+        "_went",
         "_writing",
         "blocked",
         "bytes",
@@ -116,6 +145,7 @@ class Outbox:
         "max_bytes",
         "max_messages",
         "messages",
+        "replies_wait",
         "sealed",
         "stalled",
     )
@@ -132,28 +162,45 @@ class Outbox:
         max_bytes: int,
         max_messages: int,
         stall_seconds: float,
+        ledger: Ledger | None = None,
     ) -> None:
         self.mail: list[Run] = []
+        """The runs that wait, `GONE` where one has left its place; empty when nothing waits."""
         self.bytes = 0
         self.messages = 0
         self.max_bytes = self._bound = max_bytes
         self.max_messages = max_messages
         self.dropped = 0
         self.chunks = 0
-        """How many pieces a stream has taken; 0 for a bare socket, which says when it is blocked."""
+        """How often a stream, or the peer behind it, was seen to take something; 0 for a bare
+        socket, which says when it is blocked."""
         self.blocked = False
         """The system would not take more: what is here now has to wait for the peer."""
+        self.replies_wait = False
+        """Whether a reply that was too large for the bound has yet to go out."""
         self.sealed = False
         """Nothing more is taken; what is queued still goes out."""
         self.stalled = False
         """The peer took nothing for `stall_seconds`, so it was given up."""
         self._stream = stream
         self._fileno = fileno_of(stream)
-        self._sent = 0  # bytes of mail[0] that have gone out
+        self._below = None if self._fileno >= 0 else socket_below(stream)
+        self._ledger = ledger
+        self._plain = True  # all of the next few are as they are here, and nobody waits
+        self._first = 0  # before this place all is gone
+        self._gone = 0  # how many places are
+        self._sent = 0  # bytes of mail[_first] that have gone out
         self._in_flight = 0  # bytes behind those, handed to a stream that has yet to take them
+        self._begun = 0  # before this place all has gone out or is on its way, at least in part
+        self._backlog: Backlog | None = None
+        self._went = 0  # bytes that a blocked socket took while its writer waited
+        self._cut = trio.CancelScope()
+        self._seen: tuple[int, ...] = ()  # how much a stream had taken when the guard looked
+        self._seen_at = 0.0
         self._writing = False
         self._watched = False
-        self._drained: trio.Event | None = None
+        self._eased: trio.Event | None = None
+        self._ease_at = 0
         self._post = post
         self._start_writer = start_writer
         self._on_slow = on_slow
@@ -162,7 +209,9 @@ class Outbox:
         self._stall_seconds = stall_seconds
 
     def statistics(self) -> OutboxStatistics:
-        return OutboxStatistics(self.bytes, self.messages, self.dropped, self.blocked)
+        """What is here now. Linear in what waits; `bytes` and `messages` are at hand."""
+        held = sum([run.bytes_held for run in self.mail if run is not GONE])
+        return OutboxStatistics(self.bytes, self.messages, self.dropped, self.blocked, held)
 
     @property
     def keeps_up(self) -> bool:
@@ -176,16 +225,16 @@ class Outbox:
     def bound(self, max_bytes: int, max_messages: int) -> None:
         """Hold no more than this from now on; what is here already is judged when more comes.
 
-        The room that a large reply was given stays until that is out.
+        The room that a large reply or message was given stays until that is out.
         """
-        if not self.replies_wait:
-            self.max_bytes = max_bytes
+        widened = self.max_bytes > self._bound
+        self.max_bytes = max(self.max_bytes, max_bytes) if widened else max_bytes
         self._bound = max_bytes
         self.max_messages = max_messages
 
     def holds(self, run: Run) -> bool:
         """Whether some of this very run has yet to be taken by the system. Linear in what waits."""
-        return any(waiting is run for waiting in self.mail)
+        return run in self.mail
 
     # filling
 
@@ -193,13 +242,8 @@ class Outbox:
         """Queue `run`; never waits. FULL: there was no room, and the peer is being cut for it."""
         if self.sealed:
             return Offer.SEALED
-        mail = self.mail
-        if not mail:
-            self._post([self])
-        mail.append(run)
-        self.bytes += len(run.data)
-        self.messages += run.messages
-        if self.bytes > self.max_bytes or self.messages > self.max_messages:
+        self._append(run)
+        if self._is_over():
             return Offer.TAKEN if self.overflow() else Offer.FULL
         return Offer.TAKEN
 
@@ -210,25 +254,18 @@ class Outbox:
         serves the peer nothing more while `replies_wait`, so no second reply widens the bound.
         """
         total = self.bytes + len(run.data)
-        if total > self._bound:
-            self.max_bytes = total + self._bound
+        if total > self._bound and not self.sealed:
+            self.max_bytes = max(self.max_bytes, total + self._bound)
+            self.replies_wait = True
+            self._plain = False
         return self.offer(run)
-
-    @property
-    def replies_wait(self) -> bool:
-        """Whether a reply that was too large for the bound has yet to go out."""
-        return self.max_bytes > self._bound
 
     def overflow(self) -> bool:
         """Bring the outbox back within its bounds: write, else apply the newest run's rule.
 
         False if that was not to be had, and the peer is being cut.
         """
-        if self._fileno >= 0 and self._writing:
-            # It would not take more a moment ago; a peer that reads has made room since.
-            self._write_now()
-        else:
-            self.flush()
+        self._write_what_goes()
         if not self.mail or not self._is_over():
             return True
         # With no write that waits the stream keeps up, and this tick was merely a busy one.
@@ -237,12 +274,14 @@ class Outbox:
                 self._watched = True
                 self._start_writer(self._watch)
             return True
-        rule = self.mail[-1].rule
-        if rule == "drop_oldest":
-            self._drop(self._oldest_dropped())
-        elif rule == "latest":
-            self._drop(self._only_latest())
-        if not self._is_over():
+        newest = next(run for run in reversed(self.mail) if run is not GONE)
+        if self._make_room(newest):
+            return True
+        if newest.rule == "drop_oldest":
+            self._drop_oldest(newest)
+        elif newest.rule == "latest":
+            self._account(self._sorted().thin(self._begun))
+        if not self._is_over() or self._make_room(newest):
             return True
         self._on_slow()
         return False
@@ -251,10 +290,7 @@ class Outbox:
         """Take nothing more, after `last`. What is queued still goes out."""
         if not self.sealed:
             if last is not None:
-                if not self.mail:
-                    self._post([self])
-                self.mail.append(last)
-                self.bytes += len(last.data)
+                self._append(last)
             self.sealed = True
 
     def discard(self) -> int:
@@ -263,93 +299,210 @@ class Outbox:
         The frame that is on its way is finished, so that a Close frame can still follow it.
         """
         before = self.messages
-        kept = self.mail[: self._begun()]
+        kept = [run for run in self.mail[self._first : self._begun] if run is not GONE]
         if kept:
             last = kept.pop()
             out = self._sent + self._in_flight - sum([len(run.data) for run in kept])
-            frames = []
-            for frame in last.frames:
-                if out <= 0:
-                    break
-                frames.append(frame)
-                out -= len(frame)
-            kept.append(
-                Run(frames, last.topic, last.rule, messages=min(len(frames), last.messages))
-            )
-        self._replace(kept)
+            end = last.first
+            while out > 0:
+                out -= len(last.frames[end])
+                end += 1
+            kept.append(last.only(last.first, end))
+        self.mail[:] = kept
+        self._first = self._gone = 0
+        self._begun = len(kept)
+        self._backlog = None
+        self.bytes = sum([len(run.data) for run in kept]) - self._sent
+        self.messages = sum([run.messages for run in kept])
+        self._ease()
         return before - self.messages
+
+    def drop_topic(self, topic: str) -> None:
+        """Drop what waits of one topic, as far as it has not begun to go out."""
+        if self.mail:
+            dropped = self._sorted().drop_topic(topic, self._begun)
+            self._take_off(dropped)
 
     def abandon(self) -> None:
         """The stream is dead or about to be closed: not another byte. Counts stay as they are."""
         self.sealed = True
         self._fileno = -1
         self.mail.clear()
-        self._sent = self._in_flight = 0
-        self._set_drained()
+        self._reset()
+
+    # waiting
 
     async def wait_empty(self) -> None:
-        """Wait until everything queued is with the system, or the stream is dead."""
-        while self.mail:
-            if self._drained is None:
-                self._drained = trio.Event()
-            await self._drained.wait()
+        """Wait until everything queued is with the system, or the stream is dead.
+
+        Cancelled, nothing has changed: what is queued still goes out.
+        """
+        await self.wait_below(0)
+
+    async def wait_below(self, size: int) -> None:
+        """Wait until at most `size` bytes are queued, or the stream is dead (then it is `sealed`).
+
+        Whoever has many runs for one peer offers them one by one with this in between, and so goes
+        on as fast as the peer takes them: `size` is half of the bound, or less. Returns at once,
+        without a checkpoint, if that is so now; somebody else may have filled the outbox by the
+        time the caller runs. Cancelled, nothing has changed: what was offered still goes out, in
+        its order, and what the caller has not offered yet is nowhere.
+        """
+        while self.mail and (self.bytes > size or not size):
+            self._plain = False
+            if self._eased is None:
+                self._eased = trio.Event()
+                self._ease_at = size
+            self._ease_at = max(self._ease_at, size)
+            await self._eased.wait()
 
     # emptying
 
     def flush(self) -> None:
-        """Write what is queued, as far as the socket takes it without waiting."""
-        if not self.mail or self._writing:
+        """Write what is queued, as far as the socket takes it without waiting; 256 KiB at most."""
+        mail = self.mail
+        if not mail or self._writing:
             return
         if self._fileno < 0:
             self._begin_writer(self._write_stream)
-        elif not self._write_now() and self.mail:
-            self.blocked = True
+            return
+        count = len(mail)
+        if self.bytes > _WRITE_BYTES or count > _WRITE_RUNS or self._sent:
+            self._write_slices()
+        else:
+            # As that does it, but joined, which is faster, and in line: this is the hot path.
+            data = mail[0].data if count == 1 else b"".join([run.data for run in mail])
+            try:
+                written = os.write(self._fileno, data)
+            except BlockingIOError:
+                self.blocked = True
+            except OSError:
+                self._break()
+            else:
+                if written == len(data):
+                    mail.clear()
+                    self.bytes = self.messages = 0
+                    if not self._plain:
+                        self._reset()
+                    return
+                self.blocked = True
+                self._advance(written)
+        if mail:
             self._begin_writer(self._write_blocked)
+
+    def _append(self, run: Run) -> None:
+        if self._ledger is not None:
+            run.enter(self._ledger)
+        if not self.mail:
+            self._post([self])
+        self.mail.append(run)
+        self.bytes += len(run.data)
+        self.messages += run.messages
 
     def _begin_writer(self, writer: Writer) -> None:
         self._writing = True
         self._start_writer(writer)
 
-    def _write_now(self) -> bool:
-        """One non-blocking write of all that is queued; true if all of it went."""
-        mail = self.mail
-        data: bytes | memoryview
-        data = mail[0].data if len(mail) == 1 else b"".join([run.data for run in mail])
+    def _write_what_goes(self) -> None:
+        """Write until the outbox is within its bounds, or the system takes no more."""
+        if not self._writing:
+            self.flush()
+            if self.blocked:
+                return
+        if self._fileno >= 0 and self.mail:
+            # It would not take more a moment ago; a peer that reads has made room since.
+            before = self.bytes
+            while self._write_slices() and self._is_over():
+                pass
+            self._went += before - self.bytes
+
+    def _write_slices(self) -> bool:
+        """One non-blocking write of a bounded part: the runs as they are, nothing joined.
+
+        True if the system took all of that, and more waits.
+        """
+        buffers: list[bytes | memoryview] = []
+        size = -self._sent
+        most = self._first + (_PROBE_RUNS if self.blocked else _WRITE_RUNS)
+        for run in self.mail[self._first : most]:
+            buffers.append(run.data)
+            size += len(run.data)
+            if size >= _WRITE_BYTES:
+                break
         if self._sent:
-            data = memoryview(data)[self._sent :]
+            buffers[0] = memoryview(buffers[0])[self._sent :]
+        if size > _WRITE_BYTES:
+            last = buffers[-1]
+            buffers[-1] = memoryview(last)[: len(last) - (size - _WRITE_BYTES)]
+            size = _WRITE_BYTES
         try:
-            written = os.write(self._fileno, data)
+            written = os.writev(self._fileno, buffers)
         except BlockingIOError:
+            self.blocked = True
             return False
         except OSError:
             self._break()
             return False
-        if written == len(data):
-            mail.clear()
-            self.bytes = self.messages = self._sent = 0
-            self.max_bytes = self._bound
-            if self._drained is not None:
-                self._set_drained()
-            return True
+        self.blocked = written < size
         self._advance(written)
-        return False
+        return not self.blocked and bool(self.mail)
 
     def _advance(self, written: int) -> None:
-        """Account for a write that took only a part."""
+        """Account for a write that may have taken only a part. Linear in the runs that are out."""
         mail = self.mail
+        self._plain = False
         self.bytes -= written
         written += self._sent
-        done = 0
-        for run in mail:
+        place = self._first
+        while place < len(mail):
+            run = mail[place]
             if written < len(run.data):
                 break
             written -= len(run.data)
-            self.messages -= run.messages
-            done += 1
-        del mail[:done]
+            if run is not GONE:
+                self.messages -= run.messages
+                self._gone += 1
+                mail[place] = GONE
+            place += 1
+        self._first = place
         self._sent = written
-        if not mail:
-            self._set_drained()
+        self._begun = place + (written > 0)
+        self._sweep_up()
+        self._ease()
+
+    def _sweep_up(self) -> None:
+        """Give up the places of what is gone, once they are half of all."""
+        mail = self.mail
+        if self._gone == len(mail):
+            mail.clear()
+        elif self._gone > _SPARE_PLACES and 2 * self._gone > len(mail):
+            begun = sum([run is not GONE for run in mail[self._first : self._begun]])
+            mail[:] = [run for run in mail if run is not GONE]
+            self._first = self._gone = 0
+            self._begun = begun
+            self._backlog = None
+
+    def _ease(self) -> None:
+        """Some has gone: tell who waits for that, and give back what room is not needed now."""
+        if not self.mail:
+            self.bytes = self.messages = 0
+            self._reset()
+        elif self._eased is not None and self.bytes <= self._ease_at and self._ease_at:
+            self._eased.set()
+            self._eased = None
+        if self.bytes <= self._bound and not self.replies_wait:
+            self.max_bytes = self._bound
+
+    def _reset(self) -> None:
+        """Nothing waits: all is as at the beginning. Counts stay as they are."""
+        self._plain = True
+        self._first = self._gone = self._sent = self._in_flight = self._begun = 0
+        self._backlog = None
+        self.replies_wait = False
+        self.max_bytes = self._bound
+        if self._eased is not None:
+            self._eased.set()
+            self._eased = None
 
     async def _write_blocked(self) -> None:
         """Writer task of a bare socket: runs until the outbox is empty.
@@ -358,17 +511,19 @@ class Outbox:
         """
         try:
             while self.mail:
-                waiting = _unacknowledged(self._fileno)
+                self._went = 0
+                before = unacknowledged(self._fileno)
                 with trio.move_on_after(self._stall_seconds) as progress:
                     await trio.lowlevel.wait_writable(self._fileno)
                 if progress.cancelled_caught:
-                    # Writable means a third of a large buffer is free; slow is not yet stalled.
-                    if _unacknowledged(self._fileno) < waiting:
+                    # What the peer has taken is what the system took meanwhile, and holds no more.
+                    if before + self._went > unacknowledged(self._fileno):
                         continue
                     self.stalled = True
                     self._break()
                 elif self.mail:  # a rule may have emptied it meanwhile
-                    self._write_now()
+                    self.blocked = False
+                    self._write_slices()
         except (trio.ClosedResourceError, OSError, ValueError):
             self._break()
         finally:
@@ -376,13 +531,18 @@ class Outbox:
 
     async def _watch(self) -> None:
         """See whether a stream is blocked, which unlike a socket it will not say."""
-        before = self.chunks
+        before = self._progress()
         for _ in range(_TICKS):
             await trio.lowlevel.checkpoint()
         self._watched = False
-        if self._in_flight and self.chunks == before:
+        if self._in_flight and self._progress() == before:
             self.blocked = True
             self.overflow()
+
+    def _progress(self) -> tuple[int, int]:
+        """What changes when a stream takes something of what it was given."""
+        stream = self._stream
+        return self.chunks, stream.pieces if isinstance(stream, RelayStream) else 0
 
     async def _write_stream(self) -> None:
         """Writer task of any other stream (TLS, memory): runs until the outbox is empty.
@@ -390,113 +550,152 @@ class Outbox:
         Cancelled in mid-write, nothing may follow: the outbox is abandoned.
         """
         try:
+            # No checkpoint between the last look at the mail and the end: what comes after it is
+            # for the next writer.
             while self.mail:
-                waiting = b"".join([run.data for run in self.mail])
-                chunk = memoryview(waiting)[self._sent : self._sent + _STREAM_CHUNK]
-                sent_whole = False
-                self._in_flight = len(chunk)
-                try:
-                    with trio.move_on_after(self._stall_seconds) as progress:
-                        await self._stream.send_all(chunk)
-                        sent_whole = True
-                finally:
-                    self.blocked = False
-                    self._in_flight = 0
-                    if not sent_whole:
-                        self.stalled = progress.cancelled_caught
-                        self._break()
-                self.chunks += 1
-                if self.mail:
-                    self._advance(len(chunk))
-        except (trio.ClosedResourceError, trio.BrokenResourceError):
-            self._break()
+                if self._goes_at_once():
+                    await self._send_chunk(self._stall_seconds)
+                else:
+                    await self._send_guarded()
         finally:
             self._writing = False
+
+    async def _send_guarded(self) -> None:
+        """Have the stream take all there is, for as long as the guard sees the peer take some."""
+        self._see()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._guard)
+            while self.mail:
+                await self._send_chunk(inf)
+                self._see()
+            nursery.cancel_scope.cancel()
+
+    def _goes_at_once(self) -> bool:
+        """Whether the next chunk needs no guard: it tells by itself whether the peer takes anything."""
+        if isinstance(self._stream, RelayStream):
+            return False  # whatever that makes of it
+        if self._below is None:
+            return True  # in memory, with nothing below to look at
+        return self.bytes <= _AT_ONCE and has_room(self._below.socket.fileno())
+
+    async def _send_chunk(self, seconds: float) -> None:
+        """Have the stream take what is at the front; given up after `seconds`, or by the guard."""
+        chunk = self._next_chunk()
+        sent_whole = False
+        try:
+            with trio.CancelScope(deadline=trio.current_time() + seconds) as self._cut:
+                await self._stream.send_all(chunk)
+                sent_whole = True
+        except (trio.ClosedResourceError, trio.BrokenResourceError):
+            pass
+        finally:
+            self.blocked = False
+            self._in_flight = 0
+            if not sent_whole:
+                self.stalled = self._cut.cancelled_caught
+                self._break()
+        self.chunks += 1
+        if self.mail:
+            self._advance(len(chunk))
+
+    def _next_chunk(self) -> bytes:
+        parts: list[bytes | memoryview] = []
+        size = -self._sent
+        for run in self.mail[self._first : self._first + _WRITE_RUNS]:
+            parts.append(run.data)
+            size += len(run.data)
+            if size >= _STREAM_CHUNK:
+                break
+        parts[0] = memoryview(parts[0])[self._sent :]
+        if size > _STREAM_CHUNK:
+            last = parts[-1]
+            parts[-1] = memoryview(last)[: len(last) - (size - _STREAM_CHUNK)]
+        self._plain = False
+        self._begun = self._first + len(parts)
+        chunk = b"".join(parts)
+        self._in_flight = len(chunk)
+        return chunk
+
+    async def _guard(self) -> None:
+        """Give the peer up when it has taken nothing for `stall_seconds`: cut off what is sent."""
+        while True:
+            next_look = trio.current_time() + self._stall_seconds / _LOOKS
+            await trio.sleep_until(min(next_look, self._seen_at + self._stall_seconds))
+            if self._taken() != self._seen:
+                self.chunks += 1
+                self._see()
+            elif trio.current_time() >= self._seen_at + self._stall_seconds:
+                self._cut.cancel()
+                return
+
+    def _see(self) -> None:
+        """Note how much has been taken by now."""
+        self._seen, self._seen_at = self._taken(), trio.current_time()
+
+    def _taken(self) -> tuple[int, ...]:
+        below = self._below
+        return *self._progress(), 0 if below is None else acknowledged(below)
 
     def _break(self) -> None:
         if self.mail or not self.sealed:
             self.abandon()
             self._on_broken()
 
-    def _set_drained(self) -> None:
-        self.max_bytes = self._bound
-        if self._drained is not None:
-            self._drained.set()
-            self._drained = None
-
     # rules
 
     def _is_over(self) -> bool:
-        return self.bytes > self.max_bytes or self.messages > self.max_messages
+        return (
+            self.bytes > self.max_bytes
+            or self.messages > self.max_messages
+            # Control frames are no messages, but each takes memory as well.
+            or len(self.mail) - self._gone > self.max_messages + _SPARE_RUNS
+        )
 
-    def _begun(self) -> int:
-        """How many runs at the front have a byte out or on its way: these cannot be dropped."""
-        out = self._sent + self._in_flight
-        count = 0
-        while out > 0:
-            out -= len(self.mail[count].data)
-            count += 1
-        return count
+    def _on_its_way(self) -> int:
+        """How many bytes are left of the run that has begun to go out."""
+        return len(self.mail[self._first].data) - self._sent if self._begun > self._first else 0
 
-    def _oldest_dropped(self) -> list[Run]:
-        """The mail without as many of its oldest publications as brings it within its bounds."""
-        excess_messages = self.messages - self.max_messages
-        excess_bytes = self.bytes - self.max_bytes
-        begun = self._begun()
-        kept = self.mail[:begun]
-        for run in self.mail[begun:]:
-            if not run.topic or (excess_messages <= 0 and excess_bytes <= 0):
-                kept.append(run)
-                continue
-            count = 0
-            for frame in run.frames:
-                if excess_messages <= 0 and excess_bytes <= 0:
-                    break
-                excess_messages -= 1
-                excess_bytes -= len(frame)
-                count += 1
-            if count < len(run.frames):
-                kept.append(Run(run.frames[count:], run.topic, run.rule))
-        return kept
+    def _make_room(self, newest: Run) -> bool:
+        """Let a large message in that was judged too strictly; see the class."""
+        size = _last_size(newest)
+        behind = self.bytes - self._on_its_way() - size
+        if 4 * size <= self._bound or behind > self._bound:
+            return False
+        self.max_bytes = max(self.max_bytes, self.bytes + self._bound // 4)
+        self._plain = False
+        return not self._is_over()
 
-    def _only_latest(self) -> list[Run]:
-        """The mail with only the newest publication of each topic whose rule is `latest`."""
-        seen: set[str] = set()
-        begun = self._begun()
-        kept: list[Run] = []
-        for run in reversed(self.mail[begun:]):
-            if run.rule != "latest":
-                kept.append(run)
-            elif run.topic not in seen:
-                seen.add(run.topic)
-                kept.append(Run(run.frames[-1:], run.topic, run.rule))
-        return self.mail[:begun] + kept[::-1]
+    def _drop_oldest(self, newest: Run) -> None:
+        most = self.max_bytes
+        size = _last_size(newest)
+        if 4 * size > self._bound:
+            most = max(most, self._on_its_way() + self._bound + size)
+        excess = self.messages - self.max_messages
+        self._account(self._sorted().drop_oldest(self._begun, excess, self.bytes - most))
 
-    def _drop(self, kept: list[Run]) -> None:
-        dropped: dict[str, int] = {}
-        for run in self.mail:
-            if run.topic:
-                dropped[run.topic] = dropped.get(run.topic, 0) + run.messages
-        for run in kept:
-            if run.topic:
-                dropped[run.topic] -= run.messages
-        dropped = {topic: count for topic, count in dropped.items() if count}
-        self._replace(kept)
-        self.dropped += sum(dropped.values())
-        if dropped:
-            self._on_drop(dropped)
+    def _sorted(self) -> Backlog:
+        if self._backlog is None:
+            self._plain = False
+            self._backlog = Backlog(self.mail)
+        return self._backlog
 
-    def drop_topic(self, topic: str) -> None:
-        """Drop what waits of one topic, as far as it has not begun to go out."""
-        begun = self._begun()
-        kept = self.mail[:begun] + [run for run in self.mail[begun:] if run.topic != topic]
-        before = self.messages
-        self._replace(kept)
-        self.dropped += before - self.messages
+    def _account(self, dropped: Dropped) -> None:
+        """Take off what a rule has dropped, then tell of it."""
+        self._take_off(dropped)
+        if dropped.messages:
+            self._on_drop(dropped.topics)
 
-    def _replace(self, kept: list[Run]) -> None:
-        self.mail[:] = kept
-        self.bytes = sum([len(run.data) for run in kept]) - self._sent
-        self.messages = sum([run.messages for run in kept])
-        if not kept:
-            self._set_drained()
+    def _take_off(self, dropped: Dropped) -> None:
+        self.bytes -= dropped.size
+        self.messages -= dropped.messages
+        self.dropped += dropped.messages
+        self._gone += dropped.places
+        while self._first < len(self.mail) and self.mail[self._first] is GONE:
+            self._first += 1  # a write begins with what is there
+        self._begun = max(self._begun, self._first)
+        self._sweep_up()
+        self._ease()
+
+
+def _last_size(run: Run) -> int:
+    return len(run.frames[-1]) if run.frames else 0

@@ -15,15 +15,20 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
-from broker.transport.outbox import Outbox, Run
+from broker.transport.outbox import Outbox
+from broker.transport.runs import Ledger, Run
 
 
 @attrs.frozen
 class PostStatistics:
-    """Counters since the start: messages put into outboxes, and lists of outboxes carried."""
+    """Counters since the start: messages put into outboxes, and lists of outboxes carried.
+
+    `bytes_held` is what the runs take that wait in any outbox now, each counted once.
+    """
 
     messages_delivered: int
     rounds: int
+    bytes_held: int
 
 
 class PostOffice:
@@ -38,6 +43,8 @@ class PostOffice:
         self._judging = False
         self._messages_delivered = 0
         self._rounds = 0
+        self.ledger = Ledger()
+        """Of all runs that this office delivers; its outboxes enter in it what is offered."""
         self.before_round: Callable[[], None] = _nothing
         """Called at the start of each round: the last chance to deliver something with it."""
 
@@ -47,6 +54,7 @@ class PostOffice:
         Sync, so one publication is one atomic step. Linear in the outboxes, about 0.1 µs each: the
         loop is written out because a method call per outbox would double that.
         """
+        run.enter(self.ledger)
         size = len(run.data)
         messages = run.messages
         ready = self._bag()
@@ -102,7 +110,7 @@ class PostOffice:
         return self._open_bag
 
     def statistics(self) -> PostStatistics:
-        return PostStatistics(self._messages_delivered, self._rounds)
+        return PostStatistics(self._messages_delivered, self._rounds, self.ledger.bytes_held)
 
     async def _carry(self) -> None:
         async with self._receive:

@@ -28,6 +28,7 @@ from broker import (
     SubscribeReply,
     TopicRules,
 )
+from broker.core.work import COMMAND, SLICE
 from broker.testing import Closed, Network, Peer, client_frame, open_test_broker
 from broker.transport import frames
 

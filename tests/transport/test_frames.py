@@ -15,7 +15,20 @@ from wsproto.frame_protocol import (
 
 from broker.testing import client_frame
 from broker.transport import frames
-from broker.transport.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT
+from broker.transport.frames import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    masked_frame,
+    pass_over,
+    read_header,
+    take_fragments,
+    take_messages,
+    unmask,
+)
 
 LIMIT = 70_000
 
@@ -240,3 +253,110 @@ def test_a_header_is_legal_just_when_wsproto_lets_it_pass() -> None:
             assert not header.is_legal, header
         else:
             assert header.is_legal, header
+
+
+# fragments, and what nobody wants
+
+
+def fragment(payload: bytes, *, fin: bool = False) -> bytes:
+    return masked_frame(CONTINUATION, payload, fin=fin)
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536])
+def test_a_masked_frame_is_one_that_a_client_may_send(size: int) -> None:
+    frame = masked_frame(BINARY, bytes(size))
+    assert take_messages(frame, size) == ([(BINARY, bytes(size))], len(frame))
+    header = read_header(masked_frame(TEXT, bytes(size), fin=False))
+    assert header is not None
+    assert (header.fin, header.opcode, header.length) == (False, TEXT, size)
+    assert header.is_legal
+    assert header.is_shortest
+
+
+def test_at_most_so_many_messages_are_taken() -> None:
+    wire = masked_frame(TEXT, b"") * 1000
+    assert take_messages(wire, 10)[1] == 512 * 6
+    assert take_messages(wire, 10, most=3) == ([(TEXT, b"")] * 3, 18)
+
+
+@pytest.mark.parametrize("size", [1, 125, 126, 65_535, 65_536])
+def test_fragments_are_joined_up_to_the_last_of_their_message(size: int) -> None:
+    mask = b"\x01\x02\x03\x04"
+    one = bytearray(fragment(bytes(size)))
+    one[-size - 4 : -size] = mask
+    wire = bytes(one) + fragment(b"") + fragment(b"end", fin=True)
+    payload, count, used, fin = take_fragments(wire + fragment(b"next"), 10**6)
+    assert payload == unmask(bytes(size), mask) + b"end"
+    assert (count, used, fin) == (3, len(wire), True)
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        masked_frame(PING, b""),
+        masked_frame(TEXT, b""),
+        b"",
+        b"\x00",
+        fragment(b"abc")[:-1],
+        fragment(bytes(300))[:5],
+        b"\x40\x80" + bytes(4),
+        b"\x00\x00",
+        b"\x00\xfe\x00\x01" + bytes(5),
+        b"\x00\xff" + bytes(8 + 4),
+        b"\x00\x7e\x00\x7e" + bytes(126),
+    ],
+    ids=[
+        *("control", "message", "end", "header", "payload", "long header", "RSV", "unmasked"),
+        *("126, not shortest", "127, not shortest", "unmasked 126"),
+    ],
+)
+def test_fragments_end_before_anything_else(stop: bytes) -> None:
+    wire = fragment(b"a") * 2
+    assert take_fragments(wire + stop, 100) == (b"aa", 2, len(wire), False)
+
+
+def test_fragments_end_at_the_limits() -> None:
+    wire = fragment(b"abc") * 5
+    assert take_fragments(wire, 8)[:2] == (b"abcabc", 2)
+    assert take_fragments(wire, 9)[:2] == (b"abcabcabc", 3)
+    assert take_fragments(wire, 99, most=4)[:2] == (b"abc" * 4, 4)
+    assert take_fragments(wire, 99, most=0) == (b"", 0, 0, False)
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536])
+def test_frames_that_nobody_wants_are_passed_over(size: int) -> None:
+    kinds = [CONTINUATION, TEXT, BINARY]
+    wire = b"".join(masked_frame(kind, bytes(size)) for kind in kinds)
+    wire += b"".join(masked_frame(kind, b"x", fin=False) for kind in kinds)
+    wire += masked_frame(PING, b"") + masked_frame(PONG, b"x")
+    assert pass_over(wire, 100) == (len(wire), 8)
+    assert pass_over(wire, 3) == (len(wire) - 6 - 7 - 7 * 3, 3)
+    # The end of a frame that has not come whole is known all the same.
+    assert pass_over(wire[:-1], 100) == (len(wire), 8)
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        masked_frame(CLOSE, b""),
+        b"\x81\x00" + bytes(8),
+        b"\xc1\x80" + bytes(8),
+        b"\x81",
+        b"\x83\x80",
+    ],
+    ids=["close", "unmasked", "RSV", "header", "opcode"],
+)
+def test_nothing_but_frames_is_passed_over(stop: bytes) -> None:
+    wire = masked_frame(TEXT, b"abc")
+    assert pass_over(wire + stop, 100) == (len(wire), 1)
+    assert pass_over(masked_frame(TEXT, bytes(70_000))[:9], 100) == (0, 0)
+
+
+@pytest.mark.parametrize("least", [126, 2**16])
+def test_a_length_in_more_bytes_than_it_needs_is_not_the_shortest(least: int) -> None:
+    form = b"\xfe" if least == 126 else b"\xff"
+    width = 2 if least == 126 else 8
+    for length, shortest in ((least - 1, False), (least, True)):
+        header = read_header(b"\x82" + form + length.to_bytes(width, "big") + bytes(4))
+        assert header is not None
+        assert header.is_shortest is shortest

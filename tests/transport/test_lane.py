@@ -9,10 +9,10 @@ import structlog.testing
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
+from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
 
 from broker import Broker
-from broker.testing import Peer, client_frame, open_test_broker
+from broker.testing import MakePair, Peer, client_frame, open_test_broker
 from broker.transport.frames import (
     BINARY,
     CLOSE,
@@ -22,9 +22,11 @@ from broker.transport.frames import (
     TEXT,
     Message,
     close_frame,
+    read_header,
 )
 from broker.transport.lane import Lane, LaneLimits
 from broker.transport.outbox import Outbox
+from broker.transport.slow_lane import SlowLane
 
 LIMITS = LaneLimits(
     max_message_bytes=1000,
@@ -63,10 +65,12 @@ class Bench:
 
 @asynccontextmanager
 async def open_bench(
-    behind: bytes = b"", limits: LaneLimits = LIMITS
+    behind: bytes = b"",
+    limits: LaneLimits = LIMITS,
+    make_pair: MakePair = memory_stream_pair,
 ) -> AsyncGenerator[Bench, None]:
     """`behind` is what came in one read with the request head."""
-    stream, theirs = memory_stream_pair()
+    stream, theirs = make_pair()
     ends: list[float] = []
     lane = Lane(stream, behind, limits, lambda: ends.append(trio.current_time()))
     async with trio.open_nursery() as nursery:
@@ -112,20 +116,23 @@ async def test_before_it_runs_nothing_is_read() -> None:
         assert len(await bench.stream.receive_some()) == 10_000
 
 
-async def test_plain_messages_a_pong_and_a_close_need_no_trio_websocket() -> None:
+async def test_whole_messages_and_control_frames_need_no_trio_websocket() -> None:
     async with open_bench() as bench:
         await bench.accept()
         await wait_all_tasks_blocked()
         tasks = len(bench.nursery.child_tasks)
-        for frame in (client_frame(TEXT, b"hi"), client_frame(PONG, b"?")):
+        for frame in (client_frame(TEXT, b"hi"), client_frame(PONG, b"?"), client_frame(PING)):
             await bench.peer.send(frame)
             await wait_all_tasks_blocked()
+        assert await bench.peer.receive_frame() == (PONG, b"")
+        await bench.peer.send(client_frame(PING, b"?" * 125))
+        assert await bench.peer.receive_frame() == (PONG, b"?" * 125)
         assert len(bench.nursery.child_tasks) == tasks
-        await bench.peer.send(client_frame(PING, b"?"))
-        assert await bench.peer.receive_frame() == (PONG, b"?")
+        await bench.peer.send(client_frame(TEXT, b"a", fin=False) + client_frame(CONTINUATION))
+        await wait_all_tasks_blocked()
         assert len(bench.nursery.child_tasks) == tasks + 1
         await bench.peer.send_close(3000, "bye")
-        assert await bench.messages() == [(TEXT, b"hi")]
+        assert await bench.messages() == [(TEXT, b"hi"), (TEXT, b"a")]
         assert await bench.peer.receive_frame() == (CLOSE, close_frame(3000, "bye")[2:])
 
 
@@ -455,3 +462,189 @@ async def _check_order(pieces: list[tuple[str, int, str]], size: int) -> None:
         assert await bench.messages() == sent
         answers = [await bench.peer.receive_frame() for _ in range(len(pings) + 1)]
         assert answers == [*pings, (CLOSE, b"")]
+
+
+# rule 8: behind a broken frame nothing is parsed
+
+
+BROKEN = {
+    "RSV": b"\xc1\x80" + bytes(4),
+    "RSV, with a payload that looks like a Close": b"\xc1\x86" + bytes(4) + client_frame(CLOSE),
+    "opcode": b"\x83\x80" + bytes(4),
+    "not masked": b"\x81\x01x",
+    "a long ping": b"\x89\xfe\x00\x7e" + bytes(4 + 126),
+    "a ping of a length that is not the shortest": b"\x89\xfe\x00\x01" + bytes(5),
+    "a fragment of a length that is not the shortest": (
+        client_frame(TEXT, fin=False) + b"\x80\xfe\x00\x01" + bytes(5)
+    ),
+    "a split ping": b"\x09\x80" + bytes(4),
+    "a fragment of nothing": client_frame(CONTINUATION, b"x"),
+    "a message within another": client_frame(TEXT, fin=False) + client_frame(TEXT),
+    "half a character": client_frame(TEXT, b"\xc3", fin=False) + client_frame(CONTINUATION),
+}
+
+
+@pytest.mark.parametrize("wire", BROKEN.values(), ids=BROKEN.keys())
+@pytest.mark.parametrize("size", [1, 10**9], ids=["byte by byte", "at once"])
+async def test_behind_a_broken_frame_nothing_counts_and_the_next_word_is_the_end(
+    wire: bytes, size: int, autojump_clock: MockClock
+) -> None:
+    behind = (
+        client_frame(TEXT, b"text") + client_frame(PING, b"?") + client_frame(CLOSE, b"\x0b\xb8")
+    )
+    async with open_bench() as bench:
+        await bench.accept()
+        for start in range(0, len(wire), size):
+            await bench.peer.send(wire[start : start + size])
+            await trio.sleep(0.01)
+        assert await close_code(bench) in (1002, 1007)
+        assert not bench.lane.has_ended
+        await bench.peer.send(behind)
+        await bench.lane.wait_ended()
+        assert bench.lane.peer_close is None
+        assert await bench.messages() == []
+        assert not bench.outbox.mail
+
+
+async def test_a_peer_that_goes_on_sending_and_does_not_read_our_close_is_read_slowly(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_bench(make_pair=lockstep_stream_pair) as bench:
+        await bench.accept()
+        sent = 0
+        with trio.move_on_after(3):
+            await bench.peer.send(BROKEN["RSV"])
+            while True:
+                await bench.peer.send(bytes(2**16))
+                sent += 2**16
+        assert 2**20 < sent < 4 * 2**20
+        assert not bench.lane.has_ended
+        assert await close_code(bench) == 1002
+        await bench.peer.aclose()
+        await bench.lane.wait_ended()
+
+
+# rule 9: others get their turn, and whoever was sent away is not listened to for long
+
+
+async def most_at_once(bench: Bench, wire: bytes) -> int:
+    """How many bytes a lane deals with, at most, until another task has its turn.
+
+    In a turn of all, Trio runs the tasks in any order: so that is up to two shares of the lane.
+    """
+    await bench.peer.send(wire)
+    most, before = 0, len(wire)
+    while before:
+        await trio.lowlevel.checkpoint()
+        # What is in the lane's buffer; before it has been read, all of it.
+        left = len(bench.lane._buffer) if bench.lane.heard_at else before
+        most, before = max(most, before - left), left
+    return most
+
+
+async def test_a_read_of_the_shortest_messages_comes_in_batches_with_turns_between() -> None:
+    limits = attrs.evolve(LIMITS, inbox_batches=1000)
+    async with open_bench(limits=limits) as bench:
+        await bench.accept()
+        await wait_all_tasks_blocked()
+        bench.lane.heard_at = 0
+        assert await most_at_once(bench, client_frame(TEXT) * 10_000) <= 2 * 512 * 6
+        await bench.peer.send_close()
+        batches = [len(batch) async for batch in bench.lane.inbox]
+        assert sum(batches) == 10_000
+        assert max(batches) == 512
+
+
+async def test_an_ordinary_read_is_one_batch() -> None:
+    async with open_bench() as bench:
+        await bench.accept()
+        await bench.peer.send(client_frame(TEXT, bytes(120)) * 500)
+        assert len(await bench.lane.inbox.receive()) == 500
+
+
+class CountingSlowLane(SlowLane):
+    frames_put = 0
+
+    async def put(self, slow: bytes) -> None:
+        start = 0
+        while (header := read_header(slow, start)) is not None:
+            start += header.size + header.length
+            self.frames_put += 1
+        await super().put(slow)
+
+
+@pytest.mark.parametrize("payload", [b"", b"x"])
+async def test_fragments_that_come_together_reach_trio_websocket_as_few(payload: bytes) -> None:
+    limits = attrs.evolve(LIMITS, max_fragments=10_000, max_message_bytes=20_000)
+    async with open_bench(limits=limits) as bench:
+        bench.lane._slow = slow = CountingSlowLane(bench.lane._answer)
+        await slow.open(bench.nursery, limits.max_message_bytes)
+        await bench.accept()
+        await bench.peer.send(client_frame(TEXT, b"a", fin=False))
+        await bench.peer.send(client_frame(CONTINUATION, payload, fin=False) * 5_000)
+        await bench.peer.send(client_frame(CONTINUATION, b"z"))
+        assert await bench.lane.inbox.receive() == [(TEXT, b"a" + payload * 5_000 + b"z")]
+        assert slow.frames_put < 50
+
+
+@pytest.mark.parametrize("size", [1, 7, 10**9])
+@pytest.mark.parametrize("behind", [0, 100_000])
+async def test_the_peers_close_is_found_behind_whatever_it_had_sent(size: int, behind: int) -> None:
+    wire = (
+        client_frame(TEXT) * 20 + client_frame(BINARY, bytes(200)) + client_frame(PONG, b"x" * 125)
+    )
+    wire += client_frame(BINARY, bytes(behind)) + client_frame(TEXT, b"a", fin=False)
+    wire += client_frame(CONTINUATION, b"b") + client_frame(CLOSE, b"\x0b\xb8")
+    if size < 10:
+        wire = wire[-40_000:] if behind == 0 else client_frame(CLOSE, b"\x0b\xb8")
+    async with open_bench() as bench:
+        await bench.accept()
+        await wait_all_tasks_blocked()
+        bench.lane.close(3000, "enough")
+        for start in range(0, len(wire), size):
+            await bench.peer.send(wire[start : start + size])
+            await trio.lowlevel.checkpoint()
+        await bench.lane.wait_ended()
+        assert bench.lane.peer_close == (3000, "")
+        assert await bench.messages() == []
+
+
+async def test_passing_over_what_nobody_wants_gives_turns_to_others() -> None:
+    async with open_bench() as bench:
+        await bench.accept()
+        await wait_all_tasks_blocked()
+        bench.lane.close(3000, "enough")
+        bench.lane.heard_at = 0
+        assert await most_at_once(bench, client_frame(TEXT) * 10_000) <= 2 * 4096 * 6
+
+
+@pytest.mark.parametrize(
+    ("frame", "count"),
+    [(client_frame(TEXT), 66_000), (client_frame(BINARY, bytes(10**6)), 11)],
+    ids=["frames", "bytes"],
+)
+async def test_whoever_goes_on_for_long_after_our_close_has_ended(
+    frame: bytes, count: int, autojump_clock: MockClock
+) -> None:
+    async with open_bench() as bench:
+        await bench.accept()
+        await wait_all_tasks_blocked()
+        bench.lane.close(3000, "enough")
+        assert await close_code(bench) == 3000
+        await bench.peer.send(frame * (count // 2))
+        await trio.sleep(1)
+        assert not bench.lane.has_ended
+        await bench.peer.send(frame * count)
+        with trio.fail_after(1):
+            await bench.lane.wait_ended()
+        assert bench.lane.peer_close is None
+
+
+async def test_a_flood_of_pings_is_answered_up_to_the_burst_and_not_looked_at_beyond() -> None:
+    async with open_bench() as bench:
+        await bench.accept()
+        await bench.peer.send(client_frame(PING, b"?") * 5_000 + client_frame(CLOSE, b"\x03\xf0"))
+        answers = [await bench.peer.receive_frame() for _ in range(101)]
+        assert [opcode for opcode, _ in answers] == [PONG] * 100 + [CLOSE]
+        await bench.lane.wait_ended()
+        assert bench.lane.peer_close == (1008, "")

@@ -3,6 +3,7 @@
 import os
 import socket
 import ssl
+import tracemalloc
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -21,7 +22,9 @@ from trio.testing import (
 )
 
 from broker.transport import frames
-from broker.transport.outbox import Offer, Outbox, OutboxStatistics, Run, SlowRule
+from broker.transport.outbox import Offer, Outbox
+from broker.transport.runs import Run, SlowRule
+from broker.transport.sockets import RelayStream
 
 StreamPair: TypeAlias = tuple[trio.abc.Stream, trio.abc.Stream]
 
@@ -38,7 +41,10 @@ AUTHORITY = trustme.CA(key_type=trustme.KeyType.ECDSA)
 
 def tls_pair() -> StreamPair:
     """TLS over memory; `open_desk` sees to the handshake."""
-    ours, theirs = memory_stream_pair()
+    return tls_over(*memory_stream_pair())
+
+
+def tls_over(ours: trio.abc.Stream, theirs: trio.abc.Stream) -> StreamPair:
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     AUTHORITY.issue_cert("testserver").configure_cert(server)
     client = ssl.create_default_context()
@@ -69,6 +75,54 @@ def roomy_tcp_pair() -> StreamPair:
         peer, _ = listener.accept()
     ours_async, peer_async = map(trio.socket.from_stdlib_socket, (ours, peer))
     return trio.SocketStream(ours_async), trio.SocketStream(peer_async)
+
+
+def wide_socket_pair() -> StreamPair:
+    """A connected pair of real sockets that holds a megabyte."""
+    ours, theirs = trio.socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**20)
+    return trio.SocketStream(ours), trio.SocketStream(theirs)
+
+
+class Relay(RelayStream):
+    """Passes on what it is given, in pieces."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.transport_stream = stream
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        for start in range(0, len(data), 1000):
+            await self.transport_stream.send_all(data[start : start + 1000])
+            self.pieces += 1
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.transport_stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self.transport_stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self.transport_stream.aclose()
+
+
+def relay_pair() -> StreamPair:
+    ours, theirs = lockstep_stream_pair()
+    return Relay(ours), theirs
+
+
+def relay_memory_pair() -> StreamPair:
+    ours, theirs = memory_stream_pair()
+    return Relay(ours), theirs
+
+
+def relay_tcp_pair() -> StreamPair:
+    ours, theirs = roomy_tcp_pair()
+    return Relay(ours), theirs
+
+
+def tls_tcp_pair() -> StreamPair:
+    ours, theirs = roomy_tcp_pair()
+    return tls_over(ours, theirs)
 
 
 every_stream = pytest.mark.parametrize("make_pair", PAIRS.values(), ids=PAIRS.keys())
@@ -116,7 +170,12 @@ class Desk:
         self.broken += 1
 
     def waiting(self) -> list[bytes]:
-        return [frame for run in self.outbox.mail for frame in run.frames]
+        return [frame for run in self.outbox.mail for frame in run.frames[run.first :]]
+
+    def counts(self) -> tuple[int, int, int, bool]:
+        """Bytes and messages that wait, messages that were dropped, and whether it is blocked."""
+        now = self.outbox.statistics()
+        return now.bytes_waiting, now.messages_waiting, now.messages_dropped, now.blocked
 
     async def block(self) -> bytes:
         """Offer one large frame and have it begun, so that the stream takes no more."""
@@ -192,7 +251,7 @@ async def test_what_is_offered_arrives_whole_and_in_order(
         desk.outbox.flush()
         assert await desk.read_frames(200) == sent
         await wait_all_tasks_blocked()
-        assert desk.outbox.statistics() == OutboxStatistics(0, 0, 0, blocked=False)
+        assert desk.counts() == (0, 0, 0, False)
         assert not desk.outbox.mail
 
 
@@ -201,7 +260,7 @@ async def test_nothing_is_written_before_flush_and_the_post_is_told_once() -> No
         desk.outbox.offer(run_of("a", "b"))
         desk.outbox.offer(run_of("c"))
         assert desk.posted == 1
-        assert desk.outbox.statistics() == OutboxStatistics(9, 3, 0, blocked=False)
+        assert desk.counts() == (9, 3, 0, False)
         desk.outbox.flush()
         assert contents(await desk.read_frames(3)) == ["a", "b", "c"]
         desk.outbox.offer(run_of("d"))
@@ -239,7 +298,7 @@ async def test_bytes_and_messages_waiting_go_down_as_the_peer_takes_them(
 async def test_control_frames_are_weighed_but_are_no_messages() -> None:
     async with open_desk() as desk:
         desk.outbox.offer(Run((frames.encode(frames.PING, b"x"),), messages=0))
-        assert desk.outbox.statistics() == OutboxStatistics(3, 0, 0, blocked=False)
+        assert desk.counts() == (3, 0, 0, False)
 
 
 # bounds
@@ -257,7 +316,7 @@ async def test_over_its_bound_an_outbox_is_slow_and_not_before(
     async with open_desk(make_pair, **bound) as desk:
         await desk.block()
         if "max_bytes" in bound:  # what the system has taken does not count
-            desk.outbox.max_bytes = desk.outbox.bytes + fits * 102
+            desk.outbox.bound(desk.outbox.bytes + fits * 102, 10**9)
         for n in range(fits):
             assert desk.outbox.offer(run_of(n, size=100)) is Offer.TAKEN
         await wait_all_tasks_blocked()
@@ -325,8 +384,9 @@ async def test_a_reply_makes_itself_room_until_it_is_out(
         assert len(taken[0]) == len(reply.data)
         assert not desk.outbox.replies_wait
         await desk.block()
+        for _ in range(3):
+            desk.outbox.offer(run_of("b", size=100))
         await wait_all_tasks_blocked()
-        desk.outbox.offer(run_of("b", size=100))
         assert desk.slow
 
 
@@ -358,7 +418,7 @@ async def test_small_replies_widen_no_bound() -> None:
 async def test_a_peer_that_has_just_made_room_is_not_slow() -> None:
     async with open_desk(max_bytes=300_100) as desk:
         await desk.block()
-        desk.outbox.max_bytes = desk.outbox.bytes
+        desk.outbox.bound(desk.outbox.bytes, 10**9)
         assert isinstance(desk.peer, trio.SocketStream)
         os.read(desk.peer.socket.fileno(), 10_000)  # no checkpoint: the writer task still waits
         assert desk.outbox.offer(run_of("a")) is Offer.TAKEN
@@ -394,7 +454,7 @@ async def test_drop_oldest_drops_just_as_many_as_it_must(
 async def test_drop_oldest_goes_by_bytes_as_well() -> None:
     async with open_desk() as desk:
         await desk.block()
-        desk.outbox.max_bytes = desk.outbox.bytes + 3 * 102
+        desk.outbox.bound(desk.outbox.bytes + 3 * 102, 10**9)
         for n in range(5):
             desk.outbox.offer(run_of(n, rule="drop_oldest", size=100))
         assert desk.dropped == {"t": 2}
@@ -499,7 +559,7 @@ async def test_discard_of_what_has_not_begun_leaves_nothing() -> None:
         desk.outbox.offer(run_of("a", "b"))
         desk.outbox.offer(run_of("c"))
         assert desk.outbox.discard() == 3
-        assert desk.outbox.statistics() == OutboxStatistics(0, 0, 0, blocked=False)
+        assert desk.counts() == (0, 0, 0, False)
 
 
 async def test_a_sealed_outbox_takes_nothing_and_still_empties() -> None:
@@ -730,7 +790,7 @@ async def _run_model(
             offered += run.frames
             assert outbox.messages <= len(desk.waiting())
             if outbox.blocked and not desk.slow:
-                assert outbox.bytes <= max_bytes
+                assert outbox.bytes <= outbox.max_bytes <= max_bytes * 5 // 4 + 2 * 3020
                 assert outbox.messages <= max_messages
         outbox.flush()
         with trio.move_on_after(1) as scope:
@@ -751,3 +811,270 @@ async def _run_model(
     missing = set(offered) - set(taken)
     assert Counter(frame[-8:-6].decode() for frame in missing) == +desk.dropped
     assert desk.dropped.total() == outbox.statistics().messages_dropped
+
+
+# what waits costs no more per wake-up, whatever its size
+
+
+@pytest.mark.parametrize("make_pair", [narrow_socket_pair, lockstep_stream_pair, tls_tcp_pair])
+async def test_a_slow_reader_of_a_large_reply_has_nothing_copied_but_what_it_takes(
+    make_pair: Callable[[], StreamPair], autojump_clock: MockClock
+) -> None:
+    async with open_desk(make_pair) as desk:
+        desk.outbox.offer_reply(Run((bytes(20_000_000),)))
+        desk.outbox.offer(run_of("small", "messages"))
+        desk.outbox.flush()
+        await wait_all_tasks_blocked()
+        desk.outbox.offer(run_of("behind"))
+        tracemalloc.start()
+        try:
+            for _ in range(20):
+                await desk.peer.receive_some(10_000)
+                await wait_all_tasks_blocked()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 1_000_000
+
+
+async def test_one_flush_writes_a_bounded_part_and_the_writer_goes_on() -> None:
+    async with open_desk(wide_socket_pair) as desk:
+        for _ in range(30):
+            desk.outbox.offer(Run((bytes(10_000),)))
+        desk.outbox.flush()
+        assert desk.outbox.bytes == 300_000 - 256 * 1024
+        assert not desk.outbox.blocked
+        await wait_all_tasks_blocked()
+        assert desk.outbox.bytes == 0
+
+
+async def test_a_thousand_runs_and_more_come_in_order_past_those_that_were_dropped(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_desk() as desk:
+        frame = await desk.block()
+        for n in range(5000):
+            desk.outbox.offer(run_of(n, topic=f"t{n % 10}"))
+        for topic in ("t0", "t3", "t9"):
+            desk.outbox.drop_topic(topic)
+        kept = [str(n) for n in range(5000) if n % 10 not in (0, 3, 9)]
+        assert desk.outbox.messages == len(kept) + 1
+        taken = await desk.read_frames()
+        assert taken[0] == frame
+        assert contents(taken[1:]) == kept
+        assert desk.counts() == (0, 0, 1500, False)
+
+
+# progress is seen on every kind of stream
+
+
+SLOWLY_READ: dict[str, Callable[[], StreamPair]] = {
+    "socket": roomy_tcp_pair,
+    "unix": narrow_socket_pair,
+    "tls": tls_tcp_pair,
+    "relay": relay_pair,
+    "relay-tcp": relay_tcp_pair,
+}
+
+
+@pytest.mark.parametrize("make_pair", SLOWLY_READ.values(), ids=SLOWLY_READ.keys())
+@pytest.mark.parametrize("rule", ["close", "drop_oldest", "latest"])
+async def test_a_steady_slow_reader_is_not_given_up_and_one_that_stops_is(
+    make_pair: Callable[[], StreamPair], rule: SlowRule, autojump_clock: MockClock
+) -> None:
+    async with open_desk(make_pair, max_messages=50) as desk:
+        desk.on_slow = lambda: None
+        for n in range(40):
+            desk.outbox.offer(Run((bytes(100_000),), f"t{n}", rule))
+        desk.outbox.flush()
+        reader = desk.peer
+        while isinstance(reader, trio.SSLStream):  # read what it is carried by: any part will do
+            reader = reader.transport_stream
+        for _ in range(12):
+            await trio.sleep(4.5)
+            await reader.receive_some(20_000)
+            await trio.sleep(4.5)
+            if rule != "close":
+                for n in range(15):  # which the outbox tries to write, whatever becomes of it
+                    desk.outbox.offer(Run((bytes(100_000),), f"t{n}", rule))
+        assert desk.outbox.mail
+        broken = [desk.broken, desk.outbox.stalled]
+        await trio.sleep(21)
+        assert [*broken, desk.broken, desk.outbox.stalled] == [0, False, 1, True]
+
+
+@pytest.mark.parametrize("pause", range(12))
+async def test_what_comes_while_a_writer_ends_is_written_too(
+    pause: int, autojump_clock: MockClock
+) -> None:
+    async with open_desk(relay_memory_pair) as desk:
+        for n in range(20):
+            desk.outbox.offer(run_of(n))
+            desk.outbox.flush()
+            for _ in range(pause):
+                await trio.lowlevel.checkpoint()
+        assert contents(await desk.read_frames(20)) == [str(n) for n in range(20)]
+
+
+# proportion: messages of any permitted size
+
+MIB = 2**20
+
+
+def large(content: str) -> bytes:
+    """As large as a message may be, which with what is around it is more than an outbox holds."""
+    return frames.encode(frames.TEXT, content.encode().ljust(MIB + 60, b"."))
+
+
+def names(taken: list[bytes]) -> list[str]:
+    return [frame[10:].decode().rstrip(".") for frame in taken]
+
+
+@blocking_streams
+async def test_two_messages_of_the_largest_size_and_small_ones_behind_are_no_reason_to_cut(
+    make_pair: Callable[[], StreamPair], autojump_clock: MockClock
+) -> None:
+    async with open_desk(make_pair, max_bytes=MIB) as desk:
+        for name in "ab":
+            desk.outbox.offer(Run((large(name),), "t"))
+            desk.outbox.flush()
+            await wait_all_tasks_blocked()
+        for n in range(100):
+            desk.outbox.offer(run_of(n, size=100))
+        await wait_all_tasks_blocked()
+        assert desk.slow == 0
+        assert not desk.outbox.replies_wait
+        taken = await desk.read_frames()
+        assert names(taken[:2]) == ["a", "b"]
+        assert len(taken) == 102
+        assert desk.outbox.max_bytes == MIB
+
+
+@blocking_streams
+async def test_whoever_reads_nothing_of_many_large_messages_is_cut(
+    make_pair: Callable[[], StreamPair], autojump_clock: MockClock
+) -> None:
+    async with open_desk(make_pair, max_bytes=MIB) as desk:
+        most = 0
+        desk.on_slow = desk.outbox.seal
+        for name in "abcd":
+            desk.outbox.offer(Run((large(name),), "t"))
+            desk.outbox.flush()
+            await wait_all_tasks_blocked()
+            most = max(most, desk.outbox.bytes)
+        assert desk.slow == 1
+        assert most <= 3.25 * (MIB + 100)
+
+
+@blocking_streams
+@pytest.mark.parametrize("rule", ["drop_oldest", "latest"])
+@pytest.mark.parametrize("replies", [0, 900_000])
+async def test_the_newest_message_of_any_size_fits_when_the_older_are_dropped(
+    make_pair: Callable[[], StreamPair], rule: SlowRule, replies: int, autojump_clock: MockClock
+) -> None:
+    async with open_desk(make_pair, max_bytes=MIB) as desk:
+        desk.outbox.offer(Run((large("first"),), "t", rule))
+        desk.outbox.flush()
+        await wait_all_tasks_blocked()
+        if replies:
+            desk.outbox.offer(Run((frames.text_frame(bytes(replies)),)))
+        for name in "abcdefgh":
+            assert desk.outbox.offer(Run((large(name),), "t", rule)) is Offer.TAKEN
+            await wait_all_tasks_blocked()
+            assert desk.outbox.bytes <= 3.25 * (MIB + 100)
+            for n in range(3):
+                desk.outbox.offer(run_of(n, topic="u", rule=rule))
+        assert desk.slow == 0
+        taken = [frame for frame in await desk.read_frames() if len(frame) > MIB]
+        assert names(taken)[0] == "first"
+        assert names(taken)[-1] == "h"
+
+
+async def test_control_frames_are_bounded_in_number_too() -> None:
+    async with open_desk(max_messages=10) as desk:
+        await desk.block()
+        count = 0
+        while not desk.slow:
+            desk.outbox.offer(Run((frames.encode(frames.PONG, b""),), messages=0))
+            count += 1
+        assert count == 16 * 1024 + 10
+
+
+# waiting for room
+
+
+@pytest.mark.parametrize("make_pair", [narrow_socket_pair, lockstep_stream_pair, tls_pair])
+async def test_many_runs_go_out_as_fast_as_the_peer_takes_them(
+    make_pair: Callable[[], StreamPair], autojump_clock: MockClock
+) -> None:
+    async with open_desk(make_pair, max_bytes=100_000) as desk, trio.open_nursery() as nursery:
+        most = 0
+
+        async def send() -> None:
+            nonlocal most
+            for n in range(1000):
+                assert desk.outbox.offer(run_of(f"{n:04}", size=100)) is Offer.TAKEN
+                desk.outbox.flush()
+                most = max(most, desk.outbox.bytes)
+                await desk.outbox.wait_below(10_000)
+
+        nursery.start_soon(send)
+        assert contents(await desk.read_frames(1000)) == [f"{n:04}" for n in range(1000)]
+        assert most <= 10_102
+        assert desk.slow == 0
+
+
+async def test_waits_for_different_room_end_each_at_its_time(autojump_clock: MockClock) -> None:
+    async with open_desk() as desk, trio.open_nursery() as nursery:
+        await desk.block()
+        ends: dict[int, int] = {}
+
+        async def wait(size: int) -> None:
+            await desk.outbox.wait_below(size)
+            ends[size] = desk.outbox.bytes
+
+        for size in (0, 100_000, 200_000):
+            nursery.start_soon(wait, size)
+        await wait_all_tasks_blocked()
+        assert not ends
+        while desk.outbox.mail:
+            await desk.peer.receive_some(1000)
+            await wait_all_tasks_blocked()
+        assert ends[0] == 0
+        assert 0 < ends[100_000] <= 100_000 < ends[200_000] <= 200_000
+
+
+@pytest.mark.parametrize("end", ["abandon", "discard"])
+async def test_a_wait_for_room_ends_with_the_outbox(end: str) -> None:
+    async with open_desk() as desk, trio.open_nursery() as nursery:
+        desk.outbox.offer(run_of("a" * 100))
+        nursery.start_soon(desk.outbox.wait_below, 10)
+        await wait_all_tasks_blocked()
+        getattr(desk.outbox, end)()
+
+
+async def test_a_cancelled_wait_for_room_changes_nothing(autojump_clock: MockClock) -> None:
+    async with open_desk() as desk:
+        frame = await desk.block()
+        before = desk.counts()
+        with trio.move_on_after(1) as scope:
+            await desk.outbox.wait_below(10)
+        assert scope.cancelled_caught
+        assert desk.counts() == before
+        assert await desk.read_frames() == [frame]
+
+
+# memory
+
+
+async def test_what_an_outbox_keeps_in_memory_is_told_until_it_is_out(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_desk() as desk:
+        assert desk.outbox.statistics().bytes_held == 0
+        frame = await desk.block()
+        assert len(frame) < desk.outbox.statistics().bytes_held < len(frame) + 500
+        desk.outbox.offer(run_of(*range(100)))
+        assert len(frame) + 100 * 40 < desk.outbox.statistics().bytes_held
+        await desk.read_frames(101)
+        assert desk.outbox.statistics().bytes_held == 0

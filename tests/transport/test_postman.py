@@ -11,8 +11,9 @@ import trio
 from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 
 from broker.transport import frames
-from broker.transport.outbox import Outbox, Run
+from broker.transport.outbox import Outbox
 from broker.transport.postman import PostOffice, PostStatistics, open_post_office
+from broker.transport.runs import Run
 
 
 class Subscriber:
@@ -101,7 +102,10 @@ async def test_a_run_goes_to_all_and_is_counted_in_messages() -> None:
         for one in everyone:
             assert await one.received() == b"\x81\x01a\x81\x01b\x81\x01c"
         # All five went to the postman as one list, and what came later went along.
-        assert exchange.office.statistics() == PostStatistics(messages_delivered=15, rounds=1)
+        held = run.bytes_held
+        assert exchange.office.statistics() == PostStatistics(15, rounds=1, bytes_held=held)
+        del run
+        assert exchange.office.statistics().bytes_held == 0
 
 
 async def test_one_write_carries_all_that_has_gathered() -> None:

@@ -1,0 +1,113 @@
+"""Runs: what an outbox holds, and how much memory the runs of a post office take.
+
+A run is shared by all outboxes that it was put into, so it is never changed. An outbox that drops
+the front of one keeps a `Rest` of it, which is its own; the bytes stay shared.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import attrs
+
+SlowRule: TypeAlias = Literal["close", "drop_oldest", "latest"]
+
+# What Python needs beside the bytes, on 64-bit CPython 3.11: a run is an object of 104 bytes and a
+# sequence of 64, a frame a bytes object with 33 of its own and a place in that sequence.
+_RUN_OVERHEAD = 168
+_FRAME_OVERHEAD = 41
+
+
+@attrs.define(eq=False)
+class Ledger:
+    """How many bytes the runs hold that were entered here and are still needed by somebody."""
+
+    bytes_held: int = 0
+
+
+class Run:
+    """One outbox entry: the frames of `len(frames)` messages that go to everyone alike.
+
+    `topic` is empty for what is not a publication; such a run is never dropped. Control frames
+    are no messages: `messages` is 0 for them. `data` is all frames, joined.
+    """
+
+    __slots__ = ("_ledger", "data", "first", "frames", "messages", "rule", "topic")
+
+    frames: Sequence[bytes]
+    data: bytes | memoryview
+
+    def __init__(
+        self,
+        frames: Sequence[bytes],
+        topic: str = "",
+        rule: SlowRule = "close",
+        *,
+        messages: int = -1,
+    ) -> None:
+        self._ledger: Ledger | None = None
+        count = len(frames)
+        self.frames = frames
+        self.first = 0
+        """Which of the frames is the first that goes out."""
+        self.topic = topic
+        self.rule: SlowRule = rule
+        self.data = frames[0] if count == 1 else b"".join(frames)
+        self.messages = count if messages < 0 else messages
+
+    @property
+    def bytes_held(self) -> int:
+        """What this run takes of memory: where it has several frames, each byte twice."""
+        count = len(self.frames)
+        size = len(self.data)
+        return _RUN_OVERHEAD + count * _FRAME_OVERHEAD + (size if count == 1 else 2 * size)
+
+    def enter(self, ledger: Ledger) -> None:
+        """Count this run in `ledger` for as long as somebody needs it; once, in the first."""
+        if self._ledger is None:
+            self._ledger = ledger
+            ledger.bytes_held += self.bytes_held
+
+    def __del__(self) -> None:
+        if self._ledger is not None:
+            self._ledger.bytes_held -= self.bytes_held
+
+    def only(self, first: int, end: int) -> "Run":
+        """A run of some of these frames, in the same ledger. Linear in them."""
+        frames = self.frames[first:end]
+        part = Run(frames, self.topic, self.rule, messages=min(len(frames), self.messages))
+        if self._ledger is not None:
+            part.enter(self._ledger)
+        return part
+
+
+class Rest(Run):
+    """What one outbox keeps of a run whose first frames it dropped: those from `first` on."""
+
+    __slots__ = ("_whole",)
+
+    def __init__(self, whole: Run) -> None:
+        self._ledger = None
+        self._whole = whole  # is held, and counted, for as long as a part of it is
+        self.frames = whole.frames
+        self.first = whole.first
+        self.topic = whole.topic
+        self.rule = whole.rule
+        self.data = memoryview(whole.data)
+        self.messages = whole.messages
+
+    @property
+    def bytes_held(self) -> int:
+        return _RUN_OVERHEAD + self._whole.bytes_held
+
+    def drop_front(self, count: int, size: int) -> None:
+        """Drop the next `count` frames, of `size` bytes together. Constant in what stays."""
+        self.first += count
+        self.messages -= count
+        self.data = self.data[size:]
+
+    def only(self, first: int, end: int) -> Run:
+        return self._whole.only(first, end)
+
+
+GONE = Run(())
+"""Stands in the place of a run that was dropped or is out, until the places are swept up."""

@@ -1,0 +1,43 @@
+"""A response that goes on: what is written to it goes out in pieces, however it comes."""
+
+import pytest
+import trio
+from trio.testing import lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
+
+from broker.http.streams import Line, OneWayLine, ProtobufLine, SseLine
+from broker.transport import frames
+
+HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
+
+
+@pytest.mark.parametrize("kind", [Line, SseLine, ProtobufLine])
+async def test_a_large_reply_goes_out_in_pieces_that_are_counted(kind: type[Line]) -> None:
+    ours, theirs = lockstep_stream_pair()
+    line = kind(ours)
+    reply = frames.encode(kind.opcode, b"x" * 100_000)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(line.send_all, HEAD + reply)
+        came = 0
+        while came < 100_000:
+            await wait_all_tasks_blocked()
+            assert came // 2**14 == line.pieces
+            came += len(await theirs.receive_some(2**14))
+        nursery.cancel_scope.deadline = trio.current_time() + 5
+    assert line.pieces == 7
+
+
+async def test_what_has_to_be_put_together_first_goes_out_in_pieces_too() -> None:
+    ours, theirs = memory_stream_pair()
+    line = OneWayLine(ours, {})
+    reply = b'{"id":1,"connect":{"data":"%b"}}' % (b"x" * 1_000_000)
+    wire = HEAD + frames.text_frame(reply)
+    for start in range(0, len(wire), 2**16):
+        assert line.pieces <= 1  # the head
+        await line.send_all(wire[start : start + 2**16])
+    assert 60 < line.pieces < 70
+    assert b'data: {"connect":{"data":"xxx' in await theirs.receive_some(1000)
+
+
+async def test_the_stream_below_is_known() -> None:
+    ours, _ = memory_stream_pair()
+    assert Line(ours).transport_stream is ours

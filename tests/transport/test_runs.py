@@ -1,0 +1,75 @@
+"""Runs: joined once, shared by all, and counted once for as long as anybody holds them."""
+
+import pytest
+
+from broker.transport.runs import GONE, Ledger, Rest, Run
+
+
+def test_the_frames_of_a_run_are_joined_and_counted() -> None:
+    run = Run((b"ab", b"cde"), "t", "latest")
+    assert (run.data, run.messages, run.topic, run.rule) == (b"abcde", 2, "t", "latest")
+
+
+def test_a_single_frame_is_not_copied() -> None:
+    frame = bytes(1000)
+    assert Run((frame,)).data is frame
+
+
+def test_control_frames_are_no_messages() -> None:
+    assert Run((b"ping",), messages=0).messages == 0
+    assert (GONE.messages, GONE.data) == (0, b"")
+
+
+@pytest.mark.parametrize("frames", [5, (1,)], ids=["no sequence", "no bytes"])
+def test_no_run_of_what_are_no_frames(frames: object) -> None:
+    with pytest.raises(TypeError):
+        Run((*frames, b"") if isinstance(frames, tuple) else frames)  # type: ignore[arg-type]
+
+
+def test_a_run_is_in_a_ledger_once_and_until_nobody_holds_it() -> None:
+    ledger, other = Ledger(), Ledger()
+    run = Run((bytes(1000),))
+    run.enter(ledger)
+    run.enter(ledger)
+    run.enter(other)
+    holders = [run] * 1000
+    assert other.bytes_held == 0
+    assert 1000 < ledger.bytes_held == run.bytes_held < 1300
+    del run, holders[1:]
+    assert ledger.bytes_held > 1000
+    holders.clear()
+    assert ledger.bytes_held == 0
+
+
+def test_several_frames_are_held_twice_and_each_costs_something() -> None:
+    frames = [bytes(10) for _ in range(100)]
+    assert 2 * 1000 + 100 * 33 < Run(frames).bytes_held < 2 * 1000 + 100 * 60
+
+
+def test_a_rest_is_what_has_not_been_dropped_and_shares_its_bytes() -> None:
+    ledger = Ledger()
+    whole = Run([b"a", b"bb", b"ccc", b"dddd"], "t", "drop_oldest")
+    whole.enter(ledger)
+    rest = Rest(whole)
+    rest.drop_front(1, 1)
+    rest.drop_front(2, 5)
+    assert (bytes(rest.data), rest.messages, rest.first) == (b"dddd", 1, 3)
+    assert (rest.topic, rest.rule) == ("t", "drop_oldest")
+    assert (whole.data, whole.messages) == (b"abbcccdddd", 4)
+    held = ledger.bytes_held
+    del whole
+    assert ledger.bytes_held == held > 0
+    del rest
+    assert ledger.bytes_held == 0
+
+
+@pytest.mark.parametrize("as_rest", [False, True])
+def test_some_frames_of_a_run_make_a_run_of_the_same_kind(as_rest: bool) -> None:
+    ledger = Ledger()
+    whole = Run([b"a", b"bb", b"ccc"], "t", "latest")
+    whole.enter(ledger)
+    held = ledger.bytes_held
+    part = (Rest(whole) if as_rest else whole).only(1, 3)
+    assert (part.data, part.messages, part.topic, part.rule) == (b"bbccc", 2, "t", "latest")
+    assert ledger.bytes_held == held + part.bytes_held
+    assert Run((b"ping",), messages=0).only(0, 1).messages == 0

@@ -1,0 +1,92 @@
+"""What the system says of a socket, bare or below other streams."""
+
+import os
+import socket
+import ssl
+from contextlib import suppress
+
+import pytest
+import trio
+from trio.testing import memory_stream_pair, wait_all_tasks_blocked
+
+from broker.transport.sockets import (
+    RelayStream,
+    acknowledged,
+    fileno_of,
+    has_room,
+    receive_some,
+    socket_below,
+    unacknowledged,
+)
+
+
+class Relay(RelayStream):
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.transport_stream = stream
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.transport_stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.transport_stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self.transport_stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self.transport_stream.aclose()
+
+
+def socket_pair(family: str) -> tuple[trio.SocketStream, trio.SocketStream]:
+    if family == "unix":
+        pair = socket.socketpair()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            client = socket.create_connection(listener.getsockname())
+            pair = client, listener.accept()[0]
+    ours, theirs = map(trio.socket.from_stdlib_socket, pair)
+    return trio.SocketStream(ours), trio.SocketStream(theirs)
+
+
+async def test_the_socket_below_is_found_through_what_is_above() -> None:
+    ours, theirs = socket_pair("unix")
+    tls = trio.SSLStream(ours, ssl.create_default_context(), server_hostname="x")
+    for stream in (ours, tls, Relay(ours), Relay(tls)):
+        assert socket_below(stream) is ours
+    memory, _ = memory_stream_pair()
+    assert socket_below(memory) is None
+    assert socket_below(Relay(memory)) is None
+    assert fileno_of(ours) == ours.socket.fileno()
+    assert fileno_of(Relay(ours)) == -1
+    await ours.aclose()
+    await theirs.aclose()
+
+
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+async def test_what_the_peer_takes_is_seen(family: str) -> None:
+    ours, theirs = socket_pair(family)
+    async with ours, theirs:
+        fileno = ours.socket.fileno()
+        assert has_room(fileno)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(fileno, bytes(100_000))
+        assert not has_room(fileno)
+        held, before = unacknowledged(fileno), acknowledged(ours)
+        assert held > 0
+        taken = 0
+        while taken < 2 * held // 3:
+            taken += len(await receive_some(theirs, 65536))
+        await wait_all_tasks_blocked()
+        assert unacknowledged(fileno) < held
+        assert acknowledged(ours) != before
+
+
+async def test_a_closed_socket_has_room_and_owes_nothing() -> None:
+    ours, theirs = socket_pair("unix")
+    fileno = ours.socket.fileno()
+    await ours.aclose()
+    await theirs.aclose()
+    assert has_room(-1)
+    assert has_room(fileno)
+    assert unacknowledged(fileno) == 0
