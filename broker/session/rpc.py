@@ -21,8 +21,9 @@ import msgspec
 import trio
 from msgspec import Meta, Raw, Struct
 
-from broker.core.idempotency import MAX_KEY_BYTES, Once
+from broker.core.idempotency import MAX_KEY_BYTES, IdempotentResults
 from broker.core.messages import ClientInfo, Close, Delivery, Fd, Initiator
+from broker.core.shares import owner_of, text_bytes
 from broker.errors import ErrorCode, Refused
 from broker.protocols.json_text import one_line, to_json
 from broker.routing.publishing import publish_apart
@@ -90,7 +91,7 @@ class Methods:
 
     router: Router
     requests: Requests = attrs.field(init=False)
-    _done: Once[Delivery] = attrs.field(init=False, factory=Once)
+    _done: IdempotentResults[Delivery] = attrs.field(init=False, factory=IdempotentResults)
     _wills: dict[Fd, tuple[str, bytes, ClientInfo]] = attrs.field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -112,15 +113,16 @@ class Methods:
         """Publish, as `publish_apart` says.
 
         A second publish with the same `key`, by the same user to the same topic within five
-        minutes, publishes nothing and gets the report of the first.
+        minutes, publishes nothing and gets the report of the first. Of a client without a user the
+        connection counts instead.
         """
         now = trio.current_time()
-        scope = (None if info is None else info.user, topic, key)
+        owner = owner_of(info)
         if key:
             if len(key.encode("utf-8", "replace")) > MAX_KEY_BYTES:
                 limit = f"key: more than {MAX_KEY_BYTES} bytes"
                 raise Refused(ErrorCode.BAD_REQUEST, limit)
-            done = self._done.get(scope, now)
+            done = self._done.get(owner, (topic, key), now)
             if done is not None:
                 return done
         delivery = publish_apart(
@@ -135,13 +137,16 @@ class Methods:
             retain=retain,
         )
         if key:
-            self._done.keep(scope, delivery, now)
+            # An fd takes 36 bytes: a number and its place in the tuple.
+            size = text_bytes(topic) + text_bytes(key) + 36 * len(delivery.failed)
+            self._done.keep(owner, (topic, key), delivery, now, size)
         return delivery
 
     def end(self, fd: Fd, close: Close) -> None:
         """A connection has ended: its will is published, unless it said goodbye, and who waits for
         its answers learns that there will be none."""
         self.requests.leave(fd)
+        self._done.forget(fd)
         topic, data, info = self._wills.pop(fd, ("", b"", None))
         if topic and not (close.initiator is Initiator.CLIENT and close.code in GOODBYES):
             try:
