@@ -51,8 +51,11 @@ def tags_bytes(tags: Mapping[str, str] | None) -> int:
     """The bytes of a publication's tags; 0 without any. Linear in the tags, not in their texts."""
     if not tags:
         return 0
-    texts = sum([text_bytes(key) + text_bytes(value) for key, value in tags.items()])
-    return TAGS_BYTES + TAG_BYTES * len(tags) + texts
+    total = TAGS_BYTES + TAG_BYTES * len(tags)
+    for key, value in tags.items():
+        letters = len(key) + len(value)
+        total += letters if key.isascii() and value.isascii() else 4 * letters
+    return total
 
 
 def owner_of(info: ClientInfo | None) -> Owner:
