@@ -81,7 +81,7 @@ class IdempotentResults(Generic[T]):
     _evicted: int = attrs.field(init=False, default=0)
 
     def __attrs_post_init__(self) -> None:
-        self._shares = Shares(_Results[T])
+        self._shares = Shares(_Results[T], OWNER_BYTES)
 
     def __len__(self) -> int:
         return len(self._order)
@@ -103,7 +103,7 @@ class IdempotentResults(Generic[T]):
         self._expire(now)
         results = self._shares.account(owner)
         kept = _Kept(results, key, now + self.ttl, result, RESULT_BYTES + size)
-        more = kept.bytes if results.kept else kept.bytes + OWNER_BYTES
+        more = kept.bytes
         former = results.kept.pop(key, None)
         if former is not None:
             del self._order[former]
@@ -142,5 +142,4 @@ class IdempotentResults(Generic[T]):
     def _drop(self, kept: _Kept[T]) -> None:
         results = kept.account
         del self._order[kept], results.kept[kept.key]
-        less = kept.bytes if results.kept else kept.bytes + OWNER_BYTES
-        self._shares.charge(results, -less)
+        self._shares.charge(results, -kept.bytes)

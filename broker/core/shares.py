@@ -5,7 +5,8 @@ owner without a user is a *stranger*; an *account* is what the store holds for o
 
 Rules:
 
-- An account is there while it holds something, and is forgotten with its last byte.
+- An account is there while it holds something, and is forgotten with its last byte. While it is
+  there it weighs `account_bytes` itself, so that many small owners weigh what they take.
 - All strangers together have one share, as one user has: to open a hundred connections is to hold
   a hundredth with each. Among themselves they are told apart by their fds.
 - `heaviest` is exact, and its cost does not follow the number of owners.
@@ -134,9 +135,10 @@ class _Party(Generic[A]):
 
 @attrs.define(eq=False)
 class Shares(Generic[A]):
-    """The accounts of one store, which `open_account` makes."""
+    """The accounts of one store, which `open_account` makes; each weighs `account_bytes` itself."""
 
     open_account: Callable[[Owner], A]
+    account_bytes: int = 0
     bytes: int = attrs.field(init=False, default=0)
     """Of all accounts together."""
     _strangers_bytes: int = attrs.field(init=False, default=0)
@@ -157,19 +159,16 @@ class Shares(Generic[A]):
         account = accounts.get(owner)
         if account is None:
             account = accounts[owner] = self.open_account(owner)
+            self._count(account, self.account_bytes)
         return account
 
     def charge(self, account: A, bytes: int) -> None:  # noqa: A002 - the unit is the name
-        """Put more bytes on an account, or fewer if negative; at 0 the account is forgotten."""
-        self.bytes += bytes
-        account.bytes += bytes
-        party = self._known
-        if isinstance(account.owner, int):
-            self._strangers_bytes += bytes
-            party = self._strangers
+        """Put more bytes on an account, or fewer if negative; one that holds none is forgotten."""
+        party = self._count(account, bytes)
         if account.bytes > account.bound:
             party.lift(account)
-        elif not account.bytes:
+        elif account.bytes == self.account_bytes:
+            self._count(account, -self.account_bytes)
             party.close(account)
 
     def heaviest(self) -> A | None:
@@ -183,6 +182,14 @@ class Shares(Generic[A]):
         if known is None or self._strangers_bytes > known.bytes:
             return self._strangers.heaviest()
         return known
+
+    def _count(self, account: A, bytes: int) -> "_Party[A]":  # noqa: A002
+        self.bytes += bytes
+        account.bytes += bytes
+        if isinstance(account.owner, int):
+            self._strangers_bytes += bytes
+            return self._strangers
+        return self._known
 
     def _party(self, owner: Owner) -> "_Party[A]":
         return self._strangers if isinstance(owner, int) else self._known

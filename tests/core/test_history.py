@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from broker.core.history import (
     META_TTL,
     NOBODY,
+    OWNER_BYTES,
     PUBLICATION_BYTES,
     QUIET_BYTES,
     TOPIC_BYTES,
@@ -272,7 +273,7 @@ def test_expire_frees_what_is_past_its_time_and_nothing_else() -> None:
         store.expire(now)
         statistics = store.statistics()
         assert (statistics.topics, statistics.publications) == (topics, publications), now
-    assert store.statistics().bytes == 2 * QUIET_BYTES + len("shortlong")
+    assert store.statistics().bytes == 2 * QUIET_BYTES + len("shortlong") + OWNER_BYTES
 
 
 def test_a_busy_topic_is_freed_when_it_stops() -> None:
@@ -364,9 +365,10 @@ def test_a_topic_that_is_over_is_forgotten_with_its_epoch(quiet: bool) -> None:
 # the bound on all topics
 
 
-def cost(*topics: int) -> int:
-    """What topics of one letter with so many publications of one byte cost."""
-    return sum(TOPIC_BYTES + 1 + publications * (PUBLICATION_BYTES + 1) for publications in topics)
+def cost(*topics: int, owners: int = 1) -> int:
+    """What topics of one letter with so many publications of one byte cost, of so many owners."""
+    each = [TOPIC_BYTES + 1 + publications * (PUBLICATION_BYTES + 1) for publications in topics]
+    return sum(each) + owners * OWNER_BYTES
 
 
 def test_beyond_the_bound_the_topic_published_to_longest_ago_gives_way() -> None:
@@ -460,7 +462,7 @@ def lengths(store: HistoryStore, *topics: str) -> list[int]:
 def test_a_flood_of_topics_costs_others_nothing(
     innocent: ClientInfo | None, flooder: list[ClientInfo]
 ) -> None:
-    store = store_of(100 * cost(10))
+    store = store_of(100 * cost(10, owners=0))
     for topic in range(40):
         publish(store, f"quiet{topic}", innocent, 10)
     for number in range(3000):
@@ -472,7 +474,7 @@ def test_a_flood_of_topics_costs_others_nothing(
 
 @pytest.mark.parametrize("data", [b"x", b"x" * 5000], ids=["many", "large"])
 def test_a_flood_of_one_topic_costs_others_nothing(data: bytes) -> None:
-    store = store_of(cost(10, 10, 100) + 3)
+    store = store_of(cost(10, 10, 100, owners=3) + 3)
     publish(store, "a", ALICE, 10)
     publish(store, "b", BOB, 10)
     publish(store, "c", STRANGERS[0], 500, data)
@@ -481,7 +483,7 @@ def test_a_flood_of_one_topic_costs_others_nothing(data: bytes) -> None:
 
 
 def test_a_flood_of_connections_without_a_user_costs_users_and_the_app_nothing() -> None:
-    store = store_of(100 * cost(10))
+    store = store_of(100 * cost(10, owners=0))
     publish(store, "app", None, 100)
     for topic in range(30):
         publish(store, f"alice{topic}", ALICE, 10)
@@ -492,7 +494,7 @@ def test_a_flood_of_connections_without_a_user_costs_users_and_the_app_nothing()
 
 
 def test_who_also_publishes_to_topics_of_others_gives_way_by_its_own_topics_first() -> None:
-    store = store_of(70 * cost(10))
+    store = store_of(70 * cost(10, owners=0))
     for topic in range(40):
         publish(store, f"alice{topic}", ALICE, 5)
     for topic in range(40):
@@ -507,7 +509,7 @@ def test_who_is_in_topics_of_others_alone_costs_each_of_these_a_front_in_turn_an
     None
 ):
     shared = [f"shared{topic}" for topic in range(20)]
-    store = store_of(20 * (cost(6) + 5_000 + 7) + cost(10, 3))
+    store = store_of(20 * (cost(6, owners=0) + 5_000 + 7) + cost(10, 3, owners=3))
     publish(store, "closed", ALICE, 10)
     for topic in shared:
         publish(store, topic, ALICE, 5)
@@ -523,7 +525,7 @@ def test_who_is_in_topics_of_others_alone_costs_each_of_these_a_front_in_turn_an
 
 
 def test_a_guest_whose_turn_has_come_at_the_front_is_the_one_to_lose_it() -> None:
-    store = store_of(cost(90, 100) + 60_000 + 10)
+    store = store_of(cost(90, 100, owners=3) + 60_000 + 10)
     publish(store, "filler", None, 90)
     publish(store, "room", ALICE, 2)
     publish(store, "room", BOB, 2, b"x" * 30_000)
@@ -582,7 +584,7 @@ def test_a_topic_in_which_publishers_come_and_go_knows_only_those_who_are_there(
 
 
 def test_what_was_kept_while_there_was_room_is_charged_before_there_is_none() -> None:
-    store = store_of(400 * cost(1))
+    store = store_of(400 * cost(1, owners=0))
     for number in range(199):
         publish(store, f"a{number}", ALICE)
     assert store.statistics().owners == 0
@@ -889,6 +891,7 @@ def check_counts(store: HistoryStore) -> None:
         sum(map(weight, publications))
         + sum(TOPIC_BYTES + text_bytes(topic) for topic in store._kept)
         + sum(QUIET_BYTES + text_bytes(topic) for topic in store._quiet)
+        + OWNER_BYTES * len(store._shares)
     )
     assert not store._kept.keys() & store._quiet.keys()
     check_shares(store)
@@ -910,6 +913,7 @@ def check_shares(store: HistoryStore) -> None:
         charged[payer.owner] += QUIET_BYTES + text_bytes(topic)
         assert topic in payer.quiet
     accounts = {owner: store._shares.get(owner) for owner in charged}
+    charged += Counter(dict.fromkeys(charged, OWNER_BYTES))
     assert charged == {owner: account and account.bytes for owner, account in accounts.items()}
     assert store.statistics().owners == len(charged.keys() - {NOBODY})
     assert sum(charged.values()) == store._shares.bytes
