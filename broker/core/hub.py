@@ -5,7 +5,7 @@ Rules:
 1. Never waits: each method is one atomic step.
 2. What a subscriber listens to and who listens to a name are two sides of one thing; they change
    together in `subscribe` and `unsubscribe`, and a name nobody listens to is dropped there.
-3. Exact topics are one look-up; the pattern tree is asked only when there are patterns.
+3. Exact topics are one look-up; the pattern index is asked only when there are patterns.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -18,7 +18,7 @@ from broker.core.messages import ClientInfo, Fd
 from broker.core.queue_group import Group
 from broker.core.registry import Registry
 from broker.core.session import Happening, Session, Subscriber, Subscription
-from broker.core.topics import PatternTree, is_pattern
+from broker.core.topics import PatternIndex, is_pattern
 
 
 @attrs.frozen
@@ -61,7 +61,7 @@ class Hub:
     def __init__(self) -> None:
         self.sessions: Registry[Session] = Registry()
         self._topics: dict[str, Listeners] = {}
-        self._patterns: PatternTree[Listeners] = PatternTree()
+        self._patterns: PatternIndex[Listeners] = PatternIndex()
         self._subscriptions = 0
 
     def statistics(self) -> HubStatistics:
