@@ -493,7 +493,7 @@ def test_a_flood_of_connections_without_a_user_costs_users_and_the_app_nothing()
     check_counts(store)
 
 
-def test_who_also_publishes_to_topics_of_others_gives_way_by_its_own_topics_first() -> None:
+def test_an_owner_with_publications_in_topics_of_others_gives_way_by_its_own_topics_first() -> None:
     store = store_of(70 * cost(10, owners=0))
     for topic in range(40):
         publish(store, f"alice{topic}", ALICE, 5)
@@ -505,7 +505,7 @@ def test_who_also_publishes_to_topics_of_others_gives_way_by_its_own_topics_firs
     check_counts(store)
 
 
-def test_who_is_in_topics_of_others_alone_costs_each_of_these_a_front_in_turn_and_no_other() -> (
+def test_an_owner_only_in_topics_of_others_costs_each_of_these_a_front_in_turn_and_no_other() -> (
     None
 ):
     shared = [f"shared{topic}" for topic in range(20)]
@@ -583,7 +583,7 @@ def test_a_topic_in_which_publishers_come_and_go_knows_only_those_who_are_there(
     check_counts(store)
 
 
-def test_what_was_kept_while_there_was_room_is_charged_before_there_is_none() -> None:
+def test_publications_kept_while_there_was_room_are_charged_before_there_is_none() -> None:
     store = store_of(400 * cost(1, owners=0))
     for number in range(199):
         publish(store, f"a{number}", ALICE)

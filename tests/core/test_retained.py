@@ -117,7 +117,7 @@ def test_a_flood_of_connections_without_a_user_costs_users_nothing() -> None:
     assert len(topics(retained, "mine.*")) == 40
 
 
-def test_who_replaces_a_value_owns_it() -> None:
+def test_a_value_belongs_to_the_last_who_replaced_it() -> None:
     retained = Retained(100_000)
     retain(retained, "a", b"1", ALICE)
     retain(retained, "a", b"22", BOB)

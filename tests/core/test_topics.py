@@ -260,7 +260,7 @@ def test_a_large_bucket_that_shrinks_gives_its_rows_back() -> None:
         assert index.match(name.replace("*", "x")) == [number]
 
 
-def test_what_was_found_is_remembered_until_a_pattern_comes_changes_or_goes() -> None:
+def test_a_match_is_remembered_until_a_pattern_comes_changes_or_goes() -> None:
     index = PatternIndex[int]()
     index.insert("a.*", 1)
     found = index.match("a.b")
@@ -274,7 +274,7 @@ def test_what_was_found_is_remembered_until_a_pattern_comes_changes_or_goes() ->
     assert index.match("a.b") == [3]
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_remembered_matches_are_bounded() -> None:
     index = PatternIndex[int]()
     for number in range(8):
         index.insert(f"{'*.' * number}>", number)
