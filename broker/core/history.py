@@ -169,7 +169,8 @@ class HistoryStore:
 
     Beyond the bound, the heaviest owner gives way, as the module says; of its own topics, that
     published to longest ago first, and its quiet topics before these. Quiet topics of nobody, which
-    anyone who may subscribe can make, give way before all else once they take more than half of it.
+    anyone who may subscribe can make, count as one more owner: they never take more than half from
+    those who publish.
 
     `new_epoch` makes a text that no epoch ever had, also before a restart.
     """
@@ -543,9 +544,6 @@ class HistoryStore:
         while self._all_bytes > self.max_bytes:
             account = self._shares.heaviest()
             assert account is not None  # all that is kept is charged by now
-            nobody = self._shares.get(NOBODY)
-            if nobody is not None and nobody.bytes > self.max_bytes // 2:
-                account = nobody
             if account.quiet:
                 self._forget(next(iter(account.quiet)))
                 continue

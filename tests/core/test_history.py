@@ -541,6 +541,42 @@ def test_a_guest_whose_turn_has_come_at_the_front_is_the_one_to_lose_it() -> Non
     check_counts(store)
 
 
+def test_a_topic_whose_front_has_become_anothers_is_passed_over() -> None:
+    store = store_of(cost(100, 10, owners=2) + 200_005)
+    publish(store, "filler", None, 1, b"x" * 150_000)  # so that charging has begun
+    publish(store, "room", BOB)
+    publish(store, "room", ALICE, 99)
+    publish(store, "room", BOB)  # pushes out the front, which was his
+    bob = store._shares.get("bob")
+    assert bob is not None
+    assert [history.topic for history in bob.own] == ["room"]
+    store.remove("filler", 0.0)
+    publish(store, "bob", BOB, 10, b"x" * 20_001)
+    assert store.statistics().publications_evicted == 0
+    publish(store, "bob", BOB, 20, b"x" * 50_000)
+    assert store.statistics().publications_evicted > 10
+    assert lengths(store, "room") == [100]
+    check_counts(store)
+
+
+def test_of_topics_shared_with_others_one_whose_front_is_its_own_gives_way_first() -> None:
+    store = store_of(cost(5, 5, 90, owners=3) + 40_010)
+    publish(store, "new", None, 90)
+    for topic in ("first", "second"):
+        publish(store, topic, ALICE, 2)
+        publish(store, topic, BOB, 3, b"x" * 5_000)
+    for _ in "12":  # the two of hers are pushed out of the second
+        store.append(Publication("second", b"x" * 5_000, BOB), 0.0, 5, 300.0)
+    assert store.statistics().publications_evicted == 0
+    bob = store._shares.get("bob")
+    assert bob is not None
+    assert [history.topic for history in bob.shared] == ["first", "second"]
+    publish(store, "new2", None, 1)
+    assert store.statistics().publications_evicted == 1
+    assert [len(store.read(topic, 0.0, None, -1)[0]) for topic in ("first", "second")] == [5, 4]
+    check_counts(store)
+
+
 def test_the_longest_ago_of_an_owners_topics_gives_way_first() -> None:
     store = store_of(cost(3, 2, 1))
     for topic, number in (("a", 3), ("b", 2), ("a", 0), ("c", 1)):
@@ -571,12 +607,12 @@ def test_names_weigh_too() -> None:
 
 
 def test_a_topic_in_which_publishers_come_and_go_knows_only_those_who_are_there() -> None:
-    store = store_of(2 * cost(100))
-    publish(store, "other", ALICE, 80)
+    store = store_of(cost(100, 100, owners=202))
+    publish(store, "other", ALICE, 60, b"x" * 5_000)
     for fd in range(10_000):
         publish(store, "room", ClientInfo(str(fd)))
     assert len(store._kept["room"].members) <= 2 * 100 + 17
-    assert store.statistics().owners <= 102
+    assert store.statistics().owners > 90
     publish(store, "room", BOB, 100)
     publish(store, "room", ALICE, 100)
     assert store._shares.get("bob") is None

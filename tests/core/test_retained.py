@@ -167,23 +167,25 @@ def test_slices_are_bounded_whether_anything_matches_or_not() -> None:
     assert [len(each) for each in retained.slices("a.5.b.c.d")] == [1]
 
 
-def test_a_search_holds_while_values_come_change_and_go() -> None:
+@pytest.mark.parametrize("tail", ["", ".b", ".b.c.d.e.f"])
+@pytest.mark.parametrize("head", ["a", "a.b.c"])
+def test_a_search_holds_while_values_come_change_and_go(head: str, tail: str) -> None:
     retained = Retained(10**9)
     for number in range(30):
-        retain(retained, f"a.{number}", b"old")
-    search = retained.slices("a.*", looks=10)
+        retain(retained, f"{head}.{number}{tail}", b"old")
+    search = retained.slices(f"{head}.*{tail}", looks=10)
     first = next(search)
     for number in range(30):
-        retain(retained, f"a.{number}", b"new" if number % 3 else b"null")
-        retain(retained, f"a.{number + 100}")
+        retain(retained, f"{head}.{number}{tail}", b"new" if number % 3 else b"null")
+        retain(retained, f"{head}.{number + 100}{tail}")
         retain(retained, f"b.{number}")
     assert [value.data for value in first] == [b"old"] * len(first)
     # The subscriber has got the new ones as they were published.
     assert [value for found in search for value in found] == []
-    untouched = retained.slices("a.*", looks=1)
-    retain(retained, "a.1", b"newer")
-    left = [value.topic for found in untouched for value in found]
-    assert len(left) == len(set(left)) == len(topics(retained, "a.*")) - 1
+    again = retained.slices(f"{head}.*{tail}", looks=1)
+    retain(retained, f"{head}.1{tail}", b"newer")
+    left = [value.topic for found in again for value in found]
+    assert len(left) == len(set(left)) == len(topics(retained, f"{head}.*{tail}")) - 1
 
 
 OWNERS = st.sampled_from([None, ALICE, BOB, ClientInfo("4"), ClientInfo("5")])
