@@ -7,7 +7,7 @@ from typing import Final
 
 from broker.config.settings import Config, TopicRules
 from broker.core.names import namespace_of
-from broker.core.topics import PatternTree, is_pattern
+from broker.core.topics import PatternIndex, is_pattern
 from broker.errors import ErrorCode, Refused
 
 CACHED: Final = 4096
@@ -27,7 +27,7 @@ class RuleBook:
         self._default = config.topics
         self._namespaces = config.namespaces
         self._topics: dict[str, tuple[int, TopicRules]] = {}
-        self._patterns: PatternTree[tuple[int, TopicRules]] = PatternTree()
+        self._patterns: PatternIndex[tuple[int, TopicRules]] = PatternIndex()
         for number, pattern in enumerate(config.patterns):
             if is_pattern(pattern.match):
                 self._patterns.insert(pattern.match, (number, pattern.rules))

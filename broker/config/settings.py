@@ -389,10 +389,11 @@ class Config:
     history_bytes: int = attrs.field(
         metadata=_needs_restart("the engine has its room"), default=64 * 2**20, validator=number(0)
     )
-    """All topics together. Beyond it the topic published to longest ago is forgotten."""
+    """All topics together. Beyond it, of those whose publications take most of it, the topic published
+    to longest ago loses some: each user, the app, and all clients without a user count as one."""
     retained_bytes: int = attrs.field(default=8 * 2**20, validator=number(0))
-    """Last values retained for new subscribers, all topics together: about 10,000 small ones.
-    Beyond it the value retained longest ago is forgotten."""
+    """Last values retained for new subscribers, all topics together: about 8,000 small ones.
+    Beyond it, whoever takes most of it loses the value retained longest ago, as with `history_bytes`."""
     topics: TopicRules = attrs.field(factory=TopicRules)
     """The rules of every topic that has no others; in a file they stand under `[topics]`."""
     namespaces: Mapping[str, TopicRules] = attrs.field(factory=dict, validator=namespace_names)

@@ -1,7 +1,8 @@
 """The last publications of each topic, so that a client that was away gets what it missed.
 
 Words: a topic's *epoch* names one unbroken count of offsets; its *top* is the offset of the last
-publication, kept or not; a topic is *quiet* when none of its publications is left.
+publication, kept or not; its *front* is the oldest publication kept; a topic is *quiet* when none of
+its publications is left; an *owner* is a user, an anonymous connection or the app, as in `shares`.
 
 Rules:
 
@@ -9,32 +10,60 @@ Rules:
 - A topic that is quiet keeps its epoch and top, so a client that missed nothing still learns so.
   When that is forgotten as well, the next use begins a new epoch and counts from 1.
 - A recovery is complete or it is none.
+- Bytes are charged to the owner who published them, those of a topic itself to one that has
+  publications there, and when it turns quiet to the last of these. Quiet topics that were only asked
+  for are charged to one more owner, `NOBODY`. Beyond the bound on all topics the owner with the most bytes gives way, and
+  all strangers together are one such owner.
+- Such an owner gives way by topics whose front is its own: nobody else loses anything. An owner that
+  has only publications behind those of others loses the fronts of just these topics, one in each in
+  turn: no more than its publishing pushes out of a full topic anyway. So nobody loses anything by
+  what is done in topics that are not open to whoever does it.
 - `now` is any clock in seconds that does not go backwards; a publication is kept while it is
   younger than its topic's `ttl`.
 
+Charging is put off while the store is less than half full, so that a publication costs nothing more
+until then. From there on each is charged as it comes, and those that were kept before are charged
+along with them, twice as fast as new ones come: all are before the store is full.
+
 Not promised: that a publication is kept for its whole `ttl`. The bounds on the topic and on all
-topics together come first.
+topics together come first. Nor a share in one topic: who may publish there may push out what others
+have published, by the topic's `size`.
 """
 
 import heapq
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Final
 
 import attrs
 
 from broker.core.messages import Position, Publication
+from broker.core.shares import Account, Owner, Shares, owner_of, tags_bytes, text_bytes
 from broker.errors import BrokerError
 
 PUBLICATION_BYTES: Final = 288
-"""What one kept publication costs besides its data: 236 bytes for its fields and its place in the
-ring and 33 to hold the data, as tracemalloc counts them on CPython 3.11, rounded up."""
+"""What one kept publication costs besides its data and tags: 236 bytes for its fields and its place
+in the ring and 33 to hold the data, as tracemalloc counts them on CPython 3.11, rounded up."""
 
-TOPIC_BYTES: Final = 1280
-"""What one topic costs while it has publications: an empty ring alone takes 624 bytes."""
+TOPIC_BYTES: Final = 1408
+"""What one topic costs while it has publications, besides its name's characters and its publications: an
+empty ring alone takes 624 bytes."""
 
 QUIET_BYTES: Final = 512
-"""What one quiet topic costs. Counted, because subscribing is enough to make one."""
+"""What one quiet topic costs besides its name's characters. Counted, because subscribing is enough
+to make one."""
+
+NOBODY: Final[Owner] = ""
+"""Owner of the quiet topics that are charged to no publisher; no user has an empty name."""
+
+LOOKS: Final = 8
+"""Of the topics in which an owner's publications lie behind others', so many are looked at for one
+whose front has become its own before another's front is dropped: each look costs 0.2 µs."""
+
+OWNER_BYTES: Final = 1536
+"""What one owner costs that is charged for something: its account, the orders of its topics and
+what is known of the client come to 1,510 bytes."""
 
 META_TTL: Final = 86400.0
 """Seconds that a quiet topic keeps its epoch after it was last asked for: a laptop that was closed
@@ -65,6 +94,25 @@ class HistoryStatistics:
     publications: int
     bytes: int
     publications_evicted: int
+    owners: int
+    """Who is charged for something; nobody while the store is less than half full."""
+
+
+@attrs.define(eq=False)
+class Publisher(Account):
+    """What one owner has in the store: its bytes, and the topics where they are.
+
+    Each topic in which it has charged publications, or which is charged to it, is in one of the
+    two. One in which nothing of it is left may be there too, until somebody looks.
+    """
+
+    own: "OrderedDict[History, None]" = attrs.field(repr=False, factory=OrderedDict)
+    """Topics whose front was its own when it was last looked at; that published to longest ago
+    first, as far as it is the only publisher."""
+    shared: "OrderedDict[History, None]" = attrs.field(repr=False, factory=OrderedDict)
+    """Topics whose front was another's."""
+    quiet: "OrderedDict[str, None]" = attrs.field(repr=False, factory=OrderedDict)
+    """Its quiet topics; that asked for longest ago first."""
 
 
 @attrs.define(eq=False)
@@ -77,8 +125,16 @@ class History:
     ttl: float
     due: float
     """When the store looks at this topic again: at or before its oldest publication's end."""
-    ring: deque[tuple[float, Publication]] = attrs.field(init=False, factory=deque)
-    """When each was published, and the publication; oldest first."""
+    bytes: int
+    """What the topic itself costs."""
+    ring: deque[tuple[float, Publication, int]] = attrs.field(init=False, factory=deque)
+    """When each was published, the publication, and what its tags cost; oldest first."""
+    charged: int = attrs.field(init=False, default=0)
+    """Up to this offset the publications are charged to their owners."""
+    payer: Publisher | None = attrs.field(init=False, repr=False, default=None)
+    """Charged for the topic itself; None while nothing of it is charged."""
+    members: dict[Publisher, int] = attrs.field(init=False, repr=False, factory=dict)
+    """Who has this topic among its own, and the offset of the last that was charged to it."""
 
     @property
     def position(self) -> Position:
@@ -111,9 +167,10 @@ class History:
 class HistoryStore:
     """The histories of all topics, within `max_bytes`.
 
-    Beyond the bound, the oldest publication of the topic published to longest ago goes first.
-    Quiet topics, which anyone who may subscribe can make, give way before any publication once
-    they take more than half of it.
+    Beyond the bound, the heaviest owner gives way, as the module says; of its own topics, that
+    published to longest ago first, and its quiet topics before these. Quiet topics of nobody, which
+    anyone who may subscribe can make, count as one more owner: they never take more than half from
+    those who publish.
 
     `new_epoch` makes a text that no epoch ever had, also before a restart.
     """
@@ -123,13 +180,26 @@ class HistoryStore:
     meta_ttl: float = META_TTL
     # Least recently published to first.
     _kept: OrderedDict[str, History] = attrs.field(init=False, factory=OrderedDict)
-    # With the time each was last asked for; longest ago first. A topic is in one of the two.
-    _quiet: OrderedDict[str, tuple[Position, float]] = attrs.field(init=False, factory=OrderedDict)
+    # With the time each was last asked for, longest ago first, and who is charged for it. A topic
+    # is in one of the two.
+    _quiet: OrderedDict[str, tuple[Position, float, Publisher]] = attrs.field(
+        init=False, factory=OrderedDict
+    )
     # A heap of (when, topic). An entry counts only while it agrees with that topic's `due`.
     _due: list[tuple[float, str]] = attrs.field(init=False, factory=list)
     _bytes: int = attrs.field(init=False, default=0)
     _publications: int = attrs.field(init=False, default=0)
     _evicted: int = attrs.field(init=False, default=0)
+    _shares: Shares[Publisher] = attrs.field(
+        init=False, factory=lambda: Shares(Publisher, OWNER_BYTES)
+    )
+    # Beyond so many bytes publications are charged: half of the room, and none once they are.
+    _charge_from: int = attrs.field(init=False)
+    # Topics that may hold what is not charged yet; those least recently published to last.
+    _uncharged: list[History] = attrs.field(init=False, factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        self._charge_from = self.max_bytes // 2
 
     def append(self, publication: Publication, now: float, size: int, ttl: float) -> Publication:
         """Keep a publication and return it with its offset: see `extend`."""
@@ -152,6 +222,8 @@ class HistoryStore:
         if size <= 0 or ttl <= 0:
             self._forget(topic)
             return publications
+        if not publications:
+            return publications
         history = self._kept.get(topic)
         if history is None:
             history = self._wake(topic, now, ttl)
@@ -162,22 +234,39 @@ class HistoryStore:
                 self._schedule(history)
         # Called directly, as this is a hot line: attrs.evolve takes several times as long. The topic
         # is the text we have, so that a thousand publications share one.
-        topic, offset = history.topic, history.top
+        topic, offset, ring = history.topic, history.top, history.ring
+        before = len(ring)
+        tags, extra, more = None, 0, 0
         published = []
+        if len(publications) > size:
+            for p in publications[:-size]:  # counted, but would not be kept
+                offset += 1
+                published.append(
+                    Publication(topic, p.data, p.info, offset, p.time, p.tags, p.opaque)
+                )
+            publications = publications[-size:]
         for p in publications:
             offset += 1
-            published.append(Publication(topic, p.data, p.info, offset, p.time, p.tags, p.opaque))
+            data = p.data
+            if p.tags is not tags:
+                tags = p.tags
+                extra = tags_bytes(tags)
+            kept = Publication(topic, data, p.info, offset, p.time, tags, p.opaque)
+            published.append(kept)
+            ring.append((now, kept, extra))
+            more += len(data) + PUBLICATION_BYTES + extra
         history.top = offset
-        kept = published if len(published) <= size else published[-size:]
-        ring = history.ring
-        while len(ring) + len(kept) > size:
-            self._drop_oldest(ring)
-        for publication in kept:
-            ring.append((now, publication))
-            self._bytes += len(publication.data) + PUBLICATION_BYTES
-        self._publications += len(kept)
-        if self._bytes > self.max_bytes:
-            self._evict(now)
+        if history.charged:
+            while len(ring) > size:
+                more -= self._drop_charged(history)
+        else:
+            while len(ring) > size:
+                _, dropped, extra = ring.popleft()
+                more -= len(dropped.data) + PUBLICATION_BYTES + extra
+        self._bytes += more
+        self._publications += len(ring) - before
+        if self._bytes > self._charge_from:
+            self._charge(history, now)
         return published
 
     def position(self, topic: str, now: float) -> Position:
@@ -236,7 +325,7 @@ class HistoryStore:
         history = self._kept.get(topic)
         if history is not None:
             while history.ring:
-                self._drop_oldest(history.ring)
+                self._drop_oldest(history)
             self._quieten(history, now)
 
     def forget(self, is_over: Callable[[str], bool]) -> None:
@@ -258,7 +347,7 @@ class HistoryStore:
             if history is not None and history.due == due and self._fresh(topic, now):
                 self._schedule(history)
         while self._quiet:
-            topic, (_, asked) = next(iter(self._quiet.items()))
+            topic, (_, asked, _) = next(iter(self._quiet.items()))
             if asked + self.meta_ttl > now:
                 break
             self._forget(topic)
@@ -268,9 +357,14 @@ class HistoryStore:
             topics=len(self._kept),
             quiet_topics=len(self._quiet),
             publications=self._publications,
-            bytes=self._bytes,
+            bytes=self._all_bytes,
             publications_evicted=self._evicted,
+            owners=len(self._shares) - (self._shares.get(NOBODY) is not None),
         )
+
+    @property
+    def _all_bytes(self) -> int:
+        return self._bytes + OWNER_BYTES * len(self._shares)
 
     def _fresh(self, topic: str, now: float) -> History | None:
         """The topic's history without what is past its time, or None if nothing is left."""
@@ -279,70 +373,210 @@ class HistoryStore:
             return None
         ring = history.ring
         while ring and ring[0][0] + history.ttl <= now:
-            self._drop_oldest(ring)
+            self._drop_oldest(history)
         if ring:
             return history
         self._quieten(history, now)
         return None
 
+    # quiet topics
+
     def _quiet_position(self, topic: str, now: float) -> Position:
         """The position of a topic that is quiet or new, which counts as asking for it."""
+        former = self._quiet.get(topic)
         position = self._take_quiet(topic, now)
-        self._quiet[topic] = position, now
-        self._bytes += QUIET_BYTES
-        if self._bytes > self.max_bytes:
+        # Asking makes nobody else pay, or a flooder would have its topics paid for by asking.
+        owner = NOBODY if former is None else former[2].owner
+        self._put_quiet(topic, position, now, self._shares.account(owner))
+        if self._all_bytes > self.max_bytes:
             self._evict(now)
         return position
 
+    def _put_quiet(self, topic: str, position: Position, now: float, payer: Publisher) -> None:
+        self._quiet[topic] = position, now, payer
+        payer.quiet[topic] = None
+        size = QUIET_BYTES + text_bytes(topic)
+        self._bytes += size
+        self._shares.charge(payer, size)
+
     def _take_quiet(self, topic: str, now: float) -> Position:
-        position, asked = self._quiet.pop(topic, (None, 0.0))
-        if position is not None:
-            self._bytes -= QUIET_BYTES
-            if asked + self.meta_ttl > now:
-                return position
-        return Position(0, self.new_epoch())
+        position, asked = self._pop_quiet(topic)
+        if position is None or asked + self.meta_ttl <= now:
+            return Position(0, self.new_epoch())
+        return position
+
+    def _pop_quiet(self, topic: str) -> tuple[Position | None, float]:
+        position, asked, payer = self._quiet.pop(topic, (None, 0.0, None))
+        if payer is not None:
+            del payer.quiet[topic]
+            size = QUIET_BYTES + text_bytes(topic)
+            self._bytes -= size
+            self._shares.charge(payer, -size)
+        return position, asked
+
+    # topics with publications
 
     def _wake(self, topic: str, now: float, ttl: float) -> History:
-        """Open the ring of a topic that is quiet or new."""
+        """Open the ring of a topic that is quiet or new, to be filled at once."""
         position = self._take_quiet(topic, now)
-        history = History(topic, position.epoch, position.offset, ttl, due=0.0)
+        size = TOPIC_BYTES + text_bytes(topic)
+        history = History(topic, position.epoch, position.offset, ttl, 0.0, size)
         self._kept[topic] = history
-        self._bytes += TOPIC_BYTES
+        self._bytes += size
         self._schedule(history, now)
         return history
 
     def _quieten(self, history: History, now: float) -> None:
         """Close an empty ring; the topic's epoch and top stay."""
-        del self._kept[history.topic]
-        self._quiet[history.topic] = history.position, now
-        self._bytes += QUIET_BYTES - TOPIC_BYTES
+        owner = NOBODY if history.payer is None else history.payer.owner
+        self._close(history)
+        self._put_quiet(history.topic, history.position, now, self._shares.account(owner))
 
     def _forget(self, topic: str) -> None:
         """Forget everything about a topic, if there is anything."""
-        history = self._kept.pop(topic, None)
+        history = self._kept.get(topic)
         if history is not None:
             while history.ring:
-                self._drop_oldest(history.ring)
-            self._bytes -= TOPIC_BYTES
-        elif self._quiet.pop(topic, None) is not None:
-            self._bytes -= QUIET_BYTES
+                self._drop_oldest(history)
+            self._close(history)
+        else:
+            self._pop_quiet(topic)
 
-    def _drop_oldest(self, ring: deque[tuple[float, Publication]]) -> None:
-        publication = ring.popleft()[1]
+    def _close(self, history: History) -> None:
+        """Take a topic whose ring is empty from all who have it."""
+        del self._kept[history.topic]
+        self._bytes -= history.bytes
+        for account in history.members:
+            account.own.pop(history, None)
+            account.shared.pop(history, None)
+        if history.payer is not None:
+            self._shares.charge(history.payer, -history.bytes)
+
+    def _drop_oldest(self, history: History) -> None:
         self._publications -= 1
-        self._bytes -= len(publication.data) + PUBLICATION_BYTES
+        self._bytes -= self._drop_charged(history)
+
+    def _drop_charged(self, history: History) -> int:
+        """Drop the front and take its bytes, which come back, from its owner's account."""
+        _, publication, extra = history.ring.popleft()
+        less = len(publication.data) + PUBLICATION_BYTES + extra
+        if publication.offset <= history.charged:
+            self._shares.charge(self._shares.account(owner_of(publication.info)), -less)
+        return less
+
+    # who is charged for what
+
+    def _charge(self, history: History, now: float) -> None:
+        """Charge what was just published to a topic, and come back under the bound."""
+        if self._charge_from >= 0:
+            self._charge_from = -1
+            self._uncharged = list(reversed(self._kept.values()))
+        more = 2 * self._charge_topic(history)
+        while more > 0 and self._uncharged:
+            more -= self._charge_topic(self._uncharged.pop())
+        if self._all_bytes > self.max_bytes:
+            self._evict(now)
+        elif self._bytes < self.max_bytes // 4:
+            self._charge_from = self.max_bytes // 2
+            self._uncharged = []
+
+    def _charge_topic(self, history: History) -> int:
+        """Charge what has not been charged of a topic, and say how many bytes that was."""
+        if self._kept.get(history.topic) is not history:
+            return 0  # gone since it was listed
+        ring, charged = history.ring, history.charged
+        first = max(0, charged + len(ring) - history.top)
+        if first == len(ring):
+            return 0
+        total = 0
+        for place in range(first, len(ring)):
+            _, publication, extra = ring[place]
+            size = len(publication.data) + PUBLICATION_BYTES + extra
+            account = self._shares.account(owner_of(publication.info))
+            self._shares.charge(account, size)
+            total += size
+            if account not in history.members:
+                self._join(history, account, is_front=not place)
+            history.members[account] = publication.offset
+        history.charged = history.top
+        if history.payer is None:
+            history.payer = self._owner_of_front(history)
+            self._shares.charge(history.payer, history.bytes)
+            total += history.bytes
+        if len(history.members) == 1 and history in history.payer.own:
+            history.payer.own.move_to_end(history)
+        return total
+
+    def _join(self, history: History, account: Publisher, *, is_front: bool) -> None:
+        (account.own if is_front else account.shared)[history] = None
+        # Of a busy topic, those go who have nothing left there; constant per member.
+        if len(history.members) > 2 * len(history.ring) + 16:
+            for each in [each for each in history.members if self._is_gone(history, each)]:
+                self._leave(history, each)
+
+    def _owner_of_front(self, history: History) -> Publisher:
+        return self._shares.account(owner_of(history.ring[0][1].info))
+
+    def _is_gone(self, history: History, account: Publisher) -> bool:
+        """Whether all that `account` has published to this topic has been dropped."""
+        return history.members[account] <= history.top - len(history.ring)
+
+    def _leave(self, history: History, account: Publisher) -> None:
+        """Take a topic from a member that has nothing left there; the payer hands it on."""
+        del history.members[account]
+        account.own.pop(history, None)
+        account.shared.pop(history, None)
+        if account is history.payer:
+            history.payer = self._owner_of_front(history)
+            self._shares.charge(history.payer, history.bytes)
+            self._shares.charge(account, -history.bytes)
+
+    # the bound on all topics
 
     def _evict(self, now: float) -> None:
-        """Come back under the bound. Each turn frees something, so the cost is what is freed."""
-        while self._bytes > self.max_bytes:
-            if len(self._quiet) * QUIET_BYTES > self.max_bytes // 2:
-                self._forget(next(iter(self._quiet)))
+        """Come back under the bound.
+
+        Each turn frees something, so the cost is what is freed: the looks at topics that free
+        nothing are bounded, but for those that take a topic from where it does not belong.
+        """
+        while self._uncharged:
+            self._charge_topic(self._uncharged.pop())
+        while self._all_bytes > self.max_bytes:
+            account = self._shares.heaviest()
+            assert account is not None  # all that is kept is charged by now
+            if account.quiet:
+                self._forget(next(iter(account.quiet)))
                 continue
-            history = next(iter(self._kept.values()))
-            self._drop_oldest(history.ring)
-            self._evicted += 1
-            if not history.ring:
-                self._quieten(history, now)
+            history = self._topic_to_trim(account)
+            if history is not None:
+                self._drop_oldest(history)
+                self._evicted += 1
+                if not history.ring:
+                    self._quieten(history, now)
+
+    def _topic_to_trim(self, account: Publisher) -> History | None:
+        """The topic whose front goes when this owner is the heaviest.
+
+        None if it has no publication any more in a topic looked at: ask again.
+        """
+        while account.own:
+            history = next(iter(account.own))
+            if self._owner_of_front(history) is account:
+                return history
+            del account.own[history]
+            account.shared[history] = None
+        for history in list(islice(account.shared, LOOKS)):
+            if self._is_gone(history, account):
+                self._leave(history, account)
+            elif self._owner_of_front(history) is account:
+                del account.shared[history]
+                account.own[history] = None
+                return history
+        if not account.shared:
+            return None
+        history = next(iter(account.shared))
+        account.shared.move_to_end(history)
+        return None if self._is_gone(history, account) else history
 
     def _schedule(self, history: History, published: float | None = None) -> None:
         """Look at this topic again when its oldest publication, from `published`, ends."""

@@ -5,7 +5,7 @@ Rules:
 1. Never waits: each method is one atomic step.
 2. The names a subscriber listens to and the listeners of a name are two sides of one thing; they
    change together in `subscribe` and `unsubscribe`, and a name nobody listens to is dropped there.
-3. Exact topics are one look-up; the pattern tree is asked only when there are patterns.
+3. Exact topics are one look-up; the pattern index is asked only when there are patterns.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -24,7 +24,7 @@ from broker.core.session import (
     Subscription,
 )
 from broker.core.tags import count_nodes
-from broker.core.topics import PatternTree, is_pattern
+from broker.core.topics import PatternIndex, is_pattern
 
 
 class Attachable(Subscriber, Protocol):
@@ -113,7 +113,7 @@ class Hub(Generic[S]):
     def __init__(self, first_fd: Fd = 1) -> None:
         self.sessions: Registry[S] = Registry(first_fd)
         self._topics: dict[str, Listeners] = {}
-        self._patterns: PatternTree[Listeners] = PatternTree()
+        self._patterns: PatternIndex[Listeners] = PatternIndex()
         self._subscriptions = 0
 
     def statistics(self) -> HubStatistics:

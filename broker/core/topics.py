@@ -1,4 +1,4 @@
-"""Names of topics and patterns, and the tree that finds the patterns a topic matches.
+"""Names of topics and patterns, and the index that finds the patterns a topic matches.
 
 A topic is any text without control characters. Its tokens are split at `.`; a pattern is a
 name with at least one wildcard token: `*` stands for exactly one token, `>` for one or more at
@@ -22,24 +22,29 @@ the end.
 
 The last pattern is valid, and in practice matches nothing: `fd:7` has a single token.
 
-Rule: what is published to is a topic, never a pattern. A name with a wildcard token that breaks
-the rules for patterns is neither.
+Rules:
+
+- What is published to is a topic, never a pattern. A name with a wildcard token that breaks the rules
+  for patterns is neither.
+- The cost of a match follows the patterns that match, and those that could not be told apart by the
+  one token they are filed under; of the latter 64 are ruled out in one step.
 """
 
 import re
 from collections.abc import Iterator
-from typing import Final, Generic, TypeVar, cast
+from operator import attrgetter
+from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 
 import attrs
 
 T = TypeVar("T")
 
 MAX_PATTERN_TOKENS: Final = 32
-"""A match goes down one level of the tree per token; NATS subjects rarely have more than 16."""
+"""A match looks at one token after the other; NATS subjects rarely have more than 16."""
 
 MAX_PATTERN_STARS: Final = 8
-"""Each `*` lets a match go two ways at once: a tree full of patterns such as `*.a.*.b`, planted
-for the purpose, is walked along every way to place the stars. Eight leave room for real names."""
+"""Each `*` makes a pattern match in more ways, and there are more patterns to match one topic. Eight
+leave room for real names."""
 
 _has_control = re.compile("[\x00-\x1f\x7f]").search
 _has_wildcard = re.compile(r"(?:^|\.)[*>](?:\.|\Z)").search
@@ -92,7 +97,7 @@ def _check_text(name: str, max_bytes: int) -> None:
 def matches(pattern: str, topic: str) -> bool:
     """Whether `pattern` matches `topic`: the definition, for tests and for single checks.
 
-    Linear in the tokens. To ask many patterns at once, use `PatternTree`.
+    Linear in the tokens. To ask many patterns at once, use `PatternIndex`.
     """
     wanted = pattern.split(".")
     tokens = topic.split(".")
@@ -106,92 +111,213 @@ def matches(pattern: str, topic: str) -> bool:
     )
 
 
-_ABSENT: Final = object()
+MEMO: Final = 65_536
+"""Places for matches that are remembered: `TOPIC_PLACES` for a topic and one for each pattern that it
+matches, 0.5 MiB and 4,096 names. Only busy topics matter; one of them is found in 0.1 µs."""
+
+TOPIC_PLACES: Final = 16
+"""What a topic's own name takes, at 8 bytes a place and names of some ten letters."""
+
+FEW: Final = 4
+"""So many patterns of a bucket are checked one by one, 0.3 µs each; more have masks, which cost 1 µs
+at least and hardly more for a thousand."""
+
+Place: TypeAlias = tuple[int, str]
+"""A token and where it stands, from 0."""
 
 
 @attrs.define(eq=False)
-class _Node:
-    """One token of one or more patterns, below the tokens before it."""
+class _Entry:
+    """One pattern. `literals` are its tokens that are no wildcard, with their places."""
 
-    literal: "dict[str, _Node]" = attrs.field(factory=dict)
-    star: "_Node | None" = None
-    here: object = _ABSENT  # value of the pattern that ends at this token
-    rest: object = _ABSENT  # value of the pattern that goes on with `>` and ends
+    value: object
+    literals: tuple[Place, ...]
+    stars: tuple[int, ...]
+    length: int
+    """Tokens, without a `>` at the end."""
+    is_open: bool
+    """Whether it ends in `>`."""
+    order: bytes
+    """See `PatternIndex.match`. Bytes, as thousands may have to be sorted."""
+    bucket: "_Bucket | None" = attrs.field(default=None, repr=False)
 
-    def is_empty(self) -> bool:
-        return (
-            self.here is _ABSENT and self.rest is _ABSENT and self.star is None and not self.literal
-        )
+    def fits(self, tokens: list[str]) -> bool:
+        count = len(tokens)
+        if count <= self.length if self.is_open else count != self.length:
+            return False
+        # A loop, as `all` takes 0.5 µs.
+        for place, token in self.literals:  # noqa: SIM110
+            if tokens[place] != token:
+                return False
+        return True
+
+
+def _entry(pattern: str, value: object) -> _Entry:
+    tokens = pattern.split(".")
+    is_open = tokens[-1] == ">"
+    if is_open:
+        tokens.pop()
+    literals = tuple((place, token) for place, token in enumerate(tokens) if token != "*")
+    stars = tuple(place for place, token in enumerate(tokens) if token == "*")
+    # By length, if open, then by where the stars are; closed ones that match one topic have one length.
+    order = bytes((not is_open, len(tokens), *(token == "*" for token in tokens)))
+    return _Entry(value, literals, stars, len(tokens), is_open, order)
 
 
 @attrs.define(eq=False)
-class PatternTree(Generic[T]):
-    """Well-formed patterns, each with one value; like a dict, but for `match`.
+class _Masks:
+    """The patterns of a large bucket, one bit each, by what they ask of a topic.
 
-    What is removed leaves nothing behind, so memory follows the patterns that are in use.
+    A topic is matched by keeping, of all bits, those that agree with one token after the other:
+    the same few steps for a thousand patterns as for ten.
     """
 
-    _root: _Node = attrs.field(init=False, factory=_Node)
-    _length: int = attrs.field(init=False, default=0)
+    rows: list[_Entry | None] = attrs.field(factory=list)
+    free: list[int] = attrs.field(factory=list)
+    row_of: dict[_Entry, int] = attrs.field(factory=dict)
+    literals: dict[Place, int] = attrs.field(factory=dict)
+    stars: dict[int, int] = attrs.field(factory=dict)
+    """By place."""
+    closed: dict[int, int] = attrs.field(factory=dict)
+    """By length."""
+    opened: dict[int, int] = attrs.field(factory=dict)
+    """Those that end in `>`, by length."""
+
+    def add(self, entry: _Entry) -> None:
+        if self.free:
+            row = self.free.pop()
+            self.rows[row] = entry
+        else:
+            row = len(self.rows)
+            self.rows.append(entry)
+        self.row_of[entry] = row
+        for masks, key in self.places(entry):
+            masks[key] = masks.get(key, 0) | 1 << row
+
+    def remove(self, entry: _Entry) -> None:
+        row = self.row_of.pop(entry)
+        self.rows[row] = None
+        self.free.append(row)
+        for masks, key in self.places(entry):
+            left = masks[key] ^ 1 << row
+            if left:
+                masks[key] = left
+            else:
+                del masks[key]
+
+    def places(self, entry: _Entry) -> Iterator[tuple[dict[Any, int], object]]:
+        """The masks that have a bit for this pattern."""
+        for place in entry.literals:
+            yield self.literals, place
+        for star in entry.stars:
+            yield self.stars, star
+        yield self.opened if entry.is_open else self.closed, entry.length
+
+    def match(self, places: list[Place], found: list[_Entry]) -> None:
+        count = len(places)
+        alive = self.closed.get(count, 0)
+        for length, opened in self.opened.items():
+            if length < count:
+                alive |= opened
+        ended = 0  # open ones that have, and agree with whatever follows
+        for literal in places[:MAX_PATTERN_TOKENS]:
+            if not alive:
+                return
+            place = literal[0]
+            ended |= self.opened.get(place, 0)
+            alive &= self.literals.get(literal, 0) | self.stars.get(place, 0) | ended
+        bits = f"{alive:b}"[::-1]
+        row = bits.find("1")
+        while row >= 0:
+            entry = self.rows[row]
+            assert entry is not None
+            found.append(entry)
+            row = bits.find("1", row + 1)
+
+
+@attrs.define(eq=False)
+class _Bucket:
+    """The patterns that are filed under one token at one place."""
+
+    place: Place | None
+    entries: dict[_Entry, None] = attrs.field(factory=dict)
+    masks: _Masks | None = None
+
+    def add(self, entry: _Entry) -> None:
+        self.entries[entry] = None
+        if self.masks is not None:
+            self.masks.add(entry)
+        elif len(self.entries) > 2 * FEW:
+            self._mask()
+
+    def remove(self, entry: _Entry) -> None:
+        del self.entries[entry]
+        if self.masks is None:
+            return
+        self.masks.remove(entry)
+        if len(self.entries) <= FEW:
+            self.masks = None
+        elif len(self.masks.rows) > 4 * len(self.entries):
+            self._mask()  # as many have gone as are looked at here, three times over
+
+    def _mask(self) -> None:
+        self.masks = _Masks()
+        for entry in self.entries:
+            self.masks.add(entry)
+
+
+@attrs.define(eq=False)
+class PatternIndex(Generic[T]):
+    """Well-formed patterns, each with one value; like a dict, but for `match`.
+
+    A pattern is filed under one of its literal tokens: of the buckets it could be in, the smallest.
+    So `user.7.*` is found by the 7, and a topic is compared only with patterns that share a token
+    with it at the same place. What is removed leaves nothing behind, so memory follows the patterns
+    that are in use.
+    """
+
+    _entries: dict[str, _Entry] = attrs.field(init=False, factory=dict)
+    # The patterns without a literal token are under None.
+    _buckets: dict[Place | None, _Bucket] = attrs.field(init=False, factory=dict)
+    # What `match` has found since the patterns last changed, by topic.
+    _memo: dict[str, list[T]] = attrs.field(init=False, factory=dict)
+    _memo_left: int = attrs.field(init=False, default=MEMO)
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._entries)
 
     def insert(self, pattern: str, value: T) -> None:
         """Give `pattern` this value, in place of the one it had. Check the pattern first."""
-        tokens = pattern.split(".")
-        open_ended = tokens[-1] == ">"
-        if open_ended:
-            tokens.pop()
-        node = self._root
-        for token in tokens:
-            if token == "*":
-                if node.star is None:
-                    node.star = _Node()
-                node = node.star
-            else:
-                child = node.literal.get(token)
-                if child is None:
-                    child = node.literal[token] = _Node()
-                node = child
-        if open_ended:
-            self._length += node.rest is _ABSENT
-            node.rest = value
-        else:
-            self._length += node.here is _ABSENT
-            node.here = value
+        self._forget()
+        entry = self._entries.get(pattern)
+        if entry is not None:
+            entry.value = value
+            return
+        entry = self._entries[pattern] = _entry(pattern, value)
+        # The last of equals, as names grow more special to their end.
+        buckets = [self._buckets.get(place) for place in reversed(entry.literals)]
+        sizes = [0 if bucket is None else len(bucket.entries) for bucket in buckets]
+        place = entry.literals[-1 - sizes.index(min(sizes))] if sizes else None
+        bucket = self._buckets.get(place)
+        if bucket is None:
+            bucket = self._buckets[place] = _Bucket(place)
+        bucket.add(entry)
+        entry.bucket = bucket
 
     def get(self, pattern: str) -> T | None:
         """The value of this very pattern, or None."""
-        path, open_ended = self._walk(pattern)
-        if not path:
-            return None
-        value = path[-1].rest if open_ended else path[-1].here
-        return None if value is _ABSENT else cast(T, value)
+        entry = self._entries.get(pattern)
+        return None if entry is None else cast(T, entry.value)
 
     def remove(self, pattern: str) -> T:
         """Take `pattern` out and return its value. Raises `KeyError` if it is not there."""
-        path, open_ended = self._walk(pattern)
-        value: object = _ABSENT
-        if path:
-            node = path[-1]
-            if open_ended:
-                value, node.rest = node.rest, _ABSENT
-            else:
-                value, node.here = node.here, _ABSENT
-        if value is _ABSENT:
-            raise KeyError(pattern)
-        self._length -= 1
-        for token, parent, child in reversed(
-            list(zip(pattern.split("."), path, path[1:], strict=False))
-        ):
-            if not child.is_empty():
-                break
-            if token == "*":
-                parent.star = None
-            else:
-                del parent.literal[token]
-        return cast(T, value)
+        entry = self._entries.pop(pattern)
+        self._forget()
+        assert entry.bucket is not None
+        entry.bucket.remove(entry)
+        if not entry.bucket.entries:
+            del self._buckets[entry.bucket.place]
+        return cast(T, entry.value)
 
     def match(self, topic: str) -> list[T]:
         """The values of all patterns that match `topic`.
@@ -199,50 +325,43 @@ class PatternTree(Generic[T]):
         In an order that depends on the patterns alone: those that end in `>`, shortest first,
         then the others; of two that first differ in one token, the literal comes before `*`.
 
-        The cost follows the ways down the tree that agree with the topic so far; patterns that
-        differ from it in an early token cost nothing.
+        The cost follows the patterns that match, and the tokens of the topic; of patterns that
+        share one token with it and still differ, 64 cost as much as one. A topic that has been
+        asked for since the patterns last changed is one look-up.
         """
-        found: list[object] = []
-        level = [self._root]
-        for token in topic.split("."):
-            below: list[_Node] = []
-            for node in level:
-                if node.rest is not _ABSENT:
-                    found.append(node.rest)
-                child = node.literal.get(token)
-                if child is not None:
-                    below.append(child)
-                if node.star is not None:
-                    below.append(node.star)
-            if not below:
-                return cast(list[T], found)
-            level = below
-        found += [node.here for node in level if node.here is not _ABSENT]
-        return cast(list[T], found)
+        known = self._memo.get(topic)
+        if known is None:
+            known = self._find(topic)
+            places = TOPIC_PLACES + len(known)
+            if places > self._memo_left:
+                self._forget()
+            if places <= self._memo_left:
+                self._memo_left -= places
+                self._memo[topic] = known
+        return known[:]
 
     def values(self) -> Iterator[T]:
         """The values of all patterns, in no order that anyone should rely on."""
-        nodes = [self._root]
-        while nodes:
-            node = nodes.pop()
-            yield from (cast(T, value) for value in (node.here, node.rest) if value is not _ABSENT)
-            nodes += node.literal.values()
-            if node.star is not None:
-                nodes.append(node.star)
+        for entry in self._entries.values():
+            yield cast(T, entry.value)
 
-    def _walk(self, pattern: str) -> tuple[list[_Node], bool]:
-        """The nodes from the root to where the pattern's value is, and whether it ends in `>`.
+    def _find(self, topic: str) -> list[T]:
+        tokens = topic.split(".")
+        places = list(enumerate(tokens))
+        found: list[_Entry] = []
+        get = self._buckets.get
+        for place in (None, *places):
+            bucket = get(place)
+            if bucket is None:
+                continue
+            if bucket.masks is None:
+                found += [entry for entry in bucket.entries if entry.fits(tokens)]
+            else:
+                bucket.masks.match(places, found)
+        if len(found) > 1:
+            found.sort(key=attrgetter("order"))
+        return [entry.value for entry in found]  # type: ignore[misc]
 
-        No nodes if the tree has no such place.
-        """
-        tokens = pattern.split(".")
-        open_ended = tokens[-1] == ">"
-        if open_ended:
-            tokens.pop()
-        path = [self._root]
-        for token in tokens:
-            node = path[-1].star if token == "*" else path[-1].literal.get(token)
-            if node is None:
-                return [], open_ended
-            path.append(node)
-        return path, open_ended
+    def _forget(self) -> None:
+        self._memo.clear()
+        self._memo_left = MEMO

@@ -5,14 +5,16 @@ before. Without options a publication takes `Router.publish_all`, where a thousa
 """
 
 from collections.abc import Collection, Mapping
+from typing import Final
 
 import attrs
 import trio
 
-from broker.core.idempotency import MAX_KEY_BYTES, Once
+from broker.core.idempotency import MAX_KEY_BYTES, IdempotentResults
 from broker.core.messages import Delivery, Fd, Position, Publication
 from broker.core.names import is_connection_name
 from broker.core.session import Parcel, Report, Session
+from broker.core.shares import owner_of, text_bytes
 from broker.errors import ErrorCode, Refused
 from broker.routing.router import Router
 
@@ -36,7 +38,10 @@ class PublishOptions:
     key: str = ""
 
 
-PLAINLY = PublishOptions()
+PLAINLY: Final = PublishOptions()
+
+FD_BYTES: Final = 36
+"""An fd in a report that is kept: a number, and its place in the tuple."""
 
 
 @attrs.define(eq=False)
@@ -44,7 +49,7 @@ class Publisher:
     """Publishes on behalf of clients and of this program, and reports what became of it."""
 
     router: Router
-    _done: Once[Delivery] = attrs.field(init=False, factory=Once)
+    _done: IdempotentResults[Delivery] = attrs.field(init=False, factory=IdempotentResults)
 
     def publish(
         self,
@@ -66,14 +71,20 @@ class Publisher:
         if len(options.key.encode("utf-8", "replace")) > MAX_KEY_BYTES:
             raise Refused(ErrorCode.BAD_REQUEST, f"key: more than {MAX_KEY_BYTES} bytes")
         # An anonymous client is nobody else: its keys are its connection's own.
-        owner = None if by is None else by.user or by.fd
+        owner = owner_of(None if by is None else by.info)
         now = trio.current_time()
-        scope = (owner, topic, options.key)
-        delivery = self._done.get(scope, now)
+        kept_as = (topic, options.key)
+        delivery = self._done.get(owner, kept_as, now)
         if delivery is None:
             delivery = self._publish(topic, data, by, options)
-            self._done.keep(scope, delivery, now)
+            size = text_bytes(topic) + text_bytes(options.key) + FD_BYTES * len(delivery.failed)
+            self._done.keep(owner, kept_as, delivery, now, size)
         return delivery
+
+    def forget(self, by: Session) -> None:
+        """Forget the keys of a client that has gone, if they were its connection's own."""
+        if not by.user:
+            self._done.forget(owner_of(by.info))
 
     def _publish(
         self, topic: str, data: bytes, by: Session | None, options: PublishOptions

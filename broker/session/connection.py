@@ -314,6 +314,7 @@ class Connection:
         services.router.hub.sessions.retire(peer)
         services.wills.carry_out(peer, close)
         services.requests.leave(peer.fd)
+        services.publisher.forget(peer)
         services.router.leave_all(peer)
 
     def _see_out_beside(self) -> None:

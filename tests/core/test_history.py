@@ -1,7 +1,8 @@
 """What is kept, for how long, within which bounds, and what can be recovered from it."""
 
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from itertools import count
+from itertools import count, pairwise
 
 import attrs
 import msgspec
@@ -12,6 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from broker.core.history import (
     META_TTL,
+    NOBODY,
+    OWNER_BYTES,
     PUBLICATION_BYTES,
     QUIET_BYTES,
     TOPIC_BYTES,
@@ -20,6 +23,7 @@ from broker.core.history import (
     UnrecoverablePosition,
 )
 from broker.core.messages import ClientInfo, Position, Publication
+from broker.core.shares import Owner, owner_of, tags_bytes, text_bytes
 
 PLENTY = 2**30
 
@@ -65,8 +69,9 @@ def test_several_at_once_are_kept_as_one_by_one(before: str, count: int) -> None
     more = "abcdefghi"[:count]
     for store in stores:
         put(store, "a", before, size=4)
-    put(stores[0], "a", more, size=4)
     publications = [Publication("a", text.encode(), tags={"n": text}) for text in more]
+    for publication in publications:
+        stores[0].append(publication, 0.0, 4, 300.0)
     kept = stores[1].extend("a", publications, 0.0, 4, 300.0)
     assert [p.offset for p in kept] == list(range(len(before) + 1, len(before) + count + 1))
     assert [p.tags for p in kept] == [p.tags for p in publications]
@@ -105,7 +110,7 @@ def test_a_topic_without_history_keeps_nothing_and_begins_no_epoch(size: int, tt
     store = store_of()
     sent = Publication("a", b"1")
     assert store.append(sent, 0.0, size, ttl) is sent
-    assert store.statistics() == HistoryStatistics(0, 0, 0, 0, 0)
+    assert store.statistics() == HistoryStatistics(0, 0, 0, 0, 0, 0)
 
 
 def test_turning_history_off_ends_the_epoch_so_that_nobody_recovers_across_the_hole() -> None:
@@ -268,7 +273,7 @@ def test_expire_frees_what_is_past_its_time_and_nothing_else() -> None:
         store.expire(now)
         statistics = store.statistics()
         assert (statistics.topics, statistics.publications) == (topics, publications), now
-    assert store.statistics().bytes == 2 * QUIET_BYTES
+    assert store.statistics().bytes == 2 * QUIET_BYTES + len("shortlong") + OWNER_BYTES
 
 
 def test_a_busy_topic_is_freed_when_it_stops() -> None:
@@ -329,7 +334,7 @@ def test_a_quiet_topic_keeps_its_epoch_until_nobody_has_asked_for_a_day() -> Non
     store.expire(asked + META_TTL - 1)
     assert store.statistics().quiet_topics == 1
     store.expire(asked + META_TTL)
-    assert store.statistics() == HistoryStatistics(0, 0, 0, 0, 0)
+    assert store.statistics() == HistoryStatistics(0, 0, 0, 0, 0, 0)
     put(store, "a", "c", now=asked + META_TTL)
     assert store.position("a", asked + META_TTL) == Position(1, "E2")
 
@@ -360,9 +365,10 @@ def test_a_topic_that_is_over_is_forgotten_with_its_epoch(quiet: bool) -> None:
 # the bound on all topics
 
 
-def cost(*topics: int) -> int:
-    """What topics with so many publications of one byte cost."""
-    return sum(TOPIC_BYTES + publications * (PUBLICATION_BYTES + 1) for publications in topics)
+def cost(*topics: int, owners: int = 1) -> int:
+    """What topics of one letter with so many publications of one byte cost, of so many owners."""
+    each = [TOPIC_BYTES + 1 + publications * (PUBLICATION_BYTES + 1) for publications in topics]
+    return sum(each) + owners * OWNER_BYTES
 
 
 def test_beyond_the_bound_the_topic_published_to_longest_ago_gives_way() -> None:
@@ -400,7 +406,7 @@ def test_with_no_room_at_all_every_use_is_a_new_epoch() -> None:
     assert store.position("a", 0.0) == Position(0, "E1")
     assert store.append(Publication("a", b"1"), 0.0, 100, 300.0).offset == 1
     assert store.recover("a", 0.0, Position(0, "E1"))[1] is False
-    assert store.statistics() == HistoryStatistics(0, 0, 0, 0, publications_evicted=1)
+    assert store.statistics() == HistoryStatistics(0, 0, 0, 0, publications_evicted=1, owners=0)
 
 
 def test_a_flood_of_subscriptions_is_bounded_and_leaves_half_the_room_to_publications() -> None:
@@ -423,6 +429,231 @@ def test_a_flood_of_topics_leaves_no_trail_in_the_schedule() -> None:
         put(store, f"topic{number}", "x")
     assert store.statistics().topics <= 10
     assert len(store._due) <= 2 * 10 + 64
+
+
+# a share for each
+
+ALICE = ClientInfo("1", "alice")
+BOB = ClientInfo("2", "bob")
+STRANGERS = [ClientInfo(str(fd)) for fd in range(10, 510)]
+
+
+def publish(
+    store: HistoryStore, topic: str, info: ClientInfo | None, number: int = 1, data: bytes = b"x"
+) -> None:
+    for _ in range(number):
+        store.append(Publication(topic, data, info), 0.0, 100, 300.0)
+
+
+def lengths(store: HistoryStore, *topics: str) -> list[int]:
+    return [len(everything(store, topic)) for topic in topics]
+
+
+@pytest.mark.parametrize("innocent", [ALICE, STRANGERS[0], None], ids=["user", "stranger", "app"])
+@pytest.mark.parametrize(
+    "flooder",
+    [
+        [BOB],
+        [ClientInfo(str(fd), "bob") for fd in range(10, 110)],
+        STRANGERS[1:2],
+    ],
+    ids=["user", "user with many connections", "stranger"],
+)
+def test_a_flood_of_topics_costs_others_nothing(
+    innocent: ClientInfo | None, flooder: list[ClientInfo]
+) -> None:
+    store = store_of(100 * cost(10, owners=0))
+    for topic in range(40):
+        publish(store, f"quiet{topic}", innocent, 10)
+    for number in range(3000):
+        publish(store, f"flood{number}", flooder[number % len(flooder)], 1, b"x" * 500)
+    assert lengths(store, *(f"quiet{topic}" for topic in range(40))) == [10] * 40
+    assert store.statistics().publications > 500
+    check_counts(store)
+
+
+@pytest.mark.parametrize("data", [b"x", b"x" * 5000], ids=["many", "large"])
+def test_a_flood_of_one_topic_costs_others_nothing(data: bytes) -> None:
+    store = store_of(cost(10, 10, 100, owners=3) + 3)
+    publish(store, "a", ALICE, 10)
+    publish(store, "b", BOB, 10)
+    publish(store, "c", STRANGERS[0], 500, data)
+    assert lengths(store, "a", "b") == [10, 10]
+    check_counts(store)
+
+
+def test_a_flood_of_connections_without_a_user_costs_users_and_the_app_nothing() -> None:
+    store = store_of(100 * cost(10, owners=0))
+    publish(store, "app", None, 100)
+    for topic in range(30):
+        publish(store, f"alice{topic}", ALICE, 10)
+    for number in range(5000):
+        publish(store, f"flood{number}", STRANGERS[number % 500])
+    assert lengths(store, "app", *(f"alice{topic}" for topic in range(30))) == [100] + [10] * 30
+    check_counts(store)
+
+
+def test_an_owner_with_publications_in_topics_of_others_gives_way_by_its_own_topics_first() -> None:
+    store = store_of(70 * cost(10, owners=0))
+    for topic in range(40):
+        publish(store, f"alice{topic}", ALICE, 5)
+    for topic in range(40):
+        publish(store, f"alice{topic}", BOB)
+    for number in range(3000):
+        publish(store, f"bob{number}", BOB)
+    assert lengths(store, *(f"alice{topic}" for topic in range(40))) == [6] * 40
+    check_counts(store)
+
+
+def test_an_owner_only_in_topics_of_others_costs_each_of_these_a_front_in_turn_and_no_other() -> (
+    None
+):
+    shared = [f"shared{topic}" for topic in range(20)]
+    store = store_of(20 * (cost(6, owners=0) + 5_000 + 7) + cost(10, 3, owners=3))
+    publish(store, "closed", ALICE, 10)
+    for topic in shared:
+        publish(store, topic, ALICE, 5)
+    for topic in shared:
+        publish(store, topic, BOB, 1, b"x" * 5_000)
+    assert store.statistics().publications_evicted == 0
+    publish(store, "new", None, 50)
+    assert lengths(store, "closed", "new") == [10, 50]
+    counts = [len(store.read(topic, 0.0, None, -1)[0]) for topic in shared]
+    assert 20 * 3 < sum(counts) < 20 * 5
+    assert max(counts) - min(counts) <= 1
+    check_counts(store)
+
+
+def test_a_guest_whose_turn_has_come_at_the_front_is_the_one_to_lose_it() -> None:
+    store = store_of(cost(90, 100, owners=3) + 60_000 + 10)
+    publish(store, "filler", None, 90)
+    publish(store, "room", ALICE, 2)
+    publish(store, "room", BOB, 2, b"x" * 30_000)
+    publish(store, "room", ALICE, 97)  # the last one pushes out a front of hers
+    publish(store, "room", ALICE)  # and this the other
+    bob = store._shares.get("bob")
+    assert bob is not None
+    assert [history.topic for history in bob.shared] == ["room"]
+    publish(store, "alice", ALICE, 10)
+    assert store.statistics().publications_evicted == 1
+    front, *rest = store.read("room", 0.0, None, -1)[0]
+    assert (front.info, len(rest)) == (BOB, 98)
+    check_counts(store)
+
+
+def test_a_topic_whose_front_has_become_anothers_is_passed_over() -> None:
+    store = store_of(cost(100, 10, owners=2) + 200_005)
+    publish(store, "filler", None, 1, b"x" * 150_000)  # so that charging has begun
+    publish(store, "room", BOB)
+    publish(store, "room", ALICE, 99)
+    publish(store, "room", BOB)  # pushes out the front, which was his
+    bob = store._shares.get("bob")
+    assert bob is not None
+    assert [history.topic for history in bob.own] == ["room"]
+    store.remove("filler", 0.0)
+    publish(store, "bob", BOB, 10, b"x" * 20_001)
+    assert store.statistics().publications_evicted == 0
+    publish(store, "bob", BOB, 20, b"x" * 50_000)
+    assert store.statistics().publications_evicted > 10
+    assert lengths(store, "room") == [100]
+    check_counts(store)
+
+
+def test_of_topics_shared_with_others_one_whose_front_is_its_own_gives_way_first() -> None:
+    store = store_of(cost(5, 5, 90, owners=3) + 40_010)
+    publish(store, "new", None, 90)
+    for topic in ("first", "second"):
+        publish(store, topic, ALICE, 2)
+        publish(store, topic, BOB, 3, b"x" * 5_000)
+    for _ in "12":  # the two of hers are pushed out of the second
+        store.append(Publication("second", b"x" * 5_000, BOB), 0.0, 5, 300.0)
+    assert store.statistics().publications_evicted == 0
+    bob = store._shares.get("bob")
+    assert bob is not None
+    assert [history.topic for history in bob.shared] == ["first", "second"]
+    publish(store, "new2", None, 1)
+    assert store.statistics().publications_evicted == 1
+    assert [len(store.read(topic, 0.0, None, -1)[0]) for topic in ("first", "second")] == [5, 4]
+    check_counts(store)
+
+
+def test_the_longest_ago_of_an_owners_topics_gives_way_first() -> None:
+    store = store_of(cost(3, 2, 1))
+    for topic, number in (("a", 3), ("b", 2), ("a", 0), ("c", 1)):
+        publish(store, topic, ALICE, number)
+    store.append(Publication("a", b"y", ALICE), 0.0, 3, 300.0)
+    publish(store, "c", ALICE)
+    assert lengths(store, "a", "b", "c") == [3, 1, 2]
+
+
+def test_tags_weigh_as_data_does() -> None:
+    store = store_of(100_000)
+    publish(store, "a", ALICE, 20)
+    for number in range(100):
+        tags = {"text": "x" * 14_000, "n": str(number)}
+        store.append(Publication("b", b"1", BOB, tags=tags), 0.0, 100, 300.0)
+    assert lengths(store, "a") == [20]
+    assert 5 <= store.statistics().publications - 20 <= 7
+    check_counts(store)
+
+
+def test_names_weigh_too() -> None:
+    long = store_of()
+    publish(long, "a" * 255, ALICE)
+    long.position("b" * 255, 0.0)
+    publish(short := store_of(), "a", ALICE)
+    short.position("b", 0.0)
+    assert long.statistics().bytes - short.statistics().bytes == 2 * 254
+
+
+def test_a_topic_in_which_publishers_come_and_go_knows_only_those_who_are_there() -> None:
+    store = store_of(cost(100, 100, owners=202))
+    publish(store, "other", ALICE, 60, b"x" * 5_000)
+    for fd in range(10_000):
+        publish(store, "room", ClientInfo(str(fd)))
+    assert len(store._kept["room"].members) <= 2 * 100 + 17
+    assert store.statistics().owners > 90
+    publish(store, "room", BOB, 100)
+    publish(store, "room", ALICE, 100)
+    assert store._shares.get("bob") is None
+    check_counts(store)
+
+
+def test_publications_kept_while_there_was_room_are_charged_before_there_is_none() -> None:
+    store = store_of(400 * cost(1, owners=0))
+    for number in range(199):
+        publish(store, f"a{number}", ALICE)
+    assert store.statistics().owners == 0
+    uncharged = []
+    for number in range(170):
+        publish(store, f"b{number}", BOB)
+        uncharged.append(len(store._uncharged))
+        check_counts(store)
+    assert store.statistics().owners == 2
+    # A few at a time, and none is left when the store is full.
+    assert max(before - after for before, after in pairwise(uncharged)) <= 3
+    assert uncharged[-1] == 0
+    assert store.statistics().bytes < store.max_bytes
+    # Once there is room again, what comes is not charged.
+    for name in [
+        *(f"a{number}" for number in range(199)),
+        *(f"b{number}" for number in range(170)),
+    ]:
+        store.extend(name, (), 0.0, 0, 0)
+    publish(store, "c", ALICE)
+    publish(store, "d", BOB)
+    assert store.statistics().owners == 1
+    check_counts(store)
+
+
+def test_charging_looks_at_each_publication_once() -> None:
+    store = store_of(cost(1000))
+    publish(store, "a", ALICE, 100)
+    for number in range(200):
+        publish(store, f"b{number}", BOB)
+    looked = store._shares._known._pushed
+    publish(store, "a", ALICE, 500)
+    assert store._shares._known._pushed - looked <= 500
 
 
 # against a plain list
@@ -450,6 +681,16 @@ class Client:
 
 
 TOPICS = st.sampled_from(["a", "b", "c"])
+OWNERS = st.sampled_from(
+    [
+        None,
+        ClientInfo("1", "alice"),
+        ClientInfo("2", "alice"),
+        ClientInfo("3", "bob"),
+        ClientInfo("4"),
+        ClientInfo("5"),
+    ]
+)
 
 
 class PlainModel(RuleBasedStateMachine):
@@ -592,22 +833,45 @@ class BoundedModel(RuleBasedStateMachine):
     on its topic since its epoch began, up to the top.
     """
 
-    @initialize(room=st.integers(0, 6))
+    @initialize(room=st.integers(0, 8))
     def start(self, room: int) -> None:
         self.store = HistoryStore(cost(room, room), epochs(), meta_ttl=20.0)
         self.sent: dict[tuple[str, str], list[bytes]] = {}
         self.clients: list[Client] = []
         self.now = 0.0
 
-    @rule(name=TOPICS, data=st.binary(max_size=3), size=st.integers(1, 5))
-    def append(self, name: str, data: bytes, size: int) -> None:
+    @rule(
+        name=TOPICS,
+        data=st.binary(max_size=3),
+        size=st.integers(1, 5),
+        info=OWNERS,
+        tags=st.sampled_from([None, {"a": "b"}]),
+    )
+    def append(
+        self,
+        name: str,
+        data: bytes,
+        size: int,
+        info: ClientInfo | None,
+        tags: dict[str, str] | None,
+    ) -> None:
         before = self.store.position(name, self.now)
-        kept = self.store.append(Publication(name, data), self.now, size, 10.0)
+        kept = self.store.append(Publication(name, data, info, tags=tags), self.now, size, 10.0)
         after = self.store.position(name, self.now)
         if after.epoch == before.epoch:
             assert (kept.offset, after.offset) == (before.offset + 1, before.offset + 1)
             self.sent.setdefault((name, after.epoch), []).append(data)
         # Otherwise the room is so small that the topic was forgotten in the same breath.
+
+    @rule(name=TOPICS, size=st.integers(1, 5), infos=st.lists(OWNERS, max_size=8))
+    def extend(self, name: str, size: int, infos: list[ClientInfo | None]) -> None:
+        before = self.store.position(name, self.now)
+        publications = [Publication(name, b"x", info) for info in infos]
+        self.store.extend(name, publications, self.now, size, 10.0)
+        after = self.store.position(name, self.now)
+        if after.epoch == before.epoch:
+            assert after.offset == before.offset + len(infos)
+            self.sent.setdefault((name, after.epoch), []).extend([b"x"] * len(infos))
 
     @rule(name=TOPICS)
     def join(self, name: str) -> None:
@@ -645,25 +909,63 @@ class BoundedModel(RuleBasedStateMachine):
     @invariant()
     def the_bound_holds(self) -> None:
         assert self.store.statistics().bytes <= self.store.max_bytes
+        if not self.store._bytes:
+            assert not self.store._shares.bytes
         check_counts(self.store)
 
 
 def check_counts(store: HistoryStore) -> None:
     """The running counters say what a count from scratch says, and no ring is empty or torn."""
-    rings = [[publication for _, publication in h.ring] for h in store._kept.values()]
-    for history, ring in zip(store._kept.values(), rings, strict=True):
-        offsets = [publication.offset for publication in ring]
-        assert offsets == list(range(history.top + 1 - len(ring), history.top + 1))
+    for history in store._kept.values():
+        offsets = [publication.offset for _, publication, _ in history.ring]
+        assert offsets == list(range(history.top + 1 - len(offsets), history.top + 1))
         assert offsets
-    publications = [publication for ring in rings for publication in ring]
+    publications = [p for history in store._kept.values() for _, p, _ in history.ring]
     statistics = store.statistics()
     assert statistics.publications == len(publications)
     assert statistics.bytes == (
-        sum(len(publication.data) + PUBLICATION_BYTES for publication in publications)
-        + TOPIC_BYTES * len(store._kept)
-        + QUIET_BYTES * len(store._quiet)
+        sum(map(weight, publications))
+        + sum(TOPIC_BYTES + text_bytes(topic) for topic in store._kept)
+        + sum(QUIET_BYTES + text_bytes(topic) for topic in store._quiet)
+        + OWNER_BYTES * len(store._shares)
     )
     assert not store._kept.keys() & store._quiet.keys()
+    check_shares(store)
+
+
+def check_shares(store: HistoryStore) -> None:
+    """Each owner is charged for what is its own, and knows where that is."""
+    charged: Counter[Owner] = Counter()
+    places: dict[Owner, set[str]] = defaultdict(set)
+    for history in store._kept.values():
+        for _, publication, _ in history.ring:
+            if publication.offset <= history.charged:
+                charged[owner_of(publication.info)] += weight(publication)
+                places[owner_of(publication.info)].add(history.topic)
+        if history.payer is not None:
+            charged[history.payer.owner] += history.bytes
+            places[history.payer.owner].add(history.topic)
+    for topic, (_, _, payer) in store._quiet.items():
+        charged[payer.owner] += QUIET_BYTES + text_bytes(topic)
+        assert topic in payer.quiet
+    accounts = {owner: store._shares.get(owner) for owner in charged}
+    charged += Counter(dict.fromkeys(charged, OWNER_BYTES))
+    assert charged == {owner: account and account.bytes for owner, account in accounts.items()}
+    assert store.statistics().owners == len(charged.keys() - {NOBODY})
+    assert sum(charged.values()) == store._shares.bytes
+    for owner, account in accounts.items():
+        assert account is not None
+        assert not account.own.keys() & account.shared.keys()
+        assert all(store._quiet[topic][2] is account for topic in account.quiet)
+        topics = {history.topic for history in (*account.own, *account.shared)}
+        assert places[owner] <= topics <= store._kept.keys()
+        for history in (*account.own, *account.shared):
+            assert account in history.members
+            assert store._kept[history.topic] is history
+
+
+def weight(publication: Publication) -> int:
+    return len(publication.data) + PUBLICATION_BYTES + tags_bytes(publication.tags)
 
 
 TestPlainModel = PlainModel.TestCase

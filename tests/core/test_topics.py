@@ -1,4 +1,8 @@
-"""Names: which are topics, which are patterns; and the tree against the plain definition."""
+"""Names: which are topics, which are patterns; and the index against the plain definition."""
+
+import random
+from functools import cmp_to_key
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -6,9 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from broker.core.topics import (
+    FEW,
     MAX_PATTERN_STARS,
     MAX_PATTERN_TOKENS,
-    PatternTree,
+    MEMO,
+    TOPIC_PLACES,
+    PatternIndex,
     check_pattern,
     check_topic,
     is_pattern,
@@ -122,62 +129,162 @@ def test_the_bounds_themselves_are_allowed() -> None:
 )
 def test_what_a_pattern_matches(pattern: str, topic: str, expected: bool) -> None:
     assert matches(pattern, topic) is expected
-    tree = PatternTree[str]()
-    tree.insert(pattern, "here")
-    assert tree.match(topic) == (["here"] if expected else [])
+    index = PatternIndex[str]()
+    index.insert(pattern, "here")
+    assert index.match(topic) == (["here"] if expected else [])
 
 
 def test_the_order_of_matches_does_not_depend_on_the_order_of_insertion() -> None:
     # `>` by depth, then the others, literal before `*`.
     patterns = [">", "a.>", "*.>", "a.*", "*.b", "*.*"]
     for turned in (patterns, patterns[::-1], patterns[3:] + patterns[:3]):
-        tree = PatternTree[str]()
+        index = PatternIndex[str]()
         for pattern in turned:
-            tree.insert(pattern, pattern)
-        assert tree.match("a.b") == patterns
+            index.insert(pattern, pattern)
+        assert index.match("a.b") == patterns
 
 
 def test_a_pattern_has_one_value() -> None:
-    tree = PatternTree[int]()
-    tree.insert("a.*", 1)
-    tree.insert("a.*", 2)
-    assert (len(tree), tree.get("a.*"), tree.match("a.b")) == (1, 2, [2])
-    assert tree.remove("a.*") == 2
-    assert (len(tree), tree.get("a.*"), tree.match("a.b")) == (0, None, [])
+    index = PatternIndex[int]()
+    index.insert("a.*", 1)
+    index.insert("a.*", 2)
+    assert (len(index), index.get("a.*"), index.match("a.b")) == (1, 2, [2])
+    assert index.remove("a.*") == 2
+    assert (len(index), index.get("a.*"), index.match("a.b")) == (0, None, [])
 
 
 @pytest.mark.parametrize("pattern", ["a", "a.b.>", "a.b", "a.*.c", "*", ">", "b.*"])
 def test_removing_what_is_not_there_raises_and_changes_nothing(pattern: str) -> None:
-    tree = PatternTree[int]()
-    tree.insert("a.*", 1)
-    tree.insert("a.>", 2)
+    index = PatternIndex[int]()
+    index.insert("a.*", 1)
+    index.insert("a.>", 2)
     with pytest.raises(KeyError):
-        tree.remove(pattern)
-    assert tree.get(pattern) is None
-    assert (len(tree), tree.match("a.b")) == (2, [2, 1])
+        index.remove(pattern)
+    assert index.get(pattern) is None
+    assert (len(index), index.match("a.b")) == (2, [2, 1])
 
 
 def test_none_and_false_are_values_like_others() -> None:
-    tree = PatternTree[bool | None]()
-    tree.insert("*", None)
-    tree.insert(">", False)
-    assert tree.match("a") == [False, None]
-    assert tree.remove("*") is None
-    assert len(tree) == 1
+    index = PatternIndex[bool | None]()
+    index.insert("*", None)
+    index.insert(">", False)
+    assert index.match("a") == [False, None]
+    assert index.remove("*") is None
+    assert len(index) == 1
 
 
-def test_patterns_that_differ_early_cost_a_match_nothing() -> None:
-    tree = PatternTree[int]()
+def test_patterns_that_share_no_token_with_a_topic_cost_a_match_nothing() -> None:
+    index = PatternIndex[int]()
     for number in range(1000):
-        tree.insert(f"other{number}.*.>", number)
-    tree.insert("news.*", -1)
-    # With everything below the other first tokens gone, a match that went there would raise.
-    for token, node in tree._root.literal.items():
-        if token != "news":
-            del node.literal, node.star, node.rest, node.here
-    assert tree.match("news.eu") == [-1]
+        index.insert(f"other{number}.*.>", number)
+        index.insert(f"news.{number}.*", number)
+    index.insert("news.*", -1)
+    # With all other buckets emptied, a match that looked into one would raise.
+    for place, bucket in index._buckets.items():
+        if place not in {(0, "news"), None}:
+            del bucket.entries
+    assert index.match("news.eu") == [-1]
     with pytest.raises(AttributeError):
-        tree.match("other7.eu")
+        index.match("other7.eu.x")
+
+
+def planted(number: int) -> list[str]:
+    """Patterns of 32 tokens that differ from `a.a.…` in their last one or in the middle."""
+    chosen = random.Random(1)
+    patterns: set[str] = set()
+    while len(patterns) < number:
+        tokens = ["a"] * 32
+        for place in chosen.sample(range(31), MAX_PATTERN_STARS):
+            tokens[place] = "*"
+        literal = chosen.choice([place for place in range(32) if tokens[place] == "a"])
+        tokens[literal] = "z"
+        patterns.add(".".join(tokens))
+    return sorted(patterns)
+
+
+def test_thousands_of_patterns_that_almost_match_are_ruled_out_together() -> None:
+    index = PatternIndex[str]()
+    patterns = planted(3000)
+    for pattern in patterns:
+        check_pattern(pattern, 255)
+        index.insert(pattern, pattern)
+    index.insert("a.*.>", "found")
+    steps = 0
+
+    class Counted(dict[Any, int]):
+        def get(self, key: object, default: int = 0) -> int:  # type: ignore[override]
+            nonlocal steps
+            steps += 1
+            return super().get(key, default)
+
+    for bucket in index._buckets.values():
+        if bucket.masks is not None:
+            bucket.masks.literals = Counted(bucket.masks.literals)
+            bucket.masks.stars = Counted(bucket.masks.stars)
+    assert index.match(".".join("a" * 32)) == ["found"]
+    # 32 tokens in at most 32 buckets, and not in 3,000 patterns.
+    assert 0 < steps <= 32 * 32 * 2
+    for pattern in patterns:
+        index.remove(pattern)
+    index.remove("a.*.>")
+    assert not index._buckets
+
+
+def test_a_bucket_of_any_size_matches_alike_while_patterns_come_and_go() -> None:
+    index = PatternIndex[int]()
+    names = [f"a.{'*.' * stars}{tail}" for stars in range(1, 9) for tail in ("b", "*", ">", "b.>")]
+    names.remove("a." + "*." * 8 + "*")
+    for number, name in enumerate(names):
+        index.insert(name, number)
+        assert sorted(index.match("a.b.b.b")) == [
+            other for other in range(number + 1) if matches(names[other], "a.b.b.b")
+        ]
+    for number, name in enumerate(names):
+        index.remove(name)
+        assert sorted(index.match("a.x.b.b.b")) == [
+            other for other in range(number + 1, len(names)) if matches(names[other], "a.x.b.b.b")
+        ]
+    assert not index._buckets
+
+
+def test_a_large_bucket_that_shrinks_gives_its_rows_back() -> None:
+    index = PatternIndex[str]()
+    names = planted(2000)
+    for name in names:
+        index.insert(name, name)
+    for name in names[300:]:
+        index.remove(name)
+    large = [bucket for bucket in index._buckets.values() if bucket.masks is not None]
+    assert len(large) > 20
+    for bucket in large:
+        assert bucket.masks is not None
+        assert len(bucket.masks.rows) <= 4 * len(bucket.entries)
+    for name in names[:300]:
+        assert name in index.match(name.replace("*", "x"))
+
+
+def test_a_match_is_remembered_until_a_pattern_comes_changes_or_goes() -> None:
+    index = PatternIndex[int]()
+    index.insert("a.*", 1)
+    found = index.match("a.b")
+    found.append(7)  # the caller's own
+    assert index.match("a.b") == [1]
+    index.insert("*.b", 2)
+    assert index.match("a.b") == [1, 2]
+    index.insert("*.b", 3)
+    assert index.match("a.b") == [1, 3]
+    index.remove("a.*")
+    assert index.match("a.b") == [3]
+
+
+def test_remembered_matches_are_bounded() -> None:
+    index = PatternIndex[int]()
+    for number in range(8):
+        index.insert(f"{'*.' * number}>", number)
+    for number in range(20_000):
+        index.match(f"topic.{number}.x.y.z")
+        held = sum(TOPIC_PLACES + len(found) for found in index._memo.values())
+        assert held == MEMO - index._memo_left <= MEMO
 
 
 tokens = st.sampled_from(["a", "b", "c", ""])
@@ -213,17 +320,44 @@ def test_any_text_is_a_topic_or_a_pattern_or_refused_but_never_both(name: str) -
         assert is_pattern(name) == (accepted == [check_pattern])
 
 
-class PatternTreeModel(RuleBasedStateMachine):
+def compare(one: str, other: str) -> int:
+    """Which of two patterns that match one topic comes first, as `match` promises it."""
+    first, second = one.split("."), other.split(".")
+    is_open, other_is_open = first[-1] == ">", second[-1] == ">"
+    if is_open != other_is_open:
+        return -1 if is_open else 1
+    if len(first) != len(second):
+        return len(first) - len(second)
+    for token, against in zip(first, second, strict=True):
+        if token != against:
+            return 1 if token == "*" else -1
+    return 0
+
+
+@given(st.sets(patterns, max_size=120), st.lists(topics, min_size=1, max_size=5))
+@settings(deadline=None)
+def test_many_patterns_at_once_match_as_one_by_one_in_the_promised_order(
+    chosen: set[str], asked: list[str]
+) -> None:
+    index = PatternIndex[str]()
+    for pattern in sorted(chosen):
+        index.insert(pattern, pattern)
+    for topic in asked:
+        expected = [pattern for pattern in chosen if matches(pattern, topic)]
+        assert index.match(topic) == sorted(expected, key=cmp_to_key(compare))
+
+
+class PatternIndexModel(RuleBasedStateMachine):
     """The tree does what a dict of patterns and `matches` do, and forgets as completely."""
 
     @initialize()
     def start(self) -> None:
-        self.tree = PatternTree[int]()
+        self.index = PatternIndex[int]()
         self.model: dict[str, int] = {}
 
     @rule(pattern=patterns, value=st.integers())
     def insert(self, pattern: str, value: int) -> None:
-        self.tree.insert(pattern, value)
+        self.index.insert(pattern, value)
         self.model[pattern] = value
 
     @rule(data=st.data(), pattern=patterns, known=st.booleans())
@@ -231,39 +365,42 @@ class PatternTreeModel(RuleBasedStateMachine):
         if known and self.model:
             pattern = data.draw(st.sampled_from(sorted(self.model)))
         if pattern in self.model:
-            assert self.tree.remove(pattern) == self.model.pop(pattern)
+            assert self.index.remove(pattern) == self.model.pop(pattern)
         else:
             with pytest.raises(KeyError):
-                self.tree.remove(pattern)
+                self.index.remove(pattern)
 
     @rule(pattern=patterns)
     def get(self, pattern: str) -> None:
-        assert self.tree.get(pattern) == self.model.get(pattern)
+        assert self.index.get(pattern) == self.model.get(pattern)
 
     @rule(topic=topics)
     def match(self, topic: str) -> None:
         expected = sorted(v for pattern, v in self.model.items() if matches(pattern, topic))
-        assert sorted(self.tree.match(topic)) == expected
+        assert sorted(self.index.match(topic)) == expected
 
     @invariant()
     def sizes_agree_and_what_is_empty_is_dropped(self) -> None:
-        assert len(self.tree) == len(self.model)
-        # One node per different prefix of the patterns that are in, and no other.
-        prefixes: set[tuple[str, ...]] = set()
-        for pattern in self.model:
-            split = pattern.split(".")
-            if split[-1] == ">":
-                split.pop()
-            prefixes |= {tuple(split[: depth + 1]) for depth in range(len(split))}
-        nodes = 0
-        waiting = [self.tree._root]
-        while waiting:
-            node = waiting.pop()
-            below = [*node.literal.values(), *([node.star] if node.star else [])]
-            nodes += len(below)
-            waiting += below
-        assert nodes == len(prefixes)
+        assert len(self.index) == len(self.model)
+        filed: list[str] = []
+        for place, bucket in self.index._buckets.items():
+            assert bucket.entries
+            for entry in bucket.entries:
+                assert entry.bucket is bucket
+                assert place in entry.literals if entry.literals else place is None
+                filed += [name for name, each in self.index._entries.items() if each is entry]
+            if bucket.masks is not None:
+                assert bucket.masks.row_of.keys() == bucket.entries.keys()
+                masks = bucket.masks
+                keys = {
+                    (id(mask), key) for entry in bucket.entries for mask, key in masks.places(entry)
+                }
+                four = (masks.literals, masks.stars, masks.closed, masks.opened)
+                assert {(id(mask), key) for mask in four for key in mask} == keys
+            else:
+                assert len(bucket.entries) <= 2 * FEW
+        assert sorted(filed) == sorted(self.model)
 
 
-TestPatternTreeModel = PatternTreeModel.TestCase
-TestPatternTreeModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestPatternIndexModel = PatternIndexModel.TestCase
+TestPatternIndexModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

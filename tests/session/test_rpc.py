@@ -23,7 +23,13 @@ from broker import (
     Refused,
     TopicRules,
 )
+from broker.core.hub import Hub
+from broker.core.messages import ClientInfo, Close, Initiator
+from broker.engines.memory import MemoryEngine
+from broker.routing.router import Router
+from broker.session.rpc import Methods
 from broker.testing import MemoryListener, Network, Peer, handshake, open_test_broker
+from broker.transport.postman import PostOffice
 
 
 @asynccontextmanager
@@ -272,6 +278,37 @@ async def test_a_key_makes_a_publish_happen_once_per_user(autojump_clock: MockCl
             assert [each.info and each.info.user for each in got] == ["alice", "bob"]
             await wait_all_tasks_blocked()
             assert messages.bytes_waiting == 0
+
+
+async def test_a_key_of_an_anonymous_client_is_its_connections_own(
+    autojump_clock: MockClock,
+) -> None:
+    async with served() as net:
+        async with net.broker.subscribe("news") as messages:
+            one, other = [await net.open_client() for _ in "12"]
+            params = {"topic": "news", "data": 1, "key": "1"}
+            for client in (one, other, one, other):
+                await done(client, "publish", **params)
+            got = [await messages.receive() for _ in "12"]
+            assert [each.info and each.info.client for each in got] == ["1", "2"]
+            await wait_all_tasks_blocked()
+            assert messages.bytes == 0
+
+
+async def test_keys_of_an_anonymous_client_go_with_it(autojump_clock: MockClock) -> None:
+    router = Router(Hub(), MemoryEngine(2**20), PostOffice(), Config())
+    methods = Methods(router)
+    gone, alice = ClientInfo("7"), ClientInfo("8", "alice")
+    for _ in "12":
+        for info in (gone, alice):
+            methods.publish("news", b"1", info, key="1")
+    assert router.published == 2
+    for fd in (7, 8):
+        methods.end(fd, Close(1006, "", Initiator.NETWORK))
+    methods.publish("news", b"1", alice, key="1")  # she has come back
+    assert router.published == 2
+    methods.publish("news", b"1", gone, key="1")
+    assert router.published == 3
 
 
 async def test_a_refused_publish_may_be_tried_again_with_its_key(
