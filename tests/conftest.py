@@ -1,6 +1,7 @@
 """What more than one test file needs; anything for one file lives in that file."""
 
 import http.client
+import json
 import logging
 import os
 import signal
@@ -12,7 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import attrs
 import pytest
@@ -24,6 +25,10 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from trio.testing import MockClock
+
+from broker import Broker, Config
+from broker.testing import Network, Peer, name_users_by_token, open_test_broker
 
 
 @pytest.fixture
@@ -39,6 +44,109 @@ def logging_restored() -> Iterator[None]:
         structlog.configure(**config)
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+HMAC_SECRET = "0123456789abcdef0123456789abcdef"
+"""A secret for tokens: as long as HS256 asks for (RFC 7518 section 3.2)."""
+
+WEBHOOK_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+"""The secret in the example of Standard Webhooks."""
+
+
+@pytest.fixture
+def config() -> Config:
+    """The settings of `net`; a file or a class that needs others has a fixture of this name."""
+    return Config()
+
+
+# A test that uses this asks for `autojump_clock` too: pytest-trio takes the clock from the test's own
+# arguments.
+@pytest.fixture
+async def net(autojump_clock: MockClock, config: Config) -> AsyncGenerator[Network, None]:
+    """A broker in memory."""
+    async with open_test_broker(Broker(config)) as network:
+        yield network
+
+
+@asynccontextmanager
+async def served(broker: Broker | None = None, **fields: Any) -> AsyncGenerator[Network, None]:
+    """A broker whose clients' tokens are their users; by default one with these settings."""
+    async with open_test_broker(name_users_by_token(broker or Broker(Config(**fields)))) as net:
+        yield net
+
+
+def data_of(objects: list[Any]) -> list[Any]:
+    """The data of the publications among these objects."""
+    return [each["push"]["pub"]["data"] for each in objects if "pub" in each.get("push", {})]
+
+
+async def ask(peer: Peer, *commands: object) -> list[Any]:
+    """Send commands as one message; return all that comes."""
+    await peer.send_json(*commands)
+    return await peer.receive_all()
+
+
+async def code_of(peer: Peer, **command: object) -> int:
+    """The error that a command is answered with; 0 for none."""
+    reply = await peer.request(**command)
+    code = reply.get("error", {}).get("code", 0)
+    assert isinstance(code, int)
+    return code
+
+
+async def rpc(peer: Peer, method: str, **params: object) -> Any:
+    """The whole reply to a call; all that came before it is dropped."""
+    return await peer.request(rpc={"method": method, "data": params})
+
+
+async def done(peer: Peer, method: str, **params: object) -> Any:
+    """The answer to a call that has to succeed."""
+    reply = await rpc(peer, method, **params)
+    assert "error" not in reply, reply
+    return reply["rpc"]["data"]
+
+
+async def subscribe(peer: Peer, topic: str, group: object = None, **fields: object) -> Any:
+    """Subscribe, perhaps as a member of a queue group; the result."""
+    data = {} if group is None else {"data": {"group": group}}
+    reply = await peer.request(subscribe={"channel": topic, **data, **fields})
+    assert "subscribe" in reply, reply
+    return reply["subscribe"]
+
+
+async def next_pub(peer: Peer) -> Any:
+    """The publication that has to come next."""
+    return (await peer.receive_json())["push"]["pub"]
+
+
+async def received(net: Network, peer: Peer) -> list[Any]:
+    """The data of all publications that have come; ended by a push of ours."""
+    net.broker.push(peer.fd, "end")
+    got: list[Any] = []
+    while True:
+        for line in (await peer.receive_text()).split("\n"):
+            push = json.loads(line)["push"]
+            if push.get("message"):
+                return got
+            got.append(push["pub"]["data"])
+
+
+def varint(number: int) -> bytes:
+    """A number as protobuf has it, seven bits a byte."""
+    encoded = b""
+    while number > 0x7F:
+        encoded += bytes((number & 0x7F | 0x80,))
+        number >>= 7
+    return encoded + bytes((number,))
+
+
+def delimited(*messages: Any) -> bytes:
+    """Messages of the official protobuf library, or their bytes, each behind its length."""
+    written = b""
+    for message in messages:
+        body = message if isinstance(message, bytes) else message.SerializeToString()
+        written += varint(len(body)) + body
+    return written
 
 
 PATIENCE = 10.0

@@ -206,7 +206,7 @@ class Connection:
             max_bytes=config.outbox_bytes,
             max_messages=config.outbox_messages,
             stall_seconds=config.stall_seconds,
-            ledger=self._services.router.office.ledger,
+            ledger=services.router.office.ledger,
         )
         codec = SUBPROTOCOLS.get(self.subprotocol or "")
         self.orders = Orders(services.router, peer, may_be_plain=codec is None)

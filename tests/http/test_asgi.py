@@ -13,6 +13,7 @@ from trio.testing import memory_stream_pair
 from broker import Broker, Config
 from broker.http.asgi import http_app
 from broker.http.server import HttpServer
+from broker.testing import open_test_broker
 from broker.transport.head import Request as HeadAndBehind
 from broker.transport.head import parse_head
 
@@ -28,8 +29,8 @@ async def ask(
     client.send(h11.EndOfMessage())
     asked = HeadAndBehind(parse_head(sent), b"")
     ours, theirs = memory_stream_pair()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(HttpServer(http_app(broker)).serve, theirs, asked)
+    async with open_test_broker(broker) as net, trio.open_nursery() as nursery:
+        nursery.start_soon(HttpServer(http_app(net.node)).serve, theirs, asked)
         async for data in ours:
             client.receive_data(bytes(data))
         client.receive_data(b"")

@@ -1,8 +1,5 @@
-"""Tokens end to end: a client in memory, and what its token makes of it until it expires."""
+"""The commands that say who a client is: by its app, by nobody, and by a token until that expires."""
 
-import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -18,81 +15,37 @@ from trio.testing import MockClock
 from broker import (
     Broker,
     Config,
-    ConfigError,
     ConnectEvent,
     ConnectReply,
     Disconnect,
     Refused,
     SubscribeEvent,
-    SubscribeReply,
     TokenRules,
     TopicRules,
 )
 from broker.access.minting import mint
-from broker.testing import Closed, Network, Peer, handshake, open_test_broker
-
-SECRET = "0123456789abcdef0123456789abcdef"
-CONFIG = Config(tokens=TokenRules(hmac_secret=SECRET))
-
-
-@pytest.fixture
-async def net(autojump_clock: MockClock) -> AsyncIterator[Network]:
-    async with open_test_broker(Broker(CONFIG)) as network:
-        yield network
-
-
-def token(net: Network, expires: float | None = None, **claims: object) -> str:
-    """A token that expires so many virtual seconds from now."""
-    if expires is not None:
-        claims["exp"] = net.broker.wall_clock() + expires
-    return mint(claims, SECRET.encode(), "HS256")
-
-
-async def connect(net: Network, *, expires: float | None = None, **claims: object) -> Peer:
-    """A client with a token of these claims."""
-    return await net.open_client(token=token(net, expires, **claims))
-
-
-async def refused(peer: Peer, **command: object) -> int:
-    """The code of the error reply, or that of the Close frame, to one command."""
-    try:
-        reply = await peer.request(**command)
-    except Closed as closed:
-        assert closed.code is not None
-        return closed.code
-    code: int = reply["error"]["code"]
-    return code
-
-
-async def next_push(peer: Peer) -> dict[str, Any]:
-    """The next push; pings on the way are answered."""
-    while True:
-        objects = list(map(json.loads, (await peer.receive_text()).split("\n")))
-        for each in objects:
-            if not each:
-                await peer.send_text("{}")
-            elif "push" in each:
-                push: dict[str, Any] = each["push"]
-                return push
-
-
-async def silent_for(peer: Peer, seconds: float) -> bool:
-    """Answer pings for so long; whether nothing else came."""
-    with trio.move_on_after(seconds) as silence:
-        await next_push(peer)
-    return silence.cancelled_caught
-
+from broker.testing import Network, open_test_broker
+from tests.conftest import ask
+from tests.session.conftest import (
+    CONFIG,
+    connect,
+    error_of,
+    next_push,
+    refused,
+    silent_for,
+    token,
+)
 
 # connect
 
 
-async def test_a_token_says_who_connects(autojump_clock: MockClock, net: Network) -> None:
-    peer = await net.open_websocket()
+async def test_a_token_says_who_connects(autojump_clock: MockClock, keyed: Network) -> None:
+    peer = await keyed.open_websocket()
     reply = await peer.request(
-        connect={"token": token(net, sub="alice", info={"name": "Alice"}, meta={"plan": 1})}
+        connect={"token": token(keyed, sub="alice", info={"name": "Alice"}, meta={"plan": 1})}
     )
     assert "expires" not in reply["connect"]
-    assert net.broker.fds_of("alice") == [peer.fd]
+    assert keyed.broker.fds_of("alice") == [peer.fd]
     await peer.request(subscribe={"channel": "news"})
     presence = (await peer.request(presence={"channel": "news"}))["presence"]["presence"]
     assert presence == {
@@ -104,19 +57,19 @@ async def test_a_token_says_who_connects(autojump_clock: MockClock, net: Network
     "bad", ["", "garbage", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZG1pbiJ9.", "x" * 9000]
 )
 async def test_who_has_no_good_token_is_sent_away_for_good(
-    autojump_clock: MockClock, net: Network, bad: str
+    autojump_clock: MockClock, keyed: Network, bad: str
 ) -> None:
-    peer = await net.open_websocket()
+    peer = await keyed.open_websocket()
     await peer.send_json({"id": 1, "connect": {"token": bad}})
     assert await peer.receive_close() == (3500, "invalid token")
 
 
-async def test_an_expired_token_may_be_replaced(autojump_clock: MockClock, net: Network) -> None:
-    peer = await net.open_websocket()
-    assert await refused(peer, connect={"token": token(net, -6, sub="alice")}) == 109
-    assert await refused(peer, connect={"token": token(net, nbf=9e9)}) == 109
-    assert net.broker.fds_of("alice") == []
-    assert "connect" in await peer.request(connect={"token": token(net, 60, sub="alice")})
+async def test_an_expired_token_may_be_replaced(autojump_clock: MockClock, keyed: Network) -> None:
+    peer = await keyed.open_websocket()
+    assert await refused(peer, connect={"token": token(keyed, -6, sub="alice")}) == 109
+    assert await refused(peer, connect={"token": token(keyed, nbf=9e9)}) == 109
+    assert keyed.broker.fds_of("alice") == []
+    assert "connect" in await peer.request(connect={"token": token(keyed, 60, sub="alice")})
 
 
 async def test_anonymous_clients_come_in_where_the_settings_allow_it(
@@ -179,11 +132,11 @@ async def test_the_personal_topic_comes_beside_those_of_the_token(
 
 
 async def test_the_connect_hook_sees_the_claims_and_has_the_last_word(
-    autojump_clock: MockClock, net: Network
+    autojump_clock: MockClock, keyed: Network
 ) -> None:
     seen: list[ConnectEvent] = []
 
-    @net.broker.on_connect
+    @keyed.broker.on_connect
     async def check(event: ConnectEvent) -> ConnectReply | None:
         seen.append(event)
         if event.data == "banned":
@@ -193,24 +146,24 @@ async def test_the_connect_hook_sees_the_claims_and_has_the_last_word(
         return None
 
     claims: dict[str, Any] = {"sub": "alice", "info": 1, "meta": {"plan": "free"}}
-    peer = await net.open_websocket()
+    peer = await keyed.open_websocket()
     assert await refused(peer, connect={"token": "bad"}) == 3500
     assert seen == []
-    peer = await net.open_websocket()
-    assert await refused(peer, connect={"token": token(net, **claims), "data": "banned"}) == 3507
+    peer = await keyed.open_websocket()
+    assert await refused(peer, connect={"token": token(keyed, **claims), "data": "banned"}) == 3507
     (event,) = seen
     assert event.claims == claims
     assert event.connection.claims == {}  # it was not let in
 
-    peer = await connect(net, **claims)
-    assert net.broker.fds_of("alice") == [peer.fd]
+    peer = await connect(keyed, **claims)
+    assert keyed.broker.fds_of("alice") == [peer.fd]
     assert seen[-1].connection.claims == claims
-    peer = await net.open_client(token=token(net, 60, **claims), data="rename")
-    assert net.broker.fds_of("bob") == [peer.fd]
+    peer = await keyed.open_client(token=token(keyed, 60, **claims), data="rename")
+    assert keyed.broker.fds_of("bob") == [peer.fd]
     # its tokens still name alice; what is said of topics goes by the user that the app knows
-    assert "refresh" in await peer.request(refresh={"token": token(net, 90, sub="alice")})
+    assert "refresh" in await peer.request(refresh={"token": token(keyed, 90, sub="alice")})
     for user, passes in (("alice", False), ("bob", True)):
-        request = {"channel": "$a", "token": token(net, sub=user, channel="$a")}
+        request = {"channel": "$a", "token": token(keyed, sub=user, channel="$a")}
         assert ("subscribe" in await peer.request(subscribe=request)) is passes
     presence = (await peer.request(presence={"channel": "$a"}))["presence"]["presence"]
     assert presence[str(peer.fd)]["conn_info"] == {"as": "bob"}
@@ -237,16 +190,16 @@ async def test_a_connect_that_failed_leaves_nothing_of_its_token(
 # server-side subscriptions
 
 
-async def test_a_token_subscribes_its_bearer(autojump_clock: MockClock, net: Network) -> None:
+async def test_a_token_subscribes_its_bearer(autojump_clock: MockClock, keyed: Network) -> None:
     for number in range(3):
-        net.broker.publish("news", number)
-    peer = await net.open_websocket()
+        keyed.broker.publish("news", number)
+    peer = await keyed.open_websocket()
     claims: dict[str, Any] = {
         "sub": "alice",
         "channels": ["news", "plan.*"],
         "subs": {"chat": {"info": {"role": "admin"}, "data": {"hello": 1}}},
     }
-    subs = (await peer.request(connect={"token": token(net, **claims)}))["connect"]["subs"]
+    subs = (await peer.request(connect={"token": token(keyed, **claims)}))["connect"]["subs"]
     assert set(subs) == {f"fd:{peer.fd}", "user:alice", "news", "plan.*", "chat"}
     assert subs["plan.*"] == {}
     assert subs["news"]["recoverable"]
@@ -254,22 +207,24 @@ async def test_a_token_subscribes_its_bearer(autojump_clock: MockClock, net: Net
     assert subs["news"]["publications"] == []
     assert subs["chat"]["data"] == {"hello": 1}
     for topic in ("news", "plan.a", "chat"):
-        net.broker.publish(topic, topic)
+        keyed.broker.publish(topic, topic)
         assert (await next_push(peer))["pub"]["data"] == topic
     presence = (await peer.request(presence={"channel": "chat"}))["presence"]["presence"]
     assert presence[str(peer.fd)]["chan_info"] == {"role": "admin"}
     assert await refused(peer, subscribe={"channel": "news"}) == 105
 
 
-async def test_a_server_side_subscription_recovers(autojump_clock: MockClock, net: Network) -> None:
-    good = token(net, sub="alice", channels=["news"])
-    peer = await net.open_websocket()
+async def test_a_server_side_subscription_recovers(
+    autojump_clock: MockClock, keyed: Network
+) -> None:
+    good = token(keyed, sub="alice", channels=["news"])
+    peer = await keyed.open_websocket()
     before = (await peer.request(connect={"token": good}))["connect"]["subs"]["news"]
     await peer.aclose()
     for number in range(3):
-        net.broker.publish("news", number)
+        keyed.broker.publish("news", number)
     for epoch, recovered in ((before["epoch"], True), ("other", False)):
-        peer = await net.open_websocket()
+        peer = await keyed.open_websocket()
         # The flag asks for an error, which would be one for all that connect brings.
         asked = {"recover": True, "offset": 0, "epoch": epoch, "flag": 2}
         reply = await peer.request(connect={"token": good, "subs": {"news": asked}})
@@ -280,12 +235,12 @@ async def test_a_server_side_subscription_recovers(autojump_clock: MockClock, ne
 
 
 async def test_who_watches_a_topic_is_told_of_server_side_subscriptions(
-    autojump_clock: MockClock, net: Network
+    autojump_clock: MockClock, keyed: Network
 ) -> None:
-    watcher = await connect(net, sub="bob")
+    watcher = await connect(keyed, sub="bob")
     await watcher.request(subscribe={"channel": "news", "join_leave": True})
     assert "join" in await next_push(watcher)  # its own
-    peer = await connect(net, sub="alice", channels=["news"])
+    peer = await connect(keyed, sub="alice", channels=["news"])
     push = await next_push(watcher)
     assert push["join"]["info"] == {"user": "alice", "client": str(peer.fd)}
 
@@ -324,271 +279,6 @@ async def test_a_gap_in_a_server_side_subscription_ends_the_connection_which_the
         assert await peer.receive_close() == (3010, "insufficient state")
 
 
-# refresh and expiry
-
-
-async def test_a_connection_that_is_not_refreshed_ends_after_the_grace_period(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    peer = await net.open_websocket()
-    reply = await peer.request(connect={"token": token(net, 60, sub="alice")})
-    assert reply["connect"]["expires"] is True
-    assert reply["connect"]["ttl"] == 60
-    start = trio.current_time()
-    push = await next_push(peer)
-    assert push["disconnect"]["code"] == 3005
-    assert 85 <= trio.current_time() - start <= 86.5
-    assert await peer.receive_close() == (3005, "connection expired")
-
-
-async def test_refresh_puts_the_end_off(autojump_clock: MockClock, net: Network) -> None:
-    peer = await connect(net, expires=60, sub="alice")
-    start = trio.current_time()
-    assert await silent_for(peer, 70)
-    reply = await peer.request(refresh={"token": token(net, 60, sub="alice", meta=2)})
-    assert reply["refresh"].pop("version")
-    assert reply["refresh"] == {"client": str(peer.fd), "expires": True, "ttl": 60}
-    assert (await next_push(peer))["disconnect"]["code"] == 3005
-    assert 155 <= trio.current_time() - start <= 156.5
-
-
-async def test_refresh_with_a_token_that_does_not_expire_ends_the_worry(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    peer = await connect(net, expires=60, sub="alice")
-    reply = await peer.request(refresh={"token": token(net, sub="alice")})
-    assert "expires" not in reply["refresh"]
-    assert await silent_for(peer, 1000)
-
-
-@pytest.mark.parametrize(
-    "claims, expires, code",
-    [
-        ({"sub": "alice"}, -6, 109),
-        ({"sub": "bob"}, 60, 3500),
-        ({}, 60, 3500),
-        ({"sub": "alice", "channel": "a"}, 60, 3500),
-        ({"sub": "alice", "expire_at": 1}, 60, 110),
-    ],
-)
-async def test_a_token_that_does_not_refresh(
-    autojump_clock: MockClock, net: Network, claims: dict[str, Any], expires: float, code: int
-) -> None:
-    peer = await connect(net, expires=60, sub="alice")
-    assert await refused(peer, refresh={"token": token(net, expires, **claims)}) == code
-
-
-async def test_refresh_without_a_token_is_invalid(autojump_clock: MockClock, net: Network) -> None:
-    peer = await connect(net, expires=60, sub="alice")
-    assert await refused(peer, refresh={}) == 3500
-
-
-async def test_expire_at_says_when_the_connection_ends(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    now = net.broker.wall_clock()
-    peer = await net.open_websocket()
-    reply = await peer.request(connect={"token": token(net, 60, expire_at=now + 500)})
-    assert reply["connect"]["ttl"] == 500
-    peer = await net.open_websocket()
-    reply = await peer.request(connect={"token": token(net, 60, expire_at=0)})
-    assert "expires" not in reply["connect"]
-    peer = await net.open_websocket()
-    assert await refused(peer, connect={"token": token(net, 60, expire_at=now - 60)}) == 110
-
-
-async def test_a_clock_that_is_set_moves_no_deadline(autojump_clock: MockClock) -> None:
-    broker = Broker(CONFIG)
-    async with open_test_broker(broker) as net:
-        peer = await connect(net, expires=60)
-        clock = broker.wall_clock
-        broker.wall_clock = lambda: clock() + 10_000
-        start = trio.current_time()
-        assert (await next_push(peer))["disconnect"]["code"] == 3005
-        assert trio.current_time() - start >= 85
-
-
-# subscribe
-
-
-async def test_a_private_topic_is_for_who_has_a_token_for_it(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    peer = await connect(net, sub="alice")
-    for name in ("$room", "$room.*", ">", "*.a"):
-        assert await refused(peer, subscribe={"channel": name}) == 103
-    assert await refused(peer, history={"channel": "$room"}) == 103
-    assert await refused(peer, presence={"channel": "$room"}) == 103
-    assert "subscribe" in await peer.request(subscribe={"channel": "room"})
-    claims: dict[str, Any] = {
-        "sub": "alice",
-        "channel": "$room",
-        "info": {"role": 1},
-        "data": {"hello": 1},
-    }
-    reply = await peer.request(subscribe={"channel": "$room", "token": token(net, **claims)})
-    assert reply["subscribe"] == {"data": {"hello": 1}}
-    presence = (await peer.request(presence={"channel": "$room"}))["presence"]["presence"]
-    assert presence[str(peer.fd)]["chan_info"] == {"role": 1}
-    assert "history" in await peer.request(history={"channel": "$room"})
-    wide = token(net, sub="alice", channel=">")
-    assert "subscribe" in await peer.request(subscribe={"channel": ">", "token": wide})
-
-
-@pytest.mark.parametrize("channel", ["room", "$room"])
-@pytest.mark.parametrize(
-    "claims, expires, code",
-    [
-        ({"sub": "alice", "channel": "$other"}, 60, 103),
-        ({"sub": "bob", "channel": "CHANNEL"}, 60, 103),
-        ({"channel": "CHANNEL"}, 60, 103),
-        ({"sub": "alice"}, 60, 103),
-        ({"sub": "alice", "channel": "CHANNEL", "client": "999"}, 60, 103),
-        ({"sub": "alice", "channel": "CHANNEL"}, -6, 109),
-        ({"sub": "alice", "channel": "CHANNEL", "expire_at": 1}, 60, 110),
-    ],
-)
-async def test_a_token_that_is_given_must_be_good(
-    autojump_clock: MockClock,
-    net: Network,
-    channel: str,
-    claims: dict[str, Any],
-    expires: float,
-    code: int,
-) -> None:
-    peer = await connect(net, sub="alice")
-    if "channel" in claims:
-        claims = {**claims, "channel": claims["channel"].replace("CHANNEL", channel)}
-    given = token(net, expires, **claims)
-    assert await refused(peer, subscribe={"channel": channel, "token": given}) == code
-    assert await refused(peer, subscribe={"channel": channel, "token": "garbage"}) == 103
-    assert net.broker.connections()[0].topics == ()
-
-
-async def test_a_subscription_token_of_old_may_name_the_connection(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    peer = await connect(net, sub="alice")
-    given = token(net, sub="alice", channel="$a", client=str(peer.fd))
-    assert "subscribe" in await peer.request(subscribe={"channel": "$a", "token": given})
-
-
-async def test_the_subscribe_hook_sees_the_claims_and_has_the_last_word(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    seen: list[SubscribeEvent] = []
-
-    @net.broker.on_subscribe
-    async def check(event: SubscribeEvent) -> SubscribeReply | None:
-        seen.append(event)
-        if event.topic == "$no":
-            raise Refused(103)
-        return SubscribeReply(info=2, data=2) if event.topic == "$other" else None
-
-    peer = await connect(net, sub="alice")
-    assert await refused(peer, subscribe={"channel": "$a"}) == 103
-    assert seen == []
-    for topic, said in (("$a", 1), ("$other", 2), ("$no", None)):
-        claims: dict[str, Any] = {"sub": "alice", "channel": topic, "info": 1, "data": 1}
-        reply = await peer.request(subscribe={"channel": topic, "token": token(net, **claims)})
-        assert seen[-1].claims == claims
-        if said is None:
-            assert reply["error"]["code"] == 103
-            continue
-        assert reply["subscribe"]["data"] == said
-        presence = (await peer.request(presence={"channel": topic}))["presence"]["presence"]
-        assert presence[str(peer.fd)]["chan_info"] == said
-    await peer.request(subscribe={"channel": "open"})
-    assert seen[-1].claims is None
-
-
-async def test_a_subscription_that_is_not_refreshed_ends_after_the_grace_period(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    peer = await connect(net, sub="alice")
-    start = trio.current_time()
-    for topic, expires in (("$late", 200), ("$soon", 60), ("$never", None)):
-        given = token(net, expires, sub="alice", channel=topic)
-        reply = await peer.request(subscribe={"channel": topic, "token": given})
-        assert reply["subscribe"].get("ttl") == expires
-        assert reply["subscribe"].get("expires", False) is (expires is not None)
-    for topic, after in (("$soon", 85), ("$late", 225)):
-        push = await next_push(peer)
-        assert push == {
-            "channel": topic,
-            "unsubscribe": {"code": 2501, "reason": "subscription expired"},
-        }
-        assert after <= trio.current_time() - start <= after + 1.5
-    assert net.broker.connections()[0].topics == ("$never",)
-    # the client comes back with another token
-    given = token(net, 60, sub="alice", channel="$soon")
-    assert "subscribe" in await peer.request(subscribe={"channel": "$soon", "token": given})
-
-
-async def test_sub_refresh_puts_the_end_off(autojump_clock: MockClock, net: Network) -> None:
-    peer = await connect(net, sub="alice")
-    start = trio.current_time()
-    good = token(net, 60, sub="alice", channel="$a")
-    await peer.request(subscribe={"channel": "$a", "token": good})
-    assert await silent_for(peer, 50)
-    again = token(net, 60, sub="alice", channel="$a")
-    reply = await peer.request(sub_refresh={"channel": "$a", "token": again})
-    assert reply["sub_refresh"] == {"expires": True, "ttl": 60}
-    assert (await next_push(peer))["unsubscribe"]["code"] == 2501
-    assert 135 <= trio.current_time() - start <= 136.5
-    # what was refused
-    assert await refused(peer, sub_refresh={"channel": "$a", "token": again}) == 109
-    fresh = token(net, 60, sub="alice", channel="$a")
-    assert await refused(peer, sub_refresh={"channel": "$a", "token": fresh}) == 103  # gone
-    await peer.request(subscribe={"channel": "open"})
-    assert await refused(peer, sub_refresh={"channel": "open"}) == 103
-    assert await refused(peer, sub_refresh={"channel": "open", "token": fresh}) == 103
-    assert await refused(peer, sub_refresh={"channel": "open", "token": "garbage"}) == 103
-
-
-async def test_an_ended_subscription_takes_its_deadline_along(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    peer = await connect(net, sub="alice")
-    given = token(net, 60, sub="alice", channel="room")
-    await peer.request(subscribe={"channel": "room", "token": given})
-    await peer.request(unsubscribe={"channel": "room"})
-    await peer.request(subscribe={"channel": "room"})
-    assert await silent_for(peer, 200)
-
-
-# who may open a connection at all
-
-
-@pytest.mark.parametrize(
-    "origin, status",
-    [
-        ("null", 403),
-        ("http://localhost:3000", 403),
-        ("http://127.0.0.1", 403),
-        ("http://localhost:9501", 101),
-        ("https://listed.example", 101),
-        (None, 101),
-    ],
-)
-async def test_with_tokens_only_the_page_of_our_own_and_listed_ones_may_connect(
-    autojump_clock: MockClock, origin: str | None, status: int
-) -> None:
-    config = attrs.evolve(CONFIG, allowed_origins=("https://listed.example",))
-    async with open_test_broker(Broker(config)) as net:
-        peer = await net.connect()
-        headers = {} if origin is None else {"Origin": origin}
-        await peer.send(handshake(headers=headers, host="localhost:9501"))
-        assert (await peer.receive_head()).startswith(f"HTTP/1.1 {status} ")
-        await peer.aclose()
-
-
-async def test_a_key_that_cannot_be_read_keeps_the_broker_from_starting(tmp_path: Path) -> None:
-    rules = TokenRules(public_keys=(str(tmp_path / "none.pem"),))
-    with pytest.raises(ConfigError, match=r"none\.pem: No such file"):
-        await Broker(Config(port=0, tokens=rules)).serve()
-
-
 async def test_the_keys_of_an_issuer_on_the_network_are_used() -> None:
     """Two brokers on real sockets, one of them the issuer."""
     private = ed25519.Ed25519PrivateKey.generate()
@@ -612,3 +302,103 @@ async def test_the_keys_of_an_issuer_on_the_network_are_used() -> None:
             reply = await other.request(connect={"token": mint({}, pem, "EdDSA", kid="2")})
             assert reply["error"] == {"code": 100, "message": "internal", "temporary": True}
         issuer.stop()
+
+
+async def test_connect_says_which_fd_this_is(autojump_clock: MockClock, net: Network) -> None:
+    await net.open_websocket()
+    peer = await net.open_websocket("/connection/websocket")
+    (reply,) = await ask(peer, {"id": 5, "connect": {"name": "js", "version": "1"}})
+    version = reply["connect"].pop("version")
+    assert version
+    assert reply == {
+        "id": 5,
+        "connect": {
+            "client": "2",
+            "data": {"fd": 2},
+            "subs": {"fd:2": {}},
+            "ping": 20,
+            "pong": True,
+        },
+    }
+    info = net.broker.connection_info(2)
+    assert info is not None
+    assert (info.protocol, info.topics) == ("centrifuge-json", ())
+
+
+async def test_the_connect_hook_says_who_this_is(autojump_clock: MockClock, net: Network) -> None:
+    events = []
+
+    @net.broker.on_connect
+    async def let_in(event: ConnectEvent) -> ConnectReply:
+        events.append(event)
+        return ConnectReply(user="alice", info={"name": "Alice"}, data={"motd": "hi"})
+
+    client = await net.open_websocket()
+    sent = {"token": "t", "data": {"a": 1}, "name": "js", "version": "5"}
+    (reply,) = await ask(client, {"id": 1, "connect": sent})
+    assert reply["connect"]["data"] == {"fd": client.fd, "motd": "hi"}
+    (event,) = events
+    assert (event.token, event.data, event.name, event.version) == ("t", {"a": 1}, "js", "5")
+    assert event.connection.fd == client.fd
+    assert net.broker.fds_of("alice") == [client.fd]
+    await client.request(subscribe={"channel": "news"})
+    reply = await client.request(presence={"channel": "news"})
+    info = {"user": "alice", "client": str(client.fd), "conn_info": {"name": "Alice"}}
+    assert reply["presence"]["presence"] == {str(client.fd): info}
+
+
+async def test_a_user_that_was_bound_before_is_kept(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    peer = await net.open_websocket()
+    net.broker.bind(peer.fd, "bob")
+    await peer.request(connect={})
+    assert net.broker.fds_of("bob") == [peer.fd]
+    await peer.request(subscribe={"channel": "news"})
+    reply = await peer.request(presence={"channel": "news"})
+    assert reply["presence"]["presence"][str(peer.fd)]["user"] == "bob"
+
+
+@pytest.mark.parametrize("what", ["refused", "raised", "not json"])
+async def test_a_client_that_was_not_let_in_may_try_again(
+    autojump_clock: MockClock, net: Network, what: str
+) -> None:
+    @net.broker.on_connect
+    async def check(event: ConnectEvent) -> ConnectReply | None:
+        if event.token == "good":
+            return None
+        if what == "refused":
+            raise Refused(101)
+        if what == "raised":
+            raise ZeroDivisionError
+        return ConnectReply(user="alice", data={"a": object()})
+
+    peer = await net.open_websocket()
+    code = await error_of(peer, connect={"token": "bad"})
+    assert code == (101 if what == "refused" else 100)
+    assert net.broker.fds_of("alice") == []
+    assert "connect" in await peer.request(connect={"token": "good"})
+
+
+async def test_the_connect_hook_may_send_a_client_away(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    @net.broker.on_connect
+    async def check(event: ConnectEvent) -> None:
+        raise Disconnect(3500, "invalid token")
+
+    peer = await net.open_websocket()
+    assert await ask(peer, {"id": 1, "connect": {}}) == [3500]
+
+
+async def test_who_was_disconnected_while_the_connect_hook_ran_is_not_let_in(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    @net.broker.on_connect
+    async def disconnect(event: ConnectEvent) -> ConnectReply:
+        net.broker.disconnect(event.connection.fd, 3507, "no")
+        return ConnectReply(user="alice")
+
+    peer = await net.open_websocket()
+    assert await ask(peer, {"id": 1, "connect": {}}) == [3507]
+    assert net.broker.fds_of("alice") == []
