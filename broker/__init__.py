@@ -11,41 +11,46 @@
     trio.run(broker.serve)
 """
 
-from broker.app import Broker, BrokerStatistics, Messages
-from broker.config.settings import Config, TokenRules, TopicPattern, TopicRules, WebhookRules
-from broker.core.event_queue import Event, EventKind, EventStatistics
-from broker.core.messages import (
-    ClientInfo,
-    Close,
-    ConnectionInfo,
-    Delivery,
-    Fd,
-    Frame,
-    Initiator,
-    Position,
-    Publication,
-    PushResult,
-)
-from broker.errors import (
-    BrokerError,
-    CloseCode,
-    ConfigError,
-    Disconnect,
-    ErrorCode,
-    Lagged,
-    Refused,
-)
-from broker.hooks import (
-    ConnectEvent,
-    ConnectReply,
-    PublishEvent,
-    PublishReply,
-    ReadEvent,
-    SubscribeEvent,
-    SubscribeReply,
-)
-from broker.session.connection import Connection
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from broker.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from broker.app import Broker, BrokerStatistics, Messages
+    from broker.config.settings import Config, TokenRules, TopicPattern, TopicRules, WebhookRules
+    from broker.core.event_queue import Event, EventKind, EventStatistics
+    from broker.core.messages import (
+        ClientInfo,
+        Close,
+        ConnectionInfo,
+        Delivery,
+        Fd,
+        Frame,
+        Initiator,
+        Position,
+        Publication,
+        PushResult,
+    )
+    from broker.errors import (
+        BrokerError,
+        CloseCode,
+        ConfigError,
+        Disconnect,
+        ErrorCode,
+        Lagged,
+        Refused,
+    )
+    from broker.hooks import (
+        ConnectEvent,
+        ConnectReply,
+        PublishEvent,
+        PublishReply,
+        ReadEvent,
+        SubscribeEvent,
+        SubscribeReply,
+    )
+    from broker.session.connection import Connection
 
 __all__ = [
     "Broker",
@@ -86,3 +91,24 @@ __all__ = [
     "WebhookRules",
     "__version__",
 ]
+
+# Loaded when first asked for: `python -m broker` obeys signals before this takes its half second.
+# What is light comes first, so that `from broker import ConfigError` does not load the whole.
+_HOMES = (
+    *("broker.errors", "broker.core.messages", "broker.core.event_queue"),
+    *("broker.config.settings", "broker.hooks", "broker.session.connection", "broker.app"),
+)
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:
+        for home in _HOMES:
+            module = import_module(home)
+            if hasattr(module, name):
+                # From now on it is a plain attribute.
+                return globals().setdefault(name, getattr(module, name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
