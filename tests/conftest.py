@@ -25,6 +25,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from broker import logs
+
 
 @pytest.fixture
 def logging_restored() -> Iterator[None]:
@@ -34,7 +36,7 @@ def logging_restored() -> Iterator[None]:
     config = structlog.get_config() if structlog.is_configured() else None
     structlog.reset_defaults()
     yield
-    structlog.reset_defaults()
+    logs.release()
     if config is not None:
         structlog.configure(**config)
     root.handlers[:] = handlers

@@ -77,8 +77,15 @@ def _ready_sentence(_: object, __: str, event: EventDict) -> EventDict:
     return event
 
 
-_UNQUOTED: Final = frozenset({"event", "logger", "logger_name", "exception", "stack"})
-"""Keys that the console shows without quotes; with the last two an app may bring a text of its own."""
+_UNQUOTED: Final = {
+    "event": "",
+    "logger": "",
+    "logger_name": "",
+    "exception": "    ",
+    "stack": "    ",
+}
+"""Keys that the console shows without quotes, the last two on a line of their own, and how that
+line begins: no log line begins with a space."""
 
 # What the console shows with quotes, or is safe as it is.
 _SAFE: Final = (str, int, float, bool, type(None))
@@ -102,7 +109,7 @@ def _harmless(_: object, __: str, event: EventDict) -> EventDict:
     shown: EventDict = {}
     for key, value in event.items():
         if key in _UNQUOTED:
-            value = escape(str(value))
+            value = _UNQUOTED[key] + escape(str(value))
         elif key != "exc_info" and type(value) not in _SAFE:
             value = _Escaped(value)
         shown[escape(key)] = value
@@ -182,27 +189,19 @@ def _chain(
 # the article
 
 
-ARTICLE: Final = frozenset({"ready", "open", "message", "close"})
-"""The events that the article's log tells of."""
-
-
 def article_line(event: EventDict) -> str | None:
     """One of the article's four lines; None for any other event."""
-    match event["event"]:
-        case "ready":
+    match event:
+        case {"event": "ready"}:
             return "websocket服务器启动成功"
-        case "open":
-            return f"握手成功 fd{event['fd']}"
-        case "message":
-            data = event["data"]
+        case {"event": "open", "fd": fd}:
+            return f"握手成功 fd{fd}"
+        case {"event": "message", "fd": fd, "data": data, "opcode": opcode, "fin": fin}:
             if isinstance(data, bytes):
                 data = data.decode(errors="backslashreplace")
-            return (
-                f"接收客户端消息: {event['fd']}:{escape(data)},"
-                f"opcode:{int(event['opcode'])},fin:{int(event['fin'])}"
-            )
-        case "close":
-            return f"客户端 {event['fd']} 关闭"
+            return f"接收客户端消息: {fd}:{escape(data)},opcode:{int(opcode)},fin:{int(fin)}"
+        case {"event": "close", "fd": fd}:
+            return f"客户端 {fd} 关闭"
     return None
 
 

@@ -17,7 +17,7 @@ from structlog.types import EventDict, Processor
 
 from broker.config.settings import LogFormat, LogLevel
 from broker.logs.limiter import Limiter, Swallowed
-from broker.logs.rendering import ARTICLE, article_line, level_number, rendering
+from broker.logs.rendering import article_line, level_number, rendering
 from broker.logs.writer import LineWriter, LogStatistics, StreamName, write_now
 
 FLUSH_SECONDS: Final = 1.0
@@ -91,7 +91,7 @@ class _Article:
         self._threshold = threshold
 
     def __call__(self, _: object, __: str, event: EventDict) -> EventDict:
-        line = article_line(event) if event["event"] in ARTICLE else None
+        line = article_line(event)
         if line is not None:
             self._sink.write("stdout", line, important=True)
             raise structlog.DropEvent
