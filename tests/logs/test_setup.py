@@ -15,7 +15,7 @@ import structlog
 from broker import logs
 from broker.config.settings import LogFormat
 from broker.core.messages import Initiator
-from broker.logs import LogStatistics
+from broker.logs import LogStatistics, writer
 
 PATIENCE = 20.0
 
@@ -267,11 +267,12 @@ def test_a_storm_that_has_ended_is_counted_without_another_line(
     reader, stderr = pipe()
     with reader, stderr:
         monkeypatch.setattr(sys, "stderr", stderr)
+        monkeypatch.setattr(writer, "IDLE_SECONDS", 0.01)
         clock = Clock()
         logs.configure("json", "info", clock=clock)
         for fd in range(5000):
             structlog.get_logger().info("open", fd=fd)
-        clock.now += 1
+            clock.now += fd == 4999  # the second is over before the silence is
         lines = [json.loads(reader.readline()) for _ in range(6)]
         assert [line["event"] for line in lines] == ["open"] * 5 + ["lines_swallowed"]
         assert lines[-1]["count"] == 4995

@@ -9,6 +9,7 @@ from typing import TextIO
 
 import pytest
 
+import broker.logs.writer
 from broker.logs.writer import LineWriter, LogStatistics, write_now
 
 PATIENCE = 20.0
@@ -129,7 +130,10 @@ def test_a_pipe_that_somebody_made_non_blocking_loses_nothing(pipe: Pipe) -> Non
     writer.close(PATIENCE)
 
 
-def test_idle_is_told_once_after_a_line_and_then_silence(pipe: Pipe) -> None:
+def test_idle_is_told_after_a_line_and_then_silence(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker.logs.writer, "IDLE_SECONDS", 0.01)
     counts = Counts()
     writer = pipe.open_writer(counts)
     writer.write("x", important=False)
