@@ -15,7 +15,7 @@ def run() -> None:
     start.open_standard_streams()
     try:
         from broker.cli.main import main
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
         path = start.hiding_file(error)
         if path is None:
             raise

@@ -90,7 +90,9 @@ def nearest_command(name: str, ctx: click.Context) -> str:
     commands = list(root.commands) if isinstance(root, click.Group) else []
     if name in commands:
         return f"{name!r} is a command: its name comes before all options"
-    # 0.5, as for settings: `pbu`, `subscribe` and `publsh` are near, `chat` and `server` are not.
-    near = difflib.get_close_matches(name, commands, n=1, cutoff=0.5)
+    # `publish` means `pub`. Else 0.5, as for settings: `pbu` is near, `chat` and `server` are not.
+    near = [
+        command for command in commands if name.startswith(command)
+    ] or difflib.get_close_matches(name, commands, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(commands)}"
     return f"{name!r} is neither a command nor MODULE:ATTR, such as chat.server:broker; {hint}"

@@ -27,24 +27,28 @@ def open_standard_streams() -> None:
             setattr(sys, name, stream)
 
 
-def hiding_file(error: ImportError | AttributeError) -> Path | None:
+def hiding_file(error: Exception) -> Path | None:
     """The file in the working directory that hides the module which an import needed; or None.
 
     `python -m` looks in the working directory first, so a `token.py` there is what the standard
-    library gets for its own.
+    library gets for its own. `error` is what our own imports raised.
     """
     here = Path.cwd()
     suspects: list[object] = []
     if isinstance(error, ImportError):
         suspects += [error.path, sys.modules.get((error.name or "").partition(".")[0])]
-    else:
+    elif isinstance(error, AttributeError):
         suspects.append(error.obj)
+    step = error.__traceback__
+    while step is not None:
+        suspects.append(step.tb_frame.f_code.co_filename)
+        step = step.tb_next
     suspects += [
         module for name, module in list(sys.modules.items()) if name in sys.stdlib_module_names
     ]
     for suspect in suspects:
         path = getattr(suspect, "__file__", None) if isinstance(suspect, ModuleType) else suspect
-        if isinstance(path, str) and _is_of(Path(path).absolute(), here):
+        if isinstance(path, str) and path.endswith(".py") and _is_of(Path(path).absolute(), here):
             return Path(path)
     return None
 

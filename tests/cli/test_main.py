@@ -4,6 +4,7 @@ Mistakes are found before anything runs, so they are tested in this process, whi
 """
 
 import socket
+import sys
 from pathlib import Path
 
 import click
@@ -65,7 +66,10 @@ from broker.version import VERSION
         ("push 1 1 --url ws://localhost:1", "cannot connect to ws://localhost:1: "),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(here: Path, line: str, message: str) -> None:
+def test_a_mistake_is_one_line_and_status_2(
+    here: Path, line: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "cli_app_module", raising=False)  # of the case before
     (here / "bad.toml").write_text("prt = 1")
     (here / "cli_app_module.py").write_text("number = 1")
     result = CliRunner().invoke(main, line.split())

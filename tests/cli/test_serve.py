@@ -149,15 +149,17 @@ def app(tmp_path: Path, body: str) -> Path:
     return tmp_path
 
 
-async def open_websocket(url: str) -> trio.SocketStream:
-    """Shake hands at a URL; what comes after that is up to the caller."""
+HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+async def ask_for_websocket(url: str) -> trio.SocketStream:
+    """Connect and send a handshake; the answer is left to the caller."""
     host, _, port = url.removeprefix("ws://").rpartition(":")
     stream = await trio.open_tcp_stream(host, int(port))
-    await stream.send_all(
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-    )
-    assert b" 101 " in await stream.receive_some()
+    await stream.send_all(HANDSHAKE)
     return stream
 
 
@@ -244,12 +246,14 @@ async def busy(connection):
 """
 
 
-@pytest.mark.parametrize("signals", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT,) * 2])
+@pytest.mark.parametrize(
+    "signals", [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)]
+)
 async def test_a_second_signal_ends_a_busy_loop_with_1_and_says_where_it_was(
     running: "Runner", tmp_path: Path, signals: tuple[signal.Signals, ...]
 ) -> None:
     async with running("app:broker", cwd=app(tmp_path, BUSY)) as it:
-        async with await open_websocket(await it.url()):
+        async with await ask_for_websocket(await it.url()):
             await it.wait_for("busy\n")
             assert await it.stop(*signals) == 1
     line = json.loads(next(line for line in it.stderr.splitlines() if b'"stuck"' in line))
@@ -272,7 +276,7 @@ async def test_a_second_signal_ends_a_loop_that_lets_no_python_run(
         "    while True: pass",
     )
     async with running("app:broker", cwd=app(tmp_path, deaf)) as it:
-        async with await open_websocket(await it.url()):
+        async with await ask_for_websocket(await it.url()):
             await it.wait_for("busy\n")
             assert await it.stop(signal.SIGTERM) == 1
     assert b"deaf" in it.stderr
@@ -280,7 +284,7 @@ async def test_a_second_signal_ends_a_loop_that_lets_no_python_run(
 
 async def test_a_third_signal_waits_for_nothing(running: "Runner", tmp_path: Path) -> None:
     async with running("app:broker", cwd=app(tmp_path, BUSY)) as it:
-        async with await open_websocket(await it.url()):
+        async with await ask_for_websocket(await it.url()):
             await it.wait_for("busy\n")
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
                 it.process.send_signal(number)
@@ -336,7 +340,8 @@ async def test_a_reload_of_a_bad_file_changes_nothing(
         failed = json.loads(await it.wait_for("reload_failed"))
         assert str(file) in failed["detail"]
         assert failed["detail"].endswith("; the broker goes on with the old config")
-        async with await open_websocket(url):
+        async with await ask_for_websocket(url) as peer:
+            assert b" 101 " in await peer.receive_some()
             assert await it.stop(signal.SIGTERM) == 0
 
 
@@ -391,11 +396,7 @@ async def test_a_log_that_nobody_reads_delays_neither_clients_nor_a_stop(
         assert b"ready" in await stream.receive_some()  # and from now on nobody reads
         for _ in range(250):
             peer = await trio.open_unix_socket(path)
-            await peer.send_all(
-                b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
-                b"Connection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-                b"Sec-WebSocket-Version: 13\r\n\r\n" + message
-            )
+            await peer.send_all(HANDSHAKE + message)
             heard = b""
             while not heard.endswith(b"this is server"):
                 heard += await peer.receive_some()
@@ -420,11 +421,7 @@ async def test_a_closed_or_full_stream_is_no_error(
                 break
             except OSError:  # not yet
                 await trio.sleep(0.01)
-        await peer.send_all(
-            b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
-            b"Connection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-            b"Sec-WebSocket-Version: 13\r\n\r\n"
-        )
+        await peer.send_all(HANDSHAKE)
         assert b" 101 " in await peer.receive_some()
         await peer.aclose()
         assert await it.stop(signal.SIGTERM) == 0

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ("trio/__init__.py", ""),
         ("queue.py", "class Empty(Exception): pass"),
         ("msgspec.py", "raise AttributeError('of its own')"),
+        ("attrs.py", "raise ValueError('of its own')"),
     ],
 )
 async def test_a_file_that_hides_a_module_is_named_in_one_line(
