@@ -23,6 +23,9 @@ Five connections a second are a quiet broker, which logs each one; a person can 
 lines a second. A refusal is a mistake: one a second shows which, as with a warning.
 """
 
+SECOND: Final = 1.0
+"""The time that limits are counted in. A flood is seen at once, and its count soon after."""
+
 MAX_NAMES: Final = 1000
 """Names that are told apart at a time. Ours are some forty; an app may make them of a peer's text."""
 
@@ -60,21 +63,20 @@ class _Second:
 
 
 class Limiter:
-    """A processor that lets some lines per name and `interval` seconds through.
+    """A processor that lets some lines per name and second through.
 
     `tell` is called, without a lock held, with each count that no line of the same name has said
-    within the interval. Any thread may log; `clock` counts seconds.
+    within the second. Any thread may log; `clock` counts seconds.
     """
 
     def __init__(
         self,
         tell: Callable[[Swallowed], None],
         *,
-        interval: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tell = tell
-        self._interval = interval
+        self._interval = SECOND
         self._clock = clock
         # An RLock: a line may be logged in a signal handler, or by a finalizer, in the same thread.
         self._lock = threading.RLock()
