@@ -187,7 +187,7 @@ def _run(broker: "Broker", source: "_Source | None") -> int:
     """Serve until the end; return the exit status. Raises `Mistake`, and what is a bug."""
     try:
         return 0 if trio.run(_serve, broker, source) else CUT_SHORT
-    except BaseException as error:
+    except BaseException as error:  # around `trio.run` nothing is cancelled
         ending = ending_cause(error)
         if ending is not None:
             log.critical(
@@ -196,10 +196,10 @@ def _run(broker: "Broker", source: "_Source | None") -> int:
                 at=origin_of(ending),
                 detail="raised in the app's own code; to end the broker, call its stop()",
             )
-            return exit_status(ending)
+            return exit_status(ending)  # noqa: ASYNC104
         cause = single_cause(error)
         if isinstance(cause, ConfigError):
-            raise Mistake(str(cause)) from error
+            raise Mistake(str(cause)) from error  # noqa: ASYNC104
         raise
 
 

@@ -79,6 +79,7 @@ def test_a_full_pipe_delays_nobody_and_drops_are_told_once_it_moves(pipe: Pipe) 
     writer = pipe.open_writer(counts)
     taken = stalled(writer)
     assert 64 <= taken <= 64 + 64 + 4  # half of the room, and what the pipe itself holds
+    assert writer.statistics().waiting_bytes <= 2**16
     for _ in range(9):
         writer.write(LINE, important=False)
     assert writer.statistics().lines_dropped == 10
@@ -108,6 +109,7 @@ def test_an_important_line_has_room_where_others_have_none(pipe: Pipe) -> None:
 def test_important_lines_have_a_bound_too(pipe: Pipe) -> None:
     writer = pipe.open_writer()
     assert stalled(writer, important=True) <= 128 + 64 + 4
+    assert 2**16 < writer.statistics().waiting_bytes <= 2**17
     pipe.reader.close()  # the thread ends with a broken pipe
     writer.close(PATIENCE)
 
