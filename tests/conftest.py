@@ -27,7 +27,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from trio.testing import MockClock
 
-from broker import Broker, Config
+from broker import Broker, Config, logs
 from broker.testing import Network, Peer, name_users_by_token, open_test_broker
 
 
@@ -39,7 +39,7 @@ def logging_restored() -> Iterator[None]:
     config = structlog.get_config() if structlog.is_configured() else None
     structlog.reset_defaults()
     yield
-    structlog.reset_defaults()
+    logs.release()
     if config is not None:
         structlog.configure(**config)
     root.handlers[:] = handlers

@@ -127,7 +127,10 @@ async def open_tokens(config: Config, now: Callable[[], float]) -> AsyncGenerato
     Raises `ConfigError` for keys that cannot be used.
     """
     rules = config.tokens
-    keys = load_keys(rules)
+    if rules.public_keys or rules.hmac_secret_file:
+        keys = await trio.to_thread.run_sync(load_keys, rules, abandon_on_cancel=True)
+    else:
+        keys = load_keys(rules)
     if not rules.jwks_url:
         yield Tokens(rules, keys, now)
         return

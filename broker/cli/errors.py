@@ -1,11 +1,17 @@
 """Mistakes on the command line, each of one line, and their exit statuses."""
 
+import difflib
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import click
 
 from broker.logs import escape
+
+INTERRUPTED: Final = 130
+"""Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
 
 
 class _OneLine(click.ClickException):
@@ -46,3 +52,56 @@ def single_cause(error: BaseException) -> BaseException:
             return error
         inner = inner.exceptions[0]
     return inner
+
+
+def ending_cause(error: BaseException) -> BaseException | None:
+    """The `SystemExit`, `KeyboardInterrupt` or the like that ended the process; or None.
+
+    Groups are looked into. None if an `Exception` is among what was raised: that is a bug, and
+    wants its traceback.
+    """
+    ours = list(_leaves(error))
+    if any(isinstance(leaf, Exception) for leaf in ours):
+        return None
+    return ours[0]
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def exit_status(error: BaseException) -> int:
+    """The exit status that Python gives a process which ends by this exception."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if not isinstance(error, SystemExit):
+        return 1
+    if error.code is None:
+        return 0
+    return error.code & 0xFF if isinstance(error.code, int) else 1
+
+
+def origin_of(error: BaseException) -> str:
+    """The line of code that raised it: `app.py:12 in answer`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return "unknown"
+    return f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}"
+
+
+def nearest_command(name: str, ctx: click.Context) -> str:
+    """The line to say where a command, or a MODULE:ATTR, was expected and `name` was given."""
+    root = ctx.find_root().command
+    commands = list(root.commands) if isinstance(root, click.Group) else []
+    if name in commands:
+        return f"{name!r} is a command: its name comes before all options"
+    # `publish` means `pub`. Else 0.5, as for settings: `pbu` is near, `chat` and `server` are not.
+    near = [
+        command for command in commands if name.startswith(command)
+    ] or difflib.get_close_matches(name, commands, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(commands)}"
+    return f"{name!r} is neither a command nor MODULE:ATTR, such as chat.server:broker; {hint}"

@@ -8,15 +8,19 @@ so `python -m broker --port 9000 app:broker` and `python -m broker serve --port 
 are the same. A command's name can never be mistaken for an app, which holds a colon.
 """
 
+import sys
 from typing import Any
 
 import click
 
+from broker.cli import signals
 from broker.cli.client_commands import bench, pub, push, sub
-from broker.cli.errors import one_line
+from broker.cli.errors import INTERRUPTED, Mistake, ending_cause, nearest_command, one_line
 from broker.cli.serve import serve
 from broker.cli.token import token
 from broker.version import VERSION
+
+_OF_THE_GROUP = frozenset({"-h", "--help", "--version"})
 
 
 class _ServeByDefault(click.Group):
@@ -27,12 +31,21 @@ class _ServeByDefault(click.Group):
             return super().make_context(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with one_line():
-            return super().invoke(ctx)
+        try:
+            with one_line():
+                return super().invoke(ctx)
+        except (KeyboardInterrupt, BaseExceptionGroup) as error:
+            if isinstance(ending_cause(error), KeyboardInterrupt):
+                sys.exit(INTERRUPTED)
+            raise
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or args[0] not in {*self.commands, "--help", "--version"}:
+        if not args or args[0] not in {*self.commands, *_OF_THE_GROUP}:
+            if args and not args[0].startswith("-") and ":" not in args[0]:
+                raise Mistake(nearest_command(args[0], ctx))
             args = ["serve", *args]
+        if args[0] in signals.CLIENTS:
+            signals.process.begin_client()
         return super().parse_args(ctx, args)
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -53,7 +66,7 @@ class _ServeByDefault(click.Group):
         super().format_options(ctx, formatter)
 
 
-@click.group(cls=_ServeByDefault)
+@click.group(cls=_ServeByDefault, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="trio-broker")
 def main() -> None:
     """A pub/sub broker over WebSocket, on Trio.

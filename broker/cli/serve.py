@@ -2,9 +2,9 @@
 
 import gc
 import importlib
-import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
@@ -15,6 +15,16 @@ import structlog
 import trio
 
 from broker import logs
+from broker.cli import signals
+from broker.cli.errors import (
+    Mistake,
+    ending_cause,
+    exit_status,
+    nearest_command,
+    origin_of,
+    single_cause,
+)
+from broker.cli.signals import CUT_SHORT, Order
 from broker.config.loading import load
 from broker.config.settings import Config, LogFormat, LogLevel, SlowConsumer, TopicRules
 from broker.errors import ConfigError
@@ -22,9 +32,11 @@ from broker.errors import ConfigError
 if TYPE_CHECKING:
     from broker.app import Broker
 
-from broker.cli.errors import Mistake, single_cause
-
 log = structlog.get_logger("broker")
+
+RELOAD_SECONDS: Final = 5.0
+"""How long a config file may take to be read, as from a mount that hangs, or a FIFO. A disk takes
+milliseconds, a network mount a second; whoever reloads should hear of it while he looks."""
 
 _PATH: Final = click.Path(path_type=Path)
 
@@ -102,7 +114,23 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command(short_help="Run the broker; the default command.")
+class _Serve(click.Command):
+    """Takes one argument; says of two that the first is no app, if it is none."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption:
+            raise
+        except click.UsageError:
+            app = self.make_parser(ctx).parse_args(args=given)[0].get("app")
+            if isinstance(app, str) and ":" not in app:
+                raise Mistake(nearest_command(app, ctx)) from None
+            raise
+
+
+@click.command(cls=_Serve, short_help="Run the broker; the default command.")
 @click.argument("app", metavar="[MODULE:ATTR]", required=False)
 @click.option(
     "--config", "file", type=_PATH,
@@ -121,6 +149,13 @@ def serve(app: str | None, file: Path | None, **options: object) -> None:
     is 0. The second signal ends it at once, with status 1. With --config, SIGHUP reads the file
     again and nobody is disconnected.
     """
+    with signals.process.installed():
+        _serve_as_told(app, file, options)
+
+
+def _serve_as_told(app: str | None, file: Path | None, options: Mapping[str, object]) -> None:
+    signals.process.begin_serving(reloads=file is not None)
+    signals.process.before_exit = logs.flush
     overrides: dict[str, Any] = {"topics": {}}
     for key, value in options.items():
         if value is not None and value != ():
@@ -132,6 +167,7 @@ def serve(app: str | None, file: Path | None, **options: object) -> None:
     except ConfigError as error:
         raise Mistake(str(error)) from error
     logs.configure(config.log_format, config.log_level)
+    logs.capture_strays()
     if broker is None:
         from broker.cli import default_app as builtin
 
@@ -141,57 +177,112 @@ def serve(app: str | None, file: Path | None, **options: object) -> None:
     # connections again and again while they come in (3,000 connects: 1,700/s, with these 3,100/s).
     gc.freeze()
     gc.set_threshold(50_000, 10, 50)
+    source = None if file is None else _Source(file, partial(load, file, overrides, base=base))
+    status = _run(broker, source)
+    if status:
+        sys.exit(status)
+
+
+def _run(broker: "Broker", source: "_Source | None") -> int:
+    """Serve until the end; return the exit status. Raises `Mistake`, and what is a bug."""
     try:
-        read = None if file is None else partial(load, file, overrides, base=base)
-        drained = trio.run(_serve, broker, read)
-    except Exception as error:
+        return 0 if trio.run(_serve, broker, source) else CUT_SHORT
+    except BaseException as error:  # around `trio.run` nothing is cancelled
+        ending = ending_cause(error)
+        if ending is not None:
+            log.critical(
+                "ended",
+                by=repr(ending)[:200],  # a repr may hold what a peer sent, a megabyte of it
+                at=origin_of(ending),
+                detail="raised in the app's own code; to end the broker, call its stop()",
+            )
+            return exit_status(ending)  # noqa: ASYNC104
         cause = single_cause(error)
         if isinstance(cause, ConfigError):
-            raise Mistake(str(cause)) from error
+            raise Mistake(str(cause)) from error  # noqa: ASYNC104
         raise
-    if not drained:
-        sys.exit(1)
 
 
-async def _serve(broker: "Broker", read: Callable[[], Config] | None) -> bool:
+@attrs.frozen
+class _Source:
+    """Where the config comes from, and what reads it anew."""
+
+    file: Path
+    read: Callable[[], Config]
+
+
+@attrs.frozen
+class _WhenServing(trio.TaskStatus[Any]):
+    """A task status that calls `begin` in the very step in which the broker says it serves."""
+
+    begin: Callable[[], None]
+
+    def started(self, value: object = None) -> None:
+        self.begin()
+
+
+async def _serve(broker: "Broker", source: _Source | None) -> bool:
     """Serve until a signal; True if everybody was told, False if a second one cut it short.
 
-    `read` has the config of a reload; None leaves SIGHUP as it is, the end of a terminal.
+    Until the broker serves nobody is connected, and a signal ends the process where it stands.
     """
     cut = trio.CancelScope()
-    numbers = [signal.SIGINT, signal.SIGTERM] + ([] if read is None else [signal.SIGHUP])
-    with trio.open_signal_receiver(*numbers) as signals:
-        async with trio.open_nursery() as watch:
-            watch.start_soon(_obey, signals, broker, read, cut)
-            with cut:
-                await broker.serve()
-            watch.cancel_scope.cancel()
+    hang_up, hung_up = trio.open_memory_channel[None](1)  # two in a row are one: the file is read
+
+    def obey(order: Order) -> None:
+        if order == "drain":
+            broker.stop()
+        elif order == "cut":
+            cut.cancel()
+        else:
+            with suppress(trio.WouldBlock):
+                hang_up.send_nowait(None)
+
+    def report(place: str) -> None:
+        log.critical("stuck", at=place, detail="the event loop is busy there; ended at once")
+
+    token = trio.lowlevel.current_trio_token()
+
+    def deliver(order: Order) -> None:
+        token.run_sync_soon(obey, order)
+
+    begin = partial(signals.process.hand_over, deliver, report)
+    try:
+        with hang_up, hung_up:
+            async with trio.open_nursery() as watch:
+                if source is not None:
+                    watch.start_soon(_reload_when_told, broker, source, hung_up)
+                with cut:
+                    await broker.serve(task_status=_WhenServing(begin))
+                watch.cancel_scope.cancel()
+    finally:
+        signals.process.take_back()
     return not cut.cancelled_caught
 
 
-async def _obey(
-    signals: AsyncIterator[int],
-    broker: "Broker",
-    read: Callable[[], Config] | None,
-    cut: trio.CancelScope,
+async def _reload_when_told(
+    broker: "Broker", source: _Source, told: trio.MemoryReceiveChannel[None]
 ) -> None:
-    stopping = False
-    async for number in signals:
-        if number == signal.SIGHUP and read is not None:
-            try:
-                config = await trio.to_thread.run_sync(read)
-            except ConfigError as error:
-                log.error(
-                    "reload_failed", detail=f"{error}; the broker goes on with the old config"
+    """Read the file in a thread, which is left to itself if the file system keeps it.
+
+    One at a time: a second thread would wait for the same file.
+    """
+    threads = trio.CapacityLimiter(1)
+    kept = "the broker goes on with the old config"
+    async for _ in told:
+        try:
+            with trio.fail_after(RELOAD_SECONDS):
+                config = await trio.to_thread.run_sync(
+                    source.read, abandon_on_cancel=True, limiter=threads
                 )
-            else:
-                broker.reload(config)
-        elif stopping:
-            cut.cancel()
-            return
-        else:
-            broker.stop()
-            stopping = True
+            broker.reload(config)
+        except ConfigError as error:
+            log.error("reload_failed", detail=f"{error}; {kept}")
+        except trio.TooSlowError:
+            waited = f"not read within {RELOAD_SECONDS:g} s"
+            log.error("reload_failed", detail=f"{source.file}: {waited}; {kept}")
+        except Exception:  # nobody who is connected has to pay for it
+            log.exception("reload_failed", detail=f"{source.file}: {kept}")
 
 
 def _find(app: str) -> "Broker":
@@ -200,12 +291,7 @@ def _find(app: str) -> "Broker":
 
     module, colon, attribute = app.partition(":")
     if not (module and colon and attribute):
-        root = click.get_current_context().find_root().command
-        commands = ", ".join(root.commands if isinstance(root, click.Group) else ())
-        raise Mistake(
-            f"{app!r} is neither a command ({commands}) nor MODULE:ATTR, such as "
-            "chat.server:broker; a command's name comes before its options"
-        )
+        raise Mistake(nearest_command(app, click.get_current_context()))
     # As `python -m` does; the installed script would not find what lies in front of it.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -214,6 +300,7 @@ def _find(app: str) -> "Broker":
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # the module is there, and lacks something itself
+        _check_not_hidden(app, module)
         raise Mistake(
             f"{app!r}: there is no module {error.name!r} here or among the installed ones; run "
             "it where the module lies, or set PYTHONPATH"
@@ -222,7 +309,20 @@ def _find(app: str) -> "Broker":
         try:
             found = getattr(found, name)
         except AttributeError as error:
+            _check_not_hidden(app, module)
             raise Mistake(f"{app!r}: module {module!r} has no {attribute!r}") from error
     if not isinstance(found, Broker):
+        _check_not_hidden(app, module)
         raise Mistake(f"{app!r} is a {type(found).__name__}: expected a broker.Broker")
     return found
+
+
+def _check_not_hidden(app: str, module: str) -> None:
+    """Raise `Mistake` if the module that was meant lies here, and another of its name was found."""
+    top = module.partition(".")[0]
+    loaded = getattr(sys.modules.get(top), "__file__", None)
+    for path in (Path(f"{top}.py"), Path(top, "__init__.py")):
+        if path.exists() and (loaded is None or not path.samefile(loaded)):
+            shown = path if path.name != "__init__.py" else f"{top}/"
+            whose = "this package" if top == "broker" else f"the module at {loaded}"
+            raise Mistake(f"{app!r}: {shown} has the name of {whose}, which hides it; rename it")

@@ -23,7 +23,9 @@ AnyListener: TypeAlias = trio.abc.Listener[trio.abc.Stream]
 
 async def open_listeners(config: Config) -> list[AnyListener]:
     """Listen as the config says. The caller owns the listeners. Raises `ConfigError`."""
-    context = _tls_context(config)
+    context = None
+    if config.tls_cert is not None:  # it reads files, which a loop that serves must not wait for
+        context = await trio.to_thread.run_sync(_tls_context, config, abandon_on_cancel=True)
     try:
         if config.unix is not None:
             plain = [await _open_unix(config.unix, config.backlog)]

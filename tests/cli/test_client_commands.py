@@ -1,289 +1,97 @@
-"""What pub, sub, push and bench print: text of one line, whatever peers have sent."""
+"""`broker.cli.client_commands` as processes: what they print, and the exit status."""
 
 import json
-import logging
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
-import click
 import pytest
 import trio
-from click.testing import CliRunner
 
-from broker.cli.bench import BenchFailed, Plan, measure
-from broker.cli.client_commands import _as_json, _as_text, _run_as_client
-from broker.cli.main import main
-from broker.client.testing import acceptance, handshake_by_hand, read_key, server_frame
-from broker.core.messages import ClientInfo, Publication
-from broker.errors import CannotConnect, ClientError, ConnectionLost, RequestFailed, Unavailable
+if TYPE_CHECKING:
+    from tests.cli.conftest import Running
 
-# C0, DEL, C1 (0x9b begins a command to a terminal as ESC [ does), line ends, directions.
-NASTY = "\x1b[2J\x07\r\n\x7f\x9b31m\u0085\u2028\u2029\u202e\u2066\u200b 张三 👩‍👩‍👧"
-RAW = [*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0)), "\u2028", "\u2029", "\u202e", "\u2066"]
+    Runner: TypeAlias = Callable[..., AbstractAsyncContextManager[Running]]
+    Run: TypeAlias = Callable[..., Awaitable[tuple[int, str, str]]]
+
+SERVE = ("--port", "0", "--log-format", "json")
 
 
-def is_clean(line: str) -> bool:
-    return not any(character in line for character in RAW)
+async def test_pub_reaches_sub_and_ctrl_c_ends_sub_with_130(running: "Runner", run: "Run") -> None:
+    async with running(*SERVE) as broker:
+        url = await broker.url()
+        async with (
+            running("sub", "news.*", "--url", url) as text,
+            running("sub", "news.a", "--url", url, "--json") as as_json,
+        ):
+            # Subscribed when the broker says so; until then what is published is not theirs.
+            published = 0
+            while b"\n" not in text.stdout or b"\n" not in as_json.stdout:
+                published += 1
+                assert await run("pub", "news.a", '{"n": [1, 2]}', "--url", url) == (0, "", "")
+            line = (await text.wait_for("news.a", into="stdout")).split(" ", 2)
+            assert line[0] == "news.a"
+            assert 1 <= int(line[1]) <= published
+            assert line[2] == '{"n":[1,2]}\n'
+            fields = json.loads(await as_json.wait_for("news.a", into="stdout"))
+            assert fields["topic"] == "news.a"
+            assert fields["data"] == {"n": [1, 2]}
+            assert await text.stop(signal.SIGINT) == 130
+            assert await as_json.stop(signal.SIGTERM) == 130
+            assert text.stderr == as_json.stderr == b""
 
 
-def nasty_publication() -> Publication:
-    data = json.dumps({NASTY: [NASTY, 1]}, ensure_ascii=False).encode()
-    info = ClientInfo(NASTY, NASTY)
-    return Publication(NASTY, data, info, 7, 9, {NASTY: NASTY})
+async def test_data_that_is_not_json_goes_as_a_string(running: "Runner", run: "Run") -> None:
+    async with running(*SERVE) as broker:
+        url = await broker.url()
+        async with running("sub", "a", "--url", url) as sub:
+            while b"\n" not in sub.stdout:
+                assert (await run("pub", "a", "not json\x1b[2J", "--url", url))[0] == 0
+            assert (await sub.wait_for("a ", into="stdout")).endswith(' "not json\\u001b[2J"\n')
 
 
-def test_a_publication_is_one_clean_line_of_text_with_json_that_says_the_same() -> None:
-    line = _as_text(nasty_publication())
-    assert is_clean(line)
-    assert "张三 👩‍👩‍👧" in line
-    data = line[line.index(" 7 {") + 3 :]
-    assert json.loads(data) == {NASTY: [NASTY, 1]}
-
-
-def test_a_publication_as_json_is_one_clean_line_that_says_the_same() -> None:
-    line = _as_json(nasty_publication())
-    assert is_clean(line)
-    assert json.loads(line) == {
-        "topic": NASTY,
-        "offset": 7,
-        "data": {NASTY: [NASTY, 1]},
-        "time": 9,
-        "tags": {NASTY: NASTY},
-        "client": NASTY,
-        "user": NASTY,
-    }
-
-
-@pytest.mark.parametrize(
-    "data, value",
-    [
-        (b'"\\ud83d"', "\ud83d"),
-        (b'[\t"\\ud83d\\n",\r1 ]', ["\ud83d\n", 1]),
-        (b'"\\ud83d \xc2\x9b"', "\ud83d \x9b"),
-        (b"1e999", float("inf")),
-        (b'{ "a" :\t1 }', {"a": 1}),
-    ],
-)
-@pytest.mark.parametrize("form", [_as_text, _as_json])
-def test_any_data_is_one_clean_line_of_json(
-    form: Callable[[Publication], str], data: bytes, value: object
+async def test_what_the_broker_refuses_is_one_line_and_status_1(
+    running: "Runner", run: "Run"
 ) -> None:
-    line = form(Publication("t", data, None, 1))
-    assert is_clean(line)
-    if form is _as_json:
-        assert json.loads(line)["data"] == value
-    else:
-        assert json.loads(line.removeprefix("t 1 ")) == value
+    async with running(*SERVE) as broker:
+        url = await broker.url()
+        status, out, err = await run("push", "4711", "hello", "--url", url)
+        assert (status, out) == (1, "")
+        assert err.startswith("Error: push to fd 4711: the broker refused: ")
+        assert err.count("\n") == 1
+        status, out, err = await run("pub", "news.*", "hello", "--url", url)
+        assert (status, out) == (1, "")
+        assert err.startswith("Error: publish to 'news.*': the broker refused: ")
 
 
-@pytest.mark.parametrize(
-    "error, status",
-    [
-        (RequestFailed(103, NASTY), 1),
-        (RequestFailed(100, NASTY, temporary=True), 1),
-        (Unavailable(3500, NASTY), 1),
-        (ConnectionLost(3500, NASTY), 1),
-        (BenchFailed(NASTY), 1),
-        (CannotConnect(NASTY), 2),
-        (ClientError(NASTY), 2),
-        (ExceptionGroup("", [Unavailable(3500, NASTY)]), 1),
-    ],
-)
-def test_an_error_of_a_peers_making_is_one_clean_line(error: Exception, status: int) -> None:
-    async def fail(_: None) -> None:
-        raise error
-
-    with pytest.raises(click.ClickException) as caught:
-        _run_as_client(fail, None)
-    line = caught.value.format_message()
-    assert is_clean(line)
-    assert "张三" in line
-    assert caught.value.exit_code == status
-
-
-@pytest.mark.parametrize(
-    "command", ["pub a\udcff 1", "pub a \udcff", "push 1 \udcff", "sub \udcff"]
-)
-def test_arguments_that_are_no_text_are_one_clean_line(command: str) -> None:
-    result = CliRunner().invoke(main, command.split())
-    assert result.exit_code == 2
-    [line] = result.stderr.splitlines()
-    assert "is not UTF-8" in line
-
-
-def test_data_that_is_nested_too_deeply_is_one_line() -> None:
-    result = CliRunner().invoke(main, ["pub", "a", "[" * 10_000 + "]" * 10_000])
-    assert result.exit_code == 2
-    assert result.stderr.splitlines()[-1].startswith("Error: ")
-
-
-# As processes, against servers that mean harm.
-
-ROOT = Path(__file__).parents[2]
-CLOSE = server_frame(b"\x0d\xac" + NASTY.encode()[:60], 0x88)
-ERROR = json.dumps({"code": 103, "message": NASTY}, ensure_ascii=False).encode()
-SERVERS: dict[str, tuple[bytes, ...]] = {
-    "a Close": (CLOSE,),
-    "a refusal of the connection": (server_frame(b'{"id":1,"error":' + ERROR + b"}"),),
-    "a refusal of the request": (
-        server_frame(b'{"id":1,"connect":{"client":"1"}}'),
-        server_frame(b'{"id":2,"error":' + ERROR + b"}"),
-    ),
-    "a disconnect": (
-        server_frame(
-            b'{"push":{"disconnect":'
-            + json.dumps({"code": 3500, "reason": NASTY}, ensure_ascii=False).encode()
-            + b"}}"
-        ),
-    ),
-}
-
-
-async def run_against(
-    frames: tuple[bytes, ...], *command: str
-) -> "subprocess.CompletedProcess[bytes]":
-    """What a command prints when a server answers one command with one frame."""
-
-    async def serve(stream: trio.SocketStream) -> None:
-        try:
-            await handshake_by_hand(stream)
-            for frame in frames:
-                await stream.receive_some(1000)
-                await stream.send_all(frame)
-            await stream.send_eof()
-            while await stream.receive_some(1000):
-                pass
-        except trio.BrokenResourceError:
-            pass  # it has what it wanted
-
-    async with trio.open_nursery() as nursery:
-        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, serve, [listener])
-        port = listener.socket.getsockname()[1]
-        with trio.fail_after(30):
-            done = await trio.run_process(
-                [sys.executable, "-m", "broker", *command, "--url", f"ws://127.0.0.1:{port}"],
-                capture_stdout=True,
-                capture_stderr=True,
-                check=False,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-            )
-        nursery.cancel_scope.cancel()
-    return done
-
-
-@pytest.mark.parametrize("name", SERVERS)
-@pytest.mark.parametrize("command", [("pub", "a", "1"), ("sub", "a"), ("bench", "--sub", "1")])
-async def test_what_a_hostile_server_says_is_one_clean_line_and_status_1(
-    command: tuple[str, ...], name: str
+@pytest.mark.parametrize("code, end", [(100, "; try again later"), (103, "")])
+async def test_a_refusal_for_now_says_so_and_not_that_nobody_is_there(
+    running: "Runner", run: "Run", tmp_path: Path, code: int, end: str
 ) -> None:
-    done = await run_against(SERVERS[name], *command)
-    assert done.stdout == b""
-    [line] = done.stderr.decode().splitlines()
-    assert line.startswith("Error: ")
-    assert is_clean(line)
-    assert done.returncode == 1
-
-
-async def test_what_is_published_is_printed_clean_on_a_terminal_that_is_not_utf8(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
-    pub = {"push": {"channel": "a", "pub": {"data": NASTY, "offset": 1}}}
-    end = b'{"code":2000,"reason":"\\u001b[2J"}'
-    done = await run_against(
-        (
-            server_frame(b'{"id":1,"connect":{"client":"1"}}'),
-            server_frame(b'{"id":2,"subscribe":{}}')
-            + server_frame(json.dumps(pub, ensure_ascii=False).encode())
-            + server_frame(b'{"push":{"channel":"a","unsubscribe":' + end + b"}}"),
-        ),
-        *("sub", "a"),
+    (tmp_path / "refusing_app.py").write_text(
+        "from broker import Broker, Config, Refused\n"
+        "broker = Broker(Config(port=0, log_format='json'))\n"
+        "@broker.on_connect\n"
+        "async def refuse(event):\n"
+        f"    raise Refused({code}, 'not you')\n"
     )
-    [line] = done.stdout.decode("latin-1").splitlines()
-    assert is_clean(line)
-    assert line.startswith('a 1 "')
-    [line] = done.stderr.decode("latin-1").splitlines()
-    assert is_clean(line)
-    assert line.endswith(r"\x1b[2J (2000)")
-    assert done.returncode == 1
+    async with running("refusing_app:broker", cwd=tmp_path) as broker:
+        status, out, err = await run("pub", "news", "1", "--url", await broker.url())
+    assert (status, out) == (1, "")
+    assert err == f"Error: {code}: not you{end}\n"
 
 
-def test_the_log_of_a_client_command_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
-    from broker.cli.client_commands import _EscapedLines
-
-    record = logging.LogRecord("broker.client", logging.INFO, "", 1, "lost: %s", (NASTY,), None)
-    assert is_clean(_EscapedLines("%(message)s").format(record))
-
-
-# bench reads bytes itself.
-
-WELCOME = server_frame(b'{"id":1,"connect":{"client":"1"}}')
-SUBSCRIBED = server_frame(b'{"id":2,"subscribe":{}}')
-BENCH: dict[str, tuple[bytes, str]] = {
-    "no HTTP": (b"\x1b[2J\r\n\r\n", r"is no WebSocket broker: it said '\\x1b\[2J'"),
-    "a line of 1 MB": (b"x" * 2**20 + b"\r\n\r\n", "is no "),
-    "a head without end": (b"a: b\r\n" * 400_000, "it sent 1,048,576 bytes and none"),
-    "no answer to connect": (b"101" + b"x" * 2**21, "it sent 1,048,576 bytes and none"),
-    "deep JSON in an error": (
-        b'HTTP/1.1 101 x\r\n\r\n{"error":{"a":' + b"[" * 99_999 + b"}",
-        "the broker refused",
-    ),
-    "a reason of 1 MB": (
-        b'HTTP/1.1 101 x\r\n\r\n{"error":{"message":"' + b"x" * 900_000 + b'","code":1}}',
-        r"the broker refused(: x{500} \(1\))?$",
-    ),
-    "an end": (b"", "closed a connection"),
-}
-
-
-@pytest.mark.parametrize("name", BENCH)
-async def test_bench_ends_with_one_error_of_bounded_length(name: str) -> None:
-    answer, message = BENCH[name]
-
-    async def serve(stream: trio.SocketStream) -> None:
-        await read_key(stream)
-        try:
-            await stream.send_all(answer)
-        except trio.BrokenResourceError:
-            pass  # it has seen enough
-
-    async with trio.open_nursery() as nursery:
-        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, serve, [listener])
-        url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}"
-        with trio.fail_after(30), pytest.raises(BenchFailed, match=message) as caught:
-            await measure(Plan(url=url, messages=1), lambda published, seconds: None)
-        assert len(str(caught.value)) < 800
-        nursery.cancel_scope.cancel()
-
-
-@pytest.mark.parametrize("data", [b"#@Tnot-a-hex-number", b"#@T" + b"\xff" * 16])
-async def test_bench_on_a_topic_that_others_use_is_told_so(data: bytes) -> None:
-    opened: list[trio.SocketStream] = []
-
-    async def serve(stream: trio.SocketStream) -> None:
-        opened.append(stream)
-        try:
-            await stream.send_all(acceptance(await read_key(stream)))
-            await stream.receive_some(1000)
-            await stream.send_all(WELCOME)
-            await stream.receive_some(1000)
-            await stream.send_all(SUBSCRIBED)
-            while True:
-                await stream.receive_some(1000)
-                for each in opened:
-                    await each.send_all(data + b" " * 100)
-        except trio.BrokenResourceError:
-            pass  # it has seen enough
-
-    async with trio.open_nursery() as nursery:
-        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, serve, [listener])
-        url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}"
-        with trio.fail_after(30), pytest.raises(BenchFailed, match="did not publish"):
-            await measure(Plan(url=url, seconds=20), lambda published, seconds: None)
-        nursery.cancel_scope.cancel()
+async def test_a_signal_before_an_answer_ends_a_command_as_shells_have_it(
+    running: "Runner",
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"ws://127.0.0.1:{silent.getsockname()[1]}"
+        for number in (signal.SIGINT, signal.SIGTERM):
+            async with running("pub", "news", "1", "--url", url) as it:
+                peer, _ = await trio.to_thread.run_sync(silent.accept)
+                with peer:
+                    assert await it.stop(number) == 128 + number
+                assert it.stderr == it.stdout == b""
