@@ -25,6 +25,7 @@ import trio.testing
 
 from broker.app import Broker
 from broker.core.messages import Fd
+from broker.hooks import ConnectEvent, ConnectReply
 from broker.node import Node
 from broker.transport import frames
 from broker.transport.outbox import Outbox
@@ -155,6 +156,23 @@ class Peer:
         """The next JSON object of the next text frame; a frame of several must hold just one."""
         return msgspec.json.decode(await self.receive_text())
 
+    async def receive_all(self) -> list[Any]:
+        """All that comes until nothing has for a tenth of a second, line by line and in order.
+
+        JSON objects are decoded, any other text is as it came. Where the stream has ended the last
+        is the code of its Close frame, None without one.
+        """
+        came: list[Any] = []
+        try:
+            while True:
+                with trio.move_on_after(0.1) as silence:
+                    text = await self.receive_text()
+                if silence.cancelled_caught:
+                    return came
+                came += [_object(line) for line in text.split("\n")]
+        except Closed as closed:
+            return [*came, closed.code]
+
     async def receive_close(self) -> tuple[int | None, str]:
         """Read on until the end; return code and reason of the Close frame."""
         try:
@@ -208,6 +226,10 @@ class Peer:
         taken = bytes(self._buffer[:size])
         del self._buffer[:size]
         return taken
+
+
+def _object(line: str) -> Any:
+    return msgspec.json.decode(line) if line.startswith("{") else line
 
 
 class Network:
@@ -284,6 +306,17 @@ class Network:
         reply = await peer.request(connect=connect)
         assert "connect" in reply, reply
         return peer
+
+
+def name_users_by_token(broker: Broker) -> Broker:
+    """Take each client's token for its user, so `open_client(token="ann")` is Ann's; return the
+    broker. It sets the connect hook, in place of any other."""
+
+    @broker.on_connect
+    async def let_in(event: ConnectEvent) -> ConnectReply:
+        return ConnectReply(user=event.token)
+
+    return broker
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import attrs
 import pytest
@@ -24,6 +24,10 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from trio.testing import MockClock
+
+from broker import Broker, Config
+from broker.testing import Network, Peer, open_test_broker
 
 
 @pytest.fixture
@@ -39,6 +43,65 @@ def logging_restored() -> Iterator[None]:
         structlog.configure(**config)
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+HMAC_SECRET = "0123456789abcdef0123456789abcdef"
+"""A secret for tokens: as long as HS256 asks for (RFC 7518 section 3.2)."""
+
+WEBHOOK_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+"""The secret in the example of Standard Webhooks."""
+
+
+@pytest.fixture
+def config() -> Config:
+    """The settings of `net`; a file or a class that needs others has a fixture of this name."""
+    return Config()
+
+
+# A test that uses this asks for `autojump_clock` too: pytest-trio takes the clock from the test's own
+# arguments.
+@pytest.fixture
+async def net(autojump_clock: MockClock, config: Config) -> AsyncGenerator[Network, None]:
+    """A broker in memory."""
+    async with open_test_broker(Broker(config)) as network:
+        yield network
+
+
+def data_of(objects: list[Any]) -> list[Any]:
+    """The data of the publications among these objects."""
+    return [each["push"]["pub"]["data"] for each in objects if "pub" in each.get("push", {})]
+
+
+async def ask(peer: Peer, *commands: object) -> list[Any]:
+    """Send commands as one message; return all that comes."""
+    await peer.send_json(*commands)
+    return await peer.receive_all()
+
+
+async def code_of(peer: Peer, **command: object) -> int:
+    """The error that a command is answered with; 0 for none."""
+    reply = await peer.request(**command)
+    code = reply.get("error", {}).get("code", 0)
+    assert isinstance(code, int)
+    return code
+
+
+def varint(number: int) -> bytes:
+    """A number as protobuf has it, seven bits a byte."""
+    encoded = b""
+    while number > 0x7F:
+        encoded += bytes((number & 0x7F | 0x80,))
+        number >>= 7
+    return encoded + bytes((number,))
+
+
+def delimited(*messages: Any) -> bytes:
+    """Messages of the official protobuf library, or their bytes, each behind its length."""
+    written = b""
+    for message in messages:
+        body = message if isinstance(message, bytes) else message.SerializeToString()
+        written += varint(len(body)) + body
+    return written
 
 
 PATIENCE = 10.0

@@ -1,7 +1,5 @@
 """Who listens to what: tables, and a model of plain sets beside the hub."""
 
-from collections.abc import Callable
-
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -9,26 +7,20 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from broker.core.hub import Hub, HubStatistics
 from broker.core.messages import ClientInfo, Fd
-from broker.core.session import Phase, Session, Subscriber, Subscription
+from broker.core.session import (
+    Phase,
+    Subscriber,
+)
+from broker.core.tags import FilterNode
 from broker.core.topics import matches
+from broker.routing.reader import Reader
+from tests.core.conftest import Listener, attach, join
 
 
-class Outbox:
-    """The hub asks of an outbox that it is one of its own kind."""
-
-
-def make(codec: str = "plain") -> Callable[[Fd], Session]:
-    return lambda fd: Session(fd, codec, Outbox(), ClientInfo(str(fd)))
-
-
-def attach(hub: Hub, codec: str = "plain") -> Session:
-    return hub.sessions.attach(make(codec))
-
-
-def outboxes(hub: Hub, topic: str) -> list[tuple[str, object, list[object]]]:
-    """What a fan-out would go through: name, codec and outboxes."""
+def outboxes(hub: Hub[Listener], topic: str) -> list[tuple[str, object, list[Subscriber]]]:
+    """The way of a fan-out: name, codec, and those who get it."""
     return [
-        (listeners.name, codec, list(audience))
+        (listeners.name, codec, [each.subscriber for each in audience])
         for listeners in hub.listeners(topic)
         for codec, audience in listeners.audiences.items()
     ]
@@ -38,7 +30,7 @@ EMPTY = HubStatistics(sessions=0, topics=0, patterns=0, subscriptions=0)
 
 
 def test_nobody_listens_to_a_new_hub() -> None:
-    hub = Hub()
+    hub: Hub[Listener] = Hub()
     assert list(hub.listeners("news")) == []
     assert list(hub.watchers("news")) == []
     assert hub.presence("news") == {}
@@ -46,13 +38,13 @@ def test_nobody_listens_to_a_new_hub() -> None:
 
 
 def test_who_listens_is_found_by_codec_in_order_of_arrival() -> None:
-    hub = Hub()
+    hub: Hub[Listener] = Hub()
     peers = [attach(hub, codec) for codec in ("plain", "json", "plain", "json")]
     for peer in peers:
-        hub.subscribe(Subscription(peer, "news"))
+        hub.subscribe(join(peer, "news"))
     assert outboxes(hub, "news") == [
-        ("news", "plain", [peers[0].outbox, peers[2].outbox]),
-        ("news", "json", [peers[1].outbox, peers[3].outbox]),
+        ("news", "plain", [peers[0], peers[2]]),
+        ("news", "json", [peers[1], peers[3]]),
     ]
     assert [s.subscriber for listeners in hub.listeners("news") for s in listeners] == [
         *(peers[0], peers[2]),
@@ -80,40 +72,40 @@ def test_who_listens_is_found_by_codec_in_order_of_arrival() -> None:
 def test_those_of_the_topic_come_first_then_those_of_each_pattern(
     names: list[str], topic: str, reached: list[str]
 ) -> None:
-    hub = Hub()
+    hub: Hub[Listener] = Hub()
     peer = attach(hub)
     for name in names:
-        hub.subscribe(Subscription(peer, name))
+        hub.subscribe(join(peer, name))
     assert [listeners.name for listeners in hub.listeners(topic)] == reached
 
 
 def test_nobody_subscribes_twice_to_one_name() -> None:
-    hub = Hub()
+    hub: Hub[Listener] = Hub()
     peer = attach(hub)
-    first = Subscription(peer, "news")
+    first = join(peer, "news")
     hub.subscribe(first)
     with pytest.raises(KeyError, match="news"):
-        hub.subscribe(Subscription(peer, "news", join_leave=True))
+        hub.subscribe(join(peer, "news", join_leave=True))
     assert peer.subscriptions == {"news": first}
     assert list(hub.watchers("news")) == []
     assert hub.statistics().subscriptions == 1
 
 
 def test_to_leave_what_one_does_not_listen_to_changes_nothing() -> None:
-    hub = Hub()
+    hub: Hub[Listener] = Hub()
     here, other = attach(hub), attach(hub)
-    hub.subscribe(Subscription(here, "news"))
+    hub.subscribe(join(here, "news"))
     assert hub.unsubscribe(other, "news") is None
     assert hub.unsubscribe(here, "olds") is None
     assert hub.unsubscribe(here, "*") is None
-    assert outboxes(hub, "news") == [("news", "plain", [here.outbox])]
+    assert outboxes(hub, "news") == [("news", "plain", [here])]
 
 
 @pytest.mark.parametrize("name", ["news", "news.*"])
 def test_a_name_that_nobody_listens_to_any_more_is_dropped(name: str) -> None:
-    hub = Hub()
+    hub: Hub[Listener] = Hub()
     one, two = attach(hub, "plain"), attach(hub, "json")
-    subscriptions = [Subscription(peer, name) for peer in (one, two)]
+    subscriptions = [join(peer, name) for peer in (one, two)]
     for subscription in subscriptions:
         hub.subscribe(subscription)
     is_pattern = int("*" in name)
@@ -126,47 +118,69 @@ def test_a_name_that_nobody_listens_to_any_more_is_dropped(name: str) -> None:
 
 
 def test_presence_lists_the_clients_of_the_topic_itself() -> None:
-    hub = Hub()
-    one, two, three = (attach(hub) for _ in range(3))
-    hub.subscribe(Subscription(one, "news", ClientInfo("1", "alice")))
-    hub.subscribe(Subscription(two, "news", None))  # not a client: a piece of the program
-    hub.subscribe(Subscription(three, "*", ClientInfo("3")))
+    hub: Hub[Listener] = Hub()
+    one, three = attach(hub), attach(hub)
+    hub.sessions.bind(one, "alice")
+    hub.subscribe(join(one, "news"))
+    hub.subscribe(join(Reader(1), "news"))  # not a client: a piece of the program
+    hub.subscribe(join(three, "*"))
     assert hub.presence("news") == {"1": ClientInfo("1", "alice")}
 
 
 def test_watchers_are_those_who_asked_as_long_as_they_listen() -> None:
-    hub = Hub()
+    hub: Hub[Listener] = Hub()
     one, two, three = (attach(hub) for _ in range(3))
-    hub.subscribe(Subscription(one, "news", join_leave=True))
-    hub.subscribe(Subscription(two, "news"))
-    hub.subscribe(Subscription(three, "news", join_leave=True))
+    hub.subscribe(join(one, "news", join_leave=True))
+    hub.subscribe(join(two, "news"))
+    hub.subscribe(join(three, "news", join_leave=True))
     assert list(hub.watchers("news")) == [one, three]
     hub.unsubscribe(one, "news")
     assert list(hub.watchers("news")) == [three]
 
 
 def test_leave_all_returns_what_was_left() -> None:
-    hub = Hub()
+    hub: Hub[Listener] = Hub()
     one, two = attach(hub), attach(hub)
-    mine = [Subscription(one, name) for name in ("a", "b.*", "c")]
+    mine = [join(one, name) for name in ("a", "b.*", "c")]
     for subscription in mine:
         hub.subscribe(subscription)
-    hub.subscribe(Subscription(two, "a"))
+    hub.subscribe(join(two, "a"))
     assert hub.leave_all(one) == mine
     assert one.subscriptions == {}
-    assert outboxes(hub, "a") == [("a", "plain", [two.outbox])]
+    assert outboxes(hub, "a") == [("a", "plain", [two])]
     assert hub.leave_all(one) == []
 
 
 def test_a_session_is_here_for_as_long_as_the_block_also_when_that_fails() -> None:
-    hub = Hub()
-    with pytest.raises(ZeroDivisionError), hub.attached(make()) as session:  # noqa: PT012
+    hub: Hub[Listener] = Hub()
+    with pytest.raises(ZeroDivisionError), hub.attached(Listener) as session:  # noqa: PT012
         assert hub.sessions.get(session.fd) is session
-        hub.subscribe(Subscription(session, "news"))
+        hub.subscribe(join(session, "news"))
         raise ZeroDivisionError
     assert session.phase is Phase.CLOSED
     assert hub.sessions.get(session.fd) is None
     assert hub.statistics() == EMPTY
+
+
+def test_those_who_pick_other_tags_are_another_audience() -> None:
+    hub: Hub[Listener] = Hub()
+    all_of_it, two, three = (attach(hub) for _ in range(3))
+    wanted = FilterNode(key="a", cmp="ex")
+    hub.subscribe(join(all_of_it, "news"))
+    for peer in (two, three):
+        hub.subscribe(join(peer, "news", wanted=wanted))
+    assert outboxes(hub, "news") == [
+        ("news", "plain", [all_of_it]),
+        ("news", ("plain", wanted), [two, three]),
+    ]
+
+
+def test_topics_are_counted_by_their_subscriptions() -> None:
+    hub: Hub[Listener] = Hub()
+    one, two = attach(hub), attach(hub)
+    for peer, name in ((one, "a"), (two, "a"), (one, "b.*")):
+        hub.subscribe(join(peer, name))
+    assert hub.topics() == {"a": 2, "b.*": 1}
 
 
 NAMES = st.sampled_from(["a", "b", "a.b", "a.c", "a.*", "*.b", "a.>", ">", "*"])
@@ -180,19 +194,19 @@ class HubModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hub = Hub()
-        self.here: dict[Fd, Session] = {}
+        self.hub = Hub[Listener]()
+        self.here: dict[Fd, Listener] = {}
         self.listening: dict[tuple[Fd, str], bool] = {}
 
     @rule(target=peers, codec=st.sampled_from(["plain", "json"]))
-    def attach(self, codec: str) -> Session:
+    def attach(self, codec: str) -> Listener:
         peer = attach(self.hub, codec)
         self.here[peer.fd] = peer
         return peer
 
     @rule(peer=peers, name=NAMES, watches=st.booleans())
-    def subscribe(self, peer: Session, name: str, watches: bool) -> None:
-        subscription = Subscription(peer, name, peer.info, watches)
+    def subscribe(self, peer: Listener, name: str, watches: bool) -> None:
+        subscription = join(peer, name, join_leave=watches)
         if (peer.fd, name) in self.listening:
             with pytest.raises(KeyError):
                 self.hub.subscribe(subscription)
@@ -201,7 +215,7 @@ class HubModel(RuleBasedStateMachine):
             self.listening[peer.fd, name] = watches
 
     @rule(peer=peers, name=NAMES)
-    def unsubscribe(self, peer: Session, name: str) -> None:
+    def unsubscribe(self, peer: Listener, name: str) -> None:
         left = self.hub.unsubscribe(peer, name)
         was = self.listening.pop((peer.fd, name), None)
         assert (left is None) == (was is None)
@@ -209,7 +223,7 @@ class HubModel(RuleBasedStateMachine):
             assert (left.subscriber, left.name, left.join_leave) == (peer, name, was)
 
     @rule(peer=consumes(peers))
-    def leave(self, peer: Session) -> None:
+    def leave(self, peer: Listener) -> None:
         left = {subscription.name for subscription in self.hub.leave_all(peer)}
         assert left == {name for fd, name in self.listening if fd == peer.fd}
         self.listening = {k: w for k, w in self.listening.items() if k[0] != peer.fd}
@@ -250,7 +264,6 @@ class HubModel(RuleBasedStateMachine):
 
     @staticmethod
     def fd_of(subscriber: Subscriber) -> Fd:
-        assert isinstance(subscriber, Session)
         return subscriber.fd
 
 

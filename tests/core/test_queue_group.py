@@ -1,34 +1,24 @@
 """Whose turn it is in a queue group, and groups in the hub."""
 
 from broker.core.hub import Hub, HubStatistics
-from broker.core.messages import ClientInfo, Fd
-from broker.core.queue_group import Group
-from broker.core.session import Session, Subscription
+from broker.core.queue_group import QueueGroup
+from broker.core.session import Subscription
+from tests.core.conftest import Listener, attach
+from tests.core.conftest import join as subscribed
 
 
-class Outbox:
-    """The core only compares outboxes."""
-
-
-def attach(hub: Hub) -> Session:
-    def make(fd: Fd) -> Session:
-        return Session(fd, "plain", Outbox(), ClientInfo(str(fd)))
-
-    return hub.sessions.attach(make)
-
-
-def join(hub: Hub, name: str, group: str) -> Subscription:
-    session = attach(hub)
-    subscription = Subscription(session, name, session.info, group=group)
+def join(hub: Hub[Listener], name: str, group: str) -> Subscription:
+    """A new member of a group; of none with ""."""
+    subscription = subscribed(attach(hub), name, group=group)
     hub.subscribe(subscription)
     return subscription
 
 
 def test_members_take_turns_and_the_unfit_keep_their_place() -> None:
-    group = Group()
-    a, b, c = members = [join(Hub(), "jobs", "workers") for _ in "abc"]
+    group = QueueGroup()
+    a, b, c = members = [join(Hub[Listener](), "jobs", "workers") for _ in "abc"]
     for member in members:
-        group.members[member.subscriber.outbox] = member
+        group.members[member.subscriber] = member
     assert [group.next(lambda _: True) for _ in range(4)] == [a, b, c, a]
     assert group.next(lambda member: member is not b) is c
     assert group.next(lambda _: True) is b
@@ -37,7 +27,7 @@ def test_members_take_turns_and_the_unfit_keep_their_place() -> None:
 
 
 def test_members_are_in_no_audience_but_they_are_present() -> None:
-    hub = Hub()
+    hub = Hub[Listener]()
     one, two = join(hub, "jobs", "workers"), join(hub, "jobs", "workers")
     other = join(hub, "jobs", "auditors")
     (listeners,) = hub.listeners("jobs")
@@ -54,7 +44,7 @@ def test_members_are_in_no_audience_but_they_are_present() -> None:
 
 def test_a_group_and_its_topic_end_with_the_last_member() -> None:
     for name in ("jobs", "jobs.*"):
-        hub = Hub()
+        hub = Hub[Listener]()
         one, two = join(hub, name, "workers"), join(hub, name, "workers")
         assert hub.unsubscribe(one.subscriber, name) is one
         assert hub.topics() == {name: 1}
@@ -64,7 +54,7 @@ def test_a_group_and_its_topic_end_with_the_last_member() -> None:
 
 
 def test_an_audience_may_go_while_a_group_stays() -> None:
-    hub = Hub()
+    hub = Hub[Listener]()
     plain, member = join(hub, "jobs", ""), join(hub, "jobs", "workers")
     hub.unsubscribe(plain.subscriber, "jobs")
     (listeners,) = hub.listeners("jobs")

@@ -9,11 +9,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from broker.core.registry import Registry, RegistryStatistics
 
 
-@attrs.frozen
+@attrs.define
 class Peer:
-    """Stands for a session: the registry asks nothing of it."""
+    """Stands for a session: all that a registry keeps true of it."""
 
     fd: int
+    user: str = ""
 
 
 def crowd(size: int) -> Registry[Peer]:
@@ -51,16 +52,13 @@ def test_a_session_that_could_not_be_made_leaves_nothing_but_a_spent_number() ->
     assert registry.attach(Peer).fd == 2
 
 
-def test_what_is_not_here_cannot_be_detached_or_bound() -> None:
+def test_what_is_not_here_cannot_be_detached() -> None:
     registry = crowd(1)
     registry.detach(1)
     for fd in (-1, 0, 1, 2, 2**64):
         assert registry.get(fd) is None
-        assert registry.user_of(fd) == ""
         with pytest.raises(KeyError):
             registry.detach(fd)
-        with pytest.raises(KeyError):
-            registry.bind(fd, "alice")
     assert registry.fds_of("alice") == ()
 
 
@@ -85,30 +83,56 @@ def test_pages_come_in_fd_order(after: int, limit: int, expected: list[int]) -> 
 
 def test_a_user_has_many_fds_and_an_fd_one_user() -> None:
     registry = crowd(3)
-    registry.bind(3, "alice")
-    registry.bind(1, "alice")
-    registry.bind(2, "bob")
+    one, two, three = registry
+    registry.bind(three, "alice")
+    registry.bind(one, "alice")
+    registry.bind(two, "bob")
     assert registry.fds_of("alice") == (1, 3)
-    assert registry.user_of(3) == "alice"
+    assert three.user == "alice"
 
-    registry.bind(3, "bob")
+    registry.bind(three, "bob")
     assert registry.fds_of("alice") == (1,)
     assert registry.fds_of("bob") == (2, 3)
 
-    registry.bind(1, "")
+    registry.bind(one, "")
     assert registry.fds_of("alice") == ()
     assert registry.fds_of("") == ()
-    assert registry.user_of(1) == ""
+    assert one.user == ""
     assert registry.statistics() == RegistryStatistics(sessions=3, users=1, last_fd=3)
 
 
 def test_detaching_drops_the_user_too() -> None:
     registry = crowd(1)
-    registry.bind(1, "alice")
+    (peer,) = registry
+    registry.bind(peer, "alice")
     registry.detach(1)
     assert registry.fds_of("alice") == ()
-    assert registry.user_of(1) == ""
+    assert registry.get(1) is None
     assert registry.statistics() == RegistryStatistics(sessions=0, users=0, last_fd=1)
+
+
+def test_a_session_on_its_way_out_is_no_longer_its_users() -> None:
+    registry = crowd(2)
+    one, two = registry
+    for peer in (one, two):
+        registry.bind(peer, "alice")
+    for _ in range(2):  # once more changes nothing
+        registry.retire(one)
+        assert registry.fds_of("alice") == (2,)
+    assert one.user == "alice"  # which close hooks show
+    assert registry.get(1) is one
+    registry.retire(two)
+    assert registry.statistics() == RegistryStatistics(sessions=2, users=0, last_fd=2)
+    registry.detach(1)
+    assert len(registry) == 1
+
+
+def test_the_first_fd_is_given_from_outside() -> None:
+    registry = Registry[Peer](7)
+    assert registry.next_fd == 7
+    assert registry.statistics().last_fd == 6
+    assert registry.attach(Peer).fd == 7
+    assert registry.next_fd == 8
 
 
 class RegistryModel(RuleBasedStateMachine):
@@ -131,27 +155,27 @@ class RegistryModel(RuleBasedStateMachine):
     @rule(data=st.data())
     def detach(self, data: st.DataObject) -> None:
         fd = data.draw(st.sampled_from(sorted(self.user_of)))
-        assert self.registry.detach(fd) == Peer(fd)
-        del self.user_of[fd]
+        assert self.registry.detach(fd) == Peer(fd, self.user_of.pop(fd))
 
     @precondition(lambda self: self.user_of)
     @rule(data=st.data(), user=st.sampled_from(["", "alice", "bob"]))
     def bind(self, data: st.DataObject, user: str) -> None:
         fd = data.draw(st.sampled_from(sorted(self.user_of)))
-        self.registry.bind(fd, user)
+        peer = self.registry.get(fd)
+        assert peer is not None
+        self.registry.bind(peer, user)
         self.user_of[fd] = user
 
     @rule(after=st.integers(-1, 30), limit=st.integers(0, 5))
     def page(self, after: int, limit: int) -> None:
-        expected = [Peer(fd) for fd in sorted(self.user_of) if fd > after][:limit]
-        assert self.registry.page(after, limit) == expected
+        expected = [Peer(fd, self.user_of[fd]) for fd in sorted(self.user_of) if fd > after]
+        assert self.registry.page(after, limit) == expected[:limit]
 
     @invariant()
     def agrees(self) -> None:
         fds = sorted(self.user_of)
-        assert list(self.registry) == [Peer(fd) for fd in fds]
+        assert list(self.registry) == [Peer(fd, self.user_of[fd]) for fd in fds]
         for fd in range(self.last_fd + 2):
-            assert self.registry.user_of(fd) == self.user_of.get(fd, "")
             assert (self.registry.get(fd) is not None) == (fd in self.user_of)
         for user in ("alice", "bob"):
             mine = tuple(fd for fd in fds if self.user_of[fd] == user)
