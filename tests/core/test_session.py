@@ -14,6 +14,7 @@ from broker.core.session import (
     Subscription,
 )
 from broker.core.tags import FilterNode
+from tests.core.conftest import Listener
 
 M, C, X, G = PhaseEvent
 
