@@ -1,6 +1,7 @@
 """What more than one test file needs; anything for one file lives in that file."""
 
 import http.client
+import json
 import logging
 import os
 import signal
@@ -27,7 +28,7 @@ from starlette.routing import Route
 from trio.testing import MockClock
 
 from broker import Broker, Config
-from broker.testing import Network, Peer, open_test_broker
+from broker.testing import Network, Peer, name_users_by_token, open_test_broker
 
 
 @pytest.fixture
@@ -67,6 +68,13 @@ async def net(autojump_clock: MockClock, config: Config) -> AsyncGenerator[Netwo
         yield network
 
 
+@asynccontextmanager
+async def served(broker: Broker | None = None, **fields: Any) -> AsyncGenerator[Network, None]:
+    """A broker whose clients' tokens are their users; by default one with these settings."""
+    async with open_test_broker(name_users_by_token(broker or Broker(Config(**fields)))) as net:
+        yield net
+
+
 def data_of(objects: list[Any]) -> list[Any]:
     """The data of the publications among these objects."""
     return [each["push"]["pub"]["data"] for each in objects if "pub" in each.get("push", {})]
@@ -84,6 +92,43 @@ async def code_of(peer: Peer, **command: object) -> int:
     code = reply.get("error", {}).get("code", 0)
     assert isinstance(code, int)
     return code
+
+
+async def rpc(peer: Peer, method: str, **params: object) -> Any:
+    """The whole reply to a call; all that came before it is dropped."""
+    return await peer.request(rpc={"method": method, "data": params})
+
+
+async def done(peer: Peer, method: str, **params: object) -> Any:
+    """The answer to a call that has to succeed."""
+    reply = await rpc(peer, method, **params)
+    assert "error" not in reply, reply
+    return reply["rpc"]["data"]
+
+
+async def subscribe(peer: Peer, topic: str, group: object = None, **fields: object) -> Any:
+    """Subscribe, perhaps as a member of a queue group; the result."""
+    data = {} if group is None else {"data": {"group": group}}
+    reply = await peer.request(subscribe={"channel": topic, **data, **fields})
+    assert "subscribe" in reply, reply
+    return reply["subscribe"]
+
+
+async def next_pub(peer: Peer) -> Any:
+    """The publication that has to come next."""
+    return (await peer.receive_json())["push"]["pub"]
+
+
+async def received(net: Network, peer: Peer) -> list[Any]:
+    """The data of all publications that have come; ended by a push of ours."""
+    net.broker.push(peer.fd, "end")
+    got: list[Any] = []
+    while True:
+        for line in (await peer.receive_text()).split("\n"):
+            push = json.loads(line)["push"]
+            if push.get("message"):
+                return got
+            got.append(push["pub"]["data"])
 
 
 def varint(number: int) -> bytes:

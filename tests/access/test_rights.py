@@ -25,7 +25,7 @@ from broker.core.session import Decider, Grant, Phase, Subscription
 from broker.hooks import Hooks
 from broker.testing import name_users_by_token, open_test_broker
 from tests.access.conftest import COMMANDS, codes
-from tests.conftest import code_of, data_of
+from tests.conftest import code_of, data_of, received, served, subscribe
 from tests.core.conftest import Listener, join
 
 # the tables: each letter is one user, of nobody, ann and bob
@@ -622,3 +622,22 @@ async def test_who_may_send_direct_messages(
         assert await code_of(await net.open_client(), **message) == nobody
         assert await code_of(await net.open_client(token="ann"), **message) == user
         assert data_of(await receiver.receive_all()) == [1] * (nobody, user).count(0)
+
+
+async def test_nobody_gets_through_a_group_or_a_retained_value_what_it_may_not_subscribe_to(
+    autojump_clock: MockClock,
+) -> None:
+    async with served() as net:
+        eve = await net.open_client(token="eve")
+        net.broker.publish("$secret", 1, retain=True)
+        net.broker.publish("room#ann", 1, retain=True)
+        net.broker.publish("open", 1, retain=True)
+        await subscribe(eve, ">")
+        assert await received(net, eve) == [1]
+        spy = await net.open_client(token="eve")
+        await subscribe(spy, "*", "spies")
+        for topic, queued in (("$secret", 0), ("room#ann", 0), ("open", 2)):
+            assert net.broker.publish(topic, topic).queued == queued
+        assert await received(net, spy) == ["open"]
+        with pytest.raises(Refused, match="503"):
+            await net.broker.request("$secret", 1)

@@ -19,8 +19,17 @@ from broker.protocols.codec import PeerCodec
 from broker.protocols.plain import PLAIN
 from broker.routing.recipients import Peer
 from broker.routing.router import Router
+from broker.testing import Peer as TestPeer
 from broker.transport.outbox import Outbox
 from broker.transport.postman import PostOffice
+
+PRICEY = {"op": "and", "nodes": [{"key": "price", "cmp": "gt", "val": "100"}]}
+"""A filter as a client sends it."""
+
+
+async def receive_pushes(peer: TestPeer, count: int) -> list[Any]:
+    """The next pushes, each of which has to come in a message of its own."""
+    return [(await peer.receive_json())["push"] for _ in range(count)]
 
 
 def make_router(config: Config | None = None, **rules: Any) -> Router:

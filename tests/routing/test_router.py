@@ -10,7 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, assert_no_checkpoints, wait_all_tasks_blocked
 
-from broker import Broker
+from broker import (
+    Broker,
+    Delivery,
+    TopicRules,
+)
 from broker.access.rights import Rights
 from broker.config.reload import Settings
 from broker.config.settings import Config
@@ -25,15 +29,18 @@ from broker.protocols.plain import PLAIN
 from broker.routing.reader import Reader
 from broker.routing.recipients import Peer
 from broker.routing.router import RUN_BYTES, Router
-from broker.testing import open_test_broker
+from broker.testing import Peer, open_test_broker
 from broker.transport.outbox import Outbox
 from broker.transport.postman import open_post_office
+from tests.conftest import done, next_pub, received, served, subscribe
 from tests.routing.conftest import (
+    PRICEY,
     attach,
     end_round,
     listen,
     make_router,
     publish,
+    receive_pushes,
     runs,
     subscription,
 )
@@ -304,3 +311,76 @@ async def test_who_has_left_gets_nothing_more_but_what_was_published_before() ->
         publish(router, "a", b"2")
         await wait_all_tasks_blocked()
         assert await theirs.receive_some() == b"\x81\x011"
+
+
+# last values
+
+
+async def test_a_new_subscriber_gets_the_retained_value_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    async with served() as net:
+        publisher = await net.open_client()
+        for value in (20, 21):
+            await done(publisher, "publish", topic="temp.kitchen", data=value, retain=True)
+        net.broker.publish("temp.kitchen", "not retained")
+        info = {"user": "", "client": str(publisher.fd)}
+        peer = await net.open_client()
+        got = await subscribe(peer, "temp.kitchen", recoverable=True)
+        assert got["offset"] == 3
+        # Without an offset: it is no news that a position may follow.
+        assert await next_pub(peer) == {"data": 21, "info": info, "tags": {"retained": "true"}}
+        await subscribe(peer, "temp.>")
+        assert (await next_pub(peer))["tags"] == {"retained": "true", "topic": "temp.kitchen"}
+        async with net.broker.subscribe("temp.*") as messages:
+            assert (await messages.receive()).value == 21
+        # Who has recovered everything has that, too.
+        back = await net.open_client()
+        await subscribe(back, "temp.kitchen", recover=True, offset=1, epoch=got["epoch"])
+        assert await received(net, back) == []
+        # But not what the history never had.
+        net.broker.publish("temp.kitchen", 22, retain=True, skip_history=True)
+        later = await net.open_client()
+        await subscribe(later, "temp.kitchen", recover=True, offset=3, epoch=got["epoch"])
+        assert (await next_pub(later))["data"] == 22
+        net.broker.add_subscription(publisher.fd, "temp.kitchen")
+        assert "subscribe" in (await publisher.receive_json())["push"]
+        assert (await next_pub(publisher))["data"] == 22
+
+
+async def test_null_clears_what_is_retained(autojump_clock: MockClock) -> None:
+    async with served() as net:
+        net.broker.publish("temp", 1, retain=True)
+        net.broker.publish("temp", None, retain=True)
+        peer = await net.open_client()
+        await subscribe(peer, "temp")
+        assert await received(net, peer) == []
+
+
+async def test_a_rule_retains_what_anyone_publishes(autojump_clock: MockClock) -> None:
+    async with served(topics=TopicRules(retain=True)) as net:
+        publisher = await net.open_client()
+        await publisher.send_json(*({"publish": {"channel": "t", "data": n}} for n in range(3)))
+        await wait_all_tasks_blocked()
+        assert net.broker.publish("u", 1) == Delivery(0, 0, 0, (), net.broker.history("u")[1])
+        peer = await net.open_client()
+        await subscribe(peer, "t")
+        assert (await next_pub(peer))["data"] == 2
+        await subscribe(peer, "u")
+        assert (await next_pub(peer))["data"] == 1
+
+
+async def test_a_retained_value_is_for_those_who_pick_it(autojump_clock: object) -> None:
+    async with open_test_broker(Broker()) as net:
+        for n in (99, 101):
+            net.broker.publish(f"price.{n}", n, tags={"price": str(n)}, retain=True)
+        peer = await net.open_client()
+        await peer.request(subscribe={"channel": "price.99", "tf": PRICEY})
+        await peer.request(subscribe={"channel": "price.*", "tf": PRICEY})
+        net.broker.push(peer.fd, "end")
+        first, second = await receive_pushes(peer, 2)
+        assert first["pub"]["tags"] == {"price": "101", "retained": "true", "topic": "price.101"}
+        assert "message" in second
+        plain = await net.open_plain()
+        net.broker.add_subscription(plain.fd, "price.99")
+        assert await plain.receive_text() == "99"

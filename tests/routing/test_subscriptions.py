@@ -1,7 +1,5 @@
 """Subscriptions that the server begins and ends, and those that pick by tags."""
 
-from typing import Any
-
 import pytest
 import trio
 import trio.testing
@@ -17,11 +15,8 @@ from broker import (
     SubscribeReply,
     TopicRules,
 )
-from broker.testing import Peer, open_test_broker
-
-
-async def receive_pushes(peer: Peer, count: int) -> list[Any]:
-    return [(await peer.receive_json())["push"] for _ in range(count)]
+from broker.testing import open_test_broker
+from tests.routing.conftest import PRICEY, receive_pushes
 
 
 async def test_a_map_or_a_poll_is_declined_by_name(autojump_clock: object) -> None:
@@ -221,9 +216,6 @@ async def test_a_gap_in_a_subscription_of_the_server_sends_the_client_to_reconne
 # tags
 
 
-PRICEY = {"op": "and", "nodes": [{"key": "price", "cmp": "gt", "val": "100"}]}
-
-
 async def test_publications_are_picked_by_their_tags(autojump_clock: object) -> None:
     async with open_test_broker(Broker()) as net:
         picky, twin, other = [await net.open_client() for _ in range(3)]
@@ -300,71 +292,6 @@ async def test_a_filter_that_makes_no_sense_is_refused(
         assert net.broker.stats().hub.subscriptions == 0
 
 
-async def test_a_report_counts_those_who_want_what_was_published(autojump_clock: object) -> None:
-    async with open_test_broker(Broker()) as net:
-        picky, other, member = [await net.open_client() for _ in range(3)]
-        await picky.request(subscribe={"channel": "news", "tf": PRICEY})
-        await other.request(subscribe={"channel": "news"})
-        group = {"channel": "news", "tf": PRICEY, "data": {"group": "workers"}}
-        await member.request(subscribe=group)
-        cheap = net.broker.publish("news", 1, tags={"price": "1"})
-        assert (cheap.matched, cheap.queued, cheap.dropped) == (1, 1, 0)
-        dear = net.broker.publish("news", 101, tags={"price": "101"}, exclude=[other.fd])
-        assert (dear.matched, dear.queued, dear.dropped) == (2, 2, 0)
-        for peer in (picky, member):
-            (push,) = await receive_pushes(peer, 1)
-            assert push["pub"]["data"] == 101
-        assert net.broker.publish("news", 102, exclude=[picky.fd]).matched == 1
-        pushes = await receive_pushes(other, 2)
-        assert [push["pub"]["data"] for push in pushes] == [1, 102]
-
-
-async def test_a_member_of_a_group_gets_what_it_picks(autojump_clock: object) -> None:
-    async with open_test_broker(Broker()) as net:
-        picky, other = await net.open_client(), await net.open_client()
-        group = {"data": {"group": "workers"}}
-        await picky.request(subscribe={"channel": "jobs", "tf": PRICEY, **group})
-        for n in (1, 2):  # for nobody
-            net.broker.publish("jobs", n, tags={"price": str(n)})
-        await other.request(subscribe={"channel": "jobs", **group})
-        for n in (101, 3, 4, 102, 5):
-            net.broker.publish("jobs", n, tags={"price": str(n)})
-        for peer, data in ((picky, [101, 102]), (other, [3, 4, 5])):
-            pushes = await receive_pushes(peer, len(data))
-            assert [push["pub"]["data"] for push in pushes] == data
-        await other.request(unsubscribe={"channel": "jobs"})
-        # What nobody picks is for nobody, also when a client publishes it.
-        await other.request(publish={"channel": "jobs", "data": 6})
-        # A request asks a member that picks it: it carries `reply_to`, and no price.
-        with pytest.raises(Refused, match="503"):
-            await net.broker.request("jobs", 1)
-        only_requests = {"key": "reply_to", "cmp": "ex"}
-        await other.request(subscribe={"channel": "jobs", "tf": only_requests, **group})
-        with trio.move_on_after(1):
-            await net.broker.request("jobs", 7)
-        (push,) = await receive_pushes(other, 1)
-        assert push["pub"]["data"] == 7
-        net.broker.push(picky.fd, "end")
-        (push,) = await receive_pushes(picky, 1)
-        assert "message" in push
-
-
-async def test_a_retained_value_is_for_those_who_pick_it(autojump_clock: object) -> None:
-    async with open_test_broker(Broker()) as net:
-        for n in (99, 101):
-            net.broker.publish(f"price.{n}", n, tags={"price": str(n)}, retain=True)
-        peer = await net.open_client()
-        await peer.request(subscribe={"channel": "price.99", "tf": PRICEY})
-        await peer.request(subscribe={"channel": "price.*", "tf": PRICEY})
-        net.broker.push(peer.fd, "end")
-        first, second = await receive_pushes(peer, 2)
-        assert first["pub"]["tags"] == {"price": "101", "retained": "true", "topic": "price.101"}
-        assert "message" in second
-        plain = await net.open_plain()
-        net.broker.add_subscription(plain.fd, "price.99")
-        assert await plain.receive_text() == "99"
-
-
 async def test_a_retained_value_comes_with_what_the_server_subscribes_to(
     autojump_clock: object,
 ) -> None:
@@ -382,18 +309,6 @@ async def test_a_retained_value_comes_with_what_the_server_subscribes_to(
         net.broker.publish("news", 2)
         (push,) = await receive_pushes(back, 1)
         assert push["pub"] == {"data": 2, "offset": 2}
-
-
-async def test_a_member_of_a_group_that_the_rules_make_recoverable_is_not(
-    autojump_clock: object,
-) -> None:
-    config = Config(topics=TopicRules(force_recovery=True))
-    async with open_test_broker(Broker(config)) as net:
-        peer = await net.open_client()
-        alone = await peer.request(subscribe={"channel": "a"})
-        assert alone["subscribe"]["recoverable"]
-        member = await peer.request(subscribe={"channel": "b", "data": {"group": "workers"}})
-        assert member["subscribe"] == {}
 
 
 async def test_a_hooks_data_that_json_cannot_say_leaves_nothing_behind(

@@ -31,6 +31,7 @@ from broker import (
 from broker.core.work import COMMAND, SLICE
 from broker.testing import Closed, Network, Peer, client_frame, open_test_broker
 from broker.transport import frames
+from tests.conftest import served
 
 INTERNAL = {"code": 100, "message": "internal", "temporary": True}
 
@@ -1465,3 +1466,12 @@ async def test_the_last_push_says_why_and_the_close_code_says_it_again(
         {"push": {"disconnect": {"code": 3503, "reason": 'because "so"'}}},
         3503,
     ]
+
+
+@pytest.mark.parametrize("group", [1, "", "g" * 256, ["a"]])
+async def test_a_bad_group_is_refused(autojump_clock: MockClock, group: object) -> None:
+    async with served() as net:
+        peer = await net.open_client()
+        reply = await peer.request(subscribe={"channel": "jobs", "data": {"group": group}})
+        assert reply["error"]["code"] == 107
+        assert "group" in reply["error"]["message"]

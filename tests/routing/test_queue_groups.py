@@ -1,0 +1,155 @@
+"""Queue groups at work: turns, members that are slow or gone, and what a group does not get."""
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
+
+from broker import (
+    Broker,
+    Config,
+    Refused,
+    TopicRules,
+)
+from broker.testing import open_test_broker
+from tests.conftest import done, next_pub, received, served, subscribe
+from tests.routing.conftest import PRICEY, receive_pushes
+
+
+async def test_each_publication_goes_to_one_member_in_turn(autojump_clock: MockClock) -> None:
+    async with served() as net:
+        workers = [await net.open_client() for _ in range(3)]
+        for worker in workers:
+            await subscribe(worker, "jobs", "workers")
+        everybody = await net.open_client()
+        await subscribe(everybody, "jobs")
+        publisher = await net.open_client()
+        # In one message, so in one run.
+        await publisher.send_json(*({"publish": {"channel": "jobs", "data": n}} for n in range(6)))
+        await wait_all_tasks_blocked()
+        assert [await received(net, worker) for worker in workers] == [[0, 3], [1, 4], [2, 5]]
+        assert await received(net, everybody) == [0, 1, 2, 3, 4, 5]
+
+
+async def test_each_group_gets_all_and_patterns_have_groups_too(
+    autojump_clock: MockClock,
+) -> None:
+    async with served() as net:
+        a, b = await net.open_client(), await net.open_client()
+        await subscribe(a, "jobs.*", "workers")
+        await subscribe(b, "jobs.x", "auditors")
+        for n in (1, 2):
+            net.broker.publish("jobs.x", n)
+        assert await received(net, a) == [1, 2]
+        assert await received(net, b) == [1, 2]
+
+
+async def test_a_member_that_is_gone_or_slow_is_passed_over(autojump_clock: MockClock) -> None:
+    async with served(outbox_bytes=4000, ping_seconds=1000) as net:
+        gone, quick = await net.open_client(), await net.open_client()
+        slow = await net.open_client(make_pair=lockstep_stream_pair)
+        for member in (gone, slow, quick):
+            await subscribe(member, "jobs", "workers")
+        await gone.aclose()
+        await wait_all_tasks_blocked()
+        for n in range(20):
+            net.broker.publish("jobs", str(n) * 500)
+            await wait_all_tasks_blocked()
+            if n > 8:
+                assert await next_pub(quick)
+        # The slow one got some until it was seen to be slow, and is still here.
+        assert net.broker.is_established(slow.fd)
+        slow_outbox = net.outbox(slow.fd)
+        assert 0 < slow_outbox.bytes <= 4000
+
+
+async def test_with_only_slow_members_the_one_with_least_to_do_gets_it(
+    autojump_clock: MockClock,
+) -> None:
+    async with served(outbox_bytes=10_000, ping_seconds=1000) as net:
+        peers = [await net.open_client(make_pair=lockstep_stream_pair) for _ in "ab"]
+        for peer in peers:
+            await subscribe(peer, "jobs", "workers")
+        reports = []
+        for _ in range(10):
+            reports.append(net.broker.publish("jobs", "x" * 1500))
+            await wait_all_tasks_blocked()
+        assert all(each.queued == 1 for each in reports)
+        waiting = [net.outbox(peer.fd).bytes for peer in peers]
+        assert all(bytes_ > 5000 for bytes_ in waiting)
+
+
+async def test_a_member_neither_recovers_nor_gets_retained_values(
+    autojump_clock: MockClock,
+) -> None:
+    async with served() as net:
+        net.broker.publish("jobs", 1, retain=True)
+        peer = await net.open_client()
+        got = await subscribe(peer, "jobs", "workers", recoverable=True, recover=True)
+        assert "recoverable" not in got
+        assert "publications" not in got
+        assert await received(net, peer) == []
+
+
+async def test_a_reader_in_this_program_may_be_a_member(autojump_clock: MockClock) -> None:
+    async with served() as net, net.broker.subscribe("jobs", group="workers") as messages:
+        peer = await net.open_client()
+        await subscribe(peer, "jobs", "workers")
+        for n in range(4):
+            net.broker.publish("jobs", n)
+        assert [(await messages.receive()).value for _ in "12"] == [0, 2]
+        assert await received(net, peer) == [1, 3]
+
+
+async def test_exclude_holds_within_a_group(autojump_clock: MockClock) -> None:
+    async with served() as net:
+        a, b = await net.open_client(), await net.open_client()
+        for peer in (a, b):
+            await subscribe(peer, "jobs", "workers")
+        for n in range(3):
+            await done(a, "publish", topic="jobs", data=n, echo=False)
+        assert await received(net, b) == [0, 1, 2]
+        both = await done(a, "publish", topic="jobs", data=1, exclude=[a.fd, b.fd], report=True)
+        assert both == {"matched": 1, "queued": 0, "dropped": 1, "failed": []}
+
+
+async def test_a_member_of_a_group_gets_what_it_picks(autojump_clock: object) -> None:
+    async with open_test_broker(Broker()) as net:
+        picky, other = await net.open_client(), await net.open_client()
+        group = {"data": {"group": "workers"}}
+        await picky.request(subscribe={"channel": "jobs", "tf": PRICEY, **group})
+        for n in (1, 2):  # for nobody
+            net.broker.publish("jobs", n, tags={"price": str(n)})
+        await other.request(subscribe={"channel": "jobs", **group})
+        for n in (101, 3, 4, 102, 5):
+            net.broker.publish("jobs", n, tags={"price": str(n)})
+        for peer, data in ((picky, [101, 102]), (other, [3, 4, 5])):
+            pushes = await receive_pushes(peer, len(data))
+            assert [push["pub"]["data"] for push in pushes] == data
+        await other.request(unsubscribe={"channel": "jobs"})
+        # What nobody picks is for nobody, also when a client publishes it.
+        await other.request(publish={"channel": "jobs", "data": 6})
+        # A request asks a member that picks it: it carries `reply_to`, and no price.
+        with pytest.raises(Refused, match="503"):
+            await net.broker.request("jobs", 1)
+        only_requests = {"key": "reply_to", "cmp": "ex"}
+        await other.request(subscribe={"channel": "jobs", "tf": only_requests, **group})
+        with trio.move_on_after(1):
+            await net.broker.request("jobs", 7)
+        (push,) = await receive_pushes(other, 1)
+        assert push["pub"]["data"] == 7
+        net.broker.push(picky.fd, "end")
+        (push,) = await receive_pushes(picky, 1)
+        assert "message" in push
+
+
+async def test_a_member_of_a_group_that_the_rules_make_recoverable_is_not(
+    autojump_clock: object,
+) -> None:
+    config = Config(topics=TopicRules(force_recovery=True))
+    async with open_test_broker(Broker(config)) as net:
+        peer = await net.open_client()
+        alone = await peer.request(subscribe={"channel": "a"})
+        assert alone["subscribe"]["recoverable"]
+        member = await peer.request(subscribe={"channel": "b", "data": {"group": "workers"}})
+        assert member["subscribe"] == {}
