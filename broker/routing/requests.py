@@ -53,6 +53,11 @@ class Requests:
     def __len__(self) -> int:
         return len(self._asked)
 
+    @property
+    def deadlines(self) -> int:
+        """Deadlines that are remembered, of answered requests too: at most two a request, and 64."""
+        return len(self._due)
+
     def ask(
         self,
         to: str,

@@ -1,5 +1,8 @@
 """Publish with options: exclude fds, report, key, retain."""
 
+from typing import Any
+
+import pytest
 import trio
 import trio.testing
 from trio.testing import MockClock
@@ -8,9 +11,24 @@ from broker import (
     Broker,
     Config,
 )
+from broker.core.idempotency import TTL
+from broker.core.messages import Delivery
+from broker.core.session import Decider
+from broker.errors import Refused
+from broker.routing.publishing import Publisher, PublishOptions
+from broker.routing.reader import Reader
 from broker.testing import Peer, handshake, open_test_broker
 from tests.conftest import received, served, subscribe
-from tests.routing.conftest import PRICEY, receive_pushes
+from tests.routing.conftest import (
+    PRICEY,
+    attach,
+    listen,
+    make_router,
+    publish,
+    receive_pushes,
+    runs,
+    subscription,
+)
 
 
 async def test_a_long_list_of_the_excluded_costs_each_subscriber_one_look(
@@ -69,3 +87,116 @@ async def test_a_report_counts_those_who_want_what_was_published(autojump_clock:
         assert net.broker.publish("news", 102, exclude=[picky.fd]).matched == 1
         pushes = await receive_pushes(other, 2)
         assert [push["pub"]["data"] for push in pushes] == [1, 102]
+
+
+# by itself
+
+
+def make_publisher(**rules: Any) -> Publisher:
+    return Publisher(make_router(**rules))
+
+
+async def test_without_options_it_is_fanned_out_at_once_behind_what_came_before() -> None:
+    publisher = make_publisher()
+    one, other = listen(publisher.router, "a"), listen(publisher.router, "a")
+    publish(publisher.router, "a", b"1")
+    delivery = publisher.publish("a", b"2")
+    assert delivery == Delivery(matched=2, queued=2, dropped=0)
+    assert runs(one) == runs(other) == [[1], [2]]
+
+
+async def test_a_delivery_says_where_the_publication_stands_in_the_history() -> None:
+    publisher = make_publisher(history_size=2)
+    engine = publisher.router.engine
+    for offset in (1, 2, 3):
+        position = publisher.publish("a", b"1").position
+        assert position == engine.position("a")
+        assert position is not None
+        assert position.offset == offset
+    skipped = publisher.publish("a", b"1", options=PublishOptions(skip_history=True))
+    assert skipped.position is None
+    assert engine.position("a").offset == 3
+    assert make_publisher().publish("a", b"1").position is None
+
+
+async def test_a_client_is_shown_as_it_is_when_it_publishes() -> None:
+    publisher = make_publisher()
+    client, reader = attach(publisher.router, user="ann"), Reader(10)
+    publisher.router.subscribe(subscription(reader, "a", by=Decider.PROGRAM))
+    publisher.publish("a", b"1", client)
+    publisher.router.bind(client, "bob")
+    publisher.publish("a", b"2", client)
+    publisher.publish("a", b"3")
+    infos = [(await reader.receive()).info for _ in range(3)]
+    assert [info and info.user for info in infos] == ["ann", "bob", None]
+
+
+async def test_the_excluded_get_nothing_wherever_they_listen() -> None:
+    publisher = make_publisher()
+    router = publisher.router
+    spared, other = listen(router, "a", "*"), listen(router, "a", ">")
+    direct = PublishOptions(exclude=(spared.fd,))
+    assert publisher.publish("a", b"1", options=direct).matched == 2
+    assert publisher.publish(f"fd:{spared.fd}", b"2", options=direct).matched == 0
+    assert (runs(spared), runs(other)) == ([], [[1], [1]])
+
+
+@pytest.mark.parametrize("topic", ["fd:1", "user:ann"])
+async def test_nothing_is_retained_where_there_is_no_topic(topic: str) -> None:
+    publisher = make_publisher()
+    peer = attach(publisher.router, user="ann")
+    with pytest.raises(Refused, match=f"107: {topic} retains nothing: it is no topic"):
+        publisher.publish(topic, b"1", options=PublishOptions(retain=True))
+    assert runs(peer) == []
+    assert len(publisher.router.retained) == 0
+
+
+@pytest.mark.parametrize(
+    "topic, code", [("", 107), ("a.*", 107), ("fd:9", 102), ("fd:x", 102), ("user:eve", 102)]
+)
+async def test_a_publication_to_nobody_that_is_there_is_refused(topic: str, code: int) -> None:
+    publisher = make_publisher()
+    for key in ("", "k"):
+        for _ in range(2):  # a refusal is not kept with its key
+            with pytest.raises(Refused, match=str(code)):
+                publisher.publish(topic, b"1", options=PublishOptions(key=key))
+    assert publisher.router.published == 0
+
+
+# keys
+
+
+async def test_a_key_is_its_publishers_own_and_its_topics() -> None:
+    publisher = make_publisher(history_size=10)
+    router = publisher.router
+    keyed = PublishOptions(key="k")
+    ann, phone, bob = [attach(router, user=user) for user in ("ann", "ann", "bob")]
+    nobody, stranger = attach(router), attach(router)
+    publishers = (ann, bob, nobody, stranger, None)
+    first = [publisher.publish("a", b"1", by, keyed) for by in publishers]
+    assert [each.position and each.position.offset for each in first] == [1, 2, 3, 4, 5]
+    # The same once more, ann by another of her connections.
+    again = [publisher.publish("a", b"2", by, keyed) for by in (phone, *publishers[1:])]
+    assert again == first
+    assert publisher.publish("b", b"1", ann, keyed).position == router.engine.position("b")
+    assert router.published == 6
+
+
+async def test_a_key_counts_for_five_minutes(autojump_clock: MockClock) -> None:
+    publisher = make_publisher()
+    keyed = PublishOptions(key="k")
+    publisher.publish("a", b"1", options=keyed)
+    await trio.sleep(TTL - 1)
+    publisher.publish("a", b"1", options=keyed)
+    assert publisher.router.published == 1
+    await trio.sleep(2)
+    publisher.publish("a", b"1", options=keyed)
+    assert publisher.router.published == 2
+
+
+@pytest.mark.parametrize("key", ["k" * 256, "é" * 128, "\ud800" * 256])
+async def test_a_key_that_is_too_long_publishes_nothing(key: str) -> None:
+    publisher = make_publisher()
+    with pytest.raises(Refused, match="107: key: more than 255 bytes"):
+        publisher.publish("a", b"1", options=PublishOptions(key=key))
+    assert publisher.router.published == 0

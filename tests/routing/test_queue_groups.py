@@ -1,5 +1,7 @@
 """Queue groups at work: turns, members that are slow or gone, and what a group does not get."""
 
+from typing import Any
+
 import pytest
 import trio
 import trio.testing
@@ -11,9 +13,17 @@ from broker import (
     Refused,
     TopicRules,
 )
+from broker.core.messages import Publication
+from broker.core.queue_group import QueueGroup
+from broker.core.session import Parcel, PhaseEvent, Report
+from broker.core.tags import FilterNode
+from broker.protocols.plain import PLAIN
+from broker.routing.queue_groups import GroupRecipient
+from broker.routing.recipients import Peer
 from broker.testing import open_test_broker
+from broker.transport.postman import PostOffice
 from tests.conftest import done, next_pub, received, served, subscribe
-from tests.routing.conftest import PRICEY, receive_pushes
+from tests.routing.conftest import PRICEY, make_outbox, receive_pushes, runs, subscription
 
 
 async def test_each_publication_goes_to_one_member_in_turn(autojump_clock: MockClock) -> None:
@@ -153,3 +163,103 @@ async def test_a_member_of_a_group_that_the_rules_make_recoverable_is_not(
         assert alone["subscribe"]["recoverable"]
         member = await peer.request(subscribe={"channel": "b", "data": {"group": "workers"}})
         assert member["subscribe"] == {}
+
+
+# by itself
+
+
+def member(fd: int, group: QueueGroup, wanted: FilterNode | None = None) -> Peer:
+    """A new member of a group: a peer that keeps up."""
+    office = PostOffice()
+    peer = Peer(fd, office=office, codec=PLAIN)
+    peer.outbox = make_outbox(office)
+    peer.transition(PhaseEvent.MESSAGE)
+    group.members[peer] = subscription(peer, "jobs", group="workers", wanted=wanted)
+    return peer
+
+
+def crowd(size: int) -> tuple[QueueGroup, list[Peer]]:
+    group = QueueGroup()
+    return group, [member(fd, group) for fd in range(1, size + 1)]
+
+
+def chosen(recipient: GroupRecipient, times: int, **of: Any) -> list[int]:
+    """The fds of those whose turn it is, one after the other; 0 for nobody."""
+    members = [recipient.choose(of.get("tags"), of.get("exclude", ())) for _ in range(times)]
+    return [0 if each is None else each.subscriber.fd for each in members]
+
+
+def test_members_that_keep_up_take_turns() -> None:
+    group, peers = crowd(3)
+    assert chosen(GroupRecipient(group), 4) == [1, 2, 3, 1]
+    peers[1].outbox.blocked = True
+    assert chosen(GroupRecipient(group), 3) == [3, 1, 3]
+    peers[1].outbox.blocked = False
+    assert chosen(GroupRecipient(group), 3) == [2, 1, 3]
+
+
+def test_only_when_no_member_keeps_up_a_slow_one_gets_it() -> None:
+    group, peers = crowd(3)
+    for peer, size in zip(peers, (30, 10, 20), strict=True):
+        peer.outbox.blocked = True
+        peer.take("jobs", [Publication("jobs", b"1" * size)], "close")
+    assert chosen(GroupRecipient(group), 2) == [2, 2]  # the one with least to do
+    peers[1].outbox.seal()
+    assert chosen(GroupRecipient(group), 1) == [3]
+
+
+def test_a_member_that_is_closing_left_out_or_not_admitted_gets_nothing() -> None:
+    group, peers = crowd(4)
+    peers[0].transition(PhaseEvent.CLOSE)
+    peers[1].outbox.seal()
+    recipient = GroupRecipient(group, lambda each: each.subscriber is not peers[2])
+    assert chosen(recipient, 2) == [4, 4]
+    assert chosen(recipient, 1, exclude=(4,)) == [0]
+    assert chosen(GroupRecipient(QueueGroup()), 1) == [0]
+
+
+def test_a_member_gets_what_it_picks() -> None:
+    group = QueueGroup()
+    member(1, group, FilterNode(key="a", cmp="ex"))
+    member(2, group, FilterNode(key="a", cmp="nex"))
+    assert chosen(GroupRecipient(group), 2, tags={"a": "1"}) == [1, 1]
+    assert chosen(GroupRecipient(group), 2) == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "data, exclude, matched, queued",
+    [
+        ((b"1",), (), 1, 1),
+        ((b"1", b"2"), (), 1, 2),
+        ((b"1",), (1,), 1, 1),
+        ((b"1",), (1, 2), 1, 0),  # it was meant for the group, of whom nobody is left
+    ],
+)
+def test_a_group_counts_as_one(
+    data: tuple[bytes, ...], exclude: tuple[int, ...], matched: int, queued: int
+) -> None:
+    group, peers = crowd(2)
+    report = Report()
+    publications = [Publication("jobs", each) for each in data]
+    parcel = Parcel("jobs", "close", [publications], frozenset(exclude), report)
+    GroupRecipient(group).deliver(parcel)
+    assert (report.matched, report.queued, report.failed) == (matched, queued, [])
+    assert sum(len(run.frames) for peer in peers for run in peer.outbox.mail) == queued
+
+
+def test_those_who_want_none_of_it_make_no_match() -> None:
+    group = QueueGroup()
+    picky = member(1, group, FilterNode(key="a", cmp="ex"))
+    report = Report()
+    GroupRecipient(group).deliver(
+        Parcel("jobs", "close", [[Publication("jobs", b"1")]], report=report)
+    )
+    assert report.matched == 0
+    assert picky.outbox.mail == []
+
+
+def test_a_run_is_dealt_out_as_one_share_each() -> None:
+    group, peers = crowd(2)
+    batches = [[Publication("jobs", b"%d" % n)] for n in range(5)]
+    GroupRecipient(group).deliver(Parcel("jobs", "close", [*batches]))
+    assert [runs(peer) for peer in peers] == [[["0", "2", "4"]], [["1", "3"]]]

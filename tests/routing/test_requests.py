@@ -1,6 +1,8 @@
 """Requests between clients: each ends in one answer, and nobody waits in vain."""
 
+import json
 import math
+from math import inf
 
 import pytest
 import trio
@@ -9,7 +11,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from broker import (
     Refused,
 )
+from broker.core.session import Decider
+from broker.protocols.plain import PLAIN
+from broker.routing.reader import Reader
+from broker.routing.recipients import Peer
+from broker.routing.requests import MAX_ASKED, Requests
 from tests.conftest import done, next_pub, received, rpc, served, subscribe
+from tests.routing.conftest import attach, listen, make_router, runs, subscription
 
 
 async def test_a_client_answers_another(autojump_clock: MockClock) -> None:
@@ -224,10 +232,175 @@ async def test_what_was_answered_waits_for_no_end_of_its_time(autojump_clock: Mo
             due = trio.current_time() + 5
             number = requests.ask(f"fd:{peer.fd}", b"1", None, answers.append, due=due)
             requests.reply(peer.fd, number, b"2")
-        assert (len(requests), len(requests._due) < 100) == (1, True)
+        assert len(requests) == 1
+        assert requests.deadlines < 100
         assert answers == [b"2"] * 1000
         await trio.sleep(7)
         (late,) = answers[1000:]
         assert isinstance(late, Refused)
         assert late.code == 504
-        assert len(requests) == len(requests._due) == 0
+        assert len(requests) == requests.deadlines == 0
+
+
+# by itself
+
+
+class Asker:
+    """The answers that a request got: one, or it still waits."""
+
+    def __init__(self) -> None:
+        self.answers: list[bytes | Refused] = []
+
+    def __call__(self, answer: bytes | Refused) -> None:
+        self.answers.append(answer)
+
+    def outcome(self) -> bytes | int | None:
+        """The answer, the code of the refusal, or None as long as it waits."""
+        assert len(self.answers) < 2, "it was answered twice"
+        for answer in self.answers:
+            return answer.code if isinstance(answer, Refused) else answer
+        return None
+
+
+def make_requests() -> tuple[Requests, Peer, Peer]:
+    """Requests, and two clients."""
+    router = make_router()
+    return Requests(router), attach(router, user="ann"), attach(router)
+
+
+async def test_the_one_who_is_asked_gets_a_publication_tagged_with_its_number() -> None:
+    requests, asker, responder = make_requests()
+    asked = Asker()
+    assert requests.ask("fd:2", b"[1]", asker, asked) == 1
+    (run,) = responder.outbox.mail
+    push = json.loads(run.frames[0][2:])["push"]
+    assert push["channel"] == "fd:2"
+    assert push["pub"]["tags"] == {"reply_to": "1"}
+    assert push["pub"]["data"] == [1]
+    assert push["pub"]["info"]["user"] == "ann"
+    assert run.messages == 1
+    assert asked.outcome() is None
+    requests.reply(2, 1, b"2")
+    assert asked.outcome() == b"2"
+    assert len(requests) == 0
+
+
+async def test_a_request_ends_once_whatever_happens_afterwards() -> None:
+    requests, asker, responder = make_requests()
+    asked = Asker()
+    number = requests.ask("fd:2", b"1", asker, asked, due=5)
+    requests.reply(responder.fd, number, b"2")
+    requests.forget(number)
+    requests.leave(responder.fd)
+    requests.leave(asker.fd)
+    requests.expire(100)
+    with pytest.raises(Refused, match="107"):
+        requests.reply(responder.fd, number, b"3")
+    assert asked.outcome() == b"2"
+
+
+@pytest.mark.parametrize("by", [1, 3, 0])
+async def test_nobody_else_answers(by: int) -> None:
+    requests, asker, _ = make_requests()
+    asked = Asker()
+    number = requests.ask("fd:2", b"1", asker, asked)
+    with pytest.raises(Refused, match=f"107: no request {number} waits for an answer of this"):
+        requests.reply(by, number, b"2")
+    assert asked.outcome() is None
+    assert len(requests) == 1
+
+
+async def test_requests_end_when_their_time_is_over_in_any_order() -> None:
+    requests, asker, _ = make_requests()
+    asked = {due: Asker() for due in (3.0, 1.0, inf, 2.0)}
+    for due, each in asked.items():
+        requests.ask("fd:2", b"1", asker, each, due=due)
+    requests.expire(0.9)
+    assert [each.outcome() for each in asked.values()] == [None] * 4
+    requests.expire(2)
+    assert [each.outcome() for each in asked.values()] == [None, 504, None, 504]
+    requests.expire(10**9)
+    assert [each.outcome() for each in asked.values()] == [504, 504, None, 504]
+    assert len(requests) == 1
+
+
+async def test_a_connection_that_goes_answers_no_more_and_waits_no_more() -> None:
+    requests, one, two = make_requests()
+    there, back, own = Asker(), Asker(), Asker()
+    requests.ask("fd:2", b"1", one, there)
+    requests.ask("fd:1", b"1", two, back)
+    requests.ask("fd:1", b"1", None, own)
+    requests.leave(two.fd)
+    assert (there.outcome(), back.outcome(), own.outcome()) == (503, None, None)
+    assert len(requests) == 1
+    requests.leave(one.fd)
+    assert (back.outcome(), own.outcome()) == (None, 503)  # nobody is there to be told
+    assert len(requests) == 0
+    requests.leave(99)
+
+
+async def test_an_asker_has_a_bound_and_this_program_has_none() -> None:
+    requests, asker, responder = make_requests()
+    for _ in range(MAX_ASKED):
+        requests.ask("fd:2", b"1", asker, Asker())
+    with pytest.raises(Refused, match=f"106: more than {MAX_ASKED} requests wait for an answer"):
+        requests.ask("fd:2", b"1", asker, Asker())
+    requests.ask("fd:1", b"1", responder, Asker())  # who is asked may ask
+    for _ in range(MAX_ASKED + 1):
+        requests.ask("fd:2", b"1", None, Asker())
+    requests.reply(responder.fd, 1, b"2")
+    requests.ask("fd:2", b"1", asker, Asker())
+
+
+@pytest.mark.parametrize(
+    "to, code",
+    [
+        ("fd:1", 107),  # itself
+        ("fd:9", 503),
+        ("fd:x", 102),
+        ("fd:3", 503),  # has not spoken yet
+        ("fd:4", 503),  # plain, so it knows no answers
+        ("", 107),
+        ("a.*", 107),
+        ("alone", 503),  # nobody is in a group there
+        ("empty", 503),
+        ("inside", 503),  # a reader in this program has no fd to answer from
+        ("mine", 503),  # nobody asks itself
+    ],
+)
+async def test_a_request_to_nobody_who_can_answer_fails_at_once(to: str, code: int) -> None:
+    requests, asker, other = make_requests()
+    router = requests.router
+    attach(router, None)
+    attach(router, PLAIN)
+    router.subscribe(subscription(other, "alone"))
+    router.subscribe(subscription(asker, "mine", group="g"))
+    router.subscribe(subscription(Reader(1), "inside", by=Decider.PROGRAM, group="g"))
+    asked = Asker()
+    with pytest.raises(Refused) as refused:
+        requests.ask(to, b"1", asker, asked)
+    assert refused.value.code == code
+    assert (len(requests), asked.outcome()) == (0, None)
+
+
+async def test_a_client_that_takes_nothing_is_not_waited_for() -> None:
+    requests, asker, responder = make_requests()
+    responder.outbox.seal()
+    with pytest.raises(Refused, match="503: fd 2 takes no more"):
+        requests.ask("fd:2", b"1", asker, Asker())
+    assert len(requests) == 0
+
+
+async def test_requests_to_a_group_go_around_its_members_that_may_hear_it() -> None:
+    requests, asker, _ = make_requests()
+    router = requests.router
+    ann = listen(router, "a#ann", user="ann", group="g")
+    by_pattern = [listen(router, ">", user=user, group="h") for user in ("ann", "eve")]
+    for _ in range(3):
+        requests.ask("a#ann", b"1", asker, Asker())
+    assert len(runs(ann)) == 3
+    requests.leave(ann.fd)
+    router.leave_all(ann)
+    for _ in range(3):
+        requests.ask("a#ann", b"1", asker, Asker())
+    assert [len(runs(peer)) for peer in by_pattern] == [3, 0]

@@ -29,7 +29,7 @@ from broker.protocols.plain import PLAIN
 from broker.routing.reader import Reader
 from broker.routing.recipients import Peer
 from broker.routing.router import RUN_BYTES, Router
-from broker.testing import Peer, open_test_broker
+from broker.testing import open_test_broker
 from broker.transport.outbox import Outbox
 from broker.transport.postman import open_post_office
 from tests.conftest import done, next_pub, received, served, subscribe

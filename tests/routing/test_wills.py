@@ -1,5 +1,7 @@
 """Wills: the last word of a client that goes without saying goodbye."""
 
+from typing import Any
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -7,8 +9,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from broker import (
     Broker,
 )
+from broker.core.messages import Close, Initiator
+from broker.routing.publishing import Publisher
+from broker.routing.recipients import Peer
+from broker.routing.wills import Will, Wills
 from broker.testing import MemoryListener, Network
 from tests.conftest import done, served, subscribe
+from tests.routing.conftest import attach, listen, make_router, runs, subscription
 
 
 async def test_a_will_is_published_when_its_client_is_lost(autojump_clock: MockClock) -> None:
@@ -83,3 +90,94 @@ async def test_a_will_does_no_harm_when_the_broker_is_cancelled() -> None:
         nursery.cancel_scope.cancel()
     with pytest.raises(RuntimeError, match="not serving"):
         broker.publish("left", 1)
+
+
+# by itself
+
+
+def make_wills(**rules: Any) -> tuple[Wills, Peer, Peer]:
+    """Wills, a client that may leave one, and one that listens to `left`."""
+    wills = Wills(Publisher(make_router(**rules)))
+    router = wills.publisher.router
+    return wills, attach(router, user="ann"), listen(router, "left")
+
+
+LOST = Close(1006, "connection lost", Initiator.NETWORK)
+
+
+@pytest.mark.parametrize(
+    "code, initiator, published",
+    [
+        (1000, Initiator.CLIENT, False),
+        (1005, Initiator.CLIENT, False),
+        (1001, Initiator.CLIENT, True),
+        (4000, Initiator.CLIENT, True),
+        # What looks like a goodbye is none if it is ours.
+        (1000, Initiator.SERVER, True),
+        (1005, Initiator.NETWORK, True),
+        (3503, Initiator.SERVER, True),
+        (3008, Initiator.SLOW, True),
+        (3012, Initiator.HEARTBEAT, True),
+        (3001, Initiator.SHUTDOWN, True),
+    ],
+)
+async def test_only_a_goodbye_of_the_client_itself_makes_its_will_void(
+    code: int, initiator: Initiator, published: bool
+) -> None:
+    wills, client, listener = make_wills()
+    wills.put(client.fd, Will("left", b"1"))
+    wills.carry_out(client, Close(code, "", initiator))
+    assert runs(listener) == ([[1]] if published else [])
+    assert len(wills) == 0
+
+
+async def test_a_connection_has_one_will_at_most_and_it_is_carried_out_once() -> None:
+    wills, client, listener = make_wills()
+    for data in (b"1", b"2"):
+        wills.put(client.fd, Will("left", data))
+    assert len(wills) == 1
+    for _ in range(2):
+        wills.carry_out(client, LOST)
+    assert runs(listener) == [[2]]
+    wills.put(client.fd, Will("left", b"3"))
+    wills.put(client.fd, None)
+    wills.put(client.fd, None)
+    wills.carry_out(client, LOST)
+    assert (runs(listener), len(wills)) == ([[2]], 0)
+
+
+async def test_a_will_goes_to_all_but_the_one_whose_it_is() -> None:
+    wills, client, listener = make_wills()
+    wills.publisher.router.subscribe(subscription(client, "left"))
+    wills.put(client.fd, Will("left", b"1"))
+    wills.carry_out(client, LOST)
+    assert (runs(client), runs(listener)) == ([], [[1]])
+
+
+async def test_a_will_may_be_retained() -> None:
+    wills, client, _ = make_wills()
+    wills.put(client.fd, Will("left", b"1", retain=True))
+    wills.carry_out(client, LOST)
+    (value,) = wills.publisher.router.retained.matching("left")
+    assert (value.data, value.info) == (b"1", client.info)
+
+
+@pytest.mark.parametrize("topic", ["fd:99", "user:eve", "$left", "left#eve", "a.*"])
+async def test_a_will_that_may_not_be_is_forgotten_without_a_word(topic: str) -> None:
+    wills, client, listener = make_wills()
+    wills.put(client.fd, Will(topic, b"1"))
+    wills.carry_out(client, LOST)
+    assert (runs(listener), len(wills)) == ([], 0)
+
+
+async def test_the_rules_of_the_moment_count_for_a_will() -> None:
+    wills, client, listener = make_wills(may_publish="subscribers")
+    router = wills.publisher.router
+    wills.put(client.fd, Will("left", b"1"))
+    wills.carry_out(client, LOST)
+    assert runs(listener) == []
+    # Its client is still subscribed when it is carried out.
+    router.subscribe(subscription(client, "left"))
+    wills.put(client.fd, Will("left", b"2"))
+    wills.carry_out(client, LOST)
+    assert runs(listener) == [[2]]

@@ -1,4 +1,4 @@
-"""What the broker itself does for clients: queue groups, reports, requests, wills, last values."""
+"""Calls of clients to the broker itself, and to the app: params, rules, reports, keys."""
 
 import pytest
 from trio.testing import MockClock, wait_all_tasks_blocked

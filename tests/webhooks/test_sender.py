@@ -603,7 +603,7 @@ async def test_a_page_of_connections_says_where_in_the_events_it_stands(
 
 def page_of(net: Network, after: int, limit: int = 100) -> Any:
     params = json.dumps({"after": after, "limit": limit}).encode()
-    return json.loads(Api(net.broker).answer("connections", params).body)["result"]
+    return json.loads(Api(net.node).answer("connections", params).body)["result"]
 
 
 def truth(net: Network) -> dict[int, tuple[str, str, frozenset[str]]]:
