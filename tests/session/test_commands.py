@@ -4,7 +4,6 @@ wire reference."""
 import json
 import math
 import socket
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -29,76 +28,17 @@ from broker import (
     TopicRules,
 )
 from broker.core.work import COMMAND, SLICE
-from broker.testing import Closed, Network, Peer, client_frame, open_test_broker
+from broker.testing import Network, Peer, client_frame, open_test_broker
 from broker.transport import frames
-from tests.conftest import served
-
-INTERNAL = {"code": 100, "message": "internal", "temporary": True}
-
-
-# A test that uses this asks for `autojump_clock` too: pytest-trio takes the clock from the test's own
-# arguments.
-@pytest.fixture
-async def net(autojump_clock: MockClock) -> AsyncIterator[Network]:
-    async with open_test_broker(Broker()) as network:
-        yield network
-
-
-async def arrived(peer: Peer) -> list[Any]:
-    """All objects that come until nothing more does, in order; a Close at the end as its code."""
-    objects: list[Any] = []
-    try:
-        while True:
-            with trio.move_on_after(0.1) as silence:
-                text = await peer.receive_text()
-            if silence.cancelled_caught:
-                return objects
-            objects += map(json.loads, text.split("\n"))
-    except Closed as closed:
-        return [*objects, closed.code]
-
-
-async def ask(peer: Peer, *commands: object) -> list[Any]:
-    """Send commands as one message; return all that comes."""
-    await peer.send_json(*commands)
-    return await arrived(peer)
-
-
-async def error_of(peer: Peer, **command: object) -> int:
-    reply = await peer.request(**command)
-    code = reply["error"]["code"]
-    assert isinstance(code, int)
-    return code
-
-
-async def disconnected(peer: Peer, *commands: object) -> tuple[int, str]:
-    """The code that a client is sent away with for these, as push and as Close frame alike."""
-    *_, last, code = await ask(peer, *commands)
-    push = last["push"]["disconnect"]
-    assert push["code"] == code
-    return code, push["reason"]
-
-
-def pushed(name: str, **push: object) -> dict[str, object]:
-    return {"push": {"channel": name, **push}}
-
-
-def pub(name: str, data: object, sender: Peer | None = None, **fields: object) -> object:
-    content: dict[str, object] = {"data": data}
-    if sender is not None:
-        content["info"] = {"user": "", "client": str(sender.fd)}
-    return pushed(name, pub=content | fields)
-
-
-def data_of(objects: list[Any]) -> list[Any]:
-    """What the publications among these carry."""
-    return [o["push"]["pub"]["data"] for o in objects if "pub" in o.get("push", {})]
-
-
-def missed(reply: Any) -> list[Any]:
-    """What a recovery brought."""
-    return [publication["data"] for publication in reply["subscribe"]["publications"]]
-
+from tests.conftest import ask, data_of, served
+from tests.session.conftest import (
+    INTERNAL,
+    disconnected,
+    error_of,
+    missed,
+    pub,
+    pushed,
+)
 
 # connect
 
@@ -289,8 +229,8 @@ async def test_a_publication_reaches_all_subscribers_and_its_publisher_too(
         pub("news", {"a": "ü"}, one, offset=1),
         {"id": 3, "publish": {}},
     ]
-    assert await arrived(two) == [pub("news", {"a": "ü"}, one, offset=1)]
-    assert await arrived(other) == []
+    assert await two.receive_all() == [pub("news", {"a": "ü"}, one, offset=1)]
+    assert await other.receive_all() == []
 
 
 async def test_a_topic_without_history_has_no_offsets(autojump_clock: MockClock) -> None:
@@ -300,7 +240,7 @@ async def test_a_topic_without_history_has_no_offsets(autojump_clock: MockClock)
         fields = {"channel": "news", "recoverable": True, "recover": True}
         assert await ask(client, {"id": 2, "subscribe": fields}) == [{"id": 2, "subscribe": {}}]
         await client.send_json({"publish": {"channel": "news", "data": 1}})
-        assert await arrived(client) == [pub("news", 1, client)]
+        assert await client.receive_all() == [pub("news", 1, client)]
         assert await error_of(client, history={"channel": "news"}) == 108
 
 
@@ -310,7 +250,7 @@ async def test_what_a_broker_publishes_has_no_sender(
     client = await net.open_client()
     await client.request(subscribe={"channel": "news"})
     net.broker.publish("news", ["x"])
-    assert await arrived(client) == [pub("news", ["x"], offset=1)]
+    assert await client.receive_all() == [pub("news", ["x"], offset=1)]
 
 
 async def test_who_has_unsubscribed_gets_nothing(autojump_clock: MockClock, net: Network) -> None:
@@ -320,7 +260,7 @@ async def test_who_has_unsubscribed_gets_nothing(autojump_clock: MockClock, net:
         {"id": 2, "unsubscribe": {}}
     ]
     net.broker.publish("news", 1)
-    assert await arrived(client) == []
+    assert await client.receive_all() == []
     assert await ask(client, {"id": 3, "unsubscribe": {"channel": "news"}}) == [
         {"id": 3, "unsubscribe": {}}
     ]
@@ -411,7 +351,7 @@ async def test_nobody_subscribes_twice(autojump_clock: MockClock, net: Network) 
     assert await error_of(client, subscribe={"channel": "news"}) == 105
     assert await error_of(client, subscribe={"channel": f"fd:{client.fd}"}) == 105
     net.broker.publish("news", 1)
-    assert data_of(await arrived(client)) == [1]
+    assert data_of(await client.receive_all()) == [1]
 
 
 async def test_a_connection_has_a_number_of_subscriptions(autojump_clock: MockClock) -> None:
@@ -435,7 +375,7 @@ async def test_a_pattern_is_told_each_publications_topic(
         ) == [{"id": 2, "subscribe": {}}]
     for topic in ("news", "news.eu", "news.eu.fr"):
         net.broker.publish(topic, topic)
-    assert await arrived(client) == [
+    assert await client.receive_all() == [
         pub("news.>", "news.eu", offset=1, channel="news.eu", tags={"topic": "news.eu"}),
         pub("news.*", "news.eu", offset=1, channel="news.eu", tags={"topic": "news.eu"}),
         pub("news.>", "news.eu.fr", offset=1, channel="news.eu.fr", tags={"topic": "news.eu.fr"}),
@@ -448,14 +388,14 @@ async def test_publications_that_came_in_many_lines_go_out_in_one(
     client = await net.open_client()
     await client.request(subscribe={"channel": "news"})
     await client.send_text('{"publish":{"channel":"news",\n"data":{\n"a": [1,\n2]}}}')
-    assert data_of(await arrived(client)) == [{"a": [1, 2]}]
+    assert data_of(await client.receive_all()) == [{"a": [1, 2]}]
 
     @net.broker.on_publish
     async def rewrite(event: PublishEvent) -> PublishReply:
         return PublishReply(b'{\n"b":\n2}')
 
     await client.send_json({"publish": {"channel": "news", "data": 1}})
-    assert data_of(await arrived(client)) == [{"b": 2}]
+    assert data_of(await client.receive_all()) == [{"b": 2}]
 
 
 async def test_bytes_that_are_not_utf_8_reach_nobody(
@@ -465,8 +405,8 @@ async def test_bytes_that_are_not_utf_8_reach_nobody(
     await reader.request(subscribe={"channel": "news"})
     command = b'{"publish":{"channel":"news","data":"\xff"}}'
     await client.send(client_frame(frames.BINARY, command))
-    assert (await arrived(client))[-1] == 3501
-    assert await arrived(reader) == []
+    assert (await client.receive_all())[-1] == 3501
+    assert await reader.receive_all() == []
 
 
 @pytest.mark.parametrize("joined", [True, False])
@@ -544,7 +484,7 @@ async def test_many_messages_in_one_write_keep_their_order(
     await client.request(subscribe={"channel": "a"})
     texts = [f'{{"id":{n},"publish":{{"channel":"a","data":{n}}}}}' for n in range(1, 101)]
     await client.send(b"".join(client_frame(frames.TEXT, text.encode()) for text in texts))
-    objects = await arrived(client)
+    objects = await client.receive_all()
     assert data_of(objects) == list(range(1, 101))
     assert [o["id"] for o in objects if "id" in o] == list(range(1, 101))
 
@@ -557,9 +497,9 @@ async def test_what_came_before_a_bad_message_is_done_and_answered(
     await reader.request(subscribe={"channel": "a"})
     publish = b'{"id":1,"publish":{"channel":"a","data":1}}'
     await client.send(client_frame(frames.TEXT, publish) + client_frame(frames.TEXT, bad.encode()))
-    first, *_, code = await arrived(client)
+    first, *_, code = await client.receive_all()
     assert (first, code) == ({"id": 1, "publish": {}}, 3501)
-    assert data_of(await arrived(reader)) == [1]
+    assert data_of(await reader.receive_all()) == [1]
 
 
 async def test_a_publication_is_out_before_a_hook_is_waited_for(
@@ -573,7 +513,7 @@ async def test_a_publication_is_out_before_a_hook_is_waited_for(
     await reader.request(subscribe={"channel": "a"})
     publish = {"id": 1, "publish": {"channel": "a", "data": 1}}
     assert await ask(client, publish, {"id": 2, "rpc": {}}) == [{"id": 1, "publish": {}}]
-    assert data_of(await arrived(reader)) == [1]
+    assert data_of(await reader.receive_all()) == [1]
 
 
 async def test_what_comes_behind_the_command_that_ended_a_client_is_not_done(
@@ -587,7 +527,7 @@ async def test_what_comes_behind_the_command_that_ended_a_client_is_not_done(
     await reader.request(subscribe={"channel": "a"})
     publish = {"id": 2, "publish": {"channel": "a", "data": 1}}
     await ask(client, {"id": 1, "rpc": {}}, publish, {"send": {"data": 1}})
-    assert await arrived(reader) == []
+    assert await reader.receive_all() == []
 
 
 async def test_what_comes_behind_a_bad_command_is_not_done(
@@ -628,7 +568,7 @@ async def test_who_does_not_speak_the_protocol_is_sent_away(
 ) -> None:
     client = await net.open_client()
     await client.send_text(text)
-    push, code = await arrived(client)
+    push, code = await client.receive_all()
     assert code == 3501
     assert push["push"]["disconnect"]["code"] == 3501
     assert push["push"]["disconnect"]["reason"].startswith("bad request")
@@ -680,8 +620,8 @@ async def test_a_direct_message_reaches_one_fd_and_says_who_sent_it(
     fd = bob.fd
     objects = await ask(alice, {"id": 2, "publish": {"channel": f"fd:{fd}", "data": "hi"}})
     assert objects == [{"id": 2, "publish": {}}]
-    assert await arrived(bob) == [pub(f"fd:{fd}", "hi", alice)]
-    assert await arrived(carol) == []
+    assert await bob.receive_all() == [pub(f"fd:{fd}", "hi", alice)]
+    assert await carol.receive_all() == []
 
 
 async def test_a_plain_peer_gets_a_direct_message_as_it_is(
@@ -720,7 +660,7 @@ async def test_an_own_fd_cannot_be_unsubscribed_from(
     client, other = await net.open_client(), await net.open_client()
     await client.request(unsubscribe={"channel": f"fd:{client.fd}"})
     await other.request(publish={"channel": f"fd:{client.fd}", "data": "still here"})
-    assert data_of(await arrived(client)) == ["still here"]
+    assert data_of(await client.receive_all()) == ["still here"]
 
 
 # send and rpc
@@ -805,7 +745,7 @@ async def test_rpc_data_is_seen_as_python_can_hold_it(
 
     client = await net.open_client()
     await client.send_text('{"id":2,"rpc":{"data":%s}}' % data)  # noqa: UP031 - braces
-    assert await arrived(client) == [{"id": 2, "rpc": {"data": None}}]
+    assert await client.receive_all() == [{"id": 2, "rpc": {"data": None}}]
     assert calls == [seen]
 
 
@@ -1038,7 +978,7 @@ async def test_what_was_missed_comes_in_the_reply_and_once(
         "epoch": epoch,
     }
     net.broker.publish("news", 6)
-    assert await arrived(client) == [pub("news", 6, offset=6)]
+    assert await client.receive_all() == [pub("news", 6, offset=6)]
 
 
 @pytest.mark.parametrize(
@@ -1107,7 +1047,7 @@ async def test_what_is_published_while_a_subscribe_is_looked_at_comes_once(
                 "subscribe": {"channel": "news", "recover": True, "offset": 3, "epoch": epoch},
             },
         )
-    seen = missed(reply) + data_of(pushes) + data_of(await arrived(client))
+    seen = missed(reply) + data_of(pushes) + data_of(await client.receive_all())
     assert seen == list(range(4, 30))
     assert reply["subscribe"]["offset"] == 3
 
@@ -1131,10 +1071,10 @@ async def test_who_asks_is_told_who_comes_and_goes(autojump_clock: MockClock, ne
     await other.request(subscribe={"channel": "news"})
     await other.aclose()
     told = [(2, "join"), (1, "join"), (1, "leave"), (1, "join"), (1, "leave")]
-    assert await arrived(watcher) == [
+    assert await watcher.receive_all() == [
         pushed("news", **{what: {"info": shown[who]}}) for who, what in told
     ]
-    assert await arrived(quiet) == []
+    assert await quiet.receive_all() == []
     assert await ask(watcher, {"id": 3, "unsubscribe": {"channel": "news"}}) == [
         {"id": 3, "unsubscribe": {}}
     ]
@@ -1152,7 +1092,7 @@ async def test_joins_stay_in_order_with_publications(
         {"id": 3, "publish": {"channel": "news", "data": 2}},
         {"id": 4, "unsubscribe": {"channel": "news"}},
     )
-    kinds = [next(k for k in o["push"] if k != "channel") for o in await arrived(watcher)]
+    kinds = [next(k for k in o["push"] if k != "channel") for o in await watcher.receive_all()]
     assert kinds == ["pub", "join", "pub", "leave"]
 
 
@@ -1161,7 +1101,7 @@ async def test_joins_may_be_switched_off(autojump_clock: MockClock) -> None:
         watcher, other = await net.open_client(), await net.open_client()
         await ask(watcher, {"id": 2, "subscribe": {"channel": "news", "join_leave": True}})
         await other.request(subscribe={"channel": "news"})
-        assert await arrived(watcher) == []
+        assert await watcher.receive_all() == []
 
 
 # heartbeats
@@ -1450,7 +1390,7 @@ async def test_a_client_is_pushed_messages(autojump_clock: MockClock, net: Netwo
     client = await net.open_client()
     for data in ("x", {"a": 1}, None):
         assert net.broker.push(client.fd, data) is PushResult.QUEUED
-    assert await arrived(client) == [
+    assert await client.receive_all() == [
         {"push": {"message": {"data": data}}} for data in ("x", {"a": 1}, None)
     ]
 
@@ -1461,7 +1401,7 @@ async def test_the_last_push_says_why_and_the_close_code_says_it_again(
     client = await net.open_client()
     net.broker.publish(f"fd:{client.fd}", "last words")
     net.broker.disconnect(client.fd, 3503, 'because "so"')
-    assert await arrived(client) == [
+    assert await client.receive_all() == [
         pub(f"fd:{client.fd}", "last words"),
         {"push": {"disconnect": {"code": 3503, "reason": 'because "so"'}}},
         3503,

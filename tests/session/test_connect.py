@@ -1,7 +1,5 @@
 """Tokens end to end: a client in memory, and what its token makes of it until it expires."""
 
-import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -29,70 +27,19 @@ from broker import (
     TopicRules,
 )
 from broker.access.minting import mint
-from broker.testing import Closed, Network, Peer, handshake, open_test_broker
-
-SECRET = "0123456789abcdef0123456789abcdef"
-CONFIG = Config(tokens=TokenRules(hmac_secret=SECRET))
-
-
-@pytest.fixture
-async def net(autojump_clock: MockClock) -> AsyncIterator[Network]:
-    async with open_test_broker(Broker(CONFIG)) as network:
-        yield network
-
-
-def token(net: Network, expires: float | None = None, **claims: object) -> str:
-    """A token that expires so many virtual seconds from now."""
-    if expires is not None:
-        claims["exp"] = net.broker.wall_clock() + expires
-    return mint(claims, SECRET.encode(), "HS256")
-
-
-async def connect(net: Network, *, expires: float | None = None, **claims: object) -> Peer:
-    """A client with a token of these claims."""
-    return await net.open_client(token=token(net, expires, **claims))
-
-
-async def refused(peer: Peer, **command: object) -> int:
-    """The code of the error reply, or that of the Close frame, to one command."""
-    try:
-        reply = await peer.request(**command)
-    except Closed as closed:
-        assert closed.code is not None
-        return closed.code
-    code: int = reply["error"]["code"]
-    return code
-
-
-async def next_push(peer: Peer) -> dict[str, Any]:
-    """The next push; pings on the way are answered."""
-    while True:
-        objects = list(map(json.loads, (await peer.receive_text()).split("\n")))
-        for each in objects:
-            if not each:
-                await peer.send_text("{}")
-            elif "push" in each:
-                push: dict[str, Any] = each["push"]
-                return push
-
-
-async def silent_for(peer: Peer, seconds: float) -> bool:
-    """Answer pings for so long; whether nothing else came."""
-    with trio.move_on_after(seconds) as silence:
-        await next_push(peer)
-    return silence.cancelled_caught
-
+from broker.testing import Network, handshake, open_test_broker
+from tests.session.conftest import CONFIG, connect, next_push, refused, silent_for, token
 
 # connect
 
 
-async def test_a_token_says_who_connects(autojump_clock: MockClock, net: Network) -> None:
-    peer = await net.open_websocket()
+async def test_a_token_says_who_connects(autojump_clock: MockClock, keyed: Network) -> None:
+    peer = await keyed.open_websocket()
     reply = await peer.request(
-        connect={"token": token(net, sub="alice", info={"name": "Alice"}, meta={"plan": 1})}
+        connect={"token": token(keyed, sub="alice", info={"name": "Alice"}, meta={"plan": 1})}
     )
     assert "expires" not in reply["connect"]
-    assert net.broker.fds_of("alice") == [peer.fd]
+    assert keyed.broker.fds_of("alice") == [peer.fd]
     await peer.request(subscribe={"channel": "news"})
     presence = (await peer.request(presence={"channel": "news"}))["presence"]["presence"]
     assert presence == {
@@ -104,19 +51,19 @@ async def test_a_token_says_who_connects(autojump_clock: MockClock, net: Network
     "bad", ["", "garbage", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZG1pbiJ9.", "x" * 9000]
 )
 async def test_who_has_no_good_token_is_sent_away_for_good(
-    autojump_clock: MockClock, net: Network, bad: str
+    autojump_clock: MockClock, keyed: Network, bad: str
 ) -> None:
-    peer = await net.open_websocket()
+    peer = await keyed.open_websocket()
     await peer.send_json({"id": 1, "connect": {"token": bad}})
     assert await peer.receive_close() == (3500, "invalid token")
 
 
-async def test_an_expired_token_may_be_replaced(autojump_clock: MockClock, net: Network) -> None:
-    peer = await net.open_websocket()
-    assert await refused(peer, connect={"token": token(net, -6, sub="alice")}) == 109
-    assert await refused(peer, connect={"token": token(net, nbf=9e9)}) == 109
-    assert net.broker.fds_of("alice") == []
-    assert "connect" in await peer.request(connect={"token": token(net, 60, sub="alice")})
+async def test_an_expired_token_may_be_replaced(autojump_clock: MockClock, keyed: Network) -> None:
+    peer = await keyed.open_websocket()
+    assert await refused(peer, connect={"token": token(keyed, -6, sub="alice")}) == 109
+    assert await refused(peer, connect={"token": token(keyed, nbf=9e9)}) == 109
+    assert keyed.broker.fds_of("alice") == []
+    assert "connect" in await peer.request(connect={"token": token(keyed, 60, sub="alice")})
 
 
 async def test_anonymous_clients_come_in_where_the_settings_allow_it(
@@ -179,11 +126,11 @@ async def test_the_personal_topic_comes_beside_those_of_the_token(
 
 
 async def test_the_connect_hook_sees_the_claims_and_has_the_last_word(
-    autojump_clock: MockClock, net: Network
+    autojump_clock: MockClock, keyed: Network
 ) -> None:
     seen: list[ConnectEvent] = []
 
-    @net.broker.on_connect
+    @keyed.broker.on_connect
     async def check(event: ConnectEvent) -> ConnectReply | None:
         seen.append(event)
         if event.data == "banned":
@@ -193,24 +140,24 @@ async def test_the_connect_hook_sees_the_claims_and_has_the_last_word(
         return None
 
     claims: dict[str, Any] = {"sub": "alice", "info": 1, "meta": {"plan": "free"}}
-    peer = await net.open_websocket()
+    peer = await keyed.open_websocket()
     assert await refused(peer, connect={"token": "bad"}) == 3500
     assert seen == []
-    peer = await net.open_websocket()
-    assert await refused(peer, connect={"token": token(net, **claims), "data": "banned"}) == 3507
+    peer = await keyed.open_websocket()
+    assert await refused(peer, connect={"token": token(keyed, **claims), "data": "banned"}) == 3507
     (event,) = seen
     assert event.claims == claims
     assert event.connection.claims == {}  # it was not let in
 
-    peer = await connect(net, **claims)
-    assert net.broker.fds_of("alice") == [peer.fd]
+    peer = await connect(keyed, **claims)
+    assert keyed.broker.fds_of("alice") == [peer.fd]
     assert seen[-1].connection.claims == claims
-    peer = await net.open_client(token=token(net, 60, **claims), data="rename")
-    assert net.broker.fds_of("bob") == [peer.fd]
+    peer = await keyed.open_client(token=token(keyed, 60, **claims), data="rename")
+    assert keyed.broker.fds_of("bob") == [peer.fd]
     # its tokens still name alice; what is said of topics goes by the user that the app knows
-    assert "refresh" in await peer.request(refresh={"token": token(net, 90, sub="alice")})
+    assert "refresh" in await peer.request(refresh={"token": token(keyed, 90, sub="alice")})
     for user, passes in (("alice", False), ("bob", True)):
-        request = {"channel": "$a", "token": token(net, sub=user, channel="$a")}
+        request = {"channel": "$a", "token": token(keyed, sub=user, channel="$a")}
         assert ("subscribe" in await peer.request(subscribe=request)) is passes
     presence = (await peer.request(presence={"channel": "$a"}))["presence"]["presence"]
     assert presence[str(peer.fd)]["conn_info"] == {"as": "bob"}
@@ -237,16 +184,16 @@ async def test_a_connect_that_failed_leaves_nothing_of_its_token(
 # server-side subscriptions
 
 
-async def test_a_token_subscribes_its_bearer(autojump_clock: MockClock, net: Network) -> None:
+async def test_a_token_subscribes_its_bearer(autojump_clock: MockClock, keyed: Network) -> None:
     for number in range(3):
-        net.broker.publish("news", number)
-    peer = await net.open_websocket()
+        keyed.broker.publish("news", number)
+    peer = await keyed.open_websocket()
     claims: dict[str, Any] = {
         "sub": "alice",
         "channels": ["news", "plan.*"],
         "subs": {"chat": {"info": {"role": "admin"}, "data": {"hello": 1}}},
     }
-    subs = (await peer.request(connect={"token": token(net, **claims)}))["connect"]["subs"]
+    subs = (await peer.request(connect={"token": token(keyed, **claims)}))["connect"]["subs"]
     assert set(subs) == {f"fd:{peer.fd}", "user:alice", "news", "plan.*", "chat"}
     assert subs["plan.*"] == {}
     assert subs["news"]["recoverable"]
@@ -254,22 +201,24 @@ async def test_a_token_subscribes_its_bearer(autojump_clock: MockClock, net: Net
     assert subs["news"]["publications"] == []
     assert subs["chat"]["data"] == {"hello": 1}
     for topic in ("news", "plan.a", "chat"):
-        net.broker.publish(topic, topic)
+        keyed.broker.publish(topic, topic)
         assert (await next_push(peer))["pub"]["data"] == topic
     presence = (await peer.request(presence={"channel": "chat"}))["presence"]["presence"]
     assert presence[str(peer.fd)]["chan_info"] == {"role": "admin"}
     assert await refused(peer, subscribe={"channel": "news"}) == 105
 
 
-async def test_a_server_side_subscription_recovers(autojump_clock: MockClock, net: Network) -> None:
-    good = token(net, sub="alice", channels=["news"])
-    peer = await net.open_websocket()
+async def test_a_server_side_subscription_recovers(
+    autojump_clock: MockClock, keyed: Network
+) -> None:
+    good = token(keyed, sub="alice", channels=["news"])
+    peer = await keyed.open_websocket()
     before = (await peer.request(connect={"token": good}))["connect"]["subs"]["news"]
     await peer.aclose()
     for number in range(3):
-        net.broker.publish("news", number)
+        keyed.broker.publish("news", number)
     for epoch, recovered in ((before["epoch"], True), ("other", False)):
-        peer = await net.open_websocket()
+        peer = await keyed.open_websocket()
         # The flag asks for an error, which would be one for all that connect brings.
         asked = {"recover": True, "offset": 0, "epoch": epoch, "flag": 2}
         reply = await peer.request(connect={"token": good, "subs": {"news": asked}})
@@ -280,12 +229,12 @@ async def test_a_server_side_subscription_recovers(autojump_clock: MockClock, ne
 
 
 async def test_who_watches_a_topic_is_told_of_server_side_subscriptions(
-    autojump_clock: MockClock, net: Network
+    autojump_clock: MockClock, keyed: Network
 ) -> None:
-    watcher = await connect(net, sub="bob")
+    watcher = await connect(keyed, sub="bob")
     await watcher.request(subscribe={"channel": "news", "join_leave": True})
     assert "join" in await next_push(watcher)  # its own
-    peer = await connect(net, sub="alice", channels=["news"])
+    peer = await connect(keyed, sub="alice", channels=["news"])
     push = await next_push(watcher)
     assert push["join"]["info"] == {"user": "alice", "client": str(peer.fd)}
 
@@ -328,10 +277,10 @@ async def test_a_gap_in_a_server_side_subscription_ends_the_connection_which_the
 
 
 async def test_a_connection_that_is_not_refreshed_ends_after_the_grace_period(
-    autojump_clock: MockClock, net: Network
+    autojump_clock: MockClock, keyed: Network
 ) -> None:
-    peer = await net.open_websocket()
-    reply = await peer.request(connect={"token": token(net, 60, sub="alice")})
+    peer = await keyed.open_websocket()
+    reply = await peer.request(connect={"token": token(keyed, 60, sub="alice")})
     assert reply["connect"]["expires"] is True
     assert reply["connect"]["ttl"] == 60
     start = trio.current_time()
@@ -341,11 +290,11 @@ async def test_a_connection_that_is_not_refreshed_ends_after_the_grace_period(
     assert await peer.receive_close() == (3005, "connection expired")
 
 
-async def test_refresh_puts_the_end_off(autojump_clock: MockClock, net: Network) -> None:
-    peer = await connect(net, expires=60, sub="alice")
+async def test_refresh_puts_the_end_off(autojump_clock: MockClock, keyed: Network) -> None:
+    peer = await connect(keyed, expires=60, sub="alice")
     start = trio.current_time()
     assert await silent_for(peer, 70)
-    reply = await peer.request(refresh={"token": token(net, 60, sub="alice", meta=2)})
+    reply = await peer.request(refresh={"token": token(keyed, 60, sub="alice", meta=2)})
     assert reply["refresh"].pop("version")
     assert reply["refresh"] == {"client": str(peer.fd), "expires": True, "ttl": 60}
     assert (await next_push(peer))["disconnect"]["code"] == 3005
@@ -353,10 +302,10 @@ async def test_refresh_puts_the_end_off(autojump_clock: MockClock, net: Network)
 
 
 async def test_refresh_with_a_token_that_does_not_expire_ends_the_worry(
-    autojump_clock: MockClock, net: Network
+    autojump_clock: MockClock, keyed: Network
 ) -> None:
-    peer = await connect(net, expires=60, sub="alice")
-    reply = await peer.request(refresh={"token": token(net, sub="alice")})
+    peer = await connect(keyed, expires=60, sub="alice")
+    reply = await peer.request(refresh={"token": token(keyed, sub="alice")})
     assert "expires" not in reply["refresh"]
     assert await silent_for(peer, 1000)
 
@@ -372,29 +321,31 @@ async def test_refresh_with_a_token_that_does_not_expire_ends_the_worry(
     ],
 )
 async def test_a_token_that_does_not_refresh(
-    autojump_clock: MockClock, net: Network, claims: dict[str, Any], expires: float, code: int
+    autojump_clock: MockClock, keyed: Network, claims: dict[str, Any], expires: float, code: int
 ) -> None:
-    peer = await connect(net, expires=60, sub="alice")
-    assert await refused(peer, refresh={"token": token(net, expires, **claims)}) == code
+    peer = await connect(keyed, expires=60, sub="alice")
+    assert await refused(peer, refresh={"token": token(keyed, expires, **claims)}) == code
 
 
-async def test_refresh_without_a_token_is_invalid(autojump_clock: MockClock, net: Network) -> None:
-    peer = await connect(net, expires=60, sub="alice")
+async def test_refresh_without_a_token_is_invalid(
+    autojump_clock: MockClock, keyed: Network
+) -> None:
+    peer = await connect(keyed, expires=60, sub="alice")
     assert await refused(peer, refresh={}) == 3500
 
 
 async def test_expire_at_says_when_the_connection_ends(
-    autojump_clock: MockClock, net: Network
+    autojump_clock: MockClock, keyed: Network
 ) -> None:
-    now = net.broker.wall_clock()
-    peer = await net.open_websocket()
-    reply = await peer.request(connect={"token": token(net, 60, expire_at=now + 500)})
+    now = keyed.broker.wall_clock()
+    peer = await keyed.open_websocket()
+    reply = await peer.request(connect={"token": token(keyed, 60, expire_at=now + 500)})
     assert reply["connect"]["ttl"] == 500
-    peer = await net.open_websocket()
-    reply = await peer.request(connect={"token": token(net, 60, expire_at=0)})
+    peer = await keyed.open_websocket()
+    reply = await peer.request(connect={"token": token(keyed, 60, expire_at=0)})
     assert "expires" not in reply["connect"]
-    peer = await net.open_websocket()
-    assert await refused(peer, connect={"token": token(net, 60, expire_at=now - 60)}) == 110
+    peer = await keyed.open_websocket()
+    assert await refused(peer, connect={"token": token(keyed, 60, expire_at=now - 60)}) == 110
 
 
 async def test_a_clock_that_is_set_moves_no_deadline(autojump_clock: MockClock) -> None:
@@ -412,9 +363,9 @@ async def test_a_clock_that_is_set_moves_no_deadline(autojump_clock: MockClock) 
 
 
 async def test_a_private_topic_is_for_who_has_a_token_for_it(
-    autojump_clock: MockClock, net: Network
+    autojump_clock: MockClock, keyed: Network
 ) -> None:
-    peer = await connect(net, sub="alice")
+    peer = await connect(keyed, sub="alice")
     for name in ("$room", "$room.*", ">", "*.a"):
         assert await refused(peer, subscribe={"channel": name}) == 103
     assert await refused(peer, history={"channel": "$room"}) == 103
@@ -426,12 +377,12 @@ async def test_a_private_topic_is_for_who_has_a_token_for_it(
         "info": {"role": 1},
         "data": {"hello": 1},
     }
-    reply = await peer.request(subscribe={"channel": "$room", "token": token(net, **claims)})
+    reply = await peer.request(subscribe={"channel": "$room", "token": token(keyed, **claims)})
     assert reply["subscribe"] == {"data": {"hello": 1}}
     presence = (await peer.request(presence={"channel": "$room"}))["presence"]["presence"]
     assert presence[str(peer.fd)]["chan_info"] == {"role": 1}
     assert "history" in await peer.request(history={"channel": "$room"})
-    wide = token(net, sub="alice", channel=">")
+    wide = token(keyed, sub="alice", channel=">")
     assert "subscribe" in await peer.request(subscribe={"channel": ">", "token": wide})
 
 
@@ -450,47 +401,47 @@ async def test_a_private_topic_is_for_who_has_a_token_for_it(
 )
 async def test_a_token_that_is_given_must_be_good(
     autojump_clock: MockClock,
-    net: Network,
+    keyed: Network,
     channel: str,
     claims: dict[str, Any],
     expires: float,
     code: int,
 ) -> None:
-    peer = await connect(net, sub="alice")
+    peer = await connect(keyed, sub="alice")
     if "channel" in claims:
         claims = {**claims, "channel": claims["channel"].replace("CHANNEL", channel)}
-    given = token(net, expires, **claims)
+    given = token(keyed, expires, **claims)
     assert await refused(peer, subscribe={"channel": channel, "token": given}) == code
     assert await refused(peer, subscribe={"channel": channel, "token": "garbage"}) == 103
-    assert net.broker.connections()[0].topics == ()
+    assert keyed.broker.connections()[0].topics == ()
 
 
 async def test_a_subscription_token_of_old_may_name_the_connection(
-    autojump_clock: MockClock, net: Network
+    autojump_clock: MockClock, keyed: Network
 ) -> None:
-    peer = await connect(net, sub="alice")
-    given = token(net, sub="alice", channel="$a", client=str(peer.fd))
+    peer = await connect(keyed, sub="alice")
+    given = token(keyed, sub="alice", channel="$a", client=str(peer.fd))
     assert "subscribe" in await peer.request(subscribe={"channel": "$a", "token": given})
 
 
 async def test_the_subscribe_hook_sees_the_claims_and_has_the_last_word(
-    autojump_clock: MockClock, net: Network
+    autojump_clock: MockClock, keyed: Network
 ) -> None:
     seen: list[SubscribeEvent] = []
 
-    @net.broker.on_subscribe
+    @keyed.broker.on_subscribe
     async def check(event: SubscribeEvent) -> SubscribeReply | None:
         seen.append(event)
         if event.topic == "$no":
             raise Refused(103)
         return SubscribeReply(info=2, data=2) if event.topic == "$other" else None
 
-    peer = await connect(net, sub="alice")
+    peer = await connect(keyed, sub="alice")
     assert await refused(peer, subscribe={"channel": "$a"}) == 103
     assert seen == []
     for topic, said in (("$a", 1), ("$other", 2), ("$no", None)):
         claims: dict[str, Any] = {"sub": "alice", "channel": topic, "info": 1, "data": 1}
-        reply = await peer.request(subscribe={"channel": topic, "token": token(net, **claims)})
+        reply = await peer.request(subscribe={"channel": topic, "token": token(keyed, **claims)})
         assert seen[-1].claims == claims
         if said is None:
             assert reply["error"]["code"] == 103
@@ -503,12 +454,12 @@ async def test_the_subscribe_hook_sees_the_claims_and_has_the_last_word(
 
 
 async def test_a_subscription_that_is_not_refreshed_ends_after_the_grace_period(
-    autojump_clock: MockClock, net: Network
+    autojump_clock: MockClock, keyed: Network
 ) -> None:
-    peer = await connect(net, sub="alice")
+    peer = await connect(keyed, sub="alice")
     start = trio.current_time()
     for topic, expires in (("$late", 200), ("$soon", 60), ("$never", None)):
-        given = token(net, expires, sub="alice", channel=topic)
+        given = token(keyed, expires, sub="alice", channel=topic)
         reply = await peer.request(subscribe={"channel": topic, "token": given})
         assert reply["subscribe"].get("ttl") == expires
         assert reply["subscribe"].get("expires", False) is (expires is not None)
@@ -519,26 +470,26 @@ async def test_a_subscription_that_is_not_refreshed_ends_after_the_grace_period(
             "unsubscribe": {"code": 2501, "reason": "subscription expired"},
         }
         assert after <= trio.current_time() - start <= after + 1.5
-    assert net.broker.connections()[0].topics == ("$never",)
+    assert keyed.broker.connections()[0].topics == ("$never",)
     # the client comes back with another token
-    given = token(net, 60, sub="alice", channel="$soon")
+    given = token(keyed, 60, sub="alice", channel="$soon")
     assert "subscribe" in await peer.request(subscribe={"channel": "$soon", "token": given})
 
 
-async def test_sub_refresh_puts_the_end_off(autojump_clock: MockClock, net: Network) -> None:
-    peer = await connect(net, sub="alice")
+async def test_sub_refresh_puts_the_end_off(autojump_clock: MockClock, keyed: Network) -> None:
+    peer = await connect(keyed, sub="alice")
     start = trio.current_time()
-    good = token(net, 60, sub="alice", channel="$a")
+    good = token(keyed, 60, sub="alice", channel="$a")
     await peer.request(subscribe={"channel": "$a", "token": good})
     assert await silent_for(peer, 50)
-    again = token(net, 60, sub="alice", channel="$a")
+    again = token(keyed, 60, sub="alice", channel="$a")
     reply = await peer.request(sub_refresh={"channel": "$a", "token": again})
     assert reply["sub_refresh"] == {"expires": True, "ttl": 60}
     assert (await next_push(peer))["unsubscribe"]["code"] == 2501
     assert 135 <= trio.current_time() - start <= 136.5
     # what was refused
     assert await refused(peer, sub_refresh={"channel": "$a", "token": again}) == 109
-    fresh = token(net, 60, sub="alice", channel="$a")
+    fresh = token(keyed, 60, sub="alice", channel="$a")
     assert await refused(peer, sub_refresh={"channel": "$a", "token": fresh}) == 103  # gone
     await peer.request(subscribe={"channel": "open"})
     assert await refused(peer, sub_refresh={"channel": "open"}) == 103
@@ -547,10 +498,10 @@ async def test_sub_refresh_puts_the_end_off(autojump_clock: MockClock, net: Netw
 
 
 async def test_an_ended_subscription_takes_its_deadline_along(
-    autojump_clock: MockClock, net: Network
+    autojump_clock: MockClock, keyed: Network
 ) -> None:
-    peer = await connect(net, sub="alice")
-    given = token(net, 60, sub="alice", channel="room")
+    peer = await connect(keyed, sub="alice")
+    given = token(keyed, 60, sub="alice", channel="room")
     await peer.request(subscribe={"channel": "room", "token": given})
     await peer.request(unsubscribe={"channel": "room"})
     await peer.request(subscribe={"channel": "room"})
