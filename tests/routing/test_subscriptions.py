@@ -8,9 +8,7 @@ from broker import (
     Broker,
     Config,
     ConnectEvent,
-    Connection,
     ConnectReply,
-    Refused,
     SubscribeEvent,
     SubscribeReply,
     TopicRules,
@@ -26,112 +24,6 @@ async def test_a_map_or_a_poll_is_declined_by_name(autojump_clock: object) -> No
         assert reply["error"]["code"] == 108
         assert "type 1" in reply["error"]["message"]
         assert "subscribe" in await peer.request(subscribe={"channel": "news", "type": 0})
-
-
-# the server subscribes
-
-
-async def test_a_client_is_told_of_a_subscription_it_did_not_ask_for(
-    autojump_clock: object,
-) -> None:
-    async with open_test_broker(Broker()) as net:
-        peer = await net.open_client()
-        assert net.broker.add_subscription(peer.fd, "news", data={"why": "vip"}, info="seat 4")
-        (push,) = await receive_pushes(peer, 1)
-        epoch = push["subscribe"].pop("epoch")
-        assert epoch
-        assert push == {
-            "channel": "news",
-            "subscribe": {
-                "recoverable": True,
-                "positioned": True,
-                "offset": 0,
-                "data": {"why": "vip"},
-            },
-        }
-        net.broker.publish("news", 1)
-        (push,) = await receive_pushes(peer, 1)
-        assert push == {"channel": "news", "pub": {"data": 1, "offset": 1}}
-        presence = await peer.request(presence={"channel": "news"})
-        (info,) = presence["presence"]["presence"].values()
-        assert info["chan_info"] == "seat 4"
-
-
-async def test_it_ends_as_the_server_says_or_the_client(autojump_clock: object) -> None:
-    async with open_test_broker(Broker()) as net:
-        peer = await net.open_client()
-        for topic in ("a", "b"):
-            net.broker.add_subscription(peer.fd, topic)
-        await receive_pushes(peer, 2)
-        assert net.broker.end_subscription(peer.fd, "a")
-        assert not net.broker.end_subscription(peer.fd, "a")
-        (push,) = await receive_pushes(peer, 1)
-        assert push["unsubscribe"] == {"code": 2000, "reason": "server unsubscribe"}
-        await peer.request(unsubscribe={"channel": "b"})
-        assert net.broker.connections()[0].topics == ()
-
-
-async def test_who_watches_sees_it_come_and_go(autojump_clock: object) -> None:
-    async with open_test_broker(Broker()) as net:
-        peer, watcher = await net.open_client(), await net.open_client()
-        await watcher.request(subscribe={"channel": "news", "join_leave": True})
-        await watcher.receive_json()
-        net.broker.add_subscription(peer.fd, "news", join_leave=True)
-        first, second = await receive_pushes(peer, 2)
-        assert "subscribe" in first
-        assert second["join"]["info"]["client"] == str(peer.fd)
-        net.broker.end_subscription(peer.fd, "news")
-        joined, left = await receive_pushes(watcher, 2)
-        assert joined["join"] == left["leave"] == {"info": {"user": "", "client": str(peer.fd)}}
-
-
-async def test_what_cannot_be_subscribed_to(autojump_clock: object) -> None:
-    async with open_test_broker(Broker(Config(max_topics=2))) as net:
-        peer = await net.open_client()
-        add = net.broker.add_subscription
-        assert add(peer.fd, "a")
-        assert not add(peer.fd, "a")
-        assert not add(99, "a")
-        for topic, code in [("", 107), ("fd:99", 103), (f"fd:{peer.fd}", 105)]:
-            with pytest.raises(Refused) as refused:
-                add(peer.fd, topic)
-            assert refused.value.code == code
-        assert add(peer.fd, "b.*")
-        with pytest.raises(Refused) as refused:
-            add(peer.fd, "c")
-        assert refused.value.code == 106
-        reply = await peer.request(subscribe={"channel": "a"})
-        assert reply["error"]["code"] == 105
-        net.broker.disconnect(peer.fd)
-        assert not add(peer.fd, "d")
-        assert net.broker.stats().hub.subscriptions == 0
-
-
-async def test_a_plain_peer_may_be_subscribed_too(autojump_clock: object) -> None:
-    async with open_test_broker(Broker()) as net:
-        peer = await net.open_plain()
-        assert net.broker.add_subscription(peer.fd, "news")
-        net.broker.publish("news", "hello")
-        assert net.broker.end_subscription(peer.fd, "news")
-        net.broker.publish("news", "unheard")
-        net.broker.push(peer.fd, "last")
-        assert [await peer.receive_text() for _ in range(2)] == ["hello", "last"]
-
-
-async def test_what_was_subscribed_at_open_is_in_the_connect_reply(autojump_clock: object) -> None:
-    broker = Broker()
-
-    @broker.on_open
-    async def subscribe(connection: Connection) -> None:
-        broker.add_subscription(connection.fd, "news")
-
-    async with open_test_broker(broker) as net:
-        plain, client = await net.open_plain(), await net.open_websocket()
-        reply = await client.request(connect={})
-        assert {*reply["connect"]["subs"]} == {"news", f"fd:{client.fd}"}
-        broker.publish("news", 1)
-        assert (await client.receive_json())["push"]["pub"] == {"data": 1, "offset": 1}
-        assert await plain.receive_text() == "1"
 
 
 # at connect, with recovery

@@ -10,7 +10,8 @@ from trio.testing import MockClock
 
 from broker import Broker, Config, TokenRules
 from broker.access.minting import mint
-from broker.testing import Closed, Network, Peer, open_test_broker
+from broker.testing import Closed, Network, Peer, client_frame, open_test_broker
+from broker.transport.frames import PING
 from tests.conftest import HMAC_SECRET, ask
 
 INTERNAL = {"code": 100, "message": "internal", "temporary": True}
@@ -97,3 +98,9 @@ async def silent_for(peer: Peer, seconds: float) -> bool:
     with trio.move_on_after(seconds) as silence:
         await next_push(peer)
     return silence.cancelled_caught
+
+
+async def pong_to(peer: Peer) -> tuple[int, bytes]:
+    """The answer to a ping of the peer's."""
+    await peer.send(client_frame(PING, b"?"))
+    return await peer.receive_frame()

@@ -3,14 +3,20 @@
 import json
 from collections.abc import AsyncIterator
 
+import attrs
 import pytest
 import structlog
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from broker import Broker, Config, Connection
+from broker import (
+    Broker,
+    Config,
+    Connection,
+)
 from broker.testing import Network, Peer, client_frame, handshake, open_test_broker
 from broker.transport import frames
+from tests.session.conftest import CONFIG
 
 KEY = "s3cret"
 CONNECT = json.dumps({"id": 1, "connect": {}}).encode()
@@ -229,3 +235,26 @@ async def test_a_second_request_while_the_broker_stops_is_told_so(
         head = await peer.receive_head()
         assert head.startswith("HTTP/1.1 200 ")
         assert "Connection: close" in head
+
+
+@pytest.mark.parametrize(
+    "origin, status",
+    [
+        ("null", 403),
+        ("http://localhost:3000", 403),
+        ("http://127.0.0.1", 403),
+        ("http://localhost:9501", 101),
+        ("https://listed.example", 101),
+        (None, 101),
+    ],
+)
+async def test_with_tokens_only_the_page_of_our_own_and_listed_ones_may_connect(
+    autojump_clock: MockClock, origin: str | None, status: int
+) -> None:
+    config = attrs.evolve(CONFIG, allowed_origins=("https://listed.example",))
+    async with open_test_broker(Broker(config)) as net:
+        peer = await net.connect()
+        headers = {} if origin is None else {"Origin": origin}
+        await peer.send(handshake(headers=headers, host="localhost:9501"))
+        assert (await peer.receive_head()).startswith(f"HTTP/1.1 {status} ")
+        await peer.aclose()

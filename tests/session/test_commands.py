@@ -1,14 +1,11 @@
 """Every command of the Centrifuge protocol, asked by a client in memory; sections 2 and 3 of the
 wire reference."""
 
-import json
-import math
-import socket
 from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker import (
     Broker,
@@ -17,202 +14,26 @@ from broker import (
     Connection,
     ConnectReply,
     Disconnect,
-    Frame,
     PublishEvent,
     PublishReply,
-    PushResult,
     ReadEvent,
     Refused,
     SubscribeEvent,
     SubscribeReply,
     TopicRules,
 )
-from broker.core.work import COMMAND, SLICE
-from broker.testing import Network, Peer, client_frame, open_test_broker
-from broker.transport import frames
+from broker.testing import Network, Peer, open_test_broker
 from tests.conftest import ask, data_of, served
 from tests.session.conftest import (
     INTERNAL,
-    disconnected,
+    connect,
     error_of,
     missed,
     pub,
     pushed,
+    refused,
+    token,
 )
-
-# connect
-
-
-async def test_connect_says_which_fd_this_is(autojump_clock: MockClock, net: Network) -> None:
-    await net.open_websocket()
-    peer = await net.open_websocket("/connection/websocket")
-    (reply,) = await ask(peer, {"id": 5, "connect": {"name": "js", "version": "1"}})
-    version = reply["connect"].pop("version")
-    assert version
-    assert reply == {
-        "id": 5,
-        "connect": {
-            "client": "2",
-            "data": {"fd": 2},
-            "subs": {"fd:2": {}},
-            "ping": 20,
-            "pong": True,
-        },
-    }
-    info = net.broker.connection_info(2)
-    assert info is not None
-    assert (info.protocol, info.topics) == ("centrifuge-json", ())
-
-
-@pytest.mark.parametrize(
-    "first, plain",
-    [
-        ('{"id":1,"connect":{}}', False),
-        ('{"id":1,"subscribe":{"channel":"news"}}', True),
-        ('{"connect":{}}', True),
-        ("connect", True),
-        ("", True),
-    ],
-)
-async def test_a_first_message_that_is_no_connect_makes_a_peer_plain_for_good(
-    autojump_clock: MockClock, net: Network, first: str, plain: bool
-) -> None:
-    @net.broker.on_message
-    async def echo(connection: Connection, frame: Frame) -> None:
-        net.broker.push(connection.fd, f"got {frame.data!r}")
-
-    peer = await net.open_websocket()
-    await peer.send_text(first)
-    text = await peer.receive_text()
-    assert (text == f"got {first!r}") is plain
-    if plain:
-        await peer.send_text('{"id":1,"connect":{}}')
-        assert (await peer.receive_text()).startswith("got ")
-
-
-@pytest.mark.parametrize(
-    "first, code",
-    [
-        ({"id": 1, "subscribe": {"channel": "news"}}, 3501),
-        ({"id": 1, "publish": {"channel": "news", "data": 1}}, 3501),
-        ({"publish": {"channel": "news", "data": 1}}, 3501),
-        ({"send": {"data": 1}}, 3501),
-        ({"connect": {}}, 3501),
-        ("connect", 3501),
-    ],
-)
-async def test_with_its_subprotocol_a_client_must_begin_with_connect(
-    autojump_clock: MockClock, net: Network, first: object, code: int
-) -> None:
-    peer = await net.open_websocket(headers={"Sec-WebSocket-Protocol": "centrifuge-json"})
-    assert await ask(peer, first) == [code]
-
-
-async def test_what_a_client_sends_behind_its_connect_waits_for_it(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    @net.broker.on_connect
-    async def slowly(event: ConnectEvent) -> None:
-        await trio.sleep(0.05)
-
-    peer = await net.open_websocket()
-    replies = await ask(
-        peer,
-        {"id": 1, "connect": {}},
-        {"id": 2, "subscribe": {"channel": "news"}},
-        {"id": 3, "publish": {"channel": "news", "data": "x"}},
-    )
-    kinds = [
-        next(k for k in ("connect", "subscribe", "push", "publish") if k in r) for r in replies
-    ]
-    assert kinds == ["connect", "subscribe", "push", "publish"]
-
-
-async def test_to_connect_twice_is_a_bad_request(autojump_clock: MockClock, net: Network) -> None:
-    client = await net.open_client()
-    code, reason = await disconnected(client, {"id": 2, "connect": {}})
-    assert code == 3501
-    assert "connect" in reason
-
-
-async def test_the_connect_hook_says_who_this_is(autojump_clock: MockClock, net: Network) -> None:
-    events = []
-
-    @net.broker.on_connect
-    async def let_in(event: ConnectEvent) -> ConnectReply:
-        events.append(event)
-        return ConnectReply(user="alice", info={"name": "Alice"}, data={"motd": "hi"})
-
-    client = await net.open_websocket()
-    sent = {"token": "t", "data": {"a": 1}, "name": "js", "version": "5"}
-    (reply,) = await ask(client, {"id": 1, "connect": sent})
-    assert reply["connect"]["data"] == {"fd": client.fd, "motd": "hi"}
-    (event,) = events
-    assert (event.token, event.data, event.name, event.version) == ("t", {"a": 1}, "js", "5")
-    assert event.connection.fd == client.fd
-    assert net.broker.fds_of("alice") == [client.fd]
-    await client.request(subscribe={"channel": "news"})
-    reply = await client.request(presence={"channel": "news"})
-    info = {"user": "alice", "client": str(client.fd), "conn_info": {"name": "Alice"}}
-    assert reply["presence"]["presence"] == {str(client.fd): info}
-
-
-async def test_a_user_that_was_bound_before_is_kept(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    peer = await net.open_websocket()
-    net.broker.bind(peer.fd, "bob")
-    await peer.request(connect={})
-    assert net.broker.fds_of("bob") == [peer.fd]
-    await peer.request(subscribe={"channel": "news"})
-    reply = await peer.request(presence={"channel": "news"})
-    assert reply["presence"]["presence"][str(peer.fd)]["user"] == "bob"
-
-
-@pytest.mark.parametrize("what", ["refused", "raised", "not json"])
-async def test_a_client_that_was_not_let_in_may_try_again(
-    autojump_clock: MockClock, net: Network, what: str
-) -> None:
-    @net.broker.on_connect
-    async def check(event: ConnectEvent) -> ConnectReply | None:
-        if event.token == "good":
-            return None
-        if what == "refused":
-            raise Refused(101)
-        if what == "raised":
-            raise ZeroDivisionError
-        return ConnectReply(user="alice", data={"a": object()})
-
-    peer = await net.open_websocket()
-    code = await error_of(peer, connect={"token": "bad"})
-    assert code == (101 if what == "refused" else 100)
-    assert net.broker.fds_of("alice") == []
-    assert "connect" in await peer.request(connect={"token": "good"})
-
-
-async def test_the_connect_hook_may_send_a_client_away(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    @net.broker.on_connect
-    async def check(event: ConnectEvent) -> None:
-        raise Disconnect(3500, "invalid token")
-
-    peer = await net.open_websocket()
-    assert await ask(peer, {"id": 1, "connect": {}}) == [3500]
-
-
-async def test_who_was_disconnected_while_the_connect_hook_ran_is_not_let_in(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    @net.broker.on_connect
-    async def disconnect(event: ConnectEvent) -> ConnectReply:
-        net.broker.disconnect(event.connection.fd, 3507, "no")
-        return ConnectReply(user="alice")
-
-    peer = await net.open_websocket()
-    assert await ask(peer, {"id": 1, "connect": {}}) == [3507]
-    assert net.broker.fds_of("alice") == []
-
 
 # publish and subscribe
 
@@ -382,231 +203,6 @@ async def test_a_pattern_is_told_each_publications_topic(
     ]
 
 
-async def test_publications_that_came_in_many_lines_go_out_in_one(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    client = await net.open_client()
-    await client.request(subscribe={"channel": "news"})
-    await client.send_text('{"publish":{"channel":"news",\n"data":{\n"a": [1,\n2]}}}')
-    assert data_of(await client.receive_all()) == [{"a": [1, 2]}]
-
-    @net.broker.on_publish
-    async def rewrite(event: PublishEvent) -> PublishReply:
-        return PublishReply(b'{\n"b":\n2}')
-
-    await client.send_json({"publish": {"channel": "news", "data": 1}})
-    assert data_of(await client.receive_all()) == [{"b": 2}]
-
-
-async def test_bytes_that_are_not_utf_8_reach_nobody(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    client, reader = await net.open_client(), await net.open_client()
-    await reader.request(subscribe={"channel": "news"})
-    command = b'{"publish":{"channel":"news","data":"\xff"}}'
-    await client.send(client_frame(frames.BINARY, command))
-    assert (await client.receive_all())[-1] == 3501
-    assert await reader.receive_all() == []
-
-
-@pytest.mark.parametrize("joined", [True, False])
-async def test_a_thousand_commands_at_once_leave_others_their_turn(
-    autojump_clock: MockClock, net: Network, joined: bool
-) -> None:
-    client = await net.open_client()
-    lines = [json.dumps({"id": 1, "presence_stats": {"channel": "t"}}) for _ in range(1000)]
-    if joined:
-        sent = client_frame(frames.TEXT, "\n".join(lines).encode())
-    else:
-        sent = b"".join(client_frame(frames.TEXT, line.encode()) for line in lines)
-    turns = 0
-    async with trio.open_nursery() as nursery:
-
-        async def take_turns() -> None:
-            nonlocal turns
-            while True:
-                turns += 1
-                await trio.lowlevel.checkpoint()
-
-        await client.send(sent)
-        nursery.start_soon(take_turns)
-        got = 0
-        while got < 1000:
-            got += (await client.receive_text()).count("presence_stats")
-        nursery.cancel_scope.cancel()
-    # They are 6 ms of work, of which others are let in between two slices.
-    assert turns > 1000 * COMMAND / SLICE
-
-
-# the order of things
-
-
-async def test_replies_to_publishes_come_behind_the_publications_of_their_batch(
-    autojump_clock: MockClock,
-    net: Network,
-) -> None:
-    client = await net.open_client()
-    await client.request(subscribe={"channel": "a"})
-    await client.request(subscribe={"channel": "b"})
-    names = "aababb"
-    commands = [
-        {"id": number, "publish": {"channel": name, "data": number}}
-        for number, name in enumerate(names, 1)
-    ]
-    objects = await ask(client, *commands)
-    assert data_of(objects[: len(names)]) == [1, 2, 3, 4, 5, 6]
-    assert objects[len(names) :] == [{"id": n, "publish": {}} for n in range(1, 7)]
-
-
-async def test_every_other_reply_comes_at_once_behind_all_before_it(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    client = await net.open_client()
-    objects = await ask(
-        client,
-        {"id": 1, "publish": {"channel": "a", "data": "before"}},
-        {"id": 2, "subscribe": {"channel": "a"}},
-        {"id": 3, "publish": {"channel": "a", "data": "x"}},
-        {"id": 4, "publish": {"channel": "*", "data": "bad"}},
-        {"id": 5, "presence_stats": {"channel": "a"}},
-        {"id": 6, "publish": {"channel": "a", "data": "y"}},
-        {"id": 7, "unsubscribe": {"channel": "a"}},
-        {"id": 8, "publish": {"channel": "a", "data": "after"}},
-    )
-    order = [o["id"] if "id" in o else o["push"]["pub"]["data"] for o in objects]
-    assert order == [1, 2, "x", 3, 4, 5, "y", 6, 7, 8]
-
-
-async def test_many_messages_in_one_write_keep_their_order(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    client = await net.open_client()
-    await client.request(subscribe={"channel": "a"})
-    texts = [f'{{"id":{n},"publish":{{"channel":"a","data":{n}}}}}' for n in range(1, 101)]
-    await client.send(b"".join(client_frame(frames.TEXT, text.encode()) for text in texts))
-    objects = await client.receive_all()
-    assert data_of(objects) == list(range(1, 101))
-    assert [o["id"] for o in objects if "id" in o] == list(range(1, 101))
-
-
-@pytest.mark.parametrize("bad", ["hello", '{"id":2,"connect":{}}'])
-async def test_what_came_before_a_bad_message_is_done_and_answered(
-    autojump_clock: MockClock, net: Network, bad: str
-) -> None:
-    client, reader = await net.open_client(), await net.open_client()
-    await reader.request(subscribe={"channel": "a"})
-    publish = b'{"id":1,"publish":{"channel":"a","data":1}}'
-    await client.send(client_frame(frames.TEXT, publish) + client_frame(frames.TEXT, bad.encode()))
-    first, *_, code = await client.receive_all()
-    assert (first, code) == ({"id": 1, "publish": {}}, 3501)
-    assert data_of(await reader.receive_all()) == [1]
-
-
-async def test_a_publication_is_out_before_a_hook_is_waited_for(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    @net.broker.on_rpc
-    async def call(connection: Connection, method: str, data: object) -> None:
-        await trio.sleep(60)
-
-    client, reader = await net.open_client(), await net.open_client()
-    await reader.request(subscribe={"channel": "a"})
-    publish = {"id": 1, "publish": {"channel": "a", "data": 1}}
-    assert await ask(client, publish, {"id": 2, "rpc": {}}) == [{"id": 1, "publish": {}}]
-    assert data_of(await reader.receive_all()) == [1]
-
-
-async def test_what_comes_behind_the_command_that_ended_a_client_is_not_done(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    @net.broker.on_rpc
-    async def call(connection: Connection, method: str, data: object) -> None:
-        net.broker.disconnect(connection.fd)
-
-    client, reader = await net.open_client(), await net.open_client()
-    await reader.request(subscribe={"channel": "a"})
-    publish = {"id": 2, "publish": {"channel": "a", "data": 1}}
-    await ask(client, {"id": 1, "rpc": {}}, publish, {"send": {"data": 1}})
-    assert await reader.receive_all() == []
-
-
-async def test_what_comes_behind_a_bad_command_is_not_done(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    client = await net.open_client()
-    commands = [{"id": 1, "connect": {}}, {"id": 2, "publish": {"channel": "a", "data": 1}}]
-    assert (await ask(client, *commands))[-1] == 3501
-    assert net.broker.stats().published == 0
-
-
-# bad commands
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "hello",
-        "",
-        "[]",
-        "null",
-        '{"id":-1,"subscribe":{}}',
-        '{"id":4294967296,"subscribe":{}}',
-        '{"id":18446744073709551616,"subscribe":{}}',
-        '{"id":0,"subscribe":{"channel":"a"}}',
-        '{"rpc":{"method":"a"}}',
-        '{"publish":{"channel":"a","data":1},"send":{"data":1}}',
-        '{"publish":{"channel":"a","data":1},"id":1}}',
-        "\n\n",
-        " ",
-        '{"id":1}{"id":2}',
-        '{"id":1,"rpc":{"data":' + "[" * 10_000 + "]" * 10_000 + "}}",
-    ],
-    ids=lambda text: repr(text[:40]),
-)
-async def test_who_does_not_speak_the_protocol_is_sent_away(
-    autojump_clock: MockClock, net: Network, text: str
-) -> None:
-    client = await net.open_client()
-    await client.send_text(text)
-    push, code = await client.receive_all()
-    assert code == 3501
-    assert push["push"]["disconnect"]["code"] == 3501
-    assert push["push"]["disconnect"]["reason"].startswith("bad request")
-
-
-@pytest.mark.parametrize(
-    "command, code",
-    [
-        ({}, 104),
-        ({"dance": {}}, 104),
-        ({"rpc": {"method": "x"}}, 104),
-        ({"publish": {"channel": "a"}}, 107),
-        ({"publish": {}}, 107),
-        ({"subscribe": {}}, 107),
-        ({"subscribe": {"channel": "a"}, "unsubscribe": {"channel": "a"}}, 107),
-        ({"publish": {"channel": "a", "data": 1}, "rpc": {}}, 107),
-        ({"connect": {}, "publish": {"channel": "a", "data": 1}}, 107),
-        ({"refresh": {"token": "t"}}, 108),
-        ({"sub_refresh": {"channel": "a", "token": "t"}}, 108),
-    ],
-)
-async def test_a_bad_request_is_answered_and_its_client_stays(
-    autojump_clock: MockClock, net: Network, command: dict[str, object], code: int
-) -> None:
-    client = await net.open_client()
-    assert await error_of(client, **command) == code
-    assert "publish" in await client.request(publish={"channel": "a", "data": 1})
-
-
-async def test_an_error_has_the_words_that_clients_know(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    client = await net.open_client()
-    assert await ask(client, {"id": 9, "rpc": {"method": "x"}}) == [
-        {"id": 9, "error": {"code": 104, "message": "method not found"}}
-    ]
-
-
 # direct messages
 
 
@@ -663,92 +259,6 @@ async def test_an_own_fd_cannot_be_unsubscribed_from(
     assert data_of(await client.receive_all()) == ["still here"]
 
 
-# send and rpc
-
-
-async def test_send_reaches_the_app_and_is_not_answered(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    seen = []
-
-    @net.broker.on_message
-    async def note(connection: Connection, frame: Frame) -> None:
-        seen.append((connection.fd, frame.data, frame.opcode, frame.fin))
-
-    client = await net.open_client()
-    assert await ask(client, {"send": {"data": {"a": "ü"}}}, {"send": {"data": 1}}) == []
-    assert [(fd, json.loads(data), *rest) for fd, data, *rest in seen] == [
-        (client.fd, {"a": "ü"}, frames.TEXT, True),
-        (client.fd, 1, frames.TEXT, True),
-    ]
-
-
-async def test_send_to_an_app_that_takes_no_messages_ends_a_client(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    client = await net.open_client()
-    assert await disconnected(client, {"send": {"data": 1}}) == (3508, "not available")
-
-
-async def test_a_send_that_is_refused_is_not_answered_as_nobody_waits_for_it(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    @net.broker.on_message
-    async def refuse(connection: Connection, frame: Frame) -> None:
-        raise Refused(103)
-
-    client = await net.open_client()
-    assert await ask(client, {"send": {"data": 1}}) == []
-    assert net.broker.is_established(client.fd)
-
-
-async def test_a_send_whose_hook_raises_ends_a_client(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    @net.broker.on_message
-    async def fail(connection: Connection, frame: Frame) -> None:
-        raise ZeroDivisionError
-
-    client = await net.open_client()
-    assert await disconnected(client, {"send": {"data": 1}}) == (1011, "internal error")
-
-
-@pytest.mark.parametrize("data", [None, 7, "ü", [1, {"a": None}]])
-async def test_rpc_is_answered_with_what_the_hook_returns(
-    autojump_clock: MockClock, net: Network, data: object
-) -> None:
-    @net.broker.on_rpc
-    async def call(connection: Connection, method: str, data: object) -> object:
-        return [connection.fd, method, data]
-
-    client = await net.open_client()
-    assert await ask(client, {"id": 2, "rpc": {"method": "add", "data": data}}) == [
-        {"id": 2, "rpc": {"data": [client.fd, "add", data]}}
-    ]
-    assert await ask(client, {"id": 3, "rpc": {}}) == [
-        {"id": 3, "rpc": {"data": [client.fd, "", None]}}
-    ]
-
-
-@pytest.mark.parametrize(
-    "data, seen", [("1e999", math.inf), ('"a\\ud83d"', "a\ufffd"), ("null", None)]
-)
-async def test_rpc_data_is_seen_as_python_can_hold_it(
-    autojump_clock: MockClock, net: Network, data: str, seen: object
-) -> None:
-    calls = []
-
-    @net.broker.on_rpc
-    async def call(connection: Connection, method: str, data: object) -> object:
-        calls.append(data)
-        return None
-
-    client = await net.open_client()
-    await client.send_text('{"id":2,"rpc":{"data":%s}}' % data)  # noqa: UP031 - braces
-    assert await client.receive_all() == [{"id": 2, "rpc": {"data": None}}]
-    assert calls == [seen]
-
-
 # presence
 
 
@@ -781,8 +291,8 @@ async def test_presence_stats_count_users_once(autojump_clock: MockClock, net: N
     async def name(event: ConnectEvent) -> ConnectReply:
         return ConnectReply(user=event.token)
 
-    for token in ("alice", "alice", "bob"):
-        client = await net.open_client(token=token)
+    for user in ("alice", "alice", "bob"):
+        client = await net.open_client(token=user)
         await client.request(subscribe={"channel": "news"})
     reply = await client.request(presence_stats={"channel": "news"})
     assert reply["presence_stats"] == {"num_clients": 3, "num_users": 2}
@@ -868,52 +378,6 @@ async def test_history_that_cannot_be_told(
     client, _ = await topic_with_history(net)
     fields = {"channel": "news", "limit": -1, **request_fields}
     assert await error_of(client, history=fields) == code
-
-
-@pytest.mark.parametrize("command", ["history", "recovery"])
-async def test_a_client_that_asks_for_a_lot_gets_all_of_it_one_after_the_other(
-    autojump_clock: MockClock, command: str
-) -> None:
-    """Each reply is ten times what its outbox holds."""
-    async with open_test_broker(Broker(Config(outbox_bytes=10_000))) as net:
-        client = await net.open_client(lockstep_stream_pair)
-        outbox = net.outbox(client.fd)
-        for number in range(100):
-            net.broker.publish("t", f"{number:01000}")
-        history = {"id": 1, "history": {"channel": "t", "limit": -1}}
-        position = {"recover": True, "epoch": net.node.services.router.engine.position("t").epoch}
-        recovery = {"id": 1, "subscribe": {"channel": "t", **position}}
-        await client.send_json(recovery if command == "recovery" else history, history, history)
-        most = 0
-        replies: list[Any] = []
-        while len(replies) < 3:
-            await trio.sleep(5)
-            most = max(most, outbox.bytes)
-            replies += [json.loads(line) for line in (await client.receive_text()).split("\n")]
-        assert most < 130_000
-        for reply in replies:
-            (result,) = [value for key, value in reply.items() if key != "id"]
-            assert len(result["publications"]) == 100
-
-
-async def test_a_ping_behind_what_a_client_has_yet_to_take_is_not_yet_due(
-    autojump_clock: MockClock,
-) -> None:
-    def narrow_pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
-        ours, theirs = trio.socket.socketpair()
-        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least the system has
-        return trio.SocketStream(ours), trio.SocketStream(theirs)
-
-    async with open_test_broker(Broker()) as net:
-        client = await net.open_client(narrow_pair)
-        for number in range(100):
-            net.broker.publish("t", f"{number:01000}")
-        await client.send_json({"id": 1, "history": {"channel": "t", "limit": -1}})
-        for _ in range(12):
-            await trio.sleep(5)
-            await client.stream.receive_some(5000)
-        assert net.broker.is_established(client.fd)
-        await client.aclose()
 
 
 async def test_history_is_forgotten_after_its_time(autojump_clock: MockClock) -> None:
@@ -1102,78 +566,6 @@ async def test_joins_may_be_switched_off(autojump_clock: MockClock) -> None:
         await ask(watcher, {"id": 2, "subscribe": {"channel": "news", "join_leave": True}})
         await other.request(subscribe={"channel": "news"})
         assert await watcher.receive_all() == []
-
-
-# heartbeats
-
-
-async def test_a_client_is_pinged_every_20_seconds_and_stays_while_it_answers(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    client = await net.open_client()
-    for _ in range(4):
-        began = trio.current_time()
-        assert await client.receive_json() == {}
-        assert trio.current_time() - began == pytest.approx(20, abs=1.1)
-        await client.send_text("{}")
-    assert net.broker.is_established(client.fd)
-
-
-@pytest.mark.parametrize("seconds, told", [(math.inf, 0), (0.4, 1), (20, 20), (20.5, 21)])
-async def test_a_client_is_told_in_whole_seconds_how_often_it_will_be_pinged(
-    autojump_clock: MockClock, seconds: float, told: int
-) -> None:
-    async with open_test_broker(Broker(Config(ping_seconds=seconds))) as net:
-        client = await net.open_websocket()
-        assert (await client.request(connect={}))["connect"]["ping"] == told
-
-
-async def test_a_busy_client_is_pinged_as_well(autojump_clock: MockClock, net: Network) -> None:
-    client = await net.open_client()
-    pings = 0
-    with trio.move_on_after(65):
-        while True:
-            await trio.sleep(1)
-            pings += (await ask(client, {"id": 2, "publish": {"channel": "a", "data": 1}})).count(
-                {}
-            )
-    assert pings == 3
-
-
-async def test_a_client_that_does_not_answer_is_sent_away(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    client = await net.open_client()
-    began = trio.current_time()
-    assert await client.receive_json() == {}
-    assert await client.receive_json() == {
-        "push": {"disconnect": {"code": 3012, "reason": "no pong"}}
-    }
-    assert await client.receive_close() == (3012, "no pong")
-    assert trio.current_time() - began == pytest.approx(30, abs=2.1)
-
-
-async def test_a_slow_client_is_not_blamed_for_a_ping_behind_what_it_still_takes(
-    autojump_clock: MockClock,
-) -> None:
-    rules = TopicRules(history_size=100, history_ttl=1000)
-    async with open_test_broker(Broker(Config(topics=rules))) as net:
-        for _ in range(100):
-            net.broker.publish("a", "x" * 20_000)
-        client = await net.open_client(lockstep_stream_pair)
-        await client.send_json({"id": 2, "history": {"channel": "a", "limit": -1}})
-        got = b""
-        while not got.endswith(b"{}"):  # the ping
-            await trio.sleep(1)
-            data = await client.stream.receive_some(32_000)
-            assert data, "cut"
-            got += data
-        assert len(got) > 2_000_000
-        assert trio.current_time() > 60
-        await client.send_text("{}")
-        assert await client.receive_json() == {}
-        # Whoever has got it and is silent is not slow.
-        assert await client.receive_close() == (3012, "no pong")
 
 
 # hooks
@@ -1386,28 +778,6 @@ async def test_the_read_hooks_are_told_the_topic(autojump_clock: MockClock, net:
     ]
 
 
-async def test_a_client_is_pushed_messages(autojump_clock: MockClock, net: Network) -> None:
-    client = await net.open_client()
-    for data in ("x", {"a": 1}, None):
-        assert net.broker.push(client.fd, data) is PushResult.QUEUED
-    assert await client.receive_all() == [
-        {"push": {"message": {"data": data}}} for data in ("x", {"a": 1}, None)
-    ]
-
-
-async def test_the_last_push_says_why_and_the_close_code_says_it_again(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    client = await net.open_client()
-    net.broker.publish(f"fd:{client.fd}", "last words")
-    net.broker.disconnect(client.fd, 3503, 'because "so"')
-    assert await client.receive_all() == [
-        pub(f"fd:{client.fd}", "last words"),
-        {"push": {"disconnect": {"code": 3503, "reason": 'because "so"'}}},
-        3503,
-    ]
-
-
 @pytest.mark.parametrize("group", [1, "", "g" * 256, ["a"]])
 async def test_a_bad_group_is_refused(autojump_clock: MockClock, group: object) -> None:
     async with served() as net:
@@ -1415,3 +785,94 @@ async def test_a_bad_group_is_refused(autojump_clock: MockClock, group: object) 
         reply = await peer.request(subscribe={"channel": "jobs", "data": {"group": group}})
         assert reply["error"]["code"] == 107
         assert "group" in reply["error"]["message"]
+
+
+async def test_a_private_topic_is_for_who_has_a_token_for_it(
+    autojump_clock: MockClock, keyed: Network
+) -> None:
+    peer = await connect(keyed, sub="alice")
+    for name in ("$room", "$room.*", ">", "*.a"):
+        assert await refused(peer, subscribe={"channel": name}) == 103
+    assert await refused(peer, history={"channel": "$room"}) == 103
+    assert await refused(peer, presence={"channel": "$room"}) == 103
+    assert "subscribe" in await peer.request(subscribe={"channel": "room"})
+    claims: dict[str, Any] = {
+        "sub": "alice",
+        "channel": "$room",
+        "info": {"role": 1},
+        "data": {"hello": 1},
+    }
+    reply = await peer.request(subscribe={"channel": "$room", "token": token(keyed, **claims)})
+    assert reply["subscribe"] == {"data": {"hello": 1}}
+    presence = (await peer.request(presence={"channel": "$room"}))["presence"]["presence"]
+    assert presence[str(peer.fd)]["chan_info"] == {"role": 1}
+    assert "history" in await peer.request(history={"channel": "$room"})
+    wide = token(keyed, sub="alice", channel=">")
+    assert "subscribe" in await peer.request(subscribe={"channel": ">", "token": wide})
+
+
+@pytest.mark.parametrize("channel", ["room", "$room"])
+@pytest.mark.parametrize(
+    "claims, expires, code",
+    [
+        ({"sub": "alice", "channel": "$other"}, 60, 103),
+        ({"sub": "bob", "channel": "CHANNEL"}, 60, 103),
+        ({"channel": "CHANNEL"}, 60, 103),
+        ({"sub": "alice"}, 60, 103),
+        ({"sub": "alice", "channel": "CHANNEL", "client": "999"}, 60, 103),
+        ({"sub": "alice", "channel": "CHANNEL"}, -6, 109),
+        ({"sub": "alice", "channel": "CHANNEL", "expire_at": 1}, 60, 110),
+    ],
+)
+async def test_a_token_that_is_given_must_be_good(
+    autojump_clock: MockClock,
+    keyed: Network,
+    channel: str,
+    claims: dict[str, Any],
+    expires: float,
+    code: int,
+) -> None:
+    peer = await connect(keyed, sub="alice")
+    if "channel" in claims:
+        claims = {**claims, "channel": claims["channel"].replace("CHANNEL", channel)}
+    given = token(keyed, expires, **claims)
+    assert await refused(peer, subscribe={"channel": channel, "token": given}) == code
+    assert await refused(peer, subscribe={"channel": channel, "token": "garbage"}) == 103
+    assert keyed.broker.connections()[0].topics == ()
+
+
+async def test_a_subscription_token_of_old_may_name_the_connection(
+    autojump_clock: MockClock, keyed: Network
+) -> None:
+    peer = await connect(keyed, sub="alice")
+    given = token(keyed, sub="alice", channel="$a", client=str(peer.fd))
+    assert "subscribe" in await peer.request(subscribe={"channel": "$a", "token": given})
+
+
+async def test_the_subscribe_hook_sees_the_claims_and_has_the_last_word(
+    autojump_clock: MockClock, keyed: Network
+) -> None:
+    seen: list[SubscribeEvent] = []
+
+    @keyed.broker.on_subscribe
+    async def check(event: SubscribeEvent) -> SubscribeReply | None:
+        seen.append(event)
+        if event.topic == "$no":
+            raise Refused(103)
+        return SubscribeReply(info=2, data=2) if event.topic == "$other" else None
+
+    peer = await connect(keyed, sub="alice")
+    assert await refused(peer, subscribe={"channel": "$a"}) == 103
+    assert seen == []
+    for topic, said in (("$a", 1), ("$other", 2), ("$no", None)):
+        claims: dict[str, Any] = {"sub": "alice", "channel": topic, "info": 1, "data": 1}
+        reply = await peer.request(subscribe={"channel": topic, "token": token(keyed, **claims)})
+        assert seen[-1].claims == claims
+        if said is None:
+            assert reply["error"]["code"] == 103
+            continue
+        assert reply["subscribe"]["data"] == said
+        presence = (await peer.request(presence={"channel": topic}))["presence"]["presence"]
+        assert presence[str(peer.fd)]["chan_info"] == said
+    await peer.request(subscribe={"channel": "open"})
+    assert seen[-1].claims is None

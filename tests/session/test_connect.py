@@ -1,6 +1,5 @@
-"""Tokens end to end: a client in memory, and what its token makes of it until it expires."""
+"""The commands that say who a client is: by its app, by nobody, and by a token until that expires."""
 
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -16,19 +15,26 @@ from trio.testing import MockClock
 from broker import (
     Broker,
     Config,
-    ConfigError,
     ConnectEvent,
     ConnectReply,
     Disconnect,
     Refused,
     SubscribeEvent,
-    SubscribeReply,
     TokenRules,
     TopicRules,
 )
 from broker.access.minting import mint
-from broker.testing import Network, handshake, open_test_broker
-from tests.session.conftest import CONFIG, connect, next_push, refused, silent_for, token
+from broker.testing import Network, open_test_broker
+from tests.conftest import ask
+from tests.session.conftest import (
+    CONFIG,
+    connect,
+    error_of,
+    next_push,
+    refused,
+    silent_for,
+    token,
+)
 
 # connect
 
@@ -273,273 +279,6 @@ async def test_a_gap_in_a_server_side_subscription_ends_the_connection_which_the
         assert await peer.receive_close() == (3010, "insufficient state")
 
 
-# refresh and expiry
-
-
-async def test_a_connection_that_is_not_refreshed_ends_after_the_grace_period(
-    autojump_clock: MockClock, keyed: Network
-) -> None:
-    peer = await keyed.open_websocket()
-    reply = await peer.request(connect={"token": token(keyed, 60, sub="alice")})
-    assert reply["connect"]["expires"] is True
-    assert reply["connect"]["ttl"] == 60
-    start = trio.current_time()
-    push = await next_push(peer)
-    assert push["disconnect"]["code"] == 3005
-    assert 85 <= trio.current_time() - start <= 86.5
-    assert await peer.receive_close() == (3005, "connection expired")
-
-
-async def test_refresh_puts_the_end_off(autojump_clock: MockClock, keyed: Network) -> None:
-    peer = await connect(keyed, expires=60, sub="alice")
-    start = trio.current_time()
-    assert await silent_for(peer, 70)
-    reply = await peer.request(refresh={"token": token(keyed, 60, sub="alice", meta=2)})
-    assert reply["refresh"].pop("version")
-    assert reply["refresh"] == {"client": str(peer.fd), "expires": True, "ttl": 60}
-    assert (await next_push(peer))["disconnect"]["code"] == 3005
-    assert 155 <= trio.current_time() - start <= 156.5
-
-
-async def test_refresh_with_a_token_that_does_not_expire_ends_the_worry(
-    autojump_clock: MockClock, keyed: Network
-) -> None:
-    peer = await connect(keyed, expires=60, sub="alice")
-    reply = await peer.request(refresh={"token": token(keyed, sub="alice")})
-    assert "expires" not in reply["refresh"]
-    assert await silent_for(peer, 1000)
-
-
-@pytest.mark.parametrize(
-    "claims, expires, code",
-    [
-        ({"sub": "alice"}, -6, 109),
-        ({"sub": "bob"}, 60, 3500),
-        ({}, 60, 3500),
-        ({"sub": "alice", "channel": "a"}, 60, 3500),
-        ({"sub": "alice", "expire_at": 1}, 60, 110),
-    ],
-)
-async def test_a_token_that_does_not_refresh(
-    autojump_clock: MockClock, keyed: Network, claims: dict[str, Any], expires: float, code: int
-) -> None:
-    peer = await connect(keyed, expires=60, sub="alice")
-    assert await refused(peer, refresh={"token": token(keyed, expires, **claims)}) == code
-
-
-async def test_refresh_without_a_token_is_invalid(
-    autojump_clock: MockClock, keyed: Network
-) -> None:
-    peer = await connect(keyed, expires=60, sub="alice")
-    assert await refused(peer, refresh={}) == 3500
-
-
-async def test_expire_at_says_when_the_connection_ends(
-    autojump_clock: MockClock, keyed: Network
-) -> None:
-    now = keyed.broker.wall_clock()
-    peer = await keyed.open_websocket()
-    reply = await peer.request(connect={"token": token(keyed, 60, expire_at=now + 500)})
-    assert reply["connect"]["ttl"] == 500
-    peer = await keyed.open_websocket()
-    reply = await peer.request(connect={"token": token(keyed, 60, expire_at=0)})
-    assert "expires" not in reply["connect"]
-    peer = await keyed.open_websocket()
-    assert await refused(peer, connect={"token": token(keyed, 60, expire_at=now - 60)}) == 110
-
-
-async def test_a_clock_that_is_set_moves_no_deadline(autojump_clock: MockClock) -> None:
-    broker = Broker(CONFIG)
-    async with open_test_broker(broker) as net:
-        peer = await connect(net, expires=60)
-        clock = broker.wall_clock
-        broker.wall_clock = lambda: clock() + 10_000
-        start = trio.current_time()
-        assert (await next_push(peer))["disconnect"]["code"] == 3005
-        assert trio.current_time() - start >= 85
-
-
-# subscribe
-
-
-async def test_a_private_topic_is_for_who_has_a_token_for_it(
-    autojump_clock: MockClock, keyed: Network
-) -> None:
-    peer = await connect(keyed, sub="alice")
-    for name in ("$room", "$room.*", ">", "*.a"):
-        assert await refused(peer, subscribe={"channel": name}) == 103
-    assert await refused(peer, history={"channel": "$room"}) == 103
-    assert await refused(peer, presence={"channel": "$room"}) == 103
-    assert "subscribe" in await peer.request(subscribe={"channel": "room"})
-    claims: dict[str, Any] = {
-        "sub": "alice",
-        "channel": "$room",
-        "info": {"role": 1},
-        "data": {"hello": 1},
-    }
-    reply = await peer.request(subscribe={"channel": "$room", "token": token(keyed, **claims)})
-    assert reply["subscribe"] == {"data": {"hello": 1}}
-    presence = (await peer.request(presence={"channel": "$room"}))["presence"]["presence"]
-    assert presence[str(peer.fd)]["chan_info"] == {"role": 1}
-    assert "history" in await peer.request(history={"channel": "$room"})
-    wide = token(keyed, sub="alice", channel=">")
-    assert "subscribe" in await peer.request(subscribe={"channel": ">", "token": wide})
-
-
-@pytest.mark.parametrize("channel", ["room", "$room"])
-@pytest.mark.parametrize(
-    "claims, expires, code",
-    [
-        ({"sub": "alice", "channel": "$other"}, 60, 103),
-        ({"sub": "bob", "channel": "CHANNEL"}, 60, 103),
-        ({"channel": "CHANNEL"}, 60, 103),
-        ({"sub": "alice"}, 60, 103),
-        ({"sub": "alice", "channel": "CHANNEL", "client": "999"}, 60, 103),
-        ({"sub": "alice", "channel": "CHANNEL"}, -6, 109),
-        ({"sub": "alice", "channel": "CHANNEL", "expire_at": 1}, 60, 110),
-    ],
-)
-async def test_a_token_that_is_given_must_be_good(
-    autojump_clock: MockClock,
-    keyed: Network,
-    channel: str,
-    claims: dict[str, Any],
-    expires: float,
-    code: int,
-) -> None:
-    peer = await connect(keyed, sub="alice")
-    if "channel" in claims:
-        claims = {**claims, "channel": claims["channel"].replace("CHANNEL", channel)}
-    given = token(keyed, expires, **claims)
-    assert await refused(peer, subscribe={"channel": channel, "token": given}) == code
-    assert await refused(peer, subscribe={"channel": channel, "token": "garbage"}) == 103
-    assert keyed.broker.connections()[0].topics == ()
-
-
-async def test_a_subscription_token_of_old_may_name_the_connection(
-    autojump_clock: MockClock, keyed: Network
-) -> None:
-    peer = await connect(keyed, sub="alice")
-    given = token(keyed, sub="alice", channel="$a", client=str(peer.fd))
-    assert "subscribe" in await peer.request(subscribe={"channel": "$a", "token": given})
-
-
-async def test_the_subscribe_hook_sees_the_claims_and_has_the_last_word(
-    autojump_clock: MockClock, keyed: Network
-) -> None:
-    seen: list[SubscribeEvent] = []
-
-    @keyed.broker.on_subscribe
-    async def check(event: SubscribeEvent) -> SubscribeReply | None:
-        seen.append(event)
-        if event.topic == "$no":
-            raise Refused(103)
-        return SubscribeReply(info=2, data=2) if event.topic == "$other" else None
-
-    peer = await connect(keyed, sub="alice")
-    assert await refused(peer, subscribe={"channel": "$a"}) == 103
-    assert seen == []
-    for topic, said in (("$a", 1), ("$other", 2), ("$no", None)):
-        claims: dict[str, Any] = {"sub": "alice", "channel": topic, "info": 1, "data": 1}
-        reply = await peer.request(subscribe={"channel": topic, "token": token(keyed, **claims)})
-        assert seen[-1].claims == claims
-        if said is None:
-            assert reply["error"]["code"] == 103
-            continue
-        assert reply["subscribe"]["data"] == said
-        presence = (await peer.request(presence={"channel": topic}))["presence"]["presence"]
-        assert presence[str(peer.fd)]["chan_info"] == said
-    await peer.request(subscribe={"channel": "open"})
-    assert seen[-1].claims is None
-
-
-async def test_a_subscription_that_is_not_refreshed_ends_after_the_grace_period(
-    autojump_clock: MockClock, keyed: Network
-) -> None:
-    peer = await connect(keyed, sub="alice")
-    start = trio.current_time()
-    for topic, expires in (("$late", 200), ("$soon", 60), ("$never", None)):
-        given = token(keyed, expires, sub="alice", channel=topic)
-        reply = await peer.request(subscribe={"channel": topic, "token": given})
-        assert reply["subscribe"].get("ttl") == expires
-        assert reply["subscribe"].get("expires", False) is (expires is not None)
-    for topic, after in (("$soon", 85), ("$late", 225)):
-        push = await next_push(peer)
-        assert push == {
-            "channel": topic,
-            "unsubscribe": {"code": 2501, "reason": "subscription expired"},
-        }
-        assert after <= trio.current_time() - start <= after + 1.5
-    assert keyed.broker.connections()[0].topics == ("$never",)
-    # the client comes back with another token
-    given = token(keyed, 60, sub="alice", channel="$soon")
-    assert "subscribe" in await peer.request(subscribe={"channel": "$soon", "token": given})
-
-
-async def test_sub_refresh_puts_the_end_off(autojump_clock: MockClock, keyed: Network) -> None:
-    peer = await connect(keyed, sub="alice")
-    start = trio.current_time()
-    good = token(keyed, 60, sub="alice", channel="$a")
-    await peer.request(subscribe={"channel": "$a", "token": good})
-    assert await silent_for(peer, 50)
-    again = token(keyed, 60, sub="alice", channel="$a")
-    reply = await peer.request(sub_refresh={"channel": "$a", "token": again})
-    assert reply["sub_refresh"] == {"expires": True, "ttl": 60}
-    assert (await next_push(peer))["unsubscribe"]["code"] == 2501
-    assert 135 <= trio.current_time() - start <= 136.5
-    # what was refused
-    assert await refused(peer, sub_refresh={"channel": "$a", "token": again}) == 109
-    fresh = token(keyed, 60, sub="alice", channel="$a")
-    assert await refused(peer, sub_refresh={"channel": "$a", "token": fresh}) == 103  # gone
-    await peer.request(subscribe={"channel": "open"})
-    assert await refused(peer, sub_refresh={"channel": "open"}) == 103
-    assert await refused(peer, sub_refresh={"channel": "open", "token": fresh}) == 103
-    assert await refused(peer, sub_refresh={"channel": "open", "token": "garbage"}) == 103
-
-
-async def test_an_ended_subscription_takes_its_deadline_along(
-    autojump_clock: MockClock, keyed: Network
-) -> None:
-    peer = await connect(keyed, sub="alice")
-    given = token(keyed, 60, sub="alice", channel="room")
-    await peer.request(subscribe={"channel": "room", "token": given})
-    await peer.request(unsubscribe={"channel": "room"})
-    await peer.request(subscribe={"channel": "room"})
-    assert await silent_for(peer, 200)
-
-
-# who may open a connection at all
-
-
-@pytest.mark.parametrize(
-    "origin, status",
-    [
-        ("null", 403),
-        ("http://localhost:3000", 403),
-        ("http://127.0.0.1", 403),
-        ("http://localhost:9501", 101),
-        ("https://listed.example", 101),
-        (None, 101),
-    ],
-)
-async def test_with_tokens_only_the_page_of_our_own_and_listed_ones_may_connect(
-    autojump_clock: MockClock, origin: str | None, status: int
-) -> None:
-    config = attrs.evolve(CONFIG, allowed_origins=("https://listed.example",))
-    async with open_test_broker(Broker(config)) as net:
-        peer = await net.connect()
-        headers = {} if origin is None else {"Origin": origin}
-        await peer.send(handshake(headers=headers, host="localhost:9501"))
-        assert (await peer.receive_head()).startswith(f"HTTP/1.1 {status} ")
-        await peer.aclose()
-
-
-async def test_a_key_that_cannot_be_read_keeps_the_broker_from_starting(tmp_path: Path) -> None:
-    rules = TokenRules(public_keys=(str(tmp_path / "none.pem"),))
-    with pytest.raises(ConfigError, match=r"none\.pem: No such file"):
-        await Broker(Config(port=0, tokens=rules)).serve()
-
-
 async def test_the_keys_of_an_issuer_on_the_network_are_used() -> None:
     """Two brokers on real sockets, one of them the issuer."""
     private = ed25519.Ed25519PrivateKey.generate()
@@ -563,3 +302,103 @@ async def test_the_keys_of_an_issuer_on_the_network_are_used() -> None:
             reply = await other.request(connect={"token": mint({}, pem, "EdDSA", kid="2")})
             assert reply["error"] == {"code": 100, "message": "internal", "temporary": True}
         issuer.stop()
+
+
+async def test_connect_says_which_fd_this_is(autojump_clock: MockClock, net: Network) -> None:
+    await net.open_websocket()
+    peer = await net.open_websocket("/connection/websocket")
+    (reply,) = await ask(peer, {"id": 5, "connect": {"name": "js", "version": "1"}})
+    version = reply["connect"].pop("version")
+    assert version
+    assert reply == {
+        "id": 5,
+        "connect": {
+            "client": "2",
+            "data": {"fd": 2},
+            "subs": {"fd:2": {}},
+            "ping": 20,
+            "pong": True,
+        },
+    }
+    info = net.broker.connection_info(2)
+    assert info is not None
+    assert (info.protocol, info.topics) == ("centrifuge-json", ())
+
+
+async def test_the_connect_hook_says_who_this_is(autojump_clock: MockClock, net: Network) -> None:
+    events = []
+
+    @net.broker.on_connect
+    async def let_in(event: ConnectEvent) -> ConnectReply:
+        events.append(event)
+        return ConnectReply(user="alice", info={"name": "Alice"}, data={"motd": "hi"})
+
+    client = await net.open_websocket()
+    sent = {"token": "t", "data": {"a": 1}, "name": "js", "version": "5"}
+    (reply,) = await ask(client, {"id": 1, "connect": sent})
+    assert reply["connect"]["data"] == {"fd": client.fd, "motd": "hi"}
+    (event,) = events
+    assert (event.token, event.data, event.name, event.version) == ("t", {"a": 1}, "js", "5")
+    assert event.connection.fd == client.fd
+    assert net.broker.fds_of("alice") == [client.fd]
+    await client.request(subscribe={"channel": "news"})
+    reply = await client.request(presence={"channel": "news"})
+    info = {"user": "alice", "client": str(client.fd), "conn_info": {"name": "Alice"}}
+    assert reply["presence"]["presence"] == {str(client.fd): info}
+
+
+async def test_a_user_that_was_bound_before_is_kept(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    peer = await net.open_websocket()
+    net.broker.bind(peer.fd, "bob")
+    await peer.request(connect={})
+    assert net.broker.fds_of("bob") == [peer.fd]
+    await peer.request(subscribe={"channel": "news"})
+    reply = await peer.request(presence={"channel": "news"})
+    assert reply["presence"]["presence"][str(peer.fd)]["user"] == "bob"
+
+
+@pytest.mark.parametrize("what", ["refused", "raised", "not json"])
+async def test_a_client_that_was_not_let_in_may_try_again(
+    autojump_clock: MockClock, net: Network, what: str
+) -> None:
+    @net.broker.on_connect
+    async def check(event: ConnectEvent) -> ConnectReply | None:
+        if event.token == "good":
+            return None
+        if what == "refused":
+            raise Refused(101)
+        if what == "raised":
+            raise ZeroDivisionError
+        return ConnectReply(user="alice", data={"a": object()})
+
+    peer = await net.open_websocket()
+    code = await error_of(peer, connect={"token": "bad"})
+    assert code == (101 if what == "refused" else 100)
+    assert net.broker.fds_of("alice") == []
+    assert "connect" in await peer.request(connect={"token": "good"})
+
+
+async def test_the_connect_hook_may_send_a_client_away(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    @net.broker.on_connect
+    async def check(event: ConnectEvent) -> None:
+        raise Disconnect(3500, "invalid token")
+
+    peer = await net.open_websocket()
+    assert await ask(peer, {"id": 1, "connect": {}}) == [3500]
+
+
+async def test_who_was_disconnected_while_the_connect_hook_ran_is_not_let_in(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    @net.broker.on_connect
+    async def disconnect(event: ConnectEvent) -> ConnectReply:
+        net.broker.disconnect(event.connection.fd, 3507, "no")
+        return ConnectReply(user="alice")
+
+    peer = await net.open_websocket()
+    assert await ask(peer, {"id": 1, "connect": {}}) == [3507]
+    assert net.broker.fds_of("alice") == []

@@ -1,5 +1,8 @@
 """Calls of clients to the broker itself, and to the app: params, rules, reports, keys."""
 
+import json
+import math
+
 import pytest
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -7,12 +10,18 @@ from broker import (
     Broker,
     Connection,
     ErrorCode,
+    Frame,
     PublishEvent,
     PublishReply,
     Refused,
     TopicRules,
 )
-from tests.conftest import done, next_pub, received, rpc, served, subscribe
+from broker.testing import Network
+from broker.transport import frames
+from tests.conftest import ask, done, next_pub, received, rpc, served, subscribe
+from tests.session.conftest import (
+    disconnected,
+)
 
 # rpc publish
 
@@ -164,3 +173,86 @@ async def test_rules_hold_for_rpc_publishes_too(autojump_clock: MockClock) -> No
         for method, field in (("publish", "topic"), ("request", "to"), ("will", "topic")):
             reply = await rpc(peer, method, **{field: "news", "data": 1})
             assert reply["error"]["code"] == 103
+
+
+async def test_send_reaches_the_app_and_is_not_answered(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    seen = []
+
+    @net.broker.on_message
+    async def note(connection: Connection, frame: Frame) -> None:
+        seen.append((connection.fd, frame.data, frame.opcode, frame.fin))
+
+    client = await net.open_client()
+    assert await ask(client, {"send": {"data": {"a": "ü"}}}, {"send": {"data": 1}}) == []
+    assert [(fd, json.loads(data), *rest) for fd, data, *rest in seen] == [
+        (client.fd, {"a": "ü"}, frames.TEXT, True),
+        (client.fd, 1, frames.TEXT, True),
+    ]
+
+
+async def test_send_to_an_app_that_takes_no_messages_ends_a_client(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    client = await net.open_client()
+    assert await disconnected(client, {"send": {"data": 1}}) == (3508, "not available")
+
+
+async def test_a_send_that_is_refused_is_not_answered_as_nobody_waits_for_it(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    @net.broker.on_message
+    async def refuse(connection: Connection, frame: Frame) -> None:
+        raise Refused(103)
+
+    client = await net.open_client()
+    assert await ask(client, {"send": {"data": 1}}) == []
+    assert net.broker.is_established(client.fd)
+
+
+async def test_a_send_whose_hook_raises_ends_a_client(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    @net.broker.on_message
+    async def fail(connection: Connection, frame: Frame) -> None:
+        raise ZeroDivisionError
+
+    client = await net.open_client()
+    assert await disconnected(client, {"send": {"data": 1}}) == (1011, "internal error")
+
+
+@pytest.mark.parametrize("data", [None, 7, "ü", [1, {"a": None}]])
+async def test_rpc_is_answered_with_what_the_hook_returns(
+    autojump_clock: MockClock, net: Network, data: object
+) -> None:
+    @net.broker.on_rpc
+    async def call(connection: Connection, method: str, data: object) -> object:
+        return [connection.fd, method, data]
+
+    client = await net.open_client()
+    assert await ask(client, {"id": 2, "rpc": {"method": "add", "data": data}}) == [
+        {"id": 2, "rpc": {"data": [client.fd, "add", data]}}
+    ]
+    assert await ask(client, {"id": 3, "rpc": {}}) == [
+        {"id": 3, "rpc": {"data": [client.fd, "", None]}}
+    ]
+
+
+@pytest.mark.parametrize(
+    "data, seen", [("1e999", math.inf), ('"a\\ud83d"', "a\ufffd"), ("null", None)]
+)
+async def test_rpc_data_is_seen_as_python_can_hold_it(
+    autojump_clock: MockClock, net: Network, data: str, seen: object
+) -> None:
+    calls = []
+
+    @net.broker.on_rpc
+    async def call(connection: Connection, method: str, data: object) -> object:
+        calls.append(data)
+        return None
+
+    client = await net.open_client()
+    await client.send_text('{"id":2,"rpc":{"data":%s}}' % data)  # noqa: UP031 - braces
+    assert await client.receive_all() == [{"id": 2, "rpc": {"data": None}}]
+    assert calls == [seen]
