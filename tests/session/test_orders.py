@@ -4,6 +4,7 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker import (
@@ -15,9 +16,25 @@ from broker import (
     Refused,
     TopicRules,
 )
+from broker.core.session import Decider, Grant, Phase, PhaseEvent, Subscription
+from broker.errors import UnsubscribeCode
+from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
+from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
+from broker.protocols.codec import PeerCodec
+from broker.protocols.plain import PLAIN
+from broker.routing.router import Router
+from broker.session.orders import ENTRY_BYTES, Orders, ServerSub
 from broker.testing import Network, open_test_broker
 from broker.transport import frames
-from tests.routing.conftest import receive_pushes
+from tests.routing.conftest import (
+    attach,
+    end_round,
+    listen,
+    make_router,
+    publish,
+    receive_pushes,
+    runs,
+)
 
 
 async def test_a_client_is_pushed_messages(autojump_clock: MockClock, net: Network) -> None:
@@ -218,3 +235,309 @@ async def test_what_was_subscribed_at_open_is_in_the_connect_reply(autojump_cloc
         broker.publish("news", 1)
         assert (await client.receive_json())["push"]["pub"] == {"data": 1, "offset": 1}
         assert await plain.receive_text() == "1"
+
+
+# by itself
+
+
+def orders_for(
+    codec: PeerCodec | None = CENTRIFUGE_JSON,
+    *,
+    router: Router | None = None,
+    may_be_plain: bool = True,
+    user: str = "",
+) -> Orders:
+    """Orders for a peer that speaks `codec`; with None it has not spoken yet."""
+    router = router or make_router()
+    return Orders(router, attach(router, codec, user), may_be_plain)
+
+
+def frames_for(orders: Orders) -> list[bytes]:
+    """All that waits in the outbox, frame by frame."""
+    return [frame for run in orders.peer.outbox.mail for frame in run.frames]
+
+
+def connect(orders: Orders) -> None:
+    """Let the peer in, as its `connect` does: topics first, then messages."""
+    orders.peer.codec = CENTRIFUGE_JSON
+    orders.peer.transition(PhaseEvent.CONNECT)
+    orders.take_topics()
+    orders.send_waiting()
+
+
+@pytest.mark.parametrize(
+    "codec, phase, speaks",
+    [
+        (None, Phase.OPEN, False),
+        (PLAIN, Phase.PLAIN, False),
+        (CENTRIFUGE_JSON, Phase.CONNECTED, True),
+        (CENTRIFUGE_PROTOBUF, Phase.CONNECTED, True),
+    ],
+)
+def test_the_codec_is_that_of_a_client_which_has_connected(
+    codec: PeerCodec | None, phase: Phase, speaks: bool
+) -> None:
+    orders = orders_for(codec)
+    assert orders.peer.phase is phase
+    assert orders.codec is (codec if speaks else None)
+    orders.peer.transition(PhaseEvent.CLOSE)
+    assert orders.codec is None
+
+
+@pytest.mark.parametrize(
+    "data, frame",
+    [
+        ("hi", b"\x81\x02hi"),
+        (b"\x00", b"\x82\x01\x00"),
+        (b"{}", b"\x82\x02{}"),
+        ({"a": 1}, b'\x81\x07{"a":1}'),
+        (None, b"\x81\x04null"),
+    ],
+)
+def test_messages_wait_until_it_is_known_how_to_send_them(data: object, frame: bytes) -> None:
+    orders, spoken = orders_for(None), orders_for(PLAIN)
+    assert orders.push(data) is PushResult.QUEUED
+    assert frames_for(orders) == []
+    assert orders.declare_plain()
+    assert spoken.push(data) is PushResult.QUEUED
+    assert frames_for(orders) == frames_for(spoken) == [frame]
+
+
+def test_messages_that_wait_keep_their_order_and_go_out_once() -> None:
+    orders = orders_for(None)
+    for data in (1, "two", 3):
+        orders.push(data)
+    connect(orders)
+    orders.send_waiting()
+    assert [data_in(frame) for frame in frames_for(orders)] == [1, "two", 3]
+    assert orders.peer.outbox.messages == 3
+
+
+def data_in(frame: bytes) -> object:
+    return msgspec.json.decode(frame[2:])["push"]["message"]["data"]
+
+
+def test_messages_wait_within_the_bounds_of_an_outbox() -> None:
+    orders = orders_for(None, router=make_router(Config(outbox_bytes=1000)))
+    size = 500 - ENTRY_BYTES
+    assert [orders.push("x" * size) for _ in range(3)] == [
+        PushResult.QUEUED,
+        PushResult.QUEUED,
+        PushResult.FULL,
+    ]
+    # The smallest has its price too.
+    small = orders_for(None, router=make_router(Config(outbox_bytes=1000)))
+    results = [small.push("") for _ in range(1 + 1000 // ENTRY_BYTES)]
+    assert results.count(PushResult.FULL) == 1
+    # Room is there again once they are out.
+    assert orders.declare_plain()
+    assert orders.push("x" * size) is PushResult.QUEUED
+
+
+@pytest.mark.parametrize("codec", [None, PLAIN, CENTRIFUGE_JSON])
+def test_a_message_that_cannot_be_is_refused_before_anything_waits(
+    codec: PeerCodec | None,
+) -> None:
+    orders = orders_for(codec)
+    with pytest.raises(TypeError):
+        orders.push(object())
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        orders.push("\ud800")
+    connect(orders) if codec is None else None
+    assert frames_for(orders) == []
+
+
+@pytest.mark.parametrize("codec", [None, PLAIN, CENTRIFUGE_JSON])
+def test_a_peer_that_is_closing_takes_no_orders(codec: PeerCodec | None) -> None:
+    orders = orders_for(codec)
+    orders.peer.transition(PhaseEvent.CLOSE)
+    assert orders.push("x") is PushResult.CLOSED
+    assert not orders.add_subscription("a", ServerSub())
+    assert not orders.end_subscription("a", 2000, "")
+    assert not orders.declare_plain()
+    assert (frames_for(orders), orders.peer.subscriptions) == ([], {})
+
+
+@pytest.mark.parametrize(
+    "data, opaque, frame_has",
+    [
+        (b"\x00\xff", False, b'"AP8="'),
+        (b"\x00\xff", True, b"\x00\xff"),
+        ("hi", False, b'"hi"'),
+        ("hi", True, b'"hi"'),
+        ({"a": 1}, False, b'{"a":1}'),
+        ({"a": 1}, True, b'{"a":1}'),
+    ],
+)
+def test_bytes_go_as_they_are_to_clients_that_take_bytes(
+    data: object, opaque: bool, frame_has: bytes
+) -> None:
+    orders = orders_for(CENTRIFUGE_PROTOBUF if opaque else CENTRIFUGE_JSON)
+    orders.push(data)
+    (frame,) = frames_for(orders)
+    assert frame_has in frame
+
+
+# topics of a peer that has not spoken yet
+
+
+def test_topics_wait_for_the_first_message() -> None:
+    orders = orders_for(None)
+    sub = ServerSub(b"1", b"2", join_leave=True)
+    assert orders.add_subscription("a", sub)
+    assert not orders.add_subscription("a", ServerSub())  # the first counts
+    assert orders.topics_waiting == {"a": sub}
+    assert orders.peer.subscriptions == {}
+    assert orders.end_subscription("a", 2000, "")
+    assert not orders.end_subscription("a", 2000, "")
+    assert orders.topics_waiting == {}
+
+
+def test_topics_wait_within_the_bound_of_subscriptions() -> None:
+    orders = orders_for(None, router=make_router(Config(max_topics=2)))
+    for name in ("a", "b"):
+        orders.add_subscription(name, ServerSub())
+    with pytest.raises(Refused, match="106: more than 2 subscriptions"):
+        orders.add_subscription("c", ServerSub())
+    assert list(orders.topics_waiting) == ["a", "b"]
+
+
+@pytest.mark.parametrize("codec", [None, PLAIN, CENTRIFUGE_JSON])
+@pytest.mark.parametrize(
+    "name, code", [("", 107), ("a\n", 107), ("fd:9", 103), ("user:eve", 103), ("olds:a", 102)]
+)
+def test_a_name_that_cannot_be_is_refused_at_once(
+    codec: PeerCodec | None, name: str, code: int
+) -> None:
+    config = Config(namespaces={"chat": TopicRules()})
+    orders = orders_for(codec, router=make_router(config))
+    with pytest.raises(Refused, match=str(code)):
+        orders.add_subscription(name, ServerSub())
+    assert not orders.topics_waiting
+    assert orders.peer.subscriptions == {}
+
+
+# a peer is declared plain
+
+
+async def test_a_peer_declared_plain_gets_its_topics_then_its_messages() -> None:
+    orders = orders_for(None)
+    router = orders.router
+    orders.push("first")
+    orders.add_subscription("a", ServerSub())
+    publish(router, "a", b'"too early"')
+    assert orders.declare_plain()
+    publish(router, "a", b'"news"')
+    end_round(router)
+    assert runs(orders.peer) == [["first"], ["news"]]
+    assert orders.peer.phase is Phase.PLAIN
+    assert orders.peer.subscriptions["a"].grant == Grant("a", Decider.SERVER)
+    assert not orders.topics_waiting
+
+
+@pytest.mark.parametrize(
+    "codec, may_be_plain, declared",
+    [
+        (None, True, True),
+        (None, False, False),  # over HTTP, or with a subprotocol
+        (PLAIN, True, False),
+        (CENTRIFUGE_JSON, True, False),
+    ],
+)
+def test_only_a_peer_that_has_not_spoken_is_declared_plain(
+    codec: PeerCodec | None, may_be_plain: bool, declared: bool
+) -> None:
+    orders = orders_for(codec, may_be_plain=may_be_plain)
+    phase = orders.peer.phase
+    assert orders.declare_plain() is declared
+    assert orders.peer.phase is (Phase.PLAIN if declared else phase)
+    assert not orders.declare_plain()
+
+
+async def test_a_topic_that_the_settings_no_longer_know_is_left_out_and_logged() -> None:
+    orders = orders_for(None, router=make_router(Config(namespaces={"chat": TopicRules()})))
+    for name in ("chat:a", "b"):
+        orders.add_subscription(name, ServerSub())
+    orders.router.settings.replace(Config(namespaces={"olds": TopicRules()}))
+    with capture_logs() as logs:
+        assert orders.declare_plain()
+    assert list(orders.peer.subscriptions) == ["b"]
+    assert [(each["event"], each["topic"]) for each in logs] == [("not_subscribed", "chat:a")]
+
+
+@pytest.mark.parametrize(
+    "headers, declared",
+    [({}, True), ({"Sec-WebSocket-Protocol": "centrifuge-protobuf"}, False)],
+)
+async def test_a_websocket_with_a_subprotocol_is_never_plain(
+    autojump_clock: MockClock, headers: dict[str, str], declared: bool
+) -> None:
+    async with open_test_broker(Broker()) as net:
+        peer = await net.open_websocket(headers=headers)
+        assert net.broker.push(peer.fd, "waits") is PushResult.QUEUED
+        assert net.broker.declare_plain(peer.fd) is declared
+        with trio.move_on_after(1) as silence:
+            assert await peer.receive_frame() == (frames.TEXT, b"waits")
+        assert silence.cancelled_caught is not declared
+
+
+async def test_a_peer_over_http_is_never_plain(autojump_clock: MockClock) -> None:
+    async with open_test_broker(Broker()) as net:
+        peer = await net.connect()
+        body = b'{"id":1,"connect":{}}'
+        head = b"POST /connection/http_stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d"
+        await peer.send(head % len(body) + b"\r\n\r\n")
+        assert not net.broker.declare_plain(1)
+        await peer.send(body)
+        assert (await peer.receive_head()).startswith("HTTP/1.1 200 ")
+        assert not net.broker.declare_plain(1)
+        info = net.broker.connection_info(1)
+        assert info is not None
+        assert info.protocol == "centrifuge-json"
+
+
+# users
+
+
+async def test_another_user_loses_what_is_not_his_and_is_told_so() -> None:
+    router = make_router(Config(personal_topic=True))
+    watcher = attach(router)
+    router.subscribe(Subscription(watcher, "a", Grant("a", Decider.RULES), join_leave=True))
+    orders = orders_for(router=router, user="ann")
+    for name in ("a", "#ann", "room#ann,bob"):
+        orders.add_subscription(name, ServerSub())
+    before = len(frames_for(orders))
+    orders.bind("bob")
+    assert list(orders.peer.subscriptions) == ["a", "room#ann,bob", "#bob"]
+    told = [msgspec.json.decode(frame[2:])["push"] for frame in frames_for(orders)[before:]]
+    ended = {"code": UnsubscribeCode.SERVER, "reason": "other user"}
+    assert told[:3] == [
+        {"channel": "#ann", "unsubscribe": ended},
+        {"channel": "user:ann", "unsubscribe": ended},
+        {"channel": "user:bob", "subscribe": {}},
+    ]
+    assert (told[3]["channel"], "subscribe" in told[3]) == ("#bob", True)
+    # On a topic that it keeps, those who watch see one go and another come.
+    assert runs(watcher) == [["join"], ["leave"], ["join"]]
+    assert router.hub.sessions.fds_of("bob") == (orders.peer.fd,)
+
+
+def test_a_peer_that_has_not_spoken_becomes_another_users_without_a_word() -> None:
+    orders = orders_for(None)
+    orders.bind("ann")
+    assert orders.peer.user == "ann"
+    assert frames_for(orders) == []
+    assert orders.router.hub.sessions.fds_of("ann") == (orders.peer.fd,)
+
+
+def test_without_direct_topics_nobody_is_told_of_one() -> None:
+    orders = orders_for(router=make_router(Config(direct_topics=False)), user="ann")
+    orders.bind("bob")
+    assert frames_for(orders) == []
+
+
+def test_a_subscription_of_another_peer_is_left_alone() -> None:
+    router = make_router()
+    other, orders = listen(router, "a"), orders_for(router=router)
+    assert not orders.end_subscription("a", UnsubscribeCode.SERVER, "")
+    assert list(other.subscriptions) == ["a"]

@@ -76,6 +76,21 @@ async def test_a_key_makes_a_publish_happen_once_per_user(autojump_clock: MockCl
             assert messages.bytes_waiting == 0
 
 
+async def test_a_key_of_an_anonymous_client_is_its_connections_own(
+    autojump_clock: MockClock,
+) -> None:
+    async with served() as net:
+        async with net.broker.subscribe("news") as messages:
+            one, other = [await net.open_client() for _ in "12"]
+            params = {"topic": "news", "data": 1, "key": "1"}
+            for client in (one, other, one, other):
+                await done(client, "publish", **params)
+            got = [await messages.receive() for _ in "12"]
+            assert [each.info and each.info.client for each in got] == ["1", "2"]
+            await wait_all_tasks_blocked()
+            assert messages.bytes_waiting == 0
+
+
 async def test_a_refused_publish_may_be_tried_again_with_its_key(
     autojump_clock: MockClock,
 ) -> None:
