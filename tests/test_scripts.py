@@ -438,7 +438,7 @@ async def test_two_people_chat_with_half_a_surrogate_pair_and_a_last_line_withou
         broker.publish("room.lobby", msgspec.Raw(rb'"half \ud83d \u001b[2J"'))
         while (line := await alice.line()).endswith("joined"):
             pass
-        assert line == r"[lobby] somebody(server): half \ud83d \x1b[2J"
+        assert line == "[lobby] somebody(server): half \ufffd \\x1b[2J"
         assert alice.process.stdin is not None
         await alice.process.stdin.send_all(b"/to bob secret")
         await alice.process.stdin.aclose()

@@ -82,13 +82,14 @@ class Router:
         A topic that keeps no history by now begins a new epoch if it ever does again: whoever was
         away meanwhile has missed something. Linear in the topics.
         """
+
+        def keeps_none(topic: str) -> bool:
+            rules = self.rights.book.find(topic)
+            return rules is not None and not rules.history_size
+
         self._end_run()
         self.retained.resize(self.settings.config.retained_bytes)
-        self.engine.forget(self._keeps_none)
-
-    def _keeps_none(self, topic: str) -> bool:
-        rules = self.rights.book.find(topic)
-        return rules is not None and not rules.history_size
+        self.engine.forget(keeps_none)
 
     # publishing
 
