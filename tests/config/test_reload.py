@@ -16,14 +16,8 @@ from websockets.sync.client import connect
 
 from broker import Broker, Config, PushResult, TopicPattern, TopicRules, logs
 from broker.config.reload import FIXED, merge
-from broker.testing import Peer, handshake, open_test_broker
-
-
-async def code_of(peer: Peer, **command: object) -> int:
-    reply = await peer.request(**command)
-    code = reply.get("error", {}).get("code", 0)
-    assert isinstance(code, int)
-    return code
+from broker.testing import handshake, open_test_broker
+from tests.conftest import code_of
 
 
 def test_what_is_fixed_stays_and_all_else_changes() -> None:
