@@ -173,8 +173,8 @@ async def test_the_wall_clock_goes_with_virtual_time(autojump_clock: MockClock) 
     async with open_test_broker(Broker()) as net:
         before = net.broker.wall_clock()
         assert abs(before - time.time()) < 60
-        await trio.sleep(86_400)
-        assert net.broker.wall_clock() - before == pytest.approx(86_400)
+        await trio.sleep(600)
+        assert net.broker.wall_clock() - before == pytest.approx(600)
 
 
 async def test_the_inside_may_be_looked_at_after_the_end(autojump_clock: MockClock) -> None:
