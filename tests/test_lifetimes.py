@@ -637,7 +637,7 @@ async def test_a_reason_that_cannot_be_sent_still_ends_the_connection(
 NOISE = TopicPattern("noise", TopicRules(history_size=0, slow_consumer="drop_oldest"))
 
 
-@pytest.mark.parametrize("rule, room", [10, ("drop_oldest", 2), ("latest", 10)])
+@pytest.mark.parametrize("rule, room", [("close", 10), ("drop_oldest", 2), ("latest", 10)])
 async def test_what_is_about_to_fan_out_does_not_come_behind_a_gap(
     autojump_clock: MockClock, rule: Any, room: int
 ) -> None:
