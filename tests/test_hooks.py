@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -326,12 +326,10 @@ def failures() -> list[tuple[str, str]]:
     return failed
 
 
-# A test that uses this asks for `autojump_clock` too: pytest-trio takes the clock from the test's own
-# arguments.
 @pytest.fixture
-async def net(autojump_clock: MockClock, failures: object) -> AsyncIterator[Network]:
-    async with open_test_broker(Broker(Config(hook_decides_patterns=True))) as network:
-        yield network
+def config(failures: object) -> Config:
+    """Whose hook of subscriptions decides about patterns as well."""
+    return Config(hook_decides_patterns=True)
 
 
 NAY: tuple[object, ...] = (

@@ -30,6 +30,7 @@ from broker.config.settings import SlowConsumer, TokenRules, TopicRules
 from broker.core.messages import Close, Frame, Initiator
 from broker.testing import Closed, MemoryListener, Network, Peer, client_frame, handshake
 from broker.transport.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT
+from tests.conftest import HMAC_SECRET
 
 ROOT = Path(__file__).parent.parent
 
@@ -937,7 +938,6 @@ def forged(header: object, claims: object, secret: bytes = b"") -> str:
     return (head + b"." + base64.urlsafe_b64encode(signature).rstrip(b"=")).decode()
 
 
-SECRET = b"0123456789abcdef0123456789abcdef"
 HS256 = {"alg": "HS256"}
 ADMIN = {"sub": "admin"}
 
@@ -947,7 +947,7 @@ TOKENS: dict[str, tuple[str, tuple[str, int]]] = {
     "unsigned by another spelling": (forged({"alg": "nOnE"}, ADMIN), ("close", 3500)),
     "signature left out": (forged(HS256, ADMIN), ("close", 3500)),
     "wrong key": (forged(HS256, ADMIN, b"another secret"), ("close", 3500)),
-    "wrong algorithm": (forged({"alg": "RS256"}, ADMIN, SECRET), ("close", 3500)),
+    "wrong algorithm": (forged({"alg": "RS256"}, ADMIN, HMAC_SECRET.encode()), ("close", 3500)),
     "an empty secret": (forged(HS256, ADMIN, b"\0"), ("close", 3500)),
     "kid as a path": (forged({**HS256, "kid": "../../dev/null"}, ADMIN), ("close", 3500)),
     "a key of its own": (
@@ -958,27 +958,32 @@ TOKENS: dict[str, tuple[str, tuple[str, int]]] = {
         forged({**HS256, "jku": "http://127.0.0.1:1/"}, ADMIN, b"x"),
         ("close", 3500),
     ),
-    "wrong audience": (forged(HS256, {**ADMIN, "aud": "them"}, SECRET), ("close", 3500)),
+    "wrong audience": (
+        forged(HS256, {**ADMIN, "aud": "them"}, HMAC_SECRET.encode()),
+        ("close", 3500),
+    ),
     "wrong issuer": (
-        forged(HS256, {**ADMIN, "aud": "us", "iss": "them"}, SECRET),
+        forged(HS256, {**ADMIN, "aud": "us", "iss": "them"}, HMAC_SECRET.encode()),
         ("close", 3500),
     ),
     "for a topic": (
-        forged(HS256, {**ADMIN, "aud": "us", "iss": "us", "channel": "a"}, SECRET),
+        forged(HS256, {**ADMIN, "aud": "us", "iss": "us", "channel": "a"}, HMAC_SECRET.encode()),
         ("close", 3500),
     ),
     "expired in 1970": (
-        forged(HS256, {**ADMIN, "aud": "us", "iss": "us", "exp": 1}, SECRET),
+        forged(HS256, {**ADMIN, "aud": "us", "iss": "us", "exp": 1}, HMAC_SECRET.encode()),
         ("error", 109),
     ),
     "from the future": (
-        forged(HS256, {**ADMIN, "aud": "us", "iss": "us", "nbf": 9e9}, SECRET),
+        forged(HS256, {**ADMIN, "aud": "us", "iss": "us", "nbf": 9e9}, HMAC_SECRET.encode()),
         ("error", 109),
     ),
     "expired, wrong key": (forged(HS256, {**ADMIN, "exp": 1}, b"another"), ("close", 3500)),
     "oversized": ("x" * 900_000, ("close", 3500)),
     "oversized and well signed": (
-        forged(HS256, {**ADMIN, "aud": "us", "iss": "us", "info": "x" * 9000}, SECRET),
+        forged(
+            HS256, {**ADMIN, "aud": "us", "iss": "us", "info": "x" * 9000}, HMAC_SECRET.encode()
+        ),
         ("close", 3500),
     ),
     "a million dots": ("." * 900_000, ("close", 3500)),
@@ -994,15 +999,13 @@ TOKENS: dict[str, tuple[str, tuple[str, int]]] = {
 async def test_application_a_bad_token_lets_nobody_in(
     token: str, expected: tuple[str, int], autojump_clock: MockClock
 ) -> None:
-    rules = TokenRules(
-        hmac_secret=SECRET.decode(), audience="us", issuer="us", allow_anonymous=True
-    )
+    rules = TokenRules(hmac_secret=HMAC_SECRET, audience="us", issuer="us", allow_anonymous=True)
     async with open_target(Config(tokens=rules)) as target:
         async with await target.open_websocket() as peer:
             assert await outcome(peer, asking(connect={"token": token})) == expected
             assert target.broker.fds_of("admin") == []
         # nor does it open a topic or extend a stay
-        good = forged(HS256, {"sub": "alice", "aud": "us", "iss": "us"}, SECRET)
+        good = forged(HS256, {"sub": "alice", "aud": "us", "iss": "us"}, HMAC_SECRET.encode())
         async with await target.open_client(token=good) as peer:
             wanted = {"channel": "$a", "token": token}
             assert await outcome(peer, asking(subscribe=wanted)) == ("error", 103)

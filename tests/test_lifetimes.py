@@ -51,20 +51,6 @@ async def nothing_is_left(nursery: trio.Nursery) -> AsyncIterator[None]:
     assert after.tasks_living == before.tasks_living
 
 
-async def arrived(peer: Peer) -> list[Any]:
-    """All that comes until nothing more does; JSON where it is; a Close as ("close", code)."""
-    seen: list[Any] = []
-    try:
-        while True:
-            with trio.move_on_after(0.1) as silence:
-                text = await peer.receive_text()
-            if silence.cancelled_caught:
-                return seen
-            seen += [json.loads(line) if line[:1] == "{" else line for line in text.split("\n")]
-    except Closed as closed:
-        return [*seen, ("close", closed.code)]
-
-
 # the handshake
 
 
@@ -132,7 +118,7 @@ async def test_200_clients_at_a_stop_each_get_what_was_queued_and_their_code(
                 broker.publish(f"fd:{info.fd}", "last words")
             began = trio.current_time()
         assert trio.current_time() - began < Config().drain_seconds
-    assert ends == {(True, ("close", 1001)): 100, (False, ("close", 3001)): 100}
+    assert ends == {(True, 1001): 100, (False, 3001): 100}
 
 
 async def objects(peer: Peer) -> AsyncIterator[Any]:
@@ -189,7 +175,7 @@ async def test_the_order_of_stopping(autojump_clock: MockClock) -> None:
         with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
             await net.connect()
         # It was told at once; what it is busy with is finished.
-        assert await arrived(peer) == [("close", 1001)]
+        assert await peer.receive_all() == [1001]
         await peer.send_close(1001)
     assert seen == ["begin 'work'", "end", "closed"]
 
@@ -389,7 +375,7 @@ async def test_what_was_sent_right_before_the_end_is_still_handled(
             await client.send_json({"publish": {"channel": "news", "data": number}})
         await how(net, peer)
         await how(net, client)
-        pushes = [o["push"]["pub"]["data"] for o in await arrived(reader)]
+        pushes = [o["push"]["pub"]["data"] for o in await reader.receive_all()]
         await trio.sleep(1)
     assert pushes == list(range(20))
     assert seen == [str(number) for number in range(20)]
@@ -563,9 +549,9 @@ async def test_a_slow_client_that_reads_on_is_told_3008(autojump_clock: MockCloc
         for number in range(20):
             net.broker.publish("news", number)
             await wait_all_tasks_blocked()
-        *seen, push, close = await arrived(slow)
+        *seen, push, close = await slow.receive_all()
         assert push == {"push": {"disconnect": {"code": 3008, "reason": "slow"}}}
-        assert close == ("close", 3008)
+        assert close == 3008
         numbers = [o["push"]["pub"]["data"] for o in seen]
         assert numbers == list(range(len(numbers)))
 
@@ -584,12 +570,12 @@ async def test_drop_oldest_keeps_the_newest(autojump_clock: MockClock) -> None:
         await publish_slowly(net, "news", range(30))
         outbox = outbox_of(net, slow)
         assert outbox.messages == 5
-        numbers = [o["push"]["pub"]["data"] for o in await arrived(slow)]
+        numbers = [o["push"]["pub"]["data"] for o in await slow.receive_all()]
         assert outbox.dropped == 30 - len(numbers)
         assert numbers == sorted(numbers)
         assert numbers[-4:] == [26, 27, 28, 29]
         await publish_slowly(net, "news", range(30, 33))
-        assert [o["push"]["pub"]["data"] for o in await arrived(slow)] == [30, 31, 32]
+        assert [o["push"]["pub"]["data"] for o in await slow.receive_all()] == [30, 31, 32]
 
 
 async def test_latest_keeps_the_newest_of_each_topic(autojump_clock: MockClock) -> None:
@@ -600,7 +586,7 @@ async def test_latest_keeps_the_newest_of_each_topic(autojump_clock: MockClock) 
             await slow.request(subscribe={"channel": name})
         net.broker.publish("b", "only b")
         await publish_slowly(net, "a", range(30))
-        seen = [(o["push"]["channel"], o["push"]["pub"]["data"]) for o in await arrived(slow)]
+        seen = [(o["push"]["channel"], o["push"]["pub"]["data"]) for o in await slow.receive_all()]
         assert seen[0] == ("b", "only b")
         assert seen[-1] == ("a", 29)
         assert len(seen) <= 7
@@ -618,7 +604,7 @@ async def test_who_can_recover_is_told_of_the_gap_and_loses_nothing(
         reply = await slow.request(subscribe={"channel": "news", "recoverable": asks})
         epoch = reply["subscribe"].get("epoch", "")
         await publish_slowly(net, "news", range(1, 31))
-        seen = await arrived(slow)
+        seen = await slow.receive_all()
         pushes = [o["push"] for o in seen]
         numbers = [push["pub"]["data"] for push in pushes if "pub" in push]
         gaps = [push for push in pushes if "unsubscribe" in push]
@@ -634,7 +620,7 @@ async def test_who_can_recover_is_told_of_the_gap_and_loses_nothing(
         assert reply["subscribe"]["recovered"]
         numbers += [p["data"] for p in reply["subscribe"]["publications"]]
         await publish_slowly(net, "news", range(31, 33))
-        numbers += [o["push"]["pub"]["data"] for o in await arrived(slow)]
+        numbers += [o["push"]["pub"]["data"] for o in await slow.receive_all()]
         assert numbers == list(range(1, 33))
 
 
@@ -670,11 +656,11 @@ async def test_what_is_about_to_fan_out_does_not_come_behind_a_gap(
         net.node.services.router.publish_all("news", [b"4"])  # in a run that is still open
         outbox.max_messages = room
         outbox.overflow()
-        *seen, last = await arrived(slow)
+        *seen, last = await slow.receive_all()
         pushes = [o["push"] for o in seen]
         assert [p["pub"]["data"] for p in pushes if p.get("channel") == "news"] == []
         gap = {"channel": "news", "unsubscribe": {"code": 2500, "reason": "insufficient state"}}
-        assert last == (("close", 3008) if rule == "close" else {"push": gap})
+        assert last == (3008 if rule == "close" else {"push": gap})
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -711,8 +697,8 @@ async def test_a_gap_in_two_topics_lets_nothing_of_either_through(
             outbox.max_messages = 11  # the last of the topic would stay
         outbox.overflow()
         # The server's own subscription is for the client to recover when it is back.
-        *seen, push, close = await arrived(slow)
-        assert (push["push"]["disconnect"]["code"], close) == (3010, ("close", 3010))
+        *seen, push, close = await slow.receive_all()
+        assert (push["push"]["disconnect"]["code"], close) == (3010, 3010)
         assert {o["push"]["channel"] for o in seen} == {"noise"}
 
 
@@ -828,7 +814,7 @@ async def test_whoever_is_killed_whenever_leaves_nothing_behind(
         assert (stats.connections, stats.hub.sessions, stats.hub.subscriptions) == (1, 1, 1)
         assert (stats.hub.topics, stats.hub.patterns) == (1, 0)
         joined: Counter[str] = Counter()
-        for o in await arrived(watcher):
+        for o in await watcher.receive_all():
             push = o.get("push", {})
             for what in ("join", "leave"):
                 if what in push:

@@ -21,17 +21,9 @@ from broker import (
 from broker.access.minting import mint
 from broker.testing import Closed, Network, Peer, client_frame, open_test_broker
 from broker.transport import frames
+from tests.conftest import HMAC_SECRET, delimited
 
 PROTOBUF = {"Sec-WebSocket-Protocol": "centrifuge-protobuf"}
-
-
-def delimited(body: bytes) -> bytes:
-    """A message behind its length."""
-    size, length = len(body), bytearray()
-    while size > 0x7F:
-        length.append(size & 0x7F | 0x80)
-        size >>= 7
-    return bytes((*length, size)) + body
 
 
 class ProtobufPeer:
@@ -499,16 +491,13 @@ async def test_a_last_value_of_bytes_is_retained_and_null_clears_it(autojump_clo
         assert (await text.receive_json())["push"] == {"message": {"data": "end"}}
 
 
-SECRET = "0123456789abcdef0123456789abcdef"
-
-
 async def test_tokens_are_refreshed_over_protobuf(autojump_clock: object) -> None:
-    config = Config(tokens=TokenRules(hmac_secret=SECRET))
+    config = Config(tokens=TokenRules(hmac_secret=HMAC_SECRET))
     async with open_test_broker(Broker(config)) as net:
 
         def token(seconds: float, **claims: object) -> str:
             claims |= {"sub": "alice", "exp": net.broker.wall_clock() + seconds}
-            return mint(claims, SECRET.encode(), "HS256")
+            return mint(claims, HMAC_SECRET.encode(), "HS256")
 
         peer = ProtobufPeer(await net.open_websocket(headers=PROTOBUF))
         reply = await peer.request(connect={"token": token(60)})

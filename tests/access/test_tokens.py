@@ -36,12 +36,12 @@ from broker.access.tokens import (
 from broker.config.settings import TokenRules
 from broker.core.names import may_cover_private
 from broker.errors import ConfigError, TokenExpired, TokenInvalid, TokenRefused
+from tests.conftest import HMAC_SECRET
 
-SECRET = "0123456789abcdef0123456789abcdef"
 OTHER = "fedcba9876543210fedcba9876543210"
 ADMIN = b'{"sub":"admin"}'
 NOW = 1_800_000_000.0
-RULES = TokenRules(hmac_secret=SECRET)
+RULES = TokenRules(hmac_secret=HMAC_SECRET)
 
 RSA = rsa.generate_private_key(65537, 2048)
 PRIVATE: dict[str, Any] = {
@@ -65,7 +65,7 @@ def private_pem(private: Any, password: bytes = b"") -> bytes:
 
 
 def signed(
-    claims: object, secret: str = SECRET, algorithm: str = "HS256", header: Any = None
+    claims: object, secret: str = HMAC_SECRET, algorithm: str = "HS256", header: Any = None
 ) -> str:
     """A token over any payload, JSON or not."""
     payload = claims if isinstance(claims, bytes) else json.dumps(claims).encode()
@@ -91,7 +91,7 @@ def b64(data: bytes) -> str:
 
 @pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
 def test_the_secret_verifies_every_hmac(algorithm: str) -> None:
-    token = mint({"sub": "alice"}, SECRET.encode(), algorithm)
+    token = mint({"sub": "alice"}, HMAC_SECRET.encode(), algorithm)
     assert connection(token).user == "alice"
     with pytest.raises(TokenInvalid):
         connection(token, TokenRules(hmac_secret=OTHER))
@@ -108,7 +108,7 @@ def test_a_public_key_verifies_the_algorithms_it_fits(algorithm: str, tmp_path: 
     for other in set(PRIVATE.values()) - {private}:
         path.write_bytes(pem(other))
         with pytest.raises(TokenInvalid):
-            connection(token, TokenRules(hmac_secret=SECRET, public_keys=(str(path),)))
+            connection(token, TokenRules(hmac_secret=HMAC_SECRET, public_keys=(str(path),)))
 
 
 def test_a_key_that_is_being_replaced_and_its_successor_both_count(tmp_path: Path) -> None:
@@ -457,7 +457,7 @@ def test_what_begins_with_a_dollar_or_may_match_it_is_private(name: str, private
 
 def test_a_secret_is_read_from_a_file_without_its_line_end(tmp_path: Path) -> None:
     file = tmp_path / "secret"
-    file.write_text(f"{SECRET}\n")
+    file.write_text(f"{HMAC_SECRET}\n")
     assert connection(signed({"sub": "a"}), TokenRules(hmac_secret_file=file)).user == "a"
 
 
@@ -500,7 +500,7 @@ def test_an_empty_or_missing_secret_file_is_named(tmp_path: Path) -> None:
 
 def test_a_short_secret_works_and_is_warned_about() -> None:
     rules = TokenRules(hmac_secret="secret")
-    assert connection(signed({"sub": "a"}, SECRET), RULES).user == "a"
+    assert connection(signed({"sub": "a"}, HMAC_SECRET), RULES).user == "a"
     assert connection(mint({"sub": "a"}, b"secret", "HS256"), rules).user == "a"
     said = warning(rules)
     assert said is not None
@@ -510,9 +510,9 @@ def test_a_short_secret_works_and_is_warned_about() -> None:
 
 
 def test_no_setting_shows_the_secret() -> None:
-    rules = TokenRules(hmac_secret=SECRET)
-    assert SECRET not in repr(rules)
-    assert SECRET not in repr(Tokens(rules, load_keys(rules), lambda: NOW))
+    rules = TokenRules(hmac_secret=HMAC_SECRET)
+    assert HMAC_SECRET not in repr(rules)
+    assert HMAC_SECRET not in repr(Tokens(rules, load_keys(rules), lambda: NOW))
 
 
 # key sets

@@ -18,18 +18,17 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from broker.cli.main import main
+from tests.conftest import HMAC_SECRET
 
-SECRET = "0123456789abcdef0123456789abcdef"
 
-
-def run(*arguments: str, secret: str | None = SECRET) -> Result:
+def run(*arguments: str, secret: str | None = HMAC_SECRET) -> Result:
     env = {name: None for name in os.environ if name.startswith("BROKER_")}
     return CliRunner().invoke(
         main, ["token", *arguments], env={**env, "BROKER_TOKENS_HMAC_SECRET": secret or ""}
     )
 
 
-def created(*options: str, secret: str | None = SECRET) -> str:
+def created(*options: str, secret: str | None = HMAC_SECRET) -> str:
     result = run("create", *options, secret=secret)
     assert result.exit_code == 0, result.output
     return result.stdout.strip()
@@ -39,7 +38,7 @@ def claims_of(token: str) -> dict[str, Any]:
     return jwt.decode(token, options={"verify_signature": False})
 
 
-def mistake(*arguments: str, secret: str | None = SECRET) -> str:
+def mistake(*arguments: str, secret: str | None = HMAC_SECRET) -> str:
     """The last line on stderr of a call that is wrong."""
     result = run(*arguments, secret=secret)
     assert result.exit_code == 2
@@ -108,7 +107,7 @@ def test_a_private_key_signs_and_the_settings_verify(keys: tuple[Path, Path]) ->
         (lambda: created(secret="another secret of good length...."), "no key verifies its HS256"),
         (lambda: created("--expires", "0s").replace(".", "..", 1), "no header"),
         (lambda: created("--algorithm", "HS512")[:-6], "no key verifies its HS512 signature"),
-        (lambda: jwt.encode({"exp": 1}, SECRET), "expired"),
+        (lambda: jwt.encode({"exp": 1}, HMAC_SECRET), "expired"),
         (lambda: jwt.encode({}, "", "none"), "algorithm 'none'"),
         (lambda: "x" * 9000, "longer than 8192 bytes"),
     ],

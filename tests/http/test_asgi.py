@@ -13,6 +13,7 @@ from trio.testing import memory_stream_pair
 from broker import Broker, Config
 from broker.http.asgi import http_app
 from broker.http.server import HttpServer
+from broker.node import Node
 from broker.testing import open_test_broker
 from broker.transport.head import Request as HeadAndBehind
 from broker.transport.head import parse_head
@@ -21,7 +22,15 @@ from broker.transport.head import parse_head
 async def ask(
     broker: Broker, path: str, method: str = "GET", **fields: str
 ) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of one answer, through the real server and a real parser."""
+    """Status, headers and body of one answer of a broker that serves."""
+    async with open_test_broker(broker) as net:
+        return await ask_node(net.node, path, method, **fields)
+
+
+async def ask_node(
+    node: Node, path: str, method: str = "GET", **fields: str
+) -> tuple[int, dict[str, str], bytes]:
+    """The same of a node, through the real server and a real parser."""
     client = h11.Connection(h11.CLIENT)
     headers = [("Host", "localhost:9501"), *((k.replace("_", "-"), v) for k, v in fields.items())]
     sent = client.send(h11.Request(method=method, target=path, headers=headers))
@@ -29,8 +38,8 @@ async def ask(
     client.send(h11.EndOfMessage())
     asked = HeadAndBehind(parse_head(sent), b"")
     ours, theirs = memory_stream_pair()
-    async with open_test_broker(broker) as net, trio.open_nursery() as nursery:
-        nursery.start_soon(HttpServer(http_app(net.node)).serve, theirs, asked)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(HttpServer(http_app(node)).serve, theirs, asked)
         async for data in ours:
             client.receive_data(bytes(data))
         client.receive_data(b"")
@@ -89,11 +98,10 @@ async def test_only_assets_are_served(path: str) -> None:
 
 
 async def test_health_is_503_while_draining() -> None:
-    broker = Broker()
-    status, _, body = await ask(broker, "/healthz")
-    assert (status, json.loads(body)) == (200, {"status": "ok"})
-    broker.stop()
-    status, _, body = await ask(broker, "/healthz")
+    async with open_test_broker(Broker()) as net:
+        status, _, body = await ask_node(net.node, "/healthz")
+        assert (status, json.loads(body)) == (200, {"status": "ok"})
+    status, _, body = await ask_node(net.node, "/healthz")
     assert (status, json.loads(body)) == (503, {"status": "draining"})
 
 

@@ -31,8 +31,8 @@ from broker.http.streams import Line, OneWayLine, ProtobufLine, SseLine
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
 from broker.testing import Closed, MakePair, Network, Peer, handshake, open_test_broker
 from broker.transport import frames
+from tests.conftest import HMAC_SECRET, delimited
 
-SECRET = "0123456789abcdef0123456789abcdef"
 CONNECT: dict[str, object] = {"id": 1, "connect": {}}
 EMULATED = ["http_stream", "sse", "sse-get"]
 """The transports whose clients can speak, and how their streams are asked for."""
@@ -166,12 +166,6 @@ async def emulate(net: Network, session: str, *commands: object) -> int:
     body = json.dumps({"session": session, "node": "1", "data": data})
     status, _ = await ask(net, "POST", "/emulation", body.encode())
     return status
-
-
-@pytest.fixture
-async def net() -> AsyncIterator[Network]:
-    async with open_test_broker(Broker()) as network:
-        yield network
 
 
 @pytest.mark.parametrize("how", ["http_stream", "sse"])
@@ -905,7 +899,7 @@ async def test_the_apps_own_hook_is_not_asked_for_connections(
         (Config(allowed_origins=("https://app.example",)), "https://app.example", "a", True),
         (Config(allowed_origins=("https://app.example",)), "https://evil.example", "a", False),
         (Config(allowed_origins=("*",)), "https://any.example", "a", True),
-        (Config(tokens=TokenRules(hmac_secret=SECRET)), "null", "localhost", False),
+        (Config(tokens=TokenRules(hmac_secret=HMAC_SECRET)), "null", "localhost", False),
     ],
 )
 async def test_pages_that_may_open_a_websocket_may_this(
@@ -1013,12 +1007,12 @@ async def test_an_upgrade_on_such_a_path_is_not_one(
 
 
 def token(net: Network, seconds: float = 60, **claims: object) -> str:
-    return mint({"exp": net.broker.wall_clock() + seconds, **claims}, SECRET.encode(), "HS256")
+    return mint({"exp": net.broker.wall_clock() + seconds, **claims}, HMAC_SECRET.encode(), "HS256")
 
 
 @pytest.fixture
 async def guarded() -> AsyncIterator[Network]:
-    config = Config(tokens=TokenRules(hmac_secret=SECRET), ping_seconds=1000)
+    config = Config(tokens=TokenRules(hmac_secret=HMAC_SECRET), ping_seconds=1000)
     async with open_test_broker(Broker(config)) as network:
         yield network
 
@@ -1175,19 +1169,6 @@ async def test_a_retained_value_comes_behind_its_subscription(autojump_clock: Mo
 # protobuf
 
 PROTOBUF = {"Content-Type": "application/octet-stream"}
-
-
-def delimited(*messages: Any) -> bytes:
-    """Messages of the official library, each behind its length."""
-    said = b""
-    for message in messages:
-        body = message.SerializeToString()
-        size = len(body)
-        while size > 0x7F:
-            said += bytes((size & 0x7F | 0x80,))
-            size >>= 7
-        said += bytes((size,)) + body
-    return said
 
 
 def command(**fields: Any) -> Any:

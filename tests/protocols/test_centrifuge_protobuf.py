@@ -25,6 +25,7 @@ from broker.protocols.centrifuge_protobuf import (
 )
 from broker.protocols.commands import METHODS, BadCommand, Command, FaultyCommand
 from broker.transport import frames
+from tests.conftest import delimited, varint
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 payloads = st.binary(max_size=3000)
@@ -72,23 +73,6 @@ def shown(info: ClientInfo) -> Any:
     return schema.ClientInfo(
         user=info.user, client=info.client, conn_info=info.conn_info, chan_info=info.chan_info
     )
-
-
-def delimited(*commands: Any) -> bytes:
-    """Commands as the library writes them, each behind its length."""
-    sent = b""
-    for command in commands:
-        body = command.SerializeToString()
-        sent += varint(len(body)) + body
-    return sent
-
-
-def varint(number: int) -> bytes:
-    encoded = b""
-    while number > 0x7F:
-        encoded += bytes((number & 0x7F | 0x80,))
-        number >>= 7
-    return encoded + bytes((number,))
 
 
 # the schema

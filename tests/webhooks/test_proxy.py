@@ -35,17 +35,17 @@ from broker.access.minting import mint
 from broker.core.signing import signature
 from broker.testing import Closed, Network, Peer, handshake, open_test_broker
 from broker.webhooks import proxy as questions
+from tests.conftest import WEBHOOK_SECRET
 
 pytestmark = pytest.mark.usefixtures("logging_restored")
 
-SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 URL = "https://backend.example/"
 RULES = WebhookRules(
     connect_url=URL + "connect",
     subscribe_url=URL + "subscribe",
     publish_url=URL + "publish",
     rpc_url=URL + "rpc",
-    secret=SECRET,
+    secret=WEBHOOK_SECRET,
 )
 
 
@@ -329,7 +329,7 @@ async def test_questions_are_signed_each_with_an_id_of_its_own(
     async with open_test_broker(broker_of()) as net:
         await ask(await net.open_client(), "rpc")
     for request in backend.requests:
-        StandardWebhook(SECRET).verify(request.content, dict(request.headers))
+        StandardWebhook(WEBHOOK_SECRET).verify(request.content, dict(request.headers))
     assert len({request.headers["webhook-id"] for request in backend.requests}) == 2
 
 
@@ -441,11 +441,11 @@ async def test_over_a_real_socket_to_a_real_server(
     serve_backend: Callable[[Callable[..., Any]], AbstractAsyncContextManager[str]],
 ) -> None:
     async def connect(request: Request) -> Response:
-        StandardWebhook(SECRET).verify(await request.body(), dict(request.headers))
+        StandardWebhook(WEBHOOK_SECRET).verify(await request.body(), dict(request.headers))
         return JSONResponse({"result": {"user": request.cookies["user"]}})
 
     async with serve_backend(connect) as url:
-        rules = WebhookRules(connect_url=url, secret=SECRET)
+        rules = WebhookRules(connect_url=url, secret=WEBHOOK_SECRET)
         async with open_test_broker(Broker(Config(webhooks=rules))) as net:
             for user in ("ann", "ben"):
                 peer = await net.open_websocket(headers={"Cookie": f"user={user}"})
@@ -499,7 +499,9 @@ async def test_the_backend_of_the_how_to_decides(
 
 def test_the_check_of_the_how_to_knows_who_signed() -> None:
     verify = shown("webhooks.md")["verify"]
-    headers = signature(SECRET, "a", time.time(), b"{}")
-    assert verify(SECRET, headers, b"{}")
-    assert not verify(SECRET, headers, b"[]")
-    assert not verify(SECRET, signature(SECRET, "a", time.time() - 400, b"{}"), b"{}")
+    headers = signature(WEBHOOK_SECRET, "a", time.time(), b"{}")
+    assert verify(WEBHOOK_SECRET, headers, b"{}")
+    assert not verify(WEBHOOK_SECRET, headers, b"[]")
+    assert not verify(
+        WEBHOOK_SECRET, signature(WEBHOOK_SECRET, "a", time.time() - 400, b"{}"), b"{}"
+    )

@@ -38,12 +38,12 @@ from broker.testing import Closed, MemoryListener, Network, Peer, open_test_brok
 from broker.transport.listeners import describe, open_listeners
 from broker.webhooks import sender as webhooks
 from broker.webhooks.sender import RETRY_AFTER_MOST, encode, seconds_of
+from tests.conftest import WEBHOOK_SECRET
 
 pytestmark = pytest.mark.usefixtures("logging_restored")
 
 ROOT = Path(__file__).parents[2]
 URL = "https://backend.example/events"
-SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 RULES = WebhookRules(url=URL, retry_seconds=1, retry_max_seconds=8)
 
 sample: dict[str, Any] = runpy.run_path(str(ROOT / "clients" / "online.py"))
@@ -187,19 +187,19 @@ async def test_kinds_that_are_not_asked_for_are_not_sent(
 async def test_requests_are_signed_as_standard_webhooks_has_it(
     autojump_clock: MockClock, backend: Backend
 ) -> None:
-    async with open_test_broker(broker_of(secret=SECRET)):
+    async with open_test_broker(broker_of(secret=WEBHOOK_SECRET)):
         await trio.sleep(1)
     _, request = backend.requests[0]
-    theirs = StandardWebhook(SECRET)
+    theirs = StandardWebhook(WEBHOOK_SECRET)
     assert theirs.verify(request.content, dict(request.headers))["events"][0]["seq"] == 1
     with pytest.raises(WebhookVerificationError):
         theirs.verify(request.content + b" ", dict(request.headers))
     verify, now = sample["verify"], int(request.headers["webhook-timestamp"])
-    assert verify(SECRET, request.headers, request.content, now + 299)
-    assert not verify(SECRET, request.headers, request.content, now + 301)
-    assert not verify(SECRET, request.headers, request.content + b" ", now)
+    assert verify(WEBHOOK_SECRET, request.headers, request.content, now + 299)
+    assert not verify(WEBHOOK_SECRET, request.headers, request.content, now + 301)
+    assert not verify(WEBHOOK_SECRET, request.headers, request.content + b" ", now)
     assert not verify("whsec_" + "A" * 32, request.headers, request.content, now)
-    assert not verify(SECRET, {}, request.content, now)
+    assert not verify(WEBHOOK_SECRET, {}, request.content, now)
 
 
 async def test_without_a_secret_there_is_no_signature(
@@ -213,14 +213,14 @@ async def test_without_a_secret_there_is_no_signature(
 
 def test_the_example_of_the_standard_comes_out() -> None:
     headers = signature(
-        SECRET, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330.9, b'{"test": 2432232314}'
+        WEBHOOK_SECRET, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330.9, b'{"test": 2432232314}'
     )
     assert headers == {
         "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
         "webhook-timestamp": "1614265330",
         "webhook-signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
     }
-    assert key_of(SECRET) == key_of(SECRET.removeprefix("whsec_"))
+    assert key_of(WEBHOOK_SECRET) == key_of(WEBHOOK_SECRET.removeprefix("whsec_"))
 
 
 # a backend that fails
@@ -230,7 +230,7 @@ async def test_a_batch_is_sent_again_as_it_was_until_it_is_taken(
     autojump_clock: MockClock, backend: Backend
 ) -> None:
     backend.say = status(500)
-    async with open_test_broker(broker_of(secret=SECRET)) as net:
+    async with open_test_broker(broker_of(secret=WEBHOOK_SECRET)) as net:
         await trio.sleep(0.5)
         await net.open_plain()
         await trio.sleep(40)
@@ -564,7 +564,7 @@ def test_a_wrong_setting_is_refused(settings: dict[str, Any], message: str) -> N
 
 
 def test_the_secret_is_not_shown() -> None:
-    assert SECRET not in repr(Config(webhooks=WebhookRules(secret=SECRET)))
+    assert WEBHOOK_SECRET not in repr(Config(webhooks=WebhookRules(secret=WEBHOOK_SECRET)))
 
 
 def test_a_reload_leaves_webhooks_as_they_are() -> None:
@@ -839,11 +839,11 @@ async def test_over_a_real_socket_to_a_real_server(
         attempts.append(body)
         if len(attempts) == 1:
             return Response("not yet", 503)
-        seen.extend(StandardWebhook(SECRET).verify(body, dict(request.headers))["events"])
+        seen.extend(StandardWebhook(WEBHOOK_SECRET).verify(body, dict(request.headers))["events"])
         return Response(status_code=204)
 
     async with serve_backend(events) as url:
-        broker = broker_of(url=url, secret=SECRET, retry_seconds=0.01)
+        broker = broker_of(url=url, secret=WEBHOOK_SECRET, retry_seconds=0.01)
         async with open_test_broker(broker) as net:
             peer = await net.open_client()
             await peer.aclose()
@@ -863,7 +863,7 @@ async def sample_backend(*args: str) -> AsyncGenerator[Callable[[], Awaitable[st
                 [sys.executable, str(ROOT / "clients" / "online.py"), *args],
                 stdout=subprocess.PIPE,
                 check=False,
-                env={"BROKER_API_KEY": "s3cret", "BROKER_WEBHOOKS_SECRET": SECRET},
+                env={"BROKER_API_KEY": "s3cret", "BROKER_WEBHOOKS_SECRET": WEBHOOK_SECRET},
             )
         )
         seen = b""
@@ -895,7 +895,7 @@ async def test_the_sample_backend_knows_who_is_online_also_after_its_own_restart
         async with sample_backend(url, "0") as line:
             port = (await line()).removeprefix("listening on port ")
             backend_url = f"http://localhost:{port}/events"
-            rules = WebhookRules(url=backend_url, secret=SECRET, retry_seconds=0.05)
+            rules = WebhookRules(url=backend_url, secret=WEBHOOK_SECRET, retry_seconds=0.05)
             broker = Broker(attrs.evolve(config, webhooks=rules))
             async with trio.open_nursery() as nursery:
                 await nursery.start(partial(broker.serve, listeners=listeners))
@@ -908,7 +908,7 @@ async def test_the_sample_backend_knows_who_is_online_also_after_its_own_restart
                         # Another process on another port: as good as one that has forgotten all.
                         other = (await again()).removeprefix("listening on port ")
                         body = encode([_of_this_epoch(broker)])
-                        headers = signature(SECRET, "test", time.time(), body)
+                        headers = signature(WEBHOOK_SECRET, "test", time.time(), body)
                         async with httpx2.AsyncClient() as http:
                             answer = await http.post(
                                 f"http://localhost:{other}/events", content=body, headers=headers

@@ -1,0 +1,163 @@
+"""Settings: which values they take, and what they are taken together to mean."""
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from broker.config.loading import load
+from broker.config.settings import (
+    NEEDS_RESTART,
+    Config,
+    TokenRules,
+    TopicRules,
+    exposure_warning,
+    is_loopback,
+)
+from broker.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("port", -1, "port is -1: must be from 0 to 65535"),
+        ("port", 65536, "port is 65536: must be from 0 to 65535"),
+        ("port", True, "port is True: must be from 0 to 65535"),
+        ("port", "9501", "port is '9501': must be from 0 to 65535"),
+        ("host", "a..b", "host is 'a..b': must be a name or an address"),
+        ("backlog", 0, "backlog is 0: must be at least 1"),
+        ("max_connections", 0, "max_connections is 0: must be at least 1"),
+        ("open_seconds", 0, "open_seconds is 0: must be more than 0"),
+        ("ping_seconds", float("nan"), "ping_seconds is nan: must be more than 0"),
+        ("drain_seconds", -0.5, "drain_seconds is -0.5: must be at least 0"),
+        ("websocket_paths", ("ws",), "websocket_paths holds 'ws': must start with \"/\""),
+        ("allowed_origins", ("example.com",), "allowed_origins holds 'example.com': must be like"),
+        ("allowed_origins", ("https://a.b/c",), "allowed_origins holds 'https://a.b/c'"),
+        ("log_format", "xml", 'log_format is \'xml\': must be "console" or "json" or "article"'),
+        ("tls_cert", Path("a.pem"), "tls_cert is 'a.pem' but tls_key is not set"),
+        ("tls_key", Path("a.key"), "tls_key is 'a.key' but tls_cert is not set"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_field_and_value(
+    field: str, value: object, message: str
+) -> None:
+    with pytest.raises(ValueError) as raised:
+        attrs.evolve(Config(), **{field: value})  # type: ignore[arg-type]
+    assert str(raised.value).startswith(message)
+
+
+def test_the_edges_of_the_ranges_are_in() -> None:
+    config = Config(
+        port=0,
+        max_connections=None,
+        ping_seconds=float("inf"),
+        drain_seconds=0,
+        allowed_origins=("*", "null", "http://localhost:8000"),
+        topics=TopicRules(history_size=0),
+    )
+    assert config.port == config.topics.history_size == 0
+
+
+@pytest.mark.parametrize(
+    "host, expected",
+    [
+        ("localhost", True),
+        ("LocalHost.", True),
+        ("app.localhost", True),
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("", False),
+        ("192.168.1.2", False),
+        ("example.com", False),
+        ("localhost.example.com", False),
+    ],
+)
+def test_loopback_is_told_from_the_open_network(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_only_an_open_bind_without_origins_or_tokens_is_warned_about() -> None:
+    warning = exposure_warning(Config(host="0.0.0.0", port=9502))
+    assert warning is not None
+    assert "'0.0.0.0'" in warning
+    assert "9502" in warning
+    assert "\n" not in warning
+    assert exposure_warning(Config()) is None
+    assert exposure_warning(Config(host="0.0.0.0", allowed_origins=("https://a.b",))) is None
+    assert exposure_warning(Config(host="0.0.0.0", unix=Path("/run/b.sock"))) is None
+
+
+def test_tokens_that_are_needed_make_an_open_bind_safe() -> None:
+    needed = TokenRules(hmac_secret="secret")
+    assert exposure_warning(Config(host="0.0.0.0", tokens=needed)) is None
+    optional = TokenRules(hmac_secret="secret", allow_anonymous=True)
+    warning = exposure_warning(Config(host="0.0.0.0", tokens=optional))
+    assert warning is not None
+    assert "[tokens]" in warning
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("hmac_secret", "secret"),
+        ("hmac_secret_file", Path("/run/secret")),
+        ("public_keys", ("a.pem",)),
+        ("jwks_url", "https://a.b"),
+    ],
+)
+def test_any_key_makes_tokens_count(field: str, value: object) -> None:
+    assert not TokenRules().configured
+    assert TokenRules().anonymous_allowed
+    rules = attrs.evolve(TokenRules(), **{field: value})  # type: ignore[arg-type]
+    assert rules.configured
+    assert not rules.anonymous_allowed
+    assert attrs.evolve(rules, allow_anonymous=True).anonymous_allowed
+    assert not attrs.evolve(rules, allow_anonymous=False).anonymous_allowed
+
+
+@pytest.mark.parametrize(
+    "rules, message",
+    [
+        ({"hmac_secret": "a", "hmac_secret_file": "b"}, "are both set"),
+        ({"allow_anonymous": False}, "there is no key to verify a token with"),
+    ],
+)
+def test_token_rules_that_contradict_each_other_are_refused(
+    rules: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(None, {"tokens": rules}, environ={})
+
+
+def test_a_config_is_told_apart_by_its_values_and_never_changes() -> None:
+    assert Config() == Config()
+    assert Config(max_topics=5) != Config()
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        Config().max_topics = 5  # type: ignore[misc]
+
+
+def test_every_setting_that_needs_a_restart_says_why() -> None:
+    reasons = [
+        field.metadata[NEEDS_RESTART]
+        for field in attrs.fields(Config)
+        if NEEDS_RESTART in field.metadata
+    ]
+    assert reasons
+    assert all(isinstance(reason, str) and reason for reason in reasons)
+
+
+@pytest.mark.parametrize("who", ["all", "users", "none", "subscribers"])
+def test_only_a_subscriber_can_be_asked_whether_it_is_one(who: str) -> None:
+    rules: dict[str, Any] = {"may_publish": who}
+    assert TopicRules(**rules).may_publish == who
+    subscribing: dict[str, Any] = {"may_subscribe": who}
+    if who == "subscribers":
+        with pytest.raises(ValueError, match="may_subscribe"):
+            TopicRules(**subscribing)
+    else:
+        assert TopicRules(**subscribing).may_subscribe == who
