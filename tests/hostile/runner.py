@@ -1,0 +1,218 @@
+"""Runs inputs: starts brokers, puts a bystander pair beside each input, measures, and waits for the
+baseline."""
+
+import math
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import attrs
+import trio
+
+from tests.hostile.bystander import Heard, Pair, open_pair
+from tests.hostile.field import Field, Input, outcome_of
+from tests.hostile.judge import Measured, Verdict, judge
+from tests.hostile.target import Sample, Setup, Target, scratch_directory
+
+BASELINE_SECONDS: Final = 10.0
+"""Issue 9: within this all must be as it was."""
+WINDOW_SECONDS: Final = 0.6
+"""The shortest time that bystanders are listened to: 60 messages, so that the p99 is the worst."""
+PAUSE: Final = 0.1
+
+_NOTHING: Final = Sample(0, 0, 0, 0.0, 0.0)
+
+
+@attrs.frozen
+class _Stage:
+    """A broker and its bystanders."""
+
+    target: Target
+    pair: Pair
+
+
+@asynccontextmanager
+async def _open_stage(setup: Setup) -> AsyncGenerator[_Stage]:
+    with scratch_directory() as scratch:
+        target = Target(setup, Path(scratch))
+        try:
+            await target.wait_served()
+            async with open_pair(target.address, setup.connect) as pair:
+                await trio.sleep(3 * PAUSE)  # imports of a first request, and the pair's own start
+                yield _Stage(target, pair)
+        finally:
+            with trio.CancelScope(shield=True):
+                await target.stop()
+
+
+async def run_all(entries: Sequence[Input], tell: Callable[[Verdict], None]) -> None:
+    """Run inputs in their order, and tell the verdict on each as soon as it is there.
+
+    Neighbours with one setup share a broker. After a fault the next has a new one, and so does the
+    second try of the same: what counts is what happens twice.
+    """
+    left = list(entries)
+    while left:
+        count = _neighbours(left)
+        left = await _run(left[:count], tell) + left[count:]
+
+
+def _neighbours(entries: Sequence[Input]) -> int:
+    """How many of the first inputs may share a broker."""
+    count = 0
+    for entry in entries:
+        alone = entry.fresh or entry.control or entry.finale is not None
+        if count and (alone or entry.setup != entries[0].setup):
+            break
+        count += 1
+        if alone:
+            break
+    return count
+
+
+async def _run(entries: list[Input], tell: Callable[[Verdict], None]) -> list[Input]:
+    """Run inputs on one broker, up to the first fault; return those that are left."""
+    done = 0
+    try:
+        async with _open_stage(entries[0].setup) as stage:
+            for entry in entries:
+                verdict = await _judged(stage, entry)
+                if verdict.faults:
+                    break
+                done += 1
+                tell(verdict)
+    except RuntimeError as error:
+        nothing = Measured((), Heard(), _NOTHING, None, 0, 0, 0, 0.0, trouble=str(error))
+        verdict = Verdict(entries[done], nothing, judge(entries[done], nothing))
+    if done < len(entries):
+        tell(await _again(entries[done], verdict))
+        done += 1
+    return entries[done:]
+
+
+async def _again(entry: Input, first: Verdict) -> Verdict:
+    """The verdict of a second try, alone with a new broker."""
+    if entry.control:
+        return first
+    try:
+        async with _open_stage(entry.setup) as stage:
+            second = await _judged(stage, entry)
+    except RuntimeError:
+        return first
+    return attrs.evolve(second, runs=2)
+
+
+async def _judged(stage: _Stage, entry: Input) -> Verdict:
+    measured = await _measure(stage, entry)
+    return Verdict(entry, measured, judge(entry, measured))
+
+
+async def _measure(stage: _Stage, entry: Input) -> Measured:
+    """Run one input. Raises `RuntimeError` if broker or bystanders are not there to begin with."""
+    target, pair = stage.target, stage.pair
+    target.log_lines()
+    clients_before = await trio.to_thread.run_sync(target.clients)
+    await trio.sleep(PAUSE)  # that question was a connection as well
+    before = target.sample()
+    target.reset_peak()
+    await pair.begin()
+    began = trio.current_time()
+    outcomes = await _attack(target, entry)
+    await trio.sleep_until(began + WINDOW_SECONDS)
+    took = trio.current_time() - began
+    clients_after, hung = await _wait_for_baseline(target, before, clients_before)
+    heard = await pair.end()
+    peak, after = target.peak(), _sample(target)
+    if after is not None and not hung:
+        after = await _wait_for_memory(target, entry, before, after)
+    log = tuple(target.log_lines())
+    finale: tuple[str, ...] = ()
+    if entry.finale is not None:
+        finale = tuple(await _final(target, entry))
+        log += tuple(target.log_lines())
+    return Measured(
+        tuple(outcomes),
+        heard,
+        before,
+        after,
+        peak or before.rss,
+        clients_before,
+        clients_after,
+        took,
+        log,
+        finale,
+        hung,
+    )
+
+
+async def _attack(target: Target, entry: Input) -> list[str]:
+    """The outcomes of an input, all its peers closed."""
+    outcomes: list[str] = []
+
+    async def once(field: Field) -> None:
+        try:
+            outcomes.extend(await outcome_of(entry.attack, field))
+        except Exception as error:  # noqa: BLE001 - an input that fails is one row, not the table
+            outcomes.append(f"the attack raised {error!r}")
+
+    with trio.move_on_after(entry.seconds) as bound:
+        async with trio.open_nursery() as nursery:
+            field = Field(target, nursery)
+            try:
+                async with trio.open_nursery() as attacks:
+                    for _ in range(entry.times):
+                        attacks.start_soon(once, field)
+            finally:
+                nursery.cancel_scope.cancel()
+                await field.close()  # noqa: ASYNC102 - shields itself, waits for nobody
+    if bound.cancelled_caught:
+        outcomes.append(f"not done in {entry.seconds:g} s")
+    return outcomes
+
+
+async def _final(target: Target, entry: Input) -> Sequence[str]:
+    assert entry.finale is not None
+    with trio.move_on_after(BASELINE_SECONDS + entry.seconds):
+        async with trio.open_nursery() as nursery:
+            field = Field(target, nursery)
+            found = await outcome_of(entry.finale, field)
+            await field.close()
+            nursery.cancel_scope.cancel()
+            return found
+    return ["the end took too long"]
+
+
+async def _wait_for_baseline(target: Target, before: Sample, clients: int) -> tuple[int, bool]:
+    """Wait until connections and files are as before; how many clients there are then, and
+    whether the broker is silent."""
+    now = -1
+    with trio.move_on_after(BASELINE_SECONDS):
+        while target.is_running:
+            now = await trio.to_thread.run_sync(target.clients, abandon_on_cancel=True)
+            await trio.sleep(PAUSE / 4)
+            sample = _sample(target)
+            if sample is None:
+                break
+            if (now >= 0 or clients < 0) and now <= clients and sample.files <= before.files:
+                return now, False
+            await trio.sleep(PAUSE)
+    return now, clients >= 0 and now < 0
+
+
+async def _wait_for_memory(target: Target, entry: Input, before: Sample, after: Sample) -> Sample:
+    """Give what is being given back a moment more, if it matters."""
+    bound = before.rss + entry.left_mib * 2**20
+    for _ in range(math.ceil(2 / PAUSE)):
+        if after.rss <= bound:
+            break
+        await trio.sleep(PAUSE)
+        after = _sample(target) or after
+    return after
+
+
+def _sample(target: Target) -> Sample | None:
+    try:
+        return target.sample()
+    except ProcessLookupError:
+        return None
