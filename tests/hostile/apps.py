@@ -37,7 +37,7 @@ leaking = Broker()
 @slow_open.on_open
 async def _wait_long(connection: Connection) -> None:
     if "x-slow" in connection.headers:
-        await trio.sleep(30)
+        await trio.sleep(5)
 
 
 @slow_messages.on_message

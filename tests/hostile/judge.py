@@ -44,6 +44,23 @@ class Measured:
     trouble: str = ""
     """What kept the input from being run at all."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the broker is as it was before, so that it may be attacked again."""
+        return (
+            self.after is not None
+            and not self.hung
+            and not self.heard.closed
+            and self.after.files <= self.before.files
+            and self.clients_after <= self.clients_before
+        )
+
+    @property
+    def stolen(self) -> float:
+        """Seconds for which broker and bystanders were ready to run while others had their cores."""
+        waited = 0.0 if self.after is None else self.after.waited - self.before.waited
+        return waited + self.heard.waited
+
 
 @attrs.frozen
 class Verdict:
@@ -51,6 +68,15 @@ class Verdict:
     measured: Measured
     faults: tuple[str, ...]
     runs: int = 1
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether others may be to blame for what is wrong: it is late, and nothing else."""
+        late = max(self.measured.heard.p99, self.measured.heard.ping_p99)
+        return (
+            all("p99 " in fault or "p50 " in fault for fault in self.faults)
+            and self.measured.stolen > late / 2
+        )
 
     @property
     def is_good(self) -> bool:
@@ -151,6 +177,8 @@ def line_of(verdict: Verdict) -> str:
     )
     if verdict.faults:
         row += f"  [{'; '.join(verdict.faults)}]"
+        if verdict.is_disturbed:
+            row += f" (others took {found.stolen * 1000:.0f} ms)"
     if entry.control and verdict.is_good:
         row += "  (a control: found, as it must be)"
     elif verdict.runs > 1 and verdict.is_good:
@@ -185,6 +213,7 @@ def as_record(verdict: Verdict) -> dict[str, object]:
         "after": None if found.after is None else attrs.asdict(found.after),
         "clients_before": found.clients_before,
         "clients_after": found.clients_after,
+        "stolen": found.stolen,
         "bystander": attrs.asdict(found.heard),
         "log": found.log[-5:],
     }

@@ -267,8 +267,12 @@ class Peer:
                 await self.send(frame(TEXT, b"{}"))
 
     async def lines(self) -> list[Json]:
-        """The objects of the next text message."""
-        return [msgspec.json.decode(line) for line in (await self.message()).split(b"\n") if line]
+        """The objects of the next text message. Raises `Ended` for what is no JSON."""
+        message = await self.message()
+        try:
+            return [msgspec.json.decode(line) for line in message.split(b"\n") if line]
+        except msgspec.DecodeError:
+            raise Ended(f"plain text: {message[:20].decode(errors='replace')}") from None
 
     async def call(self, **command: object) -> Json:
         """Send one command and return its reply; pushes meanwhile go to `pushes`."""
