@@ -61,7 +61,7 @@ def test_what_leaves_no_trace_is_no_harm() -> None:
         (attrs.evolve(GOOD, after=None), "the broker has ended"),
         (attrs.evolve(GOOD, hung=True), "the broker does not answer any more"),
         (attrs.evolve(GOOD, peak=BEFORE.rss + 65 * MIB), "RSS +65 MiB"),
-        (_after(rss=BEFORE.rss + 25 * MIB), "keeps 25 MiB"),
+        (_after(rss=BEFORE.rss + 33 * MIB), "keeps 33 MiB"),
         (_after(files=11), "1 files left open"),
         (attrs.evolve(GOOD, clients_after=4), "2 connections left"),
         (attrs.evolve(GOOD, log=("Traceback (most recent call last):",)), "log: Traceback"),
@@ -73,6 +73,15 @@ def test_each_kind_of_harm_is_told(found: Measured, fault: str) -> None:
     (told,) = judge(ENTRY, found)
     assert told.startswith(fault)
     assert told in line_of(Verdict(ENTRY, found, (told,)))
+
+
+def test_a_start_that_is_refused_is_right_only_where_that_was_expected() -> None:
+    refused = attrs.evolve(GOOD, outcomes=("not started",), trouble="the broker did not start: x")
+    assert judge(ENTRY, refused) == ("the broker did not start: x",)
+    mistaken = attrs.evolve(ENTRY, should=("101", "not started"))
+    assert judge(mistaken, refused) == ()
+    crashed = attrs.evolve(refused, trouble="the broker did not start: Traceback: KeyError")
+    assert judge(mistaken, crashed) == (crashed.trouble,)
 
 
 def test_a_crowd_may_be_noticed_twice_as_much() -> None:

@@ -65,8 +65,8 @@ async def _news_for_all(event: ConnectEvent) -> ConnectReply:
 
 
 @false_subscribe.on_subscribe
-async def _no(event: SubscribeEvent) -> bool:
-    return event.topic != "$payroll"
+async def _no(event: SubscribeEvent) -> bool | None:
+    return False if event.topic == "$payroll" else None
 
 
 @binding.on_rpc

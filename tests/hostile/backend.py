@@ -4,13 +4,10 @@
 """
 
 import json
-import os
 import sys
 from typing import Final
 
 import trio
-
-from tests.hostile.target import LOAD_CORE
 
 SLOW_SECONDS: Final = 2.0
 
@@ -59,7 +56,6 @@ async def _answer(kind: str, asked: dict[str, object], fields: dict[str, str]) -
 
 
 def main() -> None:
-    os.sched_setaffinity(0, {LOAD_CORE})
     trio.run(trio.serve_tcp, _serve, int(sys.argv[1]))
 
 

@@ -54,7 +54,7 @@ class Input:
     peak_mib: float = 64.0
     """The most RSS that the broker may gain meanwhile: a wide default, that no single peer's
     1 MiB messages come near."""
-    left_mib: float = 24.0
+    left_mib: float = 32.0
     """The most that it may keep afterwards: arenas that stay half used, and code that was
     imported on first use."""
     fresh: bool = False

@@ -111,7 +111,7 @@ async def retain(field: Field, count: int, size: int) -> None:
 # filters and patterns
 
 
-@hostile("multiply/990 patterns, 99-node filters", ISSUE, *SERVED, fresh=True, seconds=40.0)
+@hostile("multiply/990 patterns, 99-node filters", ISSUE, *SERVED, fresh=True, seconds=15.0)
 async def _patterns_with_filters(field: Field) -> Sequence[str]:
     peer = await field.open_client()
     tf = filter_of(98)
@@ -121,7 +121,7 @@ async def _patterns_with_filters(field: Field) -> Sequence[str]:
     return served(answers)
 
 
-@hostile("multiply/the same by tags that pass", ISSUE, *SERVED, fresh=True, seconds=40.0)
+@hostile("multiply/the same by tags that pass", ISSUE, *SERVED, fresh=True, seconds=15.0)
 async def _patterns_with_tags(field: Field) -> Sequence[str]:
     peer = await field.open_client()
     tf = filter_of(98)
@@ -132,7 +132,7 @@ async def _patterns_with_tags(field: Field) -> Sequence[str]:
     return served(answers)
 
 
-@hostile("multiply/such filters, 200 publishes a second", ISSUE, *SERVED, fresh=True, seconds=40.0)
+@hostile("multiply/such filters, 200 publishes a second", ISSUE, *SERVED, fresh=True, seconds=15.0)
 async def _paced(field: Field) -> Sequence[str]:
     peer, publisher = await field.open_clients(2)
     tf = filter_of(99)
@@ -144,7 +144,7 @@ async def _paced(field: Field) -> Sequence[str]:
     return served(answers)
 
 
-@hostile("multiply/14,000 retained, filtered 16 times", ISSUE, *SERVED, fresh=True, seconds=40.0)
+@hostile("multiply/14,000 retained, filtered 16 times", ISSUE, *SERVED, fresh=True, seconds=15.0)
 async def _retained_filtered(field: Field) -> Sequence[str]:
     await retain(field, 14_000, 10)
     peer = await field.open_client()
@@ -158,7 +158,7 @@ async def _retained_filtered(field: Field) -> Sequence[str]:
 
 
 @hostile("multiply/30 x 1,000 patterns that do not match", ISSUE, "cheap", fresh=True, attackers=30,
-         seconds=60.0, peak_mib=256.0, left_mib=128.0)  # fmt: skip
+         seconds=30.0, peak_mib=256.0, left_mib=128.0)  # fmt: skip
 async def _no_match(field: Field) -> Sequence[str]:
     chance = random.Random(7)
     peers = await field.open_clients(30)
@@ -179,7 +179,7 @@ async def _no_match(field: Field) -> Sequence[str]:
     return unless(each > 0.002 and f"{each * 1000:.0f} ms of CPU a publish", "cheap")
 
 
-@hostile("multiply/5 x 990 patterns, all excluded", ISSUE, "cheap", fresh=True, seconds=60.0)
+@hostile("multiply/5 x 990 patterns, all excluded", ISSUE, "cheap", fresh=True, seconds=30.0)
 async def _excluded(field: Field) -> Sequence[str]:
     peers = await field.open_clients(5)
     for peer in peers:
@@ -195,7 +195,7 @@ async def _excluded(field: Field) -> Sequence[str]:
     return unless(spent > 1 and f"{spent:.1f} s of CPU", "cheap")
 
 
-@hostile("multiply/10,000 patterns *.*.*.*.>", APP, *SERVED, attackers=10, seconds=40.0,
+@hostile("multiply/10,000 patterns *.*.*.*.>", APP, *SERVED, attackers=10, seconds=20.0,
          peak_mib=96.0)  # fmt: skip
 async def _stars(field: Field) -> Sequence[str]:
     found: Counter[str] = Counter()
@@ -206,7 +206,7 @@ async def _stars(field: Field) -> Sequence[str]:
     return served(found)
 
 
-@hostile("multiply/100,000 subscriptions of one client", APP, *SERVED, seconds=60.0)
+@hostile("multiply/100,000 subscriptions of one client", APP, *SERVED, seconds=30.0)
 async def _subscriptions(field: Field) -> Sequence[str]:
     peer = await field.open_client()
     found: Counter[str] = Counter()
@@ -223,7 +223,7 @@ async def _subscriptions(field: Field) -> Sequence[str]:
 
 
 @hostile(
-    "multiply/exclude lists of 100,000", ISSUE, "served", "error 106", "error 107", seconds=40.0
+    "multiply/exclude lists of 100,000", ISSUE, "served", "error 106", "error 107", seconds=20.0
 )
 async def _long_excludes(field: Field) -> Sequence[str]:
     peer = await field.open_client()
@@ -236,7 +236,7 @@ async def _long_excludes(field: Field) -> Sequence[str]:
 
 
 @hostile("memory/600 subscriptions, 1 MB filters", ISSUE, "refused", "error 106", "error 107",
-         fresh=True, peak_mib=48.0, setup=HISTORY, seconds=40.0)  # fmt: skip
+         fresh=True, peak_mib=48.0, setup=HISTORY, seconds=20.0)  # fmt: skip
 async def _large_filters(field: Field) -> Sequence[str]:
     peer = await field.open_client()
     tf = {"key": "a", "cmp": "eq", "val": MEGABYTE}
@@ -249,7 +249,7 @@ async def _large_filters(field: Field) -> Sequence[str]:
 
 
 @hostile("memory/200 filters of 1 MB come and go", ISSUE, "given back", fresh=True, attackers=200,
-         peak_mib=384.0, left_mib=48.0, seconds=60.0)  # fmt: skip
+         peak_mib=384.0, left_mib=48.0, seconds=30.0)  # fmt: skip
 async def _come_and_go(field: Field) -> Sequence[str]:
     left: list[float] = []
     tf = {"key": "a", "cmp": "neq", "val": MEGABYTE}
@@ -269,7 +269,7 @@ async def _come_and_go(field: Field) -> Sequence[str]:
 
 
 @hostile("memory/subscription data of 1 MB, 600 times", ISSUE, *SERVED, "error 106", fresh=True,
-         peak_mib=48.0, setup=HISTORY, seconds=40.0)  # fmt: skip
+         peak_mib=48.0, setup=HISTORY, seconds=20.0)  # fmt: skip
 async def _large_data(field: Field) -> Sequence[str]:
     peer = await field.open_client()
     for number in range(600):
@@ -280,7 +280,7 @@ async def _large_data(field: Field) -> Sequence[str]:
 
 
 @hostile("memory/500 wills of 1 MB", ISSUE, "served", "error 106", fresh=True, attackers=500,
-         setup=HISTORY, peak_mib=192.0, left_mib=128.0, seconds=60.0)  # fmt: skip
+         setup=HISTORY, peak_mib=192.0, left_mib=128.0, seconds=30.0)  # fmt: skip
 async def _wills(field: Field) -> Sequence[str]:
     fates = []
     for number in range(500):
@@ -290,7 +290,7 @@ async def _wills(field: Field) -> Sequence[str]:
 
 
 @hostile("memory/1,000 idle, 676 empty headers each", ISSUE, "bounded", fresh=True, attackers=1000,
-         peak_mib=96.0, left_mib=48.0, seconds=60.0)  # fmt: skip
+         peak_mib=96.0, left_mib=48.0, seconds=30.0)  # fmt: skip
 async def _headers(field: Field) -> Sequence[str]:
     fields: dict[str, str | None] = {f"a{n:x}": "" for n in range(676)}
     before = field.sample().rss
@@ -339,7 +339,7 @@ async def _commands(field: Field) -> Sequence[str]:
 
 
 @hostile("memory/half a message of 1 MB, 200 peers", ISSUE, "held", fresh=True, attackers=200,
-         setup=HISTORY, peak_mib=256.0, left_mib=48.0, seconds=40.0)  # fmt: skip
+         setup=HISTORY, peak_mib=256.0, left_mib=48.0, seconds=20.0)  # fmt: skip
 async def _halves(field: Field) -> Sequence[str]:
     half = frame(TEXT, b"x" * 10**6)[:-1000]
     for _ in range(200):
@@ -352,7 +352,7 @@ async def _halves(field: Field) -> Sequence[str]:
 
 
 @hostile(
-    "memory/100 answers of 1 MB, unread", ISSUE, "bounded", fresh=True, peak_mib=48.0, seconds=40.0
+    "memory/100 answers of 1 MB, unread", ISSUE, "bounded", fresh=True, peak_mib=48.0, seconds=20.0
 )
 async def _answers(field: Field) -> Sequence[str]:
     asker = await field.open_client(receive_buffer=4096)
@@ -381,7 +381,7 @@ async def _open_requests(field: Field) -> Sequence[str]:
 
 
 @hostile("memory/2,000 topics of 100 publications", ISSUE, "served", fresh=True, setup=HISTORY,
-         peak_mib=160.0, left_mib=128.0, seconds=40.0)  # fmt: skip
+         peak_mib=160.0, left_mib=128.0, seconds=20.0)  # fmt: skip
 async def _topics(field: Field) -> Sequence[str]:
     peer = await field.open_client()
     for start in range(0, 2000, 10):
@@ -397,7 +397,7 @@ async def _topics(field: Field) -> Sequence[str]:
 
 
 @hostile(
-    "memory/100,000 keys", ISSUE, "served", fresh=True, peak_mib=96.0, left_mib=64.0, seconds=60.0
+    "memory/100,000 keys", ISSUE, "served", fresh=True, peak_mib=96.0, left_mib=64.0, seconds=30.0
 )
 async def _keys(field: Field) -> Sequence[str]:
     peer = await field.open_client()
@@ -417,7 +417,7 @@ async def _keys(field: Field) -> Sequence[str]:
 
 
 @hostile("history/57 MB, small receive buffer", ISSUE, *SERVED, fresh=True, setup=HISTORY,
-         peak_mib=240.0, left_mib=160.0, p50_ms=10.0, seconds=40.0)  # fmt: skip
+         peak_mib=240.0, left_mib=160.0, p50_ms=10.0, seconds=20.0)  # fmt: skip
 async def _history(field: Field) -> Sequence[str]:
     await fill_history(field, "big")
     peer = await field.open_client(receive_buffer=4096)
@@ -429,7 +429,7 @@ async def _history(field: Field) -> Sequence[str]:
 
 
 @hostile("history/57 MB, 8 such readers", ISSUE, *SERVED, fresh=True, setup=HISTORY, attackers=8,
-         peak_mib=300.0, left_mib=200.0, seconds=40.0)  # fmt: skip
+         peak_mib=300.0, left_mib=200.0, seconds=20.0)  # fmt: skip
 async def _histories(field: Field) -> Sequence[str]:
     await fill_history(field, "big")
     for _ in range(8):
@@ -442,7 +442,7 @@ async def _histories(field: Field) -> Sequence[str]:
 
 
 @hostile("history/57 MB by http_stream at full speed", ISSUE, "at once", fresh=True, setup=HISTORY,
-         peak_mib=300.0, left_mib=200.0, seconds=60.0)  # fmt: skip
+         peak_mib=300.0, left_mib=200.0, seconds=30.0)  # fmt: skip
 async def _history_stream(field: Field) -> Sequence[str]:
     await fill_history(field, "big")
     peer = await field.connect()
@@ -457,7 +457,7 @@ async def _history_stream(field: Field) -> Sequence[str]:
 
 
 @hostile("history/16 slow readers of 57 MB", ISSUE, *SERVED, fresh=True, setup=HISTORY, attackers=16,
-         peak_mib=256.0, left_mib=160.0, seconds=40.0)  # fmt: skip
+         peak_mib=256.0, left_mib=160.0, seconds=20.0)  # fmt: skip
 async def _slow_histories(field: Field) -> Sequence[str]:
     await fill_history(field, "big")
     for _ in range(16):
@@ -469,7 +469,7 @@ async def _slow_histories(field: Field) -> Sequence[str]:
 
 
 @hostile("history/3 readers at 5 MB/s of a busy topic", ISSUE, "cheap", fresh=True, setup=HISTORY,
-         attackers=3, peak_mib=300.0, left_mib=200.0, seconds=40.0)  # fmt: skip
+         attackers=3, peak_mib=300.0, left_mib=200.0, seconds=20.0)  # fmt: skip
 async def _busy_history(field: Field) -> Sequence[str]:
     await fill_history(field, "big")
     for _ in range(3):
@@ -487,7 +487,7 @@ async def _busy_history(field: Field) -> Sequence[str]:
 
 
 @hostile("history/300 recoveries of 100 publications", ISSUE, "served", fresh=True, setup=HISTORY, attackers=1,
-         seconds=40.0)  # fmt: skip
+         seconds=20.0)  # fmt: skip
 async def _recoveries(field: Field) -> Sequence[str]:
     publisher = await field.open_client()
     await publisher.say(*({"publish": {"channel": "r", "data": "x" * 1000}} for _ in range(100)))
@@ -518,12 +518,12 @@ async def _greeted(field: Field, count: int, size: int) -> list[str]:
     return unless(heard < count and f"{heard} of {count}", "all")
 
 
-@hostile("retained/13,000 to a fast reader", ISSUE, "all", fresh=True, seconds=40.0)
+@hostile("retained/13,000 to a fast reader", ISSUE, "all", fresh=True, seconds=20.0)
 async def _retained_small(field: Field) -> Sequence[str]:
     return await _greeted(field, 13_000, 10)
 
 
-@hostile("retained/1,800 of 4 KB to a fast reader", ISSUE, "all", fresh=True, seconds=40.0)
+@hostile("retained/1,800 of 4 KB to a fast reader", ISSUE, "all", fresh=True, seconds=20.0)
 async def _retained_large(field: Field) -> Sequence[str]:
     return await _greeted(field, 1_800, 3900)
 
@@ -630,7 +630,7 @@ async def _repeat(peer: Peer, data: bytes) -> None:
 
 
 @hostile("flood/1,000 connect at once", ISSUE, "served", attackers=1000, peak_mib=96.0, left_mib=48.0,
-         seconds=40.0)  # fmt: skip
+         seconds=20.0)  # fmt: skip
 async def _storm(field: Field) -> Sequence[str]:
     fates: list[str] = []
 
@@ -696,7 +696,7 @@ async def _batch(field: Field) -> Sequence[str]:
     return unless(len(answer["replies"]) != 10_000 and "not all")
 
 
-@hostile("backend/a broadcast to 20,000 topics", ISSUE, "ok", seconds=30.0)
+@hostile("backend/a broadcast to 20,000 topics", ISSUE, "ok", left_mib=64.0, seconds=30.0)
 async def _broadcast(field: Field) -> Sequence[str]:
     answer = await field.api("broadcast", channels=[f"b{n}" for n in range(20_000)], data=1)
     return [said(answer)]
@@ -717,7 +717,7 @@ async def _glob(field: Field) -> Sequence[str]:
 
 
 @hostile("backend/presence of 1,000 clients, 100 times", ISSUE, "ok", attackers=1000, peak_mib=96.0,
-         left_mib=48.0, seconds=60.0)  # fmt: skip
+         left_mib=48.0, seconds=30.0)  # fmt: skip
 async def _presences(field: Field) -> Sequence[str]:
     for peer in await field.open_clients(1000):
         await peer.call(subscribe={"channel": "crowd"})

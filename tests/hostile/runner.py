@@ -12,8 +12,8 @@ import trio
 
 from tests.hostile.bystander import Heard, Pair, open_pair
 from tests.hostile.field import Field, Input, outcome_of
-from tests.hostile.judge import Measured, Verdict, judge
-from tests.hostile.target import Sample, Setup, Target, scratch_directory
+from tests.hostile.judge import NOT_STARTED, Measured, Verdict, judge
+from tests.hostile.target import NotStarted, Sample, Setup, Target, scratch_directory
 
 BASELINE_SECONDS: Final = 10.0
 """Issue 9: within this all must be as it was."""
@@ -46,16 +46,18 @@ async def _open_stage(setup: Setup) -> AsyncGenerator[_Stage]:
                 await target.stop()
 
 
-async def run_all(entries: Sequence[Input], tell: Callable[[Verdict], None]) -> None:
+async def run_all(
+    entries: Sequence[Input], tell: Callable[[Verdict], None], *, once: bool = False
+) -> None:
     """Run inputs in their order, and tell the verdict on each as soon as it is there.
 
-    Neighbours with one setup share a broker. What goes wrong is tried once more, and counts if it
-    does so again; a broker that is not as it was before goes, and the next is a new one.
+    Neighbours with one setup share a broker. What goes wrong is tried once more, unless `once`, and
+    counts if it does so again; a broker that is not as it was before goes, and the next is a new one.
     """
     left = list(entries)
     while left:
         count = _neighbours(left)
-        left = await _run(left[:count], tell) + left[count:]
+        left = await _run(left[:count], tell, once) + left[count:]
 
 
 def _neighbours(entries: Sequence[Input]) -> int:
@@ -74,7 +76,7 @@ def _is_alone(entry: Input) -> bool:
     return entry.fresh or entry.control or entry.finale is not None
 
 
-async def _run(entries: list[Input], tell: Callable[[Verdict], None]) -> list[Input]:
+async def _run(entries: list[Input], tell: Callable[[Verdict], None], once: bool) -> list[Input]:
     """Run inputs on one broker, as long as it is as good as new; return those that are left."""
     done = 0
     verdict: Verdict | None = None
@@ -82,35 +84,40 @@ async def _run(entries: list[Input], tell: Callable[[Verdict], None]) -> list[In
         async with _open_stage(entries[0].setup) as stage:
             for entry in entries:
                 verdict = await _judged(stage, entry)
-                while (
-                    _deserves_another(verdict) and verdict.measured.is_over and not _is_alone(entry)
-                ):
+                while _deserves_another(verdict, once) and _is_reusable(stage, verdict):
                     runs = verdict.runs + 1
                     verdict = attrs.evolve(await _judged(stage, entry), runs=runs)
-                if verdict.faults and (verdict.runs == 1 or not verdict.measured.is_over):
+                if verdict.faults and not _is_reusable(stage, verdict):
                     break
                 done += 1
                 tell(verdict)
                 verdict = None
     except RuntimeError as error:
-        nothing = Measured((), Heard(), _NOTHING, None, 0, 0, 0, 0.0, trouble=str(error))
+        came = (NOT_STARTED,) if isinstance(error, NotStarted) else ()
+        nothing = Measured(came, Heard(), _NOTHING, None, 0, 0, 0, 0.0, trouble=str(error))
         verdict = Verdict(entries[done], nothing, judge(entries[done], nothing))
     if verdict is not None:
-        tell(await _again(verdict))
+        tell(await _again(verdict, once))
         done += 1
     return entries[done:]
 
 
-def _deserves_another(verdict: Verdict) -> bool:
+def _is_reusable(stage: _Stage, verdict: Verdict) -> bool:
+    return verdict.measured.is_over and stage.target.is_running and not _is_alone(verdict.entry)
+
+
+def _deserves_another(verdict: Verdict, once: bool) -> bool:
     """Whether a fault is to be looked at once more, or thrice where others may be to blame."""
-    most = 1 if verdict.entry.control else 4 if verdict.is_disturbed else 2
+    most = (
+        1 if once or verdict.entry.control or verdict.is_gross else 4 if verdict.is_disturbed else 2
+    )
     return bool(verdict.faults) and verdict.runs < most
 
 
-async def _again(verdict: Verdict) -> Verdict:
+async def _again(verdict: Verdict, once: bool) -> Verdict:
     """The verdict of the last of several tries, each with a broker of its own."""
     entry = verdict.entry
-    while _deserves_another(verdict):
+    while _deserves_another(verdict, once):
         runs = verdict.runs + 1
         try:
             async with _open_stage(entry.setup) as stage:

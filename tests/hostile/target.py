@@ -33,7 +33,8 @@ START_SECONDS: Final = 20.0
 
 
 LAUNCH: Final = """
-import os, resource, sys
+import ctypes, os, resource, sys
+ctypes.CDLL(None).prctl(1, 9)
 core, files, stderr = sys.argv[1:4]
 os.sched_setaffinity(0, {int(core)})
 if int(files):
@@ -42,8 +43,13 @@ if stderr == "closed":
     os.close(2)
 os.execv(sys.argv[4], sys.argv[4:])
 """
-"""Done in the new process, which then becomes the broker: between fork and exec of a process with
-threads nothing of Python's is safe."""
+"""Done in the new process, which then becomes another: between fork and exec of a process with threads
+nothing of Python's is safe. The first line (prctl(2), PR_SET_PDEATHSIG, SIGKILL) has it end with us,
+however we end."""
+
+
+class NotStarted(RuntimeError):
+    """The broker did not come up; the message ends with what it said last."""
 
 
 @attrs.frozen
@@ -124,14 +130,16 @@ class Target:
         return self.process.poll() is None
 
     async def wait_served(self) -> None:
-        """Wait until `/healthz` answers 200. Raises `RuntimeError` with the last log line if the
-        process ends, or takes longer than `START_SECONDS`."""
+        """Wait until `/healthz` answers 200. Raises `NotStarted` if the process ends, or
+        takes longer than `START_SECONDS`."""
         with trio.move_on_after(START_SECONDS):
             while self.is_running:
                 if await trio.to_thread.run_sync(self._is_healthy):
                     return
                 await trio.sleep(0.05)
-        raise RuntimeError(f"the broker did not start: {self.log_lines()[-1:]}")
+        lines = self.log_lines() or [""]
+        fault = "Traceback: " if any("Traceback" in line for line in lines) else ""
+        raise NotStarted(f"the broker did not start: {fault}{lines[-1]}")
 
     async def wait_ended(self, seconds: float) -> str:
         """How the process ended: `exit 0`, `signal 9`; `runs on` if it did not."""
