@@ -28,6 +28,8 @@ from tests.hostile.wire import (
 Attack: TypeAlias = "Callable[[Field], Awaitable[Sequence[str]]]"
 
 MIB: Final = 2**20
+MAX_NAME: Final = 50
+"""As wide as its column."""
 PLAIN: Final = Setup()
 
 
@@ -57,6 +59,8 @@ class Input:
     left_mib: float = 32.0
     """The most that it may keep afterwards: arenas that stay half used, and code that was
     imported on first use."""
+    files: int = 0
+    """Open files that it may leave: connections to a backend are kept for the next question."""
     fresh: bool = False
     """Whether it has a broker of its own, as it leaves histories or wills behind."""
     finale: "Attack | None" = None
@@ -78,6 +82,7 @@ class Bounds(TypedDict, total=False):
     seconds: float
     peak_mib: float
     left_mib: float
+    files: int
     fresh: bool
     finale: Attack
     quick: bool
@@ -89,7 +94,9 @@ TABLE: Final[list[Input]] = []
 
 
 def add(entry: Input) -> None:
-    """Put an input into the table. Raises `ValueError` for a name that is there."""
+    """Put an input into the table. Raises `ValueError` for a name that is there, or too long."""
+    if len(entry.name) > MAX_NAME:
+        raise ValueError(f"{entry.name} is longer than {MAX_NAME} characters")
     if any(entry.name == each.name for each in TABLE):
         raise ValueError(f"two inputs are called {entry.name}")
     TABLE.append(entry)

@@ -162,7 +162,7 @@ def _left(entry: Input, found: Measured, after: Sample) -> list[str]:
     kept = (after.rss - found.before.rss) / MIB
     if kept > entry.left_mib:
         faults.append(f"keeps {kept:.0f} MiB")
-    if after.files > found.before.files:
+    if after.files > found.before.files + entry.files:
         faults.append(f"{after.files - found.before.files} files left open")
     if found.clients_after > found.clients_before:
         faults.append(f"{found.clients_after - found.clients_before} connections left")

@@ -53,7 +53,7 @@ async def _status(field: Field, data: bytes) -> str:
 # files and admission
 
 
-@hostile("admission/five silent sockets of --max-connections 7", ISSUE, "200",
+@hostile("admission/five silent sockets, 7 allowed", ISSUE, "200",
          setup=Setup(options=("--max-connections", "7")))  # fmt: skip
 async def _five(field: Field) -> Sequence[str]:
     await _silent(field, 5)
@@ -64,7 +64,7 @@ async def _five(field: Field) -> Sequence[str]:
     ]
 
 
-@hostile("admission/200 silent sockets of --max-connections 7", ISSUE, "200", attackers=200,
+@hostile("admission/200 silent sockets, 7 allowed", ISSUE, "200", attackers=200,
          setup=Setup(options=("--max-connections", "7")))  # fmt: skip
 async def _two_hundred(field: Field) -> Sequence[str]:
     await _silent(field, 200)
@@ -260,7 +260,6 @@ async def _broken_config(field: Field) -> Sequence[str]:
     return ["goes on"]
 
 
-@hostile("signal/SIGTERM while it starts", ISSUE, "ended", seconds=60.0, left_mib=1e9, peak_mib=1e9)
 async def _early(field: Field) -> Sequence[str]:
     fates = []
     for number, pause in enumerate((0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6)):
@@ -301,6 +300,8 @@ async def _nothing(field: Field) -> Sequence[str]:
 
 TOLD: Final = ("ready", "close 1001", "close 3001", "exit 0")
 hostile("signal/a stop with 60 peers", "hostile peers, S2", *TOLD, finale=_with_peers)(_nothing)
+hostile("signal/SIGTERM while it starts", ISSUE, "ready", "ended", finale=_early,
+        seconds=60.0)(_nothing)  # fmt: skip
 hostile("signal/a stop, drain_seconds 0", ISSUE, *TOLD, finale=_with_peers,
         setup=Setup(options=("--drain-seconds", "0")))(_nothing)  # fmt: skip
 
@@ -474,12 +475,14 @@ async def _unix_unread(field: Field) -> Sequence[str]:
 
 
 @hostile("backend/500 connections of one user, slow rpc", ISSUE, "let in", "answered", attackers=500,
-         setup=Setup(backend=("connect", "rpc")), seconds=60.0, peak_mib=128.0, left_mib=64.0)  # fmt: skip
+         setup=Setup(backend=("connect", "rpc")), seconds=60.0, peak_mib=128.0, left_mib=64.0,
+         files=64)  # fmt: skip
 async def _pool(field: Field) -> Sequence[str]:
-    for _ in range(500):
-        peer = await field.open_client(data={"user": "mallory"})
+    peers = [await field.open_client(data={"user": "mallory"}) for _ in range(500)]
+    for peer in peers:
         await peer.say({"id": 9, "rpc": {"method": "slow", "data": {}}})
         field.nursery.start_soon(drained, peer)
+    await trio.sleep(0.5)
     other = await field.open_client(data={"user": "alice"})
     reply = await other.call(rpc={"method": "quick", "data": {}})
     return ["let in", "answered" if "rpc" in reply else f"rpc: {said(reply)}"]

@@ -145,7 +145,7 @@ async def _measure(stage: _Stage, entry: Input) -> Measured:
     outcomes = await _attack(target, entry)
     await trio.sleep_until(began + WINDOW_SECONDS)
     took = trio.current_time() - began
-    clients_after, hung = await _wait_for_baseline(target, before, clients_before)
+    clients_after, hung = await _wait_for_baseline(target, entry, before, clients_before)
     heard = await pair.end()
     peak, after = target.peak(), _sample(target)
     if after is not None and not hung:
@@ -207,7 +207,9 @@ async def _final(target: Target, entry: Input) -> Sequence[str]:
     return ["the end took too long"]
 
 
-async def _wait_for_baseline(target: Target, before: Sample, clients: int) -> tuple[int, bool]:
+async def _wait_for_baseline(
+    target: Target, entry: Input, before: Sample, clients: int
+) -> tuple[int, bool]:
     """Wait until connections and files are as before; how many clients there are then, and
     whether the broker is silent."""
     now = -1
@@ -218,7 +220,11 @@ async def _wait_for_baseline(target: Target, before: Sample, clients: int) -> tu
             sample = _sample(target)
             if sample is None:
                 break
-            if (now >= 0 or clients < 0) and now <= clients and sample.files <= before.files:
+            if (
+                (now >= 0 or clients < 0)
+                and now <= clients
+                and sample.files <= before.files + entry.files
+            ):
                 return now, False
             await trio.sleep(PAUSE)
     return now, clients >= 0 and now < 0
