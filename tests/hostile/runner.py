@@ -197,14 +197,16 @@ async def _attack(target: Target, entry: Input) -> list[str]:
 
 async def _final(target: Target, entry: Input) -> Sequence[str]:
     assert entry.finale is not None
+    found: Sequence[str] = ["the end took too long"]
     with trio.move_on_after(BASELINE_SECONDS + entry.seconds):
         async with trio.open_nursery() as nursery:
             field = Field(target, nursery)
-            found = await outcome_of(entry.finale, field)
-            await field.close()
-            nursery.cancel_scope.cancel()
-            return found
-    return ["the end took too long"]
+            try:
+                found = await outcome_of(entry.finale, field)
+            finally:
+                nursery.cancel_scope.cancel()
+                await field.close()  # noqa: ASYNC102 - shields itself, waits for nobody
+    return found
 
 
 async def _wait_for_baseline(
