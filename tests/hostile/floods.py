@@ -520,7 +520,7 @@ async def _greeted(field: Field, count: int, size: int) -> list[str]:
 
 @hostile("retained/13,000 to a fast reader", ISSUE, "all", fresh=True, seconds=20.0)
 async def _retained_small(field: Field) -> Sequence[str]:
-    return await _greeted(field, 13_000, 10)
+    return await _greeted(field, 13_000, 100)
 
 
 @hostile("retained/1,800 of 4 KB to a fast reader", ISSUE, "all", fresh=True, seconds=20.0)
@@ -680,7 +680,7 @@ async def _victim(field: Field) -> Sequence[str]:
     field.nursery.start_soon(_repeat, flooder, data)
     with trio.move_on_after(4):
         try:
-            await victim.drain(2e6)
+            await victim.follow(2e6)
         except Ended as ended:
             return [f"the victim: {ended.how}"]
     return ["stays"]

@@ -23,6 +23,8 @@ with 50 attackers."""
 GROSS: Final = 20
 """So many times the bound is no chance, unless others had the core."""
 
+KEEPS: Final = "keeps"
+
 NOT_STARTED: Final = "not started"
 """The outcome where the broker refused its settings: right where an input's setup is the mistake."""
 
@@ -74,6 +76,11 @@ class Verdict:
     measured: Measured
     faults: tuple[str, ...]
     runs: int = 1
+
+    @property
+    def only_keeps(self) -> bool:
+        """Whether memory was not given back, and nothing else is wrong."""
+        return bool(self.faults) and all(fault.startswith(KEEPS) for fault in self.faults)
 
     @property
     def is_gross(self) -> bool:
@@ -161,7 +168,7 @@ def _left(entry: Input, found: Measured, after: Sample) -> list[str]:
         faults.append(f"RSS +{gained:.0f} MiB")
     kept = (after.rss - found.before.rss) / MIB
     if kept > entry.left_mib:
-        faults.append(f"keeps {kept:.0f} MiB")
+        faults.append(f"{KEEPS} {kept:.0f} MiB")
     if after.files > found.before.files + entry.files:
         faults.append(f"{after.files - found.before.files} files left open")
     if found.clients_after > found.clients_before:

@@ -483,8 +483,12 @@ async def _pool(field: Field) -> Sequence[str]:
         await peer.say({"id": 9, "rpc": {"method": "slow", "data": {}}})
         field.nursery.start_soon(drained, peer)
     await trio.sleep(0.5)
+    began = trio.current_time()
     other = await field.open_client(data={"user": "alice"})
     reply = await other.call(rpc={"method": "quick", "data": {}})
+    took = trio.current_time() - began
+    if took > 2:
+        return [f"alice waits {took:.1f} s"]
     return ["let in", "answered" if "rpc" in reply else f"rpc: {said(reply)}"]
 
 

@@ -88,7 +88,7 @@ async def _run(entries: list[Input], tell: Callable[[Verdict], None], once: bool
                     runs = verdict.runs + 1
                     verdict = attrs.evolve(await _judged(stage, entry), runs=runs)
                 if verdict.faults and not _is_reusable(stage, verdict):
-                    break
+                    break  # tried again below, if it may be
                 done += 1
                 tell(verdict)
                 verdict = None
@@ -103,7 +103,17 @@ async def _run(entries: list[Input], tell: Callable[[Verdict], None], once: bool
 
 
 def _is_reusable(stage: _Stage, verdict: Verdict) -> bool:
-    return verdict.measured.is_over and stage.target.is_running and not _is_alone(verdict.entry)
+    """Whether another try, or input, tells as much on this broker as on a new one.
+
+    Where memory was kept and nothing else is wrong it tells more: what is kept must be used again, so
+    that the second time nothing is gained. A peak would not be seen again, so that asks for a new one.
+    """
+    if not (verdict.measured.is_over and stage.target.is_running):
+        return False
+    if verdict.only_keeps:
+        return True
+    peaked = any(fault.startswith("RSS") for fault in verdict.faults)
+    return not (peaked or _is_alone(verdict.entry))
 
 
 def _deserves_another(verdict: Verdict, once: bool) -> bool:

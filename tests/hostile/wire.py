@@ -162,6 +162,7 @@ class Peer:
         self.received = 0
         self._buffer = bytearray()
         self._last_id = 0
+        self._most = 2**18
         self._sending = trio.StrictFIFOLock()  # an answer to a ping waits for what is half sent
 
     # out
@@ -324,13 +325,22 @@ class Peer:
             if rate:
                 await trio.sleep_until(began + received / rate)
 
+    async def follow(self, rate: float, most: int = 2**16) -> None:
+        """The same for a WebSocket, which is told of a Close frame long before the end: raises
+        `Ended` there. Pings are answered. At most `most` bytes are taken at a time."""
+        began, before = trio.current_time(), self.received
+        self._most = most
+        while True:
+            await self.message()
+            await trio.sleep_until(began + (self.received - before) / rate)
+
     async def aclose(self) -> None:
         """Go away without a word."""
         await trio.aclose_forcefully(self.stream)
 
     async def _more(self, most: int = 2**18) -> None:
         try:
-            data = await self.stream.receive_some(most)
+            data = await self.stream.receive_some(min(most, self._most))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise Ended("RST") from None
         if not data:
