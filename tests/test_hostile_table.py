@@ -121,6 +121,14 @@ def test_errors_are_found_in_logs_of_both_formats() -> None:
     assert log_errors(lines) == ["api_failed KeyError: 1", "12:00:00 [error    ] connection_failed"]
 
 
+def test_an_error_in_the_log_is_no_chance_and_memory_alone_is_looked_at_again() -> None:
+    assert Verdict(ENTRY, GOOD, ("log: api_failed KeyError: 1", "p99 51 ms")).is_logged
+    assert not Verdict(ENTRY, GOOD, ("p99 51 ms",)).is_logged
+    assert Verdict(ENTRY, GOOD, ("keeps 40 MiB",)).only_keeps
+    assert not Verdict(ENTRY, GOOD, ("keeps 40 MiB", "RSS +90 MiB")).only_keeps
+    assert not Verdict(ENTRY, GOOD, ()).only_keeps
+
+
 def test_a_percentile_is_the_nearest_rank() -> None:
     values = [float(n) for n in range(100, 0, -1)]
     assert percentile(values, 0.99) == 100

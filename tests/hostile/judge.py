@@ -24,6 +24,7 @@ GROSS: Final = 20
 """So many times the bound is no chance, unless others had the core."""
 
 KEEPS: Final = "keeps"
+LOGGED: Final = "log:"
 
 NOT_STARTED: Final = "not started"
 """The outcome where the broker refused its settings: right where an input's setup is the mistake."""
@@ -78,6 +79,12 @@ class Verdict:
     runs: int = 1
 
     @property
+    def is_logged(self) -> bool:
+        """Whether the log tells of an error. That is no chance, and a second one within a second
+        would be swallowed: another try on the same broker could only hide it."""
+        return any(fault.startswith(LOGGED) for fault in self.faults)
+
+    @property
     def only_keeps(self) -> bool:
         """Whether memory was not given back, and nothing else is wrong."""
         return bool(self.faults) and all(fault.startswith(KEEPS) for fault in self.faults)
@@ -115,7 +122,7 @@ def judge(entry: Input, found: Measured) -> tuple[str, ...]:
     faults += _left(entry, found, found.after)
     errors = log_errors(found.log)
     if len(errors) > entry.errors:
-        faults.append(f"log: {errors[0][:160]}")
+        faults.append(f"{LOGGED} {errors[0][:160]}")
     return tuple(faults)
 
 

@@ -108,7 +108,7 @@ def _is_reusable(stage: _Stage, verdict: Verdict) -> bool:
     Where memory was kept and nothing else is wrong it tells more: what is kept must be used again, so
     that the second time nothing is gained. A peak would not be seen again, so that asks for a new one.
     """
-    if not (verdict.measured.is_over and stage.target.is_running):
+    if verdict.is_logged or not (verdict.measured.is_over and stage.target.is_running):
         return False
     if verdict.only_keeps:
         return True
@@ -118,10 +118,10 @@ def _is_reusable(stage: _Stage, verdict: Verdict) -> bool:
 
 def _deserves_another(verdict: Verdict, once: bool) -> bool:
     """Whether a fault is to be looked at once more, or thrice where others may be to blame."""
-    most = (
-        1 if once or verdict.entry.control or verdict.is_gross else 4 if verdict.is_disturbed else 2
-    )
-    return bool(verdict.faults) and verdict.runs < most
+    certain = verdict.is_gross or verdict.is_logged or verdict.entry.control
+    if once or certain or not verdict.faults:
+        return False
+    return verdict.runs < (4 if verdict.is_disturbed else 2)
 
 
 async def _again(verdict: Verdict, once: bool) -> Verdict:
