@@ -142,6 +142,17 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def hostile(session: nox.Session) -> None:
+    """Attack a running broker in every way we know of, beside clients that must not notice.
+
+    Needs Linux and two cores. `-- --list` names the inputs, `-- --only 'frame/*'` runs some, `-- --quick`
+    those that take a second or less, `-- --json FILE` writes down all that was measured.
+    """
+    _install(session, "tests")
+    session.run("python", "-m", "tests.hostile", *session.posargs)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build sdist and wheel, and start the broker from the wheel alone."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "release"))

@@ -1,0 +1,318 @@
+"""The broker under attack: `python -m broker` as a process on a core of its own, and what the
+system tells of it."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Literal
+
+import attrs
+import trio
+import trustme
+
+from tests.hostile.wire import Address, Tcp, Unix
+
+ROOT: Final = Path(__file__).parents[2]
+CORES: Final = sorted(os.sched_getaffinity(0))
+BROKER_CORE: Final = CORES[0]
+LOAD_CORE: Final = CORES[-1]
+"""The same core where there is only one; figures are worth little then."""
+
+API_KEY: Final = "hostile-key"
+SECRET: Final = "a secret of more than thirty-two bytes, for tests"
+START_SECONDS: Final = 20.0
+"""Until a broker that does not serve counts as dead; an import on a busy machine takes two."""
+
+
+LAUNCH: Final = """
+import ctypes, os, resource, sys
+ctypes.CDLL(None).prctl(1, 9)
+core, files, stderr = sys.argv[1:4]
+os.sched_setaffinity(0, {int(core)})
+if int(files):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(files), int(files)))
+if stderr == "closed":
+    os.close(2)
+os.execv(sys.argv[4], sys.argv[4:])
+"""
+"""Done in the new process, which then becomes another: between fork and exec of a process with threads
+nothing of Python's is safe. The first line (prctl(2), PR_SET_PDEATHSIG, SIGKILL) has it end with us,
+however we end."""
+
+
+class NotStarted(RuntimeError):
+    """The broker did not come up; the message ends with what it said last."""
+
+
+@attrs.frozen
+class Setup:
+    """How a broker is started. `app` is MODULE:ATTR, `toml` a config file's text."""
+
+    options: tuple[str, ...] = ()
+    env: Mapping[str, str] = attrs.field(factory=dict, hash=False)
+    toml: str = ""
+    app: str = ""
+    tls: bool = False
+    unix: bool = False
+    files: int = 0
+    """`ulimit -n`; 0 leaves it."""
+    stderr: Literal["file", "pipe", "closed"] = "file"
+    """`pipe`: one that nobody reads, and that is full after 64 KiB."""
+    log_format: str = "json"
+    backend: tuple[str, ...] = ()
+    """Kinds of questions that are asked of a backend, such as `connect` and `rpc`."""
+    connect: Mapping[str, object] = attrs.field(factory=dict, hash=False)
+    """What the bystanders' connect commands say."""
+
+
+@attrs.frozen
+class Sample:
+    """What a process has at one moment. Sizes in bytes, CPU in seconds."""
+
+    rss: int
+    files: int
+    threads: int
+    cpu: float
+    waited: float
+    """Seconds that it was ready to run and others had its core; 0 where the system keeps none."""
+
+
+class Target:
+    """A broker that was started. `stop` or `kill` it in the end."""
+
+    def __init__(self, setup: Setup, scratch: Path) -> None:
+        self.setup = setup
+        self.scratch = scratch
+        self.config_file = scratch / "broker.toml"
+        self.log_file = scratch / "stderr"
+        self.address: Address
+        options = ["--log-format", setup.log_format, *setup.options]
+        if setup.unix:
+            self.address = Unix(str(scratch / "broker.sock"))
+            options += ["--unix", self.address.path]
+        else:
+            self.address = Tcp(_free_port(), _certificate(scratch) if setup.tls else "")
+            options += ["--host", "127.0.0.1", "--port", str(self.address.port)]
+            if setup.tls:
+                options += ["--tls-cert", str(scratch / "cert"), "--tls-key", str(scratch / "key")]
+        if setup.toml:
+            self.config_file.write_text(setup.toml)
+            options += ["--config", str(self.config_file)]
+        app = [setup.app] if setup.app else []
+        self._read = 0
+        self._backend, questions = _start_backend(setup.backend)
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-c", LAUNCH, str(BROKER_CORE), str(setup.files), setup.stderr),
+                *(sys.executable, "-m", "broker", "serve", *app, *options),
+            ],
+            cwd=ROOT,
+            env={**os.environ, "BROKER_API_KEY": API_KEY, **questions, **setup.env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE if setup.stderr == "pipe" else self.log_file.open("wb"),
+        )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    async def wait_served(self) -> None:
+        """Wait until `/healthz` answers 200. Raises `NotStarted` if the process ends, or
+        takes longer than `START_SECONDS`."""
+        with trio.move_on_after(START_SECONDS):
+            while self.is_running:
+                if await trio.to_thread.run_sync(self._is_healthy):
+                    return
+                await trio.sleep(0.05)
+        lines = self.log_lines() or [""]
+        fault = "Traceback: " if any("Traceback" in line for line in lines) else ""
+        raise NotStarted(f"the broker did not start: {fault}{lines[-1]}")
+
+    async def wait_ended(self, seconds: float) -> str:
+        """How the process ended: `exit 0`, `signal 9`; `runs on` if it did not."""
+        with trio.move_on_after(seconds):
+            while self.is_running:  # noqa: ASYNC110 - a process sets no event
+                await trio.sleep(0.02)
+        status = self.process.poll()
+        if status is None:
+            return "runs on"
+        return f"exit {status}" if status >= 0 else f"signal {-status}"
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        for process in (self.process, self._backend):
+            if process is not None:
+                process.kill()
+                process.wait()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+
+    async def stop(self) -> None:
+        """End it, politely at first."""
+        if self.is_running:
+            self.signal(signal.SIGTERM)
+            await self.wait_ended(1.0)
+        self.kill()
+
+    def api(self, method: str, **params: object) -> dict[str, object]:
+        """Call the HTTP API; blocks for 2 s at most. Raises `OSError`, `HTTPException`, or
+        `ValueError` where what comes is no JSON."""
+        connection = self._connection()
+        try:
+            body = json.dumps(params)
+            connection.request("POST", f"/api/{method}", body, {"X-API-Key": API_KEY})
+            answer: dict[str, object] = json.loads(connection.getresponse().read())
+            return answer
+        finally:
+            connection.close()
+
+    def clients(self) -> int:
+        """Connections that the broker has; -1 where it does not say."""
+        try:
+            answer = self.api("info")
+            (node,) = answer["result"]["nodes"]  # type: ignore[index]
+            return int(node["num_clients"])
+        except (OSError, http.client.HTTPException, ValueError, KeyError):
+            return -1
+
+    def sample(self) -> Sample:
+        """What it has now. Raises `ProcessLookupError` when it has ended."""
+        proc = Path(f"/proc/{self.pid}")
+        try:
+            status = dict(_status_lines(proc))
+            files = len(list((proc / "fd").iterdir()))
+            fields = (proc / "stat").read_text().rpartition(")")[2].split()
+        except FileNotFoundError:
+            raise ProcessLookupError(self.pid) from None
+        if "VmRSS" not in status:  # a zombie
+            raise ProcessLookupError(self.pid)
+        cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return Sample(
+            _bytes(status["VmRSS"]), files, int(status["Threads"]), cpu, waited_of(self.pid)
+        )
+
+    def reset_peak(self) -> None:
+        """Begin to look for the peak of RSS anew (proc(5), clear_refs 5)."""
+        with suppress(OSError):
+            Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    def peak(self) -> int:
+        """The most RSS since `reset_peak`, in bytes; 0 when the process has ended."""
+        try:
+            status = dict(_status_lines(Path(f"/proc/{self.pid}")))
+        except OSError:
+            return 0
+        return _bytes(status["VmHWM"]) if "VmHWM" in status else 0
+
+    def log_lines(self) -> list[str]:
+        """What was logged since it was last asked."""
+        if self.setup.stderr != "file":
+            return []
+        with self.log_file.open(encoding="utf-8", errors="backslashreplace") as file:
+            file.seek(self._read)
+            lines = file.read()
+            self._read = file.tell()
+        return lines.splitlines()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        return _Connection(self.address)
+
+    def _is_healthy(self) -> bool:
+        connection = self._connection()
+        try:
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, address: Address) -> None:
+        super().__init__("localhost", timeout=2.0)
+        self._address = address
+
+    def connect(self) -> None:
+        self.sock = dial(self._address, 2.0)
+
+
+def dial(address: Address, seconds: float) -> socket.socket:
+    """A blocking socket to the broker, for what speaks no Trio."""
+    import ssl
+
+    if isinstance(address, Unix):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(seconds)
+        sock.connect(address.path)
+        return sock
+    sock = socket.create_connection((address.host, address.port), seconds)
+    if not address.ca:
+        return sock
+    context = ssl.create_default_context(cafile=address.ca)
+    return context.wrap_socket(sock, server_hostname="localhost")
+
+
+def waited_of(pid: int) -> float:
+    """Seconds that a process was ready to run and did not (Linux: /proc/PID/schedstat)."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
+def _status_lines(proc: Path) -> Iterator[tuple[str, str]]:
+    for line in (proc / "status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        yield name, value.strip()
+
+
+def _bytes(kib: str) -> int:
+    return int(kib.split(maxsplit=1)[0]) * 1024
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _start_backend(
+    kinds: Sequence[str],
+) -> "tuple[subprocess.Popen[bytes] | None, dict[str, str]]":
+    """A backend in a process of its own, and the settings by which it is asked."""
+    if not kinds:
+        return None, {}
+    port = _free_port()
+    process = subprocess.Popen([sys.executable, "-m", "tests.hostile.backend", str(port)], cwd=ROOT)
+    url = f"http://127.0.0.1:{port}"
+    return process, {f"BROKER_WEBHOOKS_{kind.upper()}_URL": f"{url}/{kind}" for kind in kinds}
+
+
+def _certificate(scratch: Path) -> str:
+    authority = trustme.CA()
+    ours = authority.issue_cert("localhost", "127.0.0.1")
+    ours.private_key_pem.write_to_path(str(scratch / "key"))
+    with (scratch / "cert").open("wb") as file:
+        file.writelines(blob.bytes() for blob in ours.cert_chain_pems)
+    authority.cert_pem.write_to_path(str(scratch / "ca"))
+    return str(scratch / "ca")
+
+
+def scratch_directory() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="hostile-")
