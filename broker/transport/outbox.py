@@ -13,7 +13,7 @@ Rules:
 5. One write, one wait and one drop cost the same however much waits: what is written at once is
    bounded, and a place in the mail is looked at once (see `backlog`).
 6. A peer is given up when it has taken nothing for `stall_seconds`. What counts is what the peer's
-   system acknowledges: a socket turns writable only when a third of its buffer is free.
+   system acknowledges: a socket may not turn writable for long while its peer reads on.
 """
 
 import os
@@ -28,6 +28,7 @@ import trio
 from broker.transport.backlog import Backlog, Dropped
 from broker.transport.runs import GONE, Ledger, Run, SlowRule
 from broker.transport.sockets import (
+    ROOM,
     RelayStream,
     acknowledged,
     fileno_of,
@@ -52,10 +53,6 @@ _PROBE_RUNS = 64
 # One TLS record is 16 KiB; four of them in one call, yet progress is seen often enough to tell a
 # slow peer from a dead one.
 _STREAM_CHUNK = 64 * 2**10
-
-# What a socket that has room takes without a wait, as a rule: one TLS record. Should it wait all the
-# same, it takes a peer of less than 1.6 KB/s to look dead after 10 s.
-_AT_ONCE = 16 * 2**10
 
 # Runs that are no message may wait beside `max_messages` of those that are: the ends of all
 # subscriptions that a client has, many times over, and 4 MiB at most.
@@ -121,6 +118,7 @@ class Outbox:
         "_fileno",
         "_first",
         "_gone",
+        "_guarded",
         "_in_flight",
         "_ledger",
         "_on_broken",
@@ -197,6 +195,7 @@ class Outbox:
         self._cut = trio.CancelScope()
         self._seen: tuple[int, ...] = ()  # how much a stream had taken when the guard looked
         self._seen_at = 0.0
+        self._guarded = False
         self._writing = False
         self._watched = False
         self._eased: trio.Event | None = None
@@ -550,25 +549,13 @@ class Outbox:
         Cancelled in mid-write, nothing may follow: the outbox is abandoned.
         """
         try:
-            # No checkpoint between the last look at the mail and the end: what comes after it is
-            # for the next writer.
             while self.mail:
-                if self._goes_at_once():
-                    await self._send_chunk(self._stall_seconds)
-                else:
-                    await self._send_guarded()
+                if not self._guarded and not self._goes_at_once():
+                    self._guarded = True
+                    self._start_writer(self._guard)
+                await self._send_chunk()
         finally:
             self._writing = False
-
-    async def _send_guarded(self) -> None:
-        """Have the stream take all there is, for as long as the guard sees the peer take some."""
-        self._see()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._guard)
-            while self.mail:
-                await self._send_chunk(inf)
-                self._see()
-            nursery.cancel_scope.cancel()
 
     def _goes_at_once(self) -> bool:
         """Whether the next chunk needs no guard: it tells by itself whether the peer takes anything."""
@@ -576,14 +563,17 @@ class Outbox:
             return False  # whatever that makes of it
         if self._below is None:
             return True  # in memory, with nothing below to look at
-        return self.bytes <= _AT_ONCE and has_room(self._below.socket.fileno())
+        return self.bytes <= ROOM and has_room(self._below)
 
-    async def _send_chunk(self, seconds: float) -> None:
-        """Have the stream take what is at the front; given up after `seconds`, or by the guard."""
+    async def _send_chunk(self) -> None:
+        """Have the stream take what is at the front, unless the peer takes nothing for too long."""
         chunk = self._next_chunk()
+        if self._guarded:
+            self._see()
+        deadline = inf if self._guarded else trio.current_time() + self._stall_seconds
         sent_whole = False
         try:
-            with trio.CancelScope(deadline=trio.current_time() + seconds) as self._cut:
+            with trio.CancelScope(deadline=deadline) as self._cut:
                 await self._stream.send_all(chunk)
                 sent_whole = True
         except (trio.ClosedResourceError, trio.BrokenResourceError):
@@ -617,8 +607,12 @@ class Outbox:
         return chunk
 
     async def _guard(self) -> None:
-        """Give the peer up when it has taken nothing for `stall_seconds`: cut off what is sent."""
-        while True:
+        """Give the peer up when it has taken nothing for `stall_seconds`: cut off what is sent.
+
+        A task of its own, for as long as every look at the stream finds it at work: there are few
+        of these, where a stream is written to often. Cancelled, it leaves all to the writer.
+        """
+        while self._writing:
             next_look = trio.current_time() + self._stall_seconds / _LOOKS
             await trio.sleep_until(min(next_look, self._seen_at + self._stall_seconds))
             if self._taken() != self._seen:
@@ -626,7 +620,8 @@ class Outbox:
                 self._see()
             elif trio.current_time() >= self._seen_at + self._stall_seconds:
                 self._cut.cancel()
-                return
+                break
+        self._guarded = False
 
     def _see(self) -> None:
         """Note how much has been taken by now."""

@@ -17,6 +17,10 @@ import trio
 # Where `tcpi_bytes_acked` is in the `tcp_info` of <linux/tcp.h>, 64 bits since Linux 4.1.
 _BYTES_ACKED = slice(120, 128)
 
+ROOM = 8 * 2**10
+"""What a socket that is writable has room for. Trio asks the system to hold no more than 16 KiB that
+it has not sent yet (`TCP_NOTSENT_LOWAT`); writable means that half of that is free."""
+
 
 class RelayStream(trio.abc.Stream):
     """A stream that passes on what it is given to another one, perhaps as more bytes."""
@@ -39,8 +43,9 @@ def socket_below(stream: object) -> trio.SocketStream | None:
     return stream if isinstance(stream, trio.SocketStream) else None
 
 
-def has_room(fileno: int) -> bool:
-    """Whether a write would not wait: a third of a socket's buffer is free, or it is dead."""
+def has_room(stream: trio.SocketStream) -> bool:
+    """Whether a write of up to `ROOM` bytes to a socket would not wait; true of one that is dead."""
+    fileno = stream.socket.fileno()
     if fileno < 0:
         return True
     poll = select.poll()
