@@ -243,7 +243,7 @@ async def test_less_room_for_retained_values_counts_at_once(autojump_clock: Mock
         for topic in ("a", "b"):
             net.broker.publish(topic, 1, retain=True)
             await wait_all_tasks_blocked()
-        net.broker.reload(Config(retained_bytes=600))
+        net.broker.reload(Config(retained_bytes=1400))
         for topic, count in (("a", 0), ("b", 1)):
             async with net.broker.subscribe(topic) as messages:
                 assert messages.bytes == count
