@@ -12,7 +12,7 @@ Rules:
 - A recovery is complete or it is none.
 - Bytes are charged to the owner who published them, those of a topic itself to one that has
   publications there, and when it turns quiet to the last of these. Quiet topics that were only asked
-  for are charged to one more owner, `NOBODY`. Beyond the bound on all topics the owner with the most bytes gives way, and
+  for are charged to nobody, and take half of the room at most. Beyond the bound on all topics the owner with the most bytes gives way, and
   all strangers together are one such owner.
 - Such an owner gives way by topics whose front is its own: nobody else loses anything. An owner that
   has only publications behind those of others loses the fronts of just these topics, one in each in
@@ -39,7 +39,7 @@ from typing import Final
 import attrs
 
 from broker.core.messages import Position, Publication
-from broker.core.shares import Account, Owner, Shares, owner_of, tags_bytes, text_bytes
+from broker.core.shares import Account, Shares, owner_of, tags_bytes, text_bytes
 from broker.errors import BrokerError
 
 PUBLICATION_BYTES: Final = 288
@@ -53,9 +53,6 @@ empty ring alone takes 624 bytes."""
 QUIET_BYTES: Final = 512
 """What one quiet topic costs besides its name's characters. Counted, because subscribing is enough
 to make one."""
-
-NOBODY: Final[Owner] = ""
-"""Owner of the quiet topics that are charged to no publisher; no user has an empty name."""
 
 LOOKS: Final = 8
 """Of the topics in which an owner's publications lie behind others', so many are looked at for one
@@ -168,9 +165,10 @@ class HistoryStore:
     """The histories of all topics, within `max_bytes`.
 
     Beyond the bound, the heaviest owner gives way, as the module says; of its own topics, that
-    published to longest ago first, and its quiet topics before these. Quiet topics of nobody, which
-    anyone who may subscribe can make, count as one more owner: they never take more than half from
-    those who publish.
+    published to longest ago first. Quiet topics give way before any publication once they take more
+    than half of what their owner has; those charged to nobody, which anyone who may subscribe can make,
+    once they take more than half of all. Until then an epoch outlives the publications, as it costs
+    who missed nothing a false alarm to lose one.
 
     `new_epoch` makes a text that no epoch ever had, also before a restart.
     """
@@ -182,9 +180,11 @@ class HistoryStore:
     _kept: OrderedDict[str, History] = attrs.field(init=False, factory=OrderedDict)
     # With the time each was last asked for, longest ago first, and who is charged for it. A topic
     # is in one of the two.
-    _quiet: OrderedDict[str, tuple[Position, float, Publisher]] = attrs.field(
+    _quiet: OrderedDict[str, tuple[Position, float, Publisher | None]] = attrs.field(
         init=False, factory=OrderedDict
     )
+    # Those of them that nobody is charged for, in the same order.
+    _unpaid: OrderedDict[str, None] = attrs.field(init=False, factory=OrderedDict)
     # A heap of (when, topic). An entry counts only while it agrees with that topic's `due`.
     _due: list[tuple[float, str]] = attrs.field(init=False, factory=list)
     _bytes: int = attrs.field(init=False, default=0)
@@ -359,7 +359,7 @@ class HistoryStore:
             publications=self._publications,
             bytes=self._all_bytes,
             publications_evicted=self._evicted,
-            owners=len(self._shares) - (self._shares.get(NOBODY) is not None),
+            owners=len(self._shares),
         )
 
     @property
@@ -385,19 +385,22 @@ class HistoryStore:
         """The position of a topic that is quiet or new, which counts as asking for it."""
         former = self._quiet.get(topic)
         position = self._take_quiet(topic, now)
-        # Asking makes nobody else pay, or a flooder would have its topics paid for by asking.
-        owner = NOBODY if former is None else former[2].owner
-        self._put_quiet(topic, position, now, self._shares.account(owner))
+        # Asking does not free who is charged, or a flooder would ask for its topics.
+        self._put_quiet(topic, position, now, None if former is None else former[2])
         if self._all_bytes > self.max_bytes:
             self._evict(now)
         return position
 
-    def _put_quiet(self, topic: str, position: Position, now: float, payer: Publisher) -> None:
+    def _put_quiet(
+        self, topic: str, position: Position, now: float, payer: Publisher | None
+    ) -> None:
+        if payer is None:
+            self._unpaid[topic] = None
+        else:
+            payer = self._shares.account(payer.owner)  # the same, if it has anything else
+            payer.quiet[topic] = None
         self._quiet[topic] = position, now, payer
-        payer.quiet[topic] = None
-        size = QUIET_BYTES + text_bytes(topic)
-        self._bytes += size
-        self._shares.charge(payer, size)
+        self._count_quiet(QUIET_BYTES + text_bytes(topic), payer)
 
     def _take_quiet(self, topic: str, now: float) -> Position:
         position, asked = self._pop_quiet(topic)
@@ -406,13 +409,17 @@ class HistoryStore:
         return position
 
     def _pop_quiet(self, topic: str) -> tuple[Position | None, float]:
-        position, asked, payer = self._quiet.pop(topic, (None, 0.0, None))
-        if payer is not None:
-            del payer.quiet[topic]
-            size = QUIET_BYTES + text_bytes(topic)
-            self._bytes -= size
-            self._shares.charge(payer, -size)
+        if topic not in self._quiet:
+            return None, 0.0
+        position, asked, payer = self._quiet.pop(topic)
+        del (self._unpaid if payer is None else payer.quiet)[topic]
+        self._count_quiet(-QUIET_BYTES - text_bytes(topic), payer)
         return position, asked
+
+    def _count_quiet(self, more: int, payer: Publisher | None) -> None:
+        self._bytes += more
+        if payer is not None:
+            self._shares.charge(payer, more)
 
     # topics with publications
 
@@ -428,9 +435,8 @@ class HistoryStore:
 
     def _quieten(self, history: History, now: float) -> None:
         """Close an empty ring; the topic's epoch and top stay."""
-        owner = NOBODY if history.payer is None else history.payer.owner
         self._close(history)
-        self._put_quiet(history.topic, history.position, now, self._shares.account(owner))
+        self._put_quiet(history.topic, history.position, now, history.payer)
 
     def _forget(self, topic: str) -> None:
         """Forget everything about a topic, if there is anything."""
@@ -543,8 +549,12 @@ class HistoryStore:
             self._charge_topic(self._uncharged.pop())
         while self._all_bytes > self.max_bytes:
             account = self._shares.heaviest()
-            assert account is not None  # all that is kept is charged by now
-            if account.quiet:
+            if account is None or len(self._unpaid) * QUIET_BYTES > self.max_bytes // 2:
+                self._forget(next(iter(self._unpaid)))
+                continue
+            if len(account.quiet) * QUIET_BYTES > account.bytes // 2 or not (
+                account.own or account.shared
+            ):
                 self._forget(next(iter(account.quiet)))
                 continue
             history = self._topic_to_trim(account)
