@@ -127,7 +127,7 @@ async def objects(peer: Peer) -> AsyncIterator[Any]:
             for line in (await peer.receive_text()).split("\n"):
                 yield json.loads(line) if line[:1] == "{" else line
     except Closed as closed:
-        yield ("close", closed.code)
+        yield closed.code
 
 
 @pytest.mark.parametrize("make_pair", [trio.testing.memory_stream_pair, LOCKSTEP])
