@@ -101,10 +101,11 @@ class Outbox:
     offered is counted in `ledger`.
 
     The bound in bytes is `max_bytes`, for messages of an ordinary size. One that is larger than a
-    quarter of it is judged by what waits between the message that is on its way and itself: at most
+    quarter of it is judged by what waits between the run that is on its way and itself: at most
     the bound. So a peer that reads gets two messages of any size in a row, and the newest message
     fits always when all that may be dropped is dropped. An outbox holds no more than its bound, a
-    quarter of it, and two messages of the largest size; and a reply, see `offer_reply`.
+    quarter of it, the run on its way and a message of the largest size; and a reply, see
+    `offer_reply`.
     """
 
     __slots__ = (

@@ -895,7 +895,8 @@ async def test_a_steady_slow_reader_is_not_given_up_and_one_that_stops_is(
             reader = reader.transport_stream
         for _ in range(12):
             await trio.sleep(4.5)
-            await reader.receive_some(20_000)
+            with trio.fail_after(1):
+                await reader.receive_some(20_000)
             await trio.sleep(4.5)
             if rule != "close":
                 for n in range(15):  # which the outbox tries to write, whatever becomes of it
@@ -993,14 +994,33 @@ async def test_the_newest_message_of_any_size_fits_when_the_older_are_dropped(
         assert names(taken)[-1] == "h"
 
 
+@blocking_streams
+async def test_a_message_larger_than_those_before_it_takes_their_place(
+    make_pair: Callable[[], StreamPair], autojump_clock: MockClock
+) -> None:
+    async with open_desk(make_pair, max_bytes=MIB) as desk:
+        begun = await desk.block()
+        first, last = large("first"), frames.encode(frames.TEXT, b"last".ljust(3 * MIB, b"."))
+        assert desk.outbox.offer(Run((first,), "t", "drop_oldest")) is Offer.TAKEN
+        for n in range(1000):
+            desk.outbox.offer(run_of(n, rule="drop_oldest", size=100))
+        assert desk.outbox.offer(Run((last,), "t", "drop_oldest")) is Offer.TAKEN
+        await wait_all_tasks_blocked()
+        assert desk.slow == 0
+        assert desk.dropped == {"t": 1}
+        taken = await desk.read_frames()
+        assert (taken[0], len(taken), taken[-1]) == (begun, 1002, last)
+
+
 async def test_control_frames_are_bounded_in_number_too() -> None:
     async with open_desk(max_messages=10) as desk:
         await desk.block()
-        count = 0
-        while not desk.slow:
+        for number in range(20_000):
             desk.outbox.offer(Run((frames.encode(frames.PONG, b""),), messages=0))
-            count += 1
-        assert count == 16 * 1024 + 10
+            assert desk.slow == (number + 1 >= 16 * 1024 + 10)
+            if desk.slow:
+                break
+        assert desk.slow
 
 
 # waiting for room
