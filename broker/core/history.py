@@ -43,15 +43,15 @@ from broker.core.shares import Account, Shares, owner_of, tags_bytes, text_bytes
 from broker.errors import BrokerError
 
 PUBLICATION_BYTES: Final = 288
-"""What one kept publication costs besides its data and tags: 236 bytes for its fields and its place
+"""Bytes of one kept publication besides its data and tags: 236 bytes for its fields and its place
 in the ring and 33 to hold the data, as tracemalloc counts them on CPython 3.11, rounded up."""
 
 TOPIC_BYTES: Final = 1408
-"""What one topic costs while it has publications, besides its name's characters and its publications: an
+"""Bytes of one topic that has publications, besides these and its name's characters: an
 empty ring alone takes 624 bytes."""
 
 QUIET_BYTES: Final = 512
-"""What one quiet topic costs besides its name's characters. Counted, because subscribing is enough
+"""Bytes of one quiet topic besides its name's characters. Counted, because subscribing is enough
 to make one."""
 
 LOOKS: Final = 8
@@ -59,7 +59,7 @@ LOOKS: Final = 8
 whose front has become its own before another's front is dropped: each look costs 0.2 µs."""
 
 OWNER_BYTES: Final = 1536
-"""What one owner costs that is charged for something: its account, the orders of its topics and
+"""Bytes of one owner that is charged for something: its account, the orders of its topics and
 what is known of the client come to 1,510 bytes."""
 
 META_TTL: Final = 86400.0
@@ -92,12 +92,12 @@ class HistoryStatistics:
     bytes: int
     publications_evicted: int
     owners: int
-    """Who is charged for something; nobody while the store is less than half full."""
+    """Owners who are charged for something; nobody while the store is less than half full."""
 
 
 @attrs.define(eq=False)
 class Publisher(Account):
-    """What one owner has in the store: its bytes, and the topics where they are.
+    """The account of one owner in the store: its bytes, and the topics where they are.
 
     Each topic in which it has charged publications, or which is charged to it, is in one of the
     two. One in which nothing of it is left may be there too, until somebody looks.
@@ -123,7 +123,7 @@ class History:
     due: float
     """When the store looks at this topic again: at or before its oldest publication's end."""
     bytes: int
-    """What the topic itself costs."""
+    """Of the topic itself."""
     ring: deque[tuple[float, Publication, int]] = attrs.field(init=False, factory=deque)
     """When each was published, the publication, and what its tags cost; oldest first."""
     charged: int = attrs.field(init=False, default=0)
@@ -131,7 +131,7 @@ class History:
     payer: Publisher | None = attrs.field(init=False, repr=False, default=None)
     """Charged for the topic itself; None while nothing of it is charged."""
     members: dict[Publisher, int] = attrs.field(init=False, repr=False, factory=dict)
-    """Who has this topic among its own, and the offset of the last that was charged to it."""
+    """Those who have this topic among theirs, and the offset of the last that was charged to it."""
 
     @property
     def position(self) -> Position:
@@ -158,6 +158,14 @@ class History:
         # By index: the few last ones of a long ring are found from its end.
         places = range(start, stop)
         return [ring[i][1] for i in (reversed(places) if reverse else places)]
+
+
+def _numbered(topic: str, publications: Sequence[Publication], top: int) -> list[Publication]:
+    """Publications that get their offsets and are not kept, as a ring would not hold them."""
+    return [
+        Publication(topic, p.data, p.info, offset, p.time, p.tags, p.opaque)
+        for offset, p in enumerate(publications, top + 1)
+    ]
 
 
 @attrs.define(eq=False)
@@ -237,13 +245,10 @@ class HistoryStore:
         topic, offset, ring = history.topic, history.top, history.ring
         before = len(ring)
         tags, extra, more = None, 0, 0
-        published = []
+        published: list[Publication] = []
         if len(publications) > size:
-            for p in publications[:-size]:  # counted, but would not be kept
-                offset += 1
-                published.append(
-                    Publication(topic, p.data, p.info, offset, p.time, p.tags, p.opaque)
-                )
+            published = _numbered(topic, publications[:-size], offset)
+            offset += len(published)
             publications = publications[-size:]
         for p in publications:
             offset += 1
@@ -283,8 +288,8 @@ class HistoryStore:
     ) -> tuple[list[Publication], Position]:
         """Publications of a topic, oldest first, and its top.
 
-        With `since`, those after its offset; reversed, those before it, newest first. What is no
-        longer kept is left out without a word. A `limit` of 0 asks for the top alone, a negative
+        With `since`, those after its offset; reversed, those before it, newest first. Publications no
+        longer kept are left out without a word. A `limit` of 0 asks for the top alone, a negative
         one for everything. An empty epoch in `since` stands for the current one; another epoch
         raises `UnrecoverablePosition`. All this as Centrifuge has it (`Node.History` and its
         memory broker), except that there `reverse` with offset 0 is a bad request; here nothing
@@ -311,7 +316,7 @@ class HistoryStore:
             missed, top = self.read(topic, now, since, -1)
         except UnrecoverablePosition as error:
             return [], False, error.position
-        # What is kept has no gap and ends at the top, so a fitting first one is enough.
+        # The ring has no gap and ends at the top, so a fitting first one is enough.
         following = missed[0].offset if missed else top.offset + 1
         if following != since.offset + 1:
             return [], False, top
@@ -474,9 +479,7 @@ class HistoryStore:
 
     def _charge(self, history: History, now: float) -> None:
         """Charge what was just published to a topic, and come back under the bound."""
-        if self._charge_from >= 0:
-            self._charge_from = -1
-            self._uncharged = list(reversed(self._kept.values()))
+        self._begin_charging()
         more = 2 * self._charge_topic(history)
         while more > 0 and self._uncharged:
             more -= self._charge_topic(self._uncharged.pop())
@@ -485,6 +488,11 @@ class HistoryStore:
         elif self._bytes < self.max_bytes // 4:
             self._charge_from = self.max_bytes // 2
             self._uncharged = []
+
+    def _begin_charging(self) -> None:
+        if self._charge_from >= 0:
+            self._charge_from = -1
+            self._uncharged = list(reversed(self._kept.values()))
 
     def _charge_topic(self, history: History) -> int:
         """Charge what has not been charged of a topic, and say how many bytes that was."""
@@ -545,6 +553,7 @@ class HistoryStore:
         Each turn frees something, so the cost is what is freed: the looks at topics that free
         nothing are bounded, but for those that take a topic from where it does not belong.
         """
+        self._begin_charging()  # quiet topics may have filled it while nothing was published
         while self._uncharged:
             self._charge_topic(self._uncharged.pop())
         while self._all_bytes > self.max_bytes:

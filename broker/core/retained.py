@@ -27,11 +27,11 @@ from broker.core.shares import Account, Shares, owner_of, tags_bytes, text_bytes
 from broker.core.topics import is_pattern, matches
 
 VALUE_BYTES: Final = 512
-"""What one value costs besides its data, its tags and the characters of its topic: 480 bytes for the
+"""Bytes of one value besides its data, its tags and the characters of its topic: 480 bytes for the
 publication, the topic's text and its places, as tracemalloc counts them on CPython 3.11."""
 
 BRANCH_BYTES: Final = 448
-"""What one branch of the tokens costs: 420 bytes with one topic below it, measured alike."""
+"""Bytes of one branch of the tokens: 420 bytes with one topic below it, measured alike."""
 
 OWNER_BYTES: Final = 768
 """One owner's account, the order of its values and what is known of the client."""

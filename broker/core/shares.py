@@ -72,7 +72,7 @@ def owner_of(info: ClientInfo | None) -> Owner:
 
 @attrs.define(eq=False)
 class Account:
-    """What one owner holds. Stores derive from it, to list beside the bytes what they are of."""
+    """One owner and its bytes. Stores derive from it, to list beside the bytes what they are of."""
 
     owner: Owner
     bytes: int = 0
