@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import partial
+from typing import Final
 
 import structlog
 import trio
@@ -64,6 +65,9 @@ from broker.webhooks.sender import open_sender
 
 log = structlog.get_logger("broker")
 
+_SHOWN: Final = 200
+"""Characters of an exception in a log line: it may hold a megabyte of what a peer sent."""
+
 _BEAT = 1.0
 """How often heartbeats are looked at, in seconds: pings and cuts are late by that much at most."""
 
@@ -80,7 +84,8 @@ class Broker:
         """May be replaced until `serve` is called; then `reload` does it."""
         self.wall_clock: Callable[[], float] = time.time
         """Unix seconds, by which tokens expire; `open_test_broker` puts virtual time here."""
-        self.hooks = Hooks()
+        self.hooks = Hooks(self._end_by)
+        self._ended_by: BaseException | None = None
         self._node: Node | None = None
         self._next_fd: Fd = 0
         self._is_taken = False
@@ -366,6 +371,19 @@ class Broker:
         a Close with 1001 or 3001; after `drain_seconds` the rest is cut."""
         self._stop.set()
 
+    def _end_by(self, kind: str, fd: Fd, error: BaseException) -> None:
+        """A hook has raised what ends the process: stop in good order, and raise it at the end."""
+        log.critical(
+            "hook_ended_the_process",
+            hook=kind,
+            fd=fd,
+            error=repr(error)[:_SHOWN],
+            detail="every client is told, then `serve` raises it",
+        )
+        if self._ended_by is None:
+            self._ended_by = error
+        self.stop()
+
     def reload(self, config: Config) -> None:
         """Go by another config from now on, with everybody still connected.
 
@@ -389,6 +407,8 @@ class Broker:
         Reports the addresses once it listens. Listens as the config says, or on `listeners`, which
         it then closes. Raises `ConfigError` when it cannot listen or read its keys. Cancelled, it cuts every
         connection at once: the peers see no Close. Nothing it started is left when it returns.
+        `SystemExit` or `KeyboardInterrupt` of a hook stops the broker as `stop` does, and is raised
+        from here once all has ended.
         """
         if self._is_taken:
             raise RuntimeError("this broker is serving already")
@@ -397,11 +417,14 @@ class Broker:
         try:
             # Before anything is waited for: a `stop` that comes while we start counts.
             self._stop = trio.Event()
+            self._ended_by = None
             if listeners is None:
                 listeners = await open_listeners(self.config)
             await self._serve(listeners, task_status)
         finally:
             self._is_taken = False
+        if self._ended_by is not None:
+            raise self._ended_by
 
     async def _serve(
         self, listeners: list[AnyListener], task_status: trio.TaskStatus[list[str]]

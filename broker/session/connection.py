@@ -22,7 +22,7 @@ from broker.core.event_queue import EventKind
 from broker.core.messages import Close, ConnectionInfo, Fd, Initiator, Transport
 from broker.core.session import Phase, PhaseEvent
 from broker.errors import CloseCode, Disconnect, UnsubscribeCode
-from broker.hooks import OpenHook
+from broker.hooks import EndsProcess, OpenHook
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
 from broker.protocols.codec import Codec, Result
@@ -249,6 +249,8 @@ class Connection:
                     self._waiting -= 1
                     if self._closing is not None:
                         break
+        except EndsProcess:
+            self.shut_down()
         except Disconnect as order:
             self.close(order.code, order.reason)
         except Exception:

@@ -6,7 +6,7 @@ import trio
 from broker.core.event_queue import EventKind
 from broker.core.messages import Close, Initiator
 from broker.errors import CloseCode
-from broker.hooks import Connection
+from broker.hooks import Connection, EndsProcess
 from broker.session.services import Services
 from broker.transport.lane import Lane
 from broker.transport.outbox import Outbox
@@ -52,5 +52,7 @@ async def tell_closed(services: Services, connection: Connection, close: Close) 
     with trio.CancelScope(shield=True, deadline=grace):
         try:
             await hook(connection, close)
+        except EndsProcess:
+            pass  # this connection has ended already
         except Exception:
             services.log.exception("hook_failed", hook="close", fd=fd)
