@@ -7,7 +7,6 @@ the intake; what others need in order to finish is opened further out (docs/desi
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
-from functools import partial
 from typing import Final
 
 import structlog
@@ -58,7 +57,7 @@ from broker.routing.router import Router
 from broker.session.accept import serve_connection
 from broker.session.orders import ServerSub
 from broker.session.services import Services
-from broker.transport.listeners import AnyListener, describe, open_listeners
+from broker.transport.listeners import AnyListener, accept_streams, describe, open_listeners
 from broker.transport.postman import open_post_office
 from broker.webhooks.proxy import open_questions
 from broker.webhooks.sender import open_sender
@@ -67,6 +66,10 @@ log = structlog.get_logger("broker")
 
 _SHOWN: Final = 200
 """Characters of an exception in a log line: it may hold a megabyte of what a peer sent."""
+
+_TICKS_TO_TELL: Final = 10
+"""How often all other tasks run after a stop before anybody is cut, also with `drain_seconds = 0`: a
+Close frame is with its socket after one round of the postman, and through TLS after some four more."""
 
 _BEAT = 1.0
 """How often heartbeats are looked at, in seconds: pings and cuts are late by that much at most."""
@@ -432,29 +435,33 @@ class Broker:
         try:
             async with AsyncExitStack() as stack:
                 node, backends = await self._open_node(stack)
+                services = node.services
                 upkeep = await stack.enter_async_context(trio.open_nursery())
                 upkeep.start_soon(_beat, node)
                 async with trio.open_nursery() as sessions:
+
+                    def take(stream: trio.abc.Stream) -> None:
+                        sessions.start_soon(serve_connection, services, stream)
+
                     async with trio.open_nursery() as intake:
-                        await intake.start(
-                            partial(
-                                trio.serve_listeners,
-                                partial(serve_connection, node.services),
-                                listeners,
-                                handler_nursery=sessions,
+                        for listener in listeners:
+                            intake.start_soon(
+                                accept_streams, listener, take, services.admission.make_room
                             )
-                        )
                         addresses = describe(listeners)
-                        _log_ready(self.config, addresses)
+                        _log_ready(node, addresses)
                         task_status.started(addresses)
                         await self._stop.wait()
-                        node.services.draining = True
+                        drain_seconds = node.config.drain_seconds
+                        services.begin_drain(drain_seconds)
                         backends.stop()
                         log.info("stopping", connections=node.stats().connections)
                         intake.cancel_scope.cancel()
-                    drain_seconds = node.config.drain_seconds
-                    sessions.cancel_scope.deadline = trio.current_time() + drain_seconds
+                    due = trio.current_time() + drain_seconds
                     node.shut_down()
+                    for _ in range(_TICKS_TO_TELL):
+                        await trio.lowlevel.checkpoint()
+                    sessions.cancel_scope.deadline = due
                 if sessions.cancel_scope.cancelled_caught:
                     log.warning("cut", reason=f"still open after {drain_seconds:g} s")
                 upkeep.cancel_scope.cancel()
@@ -504,8 +511,12 @@ class Broker:
         return node, backends
 
 
-def _log_ready(config: Config, addresses: list[str]) -> None:
+def _log_ready(node: Node, addresses: list[str]) -> None:
+    config = node.config
     log.info("ready", addresses=addresses)
+    too_many = node.services.admission.warning()
+    if too_many is not None:
+        log.warning("too_few_files", detail=too_many)
     exposed = exposure_warning(config)
     if exposed is not None:
         log.warning("exposed", detail=exposed)
@@ -515,6 +526,10 @@ def _log_ready(config: Config, addresses: list[str]) -> None:
 
 
 async def _beat(node: Node) -> None:
-    while True:
-        await trio.sleep(_BEAT)
-        node.beat()
+    try:
+        while True:
+            await trio.sleep(_BEAT)
+            node.beat()
+    finally:
+        # Cancelled: the sessions have ended, or everything is being cut with us.
+        node.services.cut()
