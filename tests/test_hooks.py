@@ -843,7 +843,7 @@ COMMANDS: dict[str, dict[str, object]] = {
     "history": {"channel": "a"},
     "rpc": {"method": "mine"},
 }
-READS = COMMANDS.keys() - {"connect"}
+LATER = COMMANDS.keys() - {"connect"}
 MINE = b"GET /mine HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -853,7 +853,7 @@ async def call(net: Network, kind: str) -> Any:
         async with await net.connect() as peer:
             await peer.send(MINE)
             return int((await peer.receive_head()).split()[1])
-    async with await (net.open_client() if kind in READS else net.open_websocket()) as peer:
+    async with await (net.open_client() if kind in LATER else net.open_websocket()) as peer:
         if kind in COMMANDS:
             await peer.send_json({"id": 7, kind: COMMANDS[kind]})
             try:
