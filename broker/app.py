@@ -180,7 +180,8 @@ class Broker:
 
         Messages that waited for it go out at once, and whatever it sends goes to `on_message`. False
         if it has spoken already, is not there, or cannot be plain: over HTTP, or with a Centrifuge
-        subprotocol.
+        subprotocol. Where tokens are required, one that was declared plain, before it spoke or
+        after, needs none to stay: see `stale_seconds`.
         """
         return self._node is not None and self._node.declare_plain(fd)
 

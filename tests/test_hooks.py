@@ -832,10 +832,11 @@ def raising(kind: str, make: Callable[[], BaseException]) -> Callable[..., Await
     async def three(connection: object, method: str, data: object) -> Any:
         raise error
 
-    return {"message": two, "close": two, "rpc": three}.get(kind, one)
+    hooks: dict[str, Callable[..., Awaitable[Any]]] = {"message": two, "close": two, "rpc": three}
+    return hooks.get(kind, one)
 
 
-COMMANDS: dict[str, dict[str, object]] = {
+ASKED: dict[str, dict[str, object]] = {
     "connect": {},
     "subscribe": {"channel": "a"},
     "publish": {"channel": "a", "data": 1},
@@ -843,7 +844,7 @@ COMMANDS: dict[str, dict[str, object]] = {
     "history": {"channel": "a"},
     "rpc": {"method": "mine"},
 }
-LATER = COMMANDS.keys() - {"connect"}
+LATER = ASKED.keys() - {"connect"}
 MINE = b"GET /mine HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -854,8 +855,8 @@ async def call(net: Network, kind: str) -> Any:
             await peer.send(MINE)
             return int((await peer.receive_head()).split()[1])
     async with await (net.open_client() if kind in LATER else net.open_websocket()) as peer:
-        if kind in COMMANDS:
-            await peer.send_json({"id": 7, kind: COMMANDS[kind]})
+        if kind in ASKED:
+            await peer.send_json({"id": 7, kind: ASKED[kind]})
             try:
                 while (reply := await peer.receive_json()).get("id") != 7:
                     assert reply["push"]["disconnect"]["code"] == 3001
