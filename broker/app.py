@@ -7,7 +7,7 @@ the intake; what others need in order to finish is opened further out (docs/desi
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
-from functools import partial
+from typing import Final
 
 import structlog
 import trio
@@ -57,12 +57,19 @@ from broker.routing.router import Router
 from broker.session.accept import serve_connection
 from broker.session.orders import ServerSub
 from broker.session.services import Services
-from broker.transport.listeners import AnyListener, describe, open_listeners
+from broker.transport.listeners import AnyListener, accept_streams, describe, open_listeners
 from broker.transport.postman import open_post_office
 from broker.webhooks.proxy import open_questions
 from broker.webhooks.sender import open_sender
 
 log = structlog.get_logger("broker")
+
+_SHOWN: Final = 200
+"""Characters of an exception in a log line: it may hold a megabyte of what a peer sent."""
+
+_TICKS_TO_TELL: Final = 10
+"""How often all other tasks run after a stop before anybody is cut, also with `drain_seconds = 0`: a
+Close frame is with its socket after one round of the postman, and through TLS after some four more."""
 
 _BEAT = 1.0
 """How often heartbeats are looked at, in seconds: pings and cuts are late by that much at most."""
@@ -80,7 +87,8 @@ class Broker:
         """May be replaced until `serve` is called; then `reload` does it."""
         self.wall_clock: Callable[[], float] = time.time
         """Unix seconds, by which tokens expire; `open_test_broker` puts virtual time here."""
-        self.hooks = Hooks()
+        self.hooks = Hooks(self._end_by)
+        self._ended_by: BaseException | None = None
         self._node: Node | None = None
         self._next_fd: Fd = 0
         self._is_taken = False
@@ -172,7 +180,8 @@ class Broker:
 
         Messages that waited for it go out at once, and whatever it sends goes to `on_message`. False
         if it has spoken already, is not there, or cannot be plain: over HTTP, or with a Centrifuge
-        subprotocol.
+        subprotocol. Where tokens are required, one that was declared plain, before it spoke or
+        after, needs none to stay: see `stale_seconds`.
         """
         return self._node is not None and self._node.declare_plain(fd)
 
@@ -366,6 +375,19 @@ class Broker:
         a Close with 1001 or 3001; after `drain_seconds` the rest is cut."""
         self._stop.set()
 
+    def _end_by(self, kind: str, fd: Fd, error: BaseException) -> None:
+        """A hook has raised what ends the process: stop in good order, and raise it at the end."""
+        log.critical(
+            "hook_ended_the_process",
+            hook=kind,
+            fd=fd,
+            error=repr(error)[:_SHOWN],
+            detail="every client is told, then `serve` raises it",
+        )
+        if self._ended_by is None:
+            self._ended_by = error
+        self.stop()
+
     def reload(self, config: Config) -> None:
         """Go by another config from now on, with everybody still connected.
 
@@ -389,6 +411,8 @@ class Broker:
         Reports the addresses once it listens. Listens as the config says, or on `listeners`, which
         it then closes. Raises `ConfigError` when it cannot listen or read its keys. Cancelled, it cuts every
         connection at once: the peers see no Close. Nothing it started is left when it returns.
+        `SystemExit` or `KeyboardInterrupt` of a hook stops the broker as `stop` does, and is raised
+        from here once all has ended.
         """
         if self._is_taken:
             raise RuntimeError("this broker is serving already")
@@ -397,11 +421,14 @@ class Broker:
         try:
             # Before anything is waited for: a `stop` that comes while we start counts.
             self._stop = trio.Event()
+            self._ended_by = None
             if listeners is None:
                 listeners = await open_listeners(self.config)
             await self._serve(listeners, task_status)
         finally:
             self._is_taken = False
+        if self._ended_by is not None:
+            raise self._ended_by
 
     async def _serve(
         self, listeners: list[AnyListener], task_status: trio.TaskStatus[list[str]]
@@ -409,29 +436,33 @@ class Broker:
         try:
             async with AsyncExitStack() as stack:
                 node, backends = await self._open_node(stack)
+                services = node.services
                 upkeep = await stack.enter_async_context(trio.open_nursery())
                 upkeep.start_soon(_beat, node)
                 async with trio.open_nursery() as sessions:
+
+                    def take(stream: trio.abc.Stream) -> None:
+                        sessions.start_soon(serve_connection, services, stream)
+
                     async with trio.open_nursery() as intake:
-                        await intake.start(
-                            partial(
-                                trio.serve_listeners,
-                                partial(serve_connection, node.services),
-                                listeners,
-                                handler_nursery=sessions,
+                        for listener in listeners:
+                            intake.start_soon(
+                                accept_streams, listener, take, services.admission.make_room
                             )
-                        )
                         addresses = describe(listeners)
-                        _log_ready(self.config, addresses)
+                        _log_ready(node, addresses)
                         task_status.started(addresses)
                         await self._stop.wait()
-                        node.services.draining = True
+                        drain_seconds = node.config.drain_seconds
+                        services.begin_drain(drain_seconds)
                         backends.stop()
                         log.info("stopping", connections=node.stats().connections)
                         intake.cancel_scope.cancel()
-                    drain_seconds = node.config.drain_seconds
-                    sessions.cancel_scope.deadline = trio.current_time() + drain_seconds
+                    due = trio.current_time() + drain_seconds
                     node.shut_down()
+                    for _ in range(_TICKS_TO_TELL):
+                        await trio.lowlevel.checkpoint()
+                    sessions.cancel_scope.deadline = due
                 if sessions.cancel_scope.cancelled_caught:
                     log.warning("cut", reason=f"still open after {drain_seconds:g} s")
                 upkeep.cancel_scope.cancel()
@@ -481,8 +512,12 @@ class Broker:
         return node, backends
 
 
-def _log_ready(config: Config, addresses: list[str]) -> None:
+def _log_ready(node: Node, addresses: list[str]) -> None:
+    config = node.config
     log.info("ready", addresses=addresses)
+    too_many = node.services.admission.warning()
+    if too_many is not None:
+        log.warning("too_few_files", detail=too_many)
     exposed = exposure_warning(config)
     if exposed is not None:
         log.warning("exposed", detail=exposed)
@@ -492,6 +527,10 @@ def _log_ready(config: Config, addresses: list[str]) -> None:
 
 
 async def _beat(node: Node) -> None:
-    while True:
-        await trio.sleep(_BEAT)
-        node.beat()
+    try:
+        while True:
+            await trio.sleep(_BEAT)
+            node.beat()
+    finally:
+        # Cancelled: the sessions have ended, or everything is being cut with us.
+        node.services.cut()

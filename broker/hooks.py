@@ -7,6 +7,11 @@ hook of a connection `Disconnect` to send the peer away. Any other exception is 
 `on_message`) the connection ends with 1011. Cancellation reaches a hook when the connection has
 ended and the hook is still busy `close_seconds` later.
 
+`SystemExit` and `KeyboardInterrupt`, from any hook, end the process in good order: one line says so
+(`hook_ended_the_process`), the broker stops as by `Broker.stop`, and `Broker.serve` raises the
+exception when all is done. Any other `BaseException` counts as an `Exception`; so does a
+cancellation that nobody has asked for, as a hook has when it raises what it had caught elsewhere.
+
 `on_event` is different: it runs in a task of its own and holds up nobody; an exception is logged,
 and the next event comes. Cancellation reaches it `flush_seconds` after the last connection of a
 broker that stops has ended.
@@ -23,12 +28,15 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import attrs
+import trio
 
 from broker.core.event_queue import Event
 from broker.core.messages import Close, ConnectionInfo, Fd, Frame, Transport
+from broker.errors import CloseCode, Disconnect
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -261,6 +269,21 @@ OnEvent = TypeVar("OnEvent", bound=EventHook)
 
 AnyHook: TypeAlias = Callable[..., Awaitable[object]]
 
+OnEnding: TypeAlias = Callable[[str, Fd, BaseException], None]
+"""Called with a hook's kind, the fd it was about (0 for none) and the exception that it raised to
+end the process. Never waits."""
+
+
+class HookFailed(Exception):
+    """A hook raised what is no `Exception`, and no way to end anything: that is its cause."""
+
+
+class EndsProcess(Disconnect):
+    """A hook ends the process, which was said and is under way; its own peer may go."""
+
+    def __init__(self) -> None:
+        super().__init__(CloseCode.GOING_AWAY, "shutdown")
+
 
 @attrs.frozen
 class Kind:
@@ -323,9 +346,11 @@ KINDS: Mapping[str, Kind] = {
 class Hooks:
     """The hooks that an app has set; None where it has none.
 
-    Each is its app's function with a check of what it returns. `set` and `lend` alone change them.
+    Each is its app's function with a check of what it returns, inside of `contained`. `set` and
+    `lend` alone change them. Without `on_ending`, an exception that ends the process goes on.
     """
 
+    _on_ending: OnEnding | None = None
     open: OpenHook | None = attrs.field(default=None, init=False)
     message: MessageHook | None = attrs.field(default=None, init=False)
     close: CloseHook | None = attrs.field(default=None, init=False)
@@ -359,7 +384,7 @@ class Hooks:
                 f"keep that or {owner}, or make one function of both"
             )
         self._owners[kind] = owner
-        object.__setattr__(self, kind, _checked(kind, function))
+        object.__setattr__(self, kind, _checked(self, kind, function))
 
     @contextmanager
     def lend(self, kind: str, function: AnyHook, owner: str) -> Generator[None]:
@@ -371,18 +396,83 @@ class Hooks:
             del self._owners[kind]
             object.__setattr__(self, kind, None)
 
+    @contextmanager
+    def contained(self, kind: str, fd: Fd = 0) -> Generator[None]:
+        """Let nothing but an `Exception`, and a cancellation that is one, leave a block of the app's
+        code.
 
-def _checked(kind: str, function: AnyHook) -> AnyHook:
-    """A hook that raises `TypeError` where `function` returns what its kind does not."""
+        Raises `EndsProcess` in place of `SystemExit` and `KeyboardInterrupt`, after `on_ending`, and
+        `HookFailed` in place of any other `BaseException`.
+        """
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException as error:
+            raised = self._in_place_of(kind, fd, error)
+            if raised is error:
+                raise
+            raise raised from error
+
+    def _in_place_of(self, kind: str, fd: Fd, error: BaseException) -> BaseException:
+        cancelled, rest = _without_cancellation(error)
+        if rest is None or isinstance(rest, Exception):
+            return error
+        ending = _ending_in(rest)
+        if ending is None:
+            failed = HookFailed(f"on_{kind} raised {type(rest).__name__}, which is no Exception")
+            failed.__cause__ = rest
+            if cancelled is None:
+                return failed
+            return BaseExceptionGroup("a hook failed when it was cancelled", [cancelled, failed])
+        if self._on_ending is None:
+            return error
+        self._on_ending(kind, fd, ending)
+        return EndsProcess() if cancelled is None else cancelled
+
+
+def _without_cancellation(
+    error: BaseException,
+) -> tuple[BaseException | None, BaseException | None]:
+    """A cancellation that was asked for, which has to reach its scope, and the rest."""
+    try:
+        is_cancelled = trio.current_effective_deadline() == -inf
+    except RuntimeError:
+        return error, None  # not in a task: the interpreter closes what it finds at its end
+    if not is_cancelled:
+        return None, error
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)
+    return (error, None) if isinstance(error, trio.Cancelled) else (None, error)
+
+
+def _ending_in(error: BaseException) -> BaseException | None:
+    """The first exception in `error` that is raised to end a process."""
+    if isinstance(error, BaseExceptionGroup):
+        return next(filter(None, map(_ending_in, error.exceptions)), None)
+    return error if isinstance(error, SystemExit | KeyboardInterrupt) else None
+
+
+def _fd_of(args: tuple[object, ...]) -> Fd:
+    """The fd that a hook was called about; 0 for none."""
+    about = getattr(args[0], "connection", args[0])
+    fd = getattr(about, "fd", 0)
+    return fd if isinstance(fd, int) else 0
+
+
+def _checked(hooks: Hooks, kind: str, function: AnyHook) -> AnyHook:
+    """A hook that is contained, and raises `TypeError` where `function` returns what its kind does
+    not."""
     rule, name = KINDS[kind], _name(function)
 
     async def hook(*args: object) -> object:
-        answer = function(*args)
-        if not inspect.isawaitable(answer):  # a plain function around an async one can do that
-            raise TypeError(
-                f"on_{kind}: {name} is not async after all: it returned {_shown(answer)}"
-            )
-        reply = await answer
+        with hooks.contained(kind, _fd_of(args)):
+            answer = function(*args)
+            if not inspect.isawaitable(answer):  # a plain function around an async one can do that
+                raise TypeError(
+                    f"on_{kind}: {name} is not async after all: it returned {_shown(answer)}"
+                )
+            reply = await answer
         if not rule.accepts(reply):
             raise TypeError(
                 f"on_{kind}: {name} returned {_shown(reply)}; "

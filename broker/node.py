@@ -95,7 +95,7 @@ class Node:
 
     def declare_plain(self, fd: Fd) -> bool:
         connection = self._find(fd)
-        return connection is not None and connection.orders.declare_plain()
+        return connection is not None and connection.orders.vouch()
 
     def publish(self, topic: str, data: bytes, options: PublishOptions) -> Delivery:
         return self.services.publisher.publish(topic, data, None, options)

@@ -259,7 +259,7 @@ class Network:
     @property
     def streams(self) -> int:
         """Streams accepted and not yet closed, whatever they speak."""
-        return self.node.services.meeting
+        return self.node.services.admission.count()
 
     async def connect(self, make_pair: MakePair = trio.testing.memory_stream_pair) -> Peer:
         """A bare connection: nothing has been sent yet."""

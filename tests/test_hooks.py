@@ -1,13 +1,15 @@
 """Hooks: which functions may be one, which replies pass, and what type checkers make of them."""
 
+import asyncio
 import functools
 import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import suppress
+import types
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ import pytest
 import structlog
 import trio
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse, Response
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from structlog.testing import capture_logs
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker import (
     Broker,
@@ -30,8 +34,8 @@ from broker import (
     SubscribeReply,
     WebhookRules,
 )
-from broker.hooks import KINDS, Hooks
-from broker.testing import Closed, Network, Peer, open_test_broker
+from broker.hooks import KINDS, HookFailed, Hooks
+from broker.testing import Closed, MemoryListener, Network, Peer, open_test_broker
 
 pytestmark = pytest.mark.usefixtures("logging_restored")
 
@@ -775,3 +779,275 @@ def test_type_checkers_complain_of_every_wrong_hook_and_of_no_right_one(
         (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings), "utf-8")
         command += ["--project", ".", "--pythonpath", sys.executable]
     assert check(command, tmp_path) == wanted
+
+
+# what is no Exception
+
+
+class OddError(BaseException):
+    """What nobody should raise."""
+
+
+def a_cancellation() -> BaseException:
+    """A cancellation of another scope, as somebody may keep it and raise it again."""
+
+    async def be_cancelled() -> BaseException:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            try:
+                await trio.sleep_forever()
+            except trio.Cancelled as error:
+                return error
+        raise AssertionError
+
+    return trio.run(be_cancelled)
+
+
+ODD: dict[str, Callable[[], BaseException]] = {
+    "BaseException": lambda: OddError("odd"),
+    "GeneratorExit": GeneratorExit,
+    "asyncio.CancelledError": asyncio.CancelledError,
+    "trio.Cancelled": a_cancellation,
+    "group": lambda: BaseExceptionGroup("two", [OddError(), ValueError()]),
+    "group of cancellations": lambda: BaseExceptionGroup("one", [a_cancellation()]),
+}
+ENDS: dict[str, Callable[[], BaseException]] = {
+    "SystemExit": lambda: SystemExit(3),
+    "KeyboardInterrupt": KeyboardInterrupt,
+    "group": lambda: BaseExceptionGroup("two", [ValueError(), SystemExit(3)]),
+    "nested": lambda: BaseExceptionGroup("", [OddError(), BaseExceptionGroup("", [SystemExit(3)])]),
+}
+
+
+def raising(kind: str, make: Callable[[], BaseException]) -> Callable[..., Awaitable[Any]]:
+    """A hook of a kind that raises."""
+    error = make()  # before there is a loop
+
+    async def one(event: object) -> Any:
+        raise error
+
+    async def two(connection: object, more: object) -> Any:
+        raise error
+
+    async def three(connection: object, method: str, data: object) -> Any:
+        raise error
+
+    hooks: dict[str, Callable[..., Awaitable[Any]]] = {"message": two, "close": two, "rpc": three}
+    return hooks.get(kind, one)
+
+
+ASKED: dict[str, dict[str, object]] = {
+    "connect": {},
+    "subscribe": {"channel": "a"},
+    "publish": {"channel": "a", "data": 1},
+    "presence": {"channel": "a"},
+    "history": {"channel": "a"},
+    "rpc": {"method": "mine"},
+}
+LATER = ASKED.keys() - {"connect"}
+MINE = b"GET /mine HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+async def call(net: Network, kind: str) -> Any:
+    """Have a hook called; the outcome: code of the Close, error reply, or status."""
+    if kind == "request":
+        async with await net.connect() as peer:
+            await peer.send(MINE)
+            return int((await peer.receive_head()).split()[1])
+    async with await (net.open_client() if kind in LATER else net.open_websocket()) as peer:
+        if kind in ASKED:
+            await peer.send_json({"id": 7, kind: ASKED[kind]})
+            try:
+                while (reply := await peer.receive_json()).get("id") != 7:
+                    assert reply["push"]["disconnect"]["code"] == 3001
+            except Closed as closed:
+                return closed.code
+            return reply["error"]
+        if kind == "message":
+            await peer.send_text("x")
+        elif kind == "close":
+            await peer.send_close()
+        code, _ = await peer.receive_close()
+        return code
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_odd_exception_is_contained_like_any_other(kind: str, odd: str) -> None:
+    hook = raising(kind, ODD[odd])
+
+    async def main() -> None:
+        broker = Broker()
+        async with open_test_broker(broker) as net:
+            bystander = await net.open_client()
+            if kind != "event":
+                getattr(broker, f"on_{kind}")(hook)
+                failed = await call(net, kind)
+            assert net.broker.is_established(bystander.fd)
+            await bystander.aclose()
+        expected = {"open": 1011, "message": 1011, "close": 1000, "request": 500}
+        if kind != "event":
+            assert failed == expected.get(kind, INTERNAL)
+
+    if kind == "event":
+        run_with_event_hook(hook)
+    else:
+        with capture_logs() as lines:
+            trio.run(main, clock=MockClock(autojump_threshold=0))
+        failures = [line for line in lines if line["event"] == "hook_failed"]
+        # `broker.http` logs a failed request; the bystander has a close hook, too.
+        assert len(failures) == {"request": 0, "close": 2}.get(kind, 1)
+
+
+def run_with_event_hook(hook: Callable[..., Awaitable[Any]]) -> None:
+    async def main() -> None:
+        broker = Broker()
+        broker.on_event(hook)
+        async with open_test_broker(broker) as net:
+            await net.open_client()
+
+    with capture_logs() as lines:
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+    kinds = [line["kind"] for line in lines if line["event"] == "hook_failed"]
+    assert kinds == ["started", "opened", "connected", "disconnected", "stopped"]
+
+
+@pytest.mark.parametrize("how", ENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hook_that_ends_the_process_has_everybody_told_before(kind: str, how: str) -> None:
+    hook = raising(kind, ENDS[how])
+    heard: list[int | None] = []
+    told: list[object] = []
+
+    async def main() -> None:
+        broker, listener = Broker(), MemoryListener()
+        if kind == "event":
+            broker.on_event(hook)
+
+        async def listen(peer: Peer) -> None:
+            heard.append((await peer.receive_close())[0])
+            await peer.send_close()
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lambda **start: broker.serve(listeners=[listener], **start))
+            net = Network(broker, listener)
+            if kind != "event":
+                nursery.start_soon(listen, await net.open_plain())
+                nursery.start_soon(listen, await net.open_client())
+                await wait_all_tasks_blocked()
+                getattr(broker, f"on_{kind}")(hook)
+                with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+                    told.append(await call(net, kind))
+
+    with capture_logs() as lines, pytest.raises(BaseExceptionGroup) as caught:
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+    # The group is of the nursery here.
+    (error,) = caught.value.exceptions
+    assert isinstance(error, KeyboardInterrupt if how == "KeyboardInterrupt" else SystemExit)
+    if kind != "event":
+        assert sorted(filter(None, heard)) == [1001, 3001]
+        closed = {"open": 1001, "message": 1001, "connect": 1001, "request": 503, "close": 1000}
+        assert told == [closed.get(kind, 3001)]
+    said = [line for line in lines if line["log_level"] in ("error", "critical", "warning")]
+    assert {line["event"] for line in said} == {"hook_ended_the_process"}
+    assert said[0]["hook"] == kind
+    assert said[0]["error"] in ("SystemExit(3)", "KeyboardInterrupt()")
+    assert (said[0]["fd"] > 0) is (kind not in ("request", "event"))
+
+
+@pytest.mark.parametrize("where", ["body", "background"])
+@pytest.mark.parametrize("how", ["SystemExit", "GeneratorExit"])
+def test_a_response_is_contained_as_its_hook_is(where: str, how: str) -> None:
+    error = {**ODD, **ENDS}[how]()
+
+    async def fail() -> None:
+        raise error
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"some"
+        raise error
+
+    async def main() -> None:
+        broker = Broker()
+
+        @broker.on_request
+        async def on_request(request: Request) -> Response:
+            if where == "body":
+                return StreamingResponse(body())
+            return PlainTextResponse("done", background=BackgroundTask(fail))
+
+        async with open_test_broker(broker) as net:
+            bystander = await net.open_client()
+            peer = await net.connect()
+            await peer.send(MINE)
+            assert " 200 " in await peer.receive_head()
+            await peer.receive_eof()
+            if how == "SystemExit":
+                assert (await bystander.receive_close())[0] == 3001
+                await bystander.send_close()
+            else:
+                assert net.broker.is_established(bystander.fd)
+
+    ends = how == "SystemExit"
+    with pytest.raises(BaseExceptionGroup) if ends else nullcontext():
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def test_a_cancellation_that_was_asked_for_reaches_its_scope_with_what_else_came() -> None:
+    """A hook that hangs is cancelled, and fails at cleaning up: each part goes its own way."""
+    ended: list[tuple[str, int, BaseException]] = []
+    hooks = Hooks(lambda *what: ended.append(what))
+
+    async def leave(*errors: BaseException) -> BaseException | None:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            try:
+                with hooks.contained("open", 7):
+                    try:
+                        await trio.sleep_forever()
+                    except trio.Cancelled as cancelled:
+                        raise BaseExceptionGroup("", [cancelled, *errors]) from None
+            except Exception as error:  # noqa: BLE001 - whatever it is
+                return error
+            except BaseExceptionGroup as group:
+                return group.split(trio.Cancelled)[1]
+        return None
+
+    async def main() -> None:
+        assert await leave() is None
+        plain = await leave(ValueError())
+        assert isinstance(plain, ExceptionGroup)
+        odd = await leave(OddError())
+        assert isinstance(odd, ExceptionGroup)
+        assert isinstance(odd.exceptions[0], HookFailed)
+        assert ended == []
+        assert await leave(SystemExit(1), OddError()) is None
+        ((kind, fd, error),) = ended
+        assert (kind, fd, type(error)) == ("open", 7, SystemExit)
+
+    trio.run(main)
+
+
+def test_without_anybody_to_end_the_process_the_exception_goes_on() -> None:
+    async def main() -> None:
+        with Hooks().contained("open"):
+            raise SystemExit(4)
+
+    with pytest.raises(SystemExit, match="4"):
+        trio.run(main)
+
+
+def test_what_closes_a_hook_from_outside_of_the_loop_is_let_through() -> None:
+    @types.coroutine
+    def suspend() -> Iterator[None]:
+        yield
+
+    async def hook(event: object) -> None:
+        await suspend()
+
+    hooks = Hooks()
+    hooks.set("event", hook)
+    assert hooks.event is not None
+    coroutine = hooks.event(None)  # type: ignore[arg-type]
+    coroutine.send(None)  # type: ignore[attr-defined]
+    coroutine.close()  # type: ignore[attr-defined]

@@ -307,6 +307,7 @@ FLOOD = """
 
     from broker import Broker, Config
     from broker.logs import configure
+    from broker.testing import handshake
 
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 
@@ -326,12 +327,13 @@ FLOOD = """
                     await client.send_message("x")
             print("released")
             with trio.fail_after(20):
-                held = [await trio.open_tcp_stream(*where) for _ in range(20)]
-                await trio.testing.wait_all_tasks_blocked(0.1)
-                late = await trio.open_tcp_stream(*where)
-                answer = await late.receive_some()
-                assert answer.startswith(b"HTTP/1.1 503 "), answer
-                for stream in [*held, late]:
+                held = []
+                for status in [b"101"] * 20 + [b"503"]:
+                    held.append(await trio.open_tcp_stream(*where))
+                    await held[-1].send_all(handshake())
+                    answer = await held[-1].receive_some()
+                    assert answer.startswith(b"HTTP/1.1 %b " % status), answer
+                for stream in held:
                     await stream.aclose()
                 await trio.testing.wait_all_tasks_blocked(0.1)
                 async with open_websocket_url(address) as client:

@@ -3,6 +3,7 @@ at any moment. After each test nothing may be left running."""
 
 import json
 import random
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+import trustme
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker import (
@@ -27,6 +29,7 @@ from broker import (
     SubscribeEvent,
     TopicPattern,
     TopicRules,
+    WebhookRules,
 )
 from broker.testing import (
     Closed,
@@ -285,6 +288,196 @@ async def test_a_close_hook_that_hangs_is_cancelled_too(autojump_clock: MockCloc
         assert broker.exists(peer.fd)
         await trio.sleep(0.2)
         assert not broker.exists(peer.fd)
+
+
+async def by_answered_close(net: Network, peer: Peer) -> None:
+    net.broker.disconnect(peer.fd)
+    await peer.send_close()
+
+
+@pytest.mark.parametrize(
+    ("how", "fallback"),
+    [
+        (by_leaving, False),
+        (by_close, False),
+        (by_answered_close, False),
+        (by_leaving, True),
+        (by_disconnect, True),
+    ],
+)
+async def test_the_socket_closes_before_the_close_hook_begins(
+    autojump_clock: MockClock, how: Callable[[Network, Peer], Awaitable[None]], fallback: bool
+) -> None:
+    broker = Broker()
+    theirs: list[trio.abc.Stream] = []
+    closed: list[tuple[int, float]] = []
+
+    def make_pair() -> Any:
+        pair = trio.testing.memory_stream_pair()
+        theirs.append(pair[1])
+        return pair
+
+    @broker.on_close
+    async def on_close(connection: Connection, close: Close) -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await theirs[0].send_all(b"?")
+        closed.append((connection.fd, trio.current_time()))
+        await trio.sleep(3)
+
+    async with open_test_broker(broker) as net:
+        if fallback:
+            peer = await net.connect(make_pair)
+            await peer.send(b"GET /connection/uni_sse HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert " 200 " in await peer.receive_head()
+            peer.fd = 1
+        else:
+            peer = await net.open_plain(make_pair=make_pair)
+        began = trio.current_time()
+        await how(net, peer)
+        if how is not by_leaving:
+            await peer.receive_eof()
+            assert trio.current_time() == began
+        await trio.sleep(1)
+        assert broker.exists(peer.fd)
+        await trio.sleep(3)
+        assert not broker.exists(peer.fd)
+    assert closed == [(peer.fd, began)]
+
+
+EVERY_HOOK = (
+    *("open", "message", "close", "connect", "subscribe", "publish", "presence", "history", "rpc"),
+    *("request", "event"),
+)
+ASKS: dict[str, dict[str, object]] = {
+    "subscribe": {"channel": "a"},
+    "publish": {"channel": "a", "data": 1},
+    "presence": {"channel": "a"},
+    "history": {"channel": "a"},
+    "rpc": {"method": "mine"},
+    "message": {"data": 1},
+}
+
+
+async def ask_all(net: Network, kinds: tuple[str, ...]) -> None:
+    """Have each of these hooks called once, by peers that go on and by one that takes nothing."""
+    for kind in kinds:
+        if kind == "request":
+            peer = await net.connect()
+            await peer.send(b"GET /mine HTTP/1.1\r\nHost: a\r\n\r\n")
+        elif kind in ASKS and "connect" not in kinds:
+            peer = await net.open_client()
+            method = "send" if kind == "message" else kind
+            await peer.send_json({"id": 0 if method == "send" else 2, method: ASKS[kind]})
+        else:
+            peer = await net.open_websocket()
+            await peer.send_json({"id": 1, "connect": {}})
+    stuck = await net.open_plain(make_pair=LOCKSTEP)
+    net.broker.push(stuck.fd, "x")
+    leaving = await net.open_plain()
+    await wait_all_tasks_blocked()
+    await leaving.aclose()  # its close hook is under way when the stop comes
+    await wait_all_tasks_blocked()
+
+
+@pytest.mark.parametrize(
+    ("config", "bound"),
+    [
+        (Config(), 5 + 1 + 3),
+        (Config(close_seconds=60), 5 + 1 + 3),
+        (Config(drain_seconds=0), 0 + 1 + 3),
+        (Config(drain_seconds=3, webhooks=WebhookRules(flush_seconds=0)), 3 + 1 + 0),
+    ],
+)
+@pytest.mark.parametrize("kinds", [*((kind,) for kind in EVERY_HOOK), EVERY_HOOK])
+async def test_a_stop_has_its_bound_however_the_hooks_hang(
+    autojump_clock: MockClock, config: Config, bound: float, kinds: tuple[str, ...]
+) -> None:
+    """`drain_seconds`, a second for last words, `flush_seconds`."""
+    broker = Broker(config)
+    for kind in kinds:
+        if kind in ("message", "rpc"):
+            signature: Any = {"message": hang_two, "rpc": hang_three}[kind]
+            getattr(broker, f"on_{kind}")(signature)
+        else:
+            getattr(broker, f"on_{kind}")(hang_two if kind == "close" else hang_one)
+    async with open_test_broker(broker) as net:
+        await ask_all(net, kinds)
+        began = trio.current_time()
+    took = trio.current_time() - began
+    assert took <= bound + 0.001
+    if kinds == EVERY_HOOK:
+        assert took == pytest.approx(bound)
+
+
+async def hang_one(event: object) -> None:
+    await trio.sleep_forever()
+
+
+async def hang_two(connection: object, more: object) -> None:
+    await trio.sleep_forever()
+
+
+async def hang_three(connection: object, method: str, data: object) -> object:
+    await trio.sleep_forever()
+
+
+async def test_to_cancel_serve_leaves_a_second_for_close_hooks(autojump_clock: MockClock) -> None:
+    broker = Broker()
+    broker.on_close(hang_two)
+    with trio.CancelScope() as scope:
+        async with open_test_broker(broker) as net:
+            for _ in range(3):
+                peer = await net.open_plain()
+            await peer.aclose()
+            await wait_all_tasks_blocked()
+            began = trio.current_time()
+            scope.cancel()
+            await trio.sleep_forever()
+    assert trio.current_time() - began == pytest.approx(1)
+
+
+def tls_pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
+    """Two ends of TLS, in memory."""
+    authority = trustme.CA()
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("a").configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    ours, theirs = trio.testing.memory_stream_pair()
+    return (
+        trio.SSLStream(ours, client, server_hostname="a"),
+        trio.SSLStream(theirs, server, server_side=True),
+    )
+
+
+@pytest.mark.parametrize("hook", ["open", "close", "none"])
+@pytest.mark.parametrize("make_pair", [trio.testing.memory_stream_pair, tls_pair])
+async def test_without_time_to_drain_everybody_is_still_told(
+    autojump_clock: MockClock, make_pair: Any, hook: str
+) -> None:
+    broker = Broker(Config(drain_seconds=0))
+    if hook == "open":
+        broker.on_open(hang_one)
+    elif hook == "close":
+        broker.on_close(hang_two)
+    heard = []
+
+    async def listen(peer: Peer) -> None:
+        heard.append((peer, *await peer.receive_close()))
+
+    async with trio.open_nursery() as listeners:
+        async with open_test_broker(broker) as net:
+            for _ in range(20):
+                listeners.start_soon(listen, await net.open_plain(make_pair=make_pair))
+                if hook != "open":
+                    listeners.start_soon(listen, await net.open_client(make_pair))
+            for info in broker.connections(limit=100):
+                broker.push(info.fd, "last words")
+            began = trio.current_time()
+        assert trio.current_time() - began == (1 if hook == "close" else 0)
+    assert Counter(code for _, code, _ in heard) == (
+        {1001: 20} if hook == "open" else {1001: 20, 3001: 20}
+    )
 
 
 async def raise_one(*_: object) -> None:

@@ -286,6 +286,11 @@ class Tokens:
         return bool(self.keys) or self.source is not None
 
     @property
+    def required(self) -> bool:
+        """Whether nobody connects without a token."""
+        return self.enabled and not self.rules.anonymous_allowed
+
+    @property
     def may_wait(self) -> bool:
         """Whether a key may have to be fetched before a token can be verified."""
         return self.source is not None

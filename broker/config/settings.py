@@ -290,11 +290,16 @@ class Config:
 
     # what one peer may take
     max_connections: int | None = attrs.field(default=None, validator=number(1, optional=True))
-    """None: the limit on open files, less a reserve of 64 for everything else."""
+    """None: the limit on open files, less 256 for all else, or half of a small limit. More than
+    there are files for is not to be had, and warned about at start."""
     head_bytes: int = attrs.field(default=8 * 2**10, validator=number(1))
     """nginx and Apache allow 8 KiB."""
     open_seconds: float = attrs.field(default=5.0, validator=positive)
     """From accept to the end of the handshake. A phone on a bad network needs about two."""
+    stale_seconds: float = attrs.field(default=10.0, validator=positive)
+    """From the handshake until a client has connected: one that asked for a subprotocol or came over
+    HTTP, and where tokens are required every peer that has neither shown one nor a user by your app.
+    Then it is sent away with 3502. As Centrifugo's `stale_close_delay`; NATS allows 2 s."""
     max_message_bytes: int = attrs.field(default=2**20, validator=number(1))
     """1 MiB, as trio-websocket and websockets have it."""
     max_fragments: int = attrs.field(default=1024, validator=number(1))

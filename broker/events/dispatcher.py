@@ -22,7 +22,7 @@ from broker.config.settings import WebhookRules
 from broker.core.event_queue import CHOICES, EventKind, EventQueue, EventStatistics
 from broker.core.messages import Fd
 from broker.events.feed import Feed
-from broker.hooks import EventHook
+from broker.hooks import EndsProcess, EventHook
 
 log = structlog.get_logger("broker")
 
@@ -100,6 +100,8 @@ def hook_reader(hook: EventHook) -> EventReader:
         while batch := await feed.wait_batch(1):
             try:
                 await hook(batch[0])
+            except EndsProcess:
+                pass  # the broker stops, and tells of that too
             except Exception:
                 log.exception("hook_failed", hook="event", kind=batch[0].kind, fd=batch[0].fd)
             feed.queue.done(batch)

@@ -125,6 +125,7 @@ class BackendServer:
             answer = Answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text.encode())
         body_read = answer is None
         if answer is None:
+            self._node.services.admission.trust(stream)
             body = await source.read(length)
             if body is None:
                 return False

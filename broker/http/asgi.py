@@ -7,6 +7,7 @@ Rule 2  The page asks nothing of any other host, and its policy (CSP) holds it t
 
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
+from broker.hooks import EndsProcess
 from broker.http.api import Api
 from broker.node import Node
 from broker.transport.head import route_of
@@ -99,12 +101,19 @@ def http_app(node: Node) -> Starlette:
     )
 
     async def hook_first(scope: Scope, receive: Receive, send: Send) -> None:
-        if node.hooks.request is not None:
+        if node.hooks.request is None:
+            await ours(scope, receive, send)
+            return
+        try:
             response = await node.hooks.request(Request(scope, receive, send))
-            if response is not None:
-                await response(scope, receive, send)
-                return
-        await ours(scope, receive, send)
+        except EndsProcess:
+            response = _text(HTTPStatus.SERVICE_UNAVAILABLE, "The server is shutting down.")
+        if response is None:
+            await ours(scope, receive, send)
+            return
+        # A response is the app's code too: what it streams, and what it does behind that.
+        with suppress(EndsProcess), node.hooks.contained("request"):
+            await response(scope, receive, send)
 
     return Starlette(routes=[Route("/healthz", health), Mount("/", hook_first)])
 

@@ -6,15 +6,16 @@ Rules:
 2. The address is taken once, at accept: after a reset there is nobody to ask.
 3. A proxy sends many requests on one connection, of whomever they are. So a later one goes through
    the same checks and the same door as a first one.
+4. A place among the connections is taken when there is a connection, not before: see `admission`.
 """
-
-from contextlib import suppress
 
 import trio
 
 from broker.access.origins import page_policy
 from broker.errors import HeadError
+from broker.session.admission import Guest
 from broker.session.connection import Connection
+from broker.session.ending import close_stream
 from broker.session.services import ServedConnection, Services
 from broker.transport.head import (
     Head,
@@ -31,55 +32,66 @@ from broker.transport.sockets import address_of, answer_and_linger
 async def serve_connection(services: Services, stream: trio.abc.Stream) -> None:
     """Serve one accepted stream until it is closed. Raises nothing but `trio.Cancelled`."""
     address = address_of(stream)
-    services.meeting += 1
-    try:
-        # Two steps, so that no frame holds on to the request head for as long as the peer stays.
-        connection = await _receive(services, stream, address)
-        if connection is not None:
-            await connection.run()
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        services.log.debug("lost", peer=address)
-    except Exception:
-        services.log.exception("connection_failed", peer=address)
-    except BaseExceptionGroup as group:
-        failures, ours = group.split(Exception)
-        if failures is not None:
-            services.log.error("connection_failed", peer=address, exc_info=failures)
-        if ours is not None:  # Cancelled, KeyboardInterrupt
-            raise ours from None
-    finally:
-        services.meeting -= 1
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
-            # A goodbye to TLS is a courtesy; a second is plenty for what needs no answer.
-            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                await stream.aclose()
+    with services.admission.place(stream) as guest:
+        try:
+            # Two steps, so that no frame holds on to the request head for as long as the peer stays.
+            connection = await _receive(services, stream, address, guest)
+            if connection is not None:
+                await connection.run()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            services.log.debug("lost", peer=address)
+        except Exception:
+            services.log.exception("connection_failed", peer=address)
+        except BaseExceptionGroup as group:
+            failures, ours = group.split(Exception)
+            if failures is not None:
+                services.log.error("connection_failed", peer=address, exc_info=failures)
+            if ours is not None:  # Cancelled, KeyboardInterrupt
+                raise ours from None
+        finally:
+            await close_stream(services, stream, at_once=guest.gave_way)
 
 
 async def _receive(
-    services: Services, stream: trio.abc.Stream, address: str
+    services: Services, stream: trio.abc.Stream, address: str, guest: Guest
 ) -> ServedConnection | None:
     """Read request heads and see to each; a connection if one asks for it and may have it."""
-    config = services.config
-    try:
-        request = await _first_request(services, stream)
-        while request is not None:
-            outcome = await _route(services, stream, request, address)
-            if not isinstance(outcome, Request):
-                return outcome
-            request = outcome
-    except HeadError as error:
+    connection, was_told = None, False
+    with guest.scope:
+        try:
+            connection = await _see_to_requests(services, stream, address, guest)
+        except HeadError as error:
+            was_told = True
+            services.refused += 1
+            services.log.info("refused", status=error.status, reason=error.reason, peer=address)
+            answer = refusal(error.status, error.reason, error.headers)
+            services.admission.linger(guest)
+            await answer_and_linger(stream, answer, services.config.close_seconds)
+    if guest.gave_way and not was_told:
         services.refused += 1
-        services.log.info("refused", status=error.status, reason=error.reason, peer=address)
-        answer = refusal(error.status, error.reason, error.headers)
-        await answer_and_linger(stream, answer, config.close_seconds)
+        services.log.info("refused", reason="no place left: gave way to a newcomer", peer=address)
+    return connection
+
+
+async def _see_to_requests(
+    services: Services, stream: trio.abc.Stream, address: str, guest: Guest
+) -> ServedConnection | None:
+    request = await _first_request(services, stream)
+    services.admission.ask(guest)
+    while request is not None:
+        outcome = await _route(services, stream, request, address)
+        if isinstance(outcome, Request):
+            request = outcome
+            continue
+        if outcome is not None:
+            services.admission.connect(guest)
+        return outcome
     return None
 
 
 async def _first_request(services: Services, stream: trio.abc.Stream) -> Request | None:
     config = services.config
     with trio.move_on_after(config.open_seconds) as opening:
-        if services.meeting > services.max_connections:
-            raise HeadError(503, "too many connections")
         both = await read_head(stream, config.head_bytes)
     if opening.cancelled_caught:
         raise HeadError(408, f"no request within {config.open_seconds:g} s")
@@ -100,10 +112,14 @@ async def _route(
 
 
 def check_welcome(services: Services, head: Head) -> None:
-    """Raise `HeadError` if nobody may connect now, or not from where this request comes."""
+    """Raise `HeadError` if nobody may connect now, or not from where this request comes.
+
+    Asked as early as can be. There may be no place left by the time the connection is made.
+    """
     if services.draining:
         raise HeadError(503, "shutting down")
     check_page(services, head)
+    services.admission.check_connections()
 
 
 def check_page(services: Services, head: Head) -> None:

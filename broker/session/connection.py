@@ -22,14 +22,20 @@ from broker.core.event_queue import EventKind
 from broker.core.messages import Close, ConnectionInfo, Fd, Initiator, Transport
 from broker.core.session import Phase, PhaseEvent
 from broker.errors import CloseCode, Disconnect, UnsubscribeCode
-from broker.hooks import OpenHook
+from broker.hooks import EndsProcess, OpenHook
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
 from broker.protocols.codec import Codec, Result
 from broker.protocols.plain import PLAIN
 from broker.routing.recipients import Peer
 from broker.session.dispatch import Dispatcher
-from broker.session.ending import how_it_ended, say_goodbye, tell_closed
+from broker.session.ending import (
+    close_stream,
+    how_it_ended,
+    note_closed,
+    run_close_hook,
+    say_goodbye,
+)
 from broker.session.expiry import end_expired
 from broker.session.heartbeat import Heartbeat
 from broker.session.orders import Orders
@@ -191,7 +197,12 @@ class Connection:
             finally:
                 services.connections.pop(peer.fd, None)
                 close = attrs.evolve(self._closing or _CUT, undelivered=self._undelivered)
-                await tell_closed(services, self, close)  # noqa: ASYNC102 - shields itself
+                note_closed(services, self, close)
+                try:
+                    # The peer has no part in what the app does then.
+                    await close_stream(services, self._stream)  # noqa: ASYNC102 - shields itself
+                finally:
+                    await run_close_hook(services, self, close)  # noqa: ASYNC102 - the same
 
     def _open_outbox(self, io: trio.Nursery) -> None:
         services, peer = self._services, self.peer
@@ -249,6 +260,8 @@ class Connection:
                     self._waiting -= 1
                     if self._closing is not None:
                         break
+        except EndsProcess:
+            self.shut_down()
         except Disconnect as order:
             self.close(order.code, order.reason)
         except Exception:
@@ -373,9 +386,14 @@ class Connection:
     # time
 
     def beat(self, now: float) -> None:
-        """Look, about once a second, at what has expired, and at a peer that is silent."""
+        """Look, about once a second, at what has expired, and at a peer that is silent or stale."""
         if self._closing is None:
             end_expired(self, now)
+        # While it waits for a hook it is not the peer who is late.
+        waits_for_us = self._waiting and self.peer.phase is Phase.OPEN
+        required = self._services.tokens.required
+        if not waits_for_us and self._heartbeat.is_stale(now, tokens_required=required):
+            self.close(CloseCode.STALE, "stale")
         if self._closing is not None:
             return
         if not self._heartbeat.beat(now, answers_pings=self.answers_pings):

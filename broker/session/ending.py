@@ -1,15 +1,22 @@
 """The end of one connection: how it came about, the goodbye, and who is told."""
 
+from contextlib import suppress
+from math import inf
+from typing import Final
+
 import attrs
 import trio
 
 from broker.core.event_queue import EventKind
 from broker.core.messages import Close, Initiator
 from broker.errors import CloseCode
-from broker.hooks import Connection
+from broker.hooks import Connection, EndsProcess
 from broker.session.services import Services
 from broker.transport.lane import Lane
 from broker.transport.outbox import Outbox
+
+_TLS_GOODBYE: Final = 1.0
+"""Seconds for a goodbye that needs no answer: a courtesy (RFC 8446 section 6.1)."""
 
 
 def how_it_ended(lane: Lane, outbox: Outbox, stall_seconds: float) -> Close:
@@ -35,22 +42,39 @@ async def say_goodbye(lane: Lane, outbox: Outbox, seconds: float) -> None:
         await outbox.wait_empty()
 
 
-async def tell_closed(services: Services, connection: Connection, close: Close) -> None:
-    """Tell the log, the readers of events and the app's hook, once, that a connection has ended.
+async def close_stream(
+    services: Services, stream: trio.abc.Stream, *, at_once: bool = False
+) -> None:
+    """Close a stream for good. TLS says goodbye before, for no longer than `_TLS_GOODBYE`; not
+    `at_once`, and not if all is being cancelled."""
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        if at_once or trio.current_effective_deadline() == -inf:
+            await trio.aclose_forcefully(stream)
+        else:
+            with services.last_words(_TLS_GOODBYE):
+                await stream.aclose()
 
-    The app counts on being told, also when everything around here is being cancelled: the hook is
-    shielded, and has `close_seconds`.
-    """
-    fd, user = connection.fd, connection.user
+
+def note_closed(services: Services, connection: Connection, close: Close) -> None:
+    """Tell the log and the readers of events, once, that a connection has ended."""
     fields = {**attrs.asdict(close), "initiator": close.initiator.value}
-    services.emit(EventKind.DISCONNECTED, fd, user, **fields)
-    services.log.info("close", fd=fd, **fields)
+    services.emit(EventKind.DISCONNECTED, connection.fd, connection.user, **fields)
+    services.log.info("close", fd=connection.fd, **fields)
+
+
+async def run_close_hook(services: Services, connection: Connection, close: Close) -> None:
+    """Call the app's `on_close`, once for each connection, and whatever happens around here.
+
+    The app counts on being told: the hook is shielded, and has `close_seconds`; see
+    `Services.last_words`.
+    """
     hook = services.hooks.close
     if hook is None:
         return
-    grace = trio.current_time() + services.config.close_seconds
-    with trio.CancelScope(shield=True, deadline=grace):
+    with services.last_words(services.config.close_seconds):
         try:
             await hook(connection, close)
+        except EndsProcess:
+            pass  # this connection has ended already
         except Exception:
-            services.log.exception("hook_failed", hook="close", fd=fd)
+            services.log.exception("hook_failed", hook="close", fd=connection.fd)

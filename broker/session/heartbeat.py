@@ -1,8 +1,9 @@
-"""Pings to a silent peer, and the verdict on one that does not answer."""
+"""Pings to a silent peer, and the verdict on one that does not answer, or never says who it is."""
 
 import trio
 
 from broker.config.settings import Config
+from broker.core.session import Phase
 from broker.routing.router import Router
 from broker.session.orders import Orders
 from broker.transport import frames
@@ -17,7 +18,7 @@ class Heartbeat:
     has been silent for so long.
     """
 
-    __slots__ = ("_due", "_lane", "_orders", "_outbox", "_pinged", "_router")
+    __slots__ = ("_due", "_lane", "_opened_at", "_orders", "_outbox", "_pinged", "_router")
 
     def __init__(self, orders: Orders, router: Router, lane: Lane, outbox: Outbox) -> None:
         self._orders = orders
@@ -26,7 +27,8 @@ class Heartbeat:
         self._outbox = outbox
         # Of the ping that is not answered yet: when, the ping, and how much had been taken by then.
         self._pinged: tuple[float, Run, int] | None = None
-        self._due = trio.current_time() + router.settings.config.ping_seconds
+        self._opened_at = trio.current_time()
+        self._due = self._opened_at + router.settings.config.ping_seconds
 
     def beat(self, now: float, *, answers_pings: bool) -> bool:
         """Ping if it is time; false if the peer has not answered in time and is to be given up.
@@ -53,6 +55,23 @@ class Heartbeat:
         if self._pinged is None and answers_pings:
             self._pinged = now, ping, self._outbox.chunks
         return True
+
+    def is_stale(self, now: float, *, tokens_required: bool) -> bool:
+        """Whether a peer has held its place for `stale_seconds` without becoming a client, where it
+        has to become one.
+
+        That is so of a peer which asked for a subprotocol or came over HTTP, as it cannot be plain;
+        and with `tokens_required` of every other, but for one that the app knows: by a user, or as
+        plain by its own word. A plain peer where anybody may come is as good as a client.
+        """
+        peer = self._orders.peer
+        if peer.phase is Phase.CONNECTED:
+            return False
+        if now - self._opened_at < self._router.settings.config.stale_seconds:
+            return False
+        if not self._orders.may_be_plain:
+            return True
+        return tokens_required and not (peer.user or self._orders.app_vouches)
 
     def _is_alive(self, now: float, config: Config) -> bool:
         if self._pinged is None:

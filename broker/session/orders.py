@@ -63,6 +63,8 @@ class Orders:
     peer: Peer
     may_be_plain: bool
     """Whether the peer may turn out to speak no protocol: not over HTTP, nor with a subprotocol."""
+    app_vouches: bool = attrs.field(init=False, default=False)
+    """Whether the app has declared it plain, and so wants it to stay as it is."""
     _waiting: list[Message] = attrs.field(init=False, factory=list)
     _waiting_bytes: int = attrs.field(init=False, default=0)
     _topics: dict[str, ServerSub] = attrs.field(init=False, factory=dict)
@@ -177,6 +179,11 @@ class Orders:
             self.add_subscription(own, ServerSub())
 
     # the first message
+
+    def vouch(self) -> bool:
+        """`declare_plain` by the app, also where the peer has turned out to be plain by itself."""
+        self.app_vouches = self.may_be_plain
+        return self.declare_plain()
 
     def declare_plain(self) -> bool:
         """Take a peer that has not spoken yet for one that speaks no protocol; false for others.

@@ -1,7 +1,8 @@
 """The parts that all connections of one broker share."""
 
-import resource
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from math import inf
 from typing import Any, Final, Protocol
 
 import attrs
@@ -21,12 +22,14 @@ from broker.routing.recipients import Peer
 from broker.routing.requests import Requests
 from broker.routing.router import Router
 from broker.routing.wills import Wills
+from broker.session.admission import Admission
 from broker.session.orders import Orders
 from broker.transport.head import Request
 from broker.transport.lane import LaneLimits
 
-_SPARE_FILES: Final = 64
-"""Open files kept for listeners, logs and the app: no connection is accepted into these."""
+LAST_WORDS_SECONDS: Final = 1.0
+"""For close hooks that run when all are cut: with `drain_seconds` and `flush_seconds` as they are by
+default a stop takes 9 of the 10 s that Docker gives before SIGKILL. An update of a row takes 10 ms."""
 
 
 class ServedConnection(Protocol):
@@ -76,14 +79,16 @@ class Services:
     works off one slice. Strictly first come, first served."""
     draining: bool = False
     connections: dict[Fd, ServedConnection] = attrs.field(factory=dict)
-    meeting: int = 0
-    """Streams accepted and not yet closed, whatever they speak."""
+    admission: Admission = attrs.field(init=False)
     refused: int = 0
     # Bound once: asking for a logger anew costs 3 µs a message, said or not.
     log: structlog.typing.FilteringBoundLogger = attrs.field(init=False)
     lane_limits: LaneLimits = attrs.field(init=False)
+    _cut_at: float = attrs.field(init=False, default=inf)
+    _last_words: set[trio.CancelScope] = attrs.field(init=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
+        self.admission = Admission(self.settings)
         self.rights = self.router.rights
         self.rate_limits = RateLimits(self.settings)
         self.publisher = Publisher(self.router)
@@ -92,15 +97,34 @@ class Services:
         self.settings.watch(self._settings_changed)
         self._settings_changed()
 
-    @property
-    def max_connections(self) -> int:
-        """Connections at once: as the settings say, else as many as files may be open, less a reserve."""
-        limit = self.config.max_connections
-        if limit is not None:
-            return limit
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # What is open by now (listeners, logs, the event loop) is within the reserve.
-        return max(1, files - min(_SPARE_FILES, files // 2))
+    @contextmanager
+    def last_words(self, seconds: float) -> Iterator[None]:
+        """A block that runs to its end though all around it is being cancelled, if that takes no
+        longer than `seconds`; and than `LAST_WORDS_SECONDS` from the moment when all are cut.
+        """
+        if trio.current_effective_deadline() == -inf:
+            seconds = min(seconds, LAST_WORDS_SECONDS)
+        deadline = min(trio.current_time() + seconds, self._cut_at)
+        with trio.CancelScope(shield=True, deadline=deadline) as scope:
+            self._last_words.add(scope)
+            try:
+                yield
+            finally:
+                self._last_words.discard(scope)
+
+    def begin_drain(self, seconds: float) -> None:
+        """The broker stops, and cuts in so many seconds whoever is still there."""
+        self.draining = True
+        self._end_by(trio.current_time() + seconds + LAST_WORDS_SECONDS)
+
+    def cut(self) -> None:
+        """Everything is being cancelled: no last words but for `LAST_WORDS_SECONDS`."""
+        self._end_by(trio.current_time() + LAST_WORDS_SECONDS)
+
+    def _end_by(self, when: float) -> None:
+        self._cut_at = min(self._cut_at, when)
+        for scope in self._last_words:
+            scope.deadline = min(scope.deadline, self._cut_at)
 
     @property
     def config(self) -> Config:

@@ -1,4 +1,4 @@
-"""Opening what the broker listens on: TCP, TLS over TCP, or a Unix socket.
+"""Listeners: TCP, TLS over TCP, or a Unix socket; opening them, and accepting what comes.
 
 Whatever the system refuses becomes a `ConfigError` that names the address and the way out.
 """
@@ -8,17 +8,53 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
+import structlog
 import trio
 
 from broker.config.settings import Config
 from broker.errors import ConfigError
 
 AnyListener: TypeAlias = trio.abc.Listener[trio.abc.Stream]
+
+log = structlog.get_logger("broker")
+
+ACCEPT_PAUSE: Final = 0.1
+"""Seconds without an accept after one that failed, as trio and nginx (0.5 s) have it: a file may be
+free by then, and to try on at once would use up the processor."""
+
+_NO_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+async def accept_streams(
+    listener: AnyListener,
+    take: Callable[[trio.abc.Stream], None],
+    make_room: Callable[[], None],
+) -> None:
+    """Hand each stream that a listener accepts to `take`, until cancelled; then it is closed.
+
+    An accept that fails ends nothing: it is logged, `make_room` is called if files or memory were
+    missing, and the next one comes `ACCEPT_PAUSE` later. Raises `trio.ClosedResourceError` if
+    somebody else closes the listener.
+    """
+    async with listener:
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                reason = f"{errno.errorcode.get(error.errno or 0, 'error')}: {error.strerror}"
+                detail = "peers wait in the backlog; accepting again soon"
+                if error.errno in _NO_FILES:
+                    make_room()
+                    detail = "raise the limit on open files (`ulimit -n`), or set max_connections"
+                log.warning("not_accepted", reason=reason, detail=detail)
+                await trio.sleep(ACCEPT_PAUSE)
+            else:
+                take(stream)
 
 
 async def open_listeners(config: Config) -> list[AnyListener]:

@@ -16,6 +16,7 @@ import trio
 from click.testing import CliRunner
 
 from broker.cli.main import main
+from broker.testing import Peer, handshake
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Running
@@ -468,3 +469,33 @@ async def test_an_exception_that_ends_the_process_is_one_line(
     assert ended["by"].startswith(raised.partition("(")[0])
     assert "app.py:" in ended["at"]
     assert it.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    "raised, status", [("SystemExit(3)", 3), ("SystemExit()", 0), ("KeyboardInterrupt()", 130)]
+)
+async def test_a_hook_that_ends_the_process_has_its_exit_status_and_all_are_told(
+    running: "Runner", tmp_path: Path, raised: str, status: int
+) -> None:
+    here = app(
+        tmp_path,
+        "broker = Broker(Config(port=0, log_format='json'))\n"
+        "@broker.on_message\n"
+        "async def end(connection, frame):\n"
+        f"    raise {raised}\n",
+    )
+    async with running("app:broker", cwd=here) as it:
+        host, _, port = (await it.url()).removeprefix("ws://").rpartition(":")
+        peers = [Peer(await trio.open_tcp_stream(host.strip("[]"), int(port))) for _ in range(3)]
+        for peer in peers:
+            await peer.send(handshake(host="localhost"))
+            await peer.receive_head()
+        await peers[0].send_text("x")
+        for peer in peers:
+            assert await peer.receive_close() == (1001, "shutdown")
+            await peer.aclose()
+        assert await it.process.wait() == status
+        said = json.loads(await it.wait_for('"hook_ended_the_process"'))
+    assert (said["hook"], said["fd"], said["error"]) == ("message", 1, raised)
+    assert b"Traceback" not in it.stderr
+    assert it.stderr.count(b'"level":"critical"') + it.stderr.count(b'"level": "critical"') == 2

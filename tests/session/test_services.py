@@ -1,13 +1,13 @@
 """The parts that all connections of one broker share."""
 
-import resource
-
 import attrs
 import pytest
-from trio.testing import MockClock
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker import Broker, Config
 from broker.core.event_queue import Event, EventKind
+from broker.session.services import LAST_WORDS_SECONDS, Services
 from broker.testing import Network, open_test_broker
 
 
@@ -26,24 +26,61 @@ async def test_what_is_shared_goes_by_the_settings_of_the_moment(
     assert services.rate_limits.active
 
 
-@pytest.mark.parametrize("limit", [1, 7])
-async def test_the_settings_say_how_many_connections_there_may_be(
-    autojump_clock: MockClock, limit: int
-) -> None:
-    async with open_test_broker(Broker(Config(max_connections=limit))) as net:
-        assert net.node.services.max_connections == limit
+async def speak(services: Services, seconds: float) -> None:
+    """Say last words for as long as one may."""
+    with services.last_words(seconds):
+        await trio.sleep_forever()
 
 
-async def test_else_there_may_be_as_many_as_open_files_less_a_reserve(
+async def test_last_words_take_their_time_also_while_all_is_cancelled(
     autojump_clock: MockClock, net: Network
 ) -> None:
-    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        for soft, connections in ((1000, 936), (128, 64), (100, 50)):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
-            assert net.node.services.max_connections == connections
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+    began = trio.current_time()
+    with trio.CancelScope() as scope:
+        with net.node.services.last_words(5):
+            scope.cancel()
+            await trio.sleep(4)
+            assert trio.current_time() == began + 4
+        await trio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+    await speak(net.node.services, 5)
+    assert trio.current_time() == began + 4 + 5
+
+
+async def test_last_words_that_begin_in_a_cut_have_a_second(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    began = trio.current_time()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await speak(net.node.services, 60)
+    assert trio.current_time() == began + LAST_WORDS_SECONDS
+
+
+@pytest.mark.parametrize(("drain", "seconds", "took"), [(0, 5, 1), (3, 5, 4), (30, 5, 5)])
+async def test_a_stop_shortens_the_last_words_that_are_being_said(
+    autojump_clock: MockClock, net: Network, drain: float, seconds: float, took: float
+) -> None:
+    services = net.node.services
+    began = trio.current_time()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(speak, services, seconds)
+        await wait_all_tasks_blocked()
+        services.begin_drain(drain)
+        assert services.draining
+        nursery.start_soon(speak, services, seconds)
+    assert trio.current_time() == began + took
+
+
+async def test_a_cut_is_never_put_off(autojump_clock: MockClock, net: Network) -> None:
+    services = net.node.services
+    began = trio.current_time()
+    services.begin_drain(2)
+    services.cut()
+    services.begin_drain(20)
+    await speak(services, 5)
+    assert trio.current_time() == began + LAST_WORDS_SECONDS
 
 
 async def test_events_are_for_those_who_read_them(autojump_clock: MockClock) -> None:

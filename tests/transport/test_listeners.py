@@ -1,5 +1,7 @@
 """Where a broker listens, what it says when it cannot, and that what it opened can be spoken to."""
 
+import errno
+import os
 import socket
 import ssl
 import stat
@@ -9,15 +11,24 @@ from math import inf
 from pathlib import Path
 
 import pytest
+import structlog
 import trio
 import trio_websocket
 import trustme
 from cryptography.hazmat.primitives import serialization
+from trio.testing import MockClock, memory_stream_pair
 
 from broker import Broker, Config, Connection
 from broker.core.messages import Frame
 from broker.errors import ConfigError
-from broker.transport.listeners import AnyListener, describe, open_listeners
+from broker.testing import MemoryListener, Peer
+from broker.transport.listeners import (
+    ACCEPT_PAUSE,
+    AnyListener,
+    accept_streams,
+    describe,
+    open_listeners,
+)
 
 
 @asynccontextmanager
@@ -242,3 +253,88 @@ async def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_passphras
     tls[1].write_bytes(locked)
     message = await refusal_of(Config(port=0, tls_cert=tls[0], tls_key=tls[1]))
     assert "unencrypted" in message
+
+
+# accepting
+
+
+class Scripted(trio.abc.Listener[trio.abc.Stream]):
+    """A listener whose accepts go as they are told; then nothing comes any more."""
+
+    def __init__(self, *outcomes: OSError | trio.abc.Stream) -> None:
+        self.outcomes = list(outcomes)
+        self.is_closed = False
+
+    async def accept(self) -> trio.abc.Stream:
+        if not self.outcomes:
+            await trio.sleep_forever()
+        await trio.lowlevel.checkpoint()
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+        await trio.lowlevel.checkpoint()
+
+
+def failure(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize(
+    ("number", "makes_room"),
+    [
+        (errno.EMFILE, True),
+        (errno.ENFILE, True),
+        (errno.ENOMEM, True),
+        (errno.ENOBUFS, True),
+        (errno.EINVAL, False),
+        (errno.EOPNOTSUPP, False),
+        (errno.EIO, False),
+    ],
+)
+async def test_an_accept_that_fails_ends_nothing_and_does_not_spin(
+    autojump_clock: MockClock, number: int, makes_room: bool
+) -> None:
+    stream, _ = memory_stream_pair()
+    listener = Scripted(*[failure(number)] * 10, stream)
+    taken: list[trio.abc.Stream] = []
+    rooms: list[float] = []
+    began = trio.current_time()
+    with structlog.testing.capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+
+            def take(stream: trio.abc.Stream) -> None:
+                taken.append(stream)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(
+                accept_streams, listener, take, lambda: rooms.append(trio.current_time())
+            )
+    assert trio.current_time() - began == pytest.approx(10 * ACCEPT_PAUSE)
+    assert taken == [stream]
+    assert len(rooms) == (10 if makes_room else 0)
+    assert listener.is_closed
+    assert {line["event"] for line in logs} == {"not_accepted"}
+    assert str(logs[0]["reason"]).startswith(errno.errorcode[number])
+
+
+async def test_a_listener_that_somebody_else_closes_is_no_failed_accept() -> None:
+    listener = MemoryListener()
+    await listener.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        await accept_streams(listener, lambda stream: None, lambda: None)
+
+
+async def test_a_broker_serves_on_after_a_failed_accept(autojump_clock: MockClock) -> None:
+    ours, theirs = memory_stream_pair()
+    listener = Scripted(failure(errno.EMFILE), failure(errno.EIO), theirs)
+    broker = Broker()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda **start: broker.serve(listeners=[listener], **start))
+        peer = Peer(ours)
+        await peer.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert " 200 " in await peer.receive_head()
+        broker.stop()
