@@ -319,6 +319,12 @@ class Config:
     """As Centrifugo and most file systems."""
     max_topics: int = attrs.field(default=1000, validator=number(1))
     """Subscriptions of one connection."""
+    max_subscription_bytes: int = attrs.field(default=4 * 2**20, validator=number(1))
+    """Memory of all subscriptions of one connection: names, filters, what others see of it. 1,000 with
+    the longest names and small filters take 3 MiB."""
+    max_filter_nodes: int = attrs.field(default=2000, validator=number(1))
+    """Nodes in the tags filters of one connection together: two in each of 1,000 subscriptions. Each
+    publication that a filter is shown costs 0.15 µs a node, and its publisher waits for that."""
     max_connections_per_user: int | None = attrs.field(
         default=None, validator=number(1, optional=True)
     )
@@ -348,6 +354,10 @@ class Config:
     excess_burst: int = attrs.field(default=1000, validator=number(1))
     """Requests beyond the rates that are answered with 111 before that: a client that publishes
     what it had kept while it was offline deserves an answer to each."""
+    history_reply_bytes: int = attrs.field(default=4 * 2**20, validator=number(1))
+    """Data in one answer to a history request; a longer one ends there, and its client asks again from
+    the last offset that it has got. A recovery that would bring more is answered with `recovered:
+    false`. Four messages of the largest size."""
     history_max_limit: int = attrs.field(default=300, validator=number(1))
     """Publications in one answer to a history request, as Centrifugo: 1,000 of 1 MiB would fill the
     outbox of whoever asks."""

@@ -207,6 +207,7 @@ class Connection:
     def _open_outbox(self, io: trio.Nursery) -> None:
         services, peer = self._services, self.peer
         config = services.config
+        peer.start_soon = io.start_soon
         peer.outbox = self._lane.outbox = Outbox(
             self._stream,
             post=services.router.office.post,

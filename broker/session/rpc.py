@@ -103,8 +103,12 @@ def _answer_later(client: Client, request_id: int, result: bytes | Refused) -> N
     """Answer a call that was not answered when it came, if the client is still here."""
     if not client.peer.is_established:
         return
+    outbox = client.peer.outbox
     if isinstance(result, Refused):
         client.refuse(request_id, result)
+    elif outbox.bytes and outbox.bytes + len(result) > client.services.config.outbox_bytes:
+        text = "the answers before this one have yet to be taken"
+        client.refuse(request_id, Refused(ErrorCode.LIMIT_EXCEEDED, text))
     else:
         client.reply(request_id, "rpc", {"data": Raw(result)})
 
