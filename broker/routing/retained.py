@@ -6,6 +6,7 @@ who may have it at that moment.
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 
 import msgspec
 
@@ -31,9 +32,14 @@ def give_retained(router: Router, subscription: Subscription, *, recovered: bool
         for found in slices:
             _give(router, subscription, found, recovered=recovered)
         return
-    # Most have one slice; it stands right behind the reply.
+    # Most have one slice, or none; it stands right behind the reply.
     _give(router, subscription, next(slices, ()), recovered=recovered)
-    subscriber.start_soon(partial(_give_rest, router, subscription, subscriber, slices, recovered))
+    second = next(slices, None)
+    if second is not None:
+        rest = chain((second,), slices)
+        subscriber.start_soon(
+            partial(_give_rest, router, subscription, subscriber, rest, recovered)
+        )
 
 
 async def _give_rest(
