@@ -338,11 +338,17 @@ class Hooks:
     history: ReadHook | None = attrs.field(default=None, init=False)
     event: EventHook | None = attrs.field(default=None, init=False)
     _owners: dict[str, str] = attrs.field(factory=dict, init=False)
+    _lent: set[str] = attrs.field(factory=set, init=False)
 
     def owner(self, kind: str) -> str:
         """The name of the function that is the hook of a kind, or of the setting that stands in
         for it; empty if there is none."""
         return self._owners.get(kind, "")
+
+    def is_lent(self, kind: str) -> bool:
+        """Whether what stands in for a kind's hook asks a backend for a client, so that it is of no
+        use once that client has gone."""
+        return kind in self._lent
 
     def set(self, kind: str, function: AnyHook, owner: str = "") -> None:
         """Make `function` the hook of a kind, one of `KINDS`, from the next request on.
@@ -363,11 +369,13 @@ class Hooks:
 
     @contextmanager
     def lend(self, kind: str, function: AnyHook, owner: str) -> Generator[None]:
-        """Have a hook for as long as the block. Raises as `set` does."""
+        """Have a hook for as long as the block, that asks a backend. Raises as `set` does."""
         self.set(kind, function, owner)
+        self._lent.add(kind)
         try:
             yield
         finally:
+            self._lent.discard(kind)
             del self._owners[kind]
             object.__setattr__(self, kind, None)
 
