@@ -252,6 +252,12 @@ class WebhookRules:
     client has no time left for the answer."""
 
     @property
+    def most_requests(self) -> int:
+        """How many requests to backends there may be at once: each is an open file."""
+        urls = (self.connect_url, self.subscribe_url, self.publish_url, self.rpc_url)
+        return self.pool_requests * len(list(filter(None, urls))) + bool(self.url)
+
+    @property
     def pool_share(self) -> int:
         """`pool_requests_per_user` as it counts."""
         share = self.pool_requests_per_user

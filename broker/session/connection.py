@@ -29,7 +29,7 @@ from broker.protocols.codec import Codec, Result
 from broker.protocols.plain import PLAIN
 from broker.routing.recipients import Peer
 from broker.session.dispatch import Dispatcher
-from broker.session.ending import how_it_ended, say_goodbye, tell_closed
+from broker.session.ending import end_by, how_it_ended, say_goodbye, tell_closed
 from broker.session.expiry import end_expired
 from broker.session.heartbeat import Heartbeat
 from broker.session.orders import Orders
@@ -211,7 +211,15 @@ class Connection:
         codec = SUBPROTOCOLS.get(self.subprotocol or "")
         self.orders = Orders(services.router, peer, may_be_plain=codec is None)
         self._heartbeat = Heartbeat(self.orders, services.router, self._lane, peer.outbox)
-        self._dispatcher = Dispatcher(services, peer, self.orders, self, codec, self.connect_fields)
+        self._dispatcher = Dispatcher(
+            services,
+            peer,
+            self.orders,
+            self,
+            codec,
+            self.connect_fields,
+            io.start_soon,
+        )
 
     def _begin(self) -> None:
         services, peer = self._services, self.peer
@@ -238,22 +246,22 @@ class Connection:
         hook = "open"
         try:
             with trio.CancelScope(deadline=self._serve_until) as self._serving:
-                if open_hook is not None:
-                    await open_hook(self)
-                    self._waiting -= 1
-                hook = "message"
-                async for batch in self._lane.inbox:
-                    if not batch:
-                        continue  # it only keeps the place of what was before it
-                    await self._dispatcher.finish(batch)
-                    self._waiting -= 1
-                    if self._closing is not None:
-                        break
-        except Disconnect as order:
-            self.close(order.code, order.reason)
-        except Exception:
-            self._services.log.exception("hook_failed", hook=hook, fd=self.fd)
-            self.close(CloseCode.INTERNAL_ERROR, "internal error")
+                try:
+                    if open_hook is not None:
+                        await open_hook(self)
+                        self._waiting -= 1
+                    hook = "message"
+                    async for batch in self._lane.inbox:
+                        if not batch:
+                            continue  # it only keeps the place of what was before it
+                        await self._dispatcher.finish(batch)
+                        self._waiting -= 1
+                        if self._closing is not None:
+                            break
+                except Exception as error:  # noqa: BLE001 - it ends this connection, and no other
+                    end_by(self._services, self.fd, error, hook)
+                # Questions have tasks of their own; what they are about is dealt with by then.
+                await self._dispatcher.questions.wait_none()
         finally:
             served.set()
 
@@ -263,7 +271,7 @@ class Connection:
         Called in the lane's task, and only effective while nothing that came before waits for the
         session's: to wake that would cost 10 µs, as much as three publishes, and to have it 3 KiB.
         """
-        if not self._waiting:
+        if not (self._waiting or self._dispatcher.questions):
             try:
                 batch = await self._dispatcher.work_off(batch)
             except Disconnect as order:
@@ -305,6 +313,7 @@ class Connection:
         self._serve_until = min(self._serve_until, due)
         if self._serving is not None:
             self._serving.deadline = self._serve_until
+        self._dispatcher.questions.end_soon(self._serve_until)
         if not self._lane.has_ended:
             self._see_out_beside()
 
