@@ -325,7 +325,8 @@ class Config:
 
     # what one peer may take
     max_connections: int | None = attrs.field(default=None, validator=number(1, optional=True))
-    """None: the limit on open files, less a reserve of 64 for everything else."""
+    """None: the limit on open files, less a reserve of 64 for everything else, and one for each request
+    to a backend that `[webhooks]` allows at once."""
     head_bytes: int = attrs.field(default=8 * 2**10, validator=number(1))
     """nginx and Apache allow 8 KiB."""
     open_seconds: float = attrs.field(default=5.0, validator=positive)

@@ -100,7 +100,8 @@ class Services:
             return limit
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         # What is open by now (listeners, logs, the event loop) is within the reserve.
-        return max(1, files - min(_SPARE_FILES, files // 2))
+        spare = _SPARE_FILES + self.config.webhooks.most_requests
+        return max(1, files - min(spare, files // 2))
 
     @property
     def config(self) -> Config:

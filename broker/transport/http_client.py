@@ -69,7 +69,8 @@ def reason_of(error: BaseException) -> str:
         if isinstance(link, BaseExceptionGroup):
             link = link.exceptions[0]
         else:
-            link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+            # Also what was put aside by `from None`, as httpcore2 does with all that it translates.
+            link = link.__cause__ or link.__context__
     said = [each for each in words if each]
     text = type(error).__name__
     if said:
