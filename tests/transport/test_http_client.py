@@ -30,7 +30,7 @@ async def served(handler: Handler, *, tls: ssl.SSLContext | None = None) -> Asyn
     async with trio.open_nursery() as nursery:
         listeners: list[trio.abc.Listener[trio.abc.Stream]] = []
         listeners += await trio.open_tcp_listeners(0, host="127.0.0.1")
-        port = listeners[0].socket.getsockname()[1]  # type: ignore[attr-defined]
+        port = listeners[0].socket.getsockname()[1]
         if tls is not None:
             listeners = [trio.SSLListener(each, tls) for each in listeners]  # type: ignore[arg-type]
         await nursery.start(partial(trio.serve_listeners, handler, listeners))
