@@ -28,12 +28,10 @@ Handler = Callable[[trio.abc.Stream], Awaitable[None]]
 async def served(handler: Handler, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """A server on loopback that does with each connection what a test says."""
     async with trio.open_nursery() as nursery:
-        listeners: list[trio.abc.Listener[trio.abc.Stream]] = []
-        listeners += await trio.open_tcp_listeners(0, host="127.0.0.1")
-        port = listeners[0].socket.getsockname()[1]
-        if tls is not None:
-            listeners = [trio.SSLListener(each, tls) for each in listeners]  # type: ignore[arg-type]
-        await nursery.start(partial(trio.serve_listeners, handler, listeners))
+        (tcp,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = tcp.socket.getsockname()[1]
+        listener = tcp if tls is None else trio.SSLListener(tcp, tls)
+        await nursery.start(partial(trio.serve_listeners, handler, [listener]))
         with trio.fail_after(20):
             yield f"{'http' if tls is None else 'https'}://127.0.0.1:{port}/"
         nursery.cancel_scope.cancel()
