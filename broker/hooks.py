@@ -1,6 +1,10 @@
 """Hooks: the functions of an app that a broker calls, and the values they get and give.
 
-Every hook is async and runs in the task of the connection it is about, one at a time and in order.
+Every hook is async and runs in the nursery of the connection it is about, for which it is called in
+the order of what the peer sends. `on_subscribe`, `on_publish`, `on_history` and `on_presence` may run
+at the same time for one connection, each about another topic; what they decide is carried out in
+order. Every other hook runs when all before it are done, and nothing else runs beside it.
+
 An authorizer or `on_rpc` raises `Refused` to answer the one request with an error reply, and any
 hook of a connection `Disconnect` to send the peer away. Any other exception is logged once
 (`hook_failed`); the one request is answered with error 100, and where there is none (`on_open`,

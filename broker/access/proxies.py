@@ -1,4 +1,4 @@
-"""Which peers are proxies of ours, and so may say for whom they ask.
+"""Proxies of ours: the peers that may say for whom they ask.
 
 Anybody can send `X-Forwarded-For`. It tells something only where the peer that sent it is known to
 write it itself: a proxy that the settings name.

@@ -483,8 +483,8 @@ class Dispatcher:
 
 
 def _with_following(commands: Iterator[Sized]) -> Iterator[tuple[Sized, Command | None]]:
-    """Each command with the one behind it, None at the end. What is wrong with that one is raised
-    when its turn comes."""
+    """Each command with the one behind it, None at the end. A fault of that one is raised when its turn
+    comes."""
     current = next(commands, None)
     while current is not None:
         following, order = None, None

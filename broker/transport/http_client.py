@@ -5,7 +5,7 @@ Rules:
 1. A request is signed, as `signing` says, so a backend can tell that it comes from here.
 2. Redirects are not followed and cookies not kept: who is asked is for the settings to say.
 3. Of an answer that is too long, no more is read than shows it.
-4. Whatever goes wrong is one error, `RequestFailed`, whose text says what it was.
+4. A request that fails raises one error, `RequestFailed`, whose text says why.
 5. How many requests there are at once is for who makes them to bound: nothing waits here.
 """
 

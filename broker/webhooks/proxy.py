@@ -131,7 +131,7 @@ class _Trouble:
 
 
 def party_of(settings: Settings, connection: Connection, user: str) -> str:
-    """Who a question counts for: its user, else the address that it comes from, else, where no
+    """The party that a question counts for: its user, else the address that it comes from, else, where no
     address tells people apart, the connection itself.
 
     Of IPv6 the first 64 bits are one address, as one subscriber has so many. What comes from this

@@ -242,7 +242,7 @@ async def test_a_run_of_publishes_to_one_topic_is_carried_out_one_by_one_beside_
         assert app.most_at_once == 2
 
 
-async def test_what_the_first_changes_counts_for_the_second_about_its_topic(
+async def test_a_change_by_the_first_counts_for_the_second_about_its_topic(
     autojump_clock: MockClock,
 ) -> None:
     """Only subscribers may publish: asked before it is one, it would be refused."""
@@ -261,7 +261,9 @@ async def test_what_the_first_changes_counts_for_the_second_about_its_topic(
         assert [p.value for p in net.broker.history("a")[0]] == [1, 2]
 
 
-async def test_what_nobody_is_asked_about_waits_for_its_turn(autojump_clock: MockClock) -> None:
+async def test_a_command_that_nobody_is_asked_about_waits_for_its_turn(
+    autojump_clock: MockClock,
+) -> None:
     async with served("subscribe") as (net, app, peer):
         app.seconds = {"a": 1}
         await peer.send_json(*subscribes("a"))
@@ -376,7 +378,7 @@ async def test_each_failure_is_answered_in_its_turn(autojump_clock: MockClock) -
         assert set(net.broker.topics()) == {"a", "d"}
 
 
-async def test_who_is_sent_away_gets_what_came_before_and_nothing_behind(
+async def test_a_client_that_is_sent_away_gets_what_came_before_and_nothing_behind(
     autojump_clock: MockClock,
 ) -> None:
     async with served("subscribe", "publish") as (net, app, peer):
@@ -489,7 +491,7 @@ async def test_a_stop_leaves_no_question_behind(autojump_clock: MockClock) -> No
         assert app.at_once == 0
 
 
-async def test_what_comes_behind_a_large_reply_waits_until_that_is_taken(
+async def test_a_command_behind_a_large_reply_waits_until_that_is_taken(
     autojump_clock: MockClock,
 ) -> None:
     async with served("subscribe") as (net, app, _):

@@ -112,7 +112,7 @@ async def test_a_wait_is_bounded_and_says_why_it_was_in_vain(
     await pool.leave("ann1", "bob1")
 
 
-async def test_who_is_cancelled_while_it_waits_or_holds_leaves_no_trace(
+async def test_a_party_that_is_cancelled_while_it_waits_or_holds_leaves_no_trace(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     pool = Pool(1, 1, nursery)
@@ -126,7 +126,7 @@ async def test_who_is_cancelled_while_it_waits_or_holds_leaves_no_trace(
 
 
 @pytest.mark.parametrize("cancel_first", [False, True])
-async def test_who_is_cancelled_in_the_moment_of_its_turn_hands_it_on(
+async def test_a_party_that_is_cancelled_in_the_moment_of_its_turn_hands_it_on(
     autojump_clock: MockClock, nursery: trio.Nursery, cancel_first: bool
 ) -> None:
     for _ in range(20):  # Trio runs what is ready in one of two orders

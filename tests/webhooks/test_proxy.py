@@ -621,7 +621,7 @@ def test_a_question_counts_for_its_user_or_else_its_address(
 
 @pytest.mark.parametrize("kind", questions.KINDS)
 @pytest.mark.parametrize("end", ["eof", "close frame", "disconnect", "stop"])
-async def test_what_a_client_that_has_gone_had_asked_is_cancelled_at_once(
+async def test_a_question_of_a_client_that_has_gone_is_cancelled_at_once(
     autojump_clock: MockClock, backend: Backend, kind: str, end: str
 ) -> None:
     cancelled: list[float] = []
@@ -666,7 +666,7 @@ async def test_what_a_client_that_has_gone_had_asked_is_cancelled_at_once(
         assert net.broker.topics() == {}
 
 
-async def test_the_place_of_who_has_gone_is_free(
+async def test_the_place_of_a_client_that_has_gone_is_free(
     autojump_clock: MockClock, backend: Backend
 ) -> None:
     backend.says["rpc"] = hang
