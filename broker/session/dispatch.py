@@ -222,7 +222,7 @@ class Dispatcher:
         except Disconnect as error:
             order = error
         finally:
-            # What was published is out, whatever the message behind it was.
+            # Answers to publishes go out, whatever the message behind them was.
             self.settle()
         if order is not None:
             await self.questions.wait_none()

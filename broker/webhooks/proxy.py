@@ -153,8 +153,8 @@ def forwarded(
 ) -> dict[str, str]:
     """The headers of a handshake that a backend is shown, of those that `names` lists.
 
-    What only proxies set is left out unless the peer is one of ours; `X-Forwarded-For` and `X-Real-IP`
-    then say the peer's own address, where it has one.
+    Headers that only proxies set are left out unless the peer is one of ours; `X-Forwarded-For` and
+    `X-Real-IP` then say the peer's own address, where it has one.
     """
     from_proxy = trusted_proxies(settings.config.trusted_proxies).trusts(address)
     peer = host_of(address)
