@@ -147,6 +147,20 @@ METHODS: Final[dict[str, _Method]] = {
 }
 
 
+def target_of(command: Command) -> str | None:
+    """The topic, fd or user that a call of one of our methods is about; None for any other call, and
+    for one that cannot be read."""
+    request = command.rpc
+    method = METHODS.get(request.method) if request is not None else None
+    if request is None or method is None:
+        return None
+    try:
+        params: Params = read(bytes(request.data) or b"{}", method.params)
+    except BadJson:
+        return None
+    return params.target or None
+
+
 class Rpc(Handler):
     """A call of one of our methods, or else of the app's."""
 
