@@ -20,7 +20,7 @@ from typing import Final
 import trio
 
 from broker.errors import HeadError
-from broker.http.api import Answer, Api, shown_key
+from broker.http.api import Api, ApiResponse, shown_key
 from broker.http.server import BODY_BYTES, REQUEST_SECONDS, HttpServer, end_politely
 from broker.node import Node
 from broker.transport.head import Head, Request, parse_head, read_head
@@ -122,7 +122,7 @@ class BackendServer:
         answer = self._api.refuse(method, shown_key(head.header))
         if answer is None and length > BODY_BYTES:
             text = f"the body of a request has at most {BODY_BYTES} bytes"
-            answer = Answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text.encode())
+            answer = ApiResponse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text.encode())
         body_read = answer is None
         if answer is None:
             body = await source.read(length)
@@ -181,7 +181,7 @@ class _Source(trio.abc.ReceiveStream):
         await self._stream.aclose()
 
 
-def _response(answer: Answer, *, closing: bool) -> bytes:
+def _response(answer: ApiResponse, *, closing: bool) -> bytes:
     lines = [
         f"HTTP/1.1 {answer.status:d} {answer.status.phrase}",
         f"Date: {formatdate(usegmt=True)}",

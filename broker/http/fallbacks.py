@@ -1,6 +1,6 @@
 """Clients without WebSocket: what the server says in one long response, what they say in requests.
 
-A request for a stream becomes a `Connection` like any other, on a `Line` that says in HTTP what it
+A request for a stream becomes a `Connection` like any other, on an `HttpStream` that says in HTTP what it
 writes. So each rule that holds for a WebSocket, from the bounds of the outbox to the codes of the end,
 holds here by being the same. The paths and shapes are those of the official JavaScript SDK.
 
@@ -27,7 +27,7 @@ from broker.core.json_reader import BadJson, members, one_text, read
 from broker.core.messages import Transport
 from broker.errors import HeadError
 from broker.http.server import REQUEST_SECONDS
-from broker.http.streams import CONNECT_ID, Line, OneWayLine, ProtobufLine, SseLine
+from broker.http.streams import CONNECT_ID, HttpStream, ProtobufStream, SseStream, UniSseStream
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, read_emulation
 from broker.protocols.codec import Codec
@@ -71,7 +71,7 @@ class HttpConnection(Connection):
     def __init__(
         self,
         services: Services,
-        line: Line,
+        line: HttpStream,
         head: Head,
         message: bytes,
         address: str,
@@ -218,16 +218,16 @@ class _Request:
         codec = self._codec() if head.method == "POST" else CENTRIFUGE_JSON
         if codec is not CENTRIFUGE_JSON and transport != "http_stream":
             raise HeadError(415, "events are text: for protobuf there is /connection/http_stream")
-        line: Line
+        line: HttpStream
         if transport == "uni_sse":
             first, subs = await self._one_way()
-            line = OneWayLine(self.stream, subs)
+            line = UniSseStream(self.stream, subs)
         else:
             first = await self._first_message(codec)
             if transport == "sse":
-                line = SseLine(self.stream)
+                line = SseStream(self.stream)
             else:
-                line = (Line if codec is CENTRIFUGE_JSON else ProtobufLine)(self.stream)
+                line = (HttpStream if codec is CENTRIFUGE_JSON else ProtobufStream)(self.stream)
         answer = self._accept(line)
         return HttpConnection(
             services, line, head, self._checked(first), address, transport, answer
@@ -340,7 +340,7 @@ class _Request:
 
     # what is answered
 
-    def _accept(self, line: Line) -> bytes:
+    def _accept(self, line: HttpStream) -> bytes:
         """The head of a response that ends when its connection does, for HTTP/1.0 peers too."""
         return _head(
             "200 OK",

@@ -43,7 +43,7 @@ CONNECT_ID = 1
 """Of the `connect` command of a one-way client; its subscribe commands have those that follow."""
 
 
-class Line(RelayStream):
+class HttpStream(RelayStream):
     """A response in NDJSON: each reply and push is a line. `http_stream` of the SDKs.
 
     What comes first is a response head, which goes out as it is. `connection` is set before that.
@@ -176,7 +176,7 @@ class Line(RelayStream):
         return piece + b"\n" if is_last else piece
 
 
-class ProtobufLine(Line):
+class ProtobufStream(HttpStream):
     """A response in protobuf: each reply and push is behind its length, as it is in a frame."""
 
     media_type = "application/octet-stream"
@@ -190,7 +190,7 @@ class ProtobufLine(Line):
         return piece
 
 
-class SseLine(Line):
+class SseStream(HttpStream):
     """A response in server-sent events: each reply and push is one."""
 
     media_type = "text/event-stream"
@@ -227,7 +227,7 @@ class _Reply(msgspec.Struct):
 _replies = msgspec.json.Decoder(_Reply)
 
 
-class OneWayLine(Line):
+class UniSseStream(HttpStream):
     """Server-sent events for a reader that can say nothing: pushes, without `push` around them.
 
     `subs` are the topics it asked for, with the fields of their subscribe commands; each is
