@@ -36,7 +36,8 @@ log = structlog.get_logger("broker")
 
 RELOAD_SECONDS: Final = 5.0
 """How long a config file may take to be read, as from a mount that hangs, or a FIFO. A disk takes
-milliseconds, a network mount a second; whoever reloads should hear of it while he looks."""
+milliseconds, a network mount a second; a person who reloads should hear of it while he
+looks."""
 
 _PATH: Final = click.Path(path_type=Path)
 
@@ -55,7 +56,7 @@ def _setting(flag: str, words: str, *, field: str, **settings: Any) -> Callable[
     return click.option(flag, field, default=None, help=words + shown, **settings)
 
 
-# What is changed often enough to be typed. Every field can be set by file and environment.
+# Settings that are changed often enough to be typed. Every field can be set by file and environment.
 _SETTINGS: Final = (
     _setting("--host", "Address or name to listen on.", field="host"),
     _setting("--port", "TCP port; 0 lets the system choose.", field="port", type=int),

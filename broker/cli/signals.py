@@ -32,7 +32,7 @@ CUT_SHORT: Final = 1
 
 BUSY_SECONDS: Final = 0.5
 """How long a cut may take before the loop counts as stuck. A cut waits for nobody, so it takes
-milliseconds; whoever sends a second signal is waiting for it."""
+milliseconds; the sender of a second signal is waiting for it."""
 
 STUCK_SECONDS: Final = 2.0
 """When the process is ended even if no Python code can run, as in C code that keeps the

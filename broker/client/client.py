@@ -98,7 +98,7 @@ class Client:
         self.url = url
         self._held = Held()
         self.messages = Messages(self._wake_reader, self._held)
-        """What arrives for this fd, as an async iterator."""
+        """Publications for this fd, as an async iterator."""
         self._host, self._port, self._resource = address
         self._open_stream = open_stream
         self._headers = headers
@@ -164,7 +164,7 @@ class Client:
         since: Position | None = None,
         reverse: bool = False,
     ) -> History:
-        """What `topic` keeps, oldest first, or newest first with `reverse`.
+        """The publications that `topic` keeps, oldest first, or newest first with `reverse`.
 
         `limit` None means all, 0 the position alone. `since` leaves out all up to that position
         (with `reverse`: from it on); `RequestFailed` 112 if that is not kept any more.
@@ -182,7 +182,7 @@ class Client:
         return History(publications, Position(result.offset, result.epoch))
 
     async def presence(self, topic: str) -> dict[str, ClientInfo]:
-        """Who is subscribed to `topic`, by fd in decimal."""
+        """The subscribers of `topic`, by fd in decimal."""
         result = (await self._request("presence", {"channel": topic})).presence or PresenceResult()
         return {client: info.freeze() for client, info in result.presence.items()}
 
@@ -595,7 +595,7 @@ class Client:
         except* LOSSES as group:
             lost = lost or explain(group)
         finally:
-            # What was found out first says more than what broke after it.
+            # The fault found first says more than the one that broke the stream after it.
             lost = checked.lost or lost
             await trio.aclose_forcefully(stream)
             # Last, so that nothing waits between this and the word that it is for good.
@@ -650,7 +650,7 @@ async def open_client(
     connection is made again after a random wait, and subscriptions recover what they missed.
 
     Leaving sends what is queued and closes with 1000; it waits at most 2 s for the broker, also
-    when cancelled. What the block raises comes out as it is, not in an exception group.
+    when cancelled. An exception of the block comes out as it is, not in an exception group.
     """
     address = split_url(url)
     client = Client(

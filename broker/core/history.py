@@ -6,7 +6,7 @@ its publications is left; an *owner* is a user, an anonymous connection or the a
 
 Rules:
 
-- Offsets start at 1 and grow by one; what is kept of a topic has no gap and ends at its top.
+- Offsets start at 1 and grow by one; the kept publications of a topic have no gap and end at its top.
 - A topic that is quiet keeps its epoch and top, so a client that missed nothing still learns so.
   When that is forgotten as well, the next use begins a new epoch and counts from 1.
 - A recovery is complete or it is none.
@@ -26,8 +26,8 @@ until then. From there on each is charged as it comes, and those that were kept 
 along with them, twice as fast as new ones come: all are before the store is full.
 
 Not promised: that a publication is kept for its whole `ttl`. The bounds on the topic and on all
-topics together come first. Nor a share in one topic: who may publish there may push out what others
-have published, by the topic's `size`.
+topics together come first. Nor a share in one topic: any client that may publish there may push out what
+others have published, by the topic's `size`.
 """
 
 import heapq
@@ -43,24 +43,24 @@ from broker.core.shares import Account, Shares, owner_of, tags_bytes, text_bytes
 from broker.errors import BrokerError
 
 PUBLICATION_BYTES: Final = 288
-"""What one kept publication costs besides its data and tags: 236 bytes for its fields and its place
+"""Bytes that one kept publication costs besides its data and tags: 236 bytes for its fields and its place
 in the ring and 33 to hold the data, as tracemalloc counts them on CPython 3.11, rounded up."""
 
 TOPIC_BYTES: Final = 1408
-"""What one topic costs while it has publications, besides its name's characters and its publications: an
-empty ring alone takes 624 bytes."""
+"""Bytes that one topic costs while it has publications, besides its name's characters and its
+publications: an empty ring alone takes 624 bytes."""
 
 QUIET_BYTES: Final = 512
-"""What one quiet topic costs besides its name's characters. Counted, because subscribing is enough
-to make one."""
+"""Bytes that one quiet topic costs besides its name's characters. Counted, because subscribing is
+enough to make one."""
 
 LOOKS: Final = 8
 """Of the topics in which an owner's publications lie behind others', so many are looked at for one
 whose front has become its own before another's front is dropped: each look costs 0.2 µs."""
 
 OWNER_BYTES: Final = 1536
-"""What one owner costs that is charged for something: its account, the orders of its topics and
-what is known of the client come to 1,510 bytes."""
+"""Bytes that one owner costs that is charged for something: its account, the orders of its topics
+and what is known of the client come to 1,510."""
 
 META_TTL: Final = 86400.0
 """Seconds that a quiet topic keeps its epoch after it was last asked for: a laptop that was closed
@@ -82,8 +82,8 @@ class UnrecoverablePosition(BrokerError):
 class HistoryStatistics:
     """A snapshot. `topics` have publications, `quiet_topics` have none left.
 
-    `publications_evicted` counts what the bound on all bytes cost; what went by age or by its
-    topic's size is not in it.
+    `publications_evicted` counts those lost to the bound on all bytes; those that went by age or
+    by their topic's size are not in it.
     """
 
     topics: int
@@ -92,12 +92,12 @@ class HistoryStatistics:
     bytes: int
     publications_evicted: int
     owners: int
-    """Who is charged for something; nobody while the store is less than half full."""
+    """Owners that are charged for something; none while the store is less than half full."""
 
 
 @attrs.define(eq=False)
 class Publisher(Account):
-    """What one owner has in the store: its bytes, and the topics where they are.
+    """The holdings of one owner in the store: its bytes, and the topics where they are.
 
     Each topic in which it has charged publications, or which is charged to it, is in one of the
     two. One in which nothing of it is left may be there too, until somebody looks.
@@ -123,7 +123,7 @@ class History:
     due: float
     """When the store looks at this topic again: at or before its oldest publication's end."""
     bytes: int
-    """What the topic itself costs."""
+    """The cost of the topic itself."""
     ring: deque[tuple[float, Publication, int]] = attrs.field(init=False, factory=deque)
     """When each was published, the publication, and what its tags cost; oldest first."""
     charged: int = attrs.field(init=False, default=0)
@@ -131,7 +131,7 @@ class History:
     payer: Publisher | None = attrs.field(init=False, repr=False, default=None)
     """Charged for the topic itself; None while nothing of it is charged."""
     members: dict[Publisher, int] = attrs.field(init=False, repr=False, factory=dict)
-    """Who has this topic among its own, and the offset of the last that was charged to it."""
+    """Owners that have this topic among their own, and the offset of the last that was charged to it."""
 
     @property
     def position(self) -> Position:
@@ -167,8 +167,8 @@ class HistoryStore:
     Beyond the bound, the heaviest owner gives way, as the module says; of its own topics, that
     published to longest ago first. Quiet topics give way before any publication once they take more
     than half of what their owner has; those charged to nobody, which anyone who may subscribe can make,
-    once they take more than half of all. Until then an epoch outlives the publications, as it costs
-    who missed nothing a false alarm to lose one.
+    once they take more than half of all. Until then an epoch outlives the publications, as to lose
+    one costs a subscriber that missed nothing a false alarm.
 
     `new_epoch` makes a text that no epoch ever had, also before a restart.
     """
@@ -216,7 +216,7 @@ class HistoryStore:
         """Keep publications of one topic and return them with their offsets.
 
         The topic then keeps its last `size` publications of the last `ttl` seconds. If either is
-        not above 0 the topic keeps no history: what it had is forgotten, with its epoch, and the
+        not above 0 the topic keeps no history: its publications and its epoch are forgotten, and the
         publications come back as they are.
         """
         if size <= 0 or ttl <= 0:
@@ -283,8 +283,8 @@ class HistoryStore:
     ) -> tuple[list[Publication], Position]:
         """Publications of a topic, oldest first, and its top.
 
-        With `since`, those after its offset; reversed, those before it, newest first. What is no
-        longer kept is left out without a word. A `limit` of 0 asks for the top alone, a negative
+        With `since`, those after its offset; reversed, those before it, newest first. Publications
+        that are no longer kept are left out without a word. A `limit` of 0 asks for the top alone, a negative
         one for everything. An empty epoch in `since` stands for the current one; another epoch
         raises `UnrecoverablePosition`. All this as Centrifuge has it (`Node.History` and its
         memory broker), except that there `reverse` with offset 0 is a bad request; here nothing
@@ -303,15 +303,15 @@ class HistoryStore:
     ) -> tuple[list[Publication], bool, Position]:
         """All that was published after `since`, whether that is so, and the topic's top.
 
-        Recovered means: whoever had everything up to `since`, and takes these, has everything up
-        to the top. Otherwise the list is empty: an older epoch, an offset that is yet to come, or
+        Recovered means: a subscriber that had everything up to `since`, and takes these, has
+        everything up to the top. Otherwise the list is empty: an older epoch, an offset that is yet to come, or
         one of the missed publications is gone. The rule is Centrifuge's (`isStreamRecovered`).
         """
         try:
             missed, top = self.read(topic, now, since, -1)
         except UnrecoverablePosition as error:
             return [], False, error.position
-        # What is kept has no gap and ends at the top, so a fitting first one is enough.
+        # Kept publications have no gap and end at the top, so a fitting first one is enough.
         following = missed[0].offset if missed else top.offset + 1
         if following != since.offset + 1:
             return [], False, top

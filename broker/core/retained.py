@@ -1,7 +1,7 @@
-"""The last value of each topic that retains one, for whoever subscribes later.
+"""The last value of each topic that retains one, for clients that subscribe later.
 
 Words: a value's *owner* is the user who published it, else the connection, else the app, as in
-`shares`; who replaces a value owns it from then on.
+`shares`; an owner that replaces a value owns it from then on.
 
 Rules:
 
@@ -27,11 +27,11 @@ from broker.core.shares import Account, Shares, owner_of, tags_bytes, text_bytes
 from broker.core.topics import is_pattern, matches
 
 VALUE_BYTES: Final = 512
-"""What one value costs besides its data, its tags and the characters of its topic: 480 bytes for the
+"""Bytes that one value costs besides its data, its tags and the characters of its topic: 480 bytes for the
 publication, the topic's text and its places, as tracemalloc counts them on CPython 3.11."""
 
 BRANCH_BYTES: Final = 448
-"""What one branch of the tokens costs: 420 bytes with one topic below it, measured alike."""
+"""Bytes that one branch of the tokens costs: 420 with one topic below it, measured alike."""
 
 OWNER_BYTES: Final = 768
 """One owner's account, the order of its values and what is known of the client."""
@@ -114,7 +114,7 @@ class Retained:
         return len(self._values)
 
     def resize(self, max_bytes: int) -> None:
-        """Go by another bound; what is over it is forgotten at once."""
+        """Go by another bound; values beyond it are forgotten at once."""
         self.max_bytes = max_bytes
         self._trim()
 

@@ -24,7 +24,7 @@ The last pattern is valid, and in practice matches nothing: `fd:7` has a single 
 
 Rules:
 
-- What is published to is a topic, never a pattern. A name with a wildcard token that breaks the rules
+- Publications go to a topic, never to a pattern. A name with a wildcard token that breaks the rules
   for patterns is neither.
 - The cost of a match follows the patterns that match, and those that could not be told apart by the
   one token they are filed under; of the latter 64 are ruled out in one step.
@@ -89,7 +89,7 @@ def _check_text(name: str, max_bytes: int) -> None:
             raise ValueError("the name holds a lone surrogate") from None
     if too_long:
         raise ValueError(f"the name is longer than {max_bytes} bytes")
-    # What is printable has no control character, and is told faster.
+    # A printable name has no control character, and that is found out faster.
     if not name.isprintable() and _has_control(name):
         raise ValueError("the name holds a control character")
 
@@ -116,7 +116,7 @@ MEMO: Final = 65_536
 matches, 0.5 MiB and 4,096 names. Only busy topics matter; one of them is found in 0.1 µs."""
 
 TOPIC_PLACES: Final = 16
-"""What a topic's own name takes, at 8 bytes a place and names of some ten letters."""
+"""Places that a topic's own name takes, at 8 bytes a place and names of some ten letters."""
 
 FEW: Final = 4
 """So many patterns of a bucket are checked one by one, 0.3 µs each; more have masks, which cost 1 µs
@@ -272,14 +272,14 @@ class PatternIndex(Generic[T]):
 
     A pattern is filed under one of its literal tokens: of the buckets it could be in, the smallest.
     So `user.7.*` is found by the 7, and a topic is compared only with patterns that share a token
-    with it at the same place. What is removed leaves nothing behind, so memory follows the patterns
-    that are in use.
+    with it at the same place. A removed pattern leaves nothing behind, so memory follows the
+    patterns that are in use.
     """
 
     _entries: dict[str, _Entry] = attrs.field(init=False, factory=dict)
     # The patterns without a literal token are under None.
     _buckets: dict[Place | None, _Bucket] = attrs.field(init=False, factory=dict)
-    # What `match` has found since the patterns last changed, by topic.
+    # Matches that `match` has found since the patterns last changed, by topic.
     _memo: dict[str, list[T]] = attrs.field(init=False, factory=dict)
     _memo_left: int = attrs.field(init=False, default=MEMO)
 

@@ -1,9 +1,9 @@
 """The HTTP API for backends: `POST /api/<method>`, named and shaped as Centrifugo's, so that `cent`
 and the other server SDKs work.
 
-Rule 1  Nothing is looked at before the key: who has none learns only whether there is an API.
-Rule 2  What is wrong with the request as HTTP is a status (400, 401, 413); what is wrong with what
-        it asks for is `{"error": {"code", "message"}}` with 200, which is what those SDKs expect.
+Rule 1  Nothing is looked at before the key: a caller without one learns only whether there is an API.
+Rule 2  A fault in the request as HTTP is a status (400, 401, 413); a fault in the command that it
+        carries is `{"error": {"code", "message"}}` with 200, which is what those SDKs expect.
 Rule 3  A method is one atomic step, without a checkpoint. So the commands of a batch are carried
         out one after another, `parallel` or not, and nothing comes between them.
 """
@@ -156,7 +156,7 @@ class Batch(Struct):
 
 @attrs.frozen
 class ApiResponse:
-    """What goes back over HTTP."""
+    """The response of the API to one request: status, body, type."""
 
     status: HTTPStatus
     body: bytes

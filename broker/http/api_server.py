@@ -1,4 +1,4 @@
-"""Requests of backends to `/api`, many on one connection; what is for others goes to them.
+"""Requests of backends to `/api`, many on one connection; requests for other paths are handed on.
 
 Backends publish a thousand times a second, and a new connection for each costs ten times what the
 publish does. A request served here is in HTTP/1.1, a POST to `/api/…` with a Content-Length; each
@@ -6,9 +6,9 @@ has its head checked as a first one has. A first request that is none of this go
 as the last of its connection; a later one goes back to where the first of a connection is told apart,
 as a proxy sends the requests of many on one connection.
 
-Rule 1  Only who has shown the key may keep a connection, and when the broker stops, or nothing has
-        come for `IDLE_SECONDS`, it ends. What is under way is answered first.
-Rule 2  What a peer does ends with its connection: nothing leaves `serve` but a cancellation, and
+Rule 1  Only a backend that has shown the key may keep a connection, and when the broker stops, or
+        nothing has come for `IDLE_SECONDS`, it ends. Requests under way are answered first.
+Rule 2  A peer's fault ends with its connection: nothing leaves `serve` but a cancellation, and
         `HeadError` for a later request that is not acceptable.
 """
 

@@ -1,11 +1,11 @@
-"""Clients without WebSocket: what the server says in one long response, what they say in requests.
+"""Clients without WebSocket: they get one long response, and send their commands by requests.
 
-A request for a stream becomes a `Connection` like any other, on an `HttpStream` that says in HTTP what it
-writes. So each rule that holds for a WebSocket, from the bounds of the outbox to the codes of the end,
+A request for a stream becomes a `Connection` like any other, on an `HttpStream`, which carries in
+HTTP what it writes. So each rule that holds for a WebSocket, from the bounds of the outbox to the codes of the end,
 holds here by being the same. The paths and shapes are those of the official JavaScript SDK.
 
 Rule 1  The app's `on_request` is not asked: these are connections, of which `on_open` tells.
-Rule 2  Who may connect is who may open a WebSocket: the same origins, with CORS to say so.
+Rule 2  Clients that may connect are those that may open a WebSocket: the same origins, with CORS to say so.
 Rule 3  A GET carries `connect` and nothing else. A page can make a browser ask for any URL without
         saying where the request comes from, and must not publish by that.
 Rule 4  A session is 128 random bits that only its client was told; `/emulation` reaches that one.
@@ -213,7 +213,7 @@ class _Request:
         check_welcome(services, head)
         fetched_for = head.header("sec-fetch-site")
         if head.origin is None and fetched_for in ("cross-site", "same-site"):
-            # An image or a frame of another page; what is no browser does not send this.
+            # An image or a frame of another page; only a browser sends this.
             raise HeadError(403, "asked for by a page of another site")
         codec = self._codec() if head.method == "POST" else CENTRIFUGE_JSON
         if codec is not CENTRIFUGE_JSON and transport != "http_stream":
@@ -244,7 +244,7 @@ class _Request:
             )
 
     def _codec(self) -> Codec:
-        """What the body is in."""
+        """The codec that the body is in."""
         said = self.head.header("content-type") or ""
         media_type = said.partition(";")[0].strip().lower()
         if media_type == PROTOBUF:
@@ -358,7 +358,7 @@ class _Request:
 
 
 def _cors(head: Head) -> tuple[tuple[str, str], ...]:
-    """What lets a page of an origin that may connect read the answer."""
+    """Headers that let a page of an origin that may connect read the answer."""
     if head.origin is None:
         return ()
     return ("Access-Control-Allow-Origin", head.origin), ("Vary", "Origin")

@@ -1,16 +1,16 @@
 """The stream under a connection whose peer has no WebSocket: one HTTP response that goes on.
 
-The connection reads frames from it and writes frames to it, as with a WebSocket. What is written
-becomes lines or events, or in protobuf what it is in frames; what is read came by other requests,
-whose tasks call `say`.
+The connection reads frames from it and writes frames to it, as with a WebSocket. Written
+frames become lines or events, or in protobuf the same as in frames; the frames it reads came by other
+requests, whose tasks call `deliver`.
 
 Rule 1  Frames are passed on as they come, in pieces: a large one is not gathered first, so the outbox
         sees how fast its peer takes it.
 Rule 2  An event is one line. A line end inside a payload must not end it, as any publisher could
         then cut short what every subscriber gets.
-Rule 3  Whoever is sent away is told the code: a Close frame becomes a `disconnect` push, unless that
-        was the last thing said.
-Rule 4  A line has no task, and holds one message at most that was not read yet; or the subscribe
+Rule 3  A client that is sent away gets the code: a Close frame becomes a `disconnect` push, unless
+        that was the last push already.
+Rule 4  A stream has no task, and holds one message at most that was not read yet; or the subscribe
         commands of a one-way client, each as large as any message may be.
 """
 
@@ -46,7 +46,7 @@ CONNECT_ID = 1
 class HttpStream(RelayStream):
     """A response in NDJSON: each reply and push is a line. `http_stream` of the SDKs.
 
-    What comes first is a response head, which goes out as it is. `connection` is set before that.
+    First comes a response head, which goes out as it is. `connection` is set before that.
     """
 
     media_type: ClassVar = "application/x-ndjson"
@@ -92,7 +92,7 @@ class HttpStream(RelayStream):
         return bytes(header) + bytes(4) + message
 
     def end(self) -> None:
-        """Nothing is read any more: whoever waits to say something need not."""
+        """Read nothing any more: requests that wait to deliver need not."""
         self._has_ended = True
         self._heard.set()
 
@@ -101,7 +101,7 @@ class HttpStream(RelayStream):
         self._listening.cancel()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Say what these bytes of frames mean; the stream is closed behind a Close frame."""
+        """Send these bytes of frames, translated; the stream is closed behind a Close frame."""
         said = memoryview(self._translate(bytes(data)))
         for start in range(0, len(said), _PIECE):
             await self._stream.send_all(said[start : start + _PIECE])
@@ -113,8 +113,8 @@ class HttpStream(RelayStream):
         await self._stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """What the peer says next; nothing once it is gone. What else it sends on this stream belongs
-        to no request."""
+        """The peer's next frames; nothing once it is gone. All else that it sends on this stream
+        belongs to no request."""
         await trio.lowlevel.checkpoint()
         while not self._said:
             with trio.CancelScope() as self._listening:
@@ -172,7 +172,7 @@ class HttpStream(RelayStream):
         return start == _DISCONNECT
 
     def _say_on(self, piece: bytes, is_last: bool) -> bytes:
-        """What a piece of a frame's payload becomes, which holds one or more replies."""
+        """Translate a piece of a frame's payload, which holds one or more replies."""
         return piece + b"\n" if is_last else piece
 
 
@@ -228,10 +228,10 @@ _replies = msgspec.json.Decoder(_Reply)
 
 
 class UniSseStream(HttpStream):
-    """Server-sent events for a reader that can say nothing: pushes, without `push` around them.
+    """Server-sent events for a reader that can send nothing: pushes, without `push` around them.
 
     `subs` are the topics it asked for, with the fields of their subscribe commands; each is
-    subscribed to once it is connected, unless its token did so. What becomes of that is told as a push.
+    subscribed to once it is connected, unless its token did so. The outcome is a push.
     """
 
     media_type = "text/event-stream"
@@ -268,7 +268,7 @@ class UniSseStream(HttpStream):
         return said
 
     def _answer(self, line: bytes) -> bytes:
-        """What a ping, or the reply to one of our commands, becomes."""
+        """Translate a ping, or the reply to one of our commands."""
         if line == b"{}":
             return b":\n\n"
         reply = _replies.decode(line)

@@ -47,14 +47,14 @@ class Swallowed:
 
     @property
     def fields(self) -> dict[str, object]:
-        """What the line `lines_swallowed` says."""
+        """The fields of the line `lines_swallowed`."""
         named = {"name": self.name, "hook": self.hook, "logger": self.logger}
         return {**{key: text for key, text in named.items() if text}, "count": self.count}
 
 
 @attrs.define(eq=False)
 class _Second:
-    """What became of one name since its second began."""
+    """The counts of one name since its second began."""
 
     since: float
     level: str

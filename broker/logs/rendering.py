@@ -87,7 +87,7 @@ _UNQUOTED: Final = {
 """Keys that the console shows without quotes, the last two on a line of their own, and how that
 line begins: no log line begins with a space."""
 
-# What the console shows with quotes, or is safe as it is.
+# Types that the console shows with quotes, or that are safe as they are.
 _SAFE: Final = (str, int, float, bool, type(None))
 
 
@@ -174,7 +174,7 @@ _BESIDE: Final = "During handling of the above exception, another exception occu
 def _chain(
     told: traceback.TracebackException,
 ) -> list[tuple[traceback.TracebackException, str]]:
-    """What led to it, the first cause first, each with the sentence that stands behind it."""
+    """The causes that led to it, the first one first, each with the sentence that stands behind it."""
     links = [(told, "")]
     while True:
         last = links[-1][0]

@@ -1,6 +1,6 @@
 """Setting up logging: for a process that is a broker, or for a program that embeds one.
 
-Rule: what a program has set up itself stays as it is.
+Rule: settings that a program has made itself stay as they are.
 """
 
 import atexit
@@ -127,13 +127,13 @@ def configure(
 ) -> None:
     """Set up logging for a process that is a broker and nothing else.
 
-    Events below `level` cost next to nothing. What other libraries log through the standard
-    library goes the same way from WARNING on. `clock` counts seconds, for the limit on
+    Events below `level` cost next to nothing. Events that other libraries log through the
+    standard library go the same way from WARNING on. `clock` counts seconds, for the limit on
     repetition.
 
     From the first line on a daemon thread writes to stderr, one more with `article` to stdout:
-    whoever logs never waits. At the end of the process what waits is written, for at most
-    `FLUSH_SECONDS`.
+    a caller that logs never waits. At the end of the process lines that wait are written, for at
+    most `FLUSH_SECONDS`.
     """
     limiter = _configure_structlog(log_format, level, _threads, clock)
     _threads.limiter = limiter
@@ -257,7 +257,7 @@ def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
 def release(seconds: float = FLUSH_SECONDS) -> None:
     """Undo `configure` and `capture_strays`, and end their threads; for tests.
 
-    What waits is written, for `seconds` at most.
+    Lines that wait are written, for `seconds` at most.
     """
     if _threads.limiter is not None:
         _threads.limiter.tell_due(all_of_them=True)

@@ -117,7 +117,7 @@ class Requests:
                     del self._of[fd]
 
     def leave(self, fd: Fd) -> None:
-        """A connection is gone: whoever waits for it learns so, and what it asked is forgotten."""
+        """A connection is gone: those that wait for it learn so, and its own requests are forgotten."""
         for number in list(self._of.get(fd, ())):
             asked = self._asked[number]
             self.forget(number)

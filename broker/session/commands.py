@@ -5,7 +5,7 @@ asked: a hook of the app, its backend, an issuer of keys.
 
 Rules:
 
-1. `act` decides and acts in one atomic step. What `ask` found out was true before an await, so it is
+1. `act` decides and acts in one atomic step. The answer to `ask` was true before an await, so it is
    checked again.
 2. A bad request gets an error reply; a client that does not follow the protocol is sent away.
 """
@@ -174,7 +174,7 @@ class Subscribe(Handler):
         plan = plan_subscription(
             services.router, peer, client.codec, request, grant, group=_group_of(client, request)
         )
-        # No checkpoint from here to the reply: whatever is published next comes behind it.
+        # No checkpoint from here to the reply: the next publication comes behind it.
         opened = plan.begin()
         opened.subscription.expires_at = deadline(services.tokens, peer, grant.expires_at)
         client.reply(command.id, "subscribe", {**expiry, **opened.result})

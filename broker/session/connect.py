@@ -177,7 +177,7 @@ def _admit(
 
 
 def _let_in(client: Client, request_id: int, admission: _Admission) -> None:
-    """Connect the client and answer it. No checkpoint: whatever is published next comes behind."""
+    """Connect the client and answer it. No checkpoint: the next publication comes behind."""
     services, peer, token = client.services, client.peer, admission.token
     router = services.router
     peer.codec = client.codec

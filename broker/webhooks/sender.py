@@ -4,7 +4,7 @@ Rules:
 
 1. One request at a time. A batch is sent until it is answered with 2xx; only then comes the next.
    So a backend never sees a gap but where it is told of one, and skips nothing but by taking it.
-2. What a backend has had twice it tells by epoch and number: nobody else can.
+2. A backend knows by epoch and number which events it has had twice: nobody else can.
 3. A backend that is down is logged once, and once when it is back.
 """
 
@@ -128,8 +128,8 @@ def encode(batch: Sequence[Event]) -> bytes:
 
 
 def seconds_of(retry_after: str, now: float) -> float:
-    """What `Retry-After` asks for (RFC 9110 section 10.2.3), within bounds; 0 for what cannot be
-    read."""
+    """Seconds that `Retry-After` asks for (RFC 9110 section 10.2.3), within bounds; 0 for text that
+    cannot be read."""
     text = retry_after.strip()
     if text.isascii() and text.isdigit():
         seconds = float(text[:10])
