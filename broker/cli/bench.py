@@ -252,9 +252,9 @@ def _why(data: bytes) -> str:
         end = data.find(b"}", start)
         if start >= 0 and end >= 0:
             try:
-                said = msgspec.json.decode(data[start + len(key) - 1 : end + 1])
-                text = str(said.get("reason") or said.get("message"))[:500]
-                return f": {text} ({said.get('code')})"
+                fields = msgspec.json.decode(data[start + len(key) - 1 : end + 1])
+                text = str(fields.get("reason") or fields.get("message"))[:500]
+                return f": {text} ({fields.get('code')})"
             except (msgspec.DecodeError, RecursionError):
                 break
     return ""

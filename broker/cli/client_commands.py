@@ -78,7 +78,7 @@ def pub(topic: str, data: str, url: str, token: str) -> None:
         try:
             await client.publish(topic, _value(data))
         except RequestFailed as error:
-            raise Refusal(f"publish to {topic!r}: {_said(error)}") from error
+            raise Refusal(f"publish to {topic!r}: {_refusal_text(error)}") from error
 
     _with_client(url, token, work)
 
@@ -100,7 +100,7 @@ def push(fd: int, data: str, url: str, token: str) -> None:
             await client.push(fd, _value(data))
         except RequestFailed as error:
             raise Refusal(
-                f"push to fd {fd}: {_said(error)}; is that fd still connected?"
+                f"push to fd {fd}: {_refusal_text(error)}; is that fd still connected?"
             ) from error
 
     _with_client(url, token, work)
@@ -128,7 +128,7 @@ def sub(pattern: str, url: str, token: str, as_json: bool) -> None:
                     async for publication in publications:
                         click.echo(line(publication))
             except RequestFailed as error:
-                raise Refusal(f"subscribe to {pattern!r}: {_said(error)}") from error
+                raise Refusal(f"subscribe to {pattern!r}: {_refusal_text(error)}") from error
 
     _with_client(url, token, work)
     # The iteration never ends by itself: a signal has ended it.
@@ -227,10 +227,10 @@ def bench(
     )
 
 
-async def _bench(asked: "tuple[Plan, bool]") -> None:
+async def _bench(request: "tuple[Plan, bool]") -> None:
     from broker.cli.bench import measure
 
-    plan, as_json = asked
+    plan, as_json = request
     length = plan.messages if plan.seconds is None else round(plan.seconds * 10)
     # To stderr, and only to a terminal: the result alone is piped on.
     bar: ProgressBar[int]
@@ -313,7 +313,7 @@ def _run_as_client(run: Callable[[_T], Awaitable[None]], argument: _T) -> None:
         raise
 
 
-def _said(error: RequestFailed) -> str:
+def _refusal_text(error: RequestFailed) -> str:
     again = " (trying again may help)" if error.temporary else ""
     return f"the broker refused: {error.message} ({error.code}){again}"
 

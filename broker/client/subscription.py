@@ -193,7 +193,7 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
         # `position` is what the consumer has seen; this is what has arrived, to recover from.
         self._reached = since
         self._resuming = since is not None
-        self._asked: object = None  # the connection on which the broker was asked last
+        self._requested: object = None  # the connection on which the broker was asked last
         self._granted: object = None  # the connection on which the broker has said yes
         self._attempts = 0
         self._granted_at = 0.0
@@ -245,17 +245,17 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
     def _subscribed(self, result: Subscribed) -> None:
         """Begin, or go on, where the reply says; its publications come next."""
         tracked = result.recoverable or result.positioned
-        asked = self._reached
+        since = self._reached
         self.recovered = (
             self._resuming
             and tracked
             and result.recovered
-            and asked is not None
+            and since is not None
             # Offsets of another epoch are of another history, whatever the broker calls it.
-            and asked.epoch in ("", result.epoch)
+            and since.epoch in ("", result.epoch)
         )
-        if asked is not None and self.recovered:
-            self._reached = Position(asked.offset, result.epoch)
+        if since is not None and self.recovered:
+            self._reached = Position(since.offset, result.epoch)
         else:
             self._reached = Position(result.offset, result.epoch) if tracked else None
         if not self._settled.is_set():

@@ -66,7 +66,7 @@ def load(
             else:
                 fields[table] = attrs.evolve(getattr(base, table), **inner)
         return attrs.evolve(base, **fields)
-    except ValueError as error:  # what no single value is to blame for
+    except ValueError as error:  # no single value is to blame
         raise ConfigError(str(error)) from error
 
 

@@ -57,8 +57,8 @@ _LISTENING: Final = _needs_restart("the listeners are open")
 
 @attrs.frozen(kw_only=True)
 class TopicRules:
-    """Rules of topics: what they keep, which clients may do what, and how they treat a subscriber
-    that cannot follow."""
+    """Rules of topics: their history, the rights of clients, and the treatment of a subscriber that
+    cannot follow."""
 
     history_size: int = attrs.field(default=100, validator=number(0))
     """Publications kept per topic; 0 keeps none. A phone that loses its network for a minute
@@ -239,7 +239,7 @@ class WebhookRules:
         default=("Authorization", "Cookie", "Origin", "User-Agent", "X-Forwarded-For", "X-Real-IP"),
         validator=headers,
     )
-    """Headers of the client's handshake that go along with a question about it, so that the
+    """Headers of the client's handshake that go along with a request about it, so that the
     backend's own sessions work. Not along with events."""
 
 
@@ -289,7 +289,7 @@ class Config:
     """The key that backends show as `X-API-Key` to use the HTTP API under `/api`. None: no such API.
     Better in `BROKER_API_KEY` than in a file that many can read."""
 
-    # what one peer may take
+    # limits of one peer
     max_connections: int | None = attrs.field(default=None, validator=number(1, optional=True))
     """None: the limit on open files, less a reserve of 64 for everything else."""
     head_bytes: int = attrs.field(default=8 * 2**10, validator=number(1))
@@ -350,7 +350,7 @@ class Config:
     may_send: Joiners = attrs.field(default="all", validator=choice(Joiners))
     """Which clients may send direct messages: publish to `fd:7` or `user:alice`."""
 
-    # what waits for one peer
+    # limits of an outbox
     outbox_bytes: int = attrs.field(default=2**20, validator=number(1))
     """1 MiB, as Centrifugo; NATS has 64 MiB, Redis 8 MiB for a minute. Our messages are small."""
     outbox_messages: int = attrs.field(default=16_384, validator=number(1))
@@ -370,7 +370,7 @@ class Config:
     """The fd of the first connection. `"clock"` begins with the time in microseconds, so that no fd
     comes again after a restart either; else they begin anew, as Swoole's do."""
 
-    # what is there without being asked for
+    # features that nobody has to ask for
     direct_topics: bool = True
     """Subscribe each client to its own `fd:N`, and to `user:NAME` if it has a user, so that others
     can send to it. Off, nobody can; for clients that take every subscription which the server makes
@@ -410,7 +410,7 @@ class Config:
     personal_topic: bool = False
     """Subscribe each client to `#NAME` of its user when it connects, as Centrifugo can."""
 
-    # who may connect
+    # access
     tokens: TokenRules = attrs.field(
         metadata=_needs_restart("the keys are read"), factory=TokenRules
     )

@@ -470,7 +470,7 @@ class HistoryStore:
             self._shares.charge(self._shares.account(owner_of(publication.info)), -less)
         return less
 
-    # who is charged for what
+    # charges to owners
 
     def _charge(self, history: History, now: float) -> None:
         """Charge what was just published to a topic, and come back under the bound."""

@@ -406,9 +406,9 @@ class Api:
         result: dict[str, object] = {
             "connections": {str(info.fd): _connection_info(info) for info in found}
         }
-        told = self._node.stats().events.get("webhooks")
-        if told is not None:  # what is true after this event
-            result |= {"node": told.node, "epoch": told.epoch, "seq": told.seq}
+        statistics = self._node.stats().events.get("webhooks")
+        if statistics is not None:  # the result holds after this event
+            result |= {"node": statistics.node, "epoch": statistics.epoch, "seq": statistics.seq}
         return result
 
     def _connection(self, params: OneConnection) -> object:

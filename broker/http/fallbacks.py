@@ -54,7 +54,7 @@ PROTOBUF: Final = "application/octet-stream"
 JSON: Final = frozenset(
     {
         *("", "application/json", "application/x-ndjson", "text/plain"),
-        "application/x-www-form-urlencoded",  # what `curl -d` says of anything
+        "application/x-www-form-urlencoded",  # `curl -d` says so of anything
     }
 )
 """The media types of bodies, as the official SDKs have them, and of what says nothing better."""
@@ -109,12 +109,12 @@ class HttpConnection(Connection):
         """Whether this is the second half of the session that its client was told."""
         return compare_digest(self._secret.encode(), secret.encode())
 
-    async def say(self, message: bytes) -> bool:
+    async def deliver(self, message: bytes) -> bool:
         """Take a message that came by another request; false if it is too late for any.
 
         Waits while the session has too much to do, and no longer than it is there.
         """
-        return self.is_established and await self._line.say(message)
+        return self.is_established and await self._line.deliver(message)
 
 
 class _Emulated(msgspec.Struct):
@@ -151,13 +151,13 @@ class Fallbacks:
         check_page(services, head)
         cors = _cors(head)
         try:
-            asked = _Request(services, stream, head, request.behind, cors)
+            answering = _Request(services, stream, head, request.behind, cors)
             if head.method == "OPTIONS":
-                await asked.answer_preflight()
+                await answering.answer_preflight()
             elif head.route == EMULATION:
-                await asked.emulate()
+                await answering.emulate()
             else:
-                return await asked.open(address)
+                return await answering.open(address)
         except HeadError as error:
             # A page may not even see the status of an answer without these.
             raise HeadError(error.status, error.reason, (*error.headers, *cors)) from None
@@ -201,7 +201,7 @@ class _Request:
         connection = self._find(session)
         if connection is not None and connection.subprotocol != codec.name:
             raise HeadError(415, f"this session speaks {connection.subprotocol}")
-        if connection is None or not await connection.say(message):
+        if connection is None or not await connection.deliver(message):
             raise HeadError(404, "no such session: connect again")
         await self._answer()
 
@@ -233,7 +233,7 @@ class _Request:
             services, line, head, self._checked(first), address, transport, answer
         )
 
-    # what is asked
+    # requests
 
     def _check_method(self, *allowed: str) -> None:
         if self.head.method not in allowed:
@@ -245,8 +245,8 @@ class _Request:
 
     def _codec(self) -> Codec:
         """The codec that the body is in."""
-        said = self.head.header("content-type") or ""
-        media_type = said.partition(";")[0].strip().lower()
+        value = self.head.header("content-type") or ""
+        media_type = value.partition(";")[0].strip().lower()
         if media_type == PROTOBUF:
             return CENTRIFUGE_PROTOBUF
         if media_type not in JSON:
@@ -280,16 +280,17 @@ class _Request:
     async def _one_way(self) -> tuple[bytes, dict[str, dict[str, msgspec.Raw]]]:
         """The connect command of a one-way client, and the topics it asks for."""
         if self.head.method == "POST":
-            asked, topics, token = await self._body(self.services.config.max_message_bytes), [], ""
+            command = await self._body(self.services.config.max_message_bytes)
+            topics, token = [], ""
         else:
             parameters = self._parameters()
-            asked = parameters.get("cf_connect", ["{}"])[0].encode()
+            command = parameters.get("cf_connect", ["{}"])[0].encode()
             topics = parameters.get("topic", [])
             token = parameters.get("token", [""])[0]
         try:
-            read(asked, ConnectRequest)
-            subs = read(asked, _OneWay).subs
-            request = members(one_text(asked))
+            read(command, ConnectRequest)
+            subs = read(command, _OneWay).subs
+            request = members(one_text(command))
         except BadJson as error:
             raise HeadError(400, f"not a connect request: {error}") from None
         subs |= {topic: {} for topic in topics if topic not in subs}
@@ -338,7 +339,7 @@ class _Request:
             return connection
         return None
 
-    # what is answered
+    # responses
 
     def _accept(self, line: HttpStream) -> bytes:
         """The head of a response that ends when its connection does, for HTTP/1.0 peers too."""

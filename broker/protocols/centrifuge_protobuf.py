@@ -107,7 +107,7 @@ def _varint(number: int) -> bytes:
     return bytes(encoded)
 
 
-# what is read
+# messages that are read
 
 _FILTER = Message(
     {
@@ -190,7 +190,7 @@ EMULATION_REQUEST = Message(
     {"node": (1, STRING), "session": (2, STRING), "data": (3, BYTES)}, EmulationRequest
 )
 
-# what is written
+# messages that are written
 
 _INFO = Message(
     {"user": (1, STRING), "client": (2, STRING), "conn_info": (3, BYTES), "chan_info": (4, BYTES)}

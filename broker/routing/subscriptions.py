@@ -101,8 +101,8 @@ class Plan:
         result: dict[str, object] = {"recoverable": True, "positioned": True}
         missed: list[Publication] = []
         if request.recover:
-            asked = Position(request.offset, request.epoch)
-            missed, recovered, position = engine.recover(name, asked)
+            since = Position(request.offset, request.epoch)
+            missed, recovered, position = engine.recover(name, since)
             self.router.meter.add(listing_work(missed))
             if not recovered and request.flag & REJECT_UNRECOVERED:
                 raise Refused(ErrorCode.UNRECOVERABLE_POSITION)

@@ -174,7 +174,7 @@ class Lane:
                 if slow:
                     await self._take_slow(slow, nursery)
                 elif self.close_sent is not closing:
-                    continue  # what is left is for the other way of looking at it
+                    continue  # the rest is for the other way of looking at it
                 elif not self._ended.is_set() and not await self._read():
                     self.lost()
         except (trio.BrokenResourceError, trio.ClosedResourceError):

@@ -560,7 +560,7 @@ class Outbox:
     def _goes_at_once(self) -> bool:
         """Whether the next chunk needs no guard: it tells by itself whether the peer takes anything."""
         if isinstance(self._stream, RelayStream):
-            return False  # whatever that makes of it
+            return False  # however it translates the chunk
         if self._below is None:
             return True  # in memory, with nothing below to look at
         return self.bytes <= ROOM and has_room(self._below)

@@ -53,7 +53,7 @@ class Webhook:
     backend: Backend
     _delay: float = 0.0
     _failing_since: float | None = None
-    _refusal_told: bool = False
+    _refusal_logged: bool = False
 
     async def run(self) -> None:
         """Send until the feed has ended and all of it was taken."""
@@ -102,8 +102,8 @@ class Webhook:
         if not told:
             self._failing_since = trio.current_time()
         details = {"backend": urlsplit(self.rules.url).hostname, "reason": failure.reason}
-        if failure.refused and not self._refusal_told:
-            self._refusal_told = True
+        if failure.refused and not self._refusal_logged:
+            self._refusal_logged = True
             text = "is webhooks.url right, and the secret? Sent again until it answers with 2xx"
             log.error("webhook_refused", **details, detail=text)
         elif not told:
@@ -115,7 +115,7 @@ class Webhook:
             seconds = trio.current_time() - self._failing_since
             waiting = self.feed.queue.statistics().waiting
             log.info("webhook_recovered", after=f"{seconds:.1f} s", waiting=waiting)
-        self._failing_since, self._refusal_told, self._delay = None, False, 0.0
+        self._failing_since, self._refusal_logged, self._delay = None, False, 0.0
 
 
 def encode(batch: Sequence[Event]) -> bytes:
