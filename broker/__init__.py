@@ -95,7 +95,7 @@ __all__ = [
 ]
 
 # Loaded when first asked for: `python -m broker` obeys signals before this takes its half second.
-# What is light comes first, so that `from broker import ConfigError` does not load the whole.
+# Light modules come first, so that `from broker import ConfigError` does not load the whole.
 _HOMES = (
     *("broker.errors", "broker.core.messages", "broker.core.event_queue"),
     *(

@@ -187,7 +187,7 @@ class Lagged(BrokerError):
 
 
 class ClientError(BrokerError):
-    """What `broker.client` raises."""
+    """The base of the errors that `broker.client` raises."""
 
 
 class CannotConnect(ClientError):

@@ -211,7 +211,7 @@ class SubscribeEvent:
 class SubscribeReply:
     """`info` is what others will see of it on this topic; `data` goes to the client itself.
 
-    Each is any value that JSON can say. What is given comes before what a token says.
+    Each is any value that JSON can say. A field that is given here goes before that of a token.
     """
 
     info: object = None

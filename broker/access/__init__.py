@@ -1,1 +1,1 @@
-"""Who may connect, and who may do what."""
+"""Access: which clients may connect, and the rights of each."""

@@ -2,8 +2,8 @@
 
 Rules:
 
-1. One task fetches, at most every `jwks_retry_seconds`; whoever needs a key waits for it or takes
-   what is there. So a client that goes away cancels nobody's fetch.
+1. One task fetches, at most every `jwks_retry_seconds`; a client that needs a key waits for it or
+   takes one that is there. So a client that goes away cancels nobody's fetch.
 2. A fetch that fails leaves the keys as they were: an issuer that is down locks out nobody who has
    a token.
 """
@@ -36,7 +36,7 @@ MAX_BYTES = 2**20
 """A set of a hundred RSA keys has 50 KB."""
 
 Fetch = Callable[[], Awaitable[bytes]]
-"""Gets the key set. What it raises counts as a failed fetch; it is cancelled when it takes long."""
+"""Gets the key set. An exception counts as a failed fetch; it is cancelled when it takes long."""
 
 
 class FetchFailed(Exception):
@@ -122,7 +122,7 @@ def shown(url: str) -> str:
 
 @asynccontextmanager
 async def open_tokens(config: Config, now: Callable[[], float]) -> AsyncGenerator[Tokens]:
-    """What verifies the tokens of one broker; it fetches keys for as long as the block.
+    """Open the verifier of one broker's tokens; it fetches keys for as long as the block.
 
     Raises `ConfigError` for keys that cannot be used.
     """
@@ -147,7 +147,7 @@ async def open_tokens(config: Config, now: Callable[[], float]) -> AsyncGenerato
 async def fetch_text(client: "AsyncClient", url: str) -> bytes:
     """GET a small document. Raises `FetchFailed` for any status but 200, or when it is not small.
 
-    Redirects are not followed: whose keys count is for the settings to say.
+    Redirects are not followed: the settings alone decide whose keys count.
     """
     headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
     async with client.stream("GET", url, headers=headers) as response:

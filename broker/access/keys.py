@@ -157,9 +157,9 @@ def public_key(material: object) -> Key:
 def keys_of_jwks(text: bytes) -> dict[str, Key]:
     """The keys of a JSON Web Key Set by `kid` (RFC 7517 section 5).
 
-    What we cannot use is left out, as the RFC asks: keys without `kid`, keys to encrypt with, keys
-    of other kinds. So is a symmetric key: what everybody can fetch is no secret. Raises
-    `ValueError` for what is no key set.
+    Keys that we cannot use are left out, as the RFC asks: keys without `kid`, keys to encrypt with, keys
+    of other kinds. So is a symmetric key: one that everybody can fetch is no secret.
+    Raises `ValueError` for a document that is no key set.
     """
     try:
         entries = msgspec.json.decode(text, type=_KeySet).keys

@@ -13,7 +13,7 @@ from broker.errors import ConfigError
 
 
 def algorithm_of(private_key: bytes) -> str:
-    """What a private key in PEM signs with, unless told otherwise. Raises `ConfigError`."""
+    """The algorithm of a private key in PEM, unless another is named. Raises `ConfigError`."""
     if not has_crypto:
         raise ConfigError(f"a private key {NEEDS_CRYPTO}")
     from cryptography.hazmat.primitives.serialization import load_pem_private_key

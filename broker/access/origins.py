@@ -3,8 +3,8 @@
 A browser sends the user's cookies and reaches the user's own network on behalf of any page, so a
 page of somebody else's must not be served. Programs send no Origin and pass.
 
-A page may be its own by name only: who owns `evil.example` can have that name lead to the user's own
-machine a moment later (DNS rebinding), and his page then asks us under its own name. So the page's own
+A page may be its own by name only: the owner of `evil.example` can have that name lead to the user's
+own machine a moment later (DNS rebinding), and his page then asks us under its own name. So the page's own
 origin counts under names that are ours.
 """
 

@@ -1,8 +1,8 @@
 """How much a connection and a user may ask for in a time; all off unless the config says so.
 
 A *bucket* holds what may be taken at once and fills at a rate. A request that finds too little in
-one of them is refused with 111, and a connection that goes on for long is sent away with 3013. What
-is refused takes nothing, so a client that asks too often gets just its rate.
+one of them is refused with 111, and a connection that goes on for long is sent away with 3013. A
+refused request takes nothing, so a client that asks too often gets just its rate.
 
 Rules:
 

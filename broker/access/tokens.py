@@ -1,4 +1,4 @@
-"""JSON Web Tokens: who a client is, and what it may subscribe to (RFC 7515, 7519).
+"""JSON Web Tokens: the user of a client, and the topics it may subscribe to (RFC 7515, 7519).
 
 The claims are Centrifugo's, so what mints tokens for Centrifugo mints them for us: a *connection
 token* says who connects (`sub`, `info`, `channels`, `subs`, `meta`), a *subscription token* lets one
@@ -95,7 +95,7 @@ class ServerSub:
 
 @attrs.frozen
 class ConnectionToken:
-    """What a valid connection token says.
+    """The claims of a valid connection token.
 
     `claims` are all claims as they came, `info` is raw JSON. `expires_at` is when the connection
     does, in Unix seconds; None: never.
@@ -110,7 +110,7 @@ class ConnectionToken:
 
 @attrs.frozen
 class SubscriptionToken:
-    """What a valid subscription token says. `client` is empty unless it is for one connection."""
+    """The claims of a valid subscription token. `client` is empty unless it is for one connection."""
 
     claims: Mapping[str, object]
     user: str
@@ -123,7 +123,7 @@ class SubscriptionToken:
 
 @attrs.frozen
 class Header:
-    """What a token says of its signature; not to be believed, only to be looked up."""
+    """The header of a token: algorithm and key of its signature, to look up and not to believe."""
 
     algorithm: str
     kid: str
@@ -137,7 +137,7 @@ def read_header(token: str, max_bytes: int) -> Header:
         header = JWS.get_unverified_header(token)
     except (jwt.InvalidTokenError, ValueError, RecursionError) as error:
         raise TokenInvalid(f"no header: {error}") from None
-    if "crit" in header:  # RFC 7515 section 4.1.11: what is critical must be understood
+    if "crit" in header:  # RFC 7515 section 4.1.11: critical fields must be understood
         raise TokenInvalid("a critical header")
     algorithm, kid = header.get("alg"), header.get("kid", "")
     if not isinstance(algorithm, str) or not isinstance(kid, str) or algorithm not in ALGORITHMS:

@@ -1,4 +1,4 @@
-"""What a broker sustains, asked from outside: publishers and subscribers in one process.
+"""Measure what a broker sustains, from outside: publishers and subscribers in one process.
 
 The connections are bare: frames made ahead, and what comes in is counted, not parsed, so that one
 core can ask for more than most deployments will. It still is one process on one core: a broker that
@@ -10,7 +10,7 @@ Rules:
 2. Without a rate at most `window` publications are under way, counted by what all subscribers got:
    a broker is driven as fast as it delivers, so it has no reason to cut a subscriber as slow.
 3. With a rate, latency counts from when a publication was due, so falling behind is not hidden.
-4. What did not arrive is told: `Result.missing`.
+4. Publications that did not arrive are counted: `Result.missing`.
 """
 
 import base64
@@ -62,7 +62,7 @@ class BenchFailed(ClientError):
 
 @attrs.frozen(kw_only=True)
 class Plan:
-    """What to measure. Exactly one of `messages` (in all) and `seconds` ends it."""
+    """The plan of a measurement. Exactly one of `messages` (in all) and `seconds` ends it."""
 
     url: str
     token: str = ""
@@ -138,7 +138,7 @@ async def _measure(plan: Plan, on_progress: Callable[[int, float], None]) -> Res
 
 
 class _Meter:
-    """What has been published and delivered, and whether more may be."""
+    """Counts of publications sent and delivered, and whether more may be sent."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -246,15 +246,15 @@ class _Connection:
 
 
 def _why(data: bytes) -> str:
-    """What the broker said before it closed, if it said something."""
+    """The reason that the broker gave before it closed, if it gave one."""
     for key in (b'"disconnect":{', b'"error":{'):
         start = data.rfind(key)
         end = data.find(b"}", start)
         if start >= 0 and end >= 0:
             try:
-                said = msgspec.json.decode(data[start + len(key) - 1 : end + 1])
-                text = str(said.get("reason") or said.get("message"))[:500]
-                return f": {text} ({said.get('code')})"
+                fields = msgspec.json.decode(data[start + len(key) - 1 : end + 1])
+                text = str(fields.get("reason") or fields.get("message"))[:500]
+                return f": {text} ({fields.get('code')})"
             except (msgspec.DecodeError, RecursionError):
                 break
     return ""

@@ -78,7 +78,7 @@ def pub(topic: str, data: str, url: str, token: str) -> None:
         try:
             await client.publish(topic, _value(data))
         except RequestFailed as error:
-            raise Refusal(f"publish to {topic!r}: {_said(error)}") from error
+            raise Refusal(f"publish to {topic!r}: {_refusal_text(error)}") from error
 
     _with_client(url, token, work)
 
@@ -100,7 +100,7 @@ def push(fd: int, data: str, url: str, token: str) -> None:
             await client.push(fd, _value(data))
         except RequestFailed as error:
             raise Refusal(
-                f"push to fd {fd}: {_said(error)}; is that fd still connected?"
+                f"push to fd {fd}: {_refusal_text(error)}; is that fd still connected?"
             ) from error
 
     _with_client(url, token, work)
@@ -128,7 +128,7 @@ def sub(pattern: str, url: str, token: str, as_json: bool) -> None:
                     async for publication in publications:
                         click.echo(line(publication))
             except RequestFailed as error:
-                raise Refusal(f"subscribe to {pattern!r}: {_said(error)}") from error
+                raise Refusal(f"subscribe to {pattern!r}: {_refusal_text(error)}") from error
 
     _with_client(url, token, work)
     # The iteration never ends by itself: a signal has ended it.
@@ -227,12 +227,12 @@ def bench(
     )
 
 
-async def _bench(asked: "tuple[Plan, bool]") -> None:
+async def _bench(request: "tuple[Plan, bool]") -> None:
     from broker.cli.bench import measure
 
-    plan, as_json = asked
+    plan, as_json = request
     length = plan.messages if plan.seconds is None else round(plan.seconds * 10)
-    # To stderr, and only to a terminal: what is piped on is the result alone.
+    # To stderr, and only to a terminal: the result alone is piped on.
     bar: ProgressBar[int]
     with click.progressbar(
         length=length, label="publishing", file=sys.stderr, hidden=not sys.stderr.isatty()
@@ -268,7 +268,7 @@ def _bench_table(plan: "Plan", result: "Result") -> str:
 
 
 def _with_client(url: str, token: str, work: "Callable[[Client], Awaitable[None]]") -> None:
-    """Run `work` with a client; what goes wrong on the way becomes one line."""
+    """Run `work` with a client; an error on the way becomes one line."""
     from broker.client import open_client
 
     handler = logging.StreamHandler()
@@ -304,7 +304,7 @@ def _run_as_client(run: Callable[[_T], Awaitable[None]], argument: _T) -> None:
             if isinstance(cause, CannotConnect):
                 text = f"{cause}; start a broker there, or name another with --url"
                 raise Mistake(text) from error
-            if type(cause) is ClientError:  # the root class: what was asked for cannot be done
+            if type(cause) is ClientError:  # the root class: the request cannot be carried out
                 raise Mistake(str(cause)) from error
             later = isinstance(cause, RequestFailed) and cause.temporary
             raise Refusal(f"{cause}; try again later" if later else str(cause)) from error
@@ -313,7 +313,7 @@ def _run_as_client(run: Callable[[_T], Awaitable[None]], argument: _T) -> None:
         raise
 
 
-def _said(error: RequestFailed) -> str:
+def _refusal_text(error: RequestFailed) -> str:
     again = " (trying again may help)" if error.temporary else ""
     return f"the broker refused: {error.message} ({error.code}){again}"
 
@@ -345,7 +345,7 @@ def _as_json(publication: "Publication") -> str:
     return _escape_json(msgspec.json.encode(fields).decode())
 
 
-# What `logs.escape` escapes. Outside of its strings JSON has none of these but white space.
+# Characters that `logs.escape` escapes. Outside of its strings JSON has none of these but white space.
 _JSON_ESCAPES: Final = {
     code: f"\\u{code:04x}" for code in range(0x7F, 0x2070) if logs.escape(chr(code)) != chr(code)
 }

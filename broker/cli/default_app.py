@@ -11,8 +11,8 @@ ANSWER = "this is server"
 def create(config: Config) -> Broker:
     """Make a broker that answers every plain message with `this is server`.
 
-    An answer that finds the peer's outbox full or the peer gone is dropped: whoever sends faster
-    than it reads has chosen so.
+    An answer that finds the peer's outbox full or the peer gone is dropped: a peer that sends
+    faster than it reads has chosen so.
     """
     broker = Broker(config)
 

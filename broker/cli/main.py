@@ -1,7 +1,7 @@
 """The command line: arguments, exit statuses, signals.
 
 Rule: a mistake of the user's is one line on stderr that names the input and the way out, and
-exit status 2. What the broker refuses is one line and status 1. A traceback means a bug.
+exit status 2. A request that the broker refuses is one line and status 1. A traceback means a bug.
 
 `serve` is the default command: arguments that do not begin with a command's name are its own,
 so `python -m broker --port 9000 app:broker` and `python -m broker serve --port 9000 app:broker`

@@ -36,7 +36,8 @@ log = structlog.get_logger("broker")
 
 RELOAD_SECONDS: Final = 5.0
 """How long a config file may take to be read, as from a mount that hangs, or a FIFO. A disk takes
-milliseconds, a network mount a second; whoever reloads should hear of it while he looks."""
+milliseconds, a network mount a second; a person who reloads should hear of it while he
+looks."""
 
 _PATH: Final = click.Path(path_type=Path)
 
@@ -55,7 +56,7 @@ def _setting(flag: str, words: str, *, field: str, **settings: Any) -> Callable[
     return click.option(flag, field, default=None, help=words + shown, **settings)
 
 
-# What is changed often enough to be typed. Every field can be set by file and environment.
+# Settings that are changed often enough to be typed. Every field can be set by file and environment.
 _SETTINGS: Final = (
     _setting("--host", "Address or name to listen on.", field="host"),
     _setting("--port", "TCP port; 0 lets the system choose.", field="port", type=int),
@@ -150,10 +151,10 @@ def serve(app: str | None, file: Path | None, **options: object) -> None:
     again and nobody is disconnected.
     """
     with signals.process.installed():
-        _serve_as_told(app, file, options)
+        _serve_with(app, file, options)
 
 
-def _serve_as_told(app: str | None, file: Path | None, options: Mapping[str, object]) -> None:
+def _serve_with(app: str | None, file: Path | None, options: Mapping[str, object]) -> None:
     signals.process.begin_serving(reloads=file is not None)
     signals.process.before_exit = logs.flush
     overrides: dict[str, Any] = {"topics": {}}
@@ -251,7 +252,7 @@ async def _serve(broker: "Broker", source: _Source | None) -> bool:
         with hang_up, hung_up:
             async with trio.open_nursery() as watch:
                 if source is not None:
-                    watch.start_soon(_reload_when_told, broker, source, hung_up)
+                    watch.start_soon(_reload_on_signal, broker, source, hung_up)
                 with cut:
                     await broker.serve(task_status=_WhenServing(begin))
                 watch.cancel_scope.cancel()
@@ -260,8 +261,8 @@ async def _serve(broker: "Broker", source: _Source | None) -> bool:
     return not cut.cancelled_caught
 
 
-async def _reload_when_told(
-    broker: "Broker", source: _Source, told: trio.MemoryReceiveChannel[None]
+async def _reload_on_signal(
+    broker: "Broker", source: _Source, hang_ups: trio.MemoryReceiveChannel[None]
 ) -> None:
     """Read the file in a thread, which is left to itself if the file system keeps it.
 
@@ -269,7 +270,7 @@ async def _reload_when_told(
     """
     threads = trio.CapacityLimiter(1)
     kept = "the broker goes on with the old config"
-    async for _ in told:
+    async for _ in hang_ups:
         try:
             with trio.fail_after(RELOAD_SECONDS):
                 config = await trio.to_thread.run_sync(

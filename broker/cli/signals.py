@@ -32,7 +32,7 @@ CUT_SHORT: Final = 1
 
 BUSY_SECONDS: Final = 0.5
 """How long a cut may take before the loop counts as stuck. A cut waits for nobody, so it takes
-milliseconds; whoever sends a second signal is waiting for it."""
+milliseconds; the sender of a second signal is waiting for it."""
 
 STUCK_SECONDS: Final = 2.0
 """When the process is ended even if no Python code can run, as in C code that keeps the
@@ -55,7 +55,7 @@ class Signals:
         self._ends_with: Callable[[int], int] = _status_by_arguments
         self._deliver: Callable[[Order], object] | None = None
         self._report: Callable[[str], object] = lambda _: None
-        self._asked = 0
+        self._requests = 0
         self._is_hung_up = False
 
     def install(self) -> None:
@@ -126,12 +126,12 @@ class Signals:
             else:
                 self._deliver("reload")
             return
-        self._asked += 1
+        self._requests += 1
         if self._deliver is None:
             self._exit(self._ends_with(number))
-        elif self._asked == 1:
+        elif self._requests == 1:
             self._deliver("drain")
-        elif self._asked == 2:
+        elif self._requests == 2:
             self._see_that_it_ends()
             self._deliver("cut")
         else:

@@ -112,12 +112,12 @@ def create(
             "info": options["info"],
             "meta": options["meta"],
         }
-        said = {name: claim for name, claim in claims.items() if claim is not None}
+        payload = {name: claim for name, claim in claims.items() if claim is not None}
         if algorithm is None:
             algorithm = "HS256" if key is None else algorithm_of(material)
         elif key is None and not algorithm.startswith("HS"):
             raise Mistake(f"{algorithm} signs with a private key: name its file by --key")
-        click.echo(mint(said, material, algorithm, kid))
+        click.echo(mint(payload, material, algorithm, kid))
     except ConfigError as error:
         raise Mistake(str(error) if key is None else f"{key}: {error}") from error
     except OSError as error:

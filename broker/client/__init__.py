@@ -15,7 +15,7 @@ Rules it keeps:
 3. Nothing that arrived is dropped for a slow consumer: we stop reading instead, and TCP slows
    the broker. While a request waits for its reply we do read on, since the reply is behind
    what was not read yet; so a consumer may call the client from inside its loop.
-4. What may have been missed is counted, never hidden: `Subscription.gaps`.
+4. Publications that may have been missed are counted, never hidden: `Subscription.gaps`.
 5. A request is sent once. If the connection drops before the reply, the caller decides.
 """
 

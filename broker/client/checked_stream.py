@@ -1,4 +1,4 @@
-"""The stream under trio-websocket: what a broker sends is checked before anything parses it.
+"""The stream under trio-websocket: bytes of a broker are checked before anything parses it.
 
 trio-websocket waits for ever, or raises what h11 raises, when the handshake fails; it keeps any
 number of empty fragments and of a refusal's bytes, and knows no bound for control frames. Here each
@@ -8,8 +8,8 @@ Rules:
 
 1. Rules for the handshake are at least as strict as those of h11 and wsproto.
 2. `Handshake` and `FrameWatch` see bytes only: no stream, no clock.
-3. Nothing is changed or kept back: what passes is what the broker sent.
-4. What trio-websocket judges well itself is left to it: UTF-8, the order of fragments, Close frames.
+3. Nothing is changed or kept back: bytes that pass are those that the broker sent.
+4. Checks that trio-websocket makes well are left to it: UTF-8, the order of fragments, Close frames.
 """
 
 import base64
@@ -28,14 +28,15 @@ MAX_MESSAGE_BYTES: Final = 16 * 2**20
 100 publications by default, of 160 KiB each to fill this."""
 
 HEAD_BYTES: Final = 16 * 2**10
-"""Bytes of the head of the broker's answer: what h11 takes, and twice what our broker takes."""
+"""Bytes of the head of the broker's answer: as many as h11 takes, and twice as many as our broker
+takes."""
 
 MAX_FRAGMENTS: Final = 1024
-"""Frames of one message: what our broker allows its peers. 1,024 of 16 KiB are the largest."""
+"""Frames of one message: as many as our broker allows its peers. 1,024 of 16 KiB are the largest."""
 
 CONTROL_FRAMES_PER_SECOND: Final = 20
 CONTROL_FRAMES_BURST: Final = 100
-"""Pings, pongs and Closes: what our broker allows its peers. One ping in 20 s is usual."""
+"""Pings, pongs and Closes: as many as our broker allows its peers. One ping in 20 s is usual."""
 
 # RFC 9112 sections 4 and 5, and no laxer than h11, which raises for the rest.
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([0-9]{3})(?: [\t -~\x80-\xff]*)?")
@@ -63,10 +64,10 @@ class Handshake:
             self._key = match[1]
 
     def receive(self, data: bytes | bytearray) -> bytes | None:
-        """Take bytes; what came behind the head once that is complete, None before.
+        """Take bytes; return those behind the head once that is complete, None before.
 
         Raises `Lost` when the answer is not HTTP, its head too long, not a 101, or not the one
-        that RFC 6455 section 4.1 asks for. What passes makes neither h11 nor wsproto raise.
+        that RFC 6455 section 4.1 asks for. An answer that passes makes neither h11 nor wsproto raise.
         """
         searched = max(0, len(self._head) - 3)
         self._head += data
@@ -110,7 +111,7 @@ class Handshake:
             )
 
     def _wrong(self, fields: dict[bytes, list[bytes]]) -> str | None:
-        """What is wrong with the fields of a 101, if anything."""
+        """The fault in the fields of a 101; None if there is none."""
         digest = hashlib.sha1((self._key or b"") + _ACCEPT_GUID, usedforsecurity=False).digest()
         connection = b",".join(fields.get(b"connection", [])).lower()
         if b"upgrade" not in [token.strip() for token in connection.split(b",")]:
@@ -205,8 +206,8 @@ class FrameWatch:
 class CheckedStream(trio.abc.Stream):
     """A stream to a broker that raises `Lost` for an answer which cannot be a broker's.
 
-    trio-websocket lets that exception out, and so ends with it; what it makes of it meanwhile is
-    of no interest, so `lost` has it too.
+    trio-websocket lets that exception out, and so ends with it. It may wrap it meanwhile, which
+    is of no interest, so `lost` has it too.
     """
 
     _stream: trio.abc.Stream

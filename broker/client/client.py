@@ -98,7 +98,7 @@ class Client:
         self.url = url
         self._held = Held()
         self.messages = Messages(self._wake_reader, self._held)
-        """What arrives for this fd, as an async iterator."""
+        """Publications for this fd, as an async iterator."""
         self._host, self._port, self._resource = address
         self._open_stream = open_stream
         self._headers = headers
@@ -133,7 +133,7 @@ class Client:
         if reply:
             await self._request("publish", params)
         else:
-            await self._tell("publish", params)
+            await self._send_only("publish", params)
 
     async def push(self, fd: Fd, data: object) -> None:
         """Send `data` to the one connection `fd`; `RequestFailed` 102 if there is no such fd."""
@@ -141,7 +141,7 @@ class Client:
 
     async def send(self, data: object) -> None:
         """Send `data` to the server's app. There is no reply."""
-        await self._tell("send", {"data": data})
+        await self._send_only("send", {"data": data})
 
     async def rpc(self, method: str, data: object = None) -> object:
         """Call `method` of the server's app and return its answer.
@@ -164,7 +164,7 @@ class Client:
         since: Position | None = None,
         reverse: bool = False,
     ) -> History:
-        """What `topic` keeps, oldest first, or newest first with `reverse`.
+        """The publications that `topic` keeps, oldest first, or newest first with `reverse`.
 
         `limit` None means all, 0 the position alone. `since` leaves out all up to that position
         (with `reverse`: from it on); `RequestFailed` 112 if that is not kept any more.
@@ -182,7 +182,7 @@ class Client:
         return History(publications, Position(result.offset, result.epoch))
 
     async def presence(self, topic: str) -> dict[str, ClientInfo]:
-        """Who is subscribed to `topic`, by fd in decimal."""
+        """The subscribers of `topic`, by fd in decimal."""
         result = (await self._request("presence", {"channel": topic})).presence or PresenceResult()
         return {client: info.freeze() for client, info in result.presence.items()}
 
@@ -268,7 +268,7 @@ class Client:
         finally:
             if self._subscriptions.get(topic) is subscription:
                 del self._subscriptions[topic]
-                if self._link is not None and subscription._asked is self._link:
+                if self._link is not None and subscription._requested is self._link:
                     # Nobody waits for the reply; it only has to get there before anything later.
                     number, _ = self._link.ask("unsubscribe", {"channel": topic})
                     self._link.forget(number)
@@ -321,7 +321,7 @@ class Client:
             raise RequestFailed(error.code, shorten(error.message), error.temporary)
         return reply
 
-    async def _tell(self, method: str, params: Mapping[str, object]) -> None:
+    async def _send_only(self, method: str, params: Mapping[str, object]) -> None:
         line = encode({method: params})
         (await self._wait_outbox()).post(line)
 
@@ -333,7 +333,7 @@ class Client:
                 await link.room.wait()
             if self._subscriptions.get(subscription.topic) is not subscription:
                 return
-            subscription._asked = link
+            subscription._requested = link
             try:
                 await self._ask(link, "subscribe", subscription._params(), subscription)
             except ConnectionLost:
@@ -441,7 +441,7 @@ class Client:
             link.server_topics.add(topic)
         self._link = link
         link.came_up()
-        self._tell_change()
+        self._notify()
         for subscription in self._subscriptions.values():
             link.nursery.start_soon(self._join, link, subscription)
 
@@ -496,7 +496,7 @@ class Client:
 
     # The life of the client.
 
-    def _tell_change(self) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
 
@@ -506,7 +506,7 @@ class Client:
             for subscription in self._subscriptions.values():
                 subscription._fail(end)
             self.messages._fail(end)
-            self._tell_change()
+            self._notify()
             self._wake_reader()
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
@@ -595,7 +595,7 @@ class Client:
         except* LOSSES as group:
             lost = lost or explain(group)
         finally:
-            # What was found out first says more than what broke after it.
+            # The fault found first says more than the one that broke the stream after it.
             lost = checked.lost or lost
             await trio.aclose_forcefully(stream)
             # Last, so that nothing waits between this and the word that it is for good.
@@ -609,7 +609,7 @@ class Client:
         lost = lost or Lost(CloseCode.ABNORMAL, "connection closed")
         if isinstance(lost, TooLarge):
             for subscription in self._subscriptions.values():
-                if subscription._asked is link and subscription._granted is not link:
+                if subscription._requested is link and subscription._granted is not link:
                     subscription._give_up_recovery()
         for pending in link.pending.values():
             pending.lost = lost
@@ -650,7 +650,7 @@ async def open_client(
     connection is made again after a random wait, and subscriptions recover what they missed.
 
     Leaving sends what is queued and closes with 1000; it waits at most 2 s for the broker, also
-    when cancelled. What the block raises comes out as it is, not in an exception group.
+    when cancelled. An exception of the block comes out as it is, not in an exception group.
     """
     address = split_url(url)
     client = Client(

@@ -1,4 +1,4 @@
-"""One connection to the broker, from its handshake to its end: what it owes us, what we owe it."""
+"""One connection to the broker, from its handshake to its end: replies it owes us, commands we owe it."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -107,7 +107,7 @@ class Link:
         )
 
     def post(self, line: bytes) -> None:
-        """Queue one command. Never waits: whoever can wait looks at `full` first."""
+        """Queue one command. Never waits: a caller that can wait looks at `full` first."""
         if not self.closing:
             self._bytes_queued += len(line)
             self._mail.send_nowait(line)

@@ -49,7 +49,7 @@ def foreign(what: str, code: CloseCode = CloseCode.PROTOCOL_ERROR) -> Lost:
     return Lost(code, f"the answer is not this broker's protocol ({what})")
 
 
-# What a connection that fails may raise; anything else is a bug of ours and is not contained.
+# Exceptions that a connection that fails may raise; anything else is a bug of ours and is not contained.
 # ProtocolError: trio-websocket lets it escape, such as for a Ping after our Close (its issue #184).
 LOSSES = (
     Lost,

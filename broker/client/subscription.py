@@ -1,4 +1,4 @@
-"""What has arrived for the app and was not taken yet: what it iterates over."""
+"""Subscriptions of a client: publications that have arrived and wait for the app to take them."""
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -21,14 +21,14 @@ INBOX_BYTES = 2**20
 
 HELD_BYTES = 64 * 2**20
 """Bytes that wait in all subscriptions of a client together. With a quarter of it we stop reading;
-beyond it, while we have to read on for a reply, the connection is given up. What an honest broker
-can have on its way is far less: an outbox of 4 MiB, two socket buffers and one message."""
+beyond it, while we have to read on for a reply, the connection is given up. An honest broker
+can have far less on its way: an outbox of 4 MiB, two socket buffers and one message."""
 
 ITEM_BYTES = 400
-"""What an item that waits takes beside its data, as measured: the object, its info, its place."""
+"""Bytes that an item that waits takes beside its data, as measured: the object, its info, its place."""
 
 TAG_BYTES = 150
-"""What a tag takes beside its key and value, as measured."""
+"""Bytes that a tag takes beside its key and value, as measured."""
 
 
 @attrs.frozen
@@ -74,7 +74,7 @@ class Held:
 
 
 class Inbox:
-    """What arrived and was not taken yet. Putting never waits; `full` makes the reader pause."""
+    """Items that arrived and were not taken yet. Putting never waits; `full` makes the reader pause."""
 
     def __init__(self, taken: Callable[[], None], held: Held) -> None:
         self._items: deque[tuple[object, int]] = deque()
@@ -140,7 +140,7 @@ class Inbox:
         return item
 
     def finish(self) -> None:
-        """What is in it can still be taken; then comes the end."""
+        """Take no more. Items that are here can still be taken; then comes the end."""
         self._finished = True
         self._waiting.unpark_all()
 
@@ -153,7 +153,7 @@ class Inbox:
 
 
 class Subscription(AsyncIterator[_Item], Generic[_Item]):
-    """What arrives on one topic or pattern; made by `Client.subscribe`.
+    """Publications on one topic or pattern; made by `Client.subscribe`.
 
     Iterating yields each `Publication` once, in the order of its topic, over reconnects as well.
     It ends with `Unavailable` when the connection is gone for good, and with `RequestFailed`
@@ -193,7 +193,7 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
         # `position` is what the consumer has seen; this is what has arrived, to recover from.
         self._reached = since
         self._resuming = since is not None
-        self._asked: object = None  # the connection on which the broker was asked last
+        self._requested: object = None  # the connection on which the broker was asked last
         self._granted: object = None  # the connection on which the broker has said yes
         self._attempts = 0
         self._granted_at = 0.0
@@ -245,17 +245,17 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
     def _subscribed(self, result: Subscribed) -> None:
         """Begin, or go on, where the reply says; its publications come next."""
         tracked = result.recoverable or result.positioned
-        asked = self._reached
+        since = self._reached
         self.recovered = (
             self._resuming
             and tracked
             and result.recovered
-            and asked is not None
+            and since is not None
             # Offsets of another epoch are of another history, whatever the broker calls it.
-            and asked.epoch in ("", result.epoch)
+            and since.epoch in ("", result.epoch)
         )
-        if asked is not None and self.recovered:
-            self._reached = Position(asked.offset, result.epoch)
+        if since is not None and self.recovered:
+            self._reached = Position(since.offset, result.epoch)
         else:
             self._reached = Position(result.offset, result.epoch) if tracked else None
         if not self._settled.is_set():
@@ -287,7 +287,7 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
         return 0.0 if self._attempts == 1 else backoff(self._attempts - 2)
 
     def _give_up_recovery(self) -> None:
-        """What was missed is more than can be taken: the next time is a gap."""
+        """Give up: more was missed than can be taken, so the next time is a gap."""
         self._reached = None
 
     def _deliver(self, pub: Pub) -> None:
@@ -307,7 +307,7 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
 
 
 class Messages(AsyncIterator[Publication]):
-    """What arrives for this fd: direct messages and what the server pushes; all on topic `fd:N`.
+    """Publications for this fd: direct messages and pushes of the server; all on topic `fd:N`.
 
     Publications on topics that the server subscribed this connection to come here as well.
     At most once: a message sent while we are away finds no such fd, and its sender is told.
@@ -317,7 +317,7 @@ class Messages(AsyncIterator[Publication]):
 
     def __init__(self, taken: Callable[[], None], held: Held) -> None:
         self.dropped = 0
-        # What nobody has asked for is kept within bounds of its own, and makes nobody wait.
+        # Publications that nobody has asked for have bounds of their own, and make nobody wait.
         self._inbox = Inbox(taken, Held())
         self._held = held
         self._wanted = False

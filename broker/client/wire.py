@@ -1,7 +1,7 @@
-"""What goes between a client and a broker: commands as bytes, and what comes as structs.
+"""Messages between a client and a broker: commands as bytes, replies and pushes as structs.
 
-Unknown fields are skipped, payloads stay raw JSON. Decides nothing but whether what came is of this
-protocol, in its types and within its bounds; what is not raises `Lost`.
+Unknown fields are skipped, payloads stay raw JSON. Decides nothing but whether a message is of this
+protocol, in its types and within its bounds; one that is not raises `Lost`.
 """
 
 import json

@@ -1,1 +1,1 @@
-"""The settings of a broker: what they are, how they are checked, where they are read from."""
+"""The settings of a broker: their fields, their checks, and the sources they are read from."""

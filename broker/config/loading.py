@@ -66,12 +66,12 @@ def load(
             else:
                 fields[table] = attrs.evolve(getattr(base, table), **inner)
         return attrs.evolve(base, **fields)
-    except ValueError as error:  # what no single value is to blame for
+    except ValueError as error:  # no single value is to blame
         raise ConfigError(str(error)) from error
 
 
 def _all_rules(base: Config, topics: dict[str, Any]) -> dict[str, Any]:
-    """The rules of all topics: what a namespace or pattern does not say is as in `[topics]`."""
+    """The rules of all topics; rules that a namespace or pattern leaves out are as in `[topics]`."""
     named = topics.pop("namespaces", {})
     matched = topics.pop("patterns", None)
     default = attrs.evolve(base.topics, **topics)
@@ -188,7 +188,7 @@ def _structure(
         made = _converter.structure(value, _TYPES[key])
     except Exception as error:
         expected = expected_of(_TYPES[key])
-        # What is not shown in a repr is a secret, and no less so where it has the wrong type.
+        # A value that is not shown in a repr is a secret, and no less so with the wrong type.
         shown = repr(value) if _KEYS[key].repr else type(value).__name__
         raise ConfigError(f"{source}{name} is {shown}: expected {expected}") from error
     field = _KEYS[key]

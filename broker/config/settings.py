@@ -37,7 +37,7 @@ from broker.config.validators import (
 from broker.core.event_queue import CHOICES
 
 Askers = Literal["all", "subscribers", "users", "none"]
-"""`subscribers` of the very topic, not of a pattern; `users`: whoever is not anonymous."""
+"""`subscribers` of the very topic, not of a pattern; `users`: all clients that are not anonymous."""
 Joiners = Literal["all", "users", "none"]
 """The same, for what one does before one is a subscriber."""
 SlowConsumer = Literal["close", "drop_oldest", "latest"]
@@ -58,8 +58,8 @@ _LISTENING: Final = _needs_restart("the listeners are open")
 
 @attrs.frozen(kw_only=True)
 class TopicRules:
-    """What topics keep, who may do what with them, and what happens to a subscriber that cannot
-    follow."""
+    """Rules of topics: their history, the rights of clients, and the treatment of a subscriber that
+    cannot follow."""
 
     history_size: int = attrs.field(default=100, validator=number(0))
     """Publications kept per topic; 0 keeps none. A phone that loses its network for a minute
@@ -75,7 +75,7 @@ class TopicRules:
     """Whether a client that asks for it is told who comes and goes. Costs nothing until asked."""
 
     retain: bool = False
-    """Whether the last value of each topic is retained: who subscribes gets it at once."""
+    """Whether the last value of each topic is retained: new subscribers get it at once."""
 
     force_push_join_leave: bool = False
     """Tell every subscriber who comes and goes, also those that did not ask. Costs a message to
@@ -91,7 +91,8 @@ class TopicRules:
     """Which clients may publish. Your program and its hooks may always."""
 
     may_subscribe: Joiners = attrs.field(default="all", validator=choice(Joiners))
-    """Which clients may subscribe. What comes through a pattern is judged by its own topic."""
+    """Which clients may subscribe. A publication that comes through a pattern is judged by its own
+    topic."""
 
     may_read_presence: Askers = attrs.field(default="all", validator=choice(Askers))
     """Which clients may ask who is subscribed."""
@@ -114,11 +115,11 @@ class TopicPattern:
 
 @attrs.frozen(kw_only=True)
 class TokenRules:
-    """Whose signature on a JSON Web Token counts, and what a token must say (RFC 7519)."""
+    """Keys whose signature on a JSON Web Token counts, and the claims it must have (RFC 7519)."""
 
     hmac_secret: str = attrs.field(default="", repr=False)
-    """Verifies HS256, HS384 and HS512; whoever knows it can mint any token, so 32 random bytes or
-    more. Better in the environment or a file of its own than beside other settings."""
+    """Verifies HS256, HS384 and HS512. A person who knows it can mint any token, so take 32 random
+    bytes or more. Better in the environment or a file of its own than beside other settings."""
 
     hmac_secret_file: Path | None = None
     """A file that holds the secret, as container platforms mount it; a line end at its end does
@@ -200,7 +201,7 @@ class WebhookRules:
 
     max_events: int = attrs.field(default=100_000, validator=number(1))
     """Events that may wait, here and for your program's `on_event`; beyond it the oldest are lost,
-    and the reader is told so. About 40 MB: what 5,000 clients do that come back twice."""
+    and the reader is told so. About 40 MB: the events of 5,000 clients that come back twice."""
 
     timeout_seconds: float = attrs.field(default=10.0, validator=positive)
     """From a request to its whole answer. Then it is sent again, so a backend that works longer
@@ -320,10 +321,10 @@ class Config:
     proxy that only passes on what it gets would pass on what a stranger made up."""
 
     api_key: str | None = attrs.field(default=None, validator=secret_text, repr=False)
-    """What backends show as `X-API-Key` to use the HTTP API under `/api`. None: no such API.
+    """The key that backends show as `X-API-Key` to use the HTTP API under `/api`. None: no such API.
     Better in `BROKER_API_KEY` than in a file that many can read."""
 
-    # what one peer may take
+    # limits of one peer
     max_connections: int | None = attrs.field(default=None, validator=number(1, optional=True))
     """None: the limit on open files, less 256 for all else and one for each request to a
     backend that `[webhooks]` allows at once, or half of a small limit. More than
@@ -369,8 +370,8 @@ class Config:
     """Requests, or a plain peer's messages, a second from one connection. Off: a full socket
     already slows its own sender, and nobody else."""
     message_burst: int = attrs.field(default=100, validator=number(1))
-    """Requests at once before `message_rate` applies: what a client sends when it comes back and
-    subscribes to all it had."""
+    """Requests at once before `message_rate` applies: as many as a client sends when it comes back
+    and subscribes to all it had."""
     byte_rate: float = attrs.field(default=math.inf, validator=positive)
     """Bytes a second from one connection."""
     byte_burst: int = attrs.field(default=2**20, validator=number(1))
@@ -385,8 +386,8 @@ class Config:
     user_byte_burst: int = attrs.field(default=4 * 2**20, validator=number(1))
     """As `byte_burst`."""
     excess_rate: float = attrs.field(default=1.0, validator=positive)
-    """Requests beyond the rates above that are forgiven a second. Whoever keeps at it is sent away
-    with 3013."""
+    """Requests beyond the rates above that are forgiven a second. A client that goes on is sent
+    away with 3013."""
     excess_burst: int = attrs.field(default=1000, validator=number(1))
     """Requests beyond the rates that are answered with 111 before that: a client that publishes
     what it had kept while it was offline deserves an answer to each."""
@@ -405,7 +406,7 @@ class Config:
     may_send: Joiners = attrs.field(default="all", validator=choice(Joiners))
     """Which clients may send direct messages: publish to `fd:7` or `user:alice`."""
 
-    # what waits for one peer
+    # limits of an outbox
     outbox_bytes: int = attrs.field(default=2**20, validator=number(1))
     """1 MiB, as Centrifugo; NATS has 64 MiB, Redis 8 MiB for a minute. Our messages are small."""
     outbox_messages: int = attrs.field(default=16_384, validator=number(1))
@@ -425,7 +426,7 @@ class Config:
     """The fd of the first connection. `"clock"` begins with the time in microseconds, so that no fd
     comes again after a restart either; else they begin anew, as Swoole's do."""
 
-    # what is there without being asked for
+    # features that nobody has to ask for
     direct_topics: bool = True
     """Subscribe each client to its own `fd:N`, and to `user:NAME` if it has a user, so that others
     can send to it. Off, nobody can; for clients that take every subscription which the server makes
@@ -465,7 +466,7 @@ class Config:
     personal_topic: bool = False
     """Subscribe each client to `#NAME` of its user when it connects, as Centrifugo can."""
 
-    # who may connect
+    # access
     tokens: TokenRules = attrs.field(
         metadata=_needs_restart("the keys are read"), factory=TokenRules
     )

@@ -1,1 +1,1 @@
-"""Who is connected, who listens to what, what is kept: plain data, no I/O, no clock."""
+"""Sessions, their subscriptions, and the history of topics: plain data, no I/O, no clock."""

@@ -1,4 +1,4 @@
-"""What has happened to connections, numbered, and kept until whoever reads it has it.
+"""Events of connections, numbered, and kept until their reader has them.
 
 Rules:
 
@@ -22,12 +22,12 @@ import msgspec
 
 
 class EventKind(StrEnum):
-    """What can happen."""
+    """The kinds of events."""
 
     STARTED = "started"
     """The broker has started: nobody is connected to it."""
     OPENED = "opened"
-    """A WebSocket was opened, or what stands in for one; who it is comes later, if ever."""
+    """A WebSocket was opened, or what stands in for one; its user comes later, if ever."""
     CONNECTED = "connected"
     """A Centrifuge client was let in."""
     BOUND = "bound"
@@ -54,7 +54,7 @@ CHOICES = (
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
-    """One thing that has happened. What does not apply to its kind is None.
+    """One thing that has happened. Fields that do not apply to its kind are None.
 
     `epoch` names one run of the broker `node`, `seq` counts within it. `time` is in Unix seconds.
     `user` is who the connection belonged to then; empty for nobody in particular. Of a `lost`,

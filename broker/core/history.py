@@ -6,7 +6,7 @@ its publications is left; an *owner* is a user, an anonymous connection or the a
 
 Rules:
 
-- Offsets start at 1 and grow by one; what is kept of a topic has no gap and ends at its top.
+- Offsets start at 1 and grow by one; the kept publications of a topic have no gap and end at its top.
 - A topic that is quiet keeps its epoch and top, so a client that missed nothing still learns so.
   When that is forgotten as well, the next use begins a new epoch and counts from 1.
 - A recovery is complete or it is none.
@@ -26,8 +26,8 @@ until then. From there on each is charged as it comes, and those that were kept 
 along with them, twice as fast as new ones come: all are before the store is full.
 
 Not promised: that a publication is kept for its whole `ttl`. The bounds on the topic and on all
-topics together come first. Nor a share in one topic: who may publish there may push out what others
-have published, by the topic's `size`.
+topics together come first. Nor a share in one topic: any client that may publish there may push out what
+others have published, by the topic's `size`.
 """
 
 import heapq
@@ -82,8 +82,8 @@ class UnrecoverablePosition(BrokerError):
 class HistoryStatistics:
     """A snapshot. `topics` have publications, `quiet_topics` have none left.
 
-    `publications_evicted` counts what the bound on all bytes cost; what went by age or by its
-    topic's size is not in it.
+    `publications_evicted` counts those lost to the bound on all bytes; those that went by age or
+    by their topic's size are not in it.
     """
 
     topics: int
@@ -175,8 +175,8 @@ class HistoryStore:
     Beyond the bound, the heaviest owner gives way, as the module says; of its own topics, that
     published to longest ago first. Quiet topics give way before any publication once they take more
     than half of what their owner has; those charged to nobody, which anyone who may subscribe can make,
-    once they take more than half of all. Until then an epoch outlives the publications, as it costs
-    who missed nothing a false alarm to lose one.
+    once they take more than half of all. Until then an epoch outlives the publications, as to lose
+    one costs a subscriber that missed nothing a false alarm.
 
     `new_epoch` makes a text that no epoch ever had, also before a restart.
     """
@@ -224,7 +224,7 @@ class HistoryStore:
         """Keep publications of one topic and return them with their offsets.
 
         The topic then keeps its last `size` publications of the last `ttl` seconds. If either is
-        not above 0 the topic keeps no history: what it had is forgotten, with its epoch, and the
+        not above 0 the topic keeps no history: its publications and its epoch are forgotten, and the
         publications come back as they are.
         """
         if size <= 0 or ttl <= 0:
@@ -308,8 +308,8 @@ class HistoryStore:
     ) -> tuple[list[Publication], bool, Position]:
         """All that was published after `since`, whether that is so, and the topic's top.
 
-        Recovered means: whoever had everything up to `since`, and takes these, has everything up
-        to the top. Otherwise the list is empty: an older epoch, an offset that is yet to come, or
+        Recovered means: a subscriber that had everything up to `since`, and takes these, has
+        everything up to the top. Otherwise the list is empty: an older epoch, an offset that is yet to come, or
         one of the missed publications is gone. The rule is Centrifuge's (`isStreamRecovered`).
         """
         try:
@@ -475,7 +475,7 @@ class HistoryStore:
             self._shares.charge(self._shares.account(owner_of(publication.info)), -less)
         return less
 
-    # who is charged for what
+    # charges to owners
 
     def _charge(self, history: History, now: float) -> None:
         """Charge what was just published to a topic, and come back under the bound."""

@@ -44,7 +44,7 @@ ten thousand connections with one key each weigh what they take."""
 
 @attrs.frozen
 class IdempotencyStatistics:
-    """A snapshot. `results_evicted` counts what the bounds cost; what went by age is not in it."""
+    """A snapshot. `results_evicted` counts those lost to the bounds; those that went by age are not in it."""
 
     results: int
     owners: int

@@ -1,4 +1,4 @@
-"""What travels: the frozen values that the other modules hand to each other.
+"""Messages, and all else that travels: the frozen values that the other modules hand to each other.
 
 Rule: everything here is immutable, and nothing here knows a socket, a clock or a wire format.
 """
@@ -29,7 +29,7 @@ class Position(msgspec.Struct, frozen=True):
 
 @attrs.frozen
 class ClientInfo:
-    """Who is behind a connection, as other clients may see it. `*_info` are raw JSON."""
+    """The client behind a connection, as other clients may see it. `*_info` are raw JSON."""
 
     client: str
     user: str = ""
@@ -89,7 +89,7 @@ class Frame:
 
 
 class Initiator(StrEnum):
-    """Who began a close."""
+    """The side that began a close."""
 
     CLIENT = "client"
     SERVER = "server"
@@ -111,7 +111,7 @@ class Close:
 
 @attrs.frozen
 class Delivery:
-    """What became of one publication at this node. Queued is not delivered: TCP tells nobody that
+    """The outcome of one publication at this node. Queued is not delivered: TCP tells nobody that
     a peer has read.
 
     `matched` subscriptions get it, of which `queued` took it and `dropped` did not, being too slow
@@ -127,7 +127,7 @@ class Delivery:
 
 
 class PushResult(StrEnum):
-    """What became of a push. Queued is not delivered: TCP tells nobody that a peer has read."""
+    """The outcome of a push. Queued is not delivered: TCP tells nobody that a peer has read."""
 
     QUEUED = "queued"
     FULL = "full"

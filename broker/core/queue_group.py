@@ -1,6 +1,6 @@
 """Queue groups: of the members that listen to one name together, each publication goes to one.
 
-Rule: plain data. Who is fit to get something is asked of the caller.
+Rule: plain data. The caller decides which member is fit to get a publication.
 """
 
 from collections import OrderedDict

@@ -1,7 +1,7 @@
-"""The last value of each topic that retains one, for whoever subscribes later.
+"""The last value of each topic that retains one, for clients that subscribe later.
 
 Words: a value's *owner* is the user who published it, else the connection, else the app, as in
-`shares`; who replaces a value owns it from then on.
+`shares`; an owner that replaces a value owns it from then on.
 
 Rules:
 
@@ -114,7 +114,7 @@ class Retained:
         return len(self._values)
 
     def resize(self, max_bytes: int) -> None:
-        """Go by another bound; what is over it is forgotten at once."""
+        """Go by another bound; values beyond it are forgotten at once."""
         self.max_bytes = max_bytes
         self._trim()
 

@@ -3,8 +3,8 @@
 Rules:
 
 1. The phases are a table. An event that is not in it raises and changes nothing.
-2. A session is the only owner of its user, claims, usage and expiry. What others see of it is made
-   from these when it is needed, so a change is seen everywhere at once.
+2. A session is the only owner of its user, claims, usage and expiry. Its info for others is
+   made from these when it is needed, so a change is seen everywhere at once.
 3. Until its first message nobody knows which protocol a peer speaks: nothing is meant for it but
    what waits outside.
 """
@@ -78,7 +78,7 @@ class Decider(StrEnum):
 
 @attrs.frozen
 class Grant:
-    """The right to subscribe to one name: who gave it, and to which user.
+    """The right to subscribe to one name, with its giver and the user it was given to.
 
     `info` is what others see of the subscriber on this topic, `data` goes to the client itself, both
     raw JSON. `expires_at` is in Unix seconds, None for never.
@@ -167,7 +167,7 @@ class Subscriber(Protocol):
         """A measure of what it has yet to take."""
 
     def info_on(self, chan_info: bytes | None) -> ClientInfo | None:
-        """What others see of it; None for a reader in this program."""
+        """The info that others see of it; None for a reader in this program."""
 
     def audience_key(self, wanted: CompiledFilter | None) -> Hashable:
         """All with the same key get the same, frame by frame."""
@@ -200,7 +200,7 @@ class Subscription:
 
     @property
     def info(self) -> ClientInfo | None:
-        """What others see of the subscriber now; None where it is no client."""
+        """The info that others see of the subscriber now; None where it is no client."""
         return self.subscriber.info_on(self.grant.info)
 
     def wants(self, tags: Mapping[str, str] | None) -> bool:
@@ -256,14 +256,14 @@ class Session:
 
     @property
     def info(self) -> ClientInfo:
-        """What others see of this client, apart from any topic."""
+        """The info that others see of this client, apart from any topic."""
         info = self._info
         if info is None or info.user != self.user or info.conn_info is not self.conn_info:
             self._info = info = ClientInfo(str(self.fd), self.user, self.conn_info)
         return info
 
     def info_on(self, chan_info: bytes | None) -> ClientInfo | None:
-        """What others see of this client on a topic where it has `chan_info`."""
+        """The info that others see of this client on a topic where it has `chan_info`."""
         if chan_info is None:
             return self.info
         return attrs.evolve(self.info, chan_info=chan_info)

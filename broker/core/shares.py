@@ -1,4 +1,4 @@
-"""Whose bytes a common store holds, and who holds the most of them.
+"""Shares of owners in a common store, in bytes, and the owner that holds the most.
 
 Words: an *owner* is a user by name, a connection without a user by its fd, or None for the app; an
 owner without a user is a *stranger*; an *account* is what the store holds for one owner.
@@ -11,7 +11,7 @@ Rules:
   a hundredth with each. Among themselves they are told apart by their fds.
 - `heaviest` is exact, and its cost does not follow the number of owners.
 
-So who holds less than total / (users + 2) loses nothing to others: the heaviest holds more.
+So an owner of less than total / (users + 2) loses nothing to others: the heaviest holds more.
 
 Not promised: anything between strangers, where one person may be many of them. Give clients users.
 """
@@ -66,7 +66,7 @@ def owner_of(info: ClientInfo | None) -> Owner:
     if info.user:
         return info.user
     digits = info.client
-    # Eighteen, as `fd:N` has it: what is longer is nobody's number.
+    # Eighteen, as `fd:N` has it: a longer one is nobody's number.
     return int(digits) if digits.isdecimal() and len(digits) <= 18 else NO_FD
 
 

@@ -7,7 +7,7 @@ A filter is a tree: its leaves compare one tag, the other nodes join or negate. 
     {"op": "xor", "nodes": []}                       invalid: no such operation
     {"key": "price", "cmp": "gt", "val": "much"}     invalid: not a number
 
-What each comparison means is taken from Centrifuge (`internal/filter`): a tag that is not there is
+Comparisons mean the same as in Centrifuge (`internal/filter`): a tag that is not there is
 not equal to anything, in no set but one that has "", and neither less nor more than a number.
 
 A filter comes as a tree of `FilterNode`, and is compiled once, when somebody subscribes with it;
@@ -37,7 +37,7 @@ MAX_BYTES: Final = 65_536
 MAX_DEPTH: Final = 16
 
 MAX_DIGITS: Final = 40
-"""Of a number with sign and point; what is longer is no number."""
+"""Of a number with sign and point; a longer text is no number."""
 
 FILTER_BYTES: Final = 256
 """One compiled filter besides its nodes: 240 bytes, as tracemalloc counts them on CPython 3.11."""

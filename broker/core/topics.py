@@ -24,7 +24,7 @@ The last pattern is valid, and in practice matches nothing: `fd:7` has a single 
 
 Rules:
 
-- What is published to is a topic, never a pattern. A name with a wildcard token that breaks the rules
+- Publications go to a topic, never to a pattern. A name with a wildcard token that breaks the rules
   for patterns is neither.
 - The cost of a match follows the patterns that match, and those that could not be told apart by the
   one token they are filed under; of the latter 64 are ruled out in one step.

@@ -11,7 +11,7 @@ import attrs
 
 @attrs.define(eq=False)
 class Bucket:
-    """How much was taken; what is left is the burst less that."""
+    """How much was taken; the rest of the burst is left."""
 
     taken: float = 0.0
     at: float = 0.0

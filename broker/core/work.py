@@ -1,12 +1,12 @@
 """The price of everything that a session may cause, and the share of the loop that it may use.
 
-Work is measured in microseconds of the machine that `docs/benchmarks.md` names; what counts is that
-the prices are in proportion. It is charged by what is *done* (listeners visited, filters asked,
+Work is measured in microseconds of the machine that `docs/benchmarks.md` names. It is enough
+that the prices are in proportion. It is charged by what is *done* (listeners visited, filters asked,
 members listed, publications encoded, bytes), to the session that causes it.
 
 Rules:
 
-1. One meter for one broker: whatever is done is added to it in the step in which it is done, so the
+1. One meter for one broker: all work is added to it in the step in which it is done, so the
    difference between two readings is the cost of the step between them.
 2. A session may do a little at once (`BURST`), and more at a rate that leaves room for all others
    (`SHARE`). Beyond that it takes its place in one queue, and gets `SLICE` each time that it is its

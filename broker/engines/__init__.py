@@ -1,1 +1,1 @@
-"""What keeps history (and, with more than one node, joins them)."""
+"""Engines: they keep history (and, with more than one node, join the nodes)."""

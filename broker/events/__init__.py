@@ -1,1 +1,1 @@
-"""What has happened to connections, on its way to whoever reads it."""
+"""Events of connections, on their way to their readers."""

@@ -1,9 +1,9 @@
-"""Events on their way from where they happen to whoever reads them: the app's hook, the backend.
+"""Events on their way from where they happen to their readers: the app's hook, the backend.
 
 Rules:
 
-1. Whatever happens is put into a queue in the very step in which it happens, so what the events say
-   and what the broker knows never differ. Nobody waits for a reader.
+1. An event is put into a queue in the very step in which it happens, so the events and the state
+   of the broker never differ. Nobody waits for a reader.
 2. Each reader is one task with a feed of its own.
 3. The readers outlive every connection, so last words are told too, for `flush_seconds` at most.
 """

@@ -1,9 +1,9 @@
 """The HTTP API for backends: `POST /api/<method>`, named and shaped as Centrifugo's, so that `cent`
 and the other server SDKs work.
 
-Rule 1  Nothing is looked at before the key: who has none learns only whether there is an API.
-Rule 2  What is wrong with the request as HTTP is a status (400, 401, 413); what is wrong with what
-        it asks for is `{"error": {"code", "message"}}` with 200, which is what those SDKs expect.
+Rule 1  Nothing is looked at before the key: a caller without one learns only whether there is an API.
+Rule 2  A fault in the request as HTTP is a status (400, 401, 413); a fault in the command that it
+        carries is `{"error": {"code", "message"}}` with 200, which is what those SDKs expect.
 Rule 3  A method is one atomic step, without a checkpoint. So the commands of a batch are carried
         out one after another, `parallel` or not, and nothing comes between them.
 """
@@ -99,7 +99,7 @@ class DisconnectOrder(Struct):
     reason: str = "force disconnect"
 
 
-class Disconnect(_Target, kw_only=True):
+class DisconnectParams(_Target, kw_only=True):
     whitelist: list[str] = []
     disconnect: DisconnectOrder | None = None
 
@@ -155,8 +155,8 @@ class Batch(Struct):
 
 
 @attrs.frozen
-class Answer:
-    """What goes back over HTTP."""
+class ApiResponse:
+    """The response of the API to one request: status, body, type."""
 
     status: HTTPStatus
     body: bytes
@@ -174,7 +174,7 @@ class Api:
             "broadcast": (Broadcast, self._broadcast),
             "subscribe": (Subscribe, self._subscribe),
             "unsubscribe": (Unsubscribe, self._unsubscribe),
-            "disconnect": (Disconnect, self._disconnect),
+            "disconnect": (DisconnectParams, self._disconnect),
             "refresh": (Refresh, self._refresh),
             "presence": (Channel, self._presence),
             "presence_stats": (Channel, self._presence_stats),
@@ -197,7 +197,7 @@ class Api:
             answer.body, answer.status, headers=answer.headers, media_type=answer.media_type
         )
 
-    def refuse(self, method: str, key: str) -> "Answer | None":
+    def refuse(self, method: str, key: str) -> "ApiResponse | None":
         """The answer to who may not call `method`, or to a method that is not there; else None.
 
         Asked before the body is read. The comparison takes as long for any key of that length.
@@ -205,27 +205,27 @@ class Api:
         ours = self._node.config.api_key
         if ours is None:
             text = "The HTTP API is off: set api_key, or BROKER_API_KEY, to turn it on."
-            return Answer(HTTPStatus.NOT_FOUND, text.encode())
+            return ApiResponse(HTTPStatus.NOT_FOUND, text.encode())
         if not hmac.compare_digest(key.encode(), ours.encode()):
             text = "Wrong or missing API key: send it as X-API-Key."
             headers = {"WWW-Authenticate": "apikey"}
-            return Answer(HTTPStatus.UNAUTHORIZED, text.encode(), headers=headers)
+            return ApiResponse(HTTPStatus.UNAUTHORIZED, text.encode(), headers=headers)
         if method not in self._methods and method != "batch":
             text = f"No such method; known are {', '.join([*self._methods, 'batch'])}."
-            return Answer(HTTPStatus.NOT_FOUND, text.encode())
+            return ApiResponse(HTTPStatus.NOT_FOUND, text.encode())
         return None
 
-    def answer(self, method: str, body: bytes) -> "Answer":
+    def answer(self, method: str, body: bytes) -> "ApiResponse":
         """Carry out a method that `refuse` let pass. Never waits."""
         try:
             check_json(body)
         except BadCommand as error:
-            return Answer(HTTPStatus.BAD_REQUEST, f"The body is {error}".encode())
+            return ApiResponse(HTTPStatus.BAD_REQUEST, f"The body is {error}".encode())
         if method == "batch":
             result = self._batch(body)
         else:
             result = self._answer(method, body, lambda result: {"result": result})
-        return Answer(HTTPStatus.OK, written(result), "application/json")
+        return ApiResponse(HTTPStatus.OK, written(result), "application/json")
 
     def _batch(self, body: bytes) -> object:
         try:
@@ -308,7 +308,7 @@ class Api:
             self._node.end_subscription(fd, params.channel, UnsubscribeCode.SERVER, _UNSUBSCRIBED)
         return {}
 
-    def _disconnect(self, params: Disconnect) -> object:
+    def _disconnect(self, params: DisconnectParams) -> object:
         order = params.disconnect or DisconnectOrder()
         for fd in self._targets(params):
             if str(fd) not in params.whitelist:
@@ -406,9 +406,9 @@ class Api:
         result: dict[str, object] = {
             "connections": {str(info.fd): _connection_info(info) for info in found}
         }
-        told = self._node.stats().events.get("webhooks")
-        if told is not None:  # what is true after this event
-            result |= {"node": told.node, "epoch": told.epoch, "seq": told.seq}
+        statistics = self._node.stats().events.get("webhooks")
+        if statistics is not None:  # the result holds after this event
+            result |= {"node": statistics.node, "epoch": statistics.epoch, "seq": statistics.seq}
         return result
 
     def _connection(self, params: OneConnection) -> object:

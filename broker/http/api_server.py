@@ -1,4 +1,4 @@
-"""Requests of backends to `/api`, many on one connection; what is for others goes to them.
+"""Requests of backends to `/api`, many on one connection; requests for other paths are handed on.
 
 Backends publish a thousand times a second, and a new connection for each costs ten times what the
 publish does. A request served here is in HTTP/1.1, a POST to `/api/…` with a Content-Length; each
@@ -6,9 +6,9 @@ has its head checked as a first one has. A first request that is none of this go
 as the last of its connection; a later one goes back to where the first of a connection is told apart,
 as a proxy sends the requests of many on one connection.
 
-Rule 1  Only who has shown the key may keep a connection, and when the broker stops, or nothing has
-        come for `IDLE_SECONDS`, it ends. What is under way is answered first.
-Rule 2  What a peer does ends with its connection: nothing leaves `serve` but a cancellation, and
+Rule 1  Only a backend that has shown the key may keep a connection, and when the broker stops, or
+        nothing has come for `IDLE_SECONDS`, it ends. Requests under way are answered first.
+Rule 2  A peer's fault ends with its connection: nothing leaves `serve` but a cancellation, and
         `HeadError` for a later request that is not acceptable.
 """
 
@@ -20,7 +20,7 @@ from typing import Final
 import trio
 
 from broker.errors import HeadError
-from broker.http.api import Answer, Api, shown_key
+from broker.http.api import Api, ApiResponse, shown_key
 from broker.http.server import BODY_BYTES, REQUEST_SECONDS, HttpServer, end_politely
 from broker.node import Node
 from broker.transport.head import Head, Request, parse_head, read_head
@@ -122,7 +122,7 @@ class BackendServer:
         answer = self._api.refuse(method, shown_key(head.header))
         if answer is None and length > BODY_BYTES:
             text = f"the body of a request has at most {BODY_BYTES} bytes"
-            answer = Answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text.encode())
+            answer = ApiResponse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text.encode())
         body_read = answer is None
         if answer is None:
             self._node.services.admission.trust(stream)
@@ -182,7 +182,7 @@ class _Source(trio.abc.ReceiveStream):
         await self._stream.aclose()
 
 
-def _response(answer: Answer, *, closing: bool) -> bytes:
+def _response(answer: ApiResponse, *, closing: bool) -> bytes:
     lines = [
         f"HTTP/1.1 {answer.status:d} {answer.status.phrase}",
         f"Date: {formatdate(usegmt=True)}",

@@ -1,7 +1,7 @@
-"""What the broker's port says to those who do not ask for a WebSocket.
+"""Pages and answers of the broker's port for requests that do not ask for a WebSocket.
 
-Rule 1  The app's `on_request` hook is asked first, so `/` can be the app's own page; what it leaves
-        is ours. Only `/healthz` is not its to answer.
+Rule 1  The app's `on_request` hook is asked first, so `/` can be the app's own page; a request
+        that it leaves is ours. Only `/healthz` is not its to answer.
 Rule 2  The page asks nothing of any other host, and its policy (CSP) holds it to that.
 """
 

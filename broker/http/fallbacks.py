@@ -1,11 +1,11 @@
-"""Clients without WebSocket: what the server says in one long response, what they say in requests.
+"""Clients without WebSocket: they get one long response, and send their commands by requests.
 
-A request for a stream becomes a `Connection` like any other, on a `Line` that says in HTTP what it
-writes. So each rule that holds for a WebSocket, from the bounds of the outbox to the codes of the end,
+A request for a stream becomes a `Connection` like any other, on an `HttpStream`, which carries in
+HTTP what it writes. So each rule that holds for a WebSocket, from the bounds of the outbox to the codes of the end,
 holds here by being the same. The paths and shapes are those of the official JavaScript SDK.
 
 Rule 1  The app's `on_request` is not asked: these are connections, of which `on_open` tells.
-Rule 2  Who may connect is who may open a WebSocket: the same origins, with CORS to say so.
+Rule 2  Clients that may connect are those that may open a WebSocket: the same origins, with CORS to say so.
 Rule 3  A GET carries `connect` and nothing else. A page can make a browser ask for any URL without
         saying where the request comes from, and must not publish by that.
 Rule 4  A session is 128 random bits that only its client was told; `/emulation` reaches that one.
@@ -27,7 +27,7 @@ from broker.core.json_reader import BadJson, members, one_text, read
 from broker.core.messages import Transport
 from broker.errors import HeadError
 from broker.http.server import REQUEST_SECONDS
-from broker.http.streams import CONNECT_ID, Line, OneWayLine, ProtobufLine, SseLine
+from broker.http.streams import CONNECT_ID, HttpStream, ProtobufStream, SseStream, UniSseStream
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, read_emulation
 from broker.protocols.codec import Codec
@@ -54,7 +54,7 @@ PROTOBUF: Final = "application/octet-stream"
 JSON: Final = frozenset(
     {
         *("", "application/json", "application/x-ndjson", "text/plain"),
-        "application/x-www-form-urlencoded",  # what `curl -d` says of anything
+        "application/x-www-form-urlencoded",  # `curl -d` says so of anything
     }
 )
 """The media types of bodies, as the official SDKs have them, and of what says nothing better."""
@@ -71,7 +71,7 @@ class HttpConnection(Connection):
     def __init__(
         self,
         services: Services,
-        line: Line,
+        line: HttpStream,
         head: Head,
         message: bytes,
         address: str,
@@ -109,12 +109,12 @@ class HttpConnection(Connection):
         """Whether this is the second half of the session that its client was told."""
         return compare_digest(self._secret.encode(), secret.encode())
 
-    async def say(self, message: bytes) -> bool:
+    async def deliver(self, message: bytes) -> bool:
         """Take a message that came by another request; false if it is too late for any.
 
         Waits while the session has too much to do, and no longer than it is there.
         """
-        return self.is_established and await self._line.say(message)
+        return self.is_established and await self._line.deliver(message)
 
 
 class _Emulated(msgspec.Struct):
@@ -151,13 +151,13 @@ class Fallbacks:
         check_page(services, head)
         cors = _cors(head)
         try:
-            asked = _Request(services, stream, head, request.behind, cors)
+            answering = _Request(services, stream, head, request.behind, cors)
             if head.method == "OPTIONS":
-                await asked.answer_preflight()
+                await answering.answer_preflight()
             elif head.route == EMULATION:
-                await asked.emulate()
+                await answering.emulate()
             else:
-                return await asked.open(address)
+                return await answering.open(address)
         except HeadError as error:
             # A page may not even see the status of an answer without these.
             raise HeadError(error.status, error.reason, (*error.headers, *cors)) from None
@@ -201,7 +201,7 @@ class _Request:
         connection = self._find(session)
         if connection is not None and connection.subprotocol != codec.name:
             raise HeadError(415, f"this session speaks {connection.subprotocol}")
-        if connection is None or not await connection.say(message):
+        if connection is None or not await connection.deliver(message):
             raise HeadError(404, "no such session: connect again")
         await self._answer()
 
@@ -213,27 +213,27 @@ class _Request:
         check_welcome(services, head)
         fetched_for = head.header("sec-fetch-site")
         if head.origin is None and fetched_for in ("cross-site", "same-site"):
-            # An image or a frame of another page; what is no browser does not send this.
+            # An image or a frame of another page; only a browser sends this.
             raise HeadError(403, "asked for by a page of another site")
         codec = self._codec() if head.method == "POST" else CENTRIFUGE_JSON
         if codec is not CENTRIFUGE_JSON and transport != "http_stream":
             raise HeadError(415, "events are text: for protobuf there is /connection/http_stream")
-        line: Line
+        line: HttpStream
         if transport == "uni_sse":
             first, subs = await self._one_way()
-            line = OneWayLine(self.stream, subs)
+            line = UniSseStream(self.stream, subs)
         else:
             first = await self._first_message(codec)
             if transport == "sse":
-                line = SseLine(self.stream)
+                line = SseStream(self.stream)
             else:
-                line = (Line if codec is CENTRIFUGE_JSON else ProtobufLine)(self.stream)
+                line = (HttpStream if codec is CENTRIFUGE_JSON else ProtobufStream)(self.stream)
         answer = self._accept(line)
         return HttpConnection(
             services, line, head, self._checked(first), address, transport, answer
         )
 
-    # what is asked
+    # requests
 
     def _check_method(self, *allowed: str) -> None:
         if self.head.method not in allowed:
@@ -244,9 +244,9 @@ class _Request:
             )
 
     def _codec(self) -> Codec:
-        """What the body is in."""
-        said = self.head.header("content-type") or ""
-        media_type = said.partition(";")[0].strip().lower()
+        """The codec that the body is in."""
+        value = self.head.header("content-type") or ""
+        media_type = value.partition(";")[0].strip().lower()
         if media_type == PROTOBUF:
             return CENTRIFUGE_PROTOBUF
         if media_type not in JSON:
@@ -280,16 +280,17 @@ class _Request:
     async def _one_way(self) -> tuple[bytes, dict[str, dict[str, msgspec.Raw]]]:
         """The connect command of a one-way client, and the topics it asks for."""
         if self.head.method == "POST":
-            asked, topics, token = await self._body(self.services.config.max_message_bytes), [], ""
+            command = await self._body(self.services.config.max_message_bytes)
+            topics, token = [], ""
         else:
             parameters = self._parameters()
-            asked = parameters.get("cf_connect", ["{}"])[0].encode()
+            command = parameters.get("cf_connect", ["{}"])[0].encode()
             topics = parameters.get("topic", [])
             token = parameters.get("token", [""])[0]
         try:
-            read(asked, ConnectRequest)
-            subs = read(asked, _OneWay).subs
-            request = members(one_text(asked))
+            read(command, ConnectRequest)
+            subs = read(command, _OneWay).subs
+            request = members(one_text(command))
         except BadJson as error:
             raise HeadError(400, f"not a connect request: {error}") from None
         subs |= {topic: {} for topic in topics if topic not in subs}
@@ -338,9 +339,9 @@ class _Request:
             return connection
         return None
 
-    # what is answered
+    # responses
 
-    def _accept(self, line: Line) -> bytes:
+    def _accept(self, line: HttpStream) -> bytes:
         """The head of a response that ends when its connection does, for HTTP/1.0 peers too."""
         return _head(
             "200 OK",
@@ -358,7 +359,7 @@ class _Request:
 
 
 def _cors(head: Head) -> tuple[tuple[str, str], ...]:
-    """What lets a page of an origin that may connect read the answer."""
+    """Headers that let a page of an origin that may connect read the answer."""
     if head.origin is None:
         return ()
     return ("Access-Control-Allow-Origin", head.origin), ("Vary", "Origin")

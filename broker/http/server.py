@@ -5,7 +5,7 @@ Rule 1  One request, the last of its connection, answered with `Connection: clos
         connection to end at a stop, and one deadline bounds all. The price is a new connection
         per request. Bytes behind the request are dropped, as the answer says: a client that sends
         requests ahead repeats them (RFC 9112 section 9.3.2).
-Rule 2  What a peer does ends with its connection: nothing but a cancellation leaves `serve`.
+Rule 2  A peer's fault ends with its connection: nothing but a cancellation leaves `serve`.
 Rule 3  HTTP/2 and WebSockets are not spoken here: `Upgrade` headers do not reach Hypercorn.
 """
 
@@ -36,7 +36,7 @@ REQUEST_SECONDS = 30.0
 """For all of one request: its body, the app's work and the response; our largest page at 6 KB/s."""
 
 BODY_BYTES = 2**20
-"""What a peer may send behind its head."""
+"""Bytes that a peer may send behind its head."""
 
 LINGER_SECONDS = 1.0
 """How long we read on after the answer. To close with bytes unread makes TCP send a reset, which
@@ -149,7 +149,7 @@ async def _end(stream: trio.abc.Stream) -> None:
 
 @attrs.frozen
 class _Address:
-    """What Hypercorn asks a socket. Taken once, as a socket forgets its peer after a reset."""
+    """The addresses that Hypercorn asks a socket for. Taken once, as a socket forgets its peer after a reset."""
 
     family: int = socket.AF_UNIX  # Hypercorn's word for: no address
     peer: Any = ""

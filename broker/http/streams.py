@@ -1,16 +1,16 @@
 """The stream under a connection whose peer has no WebSocket: one HTTP response that goes on.
 
-The connection reads frames from it and writes frames to it, as with a WebSocket. What is written
-becomes lines or events, or in protobuf what it is in frames; what is read came by other requests,
-whose tasks call `say`.
+The connection reads frames from it and writes frames to it, as with a WebSocket. Written
+frames become lines or events, or in protobuf the same as in frames; the frames it reads came by other
+requests, whose tasks call `deliver`.
 
 Rule 1  Frames are passed on as they come, in pieces: a large one is not gathered first, so the outbox
         sees how fast its peer takes it.
 Rule 2  An event is one line. A line end inside a payload must not end it, as any publisher could
         then cut short what every subscriber gets.
-Rule 3  Whoever is sent away is told the code: a Close frame becomes a `disconnect` push, unless that
-        was the last thing said.
-Rule 4  A line has no task, and holds one message at most that was not read yet; or the subscribe
+Rule 3  A client that is sent away gets the code: a Close frame becomes a `disconnect` push, unless
+        that was the last push already.
+Rule 4  A stream has no task, and holds one message at most that was not read yet; or the subscribe
         commands of a one-way client, each as large as any message may be.
 """
 
@@ -43,10 +43,10 @@ CONNECT_ID = 1
 """Of the `connect` command of a one-way client; its subscribe commands have those that follow."""
 
 
-class Line(RelayStream):
+class HttpStream(RelayStream):
     """A response in NDJSON: each reply and push is a line. `http_stream` of the SDKs.
 
-    What comes first is a response head, which goes out as it is. `connection` is set before that.
+    First comes a response head, which goes out as it is. `connection` is set before that.
     """
 
     media_type: ClassVar = "application/x-ndjson"
@@ -65,12 +65,12 @@ class Line(RelayStream):
         self._close = b""
         self._is_over = False
         self._turn = trio.StrictFIFOLock()
-        self._said = b""  # frames of the peer's that were not read yet
+        self._unread = b""  # frames of the peer's that were not read yet
         self._listening = trio.CancelScope()
         self._heard = trio.Event()
         self._has_ended = False
 
-    async def say(self, message: bytes) -> bool:
+    async def deliver(self, message: bytes) -> bool:
         """Have a message be read; false if the end came before that.
 
         Waits for its turn, and until the connection reads, which is its way to slow a peer down.
@@ -79,9 +79,9 @@ class Line(RelayStream):
             if self._has_ended:
                 return False
             self._heard = trio.Event()
-            self._say(message)
+            self._queue(message)
             await self._heard.wait()
-            return not self._said
+            return not self._unread
 
     @classmethod
     def client_frame(cls, message: bytes) -> bytes:
@@ -92,19 +92,19 @@ class Line(RelayStream):
         return bytes(header) + bytes(4) + message
 
     def end(self) -> None:
-        """Nothing is read any more: whoever waits to say something need not."""
+        """Read nothing any more: requests that wait to deliver need not."""
         self._has_ended = True
         self._heard.set()
 
-    def _say(self, *messages: bytes) -> None:
-        self._said += b"".join(map(self.client_frame, messages))
+    def _queue(self, *messages: bytes) -> None:
+        self._unread += b"".join(map(self.client_frame, messages))
         self._listening.cancel()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Say what these bytes of frames mean; the stream is closed behind a Close frame."""
-        said = memoryview(self._translate(bytes(data)))
-        for start in range(0, len(said), _PIECE):
-            await self._stream.send_all(said[start : start + _PIECE])
+        """Send these bytes of frames, translated; the stream is closed behind a Close frame."""
+        written = memoryview(self._translate(bytes(data)))
+        for start in range(0, len(written), _PIECE):
+            await self._stream.send_all(written[start : start + _PIECE])
             self.pieces += 1
         if self._is_over:
             await self._stream.aclose()
@@ -113,15 +113,15 @@ class Line(RelayStream):
         await self._stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """What the peer says next; nothing once it is gone. What else it sends on this stream belongs
-        to no request."""
+        """The peer's next frames; nothing once it is gone. All else that it sends on this stream
+        belongs to no request."""
         await trio.lowlevel.checkpoint()
-        while not self._said:
+        while not self._unread:
             with trio.CancelScope() as self._listening:
                 if not await self._stream.receive_some(_IGNORED):
                     return b""
-        data, self._said = self._said[:max_bytes], self._said[max_bytes:]
-        if not self._said:
+        data, self._unread = self._unread[:max_bytes], self._unread[max_bytes:]
+        if not self._unread:
             self._heard.set()
         return data
 
@@ -129,10 +129,10 @@ class Line(RelayStream):
         await self._stream.aclose()
 
     def _translate(self, data: bytes) -> bytes:
-        said = []
+        written = []
         if self._is_head:  # the first entry of the outbox, so all of it is in the first bytes
             end = data.index(b"\r\n\r\n") + 4
-            said.append(data[:end])
+            written.append(data[:end])
             data = data[end:]
             self._is_head = False
         self._buffer += data
@@ -150,15 +150,15 @@ class Line(RelayStream):
             self._left -= len(piece)
             if self._frame == self.opcode:
                 self._start += piece[: len(_DISCONNECT) - len(self._start)]
-                said.append(self._say_on(piece, not self._left))
+                written.append(self._translate_piece(piece, not self._left))
             elif self._frame == frames.CLOSE:
                 self._close += piece
                 if not self._left:
-                    said.append(self._farewell())
+                    written.append(self._farewell())
             if self._left:
                 break
             self._frame = -1
-        return b"".join(said)
+        return b"".join(written)
 
     def _farewell(self) -> bytes:
         self._is_over = True
@@ -166,17 +166,17 @@ class Line(RelayStream):
             return b""
         code, reason = frames.close_content(self._close)
         push = {"push": {"disconnect": {"code": code, "reason": reason}}}
-        return self._say_on(self.codec.encode(push), True)
+        return self._translate_piece(self.codec.encode(push), True)
 
     def _is_disconnect(self, start: bytes) -> bool:
         return start == _DISCONNECT
 
-    def _say_on(self, piece: bytes, is_last: bool) -> bytes:
-        """What a piece of a frame's payload becomes, which holds one or more replies."""
+    def _translate_piece(self, piece: bytes, is_last: bool) -> bytes:
+        """Translate a piece of a frame's payload, which holds one or more replies."""
         return piece + b"\n" if is_last else piece
 
 
-class ProtobufLine(Line):
+class ProtobufStream(HttpStream):
     """A response in protobuf: each reply and push is behind its length, as it is in a frame."""
 
     media_type = "application/octet-stream"
@@ -186,11 +186,11 @@ class ProtobufLine(Line):
     def _is_disconnect(self, start: bytes) -> bool:
         return is_disconnect(start)
 
-    def _say_on(self, piece: bytes, is_last: bool) -> bytes:
+    def _translate_piece(self, piece: bytes, is_last: bool) -> bytes:
         return piece
 
 
-class SseLine(Line):
+class SseStream(HttpStream):
     """A response in server-sent events: each reply and push is one."""
 
     media_type = "text/event-stream"
@@ -199,7 +199,7 @@ class SseLine(Line):
         super().__init__(stream)
         self._is_open = False
 
-    def _say_on(self, piece: bytes, is_last: bool) -> bytes:
+    def _translate_piece(self, piece: bytes, is_last: bool) -> bytes:
         start = b"" if self._is_open else b"data: "
         self._is_open = not is_last
         # In valid JSON a bare CR is white space, but to server-sent events it is a line end.
@@ -227,11 +227,11 @@ class _Reply(msgspec.Struct):
 _replies = msgspec.json.Decoder(_Reply)
 
 
-class OneWayLine(Line):
-    """Server-sent events for a reader that can say nothing: pushes, without `push` around them.
+class UniSseStream(HttpStream):
+    """Server-sent events for a reader that can send nothing: pushes, without `push` around them.
 
     `subs` are the topics it asked for, with the fields of their subscribe commands; each is
-    subscribed to once it is connected, unless its token did so. What becomes of that is told as a push.
+    subscribed to once it is connected, unless its token did so. The outcome is a push.
     """
 
     media_type = "text/event-stream"
@@ -242,33 +242,33 @@ class OneWayLine(Line):
         super().__init__(stream)
         self._subs = subs
         self._topics: Sequence[str] = ()  # of the subscribe commands, in order
-        self._line = bytearray()  # what has come of one, less what was passed on
+        self._line = bytearray()  # the part of one that has come and was not passed on
         self._is_push = False
 
-    def _say_on(self, piece: bytes, is_last: bool) -> bytes:
+    def _translate_piece(self, piece: bytes, is_last: bool) -> bytes:
         *whole, rest = piece.split(b"\n")
-        said = [self._pass_on(part, True) for part in whole]
-        said.append(self._pass_on(rest, is_last))
-        return b"".join(said)
+        written = [self._pass_on(part, True) for part in whole]
+        written.append(self._pass_on(rest, is_last))
+        return b"".join(written)
 
     def _pass_on(self, part: bytes, is_end: bool) -> bytes:
         line = self._line
         line += part.replace(b"\r", b" ")
-        said = b""
+        written = b""
         if not self._is_push and line.startswith(_PUSH):
             del line[: len(_PUSH)]
-            self._is_push, said = True, b"data: "
+            self._is_push, written = True, b"data: "
         if self._is_push:
-            said += line[:-1]  # the last byte may be the brace that closes what was opened
+            written += line[:-1]  # the last byte may be the brace that closes what was opened
             del line[:-1]
         if is_end:
-            said += b"\n\n" if self._is_push else self._answer(bytes(line))
+            written += b"\n\n" if self._is_push else self._answer(bytes(line))
             line.clear()
             self._is_push = False
-        return said
+        return written
 
     def _answer(self, line: bytes) -> bytes:
-        """What a ping, or the reply to one of our commands, becomes."""
+        """Translate a ping, or the reply to one of our commands."""
         if line == b"{}":
             return b":\n\n"
         reply = _replies.decode(line)
@@ -294,7 +294,7 @@ class OneWayLine(Line):
             for number, topic in enumerate(self._topics, CONNECT_ID + 1)
         ]
         if commands:
-            self._say(*commands)  # one by one: together they may be too large for a message
+            self._queue(*commands)  # one by one: together they may be too large for a message
         self._subs = {}
         return b'data: {"connect":' + result + b"}\n\n"
 

@@ -4,7 +4,7 @@ The rest of the package says what happened (`log.info("open", fd=7, peer=…)`) 
 looks. `console` and `json` write to stderr, so that stdout stays free for a program's output;
 `article` writes the tutorial's four lines to stdout and nothing else.
 
-Rule 1: what a peer sent cannot start a line of its own or move a terminal's cursor: control
+Rule 1: text of a peer cannot start a line of its own or move a terminal's cursor: control
 characters come out escaped, in tracebacks too. (`rendering`)
 
 Rule 2: a log that cannot be written (a closed pipe, a full disk) never fails the broker, and one

@@ -47,14 +47,14 @@ class Swallowed:
 
     @property
     def fields(self) -> dict[str, object]:
-        """What the line `lines_swallowed` says."""
+        """The fields of the line `lines_swallowed`."""
         named = {"name": self.name, "hook": self.hook, "logger": self.logger}
         return {**{key: text for key, text in named.items() if text}, "count": self.count}
 
 
 @attrs.define(eq=False)
 class _Second:
-    """What became of one name since its second began."""
+    """The counts of one name since its second began."""
 
     since: float
     level: str
@@ -65,17 +65,17 @@ class _Second:
 class Limiter:
     """A processor that lets some lines per name and second through.
 
-    `tell` is called, without a lock held, with each count that no line of the same name has said
+    `notify` is called, without a lock held, with each count that no line of the same name has said
     within the second. Any thread may log; `clock` counts seconds.
     """
 
     def __init__(
         self,
-        tell: Callable[[Swallowed], None],
+        notify: Callable[[Swallowed], None],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._tell = tell
+        self._notify = notify
         self._interval = SECOND
         self._clock = clock
         # An RLock: a line may be logged in a signal handler, or by a finalizer, in the same thread.
@@ -98,7 +98,7 @@ class Limiter:
             if swallowed:
                 event["swallowed"] = swallowed
         if self._pending:
-            self.tell_due()
+            self.notify_due()
         return event
 
     def _admit(self, key: _Key, level: str, limit: int) -> int:
@@ -122,14 +122,14 @@ class Limiter:
             return second.swallowed
 
     def _forget_quiet(self, now: float) -> None:
-        """Make room: names that have nothing to tell go, the quiet ones or, if need be, all."""
+        """Make room: names that have nothing to notify of go, the quiet ones or, if need be, all."""
         silent = {key: each for key, each in self._seconds.items() if not each.swallowed}
         quiet = [key for key, each in silent.items() if now - each.since >= self._interval]
         for key in quiet or silent:
             del self._seconds[key]
 
-    def tell_due(self, *, all_of_them: bool = False) -> None:
-        """Tell the counts whose second is over; before an end, all of them."""
+    def notify_due(self, *, all_of_them: bool = False) -> None:
+        """Notify of the counts whose second is over; before an end, all of them."""
         now = self._clock()
         due = []
         with self._lock:
@@ -139,4 +139,4 @@ class Limiter:
                     second.swallowed = 0
                     self._pending -= 1
         for count in due:
-            self._tell(count)
+            self._notify(count)

@@ -87,7 +87,7 @@ _UNQUOTED: Final = {
 """Keys that the console shows without quotes, the last two on a line of their own, and how that
 line begins: no log line begins with a space."""
 
-# What the console shows with quotes, or is safe as it is.
+# Types that the console shows with quotes, or that are safe as they are.
 _SAFE: Final = (str, int, float, bool, type(None))
 
 
@@ -141,8 +141,8 @@ def format_exception(exc_info: ExcInfo) -> str:
     _, error, _ = exc_info
     if error is None:  # `exc_info=True` where nothing was raised
         return "    no exception"
-    told = traceback.TracebackException.from_exception(error, compact=True)
-    return "\n".join(f"    {line}" for line in _lines(told))
+    printable = traceback.TracebackException.from_exception(error, compact=True)
+    return "\n".join(f"    {line}" for line in _lines(printable))
 
 
 MAX_GROUP: Final = 15
@@ -152,8 +152,8 @@ MAX_DEPTH: Final = 10
 """Groups within groups that are shown, as Python shows."""
 
 
-def _lines(told: traceback.TracebackException, depth: int = 0) -> Iterator[str]:
-    for link, sentence in _chain(told):
+def _lines(error: traceback.TracebackException, depth: int = 0) -> Iterator[str]:
+    for link, sentence in _chain(error):
         yield "Traceback (most recent call last):"
         for entry in link.stack.format():
             yield from map(escape, entry.removesuffix("\n").split("\n"))
@@ -172,10 +172,10 @@ _BESIDE: Final = "During handling of the above exception, another exception occu
 
 
 def _chain(
-    told: traceback.TracebackException,
+    error: traceback.TracebackException,
 ) -> list[tuple[traceback.TracebackException, str]]:
-    """What led to it, the first cause first, each with the sentence that stands behind it."""
-    links = [(told, "")]
+    """The causes that led to it, the first one first, each with the sentence that stands behind it."""
+    links = [(error, "")]
     while True:
         last = links[-1][0]
         if last.__cause__ is not None:

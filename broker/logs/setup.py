@@ -1,6 +1,6 @@
 """Setting up logging: for a process that is a broker, or for a program that embeds one.
 
-Rule: what a program has set up itself stays as it is.
+Rule: settings that a program has made itself stay as they are.
 """
 
 import atexit
@@ -44,19 +44,19 @@ class _Threads:
     def __init__(self) -> None:
         self.limiter: Limiter | None = None
         self.writers: dict[StreamName, LineWriter] = {
-            "stderr": LineWriter("stderr", self._tell_dropped, self._tell_swallowed),
-            "stdout": LineWriter("stdout", self._tell_dropped),
+            "stderr": LineWriter("stderr", self._log_dropped, self._log_swallowed),
+            "stdout": LineWriter("stdout", self._log_dropped),
         }
 
     def write(self, name: StreamName, line: str, *, important: bool) -> None:
         self.writers[name].write(line, important=important)
 
-    def _tell_dropped(self, count: int) -> None:
+    def _log_dropped(self, count: int) -> None:
         log.warning("log_lines_dropped", count=count)
 
-    def _tell_swallowed(self) -> None:
+    def _log_swallowed(self) -> None:
         if self.limiter is not None:
-            self.limiter.tell_due()
+            self.limiter.notify_due()
 
 
 _threads: Final = _Threads()
@@ -127,13 +127,13 @@ def configure(
 ) -> None:
     """Set up logging for a process that is a broker and nothing else.
 
-    Events below `level` cost next to nothing. What other libraries log through the standard
-    library goes the same way from WARNING on. `clock` counts seconds, for the limit on
+    Events below `level` cost next to nothing. Events that other libraries log through the
+    standard library go the same way from WARNING on. `clock` counts seconds, for the limit on
     repetition.
 
     From the first line on a daemon thread writes to stderr, one more with `article` to stdout:
-    whoever logs never waits. At the end of the process what waits is written, for at most
-    `FLUSH_SECONDS`.
+    a caller that logs never waits. At the end of the process lines that wait are written, for at
+    most `FLUSH_SECONDS`.
     """
     limiter = _configure_structlog(log_format, level, _threads, clock)
     _threads.limiter = limiter
@@ -172,7 +172,7 @@ def reconfigure(log_format: LogFormat, level: LogLevel) -> None:
     output = structlog.get_config()["logger_factory"]
     if not isinstance(output, _Output):
         return
-    output.limiter.tell_due(all_of_them=True)
+    output.limiter.notify_due(all_of_them=True)
     if output.sink is _threads:
         configure(log_format, level)
     else:
@@ -185,7 +185,7 @@ def _configure_structlog(
     sink: _Sink,
     clock: Callable[[], float] = time.monotonic,
 ) -> Limiter:
-    limiter = Limiter(_tell, clock=clock)
+    limiter = Limiter(_log_swallowed, clock=clock)
     processors: list[Processor] = [structlog.stdlib.add_log_level]
     threshold = level_number(level)
     if log_format == "article":
@@ -203,9 +203,9 @@ def _configure_structlog(
     return limiter
 
 
-def _tell(swallowed: Swallowed) -> None:
-    tell = log.info if swallowed.level in ("debug", "info") else log.warning
-    tell("lines_swallowed", **swallowed.fields)
+def _log_swallowed(swallowed: Swallowed) -> None:
+    write = log.info if swallowed.level in ("debug", "info") else log.warning
+    write("lines_swallowed", **swallowed.fields)
 
 
 def flush(seconds: float = FLUSH_SECONDS) -> bool:
@@ -214,7 +214,7 @@ def flush(seconds: float = FLUSH_SECONDS) -> bool:
     Returns whether they were. Safe in a signal handler.
     """
     if _threads.limiter is not None:
-        _threads.limiter.tell_due(all_of_them=True)
+        _threads.limiter.notify_due(all_of_them=True)
     end = time.monotonic() + seconds
     written = [
         writer.flush(max(0.0, end - time.monotonic())) for writer in _threads.writers.values()
@@ -257,10 +257,10 @@ def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
 def release(seconds: float = FLUSH_SECONDS) -> None:
     """Undo `configure` and `capture_strays`, and end their threads; for tests.
 
-    What waits is written, for `seconds` at most.
+    Lines that wait are written, for `seconds` at most.
     """
     if _threads.limiter is not None:
-        _threads.limiter.tell_due(all_of_them=True)
+        _threads.limiter.notify_due(all_of_them=True)
     structlog.reset_defaults()
     logging.captureWarnings(False)
     if _hook_before:

@@ -2,8 +2,8 @@
 
 Rules:
 
-1. `write` never waits, however slowly the other end of the stream reads. What there is no room
-   for is dropped and counted; the count is told when the stream moves again.
+1. `write` never waits, however slowly the other end of the stream reads. A line without room
+   is dropped and counted; the count is logged when the stream moves again.
 2. A line goes out in one write, in order, and whole or not at all.
 3. A stream that is absent or closed, or cannot be written, fails nobody.
 4. The thread begins with the first line, and is a daemon: no end of the process waits for it.
@@ -84,7 +84,7 @@ class LineWriter:
     def write(self, line: str, *, important: bool) -> None:
         """Write a line, now or as soon as the stream takes it; drop it if too many wait.
 
-        What is not important has half of the room, so that an error finds a place behind it.
+        Lines that are not important have half of the room, so that an error finds a place behind.
         """
         stream: TextIO | None = getattr(sys, self._name)
         if stream is None:

@@ -179,7 +179,7 @@ class CentrifugeJson(Codec):
         first = publications[0]
         if len(publications) < _WORTH_A_TEMPLATE or not _is_simple(name, first):
             return [self.publication(name, publication) for publication in publications]
-        # What they have in common is written once: of many, less than half the time of one by one.
+        # The part they have in common is written once: of many, less than half the time of one by one.
         start = b'{"push":{"channel":' + _string(name) + b',"pub":{"data":'
         info = b"" if first.info is None else b',"info":' + _info(first.info)
         template = b'%b%%b%b,"offset":%%d}}}' % (

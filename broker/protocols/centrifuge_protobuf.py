@@ -1,15 +1,15 @@
 """The Centrifuge client protocol in protobuf: subprotocol `centrifuge-protobuf`.
 
 A binary frame holds one or several messages, each behind its length as a varint. The tables below
-are the protocol's schema (client.proto, MIT, by Centrifugal Labs), as far as we speak it; what they
-do not name is skipped, as protobuf has it. Field kinds and the wire format are those of
+are the protocol's schema (client.proto, MIT, by Centrifugal Labs), as far as we speak it; fields that
+they do not name are skipped, as protobuf has it. Field kinds and the wire format are those of
 https://protobuf.dev/programming-guides/encoding/.
 
 Written by hand, because it is small and on the hot path: a publication is encoded in 0.9 µs, where
 the protobuf library takes 3 to 4. That library, as the official Python SDK uses it, is what the
 tests compare this to.
 
-Rule: what is read is checked as far as the structs of `centrifuge` promise: sizes, UTF-8, ranges.
+Rule: messages that are read are checked as far as the structs of `centrifuge` promise: sizes, UTF-8, ranges.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +46,7 @@ and a client has a thousand topics unless the config says otherwise."""
 
 
 class Kind(Enum):
-    """What a scalar field holds."""
+    """The kinds of scalar fields."""
 
     UINT32 = "uint32"
     UINT64 = "uint64"
@@ -107,7 +107,7 @@ def _varint(number: int) -> bytes:
     return bytes(encoded)
 
 
-# what is read
+# messages that are read
 
 _FILTER = Message(
     {
@@ -190,7 +190,7 @@ EMULATION_REQUEST = Message(
     {"node": (1, STRING), "session": (2, STRING), "data": (3, BYTES)}, EmulationRequest
 )
 
-# what is written
+# messages that are written
 
 _INFO = Message(
     {"user": (1, STRING), "client": (2, STRING), "conn_info": (3, BYTES), "chan_info": (4, BYTES)}
@@ -440,7 +440,7 @@ def _read_command(data: bytes, at: int, stop: int) -> Command:
 
 
 def read_emulation(body: bytes) -> EmulationRequest:
-    """What a request to `/emulation` says, which has no length before it. Raises `BadCommand`."""
+    """Read a request to `/emulation`, which has no length before it. Raises `BadCommand`."""
     request: EmulationRequest
     request, fault = _read(EMULATION_REQUEST, body, 0, len(body))
     if fault:

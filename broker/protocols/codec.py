@@ -1,4 +1,4 @@
-"""What every codec of the Centrifuge protocol does: replies, pushes, results."""
+"""The interface of every codec of the Centrifuge protocol: replies, pushes, results."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -50,7 +50,7 @@ class PeerCodec(Protocol):
 
 
 class Codec(ABC):
-    """Writes replies and pushes, and reads commands: what JSON and protobuf have in common.
+    """Writes replies and pushes, and reads commands: the common part of JSON and protobuf.
 
     A push is a ready frame. A reply is not: `frame` makes one of several. A *result* is what
     answers a command: its fields by the protocol's names, payloads as `msgspec.Raw`.
@@ -94,7 +94,7 @@ class Codec(ABC):
 
     @abstractmethod
     def payload(self, publication: Publication) -> Raw:
-        """What this codec's clients get as the publication's `data`."""
+        """The publication's `data`, as this codec's clients get it."""
 
     # pushes
 

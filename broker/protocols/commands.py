@@ -39,7 +39,7 @@ class SubscribeRequest(Struct):
     tf: FilterNode | None = None
     flag: int = 0
     type: int = 0
-    """What kind of subscription: 0 is a stream, the others are maps and polls."""
+    """The kind of subscription: 0 is a stream, the others are maps and polls."""
 
 
 class ConnectRequest(Struct):
@@ -107,7 +107,7 @@ class Command(Struct):
 
 
 class PublishCommand(Struct, forbid_unknown_fields=True, gc=False):
-    """A command that is a publish and nothing else: what nearly all commands are."""
+    """A command that is a publish and nothing else, as nearly all commands are."""
 
     publish: PublishRequest
     id: RequestId = 0
@@ -153,4 +153,4 @@ def faulty(request_id: int, methods: Collection[str], fault: str) -> FaultyComma
 
 
 class BadCommand(ValueError):
-    """What came is no command of this protocol; the message says what is wrong with it."""
+    """A message is no command of this protocol; the text says what is wrong with it."""

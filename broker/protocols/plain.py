@@ -13,7 +13,7 @@ class Plain:
     """Writes frames for a peer that speaks no protocol of its own.
 
     JSON text arrives as that text, unless it is a single JSON string, which arrives as its content;
-    what is not JSON, as a binary frame.
+    other data arrives as a binary frame.
     """
 
     name = "plain"

@@ -1,1 +1,1 @@
-"""Who gets what is published."""
+"""Routing: publications, from the node to their recipients."""

@@ -1,8 +1,8 @@
 """Queue groups at work: each publication goes to one live member that keeps up.
 
 Rule: round robin among those with room; a slow member is passed over, and gets something only when
-nobody else is left. A group has no member for a moment while its last one reconnects: what is
-published then is lost to it, unless the topic's history is read.
+nobody else is left. A group has no member for a moment while its last one reconnects: a
+publication in that moment is lost to it, unless the topic's history is read.
 """
 
 from collections.abc import Callable, Collection, Mapping

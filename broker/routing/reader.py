@@ -69,7 +69,7 @@ class Reader:
         return taken
 
     def end(self) -> None:
-        """No more will come; what is there can still be read."""
+        """No more will come; publications that are here can still be read."""
         self._send.close()
         self._has_ended = True
 

@@ -32,7 +32,7 @@ OnAnswer: TypeAlias = Callable[["bytes | Refused"], None]
 
 
 @attrs.frozen(eq=False)
-class _Asked:
+class _Request:
     number: int
     asker: Fd
     responder: Fd
@@ -44,14 +44,14 @@ class Requests:
     """The requests that wait for an answer."""
 
     router: Router
-    _asked: dict[int, _Asked] = attrs.field(init=False, factory=dict)
+    _requests: dict[int, _Request] = attrs.field(init=False, factory=dict)
     # The numbers that each connection has a part in, whoever asks and whoever answers.
     _of: dict[Fd, set[int]] = attrs.field(init=False, factory=dict)
     _due: list[tuple[float, int]] = attrs.field(init=False, factory=list)
     _last: int = attrs.field(init=False, default=0)
 
     def __len__(self) -> int:
-        return len(self._asked)
+        return len(self._requests)
 
     @property
     def deadlines(self) -> int:
@@ -74,7 +74,7 @@ class Requests:
         """
         asker_fd = 0 if asker is None else asker.fd
         mine = self._of.get(asker_fd, ())
-        if asker_fd and sum(self._asked[n].asker == asker_fd for n in mine) >= MAX_ASKED:
+        if asker_fd and sum(self._requests[n].asker == asker_fd for n in mine) >= MAX_ASKED:
             text = f"more than {MAX_ASKED} requests wait for an answer"
             raise Refused(ErrorCode.LIMIT_EXCEEDED, text)
         number = self._last + 1
@@ -86,7 +86,7 @@ class Requests:
         frame = peer.codec.publication(name, Publication(to, data, info, tags=tags))
         if self.router.send(peer, (frame,), messages=1) is not Offer.TAKEN:
             raise Refused(ErrorCode.NOBODY_LISTENS, f"fd {peer.fd} takes no more")
-        self._asked[number] = _Asked(number, asker_fd, peer.fd, answer)
+        self._requests[number] = _Request(number, asker_fd, peer.fd, answer)
         for fd in {asker_fd, peer.fd}:
             self._of.setdefault(fd, set()).add(number)
         if due < inf:
@@ -95,44 +95,44 @@ class Requests:
 
     def reply(self, responder: Fd, number: int, answer: bytes | Refused) -> None:
         """Hand on an answer. Raises `Refused` unless this connection was asked and is waited for."""
-        asked = self._asked.get(number)
-        if asked is None or asked.responder != responder:
+        request = self._requests.get(number)
+        if request is None or request.responder != responder:
             text = f"no request {number} waits for an answer of this connection"
             raise Refused(ErrorCode.BAD_REQUEST, text)
         self.forget(number)
-        asked.answer(answer)
+        request.answer(answer)
 
     def forget(self, number: int) -> None:
         """Nobody waits for this answer any more, if anybody did."""
-        asked = self._asked.pop(number, None)
-        if asked is not None:
+        request = self._requests.pop(number, None)
+        if request is not None:
             # Those that were answered go when they outnumber the others: constant per request.
-            if len(self._due) > 2 * len(self._asked) + 64:
-                self._due = [entry for entry in self._due if entry[1] in self._asked]
+            if len(self._due) > 2 * len(self._requests) + 64:
+                self._due = [entry for entry in self._due if entry[1] in self._requests]
                 heapq.heapify(self._due)
-            for fd in {asked.asker, asked.responder}:
+            for fd in {request.asker, request.responder}:
                 numbers = self._of[fd]
                 numbers.discard(number)
                 if not numbers:
                     del self._of[fd]
 
     def leave(self, fd: Fd) -> None:
-        """A connection is gone: whoever waits for it learns so, and what it asked is forgotten."""
+        """A connection is gone: those that wait for it learn so, and its own requests are forgotten."""
         for number in list(self._of.get(fd, ())):
-            asked = self._asked[number]
+            request = self._requests[number]
             self.forget(number)
-            if asked.asker != fd:
+            if request.asker != fd:
                 gone = f"fd {fd} has gone without an answer"
-                asked.answer(Refused(ErrorCode.NOBODY_LISTENS, gone))
+                request.answer(Refused(ErrorCode.NOBODY_LISTENS, gone))
 
     def expire(self, now: float) -> None:
         """End what has waited for too long. Call it about once a second."""
         while self._due and self._due[0][0] <= now:
             _, number = heapq.heappop(self._due)
-            asked = self._asked.get(number)
-            if asked is not None:
+            request = self._requests.get(number)
+            if request is not None:
                 self.forget(number)
-                asked.answer(Refused(ErrorCode.NO_ANSWER))
+                request.answer(Refused(ErrorCode.NO_ANSWER))
 
     def _responder(self, to: str, asker: Fd, tags: dict[str, str]) -> tuple[str, Peer]:
         """The client that is asked, and the name under which it gets the request."""

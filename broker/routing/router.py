@@ -88,8 +88,8 @@ class Router:
     def _settings_changed(self) -> None:
         """Publications from here on go by other rules.
 
-        A topic that keeps no history by now begins a new epoch if it ever does again: whoever was
-        away meanwhile has missed something. Linear in the topics.
+        A topic that keeps no history by now begins a new epoch if it ever does again: a client
+        that was away meanwhile has missed something. Linear in the topics.
         """
 
         def keeps_none(topic: str) -> bool:

@@ -113,8 +113,8 @@ class Plan:
         result: dict[str, object] = {"recoverable": True, "positioned": True}
         missed: list[Publication] = []
         if request.recover:
-            asked = Position(request.offset, request.epoch)
-            missed, recovered, position = engine.recover(name, asked)
+            since = Position(request.offset, request.epoch)
+            missed, recovered, position = engine.recover(name, since)
             if len(missed) != len(
                 first_bytes(missed, self.router.settings.config.history_reply_bytes)
             ):

@@ -58,12 +58,14 @@ class Places:
     """Of these, files that connections may hold."""
 
     @classmethod
-    def of(cls, max_connections: int | None, file_limit: int) -> "Places":
+    def of(
+        cls, max_connections: int | None, file_limit: int, own_files: int = OWN_FILES
+    ) -> "Places":
         """The places by a setting and the limit on open files.
 
         The reserves are half of a small limit at most, so a test with 64 files has 32 connections.
         """
-        own, for_guests = (min(kept, file_limit // 4) for kept in (OWN_FILES, GUEST_FILES))
+        own, for_guests = (min(kept, file_limit // 4) for kept in (own_files, GUEST_FILES))
         files = file_limit - own
         connection_files = max(1, files - for_guests)
         connections = connection_files if max_connections is None else max_connections
@@ -129,7 +131,9 @@ class Admission:
     @property
     def places(self) -> Places:
         """The places by the settings and the limit of now, which the system may change any time."""
-        return Places.of(self.settings.config.max_connections, self.file_limit())
+        config = self.settings.config
+        own_files = OWN_FILES + config.webhooks.most_requests
+        return Places.of(config.max_connections, self.file_limit(), own_files)
 
     @contextmanager
     def place(self, stream: trio.abc.Stream) -> Iterator[Guest]:

@@ -1,11 +1,11 @@
 """Commands of Centrifuge clients, and what they are answered (wire reference, section 2).
 
-Each command is a step that never waits, `act`, with a question before it where somebody has to be
+Each command is a step that never waits, `act`, with an `ask` before it where somebody has to be
 asked: a hook of the app, its backend, an issuer of keys.
 
 Rules:
 
-1. `act` decides and acts in one atomic step. What `ask` found out was true before an await, so it is
+1. `act` decides and acts in one atomic step. The answer to `ask` was true before an await, so it is
    checked again.
 2. A bad request gets an error reply; a client that does not follow the protocol is sent away.
 """
@@ -38,7 +38,7 @@ from broker.routing.subscriptions import (
     listing_work,
     plan_subscription,
 )
-from broker.session.expiry import deadline, told
+from broker.session.expiry import deadline, expiry_fields
 from broker.session.replies import NOTHING, Client
 from broker.session.services import Services
 from broker.transport import frames
@@ -171,11 +171,11 @@ class Subscribe(Handler):
             grant = attrs.evolve(grant, info=to_json(reply.info))
         if reply.data is not None:
             grant = attrs.evolve(grant, data=to_json(reply.data))
-        expiry = told(services.tokens, grant.expires_at)
+        expiry = expiry_fields(services.tokens, grant.expires_at)
         plan = plan_subscription(
             services.router, peer, client.codec, request, grant, group=_group_of(client, request)
         )
-        # No checkpoint from here to the reply: whatever is published next comes behind it.
+        # No checkpoint from here to the reply: the next publication comes behind it.
         opened = plan.begin()
         opened.subscription.expires_at = deadline(services.tokens, peer, grant.expires_at)
         client.reply(command.id, "subscribe", {**expiry, **opened.result})
@@ -229,7 +229,7 @@ class SubRefresh(Handler):
         subscription = client.peer.subscriptions.get(request.channel)
         if token is None or subscription is None:
             raise Refused(ErrorCode.PERMISSION_DENIED)
-        fields = told(services.tokens, token.expires_at)
+        fields = expiry_fields(services.tokens, token.expires_at)
         subscription.expires_at = deadline(services.tokens, client.peer, token.expires_at)
         return fields
 

@@ -28,7 +28,7 @@ from broker.protocols.commands import Command, ConnectRequest, SubscribeRequest
 from broker.protocols.json_text import to_json
 from broker.routing.subscriptions import Plan, plan_subscription
 from broker.session.commands import Handler, note_refused, refusal_of
-from broker.session.expiry import deadline, told
+from broker.session.expiry import deadline, expiry_fields
 from broker.session.orders import ServerSub
 from broker.session.replies import Client
 from broker.version import VERSION
@@ -147,7 +147,7 @@ def _admit(
     result: dict[str, object] = {
         "client": str(fd),
         "version": VERSION,
-        **told(services.tokens, None if token is None else token.expires_at),
+        **expiry_fields(services.tokens, None if token is None else token.expires_at),
         "data": msgspec.Raw(to_json(data)),
         "ping": _whole_seconds(config.ping_seconds),
         "pong": True,
@@ -177,7 +177,7 @@ def _admit(
 
 
 def _let_in(client: Client, request_id: int, admission: _Admission) -> None:
-    """Connect the client and answer it. No checkpoint: whatever is published next comes behind."""
+    """Connect the client and answer it. No checkpoint: the next publication comes behind."""
     services, peer, token = client.services, client.peer, admission.token
     router = services.router
     peer.codec = client.codec
@@ -269,7 +269,7 @@ class Refresh(Handler):
         if token is None or token.user != peer.token_user:
             note_refused(client, TokenInvalid("refresh for another user"))
             raise Disconnect(CloseCode.INVALID_TOKEN, "invalid token")
-        fields = told(services.tokens, token.expires_at)
+        fields = expiry_fields(services.tokens, token.expires_at)
         peer.expires_at = deadline(services.tokens, peer, token.expires_at)
         peer.claims = token.claims
         return {"client": str(peer.fd), "version": VERSION, **fields}

@@ -13,7 +13,7 @@ from broker.errors import CloseCode, ErrorCode, Refused, UnsubscribeCode
 from broker.session.services import ServedConnection
 
 
-def told(tokens: Tokens, expires_at: float | None) -> dict[str, object]:
+def expiry_fields(tokens: Tokens, expires_at: float | None) -> dict[str, object]:
     """Fields of a reply that say when something ends: at `expires_at` in Unix seconds. Empty
     for None, which is never. Raises `Refused` (110) for what has ended already.
     """
@@ -42,7 +42,7 @@ def expire(connection: ServedConnection, tokens: Tokens, when: float | None) -> 
     if connection.orders.codec is None:
         return False
     try:
-        told(tokens, when)
+        expiry_fields(tokens, when)
     except Refused:
         connection.close(CloseCode.EXPIRED, "expired")
     else:

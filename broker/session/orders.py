@@ -141,8 +141,8 @@ class Orders:
             join_leave=sub.join_leave,
         ).begin()
         if codec is not None:
-            told = {k: v for k, v in opened.result.items() if k != "publications"}
-            router.send(peer, (codec.subscribe(topic, told),))
+            fields = {k: v for k, v in opened.result.items() if k != "publications"}
+            router.send(peer, (codec.subscribe(topic, fields),))
         opened.settle(router)
         return True
 

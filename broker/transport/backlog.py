@@ -1,6 +1,6 @@
-"""What waits in an outbox that is over its bounds, sorted for dropping.
+"""Runs that wait in an outbox over its bounds, sorted for dropping.
 
-The mail of an outbox is a list that only grows at its end; what is dropped leaves `GONE` in its
+The mail of an outbox is a list that only grows at its end; a dropped run leaves `GONE` in its
 place. So a place is a number that stays, and each question has a mark that only moves on: nothing
 before it has to be looked at again. Dropping costs a constant time per run, taken over all.
 

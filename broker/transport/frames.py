@@ -9,7 +9,7 @@ Four readers of the same bytes:
 - `pass_over` finds where frames end that nobody wants.
 - `read_header` looks at whatever the others stopped at.
 
-Rule: nothing here judges a peer. What these will not take is left, byte for byte, for the
+Rule: nothing here judges a peer. Frames that these do not take are left, byte for byte, for the
 full RFC 6455 implementation behind it.
 """
 
@@ -31,8 +31,8 @@ MAX_CLOSE_REASON = 123
 """A control frame carries at most 125 bytes (section 5.5), two of which are the close code."""
 
 MAX_BATCH = 512
-"""Frames that are taken at once: what a read of 64 KiB holds of ordinary publications. Of the
-shortest it holds 10,000, and others would wait until all of these are dealt with."""
+"""Frames that are taken at once: as many ordinary publications as a read of 64 KiB holds. Of
+the shortest it holds 10,000, and others would wait until all of these are dealt with."""
 
 _FIN_TEXT = 0x80 | TEXT
 _FIN_BINARY = 0x80 | BINARY

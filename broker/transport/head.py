@@ -1,12 +1,12 @@
 """One HTTP/1.1 request head, read and checked before any parser of ours or others sees it.
 
-Peers send bytes that make h11 raise; what passes here cannot. So the rules are at least as strict,
+Peers send bytes that make h11 raise; a head that passes here cannot. So the rules are at least as strict,
 and a head is either exactly right or refused:
 
-Rule 1  Nothing past the head is asked for until the head is judged; what came with it is kept.
+Rule 1  Nothing past the head is asked for until the head is judged; bytes that came with it are kept.
 Rule 2  `parse_head` holds for every request, `check_upgrade` adds what RFC 6455 section 4.2.1
         asks of a WebSocket handshake.
-Rule 3  A head is never repaired: what two parsers could read in two ways is a 400.
+Rule 3  A head is never repaired: one that two parsers could read in two ways is a 400.
 Rule 4  A field that is not the handshake's own is opaque (RFC 9110 section 5.5): bytes beyond ASCII
         pass, as a browser sends them in a cookie.
 
@@ -102,7 +102,7 @@ class Head:
 
     @property
     def subprotocols(self) -> tuple[str, ...]:
-        """What the peer offers in `Sec-WebSocket-Protocol`, its favourite first."""
+        """Subprotocols that the peer offers in `Sec-WebSocket-Protocol`, its favourite first."""
         return _tokens(self.header("sec-websocket-protocol"))
 
     @property
@@ -148,7 +148,7 @@ def parse_head(raw: bytes) -> Head:
     """Read one request head: all bytes up to and including the blank line.
 
     Raises `HeadError`: 400 for anything that is not HTTP/1, 505 for another version of it.
-    What passes is a head that h11 accepts as well.
+    A head that passes is one that h11 accepts as well.
     """
     if not raw.endswith(b"\r\n\r\n"):
         raise HeadError(400, "the request head does not end with a blank line")

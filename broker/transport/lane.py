@@ -1,4 +1,4 @@
-"""What a peer sends, on its way from the socket to the session.
+"""Lanes: they carry the frames of a peer from its socket to its session.
 
 - The **fast lane** takes whole simple data frames straight from the read buffer, and hands them to the
   session in batches. A well-formed Close or Ping is answered here as well, and a Pong needs no answer.
@@ -11,7 +11,7 @@ overtake each other.
 
 Rules the lane keeps:
 
-1. Nothing is read before `run`; what had come with the request head is delivered.
+1. Nothing is read before `run`; bytes that had come with the request head are delivered.
 2. A message's size is bytes, judged on frame headers: over the limit is 1009, nothing buffered.
 3. A message has a number of fragments and a time to be whole; control frames have a rate.
 4. A protocol error is answered with a Close frame (trio-websocket alone just drops the connection).
@@ -41,13 +41,13 @@ Batch: TypeAlias = list[frames.Message]
 
 # A read may hold hundreds of small frames: 64 KiB is what one system call returns under load.
 _READ = 64 * 2**10
-# What is looked through for the peer's Close after ours: what the buffers of both systems may hold
-# (6 and 4 MiB by default on Linux), in frames of 160 bytes. Then it is dropped unseen.
+# Bytes in which we look for the peer's Close after ours: as many as the buffers of both systems may
+# hold (6 and 4 MiB by default on Linux), in frames of 160 bytes. Bytes beyond are dropped unseen.
 _CLOSING_BYTES = 10 * 2**20
 _CLOSING_FRAMES = 2**16
 
-# What nobody looks at is read at full speed up to here, as it may have been on its way when we sent
-# our Close; then ten times a second, which slows its sender.
+# Bytes that nobody looks at are read at full speed up to here, as they may have been on their way when
+# we sent our Close; then ten times a second, which slows their sender.
 _IGNORED_BYTES = 2**20
 _IGNORED_PAUSE = 0.1
 
@@ -174,7 +174,7 @@ class Lane:
                 if slow:
                     await self._take_slow(slow, nursery)
                 elif self.close_sent is not closing:
-                    continue  # what is left is for the other way of looking at it
+                    continue  # the rest is for the other way of looking at it
                 elif not self._ended.is_set() and not await self._read():
                     self.lost()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -241,7 +241,7 @@ class Lane:
 
     async def _ignore(self) -> None:
         """Read once, and drop that. The lane ends with what seems to be the answer to our Close:
-        what comes once that is out, and is all there was."""
+        bytes that come once that is out, and are all there was."""
         data = await receive_some(self._stream, _READ)
         self._ignored += len(data)
         skipped = min(self._skip, len(data))  # of the broken frame itself
@@ -277,7 +277,7 @@ class Lane:
     async def _deliver(self, batch: Batch, size: int) -> None:
         """Hand a batch of `size` bytes to the session; wait while the inbox is full.
 
-        What came in several reads takes that many places, empty batches behind it: else an inbox
+        A message of several reads takes that many places, empty batches behind it: else an inbox
         full of the largest messages would hold `inbox_batches` times `max_message_bytes`.
         """
         batch = await self._take_now(batch)
@@ -300,7 +300,7 @@ class Lane:
                 self.reading = True
                 self.heard_at = trio.current_time()
         except (trio.ClosedResourceError, trio.BrokenResourceError):
-            pass  # the session has ended: what is left goes the way of all after our Close
+            pass  # the session has ended: the rest goes the way of all after our Close
 
     def _next_slow(self) -> bytes:
         """The whole frame at the front of the buffer, and fragments behind it, joined; empty when
@@ -311,7 +311,7 @@ class Lane:
         return slow + self._take_fragments()
 
     def _take_fragments(self) -> bytes:
-        """What comes next of the open message, as one frame; as far as the limits allow."""
+        """Take the next part of the open message, as one frame; as far as the limits allow."""
         limits = self._limits
         payload, count, used, fin = frames.take_fragments(
             self._buffer,

@@ -1,6 +1,6 @@
 """Listeners: TCP, TLS over TCP, or a Unix socket; opening them, and accepting what comes.
 
-Whatever the system refuses becomes a `ConfigError` that names the address and the way out.
+An address that the system refuses becomes a `ConfigError` that names it and the way out.
 """
 
 import errno

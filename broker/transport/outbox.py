@@ -1,4 +1,4 @@
-"""What one peer has yet to get, its bounds, and what happens when they are reached.
+"""The outbox: the runs that one peer has yet to get, their bounds, and the rules for a full one.
 
 An outbox holds runs. It is filled by `PostOffice.deliver` and `offer`, emptied by `flush` (which
 the postman calls) and, once a socket would block, by a writer task that lives only as long as
@@ -7,13 +7,13 @@ there is something to write.
 Rules:
 
 1. Only the outbox writes to its stream, so frames never interleave.
-2. Filling never waits. Who is too slow is dealt with by the rule of the topic, at once.
+2. Filling never waits. A peer that is too slow is dealt with by the rule of the topic, at once.
 3. Bounds are judged on what the socket did not take: before a rule is applied, we try to write.
-4. What has begun to go out is finished or the connection is dead; nothing is sent twice.
-5. One write, one wait and one drop cost the same however much waits: what is written at once is
+4. A frame that has begun to go out is finished or the connection is dead; nothing is sent twice.
+5. One write, one wait and one drop cost the same however much waits: one write is
    bounded, and a place in the mail is looked at once (see `backlog`).
-6. A peer is given up when it has taken nothing for `stall_seconds`. What counts is what the peer's
-   system acknowledges: a socket may not turn writable for long while its peer reads on.
+6. A peer is given up when it has taken nothing for `stall_seconds`. Only bytes that the
+   peer's system acknowledges count: a socket may not turn writable for long while its peer reads on.
 """
 
 import os
@@ -71,7 +71,7 @@ _SPARE_PLACES = 64
 
 
 class Offer(Enum):
-    """What became of an offer."""
+    """The outcome of an offer."""
 
     TAKEN = "taken"
     FULL = "full"
@@ -94,11 +94,11 @@ class OutboxStatistics:
 class Outbox:
     """The frames that wait for one peer.
 
-    `post` is called with the outbox when it goes from empty to not empty; whoever is behind it
-    owes a call to `flush`. `start_writer` starts a task in the connection's own nursery.
+    `post` is called with the outbox when it goes from empty to not empty; the function owes
+    a call to `flush`. `start_writer` starts a task in the connection's own nursery.
     `on_slow` is called when the peer must be closed, `on_drop` with the number of messages dropped
-    by topic, `on_broken` when the stream is dead. All are called without a checkpoint. What is
-    offered is counted in `ledger`.
+    by topic, `on_broken` when the stream is dead. All are called without a checkpoint.
+    Offered runs are counted in `ledger`.
 
     The bound in bytes is `max_bytes`, for messages of an ordinary size. One that is larger than a
     quarter of it is judged by what waits between the run that is on its way and itself: at most
@@ -174,11 +174,11 @@ class Outbox:
         """How often a stream, or the peer behind it, was seen to take something; 0 for a bare
         socket, which says when it is blocked."""
         self.blocked = False
-        """The system would not take more: what is here now has to wait for the peer."""
+        """The system would not take more: the runs that are here have to wait for the peer."""
         self.replies_wait = False
         """Whether a reply that was too large for the bound has yet to go out."""
         self.sealed = False
-        """Nothing more is taken; what is queued still goes out."""
+        """Nothing more is taken; queued runs still go out."""
         self.stalled = False
         """The peer took nothing for `stall_seconds`, so it was given up."""
         self._stream = stream
@@ -209,7 +209,7 @@ class Outbox:
         self._stall_seconds = stall_seconds
 
     def statistics(self) -> OutboxStatistics:
-        """What is here now. Linear in what waits; `bytes` and `messages` are at hand."""
+        """A snapshot. Linear in the runs that wait; `bytes` and `messages` are at hand."""
         held = sum([run.bytes_held for run in self.mail if run is not GONE])
         return OutboxStatistics(self.bytes, self.messages, self.dropped, self.blocked, held)
 
@@ -223,7 +223,7 @@ class Outbox:
         )
 
     def bound(self, max_bytes: int, max_messages: int) -> None:
-        """Hold no more than this from now on; what is here already is judged when more comes.
+        """Hold no more than this from now on; runs that are here already are judged when more come.
 
         The room that a large reply or message was given stays until that is out.
         """
@@ -248,7 +248,7 @@ class Outbox:
         return Offer.TAKEN
 
     def offer_reply(self, run: Run) -> Offer:
-        """Queue what the peer has asked for, whatever its size: who gets a lot is not slow for that.
+        """Queue a reply that the peer has asked for, of any size: to get a lot is not to be slow.
 
         Until all is out there is room for the reply and, beside it, for as much as ever. The caller
         serves the peer nothing more while `replies_wait`, so no second reply widens the bound.
@@ -287,7 +287,7 @@ class Outbox:
         return False
 
     def seal(self, last: Run | None = None) -> None:
-        """Take nothing more, after `last`. What is queued still goes out."""
+        """Take nothing more, after `last`. Queued runs still go out."""
         if not self.sealed:
             if last is not None:
                 self._append(last)
@@ -335,18 +335,18 @@ class Outbox:
     async def wait_empty(self) -> None:
         """Wait until everything queued is with the system, or the stream is dead.
 
-        Cancelled, nothing has changed: what is queued still goes out.
+        Cancelled, nothing has changed: queued runs still go out.
         """
         await self.wait_below(0)
 
     async def wait_below(self, size: int) -> None:
         """Wait until at most `size` bytes are queued, or the stream is dead (then it is `sealed`).
 
-        Whoever has many runs for one peer offers them one by one with this in between, and so goes
+        A caller with many runs for one peer offers them one by one with this in between, and so goes
         on as fast as the peer takes them: `size` is half of the bound, or less. Returns at once,
         without a checkpoint, if that is so now; somebody else may have filled the outbox by the
-        time the caller runs. Cancelled, nothing has changed: what was offered still goes out, in
-        its order, and what the caller has not offered yet is nowhere.
+        time the caller runs. Cancelled, nothing has changed: offered runs still go out, in
+        their order, and runs that the caller has not offered yet are nowhere.
         """
         while self.mail and (self.bytes > size or not size):
             self._plain = False
@@ -516,7 +516,7 @@ class Outbox:
                 with trio.move_on_after(self._stall_seconds) as progress:
                     await trio.lowlevel.wait_writable(self._fileno)
                 if progress.cancelled_caught:
-                    # What the peer has taken is what the system took meanwhile, and holds no more.
+                    # The peer has taken the bytes that the system took meanwhile and holds no more.
                     if before + self._went > unacknowledged(self._fileno):
                         continue
                     self.stalled = True
@@ -540,7 +540,7 @@ class Outbox:
             self.overflow()
 
     def _progress(self) -> tuple[int, int]:
-        """What changes when a stream takes something of what it was given."""
+        """Marks that change when a stream takes some of the bytes it was given."""
         stream = self._stream
         return self.chunks, stream.pieces if isinstance(stream, RelayStream) else 0
 
@@ -561,7 +561,7 @@ class Outbox:
     def _goes_at_once(self) -> bool:
         """Whether the next chunk needs no guard: it tells by itself whether the peer takes anything."""
         if isinstance(self._stream, RelayStream):
-            return False  # whatever that makes of it
+            return False  # however it translates the chunk
         if self._below is None:
             return True  # in memory, with nothing below to look at
         return self.bytes <= ROOM and has_room(self._below)

@@ -81,7 +81,7 @@ class PostOffice:
         """Bring these outboxes back within their bounds, after those that came before them.
 
         After a fan-out, as a rule may end subscriptions and so change what is iterated over. And
-        one by one: who is closed leaves, which others are told, whose outboxes that fills. If that
+        one by one: a peer that is closed leaves, others are notified, and their outboxes fill by that. If that
         were one call inside another, a hundred slow readers would end the process.
         """
         self._over += full
@@ -129,7 +129,7 @@ def _nothing() -> None:
 @asynccontextmanager
 async def open_post_office() -> AsyncGenerator[PostOffice, None]:
     """Run the postman for as long as the block. Opened outside of the sessions, so that last
-    words get out; what is still queued in outboxes when the block ends is not written."""
+    words get out; runs that are still queued in outboxes when the block ends are not written."""
     office = PostOffice()
     async with trio.open_nursery() as postman:
         postman.start_soon(office._carry, name="postman")

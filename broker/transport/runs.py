@@ -1,4 +1,4 @@
-"""Runs: what an outbox holds, and how much memory the runs of a post office take.
+"""Runs, of which outboxes hold lists, and the memory that the runs of a post office take.
 
 A run is shared by all outboxes that it was put into, so it is never changed. An outbox that drops
 the front of one keeps a `Rest` of it, which is its own; the bytes stay shared.
@@ -11,7 +11,7 @@ import attrs
 
 SlowRule: TypeAlias = Literal["close", "drop_oldest", "latest"]
 
-# What Python needs beside the bytes, on 64-bit CPython 3.11: a run is an object of 104 bytes and a
+# Memory that Python needs beside the bytes, on 64-bit CPython 3.11: a run is an object of 104 bytes and a
 # sequence of 64, a frame a bytes object with 33 of its own and a place in that sequence.
 _RUN_OVERHEAD = 168
 _FRAME_OVERHEAD = 41
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def bytes_held(self) -> int:
-        """What this run takes of memory: where it has several frames, each byte twice."""
+        """Bytes of memory that this run takes: where it has several frames, each byte twice."""
         count = len(self.frames)
         size = len(self.data)
         return _RUN_OVERHEAD + count * _FRAME_OVERHEAD + (size if count == 1 else 2 * size)
@@ -81,7 +81,7 @@ class Run:
 
 
 class Rest(Run):
-    """What one outbox keeps of a run whose first frames it dropped: those from `first` on."""
+    """The frames that one outbox keeps of a run whose first ones it dropped: those from `first` on."""
 
     __slots__ = ("_whole",)
 

@@ -52,7 +52,7 @@ class SlowLane(trio.abc.Stream):
         )
         self._websocket = await request.accept()
 
-    # what trio-websocket calls
+    # methods that trio-websocket calls
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         self._settled.set()

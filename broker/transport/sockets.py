@@ -18,7 +18,7 @@ import trio
 _BYTES_ACKED = slice(120, 128)
 
 ROOM = 8 * 2**10
-"""What a socket that is writable has room for. Trio asks the system to hold no more than 16 KiB that
+"""Bytes that a socket that is writable has room for. Trio asks the system to hold no more than 16 KiB that
 it has not sent yet (`TCP_NOTSENT_LOWAT`); writable means that half of that is free."""
 
 

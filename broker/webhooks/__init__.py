@@ -1,1 +1,1 @@
-"""HTTP requests to the app's backend: events, and questions."""
+"""Webhooks: HTTP requests to the app's backend, with events or for the proxy."""

@@ -4,7 +4,7 @@ Rules:
 
 1. One request at a time. A batch is sent until it is answered with 2xx; only then comes the next.
    So a backend never sees a gap but where it is told of one, and skips nothing but by taking it.
-2. What a backend has had twice it tells by epoch and number: nobody else can.
+2. A backend knows by epoch and number which events it has had twice: nobody else can.
 3. A backend that is down is logged once, and once when it is back.
 """
 
@@ -53,7 +53,7 @@ class Webhook:
     backend: Backend
     _delay: float = 0.0
     _failing_since: float | None = None
-    _refusal_told: bool = False
+    _refusal_logged: bool = False
 
     async def run(self) -> None:
         """Send until the feed has ended and all of it was taken."""
@@ -100,8 +100,8 @@ class Webhook:
         if not told:
             self._failing_since = trio.current_time()
         details = {"backend": urlsplit(self.rules.url).hostname, "reason": failure.reason}
-        if failure.refused and not self._refusal_told:
-            self._refusal_told = True
+        if failure.refused and not self._refusal_logged:
+            self._refusal_logged = True
             text = "is webhooks.url right, and the secret? Sent again until it answers with 2xx"
             log.error("webhook_refused", **details, detail=text)
         elif not told:
@@ -113,7 +113,7 @@ class Webhook:
             seconds = trio.current_time() - self._failing_since
             waiting = self.feed.queue.statistics().waiting
             log.info("webhook_recovered", after=f"{seconds:.1f} s", waiting=waiting)
-        self._failing_since, self._refusal_told, self._delay = None, False, 0.0
+        self._failing_since, self._refusal_logged, self._delay = None, False, 0.0
 
 
 def encode(batch: Sequence[Event]) -> bytes:
@@ -126,8 +126,8 @@ def encode(batch: Sequence[Event]) -> bytes:
 
 
 def seconds_of(retry_after: str, now: float) -> float:
-    """What `Retry-After` asks for (RFC 9110 section 10.2.3), within bounds; 0 for what cannot be
-    read."""
+    """Seconds that `Retry-After` asks for (RFC 9110 section 10.2.3), within bounds; 0 for text that
+    cannot be read."""
     text = retry_after.strip()
     if text.isascii() and text.isdigit():
         seconds = float(text[:10])

@@ -27,7 +27,7 @@ from broker import (
 )
 from broker.access.minting import mint
 from broker.http.fallbacks import STREAMS
-from broker.http.streams import Line, OneWayLine, ProtobufLine, SseLine
+from broker.http.streams import HttpStream, ProtobufStream, SseStream, UniSseStream
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
 from broker.testing import Closed, MakePair, Network, Peer, handshake, open_test_broker
 from broker.transport import frames
@@ -340,8 +340,8 @@ async def test_a_frame_may_end_anywhere_in_what_is_written(
     await other.aclose()
 
 
-@pytest.mark.parametrize("kind", [Line, SseLine, partial(OneWayLine, subs={})])
-async def test_however_frames_are_cut_the_same_is_said(kind: Callable[..., Line]) -> None:
+@pytest.mark.parametrize("kind", [HttpStream, SseStream, partial(UniSseStream, subs={})])
+async def test_however_frames_are_cut_the_same_is_said(kind: Callable[..., HttpStream]) -> None:
     payloads = [
         *(b"{}", b'{"push":{"channel":"a","pub":{"data":1}}}', b'{"push":{"message":{"data":""}}}'),
         b'{}\n{"push":{"channel":"a","leave":{}}}\n{"push":{"channel":"b","join":{}}}',
@@ -1175,7 +1175,7 @@ def command(**fields: Any) -> Any:
     return schema.Command(**fields)
 
 
-class ProtobufStream(Stream):
+class ProtobufClient(Stream):
     """A client that reads its stream as the official library does."""
 
     async def message(self) -> bytes:
@@ -1202,9 +1202,9 @@ class ProtobufStream(Stream):
 
 async def open_protobuf(
     net: Network, make_pair: MakePair = memory_stream_pair, *behind: Any, **connect: Any
-) -> ProtobufStream:
+) -> ProtobufClient:
     """A client after its `connect`, with more commands in the same body if need be."""
-    peer = ProtobufStream((await net.connect(make_pair)).stream)
+    peer = ProtobufClient((await net.connect(make_pair)).stream)
     body = delimited(command(id=1, connect=schema.ConnectRequest(**connect)), *behind)
     await peer.ask("POST", "/connection/http_stream", body, PROTOBUF)
     assert peer.status == 200, await peer.receive_eof()
@@ -1286,7 +1286,7 @@ async def test_however_frames_are_cut_protobuf_says_their_payloads(told: bool) -
     stream = b"".join([*written, frames.close_frame(3001, reason)])
     for cuts in (1, 2, 3, 7, 64, 1000, 10**6):
         ours, theirs = memory_stream_pair()
-        line = ProtobufLine(theirs)
+        line = ProtobufStream(theirs)
         await line.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
         for start in range(0, len(stream), cuts):
             await line.send_all(stream[start : start + cuts])
@@ -1333,7 +1333,7 @@ async def test_whoever_is_sent_away_in_protobuf_is_told_why_once(
 async def test_a_bad_token_in_protobuf_is_told_in_protobuf(
     autojump_clock: MockClock, guarded: Network
 ) -> None:
-    async with ProtobufStream((await guarded.connect()).stream) as peer:
+    async with ProtobufClient((await guarded.connect()).stream) as peer:
         body = delimited(command(id=1, connect={"token": "x.y.z"}))
         await peer.ask("POST", "/connection/http_stream", body, PROTOBUF)
         told = (await peer.object()).push.disconnect
@@ -1376,7 +1376,7 @@ async def test_a_stream_in_protobuf_begins_with_connect(
 async def test_garbage_behind_connect_ends_with_3501(
     autojump_clock: MockClock, net: Network
 ) -> None:
-    async with ProtobufStream((await net.connect()).stream) as peer:
+    async with ProtobufClient((await net.connect()).stream) as peer:
         body = delimited(command(id=1, connect={})) + b"\x02\x0b\x0c"
         await peer.ask("POST", "/connection/http_stream", body, PROTOBUF)
         assert (peer.status, (await peer.object()).id) == (200, 1)
@@ -1519,7 +1519,7 @@ async def test_json_is_taken_by_all_its_names(
 
 
 async def test_so_is_protobuf_whatever_the_case(autojump_clock: MockClock, net: Network) -> None:
-    async with ProtobufStream((await net.connect()).stream) as peer:
+    async with ProtobufClient((await net.connect()).stream) as peer:
         fields = {"Content-Type": "Application/Octet-Stream; x=y"}
         body = delimited(command(id=1, connect={}))
         await peer.ask("POST", "/connection/http_stream", body, fields)

@@ -4,14 +4,14 @@ import pytest
 import trio
 from trio.testing import lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
 
-from broker.http.streams import Line, OneWayLine, ProtobufLine, SseLine
+from broker.http.streams import HttpStream, ProtobufStream, SseStream, UniSseStream
 from broker.transport import frames
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
 
 
-@pytest.mark.parametrize("kind", [Line, SseLine, ProtobufLine])
-async def test_a_large_reply_goes_out_in_pieces_that_are_counted(kind: type[Line]) -> None:
+@pytest.mark.parametrize("kind", [HttpStream, SseStream, ProtobufStream])
+async def test_a_large_reply_goes_out_in_pieces_that_are_counted(kind: type[HttpStream]) -> None:
     ours, theirs = lockstep_stream_pair()
     line = kind(ours)
     reply = frames.encode(kind.opcode, b"x" * 100_000)
@@ -28,7 +28,7 @@ async def test_a_large_reply_goes_out_in_pieces_that_are_counted(kind: type[Line
 
 async def test_what_has_to_be_put_together_first_goes_out_in_pieces_too() -> None:
     ours, theirs = memory_stream_pair()
-    line = OneWayLine(ours, {})
+    line = UniSseStream(ours, {})
     reply = b'{"id":1,"connect":{"data":"%b"}}' % (b"x" * 1_000_000)
     wire = HEAD + frames.text_frame(reply)
     for start in range(0, len(wire), 2**16):
@@ -40,4 +40,4 @@ async def test_what_has_to_be_put_together_first_goes_out_in_pieces_too() -> Non
 
 async def test_the_stream_below_is_known() -> None:
     ours, _ = memory_stream_pair()
-    assert Line(ours).transport_stream is ours
+    assert HttpStream(ours).transport_stream is ours

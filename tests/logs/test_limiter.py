@@ -109,10 +109,10 @@ def test_a_count_that_no_line_of_its_name_says_is_told_with_any_line(lines: Line
 def test_all_counts_are_told_before_an_end(lines: Lines) -> None:
     for _ in range(3):
         lines.log("refused")
-    lines.limiter.tell_due()
+    lines.limiter.notify_due()
     assert lines.told == []
-    lines.limiter.tell_due(all_of_them=True)
-    lines.limiter.tell_due(all_of_them=True)
+    lines.limiter.notify_due(all_of_them=True)
+    lines.limiter.notify_due(all_of_them=True)
     assert [each.count for each in lines.told] == [2]
     assert lines.log("refused") is None  # the second is not over
 
@@ -127,7 +127,7 @@ def test_names_that_an_app_makes_of_a_peers_text_cost_bounded_memory(lines: Line
     lines.log("kept", "warning")
     for number in range(3 * MAX_NAMES):
         assert lines.log(f"made of {number}", "warning") == 0
-    lines.limiter.tell_due(all_of_them=True)
+    lines.limiter.notify_due(all_of_them=True)
     assert [(each.name, each.count) for each in lines.told] == [("kept", 1)]
     # Forgotten at the next round: the second of this name is not over, and yet it passes.
     assert lines.log("made of 0", "warning") == 0
