@@ -137,6 +137,69 @@ async def recovery(url: str) -> None:
         assert [heard(context.pub.data) for context in told.all("publication")] == [1, 2, 3, 4, 5]
 
 
+@asynccontextmanager
+async def proxied(url: str) -> AsyncIterator[tuple[str, Callable[[], None]]]:
+    """A way to the broker that can be cut, as networks do: without a word."""
+    host, _, port = url.removeprefix("ws://").partition(":")
+    writers: list[asyncio.StreamWriter] = []
+
+    async def hand_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(2**16):
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(host, int(port))
+        writers.extend((writer, back))
+        await asyncio.gather(hand_on(reader, back), hand_on(there, writer))
+
+    def cut() -> None:
+        for writer in writers:
+            writer.transport.abort()
+        writers.clear()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port_here = server.sockets[0].getsockname()[1]
+        yield f"ws://127.0.0.1:{port_here}", cut
+        cut()
+
+
+async def interrupted_recovery(url: str) -> None:
+    """The line drops while the app handles the first of three recovered publications."""
+    seen: list[object] = []
+    async with proxied(url) as (way, cut), connected(url) as (bob, _):
+        async with connected(way) as (alice, to_alice):
+
+            class Handler(Recorder):
+                async def on_publication(self, context: Any) -> None:
+                    seen.append(heard(context.pub.data))
+                    if seen == [1, 2]:
+                        cut()
+                        await to_alice.next("connecting", 3)
+
+            told = Handler()
+            sub = alice.new_subscription("room.lobby", events=told, recoverable=True)
+            await sub.subscribe()
+            await told.next("subscribed")
+            await bob.publish("room.lobby", said(1))
+            while seen != [1]:
+                await asyncio.sleep(0)
+            cut()
+            for n in (2, 3, 4):
+                await bob.publish("room.lobby", said(n))
+            last = await told.next("subscribed", 3)
+            assert last.recovered
+            while 4 not in seen:
+                await asyncio.sleep(0)
+            assert sorted(set(map(int, map(str, seen)))) == [1, 2, 3, 4]
+
+
 async def direct(url: str) -> None:
     async with connected(url) as (alice, _), connected(url) as (bob, told):
         await alice.publish(f"fd:{bob.fd}", said({"text": "only you"}))
@@ -170,7 +233,9 @@ async def rpc(url: str) -> None:
 
 
 @pytest.mark.parametrize("protobuf", [False, True], ids=["json", "protobuf"])
-@pytest.mark.parametrize("scenario", [messages, history, presence, recovery, direct, by_tags, rpc])
+@pytest.mark.parametrize(
+    "scenario", [messages, history, presence, recovery, interrupted_recovery, direct, by_tags, rpc]
+)
 def test_the_python_sdk_does(
     scenario: Callable[[str], Awaitable[None]],
     protobuf: bool,
