@@ -1037,7 +1037,7 @@ def test_without_anybody_to_end_the_process_the_exception_goes_on() -> None:
         trio.run(main)
 
 
-def test_what_closes_a_hook_from_outside_of_the_loop_is_let_through() -> None:
+def test_a_close_of_a_hook_from_outside_of_the_loop_is_let_through() -> None:
     @types.coroutine
     def suspend() -> Iterator[None]:
         yield

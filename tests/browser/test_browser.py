@@ -217,7 +217,7 @@ def test_a_message_to_somebody_who_has_gone_comes_back_with_its_to(
     mei.shows()
 
 
-def test_what_comes_back_does_not_mix_with_what_is_being_written(
+def test_a_refused_message_does_not_mix_with_the_one_being_written(
     context: Any, start_broker: Callable[..., Any]
 ) -> None:
     tab = Tab(context, start_broker().http)
@@ -253,7 +253,7 @@ def test_a_line_that_begins_with_a_slash_is_not_sent_unless_it_is_doubled(
     jonas.shows(f"Mei · fd {mei.fd} /to 2 is what I typed")
 
 
-def test_what_people_write_is_never_markup(two_tabs: tuple[Tab, Tab]) -> None:
+def test_text_of_people_is_never_markup(two_tabs: tuple[Tab, Tab]) -> None:
     mei, jonas = two_tabs
     nasty = "<img src=x onerror=document.title='owned'><b>bold</b>"
     mei.page.get_by_label("Your name").fill("<i>Mei")

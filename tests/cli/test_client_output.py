@@ -177,7 +177,7 @@ async def run_against(
 
 @pytest.mark.parametrize("name", SERVERS)
 @pytest.mark.parametrize("command", [("pub", "a", "1"), ("sub", "a"), ("bench", "--sub", "1")])
-async def test_what_a_hostile_server_says_is_one_clean_line_and_status_1(
+async def test_the_word_of_a_hostile_server_is_one_clean_line_and_status_1(
     command: tuple[str, ...], name: str
 ) -> None:
     done = await run_against(SERVERS[name], *command)
@@ -188,7 +188,7 @@ async def test_what_a_hostile_server_says_is_one_clean_line_and_status_1(
     assert done.returncode == 1
 
 
-async def test_what_is_published_is_printed_clean_on_a_terminal_that_is_not_utf8(
+async def test_publications_are_printed_clean_on_a_terminal_that_is_not_utf8(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "latin-1")

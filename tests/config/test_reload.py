@@ -26,7 +26,7 @@ async def code_of(peer: Peer, **command: object) -> int:
     return code
 
 
-def test_what_is_fixed_stays_and_all_else_changes() -> None:
+def test_fixed_settings_stay_and_all_others_change() -> None:
     old = Config(port=1, host="a", max_topics=5)
     new = Config(port=2, host="a", max_topics=6, allowed_origins=("*",))
     change = merge(old, new)
@@ -35,7 +35,7 @@ def test_what_is_fixed_stays_and_all_else_changes() -> None:
     assert change.refused == ("port",)
 
 
-def test_what_is_fixed_are_settings() -> None:
+def test_fixed_names_are_settings() -> None:
     assert set(FIXED) <= {field.name for field in attrs.fields(Config)}
 
 
@@ -137,7 +137,9 @@ async def test_origins_and_the_number_of_connections_change_for_those_who_come(
         assert await status("https://a.example") == "503"
 
 
-async def test_what_cannot_change_is_named_in_one_warning(autojump_clock: MockClock) -> None:
+async def test_settings_that_cannot_change_are_named_in_one_warning(
+    autojump_clock: MockClock,
+) -> None:
     broker = Broker(Config(port=9501))
     async with open_test_broker(broker) as net:
         with capture_logs() as lines:

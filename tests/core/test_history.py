@@ -215,7 +215,7 @@ def test_a_recovery_is_complete_or_none(offset: int, epoch: str, expected: str |
     assert texts(missed) == (expected or "")
 
 
-def test_who_subscribed_before_the_first_publication_recovers_all_of_it() -> None:
+def test_a_position_before_the_first_publication_recovers_every_one() -> None:
     store = store_of()
     seen = store.position("a", 0.0)
     assert seen == Position(0, "E1")
@@ -252,7 +252,7 @@ def test_removing_clears_the_publications_and_goes_on_counting() -> None:
 # time
 
 
-def test_what_is_past_its_time_is_not_read_even_if_nobody_called_expire() -> None:
+def test_publications_past_their_time_are_not_read_even_before_expire() -> None:
     store = store_of()
     put(store, "a", "a", now=0.0, ttl=10.0)
     put(store, "a", "b", now=5.0, ttl=10.0)

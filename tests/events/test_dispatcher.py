@@ -111,7 +111,7 @@ async def test_the_server_s_doings_are_told_with_their_reasons(autojump_clock: M
     assert seen[-1]["kind"] == "stopped"
 
 
-async def test_what_was_not_delivered_is_told(autojump_clock: MockClock) -> None:
+async def test_the_event_of_an_end_counts_undelivered_messages(autojump_clock: MockClock) -> None:
     broker = Broker(Config(outbox_messages=3))
     seen = told(broker)
     async with open_test_broker(broker) as net:

@@ -416,7 +416,7 @@ def test_no_head_at_all_makes_h11_raise_once_it_passed(line: bytes, field: bytes
 # read_head
 
 
-async def test_what_came_behind_the_head_is_kept() -> None:
+async def test_bytes_behind_the_head_are_kept() -> None:
     ours, theirs = memory_stream_one_way_pair()
     await ours.send_all(head_bytes() + b"\x81\x80\x00\x00\x00\x00")
     assert await read_head(theirs, 8192) == (head_bytes(), b"\x81\x80\x00\x00\x00\x00")
@@ -497,7 +497,7 @@ async def test_empty_lines_count_as_part_of_the_head() -> None:
         b"\xff",
     ],
 )
-async def test_what_cannot_become_http_is_refused_without_waiting(begin: bytes) -> None:
+async def test_bytes_that_cannot_become_http_are_refused_without_waiting(begin: bytes) -> None:
     ours, theirs = memory_stream_one_way_pair()
     await ours.send_all(begin)
     with pytest.raises(HeadError, match="400"):

@@ -118,7 +118,7 @@ async def test_one_write_carries_all_that_has_gathered() -> None:
         assert exchange.office.statistics().rounds == 1
 
 
-async def test_who_is_sealed_gets_nothing_behind_its_last_frame() -> None:
+async def test_a_sealed_outbox_gets_nothing_behind_its_last_frame() -> None:
     async with open_exchange() as exchange:
         sealed, other = exchange.subscribe(), exchange.subscribe()
         sealed.outbox.seal(Run((frames.close_frame(1000),), messages=0))
@@ -128,7 +128,7 @@ async def test_who_is_sealed_gets_nothing_behind_its_last_frame() -> None:
         assert exchange.office.statistics().messages_delivered == 1
 
 
-async def test_who_is_abandoned_gets_not_another_byte_and_needs_no_nursery() -> None:
+async def test_an_abandoned_outbox_sends_not_another_byte_and_needs_no_nursery() -> None:
     async with open_exchange() as exchange:
         async with trio.open_nursery() as exchange.io:
             one = exchange.subscribe()

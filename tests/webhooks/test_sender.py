@@ -151,7 +151,7 @@ async def test_events_are_posted_as_they_happen_and_last_words_get_out(
     assert event["time"] == pytest.approx(net.broker.wall_clock() - 7, abs=7)
 
 
-async def test_what_happens_during_a_request_goes_with_the_next_up_to_a_batch(
+async def test_events_during_a_request_go_with_the_next_up_to_a_batch(
     autojump_clock: MockClock, backend: Backend
 ) -> None:
     async def slow(request: httpx2.Request) -> httpx2.Response:
@@ -414,7 +414,7 @@ async def test_an_answer_that_is_not_whole_is_none(
         assert net.broker.stats().events["webhooks"].waiting == 1
 
 
-async def test_what_a_backend_says_beside_its_status_is_of_no_interest(
+async def test_an_answer_of_a_backend_counts_by_its_status_alone(
     autojump_clock: MockClock, backend: Backend
 ) -> None:
     async def say(request: httpx2.Request) -> httpx2.Response:
