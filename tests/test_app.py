@@ -1,4 +1,4 @@
-"""What an app may do with a `Broker`, served in memory."""
+"""The methods that an app has of a `Broker`, served in memory."""
 
 from functools import partial
 from pathlib import Path

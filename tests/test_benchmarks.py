@@ -1,4 +1,4 @@
-"""What the benchmarks make of their figures, and their generator's own HTTP."""
+"""Tables that the benchmarks make of their figures, and their generator's own HTTP."""
 
 import json
 import shutil

@@ -332,7 +332,7 @@ def failures() -> list[tuple[str, str]]:
 
 @pytest.fixture
 def config(failures: object) -> Config:
-    """Whose hook of subscriptions decides about patterns as well."""
+    """A config whose hook of subscriptions decides about patterns as well."""
     return Config(hook_decides_patterns=True)
 
 
@@ -785,7 +785,7 @@ def test_type_checkers_complain_of_every_wrong_hook_and_of_no_right_one(
 
 
 class OddError(BaseException):
-    """What nobody should raise."""
+    """An exception that nobody should raise."""
 
 
 def a_cancellation() -> BaseException:

@@ -1,4 +1,4 @@
-"""Who ends when: handshakes, stops, drains, hooks that hang, peers that do not read, cancellation
+"""The ends of all that lives: handshakes, stops, drains, hooks that hang, peers that do not read, cancellation
 at any moment. After each test nothing may be left running."""
 
 import json
@@ -61,7 +61,7 @@ async def nothing_is_left(nursery: trio.Nursery) -> AsyncIterator[None]:
 async def test_nothing_is_sent_before_the_handshake_is_answered(
     autojump_clock: MockClock, steps: int
 ) -> None:
-    """Whatever is done to an fd that nobody can have yet, at each step of its handshake."""
+    """Anything may be done to an fd that nobody can have yet, at each step of its handshake."""
     async with open_test_broker(Broker()) as net:
         peer = await net.connect()
         await peer.send(handshake())
@@ -274,7 +274,7 @@ async def test_a_hook_that_hangs_is_cancelled_close_seconds_after_the_end(
         await trio.sleep(20)
         assert not broker.exists(peer.fd)
     ((at),) = closed
-    # Who was sent our Close, and does not answer, has that time once more.
+    # A peer that was sent our Close, and does not answer, has that time once more.
     assert at - began == pytest.approx(6 if how is by_disconnect else 3)
 
 

@@ -437,7 +437,7 @@ async def test_members_of_a_group_may_speak_either_encoding(autojump_clock: obje
             await sender.request(publish={"channel": "jobs", "data": data})
         assert (await one.receive()).push.pub.data == b"\xff"
         assert (await other.receive_json())["push"]["pub"]["data"] == "/g=="
-        # What is no JSON names no group.
+        # Data that is no JSON names no group.
         for data in (b'\xff{"group":"a"}', b'["group"]'):
             assert not (await sender.request(subscribe={"channel": "a", "data": data})).error.code
             await sender.request(unsubscribe={"channel": "a"})

@@ -370,7 +370,7 @@ SLIPS = {
         }.items()
     },
 }
-"""What people type who mean one person or a command, and what they are told."""
+"""Lines of people who mean one person or a command, and the answers to them."""
 
 
 async def test_a_slip_never_goes_to_the_room_and_the_error_names_what_would_be_right(

@@ -1,4 +1,4 @@
-"""What a connection and a user may ask for in a time, as numbers and as a client sees it."""
+"""Rates of a connection and of a user, as numbers and as a client sees it."""
 
 from math import inf
 from typing import Any

@@ -121,7 +121,7 @@ BY_HOOK_OF_PATTERNS = [
     ("$a#ann", "nyn", "nyn", "nnn"),
 ]
 WITH_KEYS = [
-    # What is private, or may cover that, is for the bearer of a token.
+    # A name that is private, or may cover that, is for the bearer of a token.
     ("a", "yyy", "nyy", "nnn"),
     ("a.*", "yyy", "nyy", "nnn"),
     ("a#ann", "nyn", "nyn", "nnn"),

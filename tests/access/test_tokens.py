@@ -134,7 +134,7 @@ def test_ed448_is_eddsa_too() -> None:
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
 def test_a_public_key_is_never_an_hmac_secret(algorithm: str, tmp_path: Path) -> None:
-    """What RFC 8725 section 2.1 warns of: everybody knows the public key, so could sign with it."""
+    """The attack of RFC 8725 section 2.1: everybody knows the public key, so could sign with it."""
     path = tmp_path / "public.pem"
     public = pem(PRIVATE[algorithm])
     path.write_bytes(public)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.browser
 
 CLIENTS = Path(__file__).parents[2] / "clients"
 
-# What both sides of the article print, to the letter.
+# Lines that both sides of the article print, to the letter.
 CLIENT_LINES = ["client：打开连接", "client：接收到服务端的消息 this is server", "client：关闭连接"]
 SERVER_LINES = [
     "websocket服务器启动成功",
@@ -145,7 +145,7 @@ def test_a_direct_message_reaches_one_fd_only(
     # A person in the list fills in the number.
     jonas.page.get_by_role("button", name=f"fd {mei.fd}").click()
     assert jonas.page.get_by_label("To fd").input_value() == str(mei.fd)
-    # What is public comes to the third as well, and is all it got.
+    # The public message comes to the third as well, and is all it got.
     jonas.say("for all")
     third.shows(f"fd {jonas.fd} for all")
 
@@ -158,7 +158,7 @@ def test_a_message_to_nobody_is_given_back(context: Any, start_broker: Callable[
 
 
 SLIPS = ["bob", "0", "00", "-1", "1.5", "1e3", "fd:1", "1 2", "٣", "9" * 30]
-"""What somebody may put into "To" who means one person."""
+"""Texts that somebody may put into "To" who means one person."""
 
 
 @pytest.mark.parametrize("by", ["button", "Enter", "script"])

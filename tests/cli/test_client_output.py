@@ -1,4 +1,4 @@
-"""What pub, sub, push and bench print: text of one line, whatever peers have sent."""
+"""The output of pub, sub, push and bench: text of one line, whatever peers have sent."""
 
 import json
 import logging
@@ -145,7 +145,7 @@ SERVERS: dict[str, tuple[bytes, ...]] = {
 async def run_against(
     frames: tuple[bytes, ...], *command: str
 ) -> "subprocess.CompletedProcess[bytes]":
-    """What a command prints when a server answers one command with one frame."""
+    """The output of a command when a server answers one command with one frame."""
 
     async def serve(stream: trio.SocketStream) -> None:
         try:

@@ -50,7 +50,7 @@ async def test_rules_change_for_those_who_are_connected(autojump_clock: MockCloc
         assert await code_of(peer, **publish) == 103
         net.broker.reload(Config(namespaces={"other": TopicRules()}))
         assert await code_of(peer, **publish) == 102
-        # Who is subscribed stays so, and may leave.
+        # A subscriber stays one, and may leave.
         assert await code_of(other, unsubscribe={"channel": "chat:a"}) == 0
         net.broker.reload(Config())
         assert await code_of(peer, **publish) == 0

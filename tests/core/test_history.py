@@ -1,4 +1,4 @@
-"""What is kept, for how long, within which bounds, and what can be recovered from it."""
+"""Publications that are kept, for how long, within which bounds, and what can be recovered from it."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -365,7 +365,7 @@ def test_a_topic_that_is_over_is_forgotten_with_its_epoch(quiet: bool) -> None:
 
 
 def cost(*topics: int, owners: int = 1) -> int:
-    """What topics of one letter with so many publications of one byte cost, of so many owners."""
+    """The cost of topics of one letter with so many publications of one byte, of so many owners."""
     each = [TOPIC_BYTES + 1 + publications * (PUBLICATION_BYTES + 1) for publications in topics]
     return sum(each) + owners * OWNER_BYTES
 
@@ -677,7 +677,7 @@ def test_charging_looks_at_each_publication_once() -> None:
 
 @attrs.define
 class PlainTopic:
-    """What a topic's history is by definition: every publication there ever was, in a list."""
+    """A topic's history by definition: every publication there ever was, in a list."""
 
     epoch: str
     sent: list[tuple[float, bytes]] = attrs.field(factory=list)

@@ -1,4 +1,4 @@
-"""Who listens to what: tables, and a model of plain sets beside the hub."""
+"""Listeners and names: tables, and a model of plain sets beside the hub."""
 
 import pytest
 from hypothesis import settings

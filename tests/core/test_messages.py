@@ -1,4 +1,4 @@
-"""What travels: what a reader makes of any data that a publisher may send."""
+"""Messages: what a reader makes of any data that a publisher may send."""
 
 import math
 

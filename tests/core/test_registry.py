@@ -1,4 +1,4 @@
-"""Who is here, by fd and by user."""
+"""Sessions that are here, by fd and by user."""
 
 import attrs
 import pytest

@@ -1,4 +1,4 @@
-"""What the app's `on_event` is told, and that nobody waits for it."""
+"""Events as the app's `on_event` gets them, and that nobody waits for it."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("logging_restored")
 
 
 def told(broker: Broker) -> list[dict[str, Any]]:
-    """What `on_event` gets from here on, without what is the same in all or differs by run."""
+    """The events that `on_event` gets from here on, without what is the same in all or differs by run."""
     seen: list[dict[str, Any]] = []
 
     @broker.on_event

@@ -81,7 +81,7 @@ class Stream(Peer):
         return self._take(end + len(mark)).decode()
 
     async def event(self) -> str:
-        """What the stream says next: a line, or an event, which is one `data` line or a comment."""
+        """The next thing on the stream: a line, or an event, which is one `data` line or a comment."""
         if self.header("content-type") == "application/x-ndjson":
             return (await self.until(b"\n"))[:-1]
         event = (await self.until(b"\n\n"))[:-2]

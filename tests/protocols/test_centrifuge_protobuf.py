@@ -79,7 +79,7 @@ def shown(info: ClientInfo) -> Any:
 
 
 NEWER = {("SubscribeRequest", 15): "type"}
-"""What centrifuge-js 5.8 has, and the schema in centrifuge-python 0.7 has not yet."""
+"""Fields that centrifuge-js 5.8 has, and the schema in centrifuge-python 0.7 has not yet."""
 
 
 def compare(message: Message, official: Any, seen: set[int]) -> None:

@@ -334,7 +334,7 @@ async def test_a_new_subscriber_gets_the_retained_value_at_once(
         assert (await next_pub(peer))["tags"] == {"retained": "true", "topic": "temp.kitchen"}
         async with net.broker.subscribe("temp.*") as messages:
             assert (await messages.receive()).value == 21
-        # Who has recovered everything has that, too.
+        # A client that has recovered everything has that, too.
         back = await net.open_client()
         await subscribe(back, "temp.kitchen", recover=True, offset=1, epoch=got["epoch"])
         assert await received(net, back) == []

@@ -658,7 +658,7 @@ def method(request: pytest.FixtureRequest) -> str:
 
 
 async def hooked(net: Network, method: str, act: Any) -> list[Any]:
-    """What a client gets for `method` while its hook does `act`."""
+    """The objects that a client gets for `method` while its hook does `act`."""
     peer = await (net.open_websocket() if method == "connect" else net.open_client())
     set_hook(net.broker, method, act)
     return await ask(peer, {"id": 2, method: COMMANDS[method]})

@@ -348,7 +348,7 @@ async def test_a_client_that_asks_for_a_lot_gets_all_of_it_one_after_the_other(
 
 
 async def published(net: Network, *payloads: bytes, topic: str = "news") -> list[Any]:
-    """What a subscriber gets of these messages, sent in one write: their pushes, without frames."""
+    """Pushes that a subscriber gets of these messages, sent in one write; without frames."""
     reader = await net.open_client()
     await reader.request(subscribe={"channel": topic})
     writer = await net.open_client()

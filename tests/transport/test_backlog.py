@@ -1,4 +1,4 @@
-"""What is dropped from the mail of a slow peer, and that each place of it is looked at once."""
+"""Runs dropped from the mail of a slow peer, and that each place of it is looked at once."""
 
 from collections.abc import Iterator
 from typing import SupportsIndex, overload

@@ -1,4 +1,4 @@
-"""What passes as a request head, what is refused, and that nothing that passes can hurt later."""
+"""Request heads that pass, those that are refused, and that nothing that passes can hurt later."""
 
 import base64
 import string
@@ -32,7 +32,7 @@ def head_bytes(line: str = "GET / HTTP/1.1", headers: dict[str, str] | None = No
 
 
 def status_of(raw: bytes, *, upgrade: bool = True) -> int:
-    """What a peer that sends `raw` is answered; 101 when it passes."""
+    """The status that a peer gets which sends `raw`; 101 when it passes."""
     try:
         head = parse_head(raw)
         if upgrade:

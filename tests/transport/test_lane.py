@@ -536,7 +536,7 @@ async def most_at_once(bench: Bench, wire: bytes) -> int:
     most, before = 0, len(wire)
     while before:
         await trio.lowlevel.checkpoint()
-        # What is in the lane's buffer; before it has been read, all of it.
+        # The bytes in the lane's buffer; before it has been read, all of them.
         left = len(bench.lane._buffer) if bench.lane.heard_at else before
         most, before = max(most, before - left), left
     return most

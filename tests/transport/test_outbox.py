@@ -1,4 +1,4 @@
-"""What leaves an outbox: whole frames, in order, all but those that a rule has dropped."""
+"""The output of an outbox: whole frames, in order, all but those that a rule has dropped."""
 
 import os
 import socket
@@ -233,7 +233,7 @@ def run_of(*contents: object, topic: str = "t", rule: SlowRule = "close", size: 
 
 
 def contents(taken: list[bytes]) -> list[str]:
-    """What `text` was given; a frame that `Desk.block` sent is left out."""
+    """The texts that `text` was given; a frame that `Desk.block` sent is left out."""
     return [frame[2:].decode().rstrip(".") for frame in taken if len(frame) < 128]
 
 

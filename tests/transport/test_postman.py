@@ -46,7 +46,7 @@ class Subscriber:
         self.broken += 1
 
     async def received(self) -> bytes:
-        """What has come by now."""
+        """The bytes that have come by now."""
         await wait_all_tasks_blocked()
         try:
             return self.peer.recv(10_000)
@@ -181,7 +181,7 @@ async def test_the_block_ends_the_postman_also_when_it_raises() -> None:
 
 
 async def test_however_many_are_cut_at_once_and_tell_each_other_of_it() -> None:
-    """Who is cut leaves, and the others are told: which is too much for the next one."""
+    """A peer that is cut leaves, and the others are told: which is too much for the next one."""
     async with open_exchange() as exchange:
         everyone = [exchange.subscribe(max_messages=1) for _ in range(200)]
 

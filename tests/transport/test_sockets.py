@@ -1,4 +1,4 @@
-"""What the system says of a socket, bare or below other streams."""
+"""Facts that the system tells of a socket, bare or below other streams."""
 
 import os
 import socket

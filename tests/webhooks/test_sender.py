@@ -82,7 +82,7 @@ async def refuse_connection(request: httpx2.Request) -> httpx2.Response:
 
 @attrs.define
 class Backend:
-    """What a URL leads to. `say` answers; it may be changed at any time."""
+    """The backend that a URL leads to. `say` answers; it may be changed at any time."""
 
     say: Say = taken
     requests: list[tuple[float, httpx2.Request]] = attrs.field(factory=list)
@@ -753,7 +753,7 @@ async def observe(observer: Observer, steps: list[Any], rules: WebhookRules) -> 
 def test_a_backend_ends_up_with_exactly_the_broker_s_connections(
     steps: list[Any], batch: int, room: int, page: int
 ) -> None:
-    """Whatever the interleaving of connects, subscriptions, closes, failures and lost answers,
+    """It holds for any interleaving of connects, subscriptions, closes, failures and lost answers,
     overflows of the queue, a backend that forgets, and restarts of the broker."""
     observer = Observer()
     observer.page_size = page
