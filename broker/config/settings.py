@@ -288,7 +288,7 @@ class Config:
     """What backends show as `X-API-Key` to use the HTTP API under `/api`. None: no such API.
     Better in `BROKER_API_KEY` than in a file that many can read."""
 
-    # what one peer may take
+    # limits of one peer
     max_connections: int | None = attrs.field(default=None, validator=number(1, optional=True))
     """None: the limit on open files, less 256 for all else, or half of a small limit. More than
     there are files for is not to be had, and warned about at start."""
@@ -354,7 +354,7 @@ class Config:
     may_send: Joiners = attrs.field(default="all", validator=choice(Joiners))
     """Which clients may send direct messages: publish to `fd:7` or `user:alice`."""
 
-    # what waits for one peer
+    # the outbox of one peer
     outbox_bytes: int = attrs.field(default=2**20, validator=number(1))
     """1 MiB, as Centrifugo; NATS has 64 MiB, Redis 8 MiB for a minute. Our messages are small."""
     outbox_messages: int = attrs.field(default=16_384, validator=number(1))
@@ -374,7 +374,7 @@ class Config:
     """The fd of the first connection. `"clock"` begins with the time in microseconds, so that no fd
     comes again after a restart either; else they begin anew, as Swoole's do."""
 
-    # what is there without being asked for
+    # subscriptions without being asked
     direct_topics: bool = True
     """Subscribe each client to its own `fd:N`, and to `user:NAME` if it has a user, so that others
     can send to it. Off, nobody can; for clients that take every subscription which the server makes
@@ -414,7 +414,7 @@ class Config:
     personal_topic: bool = False
     """Subscribe each client to `#NAME` of its user when it connects, as Centrifugo can."""
 
-    # who may connect
+    # access
     tokens: TokenRules = attrs.field(
         metadata=_needs_restart("the keys are read"), factory=TokenRules
     )
