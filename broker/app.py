@@ -485,7 +485,7 @@ class Broker:
             return self.wall_clock()  # looked up each time: a test may move the clock
 
         sender = await opened(open_sender(config.webhooks, now))
-        await opened(open_questions(config, self.hooks, now))
+        await opened(open_questions(settings, self.hooks, now))
         tokens = await opened(open_tokens(config, now))
         engine = await opened(open_engine(config.history_bytes))
         office = await opened(open_post_office())

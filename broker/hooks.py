@@ -1,6 +1,10 @@
 """Hooks: the functions of an app that a broker calls, and the values they get and give.
 
-Every hook is async and runs in the task of the connection it is about, one at a time and in order.
+Every hook is async and runs in the nursery of the connection it is about, for which it is called in
+the order of what the peer sends. `on_subscribe`, `on_publish`, `on_history` and `on_presence` may run
+at the same time for one connection, each about another topic; what they decide is carried out in
+order. Every other hook runs when all before it are done, and nothing else runs beside it.
+
 An authorizer or `on_rpc` raises `Refused` to answer the one request with an error reply, and any
 hook of a connection `Disconnect` to send the peer away. Any other exception is logged once
 (`hook_failed`); the one request is answered with error 100, and where there is none (`on_open`,
@@ -363,11 +367,17 @@ class Hooks:
     history: ReadHook | None = attrs.field(default=None, init=False)
     event: EventHook | None = attrs.field(default=None, init=False)
     _owners: dict[str, str] = attrs.field(factory=dict, init=False)
+    _lent: set[str] = attrs.field(factory=set, init=False)
 
     def owner(self, kind: str) -> str:
         """The name of the function that is the hook of a kind, or of the setting that stands in
         for it; empty if there is none."""
         return self._owners.get(kind, "")
+
+    def is_lent(self, kind: str) -> bool:
+        """Whether what stands in for a kind's hook asks a backend for a client, so that it is of no
+        use once that client has gone."""
+        return kind in self._lent
 
     def set(self, kind: str, function: AnyHook, owner: str = "") -> None:
         """Make `function` the hook of a kind, one of `KINDS`, from the next request on.
@@ -388,11 +398,13 @@ class Hooks:
 
     @contextmanager
     def lend(self, kind: str, function: AnyHook, owner: str) -> Generator[None]:
-        """Have a hook for as long as the block. Raises as `set` does."""
+        """Have a hook for as long as the block, that asks a backend. Raises as `set` does."""
         self.set(kind, function, owner)
+        self._lent.add(kind)
         try:
             yield
         finally:
+            self._lent.discard(kind)
             del self._owners[kind]
             object.__setattr__(self, kind, None)
 

@@ -33,6 +33,7 @@ from broker.hooks import Hooks
 from broker.logs import reconfigure
 from broker.routing.publishing import PublishOptions
 from broker.routing.reader import Reader
+from broker.routing.retained import give_retained
 from broker.session.expiry import expire
 from broker.session.orders import ServerSub
 from broker.session.services import ServedConnection, Services
@@ -127,7 +128,7 @@ class Node:
         grant = Grant(pattern, Decider.PROGRAM)
         subscription = Subscription(reader, pattern, grant, group=group)
         router.subscribe(subscription)
-        router.give_retained(subscription)
+        give_retained(router, subscription)
         self._readers.add(reader)
         try:
             yield reader

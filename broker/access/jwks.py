@@ -22,7 +22,7 @@ from broker.access.keys import Key, keys_of_jwks, load_keys
 from broker.access.tokens import Tokens
 from broker.config.settings import Config, TokenRules
 from broker.errors import KeysUnavailable
-from broker.transport.http_client import open_http_client
+from broker.transport.http_client import open_http_client, reason_of
 
 if TYPE_CHECKING:
     from httpx2 import AsyncClient
@@ -79,7 +79,7 @@ class Jwks:
         except trio.TooSlowError:
             self._fail(f"no answer within {FETCH_SECONDS:g} s")
         except Exception as error:  # noqa: BLE001 - one failed fetch ends neither us nor the next
-            self._fail(f"{type(error).__name__}: {error}")
+            self._fail(reason_of(error))
         else:
             self._failed = False
             log.info("jwks_fetched", url=shown(self._rules.jwks_url), keys=len(self._keys))

@@ -25,6 +25,7 @@ from broker.config.validators import (
     hosts,
     http_url,
     namespace_names,
+    networks,
     number,
     origins,
     paths,
@@ -232,14 +233,43 @@ class WebhookRules:
     """Answers the calls of clients, in place of an `on_rpc` hook."""
 
     answer_seconds: float = attrs.field(default=4.0, validator=positive)
-    """How long a client waits for the backend: official clients give up on a reply after 5 s."""
+    """How long a question may take, from the moment in which it is sent: official clients give up on
+    a reply after 5 s."""
+
+    pool_requests: int = attrs.field(default=64, validator=number(1))
+    """Questions of one kind (connect, subscribe, publish, rpc) that are asked at once, so that a slow
+    answer to one kind delays no other. At 20 ms an answer that is 3,200 a second; each takes an
+    open file."""
+
+    pool_requests_per_user: int | None = attrs.field(
+        default=None, validator=number(1, optional=True)
+    )
+    """Of these the most for one user, or for one address where there is no user. None: a quarter, so
+    that it takes four to fill a pool."""
+
+    pool_seconds: float = attrs.field(default=4.0, validator=positive)
+    """How long a question may wait until it is among those that are asked: after that an official
+    client has no time left for the answer."""
+
+    @property
+    def most_requests(self) -> int:
+        """How many requests to backends there may be at once: each is an open file."""
+        urls = (self.connect_url, self.subscribe_url, self.publish_url, self.rpc_url)
+        return self.pool_requests * len(list(filter(None, urls))) + bool(self.url)
+
+    @property
+    def pool_share(self) -> int:
+        """`pool_requests_per_user` as it counts."""
+        share = self.pool_requests_per_user
+        return max(1, self.pool_requests // 4) if share is None else share
 
     forward_headers: tuple[str, ...] = attrs.field(
         default=("Authorization", "Cookie", "Origin", "User-Agent", "X-Forwarded-For", "X-Real-IP"),
         validator=headers,
     )
     """Headers of the client's handshake that go along with a question about it, so that the
-    backend's own sessions work. Not along with events."""
+    backend's own sessions work. Not along with events. Those that proxies set, such as
+    `X-Forwarded-For`, are passed on from `trusted_proxies` alone."""
 
 
 @attrs.frozen(kw_only=True)
@@ -284,13 +314,19 @@ class Config:
     Not looked at with `tls_cert`, whose names browsers check; nor on an open bind where neither
     `hosts` nor `allowed_origins`, `[tokens]` or `connect_url` is set, as that serves everybody."""
 
+    trusted_proxies: tuple[str, ...] = attrs.field(default=(), validator=networks)
+    """Your proxies, whose `X-Forwarded-For` says for whom they ask: addresses (`192.0.2.7`), networks
+    (`10.0.0.0/8`), `unix` for all that come over the Unix socket. None by default, loopback neither: a
+    proxy that only passes on what it gets would pass on what a stranger made up."""
+
     api_key: str | None = attrs.field(default=None, validator=secret_text, repr=False)
     """What backends show as `X-API-Key` to use the HTTP API under `/api`. None: no such API.
     Better in `BROKER_API_KEY` than in a file that many can read."""
 
     # limits of one peer
     max_connections: int | None = attrs.field(default=None, validator=number(1, optional=True))
-    """None: the limit on open files, less 256 for all else, or half of a small limit. More than
+    """None: the limit on open files, less 256 for all else and one for each request to a
+    backend that `[webhooks]` allows at once, or half of a small limit. More than
     there are files for is not to be had, and warned about at start."""
     head_bytes: int = attrs.field(default=8 * 2**10, validator=number(1))
     """nginx and Apache allow 8 KiB."""
@@ -319,6 +355,12 @@ class Config:
     """As Centrifugo and most file systems."""
     max_topics: int = attrs.field(default=1000, validator=number(1))
     """Subscriptions of one connection."""
+    max_subscription_bytes: int = attrs.field(default=4 * 2**20, validator=number(1))
+    """Memory of all subscriptions of one connection: names, filters, what others see of it. 1,000 with
+    the longest names and small filters take 3 MiB."""
+    max_filter_nodes: int = attrs.field(default=2000, validator=number(1))
+    """Nodes in the tags filters of one connection together: two in each of 1,000 subscriptions. Each
+    publication that a filter is shown costs 0.15 µs a node, and its publisher waits for that."""
     max_connections_per_user: int | None = attrs.field(
         default=None, validator=number(1, optional=True)
     )
@@ -348,9 +390,18 @@ class Config:
     excess_burst: int = attrs.field(default=1000, validator=number(1))
     """Requests beyond the rates that are answered with 111 before that: a client that publishes
     what it had kept while it was offline deserves an answer to each."""
+    history_reply_bytes: int = attrs.field(default=4 * 2**20, validator=number(1))
+    """Data in one answer to a history request; a longer one ends there, and its client asks again from
+    the last offset that it has got. A recovery that would bring more is answered with `recovered:
+    false`. Four messages of the largest size."""
     history_max_limit: int = attrs.field(default=300, validator=number(1))
     """Publications in one answer to a history request, as Centrifugo: 1,000 of 1 MiB would fill the
     outbox of whoever asks."""
+    questions_at_once: int = attrs.field(default=8, validator=number(1))
+    """Commands of one client about different topics that hooks, or a backend, are asked about side
+    by side; each is carried out when its turn comes. With 8, a client that comes back with 80
+    subscriptions and a hook that takes 0.1 s waits one second: official clients give up on a reply
+    after five. 1: one after the other."""
     may_send: Joiners = attrs.field(default="all", validator=choice(Joiners))
     """Which clients may send direct messages: publish to `fd:7` or `user:alice`."""
 

@@ -1,5 +1,6 @@
 """Checks of single settings: each raises `ValueError`, in one line that names the field and the value."""
 
+import ipaddress
 import math
 import re
 from collections.abc import Callable
@@ -182,6 +183,27 @@ def _host_meant(text: str) -> str:
     except ValueError:
         return "example.com"
     return meant
+
+
+def networks(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    for entry in value:
+        try:
+            if entry != "unix":
+                ipaddress.ip_network(str(entry))  # which takes a number for an address, too
+        except ValueError:
+            raise ValueError(
+                f'{field.name} holds {entry!r}: must be like "{_network_meant(str(entry))}", or "unix"'
+            ) from None
+
+
+def _network_meant(text: str) -> str:
+    """The address or network that somebody may have had in mind who wrote `text`."""
+    if text.strip() == "localhost":
+        return "127.0.0.1"
+    try:
+        return str(ipaddress.ip_network(text.strip().strip("[]"), strict=False))
+    except ValueError:
+        return "10.0.0.0/8"
 
 
 def first_fd(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:

@@ -23,7 +23,6 @@ from broker.core.session import (
     Subscriber,
     Subscription,
 )
-from broker.core.tags import count_nodes
 from broker.core.topics import PatternIndex, is_pattern
 
 
@@ -104,7 +103,7 @@ class Listeners:
 
 
 def _nodes(subscription: Subscription) -> int:
-    return 0 if subscription.wanted is None else count_nodes(subscription.wanted)
+    return 0 if subscription.wanted is None else subscription.wanted.nodes
 
 
 class Hub(Generic[S]):

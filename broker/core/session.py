@@ -13,12 +13,12 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from math import inf
 from types import MappingProxyType
-from typing import Protocol
+from typing import Final, Protocol
 
 import attrs
 
 from broker.core.messages import ClientInfo, Fd, Publication
-from broker.core.tags import FilterNode, matches
+from broker.core.tags import CompiledFilter
 from broker.core.usage import ConnectionUsage
 
 
@@ -169,10 +169,10 @@ class Subscriber(Protocol):
     def info_on(self, chan_info: bytes | None) -> ClientInfo | None:
         """What others see of it; None for a reader in this program."""
 
-    def audience_key(self, wanted: FilterNode | None) -> Hashable:
+    def audience_key(self, wanted: CompiledFilter | None) -> Hashable:
         """All with the same key get the same, frame by frame."""
 
-    def new_audience(self, name: str, wanted: FilterNode | None) -> Audience:
+    def new_audience(self, name: str, wanted: CompiledFilter | None) -> Audience:
         """An empty audience for all with its key."""
 
     def take(self, name: str, publications: Sequence[Publication], rule: str) -> int:
@@ -196,7 +196,7 @@ class Subscription:
     group: str = ""
     server_side: bool = False
     expires_at: float = inf
-    wanted: FilterNode | None = None
+    wanted: CompiledFilter | None = None
 
     @property
     def info(self) -> ClientInfo | None:
@@ -205,7 +205,17 @@ class Subscription:
 
     def wants(self, tags: Mapping[str, str] | None) -> bool:
         """Whether it gets what carries these tags."""
-        return self.wanted is None or matches(self.wanted, tags or {})
+        return self.wanted is None or self.wanted.matches(tags)
+
+
+SUBSCRIPTION_BYTES: Final = 700
+"""A subscription besides its texts: itself, its grant, its places in two maps."""
+
+
+def subscription_bytes(name: str, grant: Grant, wanted: CompiledFilter | None) -> int:
+    """The memory that a subscription takes, about."""
+    texts = [grant.info or b"", grant.data or b""]
+    return SUBSCRIPTION_BYTES + len(name) + sum(map(len, texts)) + (wanted.bytes if wanted else 0)
 
 
 NO_CLAIMS: Mapping[str, object] = MappingProxyType({})
@@ -230,6 +240,8 @@ class Session:
     next_expiry: float = inf
     usage: ConnectionUsage | None = None
     subscriptions: dict[str, Subscription] = attrs.field(factory=dict)
+    subscription_bytes: int = 0
+    filter_nodes: int = 0
     _info: ClientInfo | None = attrs.field(init=False, default=None)
 
     @property
@@ -255,6 +267,14 @@ class Session:
         if chan_info is None:
             return self.info
         return attrs.evolve(self.info, chan_info=chan_info)
+
+    def weigh(self, subscription: Subscription, sign: int) -> None:
+        """Count a subscription that has begun (1) or ended (-1) among what this session holds."""
+        wanted = subscription.wanted
+        self.subscription_bytes += sign * subscription_bytes(
+            subscription.name, subscription.grant, wanted
+        )
+        self.filter_nodes += 0 if wanted is None else sign * wanted.nodes
 
     def transition(self, event: PhaseEvent) -> None:
         """Move on; raise `IllegalTransition`, with nothing changed, where the table has no entry."""

@@ -118,11 +118,6 @@ def check_filter(node: FilterNode) -> None:
     raise ValueError(f"tags filter: nested more than {MAX_DEPTH} deep")
 
 
-def count_nodes(node: FilterNode) -> int:
-    """How many nodes a filter has, itself among them; at most `MAX_NODES` once it was checked."""
-    return 1 + sum([count_nodes(inner) for inner in node.nodes])
-
-
 def _check_node(node: FilterNode) -> None:
     if node.op == "":
         if not node.key:

@@ -6,7 +6,7 @@ import trio
 
 from broker.core.messages import ClientInfo, Fd, Publication
 from broker.core.session import Audience, Parcel, Recipient, Subscription
-from broker.core.tags import FilterNode
+from broker.core.tags import CompiledFilter
 from broker.errors import Lagged
 
 
@@ -48,10 +48,10 @@ class Reader:
         """None: a reader in this program is no client."""
         return None
 
-    def audience_key(self, wanted: FilterNode | None) -> Hashable:
+    def audience_key(self, wanted: CompiledFilter | None) -> Hashable:
         return self
 
-    def new_audience(self, name: str, wanted: FilterNode | None) -> Audience:
+    def new_audience(self, name: str, wanted: CompiledFilter | None) -> Audience:
         return _ReaderAudience(name, self)
 
     def take(self, name: str, publications: Sequence[Publication], rule: str) -> int:

@@ -4,14 +4,14 @@ Rule: a frame is encoded once for all who speak one codec under one name, and on
 somebody to get it.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from typing import cast
 
 import attrs
 
 from broker.core.messages import Fd, Publication
 from broker.core.session import Audience, Parcel, Recipient, Session, Subscription
-from broker.core.tags import FilterNode, matches
+from broker.core.tags import CompiledFilter
 from broker.protocols.codec import PeerCodec
 from broker.transport.outbox import Outbox, Run, SlowRule
 from broker.transport.postman import PostOffice
@@ -22,12 +22,14 @@ class Peer(Session):
     """A session with the way to its client.
 
     `codec` says how it is written to; it is set once, when the first message tells which protocol
-    the peer speaks. `outbox` is there as soon as the connection runs.
+    the peer speaks. `outbox` and `start_soon` are there as soon as the connection runs.
     """
 
     office: PostOffice = attrs.field(kw_only=True)
     codec: PeerCodec | None = None
     outbox: Outbox = attrs.field(init=False)
+    start_soon: Callable[[Callable[[], Awaitable[object]]], None] = attrs.field(init=False)
+    """Starts a task that ends with the connection at the latest."""
 
     @property
     def is_reachable(self) -> bool:
@@ -41,10 +43,10 @@ class Peer(Session):
     def bytes_waiting(self) -> int:
         return self.outbox.bytes
 
-    def audience_key(self, wanted: FilterNode | None) -> Hashable:
+    def audience_key(self, wanted: CompiledFilter | None) -> Hashable:
         return (self.codec, wanted)
 
-    def new_audience(self, name: str, wanted: FilterNode | None) -> Audience:
+    def new_audience(self, name: str, wanted: CompiledFilter | None) -> Audience:
         assert self.codec is not None, "it is known which protocol a subscriber speaks"
         return PeerAudience(name, self.codec, self.office, wanted)
 
@@ -63,7 +65,7 @@ class PeerAudience:
     name: str
     codec: PeerCodec
     office: PostOffice
-    wanted: FilterNode | None = None
+    wanted: CompiledFilter | None = None
     outboxes: dict[Outbox, Peer] = attrs.field(factory=dict)
 
     def add(self, subscription: Subscription) -> None:
@@ -121,6 +123,6 @@ class PeerAudience:
         wanted, name, publications = self.wanted, self.name, self.codec.publications
         frames: list[bytes] = []
         for batch in parcel.batches:
-            if wanted is None or matches(wanted, batch[0].tags or {}):
+            if wanted is None or wanted.matches(batch[0].tags):
                 frames += publications(name, batch)
         return frames

@@ -17,7 +17,6 @@ Rules:
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
-import msgspec
 import trio
 
 from broker.access.rights import Rights
@@ -28,7 +27,16 @@ from broker.core.messages import ClientInfo, Publication
 from broker.core.names import PERSONAL, direct_fd
 from broker.core.retained import Retained
 from broker.core.session import Parcel, Recipient, Subscriber, Subscription
-from broker.core.work import AUDIENCE, COMMAND, FILTER_NODE, KILOBYTE, PEER, PUBLICATION, RUN, Meter
+from broker.core.work import (
+    AUDIENCE,
+    COMMAND,
+    FILTER_NODE,
+    KILOBYTE,
+    PEER,
+    PUBLICATION,
+    RUN,
+    Meter,
+)
 from broker.engines.memory import MemoryEngine
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
 from broker.events.dispatcher import Events
@@ -65,6 +73,7 @@ class Router:
         self.retained = Retained(self.settings.config.retained_bytes)
         self.published = 0
         self.meter = Meter()
+        self.turns = trio.Lock()
         self._run_topic = ""
         self._run_rules = self.settings.config.topics
         self._run_recipients: list[Recipient] = []
@@ -267,29 +276,9 @@ class Router:
         self._end_run()
         self.meter.add(COMMAND)
         self.hub.subscribe(subscription)
+        if isinstance(subscription.subscriber, Peer):
+            subscription.subscriber.weigh(subscription, 1)
         self._emit(EventKind.SUBSCRIBED, subscription)
-
-    def give_retained(self, subscription: Subscription, *, recovered: bool = False) -> None:
-        """Send a new subscriber the last values that are retained for it, each tagged `retained`.
-
-        Not to a queue group: its members would get old values again with each that joins. Without
-        an offset, as it is no news that a position may follow. A subscriber that has `recovered` has
-        what the history kept, and gets only what it did not.
-        """
-        if subscription.group:
-            return
-        subscriber, name = subscription.subscriber, subscription.name
-        for value in self.retained.matching(name):
-            if not subscription.wants(value.tags) or (recovered and value.offset):
-                continue
-            rules = self.rights.book.find(value.topic)
-            if value.topic != name and (
-                rules is None or not self.rights.receives(rules, value.topic, subscription)
-            ):
-                continue
-            tags = {**(value.tags or {}), "retained": "true"}
-            shown = msgspec.structs.replace(value, offset=0, tags=tags)
-            subscriber.take(name, (shown,), DIRECT_RULES.slow_consumer)
 
     def unsubscribe(
         self,
@@ -346,6 +335,8 @@ class Router:
         self._notify_watchers(subscription.name, subscription.info, "leave")
 
     def _emit_left(self, subscription: Subscription, code: int, reason: str) -> None:
+        if isinstance(subscription.subscriber, Peer):
+            subscription.subscriber.weigh(subscription, -1)
         self._emit(EventKind.UNSUBSCRIBED, subscription, code=code, reason=reason)
 
     def _emit(self, kind: EventKind, subscription: Subscription, **fields: Any) -> None:

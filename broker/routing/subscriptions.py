@@ -18,14 +18,15 @@ from msgspec import Raw
 
 from broker.core.messages import Position, Publication
 from broker.core.names import DIRECT, PERSONAL
-from broker.core.session import Grant, Subscription
-from broker.core.tags import check_filter, matches
+from broker.core.session import Grant, Subscription, subscription_bytes
+from broker.core.tags import CompiledFilter
 from broker.core.topics import is_pattern
 from broker.core.work import KILOBYTE, LISTED
 from broker.errors import ErrorCode, Refused
 from broker.protocols.codec import Codec
 from broker.protocols.commands import SubscribeRequest
 from broker.routing.recipients import Peer
+from broker.routing.retained import give_retained
 from broker.routing.router import Router
 
 REJECT_UNRECOVERED: Final = 2
@@ -44,6 +45,16 @@ def check_subscribable(router: Router, peer: Peer, name: str) -> None:
         raise Refused(ErrorCode.LIMIT_EXCEEDED, f"more than {limit} subscriptions")
 
 
+def first_bytes(publications: list[Publication], most: int) -> list[Publication]:
+    """As many of the first of these as have `most` bytes of data together, and one at least."""
+    size = 0
+    for number, publication in enumerate(publications):
+        size += len(publication.data)
+        if size > most and number:
+            return publications[:number]
+    return publications
+
+
 def listing_work(publications: Sequence[Publication]) -> float:
     """The work of a reply that lists these."""
     size = sum([len(publication.data) for publication in publications])
@@ -59,7 +70,7 @@ class Opened:
 
     def settle(self, router: Router) -> None:
         """Give what comes behind the reply or push: the values that are retained, then who joined."""
-        router.give_retained(self.subscription, recovered=bool(self.result.get("recovered")))
+        give_retained(router, self.subscription, recovered=bool(self.result.get("recovered")))
         router.announce(self.subscription)
 
 
@@ -76,6 +87,7 @@ class Plan:
     server_side: bool
     join_leave: bool
     recoverable: bool
+    wanted: CompiledFilter | None
 
     def begin(self) -> Opened:
         """Subscribe the peer. Raises `Refused` (112), with nothing changed, for an unrecoverable
@@ -91,7 +103,7 @@ class Plan:
             recoverable=self.recoverable,
             group=self.group,
             server_side=self.server_side,
-            wanted=self.request.tf,
+            wanted=self.wanted,
         )
         self.router.subscribe(subscription)
         return Opened(subscription, result)
@@ -103,15 +115,20 @@ class Plan:
         if request.recover:
             asked = Position(request.offset, request.epoch)
             missed, recovered, position = engine.recover(name, asked)
+            if len(missed) != len(
+                first_bytes(missed, self.router.settings.config.history_reply_bytes)
+            ):
+                # Never in part; and all of it would be more than one reply may hold.
+                missed, recovered = [], False
             self.router.meter.add(listing_work(missed))
             if not recovered and request.flag & REJECT_UNRECOVERED:
                 raise Refused(ErrorCode.UNRECOVERABLE_POSITION)
             result |= {"was_recovering": True, "recovered": recovered}
             if recovered:
                 position = Position(request.offset, position.epoch)
-            wanted = request.tf
+            wanted = self.wanted
             if wanted is not None:
-                missed = [each for each in missed if matches(wanted, each.tags or {})]
+                missed = [each for each in missed if wanted.matches(each.tags)]
         else:
             position = engine.position(name)
         return {**result, **codec.stream(missed, position)}
@@ -137,12 +154,9 @@ def plan_subscription(
     if request.type:
         text = f"type {request.type}: only streams are served, no maps and no shared polls"
         raise Refused(ErrorCode.NOT_AVAILABLE, text)
-    if request.tf is not None:
-        try:
-            check_filter(request.tf)
-        except ValueError as error:
-            raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
     name = grant.name
+    wanted = _compiled(router, peer, request)
+    _check_room(router, peer, name, grant, wanted)
     rules = router.rights.rules_of(name)
     asks = request.recoverable or request.positioned or request.recover or server_side
     asks = asks or rules.force_recovery or rules.force_positioning
@@ -159,4 +173,30 @@ def plan_subscription(
         server_side,
         join_leave=join_leave and codec is not None,
         recoverable=asks and has_history and codec is not None,
+        wanted=wanted,
     )
+
+
+def _compiled(router: Router, peer: Peer, request: SubscribeRequest) -> CompiledFilter | None:
+    """The filter of a request. Raises `Refused`: 107 for one that makes no sense, 106 where all
+    filters of this connection together would have too many nodes."""
+    if request.tf is None:
+        return None
+    try:
+        wanted = CompiledFilter(request.tf)
+    except ValueError as error:
+        raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
+    limit = router.settings.config.max_filter_nodes
+    if peer.filter_nodes + wanted.nodes > limit:
+        raise Refused(ErrorCode.LIMIT_EXCEEDED, f"filters with more than {limit} nodes together")
+    return wanted
+
+
+def _check_room(
+    router: Router, peer: Peer, name: str, grant: Grant, wanted: CompiledFilter | None
+) -> None:
+    """Raise `Refused` (106) where all subscriptions of this connection would take too much memory."""
+    limit = router.settings.config.max_subscription_bytes
+    if peer.subscription_bytes + subscription_bytes(name, grant, wanted) > limit:
+        text = f"subscriptions that take more than {limit} bytes together"
+        raise Refused(ErrorCode.LIMIT_EXCEEDED, text)

@@ -34,6 +34,7 @@ from broker.protocols.commands import Command, SubscribeRequest
 from broker.protocols.json_text import check_json, to_json
 from broker.routing.subscriptions import (
     check_subscribable,
+    first_bytes,
     listing_work,
     plan_subscription,
 )
@@ -345,6 +346,7 @@ class History(Handler):
             )
         except UnrecoverablePosition:
             raise Refused(ErrorCode.UNRECOVERABLE_POSITION) from None
+        publications = first_bytes(publications, services.config.history_reply_bytes)
         services.router.meter.add(listing_work(publications))
         return client.codec.stream(publications, top)
 

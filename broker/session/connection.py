@@ -22,7 +22,7 @@ from broker.core.event_queue import EventKind
 from broker.core.messages import Close, ConnectionInfo, Fd, Initiator, Transport
 from broker.core.session import Phase, PhaseEvent
 from broker.errors import CloseCode, Disconnect, UnsubscribeCode
-from broker.hooks import EndsProcess, OpenHook
+from broker.hooks import OpenHook
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
 from broker.protocols.codec import Codec, Result
@@ -31,6 +31,7 @@ from broker.routing.recipients import Peer
 from broker.session.dispatch import Dispatcher
 from broker.session.ending import (
     close_stream,
+    end_by,
     how_it_ended,
     note_closed,
     run_close_hook,
@@ -207,6 +208,7 @@ class Connection:
     def _open_outbox(self, io: trio.Nursery) -> None:
         services, peer = self._services, self.peer
         config = services.config
+        peer.start_soon = io.start_soon
         peer.outbox = self._lane.outbox = Outbox(
             self._stream,
             post=services.router.office.post,
@@ -222,7 +224,15 @@ class Connection:
         codec = SUBPROTOCOLS.get(self.subprotocol or "")
         self.orders = Orders(services.router, peer, may_be_plain=codec is None)
         self._heartbeat = Heartbeat(self.orders, services.router, self._lane, peer.outbox)
-        self._dispatcher = Dispatcher(services, peer, self.orders, self, codec, self.connect_fields)
+        self._dispatcher = Dispatcher(
+            services,
+            peer,
+            self.orders,
+            self,
+            codec,
+            self.connect_fields,
+            io.start_soon,
+        )
 
     def _begin(self) -> None:
         services, peer = self._services, self.peer
@@ -249,24 +259,22 @@ class Connection:
         hook = "open"
         try:
             with trio.CancelScope(deadline=self._serve_until) as self._serving:
-                if open_hook is not None:
-                    await open_hook(self)
-                    self._waiting -= 1
-                hook = "message"
-                async for batch in self._lane.inbox:
-                    if not batch:
-                        continue  # it only keeps the place of what was before it
-                    await self._dispatcher.finish(batch)
-                    self._waiting -= 1
-                    if self._closing is not None:
-                        break
-        except EndsProcess:
-            self.shut_down()
-        except Disconnect as order:
-            self.close(order.code, order.reason)
-        except Exception:
-            self._services.log.exception("hook_failed", hook=hook, fd=self.fd)
-            self.close(CloseCode.INTERNAL_ERROR, "internal error")
+                try:
+                    if open_hook is not None:
+                        await open_hook(self)
+                        self._waiting -= 1
+                    hook = "message"
+                    async for batch in self._lane.inbox:
+                        if not batch:
+                            continue  # it only keeps the place of what was before it
+                        await self._dispatcher.finish(batch)
+                        self._waiting -= 1
+                        if self._closing is not None:
+                            break
+                except Exception as error:  # noqa: BLE001 - it ends this connection, and no other
+                    end_by(self._services, self.fd, error, hook)
+                # Questions have tasks of their own; what they are about is dealt with by then.
+                await self._dispatcher.questions.wait_none()
         finally:
             served.set()
 
@@ -276,7 +284,7 @@ class Connection:
         Called in the lane's task, and only effective while nothing that came before waits for the
         session's: to wake that would cost 10 µs, as much as three publishes, and to have it 3 KiB.
         """
-        if not self._waiting:
+        if not (self._waiting or self._dispatcher.questions):
             try:
                 batch = await self._dispatcher.work_off(batch)
             except Disconnect as order:
@@ -318,6 +326,7 @@ class Connection:
         self._serve_until = min(self._serve_until, due)
         if self._serving is not None:
             self._serving.deadline = self._serve_until
+        self._dispatcher.questions.end_soon(self._serve_until)
         if not self._lane.has_ended:
             self._see_out_beside()
 

@@ -5,7 +5,8 @@ task that may wait. A busy publisher's messages never see the second.
 
 Rules:
 
-1. Nothing overtakes: a message is not looked at before all that came before it is done.
+1. Nothing overtakes: a command is carried out when all that came before it are. What hooks are asked
+   about different topics they are asked side by side (`questions`).
 2. A peer that has had its turn goes behind all others, in the middle of a message if need be.
 3. A client that has yet to take a large reply is served on when it has.
 """
@@ -41,6 +42,7 @@ from broker.session.commands import (
 )
 from broker.session.connect import Connect, Refresh
 from broker.session.orders import Orders
+from broker.session.questions import Questions, StartSoon, Turn, topic_of
 from broker.session.replies import NOTHING, Client
 from broker.session.rpc import Rpc, Send
 from broker.session.services import Services
@@ -160,12 +162,19 @@ class Dispatcher:
     connection: Connection
     codec: Codec | None
     connect_fields: Callable[[], Result]
+    start_soon: StartSoon
+    """Starts a task in the connection's own nursery."""
     client: Client | None = attrs.field(init=False, default=None)
     turn_is_over: bool = attrs.field(init=False, default=False)
     """Whether `take` has stopped because all others should have their turn first."""
     _left: Iterator[Sized] | None = attrs.field(init=False, default=None)  # of a begun message
     _allowance: Allowance = attrs.field(init=False, factory=Allowance)
     _slice: float = attrs.field(init=False, default=0.0)  # left of its last turn in the queue
+    questions: Questions = attrs.field(init=False)
+    """The commands that wait for an answer, their own or one before it."""
+
+    def __attrs_post_init__(self) -> None:
+        self.questions = Questions(self, self.start_soon)
 
     def take(self, batch: Batch) -> Batch:
         """Carry out what a batch begins with, as far as nobody has to be waited for; return the rest.
@@ -204,23 +213,33 @@ class Dispatcher:
     async def finish(self, batch: Batch) -> None:
         """Carry out what `take` has left of a batch, waiting for whoever is asked.
 
-        Raises `Disconnect`, and what the app's hook for plain messages raises. Cancelled, it leaves
-        what it has not begun.
+        It may return while `questions` are open. Raises `Disconnect`, and what the app's hook for
+        plain messages raises. Cancelled, it leaves what it has not begun.
         """
-        batch = await self.work_off(batch)
+        order: Disconnect | None = None
+        try:
+            await self._finish(batch)
+        except Disconnect as error:
+            order = error
+        finally:
+            # Answers to publishes go out, whatever the message behind them was.
+            self.settle()
+        if order is not None:
+            await self.questions.wait_none()
+            raise order
+
+    async def _finish(self, batch: Batch) -> None:
+        if not self.questions:
+            batch = await self.work_off(batch)
         while batch and self.peer.is_established:
             opcode, payload = batch[0]
             client = self.client or self._begin(payload)
-            try:
-                if client is not None:
-                    await self._finish_message(client, payload)
-                else:
-                    await self._wait_room()
-                    self._note_plain(len(payload))
-                    await hand_to_app(self.services, self.connection, opcode, payload)
-            finally:
-                # What was published is out, whatever the message behind it was.
-                self.settle()
+            if client is not None:
+                await self._finish_commands(client, batch)
+                return
+            await self._wait_room()
+            self._note_plain(len(payload))
+            await hand_to_app(self.services, self.connection, opcode, payload)
             batch = await self.work_off(batch[1:])
 
     def settle(self) -> None:
@@ -247,7 +266,7 @@ class Dispatcher:
     def _note_plain(self, size: int) -> None:
         """Count a plain message; send a peer away that sends too much: it knows no error reply."""
         self._spend(COMMAND + size / 1024 * DECODED_KILOBYTE)
-        if self.services.rate_limits.active and not self._admits(size):
+        if not self._is_within(size):
             raise Disconnect(CloseCode.POLICY_VIOLATION, "too many messages")
         if not self.orders.declare_plain():
             self.peer.transition(PhaseEvent.MESSAGE)
@@ -345,40 +364,41 @@ class Dispatcher:
                 return False
         return True
 
-    async def _finish_message(self, client: Client, payload: bytes) -> None:
-        """The same, waiting for whoever is asked, for the peer, and for its turn."""
-        commands = self._left or self._commands(client, payload)
-        self._left = None
-        for command, size in commands:
-            if self._peer_is_behind:
-                await self.peer.outbox.wait_empty()
+    async def _finish_commands(self, client: Client, batch: Batch) -> None:
+        """The same for what is left, waiting for whoever is asked, for the peer, and for its turn."""
+        begun, self._left = self._left, None
+        rest = batch if begun is None else batch[1:]
+        messages = (self._commands(client, payload) for _, payload in rest)
+        commands = chain(begun or (), chain.from_iterable(messages))
+        if self._peer_is_behind:
+            await self.peer.outbox.wait_empty()
+        for (command, size), following in _with_following(commands):
             handler, method = self._handler(command)
-            if self._is_admitted(client, command, size):
-                answer: object = None
-                if handler.must_ask(client, command):
-                    client.settle()
-                    answered, answer = await self._ask(client, command, handler, method)
-                    if not answered:
-                        continue
-                await self._wait_room(handler.weigh(client, command))
-                self._act(client, command, handler, method, size, answer)
+            if handler is not _ANSWER_TO_PING:
+                if not self._is_within(size):
+                    await self.questions.wait_none()
+                    client.refuse(command.id, Refused(ErrorCode.TOO_MANY_REQUESTS))
+                    continue
+                topic = topic_of(command, method)
+                turn = Turn(client, command, handler, method, size, topic)
+                await self.questions.join(turn, following)
             if not self.peer.is_established:
                 break
+
+    async def carry_out(self, turn: Turn) -> None:
+        """Do what a command asks for, now that its turn has come, when the peer has taken what came
+        before and others have had theirs."""
+        if self._peer_is_behind:
+            await self.peer.outbox.wait_empty()
+        client, command, handler = turn.client, turn.command, turn.handler
+        if turn.failure is None:
+            await self._wait_room(handler.weigh(client, command))
+        self._act(client, command, handler, turn.method, turn.size, turn.answer, turn.failure)
 
     @property
     def _peer_is_behind(self) -> bool:
         """Whether it has yet to take a large reply, before it is served on."""
         return self.peer.is_established and self.peer.outbox.replies_wait
-
-    async def _ask(
-        self, client: Client, command: Command, handler: Handler, method: str
-    ) -> tuple[bool, object]:
-        """Ask whoever has to be asked: whether the command goes on, and the answer."""
-        answered, answer = False, None
-        with _failures_answered(client, command, method):
-            answer = await handler.ask(client, command)
-            answered = self.peer.is_established
-        return answered, answer
 
     def _handler(self, command: Command) -> tuple[Handler, str]:
         """The handler of a command, and the name of its method; "" where it is not just one."""
@@ -401,14 +421,18 @@ class Dispatcher:
         method: str,
         size: float,
         answer: object = None,
+        failure: Exception | None = None,
     ) -> None:
-        """Decide and act, and charge it to this peer. No checkpoint."""
+        """Decide and act, and charge it to this peer; `failure` is what was raised in place of an
+        answer. No checkpoint."""
         if not self.peer.is_established:
             return
         if method != "publish":
             client.settle()
         before = self.services.router.meter.done
         with _failures_answered(client, command, method):
+            if failure is not None:
+                raise failure
             result = handler.act(client, command, answer)
             if result is not None and command.id:
                 client.reply(command.id, method, result)
@@ -422,16 +446,17 @@ class Dispatcher:
 
         Raises `Disconnect` when that has happened too often.
         """
-        if not self.services.rate_limits.active or command == _PONG or self._admits(size):
+        if not self.services.rate_limits.active or command == _PONG or self._is_within(size):
             return True
         client.refuse(command.id, Refused(ErrorCode.TOO_MANY_REQUESTS))
         return False
 
-    def _admits(self, size: float) -> bool:
-        peer = self.peer
+    def _is_within(self, size: float) -> bool:
+        limits, peer = self.services.rate_limits, self.peer
+        if not limits.active:
+            return True
         if peer.usage is None:
             peer.usage = ConnectionUsage()
-        limits = self.services.rate_limits
         return limits.admits(peer.usage, peer.user, size, trio.current_time())
 
     # the share of the loop
@@ -455,6 +480,22 @@ class Dispatcher:
     def _spend(self, work: float) -> None:
         self._slice -= work
         self._allowance.spend(work)
+
+
+def _with_following(commands: Iterator[Sized]) -> Iterator[tuple[Sized, Command | None]]:
+    """Each command with the one behind it, None at the end. A fault of that one is raised when its turn
+    comes."""
+    current = next(commands, None)
+    while current is not None:
+        following, order = None, None
+        try:
+            following = next(commands, None)
+        except Disconnect as error:
+            order = error
+        yield current, None if following is None else following[0]
+        if order is not None:
+            raise order
+        current = following
 
 
 @contextmanager

@@ -8,8 +8,8 @@ import attrs
 import trio
 
 from broker.core.event_queue import EventKind
-from broker.core.messages import Close, Initiator
-from broker.errors import CloseCode
+from broker.core.messages import Close, Fd, Initiator
+from broker.errors import CloseCode, Disconnect
 from broker.hooks import Connection, EndsProcess
 from broker.session.services import Services
 from broker.transport.lane import Lane
@@ -17,6 +17,23 @@ from broker.transport.outbox import Outbox
 
 _TLS_GOODBYE: Final = 1.0
 """Seconds for a goodbye that needs no answer: a courtesy (RFC 8446 section 6.1)."""
+
+
+def end_by(services: Services, fd: Fd, error: Exception, hook: str = "message") -> None:
+    """Close a connection because of what a hook of its has raised: an order, or by mistake, which is
+    logged. Never waits."""
+    connection = services.connections.get(fd)
+    if isinstance(error, EndsProcess):
+        if connection is not None:
+            connection.shut_down()
+        return
+    if isinstance(error, Disconnect):
+        code, reason = error.code, error.reason
+    else:
+        services.log.error("hook_failed", hook=hook, fd=fd, exc_info=error)
+        code, reason = CloseCode.INTERNAL_ERROR, "internal error"
+    if connection is not None:
+        connection.close(code, reason)
 
 
 def how_it_ended(lane: Lane, outbox: Outbox, stall_seconds: float) -> Close:

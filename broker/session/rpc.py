@@ -103,8 +103,12 @@ def _answer_later(client: Client, request_id: int, result: bytes | Refused) -> N
     """Answer a call that was not answered when it came, if the client is still here."""
     if not client.peer.is_established:
         return
+    outbox = client.peer.outbox
     if isinstance(result, Refused):
         client.refuse(request_id, result)
+    elif outbox.bytes and outbox.bytes + len(result) > client.services.config.outbox_bytes:
+        text = "the answers before this one have yet to be taken"
+        client.refuse(request_id, Refused(ErrorCode.LIMIT_EXCEEDED, text))
     else:
         client.reply(request_id, "rpc", {"data": Raw(result)})
 
@@ -141,6 +145,20 @@ METHODS: Final[dict[str, _Method]] = {
     "reply": _Method(ReplyParams, _reply),
     "will": _Method(WillParams, _will),
 }
+
+
+def target_of(command: Command) -> str | None:
+    """The topic, fd or user that a call of one of our methods is about; None for any other call, and
+    for one that cannot be read."""
+    request = command.rpc
+    method = METHODS.get(request.method) if request is not None else None
+    if request is None or method is None:
+        return None
+    try:
+        params: Params = read(bytes(request.data) or b"{}", method.params)
+    except BadJson:
+        return None
+    return params.target or None
 
 
 class Rpc(Handler):

@@ -74,9 +74,6 @@ class Services:
     publisher: Publisher = attrs.field(init=False)
     requests: Requests = attrs.field(init=False)
     wills: Wills = attrs.field(init=False)
-    turns: trio.Lock = attrs.field(factory=trio.Lock)
-    """The one queue of those who have used up their share of the loop; see `core.work`. Its holder
-    works off one slice. Strictly first come, first served."""
     draining: bool = False
     connections: dict[Fd, ServedConnection] = attrs.field(factory=dict)
     admission: Admission = attrs.field(init=False)
@@ -125,6 +122,12 @@ class Services:
         self._cut_at = min(self._cut_at, when)
         for scope in self._last_words:
             scope.deadline = min(scope.deadline, self._cut_at)
+
+    @property
+    def turns(self) -> trio.Lock:
+        """The one queue of those who have used up their share of the loop; see `core.work`. Its
+        holder works off one slice. Strictly first come, first served."""
+        return self.router.turns
 
     @property
     def config(self) -> Config:

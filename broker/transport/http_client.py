@@ -5,6 +5,8 @@ Rules:
 1. A request is signed, as `signing` says, so a backend can tell that it comes from here.
 2. Redirects are not followed and cookies not kept: who is asked is for the settings to say.
 3. Of an answer that is too long, no more is read than shows it.
+4. A request that fails raises one error, `RequestFailed`, whose text says why.
+5. How many requests there are at once is for who makes them to bound: nothing waits here.
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -34,13 +36,52 @@ async def open_http_client(setting: str, extra: str) -> AsyncGenerator["AsyncCli
     it and the `extra` that it comes with.
     """
     try:
-        from httpx2 import AsyncClient
+        from httpx2 import AsyncClient, Limits
     except ModuleNotFoundError:
         raise ConfigError(
             f"{setting} needs the package `httpx2`: pip install 'trio-broker[{extra}]'"
         ) from None
-    async with AsyncClient(timeout=None) as client:
+    # A request that waited for a connection in there would wait in the time that the other side has.
+    limits = Limits(max_connections=None, max_keepalive_connections=None)
+    async with AsyncClient(timeout=None, limits=limits) as client:
         yield client
+
+
+class RequestFailed(Exception):
+    """A request without a whole answer; the message says why, in one line."""
+
+
+REASON_LENGTH = 300
+"""Characters of a reason: it goes to a log, and may hold what the other side has sent."""
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason of a failed request in one line: its class, its words, and those of its root cause.
+
+    `httpx2` gives its errors the words of what they come from, which may have none itself: Trio's
+    for a broken TLS handshake has not, and the one below it says which certificate.
+    """
+    words: list[str] = []
+    link: BaseException | None = error
+    while link is not None and len(words) < _CAUSES:
+        is_group = isinstance(link, BaseExceptionGroup)
+        words.append("" if is_group else " ".join(str(link).split()))
+        if isinstance(link, BaseExceptionGroup):
+            link = link.exceptions[0]
+        else:
+            # Also what was put aside by `from None`, as httpcore2 does with all that it translates.
+            link = link.__cause__ or link.__context__
+    said = [each for each in words if each]
+    text = type(error).__name__
+    if said:
+        text = f"{text}: {said[0]}"
+        if said[-1] not in text:
+            text = f"{text} ({said[-1]})"
+    return text[:REASON_LENGTH]
+
+
+_CAUSES = 20
+"""How deep is looked for the root cause; eight is what a failed connect has."""
 
 
 @attrs.frozen
@@ -74,8 +115,20 @@ class Backend:
         """POST JSON, and return the answer once it is complete. `more_headers` have lower-case
         names, and go out in UTF-8.
 
-        Raises what `httpx2` raises, and `trio.TooSlowError` after that many `seconds`.
+        Raises `RequestFailed`, also after that many `seconds` without the whole answer. Cancelled, the
+        connection is closed, which tells a backend that nobody waits.
         """
+        try:
+            with trio.fail_after(seconds):
+                return await self._post(url, request_id, body, more_headers)
+        except trio.TooSlowError:
+            raise RequestFailed(f"no answer within {seconds:g} s") from None
+        except Exception as error:
+            raise RequestFailed(reason_of(error)) from error
+
+    async def _post(
+        self, url: str, request_id: str, body: bytes, more_headers: Mapping[str, str]
+    ) -> Answer:
         headers = {
             "user-agent": f"trio-broker/{VERSION}",
             **more_headers,
@@ -84,16 +137,15 @@ class Backend:
             **signature(self.secret, request_id, self.now(), body),
         }
         self.client.cookies.clear()
-        with trio.fail_after(seconds):
-            fields = [(name.encode(), value.encode()) for name, value in headers.items()]
-            async with self.client.stream("POST", url, content=body, headers=fields) as response:
-                answer = bytearray()
-                # Cancelled, not left: so httpx2's own generators end as well.
-                with trio.CancelScope() as reading:
-                    async for chunk in response.aiter_raw():
-                        answer += chunk
-                        if len(answer) > MAX_ANSWER_BYTES:
-                            reading.cancel()
-                fits = len(answer) <= MAX_ANSWER_BYTES
+        fields = [(name.encode(), value.encode()) for name, value in headers.items()]
+        async with self.client.stream("POST", url, content=body, headers=fields) as response:
+            answer = bytearray()
+            # Cancelled, not left: so httpx2's own generators end as well.
+            with trio.CancelScope() as reading:
+                async for chunk in response.aiter_raw():
+                    answer += chunk
+                    if len(answer) > MAX_ANSWER_BYTES:
+                        reading.cancel()
+            fits = len(answer) <= MAX_ANSWER_BYTES
         retry_after = response.headers.get("retry-after", "")
         return Answer(response.status_code, retry_after, bytes(answer) if fits else None)

@@ -3,17 +3,22 @@ to this rpc.
 
 Rules:
 
-1. A question is asked by an ordinary hook, so what holds for hooks holds here: the client that asks
-   waits, in order, and nobody else does.
+1. A question is asked by a hook, so what holds for hooks holds here: the client that asks waits, and
+   nobody else does. Only the end is another: what a client that has gone had asked is cancelled at
+   once, and its place is free.
 2. A backend that does not answer, or not in the way that is agreed, has said neither yes nor no:
    the client is told to try again.
-3. Names and shapes are those of Centrifugo's proxies, as far as they go; a field that we do not know
+3. Each kind of question has places of its own, and each user a share of these. To wait for one is not
+   the backend's time.
+4. A header of a stranger that says for whom a proxy asks goes no further.
+5. Names and shapes are those of Centrifugo's proxies, as far as they go; a field that we do not know
    is no answer, rather than one that is half done.
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
-from typing import Annotated, Any, Generic, TypeVar
+from ipaddress import IPv6Address, IPv6Network
+from typing import Annotated, Any, Final, Generic, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -23,7 +28,15 @@ import structlog
 import trio
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from broker.config.settings import Config, WebhookRules
+from broker.access.proxies import (
+    FORWARDED_FOR,
+    REAL_IP,
+    host_of,
+    is_set_by_proxies,
+    trusted_proxies,
+)
+from broker.config.reload import Settings
+from broker.config.settings import WebhookRules
 from broker.errors import CloseCode, ConfigError, Disconnect, ErrorCode, Refused, check_close_code
 from broker.hooks import (
     AnyHook,
@@ -38,7 +51,8 @@ from broker.hooks import (
 )
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.json_text import opaque_json, to_json
-from broker.transport.http_client import Backend, open_http_client
+from broker.transport.http_client import Backend, RequestFailed, open_http_client
+from broker.webhooks.places import NoPlace, Places
 
 log = structlog.get_logger("broker")
 
@@ -84,22 +98,105 @@ class _NoAnswer(Exception):
     """The backend has said neither yes nor no; the message says why."""
 
 
+_QUIET_SECONDS: Final = 10.0
+"""A backend that fails and recovers in turn, as one does that fails on some questions only, is told of
+no more often: a client that knows which could fill the log."""
+
+
+@attrs.define(eq=False)
+class _Trouble:
+    """Something that goes wrong for a while: a line when it begins, another when it is over."""
+
+    event: str
+    kind: str
+    _is_told: bool = False
+    _failures: int = 0
+    _quiet_until: float = 0.0
+
+    def note(self, **details: object) -> None:
+        """It has gone wrong, perhaps again."""
+        self._failures += 1
+        if not self._is_told and trio.current_time() >= self._quiet_until:
+            self._is_told = True
+            log.warning(self.event, kind=self.kind, **details)
+
+    def note_over(self, event: str = "") -> None:
+        """It has gone well; that is logged as `event`, if it has a name."""
+        if self._is_told:
+            self._is_told = False
+            self._quiet_until = trio.current_time() + _QUIET_SECONDS
+            if event:
+                log.info(event, kind=self.kind, failures=self._failures)
+            self._failures = 0
+
+
+def party_of(settings: Settings, connection: Connection, user: str) -> str:
+    """The party that a question counts for: its user, else the address that it comes from, else, where no
+    address tells people apart, the connection itself.
+
+    Of IPv6 the first 64 bits are one address, as one subscriber has so many. What comes from this
+    machine is as a rule what a proxy passes on.
+    """
+    if user:
+        return f"user {user!r}"
+    proxies = trusted_proxies(settings.config.trusted_proxies)
+    client = proxies.client_of(connection.address, connection.headers)
+    if client is None or client.is_loopback:
+        return f"fd {connection.fd}"
+    if isinstance(client, IPv6Address):
+        return f"address {IPv6Network((client, 64), strict=False)}"
+    return f"address {client}"
+
+
+def forwarded(
+    settings: Settings, names: tuple[str, ...], address: str, headers: Mapping[str, str]
+) -> dict[str, str]:
+    """The headers of a handshake that a backend is shown, of those that `names` lists.
+
+    Headers that only proxies set are left out unless the peer is one of ours; `X-Forwarded-For` and
+    `X-Real-IP` then say the peer's own address, where it has one.
+    """
+    from_proxy = trusted_proxies(settings.config.trusted_proxies).trusts(address)
+    peer = host_of(address)
+    shown: dict[str, str] = {}
+    for name in map(str.lower, names):
+        if from_proxy or not is_set_by_proxies(name):
+            if name in headers:
+                shown[name] = headers[name]
+        elif name in (FORWARDED_FOR, REAL_IP) and peer is not None:
+            shown[name] = str(peer)
+    return shown
+
+
 @attrs.define(eq=False)
 class Question(Generic[R]):
     """One kind of question, and where it is asked."""
 
     kind: str
     url: str
-    rules: WebhookRules
+    settings: Settings
     backend: Backend
     _decoder: "msgspec.json.Decoder[_Answer[R]]"
-    _failing: bool = False
+    places: Places = attrs.field(init=False)
+    _failing: _Trouble = attrs.field(init=False)
+    _crowded: _Trouble = attrs.field(init=False)
 
-    async def ask(self, connection: Connection, fields: dict[str, object]) -> R:
-        """Ask, and return what was answered.
+    def __attrs_post_init__(self) -> None:
+        self.places = Places(self.rules.pool_requests, self.rules.pool_share)
+        self._failing = _Trouble("question_failed", self.kind)
+        self._crowded = _Trouble("questions_crowded", self.kind)
+
+    @property
+    def rules(self) -> WebhookRules:
+        return self.settings.config.webhooks
+
+    async def ask(
+        self, connection: Connection, fields: dict[str, object], user: str | None = None
+    ) -> R:
+        """Ask, and return what was answered. `user` is who asks, if that is not the connection's.
 
         Raises `Refused` and `Disconnect` if that is the answer; and if there is none, the one after
-        which clients ask again.
+        which clients ask again. Cancelled, the backend's request is cancelled too.
         """
         is_json = connection.subprotocol in (None, CENTRIFUGE_JSON.name)
         question = {
@@ -111,19 +208,23 @@ class Question(Generic[R]):
             "address": connection.address,
             **fields,
         }
-        names = map(str.lower, self.rules.forward_headers)
-        headers = {name: connection.headers[name] for name in names if name in connection.headers}
+        body, rules = to_json(question), self.rules
+        headers = forwarded(
+            self.settings, rules.forward_headers, connection.address, connection.headers
+        )
+        party = party_of(self.settings, connection, connection.user if user is None else user)
         try:
-            answer = self._read(await self._post(to_json(question), headers))
+            async with self.places.place(party, rules.pool_seconds):
+                answer = self._read(await self._post(body, headers))
+        except NoPlace as error:
+            self._crowded.note(reason=str(error))
+            raise self._come_back(crowded=error.own_fault) from None
         except _NoAnswer as error:
-            if not self._failing:
-                self._failing = True
-                host = urlsplit(self.url).hostname
-                log.warning("question_failed", kind=self.kind, backend=host, reason=str(error))
+            host = urlsplit(self.url).hostname
+            self._failing.note(backend=host, reason=str(error))
             raise self._come_back() from None
-        if self._failing:
-            self._failing = False
-            log.info("question_recovered", kind=self.kind)
+        self._failing.note_over("question_recovered")
+        self._crowded.note_over()
         if answer.disconnect is not None:
             raise Disconnect(answer.disconnect.code, answer.disconnect.reason)
         if answer.error is not None:
@@ -131,19 +232,18 @@ class Question(Generic[R]):
         assert answer.result is not None
         return answer.result
 
-    def _come_back(self) -> Exception:
+    def _come_back(self, *, crowded: bool = False) -> Exception:
         if self.kind == "connect":
-            return Disconnect(CloseCode.SERVER_ERROR, "backend unavailable")
-        return Refused(ErrorCode.INTERNAL)
+            reason = "too many at once" if crowded else "backend unavailable"
+            return Disconnect(CloseCode.SERVER_ERROR, reason)
+        return Refused(ErrorCode.TOO_MANY_REQUESTS if crowded else ErrorCode.INTERNAL)
 
     async def _post(self, body: bytes, headers: dict[str, str]) -> bytes:
         seconds = self.rules.answer_seconds
         try:
             answer = await self.backend.post(self.url, uuid4().hex, body, seconds, headers)
-        except trio.TooSlowError:
-            raise _NoAnswer(f"no answer within {seconds:g} s") from None
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client may ask again
-            raise _NoAnswer(f"{type(error).__name__}: {error}") from None
+        except RequestFailed as error:
+            raise _NoAnswer(str(error)) from None
         if answer.status != 200:
             raise _NoAnswer(f"status {answer.status}")
         if answer.body is None:
@@ -164,13 +264,13 @@ class Question(Generic[R]):
 
 @asynccontextmanager
 async def open_questions(
-    config: Config, hooks: Hooks, now: Callable[[], float]
+    settings: Settings, hooks: Hooks, now: Callable[[], float]
 ) -> AsyncGenerator[None]:
     """For as long as the block, have the hooks ask whose URLs the settings have.
 
     Raises `ConfigError` where the app has such a hook itself, and if a package is missing.
     """
-    rules = config.webhooks
+    rules = settings.config.webhooks
     asked = [kind for kind in KINDS if getattr(rules, f"{kind}_url")]
     if not asked:
         yield
@@ -185,14 +285,14 @@ async def open_questions(
         backend = Backend(client, rules.secret, now)
         with ExitStack() as lent:
             for kind in asked:
-                hook = _HOOKS[kind](rules, backend)
+                hook = _HOOKS[kind](settings, backend)
                 lent.enter_context(hooks.lend(kind, hook, f"webhooks.{kind}_url"))
             yield
 
 
-def _connect(rules: WebhookRules, backend: Backend) -> AnyHook:
+def _connect(settings: Settings, backend: Backend) -> AnyHook:
     decoder = msgspec.json.Decoder(_Answer[_Connect])
-    question = Question("connect", rules.connect_url, rules, backend, decoder)
+    question = Question("connect", settings.config.webhooks.connect_url, settings, backend, decoder)
 
     async def hook(event: ConnectEvent) -> ConnectReply:
         fields: dict[str, object] = {
@@ -203,15 +303,19 @@ def _connect(rules: WebhookRules, backend: Backend) -> AnyHook:
         }
         if event.claims is not None:
             fields["claims"] = event.claims
-        result = await question.ask(event.connection, fields)
+        named = (event.claims or {}).get("sub")
+        user = named if isinstance(named, str) else None
+        result = await question.ask(event.connection, fields, user)
         return ConnectReply(result.user, result.info, result.data, result.channels)
 
     return hook
 
 
-def _subscribe(rules: WebhookRules, backend: Backend) -> AnyHook:
+def _subscribe(settings: Settings, backend: Backend) -> AnyHook:
     decoder = msgspec.json.Decoder(_Answer[_Subscribe])
-    question = Question("subscribe", rules.subscribe_url, rules, backend, decoder)
+    question = Question(
+        "subscribe", settings.config.webhooks.subscribe_url, settings, backend, decoder
+    )
 
     async def hook(event: SubscribeEvent) -> SubscribeReply:
         fields: dict[str, object] = {
@@ -227,9 +331,9 @@ def _subscribe(rules: WebhookRules, backend: Backend) -> AnyHook:
     return hook
 
 
-def _publish(rules: WebhookRules, backend: Backend) -> AnyHook:
+def _publish(settings: Settings, backend: Backend) -> AnyHook:
     decoder = msgspec.json.Decoder(_Answer[_Data])
-    question = Question("publish", rules.publish_url, rules, backend, decoder)
+    question = Question("publish", settings.config.webhooks.publish_url, settings, backend, decoder)
 
     async def hook(event: PublishEvent) -> PublishReply:
         fields: dict[str, object] = {"channel": event.topic, "data": Raw(opaque_json(event.data))}
@@ -239,9 +343,9 @@ def _publish(rules: WebhookRules, backend: Backend) -> AnyHook:
     return hook
 
 
-def _rpc(rules: WebhookRules, backend: Backend) -> AnyHook:
+def _rpc(settings: Settings, backend: Backend) -> AnyHook:
     decoder = msgspec.json.Decoder(_Answer[_Data])
-    question = Question("rpc", rules.rpc_url, rules, backend, decoder)
+    question = Question("rpc", settings.config.webhooks.rpc_url, settings, backend, decoder)
 
     async def hook(connection: Connection, method: str, data: object) -> object:
         result = await question.ask(connection, {"method": method, "data": data})

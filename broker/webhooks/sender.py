@@ -24,7 +24,7 @@ from broker.config.settings import WebhookRules
 from broker.core.event_queue import Event
 from broker.events.dispatcher import EventReader
 from broker.events.feed import Feed
-from broker.transport.http_client import Backend, open_http_client
+from broker.transport.http_client import Backend, RequestFailed, open_http_client
 
 log = structlog.get_logger("broker")
 
@@ -75,10 +75,8 @@ class Webhook:
             answer = await self.backend.post(
                 rules.url, request_id, encode(batch), rules.timeout_seconds
             )
-        except trio.TooSlowError:
-            return Failure(f"no answer within {rules.timeout_seconds:g} s")
-        except Exception as error:  # noqa: BLE001 - whatever it is, there is another attempt
-            return Failure(f"{type(error).__name__}: {error}")
+        except RequestFailed as error:
+            return Failure(str(error))
         if 200 <= answer.status < 300:
             return None
         refused = 300 <= answer.status < 500 and answer.status not in _TEMPORARY

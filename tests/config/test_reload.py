@@ -15,15 +15,9 @@ from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
 from websockets.sync.client import connect
 
 from broker import Broker, Config, PushResult, TopicPattern, TopicRules, logs
-from broker.config.reload import FIXED, merge
-from broker.testing import Peer, handshake, open_test_broker
-
-
-async def code_of(peer: Peer, **command: object) -> int:
-    reply = await peer.request(**command)
-    code = reply.get("error", {}).get("code", 0)
-    assert isinstance(code, int)
-    return code
+from broker.config.reload import FIXED, Settings, merge
+from broker.testing import handshake, open_test_broker
+from tests.conftest import code_of
 
 
 def test_fixed_settings_stay_and_all_others_change() -> None:
@@ -37,6 +31,19 @@ def test_fixed_settings_stay_and_all_others_change() -> None:
 
 def test_fixed_names_are_settings() -> None:
     assert set(FIXED) <= {field.name for field in attrs.fields(Config)}
+
+
+def test_each_change_has_a_version_and_is_told_right_away() -> None:
+    settings, seen = Settings(Config(port=1)), []
+    for _ in "12":
+        settings.watch(lambda: seen.append((settings.version, settings.config.max_topics)))
+    change = settings.replace(Config(port=2, max_topics=6))
+    assert settings.config is change.config
+    assert settings.config == Config(port=1, max_topics=6)
+    assert (change.made, change.refused) == (("max_topics",), ("port",))
+    assert seen == [(1, 6)] * 2
+    settings.replace(Config(port=1, max_topics=6))  # even if nothing is other than it was
+    assert settings.version == 2
 
 
 async def test_rules_change_for_those_who_are_connected(autojump_clock: MockClock) -> None:
@@ -92,8 +99,7 @@ async def test_the_room_of_those_who_read_stays_as_it_was_reloaded(
 ) -> None:
     async with open_test_broker(Broker()) as net:
         peer = await net.open_client()
-        assert net.broker._node is not None
-        outbox = net.broker._node.connections[peer.fd].outbox
+        outbox = net.outbox(peer.fd)
         for size in (2**21, 2**12):
             net.broker.reload(Config(outbox_bytes=size))
             assert (outbox.max_bytes, outbox.replies_wait) == (size, False)
@@ -248,4 +254,4 @@ async def test_less_room_for_retained_values_counts_at_once(autojump_clock: Mock
         net.broker.reload(Config(retained_bytes=1400))
         for topic, count in (("a", 0), ("b", 1)):
             async with net.broker.subscribe(topic) as messages:
-                assert messages.bytes == count
+                assert messages.bytes_waiting == count

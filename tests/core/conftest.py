@@ -16,7 +16,7 @@ from broker.core.session import (
     Subscriber,
     Subscription,
 )
-from broker.core.tags import FilterNode
+from broker.core.tags import CompiledFilter
 
 
 @attrs.define(eq=False)
@@ -52,10 +52,10 @@ class Listener(Session):
     is_reachable = keeps_up = True
     bytes_waiting = 0
 
-    def audience_key(self, wanted: FilterNode | None) -> Hashable:
+    def audience_key(self, wanted: CompiledFilter | None) -> Hashable:
         return self.codec if wanted is None else (self.codec, wanted)
 
-    def new_audience(self, name: str, wanted: FilterNode | None) -> Audience:
+    def new_audience(self, name: str, wanted: CompiledFilter | None) -> Audience:
         return Crowd()
 
     def take(self, name: str, publications: Sequence[Publication], rule: str) -> int:
@@ -72,7 +72,7 @@ def join(
     *,
     join_leave: bool = False,
     group: str = "",
-    wanted: FilterNode | None = None,
+    wanted: CompiledFilter | None = None,
 ) -> Subscription:
     """A subscription that the rules allow."""
     grant = Grant(name, Decider.RULES)

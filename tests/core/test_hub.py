@@ -11,7 +11,7 @@ from broker.core.session import (
     Phase,
     Subscriber,
 )
-from broker.core.tags import FilterNode
+from broker.core.tags import CompiledFilter, FilterNode
 from broker.core.topics import matches
 from broker.routing.reader import Reader
 from tests.core.conftest import Listener, attach, join
@@ -165,7 +165,7 @@ def test_a_session_is_here_for_as_long_as_the_block_also_when_that_fails() -> No
 def test_those_who_pick_other_tags_are_another_audience() -> None:
     hub: Hub[Listener] = Hub()
     all_of_it, two, three = (attach(hub) for _ in range(3))
-    wanted = FilterNode(key="a", cmp="ex")
+    wanted = CompiledFilter(FilterNode(key="a", cmp="ex"))
     hub.subscribe(join(all_of_it, "news"))
     for peer in (two, three):
         hub.subscribe(join(peer, "news", wanted=wanted))

@@ -13,7 +13,7 @@ from broker.core.session import (
     Session,
     Subscription,
 )
-from broker.core.tags import FilterNode
+from broker.core.tags import CompiledFilter, FilterNode
 from tests.core.conftest import Listener
 
 M, C, X, G = PhaseEvent
@@ -98,14 +98,14 @@ def test_a_subscription_shows_its_subscriber_as_it_is_now() -> None:
     [
         (None, None, True),
         (None, {"a": "1"}, True),
-        (FilterNode(key="a", cmp="eq", val="1"), {"a": "1"}, True),
-        (FilterNode(key="a", cmp="eq", val="1"), {"a": "2"}, False),
-        (FilterNode(key="a", cmp="eq", val="1"), None, False),
-        (FilterNode(key="a", cmp="nex"), None, True),
+        (CompiledFilter(FilterNode(key="a", cmp="eq", val="1")), {"a": "1"}, True),
+        (CompiledFilter(FilterNode(key="a", cmp="eq", val="1")), {"a": "2"}, False),
+        (CompiledFilter(FilterNode(key="a", cmp="eq", val="1")), None, False),
+        (CompiledFilter(FilterNode(key="a", cmp="nex")), None, True),
     ],
 )
 def test_a_subscription_wants_what_its_filter_lets_through(
-    wanted: FilterNode | None, tags: dict[str, str] | None, wants: bool
+    wanted: CompiledFilter | None, tags: dict[str, str] | None, wants: bool
 ) -> None:
     grant = Grant("news", Decider.RULES)
     subscription = Subscription(Listener(7), "news", grant, wanted=wanted)

@@ -10,13 +10,13 @@ from broker import (
     Broker,
     Close,
     ConnectEvent,
+    Connection,
     ConnectReply,
     Frame,
     PublishEvent,
     Refused,
     SubscribeEvent,
 )
-from broker.session.connection import Connection
 
 slow_open = Broker()
 slow_messages = Broker()
@@ -64,7 +64,7 @@ async def _news_for_all(event: ConnectEvent) -> ConnectReply:
     return ConnectReply(topics=("news",))
 
 
-@false_subscribe.on_subscribe
+@false_subscribe.on_subscribe  # type: ignore[type-var]  # as an app may do it
 async def _no(event: SubscribeEvent) -> bool | None:
     return False if event.topic == "$payroll" else None
 

@@ -11,7 +11,7 @@ from broker.config.settings import Config, TopicRules
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, Fd
 from broker.core.session import Decider, Grant, PhaseEvent, Subscriber, Subscription
-from broker.core.tags import FilterNode
+from broker.core.tags import CompiledFilter
 from broker.engines.memory import MemoryEngine
 from broker.hooks import Hooks
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
@@ -79,7 +79,7 @@ def subscription(
     by: Decider = Decider.RULES,
     group: str = "",
     join_leave: bool = False,
-    wanted: FilterNode | None = None,
+    wanted: CompiledFilter | None = None,
 ) -> Subscription:
     grant = Grant(name, by, subscriber.user)
     return Subscription(subscriber, name, grant, group=group, join_leave=join_leave, wanted=wanted)

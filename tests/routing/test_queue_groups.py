@@ -16,7 +16,7 @@ from broker import (
 from broker.core.messages import Publication
 from broker.core.queue_group import QueueGroup
 from broker.core.session import Parcel, PhaseEvent, Report
-from broker.core.tags import FilterNode
+from broker.core.tags import CompiledFilter, FilterNode
 from broker.protocols.plain import PLAIN
 from broker.routing.queue_groups import GroupRecipient
 from broker.routing.recipients import Peer
@@ -168,7 +168,7 @@ async def test_a_member_of_a_group_that_the_rules_make_recoverable_is_not(
 # by itself
 
 
-def member(fd: int, group: QueueGroup, wanted: FilterNode | None = None) -> Peer:
+def member(fd: int, group: QueueGroup, wanted: CompiledFilter | None = None) -> Peer:
     """A new member of a group: a peer that keeps up."""
     office = PostOffice()
     peer = Peer(fd, office=office, codec=PLAIN)
@@ -220,8 +220,8 @@ def test_a_member_that_is_closing_left_out_or_not_admitted_gets_nothing() -> Non
 
 def test_a_member_gets_what_it_picks() -> None:
     group = QueueGroup()
-    member(1, group, FilterNode(key="a", cmp="ex"))
-    member(2, group, FilterNode(key="a", cmp="nex"))
+    member(1, group, CompiledFilter(FilterNode(key="a", cmp="ex")))
+    member(2, group, CompiledFilter(FilterNode(key="a", cmp="nex")))
     assert chosen(GroupRecipient(group), 2, tags={"a": "1"}) == [1, 1]
     assert chosen(GroupRecipient(group), 2) == [2, 2]
 
@@ -249,7 +249,7 @@ def test_a_group_counts_as_one(
 
 def test_those_who_want_none_of_it_make_no_match() -> None:
     group = QueueGroup()
-    picky = member(1, group, FilterNode(key="a", cmp="ex"))
+    picky = member(1, group, CompiledFilter(FilterNode(key="a", cmp="ex")))
     report = Report()
     GroupRecipient(group).deliver(
         Parcel("jobs", "close", [[Publication("jobs", b"1")]], report=report)

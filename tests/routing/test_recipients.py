@@ -7,7 +7,7 @@ import pytest
 
 from broker.core.messages import ClientInfo, Publication
 from broker.core.session import Parcel, PhaseEvent, Report, Subscription
-from broker.core.tags import FilterNode
+from broker.core.tags import CompiledFilter, FilterNode
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
 from broker.protocols.codec import PeerCodec
@@ -16,7 +16,7 @@ from broker.routing.recipients import Peer, PeerAudience
 from broker.transport.postman import PostOffice
 from tests.routing.conftest import listen, make_outbox, make_router, runs, subscription
 
-A_IS_1 = FilterNode(key="a", cmp="eq", val="1")
+A_IS_1 = CompiledFilter(FilterNode(key="a", cmp="eq", val="1"))
 
 
 @attrs.define(eq=False)
@@ -46,7 +46,7 @@ def make_peer(fd: int = 7, codec: PeerCodec = PLAIN) -> Peer:
     return peer
 
 
-def audience_of(*peers: Peer, wanted: FilterNode | None = None) -> PeerAudience:
+def audience_of(*peers: Peer, wanted: CompiledFilter | None = None) -> PeerAudience:
     """An audience under the name `a` of peers that share an office."""
     assert peers[0].codec is not None
     audience = PeerAudience("a", peers[0].codec, peers[0].office, wanted)
@@ -102,7 +102,7 @@ def test_those_with_one_codec_and_one_filter_are_one_audience() -> None:
     ]
     assert len(set(keys)) == 4
     assert twin.audience_key(None) == json.audience_key(None)
-    same = FilterNode(key="a", cmp="eq", val="1")
+    same = CompiledFilter(FilterNode(key="a", cmp="eq", val="1"))
     assert twin.audience_key(same) == json.audience_key(A_IS_1)
     audience = json.new_audience("a", A_IS_1)
     assert isinstance(audience, PeerAudience)

@@ -32,6 +32,7 @@ from broker import (
     WebhookRules,
 )
 from broker.access.minting import mint
+from broker.config.reload import Settings
 from broker.core.signing import signature
 from broker.testing import Closed, Network, Peer, handshake, open_test_broker
 from broker.webhooks import proxy as questions
@@ -354,7 +355,7 @@ async def test_headers_go_along_whole_and_in_utf_8(
         peer = await net.connect()
         lines = handshake().removesuffix(b"\r\n") + (
             b"Cookie: nick=\xe5\xbc\xa0\xe4\xb8\x89\r\nCookie: old=caf\xe9\r\n"
-            b"X-Forwarded-For: 1.1.1.1\r\nX-Forwarded-For: 2.2.2.2\r\n\r\n"
+            b"Authorization: a\r\nAuthorization: b\r\n\r\n"
         )
         await peer.send(lines)
         await peer.receive_head()
@@ -362,7 +363,7 @@ async def test_headers_go_along_whole_and_in_utf_8(
     shown = dict(backend.requests[0].headers.raw)
     named = {name.lower(): value for name, value in shown.items()}
     assert named[b"cookie"] == "nick=张三; old=café".encode()
-    assert named[b"x-forwarded-for"] == b"1.1.1.1, 2.2.2.2"
+    assert named[b"authorization"] == b"a, b"
 
 
 async def test_what_a_token_says_is_told(autojump_clock: MockClock, backend: Backend) -> None:
@@ -460,6 +461,372 @@ async def test_a_page_of_another_program_may_not_use_the_user_s_cookies(
         peer = await net.connect()
         await peer.send(handshake(headers={"Origin": "http://localhost:1"}, host="localhost:9501"))
         assert (await peer.receive_head()).startswith("HTTP/1.1 403 ")
+
+
+# places
+
+
+async def answer_late() -> httpx2.Response:
+    await trio.sleep(3)
+    return reply(b'{"result": {}}')
+
+
+def slow_rules(**fields: Any) -> WebhookRules:
+    return attrs.evolve(RULES, connect_url="", **fields)
+
+
+@asynccontextmanager
+async def users(
+    rules: WebhookRules = RULES, **settings: Any
+) -> AsyncGenerator[tuple[Network, Callable[[str], Any]]]:
+    """A broker whose backend decides, with keys so that each client may have a user."""
+    tokens = TokenRules(hmac_secret="x" * 32, allow_anonymous=True)
+    broker = Broker(Config(webhooks=rules, tokens=tokens, **settings))
+
+    async def come(user: str) -> Peer:
+        return await net.open_client(token=mint({"sub": user}, b"x" * 32, "HS256"))
+
+    async with open_test_broker(broker) as net:
+        yield net, come
+
+
+async def test_one_user_with_500_connections_and_a_slow_backend_harms_nobody_else(
+    autojump_clock: MockClock, backend: Backend
+) -> None:
+    backend.says["rpc"] = hang
+    async with users() as (_, come), trio.open_nursery() as nursery:
+        for _ in range(500):
+            peer = await come("mallory")
+            await peer.send_json({"id": 2, "rpc": {"method": "slow"}})
+        await trio.testing.wait_all_tasks_blocked()
+        assert [kind for kind, _ in backend.asked].count("rpc") == 16
+        # All other kinds of questions are answered, for this user too.
+        began = trio.current_time()
+        ann, mallory = await come("ann"), await come("mallory")
+        for peer in (ann, mallory):
+            for kind in ("subscribe", "publish"):
+                assert kind in await ask(peer, kind)
+        # And of this kind those of others.
+        backend.says["rpc"] = {"result": {"data": 5}}
+        assert (await ask(ann, "rpc"))["rpc"] == {"data": 5}
+        assert trio.current_time() == began
+        nursery.cancel_scope.cancel()
+
+
+async def test_waiting_for_a_place_is_not_the_backend_s_time(
+    autojump_clock: MockClock, backend: Backend
+) -> None:
+    backend.says["rpc"] = answer_late
+    async with users(slow_rules(pool_requests=1, pool_requests_per_user=1)) as (_, come):
+        first, second = await come("ann"), await come("bob")
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, first, "rpc")
+            await trio.testing.wait_all_tasks_blocked()
+            # 3 s for a place and 3 s for the answer: each within its bound.
+            assert "rpc" in await ask(second, "rpc")
+        assert trio.current_time() - began == 6
+
+
+@pytest.mark.parametrize("kind", questions.KINDS)
+@pytest.mark.parametrize("own", [False, True])
+async def test_without_a_place_a_client_is_told_to_try_again_and_the_log_says_which_wait_it_was(
+    autojump_clock: MockClock, backend: Backend, kind: str, own: bool
+) -> None:
+    rules = attrs.evolve(RULES, pool_requests=2, pool_requests_per_user=1, answer_seconds=60)
+    async with users(rules) as (net, _), trio.open_nursery() as nursery:
+
+        async def peer_of(user: str) -> Peer:
+            token = mint({"sub": user}, b"x" * 32, "HS256")
+            if kind != "connect":
+                return await net.open_client(token=token)
+            peer = await net.open_websocket()
+            await peer.send_json({"id": 9, "connect": {"token": token}})
+            return peer
+
+        names = ("ann", "ann") if own else ("ann", "bob", "cid")
+        if kind != "connect":
+            peers = [await peer_of(name) for name in names]
+        backend.says[kind] = hang
+        with capture_logs() as lines:
+            if kind == "connect":
+                peers = [await peer_of(name) for name in names]
+                await trio.sleep(4.1)
+                reason = "too many at once" if own else "backend unavailable"
+                assert await peers[-1].receive_close() == (3004, reason)
+            else:
+                for peer in peers[:-1]:
+                    nursery.start_soon(ask, peer, kind)
+                    await trio.testing.wait_all_tasks_blocked()
+                error = (await ask(peers[-1], kind))["error"]
+                assert error["code"] == (111 if own else 100)
+                assert error["temporary"] is True
+        (line,) = [line for line in lines if line["event"] == "questions_crowded"]
+        held = "user 'ann' held its share, 1 of 2 at once, for 4 s"
+        assert line["reason"] == (held if own else "all 2 places were taken for 4 s")
+        assert line["kind"] == kind
+        assert not [line for line in lines if line["event"] == "question_failed"]
+        nursery.cancel_scope.cancel()
+
+
+def test_a_share_is_a_quarter_unless_it_is_set() -> None:
+    assert WebhookRules().pool_share == 16
+    assert WebhookRules(pool_requests=3).pool_share == 1
+    assert WebhookRules(pool_requests=8, pool_requests_per_user=5).pool_share == 5
+    for field in ("pool_requests", "pool_requests_per_user", "pool_seconds"):
+        with pytest.raises(ValueError, match=f"{field} is 0"):
+            WebhookRules(**{field: 0})  # type: ignore[arg-type]
+
+
+def test_files_for_questions_are_counted() -> None:
+    assert WebhookRules().most_requests == 0
+    assert WebhookRules(url=URL).most_requests == 1
+    assert RULES.most_requests == 4 * 64
+
+
+@attrs.frozen
+class Asker:
+    """A connection as far as it matters for whom a question counts."""
+
+    address: str
+    headers: dict[str, str] = attrs.field(factory=dict)
+    fd: int = 7
+
+
+@pytest.mark.parametrize(
+    "user, asker, party",
+    [
+        ("ann", Asker("203.0.113.9:1"), "user 'ann'"),
+        ("", Asker("203.0.113.9:1"), "address 203.0.113.9"),
+        ("", Asker("[::ffff:203.0.113.9]:1"), "address 203.0.113.9"),
+        ("", Asker("[2001:db8:1:2:3::4]:1"), "address 2001:db8:1:2::/64"),
+        ("", Asker("203.0.113.9:1", {"x-forwarded-for": "1.1.1.1"}), "address 203.0.113.9"),
+        ("", Asker("10.0.0.1:1", {"x-forwarded-for": "1.1.1.1"}), "address 1.1.1.1"),
+        ("", Asker("10.0.0.1:1"), "fd 7"),
+        ("", Asker("127.0.0.1:1"), "fd 7"),
+        ("", Asker("[::1]:1"), "fd 7"),
+        ("", Asker("unix"), "fd 7"),
+        ("", Asker("memory"), "fd 7"),
+    ],
+)
+def test_a_question_counts_for_its_user_or_else_its_address(
+    user: str, asker: Any, party: str
+) -> None:
+    settings = Settings(Config(trusted_proxies=("10.0.0.0/8",)))
+    assert questions.party_of(settings, asker, user) == party
+
+
+# who has gone
+
+
+@pytest.mark.parametrize("kind", questions.KINDS)
+@pytest.mark.parametrize("end", ["eof", "close frame", "disconnect", "stop"])
+async def test_a_question_of_a_client_that_has_gone_is_cancelled_at_once(
+    autojump_clock: MockClock, backend: Backend, kind: str, end: str
+) -> None:
+    cancelled: list[float] = []
+
+    async def note() -> httpx2.Response:
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.append(trio.current_time())
+        raise AssertionError
+
+    async with open_test_broker(broker_of()) as net:
+        peer = await peer_for(net, kind)
+        backend.says[kind] = note
+        commands: dict[str, dict[str, Any]] = {
+            "connect": {"connect": {}},
+            "subscribe": {"subscribe": {"channel": "a"}},
+            "publish": {"publish": {"channel": "a", "data": 1}},
+            "rpc": {"rpc": {"method": "m"}},
+        }
+        asked = len(backend.asked)
+        await peer.send_json(
+            {"id": 2, **commands[kind]}, {"id": 3, "publish": {"channel": "b", "data": 1}}
+        )
+        await trio.sleep(1)
+        began = trio.current_time()
+        if end == "eof":
+            await peer.aclose()
+        elif end == "close frame":
+            await peer.send_close()
+        elif end == "disconnect":
+            net.broker.disconnect(1)
+        else:
+            net.broker.stop()
+        await trio.testing.wait_all_tasks_blocked()
+        assert set(cancelled) == {began}
+        # It is not carried out, and nothing is asked any more.
+        at_the_end = len(backend.asked)
+        await trio.sleep(1)
+        assert len(backend.asked) == at_the_end <= asked + 2
+        assert net.broker.history("a")[0] == []
+        assert net.broker.topics() == {}
+
+
+async def test_the_place_of_a_client_that_has_gone_is_free(
+    autojump_clock: MockClock, backend: Backend
+) -> None:
+    backend.says["rpc"] = hang
+    async with users(slow_rules(pool_requests=2, pool_requests_per_user=1)) as (_, come):
+        gone, other = await come("ann"), await come("ann")
+        await gone.send_json({"id": 2, "rpc": {"method": "m"}})
+        await trio.testing.wait_all_tasks_blocked()
+        backend.says["rpc"] = {"result": {"data": 5}}
+        await other.send_json({"id": 2, "rpc": {"method": "m"}})
+        await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        await gone.aclose()
+        assert (await other.receive_json())["rpc"] == {"data": 5}
+        assert trio.current_time() == began
+
+
+async def test_a_real_backend_sees_that_its_client_has_gone(
+    serve_backend: Callable[[Callable[..., Any]], AbstractAsyncContextManager[str]],
+) -> None:
+    came, left = trio.Event(), trio.Event()
+
+    async def rpc(request: Request) -> Response:
+        await request.body()
+        came.set()
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+        return Response()
+
+    async with serve_backend(rpc) as url:
+        async with open_test_broker(Broker(Config(webhooks=WebhookRules(rpc_url=url)))) as net:
+            peer = await net.open_client()
+            await peer.send_json({"id": 2, "rpc": {"method": "m"}})
+            await came.wait()
+            await peer.aclose()
+            await left.wait()
+
+
+# headers that proxies set
+
+
+PROXY_HEADERS = {
+    "X-Forwarded-For": "1.1.1.1, 2.2.2.2",
+    "X-Real-IP": "1.1.1.1",
+    "X-Forwarded-User": "root",
+    "Forwarded": "for=1.1.1.1",
+    "CF-Connecting-IP": "1.1.1.1",
+    "Cookie": "a=b",
+}
+
+
+@pytest.mark.parametrize(
+    "proxies, address, shown",
+    [
+        ((), "203.0.113.9:5", {"x-forwarded-for": "203.0.113.9", "x-real-ip": "203.0.113.9"}),
+        ((), "127.0.0.1:5", {"x-forwarded-for": "127.0.0.1", "x-real-ip": "127.0.0.1"}),
+        (
+            ("10.0.0.0/8",),
+            "[2001:db8::7]:5",
+            dict.fromkeys(("x-forwarded-for", "x-real-ip"), "2001:db8::7"),
+        ),
+        ((), "unix", {}),
+        (("127.0.0.1",), "unix", {}),
+        (("unix",), "unix", None),
+        (("127.0.0.1",), "127.0.0.1:5", None),
+    ],
+)
+def test_headers_of_proxies_are_passed_on_from_trusted_ones_alone(
+    proxies: tuple[str, ...], address: str, shown: dict[str, str] | None
+) -> None:
+    came = {name.lower(): value for name, value in PROXY_HEADERS.items()}
+    settings = Settings(Config(trusted_proxies=proxies))
+    names = (*PROXY_HEADERS, "Accept")
+    expected = came if shown is None else {**shown, "cookie": "a=b"}
+    assert questions.forwarded(settings, names, address, came) == expected
+
+
+async def test_a_stranger_s_word_for_its_address_reaches_no_backend(
+    autojump_clock: MockClock, backend: Backend
+) -> None:
+    async with open_test_broker(broker_of()) as net:
+        for _ in range(2):
+            peer = await net.open_websocket(headers=PROXY_HEADERS)
+            await peer.request(connect={})
+            net.broker.reload(attrs.evolve(net.broker.config, trusted_proxies=("unix",)))
+    for request in backend.requests:  # over a stream in memory, which is no proxy's
+        assert not {"x-forwarded-for", "x-real-ip", "forwarded"} & set(request.headers)
+        assert request.headers["cookie"] == "a=b"
+
+
+@pytest.mark.parametrize(
+    "entry, hint",
+    [
+        ("localhost", "127.0.0.1"),
+        ("10.0.0.1/8", "10.0.0.0/8"),
+        ("[::1]", "::1/128"),
+        ("example.com", "10.0.0.0/8"),
+        ("10.0.0.1:80", "10.0.0.0/8"),
+        ("", "10.0.0.0/8"),
+        ("*", "10.0.0.0/8"),
+    ],
+)
+def test_an_entry_that_is_no_proxy_s_address_is_refused_with_one_that_is(
+    entry: str, hint: str
+) -> None:
+    with pytest.raises(ValueError) as raised:
+        Config(trusted_proxies=(entry,))
+    text = f'trusted_proxies holds {entry!r}: must be like "{hint}", or "unix"'
+    assert str(raised.value) == text
+
+
+# the log
+
+
+async def test_a_backend_that_fails_now_and_then_does_not_fill_the_log(
+    autojump_clock: MockClock, backend: Backend
+) -> None:
+    """Which a client may bring about that knows what to ask."""
+    async with open_test_broker(broker_of()) as net:
+        peer = await net.open_client()
+        with capture_logs() as lines:
+            for n in range(600):
+                backend.says["rpc"] = says(b"", 500) if n % 2 else {"result": {}}
+                await ask(peer, "rpc")
+                await trio.sleep(0.1)
+        told = [line["event"] for line in lines if line["event"].startswith("question_")]
+        assert told == ["question_failed", "question_recovered"] * (len(told) // 2)
+        assert 2 <= len(told) <= 14  # in a minute
+
+
+async def test_recovery_says_how_many_questions_have_failed(
+    autojump_clock: MockClock, backend: Backend
+) -> None:
+    backend.says["rpc"] = says(b"", 500)
+    async with open_test_broker(broker_of()) as net:
+        peer = await net.open_client()
+        with capture_logs() as lines:
+            for _ in range(5):
+                await ask(peer, "rpc")
+            backend.says.clear()
+            await ask(peer, "rpc")
+        (line,) = [line for line in lines if line["event"] == "question_recovered"]
+        assert line["failures"] == 5
+
+
+async def test_questions_of_one_client_go_side_by_side(
+    autojump_clock: MockClock, backend: Backend
+) -> None:
+    async def answer() -> httpx2.Response:
+        await trio.sleep(0.1)
+        return reply(b'{"result": {}}')
+
+    backend.says["subscribe"] = answer
+    async with open_test_broker(broker_of()) as net:
+        peer = await net.open_client()
+        began = trio.current_time()
+        await peer.send_json(*({"id": n, "subscribe": {"channel": f"t{n}"}} for n in range(2, 82)))
+        for n in range(2, 82):
+            assert (await peer.receive_json())["id"] == n
+        assert trio.current_time() - began == pytest.approx(1.0)
 
 
 # what the documentation shows
