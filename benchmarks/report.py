@@ -323,7 +323,7 @@ def _losses(runs: Runs) -> list[str]:
     if not found:
         return ["No peer does better at anything above."]
     listed = [f"- {words}" for _, words in sorted(found, reverse=True)]
-    return ["What we lose at, and how many times better the peer does:", "", *listed]
+    return ["Where we lose, and how many times better the peer does:", "", *listed]
 
 
 def _own(runs: Runs) -> list[str]:

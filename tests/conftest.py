@@ -1,4 +1,4 @@
-"""What more than one test file needs; anything for one file lives in that file."""
+"""Fixtures and helpers that more than one test file needs; anything for one file lives in that file."""
 
 import http.client
 import json

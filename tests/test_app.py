@@ -1,4 +1,4 @@
-"""What an app may do with a `Broker`, served in memory."""
+"""The methods that an app has of a `Broker`, served in memory."""
 
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ LOCKSTEP = trio.testing.lockstep_stream_pair
 # sending
 
 
-async def test_what_json_cannot_say_is_not_sent(autojump_clock: MockClock) -> None:
+async def test_data_that_json_cannot_say_is_not_sent(autojump_clock: MockClock) -> None:
     async with open_test_broker(Broker()) as net:
         peer = await net.open_plain()
         with pytest.raises(TypeError):
@@ -104,7 +104,7 @@ async def test_a_stop_that_comes_while_serve_starts_counts() -> None:
             broker.stop()
 
 
-async def test_what_needs_a_serving_broker_says_so() -> None:
+async def test_a_method_that_needs_a_serving_broker_says_so() -> None:
     broker = Broker()
     for call in (partial(broker.publish, "news", 1), broker.stats):
         with pytest.raises(RuntimeError, match=r"broker\.serve"):

@@ -1,4 +1,4 @@
-"""What the benchmarks make of their figures, and their generator's own HTTP."""
+"""Tables that the benchmarks make of their figures, and their generator's own HTTP."""
 
 import json
 import shutil
@@ -84,7 +84,7 @@ def test_a_row_needs_no_peer(report: ModuleType) -> None:
     assert row(report, broker=rounds(1, 40, 60)) == ["2", "**50**"]
 
 
-def test_who_fails_is_named(report: ModuleType) -> None:
+def test_a_server_that_fails_is_named(report: ModuleType) -> None:
     ours = rounds(1, 40, 60)
     assert row(report, broker=ours, uws=rounds(1, None, None)) == ["2", "**50**", "fails"]
     shown = text(report, broker=ours, uws=rounds(1, None, None), nats=rounds(1, None, 1))
@@ -162,9 +162,7 @@ BATCH = {
 
 
 @pytest.mark.parametrize("request_", [ONE, BATCH], ids=["one", "batch"])
-async def test_what_is_published_by_http_arrives(
-    generator: Path, request_: dict[str, object]
-) -> None:
+async def test_publications_by_http_arrive(generator: Path, request_: dict[str, object]) -> None:
     window = 100 if "batch" in request_ else 10
     status, output, complaints = await drive(generator, "right", window=window, **request_)
     assert (status, complaints) == (0, "")
@@ -175,7 +173,7 @@ async def test_what_is_published_by_http_arrives(
     assert not run["stalled"]
 
 
-async def test_what_is_refused_by_http_is_not_counted(generator: Path) -> None:
+async def test_publications_refused_by_http_are_not_counted(generator: Path) -> None:
     status, output, complaints = await drive(generator, "wrong", **ONE)
     assert (status, output) == (1, "")
     assert "HTTP/1.1 401" in complaints

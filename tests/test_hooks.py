@@ -332,7 +332,7 @@ def failures() -> list[tuple[str, str]]:
 
 @pytest.fixture
 def config(failures: object) -> Config:
-    """Whose hook of subscriptions decides about patterns as well."""
+    """A config whose hook of subscriptions decides about patterns as well."""
     return Config(hook_decides_patterns=True)
 
 
@@ -785,7 +785,7 @@ def test_type_checkers_complain_of_every_wrong_hook_and_of_no_right_one(
 
 
 class OddError(BaseException):
-    """What nobody should raise."""
+    """An exception that nobody should raise."""
 
 
 def a_cancellation() -> BaseException:
@@ -1037,7 +1037,7 @@ def test_without_anybody_to_end_the_process_the_exception_goes_on() -> None:
         trio.run(main)
 
 
-def test_what_closes_a_hook_from_outside_of_the_loop_is_let_through() -> None:
+def test_a_close_of_a_hook_from_outside_of_the_loop_is_let_through() -> None:
     @types.coroutine
     def suspend() -> Iterator[None]:
         yield

@@ -1,4 +1,4 @@
-"""What hostile and faulty peers do, and what they must get: one test for each such input.
+"""Hostile and faulty peers, and the answers they must get: one test for each such input.
 
 Meanwhile two clients talk to each other and lose nothing: `open_target` sees to that. The names
 say how bad the input is for a server that does not defend itself: S1 kills or starves everyone,
@@ -533,7 +533,7 @@ async def test_s2_a_header_that_promises_1_gib(autojump_clock: MockClock) -> Non
         start = trio.current_time()
         assert await target.close_after(long_header(2**30)) == 1009
         assert trio.current_time() == start
-        # What is allowed is awaited, for as long as a message may take.
+        # A permitted message is awaited, for as long as a message may take.
         async with await target.open_plain() as peer:
             await peer.send(long_header(2**20) + b"x")
             for _ in range(6):
@@ -816,7 +816,7 @@ async def test_s3_bad_utf_8_gets_close_1007(wire: bytes, autojump_clock: MockClo
 
 
 async def outcome(peer: Peer, command: str | bytes) -> tuple[str, int]:
-    """What becomes of a client's message: ("error", code), ("close", code) or ("reply", 0)."""
+    """The outcome of a client's message: ("error", code), ("close", code) or ("reply", 0)."""
     await peer.send(client_frame(TEXT, command.encode() if isinstance(command, str) else command))
     try:
         while True:
@@ -943,7 +943,7 @@ def forged(header: object, claims: object, secret: bytes = b"") -> str:
 HS256 = {"alg": "HS256"}
 ADMIN = {"sub": "admin"}
 
-# What a token is answered with by connect, which knows codes to stay away and to come back with.
+# Answers to a token by connect, which knows codes to stay away and to come back with.
 TOKENS: dict[str, tuple[str, tuple[str, int]]] = {
     "unsigned": (forged({"alg": "none"}, ADMIN), ("close", 3500)),
     "unsigned by another spelling": (forged({"alg": "nOnE"}, ADMIN), ("close", 3500)),

@@ -43,7 +43,7 @@ def _after(**changes: object) -> Measured:
     return attrs.evolve(GOOD, after=attrs.evolve(BEFORE, **changes))  # type: ignore[arg-type]
 
 
-def test_what_leaves_no_trace_is_no_harm() -> None:
+def test_an_input_that_leaves_no_trace_is_no_harm() -> None:
     assert judge(ENTRY, GOOD) == ()
 
 

@@ -1,8 +1,8 @@
 """The rooms of the package, and the one import rule that holds between them, read from the source.
 
 A module imports its own room and the rooms to the left of its compartment. An import counts wherever
-it stands: in a function and under `TYPE_CHECKING` too, since knowing a name is knowing it. What is
-read is each module's own source, not what its imports import in turn.
+it stands: in a function and under `TYPE_CHECKING` too, since knowing a name is knowing it. It
+reads each module's own source, not what its imports import in turn.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""Who ends when: handshakes, stops, drains, hooks that hang, peers that do not read, cancellation
+"""The ends of all that lives: handshakes, stops, drains, hooks that hang, peers that do not read, cancellation
 at any moment. After each test nothing may be left running."""
 
 import json
@@ -61,7 +61,7 @@ async def nothing_is_left(nursery: trio.Nursery) -> AsyncIterator[None]:
 async def test_nothing_is_sent_before_the_handshake_is_answered(
     autojump_clock: MockClock, steps: int
 ) -> None:
-    """Whatever is done to an fd that nobody can have yet, at each step of its handshake."""
+    """Anything may be done to an fd that nobody can have yet, at each step of its handshake."""
     async with open_test_broker(Broker()) as net:
         peer = await net.connect()
         await peer.send(handshake())
@@ -134,7 +134,7 @@ async def objects(peer: Peer) -> AsyncIterator[Any]:
 
 
 @pytest.mark.parametrize("make_pair", [trio.testing.memory_stream_pair, LOCKSTEP])
-async def test_who_does_not_leave_at_a_stop_is_cut_at_the_drain_deadline(
+async def test_a_peer_that_does_not_leave_at_a_stop_is_cut_at_the_drain_deadline(
     autojump_clock: MockClock, make_pair: Any
 ) -> None:
     broker = Broker(Config(drain_seconds=3, close_seconds=60))
@@ -274,7 +274,7 @@ async def test_a_hook_that_hangs_is_cancelled_close_seconds_after_the_end(
         await trio.sleep(20)
         assert not broker.exists(peer.fd)
     ((at),) = closed
-    # Who was sent our Close, and does not answer, has that time once more.
+    # A peer that was sent our Close, and does not answer, has that time once more.
     assert at - began == pytest.approx(6 if how is by_disconnect else 3)
 
 
@@ -548,7 +548,7 @@ async def test_a_hook_may_clean_up_slowly_and_even_fail_at_it_when_it_is_cancell
 
 
 @pytest.mark.parametrize("how", [by_close, by_leaving])
-async def test_what_was_sent_right_before_the_end_is_still_handled(
+async def test_messages_sent_right_before_the_end_are_still_handled(
     autojump_clock: MockClock, how: Callable[[Network, Peer], Awaitable[None]]
 ) -> None:
     broker = Broker()
@@ -788,7 +788,7 @@ async def test_latest_keeps_the_newest_of_each_topic(autojump_clock: MockClock) 
 
 @pytest.mark.parametrize("rule", ["drop_oldest", "latest"])
 @pytest.mark.parametrize("asks", [True, False])
-async def test_who_can_recover_is_told_of_the_gap_and_loses_nothing(
+async def test_a_client_that_can_recover_learns_of_the_gap_and_loses_nothing(
     autojump_clock: MockClock, rule: Any, asks: bool
 ) -> None:
     rules = TopicRules(slow_consumer=rule)
@@ -831,7 +831,7 @@ NOISE = TopicPattern("noise", TopicRules(history_size=0, slow_consumer="drop_old
 
 
 @pytest.mark.parametrize("rule, room", [("close", 10), ("drop_oldest", 2), ("latest", 10)])
-async def test_what_is_about_to_fan_out_does_not_come_behind_a_gap(
+async def test_a_run_about_to_fan_out_does_not_come_behind_a_gap(
     autojump_clock: MockClock, rule: Any, room: int
 ) -> None:
     rules = TopicRules(slow_consumer=rule)
@@ -979,7 +979,7 @@ async def live(net: Network, dice: random.Random) -> None:
 
 
 @pytest.mark.parametrize("seed", range(15))
-async def test_whoever_is_killed_whenever_leaves_nothing_behind(
+async def test_a_peer_killed_at_any_moment_leaves_nothing_behind(
     autojump_clock: MockClock, seed: int
 ) -> None:
     dice = random.Random(seed)

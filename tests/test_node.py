@@ -1,4 +1,4 @@
-"""What may be done to connections while a broker serves, and what is told of them."""
+"""Connections looked up and acted on while a broker serves."""
 
 import time
 

@@ -249,7 +249,9 @@ async def test_an_answered_ping_keeps_a_client(autojump_clock: object) -> None:
 
 
 @pytest.mark.parametrize("message", [b"", b"\x05\x08", b'{"id":1,"connect":{}}', b"\x02\x0b\x0c"])
-async def test_what_is_no_command_closes_with_3501(autojump_clock: object, message: bytes) -> None:
+async def test_a_message_that_is_no_command_closes_with_3501(
+    autojump_clock: object, message: bytes
+) -> None:
     async with open_test_broker(Broker()) as net:
         for peer in (await connect(net), ProtobufPeer(await net.open_plain(headers=PROTOBUF))):
             await peer.peer.send(client_frame(frames.BINARY, message))
@@ -300,7 +302,7 @@ async def test_more_than_a_message_may_have_is_not_read(autojump_clock: object) 
         assert (await one.request(rpc={"method": "nothing"})).error.code == 104
 
 
-async def test_what_came_before_a_bad_command_is_carried_out(autojump_clock: object) -> None:
+async def test_commands_before_a_bad_one_are_carried_out(autojump_clock: object) -> None:
     async with open_test_broker(Broker()) as net:
         one, bad = await connect(net), await connect(net)
         await one.request(subscribe={"channel": "news"})
@@ -435,7 +437,7 @@ async def test_members_of_a_group_may_speak_either_encoding(autojump_clock: obje
             await sender.request(publish={"channel": "jobs", "data": data})
         assert (await one.receive()).push.pub.data == b"\xff"
         assert (await other.receive_json())["push"]["pub"]["data"] == "/g=="
-        # What is no JSON names no group.
+        # Data that is no JSON names no group.
         for data in (b'\xff{"group":"a"}', b'["group"]'):
             assert not (await sender.request(subscribe={"channel": "a", "data": data})).error.code
             await sender.request(unsubscribe={"channel": "a"})
@@ -542,7 +544,7 @@ async def test_recovery_over_protobuf(autojump_clock: object) -> None:
         assert (await peer.request(subscribe=gone)).error.code == 112
 
 
-async def test_what_is_offered_and_not_taken_does_no_harm(autojump_clock: object) -> None:
+async def test_features_offered_and_not_taken_do_no_harm(autojump_clock: object) -> None:
     """Deltas and numeric channel ids: a client that offers them works without."""
     async with open_test_broker(Broker()) as net:
         peer = await connect(net, flag=1)

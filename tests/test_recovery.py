@@ -72,7 +72,7 @@ class Wire:
         self.far_end = trio.StapledStream(self._down, self._up)
 
     async def _take(self) -> None:
-        """What was sent is on its way; the next can be sent once the client reads."""
+        """All that was sent is on its way; the next can be sent once the client reads."""
         await self._reads.wait()
         if self.gone:
             raise trio.BrokenResourceError
@@ -93,7 +93,7 @@ class Wire:
             self._up.put_data(data)
 
     def read(self) -> bytes | None:
-        """What has come; nothing once the broker has closed, None if there is nothing yet."""
+        """The bytes that have come; nothing once the broker has closed, None if there is nothing yet."""
         try:
             return bytes(self._down.get_data_nowait())
         except trio.WouldBlock:
@@ -183,7 +183,7 @@ class Client:
         """Stop to listen; what is on its way by now may still come."""
         if self.wire is not None and self._on.get(topic) and topic != PERSONAL:
             self.wanted.pop(topic, None)
-            # What still comes is not taken: where we are is told by the last that was.
+            # Publications that still come are not taken: where we are is told by the last that was.
             self._on[topic] = False
             self._asked[self._next_id()] = topic
             self._send({"id": self._last_id, "unsubscribe": {"channel": topic}})
@@ -398,7 +398,7 @@ class World:
         self._newest: dict[tuple[str, int], int] = {}
         # Where each epoch's offset 0 is in `told`: offset n is n places behind it.
         self._epochs: dict[tuple[str, str], int] = {}
-        # What may have been trimmed: all before these.
+        # Publications before these may have been trimmed.
         self._sure_from = dict.fromkeys(TOPICS, 0)
         self._now_epochs: dict[str, str] = {}
         self._checks: list[Callable[[], None]] = []
@@ -440,7 +440,7 @@ class World:
         self._checks.append(check)
 
     def trimmed(self) -> None:
-        """What was published up to now may be gone."""
+        """Publications up to now may be gone."""
         for topic, told in self.told.items():
             self._sure_from[topic] = len(told)
 
@@ -636,7 +636,7 @@ class Swamp:
 
     async def do(self, world: World) -> None:
         await Stall(self.client, False).do(world)
-        # What is on its way by then is never dropped.
+        # A message on its way by then is never dropped.
         Publish(self.first, 1, "app", 0).send(world)
         await wait_all_tasks_blocked()
         Publish(self.first, self.count // 3, "app", 0).send(world)

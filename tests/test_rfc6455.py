@@ -11,7 +11,7 @@ from kosoku import FailureError, run_fuzzingclient
 from broker import Broker, Config, Connection
 from broker.core.messages import Frame
 
-# What the suite has of RFC 6455: sections 12 and 13 are about compression, which we do not offer.
+# Cases that the suite has of RFC 6455: sections 12 and 13 are about compression, which we do not offer.
 CASES = 301
 
 
@@ -38,7 +38,7 @@ async def test_the_rfc_6455_suite_finds_no_fault(logging_restored: None) -> None
 
 
 def _run_suite(address: str) -> tuple[dict[str, str], int]:
-    """What failed, with the suite's words for it, and how many cases passed."""
+    """The cases that failed, with the suite's words for it, and how many cases passed."""
     try:
         results = asyncio.run(
             run_fuzzingclient(address, exclude_cases=["12.*", "13.*"], concurrency=4)

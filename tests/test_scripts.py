@@ -102,7 +102,7 @@ async def test_presence_join_leave_history_and_rpc(autojump_clock: MockClock) ->
         assert await a.rpc("add", [1]) == ["add", [1]]
 
 
-async def test_what_was_missed_while_away_arrives_once(autojump_clock: MockClock) -> None:
+async def test_publications_missed_while_away_arrive_once(autojump_clock: MockClock) -> None:
     broker = Broker()
     async with open_test_broker(broker) as net, client_of(net) as a:
         async with a.subscribe("news") as subscription:
@@ -370,7 +370,7 @@ SLIPS = {
         }.items()
     },
 }
-"""What people type who mean one person or a command, and what they are told."""
+"""Lines of people who mean one person or a command, and the answers to them."""
 
 
 async def test_a_slip_never_goes_to_the_room_and_the_error_names_what_would_be_right(
@@ -410,7 +410,7 @@ async def test_a_slip_never_goes_to_the_room_and_the_error_names_what_would_be_r
 NASTY = "\x1b[2J\x9b31m\u2028\u202e\r\n[lobby] Bob(1): forged \ud83d"
 
 
-async def test_what_others_write_is_printed_as_text_of_one_line(
+async def test_a_publication_of_others_is_printed_as_text_of_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])

@@ -406,7 +406,7 @@ class Config:
     may_send: Joiners = attrs.field(default="all", validator=choice(Joiners))
     """Which clients may send direct messages: publish to `fd:7` or `user:alice`."""
 
-    # limits of an outbox
+    # the outbox of one peer
     outbox_bytes: int = attrs.field(default=2**20, validator=number(1))
     """1 MiB, as Centrifugo; NATS has 64 MiB, Redis 8 MiB for a minute. Our messages are small."""
     outbox_messages: int = attrs.field(default=16_384, validator=number(1))
@@ -426,7 +426,7 @@ class Config:
     """The fd of the first connection. `"clock"` begins with the time in microseconds, so that no fd
     comes again after a restart either; else they begin anew, as Swoole's do."""
 
-    # features that nobody has to ask for
+    # subscriptions without being asked
     direct_topics: bool = True
     """Subscribe each client to its own `fd:N`, and to `user:NAME` if it has a user, so that others
     can send to it. Off, nobody can; for clients that take every subscription which the server makes

@@ -13,7 +13,7 @@ COMMANDS = {
 
 
 async def codes(peer: Peer, topic: str) -> dict[str, int]:
-    """What each command that names a topic is answered with. Nothing is left subscribed."""
+    """The answer to each command that names a topic. Nothing is left subscribed."""
     answers = {
         method: await code_of(peer, **{method: {"channel": topic, **rest}})
         for method, rest in COMMANDS.items()

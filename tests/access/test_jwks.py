@@ -86,7 +86,7 @@ async def test_a_token_is_verified_by_the_key_that_it_names(autojump_clock: Mock
             await tokens.connection(impostor.token("a"))
 
 
-async def test_who_comes_before_the_first_fetch_is_done_waits_for_it(
+async def test_a_session_that_comes_before_the_first_fetch_is_done_waits_for_it(
     autojump_clock: MockClock,
 ) -> None:
     issuer = Issuer("a")
@@ -259,7 +259,9 @@ async def test_the_document_is_fetched() -> None:
         (lambda request: PlainTextResponse("x" * (jwks.MAX_BYTES + 1)), "more than 1048576 bytes"),
     ],
 )
-async def test_what_is_no_plain_answer_of_good_size_is_a_failure(answer: Any, message: str) -> None:
+async def test_an_answer_that_is_not_plain_or_too_large_is_a_failure(
+    answer: Any, message: str
+) -> None:
     async with serving(answer) as client:
         with pytest.raises(FetchFailed, match=message):
             await fetch_text(client, URL)

@@ -1,4 +1,4 @@
-"""What a connection and a user may ask for in a time, as numbers and as a client sees it."""
+"""Rates of a connection and of a user, as numbers and as a client sees it."""
 
 from math import inf
 from typing import Any
@@ -29,7 +29,7 @@ def admitted(limits: RateLimits, usage: ConnectionUsage, user: str, count: int, 
     return sum(limits.admits(usage, user, 1, now) for _ in range(count))
 
 
-def test_what_is_refused_takes_nothing() -> None:
+def test_a_refused_message_takes_nothing() -> None:
     limits, usage = limits_of(Config(message_rate=1, message_burst=10)), ConnectionUsage()
     assert [admitted(limits, usage, "", 50, now) for now in (0, 1, 2, 4)] == [10, 1, 1, 2]
 
@@ -53,7 +53,7 @@ def test_users_who_have_nothing_to_pay_are_forgotten() -> None:
     assert len(limits) < 2048
 
 
-def test_who_goes_on_for_long_is_sent_away() -> None:
+def test_a_connection_that_goes_on_for_long_is_sent_away() -> None:
     config = Config(message_rate=1, message_burst=1, excess_rate=2, excess_burst=5)
     limits, usage = limits_of(config), ConnectionUsage()
     assert admitted(limits, usage, "", 6, 0) == 1
@@ -174,7 +174,7 @@ async def test_all_connections_of_a_user_are_limited_together(autojump_clock: Mo
         assert refused(await laptop.receive_all()) == [12]
 
 
-async def test_who_floods_is_sent_away_and_a_bystander_loses_nothing(
+async def test_a_client_that_floods_is_sent_away_and_a_bystander_loses_nothing(
     autojump_clock: MockClock,
 ) -> None:
     broker = name_users_by_token(Broker(Config(message_rate=10, message_burst=10, excess_burst=20)))

@@ -121,7 +121,7 @@ BY_HOOK_OF_PATTERNS = [
     ("$a#ann", "nyn", "nyn", "nnn"),
 ]
 WITH_KEYS = [
-    # What is private, or may cover that, is for the bearer of a token.
+    # A name that is private, or may cover that, is for the bearer of a token.
     ("a", "yyy", "nyy", "nnn"),
     ("a.*", "yyy", "nyy", "nnn"),
     ("a#ann", "nyn", "nyn", "nnn"),
@@ -484,7 +484,7 @@ async def test_a_user_may_what_nobody_in_particular_may_not(autojump_clock: Mock
         assert set((await codes(alice, "a")).values()) == {103}
 
 
-async def test_who_may_publish_is_asked_for_each_topic_and_each_time(
+async def test_the_right_to_publish_is_decided_for_each_topic_and_each_time(
     autojump_clock: MockClock,
 ) -> None:
     config = Config(
@@ -563,7 +563,9 @@ async def test_a_topic_for_some_users_is_for_no_others(autojump_clock: MockClock
             assert set((await codes(peer, "room#ann,bob")).values()) == {expected}, token
 
 
-async def test_who_becomes_nobody_loses_what_only_users_may(autojump_clock: MockClock) -> None:
+async def test_a_session_that_loses_its_user_loses_the_rights_of_users(
+    autojump_clock: MockClock,
+) -> None:
     async with open_test_broker(name_users_by_token(Broker(Config(may_send="users")))) as net:
         ann, other = await net.open_client(token="ann"), await net.open_client()
         for topic in ("room#ann", f"fd:{other.fd}"):
@@ -612,7 +614,7 @@ async def test_a_pattern_itself_goes_by_the_rules_of_its_own_name(
 @pytest.mark.parametrize(
     "may_send, nobody, user", [("all", 0, 0), ("users", 103, 0), ("none", 103, 103)]
 )
-async def test_who_may_send_direct_messages(
+async def test_direct_messages_need_the_right_of_may_send(
     autojump_clock: MockClock, may_send: Any, nobody: int, user: int
 ) -> None:
     config = attrs.evolve(Config(topics=LOCKED), may_send=may_send)

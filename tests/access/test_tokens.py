@@ -134,7 +134,7 @@ def test_ed448_is_eddsa_too() -> None:
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
 def test_a_public_key_is_never_an_hmac_secret(algorithm: str, tmp_path: Path) -> None:
-    """What RFC 8725 section 2.1 warns of: everybody knows the public key, so could sign with it."""
+    """The attack of RFC 8725 section 2.1: everybody knows the public key, so could sign with it."""
     path = tmp_path / "public.pem"
     public = pem(PRIVATE[algorithm])
     path.write_bytes(public)
@@ -448,7 +448,9 @@ def test_time_to_live_is_in_whole_seconds_that_a_client_can_count() -> None:
         ("room", False), ("room.>", False), ("a$", False), ("*a", False), ("*a.*", False),
     ],
 )  # fmt: skip
-def test_what_begins_with_a_dollar_or_may_match_it_is_private(name: str, private: bool) -> None:
+def test_names_that_begin_with_a_dollar_or_may_match_one_are_private(
+    name: str, private: bool
+) -> None:
     assert may_cover_private(name) is private
 
 
@@ -581,7 +583,7 @@ def test_of_a_key_set_only_what_can_be_used_is_taken() -> None:
 @pytest.mark.parametrize(
     "text", [b"", b"<html>", b"{}", b"[]", b'{"keys":1}', b'{"keys":[1]}', b"[" * 9000]
 )
-def test_what_is_no_key_set_is_said_to_be_none(text: bytes) -> None:
+def test_a_text_that_is_no_key_set_is_said_to_be_none(text: bytes) -> None:
     with pytest.raises(ValueError, match="not a JSON Web Key Set"):
         keys_of_jwks(text)
 
@@ -595,7 +597,7 @@ def test_a_private_key_says_what_it_signs_with() -> None:
         assert found == ("RS256" if private is RSA else algorithm)
 
 
-def test_what_is_no_private_key_is_said_to_be_none() -> None:
+def test_a_text_that_is_no_private_key_is_said_to_be_none() -> None:
     for text in (b"", b"secret", pem(RSA), private_pem(RSA, b"password")):
         with pytest.raises(ConfigError, match="not a private key in PEM"):
             algorithm_of(text)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.browser
 
 CLIENTS = Path(__file__).parents[2] / "clients"
 
-# What both sides of the article print, to the letter.
+# Lines that both sides of the article print, to the letter.
 CLIENT_LINES = ["client：打开连接", "client：接收到服务端的消息 this is server", "client：关闭连接"]
 SERVER_LINES = [
     "websocket服务器启动成功",
@@ -145,7 +145,7 @@ def test_a_direct_message_reaches_one_fd_only(
     # A person in the list fills in the number.
     jonas.page.get_by_role("button", name=f"fd {mei.fd}").click()
     assert jonas.page.get_by_label("To fd").input_value() == str(mei.fd)
-    # What is public comes to the third as well, and is all it got.
+    # The public message comes to the third as well, and is all it got.
     jonas.say("for all")
     third.shows(f"fd {jonas.fd} for all")
 
@@ -158,7 +158,7 @@ def test_a_message_to_nobody_is_given_back(context: Any, start_broker: Callable[
 
 
 SLIPS = ["bob", "0", "00", "-1", "1.5", "1e3", "fd:1", "1 2", "٣", "9" * 30]
-"""What somebody may put into "To" who means one person."""
+"""Texts that somebody may put into "To" who means one person."""
 
 
 @pytest.mark.parametrize("by", ["button", "Enter", "script"])
@@ -217,7 +217,7 @@ def test_a_message_to_somebody_who_has_gone_comes_back_with_its_to(
     mei.shows()
 
 
-def test_what_comes_back_does_not_mix_with_what_is_being_written(
+def test_a_refused_message_does_not_mix_with_the_one_being_written(
     context: Any, start_broker: Callable[..., Any]
 ) -> None:
     tab = Tab(context, start_broker().http)
@@ -253,7 +253,7 @@ def test_a_line_that_begins_with_a_slash_is_not_sent_unless_it_is_doubled(
     jonas.shows(f"Mei · fd {mei.fd} /to 2 is what I typed")
 
 
-def test_what_people_write_is_never_markup(two_tabs: tuple[Tab, Tab]) -> None:
+def test_text_of_people_is_never_markup(two_tabs: tuple[Tab, Tab]) -> None:
     mei, jonas = two_tabs
     nasty = "<img src=x onerror=document.title='owned'><b>bold</b>"
     mei.page.get_by_label("Your name").fill("<i>Mei")

@@ -53,7 +53,7 @@ async def test_data_that_is_not_json_goes_as_a_string(running: "Runner", run: "R
             assert (await sub.wait_for("a ", into="stdout")).endswith(' "not json\\u001b[2J"\n')
 
 
-async def test_what_the_broker_refuses_is_one_line_and_status_1(
+async def test_a_refusal_of_the_broker_is_one_line_and_status_1(
     running: "Runner", run: "Run"
 ) -> None:
     async with running(*SERVE) as broker:

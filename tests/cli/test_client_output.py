@@ -1,4 +1,4 @@
-"""What pub, sub, push and bench print: text of one line, whatever peers have sent."""
+"""The output of pub, sub, push and bench: text of one line, whatever peers have sent."""
 
 import json
 import logging
@@ -145,7 +145,7 @@ SERVERS: dict[str, tuple[bytes, ...]] = {
 async def run_against(
     frames: tuple[bytes, ...], *command: str
 ) -> "subprocess.CompletedProcess[bytes]":
-    """What a command prints when a server answers one command with one frame."""
+    """The output of a command when a server answers one command with one frame."""
 
     async def serve(stream: trio.SocketStream) -> None:
         try:
@@ -177,7 +177,7 @@ async def run_against(
 
 @pytest.mark.parametrize("name", SERVERS)
 @pytest.mark.parametrize("command", [("pub", "a", "1"), ("sub", "a"), ("bench", "--sub", "1")])
-async def test_what_a_hostile_server_says_is_one_clean_line_and_status_1(
+async def test_the_word_of_a_hostile_server_is_one_clean_line_and_status_1(
     command: tuple[str, ...], name: str
 ) -> None:
     done = await run_against(SERVERS[name], *command)
@@ -188,7 +188,7 @@ async def test_what_a_hostile_server_says_is_one_clean_line_and_status_1(
     assert done.returncode == 1
 
 
-async def test_what_is_published_is_printed_clean_on_a_terminal_that_is_not_utf8(
+async def test_publications_are_printed_clean_on_a_terminal_that_is_not_utf8(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "latin-1")

@@ -33,9 +33,7 @@ def test_a_single_cause_is_found_in_groups_of_one() -> None:
         (GeneratorExit(), 1),
     ],
 )
-def test_what_ends_the_process_gives_the_status_that_python_gives(
-    error: BaseException, status: int
-) -> None:
+def test_the_exit_status_is_the_one_that_python_gives(error: BaseException, status: int) -> None:
     assert exit_status(error) == status
 
 

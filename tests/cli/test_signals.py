@@ -63,7 +63,7 @@ def test_a_client_has_ctrl_c_back_and_serving_without_a_file_the_terminals_end(
     assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
 
 
-def test_what_comes_while_serving_is_delivered_in_order(handled: Signals) -> None:
+def test_signals_while_serving_are_delivered_in_order(handled: Signals) -> None:
     orders: list[Order] = []
     handled.begin_serving(reloads=True)
     signal.raise_signal(signal.SIGHUP)

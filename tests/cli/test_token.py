@@ -59,7 +59,7 @@ def keys(tmp_path: Path) -> tuple[Path, Path]:
     return path, config
 
 
-def test_what_is_created_says_what_was_asked_for() -> None:
+def test_a_created_token_has_the_claims_that_were_asked_for() -> None:
     token = created(
         *("--user", "alice", "--info", '{"a":1}', "--meta", "[2]", "--expires", "15m"),
         *("--subscribe", "news", "--subscribe", "chat"),
@@ -112,7 +112,9 @@ def test_a_private_key_signs_and_the_settings_verify(keys: tuple[Path, Path]) ->
         (lambda: "x" * 9000, "longer than 8192 bytes"),
     ],
 )
-def test_what_the_broker_would_refuse_is_refused_with_the_reason(token: Any, reason: str) -> None:
+def test_a_token_that_the_broker_would_refuse_is_refused_with_the_reason(
+    token: Any, reason: str
+) -> None:
     result = run("check", token())
     assert result.exit_code == 1
     assert result.stdout == ""

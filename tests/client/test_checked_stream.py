@@ -31,7 +31,7 @@ def asked() -> Handshake:
     return handshake
 
 
-def test_what_comes_behind_the_head_is_given_back() -> None:
+def test_bytes_behind_the_head_are_given_back() -> None:
     assert asked().receive(acceptance(KEY) + b"\x81\x00") == b"\x81\x00"
 
 
@@ -120,7 +120,7 @@ def test_frames_are_followed_however_they_are_cut() -> None:
             watch.receive(b"\x81\x80", 0)  # so the watch knew where it was
 
 
-def test_what_looks_like_a_header_inside_a_payload_is_none() -> None:
+def test_bytes_like_a_header_inside_a_payload_are_no_header() -> None:
     FrameWatch().receive(server_frame(b"\xc1\xff" * 60_000), 0)
 
 

@@ -160,7 +160,7 @@ async def test_before_the_first_connection_a_temporary_refusal_is_an_error(
 
 
 @pytest.mark.parametrize("error", [RequestFailed(103, "no"), KeyboardInterrupt(), ValueError("x")])
-async def test_what_the_block_raises_comes_out_unwrapped(
+async def test_an_exception_of_the_block_comes_out_unwrapped(
     fake: FakeBroker, autojump_clock: MockClock, error: BaseException
 ) -> None:
     with pytest.raises(type(error)) as caught:

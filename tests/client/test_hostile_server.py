@@ -640,7 +640,7 @@ async def test_a_reply_that_never_comes_does_not_make_the_client_read_without_en
             assert caught.value.code == CloseCode.POLICY_VIOLATION
             assert HELD_BYTES // BIG - 20 <= sent() <= HELD_BYTES // BIG + 3
             assert sent() > paused
-            # What has come is the app's; then it goes on where that ends.
+            # The publications that have come are the app's; then it goes on where that ends.
             nursery.start_soon(come_back)
             offset = 0
             async for publication in subscription:

@@ -26,7 +26,7 @@ async def take(subscription: Subscription[Publication], count: int) -> list[obje
     return [(await anext(subscription)).value for _ in range(count)]
 
 
-async def test_what_was_missed_arrives_once_and_in_order(
+async def test_missed_publications_arrive_once_and_in_order(
     fake: FakeBroker, autojump_clock: MockClock
 ) -> None:
     async with fake.subscriber() as (subscription, peer):

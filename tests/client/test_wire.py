@@ -39,7 +39,7 @@ def test_half_a_surrogate_pair_goes_as_its_escape() -> None:
         encode({"publish": {"data": ["\ud83d", object()]}})
 
 
-def test_what_json_cannot_hold_is_a_type_error() -> None:
+def test_data_that_json_cannot_hold_is_a_type_error() -> None:
     with pytest.raises(TypeError):
         encode({"publish": {"data": object()}})
 

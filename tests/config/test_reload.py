@@ -20,7 +20,7 @@ from broker.testing import handshake, open_test_broker
 from tests.conftest import code_of
 
 
-def test_what_is_fixed_stays_and_all_else_changes() -> None:
+def test_fixed_settings_stay_and_all_others_change() -> None:
     old = Config(port=1, host="a", max_topics=5)
     new = Config(port=2, host="a", max_topics=6, allowed_origins=("*",))
     change = merge(old, new)
@@ -29,7 +29,7 @@ def test_what_is_fixed_stays_and_all_else_changes() -> None:
     assert change.refused == ("port",)
 
 
-def test_what_is_fixed_are_settings() -> None:
+def test_fixed_names_are_settings() -> None:
     assert set(FIXED) <= {field.name for field in attrs.fields(Config)}
 
 
@@ -57,7 +57,7 @@ async def test_rules_change_for_those_who_are_connected(autojump_clock: MockCloc
         assert await code_of(peer, **publish) == 103
         net.broker.reload(Config(namespaces={"other": TopicRules()}))
         assert await code_of(peer, **publish) == 102
-        # Who is subscribed stays so, and may leave.
+        # A subscriber stays one, and may leave.
         assert await code_of(other, unsubscribe={"channel": "chat:a"}) == 0
         net.broker.reload(Config())
         assert await code_of(peer, **publish) == 0
@@ -143,7 +143,9 @@ async def test_origins_and_the_number_of_connections_change_for_those_who_come(
         assert await status("https://a.example") == "503"
 
 
-async def test_what_cannot_change_is_named_in_one_warning(autojump_clock: MockClock) -> None:
+async def test_settings_that_cannot_change_are_named_in_one_warning(
+    autojump_clock: MockClock,
+) -> None:
     broker = Broker(Config(port=9501))
     async with open_test_broker(broker) as net:
         with capture_logs() as lines:

@@ -84,7 +84,7 @@ def test_a_batch_of_which_something_was_dropped_is_made_anew() -> None:
     assert shown(queue.batch(10)) == [("opened", 4)]
 
 
-def test_what_was_lost_behind_a_batch_that_arrived_is_all_that_is_lost() -> None:
+def test_events_lost_behind_a_batch_that_arrived_are_all_that_is_lost() -> None:
     queue = queue_of(capacity=2)
     queue.done(queue.batch(10))
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""What is kept, for how long, within which bounds, and what can be recovered from it."""
+"""Publications that are kept, for how long, within which bounds, and what can be recovered from it."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -215,7 +215,7 @@ def test_a_recovery_is_complete_or_none(offset: int, epoch: str, expected: str |
     assert texts(missed) == (expected or "")
 
 
-def test_who_subscribed_before_the_first_publication_recovers_all_of_it() -> None:
+def test_a_position_before_the_first_publication_recovers_every_one() -> None:
     store = store_of()
     seen = store.position("a", 0.0)
     assert seen == Position(0, "E1")
@@ -252,7 +252,7 @@ def test_removing_clears_the_publications_and_goes_on_counting() -> None:
 # time
 
 
-def test_what_is_past_its_time_is_not_read_even_if_nobody_called_expire() -> None:
+def test_publications_past_their_time_are_not_read_even_before_expire() -> None:
     store = store_of()
     put(store, "a", "a", now=0.0, ttl=10.0)
     put(store, "a", "b", now=5.0, ttl=10.0)
@@ -365,7 +365,7 @@ def test_a_topic_that_is_over_is_forgotten_with_its_epoch(quiet: bool) -> None:
 
 
 def cost(*topics: int, owners: int = 1) -> int:
-    """What topics of one letter with so many publications of one byte cost, of so many owners."""
+    """The cost of topics of one letter with so many publications of one byte, of so many owners."""
     each = [TOPIC_BYTES + 1 + publications * (PUBLICATION_BYTES + 1) for publications in topics]
     return sum(each) + owners * OWNER_BYTES
 
@@ -677,7 +677,7 @@ def test_charging_looks_at_each_publication_once() -> None:
 
 @attrs.define
 class PlainTopic:
-    """What a topic's history is by definition: every publication there ever was, in a list."""
+    """A topic's history by definition: every publication there ever was, in a list."""
 
     epoch: str
     sent: list[tuple[float, bytes]] = attrs.field(factory=list)

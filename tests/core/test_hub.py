@@ -1,4 +1,4 @@
-"""Who listens to what: tables, and a model of plain sets beside the hub."""
+"""Listeners and names: tables, and a model of plain sets beside the hub."""
 
 import pytest
 from hypothesis import settings
@@ -37,7 +37,7 @@ def test_nobody_listens_to_a_new_hub() -> None:
     assert hub.statistics() == EMPTY
 
 
-def test_who_listens_is_found_by_codec_in_order_of_arrival() -> None:
+def test_listeners_are_found_by_codec_in_order_of_arrival() -> None:
     hub: Hub[Listener] = Hub()
     peers = [attach(hub, codec) for codec in ("plain", "json", "plain", "json")]
     for peer in peers:

@@ -1,4 +1,4 @@
-"""What travels: what a reader makes of any data that a publisher may send."""
+"""Messages: what a reader makes of any data that a publisher may send."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_bytes_that_are_not_json_are_seen_as_bytes(data: bytes) -> None:
     assert Publication("t", data, opaque=True).value == data
 
 
-def test_what_python_cannot_hold_is_a_value_error() -> None:
+def test_data_that_python_cannot_hold_is_a_value_error() -> None:
     for opaque in (False, True):
         publication = Publication("t", b"[" * 5000 + b"]" * 5000, opaque=opaque)
         with pytest.raises(ValueError, match="nested too deeply"):

@@ -1,4 +1,4 @@
-"""Whose turn it is in a queue group, and groups in the hub."""
+"""Turns of the members of a queue group, and groups in the hub."""
 
 from broker.core.hub import Hub, HubStatistics
 from broker.core.queue_group import QueueGroup

@@ -1,4 +1,4 @@
-"""Who is here, by fd and by user."""
+"""Sessions that are here, by fd and by user."""
 
 import attrs
 import pytest
@@ -52,7 +52,7 @@ def test_a_session_that_could_not_be_made_leaves_nothing_but_a_spent_number() ->
     assert registry.attach(Peer).fd == 2
 
 
-def test_what_is_not_here_cannot_be_detached() -> None:
+def test_an_fd_that_is_not_here_cannot_be_detached() -> None:
     registry = crowd(1)
     registry.detach(1)
     for fd in (-1, 0, 1, 2, 2**64):

@@ -32,7 +32,7 @@ def topics(retained: Retained, name: str = ">") -> list[str]:
 
 
 def cost(values: int, owners: int = 1) -> int:
-    """What values of one byte in topics of one letter cost."""
+    """The cost of values of one byte in topics of one letter."""
     return values * (VALUE_BYTES + 2) + owners * OWNER_BYTES
 
 

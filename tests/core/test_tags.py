@@ -84,7 +84,7 @@ def test_a_filter_wants_what_it_says(node: FilterNode, wanted: bool) -> None:
 
 
 @pytest.mark.parametrize("number", ["1e9", "NaN", "Infinity", "1" * 41, "１", "", "0x1"])
-def test_what_is_no_plain_number_is_neither_less_nor_more(number: str) -> None:
+def test_a_tag_that_is_no_plain_number_is_neither_less_nor_more(number: str) -> None:
     for asked in (leaf("n", "gte", "0"), leaf("n", "lt", "0")):
         assert not matches(asked, {"n": number})
         assert not CompiledFilter(asked).matches({"n": number})
@@ -109,7 +109,7 @@ def test_what_is_no_plain_number_is_neither_less_nor_more(number: str) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_could_never_be_meant_is_refused(node: FilterNode, why: str) -> None:
+def test_a_filter_that_could_never_be_meant_is_refused(node: FilterNode, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         check_filter(node)
     with pytest.raises(ValueError, match=why):

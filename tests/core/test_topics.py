@@ -127,7 +127,7 @@ def test_the_bounds_themselves_are_allowed() -> None:
         ("fd:7.>", "fd:7", False),
     ],
 )
-def test_what_a_pattern_matches(pattern: str, topic: str, expected: bool) -> None:
+def test_a_pattern_matches_token_by_token(pattern: str, topic: str, expected: bool) -> None:
     assert matches(pattern, topic) is expected
     index = PatternIndex[str]()
     index.insert(pattern, "here")

@@ -1,4 +1,4 @@
-"""What the app's `on_event` is told, and that nobody waits for it."""
+"""Events as the app's `on_event` gets them, and that nobody waits for it."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("logging_restored")
 
 
 def told(broker: Broker) -> list[dict[str, Any]]:
-    """What `on_event` gets from here on, without what is the same in all or differs by run."""
+    """The events that `on_event` gets from here on, without what is the same in all or differs by run."""
     seen: list[dict[str, Any]] = []
 
     @broker.on_event
@@ -111,7 +111,7 @@ async def test_the_server_s_doings_are_told_with_their_reasons(autojump_clock: M
     assert seen[-1]["kind"] == "stopped"
 
 
-async def test_what_was_not_delivered_is_told(autojump_clock: MockClock) -> None:
+async def test_the_event_of_an_end_counts_undelivered_messages(autojump_clock: MockClock) -> None:
     broker = Broker(Config(outbox_messages=3))
     seen = told(broker)
     async with open_test_broker(broker) as net:

@@ -44,7 +44,7 @@ ARRIVE_SECONDS: Final = 5.0
 
 @attrs.frozen
 class Heard:
-    """What the pair saw in one window. Times in seconds."""
+    """Measurements of the pair in one window. Times in seconds."""
 
     sent: int = 0
     lost: int = 0
@@ -66,7 +66,7 @@ def percentile(values: list[float], share: float) -> float:
 
 
 class _Window:
-    """What was sent and heard since `begin`."""
+    """The messages sent and heard since `begin`."""
 
     def __init__(self, first: int) -> None:
         self.first = first

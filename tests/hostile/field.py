@@ -64,7 +64,7 @@ class Input:
     fresh: bool = False
     """Whether it has a broker of its own, as it leaves histories or wills behind."""
     finale: "Attack | None" = None
-    """What is done at the very end, when nobody is judged any more: a stop."""
+    """The step at the very end, when nobody is judged any more: a stop."""
     quick: bool = False
     """Whether `--quick` runs it."""
     control: bool = False
@@ -205,7 +205,7 @@ class Field:
         return self.target.sample()
 
     def log(self) -> str:
-        """What was logged since the attack began, or since it was last asked."""
+        """The log since the attack began, or since it was last asked."""
         return "\n".join(self.target.log_lines())
 
     def signal(self, number: signal.Signals) -> None:

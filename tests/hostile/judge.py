@@ -1,4 +1,4 @@
-"""What is harm, and how it is told: from measurements to a verdict, a table and a file.
+"""Harm, and how it is told: from measurements to a verdict, a table and a file.
 
 Nothing here measures anything, so it is tested by itself.
 """
@@ -51,7 +51,7 @@ class Measured:
     hung: bool = False
     """Whether the broker did not answer at the end."""
     trouble: str = ""
-    """What kept the input from being run at all."""
+    """The reason that kept the input from being run at all."""
 
     @property
     def is_over(self) -> bool:
@@ -110,7 +110,7 @@ class Verdict:
 
 
 def judge(entry: Input, found: Measured) -> tuple[str, ...]:
-    """What is wrong; empty if nothing is."""
+    """The faults found; empty if there are none."""
     if found.trouble:
         refused = found.outcomes == (NOT_STARTED,) and "Traceback" not in found.trouble
         return () if refused and NOT_STARTED in entry.should else (found.trouble,)

@@ -51,7 +51,7 @@ async def run_all(
 ) -> None:
     """Run inputs in their order, and tell the verdict on each as soon as it is there.
 
-    Neighbours with one setup share a broker. What goes wrong is tried once more, unless `once`, and
+    Neighbours with one setup share a broker. An input that goes wrong is tried once more, unless `once`, and
     counts if it does so again; a broker that is not as it was before goes, and the next is a new one.
     """
     left = list(entries)

@@ -1,7 +1,7 @@
 """Peers that read slowly and steadily, on each transport: they are to be kept, and to cost nothing.
 
 The row's figures go with `stall_seconds` of 10; here it is 2, and the rates are five times as high,
-so that a run takes 7 s rather than 35. What matters is the same: the system's own buffer holds more
+so that a run takes 7 s rather than 35. The point is the same: the system's own buffer holds more
 than such a reader takes within `stall_seconds`.
 """
 

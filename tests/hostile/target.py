@@ -70,12 +70,12 @@ class Setup:
     backend: tuple[str, ...] = ()
     """Kinds of questions that are asked of a backend, such as `connect` and `rpc`."""
     connect: Mapping[str, object] = attrs.field(factory=dict, hash=False)
-    """What the bystanders' connect commands say."""
+    """The fields of the bystanders' connect commands."""
 
 
 @attrs.frozen
 class Sample:
-    """What a process has at one moment. Sizes in bytes, CPU in seconds."""
+    """Memory, files, threads and time of a process at one moment. Sizes in bytes, CPU in seconds."""
 
     rss: int
     files: int
@@ -191,7 +191,7 @@ class Target:
             return -1
 
     def sample(self) -> Sample:
-        """What it has now. Raises `ProcessLookupError` when it has ended."""
+        """Measure the process now. Raises `ProcessLookupError` when it has ended."""
         proc = Path(f"/proc/{self.pid}")
         try:
             status = dict(_status_lines(proc))
@@ -220,7 +220,7 @@ class Target:
         return _bytes(status["VmHWM"]) if "VmHWM" in status else 0
 
     def log_lines(self) -> list[str]:
-        """What was logged since it was last asked."""
+        """The log since it was last asked."""
         if self.setup.stderr != "file":
             return []
         with self.log_file.open(encoding="utf-8", errors="backslashreplace") as file:

@@ -48,7 +48,7 @@ class Tcp:
 
     @property
     def name(self) -> str:
-        """What goes into `Host`."""
+        """The value of `Host`."""
         return f"localhost:{self.port}"
 
 
@@ -201,7 +201,7 @@ class Peer:
     # in
 
     async def read(self, most: int = 2**18) -> bytes:
-        """Whatever comes next. Raises `Ended` at the end."""
+        """The bytes that come next. Raises `Ended` at the end."""
         if self._buffer:
             return self._take(min(most, len(self._buffer)))
         await self._more(most)
@@ -297,7 +297,7 @@ class Peer:
                 return found
 
     async def publications(self) -> list[Json]:
-        """What was published to it: what waits in `pushes`, or the next that come."""
+        """Publications to it: those that wait in `pushes`, or the next that come."""
         while True:
             found = [push["pub"] for push in self.pushes if "pub" in push]
             self.pushes.clear()
@@ -355,12 +355,12 @@ class Peer:
 
 
 def said(reply: Json) -> str:
-    """What a reply says: `ok`, or `error 107`."""
+    """The word of a reply: `ok`, or `error 107`."""
     return f"error {reply['error']['code']}" if "error" in reply else "ok"
 
 
 def result(reply: Json) -> Json:
-    """What a reply holds. Raises `Ended` with `error 107` where it is a refusal."""
+    """The result in a reply. Raises `Ended` with `error 107` where it is a refusal."""
     if "error" in reply:
         raise Ended(said(reply))
     found: Json = next(value for key, value in reply.items() if key != "id")

@@ -291,7 +291,9 @@ async def test_a_user_is_subscribed_and_unsubscribed(autojump_clock: MockClock) 
         assert (await result(net, "presence", channel="news")) == {"presence": {}}
 
 
-async def test_what_subscribe_cannot_do_is_said(autojump_clock: MockClock) -> None:
+async def test_a_subscribe_that_asks_for_recovery_or_override_is_refused(
+    autojump_clock: MockClock,
+) -> None:
     async with served() as net, await listener(net, user="a"):
         since = {"offset": 1, "epoch": "x"}
         code, text = await error(net, "subscribe", user="a", channel="t", recover_since=since)
@@ -519,7 +521,7 @@ async def test_a_batch_answers_in_order(autojump_clock: MockClock, parallel: boo
 # users
 
 
-async def test_what_is_published_to_a_user_reaches_all_its_fds(
+async def test_a_publication_to_a_user_reaches_all_its_fds(
     autojump_clock: MockClock,
 ) -> None:
     async with served() as net:

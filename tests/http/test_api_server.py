@@ -135,7 +135,7 @@ async def test_a_body_that_is_no_json_does_not_end_it(autojump_clock: MockClock)
         assert (await backend.receive())[0] == 200
 
 
-async def test_what_is_not_for_the_api_is_handed_on_as_the_last(
+async def test_a_request_that_is_not_for_the_api_is_handed_on_as_the_last(
     autojump_clock: MockClock,
 ) -> None:
     async with connected() as (_, backend):

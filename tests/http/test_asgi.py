@@ -1,4 +1,4 @@
-"""What the port says to those who ask for no WebSocket."""
+"""Answers of the port to requests for no WebSocket."""
 
 import json
 import logging

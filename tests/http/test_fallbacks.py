@@ -81,7 +81,7 @@ class Stream(Peer):
         return self._take(end + len(mark)).decode()
 
     async def event(self) -> str:
-        """What the stream says next: a line, or an event, which is one `data` line or a comment."""
+        """The next thing on the stream: a line, or an event, which is one `data` line or a comment."""
         if self.header("content-type") == "application/x-ndjson":
             return (await self.until(b"\n"))[:-1]
         event = (await self.until(b"\n\n"))[:-2]
@@ -413,7 +413,7 @@ async def test_a_post_may_hold_more_than_connect(autojump_clock: MockClock, net:
 
 
 @pytest.mark.parametrize("how", EMULATED)
-async def test_who_does_not_answer_pings_is_told_3012(
+async def test_a_client_that_does_not_answer_pings_gets_3012(
     autojump_clock: MockClock, net: Network, how: str
 ) -> None:
     async with await open_stream(net, how) as client:
@@ -426,7 +426,9 @@ async def test_who_does_not_answer_pings_is_told_3012(
 
 
 @pytest.mark.parametrize("how", EMULATED)
-async def test_who_answers_pings_stays(autojump_clock: MockClock, net: Network, how: str) -> None:
+async def test_a_client_that_answers_pings_stays(
+    autojump_clock: MockClock, net: Network, how: str
+) -> None:
     async with await open_stream(net, how) as client:
         for _ in range(5):
             assert await client.event() == "{}"
@@ -466,7 +468,7 @@ async def test_a_connect_that_takes_a_minute_is_waited_for(
 
 
 @pytest.mark.parametrize("how", [*EMULATED, "uni_sse"])
-async def test_whoever_is_sent_away_is_told_why_once(
+async def test_a_client_that_is_sent_away_gets_the_reason_once(
     autojump_clock: MockClock, net: Network, how: str
 ) -> None:
     client = await (open_one_way(net) if how == "uni_sse" else open_stream(net, how))
@@ -529,7 +531,7 @@ async def test_a_client_that_goes_away_is_gone_at_once(
     await client.aclose()
 
 
-async def test_what_else_comes_on_a_stream_is_ignored(
+async def test_bytes_behind_the_request_of_a_stream_are_ignored(
     autojump_clock: MockClock, net: Network
 ) -> None:
     async with await open_stream(net) as client:
@@ -540,7 +542,7 @@ async def test_what_else_comes_on_a_stream_is_ignored(
 
 
 @pytest.mark.parametrize("how", [*EMULATED, "uni_sse"])
-async def test_who_reads_nothing_is_cut_after_ten_seconds(
+async def test_a_client_that_reads_nothing_is_cut_after_ten_seconds(
     autojump_clock: MockClock, net: Network, how: str
 ) -> None:
     closes: list[Close] = []
@@ -563,7 +565,7 @@ async def test_who_reads_nothing_is_cut_after_ten_seconds(
     await client.aclose()
 
 
-async def test_who_reads_too_slowly_is_sent_away_by_the_rule_of_the_topic(
+async def test_a_client_that_reads_too_slowly_is_sent_away_by_the_rule_of_the_topic(
     autojump_clock: MockClock,
 ) -> None:
     closes: list[Close] = []
@@ -636,7 +638,7 @@ async def test_a_session_that_is_ending_is_no_more(autojump_clock: MockClock, ne
         *(b'{"session":"1.x","data":"\xff"}', b"[" * 100_000, b'{"session":"\\ud800","data":""}'),
     ],
 )
-async def test_what_is_no_emulation_request_is_told_so(
+async def test_a_body_that_is_no_emulation_request_gets_400(
     autojump_clock: MockClock, net: Network, body: bytes
 ) -> None:
     status, text = await ask(net, "POST", "/emulation", body)
@@ -786,7 +788,7 @@ async def test_other_methods_are_not_allowed(
 
 
 @pytest.mark.parametrize("path", ["/emulation", "/connection/http_stream"])
-async def test_what_is_only_posted_is_not_got(
+async def test_a_path_for_post_alone_refuses_get(
     autojump_clock: MockClock, net: Network, path: str
 ) -> None:
     assert (await ask(net, "GET", f"{path}?cf_connect={quote(json.dumps(CONNECT))}"))[0] == 405
@@ -1317,7 +1319,7 @@ async def test_pings_in_protobuf_are_empty_messages_and_are_to_be_answered(
 
 
 @pytest.mark.parametrize("reason", ["", "off you go", "long " * 60])
-async def test_whoever_is_sent_away_in_protobuf_is_told_why_once(
+async def test_a_client_that_is_sent_away_in_protobuf_gets_the_reason_once(
     autojump_clock: MockClock, net: Network, reason: str
 ) -> None:
     async with await open_protobuf(net) as client:
@@ -1393,7 +1395,7 @@ async def test_garbage_behind_connect_ends_with_3501(
     ],
     ids=lambda body: body[:12].hex(),
 )
-async def test_what_is_no_emulation_request_in_protobuf_is_told_so(
+async def test_a_body_that_is_no_emulation_request_in_protobuf_gets_400(
     autojump_clock: MockClock, net: Network, body: bytes
 ) -> None:
     status, text = await ask(net, "POST", "/emulation", body, PROTOBUF)

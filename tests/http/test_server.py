@@ -36,7 +36,7 @@ async def echo(request: Request) -> Response:
 
 
 async def serve(server: HttpServer, stream: trio.abc.Stream) -> None:
-    """What the broker does with a connection that asks for no WebSocket."""
+    """Serve a connection that asks for no WebSocket, as the broker does."""
     read = await read_head(stream, 8192)
     assert read is not None
     await server.serve(stream, HeadAndBehind(parse_head(read[0]), read[1]))

@@ -26,7 +26,7 @@ async def test_a_large_reply_goes_out_in_pieces_that_are_counted(kind: type[Http
     assert line.pieces == 7
 
 
-async def test_what_has_to_be_put_together_first_goes_out_in_pieces_too() -> None:
+async def test_frames_that_are_put_together_first_go_out_in_pieces_too() -> None:
     ours, theirs = memory_stream_pair()
     line = UniSseStream(ours, {})
     reply = b'{"id":1,"connect":{"data":"%b"}}' % (b"x" * 1_000_000)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("logging_restored")
 
 FORGED = "\n12:00:00 [info     ] open    fd=1\r\x1b[2J\x9b2J\u2028\u202e\x07"
 RAW = "\r\x1b\x9b\u2028\u202e\x07"
-"""What a line must not hold; its own end is looked at apart."""
+"""Characters that a line must not hold; its own end is looked at apart."""
 
 
 @pytest.mark.parametrize(

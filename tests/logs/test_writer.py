@@ -42,7 +42,7 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
 
 
 class Counts:
-    """What a writer tells, and when."""
+    """The words of a writer, and their times."""
 
     def __init__(self) -> None:
         self.dropped: list[int] = []

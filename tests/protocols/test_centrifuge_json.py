@@ -249,7 +249,7 @@ def plain(value: object) -> object:
     return value
 
 
-def test_what_is_left_out_has_its_default() -> None:
+def test_a_field_that_is_left_out_has_its_default() -> None:
     (command,) = decode(b'{"subscribe":{}}')
     assert command.id == 0
     request = command.subscribe
@@ -334,7 +334,7 @@ def test_any_number_of_commands_comes_out_in_order(ids: list[int]) -> None:
     ],
     ids=lambda payload: repr(payload[:40]),
 )
-def test_what_is_no_command_is_told_in_one_line(payload: bytes) -> None:
+def test_a_payload_that_is_no_command_is_described_in_one_line(payload: bytes) -> None:
     with pytest.raises(BadCommand) as caught:
         list(decode(payload))
     message = str(caught.value)

@@ -79,7 +79,7 @@ def shown(info: ClientInfo) -> Any:
 
 
 NEWER = {("SubscribeRequest", 15): "type"}
-"""What centrifuge-js 5.8 has, and the schema in centrifuge-python 0.7 has not yet."""
+"""Fields that centrifuge-js 5.8 has, and the schema in centrifuge-python 0.7 has not yet."""
 
 
 def compare(message: Message, official: Any, seen: set[int]) -> None:
@@ -208,7 +208,7 @@ def test_a_tag_cannot_say_that_a_publication_is_of_another_topic() -> None:
     assert dict(push.pub.tags) == {"topic": "news.a", "k": "v"}
 
 
-def test_what_is_zero_is_left_out() -> None:
+def test_a_field_that_is_zero_is_left_out() -> None:
     stats = CENTRIFUGE_PROTOBUF.reply(1, "presence_stats", {"num_clients": 0, "num_users": 0})
     assert stats == b"\x04\x08\x01\x52\x00"
 
@@ -427,7 +427,7 @@ def test_the_fast_way_leaves_what_is_odd_to_the_slow_one() -> None:
     assert CENTRIFUGE_PROTOBUF.decode_publishes([bytes((len(body),)) + body]) is None
 
 
-def test_what_nobody_knows_is_skipped() -> None:
+def test_unknown_fields_are_skipped() -> None:
     unknown = b"\xa0\x06\x07" + b"\xa2\x06\x02hi" + b"\xa1\x06" + b"8" * 8 + b"\xa5\x06" + b"4" * 4
     body = b"\x08\x05" + unknown + schema.Command(rpc={"method": "add"}).SerializeToString()
     (command,) = CENTRIFUGE_PROTOBUF.decode(bytes((len(body),)) + body)
@@ -468,7 +468,7 @@ def test_a_known_field_of_another_wire_type_is_unknown() -> None:
     ],
     ids=repr,
 )
-def test_what_is_no_command_is_told_in_one_line(payload: bytes) -> None:
+def test_a_payload_that_is_no_command_is_described_in_one_line(payload: bytes) -> None:
     assert CENTRIFUGE_PROTOBUF.decode_publishes([payload]) is None
     with pytest.raises(BadCommand) as caught:
         list(CENTRIFUGE_PROTOBUF.decode(payload))

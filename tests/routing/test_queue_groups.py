@@ -137,7 +137,7 @@ async def test_a_member_of_a_group_gets_what_it_picks(autojump_clock: object) ->
             pushes = await receive_pushes(peer, len(data))
             assert [push["pub"]["data"] for push in pushes] == data
         await other.request(unsubscribe={"channel": "jobs"})
-        # What nobody picks is for nobody, also when a client publishes it.
+        # A publication that nobody picks is for nobody, also when a client publishes it.
         await other.request(publish={"channel": "jobs", "data": 6})
         # A request asks a member that picks it: it carries `reply_to`, and no price.
         with pytest.raises(Refused, match="503"):

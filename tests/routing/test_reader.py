@@ -156,7 +156,9 @@ async def test_a_reader_that_is_cancelled_while_it_lags_loses_nothing(
 
 
 @pytest.mark.parametrize("pattern", ["", "a.>.b", "a\x00"])
-async def test_what_is_no_pattern_cannot_be_read(autojump_clock: MockClock, pattern: str) -> None:
+async def test_a_name_that_is_no_pattern_cannot_be_read(
+    autojump_clock: MockClock, pattern: str
+) -> None:
     async with open_test_broker(Broker()) as net:
         with pytest.raises(Refused, match="107"):
             async with net.broker.subscribe(pattern):

@@ -127,7 +127,7 @@ async def test_a_request_fails_when_the_one_who_was_asked_goes(
         assert reply["error"] == {"code": 503, "message": "fd 2 has gone without an answer"}
 
 
-async def test_who_asks_and_goes_leaves_nothing_behind(autojump_clock: MockClock) -> None:
+async def test_a_client_that_asks_and_goes_leaves_nothing_behind(autojump_clock: MockClock) -> None:
     async with served() as net:
         asker, responder = await net.open_client(), await net.open_client()
         await asker.send_json(
@@ -221,7 +221,7 @@ async def test_an_answer_that_python_cannot_hold_is_an_infinity_to_the_program(
         assert await net.broker.request(f"fd:{peer.fd}", 1) == math.inf
 
 
-async def test_what_was_answered_waits_for_no_end_of_its_time(autojump_clock: MockClock) -> None:
+async def test_an_answered_request_waits_for_no_end_of_its_time(autojump_clock: MockClock) -> None:
     async with served() as net:
         peer = await net.open_client()
         requests = net.node.services.requests

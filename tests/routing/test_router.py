@@ -125,7 +125,7 @@ ENDS: dict[str, tuple[Callable[[Router, Peer], object], list[list[Any]]]] = {
 
 
 @pytest.mark.parametrize("what", ENDS)
-async def test_what_ends_a_run(what: str) -> None:
+async def test_a_run_ends_at_anything_that_comes_between(what: str) -> None:
     act, expected = ENDS[what]
     router = make_router()
     session = listen(router, "a", "b")
@@ -178,7 +178,7 @@ async def test_a_direct_message_reaches_that_fd_alone() -> None:
     assert runs(others) == runs(sender) == []
 
 
-async def test_who_is_closing_is_not_there_for_direct_messages() -> None:
+async def test_a_closing_session_is_not_there_for_direct_messages() -> None:
     router = make_router()
     session = attach(router, PLAIN)
     session.transition(PhaseEvent.CLOSE)
@@ -284,7 +284,7 @@ def test_runs_change_neither_order_nor_receivers(steps: list[tuple[str, str]]) -
 # with the real post office
 
 
-async def test_who_has_left_gets_nothing_more_but_what_was_published_before() -> None:
+async def test_a_session_that_has_left_gets_only_earlier_publications() -> None:
     async with open_post_office() as office, trio.open_nursery() as nursery:
         router = Router(Hub(), MemoryEngine(2**20), office, Rights(Settings(Config()), Hooks()))
         ours, theirs = trio.testing.memory_stream_pair()
@@ -334,7 +334,7 @@ async def test_a_new_subscriber_gets_the_retained_value_at_once(
         assert (await next_pub(peer))["tags"] == {"retained": "true", "topic": "temp.kitchen"}
         async with net.broker.subscribe("temp.*") as messages:
             assert (await messages.receive()).value == 21
-        # Who has recovered everything has that, too.
+        # A client that has recovered everything has that, too.
         back = await net.open_client()
         await subscribe(back, "temp.kitchen", recover=True, offset=1, epoch=got["epoch"])
         assert await received(net, back) == []

@@ -132,7 +132,7 @@ async def test_publications_are_picked_by_their_tags(autojump_clock: object) -> 
         assert net.broker.stats().hub.subscriptions <= 2
 
 
-async def test_what_clients_publish_has_no_tags(autojump_clock: object) -> None:
+async def test_publications_of_clients_have_no_tags(autojump_clock: object) -> None:
     async with open_test_broker(Broker()) as net:
         tagged, untagged, publisher = [await net.open_client() for _ in range(3)]
         for peer, cmp in ((tagged, "ex"), (untagged, "nex")):

@@ -112,7 +112,7 @@ LOST = Close(1006, "connection lost", Initiator.NETWORK)
         (1005, Initiator.CLIENT, False),
         (1001, Initiator.CLIENT, True),
         (4000, Initiator.CLIENT, True),
-        # What looks like a goodbye is none if it is ours.
+        # A code like a goodbye is none if it is ours.
         (1000, Initiator.SERVER, True),
         (1005, Initiator.NETWORK, True),
         (3503, Initiator.SERVER, True),

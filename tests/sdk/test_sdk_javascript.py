@@ -17,7 +17,7 @@ SCENARIOS = re.findall(
 )
 
 
-# What a transport could break; the rest is the same conversation, tried over WebSocket alone.
+# Scenarios that a transport could break; the rest is the same protocol, tried over WebSocket alone.
 OVER_HTTP = ["messages", "presence", "recovery", "rpc", "tokenRefresh", "lostSession"]
 RUNS = [
     *((scenario, "json", "websocket") for scenario in SCENARIOS),

@@ -54,7 +54,7 @@ def pub(name: str, data: object, sender: Peer | None = None, **fields: object) -
 
 
 def missed(reply: Any) -> list[Any]:
-    """What a recovery brought."""
+    """The data that a recovery brought."""
     return [publication["data"] for publication in reply["subscribe"]["publications"]]
 
 

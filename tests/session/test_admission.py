@@ -431,7 +431,7 @@ def few_files(tmp_path: Path) -> Iterator[FewFiles]:
 
 
 @pytest.mark.parametrize("first", [b"", SLOW_BODY, b"nonsense\r\n\r\n", handshake()])
-def test_whatever_strangers_do_the_broker_keeps_files_of_its_own(
+def test_the_broker_keeps_files_of_its_own_whatever_strangers_do(
     few_files: FewFiles, first: bytes
 ) -> None:
     with ExitStack() as held:

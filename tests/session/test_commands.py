@@ -65,7 +65,7 @@ async def test_a_topic_without_history_has_no_offsets(autojump_clock: MockClock)
         assert await error_of(client, history={"channel": "news"}) == 108
 
 
-async def test_what_a_broker_publishes_has_no_sender(
+async def test_a_publication_of_the_broker_has_no_sender(
     autojump_clock: MockClock, net: Network
 ) -> None:
     client = await net.open_client()
@@ -74,7 +74,7 @@ async def test_what_a_broker_publishes_has_no_sender(
     assert await client.receive_all() == [pub("news", ["x"], offset=1)]
 
 
-async def test_who_has_unsubscribed_gets_nothing(autojump_clock: MockClock, net: Network) -> None:
+async def test_an_unsubscribed_client_gets_nothing(autojump_clock: MockClock, net: Network) -> None:
     client = await net.open_client()
     await client.request(subscribe={"channel": "news"})
     assert await ask(client, {"id": 2, "unsubscribe": {"channel": "news"}}) == [
@@ -132,7 +132,7 @@ async def test_a_publish_without_an_id_is_not_answered_even_if_it_is_refused(
         ("fd:" + "9" * 200, 102),
     ],
 )
-async def test_what_cannot_be_published_to(
+async def test_a_name_that_is_no_topic_here_cannot_be_published_to(
     autojump_clock: MockClock, net: Network, topic: str, code: int
 ) -> None:
     client = await net.open_client()
@@ -158,7 +158,7 @@ async def test_what_cannot_be_published_to(
         ("fd:1.>", 103),
     ],
 )
-async def test_what_cannot_be_subscribed_to(
+async def test_a_bad_name_or_a_foreign_fd_cannot_be_subscribed_to(
     autojump_clock: MockClock, net: Network, name: str, code: int
 ) -> None:
     client = await net.open_client()
@@ -229,7 +229,7 @@ async def test_a_plain_peer_gets_a_direct_message_as_it_is(
     assert [await plain.receive_text() for _ in range(2)] == ["hi", '{"a":1}']
 
 
-async def test_who_is_gone_or_leaving_gets_no_direct_message(
+async def test_a_client_that_is_gone_or_leaving_gets_no_direct_message(
     autojump_clock: MockClock, net: Network
 ) -> None:
     client, gone, leaving = [await net.open_client() for _ in range(3)]
@@ -426,7 +426,7 @@ async def test_a_first_subscribe_says_where_the_topic_stands(
 
 @pytest.mark.parametrize("offset", [0, 2, 4, 5])
 @pytest.mark.parametrize("tell_epoch", [True, False])
-async def test_what_was_missed_comes_in_the_reply_and_once(
+async def test_missed_publications_come_in_the_reply_and_once(
     autojump_clock: MockClock, net: Network, offset: int, tell_epoch: bool
 ) -> None:
     client, epoch = await topic_with_history(net)
@@ -474,7 +474,7 @@ async def test_a_recovery_is_never_partial(autojump_clock: MockClock) -> None:
         assert (missed(reply), reply["subscribe"]["recovered"]) == ([], False)
 
 
-async def test_who_has_seen_nothing_yet_recovers_all_since_it_subscribed(
+async def test_a_client_that_has_seen_nothing_recovers_all_since_it_subscribed(
     autojump_clock: MockClock, net: Network
 ) -> None:
     client = await net.open_client()
@@ -486,7 +486,7 @@ async def test_who_has_seen_nothing_yet_recovers_all_since_it_subscribed(
 
 
 @pytest.mark.parametrize("pauses", range(5))
-async def test_what_is_published_while_a_subscribe_is_looked_at_comes_once(
+async def test_publications_during_a_subscribe_come_once(
     autojump_clock: MockClock, net: Network, pauses: int
 ) -> None:
     """However long the authorizer takes beside a busy publisher: no gap, nothing twice."""
@@ -519,7 +519,9 @@ async def test_what_is_published_while_a_subscribe_is_looked_at_comes_once(
 # join and leave
 
 
-async def test_who_asks_is_told_who_comes_and_goes(autojump_clock: MockClock, net: Network) -> None:
+async def test_a_client_with_join_leave_sees_others_come_and_go(
+    autojump_clock: MockClock, net: Network
+) -> None:
     watcher, other, quiet = [await net.open_client() for _ in range(3)]
     shown = [{"user": "", "client": str(p.fd)} for p in (watcher, other, quiet)]
     fields = {"channel": "news", "join_leave": True}
@@ -656,7 +658,7 @@ def method(request: pytest.FixtureRequest) -> str:
 
 
 async def hooked(net: Network, method: str, act: Any) -> list[Any]:
-    """What a client gets for `method` while its hook does `act`."""
+    """The objects that a client gets for `method` while its hook does `act`."""
     peer = await (net.open_websocket() if method == "connect" else net.open_client())
     set_hook(net.broker, method, act)
     return await ask(peer, {"id": 2, method: COMMANDS[method]})
@@ -704,7 +706,7 @@ async def test_each_hook_may_send_its_client_away(
     assert not net.broker.exists(1) or not net.broker.is_established(1)
 
 
-async def test_who_is_closed_while_a_hook_runs_gets_nothing_and_does_nothing(
+async def test_a_client_closed_while_a_hook_runs_gets_nothing_and_does_nothing(
     autojump_clock: MockClock, net: Network, method: str
 ) -> None:
     async def close(connection: Connection) -> None:
@@ -719,7 +721,7 @@ async def test_who_is_closed_while_a_hook_runs_gets_nothing_and_does_nothing(
     assert net.broker.stats().hub.subscriptions == net.broker.stats().published == 0
 
 
-async def test_who_goes_away_while_a_hook_runs_is_gone(
+async def test_a_client_that_goes_away_while_a_hook_runs_is_gone(
     autojump_clock: MockClock, net: Network, method: str
 ) -> None:
     done = trio.Event()

@@ -56,7 +56,7 @@ async def test_a_token_says_who_connects(autojump_clock: MockClock, keyed: Netwo
 @pytest.mark.parametrize(
     "bad", ["", "garbage", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZG1pbiJ9.", "x" * 9000]
 )
-async def test_who_has_no_good_token_is_sent_away_for_good(
+async def test_a_client_without_a_good_token_is_sent_away_for_good(
     autojump_clock: MockClock, keyed: Network, bad: str
 ) -> None:
     peer = await keyed.open_websocket()
@@ -234,7 +234,7 @@ async def test_a_server_side_subscription_recovers(
         assert [p["data"] for p in news["publications"]] == ([0, 1, 2] if recovered else [])
 
 
-async def test_who_watches_a_topic_is_told_of_server_side_subscriptions(
+async def test_a_watcher_sees_server_side_subscriptions(
     autojump_clock: MockClock, keyed: Network
 ) -> None:
     watcher = await connect(keyed, sub="bob")
@@ -391,7 +391,7 @@ async def test_the_connect_hook_may_send_a_client_away(
     assert await ask(peer, {"id": 1, "connect": {}}) == [3500]
 
 
-async def test_who_was_disconnected_while_the_connect_hook_ran_is_not_let_in(
+async def test_a_client_disconnected_while_the_connect_hook_ran_is_not_let_in(
     autojump_clock: MockClock, net: Network
 ) -> None:
     @net.broker.on_connect

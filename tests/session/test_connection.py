@@ -48,7 +48,7 @@ async def test_a_client_that_nobody_has_to_be_asked_about_costs_one_task(
             assert count_tasks() == before + number
 
 
-async def test_what_comes_first_waits_for_the_open_hook(autojump_clock: MockClock) -> None:
+async def test_the_first_message_waits_for_the_open_hook(autojump_clock: MockClock) -> None:
     broker, may_go_on = Broker(), trio.Event()
 
     @broker.on_open

@@ -75,7 +75,7 @@ async def test_with_its_subprotocol_a_client_must_begin_with_connect(
     assert await ask(peer, first) == [code]
 
 
-async def test_what_a_client_sends_behind_its_connect_waits_for_it(
+async def test_commands_behind_a_connect_wait_for_it(
     autojump_clock: MockClock, net: Network
 ) -> None:
     @net.broker.on_connect
@@ -207,7 +207,7 @@ async def test_many_messages_in_one_write_keep_their_order(
 
 
 @pytest.mark.parametrize("bad", ["hello", '{"id":2,"connect":{}}'])
-async def test_what_came_before_a_bad_message_is_done_and_answered(
+async def test_commands_before_a_bad_message_are_done_and_answered(
     autojump_clock: MockClock, net: Network, bad: str
 ) -> None:
     client, reader = await net.open_client(), await net.open_client()
@@ -233,7 +233,7 @@ async def test_a_publication_is_out_before_a_hook_is_waited_for(
     assert data_of(await reader.receive_all()) == [1]
 
 
-async def test_what_comes_behind_the_command_that_ended_a_client_is_not_done(
+async def test_commands_behind_the_one_that_ended_a_client_are_not_done(
     autojump_clock: MockClock, net: Network
 ) -> None:
     @net.broker.on_rpc
@@ -247,7 +247,7 @@ async def test_what_comes_behind_the_command_that_ended_a_client_is_not_done(
     assert await reader.receive_all() == []
 
 
-async def test_what_comes_behind_a_bad_command_is_not_done(
+async def test_commands_behind_a_bad_one_are_not_done(
     autojump_clock: MockClock, net: Network
 ) -> None:
     client = await net.open_client()
@@ -277,7 +277,7 @@ async def test_what_comes_behind_a_bad_command_is_not_done(
     ],
     ids=lambda text: repr(text[:40]),
 )
-async def test_who_does_not_speak_the_protocol_is_sent_away(
+async def test_a_client_that_does_not_speak_the_protocol_is_sent_away(
     autojump_clock: MockClock, net: Network, text: str
 ) -> None:
     client = await net.open_client()
@@ -348,7 +348,7 @@ async def test_a_client_that_asks_for_a_lot_gets_all_of_it_one_after_the_other(
 
 
 async def published(net: Network, *payloads: bytes, topic: str = "news") -> list[Any]:
-    """What a subscriber gets of these messages, sent in one write: their pushes, without frames."""
+    """Pushes that a subscriber gets of these messages, sent in one write; without frames."""
     reader = await net.open_client()
     await reader.request(subscribe={"channel": topic})
     writer = await net.open_client()
@@ -426,7 +426,7 @@ async def test_an_empty_message_among_publishes_ends_the_connection(
         assert (await peer.receive_close())[0] == 3501
 
 
-async def test_who_is_answered_is_answered_for_each(autojump_clock: MockClock) -> None:
+async def test_every_publish_of_a_batch_gets_its_reply(autojump_clock: MockClock) -> None:
     async with open_test_broker(Broker()) as net:
         peer = await net.open_client()
         await peer.request(publish={"channel": "a", "data": 0})
@@ -495,7 +495,7 @@ async def test_while_a_large_reply_waits_its_peer_is_heard(
         assert ends == [(began + grace, 4000, Initiator.CLIENT)]
 
 
-async def test_what_comes_behind_a_large_reply_is_served_once_in_its_order(
+async def test_commands_behind_a_large_reply_are_served_once_in_order(
     autojump_clock: MockClock,
 ) -> None:
     async with open_test_broker(Broker(LARGE)) as net:

@@ -171,7 +171,7 @@ async def test_a_peer_that_takes_nothing_is_slow_even_with_little_to_take(
     assert ends.closes == [Close(1006, reason, Initiator.SLOW, undelivered=2)]
 
 
-async def test_what_was_queued_when_a_peer_left_is_undelivered(autojump_clock: MockClock) -> None:
+async def test_messages_queued_when_a_peer_left_are_undelivered(autojump_clock: MockClock) -> None:
     ends = Ends()
     async with open_test_broker(ends.broker) as net:
         peer = await net.open_plain(make_pair=LOCKSTEP)
@@ -183,7 +183,9 @@ async def test_what_was_queued_when_a_peer_left_is_undelivered(autojump_clock: M
     assert ends.closes == [Close(1006, "connection lost", Initiator.NETWORK, undelivered=3)]
 
 
-async def test_who_is_cut_with_the_whole_broker_is_told_too(autojump_clock: MockClock) -> None:
+async def test_the_close_hook_runs_also_where_the_whole_broker_is_cut(
+    autojump_clock: MockClock,
+) -> None:
     ends = Ends()
     with trio.CancelScope() as scope:
         async with open_test_broker(ends.broker) as net:

@@ -106,7 +106,7 @@ async def test_a_slow_client_is_not_blamed_for_a_ping_behind_what_it_still_takes
         assert trio.current_time() > 60
         await client.send_text("{}")
         assert await client.receive_json() == {}
-        # Whoever has got it and is silent is not slow.
+        # A client that has got it and is silent is not slow.
         assert await client.receive_close() == (3012, "no pong")
 
 

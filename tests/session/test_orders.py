@@ -174,7 +174,7 @@ async def test_it_ends_as_the_server_says_or_the_client(autojump_clock: object) 
         assert net.broker.connections()[0].topics == ()
 
 
-async def test_who_watches_sees_it_come_and_go(autojump_clock: object) -> None:
+async def test_a_watcher_sees_a_subscription_come_and_go(autojump_clock: object) -> None:
     async with open_test_broker(Broker()) as net:
         peer, watcher = await net.open_client(), await net.open_client()
         await watcher.request(subscribe={"channel": "news", "join_leave": True})
@@ -188,7 +188,7 @@ async def test_who_watches_sees_it_come_and_go(autojump_clock: object) -> None:
         assert joined["join"] == left["leave"] == {"info": {"user": "", "client": str(peer.fd)}}
 
 
-async def test_what_cannot_be_subscribed_to(autojump_clock: object) -> None:
+async def test_a_subscription_that_cannot_be_is_false_or_refused(autojump_clock: object) -> None:
     async with open_test_broker(Broker(Config(max_topics=2))) as net:
         peer = await net.open_client()
         add = net.broker.add_subscription
@@ -221,7 +221,7 @@ async def test_a_plain_peer_may_be_subscribed_too(autojump_clock: object) -> Non
         assert [await peer.receive_text() for _ in range(2)] == ["hello", "last"]
 
 
-async def test_what_was_subscribed_at_open_is_in_the_connect_reply(autojump_clock: object) -> None:
+async def test_a_subscription_made_at_open_is_in_the_connect_reply(autojump_clock: object) -> None:
     broker = Broker()
 
     @broker.on_open

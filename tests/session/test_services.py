@@ -11,7 +11,7 @@ from broker.session.services import LAST_WORDS_SECONDS, Services
 from broker.testing import Network, open_test_broker
 
 
-async def test_what_is_shared_goes_by_the_settings_of_the_moment(
+async def test_services_go_by_the_settings_of_the_moment(
     autojump_clock: MockClock, net: Network
 ) -> None:
     services = net.node.services

@@ -1,4 +1,4 @@
-"""What is dropped from the mail of a slow peer, and that each place of it is looked at once."""
+"""Runs dropped from the mail of a slow peer, and that each place of it is looked at once."""
 
 from collections.abc import Iterator
 from typing import SupportsIndex, overload
@@ -96,7 +96,7 @@ def test_the_newest_of_each_topic_stays_where_it_is() -> None:
     assert words(mail) == ["reply", "c1", "a4", "b2"]
 
 
-def test_what_has_begun_is_not_thinned_out() -> None:
+def test_a_run_that_has_begun_is_not_thinned_out() -> None:
     mail = [run_of("a1", rule="latest"), run_of("a2", rule="latest")]
     backlog = Backlog(mail)
     assert backlog.thin(1).messages == 0

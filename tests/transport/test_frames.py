@@ -203,7 +203,7 @@ def test_however_the_bytes_come_the_messages_are_the_same(
 
 
 @given(st.binary(max_size=40))
-def test_whatever_comes_is_taken_or_left_and_nothing_raises(wire: bytes) -> None:
+def test_bytes_of_any_kind_are_taken_or_left_and_nothing_raises(wire: bytes) -> None:
     messages, used = frames.take_messages(wire, LIMIT)
     assert 0 <= used <= len(wire)
     assert sum(len(payload) + 6 for _, payload in messages) <= used

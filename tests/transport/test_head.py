@@ -1,4 +1,4 @@
-"""What passes as a request head, what is refused, and that nothing that passes can hurt later."""
+"""Request heads that pass, those that are refused, and that nothing that passes can hurt later."""
 
 import base64
 import string
@@ -32,7 +32,7 @@ def head_bytes(line: str = "GET / HTTP/1.1", headers: dict[str, str] | None = No
 
 
 def status_of(raw: bytes, *, upgrade: bool = True) -> int:
-    """What a peer that sends `raw` is answered; 101 when it passes."""
+    """The status that a peer gets which sends `raw`; 101 when it passes."""
     try:
         head = parse_head(raw)
         if upgrade:
@@ -416,7 +416,7 @@ def test_no_head_at_all_makes_h11_raise_once_it_passed(line: bytes, field: bytes
 # read_head
 
 
-async def test_what_came_behind_the_head_is_kept() -> None:
+async def test_bytes_behind_the_head_are_kept() -> None:
     ours, theirs = memory_stream_one_way_pair()
     await ours.send_all(head_bytes() + b"\x81\x80\x00\x00\x00\x00")
     assert await read_head(theirs, 8192) == (head_bytes(), b"\x81\x80\x00\x00\x00\x00")
@@ -497,7 +497,7 @@ async def test_empty_lines_count_as_part_of_the_head() -> None:
         b"\xff",
     ],
 )
-async def test_what_cannot_become_http_is_refused_without_waiting(begin: bytes) -> None:
+async def test_bytes_that_cannot_become_http_are_refused_without_waiting(begin: bytes) -> None:
     ours, theirs = memory_stream_one_way_pair()
     await ours.send_all(begin)
     with pytest.raises(HeadError, match="400"):

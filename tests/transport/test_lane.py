@@ -136,7 +136,7 @@ async def test_whole_messages_and_control_frames_need_no_trio_websocket() -> Non
         assert await bench.peer.receive_frame() == (CLOSE, close_frame(3000, "bye")[2:])
 
 
-async def test_what_came_with_the_head_is_delivered() -> None:
+async def test_messages_that_came_with_the_head_are_delivered() -> None:
     async with open_bench(behind=client_frame(TEXT, b"early") + client_frame(PING, b"?")) as bench:
         await bench.accept()
         assert await bench.lane.inbox.receive() == [(TEXT, b"early")]
@@ -536,7 +536,7 @@ async def most_at_once(bench: Bench, wire: bytes) -> int:
     most, before = 0, len(wire)
     while before:
         await trio.lowlevel.checkpoint()
-        # What is in the lane's buffer; before it has been read, all of it.
+        # The bytes in the lane's buffer; before it has been read, all of them.
         left = len(bench.lane._buffer) if bench.lane.heard_at else before
         most, before = max(most, before - left), left
     return most
@@ -622,7 +622,7 @@ async def test_passing_over_what_nobody_wants_gives_turns_to_others() -> None:
     [(client_frame(TEXT), 66_000), (client_frame(BINARY, bytes(10**6)), 11)],
     ids=["frames", "bytes"],
 )
-async def test_whoever_goes_on_for_long_after_our_close_has_ended(
+async def test_a_peer_that_goes_on_for_long_after_our_close_has_ended(
     frame: bytes, count: int, autojump_clock: MockClock
 ) -> None:
     async with open_bench() as bench:

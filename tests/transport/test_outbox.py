@@ -1,4 +1,4 @@
-"""What leaves an outbox: whole frames, in order, all but those that a rule has dropped."""
+"""The output of an outbox: whole frames, in order, all but those that a rule has dropped."""
 
 import os
 import socket
@@ -233,7 +233,7 @@ def run_of(*contents: object, topic: str = "t", rule: SlowRule = "close", size: 
 
 
 def contents(taken: list[bytes]) -> list[str]:
-    """What `text` was given; a frame that `Desk.block` sent is left out."""
+    """The texts that `text` was given; a frame that `Desk.block` sent is left out."""
     return [frame[2:].decode().rstrip(".") for frame in taken if len(frame) < 128]
 
 
@@ -241,7 +241,7 @@ def contents(taken: list[bytes]) -> list[str]:
 
 
 @every_stream
-async def test_what_is_offered_arrives_whole_and_in_order(
+async def test_frames_arrive_whole_and_in_order(
     make_pair: Callable[[], StreamPair], autojump_clock: MockClock
 ) -> None:
     async with open_desk(make_pair) as desk:
@@ -327,7 +327,7 @@ async def test_over_its_bound_an_outbox_is_slow_and_not_before(
         assert not desk.dropped
 
 
-async def test_who_offers_to_a_full_outbox_of_a_socket_is_told() -> None:
+async def test_a_full_outbox_of_a_socket_says_so() -> None:
     async with open_desk(max_messages=1) as desk:
         await desk.block()
         desk.on_slow = desk.outbox.seal
@@ -737,7 +737,7 @@ STEPS = st.lists(
     STEPS,
 )
 @settings(deadline=None, max_examples=60)
-def test_what_comes_out_is_what_went_in_less_what_was_dropped(
+def test_an_outbox_gives_out_all_that_was_not_dropped(
     kind: str, rule: SlowRule, max_messages: int, max_kilobytes: int, steps: list[Step]
 ) -> None:
     trio.run(
@@ -908,7 +908,7 @@ async def test_a_steady_slow_reader_is_not_given_up_and_one_that_stops_is(
 
 
 @pytest.mark.parametrize("pause", range(12))
-async def test_what_comes_while_a_writer_ends_is_written_too(
+async def test_frames_that_come_while_a_writer_ends_are_written_too(
     pause: int, autojump_clock: MockClock
 ) -> None:
     async with open_desk(relay_memory_pair) as desk:
@@ -955,7 +955,7 @@ async def test_two_messages_of_the_largest_size_and_small_ones_behind_are_no_rea
 
 
 @blocking_streams
-async def test_whoever_reads_nothing_of_many_large_messages_is_cut(
+async def test_a_peer_that_reads_nothing_of_many_large_messages_is_cut(
     make_pair: Callable[[], StreamPair], autojump_clock: MockClock
 ) -> None:
     async with open_desk(make_pair, max_bytes=MIB) as desk:
@@ -1090,7 +1090,7 @@ async def test_a_cancelled_wait_for_room_changes_nothing(autojump_clock: MockClo
 # memory
 
 
-async def test_what_an_outbox_keeps_in_memory_is_told_until_it_is_out(
+async def test_an_outbox_reports_the_memory_it_holds_until_it_is_out(
     autojump_clock: MockClock,
 ) -> None:
     async with open_desk() as desk:

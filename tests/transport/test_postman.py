@@ -46,7 +46,7 @@ class Subscriber:
         self.broken += 1
 
     async def received(self) -> bytes:
-        """What has come by now."""
+        """The bytes that have come by now."""
         await wait_all_tasks_blocked()
         try:
             return self.peer.recv(10_000)
@@ -118,7 +118,7 @@ async def test_one_write_carries_all_that_has_gathered() -> None:
         assert exchange.office.statistics().rounds == 1
 
 
-async def test_who_is_sealed_gets_nothing_behind_its_last_frame() -> None:
+async def test_a_sealed_outbox_gets_nothing_behind_its_last_frame() -> None:
     async with open_exchange() as exchange:
         sealed, other = exchange.subscribe(), exchange.subscribe()
         sealed.outbox.seal(Run((frames.close_frame(1000),), messages=0))
@@ -128,7 +128,7 @@ async def test_who_is_sealed_gets_nothing_behind_its_last_frame() -> None:
         assert exchange.office.statistics().messages_delivered == 1
 
 
-async def test_who_is_abandoned_gets_not_another_byte_and_needs_no_nursery() -> None:
+async def test_an_abandoned_outbox_sends_not_another_byte_and_needs_no_nursery() -> None:
     async with open_exchange() as exchange:
         async with trio.open_nursery() as exchange.io:
             one = exchange.subscribe()
@@ -181,7 +181,7 @@ async def test_the_block_ends_the_postman_also_when_it_raises() -> None:
 
 
 async def test_however_many_are_cut_at_once_and_tell_each_other_of_it() -> None:
-    """Who is cut leaves, and the others are told: which is too much for the next one."""
+    """A peer that is cut leaves, and the others are told: which is too much for the next one."""
     async with open_exchange() as exchange:
         everyone = [exchange.subscribe(max_messages=1) for _ in range(200)]
 

@@ -1,4 +1,4 @@
-"""What the system says of a socket, bare or below other streams."""
+"""Facts that the system tells of a socket, bare or below other streams."""
 
 import os
 import socket
@@ -63,7 +63,7 @@ async def test_the_socket_below_is_found_through_what_is_above() -> None:
 
 
 @pytest.mark.parametrize("family", ["tcp", "unix"])
-async def test_what_the_peer_takes_is_seen(family: str) -> None:
+async def test_bytes_that_the_peer_takes_are_seen(family: str) -> None:
     ours, theirs = socket_pair(family)
     async with ours, theirs:
         fileno = ours.socket.fileno()

@@ -82,7 +82,7 @@ async def refuse_connection(request: httpx2.Request) -> httpx2.Response:
 
 @attrs.define
 class Backend:
-    """What a URL leads to. `say` answers; it may be changed at any time."""
+    """The backend that a URL leads to. `say` answers; it may be changed at any time."""
 
     say: Say = taken
     requests: list[tuple[float, httpx2.Request]] = attrs.field(factory=list)
@@ -151,7 +151,7 @@ async def test_events_are_posted_as_they_happen_and_last_words_get_out(
     assert event["time"] == pytest.approx(net.broker.wall_clock() - 7, abs=7)
 
 
-async def test_what_happens_during_a_request_goes_with_the_next_up_to_a_batch(
+async def test_events_during_a_request_go_with_the_next_up_to_a_batch(
     autojump_clock: MockClock, backend: Backend
 ) -> None:
     async def slow(request: httpx2.Request) -> httpx2.Response:
@@ -414,7 +414,7 @@ async def test_an_answer_that_is_not_whole_is_none(
         assert net.broker.stats().events["webhooks"].waiting == 1
 
 
-async def test_what_a_backend_says_beside_its_status_is_of_no_interest(
+async def test_an_answer_of_a_backend_counts_by_its_status_alone(
     autojump_clock: MockClock, backend: Backend
 ) -> None:
     async def say(request: httpx2.Request) -> httpx2.Response:
@@ -753,7 +753,7 @@ async def observe(observer: Observer, steps: list[Any], rules: WebhookRules) -> 
 def test_a_backend_ends_up_with_exactly_the_broker_s_connections(
     steps: list[Any], batch: int, room: int, page: int
 ) -> None:
-    """Whatever the interleaving of connects, subscriptions, closes, failures and lost answers,
+    """It holds for any interleaving of connects, subscriptions, closes, failures and lost answers,
     overflows of the queue, a backend that forgets, and restarts of the broker."""
     observer = Observer()
     observer.page_size = page
