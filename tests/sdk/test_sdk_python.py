@@ -173,12 +173,16 @@ async def proxied(url: str) -> AsyncIterator[tuple[str, Callable[[], None]]]:
 async def interrupted_recovery(url: str) -> None:
     """The line drops while the app handles the first of three recovered publications."""
     seen: list[object] = []
+    first, last = asyncio.Event(), asyncio.Event()
     async with proxied(url) as (way, cut), connected(url) as (bob, _):
         async with connected(way) as (alice, to_alice):
 
             class Handler(Recorder):
                 async def on_publication(self, context: Any) -> None:
                     seen.append(heard(context.pub.data))
+                    first.set()
+                    if seen[-1] == 4:
+                        last.set()
                     if seen == [1, 2]:
                         cut()
                         await to_alice.next("connecting", 3)
@@ -188,15 +192,12 @@ async def interrupted_recovery(url: str) -> None:
             await sub.subscribe()
             await told.next("subscribed")
             await bob.publish("room.lobby", said(1))
-            while seen != [1]:
-                await asyncio.sleep(0)
+            await first.wait()
             cut()
             for n in (2, 3, 4):
                 await bob.publish("room.lobby", said(n))
-            last = await told.next("subscribed", 3)
-            assert last.recovered
-            while 4 not in seen:
-                await asyncio.sleep(0)
+            assert (await told.next("subscribed", 3)).recovered
+            await last.wait()
             assert sorted(set(map(int, map(str, seen)))) == [1, 2, 3, 4]
 
 
