@@ -56,12 +56,13 @@ class Listeners:
     audiences: dict[Hashable, Audience] = attrs.field(factory=dict)
     watchers: dict[Subscriber, None] = attrs.field(factory=dict)
     groups: dict[str, QueueGroup] = attrs.field(factory=dict)
+    members: int = 0
+    """How many subscriptions these are, counted as they come and go."""
     filter_nodes: int = 0
     """Nodes of the tags filters that are asked for each publication."""
 
     def __len__(self) -> int:
-        members = sum(map(len, self.groups.values())) if self.groups else 0
-        return sum(map(len, self.audiences.values())) + members
+        return self.members
 
     def __iter__(self) -> Iterator[Subscription]:
         for audience in self.audiences.values():
@@ -71,6 +72,7 @@ class Listeners:
 
     def add(self, subscription: Subscription) -> None:
         subscriber = subscription.subscriber
+        self.members += 1
         if subscription.group:
             group = self.groups.setdefault(subscription.group, QueueGroup())
             group.members[subscriber] = subscription
@@ -87,6 +89,7 @@ class Listeners:
 
     def remove(self, subscription: Subscription) -> None:
         subscriber = subscription.subscriber
+        self.members -= 1
         if subscription.group:
             group = self.groups[subscription.group]
             del group.members[subscriber]

@@ -117,7 +117,11 @@ class Router:
         published: 102 for an fd that is not here and for an unknown namespace, 107 for what is no
         topic.
         """
-        work = self.weigh(topic)
+        if topic != self._run_topic or not topic:
+            self._begin_run(topic)
+        work = self._run_filter_work
+        if not self._run.batches:
+            work += self._run_work
         topic = self._run_topic
         publications: Sequence[Publication]
         publications = [Publication(topic, data, info, 0, 0, tags, opaque) for data in contents]
@@ -219,9 +223,16 @@ class Router:
         return list(audiences.values())
 
     def _listeners(self, topic: str, rules: TopicRules) -> tuple[list[Recipient], float, float]:
+        found = self.hub.listeners(topic)
+        if len(found) == 1 and found[0].name == topic and not found[0].groups:
+            # Nearly all topics: a third of the work of the loop below.
+            (only,) = found
+            everybody: list[Recipient] = list(only.audiences.values())
+            work = len(everybody) * AUDIENCE + only.members * PEER
+            return everybody, work, only.filter_nodes * FILTER_NODE
         recipients: list[Recipient] = []
         members = nodes = 0
-        for listeners in self.hub.listeners(topic):
+        for listeners in found:
             admits = None if listeners.name == topic else self.rights.receiver(rules, topic)
             if admits is None:
                 recipients += listeners.audiences.values()
@@ -229,7 +240,7 @@ class Router:
                 recipients += [each.narrowed(admits) for each in listeners.audiences.values()]
             for group in listeners.groups.values():
                 recipients.append(GroupRecipient(group, admits))
-            members += len(listeners)
+            members += listeners.members
             nodes += listeners.filter_nodes
         work = len(recipients) * AUDIENCE + members * PEER
         return recipients, work, nodes * FILTER_NODE

@@ -182,7 +182,8 @@ class Dispatcher:
         Never waits. Raises `Disconnect`. Unless `turn_is_over`, the rest is for `finish`.
         """
         self.turn_is_over = False
-        self._allowance.refill(trio.current_time())
+        if self._slice <= 0:
+            self._allowance.refill(trio.current_time())
         if not self._has_room() or self._peer_is_behind:
             return batch
         done = 0
@@ -283,21 +284,22 @@ class Dispatcher:
         if commands is None:
             return 0
         if len(commands) > 1 and not client.codec.opaque_payloads:
-            if not self._has_room(self._weigh_topic(client, client.open_topic)):
+            if not self._has_room(self._weigh_topic(client.open_topic)):
                 return 0
             if self._publish_together(client, commands):
                 return len(commands)
+        meter = self.services.router.meter
         for number, command in enumerate(commands):
             topic = command.publish.channel
-            if not self._has_room(self._weigh_topic(client, topic)):
+            if not self._has_room(self._weigh_topic(topic)):
                 return number
-            before = self.services.router.meter.done
+            before = meter.done
             # A copy: a Raw would keep the whole message that it is a part of.
             publish(client, command.id, topic, bytes(command.publish.data))
-            self._spend(self.services.router.meter.done - before)
+            self._spend(meter.done - before)
         return len(commands)
 
-    def _weigh_topic(self, client: Client, topic: str) -> float:
+    def _weigh_topic(self, topic: str) -> float:
         try:
             return self.services.router.weigh(topic)
         except Refused:

@@ -192,6 +192,7 @@ class Orders:
         """
         if self.peer.phase is not Phase.OPEN or not self.may_be_plain:
             return False
+        self.router.send(self.peer, ())  # a run that is open does not know of it
         self.peer.codec = PLAIN
         self.peer.transition(PhaseEvent.MESSAGE)
         topics, self._topics = self._topics, {}
