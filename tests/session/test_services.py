@@ -5,7 +5,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from broker import Broker, Config, WebhookRules
+from broker import Broker, Config
 from broker.core.event_queue import Event, EventKind
 from broker.session.services import LAST_WORDS_SECONDS, Services
 from broker.testing import Network, open_test_broker
@@ -81,18 +81,6 @@ async def test_a_cut_is_never_put_off(autojump_clock: MockClock, net: Network) -
     services.begin_drain(20)
     await speak(services, 5)
     assert trio.current_time() == began + LAST_WORDS_SECONDS
-
-
-async def test_requests_to_backends_have_files_of_their_own(autojump_clock: MockClock) -> None:
-    rules = WebhookRules(rpc_url="https://backend.example/", pool_requests=100)
-    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    async with open_test_broker(Broker(Config(webhooks=rules))) as net:
-        try:
-            for soft, connections in ((1000, 836), (256, 128)):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
-                assert net.node.services.max_connections == connections
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
 
 
 async def test_events_are_for_those_who_read_them(autojump_clock: MockClock) -> None:
