@@ -146,7 +146,7 @@ async def test_an_answer_that_takes_too_long_is_given_up(autojump_clock: MockClo
             await trio.sleep(1)
 
     before = trio.current_time()
-    with pytest.raises(RequestFailed, match="^no answer within 5 s$"):
+    with pytest.raises(RequestFailed, match=r"^no answer within 5 s$"):
         await post(backend_of(lambda request: httpx2.Response(200, content=slow())))
     assert trio.current_time() - before == 5
 
