@@ -72,6 +72,10 @@ def test_requests_to_backends_have_files_of_their_own(
     rules = WebhookRules(rpc_url="https://backend.example/", pool_requests=200)
     places = Admission(Settings(Config(webhooks=rules)), lambda: limit).places
     assert (places.files, places.connections) == (files, connections)
+    config = Config(webhooks=rules, max_connections=connections + 1)
+    text = str(Admission(Settings(config), lambda: limit).warning())
+    assert f"room for {connections}," in text
+    assert f"raise that limit to {connections + 1 + 128 + 200 + 128} " in text
 
 
 def admission(max_connections: int | None = None, limit: int = 10**6) -> Admission:
