@@ -194,14 +194,15 @@ class Admission:
 
     def warning(self) -> str | None:
         """Say in one line that `max_connections` is more than there are files for; None if not."""
-        wanted, limit = self.settings.config.max_connections, self.file_limit()
-        fits = Places.of(None, limit).connections
+        config, limit = self.settings.config, self.file_limit()
+        wanted, own_files = config.max_connections, OWN_FILES + config.webhooks.most_requests
+        fits = Places.of(None, limit, own_files).connections
         if wanted is None or wanted <= fits:
             return None
         return (
             f"max_connections is {wanted}, but with {limit} open files (`ulimit -n`) there is room "
             f"for {fits}, as {limit - fits} are kept for all else; raise that limit to "
-            f"{wanted + OWN_FILES + GUEST_FILES} (systemd: LimitNOFILE), or set max_connections to "
+            f"{wanted + own_files + GUEST_FILES} (systemd: LimitNOFILE), or set max_connections to "
             f"{fits}"
         )
 

@@ -196,7 +196,7 @@ class Questions:
                 turn = self._turns[0]
                 client = turn.client
                 if not turn.is_over:
-                    turn.is_over = True  # before it waits: cancelled there, it has been carried out
+                    turn.is_over = True  # before it waits: cancelled there, it is not tried again
                     try:
                         await self._carrier.carry_out(turn)
                     except Exception as error:  # noqa: BLE001 - it ends this connection

@@ -94,3 +94,30 @@ def test_entries_that_can_match_are_taken() -> None:
 )
 def test_a_name_is_sent_by_idna_2008(host: str, sent: str) -> None:
     assert ascii_host(host) == sent
+
+
+@pytest.mark.parametrize(
+    "entry, right",
+    [
+        ("localhost", "127.0.0.1"),
+        ("10.0.0.1/8", "10.0.0.0/8"),
+        ("[::1]", "::1/128"),
+        (" 10.0.0.1", "10.0.0.1/32"),
+        ("example.com", "10.0.0.0/8"),
+        ("10.0.0.1:80", "10.0.0.0/8"),
+        ("10.0.0.0/33", "10.0.0.0/8"),
+        ("", "10.0.0.0/8"),
+        ("*", "10.0.0.0/8"),
+    ],
+)
+def test_an_entry_that_is_no_address_of_a_proxy_is_refused(entry: str, right: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        Config(trusted_proxies=(entry,))
+    assert str(raised.value) == (
+        f'trusted_proxies holds {entry!r}: must be like "{right}", or "unix"'
+    )
+    Config(trusted_proxies=(right,))
+
+
+def test_addresses_networks_and_unix_are_proxies() -> None:
+    Config(trusted_proxies=("unix", "192.0.2.7", "10.0.0.0/8", "2001:db8::7", "fd00::/8"))

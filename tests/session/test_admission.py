@@ -15,7 +15,7 @@ import structlog
 import trio
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
-from broker import Broker, Config
+from broker import Broker, Config, WebhookRules
 from broker.config.reload import Settings
 from broker.errors import HeadError
 from broker.session.admission import LINGERERS, MAX_GUESTS, Admission, Guest, Places, Stage
@@ -61,6 +61,21 @@ def test_half_of_the_reserve_is_for_guests_and_half_for_the_broker_itself(
 def test_guests_are_bounded_by_the_larger_of_connections_and_a_number_of_their_own() -> None:
     assert Places.of(5, 10**6).guests == MAX_GUESTS
     assert Places.of(5000, 10**6).guests == 5000
+
+
+@pytest.mark.parametrize(
+    "limit, files, connections", [(10_000, 9_672, 9_544), (1024, 768, 640), (256, 192, 128)]
+)
+def test_requests_to_backends_have_files_of_their_own(
+    limit: int, files: int, connections: int
+) -> None:
+    rules = WebhookRules(rpc_url="https://backend.example/", pool_requests=200)
+    places = Admission(Settings(Config(webhooks=rules)), lambda: limit).places
+    assert (places.files, places.connections) == (files, connections)
+    config = Config(webhooks=rules, max_connections=connections + 1)
+    text = str(Admission(Settings(config), lambda: limit).warning())
+    assert f"room for {connections}," in text
+    assert f"raise that limit to {connections + 1 + 128 + 200 + 128} " in text
 
 
 def admission(max_connections: int | None = None, limit: int = 10**6) -> Admission:

@@ -306,18 +306,18 @@ async def test_a_large_run_of_publishes_behind_a_question_is_kept_in_order_and_b
 
 
 async def test_room_for_subscriptions_is_counted_in_turn(autojump_clock: MockClock) -> None:
-    async with served("subscribe", max_topics=3) as (net, app, peer):
-        await peer.send_json(*subscribes("a", "b"))
-        await replies(peer, 2)
-        app.seconds = {"c": 1}
+    async with served("subscribe", "publish", max_topics=3) as (net, app, peer):
+        await peer.send_json(*subscribes("a", "b", "c"))
+        await replies(peer, 3)
+        app.seconds = {"x=1": 1}
         await peer.send_json(
-            {"id": 3, "subscribe": {"channel": "c"}},
-            {"id": 4, "unsubscribe": {"channel": "a"}},
-            {"id": 5, "subscribe": {"channel": "d"}},
-            {"id": 6, "subscribe": {"channel": "e"}},
+            {"id": 4, "publish": {"channel": "x", "data": 1}},
+            {"id": 5, "unsubscribe": {"channel": "a"}},
+            {"id": 6, "subscribe": {"channel": "d"}},  # for which there is room in its turn
+            {"id": 7, "subscribe": {"channel": "e"}},
         )
         objects = await replies(peer, 4)
-        assert ids(objects) == [3, 4, 5, 6]
+        assert ids(objects) == [4, 5, 6, 7]
         assert [o["error"]["code"] for o in objects if "error" in o] == [106]
         assert set(net.broker.topics()) == {"b", "c", "d"}
 
@@ -478,6 +478,19 @@ async def test_hooks_that_are_still_busy_when_the_client_has_gone_have_close_sec
         assert len(closes) == 1
         assert not net.broker.exists(peer.fd)
         assert net.broker.topics() == {}
+
+
+async def test_hooks_have_close_seconds_also_where_the_peer_stays(
+    autojump_clock: MockClock,
+) -> None:
+    async with served("subscribe") as (net, app, peer):
+        app.seconds = {"a": 60, "b": 60}
+        await peer.send_json(*subscribes("a", "b"))
+        await wait_all_tasks_blocked()
+        ends = trio.current_time() + net.broker.config.close_seconds
+        net.broker.disconnect(peer.fd)
+        await trio.sleep(30)  # it never answers our Close, for which it has as long again
+        assert sorted(app.cancelled) == [("a", ends), ("b", ends)]
 
 
 async def test_a_stop_leaves_no_question_behind(autojump_clock: MockClock) -> None:
