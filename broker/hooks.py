@@ -424,7 +424,7 @@ class Hooks:
             raised = self._in_place_of(kind, fd, error)
             if raised is error:
                 raise
-            raise raised from error
+            raise raised from error  # noqa: ASYNC104 - all that was asked for goes on
 
     def _in_place_of(self, kind: str, fd: Fd, error: BaseException) -> BaseException:
         cancelled, rest = _without_cancellation(error)

@@ -468,9 +468,9 @@ async def test_without_time_to_drain_everybody_is_still_told(
     async with trio.open_nursery() as listeners:
         async with open_test_broker(broker) as net:
             for _ in range(20):
-                listeners.start_soon(listen, await net.open_plain(make_pair=make_pair))
+                listeners.start_soon(listen, await net.open_plain(make_pair=make_pair))  # noqa: ASYNC111 - peers outlive the broker
                 if hook != "open":
-                    listeners.start_soon(listen, await net.open_client(make_pair))
+                    listeners.start_soon(listen, await net.open_client(make_pair))  # noqa: ASYNC111
             for info in broker.connections(limit=100):
                 broker.push(info.fd, "last words")
             began = trio.current_time()

@@ -268,12 +268,13 @@ async def test_a_second_signal_ends_a_loop_that_lets_no_python_run(
 ) -> None:
     """The hook goes into C code for ever, once the second signal is on its way."""
     deaf = BUSY.replace(
-        "while True: pass",
+        "say('busy')\n    while True: pass",
         "import signal\n"
         "    handle = signal.getsignal(signal.SIGTERM)\n"
         "    def then_deaf(*args):\n"
         "        handle(*args); handle(*args); say('deaf'); sum(range(10**15))\n"
         "    signal.signal(signal.SIGTERM, then_deaf)\n"
+        "    say('busy')\n"
         "    while True: pass",
     )
     async with running("app:broker", cwd=app(tmp_path, deaf)) as it:
