@@ -36,6 +36,10 @@ class Phase(StrEnum):
     CLOSED = "closed"
 
 
+_ESTABLISHED: Final = (Phase.OPEN, Phase.PLAIN, Phase.CONNECTED)
+_SPEAKING: Final = (Phase.PLAIN, Phase.CONNECTED)
+
+
 class PhaseEvent(StrEnum):
     """Causes that move a session from phase to phase."""
 
@@ -247,12 +251,12 @@ class Session:
     @property
     def is_established(self) -> bool:
         """Whether the peer is neither closing nor gone."""
-        return self.phase in (Phase.OPEN, Phase.PLAIN, Phase.CONNECTED)
+        return self.phase in _ESTABLISHED
 
     @property
     def speaks(self) -> bool:
         """Whether it is known which protocol the peer speaks, so that it can be sent something."""
-        return self.phase in (Phase.PLAIN, Phase.CONNECTED)
+        return self.phase in _SPEAKING
 
     @property
     def info(self) -> ClientInfo:

@@ -82,6 +82,11 @@ class Allowance:
     left: float = BURST
     at: float = 0.0
 
+    @property
+    def is_low(self) -> bool:
+        """Whether it is worth the time to refill it: so a session may do half as much again at once."""
+        return self.left < BURST / 2
+
     def refill(self, now: float) -> None:
         """Count the time since it was last asked, in seconds."""
         self.left = min(BURST, self.left + (now - self.at) * SHARE * 1_000_000)
