@@ -198,7 +198,9 @@ class Router:
             peer = self.hub.sessions.get(fd)
             if peer is None or not peer.speaks:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
-            return DIRECT_RULES, self._direct(topic, (peer,)), PEER, 0.0
+            assert peer.codec is not None, "it is known which protocol a peer speaks"
+            only = PeerAudience(topic, peer.codec, self.office, None, {peer.outbox: peer})
+            return DIRECT_RULES, [only], PEER, 0.0
         self.rights.check_topic(topic)
         if topic.startswith(PERSONAL):
             self.check_direct()

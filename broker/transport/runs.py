@@ -31,7 +31,7 @@ class Run:
     are no messages: `messages` is 0 for them. `data` is all frames, joined.
     """
 
-    __slots__ = ("_ledger", "data", "first", "frames", "messages", "rule", "topic")
+    __slots__ = ("_held", "_ledger", "data", "first", "frames", "messages", "rule", "topic")
 
     frames: Sequence[bytes]
     data: bytes | memoryview
@@ -65,11 +65,12 @@ class Run:
         """Count this run in `ledger` for as long as somebody needs it; once, in the first."""
         if self._ledger is None:
             self._ledger = ledger
-            ledger.bytes_held += self.bytes_held
+            self._held = held = self.bytes_held
+            ledger.bytes_held += held
 
     def __del__(self) -> None:
         if self._ledger is not None:
-            self._ledger.bytes_held -= self.bytes_held
+            self._ledger.bytes_held -= self._held
 
     def only(self, first: int, end: int) -> "Run":
         """A run of some of these frames, in the same ledger. Linear in them."""
