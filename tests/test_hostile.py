@@ -1045,7 +1045,7 @@ async def test_application_100_000_subscriptions(autojump_clock: MockClock) -> N
 
 
 async def test_application_10_000_patterns(autojump_clock: MockClock) -> None:
-    async with open_target(Config(max_topics=20_000)) as target:
+    async with open_target(Config(max_topics=20_000, max_subscription_bytes=2**30)) as target:
         async with await target.open_client() as peer:
             for number in range(10_000):
                 pattern = "*.*.*.*.>" if number == 0 else f"*.*.*.*.{number}.>"
