@@ -21,6 +21,10 @@ from broker.cli.main import main
 from tests.conftest import HMAC_SECRET
 
 
+# The command sets up the log of its process, which is that of all tests here.
+pytestmark = pytest.mark.usefixtures("logging_restored")
+
+
 def run(*arguments: str, secret: str | None = HMAC_SECRET) -> Result:
     env = {name: None for name in os.environ if name.startswith("BROKER_")}
     return CliRunner().invoke(

@@ -1156,6 +1156,7 @@ async def test_a_one_way_client_that_is_refused_is_told_and_let_go(
         assert told["disconnect"]["code"] == code
         assert told["disconnect"]["reason"]
         await client.aclose()
+        await wait_all_tasks_blocked()
         assert (closes[-1].code, closes[-1].initiator) == (code, Initiator.SERVER)
     assert trio.current_time() == 0
 
