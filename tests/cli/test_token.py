@@ -20,7 +20,6 @@ from cryptography.hazmat.primitives.serialization import (
 from broker.cli.main import main
 from tests.conftest import HMAC_SECRET
 
-
 # The command sets up the log of its process, which is that of all tests here.
 pytestmark = pytest.mark.usefixtures("logging_restored")
 
