@@ -142,7 +142,7 @@ class Services:
 
     def _settings_changed(self) -> None:
         config = self.config
-        self.log = structlog.get_logger("broker")
+        self.log = structlog.get_logger("broker").bind()
         self.lane_limits = LaneLimits(
             max_message_bytes=config.max_message_bytes,
             max_fragments=config.max_fragments,
