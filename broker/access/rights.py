@@ -181,9 +181,10 @@ class Rights:
                 raise Refused(DENIED)
             return config.may_send == "all"
         check_name(topic, config.max_topic_bytes)
-        who = self.rules_of(topic).may_publish
-        self._check_access(session, who, topic)
-        return who == "all" and not guards_itself(topic)
+        if self.book.is_open(topic):
+            return True
+        self._check_access(session, self.rules_of(topic).may_publish, topic)
+        return False
 
     # reading
 

@@ -3,22 +3,18 @@ namespace, else the default ones."""
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Final
 
 from broker.config.settings import Config, TopicRules
-from broker.core.names import namespace_of
-from broker.core.topics import PatternIndex, is_pattern
+from broker.core.names import guards_itself, namespace_of
+from broker.core.topics import CACHED, PatternIndex, is_pattern
 from broker.errors import ErrorCode, Refused
-
-CACHED: Final = 4096
-"""Names whose rules are remembered, 255 bytes each: 1 MiB. Only busy ones matter."""
 
 
 class RuleBook:
     """The rules of every topic of one `Config`.
 
-    `find` has the rules of a name, or None for a topic of an unknown namespace. Give it only names
-    whose length was checked: it remembers them.
+    `find` has the rules of a name, or None for a topic of an unknown namespace. `is_open` tells
+    whether everybody may publish to a name. Give them only names that were checked: they remember them.
     """
 
     def __init__(self, config: Config) -> None:
@@ -34,6 +30,7 @@ class RuleBook:
             else:
                 self._topics[pattern.match] = (number, pattern.rules)
         self.find: Callable[[str], TopicRules | None] = lru_cache(CACHED)(self._find)
+        self.is_open: Callable[[str], bool] = lru_cache(CACHED)(self._is_open)
 
     def of(self, name: str) -> TopicRules:
         """The rules of a name. Raises `Refused` with 102 if its namespace is not known."""
@@ -41,6 +38,10 @@ class RuleBook:
         if rules is None:
             raise Refused(ErrorCode.UNKNOWN_CHANNEL)
         return rules
+
+    def _is_open(self, name: str) -> bool:
+        rules = self.find(name)
+        return rules is not None and rules.may_publish == "all" and not guards_itself(name)
 
     def _find(self, name: str) -> TopicRules | None:
         # By their numbers, as the first in the file wins; no two have the same.

@@ -32,6 +32,7 @@ Rules:
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 
@@ -46,6 +47,9 @@ MAX_PATTERN_STARS: Final = 8
 """Each `*` makes a pattern match in more ways, and there are more patterns to match one topic. Eight
 leave room for real names."""
 
+CACHED: Final = 4096
+"""Names that a question about names remembers, 255 bytes each: 1 MiB. Only busy ones matter."""
+
 _has_control = re.compile("[\x00-\x1f\x7f]").search
 _has_wildcard = re.compile(r"(?:^|\.)[*>](?:\.|\Z)").search
 
@@ -56,8 +60,12 @@ def is_pattern(name: str) -> bool:
     return ("*" in name or ">" in name) and _has_wildcard(name) is not None
 
 
+@lru_cache(CACHED)
 def check_topic(name: str, max_bytes: int) -> None:
-    """Raise `ValueError` with a short reason unless `name` may be published to."""
+    """Raise `ValueError` with a short reason unless `name` may be published to.
+
+    It remembers those that pass, which a broker asks about several times a publication.
+    """
     _check_text(name, max_bytes)
     if is_pattern(name):
         raise ValueError("a topic has no wildcard token: this is a pattern")

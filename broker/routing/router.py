@@ -137,9 +137,12 @@ class Router:
 
     def weigh(self, topic: str) -> float:
         """Begin a run on a topic, if it is not the open one; return the work that a publication on it
-        takes besides its own making. Raises `Refused` as `publish_all` does."""
+        takes besides its own making: nothing where `publish_all` will refuse it."""
         if topic != self._run_topic or not topic:
-            self._begin_run(topic)
+            try:
+                self._begin_run(topic)
+            except Refused:
+                return 0.0
         if self._run.batches:
             return self._run_filter_work
         return self._run_filter_work + self._run_work

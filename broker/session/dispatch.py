@@ -68,10 +68,7 @@ class Publish(Handler):
 
     def weigh(self, client: Client, command: Command) -> float:
         assert command.publish is not None
-        try:
-            return client.services.router.weigh(command.publish.channel)
-        except Refused:
-            return 0.0  # which `act` tells, too
+        return client.services.router.weigh(command.publish.channel)
 
     def act(self, client: Client, command: Command, answer: object) -> None:
         request = command.publish
@@ -289,28 +286,23 @@ class Dispatcher:
         commands = client.codec.decode_publishes([payload for _, payload in batch])
         if not commands:
             return 0
+        router = self.services.router
         topic = client.open_topic
         if commands[0].publish.channel == topic and topic and not client.codec.opaque_payloads:
-            if not self._has_room(self._weigh_topic(topic)):
+            if not self._has_room(router.weigh(topic)):
                 return 0
             if self._publish_together(client, topic, commands):
                 return len(commands)
-        meter = self.services.router.meter
+        meter = router.meter
         for number, command in enumerate(commands):
             topic = command.publish.channel
-            if not self._has_room(self._weigh_topic(topic)):
+            if not self._has_room(router.weigh(topic)):
                 return number
             before = meter.done
             # A copy: a Raw would keep the whole message that it is a part of.
             publish(client, command.id, topic, bytes(command.publish.data))
             self._spend(meter.done - before)
         return len(commands)
-
-    def _weigh_topic(self, topic: str) -> float:
-        try:
-            return self.services.router.weigh(topic)
-        except Refused:
-            return 0.0
 
     def _publish_together(
         self, client: Client, topic: str, commands: Sequence[PublishCommand]

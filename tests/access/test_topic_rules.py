@@ -13,8 +13,9 @@ from broker import (
     Refused,
     TopicRules,
 )
-from broker.access.topic_rules import CACHED, RuleBook
+from broker.access.topic_rules import RuleBook
 from broker.config.settings import TopicPattern
+from broker.core.topics import CACHED
 from broker.testing import Peer, name_users_by_token, open_test_broker
 from tests.access.conftest import codes
 from tests.conftest import code_of, data_of
@@ -95,7 +96,37 @@ def test_the_names_that_are_remembered_are_bounded() -> None:
     book = RuleBook(Config(namespaces={"a": sized(2)}))
     for number in range(CACHED + 100):
         book.of(f"a:{number}")
+        book.is_open(f"a:{number}")
     assert book.find.cache_info().currsize == CACHED  # type: ignore[attr-defined]
+    assert book.is_open.cache_info().currsize == CACHED  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "name, is_open",
+    [
+        ("news", True),
+        ("open:news", True),
+        ("users:news", False),
+        ("subscribers:news", False),
+        ("none:news", False),
+        ("unknown:news", False),
+        ("$news", False),
+        ("$open:news", False),
+        ("open:room#1,2", False),
+        ("#1", False),
+    ],
+)
+def test_a_name_is_open_if_neither_its_rules_nor_itself_say_who_may_publish(
+    name: str, is_open: bool
+) -> None:
+    rules = {
+        "open": TopicRules(may_publish="all"),
+        "users": TopicRules(may_publish="users"),
+        "subscribers": TopicRules(may_publish="subscribers"),
+        "none": TopicRules(may_publish="none"),
+    }
+    book = RuleBook(Config(topics=TopicRules(may_publish="all"), namespaces=rules))
+    assert [book.is_open(name) for _ in range(2)] == [is_open, is_open]
 
 
 # asked of a broker
