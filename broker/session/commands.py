@@ -11,6 +11,7 @@ Rules:
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Final
 
 import attrs
@@ -18,7 +19,7 @@ import attrs
 from broker.access.rights import Reading
 from broker.access.tokens import SubscriptionToken
 from broker.core.history import UnrecoverablePosition
-from broker.core.messages import Frame, Position
+from broker.core.messages import ClientInfo, Frame, Position
 from broker.core.work import LISTED, MEMBER
 from broker.errors import (
     ErrorCode,
@@ -275,49 +276,43 @@ async def _ask_read(client: Client, topic: str, what: Reading) -> None:
         await hook(ReadEvent(client.connection, topic))
 
 
-class Presence(Handler):
+class _ReadsPresence(Handler):
+    """What the two presence commands share: who may ask, and what there is to tell."""
+
     def must_ask(self, client: Client, command: Command) -> bool:
         return client.services.hooks.presence is not None
 
     async def ask(self, client: Client, command: Command) -> object:
-        assert command.presence is not None
-        await _ask_read(client, command.presence.channel, "presence")
+        await _ask_read(client, self._topic(command), "presence")
         return None
-
-    def act(self, client: Client, command: Command, answer: object) -> Result | None:
-        assert command.presence is not None
-        topic = command.presence.channel
-        client.services.rights.check_read(client.peer, topic, "presence")
-        clients = client.services.router.hub.presence(topic)
-        client.services.router.meter.add(len(clients) * MEMBER)
-        return client.codec.presence(clients)
 
     def weigh(self, client: Client, command: Command) -> float:
-        assert command.presence is not None
-        return MEMBER * client.services.router.hub.count(command.presence.channel)
+        return MEMBER * client.services.router.hub.count(self._topic(command))
 
+    def _topic(self, command: Command) -> str:
+        request = command.presence or command.presence_stats
+        assert request is not None
+        return request.channel
 
-class PresenceStats(Handler):
-    def must_ask(self, client: Client, command: Command) -> bool:
-        return client.services.hooks.presence is not None
-
-    async def ask(self, client: Client, command: Command) -> object:
-        assert command.presence_stats is not None
-        await _ask_read(client, command.presence_stats.channel, "presence")
-        return None
-
-    def act(self, client: Client, command: Command, answer: object) -> Result | None:
-        assert command.presence_stats is not None
-        topic = command.presence_stats.channel
+    def _clients(self, client: Client, command: Command) -> Mapping[str, ClientInfo]:
+        """The clients that are listed, charged to who asks. Raises `Refused`."""
+        topic, router = self._topic(command), client.services.router
         client.services.rights.check_read(client.peer, topic, "presence")
-        clients = client.services.router.hub.presence(topic)
-        client.services.router.meter.add(len(clients) * MEMBER)
+        clients = router.hub.presence(topic)
+        router.meter.add(len(clients) * MEMBER)
+        return clients
+
+
+class Presence(_ReadsPresence):
+    def act(self, client: Client, command: Command, answer: object) -> Result | None:
+        return client.codec.presence(self._clients(client, command))
+
+
+class PresenceStats(_ReadsPresence):
+    def act(self, client: Client, command: Command, answer: object) -> Result | None:
+        clients = self._clients(client, command)
         users = {info.user for info in clients.values()}
         return {"num_clients": len(clients), "num_users": len(users)}
-
-    def weigh(self, client: Client, command: Command) -> float:
-        assert command.presence_stats is not None
-        return MEMBER * client.services.router.hub.count(command.presence_stats.channel)
 
 
 class History(Handler):
