@@ -131,9 +131,11 @@ class Admission:
     @property
     def places(self) -> Places:
         """The places by the settings and the limit of now, which the system may change any time."""
-        config = self.settings.config
-        own_files = OWN_FILES + config.webhooks.most_requests
-        return Places.of(config.max_connections, self.file_limit(), own_files)
+        return Places.of(self.settings.config.max_connections, self.file_limit(), self._own_files)
+
+    @property
+    def _own_files(self) -> int:
+        return OWN_FILES + self.settings.config.webhooks.most_requests
 
     @contextmanager
     def place(self, stream: trio.abc.Stream) -> Iterator[Guest]:
@@ -194,8 +196,8 @@ class Admission:
 
     def warning(self) -> str | None:
         """Say in one line that `max_connections` is more than there are files for; None if not."""
-        config, limit = self.settings.config, self.file_limit()
-        wanted, own_files = config.max_connections, OWN_FILES + config.webhooks.most_requests
+        wanted, limit = self.settings.config.max_connections, self.file_limit()
+        own_files = self._own_files
         fits = Places.of(None, limit, own_files).connections
         if wanted is None or wanted <= fits:
             return None

@@ -416,27 +416,31 @@ class Outbox:
                 pass
             self._went += before - self.bytes
 
+    def _front(self, runs: int, most: int) -> tuple[list[bytes | memoryview], int]:
+        """What goes out next, in at most so many runs and `most` bytes; and its size in bytes."""
+        parts: list[bytes | memoryview] = []
+        size = -self._sent
+        for run in self.mail[self._first : self._first + runs]:
+            parts.append(run.data)
+            size += len(run.data)
+            if size >= most:
+                break
+        if self._sent:
+            parts[0] = memoryview(parts[0])[self._sent :]
+        if size > most:
+            last = parts[-1]
+            parts[-1] = memoryview(last)[: len(last) - (size - most)]
+            size = most
+        return parts, size
+
     def _write_slices(self) -> bool:
         """One non-blocking write of a bounded part: the runs as they are, nothing joined.
 
         True if the system took all of that, and more waits.
         """
-        buffers: list[bytes | memoryview] = []
-        size = -self._sent
-        most = self._first + (_PROBE_RUNS if self.blocked else _WRITE_RUNS)
-        for run in self.mail[self._first : most]:
-            buffers.append(run.data)
-            size += len(run.data)
-            if size >= _WRITE_BYTES:
-                break
-        if self._sent:
-            buffers[0] = memoryview(buffers[0])[self._sent :]
-        if size > _WRITE_BYTES:
-            last = buffers[-1]
-            buffers[-1] = memoryview(last)[: len(last) - (size - _WRITE_BYTES)]
-            size = _WRITE_BYTES
+        parts, size = self._front(_PROBE_RUNS if self.blocked else _WRITE_RUNS, _WRITE_BYTES)
         try:
-            written = os.writev(self._fileno, buffers)
+            written = os.writev(self._fileno, parts)
         except BlockingIOError:
             self.blocked = True
             return False
@@ -590,22 +594,10 @@ class Outbox:
             self._advance(len(chunk))
 
     def _next_chunk(self) -> bytes:
-        parts: list[bytes | memoryview] = []
-        size = -self._sent
-        for run in self.mail[self._first : self._first + _WRITE_RUNS]:
-            parts.append(run.data)
-            size += len(run.data)
-            if size >= _STREAM_CHUNK:
-                break
-        parts[0] = memoryview(parts[0])[self._sent :]
-        if size > _STREAM_CHUNK:
-            last = parts[-1]
-            parts[-1] = memoryview(last)[: len(last) - (size - _STREAM_CHUNK)]
+        parts, self._in_flight = self._front(_WRITE_RUNS, _STREAM_CHUNK)
         self._plain = False
         self._begun = self._first + len(parts)
-        chunk = b"".join(parts)
-        self._in_flight = len(chunk)
-        return chunk
+        return b"".join(parts)
 
     async def _guard(self) -> None:
         """Give the peer up when it has taken nothing for `stall_seconds`: cut off what is sent.
