@@ -23,6 +23,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 import attrs
 
 from broker.core.messages import ClientInfo, Fd
+from broker.core.names import MAX_FD_DIGITS
 
 Owner: TypeAlias = str | Fd | None
 """A user by name, a connection without a user by its fd, or None for the app."""
@@ -66,8 +67,7 @@ def owner_of(info: ClientInfo | None) -> Owner:
     if info.user:
         return info.user
     digits = info.client
-    # Eighteen, as `fd:N` has it: a longer one is nobody's number.
-    return int(digits) if digits.isdecimal() and len(digits) <= 18 else NO_FD
+    return int(digits) if digits.isdecimal() and len(digits) <= MAX_FD_DIGITS else NO_FD
 
 
 @attrs.define(eq=False)
@@ -186,7 +186,7 @@ class Shares(Generic[A]):
     def _count(self, account: A, bytes: int) -> "_Party[A]":  # noqa: A002
         self.bytes += bytes
         account.bytes += bytes
-        if isinstance(account.owner, int):
+        if account.is_stranger:
             self._strangers_bytes += bytes
             return self._strangers
         return self._known
