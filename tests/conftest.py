@@ -31,6 +31,15 @@ from broker import Broker, Config, logs
 from broker.testing import Network, Peer, name_users_by_token, open_test_broker
 
 
+@pytest.fixture(scope="session", autouse=True)
+def logging_to_stderr() -> None:
+    """Log as an embedded broker does, whichever test comes first.
+
+    structlog's `capture_logs` leaves it configured with its own default, which prints to stdout.
+    """
+    logs.configure_if_unset("console", "info")
+
+
 @pytest.fixture
 def logging_restored() -> Iterator[None]:
     """Begin with structlog as it is when nobody has configured it; leave all logging as it was."""
