@@ -507,7 +507,7 @@ class HistoryStore:
         if history.charged < history.top or payer not in history.members:
             return None
         info = publications[0].info
-        if any([each.info is not info for each in publications]) or owner_of(info) != payer.owner:
+        if any(each.info is not info for each in publications) or owner_of(info) != payer.owner:
             return None
         return payer
 
