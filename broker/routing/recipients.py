@@ -11,7 +11,6 @@ import attrs
 
 from broker.core.messages import Fd, Publication
 from broker.core.session import Audience, Parcel, Recipient, Session, Subscription
-from broker.core.tags import CompiledFilter
 from broker.protocols.codec import PeerCodec
 from broker.transport.outbox import Outbox, Run, SlowRule
 from broker.transport.postman import PostOffice
@@ -43,12 +42,13 @@ class Peer(Session):
     def bytes_waiting(self) -> int:
         return self.outbox.bytes
 
-    def audience_key(self, wanted: CompiledFilter | None) -> Hashable:
-        return (self.codec, wanted)
+    @property
+    def audience_key(self) -> Hashable:
+        return self.codec
 
-    def new_audience(self, name: str, wanted: CompiledFilter | None) -> Audience:
+    def new_audience(self, name: str) -> Audience:
         assert self.codec is not None, "it is known which protocol a subscriber speaks"
-        return PeerAudience(name, self.codec, self.office, wanted)
+        return PeerAudience(name, self.codec, self.office)
 
     def take(self, name: str, publications: Sequence[Publication], rule: str) -> int:
         """Queue publications for this peer alone, under the name that it listens to."""
@@ -60,12 +60,11 @@ class Peer(Session):
 
 @attrs.define(eq=False)
 class PeerAudience:
-    """Peers who listen under one name, share a codec and want the same by its tags."""
+    """Peers who listen under one name, share a codec and want the same."""
 
     name: str
     codec: PeerCodec
     office: PostOffice
-    wanted: CompiledFilter | None = None
     outboxes: dict[Outbox, Peer] = attrs.field(factory=dict)
 
     def add(self, subscription: Subscription) -> None:
@@ -120,11 +119,10 @@ class PeerAudience:
             parcel.report.failed += failed
 
     def _encode(self, parcel: Parcel) -> Sequence[bytes]:
-        wanted, name, publications = self.wanted, self.name, self.codec.publications
-        if wanted is None and len(parcel.batches) == 1:  # as nearly always
+        name, publications = self.name, self.codec.publications
+        if len(parcel.batches) == 1:  # as nearly always
             return publications(name, parcel.batches[0])
         frames: list[bytes] = []
         for batch in parcel.batches:
-            if wanted is None or wanted.matches(batch[0].tags):
-                frames += publications(name, batch)
+            frames += publications(name, batch)
         return frames

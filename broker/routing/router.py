@@ -81,7 +81,6 @@ class Router:
         self._run_now = 0.0
         self._run_bytes = 0
         self._run_work = 0.0  # of its fan-out
-        self._run_filter_work = 0.0  # of the filters, for each batch
         office.before_round = self._end_run
         self.settings.watch(self._settings_changed)
 
@@ -107,10 +106,9 @@ class Router:
         topic: str,
         contents: Sequence[bytes],
         info: ClientInfo | None = None,
-        tags: Mapping[str, str] | None = None,
         opaque: bool = False,
     ) -> None:
-        """Publish several things to one topic in their order, or to one fd by `fd:N`.
+        """Publish several things without tags to one topic in their order, or to one fd by `fd:N`.
 
         The contents are raw JSON; `opaque` ones may be anything. They reach the outboxes when the
         run ends. 0.7 µs a publication, where one by one takes 2. Raises `Refused`, with nothing
@@ -119,12 +117,10 @@ class Router:
         """
         if topic != self._run_topic or not topic:
             self._begin_run(topic)
-        work = self._run_filter_work
-        if not self._run.batches:
-            work += self._run_work
+        work = 0.0 if self._run.batches else self._run_work
         topic = self._run_topic
         publications: Sequence[Publication]
-        publications = [Publication(topic, data, info, 0, 0, tags, opaque) for data in contents]
+        publications = [Publication(topic, data, info, 0, 0, None, opaque) for data in contents]
         if self._run_rules.history_size:
             publications = self.engine.publish(topic, publications, self._run_rules, self._run_now)
         self._run.batches.append(publications)
@@ -143,9 +139,7 @@ class Router:
                 self._begin_run(topic)
             except Refused:
                 return 0.0
-        if self._run.batches:
-            return self._run_filter_work
-        return self._run_filter_work + self._run_work
+        return 0.0 if self._run.batches else self._run_work
 
     def publish_parcel(self, parcel: Parcel, *, keep: bool, retain: bool) -> Publication:
         """Publish a parcel of one publication by itself, at once, behind all that was published
@@ -155,8 +149,8 @@ class Router:
         """
         self._end_run()
         ((publication,),) = parcel.batches
-        rules, recipients, work, filter_work = self._resolve(parcel.topic)
-        self.meter.add(RUN + work + filter_work)
+        rules, recipients, work = self._resolve(parcel.topic, publication.tags)
+        self.meter.add(RUN + work)
         parcel.rule = rules.slow_consumer
         if keep and rules.history_size:
             now = trio.current_time()
@@ -171,7 +165,7 @@ class Router:
 
     def _begin_run(self, topic: str) -> None:
         self._end_run()
-        rules, recipients, self._run_work, self._run_filter_work = self._resolve(topic)
+        rules, recipients, self._run_work = self._resolve(topic, None)
         self.meter.add(RUN)
         if rules.retain:
             recipients.append(self.retained)
@@ -192,9 +186,11 @@ class Router:
             for recipient in recipients:
                 recipient.deliver(run)
 
-    def _resolve(self, topic: str) -> tuple[TopicRules, list[Recipient], float, float]:
-        """The rules of a topic, the recipients of a run on it, the work of its fan-out, and that of the
-        filters for each batch. Raises `Refused`."""
+    def _resolve(
+        self, topic: str, tags: Mapping[str, str] | None
+    ) -> tuple[TopicRules, list[Recipient], float]:
+        """The rules of a topic, the recipients of what is published to it with these tags, and the work
+        of the fan-out. Raises `Refused`."""
         fd = direct_fd(topic)
         if fd is not None:
             self.check_direct()
@@ -202,8 +198,8 @@ class Router:
             if peer is None or not peer.speaks:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
             assert peer.codec is not None, "it is known which protocol a peer speaks"
-            only = PeerAudience(topic, peer.codec, self.office, None, {peer.outbox: peer})
-            return DIRECT_RULES, [only], PEER, 0.0
+            only = PeerAudience(topic, peer.codec, self.office, {peer.outbox: peer})
+            return DIRECT_RULES, [only], PEER
         self.rights.check_topic(topic)
         if topic.startswith(PERSONAL):
             self.check_direct()
@@ -212,10 +208,10 @@ class Router:
             here = [peer for peer in peers if peer is not None and peer.speaks]
             if not here:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"user {user!r} has no connection")
-            return DIRECT_RULES, self._direct(topic, here), PEER * len(here), 0.0
+            return DIRECT_RULES, self._direct(topic, here), PEER * len(here)
         book = self.rights.book
         rules = book.only or book.of(topic)
-        return rules, *self._listeners(topic, rules)
+        return rules, *self._listeners(topic, rules, tags)
 
     def _direct(self, topic: str, peers: Iterable[Peer]) -> list[Recipient]:
         audiences: dict[object, PeerAudience] = {}
@@ -227,28 +223,33 @@ class Router:
             audience.outboxes[peer.outbox] = peer
         return list(audiences.values())
 
-    def _listeners(self, topic: str, rules: TopicRules) -> tuple[list[Recipient], float, float]:
+    def _listeners(
+        self, topic: str, rules: TopicRules, tags: Mapping[str, str] | None
+    ) -> tuple[list[Recipient], float]:
         found = self.hub.listeners(topic)
-        if len(found) == 1 and found[0].name == topic and not found[0].groups:
+        if len(found) == 1 and found[0].name == topic and found[0].is_plain:
             # Nearly all topics: a third of the work of the loop below.
             (only,) = found
             everybody: list[Recipient] = list(only.audiences.values())
-            work = len(everybody) * AUDIENCE + only.members * PEER
-            return everybody, work, only.filter_nodes * FILTER_NODE
+            return everybody, len(everybody) * AUDIENCE + only.members * PEER
         recipients: list[Recipient] = []
         members = nodes = 0
         for listeners in found:
             admits = None if listeners.name == topic else self.rights.receiver(rules, topic)
+            audiences = list(listeners.audiences.values())
+            if listeners.picky is not None:
+                wanting, asked = listeners.picky.wanting(tags)
+                audiences += wanting
+                nodes += asked
             if admits is None:
-                recipients += listeners.audiences.values()
+                recipients += audiences
             else:
-                recipients += [each.narrowed(admits) for each in listeners.audiences.values()]
+                recipients += [each.narrowed(admits) for each in audiences]
             for group in listeners.groups.values():
                 recipients.append(GroupRecipient(group, admits))
             members += listeners.members
-            nodes += listeners.filter_nodes
         work = len(recipients) * AUDIENCE + members * PEER
-        return recipients, work, nodes * FILTER_NODE
+        return recipients, work + nodes * FILTER_NODE
 
     # the door to a peer
 

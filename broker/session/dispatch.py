@@ -85,7 +85,7 @@ def publish(client: Client, request_id: int, topic: str, data: bytes) -> None:
             raise Refused(ErrorCode.BAD_REQUEST, "publish without data")
         client.check_publish(topic)
         opaque = client.codec.opaque_payloads and not is_json_line(data)
-        client.services.router.publish_all(topic, (data,), client.peer.info, None, opaque)
+        client.services.router.publish_all(topic, (data,), client.peer.info, opaque)
     except Refused as error:
         refusal = error
     if request_id:
