@@ -36,27 +36,49 @@ COMMAND: Final = 6.0
 """One command: decoding, checks, a reply. Measured 4 to 8."""
 
 PUBLICATION: Final = 0.7
-"""One publication of a run: made, kept, encoded. One alone costs `COMMAND` less a reply."""
+"""One publication of a run: made, kept, encoded; and as much for each audience beside the first, as
+each has it encoded under a name of its own. One alone costs `COMMAND` less a reply."""
 
 DECODED_KILOBYTE: Final = 16.0
 """A kibibyte of commands that is decoded: 2 µs in JSON, and in protobuf 400 where it is all fields of
 two bytes, of which a message may have 16,384."""
 
 KILOBYTE: Final = 2.0
-"""A kibibyte that is encoded or copied on its way out."""
+"""A kibibyte that is encoded or copied on its way out, once for each audience."""
 
 RUN: Final = 3.0
 """A run that begins: looking up its listeners, waking the postman."""
 
+LISTENERS: Final = 0.5
+"""A topic or pattern that is found to match, whoever listens to it."""
+
 AUDIENCE: Final = 1.5
-"""An audience that is visited, be it for nothing."""
+"""An audience that gets a run: one is made and put into each outbox."""
 
 PEER: Final = 0.5
 """A peer that gets a run: an append, and its part of a write. The write itself is 4 µs, and brings all
 that has gathered since the last."""
 
+SUBSCRIPTION: Final = 16.0
+"""A subscription that begins, and one day is ended."""
+
+LEFT: Final = 5.0
+"""A subscription that is left because its connection ends."""
+
+PATTERN: Final = 20.0
+"""The same of a pattern, besides: filed with up to 32 tokens, and taken out again."""
+
+FILTER_KILOBYTE: Final = 2.0
+"""A kibibyte of memory that a new filter takes: it is checked, compiled and filed."""
+
 FILTER_NODE: Final = 0.15
 """A node of a tags filter that is evaluated."""
+
+TAG_KILOBYTE: Final = 3.0
+"""A kibibyte of a tag in which a node looks for a text, at worst."""
+
+ASKED: Final = 1.0
+"""A subscriber who is asked for itself: may it have this, is its turn now."""
 
 MEMBER: Final = 2.0
 """A client that is listed in a presence reply; measured 1.4 to 2.3."""

@@ -6,8 +6,8 @@ the broker is `Router.publish_all` and the end of a run, then `PostOffice.delive
 
 Rules:
 
-1. An open run ends when another topic is published to, when it holds `RUN_BYTES`, or when the
-   postman begins his next round: within one turn of the event loop.
+1. An open run ends when another topic is published to, when it holds `RUN_BYTES` (less where many
+   audiences listen), or when the postman begins his next round: within one turn of the event loop.
 2. Everything else that goes to an outbox (a reply, a join, a push, a Close) goes through here, by
    `send` or `reply`, which end the run first; so does what changes who listens. So a run reaches
    those who listened when each of it was published, and order holds.
@@ -15,6 +15,7 @@ Rules:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from typing import Any, Final, Literal
 
 import trio
@@ -27,14 +28,21 @@ from broker.core.messages import ClientInfo, Publication
 from broker.core.names import PERSONAL, direct_fd
 from broker.core.retained import Retained
 from broker.core.session import Parcel, Recipient, Subscriber, Subscription
+from broker.core.topics import is_pattern
 from broker.core.work import (
+    ASKED,
     AUDIENCE,
     COMMAND,
     FILTER_NODE,
     KILOBYTE,
+    LEFT,
+    LISTENERS,
+    PATTERN,
     PEER,
     PUBLICATION,
     RUN,
+    SUBSCRIPTION,
+    TAG_KILOBYTE,
     Meter,
 )
 from broker.engines.memory import MemoryEngine
@@ -48,6 +56,17 @@ from broker.transport.postman import PostOffice
 
 RUN_BYTES: Final = 64 * 2**10
 """As much as one read from a publisher holds. Joining more gains nothing, and fills outboxes."""
+
+ENVELOPE: Final = 32
+"""Bytes that a publication counts beside its data: a read holds so much more of each at least."""
+
+NARROW: Final = 2
+"""Audiences of a topic that nearly all have no more of. Each has a run encoded for itself, so where
+there are more of them a run is as much shorter, and takes about as long as ever to be sent out."""
+
+TOGETHER: Final = 4096
+"""So many times, about, publications are encoded in one step, which is 3 ms: a whole read, up to eight
+audiences."""
 
 DIRECT_RULES: Final = TopicRules(history_size=0, presence=False, join_leave=False)
 """The rules of `fd:N` and `user:NAME`."""
@@ -80,6 +99,8 @@ class Router:
         self._run = Parcel("", "close")
         self._run_now = 0.0
         self._run_bytes = 0
+        self._run_most = RUN_BYTES
+        self._run_width = 1  # audiences, and one where there are none
         self._run_work = 0.0  # of its fan-out
         office.before_round = self._end_run
         self.settings.watch(self._settings_changed)
@@ -126,9 +147,10 @@ class Router:
         self._run.batches.append(publications)
         count, size = len(publications), sum(map(len, contents))
         self.published += count
-        self.meter.done += work + count * PUBLICATION + size / 1024 * KILOBYTE
-        self._run_bytes += size
-        if self._run_bytes > RUN_BYTES:
+        work += self._run_width * (count * PUBLICATION + size / 1024 * KILOBYTE)
+        self.meter.done += work
+        self._run_bytes += size + count * ENVELOPE
+        if self._run_bytes > self._run_most:
             self._end_run()
 
     def weigh(self, topic: str) -> float:
@@ -139,7 +161,12 @@ class Router:
                 self._begin_run(topic)
             except Refused:
                 return 0.0
-        return 0.0 if self._run.batches else self._run_work
+        work = (self._run_width - 1) * PUBLICATION
+        return work if self._run.batches else work + self._run_work
+
+    def takes_together(self, count: int) -> bool:
+        """Whether so many publications may join the open run in one step."""
+        return self._run_width == 1 or self._run_width * count <= TOGETHER
 
     def publish_parcel(self, parcel: Parcel, *, keep: bool, retain: bool) -> Publication:
         """Publish a parcel of one publication by itself, at once, behind all that was published
@@ -150,7 +177,9 @@ class Router:
         self._end_run()
         ((publication,),) = parcel.batches
         rules, recipients, work = self._resolve(parcel.topic, publication.tags)
-        self.meter.add(RUN + work)
+        width = max(1, len(recipients))
+        work += width * (PUBLICATION + len(publication.data) / 1024 * KILOBYTE)
+        self.meter.add(COMMAND + RUN + work)
         parcel.rule = rules.slow_consumer
         if keep and rules.history_size:
             now = trio.current_time()
@@ -167,6 +196,8 @@ class Router:
         self._end_run()
         rules, recipients, self._run_work = self._resolve(topic, None)
         self.meter.add(RUN)
+        self._run_width = width = len(recipients) or 1
+        self._run_most = RUN_BYTES if width <= NARROW else RUN_BYTES * NARROW // width
         if rules.retain:
             recipients.append(self.retained)
         self._run_rules, self._run_recipients = rules, recipients
@@ -232,24 +263,30 @@ class Router:
             (only,) = found
             everybody: list[Recipient] = list(only.audiences.values())
             return everybody, len(everybody) * AUDIENCE + only.members * PEER
+        if not found:
+            return [], 0.0
         recipients: list[Recipient] = []
-        members = nodes = 0
+        work = len(found) * LISTENERS
+        node = FILTER_NODE + (_longest(tags) / 1024 * TAG_KILOBYTE if tags else 0.0)
+        receiver = self.rights.receiver(rules, topic)
         for listeners in found:
-            admits = None if listeners.name == topic else self.rights.receiver(rules, topic)
+            admits = None if listeners.name == topic else receiver
             audiences = list(listeners.audiences.values())
             if listeners.picky is not None:
-                wanting, asked = listeners.picky.wanting(tags)
+                wanting, nodes = listeners.picky.wanting(tags)
                 audiences += wanting
-                nodes += asked
+                work += nodes * node
+            members = sum(map(len, audiences))
+            work += len(audiences) * AUDIENCE + members * PEER
             if admits is None:
                 recipients += audiences
             else:
                 recipients += [each.narrowed(admits) for each in audiences]
+                work += members * ASKED
             for group in listeners.groups.values():
                 recipients.append(GroupRecipient(group, admits))
-            members += listeners.members
-        work = len(recipients) * AUDIENCE + members * PEER
-        return recipients, work + nodes * FILTER_NODE
+                work += AUDIENCE + group.looks * ASKED
+        return recipients, work
 
     # the door to a peer
 
@@ -291,7 +328,7 @@ class Router:
     def subscribe(self, subscription: Subscription) -> None:
         """Add a subscription; those who watch its topic learn of it with the next `announce`."""
         self._end_run()
-        self.meter.add(COMMAND)
+        self.meter.add(SUBSCRIPTION + (PATTERN if is_pattern(subscription.name) else 0.0))
         self.hub.subscribe(subscription)
         if isinstance(subscription.subscriber, Peer):
             subscription.subscriber.weigh(subscription, 1)
@@ -315,16 +352,16 @@ class Router:
         """Tell those who watch a topic that somebody subscribed, the subscriber among them."""
         self._notify_watchers(subscription.name, subscription.info, "join")
 
-    def leave_all(
-        self,
-        peer: Peer,
-        code: int = UnsubscribeCode.DISCONNECT,
-        reason: str = "disconnected",
-    ) -> None:
-        """Remove all subscriptions of a peer and tell those who watch. Linear in them."""
+    def leave(self, peer: Peer, work: float = inf) -> None:
+        """Remove the subscriptions of a peer that goes, and tell those who watch; as many of them as
+        so much work goes for, and one at least."""
         self._end_run()
-        for subscription in self.hub.leave_all(peer):
-            self._note_left(subscription, code, reason)
+        until = self.meter.done + work
+        for name in list(peer.subscriptions):
+            self.meter.add(LEFT)
+            self.unsubscribe(peer, name, UnsubscribeCode.DISCONNECT, "disconnected")
+            if self.meter.done >= until:
+                break
 
     def bind(self, peer: Peer, user: str) -> list[str]:
         """Make a peer another user's, in one step, and tell those who watch its topics.
@@ -377,3 +414,7 @@ class Router:
         for codec, outboxes in watchers.items():
             frame = codec.join(name, info) if what == "join" else codec.leave(name, info)
             self.office.deliver(Run((frame,)), outboxes)
+
+
+def _longest(tags: Mapping[str, str]) -> int:
+    return max(map(len, tags.values()))

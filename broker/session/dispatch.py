@@ -291,14 +291,16 @@ class Dispatcher:
         if commands[0].publish.channel == topic and topic and not client.codec.opaque_payloads:
             if not self._has_room(router.weigh(topic)):
                 return 0
-            if self._publish_together(client, topic, commands):
+            if router.takes_together(len(commands)) and self._publish_together(
+                client, topic, commands
+            ):
                 return len(commands)
         meter = router.meter
         for number, command in enumerate(commands):
             topic = command.publish.channel
+            before = meter.done  # to begin a run is work as well
             if not self._has_room(router.weigh(topic)):
                 return number
-            before = meter.done
             # A copy: a Raw would keep the whole message that it is a part of.
             publish(client, command.id, topic, bytes(command.publish.data))
             self._spend(meter.done - before)

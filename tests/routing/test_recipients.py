@@ -166,10 +166,10 @@ async def test_a_peer_that_leaves_while_it_is_delivered_to_is_reported_and_distu
     before, leaver, after = [listen(router, "a") for _ in range(3)]
 
     def leave() -> None:
-        router.leave_all(leaver)
+        router.leave(leaver)
         leaver.outbox.seal()
 
-    router.leave_all(leaver)
+    router.leave(leaver)
     leaver.outbox = make_outbox(router.office, max_messages=0, on_slow=leave)
     leaver.outbox.blocked = True  # its stream takes no more
     router.subscribe(subscription(leaver, "a"))
