@@ -35,9 +35,16 @@ DEBT: Final = 2.0 * SHARE * 1_000_000
 COMMAND: Final = 6.0
 """One command: decoding, checks, a reply. Measured 4 to 8."""
 
+FRAME: Final = 0.3
+"""A frame that comes, besides the command in it."""
+
 PUBLICATION: Final = 0.7
 """One publication of a run: made, kept, encoded; and as much for each audience beside the first, as
 each has it encoded under a name of its own. One alone costs `COMMAND` less a reply."""
+
+ALONE: Final = 1.5
+"""A publish that is decided and carried out by itself, where those around it are to other topics, or
+it is the first."""
 
 DECODED_KILOBYTE: Final = 16.0
 """A kibibyte of commands that is decoded: 2 µs in JSON, and in protobuf 400 where it is all fields of
@@ -46,8 +53,11 @@ two bytes, of which a message may have 16,384."""
 KILOBYTE: Final = 2.0
 """A kibibyte that is encoded or copied on its way out, once for each audience."""
 
-RUN: Final = 3.0
+RUN: Final = 4.5
 """A run that begins: looking up its listeners, waking the postman."""
+
+FULL: Final = 12.0
+"""An outbox that is full: its socket is asked once more, then its rule is applied."""
 
 LISTENERS: Final = 0.5
 """A topic or pattern that is found to match, whoever listens to it."""

@@ -34,6 +34,7 @@ from broker.core.work import (
     AUDIENCE,
     COMMAND,
     FILTER_NODE,
+    FULL,
     KILOBYTE,
     LEFT,
     LISTENERS,
@@ -190,6 +191,7 @@ class Router:
             recipients.append(self.retained)
         for recipient in recipients:
             recipient.deliver(parcel)
+        self._charge_judged()
         return publication
 
     def _begin_run(self, topic: str) -> None:
@@ -216,6 +218,13 @@ class Router:
         if run.batches:
             for recipient in recipients:
                 recipient.deliver(run)
+            if self.office.judged:
+                self._charge_judged()
+
+    def _charge_judged(self) -> None:
+        """Charge what became of full outboxes: it is known only afterwards."""
+        self.meter.add(self.office.judged * FULL)
+        self.office.judged = 0
 
     def _resolve(
         self, topic: str, tags: Mapping[str, str] | None

@@ -21,7 +21,15 @@ import trio
 
 from broker.core.session import Phase, PhaseEvent
 from broker.core.usage import ConnectionUsage
-from broker.core.work import COMMAND, DECODED_KILOBYTE, SLICE, Allowance
+from broker.core.work import (
+    ALONE,
+    COMMAND,
+    DECODED_KILOBYTE,
+    FRAME,
+    PUBLICATION,
+    SLICE,
+    Allowance,
+)
 from broker.errors import CloseCode, Disconnect, ErrorCode, Refused
 from broker.hooks import Connection
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON, is_connect
@@ -192,6 +200,7 @@ class Dispatcher:
         done = 0
         try:
             done = self._take_publishes(batch)
+            self.turn_is_over = self.turn_is_over or 0 < done < len(batch)
             while done < len(batch) and not self.turn_is_over:
                 payload = batch[done][1]
                 client = self.client or self._begin(payload)
@@ -207,6 +216,7 @@ class Dispatcher:
 
         Raises `Disconnect`. Cancelled, it leaves what it has not begun.
         """
+        self._spend(len(batch) * FRAME)
         batch = self.take(batch)
         while self.turn_is_over and self.peer.is_established:
             async with self.services.turns:
@@ -283,7 +293,9 @@ class Dispatcher:
         client = self.client
         if client is None or self._left is not None or not self._may_publish_now or not batch:
             return 0
-        commands = client.codec.decode_publishes([payload for _, payload in batch])
+        # As many as there is room for at most; to decode all of them is half of the work.
+        most = int(max(self._slice, self._allowance.left) / PUBLICATION) + 1
+        commands = client.codec.decode_publishes([payload for _, payload in batch[:most]])
         if not commands:
             return 0
         router = self.services.router
@@ -303,7 +315,7 @@ class Dispatcher:
                 return number
             # A copy: a Raw would keep the whole message that it is a part of.
             publish(client, command.id, topic, bytes(command.publish.data))
-            self._spend(meter.done - before)
+            self._spend(ALONE + meter.done - before)
         return len(commands)
 
     def _publish_together(
