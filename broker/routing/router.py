@@ -25,7 +25,7 @@ from broker.config.settings import TopicRules
 from broker.core.event_queue import EventKind
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, Publication
-from broker.core.names import PERSONAL, direct_fd
+from broker.core.names import PERSONAL, direct_fd, is_connection_name
 from broker.core.retained import Retained
 from broker.core.session import Parcel, Recipient, Subscriber, Subscription
 from broker.core.topics import is_pattern
@@ -42,6 +42,7 @@ from broker.core.work import (
     PEER,
     PUBLICATION,
     RUN,
+    SLICE,
     SUBSCRIPTION,
     TAG_KILOBYTE,
     Meter,
@@ -65,9 +66,9 @@ NARROW: Final = 2
 """Audiences of a topic that nearly all have no more of. Each has a run encoded for itself, so where
 there are more of them a run is as much shorter, and takes about as long as ever to be sent out."""
 
-TOGETHER: Final = 4096
-"""So many times, about, publications are encoded in one step, which is 3 ms: a whole read, up to eight
-audiences."""
+MOST_TOGETHER: Final = 3 * SLICE
+"""Work that the encoding of several publications may take in one step: of a whole read for up to
+seven audiences."""
 
 DIRECT_RULES: Final = TopicRules(history_size=0, presence=False, join_leave=False)
 """The rules of `fd:N` and `user:NAME`."""
@@ -165,9 +166,28 @@ class Router:
         work = (self._run_width - 1) * PUBLICATION
         return work if self._run.batches else work + self._run_work
 
-    def takes_together(self, count: int) -> bool:
-        """Whether so many publications may join the open run in one step."""
-        return self._run_width == 1 or self._run_width * count <= TOGETHER
+    def takes_together(self, sizes: Iterable[int]) -> bool:
+        """Whether publications of so many bytes may join the open run in one step. `sizes` is looked
+        at only where more than one audience listens."""
+        width = self._run_width
+        return (
+            width == 1
+            or width * sum([PUBLICATION + size / 1024 * KILOBYTE for size in sizes])
+            <= MOST_TOGETHER
+        )
+
+    def weigh_apart(self, topic: str) -> float:
+        """The work of a small publication by itself, about, if all who listen want it; nothing where
+        it will be refused, or goes to a connection."""
+        if is_connection_name(topic):
+            return 0.0
+        try:
+            self.rights.check_topic(topic)
+        except Refused:
+            return 0.0
+        found = self.hub.listeners(topic)
+        members = sum([listeners.members for listeners in found])
+        return len(found) * (LISTENERS + AUDIENCE + PUBLICATION) + members * PEER
 
     def publish_parcel(self, parcel: Parcel, *, keep: bool, retain: bool) -> Publication:
         """Publish a parcel of one publication by itself, at once, behind all that was published

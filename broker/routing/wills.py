@@ -5,6 +5,7 @@ from typing import Final
 import attrs
 
 from broker.core.messages import Close, Fd, Initiator
+from broker.core.work import COMMAND, KILOBYTE
 from broker.errors import Refused
 from broker.routing.publishing import Publisher, PublishOptions
 from broker.routing.recipients import Peer
@@ -39,6 +40,14 @@ class Wills:
             self._of.pop(fd, None)
         else:
             self._of[fd] = will
+
+    def weigh(self, fd: Fd) -> float:
+        """The work of carrying out the will of a connection, about; 0 where it has none."""
+        will = self._of.get(fd)
+        if will is None:
+            return 0.0
+        size = len(will.data) / 1024 * KILOBYTE
+        return COMMAND + size + self.publisher.router.weigh_apart(will.topic)
 
     def carry_out(self, peer: Peer, close: Close) -> None:
         """Publish the will of a client that has ended so, if it still may; it has none afterwards.

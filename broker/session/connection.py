@@ -53,8 +53,8 @@ SUBPROTOCOLS: Final[Mapping[str, Codec]] = {
 """Subprotocols that a WebSocket handshake may ask for; without one a peer is plain, or speaks JSON."""
 
 LEAVES_AT_ONCE: Final = 100.0
-"""Work of the subscriptions that are left in the very step in which it is known that a connection
-ends: 20, where nobody watches. Most have fewer, and a hundred may end in one turn of the loop."""
+"""Work that is done in the very step in which it is known that a connection ends: 20 subscriptions are
+left, where nobody watches. Most have fewer, and a hundred connections may end in one turn of the loop."""
 
 
 class Connection:
@@ -336,22 +336,24 @@ class Connection:
             self._see_out_beside()
 
     def _leave(self, close: Close, work: float = LEAVES_AT_ONCE) -> None:
-        """Leave everything on this node that others see, once it is known how the peer ends; the
-        subscriptions as far as so much work goes. Nothing reaches those that are left any more."""
+        """Leave everything on this node that others see, once it is known how the peer ends; its will and
+        its subscriptions as far as so much work goes. Nothing reaches those that are left any more."""
         services, peer = self._services, self.peer
         services.router.hub.sessions.retire(peer)
-        services.wills.carry_out(peer, close)
         services.requests.leave(peer.fd)
         services.publisher.forget(peer)
-        services.router.leave(peer, work)
+        if services.wills.weigh(peer.fd) <= work:
+            services.wills.carry_out(peer, close)
+            services.router.leave(peer, work)
 
-    async def _leave_rest(self) -> None:
-        """Leave the subscriptions that are left, in turns with all others: a peer may have a thousand
-        of them, and a thousand peers may go at once."""
-        router = self._services.router
-        while self.peer.subscriptions:
-            async with router.turns:
-                router.leave(self.peer, SLICE)
+    async def _leave_rest(self, close: Close) -> None:
+        """Leave what is left, in turns with all others: a peer may have a thousand topics and a will for
+        as many readers, and a thousand peers may go at once."""
+        services, peer = self._services, self.peer
+        while peer.subscriptions or services.wills.weigh(peer.fd):
+            async with services.turns:
+                services.wills.carry_out(peer, close)
+                services.router.leave(peer, SLICE)
 
     def _see_out_beside(self) -> None:
         if not self._is_seen_out:
@@ -365,7 +367,7 @@ class Connection:
         """
         self._is_seen_out = True
         if self._closing is not None:
-            await self._leave_rest()
+            await self._leave_rest(self._closing)
         if self._served is not None:
             await self._served.wait()
         if self._closing is None:
@@ -374,7 +376,7 @@ class Connection:
             self._closing = how_it_ended(self._lane, self.peer.outbox, stall_seconds)
             self.peer.transition(PhaseEvent.CLOSE)
             self._leave(self._closing)
-            await self._leave_rest()
+            await self._leave_rest(self._closing)
         seconds = self._services.config.close_seconds
         await say_goodbye(self._lane, self.peer.outbox, seconds)
         self._io.cancel_scope.cancel()

@@ -303,9 +303,8 @@ class Dispatcher:
         if commands[0].publish.channel == topic and topic and not client.codec.opaque_payloads:
             if not self._has_room(router.weigh(topic)):
                 return 0
-            if router.takes_together(len(commands)) and self._publish_together(
-                client, topic, commands
-            ):
+            sizes = (len(command.publish.data) for command in commands)
+            if router.takes_together(sizes) and self._publish_together(client, topic, commands):
                 return len(commands)
         meter = router.meter
         for number, command in enumerate(commands):
