@@ -106,5 +106,4 @@ class Allowance:
     def spend(self, work: float) -> None:
         """Count what was done. A debt is for two seconds at most: longer ago nobody remembers."""
         self.slice -= work
-        left = self.left - work
-        self.left = left if left > -DEBT else -DEBT
+        self.left = max(self.left - work, -DEBT)
