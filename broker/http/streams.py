@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 import msgspec
 import trio
 
+from broker.core.memory import Part
 from broker.errors import CloseCode, ErrorCode
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, is_disconnect
@@ -103,9 +104,15 @@ class HttpStream(RelayStream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send these bytes of frames, translated; the stream is closed behind a Close frame."""
         written = memoryview(self._translate(bytes(data)))
-        for start in range(0, len(written), _PIECE):
-            await self._stream.send_all(written[start : start + _PIECE])
-            self.pieces += 1
+        more = max(0, len(written) - len(data))
+        holding = self.connection.holding
+        holding.charge(Part.OUTBOXES, more)
+        try:
+            for start in range(0, len(written), _PIECE):
+                await self._stream.send_all(written[start : start + _PIECE])
+                self.pieces += 1
+        finally:
+            holding.charge(Part.OUTBOXES, -more)
         if self._is_over:
             await self._stream.aclose()
 

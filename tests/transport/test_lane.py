@@ -1,7 +1,7 @@
 """The rules of the lane: alone with trio-websocket, and as peers of a whole broker see them."""
 
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import attrs
 import pytest
@@ -35,6 +35,7 @@ LIMITS = LaneLimits(
     control_rate=20,
     control_burst=100,
     inbox_batches=4,
+    inbox_bytes=10**6,
 )
 
 
@@ -332,7 +333,7 @@ async def test_a_busy_session_leaves_all_but_a_few_batches_unread() -> None:
 
 @pytest.mark.parametrize("fragments", [1, 4])
 async def test_a_busy_session_leaves_large_messages_unread_too(fragments: int) -> None:
-    limits = attrs.evolve(LIMITS, inbox_batches=32, max_message_bytes=2**20)
+    limits = attrs.evolve(LIMITS, inbox_batches=32, inbox_bytes=2**21, max_message_bytes=2**20)
     piece = bytes(2**20 // fragments)
     message = client_frame(BINARY, piece, fin=fragments == 1)
     for left in range(fragments - 2, -1, -1):
@@ -342,17 +343,19 @@ async def test_a_busy_session_leaves_large_messages_unread_too(fragments: int) -
         for _ in range(10):
             await bench.peer.send(message)
             await wait_all_tasks_blocked()
-        taken: list[bytes] = []
-        while bench.lane.inbox.statistics().current_buffer_used:
-            taken += [data for _, data in bench.lane.inbox.receive_nowait()]
-        # Of the ten that were sent: 32 places, of which each takes 16, and what waits for one.
-        assert 2 <= len(taken) <= 4
-        await wait_all_tasks_blocked()
-        for _ in range(10 * 16):
-            with suppress(trio.WouldBlock):
-                taken += [data for _, data in bench.lane.inbox.receive_nowait()]
+        waiting = bench.lane.inbox.statistics().current_buffer_used
+        assert (waiting, bench.lane.reading) == (2, False)
+        sizes = []
+        for _ in range(10):
+            batch = await bench.lane.inbox.receive()
+            sizes += [len(data) for _, data in batch]
             await wait_all_tasks_blocked()
-        assert [len(data) for data in taken] == [2**20] * 10
+            # What was taken is held until it is dealt with.
+            assert bench.lane.inbox.statistics().current_buffer_used < 2
+            bench.lane.note_done(batch)
+            await wait_all_tasks_blocked()
+        assert sizes == [2**20] * 10
+        assert bench.lane.reading
 
 
 async def test_a_ping_a_close_and_the_end_are_seen_before_the_messages_are_read() -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from broker.transport.runs import GONE, Ledger, Rest, Run
+from broker.core.memory import Ledger
+from broker.transport.runs import GONE, Rest, Run
 
 
 def test_the_frames_of_a_run_are_joined_and_counted() -> None:
