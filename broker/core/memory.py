@@ -141,6 +141,7 @@ class Holding:
         self._parts.clear()
         self.bytes = 0
         self.budget.discard(self)
+        self.holder = None
 
     def charge(self, part: Part, more: int) -> None:
         """Hold more bytes, or fewer if negative."""

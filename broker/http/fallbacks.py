@@ -83,7 +83,7 @@ class HttpConnection(Connection):
         behind = line.client_frame(message)
         super().__init__(services, line, head, behind, address, transport=transport, answer=answer)
         self.subprotocol = line.codec.name
-        line.connection = self
+        line.connection, line.holding = self, self.holding
         self._line = line
         self._secret = token_urlsafe(16)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 import msgspec
 import trio
 
-from broker.core.memory import Part
+from broker.core.memory import Holding, Part
 from broker.errors import CloseCode, ErrorCode
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, is_disconnect
@@ -57,6 +57,8 @@ class HttpStream(RelayStream):
     connection: "Connection"
 
     def __init__(self, stream: trio.abc.Stream) -> None:
+        self.holding = Holding()
+        """What is charged for what it has in hand: that of its connection, once there is one."""
         self._stream = self.transport_stream = stream
         self._is_head = True
         self._buffer = bytearray()
@@ -105,14 +107,13 @@ class HttpStream(RelayStream):
         """Send these bytes of frames, translated; the stream is closed behind a Close frame."""
         written = memoryview(self._translate(bytes(data)))
         more = max(0, len(written) - len(data))
-        holding = self.connection.holding
-        holding.charge(Part.OUTBOXES, more)
+        self.holding.charge(Part.OUTBOXES, more)
         try:
             for start in range(0, len(written), _PIECE):
                 await self._stream.send_all(written[start : start + _PIECE])
                 self.pieces += 1
         finally:
-            holding.charge(Part.OUTBOXES, -more)
+            self.holding.charge(Part.OUTBOXES, -more)
         if self._is_over:
             await self._stream.aclose()
 
