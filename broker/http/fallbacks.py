@@ -198,16 +198,6 @@ class _Request:
         """Hand a message to the session that it names; answered when that has taken it."""
         self._check_method("POST")
         codec = self._codec()
-        session, message = await self._emulated(codec)
-        connection = self._find(session)
-        if connection is not None and connection.subprotocol != codec.name:
-            raise HeadError(415, f"this session speaks {connection.subprotocol}")
-        if connection is None or not await connection.deliver(message):
-            raise HeadError(404, "no such session: connect again")
-        await self._answer()
-
-    async def _emulated(self, codec: Codec) -> tuple[str, bytes]:
-        """The session that the body names, and its message: all that is left of it while that waits."""
         # In JSON a message grows by its quotes and backslashes: to twice its size at most.
         body = await self._body(2 * self.services.config.max_message_bytes + 1024)
         try:
@@ -219,7 +209,13 @@ class _Request:
                 session, message = emulated.session, emulated.data.encode()
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadCommand) as error:
             raise HeadError(400, f"not an emulation request: {error}") from None
-        return session, self._checked(message)
+        self._checked(message)
+        connection = self._find(session)
+        if connection is not None and connection.subprotocol != codec.name:
+            raise HeadError(415, f"this session speaks {connection.subprotocol}")
+        if connection is None or not await connection.deliver(message):
+            raise HeadError(404, "no such session: connect again")
+        await self._answer()
 
     async def open(self) -> Connection:
         """Make the connection that this request asks for."""

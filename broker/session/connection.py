@@ -120,24 +120,11 @@ class Connection(Profile):
         """Accept, serve, say goodbye."""
         services = self._services
         make_peer = partial(Peer, office=services.router.office, holding=self.holding)
-        with self.holding, services.router.hub.attached(make_peer) as peer:
+        with services.router.hub.attached(make_peer) as peer:
             self.peer = peer
-            self.holding.charge(Part.CONNECTIONS, len(self._field_lines))
             try:
-                # The innermost block: its tasks use all of the above.
-                async with trio.open_nursery() as io:
-                    self._io = io
-                    self._open_outbox(io)
-                    try:
-                        self._begin()
-                        await self._lane.run(io)
-                        await self._see_out()
-                    finally:
-                        # In this order: nobody delivers to an outbox without a writer.
-                        self._leave(self._closing or _CUT)
-                        self._undelivered += peer.outbox.messages
-                        peer.outbox.abandon()
-                        io.cancel_scope.cancel()
+                with self.holding:
+                    await self._run(peer)
             finally:
                 services.connections.pop(peer.fd, None)
                 close = attrs.evolve(self._closing or _CUT, undelivered=self._undelivered)
@@ -147,6 +134,23 @@ class Connection(Profile):
                     await close_stream(services, self._stream)  # noqa: ASYNC102 - shields itself
                 finally:
                     await run_close_hook(services, self, close)  # noqa: ASYNC102 - the same
+
+    async def _run(self, peer: Peer) -> None:
+        self.holding.charge(Part.CONNECTIONS, len(self._field_lines))
+        # The innermost block: its tasks use all that is around it.
+        async with trio.open_nursery() as io:
+            self._io = io
+            self._open_outbox(io)
+            try:
+                self._begin()
+                await self._lane.run(io)
+                await self._see_out()
+            finally:
+                # In this order: nobody delivers to an outbox without a writer.
+                self._leave(self._closing or _CUT)
+                self._undelivered += peer.outbox.messages
+                peer.outbox.abandon()
+                io.cancel_scope.cancel()
 
     def _open_outbox(self, io: trio.Nursery) -> None:
         services, peer = self._services, self.peer

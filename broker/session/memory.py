@@ -80,8 +80,8 @@ async def _relieve(services: Services) -> None:
         if not memory.gave_way % AT_ONCE:
             await trio.lowlevel.checkpoint()
     # Nobody holds much, and yet it is too much.
-    await _give_back(services, goal)
-    memory.set_exhausted()
+    goal -= await _give_back(services, goal)
+    memory.set_exhausted(goal > 0)
     log.warning(
         "memory_short",
         held=in_mib(held),

@@ -17,7 +17,7 @@ from broker.config.machine import memory_limit
 from broker.config.reload import Settings
 from broker.config.settings import Config
 from broker.core.event_queue import EventKind
-from broker.core.memory import STREAM_BYTES, MemoryBudget, Part
+from broker.core.memory import STREAM_BYTES, TLS_STREAM_BYTES, MemoryBudget, Part
 from broker.core.messages import ConnectionInfo, Fd, Initiator
 from broker.hooks import Hooks
 from broker.routing.publishing import Publisher
@@ -102,7 +102,8 @@ class Services:
 
     def _count_memory(self) -> None:
         count, router, events = self.memory.count, self.router, self.router.events
-        count(Part.CONNECTIONS, lambda: STREAM_BYTES * self.admission.count())
+        each = STREAM_BYTES if self.config.tls_cert is None else TLS_STREAM_BYTES
+        count(Part.CONNECTIONS, lambda: each * len(self.admission))
         count(Part.REQUESTS, lambda: self.requests.bytes_held)
         count(Part.KEYS, lambda: self.publisher.bytes_held)
         count(Part.HISTORY, lambda: router.engine.bytes_held)
