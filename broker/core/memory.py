@@ -127,6 +127,7 @@ class Holding:
     holder: Holder | None = None
     bytes: int = 0
     is_closed: bool = False
+    has_given_way: bool = False
     _parts: "Counter[Part]" = attrs.field(init=False, factory=Counter)
 
     def __enter__(self) -> "Holding":
@@ -168,6 +169,13 @@ class Holding:
             return ""
         budget.refused += 1
         return "memory is short"
+
+    def give_way(self) -> None:
+        """Have its holder end, as memory is short."""
+        if self.holder is not None:
+            self.budget.gave_way += not self.has_given_way
+            self.has_given_way = True
+            self.holder.give_way()
 
     @property
     def is_over(self) -> bool:
@@ -294,13 +302,17 @@ class MemoryBudget:
     def givers(self, goal: float) -> Iterator[tuple[Holding, int]]:
         """The holdings that give way for `goal` bytes to come free, the first first, and what each has.
 
-        All are chosen before the first comes out. Linear in the holdings, and some 20 µs for each of
-        those that are heavy.
+        Before all others those who are about to already, and hold on to it. All are chosen before the
+        first comes out. Linear in the holdings, and some 20 µs for each of those that are heavy.
         """
+        found: list[tuple[Holding, int]] = []
         parties: dict[str, list[tuple[int, int, Holding]]] = {}
         for number, holding in enumerate(self._holdings):
             excess = holding.excess
-            if excess and holding.holder is not None:
+            if excess and holding.has_given_way:
+                found.append((holding, excess + FREE_BYTES))
+                goal -= excess + FREE_BYTES
+            elif excess and holding.holder is not None:
                 members = parties.setdefault(holding.holder.party, [])
                 members.append((excess, number, holding))
         heap = []
@@ -308,7 +320,6 @@ class MemoryBudget:
             members.sort(key=lambda member: member[:2])
             heap.append((-sum(excess for excess, _, _ in members), number, members))
         heapq.heapify(heap)
-        found = []
         while heap and goal > 0:
             together, number, members = heapq.heappop(heap)
             excess, _, holding = members.pop()

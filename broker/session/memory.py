@@ -70,24 +70,20 @@ async def _relieve(services: Services) -> None:
     held, goal = memory.held, memory.shortage
     before, kept_before = memory.gave_way, memory.kept
     goal -= await _give_back(services, min(goal, memory.surplus_kept))
-    for holding, size in memory.givers(goal):
-        holder = holding.holder
-        if holding.is_closed or holder is None:
-            continue
-        memory.gave_way += 1
+    for number, (holding, size) in enumerate(memory.givers(goal), 1):
         goal -= size
-        holder.give_way()
-        if not memory.gave_way % AT_ONCE:
+        holding.give_way()
+        if not number % AT_ONCE:
             await trio.lowlevel.checkpoint()
     # Nobody holds much, and yet it is too much.
     goal -= await _give_back(services, goal)
     memory.set_exhausted(goal > 0)
     log.warning(
         "memory_short",
-        held=in_mib(held),
-        limit=in_mib(memory.limit),
+        held=in_words(held),
+        limit=in_words(memory.limit),
         gave_way=memory.gave_way - before,
-        forgotten=in_mib(max(0, kept_before - memory.kept)),
+        forgotten=in_words(max(0, kept_before - memory.kept)),
         refuses_newcomers=memory.is_exhausted,
     )
 
@@ -188,10 +184,10 @@ def memory_fields(services: Services) -> dict[str, object]:
     if config.max_memory_bytes is None:
         of = f"{SHARE:.0%} of this {find_room().of}"
     return {
-        "limit": in_mib(services.memory.limit),
+        "limit": in_words(services.memory.limit),
         "of": of,
-        "stores": in_mib(fixed_bytes(config, _event_readers(services))),
-        "connections": f"{places:,} x {in_mib(most)}",
+        "stores": in_words(fixed_bytes(config, _event_readers(services))),
+        "connections": f"{places:,} of {in_words(most)} at most",
         "detail": "where the parts are more than the limit, who holds the most gives way",
     }
 
@@ -203,8 +199,8 @@ def memory_warning(services: Services) -> str | None:
     if fixed <= limit:
         return None
     return (
-        f"memory for clients is limited to {in_mib(limit)} (max_memory_bytes), and history_bytes, "
-        f"retained_bytes, keys and events alone may take {in_mib(fixed)}: histories will be shorter "
+        f"memory for clients is limited to {in_words(limit)} (max_memory_bytes), and history_bytes, "
+        f"retained_bytes, keys and events alone may take {in_words(fixed)}: histories will be shorter "
         "than they are meant to be; raise the one or lower the others"
     )
 
@@ -214,5 +210,7 @@ def _event_readers(services: Services) -> int:
     return 0 if events is None else events.readers
 
 
-def in_mib(size: float) -> str:
+def in_words(size: float) -> str:
+    if size >= 10 * 2**30:
+        return f"{size / 2**30:,.1f} GiB"
     return f"{size / 2**20:,.1f} MiB"
