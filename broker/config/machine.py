@@ -65,7 +65,7 @@ def _limits(proc: Path, cgroups: Path) -> Iterator[int]:
     to be seen; the root is then the container's own.
     """
     for line in _read(proc / "self" / "cgroup").splitlines():
-        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        _, controllers, path = (line.split(":", 2) * 3)[:3]  # a line of another form names none
         if controllers == "":
             root, name = cgroups, "memory.max"
         elif "memory" in controllers.split(","):

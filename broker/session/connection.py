@@ -40,7 +40,7 @@ from broker.session.orders import Orders
 from broker.session.profile import SUBPROTOCOLS, Profile
 from broker.session.replies import NOTHING
 from broker.session.services import Services
-from broker.transport.head import Head, acceptance, fields_of
+from broker.transport.head import Head, acceptance, read_fields
 from broker.transport.lane import Batch, Lane
 from broker.transport.outbox import Outbox
 
@@ -324,7 +324,7 @@ class Connection(Profile):
     @property
     def party(self) -> str:
         """Whose memory it takes."""
-        headers = partial(fields_of, self._field_lines)
+        headers = partial(read_fields, self._field_lines)
         return self._services.party_of(self.user, self.address, headers, f"fd {self.fd}")
 
     @property

@@ -14,7 +14,7 @@ from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
 from broker.protocols.codec import Codec
 from broker.protocols.plain import PLAIN
 from broker.routing.recipients import Peer
-from broker.transport.head import Head, fields_of
+from broker.transport.head import Head, read_fields
 
 SUBPROTOCOLS: Final[Mapping[str, Codec]] = {
     codec.name: codec for codec in (CENTRIFUGE_JSON, CENTRIFUGE_PROTOBUF)
@@ -63,7 +63,7 @@ class Profile:
     def headers(self) -> Mapping[str, str]:
         """The header fields of the handshake, read anew each time: what is kept of them is their bytes,
         as 676 empty ones take 66 KiB in a dict, and most apps never look."""
-        return fields_of(self._field_lines)
+        return read_fields(self._field_lines)
 
     @property
     def claims(self) -> Mapping[str, object]:

@@ -88,7 +88,7 @@ class Head:
 
     @property
     def field_lines(self) -> bytes:
-        """The header lines as they came, from which `fields_of` makes `fields` at any time."""
+        """The header lines as they came, from which `read_fields` makes `fields` at any time."""
         return self.raw[self.raw.index(b"\r\n") + 2 : -4]
 
     @property
@@ -130,7 +130,7 @@ def route_of(path: str) -> str:
     return path[:-1] if path.endswith("/") and len(path) > 1 else path
 
 
-def fields_of(lines: bytes) -> dict[str, str]:
+def read_fields(lines: bytes) -> dict[str, str]:
     """The `fields` of a head that was accepted, from its `field_lines`. Linear: 15 µs for a browser's."""
     pairs = (line.partition(":") for line in lines.decode("latin-1").split("\r\n") if line)
     return _joined((name.lower(), value.strip(" \t")) for name, _, value in pairs)

@@ -241,7 +241,11 @@ async def test_the_will_of_who_has_gone_weighs_no_more(autojump_clock: MockClock
 
 
 async def test_a_connection_has_a_bound_on_all_that_it_holds(autojump_clock: MockClock) -> None:
-    bounds = {"max_message_bytes": 10_000, "outbox_bytes": 10_000, "connection_bytes": 60_000}
+    bounds: dict[str, Any] = {
+        "max_message_bytes": 10_000,
+        "outbox_bytes": 10_000,
+        "connection_bytes": 60_000,
+    }
     async with short_of(100, **bounds) as net:
         peer = await net.open_client()
         room = 60_000 - 32_500  # its outbox may need that
@@ -427,7 +431,11 @@ async def test_what_is_taken_into_the_hands_of_a_slow_stream_is_counted(
 
 
 async def test_a_reader_in_this_program_is_bounded_in_bytes(autojump_clock: MockClock) -> None:
-    bounds = {"max_message_bytes": 10_000, "outbox_bytes": 10_000, "connection_bytes": 60_000}
+    bounds: dict[str, Any] = {
+        "max_message_bytes": 10_000,
+        "outbox_bytes": 10_000,
+        "connection_bytes": 60_000,
+    }
     async with short_of(100, **bounds) as net, net.broker.subscribe("*") as reader:
         for n in range(10):
             net.broker.publish("a", f"{n}" * 10_000)
