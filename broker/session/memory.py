@@ -6,10 +6,12 @@ Rules:
 1. It wakes when memory is short, and once a second. A look at all holdings is paid for by the tenth
    of the limit that comes free, and between two there is `PAUSE`.
 2. Others have their turn after each few that give way, and after each step in a store.
-3. Freed memory is given back in a quiet moment, and when there is much of it.
+3. Freed memory is given back to the system in a quiet moment; at any when there is much of it, as others
+   on this machine, or the limit of a container, do not know that it is free.
 """
 
 from collections.abc import Callable
+from math import inf
 from typing import Final
 
 import attrs
@@ -20,7 +22,7 @@ from broker.config.machine import SHARE, find_room, resident_bytes, trim
 from broker.config.settings import Config
 from broker.core.event_queue import EVENT_BYTES
 from broker.core.idempotency import MAX_BYTES as KEYS_BYTES
-from broker.core.memory import Holding
+from broker.core.memory import Holding, MemoryBudget
 from broker.session.services import Services
 from broker.transport.head import Head
 
@@ -37,8 +39,12 @@ STEP_BYTES: Final = 256 * 2**10
 """Kept data that are given back before others get their turn: 900 small publications, 2 ms."""
 
 GARBAGE_BYTES: Final = 32 * 2**20
-"""Freed memory that is given back to the system: less is soon used again, and to look for it takes
-some milliseconds however little there is."""
+"""Freed memory that is given back in a quiet moment: less is soon used again, and to look for it
+takes some milliseconds however little there is."""
+
+MUCH_GARBAGE_BYTES: Final = 256 * 2**20
+"""Freed memory that is given back at any moment, or a quarter of the limit where that is less: 15 ms in
+large pieces, 50 ms in small ones."""
 
 QUIET: Final = 50_000.0
 """Work in a second, in microseconds, up to which it counts as quiet: a twentieth of the loop."""
@@ -50,18 +56,17 @@ QUIET: Final = 50_000.0
 async def keep_memory(services: Services) -> None:
     """Keep to the budget, until cancelled."""
     memory = services.memory
-    heap = Heap(lambda: services.router.meter.done)
+    heap = Heap(memory, lambda: services.router.meter.done)
     while True:
         short = trio.Event()
         memory.on_short = short.set
         memory.look()
         with trio.move_on_after(BEAT) as beat:
             await short.wait()
-        if beat.cancelled_caught:
-            heap.beat(memory.held)
-        else:
+        if not beat.cancelled_caught:
             await _relieve(services)
-            await trio.sleep(PAUSE if not memory.is_exhausted else BEAT)
+            await trio.sleep(BEAT if memory.is_exhausted else PAUSE)
+        heap.look(trio.current_time())
 
 
 async def _relieve(services: Services) -> None:
@@ -139,32 +144,37 @@ class Heap:
     `work` is all that was done so far, in microseconds. `resident` and `trim` are the system's.
     """
 
+    budget: MemoryBudget
     work: Callable[[], float]
     resident: Callable[[], int] = resident_bytes
     trim: Callable[[], object] = trim
     trims: int = 0
     _least: float = attrs.field(init=False)
-    _resident_before: int = attrs.field(init=False)
-    _work_before: float = attrs.field(init=False)
+    _before: tuple[float, int, float] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._resident_before = self.resident()
-        self._least = self._resident_before
-        self._work_before = self.work()
+        self._before = (-inf, self.resident(), self.work())
+        self._least = self._before[1] - self.budget.held
 
-    def beat(self, held: float) -> None:
-        """Look, about once a second, whether the process has far more memory than the `held` bytes that
-        it needs for clients; more than it had besides when this was last set right."""
-        resident, work = self.resident(), self.work()
-        besides = resident - held
-        self._least = min(self._least, besides)
-        is_quiet = work - self._work_before < QUIET and resident <= self._resident_before
-        if is_quiet and besides - self._least >= GARBAGE_BYTES:
+    def look(self, now: float) -> None:
+        """See whether the process has far more memory than is held for clients; more than it had besides
+        when this was last set right. Call it once a second, or more often."""
+        held, resident = self.budget.held, self.resident()
+        self._least = min(self._least, resident - held)
+        garbage = resident - held - self._least
+        much = min(MUCH_GARBAGE_BYTES, self.budget.limit / 4)
+        if garbage >= much or (garbage >= GARBAGE_BYTES and self._is_quiet(now, resident)):
             self.trim()
             self.trims += 1
-            resident = self.resident()
-            self._least = resident - held
-        self._resident_before, self._work_before = resident, work
+            self._least = self.resident() - held
+        if now - self._before[0] >= BEAT:
+            self._before = now, resident, self.work()
+
+    def _is_quiet(self, now: float, resident: int) -> bool:
+        """Whether little was done in the last second, and no memory was taken."""
+        when, resident_before, work = self._before
+        is_long_enough = now - when >= BEAT
+        return is_long_enough and resident <= resident_before and self.work() - work < QUIET
 
 
 # what is said of it

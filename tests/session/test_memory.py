@@ -12,8 +12,15 @@ import trio
 from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
 
 from broker import Broker, Config, TopicRules
-from broker.core.memory import STREAM_BYTES, MemoryStatistics
-from broker.session.memory import BEAT, GARBAGE_BYTES, PAUSE, QUIET, Heap
+from broker.core.memory import STREAM_BYTES, MemoryBudget, MemoryStatistics, Part
+from broker.session.memory import (
+    BEAT,
+    GARBAGE_BYTES,
+    MUCH_GARBAGE_BYTES,
+    PAUSE,
+    QUIET,
+    Heap,
+)
 from broker.testing import (
     Closed,
     Network,
@@ -497,66 +504,88 @@ async def test_events_count_where_somebody_reads_them(autojump_clock: MockClock)
 
 @attrs.define
 class System:
-    """A process as the heap sees it."""
+    """A process, as its heap sees it. A trim gives back all `garbage` but what is `stuck`."""
 
-    resident: int = 100 * MIB
+    budget: MemoryBudget = attrs.field(factory=lambda: MemoryBudget(limit=10**12))
+    garbage: int = 0
+    stuck: int = 0
+    held: int = 0
     work: float = 0.0
-    gives: int = 0
-    """How much of it a trim gives back."""
+    now: float = 0.0
     trims: int = 0
+    heap: Heap = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.budget.count(Part.KEYS, lambda: self.held)
+        self.heap = Heap(self.budget, lambda: self.work, self.resident, self.trim)
+
+    def resident(self) -> int:
+        return 60 * MIB + self.held + self.garbage
 
     def trim(self) -> None:
         self.trims += 1
-        self.resident -= self.gives
+        self.garbage = min(self.garbage, self.stuck)
 
-    def heap(self) -> Heap:
-        return Heap(lambda: self.work, lambda: self.resident, self.trim)
+    def look(self, times: int = 1) -> int:
+        """Look once a second; how often it was trimmed so far."""
+        for _ in range(times):
+            self.now += BEAT
+            self.heap.look(self.now)
+        return self.trims
 
 
 def test_freed_memory_is_given_back_in_a_quiet_moment() -> None:
     system = System()
-    heap = system.heap()
-    heap.beat(0)
-    system.resident += 200 * MIB
-    heap.beat(200 * MIB)
-    assert system.trims == 0  # it is held
-    system.gives = 190 * MIB
+    system.look()
+    system.held = 200 * MIB
+    assert system.look(3) == 0
+    system.held, system.garbage = 0, 200 * MIB
     system.work += QUIET
-    heap.beat(0)
-    assert system.trims == 0  # much is going on
+    assert system.look() == 0  # much is going on
     system.work += QUIET - 1
-    heap.beat(0)
-    assert (system.trims, heap.trims) == (1, 1)
-    for _ in range(5):
-        heap.beat(0)
-    assert system.trims == 1
+    assert system.look() == 1
+    assert system.look(5) == 1
+    assert system.resident() == 60 * MIB
 
 
-def test_nothing_is_tried_again_that_has_given_nothing_until_there_is_more() -> None:
+def test_memory_that_has_just_grown_is_left_alone_and_so_is_little() -> None:
     system = System()
-    heap = system.heap()
-    system.resident += GARBAGE_BYTES
-    heap.beat(0)  # it has just grown
-    assert system.trims == 0
-    heap.beat(0)
-    heap.beat(0)
-    assert system.trims == 1
-    system.resident += GARBAGE_BYTES - 1
-    heap.beat(0)
-    heap.beat(0)
-    assert system.trims == 1
-    system.resident += 1
-    heap.beat(0)
-    heap.beat(0)
-    assert system.trims == 2
+    system.look()
+    system.garbage = GARBAGE_BYTES - 1
+    assert system.look(3) == 0
+    system.garbage += 10
+    assert system.look() == 0
+    assert system.look() == 1
+
+
+def test_what_cannot_be_given_back_is_not_tried_again_until_there_is_more() -> None:
+    system = System(stuck=10**12)
+    system.look()
+    system.garbage = GARBAGE_BYTES
+    assert system.look(5) == 1
+    system.garbage += GARBAGE_BYTES - 1
+    assert system.look(5) == 1
+    system.garbage += 1
+    assert system.look(5) == 2
 
 
 def test_what_is_held_again_and_again_is_no_garbage() -> None:
     system = System()
-    heap = system.heap()
     for _ in range(20):
-        system.resident += 60 * MIB
-        heap.beat(60 * MIB)
-        system.resident -= 60 * MIB
-        heap.beat(0)
-    assert system.trims == 0
+        system.held = 60 * MIB
+        system.look()
+        system.held = 0
+        assert system.look() == 0
+
+
+@pytest.mark.parametrize("limit, much", [(10**12, MUCH_GARBAGE_BYTES), (100 * MIB, 25 * MIB)])
+def test_much_is_given_back_however_busy_the_broker_is(limit: int, much: int) -> None:
+    system = System(MemoryBudget(limit=limit))
+    system.look()
+    for _ in range(3):
+        system.work += 10 * QUIET
+        system.garbage = much - 1
+        assert system.look() == 0
+    system.garbage = much
+    system.heap.look(system.now + PAUSE)  # also between two seconds
+    assert (system.trims, system.heap.trims) == (1, 1)
