@@ -27,7 +27,7 @@ import trio
 
 from broker.core.memory import Ledger
 from broker.transport.backlog import Backlog, Dropped
-from broker.transport.runs import GONE, Run, SlowRule, share_of
+from broker.transport.runs import GONE, Run, share_of
 from broker.transport.sockets import (
     ROOM,
     RelayStream,
@@ -38,7 +38,7 @@ from broker.transport.sockets import (
     unacknowledged,
 )
 
-__all__ = ["Offer", "Outbox", "OutboxStatistics", "Run", "SlowRule", "Writer"]
+__all__ = ["Offer", "Outbox", "OutboxStatistics", "Run", "Writer"]
 
 Writer: TypeAlias = Callable[[], Awaitable[None]]
 
