@@ -328,3 +328,7 @@ class MemoryBudget:
             if members:
                 heapq.heappush(heap, (together + excess, number, members))
         return iter(found)
+
+
+UNCOUNTED: Final = Holding()
+"""Stands for the holding of what is in no broker, or not yet: whatever is charged to it counts for nobody."""

@@ -28,7 +28,7 @@ from hypercorn.typing import LifespanState
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from broker.core.memory import Holding, Part
+from broker.core.memory import UNCOUNTED, Holding, Part
 from broker.transport.head import Head, Request, refusal
 from broker.transport.sockets import address_of
 
@@ -230,7 +230,7 @@ class _Link:
         self.torn = False  # a write is under way, or was cut off
         self.overrun = False
         self.short = False  # memory is, so no more of the body is taken
-        self.holding = Holding()
+        self.holding = UNCOUNTED
         self._stream = stream
         self._request = _OneRequest()
         head = _replayed(request.head)

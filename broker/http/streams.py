@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 import msgspec
 import trio
 
-from broker.core.memory import Holding, Part
+from broker.core.memory import UNCOUNTED, Holding, Part
 from broker.errors import CloseCode, ErrorCode
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, is_disconnect
@@ -55,10 +55,10 @@ class HttpStream(RelayStream):
     opcode: ClassVar = frames.TEXT
     """Of the frames in which that codec's messages go both ways."""
     connection: "Connection"
+    holding: Holding = UNCOUNTED
+    """What is charged for what it has in hand: that of its connection, once there is one."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
-        self.holding = Holding()
-        """What is charged for what it has in hand: that of its connection, once there is one."""
         self._stream = self.transport_stream = stream
         self._is_head = True
         self._buffer = bytearray()

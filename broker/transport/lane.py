@@ -34,7 +34,7 @@ from typing import TypeAlias
 import attrs
 import trio
 
-from broker.core.memory import Holding, Part
+from broker.core.memory import UNCOUNTED, Holding, Part
 from broker.transport import frames
 from broker.transport.outbox import Outbox, Run
 from broker.transport.slow_lane import SlowLane, open_slow_lane
@@ -145,10 +145,10 @@ class Lane:
         limits: LaneLimits,
         on_end: Callable[[], None],
         take_now: Callable[[Batch], Awaitable[Batch]] = _take_nothing,
-        holding: Holding | None = None,
+        holding: Holding = UNCOUNTED,
     ) -> None:
         self._stream = stream
-        self._holding = Holding() if holding is None else holding
+        self._holding = holding
         self._charged = 0  # for a message that is not whole
         self._waiting = 0  # in the inbox, or taken from it and not dealt with
         self._eased: trio.Event | None = None

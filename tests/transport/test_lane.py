@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
 
 from broker import Broker
-from broker.core.memory import Holding, MemoryBudget, Part
+from broker.core.memory import UNCOUNTED, Holding, MemoryBudget, Part
 from broker.testing import MakePair, Peer, client_frame, open_test_broker
 from broker.transport.frames import (
     BINARY,
@@ -70,7 +70,7 @@ async def open_bench(
     behind: bytes = b"",
     limits: LaneLimits = LIMITS,
     make_pair: MakePair = memory_stream_pair,
-    holding: Holding | None = None,
+    holding: Holding = UNCOUNTED,
 ) -> AsyncGenerator[Bench, None]:
     """`behind` is what came in one read with the request head."""
     stream, theirs = make_pair()
