@@ -214,6 +214,7 @@ class Connection(Profile):
                     async for batch in self._lane.inbox:
                         await self._dispatcher.finish(batch)
                         self._lane.note_done(batch)
+                        del batch  # or it would be kept until the next one comes
                         self._waiting -= 1
                         if self._closing is not None:
                             break
