@@ -136,8 +136,10 @@ async def test_a_connection_has_one_will_at_most_and_it_is_carried_out_once() ->
     for data in (b"1", b"2"):
         wills.put(client, Will("left", data))
     assert len(wills) == 1
+    assert client.holding.bytes == Will("left", b"2").bytes
     for _ in range(2):
         wills.carry_out(client, LOST)
+    assert client.holding.bytes == 0
     assert runs(listener) == [[2]]
     wills.put(client, Will("left", b"3"))
     wills.put(client, None)

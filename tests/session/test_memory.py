@@ -420,6 +420,35 @@ async def test_a_busy_session_is_charged_for_what_waits_until_it_is_dealt_with(
         assert memory(net).parts["incoming"] == 0
 
 
+async def test_what_waits_for_a_peer_that_has_not_spoken_is_counted(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    peer = await net.open_websocket()
+    net.broker.push(peer.fd, "x" * 10_000)
+    assert 10_000 < memory(net).parts["outboxes"] < 10_100
+    assert (await peer.request(connect={}))["connect"]["client"] == str(peer.fd)
+    await peer.receive_all()
+    assert memory(net).parts["outboxes"] == 0
+
+
+async def test_the_body_of_a_backend_is_counted_and_never_gives_way(
+    autojump_clock: MockClock,
+) -> None:
+    async with short_of(1, api_key="key") as net:
+        backend = await net.connect()
+        body = json.dumps({"channel": "a", "data": "x" * 800_000}).encode()
+        head = f"POST /api/publish HTTP/1.1\r\nHost: localhost\r\nX-API-Key: key\r\nContent-Length: {len(body)}"
+        await backend.send(head.encode() + b"\r\n\r\n" + body[:-1])
+        await wait_all_tasks_blocked()
+        assert memory(net).parts["incoming"] == len(body)
+        await half_a_message(net, 400_000)
+        await trio.sleep(3 * PAUSE)
+        assert memory(net).gave_way == 1
+        await backend.send(body[-1:])
+        assert (await backend.receive_head()).startswith("HTTP/1.1 200 ")
+        assert memory(net).parts["incoming"] == 0
+
+
 async def test_what_is_taken_into_the_hands_of_a_slow_stream_is_counted(
     autojump_clock: MockClock,
 ) -> None:
@@ -567,6 +596,17 @@ def test_what_cannot_be_given_back_is_not_tried_again_until_there_is_more() -> N
     assert system.look(5) == 1
     system.garbage += 1
     assert system.look(5) == 2
+
+
+def test_what_goes_back_by_itself_may_come_again() -> None:
+    system = System(stuck=10**12)
+    system.look()
+    system.garbage = 3 * GARBAGE_BYTES
+    assert system.look(3) == 1
+    system.garbage = 0
+    system.look()
+    system.garbage = GARBAGE_BYTES
+    assert system.look(3) == 2
 
 
 def test_what_is_held_again_and_again_is_no_garbage() -> None:

@@ -417,7 +417,11 @@ async def test_nothing_more_is_read_while_a_connection_holds_more_than_it_may() 
         # What it holds for good keeps nobody from being heard: how else would it be taken back?
         holding.charge(Part.WILLS, 5_000)
         await bench.peer.send(client_frame(TEXT, b"take it back"))
-        assert await bench.lane.inbox.receive() == [(TEXT, b"take it back")]
+        for _ in range(3):
+            batch = await bench.lane.inbox.receive()
+            assert batch == [(TEXT, b"take it back")]
+            bench.lane.note_done(batch)
+            await bench.peer.send(client_frame(TEXT, b"take it back"))
 
 
 async def test_a_close_ends_the_wait_for_a_session_that_is_busy() -> None:
