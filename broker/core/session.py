@@ -13,13 +13,17 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from math import inf
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol, TypeAlias
 
 import attrs
 
+from broker.core.memory import Holding, Part
 from broker.core.messages import ClientInfo, Fd, Publication
 from broker.core.tags import CompiledFilter
 from broker.core.usage import ConnectionUsage
+
+SlowRule: TypeAlias = Literal["close", "drop_oldest", "latest"]
+"""The fate of a peer, or of what waits for it, when its outbox is full."""
 
 
 class Phase(StrEnum):
@@ -119,7 +123,7 @@ class Parcel:
     """
 
     topic: str
-    rule: str
+    rule: SlowRule
     batches: list[Sequence[Publication]] = attrs.field(factory=list)
     exclude: frozenset[Fd] = frozenset()
     report: Report | None = None
@@ -181,7 +185,7 @@ class Subscriber(Protocol):
     def new_audience(self, name: str) -> Audience:
         """An empty audience for all with its key."""
 
-    def take(self, name: str, publications: Sequence[Publication], rule: str) -> int:
+    def take(self, name: str, publications: Sequence[Publication], rule: SlowRule) -> int:
         """Take publications that are for this one alone; return how many it took."""
 
 
@@ -248,6 +252,8 @@ class Session:
     subscriptions: dict[str, Subscription] = attrs.field(factory=dict)
     subscription_bytes: int = 0
     filter_nodes: int = 0
+    holding: Holding = attrs.field(factory=Holding, kw_only=True)
+    """The memory that is held for this peer."""
     _info: ClientInfo | None = attrs.field(init=False, default=None)
 
     @property
@@ -277,9 +283,9 @@ class Session:
     def weigh(self, subscription: Subscription, sign: int) -> None:
         """Count a subscription that has begun (1) or ended (-1) among what this session holds."""
         wanted = subscription.wanted
-        self.subscription_bytes += sign * subscription_bytes(
-            subscription.name, subscription.grant, wanted
-        )
+        more = sign * subscription_bytes(subscription.name, subscription.grant, wanted)
+        self.subscription_bytes += more
+        self.holding.charge(Part.SUBSCRIPTIONS, more)
         self.filter_nodes += 0 if wanted is None else sign * wanted.nodes
 
     def transition(self, event: PhaseEvent) -> None:

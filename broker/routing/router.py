@@ -217,14 +217,15 @@ class Router:
     def _begin_run(self, topic: str) -> None:
         self._end_run()
         rules, recipients, self._run_work = self._resolve(topic, None)
-        self.meter.add(RUN)
+        self.meter.done += RUN
         self._run_width = width = len(recipients) or 1
         self._run_most = RUN_BYTES if width <= NARROW else RUN_BYTES * NARROW // width
         if rules.retain:
             recipients.append(self.retained)
         self._run_rules, self._run_recipients = rules, recipients
         self._run = Parcel(topic, rules.slow_consumer)
-        self._run_now = trio.current_time()
+        if rules.history_size:
+            self._run_now = trio.current_time()
         self._run_bytes = 0
         self._run_topic = topic
         self.office.wake()
@@ -257,9 +258,7 @@ class Router:
             peer = self.hub.sessions.get(fd)
             if peer is None or not peer.speaks:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
-            assert peer.codec is not None, "it is known which protocol a peer speaks"
-            only = PeerAudience(topic, peer.codec, self.office, {peer.outbox: peer})
-            return DIRECT_RULES, [only], PEER
+            return DIRECT_RULES, [peer.mailbox], PEER
         self.rights.check_topic(topic)
         if topic.startswith(PERSONAL):
             self.check_direct()

@@ -15,8 +15,9 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
+from broker.core.memory import Ledger
 from broker.transport.outbox import Outbox
-from broker.transport.runs import Ledger, Run
+from broker.transport.runs import Run
 
 
 @attrs.frozen
@@ -59,7 +60,9 @@ class PostOffice:
         run.enter(self.ledger)
         size = len(run.data)
         messages = run.messages
-        ready = self._bag()
+        ready = self._open_bag
+        if ready is None:
+            ready = self._bag()
         full: list[Outbox] = []
         count = 0
         for outbox in outboxes:
@@ -103,7 +106,8 @@ class PostOffice:
 
     def wake(self) -> None:
         """Have a round soon, if only for the sake of `before_round`."""
-        self._bag()
+        if self._open_bag is None:
+            self._bag()
 
     def _bag(self) -> list[Outbox]:
         """The outboxes of the next round; an outbox is in it once, unless it ran empty meanwhile."""
@@ -123,6 +127,9 @@ class PostOffice:
                 self._open_bag = None
                 for outbox in outboxes:
                     outbox.flush()
+                ledger = self.ledger
+                if ledger.bytes_held > ledger.most:
+                    ledger.on_full()
 
 
 def _nothing() -> None:

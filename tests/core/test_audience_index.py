@@ -77,9 +77,10 @@ def test_a_thousand_rooms_cost_one_look_up() -> None:
 
 def test_what_has_no_tags_asks_nobody() -> None:
     index, members = index_of(ROOM_7, CHEAP, tree("not", ROOM_7), leaf("price", "nex"))
-    for nothing in (None, {}):
-        assert wanting(index, nothing) == members[2:]
-        assert asked(index, nothing) == 0
+    nothing: list[dict[str, str] | None] = [None, {}]
+    for tags in nothing:
+        assert wanting(index, tags) == members[2:]
+        assert asked(index, tags) == 0
 
 
 def test_a_filter_goes_where_few_are() -> None:
@@ -130,18 +131,21 @@ class IndexModel(RuleBasedStateMachine):
         self.index = AudienceIndex()
         self.here: dict[Subscription, FilterNode] = {}
 
-    @rule(target=members, node=filters, codec=st.sampled_from(["plain", "json"]))
-    def come(self, node: FilterNode, codec: str) -> Subscription:
+    def add(self, node: FilterNode, codec: str) -> Subscription:
         subscription = member(node, codec)
         self.index.add(subscription)
         self.here[subscription] = node
         return subscription
 
+    @rule(target=members, node=filters, codec=st.sampled_from(["plain", "json"]))
+    def come(self, node: FilterNode, codec: str) -> Subscription:
+        return self.add(node, codec)
+
     @rule(target=members, other=members)
     def come_too(self, other: Subscription) -> Subscription:
         """Somebody with an equal filter."""
         node = self.here.get(other)
-        return self.come(node, "plain") if node is not None else other
+        return self.add(node, "plain") if node is not None else other
 
     @rule(subscription=consumes(members))
     def leave(self, subscription: Subscription) -> None:

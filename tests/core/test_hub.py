@@ -181,7 +181,7 @@ def test_those_who_pick_other_tags_are_another_audience() -> None:
     assert outboxes(hub, "news") == [("news", "plain", [all_of_it])]
     assert picky(hub, "news") == [[two, three]]
     (listeners,) = hub.listeners("news")
-    assert not listeners.is_plain
+    assert [listeners.is_plain] == [False]
     assert len(listeners) == 3
     assert [each.subscriber for each in listeners] == [all_of_it, two, three]
     for peer in (two, three):

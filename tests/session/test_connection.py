@@ -20,6 +20,7 @@ from broker.access.tokens import Tokens
 from broker.core.event_queue import Event, EventKind
 from broker.core.work import LEFT, SLICE
 from broker.session.connection import LEAVES_AT_ONCE
+from broker.session.connection import Connection as ServingConnection
 from broker.testing import Network, client_frame, open_test_broker
 from broker.transport.frames import CLOSE, PONG, TEXT
 from tests.session.conftest import (
@@ -218,7 +219,9 @@ async def test_all_topics_are_left_before_the_app_learns_that_a_connection_has_e
         )
         await wait_all_tasks_blocked()
         if is_cut:
-            net.node.services.connections[peer.fd]._io.cancel_scope.cancel()
+            connection = net.node.services.connections[peer.fd]
+            assert isinstance(connection, ServingConnection)
+            connection._io.cancel_scope.cancel()
         else:
             await peer.aclose()
         await wait_all_tasks_blocked()
