@@ -215,9 +215,9 @@ class Router:
         self.published += 1
         if retain or rules.retain:
             recipients.append(self.retained)
-        for recipient in recipients:
-            recipient.deliver(parcel)
-        self._charge_judged()
+        self._fan_out(parcel, recipients)
+        if parcel.report is not None:
+            parcel.report.settle()
         return publication
 
     def _begin_run(self, topic: str) -> None:
@@ -245,15 +245,21 @@ class Router:
         if run.batches:
             if self._run_width > NARROW and len(run.batches) == len(run.batches[0]) == 1:
                 run.is_late = len(run.batches[0][0].data) > LARGE
-            for recipient in recipients:
-                recipient.deliver(run)
-            if self.office.judged:
-                self._charge_judged()
+            self._fan_out(run, recipients)
 
-    def _charge_judged(self) -> None:
-        """Charge what became of full outboxes: it is known only afterwards."""
-        self.meter.add(self.office.judged * FULL)
-        self.office.judged = 0
+    def _fan_out(self, parcel: Parcel, recipients: Sequence[Recipient]) -> None:
+        office = self.office
+        if len(recipients) <= NARROW:
+            for recipient in recipients:
+                recipient.deliver(parcel)
+        else:
+            # An outbox may be in many audiences, and is judged once all have delivered.
+            with office.judging_later():
+                for recipient in recipients:
+                    recipient.deliver(parcel)
+        if office.judged:  # and paid for, as only now is it known how many were full
+            self.meter.add(office.judged * FULL)
+            office.judged = 0
 
     def _resolve(
         self, topic: str, tags: Mapping[str, str] | None
