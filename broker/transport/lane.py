@@ -113,7 +113,6 @@ class Lane:
         "_holding",
         "_ignored",
         "_ignores",
-        "_inbox_used",
         "_limits",
         "_on_end",
         "_open_bytes",
@@ -169,7 +168,6 @@ class Lane:
         self._open_bytes = 0
         self._bad_close = False
         self._closing_bytes = self._closing_frames = 0  # that came after our Close
-        self._inbox_used = False  # perhaps, until it was looked at
         self._ignores = False  # all that comes, but for the end
         self._ignored = 0  # bytes of it
         self._skip = 0  # bytes to come that belong to a frame nobody wants
@@ -308,7 +306,6 @@ class Lane:
         size = _bytes_of(batch)
         self._waiting += size
         self._holding.charge(Part.INCOMING, size)
-        self._inbox_used = True
         try:
             self._to_session.send_nowait(batch)
         except trio.WouldBlock:
@@ -491,9 +488,7 @@ class Lane:
         if self._charged or unfinished > _CHARGED_FROM:
             self._holding.charge(Part.INCOMING, unfinished - self._charged)
             self._charged = unfinished
-        if self._inbox_used:  # to ask costs as much as a publish
-            self._inbox_used = self.inbox.statistics().current_buffer_used > 0
-        size = _READ_WHEN_BUSY if self._inbox_used else _READ
+        size = _READ_WHEN_BUSY if self._waiting else _READ
         if self._deadline is None:
             data = await receive_some(self._stream, size)
         else:

@@ -21,9 +21,10 @@ from trio.testing import (
     wait_all_tasks_blocked,
 )
 
+from broker.core.session import SlowRule
 from broker.transport import frames
 from broker.transport.outbox import Offer, Outbox
-from broker.transport.runs import Run, SlowRule
+from broker.transport.runs import Run
 from broker.transport.sockets import RelayStream
 
 StreamPair: TypeAlias = tuple[trio.abc.Stream, trio.abc.Stream]
