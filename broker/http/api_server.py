@@ -23,12 +23,16 @@ from broker.errors import HeadError
 from broker.http.api import Api, ApiResponse, shown_key
 from broker.http.server import BODY_BYTES, REQUEST_SECONDS, HttpServer, end_politely
 from broker.node import Node
+from broker.routing.turns import Share
 from broker.transport.head import Head, Request, parse_head, read_head
 
 logger = logging.getLogger("broker.http")
 
 IDLE_SECONDS: Final = 75.0
 """As nginx: longer than connection pools keep what they do not use, so they close first."""
+
+SEND_BYTES: Final = 64 * 2**10
+"""Handed to a stream at once: four TLS records, 0.1 ms."""
 
 PREFIX: Final = "/api/"
 
@@ -79,10 +83,9 @@ class BackendServer:
         self, stream: trio.abc.Stream, source: "_Source", head: Head
     ) -> Request | None:
         """The next request on the stream that is for others; None if nothing may follow."""
+        share = self._node.new_share()
         while self._is_ours(head):
-            with trio.move_on_after(REQUEST_SECONDS) as bound:
-                kept = await self._answer(stream, source, head)
-            if bound.cancelled_caught or not kept:
+            if not await self._answer(stream, source, head, share):
                 return None
             following = await self._next_head(source)
             if following is None:
@@ -115,7 +118,9 @@ class BackendServer:
             and self._node.hooks.request is None  # else the app is asked first
         )
 
-    async def _answer(self, stream: trio.abc.Stream, source: "_Source", head: Head) -> bool:
+    async def _answer(
+        self, stream: trio.abc.Stream, source: "_Source", head: Head, share: Share
+    ) -> bool:
         """Answer one request; whether another may follow."""
         length = int(head.header("content-length") or 0)
         method = head.route.removeprefix(PREFIX)
@@ -126,19 +131,23 @@ class BackendServer:
         body_read = answer is None
         if answer is None:
             self._node.services.admission.trust(stream)
-            body = await source.read(length)
+            body = None
+            with trio.move_on_after(REQUEST_SECONDS):
+                body = await source.read(length)
             if body is None:
                 return False
-            answer = self._api.answer(method, body)
+            # However long it takes while others have their turns: it is done whole, or not at all.
+            answer = await self._api.answer(method, body, share)
         closing = (
             not body_read
             or self._node.draining
             or "close" in (head.header("connection") or "").lower()
         )
-        await stream.send_all(_response(answer, closing=closing))
-        if closing:
-            await end_politely(stream)
-        return not closing
+        with trio.move_on_after(REQUEST_SECONDS) as sending:
+            await _send(stream, _response(answer, closing=closing))
+            if closing:
+                await end_politely(stream)
+        return not (closing or sending.cancelled_caught)
 
 
 class _Source(trio.abc.ReceiveStream):
@@ -180,6 +189,13 @@ class _Source(trio.abc.ReceiveStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+
+async def _send(stream: trio.abc.SendStream, data: bytes) -> None:
+    """Send all of it, in pieces: TLS would encrypt megabytes in one step."""
+    whole = memoryview(data)
+    for start in range(0, len(whole), SEND_BYTES):
+        await stream.send_all(whole[start : start + SEND_BYTES])
 
 
 def _response(answer: ApiResponse, *, closing: bool) -> bytes:

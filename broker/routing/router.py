@@ -32,9 +32,11 @@ from broker.core.work import (
     COMMAND,
     FILTER_NODE,
     KILOBYTE,
+    PARCEL,
     PEER,
     PUBLICATION,
     RUN,
+    SUBSCRIPTION,
     Meter,
 )
 from broker.engines.memory import MemoryEngine
@@ -74,6 +76,7 @@ class Router:
         self.published = 0
         self.meter = Meter()
         self.turns = trio.Lock()
+        """The one queue of those who have used up their share of the loop; see `Share`."""
         self._run_topic = ""
         self._run_rules = self.settings.config.topics
         self._run_recipients: list[Recipient] = []
@@ -153,10 +156,9 @@ class Router:
 
         Linear in those who listen. Raises `Refused` as `publish_all` does.
         """
-        self._end_run()
+        rules, recipients, work, filter_work = self._resolve_apart(parcel.topic)
         ((publication,),) = parcel.batches
-        rules, recipients, work, filter_work = self._resolve(parcel.topic)
-        self.meter.add(RUN + work + filter_work)
+        self.meter.add(PARCEL + work + filter_work + len(publication.data) / 1024 * KILOBYTE)
         parcel.rule = rules.slow_consumer
         if keep and rules.history_size:
             now = trio.current_time()
@@ -191,6 +193,18 @@ class Router:
         if run.batches:
             for recipient in recipients:
                 recipient.deliver(run)
+
+    def _resolve_apart(self, topic: str) -> tuple[TopicRules, list[Recipient], float, float]:
+        """`_resolve` for a publication by itself, behind the open run. What `weigh` has looked up a moment
+        ago is not looked up again: that may be linear in those who listen."""
+        if not topic or topic != self._run_topic or self._run.batches:
+            self._end_run()
+            return self._resolve(topic)
+        rules, recipients = self._run_rules, self._run_recipients
+        if rules.retain:
+            recipients.pop()  # the retained values, which come last
+        self._run_topic, self._run_recipients = "", []
+        return rules, recipients, self._run_work, self._run_filter_work
 
     def _resolve(self, topic: str) -> tuple[TopicRules, list[Recipient], float, float]:
         """The rules of a topic, the recipients of a run on it, the work of its fan-out, and that of the
@@ -322,6 +336,7 @@ class Router:
     ) -> None:
         """Remove all subscriptions of a peer and tell those who watch. Linear in them."""
         self._end_run()
+        self.meter.add(len(peer.subscriptions) * SUBSCRIPTION)
         for subscription in self.hub.leave_all(peer):
             self._note_left(subscription, code, reason)
 
