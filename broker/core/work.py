@@ -30,6 +30,11 @@ of twenty at most."""
 SLICE: Final = 1000.0
 """Work between two turns of the queue: a millisecond, of which the change of tasks takes 2 %."""
 
+ROUND: Final = 5 * SLICE
+"""Acts between two turns of the queue where those who wait in it say what they are about to do: five
+publications to 1,500 listeners each. One write then takes to a listener what five have published; one
+by one they would cost twice as much."""
+
 DEBT: Final = 2.0 * SHARE * 1_000_000
 """The most that a session can owe: two seconds of its share."""
 
@@ -53,8 +58,15 @@ KILOBYTE: Final = 2.0
 RUN: Final = 3.0
 """A run that begins: looking up its listeners, waking the postman."""
 
-PARCEL: Final = 10.0
-"""A publication by itself, with its report. Measured 5, and 13 to 32 where it is the first of its topic."""
+PARCEL: Final = 6.0
+"""A publication by itself, with its report. Measured 5."""
+
+FIRST: Final = 8.0
+"""The first publication that a topic keeps. Measured 7."""
+
+EVICTED: Final = 12.0
+"""One that has to go for another, where all topics are full. Measured 10 to 20 if its topic goes with
+it."""
 
 AUDIENCE: Final = 1.5
 """An audience that is visited, be it for nothing."""

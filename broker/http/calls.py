@@ -50,7 +50,8 @@ class Call:
 
         Returns at once, without a checkpoint, if it may now. Cancelled, what was done is done.
         """
-        self.settle()
+        done = self.meter.done
+        self.share.spend(done - self._begun_at)
         await self.share.wait_room(work)
         self._begun_at = self.meter.done
 

@@ -30,6 +30,7 @@ from broker.core.session import Parcel, Recipient, Subscriber, Subscription
 from broker.core.work import (
     AUDIENCE,
     COMMAND,
+    ENDING,
     FILTER_NODE,
     KILOBYTE,
     PARCEL,
@@ -37,7 +38,6 @@ from broker.core.work import (
     PUBLICATION,
     RUN,
     SUBSCRIPTION,
-    Meter,
 )
 from broker.engines.memory import MemoryEngine
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
@@ -45,6 +45,7 @@ from broker.events.dispatcher import Events
 from broker.protocols.codec import Codec
 from broker.routing.queue_groups import GroupRecipient
 from broker.routing.recipients import Peer, PeerAudience
+from broker.routing.turns import Turns
 from broker.transport.outbox import Offer, Outbox, Run
 from broker.transport.postman import PostOffice
 
@@ -74,9 +75,8 @@ class Router:
         self.settings = rights.settings
         self.retained = Retained(self.settings.config.retained_bytes)
         self.published = 0
-        self.meter = Meter()
-        self.turns = trio.Lock()
-        """The one queue of those who have used up their share of the loop; see `Share`."""
+        self.meter = engine.meter
+        self.turns = Turns()
         self._run_topic = ""
         self._run_rules = self.settings.config.topics
         self._run_recipients: list[Recipient] = []
@@ -339,6 +339,11 @@ class Router:
         self.meter.add(len(peer.subscriptions) * SUBSCRIPTION)
         for subscription in self.hub.leave_all(peer):
             self._note_left(subscription, code, reason)
+
+    def leaving_work(self, peer: Peer) -> float:
+        """The work of an end of a peer, with all that follows from it. Linear in its subscriptions."""
+        watchers = sum([len(self.hub.watchers(name)) for name in peer.subscriptions])
+        return ENDING + len(peer.subscriptions) * SUBSCRIPTION + watchers * PEER
 
     def bind(self, peer: Peer, user: str) -> list[str]:
         """Make a peer another user's, in one step, and tell those who watch its topics.

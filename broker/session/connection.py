@@ -353,6 +353,10 @@ class Connection:
         if self._served is not None:
             await self._served.wait()
         if self._closing is None:
+            # When hundreds go at once, nobody who stays is to wait for all of them.
+            router = self._services.router
+            await router.turns.wait(router.leaving_work(self.peer))
+        if self._closing is None:
             # All that came has been dealt with, and nobody has told the session to end.
             stall_seconds = self._services.config.stall_seconds
             self._closing = how_it_ended(self._lane, self.peer.outbox, stall_seconds)

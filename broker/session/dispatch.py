@@ -184,8 +184,7 @@ class Dispatcher:
         Never waits. Raises `Disconnect`. Unless its share `is_used_up`, the rest is for `finish`.
         """
         share = self._share
-        share.refill()
-        if not share.has_room() or self._peer_is_behind:
+        if not share.begin() or self._peer_is_behind:
             return batch
         done = 0
         try:
