@@ -314,6 +314,14 @@ class HistoryStore:
             return [], top
         return history.select(None if since is None else since.offset, limit, reverse), top
 
+    def peek(
+        self, topic: str, since: int | None, limit: int, reverse: bool = False
+    ) -> list[Publication]:
+        """About what `read` would list of a topic, to know what that is going to cost: whatever its age,
+        and without asking for the topic."""
+        history = self._kept.get(topic)
+        return [] if history is None else history.select(since, limit, reverse)
+
     def recover(
         self, topic: str, now: float, since: Position
     ) -> tuple[list[Publication], bool, Position]:

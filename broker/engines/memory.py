@@ -48,6 +48,12 @@ class MemoryEngine:
         """Raises `UnrecoverablePosition` when `since` is of another epoch."""
         return self._store.read(topic, trio.current_time(), since, limit, reverse)
 
+    def peek(
+        self, topic: str, since: int | None, limit: int, reverse: bool = False
+    ) -> list[Publication]:
+        """About what `history` would list, to know what that is going to cost."""
+        return self._store.peek(topic, since, limit, reverse)
+
     def recover(self, topic: str, since: Position) -> tuple[list[Publication], bool, Position]:
         return self._store.recover(topic, trio.current_time(), since)
 

@@ -49,6 +49,10 @@ Offset = Annotated[int, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=1, le=10_000)]
 _ABSENT = Raw(b"")
 
+MAX_COMMANDS: Final = 25_000
+"""In one batch: as many of the shortest publications as 1 MiB has. Each of what is nothing at all would
+be answered with twenty times its size."""
+
 MAX_ALTERNATIVES: Final = 100
 """Each is tried on every topic, and `{a,b}{a,b}…` doubles them with every pair of braces."""
 
@@ -178,23 +182,26 @@ class Api:
     async def __call__(self, request: Request) -> Response:
         """One request by way of Starlette. The server in front has bounded its body."""
         method = request.path_params["method"]
-        answer = self.refuse(method, shown_key(request.headers.get))
+        answer = self.refuse(method, shown_key(request.headers.get), _peer_of(request))
         if answer is None:
             answer = await self.answer(method, await request.body(), self._node.new_share())
         return Response(
             answer.body, answer.status, headers=answer.headers, media_type=answer.media_type
         )
 
-    def refuse(self, method: str, key: str) -> "ApiResponse | None":
+    def refuse(self, method: str, key: str, peer: str) -> "ApiResponse | None":
         """The answer to who may not call `method`, or to a method that is not there; else None.
 
-        Asked before the body is read. The comparison takes as long for any key of that length.
+        Asked before the body is read. The comparison takes as long for any key of that length. A wrong
+        one is logged with the address of its peer.
         """
         ours = self._node.config.api_key
         if ours is None:
             text = "The HTTP API is off: set api_key, or BROKER_API_KEY, to turn it on."
             return ApiResponse(HTTPStatus.NOT_FOUND, text.encode())
         if not hmac.compare_digest(key.encode(), ours.encode()):
+            reason = "wrong key" if key else "no key"
+            log.warning("api_key_refused", method=method, reason=reason, peer=peer)
             text = "Wrong or missing API key: send it as X-API-Key."
             headers = {"WWW-Authenticate": "apikey"}
             return ApiResponse(HTTPStatus.UNAUTHORIZED, text.encode(), headers=headers)
@@ -229,6 +236,9 @@ class Api:
             batch = _decode(body, Batch)
         except Refused as refusal:
             return written(_error(refusal))
+        if len(batch.commands) > MAX_COMMANDS:
+            text = f"a batch has at most {MAX_COMMANDS} commands"
+            return written(_error(Refused(ErrorCode.LIMIT_EXCEEDED, text)))
         replies: list[bytes] = []
         for command in batch.commands:
             reply = await self._command(bytes(command), call)
@@ -509,6 +519,13 @@ def shown_key(header: Callable[[str], str | None]) -> str:
         return key
     scheme, _, key = (header("authorization") or "").partition(" ")
     return key.strip() if scheme.lower() == "apikey" else ""
+
+
+def _peer_of(request: Request) -> str:
+    if request.client is None:
+        return "unix"
+    host, port = request.client
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _decode(params: bytes, kind: type[S]) -> S:

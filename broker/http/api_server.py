@@ -25,6 +25,7 @@ from broker.http.server import BODY_BYTES, REQUEST_SECONDS, HttpServer, end_poli
 from broker.node import Node
 from broker.routing.turns import Share
 from broker.transport.head import Head, Request, parse_head, read_head
+from broker.transport.sockets import address_of
 
 logger = logging.getLogger("broker.http")
 
@@ -124,7 +125,7 @@ class BackendServer:
         """Answer one request; whether another may follow."""
         length = int(head.header("content-length") or 0)
         method = head.route.removeprefix(PREFIX)
-        answer = self._api.refuse(method, shown_key(head.header))
+        answer = self._api.refuse(method, shown_key(head.header), address_of(stream))
         if answer is None and length > BODY_BYTES:
             text = f"the body of a request has at most {BODY_BYTES} bytes"
             answer = ApiResponse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text.encode())

@@ -47,13 +47,28 @@ def history_page(
     Raises `UnrecoverablePosition` when `since` is of another epoch.
     """
     config = router.settings.config
-    limit = most_listed(router, limit)
+    limit = _most_listed(router, limit)
     publications, top = router.engine.history(topic, since, limit, reverse)
     return first_bytes(publications, config.history_reply_bytes), top
 
 
-def most_listed(router: Router, limit: int) -> int:
-    """The most publications that an answer to `limit` has."""
+def weigh_history(
+    router: Router, topic: str, since: int | None, limit: int, reverse: bool
+) -> float:
+    """The work of a reply with this part of a history."""
+    found = router.engine.peek(topic, since, _most_listed(router, limit), reverse)
+    return listing_work(first_bytes(found, router.settings.config.history_reply_bytes))
+
+
+def weigh_recovery(router: Router, topic: str, since: int) -> float:
+    """The work of a reply with all that was published since; of one that would hold too much, nothing is
+    listed."""
+    most = router.settings.config.history_reply_bytes
+    found = router.engine.peek(topic, since, most // PUBLICATION_BYTES + 1)
+    return listing_work(found) if listed_bytes(found) <= most else 0.0
+
+
+def _most_listed(router: Router, limit: int) -> int:
     most = router.settings.config.history_max_limit
     return most if limit < 0 else min(limit, most)
 

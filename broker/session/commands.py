@@ -19,7 +19,7 @@ from broker.access.rights import Reading
 from broker.access.tokens import SubscriptionToken
 from broker.core.history import UnrecoverablePosition
 from broker.core.messages import Frame, Position
-from broker.core.work import LISTED, MEMBER
+from broker.core.work import MEMBER
 from broker.errors import (
     ErrorCode,
     KeysUnavailable,
@@ -35,9 +35,10 @@ from broker.protocols.json_text import check_json, to_json
 from broker.routing.reading import (
     history_page,
     listing_work,
-    most_listed,
     presence_counts,
     presence_page,
+    weigh_history,
+    weigh_recovery,
 )
 from broker.routing.subscriptions import check_subscribable, plan_subscription
 from broker.session.expiry import deadline, expiry_fields
@@ -157,6 +158,13 @@ class Subscribe(Handler):
             event = SubscribeEvent(client.connection, name, request.token, data, claims)
             reply = await services.hooks.subscribe(event)
         return _SubscribeAnswer(token, reply or SubscribeReply())
+
+    def weigh(self, client: Client, command: Command) -> float:
+        request = command.subscribe
+        assert request is not None
+        if not request.recover:
+            return 0.0
+        return weigh_recovery(client.services.router, request.channel, request.offset)
 
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
         request = command.subscribe
@@ -348,4 +356,6 @@ class History(Handler):
     def weigh(self, client: Client, command: Command) -> float:
         request = command.history
         assert request is not None
-        return LISTED * most_listed(client.services.router, request.limit)
+        since = None if request.since is None else request.since.offset
+        router = client.services.router
+        return weigh_history(router, request.channel, since, request.limit, request.reverse)

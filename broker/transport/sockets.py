@@ -9,6 +9,7 @@ import fcntl
 import os
 import select
 import socket
+import ssl
 import sys
 import termios
 
@@ -20,6 +21,9 @@ _BYTES_ACKED = slice(120, 128)
 ROOM = 8 * 2**10
 """Bytes that a socket that is writable has room for. Trio asks the system to hold no more than 16 KiB that
 it has not sent yet (`TCP_NOTSENT_LOWAT`); writable means that half of that is free."""
+
+
+_GONE = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
 class RelayStream(trio.abc.Stream):
@@ -109,6 +113,15 @@ def address_of(stream: trio.abc.Stream) -> str:
         return "unix"
     host, port = peer[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def tls_fault(error: trio.BrokenResourceError) -> str | None:
+    """The reason why TLS has failed, in the words of OpenSSL: `http request`, `tlsv1 alert unknown ca`. None
+    where something else was wrong, or the peer has just gone."""
+    cause = error.__cause__
+    if not isinstance(cause, ssl.SSLError) or isinstance(cause, _GONE):
+        return None
+    return (cause.reason or str(cause)).replace("_", " ").lower()
 
 
 async def answer_and_linger(stream: trio.abc.Stream, answer: bytes, seconds: float) -> None:

@@ -741,11 +741,10 @@ async def _many_histories(field: Field) -> Sequence[str]:
     return unless(len(asked) != 10 and "not all")
 
 
-@hostile("backend/1 MiB of {} in a batch", ISSUE, "ok", "error 106", fresh=True, peak_mib=192.0, left_mib=96.0,
+@hostile("backend/1 MiB of {} in a batch", ISSUE, "error 106", fresh=True, peak_mib=192.0, left_mib=96.0,
          seconds=30.0)  # fmt: skip
 async def _nothings(field: Field) -> Sequence[str]:
-    answer = await field.api("batch", commands=[{}] * 349_000)
-    return unless("replies" in answer and len(answer["replies"]) != 349_000 and "not all")
+    return [said(await field.api("batch", commands=[{}] * 349_000))]
 
 
 @hostile("backend/a list of 100,000 channels", ISSUE, "ok", "error 106", attackers=100, fresh=True,
