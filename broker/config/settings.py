@@ -338,7 +338,9 @@ class Config:
     HTTP, and where tokens are required every peer that has neither shown one nor a user by your app.
     Then it is sent away with 3502. As Centrifugo's `stale_close_delay`; NATS allows 2 s."""
     max_message_bytes: int = attrs.field(default=2**20, validator=number(1))
-    """1 MiB, as trio-websocket and websockets have it."""
+    """1 MiB, as trio-websocket and websockets have it: an official client that comes back asks for all its
+    subscriptions in one message, 150 bytes for each and 460 with its token. If that is larger, it never
+    comes back; so `max_topics` goes down with this. Centrifugo has 64 KiB and 128 topics."""
     max_fragments: int = attrs.field(default=1024, validator=number(1))
     """1 MiB in pieces of 1 KiB. An empty fragment costs its sender 6 bytes and us a parse, so
     they are counted, not only weighed."""
