@@ -97,7 +97,7 @@ class Node:
 
     def new_share(self) -> Share:
         """The share of the loop of one more party."""
-        return Share(self.router.turns)
+        return Share(turns=self.router.turns)
 
     # messages
 

@@ -106,15 +106,17 @@ class Meter:
 
 @attrs.define(eq=False)
 class Allowance:
-    """The work that one session may still do before it goes behind all others."""
+    """The work that one party may still do before it goes behind all others: `slice` is left of its
+    last turn in the queue, `left` needs no turn."""
 
     left: float = BURST
     at: float = 0.0
+    slice: float = 0.0
 
     @property
     def is_low(self) -> bool:
-        """Whether it is worth the time to refill it: so a session may do half as much again at once."""
-        return self.left < BURST / 2
+        """Whether it is worth the time to refill it: so a party may do half as much again at once."""
+        return self.slice <= 0 and self.left < BURST / 2
 
     def refill(self, now: float) -> None:
         """Count the time since it was last asked, in seconds."""
@@ -122,9 +124,10 @@ class Allowance:
         self.at = now
 
     def admits(self, work: float) -> bool:
-        """Whether so much may be done now. A session with nothing left may do nothing."""
-        return 0 < self.left >= work
+        """Whether so much may be done now. A party with nothing left may do nothing."""
+        return 0 < self.slice >= work or 0 < self.left >= work
 
     def spend(self, work: float) -> None:
         """Count what was done. A debt is for two seconds at most: longer ago nobody remembers."""
+        self.slice -= work
         self.left = max(self.left - work, -DEBT)

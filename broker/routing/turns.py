@@ -72,47 +72,38 @@ class Turns:
 
 
 @attrs.define(eq=False)
-class Share:
-    """The work that one party may do now."""
+class Share(Allowance):
+    """The work that one party may do now, and its place in the queue when that is used up."""
 
-    turns: Turns
+    turns: Turns = attrs.field(kw_only=True)
     is_used_up: bool = attrs.field(init=False, default=False)
     """Whether there was no room when it was last asked."""
-    _allowance: Allowance = attrs.field(init=False, factory=Allowance)
-    _slice: float = attrs.field(init=False, default=0.0)  # left of its last turn in the queue
     _wanted: float | None = attrs.field(init=False, default=None)  # when there was no room for it
 
     def begin(self) -> bool:
         """Count the time that has passed; whether anything at all may be done."""
-        if self._slice <= 0 and self._allowance.is_low:
-            self._allowance.refill(trio.current_time())
-        self.is_used_up = self._slice <= 0 and self._allowance.left <= 0
-        if self.is_used_up:
-            self._wanted = None  # nobody knows what comes
+        self.refill(trio.current_time())
+        self.is_used_up = not self.admits(0.0)
+        self._wanted = None  # nobody knows what comes
         return not self.is_used_up
 
     def has_room(self, work: float = 0.0) -> bool:
         """Whether an act of so much work, besides that of every command, may be done in this step."""
-        if 0 < self._slice >= work or self._allowance.admits(work):
+        if self.admits(work):
             return True
         self.is_used_up = True
         self._wanted = work + COMMAND
         return False
 
-    def spend(self, work: float) -> None:
-        """Count what was done."""
-        self._slice -= work
-        self._allowance.spend(work)
-
     async def wait_turn(self) -> None:
         """Wait for a turn in which there is room for what there was none for."""
-        self._slice = await self.turns.wait(self._wanted)
+        self.slice = await self.turns.wait(self._wanted)
         self.is_used_up = False
 
     async def wait_room(self, work: float = 0.0) -> None:
         """Wait until an act of so much work may be done; returns at once, without a checkpoint, if that
         is so now."""
-        if self._slice <= 0 and self._allowance.is_low:
-            self._allowance.refill(trio.current_time())
+        if self.is_low:
+            self.refill(trio.current_time())
         if not self.has_room(work):
             await self.wait_turn()

@@ -176,7 +176,7 @@ class Dispatcher:
 
     def __attrs_post_init__(self) -> None:
         self.questions = Questions(self, self.start_soon)
-        self._share = Share(self.services.router.turns)
+        self._share = Share(turns=self.services.router.turns)
 
     def take(self, batch: Batch) -> Batch:
         """Carry out what a batch begins with, as far as nobody has to be waited for; return the rest.
@@ -184,7 +184,10 @@ class Dispatcher:
         Never waits. Raises `Disconnect`. Unless its share `is_used_up`, the rest is for `finish`.
         """
         share = self._share
-        if not share.begin() or self._peer_is_behind:
+        share.is_used_up = False
+        if share.is_low and not share.begin():
+            return batch
+        if self.peer.outbox.replies_wait and self._peer_is_behind:
             return batch
         done = 0
         try:
@@ -307,9 +310,12 @@ class Dispatcher:
 
         A fourth of what they cost one by one. False if they are anything else.
         """
+        answered = []
         for command in commands:
             if command.publish.channel != topic or not command.publish.data:
                 return False
+            if command.id:
+                answered.append(command.id)
         contents = [bytes(command.publish.data) for command in commands]
         router = self.services.router
         before = router.meter.done
@@ -318,9 +324,8 @@ class Dispatcher:
             router.publish_all(topic, contents, client.peer.info)
         except Refused as error:
             refusal = error  # an fd that is gone
-        for command in commands:
-            if command.id:
-                client.add_reply(publish_reply(client, command.id, refusal))
+        for request_id in answered:
+            client.add_reply(publish_reply(client, request_id, refusal))
         self._share.spend(router.meter.done - before)
         return True
 

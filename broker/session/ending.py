@@ -9,8 +9,11 @@ import trio
 
 from broker.core.event_queue import EventKind
 from broker.core.messages import Close, Fd, Initiator
+from broker.core.work import ENDING, PEER, SUBSCRIPTION
 from broker.errors import CloseCode, Disconnect
 from broker.hooks import Connection, EndsProcess
+from broker.routing.recipients import Peer
+from broker.routing.router import Router
 from broker.session.services import Services
 from broker.transport.lane import Lane
 from broker.transport.outbox import Outbox
@@ -46,6 +49,12 @@ def how_it_ended(lane: Lane, outbox: Outbox, stall_seconds: float) -> Close:
         reason = f"took nothing for {stall_seconds:g} s"
         return Close(CloseCode.ABNORMAL, reason, Initiator.SLOW)
     return Close(CloseCode.ABNORMAL, "connection lost", Initiator.NETWORK)
+
+
+def leaving_work(router: Router, peer: Peer) -> float:
+    """The work of the end of a peer, with all that follows from it. Linear in its subscriptions."""
+    watchers = sum([len(router.hub.watchers(name)) for name in peer.subscriptions])
+    return ENDING + len(peer.subscriptions) * SUBSCRIPTION + watchers * PEER
 
 
 async def say_goodbye(lane: Lane, outbox: Outbox, seconds: float) -> None:

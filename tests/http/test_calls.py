@@ -20,7 +20,7 @@ def test_pieces_are_all_entries_in_their_order() -> None:
 async def test_what_was_done_in_a_step_is_charged_before_the_next(
     autojump_clock: MockClock,
 ) -> None:
-    share, meter = Share(Turns()), Meter()
+    share, meter = Share(turns=Turns()), Meter()
     meter.add(10 * BURST)  # by others, before
     call = Call(share, meter, 100)
     with assert_no_checkpoints():
@@ -35,7 +35,7 @@ async def test_what_was_done_in_a_step_is_charged_before_the_next(
 
 
 async def test_what_others_do_between_two_steps_is_not_charged(autojump_clock: MockClock) -> None:
-    share, meter = Share(Turns()), Meter()
+    share, meter = Share(turns=Turns()), Meter()
     call = Call(share, meter, 100)
     meter.add(BURST / 2)
     call.settle()

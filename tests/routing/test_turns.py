@@ -61,25 +61,12 @@ async def test_one_alone_has_a_slice_beside_its_act(autojump_clock: MockClock) -
     assert await turns.wait(100 * SLICE) == 101 * SLICE, "an act may be of any size"
 
 
-async def test_who_cannot_say_what_comes_is_alone_in_its_round(autojump_clock: MockClock) -> None:
+async def test_who_cannot_say_what_comes_is_alone_between_two_turns_of_everybody_else(
+    autojump_clock: MockClock,
+) -> None:
     queue = await all_wait(dict.fromkeys("abcd"))
     assert queue.rounds() == [[each] for each in queue.came]
     assert {granted for _, granted in queue.had.values()} == {SLICE}
-
-
-async def test_between_two_rounds_everybody_else_runs(autojump_clock: MockClock) -> None:
-    queue, ran = Queue(), []
-
-    async def run() -> None:
-        while len(queue.had) < 3:
-            ran.append(len(queue.had))
-            await trio.lowlevel.checkpoint()
-
-    async with trio.open_nursery() as nursery:
-        for name in "abc":
-            nursery.start_soon(queue.wait, name)
-        nursery.start_soon(run)
-    assert {1, 2} <= set(ran)
 
 
 async def test_those_with_little_to_do_go_together(autojump_clock: MockClock) -> None:
@@ -160,7 +147,7 @@ async def test_a_party_that_is_cancelled_in_the_queue_is_passed_over(
 async def test_a_burst_is_done_at_once_and_then_all_others_come_first(
     autojump_clock: MockClock,
 ) -> None:
-    share = Share(Turns())
+    share = Share(turns=Turns())
     with assert_no_checkpoints():
         await share.wait_room(BURST)
         share.spend(BURST - 1)
@@ -177,7 +164,7 @@ async def test_a_burst_is_done_at_once_and_then_all_others_come_first(
 
 
 async def test_an_act_of_any_size_has_a_turn(autojump_clock: MockClock) -> None:
-    share = Share(Turns())
+    share = Share(turns=Turns())
     with assert_checkpoints():
         await share.wait_room(50 * ROUND)
     assert share.has_room(50 * ROUND)
@@ -186,7 +173,7 @@ async def test_an_act_of_any_size_has_a_turn(autojump_clock: MockClock) -> None:
 async def test_what_is_left_of_a_turn_is_not_for_an_act_that_is_larger(
     autojump_clock: MockClock,
 ) -> None:
-    share = Share(Turns())
+    share = Share(turns=Turns())
     await share.wait_room(ROUND)
     share.spend(ROUND + COMMAND + SLICE - 10)
     assert share.has_room(10)
@@ -194,7 +181,7 @@ async def test_what_is_left_of_a_turn_is_not_for_an_act_that_is_larger(
 
 
 async def test_a_share_fills_with_time(autojump_clock: MockClock) -> None:
-    share = Share(Turns())
+    share = Share(turns=Turns())
     share.spend(BURST + DEBT)
     assert not share.begin()
     await trio.sleep(1 + DEBT / (SHARE * 1_000_000))
@@ -206,7 +193,7 @@ async def test_a_share_fills_with_time(autojump_clock: MockClock) -> None:
 
 async def test_a_step_of_which_nobody_knows_what_comes_is_alone(autojump_clock: MockClock) -> None:
     queue = Queue()
-    shares = [Share(queue.turns) for _ in range(3)]
+    shares = [Share(turns=queue.turns) for _ in range(3)]
     ticks: list[int] = []
 
     async def work(share: Share) -> None:
