@@ -24,9 +24,11 @@ def listed_bytes(publications: Sequence[Publication]) -> int:
 
 def first_bytes(publications: list[Publication], most: int) -> list[Publication]:
     """As many of the first of these as take `most` bytes together, and one at least."""
+    if listed_bytes(publications) <= most:
+        return publications
     size = 0
     for number, publication in enumerate(publications):
-        size += listed_bytes((publication,))
+        size += len(publication.data) + PUBLICATION_BYTES
         if size > most and number:
             return publications[:number]
     return publications
