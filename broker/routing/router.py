@@ -155,16 +155,21 @@ class Router:
 
         Linear in those who listen. Raises `Refused` as `publish_all` does.
         """
-        rules, recipients, work, filter_work = self._resolve_apart(parcel.topic)
+        # What `weigh` has looked up a moment ago may be linear in those who listen.
+        if parcel.topic != self._run_topic or not parcel.topic or self._run.batches:
+            self._begin_run(parcel.topic)
+        rules, recipients = self._run_rules, self._run_recipients
+        self._run_topic, self._run_recipients = "", []
         ((publication,),) = parcel.batches
-        self.meter.add(PARCEL + work + filter_work + len(publication.data) / 1024 * KILOBYTE)
+        size = len(publication.data)
+        self.meter.add(PARCEL + self._run_work + self._run_filter_work + size / 1024 * KILOBYTE)
         parcel.rule = rules.slow_consumer
         if keep and rules.history_size:
             now = trio.current_time()
             (publication,) = self.engine.publish(parcel.topic, (publication,), rules, now)
             parcel.batches[0] = (publication,)
         self.published += 1
-        if retain or rules.retain:
+        if retain and not rules.retain:
             recipients.append(self.retained)
         for recipient in recipients:
             recipient.deliver(parcel)
@@ -193,18 +198,6 @@ class Router:
         if run.batches:
             for recipient in recipients:
                 recipient.deliver(run)
-
-    def _resolve_apart(self, topic: str) -> tuple[TopicRules, list[Recipient], float, float]:
-        """`_resolve` for a publication by itself, behind the open run. What `weigh` has looked up a moment
-        ago is not looked up again: that may be linear in those who listen."""
-        if not topic or topic != self._run_topic or self._run.batches:
-            self._end_run()
-            return self._resolve(topic)
-        rules, recipients = self._run_rules, self._run_recipients
-        if rules.retain:
-            recipients.pop()  # the retained values, which come last
-        self._run_topic, self._run_recipients = "", []
-        return rules, recipients, self._run_work, self._run_filter_work
 
     def _resolve(self, topic: str) -> tuple[TopicRules, list[Recipient], float, float]:
         """The rules of a topic, the recipients of a run on it, the work of its fan-out, and that of the

@@ -23,9 +23,6 @@ ROOM = 8 * 2**10
 it has not sent yet (`TCP_NOTSENT_LOWAT`); writable means that half of that is free."""
 
 
-_GONE = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
-
-
 class RelayStream(trio.abc.Stream):
     """A stream that passes on what it is given to another one, perhaps as more bytes."""
 
@@ -117,9 +114,9 @@ def address_of(stream: trio.abc.Stream) -> str:
 
 def tls_fault(error: trio.BrokenResourceError) -> str | None:
     """The reason why TLS has failed, in the words of OpenSSL: `http request`, `tlsv1 alert unknown ca`. None
-    where something else was wrong, or the peer has just gone."""
+    where something else was wrong."""
     cause = error.__cause__
-    if not isinstance(cause, ssl.SSLError) or isinstance(cause, _GONE):
+    if not isinstance(cause, ssl.SSLError):
         return None
     return (cause.reason or str(cause)).replace("_", " ").lower()
 

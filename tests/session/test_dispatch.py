@@ -219,8 +219,9 @@ async def test_what_many_ask_for_at_once_is_done_a_few_at_a_time(
         await wait_all_tasks_blocked()
         load = LoopLoad(net.broker.node.router.meter)
         trio.lowlevel.add_instrument(load)
-        for client in clients:
-            await client.send_json({"id": 7, **act})
+        async with trio.open_nursery() as nursery:  # all in one moment
+            for client in clients:
+                nursery.start_soon(client.send_json, {"id": 7, **act})
         await wait_all_tasks_blocked()
         trio.lowlevel.remove_instrument(load)
         for client in clients:
@@ -245,8 +246,9 @@ async def test_hundreds_that_go_at_once_leave_a_few_at_a_time(autojump_clock: Mo
         await wait_all_tasks_blocked()
         load = LoopLoad(router.meter)
         trio.lowlevel.add_instrument(load)
-        for client in clients:
-            await client.aclose()
+        async with trio.open_nursery() as nursery:
+            for client in clients:
+                nursery.start_soon(client.aclose)
         await wait_all_tasks_blocked()
         trio.lowlevel.remove_instrument(load)
         assert net.broker.topics() == {}
