@@ -92,15 +92,8 @@ async def test_a_closed_socket_has_room_and_owes_nothing() -> None:
     assert unacknowledged(fileno) == 0
 
 
-@pytest.mark.parametrize(
-    "cause, fault",
-    [
-        (None, None),
-        (OSError(104, "Connection reset by peer"), None),
-        (ssl.SSLError(1, "odd"), "(1, 'odd')"),
-    ],
-)
-def test_only_tls_s_own_faults_are_told(cause: BaseException | None, fault: str | None) -> None:
+@pytest.mark.parametrize("cause", [None, OSError(104, "Connection reset by peer")])
+def test_only_tls_s_own_faults_are_told(cause: BaseException | None) -> None:
     broken = trio.BrokenResourceError()
     broken.__cause__ = cause
-    assert tls_fault(broken) == fault
+    assert tls_fault(broken) is None
