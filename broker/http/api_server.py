@@ -19,6 +19,7 @@ from typing import Final
 
 import trio
 
+from broker.core.memory import Part
 from broker.errors import HeadError
 from broker.http.api import Api, ApiResponse, shown_key
 from broker.http.server import BODY_BYTES, REQUEST_SECONDS, HttpServer, end_politely
@@ -130,24 +131,27 @@ class BackendServer:
             text = f"the body of a request has at most {BODY_BYTES} bytes"
             answer = ApiResponse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text.encode())
         body_read = answer is None
-        if answer is None:
-            self._node.services.admission.trust(stream)
-            body = None
-            with trio.move_on_after(REQUEST_SECONDS):
-                body = await source.read(length)
-            if body is None:
-                return False
-            # However long it takes while others have their turns: it is done whole, or not at all.
-            answer = await self._api.answer(method, body, share)
-        closing = (
-            not body_read
-            or self._node.draining
-            or "close" in (head.header("connection") or "").lower()
-        )
-        with trio.move_on_after(REQUEST_SECONDS) as sending:
-            await _send(stream, _response(answer, closing=closing))
-            if closing:
-                await end_politely(stream)
+        with self._node.services.memory.hold() as holding:
+            if answer is None:
+                self._node.services.admission.trust(stream)
+                holding.charge(Part.INCOMING, length)
+                body = None
+                with trio.move_on_after(REQUEST_SECONDS):
+                    body = await source.read(length)
+                if body is None:
+                    return False
+                # However long it takes while others have their turns: it is done to its end.
+                answer = await self._api.answer(method, body, share)
+            holding.charge(Part.OUTBOXES, len(answer.body))
+            closing = (
+                not body_read
+                or self._node.draining
+                or "close" in (head.header("connection") or "").lower()
+            )
+            with trio.move_on_after(REQUEST_SECONDS) as sending:
+                await _send(stream, _response(answer, closing=closing))
+                if closing:
+                    await end_politely(stream)
         return not (closing or sending.cancelled_caught)
 
 
