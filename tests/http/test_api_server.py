@@ -241,6 +241,21 @@ async def test_an_answer_that_is_not_taken_ends_it(autojump_clock: MockClock) ->
         await stream.aclose()
 
 
+async def test_an_answer_is_charged_until_it_is_taken(autojump_clock: MockClock) -> None:
+    broker = Broker(Config(api_key=KEY, topics=TopicRules(history_size=10)))
+    async with open_test_broker(broker) as net:
+        broker.publish("t", "x" * 100_000)
+        before = broker.stats().memory.parts["outboxes"]
+        stream = await net.listener.connect(lockstep_stream_pair)
+        await stream.send_all(request("/api/history", b'{"channel":"t","limit":1}', KEY))
+        await wait_all_tasks_blocked()
+        assert broker.stats().memory.parts["outboxes"] - before > 100_000
+        await Backend(stream).receive()
+        await wait_all_tasks_blocked()
+        assert broker.stats().memory.parts["outboxes"] == before
+        await stream.aclose()
+
+
 async def test_what_a_request_asks_for_is_done_however_long_that_takes(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
