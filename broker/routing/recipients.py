@@ -12,7 +12,6 @@ import attrs
 from broker.core.messages import Fd, Publication
 from broker.core.names import DIRECT
 from broker.core.session import Audience, Parcel, Recipient, Session, SlowRule, Subscription
-from broker.core.tags import CompiledFilter
 from broker.protocols.codec import PeerCodec
 from broker.transport.outbox import Outbox, Run
 from broker.transport.postman import PostOffice
@@ -43,7 +42,7 @@ class Peer(Session):
         if self._mailbox is None:
             assert self.codec is not None, "it is known which protocol a peer speaks"
             name = f"{DIRECT}{self.fd}"
-            self._mailbox = PeerAudience(name, self.codec, self.office, None, {self.outbox: self})
+            self._mailbox = PeerAudience(name, self.codec, self.office, {self.outbox: self})
         return self._mailbox
 
     @property
@@ -54,12 +53,13 @@ class Peer(Session):
     def bytes_waiting(self) -> int:
         return self.outbox.bytes
 
-    def audience_key(self, wanted: CompiledFilter | None) -> Hashable:
-        return (self.codec, wanted)
+    @property
+    def audience_key(self) -> Hashable:
+        return cast(Hashable, self.codec)
 
-    def new_audience(self, name: str, wanted: CompiledFilter | None) -> Audience:
+    def new_audience(self, name: str) -> Audience:
         assert self.codec is not None, "it is known which protocol a subscriber speaks"
-        return PeerAudience(name, self.codec, self.office, wanted)
+        return PeerAudience(name, self.codec, self.office)
 
     def take(self, name: str, publications: Sequence[Publication], rule: SlowRule) -> int:
         """Queue publications for this peer alone, under the name that it listens to."""
@@ -71,12 +71,11 @@ class Peer(Session):
 
 @attrs.define(eq=False)
 class PeerAudience:
-    """Peers who listen under one name, share a codec and want the same by its tags."""
+    """Peers who listen under one name, share a codec and want the same."""
 
     name: str
     codec: PeerCodec
     office: PostOffice
-    wanted: CompiledFilter | None = None
     outboxes: dict[Outbox, Peer] = attrs.field(factory=dict)
 
     def add(self, subscription: Subscription) -> None:
@@ -107,7 +106,7 @@ class PeerAudience:
         if parcel.report is not None or parcel.exclude:
             self._deliver_apart(parcel)
             return
-        if self.wanted is None and len(parcel.batches) == 1 and self.outboxes:  # as nearly always
+        if len(parcel.batches) == 1 and self.outboxes:  # as nearly always
             frames = self.codec.publications(self.name, parcel.batches[0])
         else:
             frames = self._encode(parcel) if self.outboxes else ()
@@ -134,9 +133,8 @@ class PeerAudience:
             parcel.report.failed += failed
 
     def _encode(self, parcel: Parcel) -> Sequence[bytes]:
-        wanted, name, publications = self.wanted, self.name, self.codec.publications
+        name, publications = self.name, self.codec.publications
         frames: list[bytes] = []
         for batch in parcel.batches:
-            if wanted is None or wanted.matches(batch[0].tags):
-                frames += publications(name, batch)
+            frames += publications(name, batch)
         return frames

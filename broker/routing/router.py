@@ -6,8 +6,8 @@ the broker is `Router.publish_all` and the end of a run, then `PostOffice.delive
 
 Rules:
 
-1. An open run ends when another topic is published to, when it holds `RUN_BYTES`, or when the
-   postman begins his next round: within one turn of the event loop.
+1. An open run ends when another topic is published to, when it holds `RUN_BYTES` (less where many
+   audiences listen), or when the postman begins his next round: within one turn of the event loop.
 2. Everything else that goes to an outbox (a reply, a join, a push, a Close) goes through here, by
    `send` or `reply`, which end the run first; so does what changes who listens. So a run reaches
    those who listened when each of it was published, and order holds.
@@ -15,6 +15,7 @@ Rules:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from typing import Any, Final, Literal
 
 import trio
@@ -27,16 +28,23 @@ from broker.core.messages import ClientInfo, Publication
 from broker.core.names import PERSONAL, direct_fd
 from broker.core.retained import Retained
 from broker.core.session import Parcel, Recipient, Subscriber, Subscription
+from broker.core.topics import is_pattern
 from broker.core.work import (
+    ASKED,
     AUDIENCE,
-    COMMAND,
     FILTER_NODE,
+    FULL,
     KILOBYTE,
+    LEFT,
+    LISTENERS,
     PARCEL,
+    PATTERN,
     PEER,
     PUBLICATION,
     RUN,
+    SLICE,
     SUBSCRIPTION,
+    TAG_KILOBYTE,
 )
 from broker.engines.memory import MemoryEngine
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
@@ -50,6 +58,17 @@ from broker.transport.postman import PostOffice
 
 RUN_BYTES: Final = 64 * 2**10
 """As much as one read from a publisher holds. Joining more gains nothing, and fills outboxes."""
+
+ENVELOPE: Final = 32
+"""Bytes that a publication counts beside its data: a read holds so much more of each at least."""
+
+NARROW: Final = 2
+"""Audiences of a topic that nearly all have no more of. Each has a run encoded for itself, so where
+there are more of them a run is as much shorter, and takes about as long as ever to be sent out."""
+
+MOST_TOGETHER: Final = 3 * SLICE
+"""Work that the encoding of several publications may take in one step: of a whole read for up to
+seven audiences."""
 
 DIRECT_RULES: Final = TopicRules(history_size=0, presence=False, join_leave=False)
 """The rules of `fd:N` and `user:NAME`."""
@@ -82,8 +101,9 @@ class Router:
         self._run = Parcel("", "close")
         self._run_now = 0.0
         self._run_bytes = 0
+        self._run_most = RUN_BYTES
+        self._run_width = 1  # audiences, and one where there are none
         self._run_work = 0.0  # of its fan-out
-        self._run_filter_work = 0.0  # of the filters, for each batch
         office.before_round = self._end_run
         self.settings.watch(self._settings_changed)
 
@@ -109,10 +129,9 @@ class Router:
         topic: str,
         contents: Sequence[bytes],
         info: ClientInfo | None = None,
-        tags: Mapping[str, str] | None = None,
         opaque: bool = False,
     ) -> None:
-        """Publish several things to one topic in their order, or to one fd by `fd:N`.
+        """Publish several things without tags to one topic in their order, or to one fd by `fd:N`.
 
         The contents are raw JSON; `opaque` ones may be anything. They reach the outboxes when the
         run ends. 0.7 µs a publication, where one by one takes 2. Raises `Refused`, with nothing
@@ -121,20 +140,19 @@ class Router:
         """
         if topic != self._run_topic or not topic:
             self._begin_run(topic)
-        work = self._run_filter_work
-        if not self._run.batches:
-            work += self._run_work
+        work = 0.0 if self._run.batches else self._run_work
         topic = self._run_topic
         publications: Sequence[Publication]
-        publications = [Publication(topic, data, info, 0, 0, tags, opaque) for data in contents]
+        publications = [Publication(topic, data, info, 0, 0, None, opaque) for data in contents]
         if self._run_rules.history_size:
             publications = self.engine.publish(topic, publications, self._run_rules, self._run_now)
         self._run.batches.append(publications)
         count, size = len(publications), sum(map(len, contents))
         self.published += count
-        self.meter.done += work + count * PUBLICATION + size / 1024 * KILOBYTE
-        self._run_bytes += size
-        if self._run_bytes > RUN_BYTES:
+        work += self._run_width * (count * PUBLICATION + size / 1024 * KILOBYTE)
+        self.meter.done += work
+        self._run_bytes += size + count * ENVELOPE
+        if self._run_bytes > self._run_most:
             self._end_run()
 
     def weigh(self, topic: str) -> float:
@@ -145,9 +163,18 @@ class Router:
                 self._begin_run(topic)
             except Refused:
                 return 0.0
-        if self._run.batches:
-            return self._run_filter_work
-        return self._run_filter_work + self._run_work
+        work = (self._run_width - 1) * PUBLICATION
+        return work if self._run.batches else work + self._run_work
+
+    def takes_together(self, sizes: Iterable[int]) -> bool:
+        """Whether publications of so many bytes may join the open run in one step. `sizes` is looked
+        at only where more than one audience listens."""
+        width = self._run_width
+        return (
+            width == 1
+            or width * sum([PUBLICATION + size / 1024 * KILOBYTE for size in sizes])
+            <= MOST_TOGETHER
+        )
 
     def publish_parcel(self, parcel: Parcel, *, keep: bool, retain: bool) -> Publication:
         """Publish a parcel of one publication by itself, at once, behind all that was published
@@ -155,14 +182,11 @@ class Router:
 
         Linear in those who listen. Raises `Refused` as `publish_all` does.
         """
-        # What `weigh` has looked up a moment ago may be linear in those who listen.
-        if parcel.topic != self._run_topic or not parcel.topic or self._run.batches:
-            self._begin_run(parcel.topic)
-        rules, recipients = self._run_rules, self._run_recipients
-        self._run_topic, self._run_recipients = "", []
         ((publication,),) = parcel.batches
-        size = len(publication.data)
-        self.meter.add(PARCEL + self._run_work + self._run_filter_work + size / 1024 * KILOBYTE)
+        rules, recipients, work = self._resolve_parcel(parcel, publication.tags)
+        width = len(recipients) or 1
+        work += width * (PUBLICATION + len(publication.data) / 1024 * KILOBYTE)
+        self.meter.add(PARCEL + work)
         parcel.rule = rules.slow_consumer
         if keep and rules.history_size:
             now = trio.current_time()
@@ -173,12 +197,34 @@ class Router:
             recipients.append(self.retained)
         for recipient in recipients:
             recipient.deliver(parcel)
+        self.meter.add(self.office.take_judged() * FULL)
         return publication
+
+    def _resolve_parcel(
+        self, parcel: Parcel, tags: Mapping[str, str] | None
+    ) -> tuple[TopicRules, list[Recipient], float]:
+        """As `_resolve`; what `weigh` has looked up a moment ago is not looked up again, as that may be
+        linear in those who listen."""
+        topic = parcel.topic
+        if tags:
+            self._end_run()
+            rules, recipients, work = self._resolve(topic, tags)
+            self.meter.add(RUN)
+            if rules.retain:
+                recipients.append(self.retained)
+            return rules, recipients, work
+        if topic != self._run_topic or not topic or self._run.batches:
+            self._begin_run(topic)
+        rules, recipients = self._run_rules, self._run_recipients
+        self._run_topic, self._run_recipients = "", []
+        return rules, recipients, self._run_work
 
     def _begin_run(self, topic: str) -> None:
         self._end_run()
-        rules, recipients, self._run_work, self._run_filter_work = self._resolve(topic)
+        rules, recipients, self._run_work = self._resolve(topic, None)
         self.meter.done += RUN
+        self._run_width = width = len(recipients) or 1
+        self._run_most = RUN_BYTES if width <= NARROW else RUN_BYTES * NARROW // width
         if rules.retain:
             recipients.append(self.retained)
         self._run_rules, self._run_recipients = rules, recipients
@@ -198,17 +244,21 @@ class Router:
         if run.batches:
             for recipient in recipients:
                 recipient.deliver(run)
+            if self.office.judged:  # known only afterwards
+                self.meter.add(self.office.take_judged() * FULL)
 
-    def _resolve(self, topic: str) -> tuple[TopicRules, list[Recipient], float, float]:
-        """The rules of a topic, the recipients of a run on it, the work of its fan-out, and that of the
-        filters for each batch. Raises `Refused`."""
+    def _resolve(
+        self, topic: str, tags: Mapping[str, str] | None
+    ) -> tuple[TopicRules, list[Recipient], float]:
+        """The rules of a topic, the recipients of what is published to it with these tags, and the work
+        of the fan-out. Raises `Refused`."""
         fd = direct_fd(topic)
         if fd is not None:
             self.check_direct()
             peer = self.hub.sessions.get(fd)
             if peer is None or not peer.speaks:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
-            return DIRECT_RULES, [peer.mailbox], PEER, 0.0
+            return DIRECT_RULES, [peer.mailbox], PEER
         self.rights.check_topic(topic)
         if topic.startswith(PERSONAL):
             self.check_direct()
@@ -217,43 +267,44 @@ class Router:
             here = [peer for peer in peers if peer is not None and peer.speaks]
             if not here:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"user {user!r} has no connection")
-            return DIRECT_RULES, self._direct(topic, here), PEER * len(here), 0.0
+            return DIRECT_RULES, _direct(topic, here, self.office), PEER * len(here)
         book = self.rights.book
         rules = book.only or book.of(topic)
-        return rules, *self._listeners(topic, rules)
+        return rules, *self._listeners(topic, rules, tags)
 
-    def _direct(self, topic: str, peers: Iterable[Peer]) -> list[Recipient]:
-        audiences: dict[object, PeerAudience] = {}
-        for peer in peers:
-            assert peer.codec is not None, "it is known which protocol a peer speaks"
-            audience = audiences.get(peer.codec)
-            if audience is None:
-                audience = audiences[peer.codec] = PeerAudience(topic, peer.codec, self.office)
-            audience.outboxes[peer.outbox] = peer
-        return list(audiences.values())
-
-    def _listeners(self, topic: str, rules: TopicRules) -> tuple[list[Recipient], float, float]:
+    def _listeners(
+        self, topic: str, rules: TopicRules, tags: Mapping[str, str] | None
+    ) -> tuple[list[Recipient], float]:
         found = self.hub.listeners(topic)
-        if len(found) == 1 and found[0].name == topic and not found[0].groups:
+        if len(found) == 1 and found[0].name == topic and found[0].is_plain:
             # Nearly all topics: a third of the work of the loop below.
             (only,) = found
             everybody: list[Recipient] = list(only.audiences.values())
-            work = len(everybody) * AUDIENCE + only.members * PEER
-            return everybody, work, only.filter_nodes * FILTER_NODE
+            return everybody, len(everybody) * AUDIENCE + only.members * PEER
+        if not found:
+            return [], 0.0
         recipients: list[Recipient] = []
-        members = nodes = 0
+        work = len(found) * LISTENERS
+        node = FILTER_NODE + (_longest(tags) / 1024 * TAG_KILOBYTE if tags else 0.0)
+        receiver = self.rights.receiver(rules, topic)
         for listeners in found:
-            admits = None if listeners.name == topic else self.rights.receiver(rules, topic)
+            admits = None if listeners.name == topic else receiver
+            audiences = list(listeners.audiences.values())
+            if listeners.picky is not None:
+                wanting, nodes = listeners.picky.wanting(tags)
+                audiences += wanting
+                work += nodes * node
+            members = sum(map(len, audiences))
+            work += len(audiences) * AUDIENCE + members * PEER
             if admits is None:
-                recipients += listeners.audiences.values()
+                recipients += audiences
             else:
-                recipients += [each.narrowed(admits) for each in listeners.audiences.values()]
+                recipients += [each.narrowed(admits) for each in audiences]
+                work += members * ASKED
             for group in listeners.groups.values():
                 recipients.append(GroupRecipient(group, admits))
-            members += listeners.members
-            nodes += listeners.filter_nodes
-        work = len(recipients) * AUDIENCE + members * PEER
-        return recipients, work, nodes * FILTER_NODE
+                work += AUDIENCE + group.looks * ASKED
+        return recipients, work
 
     # the door to a peer
 
@@ -295,7 +346,7 @@ class Router:
     def subscribe(self, subscription: Subscription) -> None:
         """Add a subscription; those who watch its topic learn of it with the next `announce`."""
         self._end_run()
-        self.meter.add(COMMAND)
+        self.meter.add(SUBSCRIPTION + (PATTERN if is_pattern(subscription.name) else 0.0))
         self.hub.subscribe(subscription)
         if isinstance(subscription.subscriber, Peer):
             subscription.subscriber.weigh(subscription, 1)
@@ -319,17 +370,16 @@ class Router:
         """Tell those who watch a topic that somebody subscribed, the subscriber among them."""
         self._notify_watchers(subscription.name, subscription.info, "join")
 
-    def leave_all(
-        self,
-        peer: Peer,
-        code: int = UnsubscribeCode.DISCONNECT,
-        reason: str = "disconnected",
-    ) -> None:
-        """Remove all subscriptions of a peer and tell those who watch. Linear in them."""
+    def leave(self, peer: Peer, work: float = inf) -> None:
+        """Remove the subscriptions of a peer that goes, and tell those who watch; as many of them as
+        so much work goes for, and one at least."""
         self._end_run()
-        self.meter.add(len(peer.subscriptions) * SUBSCRIPTION)
-        for subscription in self.hub.leave_all(peer):
-            self._note_left(subscription, code, reason)
+        until = self.meter.done + work
+        for name in list(peer.subscriptions):
+            self.meter.add(LEFT)
+            self.unsubscribe(peer, name, UnsubscribeCode.DISCONNECT, "disconnected")
+            if self.meter.done >= until:
+                break
 
     def bind(self, peer: Peer, user: str) -> list[str]:
         """Make a peer another user's, in one step, and tell those who watch its topics.
@@ -382,3 +432,18 @@ class Router:
         for codec, outboxes in watchers.items():
             frame = codec.join(name, info) if what == "join" else codec.leave(name, info)
             self.office.deliver(Run((frame,)), outboxes)
+
+
+def _longest(tags: Mapping[str, str]) -> int:
+    return max(map(len, tags.values()))
+
+
+def _direct(topic: str, peers: Iterable[Peer], office: PostOffice) -> list[Recipient]:
+    audiences: dict[object, PeerAudience] = {}
+    for peer in peers:
+        assert peer.codec is not None, "it is known which protocol a peer speaks"
+        audience = audiences.get(peer.codec)
+        if audience is None:
+            audience = audiences[peer.codec] = PeerAudience(topic, peer.codec, office)
+        audience.outboxes[peer.outbox] = peer
+    return list(audiences.values())

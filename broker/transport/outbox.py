@@ -47,9 +47,9 @@ Writer: TypeAlias = Callable[[], Awaitable[None]]
 _WRITE_RUNS = 1024
 _WRITE_BYTES = 256 * 2**10
 
-# With how many runs we ask a blocked socket whether it takes more: the answer is mostly no, and 64
+# With how many runs we ask a blocked socket whether it takes more: the answer is mostly no, and 8
 # are prepared in the time that the system needs to say so.
-_PROBE_RUNS = 64
+_PROBE_RUNS = 8
 
 # One TLS record is 16 KiB; four of them in one call, yet progress is seen often enough to tell a
 # slow peer from a dead one.

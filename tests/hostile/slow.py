@@ -10,7 +10,7 @@ from typing import Final
 
 import trio
 
-from tests.hostile.field import PLAIN, Attack, Field, Input, add, hostile, unless
+from tests.hostile.field import MIB, PLAIN, Attack, Field, Input, add, hostile, unless
 from tests.hostile.floods import drained
 from tests.hostile.target import Setup
 from tests.hostile.wire import Ended, Peer, result, text
@@ -83,8 +83,10 @@ def _reader(
     )  # fmt: skip
 
 
-DROP = ("--slow-consumer", "drop_oldest")
-LATEST = ("--slow-consumer", "latest")
+# Without a history: a client that can recover is told of a gap, and where the server had subscribed it
+# that is by a close code with which it comes back.
+DROP = ("--slow-consumer", "drop_oldest", "--history-size", "0")
+LATEST = ("--slow-consumer", "latest", "--history-size", "0")
 _reader("75 KB/s, drop_oldest", _socket_reader(75e3), *DROP)
 _reader("75 KB/s, latest", _socket_reader(75e3), *LATEST)
 _reader("75 KB/s, TLS, drop_oldest", _socket_reader(75e3), *DROP, tls=True)
@@ -95,7 +97,7 @@ _reader("45 KB/s, uni_sse, drop_oldest", _stream_reader("/connection/uni_sse", 4
 
 
 @hostile("slow reader/12 MB recovered by uni_sse at 2.5 MB/s", ISSUE, "all", fresh=True,
-         setup=Setup(env=STALL), peak_mib=96.0, left_mib=48.0, seconds=30.0)  # fmt: skip
+         setup=Setup(env={**STALL, "BROKER_HISTORY_REPLY_BYTES": str(16 * MIB)}), peak_mib=96.0, left_mib=48.0, seconds=30.0)  # fmt: skip
 async def _recovery(field: Field) -> Sequence[str]:
     api = await field.keep_api()
     epoch = result(await api.call("publish", channel="r", data="x" * 120_000))["epoch"]
