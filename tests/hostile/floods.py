@@ -820,31 +820,41 @@ async def _nothings(field: Field) -> Sequence[str]:
     return [said(await field.api("batch", commands=[{}] * 349_000))]
 
 
-@hostile("backend/a list of 100,000 channels", ISSUE, "ok", "error 106", attackers=100, fresh=True,
+PATIENT: Final = Setup(options=("--ping-seconds", "600"))
+"""For crowds that are made ready for longer than a client may be silent."""
+
+
+@hostile("backend/a list of 100,000 channels", ISSUE, "ok", attackers=100, fresh=True, setup=PATIENT,
          peak_mib=256.0, left_mib=192.0, seconds=60.0)  # fmt: skip
 async def _channels(field: Field) -> Sequence[str]:
     for number, peer in enumerate(await field.open_clients(100)):
         await subscribe_all(peer, [{"channel": f"chat:{number}-{n}"} for n in range(1000)])
+        field.nursery.start_soon(drained, peer)
     fates = [
         said(await field.api("channels", pattern=glob)) for glob in ("*", "{a,b,c,d}*{e,f,g}*")
     ]
     return sorted(set(fates))
 
 
-@hostile("backend/connections with 100,000 topics", ISSUE, "ok", attackers=100, fresh=True,
+@hostile("backend/connections with 100,000 topics", ISSUE, "ok", attackers=100, fresh=True, setup=PATIENT,
          peak_mib=256.0, left_mib=192.0, seconds=60.0)  # fmt: skip
 async def _connections(field: Field) -> Sequence[str]:
     for number, peer in enumerate(await field.open_clients(100)):
         names = [{"channel": f"chat:{number}-{n}-" + "x" * 200} for n in range(1000)]
         await subscribe_all(peer, names)
+        field.nursery.start_soon(drained, peer)
     return [said(await field.api("connections", limit=10_000))]
 
 
-ALICE: Final = Setup(app="tests.hostile.apps:authorizing", connect={"token": "b0b"})
+ALICE: Final = Setup(
+    app="tests.hostile.apps:authorizing",
+    connect={"token": "b0b"},
+    options=("--ping-seconds", "600"),
+)
 
 
 @hostile("backend/1,000 of one user subscribe and watch", ISSUE, "ok", attackers=1000, setup=ALICE,
-         fresh=True, peak_mib=96.0, left_mib=64.0, seconds=60.0)  # fmt: skip
+         fresh=True, peak_mib=96.0, left_mib=64.0, seconds=90.0)  # fmt: skip
 async def _subscribe_user(field: Field) -> Sequence[str]:
     for _ in range(1000):
         peer = await field.open_client(token="s3cret")
@@ -858,7 +868,7 @@ async def _subscribe_user(field: Field) -> Sequence[str]:
 
 
 @hostile("backend/1,000 of one user are sent away", ISSUE, "ok", attackers=1000, setup=ALICE,
-         fresh=True, peak_mib=96.0, left_mib=64.0, seconds=60.0)  # fmt: skip
+         fresh=True, peak_mib=96.0, left_mib=64.0, seconds=90.0)  # fmt: skip
 async def _disconnect_user(field: Field) -> Sequence[str]:
     for number in range(1000):
         peer = await field.open_client(token="s3cret")
@@ -871,7 +881,7 @@ async def _disconnect_user(field: Field) -> Sequence[str]:
 
 
 @hostile("backend/50 callers publish to 1,000 listeners", ISSUE, "ok", attackers=1000, fresh=True,
-         peak_mib=96.0, left_mib=64.0, seconds=60.0)  # fmt: skip
+         setup=PATIENT, peak_mib=96.0, left_mib=64.0, seconds=60.0)  # fmt: skip
 async def _callers(field: Field) -> Sequence[str]:
     for peer in await field.open_clients(1000):
         await peer.call(subscribe={"channel": "crowd"})
@@ -890,7 +900,7 @@ async def _callers(field: Field) -> Sequence[str]:
 
 
 @hostile("flood/50 clients rpc-publish to 1,000 listeners", ISSUE, "ok", attackers=1000, fresh=True,
-         peak_mib=96.0, left_mib=64.0, seconds=60.0)  # fmt: skip
+         setup=PATIENT, peak_mib=96.0, left_mib=64.0, seconds=60.0)  # fmt: skip
 async def _rpc_publishes(field: Field) -> Sequence[str]:
     for peer in await field.open_clients(1000):
         await peer.call(subscribe={"channel": "crowd"})
