@@ -127,6 +127,8 @@ class Parcel:
     batches: list[Sequence[Publication]] = attrs.field(factory=list)
     exclude: frozenset[Fd] = frozenset()
     report: Report | None = None
+    is_late: bool = False
+    """Whether it is one large publication for many audiences, which share its data until it goes out."""
 
 
 class Recipient(Protocol):

@@ -66,6 +66,10 @@ NARROW: Final = 2
 """Audiences of a topic that nearly all have no more of. Each has a run encoded for itself, so where
 there are more of them a run is as much shorter, and takes about as long as ever to be sent out."""
 
+LARGE: Final = 4096
+"""Bytes of data that are copied for each audience; where there are more audiences than `NARROW` they
+share what is larger, until it goes out to one of them."""
+
 MOST_TOGETHER: Final = 3 * SLICE
 """Work that the encoding of several publications may take in one step: of a whole read for up to
 seven audiences."""
@@ -149,8 +153,10 @@ class Router:
         self._run.batches.append(publications)
         count, size = len(publications), sum(map(len, contents))
         self.published += count
-        work += self._run_width * (count * PUBLICATION + size / 1024 * KILOBYTE)
-        self.meter.done += work
+        if self._run_width == 1:  # as nearly always
+            self.meter.done += work + count * PUBLICATION + size / 1024 * KILOBYTE
+        else:
+            self.meter.done += work + _encoding_work(self._run_width, count, size)
         self._run_bytes += size + count * ENVELOPE
         if self._run_bytes > self._run_most:
             self._end_run()
@@ -184,9 +190,9 @@ class Router:
         """
         ((publication,),) = parcel.batches
         rules, recipients, work = self._resolve_parcel(parcel, publication.tags)
-        width = len(recipients) or 1
-        work += width * (PUBLICATION + len(publication.data) / 1024 * KILOBYTE)
-        self.meter.add(PARCEL + work)
+        width, size = len(recipients) or 1, len(publication.data)
+        self.meter.add(PARCEL + work + _encoding_work(width, 1, size))
+        parcel.is_late = width > NARROW and size > LARGE
         parcel.rule = rules.slow_consumer
         if keep and rules.history_size:
             now = trio.current_time()
@@ -242,6 +248,8 @@ class Router:
         recipients, run = self._run_recipients, self._run
         self._run_topic, self._run_recipients = "", []
         if run.batches:
+            if self._run_width > NARROW and len(run.batches) == len(run.batches[0]) == 1:
+                run.is_late = len(run.batches[0][0].data) > LARGE
             for recipient in recipients:
                 recipient.deliver(run)
             if self.office.judged:  # known only afterwards
@@ -432,6 +440,12 @@ class Router:
         for codec, outboxes in watchers.items():
             frame = codec.join(name, info) if what == "join" else codec.leave(name, info)
             self.office.deliver(Run((frame,)), outboxes)
+
+
+def _encoding_work(width: int, count: int, size: int) -> float:
+    """The work of encoding so many publications of so many bytes together for `width` audiences."""
+    copies = 1 if width > NARROW and size > count * LARGE else width
+    return width * count * PUBLICATION + copies * size / 1024 * KILOBYTE
 
 
 def _longest(tags: Mapping[str, str]) -> int:

@@ -58,7 +58,7 @@ class PostOffice:
         loop is written out because a method call per outbox would double that.
         """
         run.enter(self.ledger)
-        size = len(run.data)
+        size = run.size
         messages = run.messages
         ready = self._open_bag
         if ready is None:

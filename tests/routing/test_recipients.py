@@ -13,6 +13,7 @@ from broker.protocols.codec import PeerCodec
 from broker.protocols.plain import PLAIN
 from broker.routing.recipients import Peer, PeerAudience
 from broker.transport.postman import PostOffice
+from broker.transport.runs import LateRun
 from tests.routing.conftest import listen, make_outbox, make_router, runs, subscription
 
 
@@ -27,6 +28,9 @@ class Counting:
     def publication(self, name: str, publication: Publication) -> bytes:
         self.encoded += 1
         return PLAIN.publication(name, publication)
+
+    def pieces(self, name: str, publication: Publication) -> tuple[bytes, bytes, bytes]:
+        return PLAIN.pieces(name, publication)
 
     def publications(self, name: str, publications: Sequence[Publication]) -> Sequence[bytes]:
         return [self.publication(name, each) for each in publications]
@@ -139,6 +143,17 @@ def test_batches_of_several_publishers_are_one_run() -> None:
     batches = [[Publication("a", b"1"), Publication("a", b"2")], [Publication("a", b"3")]]
     audience_of(peer).deliver(Parcel("a", "close", [*batches]))
     assert runs(peer) == [["1", "2", "3"]]
+
+
+def test_a_late_parcel_is_encoded_when_it_goes_out() -> None:
+    codec = Counting()
+    peers = [make_peer(fd, codec) for fd in (1, 2)]
+    audience_of(*peers).deliver(attrs.evolve(parcel(b"1"), is_late=True))
+    assert codec.encoded == 0
+    (run,), (other,) = [peer.outbox.mail for peer in peers]
+    assert run is other
+    assert isinstance(run, LateRun)
+    assert (run.topic, run.rule, run.data) == ("a", "close", PLAIN.message(b"1"))
 
 
 def test_those_who_are_left_out_are_in_no_report() -> None:

@@ -23,7 +23,7 @@ from broker.core.messages import ClientInfo, Fd, Publication
 from broker.core.session import Decider, Parcel, PhaseEvent
 from broker.core.tags import CompiledFilter
 from broker.core.topics import matches
-from broker.core.work import ASKED, FILTER_NODE, LEFT, PEER, PUBLICATION, TAG_KILOBYTE
+from broker.core.work import ASKED, FILTER_NODE, KILOBYTE, LEFT, PEER, PUBLICATION, TAG_KILOBYTE
 from broker.engines.memory import MemoryEngine
 from broker.errors import Refused
 from broker.hooks import Hooks
@@ -33,10 +33,11 @@ from broker.protocols.plain import PLAIN
 from broker.routing.publishing import Publisher, PublishOptions
 from broker.routing.reader import Reader
 from broker.routing.recipients import Peer
-from broker.routing.router import ENVELOPE, RUN_BYTES, Router
+from broker.routing.router import ENVELOPE, LARGE, RUN_BYTES, Router
 from broker.testing import open_test_broker
 from broker.transport.outbox import Outbox
 from broker.transport.postman import open_post_office
+from broker.transport.runs import LateRun
 from tests.conftest import done, next_pub, received, served, subscribe
 from tests.core.test_tags import filters, keys, leaf, texts, tree
 from tests.routing.conftest import (
@@ -435,9 +436,37 @@ async def test_each_audience_is_charged_for_all_that_is_encoded_for_it() -> None
 
         return work_of(router, act)
 
-    for count_, size in ((1, 102_400), (100, 1)):
+    for count_, size in ((20, LARGE), (100, 1)):
         less, more = work("a", count_, size), work("b.c", count_, size)
         assert more == pytest.approx(4 * less, rel=0.1)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(
+    ("topic", "size", "is_late"),
+    [("a", 60_000, False), ("b.c", 60_000, True), ("b.c", LARGE, False)],
+)
+async def test_many_audiences_share_what_is_large(
+    topic: str, size: int, is_late: bool, apart: bool
+) -> None:
+    router = make_router()
+    peers = [listen(router, name) for name in ("a", "b.c", "b.*", "*.c", "b.>")]
+    data = b'"%b"' % (b"x" * (size - 2))
+
+    def act() -> None:
+        if apart:
+            Publisher(router).publish(topic, data)
+        else:
+            publish(router, topic, data)
+            end_round(router)
+
+    work = work_of(router, act)
+    runs = [run for peer in peers for run in peer.outbox.mail]
+    assert len(runs) == (1 if topic == "a" else 4)
+    assert [isinstance(run, LateRun) for run in runs] == [is_late] * len(runs)
+    assert all(data in bytes(run.data) for run in runs)
+    copies = 1 if is_late else len(runs)
+    assert work == pytest.approx(copies * size / 1024 * KILOBYTE, rel=0.2, abs=40)
 
 
 async def test_members_of_a_group_are_charged_when_they_were_looked_at() -> None:
