@@ -93,7 +93,7 @@ def test_a_late_run_is_put_together_when_it_is_needed_and_once() -> None:
 def test_a_late_run_counts_as_if_it_had_been_put_together() -> None:
     ledger, run = Ledger(), late()
     run.enter(ledger)
-    assert ledger.bytes_held == run.bytes_held == Run((run.data,)).bytes_held
+    assert ledger.bytes_held == run.bytes_held == Run((bytes(run.data),)).bytes_held
     del run
     assert ledger.bytes_held == 0
     with pytest.raises(AttributeError):
