@@ -25,19 +25,19 @@ from broker.config.settings import TopicRules
 from broker.core.event_queue import EventKind
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, Publication
-from broker.core.names import PERSONAL, direct_fd, is_connection_name
+from broker.core.names import PERSONAL, direct_fd
 from broker.core.retained import Retained
 from broker.core.session import Parcel, Recipient, Subscriber, Subscription
 from broker.core.topics import is_pattern
 from broker.core.work import (
     ASKED,
     AUDIENCE,
-    COMMAND,
     FILTER_NODE,
     FULL,
     KILOBYTE,
     LEFT,
     LISTENERS,
+    PARCEL,
     PATTERN,
     PEER,
     PUBLICATION,
@@ -45,7 +45,6 @@ from broker.core.work import (
     SLICE,
     SUBSCRIPTION,
     TAG_KILOBYTE,
-    Meter,
 )
 from broker.engines.memory import MemoryEngine
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
@@ -53,6 +52,7 @@ from broker.events.dispatcher import Events
 from broker.protocols.codec import Codec
 from broker.routing.queue_groups import GroupRecipient
 from broker.routing.recipients import Peer, PeerAudience
+from broker.routing.turns import Turns
 from broker.transport.outbox import Offer, Outbox, Run
 from broker.transport.postman import PostOffice
 
@@ -97,8 +97,8 @@ class Router:
         self.settings = rights.settings
         self.retained = Retained(self.settings.config.retained_bytes)
         self.published = 0
-        self.meter = Meter()
-        self.turns = trio.Lock()
+        self.meter = engine.meter
+        self.turns = Turns()
         self._run_topic = ""
         self._run_rules = self.settings.config.topics
         self._run_recipients: list[Recipient] = []
@@ -182,30 +182,16 @@ class Router:
             <= MOST_TOGETHER
         )
 
-    def weigh_apart(self, topic: str) -> float:
-        """The work of a small publication by itself, about, if all who listen want it; nothing where
-        it will be refused, or goes to a connection."""
-        if is_connection_name(topic):
-            return 0.0
-        try:
-            self.rights.check_topic(topic)
-        except Refused:
-            return 0.0
-        found = self.hub.listeners(topic)
-        members = sum([listeners.members for listeners in found])
-        return len(found) * (LISTENERS + AUDIENCE + PUBLICATION) + members * PEER
-
     def publish_parcel(self, parcel: Parcel, *, keep: bool, retain: bool) -> Publication:
         """Publish a parcel of one publication by itself, at once, behind all that was published
         before; return it with its offset. `keep`: the history keeps it, where there is one.
 
         Linear in those who listen. Raises `Refused` as `publish_all` does.
         """
-        self._end_run()
         ((publication,),) = parcel.batches
-        rules, recipients, work = self._resolve(parcel.topic, publication.tags)
-        width, size = max(1, len(recipients)), len(publication.data)
-        self.meter.add(COMMAND + RUN + work + _encoding_work(width, 1, size))
+        rules, recipients, work = self._resolve_parcel(parcel, publication.tags)
+        width, size = len(recipients) or 1, len(publication.data)
+        self.meter.add(PARCEL + work + _encoding_work(width, 1, size))
         parcel.is_late = width > NARROW and size > LARGE
         parcel.rule = rules.slow_consumer
         if keep and rules.history_size:
@@ -213,12 +199,31 @@ class Router:
             (publication,) = self.engine.publish(parcel.topic, (publication,), rules, now)
             parcel.batches[0] = (publication,)
         self.published += 1
-        if retain or rules.retain:
+        if retain and not rules.retain:
             recipients.append(self.retained)
         self._fan_out(parcel, recipients)
         if parcel.report is not None:
             parcel.report.settle()
         return publication
+
+    def _resolve_parcel(
+        self, parcel: Parcel, tags: Mapping[str, str] | None
+    ) -> tuple[TopicRules, list[Recipient], float]:
+        """As `_resolve`; what `weigh` has looked up a moment ago is not looked up again, as that may be
+        linear in those who listen."""
+        topic = parcel.topic
+        if tags:
+            self._end_run()
+            rules, recipients, work = self._resolve(topic, tags)
+            self.meter.add(RUN)
+            if rules.retain:
+                recipients.append(self.retained)
+            return rules, recipients, work
+        if topic != self._run_topic or not topic or self._run.batches:
+            self._begin_run(topic)
+        rules, recipients = self._run_rules, self._run_recipients
+        self._run_topic, self._run_recipients = "", []
+        return rules, recipients, self._run_work
 
     def _begin_run(self, topic: str) -> None:
         self._end_run()
@@ -258,8 +263,7 @@ class Router:
                 for recipient in recipients:
                     recipient.deliver(parcel)
         if office.judged:  # and paid for, as only now is it known how many were full
-            self.meter.add(office.judged * FULL)
-            office.judged = 0
+            self.meter.add(office.take_judged() * FULL)
 
     def _resolve(
         self, topic: str, tags: Mapping[str, str] | None
@@ -281,20 +285,10 @@ class Router:
             here = [peer for peer in peers if peer is not None and peer.speaks]
             if not here:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"user {user!r} has no connection")
-            return DIRECT_RULES, self._direct(topic, here), PEER * len(here)
+            return DIRECT_RULES, _direct(topic, here, self.office), PEER * len(here)
         book = self.rights.book
         rules = book.only or book.of(topic)
         return rules, *self._listeners(topic, rules, tags)
-
-    def _direct(self, topic: str, peers: Iterable[Peer]) -> list[Recipient]:
-        audiences: dict[object, PeerAudience] = {}
-        for peer in peers:
-            assert peer.codec is not None, "it is known which protocol a peer speaks"
-            audience = audiences.get(peer.codec)
-            if audience is None:
-                audience = audiences[peer.codec] = PeerAudience(topic, peer.codec, self.office)
-            audience.outboxes[peer.outbox] = peer
-        return list(audiences.values())
 
     def _listeners(
         self, topic: str, rules: TopicRules, tags: Mapping[str, str] | None
@@ -466,3 +460,14 @@ def _encoding_work(width: int, count: int, size: int) -> float:
 
 def _longest(tags: Mapping[str, str]) -> int:
     return max(map(len, tags.values()))
+
+
+def _direct(topic: str, peers: Iterable[Peer], office: PostOffice) -> list[Recipient]:
+    audiences: dict[object, PeerAudience] = {}
+    for peer in peers:
+        assert peer.codec is not None, "it is known which protocol a peer speaks"
+        audience = audiences.get(peer.codec)
+        if audience is None:
+            audience = audiences[peer.codec] = PeerAudience(topic, peer.codec, office)
+        audience.outboxes[peer.outbox] = peer
+    return list(audiences.values())

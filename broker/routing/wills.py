@@ -64,7 +64,7 @@ class Wills:
         if will is None:
             return 0.0
         size = len(will.data) / 1024 * KILOBYTE
-        return COMMAND + size + self.publisher.router.weigh_apart(will.topic)
+        return COMMAND + size + self.publisher.weigh(will.topic)
 
     def carry_out(self, peer: Peer, close: Close) -> None:
         """Publish the will of a client that has ended so, if it still may; it has none afterwards.

@@ -21,7 +21,7 @@ from broker.core.event_queue import EventKind
 from broker.core.memory import Part
 from broker.core.messages import Close, Initiator, Transport
 from broker.core.session import Phase, PhaseEvent
-from broker.core.work import SLICE
+from broker.core.work import ENDING, SLICE
 from broker.errors import CloseCode, Disconnect, UnsubscribeCode
 from broker.hooks import OpenHook
 from broker.protocols.codec import Result
@@ -165,7 +165,7 @@ class Connection(Profile):
             self._stream,
             post=services.router.office.post,
             start_writer=io.start_soon,
-            on_slow=self._on_slow,
+            on_slow=partial(self._give_up, "slow"),
             on_drop=self._on_drop,
             on_broken=self._on_broken,
             max_bytes=config.outbox_bytes,
@@ -298,9 +298,9 @@ class Connection(Profile):
         as many readers, and a thousand peers may go at once."""
         services, peer = self._services, self.peer
         while peer.subscriptions or services.wills.weigh(peer.fd):
-            async with services.turns:
-                services.wills.carry_out(peer, close)
-                services.router.leave(peer, SLICE)
+            await services.router.turns.wait(services.wills.weigh(peer.fd) + SLICE)
+            services.wills.carry_out(peer, close)
+            services.router.leave(peer, SLICE)
 
     def _see_out_beside(self) -> None:
         if not self._is_seen_out:
@@ -318,6 +318,9 @@ class Connection(Profile):
         if self._served is not None:
             await self._served.wait()
         if self._closing is None:
+            # When hundreds go at once, nobody who stays is to wait for all of them.
+            await self._services.router.turns.wait(ENDING)
+        if self._closing is None:
             # All that came has been dealt with, and nobody has told the session to end.
             stall_seconds = self._services.config.stall_seconds
             self._closing = how_it_ended(self._lane, self.peer.outbox, stall_seconds)
@@ -330,11 +333,8 @@ class Connection(Profile):
 
     # a peer that is too slow, or too heavy, or dead
 
-    def _on_slow(self) -> None:
-        """The outbox is full and its topic's rule says close."""
-        self._give_up("slow")
-
     def _give_up(self, reason: str) -> None:
+        """The outbox is full and its topic's rule says close, or it has to give way."""
         # To send out the open run may make this outbox overflow once more, which then closes it.
         self._services.router.send(self.peer, ())
         if self._closing is None:

@@ -183,7 +183,7 @@ class Rpc(Handler):
             aim = _aims.decode(command.rpc.data)
         except DecodeError:
             return 0.0  # it is refused, or written in a way that nobody needs
-        return client.services.router.weigh_apart(aim.topic or aim.to)
+        return client.services.publisher.weigh(aim.topic or aim.to)
 
     def must_ask(self, client: Client, command: Command) -> bool:
         assert command.rpc is not None

@@ -48,7 +48,7 @@ class PostOffice:
         self.before_round: Callable[[], None] = _nothing
         """Called at the start of each round: the last chance to deliver something with it."""
         self.judged = 0
-        """How many full outboxes were judged by their rules, since whoever pays for that set it to 0."""
+        """How many full outboxes were judged by their rules since the last `take_judged`."""
 
     def deliver(self, run: Run, outboxes: Iterable[Outbox]) -> int:
         """Put one run into each outbox; return how many took it: a sealed one does not.
@@ -113,6 +113,11 @@ class PostOffice:
         finally:
             self._judging = False
             self._judge(())
+
+    def take_judged(self) -> int:
+        """How many full outboxes were judged since this was last asked, for whoever pays for them."""
+        judged, self.judged = self.judged, 0
+        return judged
 
     def post(self, outboxes: list[Outbox]) -> None:
         """Have these outboxes flushed soon."""

@@ -11,6 +11,7 @@ from broker import (
     Broker,
 )
 from broker.core.messages import Close, Initiator
+from broker.core.work import ROUND, SLICE
 from broker.routing.publishing import Publisher
 from broker.routing.recipients import Peer
 from broker.routing.wills import Will, Wills
@@ -199,7 +200,8 @@ async def test_wills_that_reach_many_are_carried_out_in_turns_with_all_others(
         for peer in peers:
             await done(peer, "will", topic="left", data=peer.fd)
         router = net.node.services.router
-        assert net.node.services.wills.weigh(peers[0].fd) > LEAVES_AT_ONCE
+        weight = net.node.services.wills.weigh(peers[0].fd)
+        assert weight > LEAVES_AT_ONCE
         before, seen = router.published, [0]
 
         async def watch() -> None:
@@ -212,8 +214,9 @@ async def test_wills_that_reach_many_are_carried_out_in_turns_with_all_others(
             for peer in peers:
                 net.broker.disconnect(peer.fd)
             assert router.published == before
-        # Trio changes the order of tasks that run in one turn.
-        assert max(after - earlier for earlier, after in pairwise(seen)) <= 2
+        # As many as fill a round, and Trio changes the order of tasks that run in one turn.
+        most = ROUND / (weight + SLICE) + 2
+        assert max(after - earlier for earlier, after in pairwise(seen)) <= most < len(peers)
         assert sorted(await received(net, readers[0])) == [peer.fd for peer in peers]
 
 
