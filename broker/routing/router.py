@@ -14,7 +14,7 @@ Rules:
 3. Nobody waits for a slow reader here; its outbox's rule deals with it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import inf
 from typing import Any, Final, Literal
 
@@ -27,7 +27,7 @@ from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, Publication
 from broker.core.names import PERSONAL, direct_fd
 from broker.core.retained import Retained
-from broker.core.session import Parcel, Recipient, Subscriber, Subscription
+from broker.core.session import Audience, Parcel, Recipient, Subscriber, Subscription
 from broker.core.topics import is_pattern
 from broker.core.work import (
     ASKED,
@@ -307,12 +307,14 @@ class Router:
         receiver = self.rights.receiver(rules, topic)
         for listeners in found:
             admits = None if listeners.name == topic else receiver
-            audiences = list(listeners.audiences.values())
-            if listeners.picky is not None:
-                wanting, nodes = listeners.picky.wanting(tags)
-                audiences += wanting
-                work += nodes * node
-            members = sum(map(len, audiences))
+            audiences: Collection[Audience] = listeners.audiences.values()
+            members = listeners.members
+            if not listeners.is_plain:
+                if listeners.picky is not None:
+                    wanting, nodes = listeners.picky.wanting(tags)
+                    audiences = [*audiences, *wanting]
+                    work += nodes * node
+                members = sum(map(len, audiences))
             work += len(audiences) * AUDIENCE + members * PEER
             if admits is None:
                 recipients += audiences
