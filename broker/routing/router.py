@@ -55,6 +55,7 @@ from broker.routing.recipients import Peer, PeerAudience
 from broker.routing.turns import Turns
 from broker.transport.outbox import Offer, Outbox, Run
 from broker.transport.postman import PostOffice
+from broker.transport.runs import SharedData
 
 RUN_BYTES: Final = 64 * 2**10
 """As much as one read from a publisher holds. Joining more gains nothing, and fills outboxes."""
@@ -192,7 +193,8 @@ class Router:
         rules, recipients, work = self._resolve_parcel(parcel, publication.tags)
         width, size = len(recipients) or 1, len(publication.data)
         self.meter.add(PARCEL + work + _encoding_work(width, 1, size))
-        parcel.is_late = width > NARROW and size > LARGE
+        if width > NARROW and size > LARGE:
+            parcel.shared = SharedData(publication.data, self.office.ledger)
         parcel.rule = rules.slow_consumer
         if keep and rules.history_size:
             now = trio.current_time()
@@ -201,7 +203,7 @@ class Router:
         self.published += 1
         if retain and not rules.retain:
             recipients.append(self.retained)
-        self._fan_out(parcel, recipients)
+        self.meter.done += _fan_out(self.office, parcel, recipients)
         if parcel.report is not None:
             parcel.report.settle()
         return publication
@@ -249,21 +251,9 @@ class Router:
         self._run_topic, self._run_recipients = "", []
         if run.batches:
             if self._run_width > NARROW and len(run.batches) == len(run.batches[0]) == 1:
-                run.is_late = len(run.batches[0][0].data) > LARGE
-            self._fan_out(run, recipients)
-
-    def _fan_out(self, parcel: Parcel, recipients: Sequence[Recipient]) -> None:
-        office = self.office
-        if len(recipients) <= NARROW:
-            for recipient in recipients:
-                recipient.deliver(parcel)
-        else:
-            # An outbox may be in many audiences, and is judged once all have delivered.
-            with office.judging_later():
-                for recipient in recipients:
-                    recipient.deliver(parcel)
-        if office.judged:  # and paid for, as only now is it known how many were full
-            self.meter.add(office.take_judged() * FULL)
+                data = run.batches[0][0].data
+                run.shared = SharedData(data, self.office.ledger) if len(data) > LARGE else None
+            self.meter.done += _fan_out(self.office, run, recipients)
 
     def _resolve(
         self, topic: str, tags: Mapping[str, str] | None
@@ -452,6 +442,19 @@ class Router:
         for codec, outboxes in watchers.items():
             frame = codec.join(name, info) if what == "join" else codec.leave(name, info)
             self.office.deliver(Run((frame,)), outboxes)
+
+
+def _fan_out(office: PostOffice, parcel: Parcel, recipients: Sequence[Recipient]) -> float:
+    """Deliver a parcel to all; return the work of what became of full outboxes, known only now."""
+    if len(recipients) <= NARROW:
+        for recipient in recipients:
+            recipient.deliver(parcel)
+    else:
+        # An outbox may be in many audiences, and is judged once all have delivered.
+        with office.judging_later():
+            for recipient in recipients:
+                recipient.deliver(parcel)
+    return office.take_judged() * FULL if office.judged else 0.0
 
 
 def _encoding_work(width: int, count: int, size: int) -> float:
