@@ -542,7 +542,7 @@ class Publish:
         if self.how == "app":
             for number in numbers:
                 world.sent(self.topic, number, -1)
-                world.broker.publish(self.topic, number)
+                world.broker.publish_nowait(self.topic, number)
         elif world.clients[self.client].wire is not None:
             world.clients[self.client].publish(self.topic, numbers, self.how)
         return numbers
@@ -712,7 +712,7 @@ class Remove:
     topic: str
 
     async def do(self, world: World) -> None:
-        world.broker.remove_history(self.topic)
+        await world.broker.remove_history(self.topic)
         world.check_later(world.trimmed)
 
 
@@ -721,7 +721,7 @@ class Squeeze:
     """Something else takes all the room there is for history."""
 
     async def do(self, world: World) -> None:
-        world.broker.publish("other", "x" * CONFIG.history_bytes)
+        world.broker.publish_nowait("other", "x" * CONFIG.history_bytes)
         world.check_later(world.trimmed)
 
 
@@ -738,7 +738,7 @@ class Forget:
             client.drop(4)
         await wait_all_tasks_blocked()
         for topic in TOPICS:
-            world.broker.remove_history(topic)
+            await world.broker.remove_history(topic)
         for number in range(CONFIG.history_bytes // 256):
             world.broker.history(f"other.{number}", limit=0)
         world.trimmed()

@@ -178,11 +178,11 @@ class HistoryStore:
     once they take more than half of all. Until then an epoch outlives the publications, as to lose
     one costs a subscriber that missed nothing a false alarm.
 
-    `new_epoch` makes a text that no epoch ever had, also before a restart.
+    `new_epoch` makes a text for a topic that no epoch ever had, also before a restart.
     """
 
     max_bytes: int
-    new_epoch: Callable[[], str]
+    new_epoch: Callable[[str], str]
     meta_ttl: float = META_TTL
     # Least recently published to first.
     _kept: OrderedDict[str, History] = attrs.field(init=False, factory=OrderedDict)
@@ -410,7 +410,7 @@ class HistoryStore:
     def _take_quiet(self, topic: str, now: float) -> Position:
         position, asked = self._pop_quiet(topic)
         if position is None or asked + self.meta_ttl <= now:
-            return Position(0, self.new_epoch())
+            return Position(0, self.new_epoch(topic))
         return position
 
     def _pop_quiet(self, topic: str) -> tuple[Position | None, float]:

@@ -4,16 +4,20 @@ and the other server SDKs work.
 Rule 1  Nothing is looked at before the key: a caller without one learns only whether there is an API.
 Rule 2  A fault in the request as HTTP is a status (400, 401, 413); a fault in the command that it
         carries is `{"error": {"code", "message"}}` with 200, which is what those SDKs expect.
-Rule 3  A method is one atomic step, without a checkpoint. So the commands of a batch are carried
-        out one after another, `parallel` or not, and nothing comes between them.
+Rule 3  A method is one atomic step, without a checkpoint; only the answer to one that is to be kept
+        waits until it is. So the commands of a batch are carried out one after another, `parallel`
+        or not, and nothing comes between them; where the engine defers, publishes in a row are kept
+        together, and any other command waits for those before it.
 """
 
 import base64
 import hmac
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from fnmatch import fnmatchcase
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar
 
@@ -25,9 +29,16 @@ from starlette.responses import Response
 
 from broker.core.history import UnrecoverablePosition
 from broker.core.json_reader import AsSent, BadJson, read
-from broker.core.messages import ClientInfo, ConnectionInfo, Fd, Position, Publication
+from broker.core.messages import (
+    ClientInfo,
+    ConnectionInfo,
+    Delivery,
+    Fd,
+    Position,
+    Publication,
+)
 from broker.errors import CloseCode, ErrorCode, Refused, UnsubscribeCode
-from broker.node import Node
+from broker.node import Node, Publishing
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.commands import BadCommand
 from broker.protocols.json_text import check_json, to_json, written
@@ -164,6 +175,13 @@ class ApiResponse:
     headers: Mapping[str, str] = attrs.field(factory=dict)
 
 
+@attrs.frozen
+class _Later:
+    """What a method has begun, and waits for."""
+
+    wait: Callable[[], Awaitable[object]]
+
+
 class Api:
     """Answers requests under `/api` on behalf of a node."""
 
@@ -192,7 +210,7 @@ class Api:
         method = request.path_params["method"]
         answer = self.refuse(method, shown_key(request.headers.get))
         if answer is None:
-            answer = self.answer(method, await request.body())
+            answer = await self.answer(method, await request.body())
         return Response(
             answer.body, answer.status, headers=answer.headers, media_type=answer.media_type
         )
@@ -215,25 +233,52 @@ class Api:
             return ApiResponse(HTTPStatus.NOT_FOUND, text.encode())
         return None
 
-    def answer(self, method: str, body: bytes) -> "ApiResponse":
-        """Carry out a method that `refuse` let pass. Never waits."""
+    async def answer(self, method: str, body: bytes) -> "ApiResponse":
+        """Carry out a method that `refuse` let pass; wait only for what the engine has to keep.
+
+        Cancelled, what was begun is carried out all the same.
+        """
         try:
             check_json(body)
         except BadCommand as error:
             return ApiResponse(HTTPStatus.BAD_REQUEST, f"The body is {error}".encode())
+        await self._node.wait_room()
         if method == "batch":
-            result = self._batch(body)
+            result = await self._batch(body)
         else:
             result = self._answer(method, body, lambda result: {"result": result})
+            if isinstance(result, _Later):
+                result = await result.wait()
         return ApiResponse(HTTPStatus.OK, written(result), "application/json")
 
-    def _batch(self, body: bytes) -> object:
+    async def _batch(self, body: bytes) -> object:
         try:
             batch = _decode(body, Batch)
         except Refused as refusal:
             return _error(refusal)
         # Without a `result` around it, and each reply under its method's name: as Centrifugo.
-        return {"replies": [self._command(command) for command in batch.commands]}
+        replies: list[object] = []
+        pending: list[int] = []
+
+        async def settle() -> None:
+            for place in pending:
+                later = replies[place]
+                assert isinstance(later, _Later)
+                replies[place] = await later.wait()
+            pending.clear()
+
+        for command in batch.commands:
+            publishes = command.keys() <= {"publish", "broadcast"}
+            if not publishes:
+                await settle()
+            reply = self._command(command)
+            if isinstance(reply, _Later):
+                pending.append(len(replies))
+            replies.append(reply)
+            if not publishes:
+                await settle()
+        await settle()
+        return {"replies": replies}
 
     def _command(self, command: dict[str, Raw]) -> object:
         if len(command) != 1:
@@ -245,30 +290,48 @@ class Api:
         return self._answer(method, bytes(params), lambda result: {method: result})
 
     def _answer(self, method: str, params: bytes, wrap: Callable[[object], object]) -> object:
+        """The reply to a method, or `_Later` for it."""
         kind, carry_out = self._methods[method]
         try:
-            return wrap(carry_out(_decode(params, kind)))
-        except Refused as refusal:
-            return _error(refusal)
-        except Exception:
-            log.exception("api_failed", method=method)
-            return _error(Refused(ErrorCode.INTERNAL))
+            result = carry_out(_decode(params, kind))
+        except Exception as error:  # noqa: BLE001 - it is the reply
+            return _failure(method, error)
+        if isinstance(result, _Later):
+            return _Later(partial(self._finish, method, result, wrap))
+        return wrap(result)
+
+    async def _finish(self, method: str, later: _Later, wrap: Callable[[object], object]) -> object:
+        try:
+            return wrap(await later.wait())
+        except Exception as error:  # noqa: BLE001 - it is the reply
+            return _failure(method, error)
 
     # methods
 
     def _publish(self, params: Publish) -> object:
-        return self._publish_to(params.channel, params)
+        publishing = self._publish_to(params.channel, params)
+        if publishing.result is None:
+            return _Later(partial(_published_later, publishing, params))
+        return _published(publishing.result, params)
 
     def _broadcast(self, params: Broadcast) -> object:
-        responses: list[object] = []
+        begun: list[Publishing | Refused] = []
         for channel in params.channels:
             try:
-                responses.append({"result": self._publish_to(channel, params)})
+                begun.append(self._publish_to(channel, params))
             except Refused as refusal:
-                responses.append(_error(refusal))
-        return {"responses": responses}
+                begun.append(refusal)
 
-    def _publish_to(self, topic: str, content: _Content) -> object:
+        async def responses() -> object:
+            for each in begun:
+                if isinstance(each, Publishing) and each.result is None:
+                    with suppress(Refused):  # which is its response
+                        await each.wait()
+            return {"responses": [_response_to(each, params) for each in begun]}
+
+        return _Later(responses)
+
+    def _publish_to(self, topic: str, content: _Content) -> Publishing:
         opaque = _bytes(content.b64data)
         options = PublishOptions(
             exclude=content.exclude,
@@ -279,13 +342,7 @@ class Api:
             key=content.idempotency_key,
         )
         data = opaque or to_json(_payload("data", content.data, ""))
-        delivery = self._node.publish(topic, data, options)
-        result: dict[str, object] = {}
-        if delivery.position is not None:
-            result |= {"offset": delivery.position.offset, "epoch": delivery.position.epoch}
-        if content.report:
-            result |= report(delivery)
-        return result
+        return self._node.publish_soon(topic, data, options)
 
     def _subscribe(self, params: Subscribe) -> object:
         if params.recover_since:
@@ -352,8 +409,11 @@ class Api:
         return {"publications": listed, "offset": top.offset, "epoch": top.epoch}
 
     def _history_remove(self, params: Channel) -> object:
-        self._node.remove_history(params.channel)
-        return {}
+        async def removed() -> object:
+            await self._node.remove_history(params.channel)
+            return {}
+
+        return _Later(removed)
 
     def _channels(self, params: Channels) -> object:
         globs = _alternatives(params.pattern or "*")
@@ -432,6 +492,39 @@ class Api:
         else:
             raise Refused(ErrorCode.BAD_REQUEST, "user is missing, and so are client and session")
         return [fd for fd in fds if self._node.exists(fd) and named <= {str(fd)}]
+
+
+def _failure(method: str, error: Exception) -> object:
+    """The reply to a method that has raised."""
+    if isinstance(error, Refused):
+        return _error(error)
+    log.error("api_failed", method=method, exc_info=error)
+    return _error(Refused(ErrorCode.INTERNAL))
+
+
+async def _published_later(publishing: Publishing, content: _Content) -> object:
+    return _published(await publishing.wait(), content)
+
+
+def _published(result: Delivery | Refused, content: _Content) -> object:
+    """The result of a publish. Raises `Refused`."""
+    if isinstance(result, Refused):
+        raise result
+    shown: dict[str, object] = {}
+    if result.position is not None:
+        shown |= {"offset": result.position.offset, "epoch": result.position.epoch}
+    if content.report:
+        shown |= report(result)
+    return shown
+
+
+def _response_to(begun: Publishing | Refused, content: _Content) -> object:
+    """The response of a broadcast for one of its channels."""
+    result = begun.result if isinstance(begun, Publishing) else begun
+    assert result is not None, "all have ended"
+    if isinstance(result, Refused):
+        return _error(result)
+    return {"result": _published(result, content)}
 
 
 def shown_key(header: Callable[[str], str | None]) -> str:

@@ -129,7 +129,7 @@ class BackendServer:
             body = await source.read(length)
             if body is None:
                 return False
-            answer = self._api.answer(method, body)
+            answer = await self._api.answer(method, body)
         closing = (
             not body_read
             or self._node.draining

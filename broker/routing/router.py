@@ -14,7 +14,8 @@ Rules:
 3. Nobody waits for a slow reader here; its outbox's rule deals with it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, Literal
 
 import trio
@@ -24,8 +25,7 @@ from broker.config.settings import TopicRules
 from broker.core.event_queue import EventKind
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, Publication
-from broker.core.names import PERSONAL, direct_fd
-from broker.core.retained import Retained
+from broker.core.names import PERSONAL, direct_fd, is_connection_name
 from broker.core.session import Parcel, Recipient, Subscriber, Subscription
 from broker.core.work import (
     AUDIENCE,
@@ -37,7 +37,7 @@ from broker.core.work import (
     RUN,
     Meter,
 )
-from broker.engines.memory import MemoryEngine
+from broker.engines.engine import Done, Engine, Key, Submission
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
 from broker.events.dispatcher import Events
 from broker.protocols.codec import Codec
@@ -53,13 +53,31 @@ DIRECT_RULES: Final = TopicRules(history_size=0, presence=False, join_leave=Fals
 """The rules of `fd:N` and `user:NAME`."""
 
 
+class Returns:
+    """The way back from the engine, its `Sink`: what it has kept is fanned out, then those who have
+    published it are answered."""
+
+    def __init__(self, fan_out: Callable[..., None]) -> None:
+        self.deliver = fan_out
+        self._unsettled: list[Callable[[], None]] = []
+
+    def when_settled(self, settle: Callable[[], None]) -> None:
+        """Call this once, at the end of the batch that the engine gives back now."""
+        self._unsettled.append(settle)
+
+    def settled(self) -> None:
+        unsettled, self._unsettled = self._unsettled, []
+        for settle in unsettled:
+            settle()
+
+
 class Router:
     """See the module."""
 
     def __init__(
         self,
         hub: Hub[Peer],
-        engine: MemoryEngine,
+        engine: Engine,
         office: PostOffice,
         rights: Rights,
         events: Events | None = None,
@@ -70,20 +88,24 @@ class Router:
         self.rights = rights
         self.events = events
         self.settings = rights.settings
-        self.retained = Retained(self.settings.config.retained_bytes)
+        self.retained = engine.retained
         self.published = 0
         self.meter = Meter()
         self.turns = trio.Lock()
         self._run_topic = ""
         self._run_rules = self.settings.config.topics
+        self._run_keeps = False  # its history, at once
+        self._run_dones: list[Done] | None = None  # where the engine has to keep it first
         self._run_recipients: list[Recipient] = []
         self._run = Parcel("", "close")
         self._run_now = 0.0
         self._run_bytes = 0
         self._run_work = 0.0  # of its fan-out
         self._run_filter_work = 0.0  # of the filters, for each batch
+        self.returns = Returns(self.fan_out)
         office.before_round = self._end_run
         self.settings.watch(self._settings_changed)
+        self._settings_changed()  # what the engine has kept may be of other settings
 
     def _settings_changed(self) -> None:
         """Publications from here on go by other rules.
@@ -109,13 +131,14 @@ class Router:
         info: ClientInfo | None = None,
         tags: Mapping[str, str] | None = None,
         opaque: bool = False,
-    ) -> None:
+    ) -> list[Done] | None:
         """Publish several things to one topic in their order, or to one fd by `fd:N`.
 
         The contents are raw JSON; `opaque` ones may be anything. They reach the outboxes when the
-        run ends. 0.7 µs a publication, where one by one takes 2. Raises `Refused`, with nothing
-        published: 102 for an fd that is not here and for an unknown namespace, 107 for what is no
-        topic.
+        run ends. 0.7 µs a publication, where one by one takes 2. Where the engine has to keep them
+        first, they do so later, and a list is returned: who wants to know adds a `Done` to it at
+        once. Raises `Refused`, with nothing published: 102 for an fd that is not here and for an
+        unknown namespace, 107 for what is no topic, 100 while the engine can keep nothing.
         """
         if topic != self._run_topic or not topic:
             self._begin_run(topic)
@@ -125,15 +148,17 @@ class Router:
         topic = self._run_topic
         publications: Sequence[Publication]
         publications = [Publication(topic, data, info, 0, 0, tags, opaque) for data in contents]
-        if self._run_rules.history_size:
+        if self._run_keeps:
             publications = self.engine.publish(topic, publications, self._run_rules, self._run_now)
         self._run.batches.append(publications)
+        dones = self._run_dones
         count, size = len(publications), sum(map(len, contents))
         self.published += count
         self.meter.done += work + count * PUBLICATION + size / 1024 * KILOBYTE
         self._run_bytes += size
         if self._run_bytes > RUN_BYTES:
             self._end_run()
+        return dones
 
     def weigh(self, topic: str) -> float:
         """Begin a run on a topic, if it is not the open one; return the work that a publication on it
@@ -147,34 +172,47 @@ class Router:
             return self._run_filter_work
         return self._run_filter_work + self._run_work
 
-    def publish_parcel(self, parcel: Parcel, *, keep: bool, retain: bool) -> Publication:
-        """Publish a parcel of one publication by itself, at once, behind all that was published
-        before; return it with its offset. `keep`: the history keeps it, where there is one.
+    def publish_parcel(
+        self, parcel: Parcel, *, keep: bool, retain: bool, key: Key | None = None
+    ) -> list[Done] | None:
+        """Publish a parcel of one publication by itself, behind all that was published before. `keep`:
+        the history keeps it, where there is one, and the parcel has it with its offset then.
 
-        Linear in those who listen. Raises `Refused` as `publish_all` does.
+        At once, unless the engine has to keep it first: a list is returned then, as by
+        `publish_all`. Linear in those who listen. Raises `Refused` as `publish_all` does.
         """
         self._end_run()
         ((publication,),) = parcel.batches
-        rules, recipients, work, filter_work = self._resolve(parcel.topic)
+        topic = parcel.topic
+        rules, recipients, work, filter_work = self._resolve(topic)
+        keep, retain = keep and rules.history_size > 0, retain or rules.retain
+        more = retain or (key is not None and not is_connection_name(topic))
+        defers = self.engine.defers(topic, rules, more=more)
         self.meter.add(RUN + work + filter_work)
         parcel.rule = rules.slow_consumer
-        if keep and rules.history_size:
-            now = trio.current_time()
-            (publication,) = self.engine.publish(parcel.topic, (publication,), rules, now)
-            parcel.batches[0] = (publication,)
         self.published += 1
-        if retain or rules.retain:
+        if defers:
+            submission = Submission(parcel, rules, keep, retain, key)
+            self.engine.submit(submission)
+            return submission.dones
+        if keep:
+            kept = self.engine.publish(topic, (publication,), rules, trio.current_time())
+            parcel.batches[0] = kept
+        if retain:
             recipients.append(self.retained)
         for recipient in recipients:
             recipient.deliver(parcel)
-        return publication
+        return None
 
     def _begin_run(self, topic: str) -> None:
         self._end_run()
         rules, recipients, self._run_work, self._run_filter_work = self._resolve(topic)
+        defers = self.engine.defers(topic, rules)
         self.meter.add(RUN)
         if rules.retain:
             recipients.append(self.retained)
+        self._run_keeps = rules.history_size > 0 and not defers
+        self._run_dones = [] if defers else None
         self._run_rules, self._run_recipients = rules, recipients
         self._run = Parcel(topic, rules.slow_consumer)
         self._run_now = trio.current_time()
@@ -188,9 +226,26 @@ class Router:
             return
         recipients, run = self._run_recipients, self._run
         self._run_topic, self._run_recipients = "", []
-        if run.batches:
-            for recipient in recipients:
-                recipient.deliver(run)
+        if not run.batches:
+            return
+        if self._run_dones is not None:
+            rules, dones = self._run_rules, self._run_dones
+            keep = rules.history_size > 0
+            self.engine.submit(Submission(run, rules, keep, rules.retain, dones=dones))
+            return
+        for recipient in recipients:
+            recipient.deliver(run)
+
+    def fan_out(self, parcel: Parcel, *, retain: bool) -> None:
+        """Fan out what the engine has kept, to those who listen now. Its publisher has paid for it."""
+        self._end_run()
+        recipients: list[Recipient] = [self.retained] if retain else []
+        with suppress(Refused):  # a reload took the namespace away: nobody may have it any more
+            rules, listeners, _, _ = self._resolve(parcel.topic)
+            parcel.rule = rules.slow_consumer
+            recipients += listeners
+        for recipient in recipients:
+            recipient.deliver(parcel)
 
     def _resolve(self, topic: str) -> tuple[TopicRules, list[Recipient], float, float]:
         """The rules of a topic, the recipients of a run on it, the work of its fan-out, and that of the
@@ -212,20 +267,10 @@ class Router:
             here = [peer for peer in peers if peer is not None and peer.speaks]
             if not here:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"user {user!r} has no connection")
-            return DIRECT_RULES, self._direct(topic, here), PEER * len(here), 0.0
+            return DIRECT_RULES, _direct(topic, here, self.office), PEER * len(here), 0.0
         book = self.rights.book
         rules = book.only or book.of(topic)
         return rules, *self._listeners(topic, rules)
-
-    def _direct(self, topic: str, peers: Iterable[Peer]) -> list[Recipient]:
-        audiences: dict[object, PeerAudience] = {}
-        for peer in peers:
-            assert peer.codec is not None, "it is known which protocol a peer speaks"
-            audience = audiences.get(peer.codec)
-            if audience is None:
-                audience = audiences[peer.codec] = PeerAudience(topic, peer.codec, self.office)
-            audience.outboxes[peer.outbox] = peer
-        return list(audiences.values())
 
     def _listeners(self, topic: str, rules: TopicRules) -> tuple[list[Recipient], float, float]:
         found = self.hub.listeners(topic)
@@ -376,3 +421,14 @@ class Router:
         for codec, outboxes in watchers.items():
             frame = codec.join(name, info) if what == "join" else codec.leave(name, info)
             self.office.deliver(Run((frame,)), outboxes)
+
+
+def _direct(topic: str, peers: Iterable[Peer], office: PostOffice) -> list[Recipient]:
+    audiences: dict[object, PeerAudience] = {}
+    for peer in peers:
+        assert peer.codec is not None, "it is known which protocol a peer speaks"
+        audience = audiences.get(peer.codec)
+        if audience is None:
+            audience = audiences[peer.codec] = PeerAudience(topic, peer.codec, office)
+        audience.outboxes[peer.outbox] = peer
+    return list(audiences.values())

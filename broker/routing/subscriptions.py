@@ -114,7 +114,8 @@ class Plan:
         missed: list[Publication] = []
         if request.recover:
             since = Position(request.offset, request.epoch)
-            missed, recovered, position = engine.recover(name, since)
+            view = engine.view(name, since)
+            missed, recovered, position = view.missed, view.recovered, view.top
             if len(missed) != len(
                 first_bytes(missed, self.router.settings.config.history_reply_bytes)
             ):

@@ -70,7 +70,7 @@ async def test_a_publication_of_the_broker_has_no_sender(
 ) -> None:
     client = await net.open_client()
     await client.request(subscribe={"channel": "news"})
-    net.broker.publish("news", ["x"])
+    net.broker.publish_nowait("news", ["x"])
     assert await client.receive_all() == [pub("news", ["x"], offset=1)]
 
 
@@ -80,7 +80,7 @@ async def test_an_unsubscribed_client_gets_nothing(autojump_clock: MockClock, ne
     assert await ask(client, {"id": 2, "unsubscribe": {"channel": "news"}}) == [
         {"id": 2, "unsubscribe": {}}
     ]
-    net.broker.publish("news", 1)
+    net.broker.publish_nowait("news", 1)
     assert await client.receive_all() == []
     assert await ask(client, {"id": 3, "unsubscribe": {"channel": "news"}}) == [
         {"id": 3, "unsubscribe": {}}
@@ -171,7 +171,7 @@ async def test_nobody_subscribes_twice(autojump_clock: MockClock, net: Network) 
     await client.request(subscribe={"channel": "news"})
     assert await error_of(client, subscribe={"channel": "news"}) == 105
     assert await error_of(client, subscribe={"channel": f"fd:{client.fd}"}) == 105
-    net.broker.publish("news", 1)
+    net.broker.publish_nowait("news", 1)
     assert data_of(await client.receive_all()) == [1]
 
 
@@ -195,7 +195,7 @@ async def test_a_pattern_is_told_each_publications_topic(
             client, {"id": 2, "subscribe": {"channel": name, "recoverable": True}}
         ) == [{"id": 2, "subscribe": {}}]
     for topic in ("news", "news.eu", "news.eu.fr"):
-        net.broker.publish(topic, topic)
+        net.broker.publish_nowait(topic, topic)
     assert await client.receive_all() == [
         pub("news.>", "news.eu", offset=1, channel="news.eu", tags={"topic": "news.eu"}),
         pub("news.*", "news.eu", offset=1, channel="news.eu", tags={"topic": "news.eu"}),
@@ -320,7 +320,7 @@ async def test_only_topics_can_be_read(
 async def topic_with_history(net: Network, count: int = 5) -> tuple[Peer, str]:
     """A client that does not listen, and the epoch of `news`, which has 1..count."""
     for number in range(1, count + 1):
-        net.broker.publish("news", number)
+        net.broker.publish_nowait("news", number)
     client = await net.open_client()
     reply = await client.request(history={"channel": "news"})
     return client, reply["history"]["epoch"]
@@ -441,7 +441,7 @@ async def test_missed_publications_come_in_the_reply_and_once(
         "offset": offset,
         "epoch": epoch,
     }
-    net.broker.publish("news", 6)
+    net.broker.publish_nowait("news", 6)
     assert await client.receive_all() == [pub("news", 6, offset=6)]
 
 
@@ -481,7 +481,7 @@ async def test_a_client_that_has_seen_nothing_recovers_all_since_it_subscribed(
     reply = await client.request(subscribe={"channel": "news", "recoverable": True})
     assert reply["subscribe"]["offset"] == 0
     await client.request(unsubscribe={"channel": "news"})
-    net.broker.publish("news", "first")
+    net.broker.publish_nowait("news", "first")
     assert missed(await subscribe_at(client, 0, reply["subscribe"]["epoch"])) == ["first"]
 
 
@@ -499,7 +499,7 @@ async def test_publications_during_a_subscribe_come_once(
 
     async def publish() -> None:
         for number in range(6, 30):
-            net.broker.publish("news", number)
+            net.broker.publish_nowait("news", number)
             await trio.sleep(0.003)
 
     async with trio.open_nursery() as nursery:

@@ -594,16 +594,16 @@ async def test_a_page_of_connections_says_where_in_the_events_it_stands(
     backend.say = hang
     async with open_test_broker(broker_of(name="eu-1")) as net:
         await net.open_plain()
-        page = page_of(net, 0)
+        page = await page_of(net, 0)
         assert (page["node"], page["seq"]) == ("eu-1", 2)
         assert page["epoch"] == json.loads(backend.requests[0][1].content)["events"][0]["epoch"]
     async with open_test_broker(Broker()) as net:
-        assert page_of(net, 0) == {"connections": {}}
+        assert (await page_of(net, 0)) == {"connections": {}}
 
 
-def page_of(net: Network, after: int, limit: int = 100) -> Any:
+async def page_of(net: Network, after: int, limit: int = 100) -> Any:
     params = json.dumps({"after": after, "limit": limit}).encode()
-    return json.loads(Api(net.node).answer("connections", params).body)["result"]
+    return json.loads((await Api(net.node).answer("connections", params)).body)["result"]
 
 
 def truth(net: Network) -> dict[int, tuple[str, str, frozenset[str]]]:
