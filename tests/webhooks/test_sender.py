@@ -594,7 +594,7 @@ async def test_a_page_of_connections_says_where_in_the_events_it_stands(
     backend.say = hang
     async with open_test_broker(broker_of(name="eu-1")) as net:
         await net.open_plain()
-        page = await page_of(net, 0)
+        page = page_of(net, 0)
         assert (page["node"], page["seq"]) == ("eu-1", 2)
         assert page["epoch"] == json.loads(backend.requests[0][1].content)["events"][0]["epoch"]
     async with open_test_broker(Broker()) as net:
