@@ -510,15 +510,15 @@ class Broker:
         sender = await opened(open_sender(config.webhooks, now))
         await opened(open_questions(settings, self.hooks, now))
         tokens = await opened(open_tokens(config, now))
-        engine = await opened(open_engine(config, now))
+        first_fd = int(now() * 1_000_000) if config.first_fd == "clock" else config.first_fd
+        # A broker that serves again goes on counting, as does an engine that was there before.
+        engine = await opened(open_engine(config, now, max(first_fd, self._next_fd)))
         office = await opened(open_post_office())
         readers = [] if self.hooks.event is None else [hook_reader(self.hooks.event)]
         readers += [] if sender is None else [sender]
         events = await opened(open_events(name, readers, config.webhooks, now))
         rights = Rights(settings, self.hooks, tokens.enabled)
-        first_fd = int(now() * 1_000_000) if config.first_fd == "clock" else config.first_fd
-        # A broker that serves again goes on counting, as does an engine that was there before.
-        hub: Hub[Peer] = Hub(max(first_fd, self._next_fd, engine.next_fd))
+        hub: Hub[Peer] = Hub(engine.next_fd)
         router = Router(hub, engine, office, rights, events)
         await opened(engine.running(router.returns))
         services = Services(
@@ -558,3 +558,4 @@ async def _beat(node: Node) -> None:
     finally:
         # Cancelled: the sessions have ended, or everything is being cut with us.
         node.services.cut()
+        node.note_fds()

@@ -289,9 +289,13 @@ class Node:
         """Look at everything that time ends: requests, expiry, silent peers. Linear in them."""
         now = trio.current_time()
         self.services.requests.expire(now)
-        self.services.router.engine.note_fds(self.next_fd)
+        self.note_fds()
         for connection in list(self.services.connections.values()):
             connection.beat(now)
+
+    def note_fds(self) -> None:
+        """Let the engine know which fds were given out."""
+        self.services.router.engine.note_fds(self.next_fd)
 
     def shut_down(self) -> None:
         """Tell every client that the broker stops."""

@@ -228,7 +228,7 @@ class HistoryStore:
         publications come back as they are.
         """
         if size <= 0 or ttl <= 0:
-            self._forget(topic)
+            self.forget_topic(topic)
             return publications
         if not publications:
             return publications
@@ -333,11 +333,42 @@ class HistoryStore:
                 self._drop_oldest(history)
             self._quieten(history, now)
 
-    def forget(self, is_over: Callable[[str], bool]) -> None:
-        """Forget the topics that this is true of, with their epochs. Linear in all topics."""
-        for topic in [topic for topics in (self._kept, self._quiet) for topic in topics]:
-            if is_over(topic):
-                self._forget(topic)
+    def forget(self, is_over: Callable[[str], bool]) -> list[str]:
+        """Forget the topics that this is true of, with their epochs; return them. Linear in all
+        topics."""
+        over = [topic for topic in self.topics() if is_over(topic)]
+        for topic in over:
+            self.forget_topic(topic)
+        return over
+
+    # keeping it elsewhere as well
+
+    def topics(self) -> list[str]:
+        """All topics that have an epoch."""
+        return [*self._kept, *self._quiet]
+
+    def state(self, topic: str) -> tuple[Position, History | None] | None:
+        """Where a topic is, and what it keeps if that is anything; None if it has no epoch. It does
+        not count as asking for it."""
+        history = self._kept.get(topic)
+        if history is not None:
+            return history.position, history
+        quiet = self._quiet.get(topic)
+        return None if quiet is None else (quiet[0], None)
+
+    def restore(self, topic: str, position: Position, now: float) -> None:
+        """Put a topic where it was, with nothing kept; what it has here is forgotten."""
+        self.forget_topic(topic)
+        self._put_quiet(topic, position, now, None)
+
+    def renew(self, epoch_of: Callable[[str], str]) -> None:
+        """Begin all epochs anew, each by a name made of the old one; offsets and publications stay.
+        Linear in the topics."""
+        for history in self._kept.values():
+            history.epoch = epoch_of(history.epoch)
+        for topic, (position, asked, payer) in list(self._quiet.items()):
+            renewed = Position(position.offset, epoch_of(position.epoch))
+            self._quiet[topic] = renewed, asked, payer
 
     def expire(self, now: float) -> None:
         """Free what is past its time. Call it about once a second.
@@ -355,7 +386,7 @@ class HistoryStore:
             topic, (_, asked, _) = next(iter(self._quiet.items()))
             if asked + self.meta_ttl > now:
                 break
-            self._forget(topic)
+            self.forget_topic(topic)
 
     def statistics(self) -> HistoryStatistics:
         return HistoryStatistics(
@@ -443,7 +474,7 @@ class HistoryStore:
         self._close(history)
         self._put_quiet(history.topic, history.position, now, history.payer)
 
-    def _forget(self, topic: str) -> None:
+    def forget_topic(self, topic: str) -> None:
         """Forget everything about a topic, if there is anything."""
         history = self._kept.get(topic)
         if history is not None:
@@ -559,12 +590,12 @@ class HistoryStore:
         while self._all_bytes > self.max_bytes:
             account = self._shares.heaviest()
             if account is None or len(self._unpaid) * QUIET_BYTES > self.max_bytes // 2:
-                self._forget(next(iter(self._unpaid)))
+                self.forget_topic(next(iter(self._unpaid)))
                 continue
             if len(account.quiet) * QUIET_BYTES > account.bytes // 2 or not (
                 account.own or account.shared
             ):
-                self._forget(next(iter(account.quiet)))
+                self.forget_topic(next(iter(account.quiet)))
                 continue
             history = self._topic_to_trim(account)
             if history is not None:

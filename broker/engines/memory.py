@@ -27,17 +27,44 @@ def new_epoch(topic: str) -> str:
     return secrets.token_hex(4)
 
 
-class MemoryEngine:
-    """Keeps what topics publish; see `HistoryStore` for the exact meaning of each method."""
+class Memory:
+    """What an engine keeps in this process, and answers from; see `HistoryStore` for the exact meaning
+    of each method."""
 
-    durability: Durability = "none"
-    full = False
-    next_fd: Fd = 1
-
-    def __init__(self, max_bytes: int, retained_bytes: int = 0) -> None:
+    def __init__(
+        self, max_bytes: int, retained_bytes: int, new_epoch: Callable[[str], str]
+    ) -> None:
         self.retained = Retained(retained_bytes)
         self.keys: IdempotentResults[Delivery] = IdempotentResults()
         self._store = HistoryStore(max_bytes, new_epoch)
+
+    def position(self, topic: str) -> Position:
+        return self._store.position(topic, trio.current_time())
+
+    def view(self, topic: str, since: Position) -> View:
+        return View(*self._store.recover(topic, trio.current_time(), since))
+
+    def history(
+        self, topic: str, since: Position | None, limit: int, reverse: bool
+    ) -> tuple[list[Publication], Position]:
+        return self._store.read(topic, trio.current_time(), since, limit, reverse)
+
+    async def expire(self) -> None:
+        """Free what is past its time, until cancelled."""
+        while True:
+            await trio.sleep(EXPIRE_EVERY)
+            self._store.expire(trio.current_time())
+
+
+class MemoryEngine(Memory):
+    """Keeps what topics publish in this process alone."""
+
+    durability: Durability = "none"
+    full = False
+
+    def __init__(self, max_bytes: int, retained_bytes: int = 0, first_fd: Fd = 1) -> None:
+        super().__init__(max_bytes, retained_bytes, new_epoch)
+        self.next_fd = first_fd
 
     def defers(self, topic: str, rules: TopicRules, *, more: bool = False) -> bool:
         return False
@@ -53,17 +80,6 @@ class MemoryEngine:
 
     async def wait_room(self) -> None:
         await trio.lowlevel.checkpoint()
-
-    def position(self, topic: str) -> Position:
-        return self._store.position(topic, trio.current_time())
-
-    def view(self, topic: str, since: Position) -> View:
-        return View(*self._store.recover(topic, trio.current_time(), since))
-
-    def history(
-        self, topic: str, since: Position | None, limit: int, reverse: bool
-    ) -> tuple[list[Publication], Position]:
-        return self._store.read(topic, trio.current_time(), since, limit, reverse)
 
     async def remove(self, topic: str) -> None:
         await trio.lowlevel.checkpoint()
@@ -82,18 +98,15 @@ class MemoryEngine:
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(self._store.statistics())
 
-    async def _expire(self) -> None:
-        while True:
-            await trio.sleep(EXPIRE_EVERY)
-            self._store.expire(trio.current_time())
-
 
 @asynccontextmanager
-async def open_memory(max_bytes: int, retained_bytes: int = 0) -> AsyncGenerator[MemoryEngine]:
+async def open_memory(
+    max_bytes: int, retained_bytes: int = 0, first_fd: Fd = 1
+) -> AsyncGenerator[MemoryEngine]:
     """An engine for as long as the block; open it around everything that publishes."""
-    engine = MemoryEngine(max_bytes, retained_bytes)
+    engine = MemoryEngine(max_bytes, retained_bytes, first_fd)
     async with trio.open_nursery() as upkeep:
-        upkeep.start_soon(engine._expire, name="history expiry")
+        upkeep.start_soon(engine.expire, name="history expiry")
         try:
             yield engine
         finally:
