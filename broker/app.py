@@ -27,6 +27,7 @@ from broker.core.messages import (
     Publication,
     PushResult,
 )
+from broker.engines.engine import RunBlocking, in_thread
 from broker.engines.opening import open_engine
 from broker.errors import CloseCode, UnsubscribeCode
 from broker.events.dispatcher import hook_reader, open_events
@@ -87,6 +88,9 @@ class Broker:
         """May be replaced until `serve` is called; then `reload` does it."""
         self.wall_clock: Callable[[], float] = time.time
         """Unix seconds, by which tokens expire; `open_test_broker` puts virtual time here."""
+        self.run_blocking: RunBlocking = in_thread
+        """Waits for the engine's disk; `open_test_broker` waits in line, as virtual time does not wait
+        for threads."""
         self.hooks = Hooks(self._end_by)
         self._ended_by: BaseException | None = None
         self._node: Node | None = None
@@ -512,7 +516,8 @@ class Broker:
         tokens = await opened(open_tokens(config, now))
         first_fd = int(now() * 1_000_000) if config.first_fd == "clock" else config.first_fd
         # A broker that serves again goes on counting, as does an engine that was there before.
-        engine = await opened(open_engine(config, now, max(first_fd, self._next_fd)))
+        next_fd = max(first_fd, self._next_fd)
+        engine = await opened(open_engine(config, now, next_fd, self.run_blocking))
         office = await opened(open_post_office())
         readers = [] if self.hooks.event is None else [hook_reader(self.hooks.event)]
         readers += [] if sender is None else [sender]

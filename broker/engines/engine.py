@@ -16,11 +16,12 @@ Not promised: an order between topics; that a publication is kept for its whole 
 Every method is called in Trio's thread, and none is async that does not say what it waits for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 import attrs
+import trio
 
 from broker.config.settings import TopicRules
 from broker.core.history import HistoryStatistics
@@ -30,12 +31,25 @@ from broker.core.retained import Retained
 from broker.core.session import Parcel
 from broker.errors import Refused
 
+T = TypeVar("T")
+
 Durability: TypeAlias = Literal["none", "process", "power"]
 """What a `Done` survives: nothing, the death of this process, the loss of power."""
 
 Done: TypeAlias = Callable[["Position | Refused | None"], None]
 """Called once for what was submitted: with the topic's position right behind it, None where no history
 keeps it, or `Refused` when it is not kept. Never waits."""
+
+
+class RunBlocking(Protocol):
+    """Does work that waits for a disk. Cancelled, it waits for the end of what has begun."""
+
+    def __call__(self, work: Callable[[], T], /) -> Awaitable[T]: ...
+
+
+async def in_thread(work: Callable[[], T], /) -> T:
+    """Work in a thread of its own, so that nobody else waits for it."""
+    return await trio.to_thread.run_sync(work, limiter=trio.CapacityLimiter(1))
 
 
 @attrs.frozen

@@ -6,14 +6,17 @@ from contextlib import asynccontextmanager
 from broker.config.engine_url import parse_engine_url
 from broker.config.settings import Config
 from broker.core.messages import Fd
-from broker.engines.engine import Engine
+from broker.engines.engine import Engine, RunBlocking, in_thread
 from broker.engines.memory import open_memory
 from broker.engines.sqlite import open_sqlite
 
 
 @asynccontextmanager
 async def open_engine(
-    config: Config, wall_clock: Callable[[], float], first_fd: Fd = 1
+    config: Config,
+    wall_clock: Callable[[], float],
+    first_fd: Fd = 1,
+    run_blocking: RunBlocking = in_thread,
 ) -> AsyncGenerator[Engine]:
     """The engine for as long as the block; open it around everything that publishes.
 
@@ -25,5 +28,5 @@ async def open_engine(
         async with open_memory(*sizes, first_fd) as memory:
             yield memory
     else:
-        async with open_sqlite(url, *sizes, wall_clock, first_fd) as sqlite:
+        async with open_sqlite(url, *sizes, wall_clock, first_fd, run_blocking) as sqlite:
             yield sqlite

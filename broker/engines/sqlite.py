@@ -28,7 +28,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from hashlib import blake2s
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import Final, cast
 
 import attrs
 import msgspec
@@ -40,7 +40,14 @@ from broker.config.settings import TopicRules
 from broker.core.history import History
 from broker.core.messages import Delivery, Fd, Position, Publication
 from broker.core.shares import text_bytes
-from broker.engines.engine import Durability, EngineStatistics, Sink, Submission
+from broker.engines.engine import (
+    Durability,
+    EngineStatistics,
+    RunBlocking,
+    Sink,
+    Submission,
+    in_thread,
+)
 from broker.engines.memory import Memory, new_epoch
 from broker.engines.records import (
     BadRecord,
@@ -62,8 +69,6 @@ from broker.engines.sqlite_file import LogFile, NotWritten, damaged
 from broker.errors import ConfigError, ErrorCode, Refused
 
 log = structlog.get_logger("broker")
-
-T = TypeVar("T")
 
 BATCH_PUBLICATIONS: Final = 8192
 """Publications in one commit: 20 ms of work to give them back, and twice as many are no faster."""
@@ -145,13 +150,15 @@ class SqliteEngine(Memory):
         max_bytes: int,
         retained_bytes: int,
         wall_clock: Callable[[], float],
-        spare_bytes: int = SPARE_BYTES,
+        run_blocking: RunBlocking,
+        spare_bytes: int,
     ) -> None:
         super().__init__(max_bytes, retained_bytes, self._new_epoch)
         self.durability: Durability = sync
         self.next_fd: Fd = file.meta.next_fd
         self._file = file
         self._wall_clock = wall_clock
+        self._run_blocking = run_blocking
         self._spare_bytes = spare_bytes
         self._queue: deque[Submission | _Removal] = deque()
         # What waits or is under way, by topic; and the bytes of it.
@@ -169,7 +176,6 @@ class SqliteEngine(Memory):
         self._drained = trio.Event()
         self._room = trio.Event()
         self._batches = self._submitted = 0
-        self._one_at_a_time = trio.CapacityLimiter(1)
 
     # publishing
 
@@ -295,11 +301,6 @@ class SqliteEngine(Memory):
             self._something = trio.Event()
             await self._something.wait()
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Do what waits for the disk. Not left to itself when cancelled: the file is nobody else's until
-        it is done."""
-        return await trio.to_thread.run_sync(work, limiter=self._one_at_a_time)
-
     # a batch on its way
 
     def _gather(self, sink: Sink) -> _Batch:
@@ -331,7 +332,7 @@ class SqliteEngine(Memory):
 
     async def _commit(self, batch: _Batch) -> None:
         if batch.row or batch.meta is not None:
-            await self._in_thread(partial(self._file.append, batch.row, batch.meta))
+            await self._run_blocking(partial(self._file.append, batch.row, batch.meta))
             self._batches += 1
         if batch.items:
             self._retry_seconds = RETRY_SECONDS
@@ -413,7 +414,7 @@ class SqliteEngine(Memory):
             self._queue.clear()
             await self._wait_retry(sink)
             try:
-                await self._in_thread(partial(self._file.append, b"", self._meta))
+                await self._run_blocking(partial(self._file.append, b"", self._meta))
             except NotWritten as again:
                 self._failing = str(again)
             else:
@@ -474,7 +475,7 @@ class SqliteEngine(Memory):
                 self._cleaning = _Cleaning(self._file.last_seq, self._parts())
         elif cleaning.is_written:
             delete = partial(self._file.delete, cleaning.up_to, CLEAN_BYTES)
-            if await self._in_thread(delete):
+            if await self._run_blocking(delete):
                 self._cleaning = None
 
     def _parts(self) -> Iterator[list[bytes]]:
@@ -648,6 +649,7 @@ async def open_sqlite(
     retained_bytes: int,
     wall_clock: Callable[[], float],
     first_fd: Fd = 1,
+    run_blocking: RunBlocking = in_thread,
     spare_bytes: int = SPARE_BYTES,
 ) -> AsyncGenerator[SqliteEngine]:
     """An engine with what its file has kept, for as long as the block; open it around everything that
@@ -664,7 +666,13 @@ async def open_sqlite(
         file = LogFile.open(path, url.sync)
         try:
             engine = SqliteEngine(
-                file, url.sync, max_bytes, retained_bytes, wall_clock, spare_bytes
+                file,
+                url.sync,
+                max_bytes,
+                retained_bytes,
+                wall_clock,
+                run_blocking,
+                spare_bytes,
             )
             engine.replay(now, wall)
             engine.begin(first_fd)
@@ -673,7 +681,7 @@ async def open_sqlite(
             raise
         return engine
 
-    engine = await trio.to_thread.run_sync(load)
+    engine = await run_blocking(load)
     try:
         kept = engine.statistics().history
         log.info("engine_opened", file=str(path), publications=kept.publications)
@@ -685,4 +693,4 @@ async def open_sqlite(
                 upkeep.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):  # a commit, and it has no end but the disk's
-            await trio.to_thread.run_sync(engine.close)  # noqa: ASYNC102
+            await run_blocking(engine.close)  # noqa: ASYNC102
