@@ -272,7 +272,8 @@ class SqliteEngine(Memory):
     async def _write(self, sink: Sink) -> None:
         """Commit what is submitted and give it back, until nothing more will come."""
         try:
-            while self._has_work or not self._is_ending:
+            # At the end of a stop what cannot be kept is refused, and not tried again.
+            while not self._is_ending or (self._has_work and not self._failing):
                 await self._wait_work()
                 batch = self._gather(sink)
                 try:
