@@ -495,6 +495,17 @@ class SqliteEngine(Memory):
                 once = Once(topic, key, owner, at, position.offset, position.epoch)
                 yield [encode(once)]
 
+    def write_all_anew(self) -> None:
+        """Clean the log at once. Blocks. Raises `NotWritten`, with all that is kept still there."""
+        cleaning = self._cleaning = _Cleaning(self._file.last_seq, self._parts())
+        is_rest = False
+        while not is_rest:
+            records: list[bytes] = []
+            is_rest = self._write_anew(records)
+            self._file.append(join(records))
+        while not self._file.delete(cleaning.up_to, CLEAN_BYTES):
+            pass
+
     # the start
 
     def replay(self, now: float, wall: float) -> None:
