@@ -250,6 +250,7 @@ class HistoryStore:
             published = _numbered(topic, publications[:-size], offset)
             offset += len(published)
             publications = publications[-size:]
+        payer = self._sole_publisher(history, publications)
         for p in publications:
             offset += 1
             data = p.data
@@ -261,7 +262,7 @@ class HistoryStore:
             ring.append((now, kept, extra))
             more += len(data) + PUBLICATION_BYTES + extra
         history.top = offset
-        if history.charged:
+        if history.charged and payer is None:
             while len(ring) > size:
                 more -= self._drop_charged(history)
         else:
@@ -270,7 +271,9 @@ class HistoryStore:
                 more -= len(dropped.data) + PUBLICATION_BYTES + extra
         self._bytes += more
         self._publications += len(ring) - before
-        if self._bytes > self._charge_from:
+        if payer is not None:
+            self._charge_sole(history, payer, more, now)
+        elif self._bytes > self._charge_from:
             self._charge(history, now)
         return published
 
@@ -514,11 +517,38 @@ class HistoryStore:
         more = 2 * self._charge_topic(history)
         while more > 0 and self._uncharged:
             more -= self._charge_topic(self._uncharged.pop())
+        self._come_back(now)
+
+    def _come_back(self, now: float) -> None:
+        """Come back under the bound; charge no more when the store is nearly empty."""
         if self._all_bytes > self.max_bytes:
             self._evict(now)
         elif self._bytes < self.max_bytes // 4:
             self._charge_from = self.max_bytes // 2
             self._uncharged = []
+
+    def _sole_publisher(
+        self, history: History, publications: Sequence[Publication]
+    ) -> Publisher | None:
+        """The owner of all that is kept of a topic and of all that comes, if that is one, and everything
+        is charged already: then a sum is charged, in a fifth of the time of one by one."""
+        payer = history.payer
+        if payer is None or self._uncharged or len(history.members) > 1:
+            return None
+        if history.charged < history.top or payer not in history.members:
+            return None
+        info = publications[0].info
+        if any(each.info is not info for each in publications) or owner_of(info) != payer.owner:
+            return None
+        return payer
+
+    def _charge_sole(self, history: History, payer: Publisher, more: int, now: float) -> None:
+        """Charge what was just published, less what it pushed out, to the sole publisher of a topic."""
+        self._shares.charge(payer, more)
+        history.members[payer] = history.charged = history.top
+        if history in payer.own:
+            payer.own.move_to_end(history)
+        self._come_back(now)
 
     def _begin_charging(self) -> None:
         if self._charge_from >= 0:

@@ -10,6 +10,7 @@ from typing import cast
 import attrs
 
 from broker.core.messages import Fd, Publication
+from broker.core.names import DIRECT
 from broker.core.session import Audience, Parcel, Recipient, Session, Subscription
 from broker.core.tags import CompiledFilter
 from broker.protocols.codec import PeerCodec
@@ -30,10 +31,20 @@ class Peer(Session):
     outbox: Outbox = attrs.field(init=False)
     start_soon: Callable[[Callable[[], Awaitable[object]]], None] = attrs.field(init=False)
     """Starts a task that ends with the connection at the latest."""
+    _mailbox: "PeerAudience | None" = attrs.field(init=False, default=None)
 
     @property
     def is_reachable(self) -> bool:
         return self.speaks and not self.outbox.sealed
+
+    @property
+    def mailbox(self) -> "PeerAudience":
+        """This peer alone, as the audience of its own `fd:N`. It has a codec by then."""
+        if self._mailbox is None:
+            assert self.codec is not None, "it is known which protocol a peer speaks"
+            name = f"{DIRECT}{self.fd}"
+            self._mailbox = PeerAudience(name, self.codec, self.office, None, {self.outbox: self})
+        return self._mailbox
 
     @property
     def keeps_up(self) -> bool:

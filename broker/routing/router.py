@@ -208,14 +208,15 @@ class Router:
         self._end_run()
         rules, recipients, self._run_work, self._run_filter_work = self._resolve(topic)
         defers = self.engine.defers(topic, rules)
-        self.meter.add(RUN)
+        self.meter.done += RUN
         if rules.retain:
             recipients.append(self.retained)
         self._run_keeps = rules.history_size > 0 and not defers
         self._run_dones = [] if defers else None
         self._run_rules, self._run_recipients = rules, recipients
         self._run = Parcel(topic, rules.slow_consumer)
-        self._run_now = trio.current_time()
+        if self._run_keeps:
+            self._run_now = trio.current_time()
         self._run_bytes = 0
         self._run_topic = topic
         self.office.wake()
@@ -256,9 +257,7 @@ class Router:
             peer = self.hub.sessions.get(fd)
             if peer is None or not peer.speaks:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
-            assert peer.codec is not None, "it is known which protocol a peer speaks"
-            only = PeerAudience(topic, peer.codec, self.office, None, {peer.outbox: peer})
-            return DIRECT_RULES, [only], PEER, 0.0
+            return DIRECT_RULES, [peer.mailbox], PEER, 0.0
         self.rights.check_topic(topic)
         if topic.startswith(PERSONAL):
             self.check_direct()

@@ -65,7 +65,10 @@ class Run:
         """Count this run in `ledger` for as long as somebody needs it; once, in the first."""
         if self._ledger is None:
             self._ledger = ledger
-            self._held = held = self.bytes_held
+            # As `bytes_held` has it, in line: this is the hot path.
+            count, size = len(self.frames), len(self.data)
+            held = _RUN_OVERHEAD + count * _FRAME_OVERHEAD + (size if count == 1 else 2 * size)
+            self._held = held
             ledger.bytes_held += held
 
     def __del__(self) -> None:
