@@ -25,6 +25,7 @@ import trio.testing
 
 from broker.app import Broker
 from broker.core.messages import Fd
+from broker.engines.engine import in_thread
 from broker.hooks import ConnectEvent, ConnectReply
 from broker.node import Node
 from broker.testing.engines import (
@@ -351,7 +352,8 @@ async def open_test_broker(broker: Broker) -> AsyncGenerator[Network, None]:
     """
     began = time.time() - trio.current_time()
     broker.wall_clock = lambda: began + trio.current_time()
-    broker.run_blocking = wait_in_line
+    if broker.run_blocking is in_thread:
+        broker.run_blocking = wait_in_line
     listener = MemoryListener()
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda **start: broker.serve(listeners=[listener], **start))
