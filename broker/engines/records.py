@@ -10,10 +10,12 @@ defaults; anything else is another `FORMAT`, which older brokers refuse.
 
 from collections.abc import Iterator, Sequence
 from typing import Final, TypeAlias
+from zlib import crc32
 
 import msgspec
 from msgspec import Struct
 
+from broker.config.engine_url import Sync
 from broker.core.messages import ClientInfo, Publication
 
 FORMAT: Final = 1
@@ -126,7 +128,7 @@ class Meta(Struct, array_like=True, frozen=True):
 
     boot_id: str = ""
     """Of the machine's run in which the file was opened last."""
-    sync: str = "power"
+    sync: Sync = "power"
     is_clean: bool = True
     """Whether it was closed in good order, so that all that was acknowledged is here."""
     next_fd: int = 1
@@ -137,7 +139,7 @@ encode = msgspec.msgpack.Encoder().encode
 _decoder: Final = msgspec.msgpack.Decoder(Record)
 _meta_decoder: Final = msgspec.msgpack.Decoder(Meta)
 LENGTH: Final = 4
-"""Bytes of the length in front of each record."""
+"""Bytes of the length in front of each record, and of the checksum in front of a row."""
 
 
 class BadRecord(ValueError):
@@ -145,13 +147,19 @@ class BadRecord(ValueError):
 
 
 def join(records: Sequence[bytes]) -> bytes:
-    """A row of records that are encoded already."""
-    return b"".join([part for each in records for part in (len(each).to_bytes(LENGTH), each)])
+    """A row of records that are encoded already, behind a checksum; nothing for none."""
+    if not records:
+        return b""
+    body = b"".join([part for each in records for part in (len(each).to_bytes(LENGTH), each)])
+    return crc32(body).to_bytes(LENGTH) + body
 
 
 def split(row: bytes) -> Iterator[Record]:
     """The records of a row. Raises `BadRecord`."""
-    place = 0
+    # SQLite finds a page that is out of place, not a bit that has changed.
+    if crc32(memoryview(row)[LENGTH:]) != int.from_bytes(row[:LENGTH]):
+        raise BadRecord("the checksum of a row is wrong")
+    place = LENGTH
     while place < len(row):
         size = int.from_bytes(row[place : place + LENGTH])
         place += LENGTH

@@ -155,6 +155,7 @@ class SqliteEngine(Memory):
     ) -> None:
         super().__init__(max_bytes, retained_bytes, self._new_epoch)
         self.durability: Durability = sync
+        self._sync: Sync = sync
         self.next_fd: Fd = file.meta.next_fd
         self._file = file
         self._wall_clock = wall_clock
@@ -523,7 +524,7 @@ class SqliteEngine(Memory):
         """Note in the file that it is in use. Blocks. Raises `ConfigError`."""
         before, boot = self._file.meta, boot_id()
         self.next_fd = max(first_fd, before.next_fd)
-        self._meta = Meta(boot, self.durability, False, self.next_fd + FD_LEASE)
+        self._meta = Meta(boot, self._sync, False, self.next_fd + FD_LEASE)
         records = []
         if before.sync == "process" and not before.is_clean and before.boot_id != (boot or None):
             # Some of the last rows may never have reached the disk, and nobody can say which.
