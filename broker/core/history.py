@@ -250,7 +250,9 @@ class HistoryStore:
             published = _numbered(topic, publications[:-size], offset)
             offset += len(published)
             publications = publications[-size:]
-        payer = self._sole_publisher(history, publications)
+        payer = None
+        if history.payer is not None:
+            payer = self._sole_publisher(history, history.payer, publications)
         for p in publications:
             offset += 1
             data = p.data
@@ -528,12 +530,11 @@ class HistoryStore:
             self._uncharged = []
 
     def _sole_publisher(
-        self, history: History, publications: Sequence[Publication]
+        self, history: History, payer: Publisher, publications: Sequence[Publication]
     ) -> Publisher | None:
-        """The owner of all that is kept of a topic and of all that comes, if that is one, and everything
-        is charged already: then a sum is charged, in a fifth of the time of one by one."""
-        payer = history.payer
-        if payer is None or self._uncharged or len(history.members) > 1:
+        """Its payer, if that is the owner of all that is kept of a topic and of all that comes, and
+        everything is charged already: then a sum is charged, in a fifth of the time."""
+        if self._uncharged or len(history.members) > 1:
             return None
         if history.charged < history.top or payer not in history.members:
             return None

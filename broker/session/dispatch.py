@@ -190,9 +190,9 @@ class Dispatcher:
         allowance = self._allowance
         if allowance.is_low:
             allowance.refill(trio.current_time())
-        if not allowance.admits(0.0):
-            self.turn_is_over = True
-            return batch
+            if not allowance.admits(0.0):
+                self.turn_is_over = True
+                return batch
         if self.peer.outbox.replies_wait and self._peer_is_behind:
             return batch
         done = 0
@@ -317,9 +317,12 @@ class Dispatcher:
 
         A fourth of what they cost one by one. False if they are anything else.
         """
+        answered = []
         for command in commands:
             if command.publish.channel != topic or not command.publish.data:
                 return False
+            if command.id:
+                answered.append(command.id)
         contents = [bytes(command.publish.data) for command in commands]
         router = self.services.router
         before = router.meter.done
@@ -328,11 +331,10 @@ class Dispatcher:
             dones = router.publish_all(topic, contents, client.peer.info)
         except Refused as error:
             refusal = error  # an fd that is gone
-        request_ids = [command.id for command in commands if command.id]
         if dones is not None:
-            client.answer_when_kept(dones, request_ids)
+            client.answer_when_kept(dones, answered)
         else:
-            for request_id in request_ids:
+            for request_id in answered:
                 client.add_reply(client.publish_reply(request_id, refusal))
         self._allowance.spend(router.meter.done - before)
         return True
