@@ -110,8 +110,9 @@ class EngineStatistics:
 class Sink(Protocol):
     """Gets what an engine gives back: the router."""
 
-    def deliver(self, parcel: Parcel, *, retain: bool) -> None:
-        """Fan a parcel out now. No checkpoint."""
+    def deliver(self, parcel: Parcel, *, retain: bool) -> float:
+        """Fan a parcel out now; return the work of that, as `core.work` weighs it, so that the engine
+        lets others run in between. No checkpoint."""
 
     def settled(self) -> None:
         """Every `Done` of a batch was called: send the answers that were held for it. No checkpoint."""

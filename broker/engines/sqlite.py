@@ -40,6 +40,7 @@ from broker.config.settings import TopicRules
 from broker.core.history import History
 from broker.core.messages import Delivery, Fd, Position, Publication
 from broker.core.shares import text_bytes
+from broker.core.work import COMMAND, PUBLICATION, SLICE
 from broker.engines.engine import (
     Durability,
     EngineStatistics,
@@ -78,9 +79,6 @@ BATCH_BYTES: Final = 4 * 2**20
 
 FULL_BYTES: Final = 4 * 2**20
 """So much may wait for a commit until publishers wait, too: a full batch beside the one under way."""
-
-SLICE: Final = 512
-"""Publications that are given back until all other tasks have a turn: about a millisecond."""
 
 PUBLICATION_BYTES: Final = 64
 """A publication that waits costs so much besides its data."""
@@ -346,25 +344,25 @@ class SqliteEngine(Memory):
 
     async def _give_back(self, batch: _Batch, sink: Sink) -> None:
         """Deliver and acknowledge what is in the log now. Whoever cancels waits for the end of it."""
-        count = 0
+        work = 0.0
         with trio.CancelScope(shield=True):
             while batch.items:
                 item = batch.items[0]
                 if isinstance(item, Submission):
-                    self._deliver(item, sink)
+                    work += self._deliver(item, sink)
                 else:
                     self._store.remove(item.topic, trio.current_time())
                     item.is_over.set()
                 batch.items.popleft()
                 self._note_over(item)
-                count += _publications_in(item)
-                if count >= SLICE:
-                    count = 0
+                work += COMMAND + PUBLICATION * _publications_in(item)
+                if work >= SLICE:
+                    work = 0.0
                     sink.settled()
                     await trio.lowlevel.checkpoint()
         sink.settled()
 
-    def _deliver(self, submission: Submission, sink: Sink) -> None:
+    def _deliver(self, submission: Submission, sink: Sink) -> float:
         parcel, rules, position = submission.parcel, submission.rules, None
         if submission.keep:
             topic, now = parcel.topic, trio.current_time()
@@ -373,9 +371,10 @@ class SqliteEngine(Memory):
                 self._store.extend(topic, each, now, size, ttl) for each in parcel.batches
             ]
             position = self._store.position(topic, now)
-        sink.deliver(parcel, retain=submission.retain)
+        work = sink.deliver(parcel, retain=submission.retain)
         for done in submission.dones:
             done(position)
+        return work
 
     def _note_over(self, item: Submission | _Removal) -> None:
         topic = _topic_of(item)

@@ -57,7 +57,7 @@ class Returns:
     """The way back from the engine, its `Sink`: what it has kept is fanned out, then those who have
     published it are answered."""
 
-    def __init__(self, fan_out: Callable[..., None]) -> None:
+    def __init__(self, fan_out: Callable[..., float]) -> None:
         self.deliver = fan_out
         self._unsettled: list[Callable[[], None]] = []
 
@@ -237,16 +237,20 @@ class Router:
         for recipient in recipients:
             recipient.deliver(run)
 
-    def fan_out(self, parcel: Parcel, *, retain: bool) -> None:
-        """Fan out what the engine has kept, to those who listen now. Its publisher has paid for it."""
+    def fan_out(self, parcel: Parcel, *, retain: bool) -> float:
+        """Fan out what the engine has kept, to those who listen now; return the work of it, for which
+        its publisher has paid."""
         self._end_run()
         recipients: list[Recipient] = [self.retained] if retain else []
+        total = RUN
         with suppress(Refused):  # a reload took the namespace away: nobody may have it any more
-            rules, listeners, _, _ = self._resolve(parcel.topic)
+            rules, listeners, work, filter_work = self._resolve(parcel.topic)
             parcel.rule = rules.slow_consumer
             recipients += listeners
+            total += work + filter_work * len(parcel.batches)
         for recipient in recipients:
             recipient.deliver(parcel)
+        return total
 
     def _resolve(self, topic: str) -> tuple[TopicRules, list[Recipient], float, float]:
         """The rules of a topic, the recipients of a run on it, the work of its fan-out, and that of the

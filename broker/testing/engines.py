@@ -56,7 +56,7 @@ class Witness:
         self.listeners: dict[str, list[Callable[[Publication], None]]] = {}
         self.answers: list[Position | Refused | None] = []
 
-    def deliver(self, parcel: Parcel, *, retain: bool) -> None:
+    def deliver(self, parcel: Parcel, *, retain: bool) -> float:
         if retain:
             self.engine.retained.deliver(parcel)
         for batch in parcel.batches:
@@ -64,6 +64,7 @@ class Witness:
             for publication in batch:
                 for listener in list(self.listeners.get(parcel.topic, ())):
                     listener(publication)
+        return 0.0
 
     def settled(self) -> None:
         pass

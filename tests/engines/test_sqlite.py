@@ -18,6 +18,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from broker.config.engine_url import parse_engine_url
 from broker.config.settings import TopicRules
 from broker.core.messages import ClientInfo, Position
+from broker.core.session import Parcel
+from broker.core.work import SLICE
 from broker.engines.engine import Key
 from broker.engines.records import Meta
 from broker.engines.sqlite import FULL_BYTES, SqliteEngine, open_sqlite
@@ -134,6 +136,39 @@ async def test_a_stop_keeps_what_was_submitted_and_refuses_what_the_disk_does_no
         disk.release()
     async with opened(path) as (engine, _):
         assert kept(engine, "a") == [b"1"]
+
+
+async def test_others_have_their_turn_while_a_large_batch_is_given_back(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    class Costly(Witness):
+        def deliver(self, parcel: Parcel, *, retain: bool) -> float:
+            super().deliver(parcel, retain=retain)
+            seen.append("deliver")
+            return SLICE
+
+    seen: list[str] = []
+    disk = Disk()
+    async with opened(path, disk=disk, runs=False) as (engine, _):
+        sink = Costly(engine)
+        async with engine.running(sink), trio.open_nursery() as nursery:
+            disk.hold()
+            sink.publish("a", b"first")
+            await wait_all_tasks_blocked()
+            for number in range(10):
+                sink.publish(f"t{number}", b"1")
+            disk.release()
+
+            async def others() -> None:
+                for _ in range(200):
+                    await trio.lowlevel.checkpoint()
+                    if seen and seen[-1] == "deliver":
+                        seen.append("others")
+
+            nursery.start_soon(others)
+    assert seen.count("deliver") == 11
+    # Within one turn of the loop Trio's order is random: at the end of one, and first in the next.
+    assert "deliver deliver deliver" not in " ".join(seen)
 
 
 # a disk that fails

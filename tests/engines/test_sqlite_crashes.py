@@ -47,14 +47,15 @@ class Truth(Witness):
         super().__init__(engine)
         self.disk = disk
 
-    def deliver(self, parcel: Parcel, *, retain: bool) -> None:
+    def deliver(self, parcel: Parcel, *, retain: bool) -> float:
         if self.disk.copy is not None:
-            return  # nobody is there any more to get it
-        super().deliver(parcel, retain=retain)
+            return 0.0  # nobody is there any more to get it
+        work = super().deliver(parcel, retain=retain)
         epoch = self.engine.position(parcel.topic).epoch
         for batch in parcel.batches:
             for publication in batch:
                 self.note(parcel.topic, epoch, publication)
+        return work
 
     def note(self, topic: str, epoch: str, publication: Publication) -> None:
         if publication.offset:
