@@ -106,9 +106,12 @@ async def test_a_stop_that_comes_while_serve_starts_counts() -> None:
 
 async def test_a_method_that_needs_a_serving_broker_says_so() -> None:
     broker = Broker()
-    for call in (partial(broker.publish, "news", 1), broker.stats):
+    for call in (partial(broker.publish_nowait, "news", 1), broker.stats):
         with pytest.raises(RuntimeError, match=r"broker\.serve"):
             call()
+    for wait in (partial(broker.publish, "news", 1), partial(broker.remove_history, "news")):
+        with pytest.raises(RuntimeError, match=r"broker\.serve"):
+            await wait()
     with pytest.raises(RuntimeError, match=r"broker\.serve"):
         async with broker.subscribe("news"):
             pytest.fail("unreachable")
