@@ -188,6 +188,22 @@ class Engine(Protocol):
         """Forget the topics that this is true of, with their epochs; what is on its way to them is
         delivered and not kept. Never waits. Linear in all topics."""
 
+    # the part of the broker's memory that it takes
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of what is kept, and of what waits for that."""
+
+    @property
+    def heaviest_bytes(self) -> int:
+        """Bytes of the owner with the most; see `HistoryStore`."""
+
+    def prepare(self, size: int) -> bool:
+        """Get ready to give back so much, in steps; see `HistoryStore.prepare`."""
+
+    def give_back(self, size: int) -> int:
+        """Let histories give way until so many bytes are free; return how many are."""
+
     # fds
 
     @property

@@ -49,6 +49,22 @@ class Memory:
     ) -> tuple[list[Publication], Position]:
         return self._store.read(topic, trio.current_time(), since, limit, reverse)
 
+    # the part of the memory that it takes
+
+    @property
+    def bytes_held(self) -> int:
+        return self._store.bytes_held
+
+    @property
+    def heaviest_bytes(self) -> int:
+        return self._store.heaviest_bytes
+
+    def prepare(self, size: int) -> bool:
+        return self._store.prepare(size)
+
+    def give_back(self, size: int) -> int:
+        return self._store.give_back(size, trio.current_time())
+
     async def expire(self) -> None:
         """Free what is past its time, until cancelled."""
         while True:

@@ -237,6 +237,10 @@ class SqliteEngine(Memory):
         for topic in over:
             self._note_unwritten(topic)
 
+    @property
+    def bytes_held(self) -> int:
+        return super().bytes_held + self._waiting
+
     # fds
 
     def note_fds(self, next_fd: Fd) -> None:

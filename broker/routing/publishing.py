@@ -101,6 +101,11 @@ class Publisher:
             self._keep(kept_as, delivery)
         return delivery
 
+    @property
+    def bytes_held(self) -> int:
+        """What the results take that are kept by key."""
+        return self.router.engine.keys.bytes_held
+
     def forget(self, by: Session) -> None:
         """Forget the keys of a client that has gone, if they were its connection's own."""
         if not by.user:
