@@ -89,6 +89,7 @@ class Router:
         self.events = events
         self.settings = rights.settings
         self.retained = engine.retained
+        self._may_defer = engine.durability != "none"
         self.published = 0
         self.meter = Meter()
         self.turns = trio.Lock()
@@ -151,14 +152,13 @@ class Router:
         if self._run_keeps:
             publications = self.engine.publish(topic, publications, self._run_rules, self._run_now)
         self._run.batches.append(publications)
-        dones = self._run_dones
         count, size = len(publications), sum(map(len, contents))
         self.published += count
         self.meter.done += work + count * PUBLICATION + size / 1024 * KILOBYTE
         self._run_bytes += size
         if self._run_bytes > RUN_BYTES:
             self._end_run()
-        return dones
+        return self._run_dones  # that of this run, also if it has ended
 
     def weigh(self, topic: str) -> float:
         """Begin a run on a topic, if it is not the open one; return the work that a publication on it
@@ -207,7 +207,7 @@ class Router:
     def _begin_run(self, topic: str) -> None:
         self._end_run()
         rules, recipients, self._run_work, self._run_filter_work = self._resolve(topic)
-        defers = self.engine.defers(topic, rules)
+        defers = self._may_defer and self.engine.defers(topic, rules)
         self.meter.done += RUN
         if rules.retain:
             recipients.append(self.retained)
