@@ -36,6 +36,8 @@ from broker.logs import reconfigure
 from broker.routing.publishing import PublishOptions
 from broker.routing.reader import Reader
 from broker.routing.retained import give_retained
+from broker.routing.router import Router
+from broker.routing.turns import Share
 from broker.session.expiry import expire
 from broker.session.orders import ServerSub
 from broker.session.services import ServedConnection, Services
@@ -122,6 +124,15 @@ class Node:
     def draining(self) -> bool:
         """Whether the broker was asked to stop."""
         return self.services.draining
+
+    @property
+    def router(self) -> Router:
+        """Who listens, what is kept, and what all of that costs."""
+        return self.services.router
+
+    def new_share(self) -> Share:
+        """The share of the loop of one more party."""
+        return Share(turns=self.router.turns)
 
     # messages
 

@@ -52,7 +52,8 @@ async def publishes(peer: Peer, *what: tuple[int, str, object]) -> None:
 
 
 async def api(net: Network, method: str, **params: object) -> Any:
-    answer = await Api(net.node).answer(method, json.dumps(params).encode())
+    share = net.node.new_share()
+    answer = await Api(net.node).answer(method, json.dumps(params).encode(), share)
     return json.loads(answer.body)
 
 

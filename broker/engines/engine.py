@@ -29,6 +29,7 @@ from broker.core.idempotency import IdempotentResults
 from broker.core.messages import Delivery, Fd, Position, Publication
 from broker.core.retained import Retained
 from broker.core.session import Parcel
+from broker.core.work import Meter
 from broker.errors import Refused
 
 T = TypeVar("T")
@@ -122,6 +123,8 @@ class Engine(Protocol):
     """Keeps what topics publish, decides its order, and gives it back. See the module."""
 
     durability: Durability
+    meter: Meter
+    """The one of its broker, to which it adds the work that is not every publication's; see `core.work`."""
 
     @property
     def retained(self) -> Retained:
@@ -177,6 +180,11 @@ class Engine(Protocol):
         self, topic: str, since: Position | None, limit: int, reverse: bool
     ) -> tuple[list[Publication], Position]:
         """See `HistoryStore.read`. Raises `UnrecoverablePosition` when `since` is of another epoch."""
+
+    def peek(
+        self, topic: str, since: int | None, limit: int, reverse: bool = False
+    ) -> list[Publication]:
+        """About what `history` would list, to know what that is going to cost."""
 
     # forgetting
 

@@ -16,6 +16,7 @@ from broker.core.history import HistoryStore
 from broker.core.idempotency import IdempotentResults
 from broker.core.messages import Delivery, Fd, Position, Publication
 from broker.core.retained import Retained
+from broker.core.work import Meter
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
 
 EXPIRE_EVERY: Final = 1.0
@@ -36,7 +37,8 @@ class Memory:
     ) -> None:
         self.retained = Retained(retained_bytes)
         self.keys: IdempotentResults[Delivery] = IdempotentResults()
-        self._store = HistoryStore(max_bytes, new_epoch)
+        self.meter = Meter()
+        self._store = HistoryStore(max_bytes, new_epoch, meter=self.meter)
 
     def position(self, topic: str) -> Position:
         return self._store.position(topic, trio.current_time())
@@ -48,6 +50,11 @@ class Memory:
         self, topic: str, since: Position | None, limit: int, reverse: bool
     ) -> tuple[list[Publication], Position]:
         return self._store.read(topic, trio.current_time(), since, limit, reverse)
+
+    def peek(
+        self, topic: str, since: int | None, limit: int, reverse: bool = False
+    ) -> list[Publication]:
+        return self._store.peek(topic, since, limit, reverse)
 
     # the part of the memory that it takes
 
@@ -69,7 +76,8 @@ class Memory:
         """Free what is past its time, until cancelled."""
         while True:
             await trio.sleep(EXPIRE_EVERY)
-            self._store.expire(trio.current_time())
+            while self._store.expire(trio.current_time()):
+                await trio.lowlevel.checkpoint()
 
 
 class MemoryEngine(Memory):

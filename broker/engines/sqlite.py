@@ -521,7 +521,8 @@ class SqliteEngine(Memory):
                     self._take_record(record, now, wall)
         except BadRecord as error:
             raise ConfigError(damaged(self._file.path, error)) from error
-        self._store.expire(now)
+        while self._store.expire(now):
+            pass
 
     def begin(self, first_fd: Fd) -> None:
         """Note in the file that it is in use. Blocks. Raises `ConfigError`."""

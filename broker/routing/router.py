@@ -32,10 +32,11 @@ from broker.core.work import (
     COMMAND,
     FILTER_NODE,
     KILOBYTE,
+    PARCEL,
     PEER,
     PUBLICATION,
     RUN,
-    Meter,
+    SUBSCRIPTION,
 )
 from broker.engines.engine import Done, Engine, Key, Submission
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
@@ -43,6 +44,7 @@ from broker.events.dispatcher import Events
 from broker.protocols.codec import Codec
 from broker.routing.queue_groups import GroupRecipient
 from broker.routing.recipients import Peer, PeerAudience
+from broker.routing.turns import Turns
 from broker.transport.outbox import Offer, Outbox, Run
 from broker.transport.postman import PostOffice
 
@@ -91,8 +93,8 @@ class Router:
         self.retained = engine.retained
         self._may_defer = engine.durability != "none"
         self.published = 0
-        self.meter = Meter()
-        self.turns = trio.Lock()
+        self.meter = engine.meter
+        self.turns = Turns()
         self._run_topic = ""
         self._run_rules = self.settings.config.topics
         self._run_keeps = False  # its history, at once
@@ -181,14 +183,17 @@ class Router:
         At once, unless the engine has to keep it first: a list is returned then, as by
         `publish_all`. Linear in those who listen. Raises `Refused` as `publish_all` does.
         """
-        self._end_run()
+        # What `weigh` has looked up a moment ago may be linear in those who listen.
+        if parcel.topic != self._run_topic or not parcel.topic or self._run.batches:
+            self._begin_run(parcel.topic)
+        rules, recipients = self._run_rules, self._run_recipients
+        self._run_topic, self._run_recipients = "", []
         ((publication,),) = parcel.batches
-        topic = parcel.topic
-        rules, recipients, work, filter_work = self._resolve(topic)
         keep, retain = keep and rules.history_size > 0, retain or rules.retain
-        more = retain or (key is not None and not is_connection_name(topic))
-        defers = self.engine.defers(topic, rules, more=more)
-        self.meter.add(RUN + work + filter_work)
+        more = retain or (key is not None and not is_connection_name(parcel.topic))
+        defers = self._may_defer and self.engine.defers(parcel.topic, rules, more=more)
+        size = len(publication.data)
+        self.meter.add(PARCEL + self._run_work + self._run_filter_work + size / 1024 * KILOBYTE)
         parcel.rule = rules.slow_consumer
         self.published += 1
         if defers:
@@ -196,9 +201,9 @@ class Router:
             self.engine.submit(submission)
             return submission.dones
         if keep:
-            kept = self.engine.publish(topic, (publication,), rules, trio.current_time())
-            parcel.batches[0] = kept
-        if retain:
+            now = trio.current_time()
+            parcel.batches[0] = self.engine.publish(parcel.topic, (publication,), rules, now)
+        if retain and not rules.retain:
             recipients.append(self.retained)
         for recipient in recipients:
             recipient.deliver(parcel)
@@ -370,6 +375,7 @@ class Router:
     ) -> None:
         """Remove all subscriptions of a peer and tell those who watch. Linear in them."""
         self._end_run()
+        self.meter.add(len(peer.subscriptions) * SUBSCRIPTION)
         for subscription in self.hub.leave_all(peer):
             self._note_left(subscription, code, reason)
 

@@ -26,7 +26,7 @@ from broker.transport.head import (
     refusal,
     route_of,
 )
-from broker.transport.sockets import address_of, answer_and_linger
+from broker.transport.sockets import address_of, answer_and_linger, tls_fault
 
 
 async def serve_connection(services: Services, stream: trio.abc.Stream) -> None:
@@ -38,8 +38,15 @@ async def serve_connection(services: Services, stream: trio.abc.Stream) -> None:
             connection = await _receive(services, stream, address, guest)
             if connection is not None:
                 await connection.run()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except trio.ClosedResourceError:
             services.log.debug("lost", peer=address)
+        except trio.BrokenResourceError as error:
+            fault = tls_fault(error)
+            if fault is None:
+                services.log.debug("lost", peer=address)
+            else:
+                services.refused += 1
+                services.log.info("tls_failed", reason=fault, peer=address)
         except Exception:
             services.log.exception("connection_failed", peer=address)
         except BaseExceptionGroup as group:
