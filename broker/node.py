@@ -29,6 +29,7 @@ from broker.core.messages import (
     PushResult,
 )
 from broker.core.session import Decider, Grant, Subscription
+from broker.engines.engine import EngineStatistics
 from broker.errors import Refused, check_close_code
 from broker.hooks import Hooks
 from broker.logs import reconfigure
@@ -54,17 +55,43 @@ class BrokerStatistics:
     published: int
     refused: int
     hub: HubStatistics
-    history: HistoryStatistics
+    engine: EngineStatistics
     post: PostStatistics
     events: Mapping[str, EventStatistics]
     """By reader, `on_event` and `webhooks`; empty where nobody reads them."""
     memory: MemoryStatistics
     """What is held for clients, by part."""
 
+    @property
+    def history(self) -> HistoryStatistics:
+        return self.engine.history
+
 
 def node_name(config: Config) -> str:
     """This broker's name: that of the settings, else host and port."""
     return config.name or f"{socket.gethostname()}:{config.unix or config.port}"
+
+
+@attrs.define(eq=False)
+class Publishing:
+    """A publication on its way, until the engine has kept it."""
+
+    result: Delivery | Refused | None = attrs.field(init=False, default=None)
+    """What became of it; None until that is known."""
+    _ended: trio.Event = attrs.field(init=False, factory=trio.Event)
+
+    def end(self, result: Delivery | Refused) -> None:
+        self.result = result
+        self._ended.set()
+
+    async def wait(self) -> Delivery:
+        """What became of it. Raises `Refused` if it is not kept. Cancelled, it is published all the
+        same, unless it is refused."""
+        await self._ended.wait()
+        assert self.result is not None
+        if isinstance(self.result, Refused):
+            raise self.result
+        return self.result
 
 
 @attrs.define(eq=False)
@@ -117,8 +144,30 @@ class Node:
         connection = self._find(fd)
         return connection is not None and connection.orders.vouch()
 
-    def publish(self, topic: str, data: bytes, options: PublishOptions) -> Delivery:
-        return self.services.publisher.publish(topic, data, None, options)
+    def publish_nowait(self, topic: str, data: bytes, options: PublishOptions) -> None:
+        if self.services.router.engine.full:
+            raise trio.WouldBlock
+        self.services.publisher.publish(topic, data, None, options)
+
+    def publish_soon(self, topic: str, data: bytes, options: PublishOptions) -> "Publishing":
+        """Begin to publish, in one atomic step; wait for the end of it by what is returned."""
+        publishing = Publishing()
+        publisher = self.services.publisher
+        delivery = publisher.publish(topic, data, None, options, publishing.end)
+        if delivery is not None:
+            publishing.end(delivery)
+        return publishing
+
+    async def wait_room(self) -> None:
+        """Wait while the engine has as much on its way as may be. No checkpoint where it has not."""
+        engine = self.services.router.engine
+        while engine.full:
+            await engine.wait_room()
+
+    async def publish(self, topic: str, data: bytes, options: PublishOptions) -> Delivery:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        await self.wait_room()
+        return await self.publish_soon(topic, data, options).wait()
 
     async def request(self, to: str, data: bytes) -> object:
         requests = self.services.requests
@@ -166,8 +215,8 @@ class Node:
     ) -> tuple[list[Publication], Position]:
         return self.services.router.engine.history(topic, since, limit, reverse)
 
-    def remove_history(self, topic: str) -> None:
-        self.services.router.engine.remove(topic)
+    async def remove_history(self, topic: str) -> None:
+        await self.services.router.engine.remove(topic)
 
     def topics(self) -> dict[str, int]:
         return self.services.router.hub.topics()
@@ -230,7 +279,7 @@ class Node:
             published=router.published,
             refused=self.services.refused,
             hub=router.hub.statistics(),
-            history=router.engine.statistics(),
+            engine=router.engine.statistics(),
             post=router.office.statistics(),
             events={} if router.events is None else router.events.statistics(),
             memory=self.services.memory.statistics(),
@@ -260,8 +309,13 @@ class Node:
         """Look at everything that time ends: requests, expiry, silent peers. Linear in them."""
         now = trio.current_time()
         self.services.requests.expire(now)
+        self.note_fds()
         for connection in list(self.services.connections.values()):
             connection.beat(now)
+
+    def note_fds(self) -> None:
+        """Let the engine know which fds were given out."""
+        self.services.router.engine.note_fds(self.next_fd)
 
     def shut_down(self) -> None:
         """Tell every client that the broker stops."""

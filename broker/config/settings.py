@@ -18,6 +18,7 @@ from broker.config.validators import (
     backend_url,
     choice,
     distinct_patterns,
+    engine_url,
     event_kinds,
     first_fd,
     headers,
@@ -466,6 +467,14 @@ class Config:
     or 503; beyond it the connections that hold the most are ended with 3008."""
 
     # history, over all topics
+    engine: str = attrs.field(
+        default="memory", validator=engine_url, metadata=_needs_restart("the engine is open")
+    )
+    """What keeps history, retained values and idempotency keys. `memory`: this process, so they end with
+    it, and nobody waits for a disk. `sqlite:PATH`: a file of this broker's own as well; a publication
+    is acknowledged and delivered once it is there, and survives the loss of power. With
+    `?sync=process` behind the path it survives a crash of the process alone, and nothing waits for
+    the disk."""
     history_bytes: int = attrs.field(
         metadata=_needs_restart("the engine has its room"), default=64 * 2**20, validator=number(0)
     )

@@ -65,6 +65,9 @@ def http_app(node: Node) -> Starlette:
     async def health(request: Request) -> Response:
         if node.draining:
             return JSONResponse({"status": "draining"}, HTTPStatus.SERVICE_UNAVAILABLE)
+        failing = node.stats().engine.failing
+        if failing:  # sessions and reading go on, so it is no reason to take the broker out
+            return JSONResponse({"status": "degraded", "reason": f"nothing is kept: {failing}"})
         return JSONResponse({"status": "ok"})
 
     async def page(request: Request) -> Response:

@@ -14,7 +14,8 @@ Rules:
 3. Nobody waits for a slow reader here; its outbox's rule deals with it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from math import inf
 from typing import Any, Final, Literal
 
@@ -25,8 +26,7 @@ from broker.config.settings import TopicRules
 from broker.core.event_queue import EventKind
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, Publication
-from broker.core.names import PERSONAL, direct_fd
-from broker.core.retained import Retained
+from broker.core.names import PERSONAL, direct_fd, is_connection_name
 from broker.core.session import Parcel, Recipient, Subscriber, Subscription
 from broker.core.topics import is_pattern
 from broker.core.work import (
@@ -46,7 +46,7 @@ from broker.core.work import (
     SUBSCRIPTION,
     TAG_KILOBYTE,
 )
-from broker.engines.memory import MemoryEngine
+from broker.engines.engine import Done, Engine, Key, Submission
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
 from broker.events.dispatcher import Events
 from broker.protocols.codec import Codec
@@ -78,13 +78,31 @@ DIRECT_RULES: Final = TopicRules(history_size=0, presence=False, join_leave=Fals
 """The rules of `fd:N` and `user:NAME`."""
 
 
+class Returns:
+    """The way back from the engine, its `Sink`: what it has kept is fanned out, then those who have
+    published it are answered."""
+
+    def __init__(self, fan_out: Callable[..., float]) -> None:
+        self.deliver = fan_out
+        self._unsettled: list[Callable[[], None]] = []
+
+    def when_settled(self, settle: Callable[[], None]) -> None:
+        """Call this once, at the end of the batch that the engine gives back now."""
+        self._unsettled.append(settle)
+
+    def settled(self) -> None:
+        unsettled, self._unsettled = self._unsettled, []
+        for settle in unsettled:
+            settle()
+
+
 class Router:
     """See the module."""
 
     def __init__(
         self,
         hub: Hub[Peer],
-        engine: MemoryEngine,
+        engine: Engine,
         office: PostOffice,
         rights: Rights,
         events: Events | None = None,
@@ -95,12 +113,15 @@ class Router:
         self.rights = rights
         self.events = events
         self.settings = rights.settings
-        self.retained = Retained(self.settings.config.retained_bytes)
+        self.retained = engine.retained
+        self._may_defer = engine.durability != "none"
         self.published = 0
         self.meter = engine.meter
         self.turns = Turns()
         self._run_topic = ""
         self._run_rules = self.settings.config.topics
+        self._run_keeps = False  # its history, at once
+        self._run_dones: list[Done] | None = None  # where the engine has to keep it first
         self._run_recipients: list[Recipient] = []
         self._run = Parcel("", "close")
         self._run_now = 0.0
@@ -108,8 +129,10 @@ class Router:
         self._run_most = RUN_BYTES
         self._run_width = 1  # audiences, and one where there are none
         self._run_work = 0.0  # of its fan-out
+        self.returns = Returns(self.fan_out)
         office.before_round = self._end_run
         self.settings.watch(self._settings_changed)
+        self._settings_changed()  # what the engine has kept may be of other settings
 
     def _settings_changed(self) -> None:
         """Publications from here on go by other rules.
@@ -134,13 +157,14 @@ class Router:
         contents: Sequence[bytes],
         info: ClientInfo | None = None,
         opaque: bool = False,
-    ) -> None:
+    ) -> list[Done] | None:
         """Publish several things without tags to one topic in their order, or to one fd by `fd:N`.
 
         The contents are raw JSON; `opaque` ones may be anything. They reach the outboxes when the
-        run ends. 0.7 µs a publication, where one by one takes 2. Raises `Refused`, with nothing
-        published: 102 for an fd that is not here and for an unknown namespace, 107 for what is no
-        topic.
+        run ends. 0.7 µs a publication, where one by one takes 2. Where the engine has to keep them
+        first, they do so later, and a list is returned: who wants to know adds a `Done` to it at
+        once. Raises `Refused`, with nothing published: 102 for an fd that is not here and for an
+        unknown namespace, 107 for what is no topic, 100 while the engine can keep nothing.
         """
         if topic != self._run_topic or not topic:
             self._begin_run(topic)
@@ -148,7 +172,7 @@ class Router:
         topic = self._run_topic
         publications: Sequence[Publication]
         publications = [Publication(topic, data, info, 0, 0, None, opaque) for data in contents]
-        if self._run_rules.history_size:
+        if self._run_keeps:
             publications = self.engine.publish(topic, publications, self._run_rules, self._run_now)
         self._run.batches.append(publications)
         count, size = len(publications), sum(map(len, contents))
@@ -160,6 +184,7 @@ class Router:
         self._run_bytes += size + count * ENVELOPE
         if self._run_bytes > self._run_most:
             self._end_run()
+        return self._run_dones  # that of this run, also if it has ended
 
     def weigh(self, topic: str) -> float:
         """Begin a run on a topic, if it is not the open one; return the work that a publication on it
@@ -182,29 +207,38 @@ class Router:
             <= MOST_TOGETHER
         )
 
-    def publish_parcel(self, parcel: Parcel, *, keep: bool, retain: bool) -> Publication:
-        """Publish a parcel of one publication by itself, at once, behind all that was published
-        before; return it with its offset. `keep`: the history keeps it, where there is one.
+    def publish_parcel(
+        self, parcel: Parcel, *, keep: bool, retain: bool, key: Key | None = None
+    ) -> list[Done] | None:
+        """Publish a parcel of one publication by itself, behind all that was published before. `keep`:
+        the history keeps it, where there is one, and the parcel has it with its offset then.
 
-        Linear in those who listen. Raises `Refused` as `publish_all` does.
+        At once, unless the engine has to keep it first: a list is returned then, as by
+        `publish_all`. Linear in those who listen. Raises `Refused` as `publish_all` does.
         """
         ((publication,),) = parcel.batches
         rules, recipients, work = self._resolve_parcel(parcel, publication.tags)
+        keep, retain = keep and rules.history_size > 0, retain or rules.retain
+        more = retain or (key is not None and not is_connection_name(parcel.topic))
+        defers = self._may_defer and self.engine.defers(parcel.topic, rules, more=more)
         width, size = len(recipients) or 1, len(publication.data)
         self.meter.add(PARCEL + work + _encoding_work(width, 1, size))
         parcel.is_late = width > NARROW and size > LARGE
         parcel.rule = rules.slow_consumer
-        if keep and rules.history_size:
-            now = trio.current_time()
-            (publication,) = self.engine.publish(parcel.topic, (publication,), rules, now)
-            parcel.batches[0] = (publication,)
         self.published += 1
+        if defers:
+            submission = Submission(parcel, rules, keep, retain, key)
+            self.engine.submit(submission)
+            return submission.dones
+        if keep:
+            now = trio.current_time()
+            parcel.batches[0] = self.engine.publish(parcel.topic, (publication,), rules, now)
         if retain and not rules.retain:
             recipients.append(self.retained)
         for recipient in recipients:
             recipient.deliver(parcel)
         self.meter.add(self.office.take_judged() * FULL)
-        return publication
+        return None
 
     def _resolve_parcel(
         self, parcel: Parcel, tags: Mapping[str, str] | None
@@ -228,14 +262,17 @@ class Router:
     def _begin_run(self, topic: str) -> None:
         self._end_run()
         rules, recipients, self._run_work = self._resolve(topic, None)
+        defers = self._may_defer and self.engine.defers(topic, rules)
         self.meter.done += RUN
         self._run_width = width = len(recipients) or 1
         self._run_most = RUN_BYTES if width <= NARROW else RUN_BYTES * NARROW // width
         if rules.retain:
             recipients.append(self.retained)
+        self._run_keeps = rules.history_size > 0 and not defers
+        self._run_dones = [] if defers else None
         self._run_rules, self._run_recipients = rules, recipients
         self._run = Parcel(topic, rules.slow_consumer)
-        if rules.history_size:
+        if self._run_keeps:
             self._run_now = trio.current_time()
         self._run_bytes = 0
         self._run_topic = topic
@@ -247,13 +284,35 @@ class Router:
             return
         recipients, run = self._run_recipients, self._run
         self._run_topic, self._run_recipients = "", []
-        if run.batches:
-            if self._run_width > NARROW and len(run.batches) == len(run.batches[0]) == 1:
-                run.is_late = len(run.batches[0][0].data) > LARGE
-            for recipient in recipients:
-                recipient.deliver(run)
-            if self.office.judged:  # known only afterwards
-                self.meter.add(self.office.take_judged() * FULL)
+        if not run.batches:
+            return
+        if self._run_dones is not None:
+            rules, dones = self._run_rules, self._run_dones
+            keep = rules.history_size > 0
+            self.engine.submit(Submission(run, rules, keep, rules.retain, dones=dones))
+            return
+        if self._run_width > NARROW:
+            run.is_late = _is_large(run)
+        for recipient in recipients:
+            recipient.deliver(run)
+        if self.office.judged:  # known only afterwards
+            self.meter.add(self.office.take_judged() * FULL)
+
+    def fan_out(self, parcel: Parcel, *, retain: bool) -> float:
+        """Fan out what the engine has kept, to those who listen now; return the work of it, for which
+        its publisher has paid."""
+        self._end_run()
+        recipients: list[Recipient] = [self.retained] if retain else []
+        total = RUN
+        with suppress(Refused):  # a reload took the namespace away: nobody may have it any more
+            rules, listeners, work = self._resolve(parcel.topic, parcel.batches[0][0].tags)
+            parcel.rule = rules.slow_consumer
+            parcel.is_late = len(listeners) > NARROW and _is_large(parcel)
+            recipients += listeners
+            total += work
+        for recipient in recipients:
+            recipient.deliver(parcel)
+        return total + self.office.take_judged() * FULL
 
     def _resolve(
         self, topic: str, tags: Mapping[str, str] | None
@@ -371,7 +430,8 @@ class Router:
         self._end_run()
         subscription = self.hub.unsubscribe(subscriber, name)
         if subscription is not None:
-            self._note_left(subscription, code, reason)
+            self._emit_left(subscription, code, reason)
+            self._notify_watchers(subscription.name, subscription.info, "leave")
         return subscription
 
     def announce(self, subscription: Subscription) -> None:
@@ -410,10 +470,6 @@ class Router:
             self._notify_watchers(name, before[name], "leave")
         return lost
 
-    def _note_left(self, subscription: Subscription, code: int, reason: str) -> None:
-        self._emit_left(subscription, code, reason)
-        self._notify_watchers(subscription.name, subscription.info, "leave")
-
     def _emit_left(self, subscription: Subscription, code: int, reason: str) -> None:
         if isinstance(subscription.subscriber, Peer):
             subscription.subscriber.weigh(subscription, -1)
@@ -446,6 +502,12 @@ def _encoding_work(width: int, count: int, size: int) -> float:
     """The work of encoding so many publications of so many bytes together for `width` audiences."""
     copies = 1 if width > NARROW and size > count * LARGE else width
     return width * count * PUBLICATION + copies * size / 1024 * KILOBYTE
+
+
+def _is_large(parcel: Parcel) -> bool:
+    """Whether it is one publication that is too large to be encoded for each of many audiences."""
+    batches = parcel.batches
+    return len(batches) == len(batches[0]) == 1 and len(batches[0][0].data) > LARGE
 
 
 def _longest(tags: Mapping[str, str]) -> int:

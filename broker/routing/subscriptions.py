@@ -105,7 +105,8 @@ class Plan:
         size = 0
         if request.recover:
             since = Position(request.offset, request.epoch)
-            missed, recovered, position = engine.recover(name, since)
+            view = engine.view(name, since)
+            missed, recovered, position = view.missed, view.recovered, view.top
             size = listed_bytes(missed)
             most = self.router.settings.config.history_reply_bytes
             # One of any size goes in a reply of its own.

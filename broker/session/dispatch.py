@@ -44,7 +44,7 @@ from broker.session.commands import (
 from broker.session.connect import Connect, Refresh
 from broker.session.orders import Orders
 from broker.session.questions import Questions, StartSoon, Turn, topic_of
-from broker.session.replies import NOTHING, Client
+from broker.session.replies import Client
 from broker.session.rpc import Rpc, Send
 from broker.session.services import Services
 from broker.transport.lane import Batch
@@ -71,6 +71,9 @@ class Publish(Handler):
         assert command.publish is not None
         return client.services.router.weigh(command.publish.channel)
 
+    def is_held(self, client: Client, command: Command) -> bool:
+        return client.services.router.engine.full
+
     def act(self, client: Client, command: Command, answer: object) -> None:
         request = command.publish
         assert request is not None
@@ -79,25 +82,22 @@ class Publish(Handler):
 
 
 def publish(client: Client, request_id: int, topic: str, data: bytes) -> None:
-    """Publish what a client sent, if it may; the reply waits for the end of the batch."""
-    refusal = None
+    """Publish what a client sent, if it may; the reply waits for the end of the batch, or for the
+    engine."""
+    refusal, dones = None, None
     try:
         if not data:
             raise Refused(ErrorCode.BAD_REQUEST, "publish without data")
         client.check_publish(topic)
         opaque = client.codec.opaque_payloads and not is_json_line(data)
-        client.services.router.publish_all(topic, (data,), client.peer.info, opaque)
+        router = client.services.router
+        dones = router.publish_all(topic, (data,), client.peer.info, opaque)
     except Refused as error:
         refusal = error
-    if request_id:
-        client.add_reply(publish_reply(client, request_id, refusal))
-
-
-def publish_reply(client: Client, request_id: int, refusal: Refused | None) -> bytes:
-    """The answer to a publish that was carried out, or refused."""
-    if refusal is not None:
-        return client.error(request_id, refusal)
-    return client.codec.reply(request_id, "publish", NOTHING)
+    if dones is not None:
+        client.answer_when_kept(dones, (request_id,))
+    elif request_id:
+        client.add_reply(client.publish_reply(request_id, refusal))
 
 
 HANDLERS: Final[dict[str, Handler]] = {
@@ -116,6 +116,9 @@ HANDLERS: Final[dict[str, Handler]] = {
 
 
 class _AnswerToPing(Handler):
+    def is_held(self, client: Client, command: Command) -> bool:
+        return False
+
     def act(self, client: Client, command: Command, answer: object) -> None:
         pass
 
@@ -325,13 +328,16 @@ class Dispatcher:
         contents = [bytes(command.publish.data) for command in commands]
         router = self.services.router
         before = router.meter.done
-        refusal = None
+        refusal, dones = None, None
         try:
-            router.publish_all(topic, contents, client.peer.info)
+            dones = router.publish_all(topic, contents, client.peer.info)
         except Refused as error:
             refusal = error  # an fd that is gone
-        for request_id in answered:
-            client.add_reply(publish_reply(client, request_id, refusal))
+        if dones is not None:
+            client.answer_when_kept(dones, answered)
+        else:
+            for request_id in answered:
+                client.add_reply(client.publish_reply(request_id, refusal))
         self._share.spend(router.meter.done - before)
         return True
 
@@ -340,6 +346,7 @@ class Dispatcher:
         services = self.services
         return (
             services.hooks.publish is None
+            and not services.router.engine.full
             and self.peer.phase is Phase.CONNECTED
             and not services.rate_limits.active
         )
@@ -363,7 +370,7 @@ class Dispatcher:
         self._left = None
         for command, size in commands:
             handler, method = self._handler(command)
-            waits = handler.must_ask(client, command)
+            waits = handler.must_ask(client, command) or handler.is_held(client, command)
             if waits or not self._share.has_room(handler.weigh(client, command)):
                 self._left = chain([(command, size)], commands)
                 return False
@@ -403,6 +410,11 @@ class Dispatcher:
         if self._peer_is_behind:
             await self.peer.outbox.wait_empty()
         client, command, handler = turn.client, turn.command, turn.handler
+        while handler.is_held(client, command) and self.peer.is_established:
+            if client.pending:
+                await client.wait_kept()
+            else:
+                await self.services.router.engine.wait_room()
         if turn.failure is None:
             await self._share.wait_room(handler.weigh(client, command))
         self._act(client, command, handler, turn.method, turn.size, turn.answer, turn.failure)

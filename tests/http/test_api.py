@@ -579,7 +579,7 @@ async def test_others_have_their_turn_within_a_request_whose_own_order_is_kept(
     async with served(topics=TopicRules(history_size=10_000)) as net:
 
         def publish() -> None:
-            net.broker.publish("t", "other")
+            net.broker.publish_nowait("t", "other")
 
         if method == "batch":
             commands = [{"publish": {"channel": "t", "data": n}} for n in range(2000)]
@@ -674,7 +674,7 @@ async def test_a_list_that_does_not_fit_is_refused_and_what_was_done_is_told(
     async with served(**config) as net, await listener(net, "a"):
         fill(net, "crowd", 100)
         for _ in range(3):
-            net.broker.publish("big", "x" * 900)
+            net.broker.publish_nowait("big", "x" * 900)
         code, text = await error(net, "presence", channel="crowd")
         assert code == 106
         assert text == "the answer would be too long: ask for less, or in a request of its own"
@@ -702,10 +702,10 @@ async def test_history_is_bounded_as_for_clients_and_pages_on(autojump_clock: Mo
     bounds = {"history_max_limit": 4, "history_reply_bytes": 3000}
     async with served(topics=TopicRules(history_size=100), **bounds) as net:
         for n in range(10):
-            net.broker.publish("t", n)
+            net.broker.publish_nowait("t", n)
         for n in range(3):
-            net.broker.publish("t", f"{n}" * 1000)
-        net.broker.publish("t", "x" * 10_000)
+            net.broker.publish_nowait("t", f"{n}" * 1000)
+        net.broker.publish_nowait("t", "x" * 10_000)
         page = await result(net, "history", channel="t", limit=-1)
         assert [each["data"] for each in page["publications"]] == [0, 1, 2, 3]
         assert page["offset"] == 14, "the last offset says that there is more"

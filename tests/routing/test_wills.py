@@ -92,7 +92,7 @@ async def test_a_will_does_no_harm_when_the_broker_is_cancelled() -> None:
             await done(peer, "will", topic="left", data=1)
         nursery.cancel_scope.cancel()
     with pytest.raises(RuntimeError, match="not serving"):
-        broker.publish("left", 1)
+        broker.publish_nowait("left", 1)
 
 
 # by itself

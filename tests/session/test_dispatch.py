@@ -198,7 +198,7 @@ def fill(net: Network) -> None:
     for _ in range(CROWD):
         router.hub.subscribe(subscription(attach(router), "crowd"))
     for _ in range(CROWD):
-        net.broker.publish("kept", 1)
+        net.broker.publish_nowait("kept", 1)
 
 
 @pytest.mark.parametrize(
@@ -503,7 +503,7 @@ async def test_a_client_that_asks_for_a_lot_gets_all_of_it_one_after_the_other(
         client = await net.open_client(lockstep_stream_pair)
         outbox = net.outbox(client.fd)
         for number in range(100):
-            net.broker.publish("t", f"{number:01000}")
+            net.broker.publish_nowait("t", f"{number:01000}")
         history = {"id": 1, "history": {"channel": "t", "limit": -1}}
         position = {"recover": True, "epoch": net.node.services.router.engine.position("t").epoch}
         recovery = {"id": 1, "subscribe": {"channel": "t", **position}}
@@ -638,7 +638,7 @@ LARGE = Config(outbox_bytes=10_000, topics=TopicRules(history_size=100))
 async def ask_for_much(net: Network, *behind: object) -> Peer:
     """A client that asks for 40,000 bytes, and for more behind it, and takes none of it."""
     for number in range(40):
-        net.broker.publish("news", f"{number:01000}")
+        net.broker.publish_nowait("news", f"{number:01000}")
     peer = await net.open_client(lockstep_stream_pair)
     many = {"id": 2, "history": {"channel": "news", "limit": -1}}
     await peer.send_json(many, *behind)
