@@ -251,6 +251,11 @@ class Dispatcher:
         if self.client is not None:
             self.client.settle()
 
+    def let_go(self) -> None:
+        """Drop what has come and was not carried out, and all that points back here. The last call."""
+        self._left = self.client = None
+        del self.questions
+
     # the first message
 
     def _begin(self, payload: bytes) -> Client | None:
