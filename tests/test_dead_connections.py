@@ -317,7 +317,7 @@ async def test_tls_leaves_nothing_either(autojump_clock: MockClock) -> None:
             trio.SSLStream(server, ours_context, server_side=True),
         )
 
-    async def come_and_go_by_tls() -> None:
+    async def come_and_go_by_tls(net: Network) -> None:
         peer = await net.connect(make_pair)
         await peer.send(handshake())
         await peer.receive_head()
@@ -330,9 +330,9 @@ async def test_tls_leaves_nothing_either(autojump_clock: MockClock) -> None:
         return sum(isinstance(each, ssl.SSLObject) for each in gc.get_objects())
 
     async with open_test_broker(Broker()) as net:
-        await come_and_go_by_tls()
+        await come_and_go_by_tls(net)
         with no_collector():
             before = sessions()
-            await come_and_go_by_tls()
+            await come_and_go_by_tls(net)
             # One is our peer's.
             assert sessions() == before + 1

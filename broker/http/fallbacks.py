@@ -85,10 +85,6 @@ class HttpConnection(Connection):
         self._line = line
         self._secret = token_urlsafe(16)
 
-    def _let_go(self) -> None:
-        super()._let_go()
-        self._line.end()
-
     @property
     def is_one_way(self) -> bool:
         return self.transport == "uni_sse"

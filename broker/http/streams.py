@@ -92,15 +92,6 @@ class HttpStream(RelayStream):
         header[1] |= 0x80
         return bytes(header) + bytes(4) + message
 
-    def end(self) -> None:
-        """Read nothing any more: requests that wait to deliver need not, and what was not read is
-        dropped. The last call."""
-        self._has_ended = True
-        self._was_cut_off = bool(self._unread)
-        self._unread = b""
-        self._heard.set()
-        del self.connection  # which points back here
-
     def _queue(self, *messages: bytes) -> None:
         self._unread += b"".join(map(self.client_frame, messages))
         self._listening.cancel()
@@ -131,6 +122,12 @@ class HttpStream(RelayStream):
         return data
 
     async def aclose(self) -> None:
+        """Close the stream; requests that wait to deliver need not, and what was not read is dropped."""
+        self._has_ended = True
+        self._was_cut_off = bool(self._unread)
+        self._unread = b""
+        self._heard.set()
+        del self.connection  # which points back here
         await self._stream.aclose()
 
     def _translate(self, data: bytes) -> bytes:

@@ -199,22 +199,16 @@ class Connection:
                 services.connections.pop(peer.fd, None)
                 close = attrs.evolve(self._closing or _CUT, undelivered=self._undelivered)
                 self._closing = close
-                self._let_go()
+                # These point at each other. Without this they would stay until the garbage collector
+                # comes by, which is seldom, and with them all that came: half a message each.
+                self._dispatcher.let_go()
+                del self._lane, self._dispatcher, self._heartbeat, self._io, self._serving
                 note_closed(services, self, close)
                 try:
                     # The peer has no part in what the app does then.
                     await close_stream(services, self._stream)  # noqa: ASYNC102 - shields itself
                 finally:
                     await run_close_hook(services, self, close)  # noqa: ASYNC102 - the same
-
-    def _let_go(self) -> None:
-        """Drop the parts that only a living connection has, and with them all that its peer had sent.
-
-        They point at each other, so without this they would stay until the garbage collector comes
-        by, and that is seldom: half a message of each peer that has gone meanwhile.
-        """
-        self._dispatcher.let_go()
-        del self._lane, self._dispatcher, self._heartbeat, self._io, self._serving
 
     def _open_outbox(self, io: trio.Nursery) -> None:
         services, peer = self._services, self.peer

@@ -62,6 +62,6 @@ async def test_a_message_that_was_not_read_by_the_end_was_not_delivered() -> Non
         assert (await line.receive_some(2**16)).endswith(b"read")
         await wait_all_tasks_blocked()
         await line.receive_some(10)
-        line.end()
+        await line.aclose()
     assert outcomes == {b"read": True, b"read in part": False, b"waiting": False}
     assert not await line.deliver(b"behind the end")
