@@ -187,7 +187,7 @@ async def come_and_go(net: Network, kind: Leaver) -> None:
 
 def ours() -> "Counter[str]":
     """How many objects there are of each class of ours, but for those of the log."""
-    names = (type(each).__module__ + "." + type(each).__qualname__ for each in gc.get_objects())
+    names = (f"{type(each).__module__}.{type(each).__qualname__}" for each in gc.get_objects())
     return Counter(name for name in names if re.match(r"broker\.(?!logs)", name))
 
 
