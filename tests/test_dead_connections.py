@@ -191,10 +191,7 @@ def ours() -> "Counter[str]":
     return Counter(name for name in names if re.match(r"broker\.(?!logs)", name))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-async def test_nothing_is_left_for_the_collector(
-    autojump_clock: MockClock, net: Network, kind: Leaver
-) -> None:
+async def check_nothing_is_left(net: Network, kind: Leaver) -> None:
     await come_and_go(net, kind)  # caches, and code that is imported late
     with no_collector():
         before = ours()
@@ -208,6 +205,40 @@ async def test_nothing_is_left_for_the_collector(
         assert ours() - before == Counter()
         # The two ends of a stream in memory stay, 13 KiB: they are cycles of Trio's kit.
         assert size < 2 * SMALL
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_nothing_is_left_for_the_collector(
+    autojump_clock: MockClock, net: Network, kind: Leaver
+) -> None:
+    await check_nothing_is_left(net, kind)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_nothing_is_left_of_a_client_that_hooks_are_asked_about(
+    autojump_clock: MockClock, hangs: bool
+) -> None:
+    broker = Broker(Config(topics=TopicRules(history_size=0)))
+
+    @broker.on_connect
+    async def let_in(event: ConnectEvent) -> ConnectReply:
+        return ConnectReply()
+
+    @broker.on_rpc
+    async def answer(connection: Connection, method: str, data: object) -> object:
+        if hangs:
+            await trio.sleep_forever()
+        return data
+
+    async def half_a_message_behind_a_call(net: Network) -> Peer:
+        peer = await net.open_client()
+        call = b'{"id":2,"rpc":{"method":"echo","data":"%b"}}' % LARGE
+        await peer.send(client_frame(TEXT, call) * 2)
+        await peer.send(client_frame(TEXT, LARGE)[:-1])
+        return peer
+
+    async with open_test_broker(broker) as net:
+        await check_nothing_is_left(net, half_a_message_behind_a_call)
 
 
 async def test_a_connection_that_the_app_keeps_is_small(autojump_clock: MockClock) -> None:
