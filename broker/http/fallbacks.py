@@ -277,9 +277,14 @@ class _Request:
             topics = parameters.get("topic", [])
             token = parameters.get("token", [""])[0]
         try:
-            read(command, ConnectRequest)
-            subs = read(command, _OneWay).subs
             request = members(one_text(command))
+            asked = request.get("subs", b"")
+            names = members(one_text(asked)) if asked.startswith(b"{") else ()
+            most = self.services.config.max_topics
+            if len({*names, *topics}) > most:  # before there is a struct of each
+                raise HeadError(400, f"more than {most} topics")
+            read(command, ConnectRequest, few=True)
+            subs = read(command, _OneWay, few=True).subs
         except BadJson as error:
             raise HeadError(400, f"not a connect request: {error}") from None
         subs |= {topic: {} for topic in topics if topic not in subs}

@@ -489,8 +489,19 @@ def test_commands_are_read_one_by_one() -> None:
 
 def test_a_message_has_so_many_commands_at_most() -> None:
     assert len(CENTRIFUGE_PROTOBUF.decode(bytes(MAX_COMMANDS))) == MAX_COMMANDS
-    with pytest.raises(BadCommand, match="more than 65536 commands"):
+    with pytest.raises(BadCommand, match="more than 16384 commands"):
         CENTRIFUGE_PROTOBUF.decode(bytes(MAX_COMMANDS + 1))
+
+
+@pytest.mark.parametrize("body", [b"", b"\x08\x01", b"\x08\x01\x22\x00", b"\x08\x01" * 64], ids=len)
+def test_commands_are_found_where_they_are(body: bytes) -> None:
+    payload = (varint(len(body)) + body) * 300
+    commands = CENTRIFUGE_PROTOBUF.decode(payload)
+    assert len(commands) == len(list(commands)) == 300
+    assert {command.id for command in commands} == {int(bool(body))}
+    for short in range(1, len(body) + 1):
+        with pytest.raises(BadCommand, match="a field longer than its message"):
+            CENTRIFUGE_PROTOBUF.decode(payload[:-short])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import centrifuge.protocol.client_pb2 as schema
 import pytest
 import trio
 from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
@@ -20,10 +21,11 @@ from broker import (
     TopicRules,
 )
 from broker.core.work import COMMAND, SLICE
+from broker.protocols.commands import MAX_COMMANDS
 from broker.testing import Network, Peer, client_frame, open_test_broker
 from broker.transport import frames
 from broker.transport.frames import BINARY, PONG, TEXT
-from tests.conftest import ask, data_of
+from tests.conftest import ask, data_of, delimited, next_pub
 from tests.session.conftest import (
     disconnected,
     error_of,
@@ -286,6 +288,34 @@ async def test_a_client_that_does_not_speak_the_protocol_is_sent_away(
     assert code == 3501
     assert push["push"]["disconnect"]["code"] == 3501
     assert push["push"]["disconnect"]["reason"].startswith("bad request")
+
+
+@pytest.mark.parametrize("codec", ["json", "protobuf"])
+@pytest.mark.parametrize("excess", [0, 1])
+async def test_a_message_of_so_many_commands_is_carried_out(
+    autojump_clock: MockClock, net: Network, codec: str, excess: int
+) -> None:
+    """All of them, or none."""
+    reader = await net.open_client()
+    await reader.request(subscribe={"channel": "news"})
+    headers = {"Sec-WebSocket-Protocol": f"centrifuge-{codec}"}
+    client = await net.open_websocket(headers=headers)
+    pings = MAX_COMMANDS - 2 + excess
+    if codec == "protobuf":
+        message = delimited(
+            schema.Command(id=1, connect={}),
+            *[schema.Command()] * pings,
+            schema.Command(publish={"channel": "news", "data": b'"last"'}),
+        )
+        await client.send(client_frame(frames.BINARY, message))
+    else:
+        last = '{"publish":{"channel":"news","data":"last"}}'
+        await client.send_text("\n".join(['{"id":1,"connect":{}}', *["{}"] * pings, last]))
+    if excess:
+        assert (await client.receive_close())[0] == 3501
+        assert await reader.receive_all() == []
+    else:
+        assert (await next_pub(reader))["data"] == "last"
 
 
 @pytest.mark.parametrize(
