@@ -290,6 +290,21 @@ async def test_a_client_that_does_not_speak_the_protocol_is_sent_away(
     assert push["push"]["disconnect"]["reason"].startswith("bad request")
 
 
+@pytest.mark.parametrize("pings", [0, 6000])
+async def test_a_large_message_is_not_taken_apart_before_its_turn(
+    autojump_clock: MockClock, net: Network, pings: int
+) -> None:
+    reader, client = await net.open_client(), await net.open_client()
+    await reader.request(subscribe={"channel": "news"})
+    first = '{"publish":{"channel":"news","data":"first"}}'
+    async with net.node.services.turns:
+        await client.send_text("\n".join([first, *["{}"] * pings, "{}"]))
+        await wait_all_tasks_blocked()
+        came = data_of(await reader.receive_all())
+    assert came == ([] if pings else ["first"])
+    assert data_of(await reader.receive_all()) == (["first"] if pings else [])
+
+
 @pytest.mark.parametrize("codec", ["json", "protobuf"])
 @pytest.mark.parametrize("excess", [0, 1])
 async def test_a_message_of_so_many_commands_is_carried_out(
