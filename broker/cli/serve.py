@@ -26,7 +26,8 @@ from broker.cli.errors import (
 )
 from broker.cli.signals import CUT_SHORT, Order
 from broker.config.loading import load
-from broker.config.settings import Config, LogFormat, LogLevel, SlowConsumer, TopicRules
+from broker.config.settings import Config, LogFormat, LogLevel, TopicRules
+from broker.core.session import SlowRule
 from broker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ _SETTINGS: Final = (
     ),
     _setting(
         "--slow-consumer", "What to do with a subscriber that cannot follow.",
-        field="slow_consumer", type=click.Choice(get_args(SlowConsumer)),
+        field="slow_consumer", type=click.Choice(get_args(SlowRule)),
     ),
     _setting(
         "--ping-seconds", "Silence after which a client is asked whether it is there.",

@@ -35,12 +35,12 @@ from broker.config.validators import (
     topic_match,
 )
 from broker.core.event_queue import CHOICES
+from broker.core.session import SlowRule
 
 Askers = Literal["all", "subscribers", "users", "none"]
 """`subscribers` of the very topic, not of a pattern; `users`: all clients that are not anonymous."""
 Joiners = Literal["all", "users", "none"]
 """The same, for what one does before one is a subscriber."""
-SlowConsumer = Literal["close", "drop_oldest", "latest"]
 LogFormat = Literal["console", "json", "article"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 FirstFd = int | Literal["clock"]
@@ -100,7 +100,7 @@ class TopicRules:
     may_read_history: Askers = attrs.field(default="all", validator=choice(Askers))
     """Which clients may ask for what was published. Recovery asks `may_subscribe` alone."""
 
-    slow_consumer: SlowConsumer = attrs.field(default="close", validator=choice(SlowConsumer))
+    slow_consumer: SlowRule = attrs.field(default="close", validator=choice(SlowRule))
     """When an outbox is full: `close` the connection (3008, the client comes back and recovers),
     `drop_oldest` publications, or keep only the `latest` of each topic."""
 

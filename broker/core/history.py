@@ -250,6 +250,9 @@ class HistoryStore:
             published = _numbered(topic, publications[:-size], offset)
             offset += len(published)
             publications = publications[-size:]
+        payer = None
+        if history.payer is not None:
+            payer = self._sole_publisher(history, history.payer, publications)
         for p in publications:
             offset += 1
             data = p.data
@@ -261,7 +264,7 @@ class HistoryStore:
             ring.append((now, kept, extra))
             more += len(data) + PUBLICATION_BYTES + extra
         history.top = offset
-        if history.charged:
+        if history.charged and payer is None:
             while len(ring) > size:
                 more -= self._drop_charged(history)
         else:
@@ -270,7 +273,9 @@ class HistoryStore:
                 more -= len(dropped.data) + PUBLICATION_BYTES + extra
         self._bytes += more
         self._publications += len(ring) - before
-        if self._bytes > self._charge_from:
+        if payer is not None:
+            self._charge_sole(history, payer, more, now)
+        elif self._bytes > self._charge_from:
             self._charge(history, now)
         return published
 
@@ -483,11 +488,37 @@ class HistoryStore:
         more = 2 * self._charge_topic(history)
         while more > 0 and self._uncharged:
             more -= self._charge_topic(self._uncharged.pop())
+        self._come_back(now)
+
+    def _come_back(self, now: float) -> None:
+        """Come back under the bound; charge no more when the store is nearly empty."""
         if self._all_bytes > self.max_bytes:
             self._evict(now)
         elif self._bytes < self.max_bytes // 4:
             self._charge_from = self.max_bytes // 2
             self._uncharged = []
+
+    def _sole_publisher(
+        self, history: History, payer: Publisher, publications: Sequence[Publication]
+    ) -> Publisher | None:
+        """Its payer, if that is the owner of all that is kept of a topic and of all that comes, and
+        everything is charged already: then a sum is charged, in a fifth of the time."""
+        if self._uncharged or len(history.members) > 1:
+            return None
+        if history.charged < history.top or payer not in history.members:
+            return None
+        info = publications[0].info
+        if any(each.info is not info for each in publications) or owner_of(info) != payer.owner:
+            return None
+        return payer
+
+    def _charge_sole(self, history: History, payer: Publisher, more: int, now: float) -> None:
+        """Charge what was just published, less what it pushed out, to the sole publisher of a topic."""
+        self._shares.charge(payer, more)
+        history.members[payer] = history.charged = history.top
+        if history in payer.own:
+            payer.own.move_to_end(history)
+        self._come_back(now)
 
     def _begin_charging(self) -> None:
         if self._charge_from >= 0:

@@ -14,10 +14,11 @@
 Rule: a name is read here and nowhere else. Nothing here knows rules, users that are here, or bytes.
 """
 
+from functools import lru_cache
 from typing import Final
 
 from broker.core.messages import Fd
-from broker.core.topics import check_pattern, check_topic, is_pattern
+from broker.core.topics import CACHED, check_pattern, check_topic, is_pattern
 from broker.errors import ErrorCode, Refused
 
 DIRECT: Final = "fd:"
@@ -47,8 +48,11 @@ def direct_fd(name: str) -> Fd | None:
     One connection has one name: plain ASCII digits without a leading zero. Raises `Refused` (102)
     for an `fd:` name that is spelled otherwise.
     """
-    if not name.startswith(DIRECT):
-        return None
+    return _fd_of(name) if name.startswith(DIRECT) else None
+
+
+@lru_cache(CACHED)
+def _fd_of(name: str) -> Fd:
     digits = name[len(DIRECT) :]
     plain = digits.isascii() and digits.isdigit() and not digits.startswith("0")
     if not plain or len(digits) > MAX_FD_DIGITS:

@@ -13,13 +13,16 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from math import inf
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol, TypeAlias
 
 import attrs
 
 from broker.core.messages import ClientInfo, Fd, Publication
 from broker.core.tags import CompiledFilter
 from broker.core.usage import ConnectionUsage
+
+SlowRule: TypeAlias = Literal["close", "drop_oldest", "latest"]
+"""The fate of a peer, or of what waits for it, when its outbox is full."""
 
 
 class Phase(StrEnum):
@@ -118,7 +121,7 @@ class Parcel:
     """
 
     topic: str
-    rule: str
+    rule: SlowRule
     batches: list[Sequence[Publication]] = attrs.field(factory=list)
     exclude: frozenset[Fd] = frozenset()
     report: Report | None = None
@@ -179,7 +182,7 @@ class Subscriber(Protocol):
     def new_audience(self, name: str, wanted: CompiledFilter | None) -> Audience:
         """An empty audience for all with its key."""
 
-    def take(self, name: str, publications: Sequence[Publication], rule: str) -> int:
+    def take(self, name: str, publications: Sequence[Publication], rule: SlowRule) -> int:
         """Take publications that are for this one alone; return how many it took."""
 
 

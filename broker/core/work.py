@@ -77,25 +77,33 @@ class Meter:
 
 @attrs.define(eq=False)
 class Allowance:
-    """The work that one session may still do before it goes behind all others."""
+    """The work that one session may still do before it goes behind all others: `slice` is left of
+    its last turn in the queue, `left` needs no turn."""
 
     left: float = BURST
     at: float = 0.0
+    slice: float = 0.0
 
     @property
     def is_low(self) -> bool:
         """Whether it is worth the time to refill it: so a session may do half as much again at once."""
-        return self.left < BURST / 2
+        return self.slice <= 0 and self.left < BURST / 2
 
     def refill(self, now: float) -> None:
         """Count the time since it was last asked, in seconds."""
         self.left = min(BURST, self.left + (now - self.at) * SHARE * 1_000_000)
         self.at = now
 
+    def take_turn(self) -> None:
+        """It is this session's turn in the queue."""
+        self.slice = SLICE
+
     def admits(self, work: float) -> bool:
-        """Whether so much may be done now. A session with nothing left may do nothing."""
-        return 0 < self.left >= work
+        """Whether so much may be done now. A turn in the queue has room for one act of any size, and
+        else for its slice. A session with nothing left may do nothing."""
+        return self.slice > 0 or 0 < self.left >= work
 
     def spend(self, work: float) -> None:
         """Count what was done. A debt is for two seconds at most: longer ago nobody remembers."""
+        self.slice -= work
         self.left = max(self.left - work, -DEBT)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 import trio
 
 from broker.core.messages import ClientInfo, Fd, Publication
-from broker.core.session import Audience, Parcel, Recipient, Subscription
+from broker.core.session import Audience, Parcel, Recipient, SlowRule, Subscription
 from broker.core.tags import CompiledFilter
 from broker.errors import Lagged
 
@@ -54,7 +54,7 @@ class Reader:
     def new_audience(self, name: str, wanted: CompiledFilter | None) -> Audience:
         return _ReaderAudience(name, self)
 
-    def take(self, name: str, publications: Sequence[Publication], rule: str) -> int:
+    def take(self, name: str, publications: Sequence[Publication], rule: SlowRule) -> int:
         """Return how many fitted. The others are counted, and told where they are missing."""
         taken = 0
         for publication in publications:

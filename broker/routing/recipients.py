@@ -10,10 +10,11 @@ from typing import cast
 import attrs
 
 from broker.core.messages import Fd, Publication
-from broker.core.session import Audience, Parcel, Recipient, Session, Subscription
+from broker.core.names import DIRECT
+from broker.core.session import Audience, Parcel, Recipient, Session, SlowRule, Subscription
 from broker.core.tags import CompiledFilter
 from broker.protocols.codec import PeerCodec
-from broker.transport.outbox import Outbox, Run, SlowRule
+from broker.transport.outbox import Outbox, Run
 from broker.transport.postman import PostOffice
 
 
@@ -30,10 +31,20 @@ class Peer(Session):
     outbox: Outbox = attrs.field(init=False)
     start_soon: Callable[[Callable[[], Awaitable[object]]], None] = attrs.field(init=False)
     """Starts a task that ends with the connection at the latest."""
+    _mailbox: "PeerAudience | None" = attrs.field(init=False, default=None)
 
     @property
     def is_reachable(self) -> bool:
         return self.speaks and not self.outbox.sealed
+
+    @property
+    def mailbox(self) -> "PeerAudience":
+        """This peer alone, as the audience of its own `fd:N`. It has a codec by then."""
+        if self._mailbox is None:
+            assert self.codec is not None, "it is known which protocol a peer speaks"
+            name = f"{DIRECT}{self.fd}"
+            self._mailbox = PeerAudience(name, self.codec, self.office, None, {self.outbox: self})
+        return self._mailbox
 
     @property
     def keeps_up(self) -> bool:
@@ -50,11 +61,11 @@ class Peer(Session):
         assert self.codec is not None, "it is known which protocol a subscriber speaks"
         return PeerAudience(name, self.codec, self.office, wanted)
 
-    def take(self, name: str, publications: Sequence[Publication], rule: str) -> int:
+    def take(self, name: str, publications: Sequence[Publication], rule: SlowRule) -> int:
         """Queue publications for this peer alone, under the name that it listens to."""
         assert self.codec is not None, "it is known which protocol a subscriber speaks"
         frames = self.codec.publications(name, publications)
-        run = Run(frames, publications[0].topic, cast(SlowRule, rule))
+        run = Run(frames, publications[0].topic, rule)
         return len(publications) * self.office.deliver(run, (self.outbox,))
 
 
@@ -96,9 +107,12 @@ class PeerAudience:
         if parcel.report is not None or parcel.exclude:
             self._deliver_apart(parcel)
             return
-        frames = self._encode(parcel) if self.outboxes else ()
+        if self.wanted is None and len(parcel.batches) == 1 and self.outboxes:  # as nearly always
+            frames = self.codec.publications(self.name, parcel.batches[0])
+        else:
+            frames = self._encode(parcel) if self.outboxes else ()
         if frames:
-            run = Run(frames, parcel.topic, cast(SlowRule, parcel.rule))
+            run = Run(frames, parcel.topic, parcel.rule)
             self.office.deliver(run, self.outboxes)
 
     def _deliver_apart(self, parcel: Parcel) -> None:
@@ -111,7 +125,7 @@ class PeerAudience:
         frames = self._encode(parcel) if chosen else ()
         if not frames:
             return
-        run = Run(frames, parcel.topic, cast(SlowRule, parcel.rule))
+        run = Run(frames, parcel.topic, parcel.rule)
         self.office.deliver(run, [outbox for outbox, _ in chosen])
         if parcel.report is not None:
             failed: list[Fd] = [peer.fd for outbox, peer in chosen if outbox.sealed]
@@ -121,8 +135,6 @@ class PeerAudience:
 
     def _encode(self, parcel: Parcel) -> Sequence[bytes]:
         wanted, name, publications = self.wanted, self.name, self.codec.publications
-        if wanted is None and len(parcel.batches) == 1:  # as nearly always
-            return publications(name, parcel.batches[0])
         frames: list[bytes] = []
         for batch in parcel.batches:
             if wanted is None or wanted.matches(batch[0].tags):

@@ -172,12 +172,13 @@ class Router:
     def _begin_run(self, topic: str) -> None:
         self._end_run()
         rules, recipients, self._run_work, self._run_filter_work = self._resolve(topic)
-        self.meter.add(RUN)
+        self.meter.done += RUN
         if rules.retain:
             recipients.append(self.retained)
         self._run_rules, self._run_recipients = rules, recipients
         self._run = Parcel(topic, rules.slow_consumer)
-        self._run_now = trio.current_time()
+        if rules.history_size:
+            self._run_now = trio.current_time()
         self._run_bytes = 0
         self._run_topic = topic
         self.office.wake()
@@ -201,9 +202,7 @@ class Router:
             peer = self.hub.sessions.get(fd)
             if peer is None or not peer.speaks:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
-            assert peer.codec is not None, "it is known which protocol a peer speaks"
-            only = PeerAudience(topic, peer.codec, self.office, None, {peer.outbox: peer})
-            return DIRECT_RULES, [only], PEER, 0.0
+            return DIRECT_RULES, [peer.mailbox], PEER, 0.0
         self.rights.check_topic(topic)
         if topic.startswith(PERSONAL):
             self.check_direct()

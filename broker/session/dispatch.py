@@ -21,7 +21,7 @@ import trio
 
 from broker.core.session import Phase, PhaseEvent
 from broker.core.usage import ConnectionUsage
-from broker.core.work import BURST, COMMAND, DECODED_KILOBYTE, SLICE, Allowance
+from broker.core.work import BURST, COMMAND, DECODED_KILOBYTE, Allowance
 from broker.errors import CloseCode, Disconnect, ErrorCode, Refused
 from broker.hooks import Connection
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON, is_connect
@@ -175,7 +175,6 @@ class Dispatcher:
     """Whether `take` has stopped because all others should have their turn first."""
     _left: Iterator[Sized] | None = attrs.field(init=False, default=None)  # of a begun message
     _allowance: Allowance = attrs.field(init=False, factory=Allowance)
-    _slice: float = attrs.field(init=False, default=0.0)  # left of its last turn in the queue
     questions: Questions = attrs.field(init=False)
     """The commands that wait for an answer, their own or one before it."""
 
@@ -188,9 +187,13 @@ class Dispatcher:
         Never waits. Raises `Disconnect`. Unless `turn_is_over`, the rest is for `finish`.
         """
         self.turn_is_over = False
-        if self._slice <= 0 and self._allowance.is_low:
-            self._allowance.refill(trio.current_time())
-        if not self._has_room() or self._peer_is_behind:
+        allowance = self._allowance
+        if allowance.is_low:
+            allowance.refill(trio.current_time())
+            if not allowance.admits(0.0):
+                self.turn_is_over = True
+                return batch
+        if self.peer.outbox.replies_wait and self._peer_is_behind:
             return batch
         done = 0
         try:
@@ -215,7 +218,7 @@ class Dispatcher:
         batch = self.take(batch)
         while self.turn_is_over and self.peer.is_established:
             async with self.services.turns:
-                self._slice = SLICE
+                self._allowance.take_turn()
                 batch = self.take(batch)
         return [] if batch and not self.peer.is_established else batch
 
@@ -279,7 +282,7 @@ class Dispatcher:
 
     def _note_plain(self, size: int) -> None:
         """Count a plain message; send a peer away that sends too much: it knows no error reply."""
-        self._spend(COMMAND + size / 1024 * DECODED_KILOBYTE)
+        self._allowance.spend(COMMAND + size / 1024 * DECODED_KILOBYTE)
         if not self._is_within(size):
             raise Disconnect(CloseCode.POLICY_VIOLATION, "too many messages")
         if not self.orders.declare_plain():
@@ -311,7 +314,7 @@ class Dispatcher:
             before = meter.done
             # A copy: a Raw would keep the whole message that it is a part of.
             publish(client, command.id, topic, bytes(command.publish.data))
-            self._spend(meter.done - before)
+            self._allowance.spend(meter.done - before)
         return len(commands)
 
     def _publish_together(
@@ -321,9 +324,12 @@ class Dispatcher:
 
         A fourth of what they cost one by one. False if they are anything else.
         """
+        answered = []
         for command in commands:
             if command.publish.channel != topic or not command.publish.data:
                 return False
+            if command.id:
+                answered.append(command.id)
         contents = [bytes(command.publish.data) for command in commands]
         router = self.services.router
         before = router.meter.done
@@ -332,10 +338,9 @@ class Dispatcher:
             router.publish_all(topic, contents, client.peer.info)
         except Refused as error:
             refusal = error  # an fd that is gone
-        for command in commands:
-            if command.id:
-                client.add_reply(publish_reply(client, command.id, refusal))
-        self._spend(router.meter.done - before)
+        for request_id in answered:
+            client.add_reply(publish_reply(client, request_id, refusal))
+        self._allowance.spend(router.meter.done - before)
         return True
 
     @property
@@ -460,7 +465,7 @@ class Dispatcher:
             if result is not None and command.id:
                 client.reply(command.id, method, result)
         work = COMMAND + size / 1024 * DECODED_KILOBYTE
-        self._spend(work + self.services.router.meter.done - before)
+        self._allowance.spend(work + self.services.router.meter.done - before)
 
     # limits
 
@@ -485,24 +490,18 @@ class Dispatcher:
     # the share of the loop
 
     def _has_room(self, work: float = 0.0) -> bool:
-        """Whether so much may be done in this turn; notes that the turn is over if not.
-
-        A turn in the queue has room for one act of any size, and else for its slice.
-        """
-        has_room = self._slice > 0 or self._allowance.admits(work)
-        self.turn_is_over = not has_room
-        return has_room
+        """Whether so much may be done in this turn; notes that the turn is over if not."""
+        if self._allowance.admits(work):
+            return True
+        self.turn_is_over = True
+        return False
 
     async def _wait_room(self, work: float = 0.0) -> None:
         """Wait until so much may be done: a place in the queue, if there is no allowance for it."""
         self._allowance.refill(trio.current_time())
         if not self._has_room(work):
             async with self.services.turns:
-                self._slice = SLICE
-
-    def _spend(self, work: float) -> None:
-        self._slice -= work
-        self._allowance.spend(work)
+                self._allowance.take_turn()
 
 
 def _with_following(commands: Iterator[Sized]) -> Iterator[tuple[Sized, Command | None]]:

@@ -95,6 +95,7 @@ class Lane:
         "_ended",
         "_ignored",
         "_ignores",
+        "_inbox_used",
         "_limits",
         "_on_end",
         "_open_bytes",
@@ -144,6 +145,7 @@ class Lane:
         self._open_bytes = 0
         self._bad_close = False
         self._closing_bytes = self._closing_frames = 0  # that came after our Close
+        self._inbox_used = False  # perhaps, until it was looked at
         self._ignores = False  # all that comes, but for the end
         self._ignored = 0  # bytes of it
         self._skip = 0  # bytes to come that belong to a frame nobody wants
@@ -294,6 +296,7 @@ class Lane:
             await self._send([])
 
     async def _send(self, batch: Batch) -> None:
+        self._inbox_used = True
         try:
             self._to_session.send_nowait(batch)
         except trio.WouldBlock:
@@ -446,8 +449,9 @@ class Lane:
 
     async def _read(self) -> bool:
         """Read once more from the socket; false at its end."""
-        busy = self.inbox.statistics().current_buffer_used
-        size = _READ_WHEN_BUSY if busy else _READ
+        if self._inbox_used:  # to ask costs as much as a publish
+            self._inbox_used = self.inbox.statistics().current_buffer_used > 0
+        size = _READ_WHEN_BUSY if self._inbox_used else _READ
         if self._deadline is None:
             data = await receive_some(self._stream, size)
         else:

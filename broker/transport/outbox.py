@@ -26,7 +26,7 @@ import attrs
 import trio
 
 from broker.transport.backlog import Backlog, Dropped
-from broker.transport.runs import GONE, Ledger, Run, SlowRule
+from broker.transport.runs import GONE, Ledger, Run
 from broker.transport.sockets import (
     ROOM,
     RelayStream,
@@ -37,7 +37,7 @@ from broker.transport.sockets import (
     unacknowledged,
 )
 
-__all__ = ["Offer", "Outbox", "OutboxStatistics", "Run", "SlowRule", "Writer"]
+__all__ = ["Offer", "Outbox", "OutboxStatistics", "Run", "Writer"]
 
 Writer: TypeAlias = Callable[[], Awaitable[None]]
 

@@ -57,7 +57,9 @@ class PostOffice:
         run.enter(self.ledger)
         size = len(run.data)
         messages = run.messages
-        ready = self._bag()
+        ready = self._open_bag
+        if ready is None:
+            ready = self._bag()
         full = []
         count = 0
         for outbox in outboxes:
@@ -100,7 +102,8 @@ class PostOffice:
 
     def wake(self) -> None:
         """Have a round soon, if only for the sake of `before_round`."""
-        self._bag()
+        if self._open_bag is None:
+            self._bag()
 
     def _bag(self) -> list[Outbox]:
         """The outboxes of the next round; an outbox is in it once, unless it ran empty meanwhile."""

@@ -5,11 +5,10 @@ the front of one keeps a `Rest` of it, which is its own; the bytes stay shared.
 """
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
 
 import attrs
 
-SlowRule: TypeAlias = Literal["close", "drop_oldest", "latest"]
+from broker.core.session import SlowRule
 
 # Memory that Python needs beside the bytes, on 64-bit CPython 3.11: a run is an object of 104 bytes and a
 # sequence of 64, a frame a bytes object with 33 of its own and a place in that sequence.
@@ -31,10 +30,12 @@ class Run:
     are no messages: `messages` is 0 for them. `data` is all frames, joined.
     """
 
-    __slots__ = ("_held", "_ledger", "data", "first", "frames", "messages", "rule", "topic")
+    __slots__ = ("_ledger", "bytes_held", "data", "first", "frames", "messages", "rule", "topic")
 
     frames: Sequence[bytes]
     data: bytes | memoryview
+    bytes_held: int
+    """Bytes of memory that this run takes: where it has several frames, each byte twice."""
 
     def __init__(
         self,
@@ -51,26 +52,23 @@ class Run:
         """Which of the frames is the first that goes out."""
         self.topic = topic
         self.rule: SlowRule = rule
-        self.data = frames[0] if count == 1 else b"".join(frames)
+        if count == 1:
+            self.data = data = frames[0]
+            self.bytes_held = _RUN_OVERHEAD + _FRAME_OVERHEAD + len(data)
+        else:
+            self.data = data = b"".join(frames)
+            self.bytes_held = _RUN_OVERHEAD + count * _FRAME_OVERHEAD + 2 * len(data)
         self.messages = count if messages < 0 else messages
-
-    @property
-    def bytes_held(self) -> int:
-        """Bytes of memory that this run takes: where it has several frames, each byte twice."""
-        count = len(self.frames)
-        size = len(self.data)
-        return _RUN_OVERHEAD + count * _FRAME_OVERHEAD + (size if count == 1 else 2 * size)
 
     def enter(self, ledger: Ledger) -> None:
         """Count this run in `ledger` for as long as somebody needs it; once, in the first."""
         if self._ledger is None:
             self._ledger = ledger
-            self._held = held = self.bytes_held
-            ledger.bytes_held += held
+            ledger.bytes_held += self.bytes_held
 
     def __del__(self) -> None:
         if self._ledger is not None:
-            self._ledger.bytes_held -= self._held
+            self._ledger.bytes_held -= self.bytes_held
 
     def only(self, first: int, end: int) -> "Run":
         """A run of some of these frames, in the same ledger. Linear in them."""
@@ -88,6 +86,7 @@ class Rest(Run):
 
     def __init__(self, whole: Run) -> None:
         self._ledger = None
+        self.bytes_held = _RUN_OVERHEAD + whole.bytes_held
         self._whole = whole  # is held, and counted, for as long as a part of it is
         self.frames = whole.frames
         self.first = whole.first
@@ -95,10 +94,6 @@ class Rest(Run):
         self.rule = whole.rule
         self.data = memoryview(whole.data)
         self.messages = whole.messages
-
-    @property
-    def bytes_held(self) -> int:
-        return _RUN_OVERHEAD + self._whole.bytes_held
 
     def drop_front(self, count: int, size: int) -> None:
         """Drop the next `count` frames, of `size` bytes together. Constant in what stays."""
