@@ -349,6 +349,8 @@ class _Reader:
             key, at = _read_varint(data, at)
             wire = key & 7
             name, kind = message.by_number.get(key >> 3, ("", BYTES))
+            if not name and not 8 <= key < 2**32:
+                raise BadCommand("the number of a field is 1 to 536870911")
             if wire == _LENGTH:
                 at, stop = _read_length(data, at, end)
                 if name and kind not in _VARINTS:

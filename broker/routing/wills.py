@@ -34,10 +34,14 @@ class Wills:
         return len(self._of)
 
     def put(self, fd: Fd, will: Will | None) -> None:
-        """Replace the will of a connection; None takes it back."""
+        """Replace the will of a connection; None takes it back.
+
+        Raises `Refused` for one that could never be published, and then the one before it stays.
+        """
         if will is None:
             self._of.pop(fd, None)
         else:
+            self.publisher.check_later(will.topic, retain=will.retain)
             self._of[fd] = will
 
     def carry_out(self, peer: Peer, close: Close) -> None:

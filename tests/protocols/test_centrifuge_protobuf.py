@@ -4,6 +4,7 @@ from typing import Any
 
 import centrifuge.protocol.client_pb2 as schema
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -463,6 +464,10 @@ def test_a_known_field_of_another_wire_type_is_unknown() -> None:
         b"\x06\x22\x04\x1a\x02\x08\x01",  # not an entry of a map
         b"\x0b\x22\x09\x32\x02\x0a\x05\x0a\x03abc",  # a key longer than its entry
         b"\x0c" + b"\x80" * 10 + b"\x01\x00",  # a field's number of eleven bytes
+        b"\x02\x00\x00",  # field 0
+        b"\x02\x02\x00",
+        b"\x04\x3a\x02\x00\x01",  # in a publish
+        b"\x06\x80\x80\x80\x80\x10\x00",  # field 2^29
         b'{"id":1,"connect":{}}',
         "客户端".encode(),
     ],
@@ -476,6 +481,20 @@ def test_a_payload_that_is_no_command_is_described_in_one_line(payload: bytes) -
     assert message
     assert "\n" not in message
     assert len(message) < 200
+
+
+def test_the_highest_number_of_a_field_is_one_that_nobody_knows() -> None:
+    body = b"\xf8\xff\xff\xff\x0f\x00\x08\x07"
+    (command,) = CENTRIFUGE_PROTOBUF.decode(varint(len(body)) + body)
+    assert command.id == schema.Command.FromString(body).id == 7
+
+
+@pytest.mark.parametrize("body", [b"\x00\x00", b"\x02\x00", b"\x80\x80\x80\x80\x10\x00"])
+def test_fields_that_the_official_library_refuses_are_refused(body: bytes) -> None:
+    with pytest.raises(DecodeError):
+        schema.Command.FromString(body)
+    with pytest.raises(BadCommand, match="the number of a field is 1 to 536870911"):
+        list(CENTRIFUGE_PROTOBUF.decode(varint(len(body)) + body))
 
 
 def test_commands_are_read_one_by_one() -> None:

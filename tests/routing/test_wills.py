@@ -10,6 +10,7 @@ from broker import (
     Broker,
 )
 from broker.core.messages import Close, Initiator
+from broker.errors import Refused
 from broker.routing.publishing import Publisher
 from broker.routing.recipients import Peer
 from broker.routing.wills import Will, Wills
@@ -72,6 +73,7 @@ async def test_a_will_can_be_taken_back_and_one_to_nobody_is_forgotten(
         assert await done(peer, "will") == {}
         await peer.aclose()
         await done(other, "will", topic="fd:99", data=1)
+        await done(other, "will", topic="user:nobody", data=1)
         await other.aclose()
         await wait_all_tasks_blocked()
         assert messages.bytes_waiting == 0
@@ -144,6 +146,28 @@ async def test_a_connection_has_one_will_at_most_and_it_is_carried_out_once() ->
     wills.put(client.fd, None)
     wills.carry_out(client, LOST)
     assert (runs(listener), len(wills)) == ([[2]], 0)
+
+
+@pytest.mark.parametrize(
+    "will, code",
+    [
+        (Will("left.*", b"1"), 107),
+        (Will("", b"1"), 107),
+        (Will("user:a..b", b"1"), 107),
+        (Will("fd:1", b"1", retain=True), 107),
+        (Will("fd:x", b"1"), 102),
+    ],
+)
+async def test_a_will_that_could_never_be_published_is_refused_and_the_old_one_stays(
+    will: Will, code: int
+) -> None:
+    wills, client, listener = make_wills()
+    wills.put(client.fd, Will("left", b"1"))
+    with pytest.raises(Refused) as caught:
+        wills.put(client.fd, will)
+    assert caught.value.code == code
+    wills.carry_out(client, LOST)
+    assert runs(listener) == [[1]]
 
 
 async def test_a_will_goes_to_all_but_the_one_whose_it_is() -> None:
