@@ -18,6 +18,7 @@ from broker.config.settings import Config
 from broker.core.event_queue import EventKind, EventStatistics
 from broker.core.history import HistoryStatistics
 from broker.core.hub import HubStatistics
+from broker.core.memory import MemoryStatistics, Part
 from broker.core.messages import (
     ClientInfo,
     ConnectionInfo,
@@ -55,6 +56,8 @@ class BrokerStatistics:
     post: PostStatistics
     events: Mapping[str, EventStatistics]
     """By reader, `on_event` and `webhooks`; empty where nobody reads them."""
+    memory: MemoryStatistics
+    """What is held for clients, by part."""
 
 
 def node_name(config: Config) -> str:
@@ -70,6 +73,11 @@ class Node:
     started_at: float = attrs.field(factory=time.time)
     """Unix seconds."""
     _readers: set[Reader] = attrs.field(init=False, factory=set)
+
+    def __attrs_post_init__(self) -> None:
+        self.services.memory.count(
+            Part.READERS, lambda: sum([reader.bytes_held for reader in self._readers])
+        )
 
     @property
     def config(self) -> Config:
@@ -124,7 +132,7 @@ class Node:
     async def subscribe(self, pattern: str, *, capacity: int, group: str) -> AsyncGenerator[Reader]:
         router = self.services.router
         router.rights.check_listenable(pattern)
-        reader = Reader(capacity)
+        reader = Reader(capacity, self.config.connection_most)
         grant = Grant(pattern, Decider.PROGRAM)
         subscription = Subscription(reader, pattern, grant, group=group)
         router.subscribe(subscription)
@@ -214,6 +222,7 @@ class Node:
             history=router.engine.statistics(),
             post=router.office.statistics(),
             events={} if router.events is None else router.events.statistics(),
+            memory=self.services.memory.statistics(),
         )
 
     def _find(self, fd: Fd) -> ServedConnection | None:

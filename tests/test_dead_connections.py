@@ -331,7 +331,7 @@ async def test_a_later_message_is_kept_once(autojump_clock: MockClock) -> None:
         finally:
             tracemalloc.stop()
     assert waiting < 5.5 * len(LARGE)
-    assert taken < 2 * SMALL
+    assert taken < 4 * SMALL  # and not a message, nor a part of one
 
 
 async def test_tls_leaves_nothing_either(autojump_clock: MockClock) -> None:

@@ -15,10 +15,13 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from enum import StrEnum
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import msgspec
+
+EVENT_BYTES: Final = 400
+"""About what one event takes that waits, with its texts."""
 
 
 class EventKind(StrEnum):
@@ -113,6 +116,11 @@ class EventQueue:
         self._batch: list[Event] = []
         self._delivered = self._dropped = 0
         self.failures = 0
+
+    @property
+    def bytes_held(self) -> int:
+        """About what the events take that wait."""
+        return EVENT_BYTES * len(self._waiting)
 
     def statistics(self) -> EventStatistics:
         waiting = len(self._waiting) + (not self._done)

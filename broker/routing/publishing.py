@@ -94,6 +94,11 @@ class Publisher:
         if retain and is_connection_name(topic):
             raise Refused(ErrorCode.BAD_REQUEST, f"{topic} retains nothing: it is no topic")
 
+    @property
+    def bytes_held(self) -> int:
+        """What the results take that are kept by key."""
+        return self._done.bytes_held
+
     def forget(self, by: Session) -> None:
         """Forget the keys of a client that has gone, if they were its connection's own."""
         if not by.user:

@@ -143,7 +143,7 @@ async def test_the_app_is_asked_about_rpc_publishes_too(autojump_clock: MockCloc
         ("will", {"topic": "news"}),
         ("will", {"topic": "news.*", "data": 1}),
         ("will", {"topic": ">", "data": 1}),
-        ("will", {"topic": "a..b", "data": 1}),
+        ("will", {"topic": "t" * 256, "data": 1}),
         ("will", {"topic": "fd:9", "data": 1, "retain": True}),
         ("will", {"topic": "user:u", "data": 1, "retain": True}),
     ],
