@@ -4,7 +4,7 @@ from typing import Any
 
 import centrifuge.protocol.client_pb2 as schema
 import pytest
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +14,6 @@ from broker.protocols.centrifuge_protobuf import (
     CENTRIFUGE_PROTOBUF,
     COMMAND,
     EMULATION_REQUEST,
-    MAX_COMMANDS,
     MAX_FIELDS,
     REPLY,
     Keyed,
@@ -24,7 +23,7 @@ from broker.protocols.centrifuge_protobuf import (
     is_disconnect,
     read_emulation,
 )
-from broker.protocols.commands import METHODS, BadCommand, Command, FaultyCommand
+from broker.protocols.commands import MAX_COMMANDS, METHODS, BadCommand, Command, FaultyCommand
 from broker.transport import frames
 from tests.conftest import delimited, varint
 
