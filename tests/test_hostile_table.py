@@ -149,10 +149,14 @@ async def test_a_reset_is_told_though_a_write_was_told_of_it_first(resets: bool)
     if resets:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     ours.close()
+
+    async def send_on() -> None:
+        while True:
+            await peer.send(b"x")
+
     if resets:
         with pytest.raises(Ended, match="RST"):
-            while True:
-                await peer.send(b"x")
+            await send_on()
     assert await peer.ending() == ("RST" if resets else "EOF")
     await peer.aclose()
 
