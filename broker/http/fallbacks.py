@@ -87,12 +87,6 @@ class HttpConnection(Connection):
         self._line = line
         self._secret = token_urlsafe(16)
 
-    async def run(self) -> None:
-        try:
-            await super().run()
-        finally:
-            self._line.end()
-
     @property
     def is_one_way(self) -> bool:
         return self.transport == "uni_sse"
@@ -197,25 +191,20 @@ class _Request:
     async def emulate(self) -> None:
         """Hand a message to the session that it names; answered when that has taken it."""
         self._check_method("POST")
-        codec = self._codec()
+        await self._hand_over(self._codec())
+        await self._answer()
+
+    async def _hand_over(self, codec: Codec) -> None:
         # In JSON a message grows by its quotes and backslashes: to twice its size at most.
-        body = await self._body(2 * self.services.config.max_message_bytes + 1024)
-        try:
-            if codec is CENTRIFUGE_PROTOBUF:
-                request = read_emulation(body)
-                session, message = request.session, bytes(request.data)
-            else:
-                emulated = msgspec.json.decode(body, type=_Emulated)
-                session, message = emulated.session, emulated.data.encode()
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadCommand) as error:
-            raise HeadError(400, f"not an emulation request: {error}") from None
+        limit = 2 * self.services.config.max_message_bytes + 1024
+        # The body itself is not kept while the message waits to be taken.
+        session, message = _emulated(codec, await self._body(limit))
         self._checked(message)
         connection = self._find(session)
         if connection is not None and connection.subprotocol != codec.name:
             raise HeadError(415, f"this session speaks {connection.subprotocol}")
         if connection is None or not await connection.deliver(message):
             raise HeadError(404, "no such session: connect again")
-        await self._answer()
 
     async def open(self) -> Connection:
         """Make the connection that this request asks for."""
@@ -300,9 +289,14 @@ class _Request:
             topics = parameters.get("topic", [])
             token = parameters.get("token", [""])[0]
         try:
-            read(command, ConnectRequest)
-            subs = read(command, _OneWay).subs
             request = members(one_text(command))
+            asked = request.get("subs", b"")
+            names = members(one_text(asked)) if asked.startswith(b"{") else ()
+            most = self.services.config.max_topics
+            if len({*names, *topics}) > most:  # before there is a struct of each
+                raise HeadError(400, f"more than {most} topics")
+            read(command, ConnectRequest, few=True)
+            subs = read(command, _OneWay, few=True).subs
         except BadJson as error:
             raise HeadError(400, f"not a connect request: {error}") from None
         subs |= {topic: {} for topic in topics if topic not in subs}
@@ -380,6 +374,18 @@ class _Request:
     async def _answer(self, *fields: tuple[str, str]) -> None:
         answer = _head("204 No Content", *fields, *self.cors)
         await answer_and_linger(self.stream, answer, self.services.config.close_seconds)
+
+
+def _emulated(codec: Codec, body: bytes) -> tuple[str, bytes]:
+    """The session and the message of a request to `/emulation`."""
+    try:
+        if codec is CENTRIFUGE_PROTOBUF:
+            request = read_emulation(body)
+            return request.session, bytes(request.data)
+        emulated = msgspec.json.decode(body, type=_Emulated)
+        return emulated.session, emulated.data.encode()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadCommand) as error:
+        raise HeadError(400, f"not an emulation request: {error}") from None
 
 
 def _cors(head: Head) -> tuple[tuple[str, str], ...]:

@@ -14,7 +14,7 @@ import trio
 
 from broker.core.idempotency import MAX_KEY_BYTES
 from broker.core.messages import Delivery, Fd, Position, Publication
-from broker.core.names import is_connection_name
+from broker.core.names import direct_fd, is_connection_name
 from broker.core.session import Parcel, Report, Session
 from broker.core.shares import Owner, owner_of, text_bytes
 from broker.core.work import AUDIENCE, LISTENERS, PEER, PUBLICATION
@@ -90,8 +90,7 @@ class Publisher:
         `Refused` as `Router.publish_all` does, and 107 for a key that is too long and for `retain`
         where there is no topic.
         """
-        if options.retain and is_connection_name(topic):
-            raise Refused(ErrorCode.BAD_REQUEST, f"{topic} retains nothing: it is no topic")
+        self._check_retain(topic, retain=options.retain)
         if not options.key:
             return self._publish(topic, data, by, options, done)
         if len(options.key.encode("utf-8", "replace")) > MAX_KEY_BYTES:
@@ -114,6 +113,20 @@ class Publisher:
         else:
             self._keep(kept_as, delivery)
         return delivery
+
+    def check_later(self, topic: str, *, retain: bool) -> None:
+        """Raise `Refused` for what could never be published, whoever is here by then: 107 for what is
+        no topic and for `retain` where there is none, 102 for what is no fd, 108 where connections have
+        no names."""
+        self._check_retain(topic, retain=retain)
+        if is_connection_name(topic):
+            self.router.check_direct()
+        if direct_fd(topic) is None:
+            self.router.rights.check_topic(topic)
+
+    def _check_retain(self, topic: str, *, retain: bool) -> None:
+        if retain and is_connection_name(topic):
+            raise Refused(ErrorCode.BAD_REQUEST, f"{topic} retains nothing: it is no topic")
 
     @property
     def bytes_held(self) -> int:

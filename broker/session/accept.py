@@ -26,7 +26,7 @@ from broker.transport.head import (
     refusal,
     route_of,
 )
-from broker.transport.sockets import address_of, answer_and_linger, tls_fault
+from broker.transport.sockets import address_of, answer_and_linger, let_go, tls_fault
 
 
 async def serve_connection(services: Services, stream: trio.abc.Stream) -> None:
@@ -56,25 +56,29 @@ async def serve_connection(services: Services, stream: trio.abc.Stream) -> None:
             if ours is not None:  # Cancelled, KeyboardInterrupt
                 raise ours from None
         finally:
-            await close_stream(services, stream, at_once=guest.gave_way)  # noqa: ASYNC102 - shields itself
+            try:
+                await close_stream(services, stream, at_once=guest.gave_way)  # noqa: ASYNC102 - shields itself
+            finally:
+                let_go(stream)
 
 
 async def _receive(
     services: Services, stream: trio.abc.Stream, address: str, guest: Guest
 ) -> ServedConnection | None:
     """Read request heads and see to each; a connection if one asks for it and may have it."""
-    connection, was_told = None, False
+    connection, answer = None, b""
     with guest.scope:
         try:
             connection = await _see_to_requests(services, stream, address, guest)
         except HeadError as error:
-            was_told = True
             services.refused += 1
             services.log.info("refused", status=error.status, reason=error.reason, peer=address)
             answer = refusal(error.status, error.reason, error.headers)
+        if answer:
+            # Not where the error is still there: it holds the frames it came through, and so a body.
             services.admission.linger(guest)
             await answer_and_linger(stream, answer, services.config.close_seconds)
-    if guest.gave_way and not was_told:
+    if guest.gave_way and not answer:
         services.refused += 1
         services.log.info("refused", reason="no place left: gave way to a newcomer", peer=address)
     return connection

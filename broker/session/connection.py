@@ -133,6 +133,11 @@ class Connection(Profile):
             finally:
                 services.connections.pop(peer.fd, None)
                 close = attrs.evolve(self._closing or _CUT, undelivered=self._undelivered)
+                self._closing = close
+                # These point at each other. Without this they would stay until the garbage collector
+                # comes by, which is seldom, and with them all that came: half a message each.
+                self._dispatcher.let_go()
+                del self._lane, self._dispatcher, self._heartbeat, self._io, self._serving
                 note_closed(services, self, close)
                 try:
                     # The peer has no part in what the app does then.

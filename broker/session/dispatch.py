@@ -21,7 +21,7 @@ import trio
 
 from broker.core.session import Phase, PhaseEvent
 from broker.core.usage import ConnectionUsage
-from broker.core.work import ALONE, COMMAND, DECODED_KILOBYTE, FRAME, PUBLICATION
+from broker.core.work import ALONE, BURST, COMMAND, DECODED_KILOBYTE, FRAME, PUBLICATION
 from broker.errors import CloseCode, Disconnect, ErrorCode, Refused
 from broker.hooks import Connection
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON, is_connect
@@ -53,6 +53,9 @@ Sized = tuple[Command, float]
 """A command, and its share of the bytes of its message."""
 
 _PONG: Final = Command()
+
+_LARGE: Final = BURST / DECODED_KILOBYTE * 1024
+"""Bytes of a message that nobody may take apart without a turn: 16 KB."""
 
 
 class Publish(Handler):
@@ -199,6 +202,8 @@ class Dispatcher:
                 share.is_used_up = True
             while done < len(batch) and not share.is_used_up:
                 payload = batch[done][1]
+                if not self._may_take_apart(payload):
+                    break
                 client = self.client or self._begin(payload)
                 if client is None or not self._take_message(client, payload):
                     break
@@ -255,6 +260,11 @@ class Dispatcher:
         """Send the answers to what has been published."""
         if self.client is not None:
             self.client.settle()
+
+    def let_go(self) -> None:
+        """Drop what has come and was not carried out, and all that points back here. The last call."""
+        self._left = self.client = None
+        del self.questions
 
     # the first message
 
@@ -352,6 +362,13 @@ class Dispatcher:
         )
 
     # one message
+
+    def _may_take_apart(self, payload: bytes) -> bool:
+        """Whether a message may be decoded in this turn, if it is not yet; notes that the turn is over
+        if not. What is in it is weighed later, one command after the other."""
+        if len(payload) <= _LARGE or self._left is not None:
+            return True
+        return self._share.has_room(len(payload) / 1024 * DECODED_KILOBYTE)
 
     def _commands(self, client: Client, payload: bytes) -> Iterator[Sized]:
         """The commands of a message, each with its share of the bytes. Raises `Disconnect`."""

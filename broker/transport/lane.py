@@ -203,6 +203,14 @@ class Lane:
                     self.lost()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.lost()
+        finally:
+            # The goodbye may take a while, and nobody will read what is left of a message.
+            self._buffer = b""
+            self._holding.charge(Part.INCOMING, -self._charged)
+            self._charged = 0
+            if self._slow is not None:
+                self._slow.let_go()
+                self._slow = None
 
     def close(self, code: int, reason: str) -> None:
         """Send a Close frame behind what is queued; from now on only the peer's Close counts."""

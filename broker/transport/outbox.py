@@ -340,8 +340,11 @@ class Outbox:
             self._take_off(dropped)
 
     def abandon(self) -> None:
-        """The stream is dead or about to be closed: not another byte. Counts stay as they are."""
+        """The stream is dead or about to be closed: not another byte. Counts stay as they are, and
+        nobody is called any more, nor kept for that."""
         self.sealed = True
+        self._on_slow = self._on_broken = _nothing
+        self._on_drop = _nothing_dropped
         self._fileno = -1
         self.mail.clear()
         self._reset()
@@ -647,8 +650,9 @@ class Outbox:
 
     def _break(self) -> None:
         if self.mail or not self.sealed:
+            on_broken = self._on_broken
             self.abandon()
-            self._on_broken()
+            on_broken()
 
     # rules
 
@@ -704,3 +708,11 @@ class Outbox:
         self._begun = max(self._begun, self._first)
         self._sweep_up()
         self._ease()
+
+
+def _nothing() -> None:
+    pass
+
+
+def _nothing_dropped(topics: Mapping[str, int]) -> None:
+    pass

@@ -451,8 +451,15 @@ async def test_a_glob_may_name_alternatives(
 
 async def test_a_glob_of_too_many_alternatives_is_refused(autojump_clock: MockClock) -> None:
     async with served() as net:
-        code, text = await error(net, "channels", pattern="{a,b}" * 1000)
-        assert (code, text) == (107, "pattern stands for more than 100 patterns without braces")
+        for pattern, reason in {
+            "{a,b}" * 7: "pattern stands for more than 100 patterns without braces",
+            "{a,b,c,d,e}"
+            + "x" * 1000: "pattern stands for more than 4096 characters without braces",
+            "a" * 1025: "pattern has more than 1024 characters",
+            "{" * 500_000 + "}" * 500_000: "pattern has more than 1024 characters",
+        }.items():
+            assert await error(net, "channels", pattern=pattern) == (107, reason)
+        assert await result(net, "channels", pattern="a" * 1024) == {"channels": {}}
         assert await result(net, "channels", pattern="{a,b}" * 6) == {"channels": {}}
 
 

@@ -772,6 +772,43 @@ async def test_a_stream_begins_with_connect(
     assert net.broker.connections() == []
 
 
+@pytest.mark.parametrize("count", [3, 4, 70_000])
+async def test_a_one_way_client_asks_for_so_many_topics(
+    autojump_clock: MockClock, count: int
+) -> None:
+    async with open_test_broker(Broker(Config(max_topics=3, direct_topics=False))) as net:
+        body = json.dumps({"subs": {f"t{number}": {} for number in range(count)}}).encode()
+        if count > 3:
+            answer = await ask(net, "POST", "/connection/uni_sse", body)
+            assert answer == (400, "more than 3 topics\n")
+            query = urlencode([("topic", f"t{number}") for number in range(min(count, 500))])
+            assert (await ask(net, "GET", f"/connection/uni_sse?{query}"))[0] == 400
+            return
+        client = Stream((await net.connect()).stream)
+        await client.ask("POST", "/connection/uni_sse", body)
+        assert client.status == 200
+        said = [await client.object() for _ in range(4)]
+        assert sum("subscribe" in each for each in said) == 3
+        await client.aclose()
+
+
+async def test_a_topic_that_is_named_twice_is_one(autojump_clock: MockClock) -> None:
+    async with open_test_broker(Broker(Config(max_topics=1))) as net:
+        query = urlencode([("cf_connect", '{"subs":{"a":{}}}'), ("topic", "a"), ("topic", "a")])
+        client = Stream((await net.connect()).stream)
+        await client.ask("GET", f"/connection/uni_sse?{query}")
+        assert client.status == 200
+        await client.aclose()
+
+
+async def test_a_one_way_client_asks_for_so_much_at_most(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    body = json.dumps({"subs": {"a": {"tf": {"op": "or", "nodes": [{}] * 17_000}}}}).encode()
+    status, text = await ask(net, "POST", "/connection/uni_sse", body)
+    assert (status, text) == (400, "not a connect request: more than 8192 members\n")
+
+
 @pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE", "PATCH", "get"])
 @pytest.mark.parametrize(
     "path", ["/emulation", *map("/connection/{}".format, ("http_stream", "sse", "uni_sse"))]
