@@ -26,6 +26,7 @@ import trio
 from broker.core.json_reader import BadJson, members, one_text, read
 from broker.core.memory import Holding, Part
 from broker.core.messages import Transport
+from broker.core.work import READ_KILOBYTE
 from broker.errors import HeadError
 from broker.http.server import REQUEST_SECONDS
 from broker.http.streams import CONNECT_ID, HttpStream, ProtobufStream, SseStream, UniSseStream
@@ -60,6 +61,9 @@ JSON: Final = frozenset(
     }
 )
 """The media types of bodies, as the official SDKs have them, and of what says nothing better."""
+
+SMALL_BODY: Final = 16 * 2**10
+"""A body that is decoded in no more time than a turn takes to come: 50 µs."""
 
 _SESSION = re.compile(r"([0-9]{1,18})\.(.+)")
 
@@ -323,6 +327,9 @@ class _Request:
                 raise HeadError(503, reason)
             with trio.move_on_after(REQUEST_SECONDS) as reading, short:
                 body = await self._read(size, holding)
+                # Its caller decodes it in the same step, and others may have come to their end with it.
+                if size > SMALL_BODY:
+                    await self.services.router.turns.wait(size / 1024 * READ_KILOBYTE)
         if short.cancelled_caught:
             raise HeadError(503, "memory is short")
         if reading.cancelled_caught:

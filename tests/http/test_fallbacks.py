@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
+from itertools import pairwise
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -1630,6 +1631,23 @@ async def test_close_to_the_limit_a_large_body_is_refused_unread_and_a_small_one
         await small.read_answer()
         assert small.status in (200, 400)
         for peer in (large, small):
+            await peer.aclose()
+
+
+async def test_large_bodies_that_end_together_are_decoded_in_turns(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_test_broker(Broker()) as net:
+        peers = [await half_a_body(net, "/emulation", 900_000) for _ in range(10)]
+        decoded = [0]
+        async with trio.open_nursery() as nursery:
+            for peer in peers:
+                nursery.start_soon(peer.send, b" ")
+            while decoded[-1] < 10:
+                await trio.lowlevel.checkpoint()
+                decoded.append(net.node.services.refused)
+        assert max(after - before for before, after in pairwise(decoded)) <= 2
+        for peer in peers:
             await peer.aclose()
 
 
