@@ -116,7 +116,8 @@ class Report:
 class Parcel:
     """Publications to one topic, on their way to all who listen.
 
-    Those of one of the `batches` are of one publisher and have the same tags. `rule` says what
+    All have the same tags, so their recipients were chosen by them. Those of one of the `batches`
+    are of one publisher. `rule` says what
     happens to an outbox that is full. The fds of `exclude` get nothing. `report` is filled where it
     is asked for.
     """
@@ -126,6 +127,8 @@ class Parcel:
     batches: list[Sequence[Publication]] = attrs.field(factory=list)
     exclude: frozenset[Fd] = frozenset()
     report: Report | None = None
+    is_late: bool = False
+    """Whether it is one large publication for many audiences, which share its data until it goes out."""
 
 
 class Recipient(Protocol):
@@ -139,7 +142,7 @@ class Recipient(Protocol):
 
 
 class Audience(Recipient, Protocol):
-    """Subscribers to one name who get the same, frame by frame."""
+    """Subscribers to one name who want the same, and get the same, frame by frame."""
 
     def add(self, subscription: "Subscription") -> None: ...
     def remove(self, subscription: "Subscription") -> None: ...
@@ -177,10 +180,11 @@ class Subscriber(Protocol):
     def info_on(self, chan_info: bytes | None) -> ClientInfo | None:
         """The info that others see of it; None for a reader in this program."""
 
-    def audience_key(self, wanted: CompiledFilter | None) -> Hashable:
-        """All with the same key get the same, frame by frame."""
+    @property
+    def audience_key(self) -> Hashable:
+        """All with the same key get the same, frame by frame, of what they want."""
 
-    def new_audience(self, name: str, wanted: CompiledFilter | None) -> Audience:
+    def new_audience(self, name: str) -> Audience:
         """An empty audience for all with its key."""
 
     def take(self, name: str, publications: Sequence[Publication], rule: SlowRule) -> int:

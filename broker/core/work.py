@@ -41,8 +41,16 @@ DEBT: Final = 2.0 * SHARE * 1_000_000
 COMMAND: Final = 6.0
 """One command: decoding, checks, a reply. Measured 4 to 8."""
 
+FRAME: Final = 0.3
+"""A frame that comes, besides the command in it."""
+
 PUBLICATION: Final = 0.7
-"""One publication of a run: made, kept, encoded. One alone costs `COMMAND` less a reply."""
+"""One publication of a run: made, kept, encoded; and as much for each audience beside the first, as
+each has it encoded under a name of its own. One alone costs `COMMAND` less a reply."""
+
+ALONE: Final = 1.5
+"""A publish that is decided and carried out by itself, where those around it are to other topics, or
+it is the first."""
 
 DECODED_KILOBYTE: Final = 16.0
 """A kibibyte of commands that is decoded: 2 µs in JSON, and in protobuf 400 where it is all fields of
@@ -53,9 +61,9 @@ READ_KILOBYTE: Final = 6.0
 empty objects."""
 
 KILOBYTE: Final = 2.0
-"""A kibibyte that is encoded or copied on its way out."""
+"""A kibibyte that is encoded or copied on its way out, once for each audience."""
 
-RUN: Final = 3.0
+RUN: Final = 4.5
 """A run that begins: looking up its listeners, waking the postman."""
 
 PARCEL: Final = 6.0
@@ -68,15 +76,39 @@ EVICTED: Final = 12.0
 """One that has to go for another, where all topics are full. Measured 10 to 20 if its topic goes with
 it."""
 
+FULL: Final = 12.0
+"""An outbox that is full: its socket is asked once more, then its rule is applied."""
+
+LISTENERS: Final = 0.5
+"""A topic or pattern that is found to match, whoever listens to it."""
+
 AUDIENCE: Final = 1.5
-"""An audience that is visited, be it for nothing."""
+"""An audience that gets a run: one is made and put into each outbox."""
 
 PEER: Final = 0.5
 """A peer that gets a run: an append, and its part of a write. The write itself is 4 µs, and brings all
 that has gathered since the last."""
 
+SUBSCRIPTION: Final = 16.0
+"""A subscription that begins, and one day is ended."""
+
+LEFT: Final = 5.0
+"""A subscription that is left because its connection ends."""
+
+PATTERN: Final = 20.0
+"""The same of a pattern, besides: filed with up to 32 tokens, and taken out again."""
+
+FILTER_KILOBYTE: Final = 2.0
+"""A kibibyte of memory that a new filter takes: it is checked, compiled and filed."""
+
 FILTER_NODE: Final = 0.15
 """A node of a tags filter that is evaluated."""
+
+TAG_KILOBYTE: Final = 3.0
+"""A kibibyte of a tag in which a node looks for a text, at worst."""
+
+ASKED: Final = 1.0
+"""A subscriber who is asked for itself: may it have this, is its turn now."""
 
 MEMBER: Final = 2.0
 """A client that is listed in a presence reply; measured 1.4 to 2.3."""
@@ -86,9 +118,6 @@ LISTED: Final = 2.0
 
 NAMED: Final = 0.5
 """A topic in a list of topics, for each pattern that it is compared with. Measured 0.3 to 0.5."""
-
-SUBSCRIPTION: Final = 4.0
-"""A subscription that ends with its connection. Measured 3 to 4."""
 
 ENDING: Final = 250.0
 """A connection that is closed, besides its subscriptions: 40 at once, the rest in its own tasks."""

@@ -17,6 +17,7 @@ from broker.core.messages import Delivery, Fd, Position, Publication
 from broker.core.names import is_connection_name
 from broker.core.session import Parcel, Report, Session
 from broker.core.shares import Owner, owner_of, text_bytes
+from broker.core.work import AUDIENCE, LISTENERS, PEER, PUBLICATION
 from broker.engines.engine import Key
 from broker.errors import ErrorCode, Refused
 from broker.routing.router import Router
@@ -60,6 +61,19 @@ class Publisher:
     router: Router
     # Publishes with a key that are not kept yet, and who else waits for what becomes of them.
     _underway: dict[_KeptAs, list[OnDelivery]] = attrs.field(init=False, factory=dict)
+
+    def weigh(self, topic: str) -> float:
+        """The work of a small publication by itself, about, if all who listen want it; nothing where
+        it will be refused, or goes to a connection."""
+        if is_connection_name(topic):
+            return 0.0
+        try:
+            self.router.rights.check_topic(topic)
+        except Refused:
+            return 0.0
+        found = self.router.hub.listeners(topic)
+        members = sum([listeners.members for listeners in found])
+        return len(found) * (LISTENERS + AUDIENCE + PUBLICATION) + members * PEER
 
     def publish(
         self,

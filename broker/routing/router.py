@@ -6,8 +6,8 @@ the broker is `Router.publish_all` and the end of a run, then `PostOffice.delive
 
 Rules:
 
-1. An open run ends when another topic is published to, when it holds `RUN_BYTES`, or when the
-   postman begins his next round: within one turn of the event loop.
+1. An open run ends when another topic is published to, when it holds `RUN_BYTES` (less where many
+   audiences listen), or when the postman begins his next round: within one turn of the event loop.
 2. Everything else that goes to an outbox (a reply, a join, a push, a Close) goes through here, by
    `send` or `reply`, which end the run first; so does what changes who listens. So a run reaches
    those who listened when each of it was published, and order holds.
@@ -16,6 +16,7 @@ Rules:
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from math import inf
 from typing import Any, Final, Literal
 
 import trio
@@ -27,16 +28,23 @@ from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, Publication
 from broker.core.names import PERSONAL, direct_fd, is_connection_name
 from broker.core.session import Parcel, Recipient, Subscriber, Subscription
+from broker.core.topics import is_pattern
 from broker.core.work import (
+    ASKED,
     AUDIENCE,
-    COMMAND,
     FILTER_NODE,
+    FULL,
     KILOBYTE,
+    LEFT,
+    LISTENERS,
     PARCEL,
+    PATTERN,
     PEER,
     PUBLICATION,
     RUN,
+    SLICE,
     SUBSCRIPTION,
+    TAG_KILOBYTE,
 )
 from broker.engines.engine import Done, Engine, Key, Submission
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
@@ -51,26 +59,23 @@ from broker.transport.postman import PostOffice
 RUN_BYTES: Final = 64 * 2**10
 """As much as one read from a publisher holds. Joining more gains nothing, and fills outboxes."""
 
+ENVELOPE: Final = 32
+"""Bytes that a publication counts beside its data: a read holds so much more of each at least."""
+
+NARROW: Final = 2
+"""Audiences of a topic that nearly all have no more of. Each has a run encoded for itself, so where
+there are more of them a run is as much shorter, and takes about as long as ever to be sent out."""
+
+LARGE: Final = 4096
+"""Bytes of data that are copied for each audience; where there are more audiences than `NARROW` they
+share what is larger, until it goes out to one of them."""
+
+MOST_TOGETHER: Final = 3 * SLICE
+"""Work that the encoding of several publications may take in one step: of a whole read for up to
+seven audiences."""
+
 DIRECT_RULES: Final = TopicRules(history_size=0, presence=False, join_leave=False)
 """The rules of `fd:N` and `user:NAME`."""
-
-
-class Returns:
-    """The way back from the engine, its `Sink`: what it has kept is fanned out, then those who have
-    published it are answered."""
-
-    def __init__(self, fan_out: Callable[..., float]) -> None:
-        self.deliver = fan_out
-        self._unsettled: list[Callable[[], None]] = []
-
-    def when_settled(self, settle: Callable[[], None]) -> None:
-        """Call this once, at the end of the batch that the engine gives back now."""
-        self._unsettled.append(settle)
-
-    def settled(self) -> None:
-        unsettled, self._unsettled = self._unsettled, []
-        for settle in unsettled:
-            settle()
 
 
 class Router:
@@ -103,9 +108,10 @@ class Router:
         self._run = Parcel("", "close")
         self._run_now = 0.0
         self._run_bytes = 0
+        self._run_most = RUN_BYTES
+        self._run_width = 1  # audiences, and one where there are none
         self._run_work = 0.0  # of its fan-out
-        self._run_filter_work = 0.0  # of the filters, for each batch
-        self.returns = Returns(self.fan_out)
+        self.returns = Returns(self)
         office.before_round = self._end_run
         self.settings.watch(self._settings_changed)
         self._settings_changed()  # what the engine has kept may be of other settings
@@ -132,10 +138,9 @@ class Router:
         topic: str,
         contents: Sequence[bytes],
         info: ClientInfo | None = None,
-        tags: Mapping[str, str] | None = None,
         opaque: bool = False,
     ) -> list[Done] | None:
-        """Publish several things to one topic in their order, or to one fd by `fd:N`.
+        """Publish several things without tags to one topic in their order, or to one fd by `fd:N`.
 
         The contents are raw JSON; `opaque` ones may be anything. They reach the outboxes when the
         run ends. 0.7 µs a publication, where one by one takes 2. Where the engine has to keep them
@@ -145,20 +150,21 @@ class Router:
         """
         if topic != self._run_topic or not topic:
             self._begin_run(topic)
-        work = self._run_filter_work
-        if not self._run.batches:
-            work += self._run_work
+        work = 0.0 if self._run.batches else self._run_work
         topic = self._run_topic
         publications: Sequence[Publication]
-        publications = [Publication(topic, data, info, 0, 0, tags, opaque) for data in contents]
+        publications = [Publication(topic, data, info, 0, 0, None, opaque) for data in contents]
         if self._run_keeps:
             publications = self.engine.publish(topic, publications, self._run_rules, self._run_now)
         self._run.batches.append(publications)
         count, size = len(publications), sum(map(len, contents))
         self.published += count
-        self.meter.done += work + count * PUBLICATION + size / 1024 * KILOBYTE
-        self._run_bytes += size
-        if self._run_bytes > RUN_BYTES:
+        if self._run_width == 1:  # as nearly always
+            self.meter.done += work + count * PUBLICATION + size / 1024 * KILOBYTE
+        else:
+            self.meter.done += work + _encoding_work(self._run_width, count, size)
+        self._run_bytes += size + count * ENVELOPE
+        if self._run_bytes > self._run_most:
             self._end_run()
         return self._run_dones  # that of this run, also if it has ended
 
@@ -170,9 +176,18 @@ class Router:
                 self._begin_run(topic)
             except Refused:
                 return 0.0
-        if self._run.batches:
-            return self._run_filter_work
-        return self._run_filter_work + self._run_work
+        work = (self._run_width - 1) * PUBLICATION
+        return work if self._run.batches else work + self._run_work
+
+    def takes_together(self, sizes: Iterable[int]) -> bool:
+        """Whether publications of so many bytes may join the open run in one step. `sizes` is looked
+        at only where more than one audience listens."""
+        width = self._run_width
+        return (
+            width == 1
+            or width * sum([PUBLICATION + size / 1024 * KILOBYTE for size in sizes])
+            <= MOST_TOGETHER
+        )
 
     def publish_parcel(
         self, parcel: Parcel, *, keep: bool, retain: bool, key: Key | None = None
@@ -183,17 +198,15 @@ class Router:
         At once, unless the engine has to keep it first: a list is returned then, as by
         `publish_all`. Linear in those who listen. Raises `Refused` as `publish_all` does.
         """
-        # What `weigh` has looked up a moment ago may be linear in those who listen.
-        if parcel.topic != self._run_topic or not parcel.topic or self._run.batches:
-            self._begin_run(parcel.topic)
-        rules, recipients = self._run_rules, self._run_recipients
-        self._run_topic, self._run_recipients = "", []
         ((publication,),) = parcel.batches
+        topic = parcel.topic
+        rules, recipients, work = self._resolve_parcel(parcel, publication.tags)
         keep, retain = keep and rules.history_size > 0, retain or rules.retain
-        more = retain or (key is not None and not is_connection_name(parcel.topic))
-        defers = self._may_defer and self.engine.defers(parcel.topic, rules, more=more)
-        size = len(publication.data)
-        self.meter.add(PARCEL + self._run_work + self._run_filter_work + size / 1024 * KILOBYTE)
+        more = retain or (key is not None and not is_connection_name(topic))
+        defers = self._may_defer and self.engine.defers(topic, rules, more=more)
+        width, size = len(recipients) or 1, len(publication.data)
+        self.meter.add(PARCEL + work + _encoding_work(width, 1, size))
+        parcel.is_late = width > NARROW and size > LARGE
         parcel.rule = rules.slow_consumer
         self.published += 1
         if defers:
@@ -207,13 +220,35 @@ class Router:
             recipients.append(self.retained)
         for recipient in recipients:
             recipient.deliver(parcel)
+        self.meter.add(self.office.take_judged() * FULL)
         return None
+
+    def _resolve_parcel(
+        self, parcel: Parcel, tags: Mapping[str, str] | None
+    ) -> tuple[TopicRules, list[Recipient], float]:
+        """As `_resolve`; what `weigh` has looked up a moment ago is not looked up again, as that may be
+        linear in those who listen."""
+        topic = parcel.topic
+        if tags:
+            self._end_run()
+            rules, recipients, work = self._resolve(topic, tags)
+            self.meter.add(RUN)
+            if rules.retain:
+                recipients.append(self.retained)
+            return rules, recipients, work
+        if topic != self._run_topic or not topic or self._run.batches:
+            self._begin_run(topic)
+        rules, recipients = self._run_rules, self._run_recipients
+        self._run_topic, self._run_recipients = "", []
+        return rules, recipients, self._run_work
 
     def _begin_run(self, topic: str) -> None:
         self._end_run()
-        rules, recipients, self._run_work, self._run_filter_work = self._resolve(topic)
+        rules, recipients, self._run_work = self._resolve(topic, None)
         defers = self._may_defer and self.engine.defers(topic, rules)
         self.meter.done += RUN
+        self._run_width = width = len(recipients) or 1
+        self._run_most = RUN_BYTES if width <= NARROW else RUN_BYTES * NARROW // width
         if rules.retain:
             recipients.append(self.retained)
         self._run_keeps = rules.history_size > 0 and not defers
@@ -239,34 +274,25 @@ class Router:
             keep = rules.history_size > 0
             self.engine.submit(Submission(run, rules, keep, rules.retain, dones=dones))
             return
+        if self._run_width > NARROW and len(run.batches) == len(run.batches[0]) == 1:
+            run.is_late = len(run.batches[0][0].data) > LARGE
         for recipient in recipients:
             recipient.deliver(run)
+        if self.office.judged:  # known only afterwards
+            self.meter.add(self.office.take_judged() * FULL)
 
-    def fan_out(self, parcel: Parcel, *, retain: bool) -> float:
-        """Fan out what the engine has kept, to those who listen now; return the work of it, for which
-        its publisher has paid."""
-        self._end_run()
-        recipients: list[Recipient] = [self.retained] if retain else []
-        total = RUN
-        with suppress(Refused):  # a reload took the namespace away: nobody may have it any more
-            rules, listeners, work, filter_work = self._resolve(parcel.topic)
-            parcel.rule = rules.slow_consumer
-            recipients += listeners
-            total += work + filter_work * len(parcel.batches)
-        for recipient in recipients:
-            recipient.deliver(parcel)
-        return total
-
-    def _resolve(self, topic: str) -> tuple[TopicRules, list[Recipient], float, float]:
-        """The rules of a topic, the recipients of a run on it, the work of its fan-out, and that of the
-        filters for each batch. Raises `Refused`."""
+    def _resolve(
+        self, topic: str, tags: Mapping[str, str] | None
+    ) -> tuple[TopicRules, list[Recipient], float]:
+        """The rules of a topic, the recipients of what is published to it with these tags, and the work
+        of the fan-out. Raises `Refused`."""
         fd = direct_fd(topic)
         if fd is not None:
             self.check_direct()
             peer = self.hub.sessions.get(fd)
             if peer is None or not peer.speaks:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
-            return DIRECT_RULES, [peer.mailbox], PEER, 0.0
+            return DIRECT_RULES, [peer.mailbox], PEER
         self.rights.check_topic(topic)
         if topic.startswith(PERSONAL):
             self.check_direct()
@@ -275,33 +301,44 @@ class Router:
             here = [peer for peer in peers if peer is not None and peer.speaks]
             if not here:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"user {user!r} has no connection")
-            return DIRECT_RULES, _direct(topic, here, self.office), PEER * len(here), 0.0
+            return DIRECT_RULES, _direct(topic, here, self.office), PEER * len(here)
         book = self.rights.book
         rules = book.only or book.of(topic)
-        return rules, *self._listeners(topic, rules)
+        return rules, *self._listeners(topic, rules, tags)
 
-    def _listeners(self, topic: str, rules: TopicRules) -> tuple[list[Recipient], float, float]:
+    def _listeners(
+        self, topic: str, rules: TopicRules, tags: Mapping[str, str] | None
+    ) -> tuple[list[Recipient], float]:
         found = self.hub.listeners(topic)
-        if len(found) == 1 and found[0].name == topic and not found[0].groups:
+        if len(found) == 1 and found[0].name == topic and found[0].is_plain:
             # Nearly all topics: a third of the work of the loop below.
             (only,) = found
             everybody: list[Recipient] = list(only.audiences.values())
-            work = len(everybody) * AUDIENCE + only.members * PEER
-            return everybody, work, only.filter_nodes * FILTER_NODE
+            return everybody, len(everybody) * AUDIENCE + only.members * PEER
+        if not found:
+            return [], 0.0
         recipients: list[Recipient] = []
-        members = nodes = 0
+        work = len(found) * LISTENERS
+        node = FILTER_NODE + (_longest(tags) / 1024 * TAG_KILOBYTE if tags else 0.0)
+        receiver = self.rights.receiver(rules, topic)
         for listeners in found:
-            admits = None if listeners.name == topic else self.rights.receiver(rules, topic)
+            admits = None if listeners.name == topic else receiver
+            audiences = list(listeners.audiences.values())
+            if listeners.picky is not None:
+                wanting, nodes = listeners.picky.wanting(tags)
+                audiences += wanting
+                work += nodes * node
+            members = sum(map(len, audiences))
+            work += len(audiences) * AUDIENCE + members * PEER
             if admits is None:
-                recipients += listeners.audiences.values()
+                recipients += audiences
             else:
-                recipients += [each.narrowed(admits) for each in listeners.audiences.values()]
+                recipients += [each.narrowed(admits) for each in audiences]
+                work += members * ASKED
             for group in listeners.groups.values():
                 recipients.append(GroupRecipient(group, admits))
-            members += listeners.members
-            nodes += listeners.filter_nodes
-        work = len(recipients) * AUDIENCE + members * PEER
-        return recipients, work, nodes * FILTER_NODE
+                work += AUDIENCE + group.looks * ASKED
+        return recipients, work
 
     # the door to a peer
 
@@ -343,7 +380,7 @@ class Router:
     def subscribe(self, subscription: Subscription) -> None:
         """Add a subscription; those who watch its topic learn of it with the next `announce`."""
         self._end_run()
-        self.meter.add(COMMAND)
+        self.meter.add(SUBSCRIPTION + (PATTERN if is_pattern(subscription.name) else 0.0))
         self.hub.subscribe(subscription)
         if isinstance(subscription.subscriber, Peer):
             subscription.subscriber.weigh(subscription, 1)
@@ -367,17 +404,16 @@ class Router:
         """Tell those who watch a topic that somebody subscribed, the subscriber among them."""
         self._notify_watchers(subscription.name, subscription.info, "join")
 
-    def leave_all(
-        self,
-        peer: Peer,
-        code: int = UnsubscribeCode.DISCONNECT,
-        reason: str = "disconnected",
-    ) -> None:
-        """Remove all subscriptions of a peer and tell those who watch. Linear in them."""
+    def leave(self, peer: Peer, work: float = inf) -> None:
+        """Remove the subscriptions of a peer that goes, and tell those who watch; as many of them as
+        so much work goes for, and one at least."""
         self._end_run()
-        self.meter.add(len(peer.subscriptions) * SUBSCRIPTION)
-        for subscription in self.hub.leave_all(peer):
-            self._note_left(subscription, code, reason)
+        until = self.meter.done + work
+        for name in list(peer.subscriptions):
+            self.meter.add(LEFT)
+            self.unsubscribe(peer, name, UnsubscribeCode.DISCONNECT, "disconnected")
+            if self.meter.done >= until:
+                break
 
     def bind(self, peer: Peer, user: str) -> list[str]:
         """Make a peer another user's, in one step, and tell those who watch its topics.
@@ -432,6 +468,16 @@ class Router:
             self.office.deliver(Run((frame,)), outboxes)
 
 
+def _encoding_work(width: int, count: int, size: int) -> float:
+    """The work of encoding so many publications of so many bytes together for `width` audiences."""
+    copies = 1 if width > NARROW and size > count * LARGE else width
+    return width * count * PUBLICATION + copies * size / 1024 * KILOBYTE
+
+
+def _longest(tags: Mapping[str, str]) -> int:
+    return max(map(len, tags.values()))
+
+
 def _direct(topic: str, peers: Iterable[Peer], office: PostOffice) -> list[Recipient]:
     audiences: dict[object, PeerAudience] = {}
     for peer in peers:
@@ -441,3 +487,39 @@ def _direct(topic: str, peers: Iterable[Peer], office: PostOffice) -> list[Recip
             audience = audiences[peer.codec] = PeerAudience(topic, peer.codec, office)
         audience.outboxes[peer.outbox] = peer
     return list(audiences.values())
+
+
+class Returns:
+    """The way back from the engine, its `Sink`: what it has kept is fanned out, then those who have
+    published it are answered."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._unsettled: list[Callable[[], None]] = []
+
+    def deliver(self, parcel: Parcel, *, retain: bool) -> float:
+        """Fan out to those who listen now; return the work of it, for which its publisher has paid."""
+        router, batches, total = self._router, parcel.batches, RUN
+        router._end_run()
+        recipients: list[Recipient] = [router.retained] if retain else []
+        with suppress(Refused):  # a reload took the namespace away: nobody may have it any more
+            # All have the same tags: a run none, anything else is one publication.
+            rules, listeners, work = router._resolve(parcel.topic, batches[0][0].tags)
+            parcel.rule = rules.slow_consumer
+            recipients += listeners
+            width, count = len(listeners) or 1, sum(map(len, batches))
+            size = sum([len(each.data) for batch in batches for each in batch])
+            parcel.is_late = width > NARROW and count == 1 and size > LARGE
+            total += work + _encoding_work(width, count, size)
+        for recipient in recipients:
+            recipient.deliver(parcel)
+        return total + router.office.take_judged() * FULL
+
+    def when_settled(self, settle: Callable[[], None]) -> None:
+        """Call this once, at the end of the batch that the engine gives back now."""
+        self._unsettled.append(settle)
+
+    def settled(self) -> None:
+        unsettled, self._unsettled = self._unsettled, []
+        for settle in unsettled:
+            settle()

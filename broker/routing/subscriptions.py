@@ -20,6 +20,7 @@ from broker.core.names import DIRECT, PERSONAL
 from broker.core.session import Grant, Subscription, subscription_bytes
 from broker.core.tags import CompiledFilter
 from broker.core.topics import is_pattern
+from broker.core.work import FILTER_KILOBYTE, FILTER_NODE
 from broker.errors import ErrorCode, Refused
 from broker.protocols.codec import Codec
 from broker.protocols.commands import SubscribeRequest
@@ -120,6 +121,8 @@ class Plan:
                 position = Position(request.offset, position.epoch)
             wanted = self.wanted
             if wanted is not None:
+                asked = [each for each in missed if each.tags]
+                self.router.meter.add(len(asked) * wanted.nodes * FILTER_NODE)
                 missed = [each for each in missed if wanted.matches(each.tags)]
         else:
             position = engine.position(name)
@@ -178,6 +181,7 @@ def _compiled(router: Router, peer: Peer, request: SubscribeRequest) -> Compiled
         wanted = CompiledFilter(request.tf)
     except ValueError as error:
         raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
+    router.meter.add(wanted.bytes / 1024 * FILTER_KILOBYTE)
     limit = router.settings.config.max_filter_nodes
     if peer.filter_nodes + wanted.nodes > limit:
         raise Refused(ErrorCode.LIMIT_EXCEEDED, f"filters with more than {limit} nodes together")

@@ -21,6 +21,7 @@ from broker.core.event_queue import EventKind
 from broker.core.memory import Part
 from broker.core.messages import Close, Initiator, Transport
 from broker.core.session import Phase, PhaseEvent
+from broker.core.work import ENDING, SLICE
 from broker.errors import CloseCode, Disconnect, UnsubscribeCode
 from broker.hooks import OpenHook
 from broker.protocols.codec import Result
@@ -30,7 +31,6 @@ from broker.session.ending import (
     close_stream,
     end_by,
     how_it_ended,
-    leaving_work,
     note_closed,
     run_close_hook,
     say_goodbye,
@@ -44,6 +44,10 @@ from broker.session.services import Services
 from broker.transport.head import Head, acceptance, read_fields
 from broker.transport.lane import Batch, Lane
 from broker.transport.outbox import Outbox
+
+LEAVES_AT_ONCE: Final = 100.0
+"""Work that is done in the very step in which it is known that a connection ends: 20 subscriptions are
+left, where nobody watches. Most have fewer, and a hundred connections may end in one turn of the loop."""
 
 
 class Connection(Profile):
@@ -148,7 +152,7 @@ class Connection(Profile):
                 await self._see_out()
             finally:
                 # In this order: nobody delivers to an outbox without a writer.
-                self._leave(self._closing or _CUT)
+                self._leave(self._closing or _CUT, inf)
                 self._undelivered += peer.outbox.messages
                 peer.outbox.abandon()
                 io.cancel_scope.cancel()
@@ -161,7 +165,7 @@ class Connection(Profile):
             self._stream,
             post=services.router.office.post,
             start_writer=io.start_soon,
-            on_slow=self._on_slow,
+            on_slow=partial(self._give_up, "slow"),
             on_drop=self._on_drop,
             on_broken=self._on_broken,
             max_bytes=config.outbox_bytes,
@@ -278,14 +282,25 @@ class Connection(Profile):
         if not self._lane.has_ended:
             self._see_out_beside()
 
-    def _leave(self, close: Close) -> None:
-        """Leave everything on this node that others see, once it is known how the peer ends."""
+    def _leave(self, close: Close, work: float = LEAVES_AT_ONCE) -> None:
+        """Leave everything on this node that others see, once it is known how the peer ends; its will and
+        its subscriptions as far as so much work goes. Nothing reaches those that are left any more."""
         services, peer = self._services, self.peer
         services.router.hub.sessions.retire(peer)
-        services.wills.carry_out(peer, close)
         services.requests.leave(peer.fd)
         services.publisher.forget(peer)
-        services.router.leave_all(peer)
+        if services.wills.weigh(peer.fd) <= work:
+            services.wills.carry_out(peer, close)
+            services.router.leave(peer, work)
+
+    async def _leave_rest(self, close: Close) -> None:
+        """Leave what is left, in turns with all others: a peer may have a thousand topics and a will for
+        as many readers, and a thousand peers may go at once."""
+        services, peer = self._services, self.peer
+        while peer.subscriptions or services.wills.weigh(peer.fd):
+            await services.router.turns.wait(services.wills.weigh(peer.fd) + SLICE)
+            services.wills.carry_out(peer, close)
+            services.router.leave(peer, SLICE)
 
     def _see_out_beside(self) -> None:
         if not self._is_seen_out:
@@ -298,29 +313,28 @@ class Connection(Profile):
         Begun when the lane is done, and beside it when we are done with a peer that goes on.
         """
         self._is_seen_out = True
+        if self._closing is not None:
+            await self._leave_rest(self._closing)
         if self._served is not None:
             await self._served.wait()
         if self._closing is None:
             # When hundreds go at once, nobody who stays is to wait for all of them.
-            router = self._services.router
-            await router.turns.wait(leaving_work(router, self.peer))
+            await self._services.router.turns.wait(ENDING)
         if self._closing is None:
             # All that came has been dealt with, and nobody has told the session to end.
             stall_seconds = self._services.config.stall_seconds
             self._closing = how_it_ended(self._lane, self.peer.outbox, stall_seconds)
             self.peer.transition(PhaseEvent.CLOSE)
             self._leave(self._closing)
+            await self._leave_rest(self._closing)
         seconds = self._services.config.close_seconds
         await say_goodbye(self._lane, self.peer.outbox, seconds)
         self._io.cancel_scope.cancel()
 
     # a peer that is too slow, or too heavy, or dead
 
-    def _on_slow(self) -> None:
-        """The outbox is full and its topic's rule says close."""
-        self._give_up("slow")
-
     def _give_up(self, reason: str) -> None:
+        """The outbox is full and its topic's rule says close, or it has to give way."""
         # To send out the open run may make this outbox overflow once more, which then closes it.
         self._services.router.send(self.peer, ())
         if self._closing is None:

@@ -21,7 +21,7 @@ import trio
 
 from broker.core.session import Phase, PhaseEvent
 from broker.core.usage import ConnectionUsage
-from broker.core.work import COMMAND, DECODED_KILOBYTE
+from broker.core.work import ALONE, COMMAND, DECODED_KILOBYTE, FRAME, PUBLICATION
 from broker.errors import CloseCode, Disconnect, ErrorCode, Refused
 from broker.hooks import Connection
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON, is_connect
@@ -91,7 +91,7 @@ def publish(client: Client, request_id: int, topic: str, data: bytes) -> None:
         client.check_publish(topic)
         opaque = client.codec.opaque_payloads and not is_json_line(data)
         router = client.services.router
-        dones = router.publish_all(topic, (data,), client.peer.info, None, opaque)
+        dones = router.publish_all(topic, (data,), client.peer.info, opaque)
     except Refused as error:
         refusal = error
     if dones is not None:
@@ -195,6 +195,8 @@ class Dispatcher:
         done = 0
         try:
             done = self._take_publishes(batch)
+            if 0 < done < len(batch):
+                share.is_used_up = True
             while done < len(batch) and not share.is_used_up:
                 payload = batch[done][1]
                 client = self.client or self._begin(payload)
@@ -210,6 +212,7 @@ class Dispatcher:
 
         Raises `Disconnect`. Cancelled, it leaves what it has not begun.
         """
+        self._share.spend(len(batch) * FRAME)
         batch = self.take(batch)
         while self._share.is_used_up and self.peer.is_established:
             await self._share.wait_turn()
@@ -285,7 +288,9 @@ class Dispatcher:
         client = self.client
         if client is None or self._left is not None or not self._may_publish_now or not batch:
             return 0
-        commands = client.codec.decode_publishes([payload for _, payload in batch])
+        # As many as there is room for at most; to decode all of them is half of the work.
+        most = int(max(self._share.slice, self._share.left) / PUBLICATION) + 1
+        commands = client.codec.decode_publishes([payload for _, payload in batch[:most]])
         if not commands:
             return 0
         router = self.services.router
@@ -293,17 +298,18 @@ class Dispatcher:
         if commands[0].publish.channel == topic and topic and not client.codec.opaque_payloads:
             if not self._share.has_room(router.weigh(topic)):
                 return 0
-            if self._publish_together(client, topic, commands):
+            sizes = (len(command.publish.data) for command in commands)
+            if router.takes_together(sizes) and self._publish_together(client, topic, commands):
                 return len(commands)
         meter, share = router.meter, self._share
         for number, command in enumerate(commands):
             topic = command.publish.channel
+            before = meter.done  # to begin a run is work as well
             if not share.has_room(router.weigh(topic)):
                 return number
-            before = meter.done
             # A copy: a Raw would keep the whole message that it is a part of.
             publish(client, command.id, topic, bytes(command.publish.data))
-            share.spend(meter.done - before)
+            share.spend(ALONE + meter.done - before)
         return len(commands)
 
     def _publish_together(

@@ -16,7 +16,8 @@ from typing import Annotated, Any, Final, TypeAlias
 
 import attrs
 import trio
-from msgspec import Meta, Raw, Struct
+from msgspec import DecodeError, Meta, Raw, Struct
+from msgspec.json import Decoder
 
 from broker.core.json_reader import BadJson, read
 from broker.core.messages import Delivery, Fd
@@ -180,20 +181,34 @@ def target_of(command: Command) -> str | None:
     return params.target or None
 
 
+class _Aim(Struct):
+    """As much of the parameters as tells whom a call is going to reach."""
+
+    topic: str = ""
+    to: str = ""
+
+
+_aims: Final = Decoder(_Aim)
+
+
 class Rpc(Handler):
     """A call of one of our methods, or else of the app's."""
+
+    def weigh(self, client: Client, command: Command) -> float:
+        assert command.rpc is not None
+        if command.rpc.method not in ("publish", "request"):
+            return 0.0
+        try:
+            aim = _aims.decode(command.rpc.data)
+        except DecodeError:
+            return 0.0  # it is refused, or written in a way that nobody needs
+        return client.services.publisher.weigh(aim.topic or aim.to)
 
     def must_ask(self, client: Client, command: Command) -> bool:
         assert command.rpc is not None
         if command.rpc.method in METHODS:
             return client.services.hooks.publish is not None
         return client.services.hooks.rpc is not None
-
-    def weigh(self, client: Client, command: Command) -> float:
-        request = command.rpc
-        assert request is not None
-        topic = target_of(command) if request.method == "publish" else None
-        return client.services.router.weigh(topic) if topic else 0.0
 
     async def ask(self, client: Client, command: Command) -> object:
         request, hooks = command.rpc, client.services.hooks

@@ -9,7 +9,7 @@ Rule: the postman knows no topic and no protocol, and nothing that a peer does c
 """
 
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 
 import attrs
@@ -48,6 +48,8 @@ class PostOffice:
         """Of all runs that this office delivers; its outboxes enter in it what is offered."""
         self.before_round: Callable[[], None] = _nothing
         """Called at the start of each round: the last chance to deliver something with it."""
+        self.judged = 0
+        """How many full outboxes were judged by their rules since the last `take_judged`."""
 
     def deliver(self, run: Run, outboxes: Iterable[Outbox]) -> int:
         """Put one run into each outbox; return how many took it: a sealed one does not.
@@ -56,12 +58,12 @@ class PostOffice:
         loop is written out because a method call per outbox would double that.
         """
         run.enter(self.ledger)
-        size = len(run.data)
+        size = run.size
         messages = run.messages
         ready = self._open_bag
         if ready is None:
             ready = self._bag()
-        full = []
+        full: list[Outbox] = []
         count = 0
         for outbox in outboxes:
             if outbox.sealed:
@@ -80,7 +82,7 @@ class PostOffice:
             self._judge(full)
         return count
 
-    def _judge(self, full: Iterable[Outbox]) -> None:
+    def _judge(self, full: Collection[Outbox]) -> None:
         """Bring these outboxes back within their bounds, after those that came before them.
 
         After a fan-out, as a rule may end subscriptions and so change what is iterated over. And
@@ -88,6 +90,7 @@ class PostOffice:
         were one call inside another, a hundred slow readers would end the process.
         """
         self._over += full
+        self.judged += len(full)
         if self._judging:
             return
         self._judging = True
@@ -96,6 +99,11 @@ class PostOffice:
                 self._over.popleft().overflow()
         finally:
             self._judging = False
+
+    def take_judged(self) -> int:
+        """How many full outboxes were judged since this was last asked, for whoever pays for them."""
+        judged, self.judged = self.judged, 0
+        return judged
 
     def post(self, outboxes: list[Outbox]) -> None:
         """Have these outboxes flushed soon."""

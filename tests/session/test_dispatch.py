@@ -1,6 +1,8 @@
 """Messages of one peer: their order, their turns, and those that are no commands."""
 
 import json
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Final
 
 import pytest
@@ -20,15 +22,20 @@ from broker import (
     TopicRules,
 )
 from broker.core.work import (
+    AUDIENCE,
     COMMAND,
+    KILOBYTE,
+    LEFT,
     LISTED,
+    LISTENERS,
     MEMBER,
     PEER,
+    PUBLICATION,
     ROUND,
     SLICE,
-    SUBSCRIPTION,
     Meter,
 )
+from broker.routing.router import MOST_TOGETHER
 from broker.testing import Network, Peer, client_frame, open_test_broker
 from broker.transport import frames
 from broker.transport.frames import BINARY, PONG, TEXT
@@ -253,8 +260,75 @@ async def test_hundreds_that_go_at_once_leave_a_few_at_a_time(autojump_clock: Mo
         trio.lowlevel.remove_instrument(load)
         assert net.broker.topics() == {}
         assert net.broker.stats().connections == 0
-        assert sum(load.rounds) >= 20 * 400 * SUBSCRIPTION
-        assert max(load.rounds) <= ROUND + 400 * SUBSCRIPTION
+        assert sum(load.rounds) >= 20 * 400 * LEFT
+        assert max(load.rounds) <= ROUND + 400 * LEFT
+
+
+class Turns(trio.abc.Instrument):
+    """A value after each turn of Trio's loop."""
+
+    def __init__(self, value: Callable[[], float]) -> None:
+        self.seen = [value()]
+        self._value = value
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.seen.append(self._value())
+
+
+TOKENS = [f"t{n}" for n in range(7)]
+WIDE = ".".join(TOKENS)
+"""A topic that 100 patterns of one client match."""
+OVERLAPPING = [
+    ".".join("*" if bits >> at & 1 else token for at, token in enumerate(TOKENS))
+    for bits in range(1, 101)
+]
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        pytest.param([{"publish": {"channel": "a", "data": 1}}] * 500, id="one topic"),
+        pytest.param([{"publish": {"channel": c, "data": 1}} for c in "ab" * 250], id="two topics"),
+        pytest.param([{"publish": {"channel": WIDE, "data": 1}}] * 500, id="many audiences"),
+        pytest.param([{"publish": {"channel": WIDE, "data": "x" * 9000}}] * 6, id="large ones"),
+        pytest.param(
+            [{"id": 5, "rpc": {"method": "publish", "data": {"topic": WIDE, "data": 1}}}] * 50,
+            id="by themselves",
+        ),
+        pytest.param(
+            [
+                {"id": n, "subscribe": {"channel": name, "tf": {"key": "a", "cmp": "ex"}}}
+                for n, name in enumerate(OVERLAPPING, 1)
+            ],
+            id="filters",
+        ),
+    ],
+)
+@pytest.mark.parametrize("joined", [True, False])
+async def test_the_work_of_one_read_is_done_in_slices(
+    autojump_clock: MockClock, commands: list[dict[str, Any]], joined: bool
+) -> None:
+    """A slice may end in the midst of an act, which is one publication here at most."""
+    lines = [json.dumps(each).encode() for each in commands]
+    sent = [b"\n".join(lines)] if joined else lines
+    size = len(lines[0]) / 1024 * KILOBYTE
+    act = len(OVERLAPPING) * (PUBLICATION + AUDIENCE + PEER + LISTENERS + size)
+    config = Config(outbox_bytes=2**26, outbox_messages=10**6)  # no rule for slow readers
+    async with open_test_broker(Broker(config)) as net:
+        reader, client = await net.open_client(), await net.open_client()
+        for name in (*"ab", *OVERLAPPING):
+            await reader.request(subscribe={"channel": name})
+        meter = net.node.services.router.meter
+        await client.send(b"".join(client_frame(frames.TEXT, each) for each in sent))
+        turns = Turns(lambda: meter.done)
+        trio.lowlevel.add_instrument(turns)
+        await client.send_json({"id": 9999, "presence_stats": {"channel": "a"}})
+        while b'"id":9999' not in (await client.receive_text()).encode():
+            pass
+        trio.lowlevel.remove_instrument(turns)
+    done = [after - before for before, after in pairwise(turns.seen)]
+    assert max(done) <= max(SLICE, MOST_TOGETHER) + act
+    assert sum(done) > 300
 
 
 async def test_replies_to_publishes_come_behind_the_publications_of_their_batch(
