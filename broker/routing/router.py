@@ -111,7 +111,7 @@ class Router:
         self._run_most = RUN_BYTES
         self._run_width = 1  # audiences, and one where there are none
         self._run_work = 0.0  # of its fan-out
-        self.returns = Returns(self)
+        self.returns = Returns(self.fan_out)
         office.before_round = self._end_run
         self.settings.watch(self._settings_changed)
         self._settings_changed()  # what the engine has kept may be of other settings
@@ -199,11 +199,10 @@ class Router:
         `publish_all`. Linear in those who listen. Raises `Refused` as `publish_all` does.
         """
         ((publication,),) = parcel.batches
-        topic = parcel.topic
         rules, recipients, work = self._resolve_parcel(parcel, publication.tags)
         keep, retain = keep and rules.history_size > 0, retain or rules.retain
-        more = retain or (key is not None and not is_connection_name(topic))
-        defers = self._may_defer and self.engine.defers(topic, rules, more=more)
+        more = retain or (key is not None and not is_connection_name(parcel.topic))
+        defers = self._may_defer and self.engine.defers(parcel.topic, rules, more=more)
         width, size = len(recipients) or 1, len(publication.data)
         self.meter.add(PARCEL + work + _encoding_work(width, 1, size))
         parcel.is_late = width > NARROW and size > LARGE
@@ -274,12 +273,28 @@ class Router:
             keep = rules.history_size > 0
             self.engine.submit(Submission(run, rules, keep, rules.retain, dones=dones))
             return
-        if self._run_width > NARROW and len(run.batches) == len(run.batches[0]) == 1:
-            run.is_late = len(run.batches[0][0].data) > LARGE
+        if self._run_width > NARROW:
+            run.is_late = _is_large(run)
         for recipient in recipients:
             recipient.deliver(run)
         if self.office.judged:  # known only afterwards
             self.meter.add(self.office.take_judged() * FULL)
+
+    def fan_out(self, parcel: Parcel, *, retain: bool) -> float:
+        """Fan out what the engine has kept, to those who listen now; return the work of it, for which
+        its publisher has paid."""
+        self._end_run()
+        recipients: list[Recipient] = [self.retained] if retain else []
+        total = RUN
+        with suppress(Refused):  # a reload took the namespace away: nobody may have it any more
+            rules, listeners, work = self._resolve(parcel.topic, parcel.batches[0][0].tags)
+            parcel.rule = rules.slow_consumer
+            parcel.is_late = len(listeners) > NARROW and _is_large(parcel)
+            recipients += listeners
+            total += work
+        for recipient in recipients:
+            recipient.deliver(parcel)
+        return total + self.office.take_judged() * FULL
 
     def _resolve(
         self, topic: str, tags: Mapping[str, str] | None
@@ -397,7 +412,8 @@ class Router:
         self._end_run()
         subscription = self.hub.unsubscribe(subscriber, name)
         if subscription is not None:
-            self._note_left(subscription, code, reason)
+            self._emit_left(subscription, code, reason)
+            self._notify_watchers(subscription.name, subscription.info, "leave")
         return subscription
 
     def announce(self, subscription: Subscription) -> None:
@@ -436,10 +452,6 @@ class Router:
             self._notify_watchers(name, before[name], "leave")
         return lost
 
-    def _note_left(self, subscription: Subscription, code: int, reason: str) -> None:
-        self._emit_left(subscription, code, reason)
-        self._notify_watchers(subscription.name, subscription.info, "leave")
-
     def _emit_left(self, subscription: Subscription, code: int, reason: str) -> None:
         if isinstance(subscription.subscriber, Peer):
             subscription.subscriber.weigh(subscription, -1)
@@ -472,6 +484,12 @@ def _encoding_work(width: int, count: int, size: int) -> float:
     """The work of encoding so many publications of so many bytes together for `width` audiences."""
     copies = 1 if width > NARROW and size > count * LARGE else width
     return width * count * PUBLICATION + copies * size / 1024 * KILOBYTE
+
+
+def _is_large(parcel: Parcel) -> bool:
+    """Whether it is one publication that is too large to be encoded for each of many audiences."""
+    batches = parcel.batches
+    return len(batches) == len(batches[0]) == 1 and len(batches[0][0].data) > LARGE
 
 
 def _longest(tags: Mapping[str, str]) -> int:

@@ -394,7 +394,7 @@ def work_of(router: Router, act: Callable[[], object]) -> float:
 
 def publish_tagged(router: Router, topic: str, **tags: str) -> Delivery:
     delivery = Publisher(router).publish(topic, b"1", options=PublishOptions(tags=tags))
-    assert delivery is not None, "the memory engine keeps nobody waiting"
+    assert delivery is not None, "nothing is kept first"
     return delivery
 
 
