@@ -78,6 +78,24 @@ DIRECT_RULES: Final = TopicRules(history_size=0, presence=False, join_leave=Fals
 """The rules of `fd:N` and `user:NAME`."""
 
 
+class Returns:
+    """The way back from the engine, its `Sink`: what it has kept is fanned out, then those who have
+    published it are answered."""
+
+    def __init__(self, fan_out: Callable[..., float]) -> None:
+        self.deliver = fan_out
+        self._unsettled: list[Callable[[], None]] = []
+
+    def when_settled(self, settle: Callable[[], None]) -> None:
+        """Call this once, at the end of the batch that the engine gives back now."""
+        self._unsettled.append(settle)
+
+    def settled(self) -> None:
+        unsettled, self._unsettled = self._unsettled, []
+        for settle in unsettled:
+            settle()
+
+
 class Router:
     """See the module."""
 
@@ -291,7 +309,9 @@ class Router:
             parcel.rule = rules.slow_consumer
             parcel.is_late = len(listeners) > NARROW and _is_large(parcel)
             recipients += listeners
-            total += work
+            count = sum(map(len, parcel.batches))
+            size = sum([len(each.data) for batch in parcel.batches for each in batch])
+            total += work + _encoding_work(len(listeners) or 1, count, size)
         for recipient in recipients:
             recipient.deliver(parcel)
         return total + self.office.take_judged() * FULL
@@ -505,39 +525,3 @@ def _direct(topic: str, peers: Iterable[Peer], office: PostOffice) -> list[Recip
             audience = audiences[peer.codec] = PeerAudience(topic, peer.codec, office)
         audience.outboxes[peer.outbox] = peer
     return list(audiences.values())
-
-
-class Returns:
-    """The way back from the engine, its `Sink`: what it has kept is fanned out, then those who have
-    published it are answered."""
-
-    def __init__(self, router: Router) -> None:
-        self._router = router
-        self._unsettled: list[Callable[[], None]] = []
-
-    def deliver(self, parcel: Parcel, *, retain: bool) -> float:
-        """Fan out to those who listen now; return the work of it, for which its publisher has paid."""
-        router, batches, total = self._router, parcel.batches, RUN
-        router._end_run()
-        recipients: list[Recipient] = [router.retained] if retain else []
-        with suppress(Refused):  # a reload took the namespace away: nobody may have it any more
-            # All have the same tags: a run none, anything else is one publication.
-            rules, listeners, work = router._resolve(parcel.topic, batches[0][0].tags)
-            parcel.rule = rules.slow_consumer
-            recipients += listeners
-            width, count = len(listeners) or 1, sum(map(len, batches))
-            size = sum([len(each.data) for batch in batches for each in batch])
-            parcel.is_late = width > NARROW and count == 1 and size > LARGE
-            total += work + _encoding_work(width, count, size)
-        for recipient in recipients:
-            recipient.deliver(parcel)
-        return total + router.office.take_judged() * FULL
-
-    def when_settled(self, settle: Callable[[], None]) -> None:
-        """Call this once, at the end of the batch that the engine gives back now."""
-        self._unsettled.append(settle)
-
-    def settled(self) -> None:
-        unsettled, self._unsettled = self._unsettled, []
-        for settle in unsettled:
-            settle()
