@@ -309,7 +309,9 @@ class Router:
             parcel.rule = rules.slow_consumer
             parcel.is_late = len(listeners) > NARROW and _is_large(parcel)
             recipients += listeners
-            total += work
+            count = sum(map(len, parcel.batches))
+            size = sum([len(each.data) for batch in parcel.batches for each in batch])
+            total += work + _encoding_work(len(listeners) or 1, count, size)
         for recipient in recipients:
             recipient.deliver(parcel)
         return total + self.office.take_judged() * FULL
