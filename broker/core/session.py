@@ -104,12 +104,22 @@ class Grant:
 class Report:
     """Recipients that one publication was meant for, as they are counted.
 
-    `failed` are the fds of clients that did not take it. Readers in this program have none.
+    `failed` are the fds of clients that did not take it. Readers in this program have none. What became
+    of clients is known when all have it, and a full outbox was judged: `settle` counts them.
     """
 
     matched: int = 0
     queued: int = 0
     failed: list[Fd] = attrs.field(factory=list)
+    clients: "list[Subscriber]" = attrs.field(factory=list)
+
+    def settle(self) -> None:
+        """Count the clients that it was meant for, by whether they are there to get it. Linear in them."""
+        failed = [client.fd for client in self.clients if not client.is_reachable]
+        self.matched += len(self.clients)
+        self.queued += len(self.clients) - len(failed)
+        self.failed += failed
+        self.clients.clear()
 
 
 @attrs.define(eq=False)

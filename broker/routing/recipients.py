@@ -9,7 +9,7 @@ from typing import cast
 
 import attrs
 
-from broker.core.messages import Fd, Publication
+from broker.core.messages import Publication
 from broker.core.names import DIRECT
 from broker.core.session import Audience, Parcel, Recipient, Session, SlowRule, Subscription
 from broker.protocols.codec import PeerCodec
@@ -126,10 +126,7 @@ class PeerAudience:
             return
         self.office.deliver(self._make_run(parcel), [outbox for outbox, _ in chosen])
         if parcel.report is not None:
-            failed: list[Fd] = [peer.fd for outbox, peer in chosen if outbox.sealed]
-            parcel.report.matched += len(chosen)
-            parcel.report.queued += len(chosen) - len(failed)
-            parcel.report.failed += failed
+            parcel.report.clients += [peer for _, peer in chosen]
 
     def _make_run(self, parcel: Parcel) -> Run:
         if parcel.is_late:

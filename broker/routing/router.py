@@ -45,6 +45,7 @@ from broker.core.work import (
     SLICE,
     SUBSCRIPTION,
     TAG_KILOBYTE,
+    Meter,
 )
 from broker.engines.engine import Done, Engine, Key, Submission
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
@@ -235,9 +236,7 @@ class Router:
             parcel.batches[0] = self.engine.publish(parcel.topic, (publication,), rules, now)
         if retain and not rules.retain:
             recipients.append(self.retained)
-        for recipient in recipients:
-            recipient.deliver(parcel)
-        self.meter.add(self.office.take_judged() * FULL)
+        _deliver(parcel, recipients, self.office, self.meter)
         return None
 
     def _resolve_parcel(
@@ -293,10 +292,7 @@ class Router:
             return
         if self._run_width > NARROW:
             run.is_late = _is_large(run)
-        for recipient in recipients:
-            recipient.deliver(run)
-        if self.office.judged:  # known only afterwards
-            self.meter.add(self.office.take_judged() * FULL)
+        _deliver(run, recipients, self.office, self.meter)
 
     def fan_out(self, parcel: Parcel, *, retain: bool) -> float:
         """Fan out what the engine has kept, to those who listen now; return the work of it, for which
@@ -312,9 +308,9 @@ class Router:
             count = sum(map(len, parcel.batches))
             size = sum([len(each.data) for batch in parcel.batches for each in batch])
             total += work + _encoding_work(len(listeners) or 1, count, size)
-        for recipient in recipients:
-            recipient.deliver(parcel)
-        return total + self.office.take_judged() * FULL
+        before = self.meter.done
+        _deliver(parcel, recipients, self.office, self.meter)
+        return total + self.meter.done - before
 
     def _resolve(
         self, topic: str, tags: Mapping[str, str] | None
@@ -498,6 +494,23 @@ class Router:
         for codec, outboxes in watchers.items():
             frame = codec.join(name, info) if what == "join" else codec.leave(name, info)
             self.office.deliver(Run((frame,)), outboxes)
+
+
+def _deliver(
+    parcel: Parcel, recipients: Sequence[Recipient], office: PostOffice, meter: Meter
+) -> None:
+    if len(recipients) <= NARROW:
+        for recipient in recipients:
+            recipient.deliver(parcel)
+    else:
+        # An outbox may be in many audiences, and is judged once all have delivered.
+        with office.judging_later():
+            for recipient in recipients:
+                recipient.deliver(parcel)
+    if office.judged:  # and paid for, as only now is it known how many were full
+        meter.add(office.take_judged() * FULL)
+    if parcel.report is not None:
+        parcel.report.settle()
 
 
 def _encoding_work(width: int, count: int, size: int) -> float:

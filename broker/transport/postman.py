@@ -8,9 +8,8 @@ however many messages have gathered by then.
 Rule: the postman knows no topic and no protocol, and nothing that a peer does can end it.
 """
 
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import attrs
 import trio
@@ -40,7 +39,7 @@ class PostOffice:
         # one channel operation (2 µs) a round, however many runs and outboxes that takes.
         self._send, self._receive = trio.open_memory_channel[list[Outbox]](1)
         self._open_bag: list[Outbox] | None = None
-        self._over: deque[Outbox] = deque()
+        self._over: dict[Outbox, None] = {}
         self._judging = False
         self._messages_delivered = 0
         self._rounds = 0
@@ -63,7 +62,7 @@ class PostOffice:
         ready = self._open_bag
         if ready is None:
             ready = self._bag()
-        full: list[Outbox] = []
+        full = []
         count = 0
         for outbox in outboxes:
             if outbox.sealed:
@@ -82,23 +81,38 @@ class PostOffice:
             self._judge(full)
         return count
 
-    def _judge(self, full: Collection[Outbox]) -> None:
+    def _judge(self, full: Iterable[Outbox]) -> None:
         """Bring these outboxes back within their bounds, after those that came before them.
 
         After a fan-out, as a rule may end subscriptions and so change what is iterated over. And
         one by one: a peer that is closed leaves, others are notified, and their outboxes fill by that. If that
         were one call inside another, a hundred slow readers would end the process.
         """
-        self._over += full
-        self.judged += len(full)
+        self._over.update(dict.fromkeys(full))
         if self._judging:
             return
         self._judging = True
         try:
             while self._over:
-                self._over.popleft().overflow()
+                over, self._over = self._over, {}
+                for outbox in over:
+                    self.judged += 1
+                    outbox.overflow()
         finally:
             self._judging = False
+
+    @contextmanager
+    def judging_later(self) -> Iterator[None]:
+        """Judge outboxes that are full, each once, when the block ends."""
+        if self._judging:
+            yield
+            return
+        self._judging = True
+        try:
+            yield
+        finally:
+            self._judging = False
+            self._judge(())
 
     def take_judged(self) -> int:
         """How many full outboxes were judged since this was last asked, for whoever pays for them."""

@@ -229,14 +229,20 @@ async def _patterns_and_reads(field: Field) -> Sequence[str]:
     return served(answers)
 
 
-@hostile("multiply/990 patterns, publishes of 60 KB", ISSUE, *SERVED, fresh=True, seconds=15.0,
-         setup=Setup(options=("--slow-consumer", "drop_oldest")), peak_mib=128.0)  # fmt: skip
-async def _patterns_and_large(field: Field) -> Sequence[str]:
-    peer, publisher = await field.open_clients(2)
-    answers = await subscribe_all(peer, [{"channel": each} for each in matching(990)])
-    with trio.move_on_after(4):
-        await _repeat(publisher, text({"publish": {"channel": TARGET, "data": "x" * 60_000}}))
-    return served(answers)
+def _large_for_many(named: str, size: int) -> None:
+    @hostile(f"multiply/990 patterns, publishes of {named}", ISSUE, *SERVED, fresh=True,
+             setup=Setup(options=("--slow-consumer", "drop_oldest", "--history-size", "0")),
+             seconds=15.0)  # fmt: skip
+    async def _patterns_and_large(field: Field) -> Sequence[str]:
+        peer, publisher = await field.open_clients(2)
+        answers = await subscribe_all(peer, [{"channel": each} for each in matching(990)])
+        with trio.move_on_after(4):
+            await _repeat(publisher, text({"publish": {"channel": TARGET, "data": "x" * size}}))
+        return served(answers)
+
+
+_large_for_many("60 KB", 60_000)
+_large_for_many("1 MB", 10**6)
 
 
 @hostile("multiply/50 x rpc publish into 990 patterns", ISSUE, *SERVED, attackers=50, fresh=True,

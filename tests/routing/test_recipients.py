@@ -162,6 +162,7 @@ def test_those_who_are_left_out_are_in_no_report() -> None:
     sent = attrs.evolve(parcel(b"1"), exclude=frozenset({2}), report=report)
     audience_of(*peers).deliver(sent)
     assert [runs(peer) for peer in peers] == [[["1"]], [], [["1"]]]
+    report.settle()
     assert (report.matched, report.queued, report.failed) == (2, 2, [])
 
 
@@ -170,6 +171,7 @@ def test_a_report_names_those_that_did_not_take_it() -> None:
     peers[0].outbox.seal()
     report = Report()
     audience_of(*peers).deliver(attrs.evolve(parcel(b"1"), report=report))
+    report.settle()
     assert (report.matched, report.queued, report.failed) == (2, 1, [1])
 
 
@@ -193,6 +195,7 @@ async def test_a_peer_that_leaves_while_it_is_delivered_to_is_reported_and_distu
     report = Report()
     audience.deliver(attrs.evolve(parcel(b"1"), report=report))
     assert leaver.subscriptions == {}
+    report.settle()
     assert (report.matched, report.queued, report.failed) == (3, 2, [leaver.fd])
     assert runs(before) == runs(after) == [[1]]
     audience.deliver(parcel(b"2"))
