@@ -529,7 +529,10 @@ def _log_ready(node: Node, addresses: list[str]) -> None:
 async def _beat(node: Node) -> None:
     try:
         while True:
-            await trio.sleep(_BEAT)
+            due = trio.current_time() + _BEAT
+            await trio.sleep_until(due)
+            # As late as everybody else is served whose socket is ready.
+            node.loop_lag.observe(max(0.0, trio.current_time() - due))
             node.beat()
     finally:
         # Cancelled: the sessions have ended, or everything is being cut with us.

@@ -20,6 +20,8 @@ from typing import Any
 import attrs
 import msgspec
 
+from broker.core.histogram import Histogram, HistogramStatistics
+
 
 class EventKind(StrEnum):
     """The kinds of events."""
@@ -84,7 +86,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
 @attrs.frozen
 class EventStatistics:
     """A snapshot. `seq` is the number of the last event that has happened; `waiting` are those not
-    delivered yet. `failures` are attempts to deliver, not events."""
+    delivered yet. `failures` are attempts to deliver, not events; `seconds` is how long each attempt
+    took that went over the network."""
 
     node: str
     epoch: str
@@ -93,6 +96,7 @@ class EventStatistics:
     delivered: int
     dropped: int
     failures: int
+    seconds: HistogramStatistics
 
 
 class EventQueue:
@@ -113,6 +117,7 @@ class EventQueue:
         self._batch: list[Event] = []
         self._delivered = self._dropped = 0
         self.failures = 0
+        self.seconds = Histogram()
 
     def statistics(self) -> EventStatistics:
         waiting = len(self._waiting) + (not self._done)
@@ -124,6 +129,7 @@ class EventQueue:
             self._delivered,
             self._dropped,
             self.failures,
+            self.seconds.statistics(),
         )
 
     def put(self, kind: EventKind, now: float, **fields: Any) -> bool:

@@ -43,6 +43,7 @@ from broker.events.dispatcher import Events
 from broker.protocols.codec import Codec
 from broker.routing.queue_groups import GroupRecipient
 from broker.routing.recipients import Peer, PeerAudience
+from broker.routing.tallies import Recoveries, Tallies
 from broker.transport.outbox import Offer, Outbox, Run
 from broker.transport.postman import PostOffice
 
@@ -71,12 +72,15 @@ class Router:
         self.events = events
         self.settings = rights.settings
         self.retained = Retained(self.settings.config.retained_bytes)
-        self.published = 0
+        self.tallies = Tallies()
+        self.tallies.count_by(self.settings.config.namespaces)
+        self.recoveries = Recoveries()
         self.meter = Meter()
         self.turns = trio.Lock()
         self._run_topic = ""
         self._run_rules = self.settings.config.topics
         self._run_recipients: list[Recipient] = []
+        self._run_tally = self.tallies.others
         self._run = Parcel("", "close")
         self._run_now = 0.0
         self._run_bytes = 0
@@ -97,8 +101,14 @@ class Router:
             return rules is not None and not rules.history_size
 
         self._end_run()
+        self.tallies.count_by(self.settings.config.namespaces)
         self.retained.resize(self.settings.config.retained_bytes)
         self.engine.forget(keeps_none)
+
+    @property
+    def published(self) -> int:
+        """Publications since `serve` began. Linear in the namespaces."""
+        return self.tallies.published
 
     # publishing
 
@@ -129,7 +139,7 @@ class Router:
             publications = self.engine.publish(topic, publications, self._run_rules, self._run_now)
         self._run.batches.append(publications)
         count, size = len(publications), sum(map(len, contents))
-        self.published += count
+        self._run_tally.published += count
         self.meter.done += work + count * PUBLICATION + size / 1024 * KILOBYTE
         self._run_bytes += size
         if self._run_bytes > RUN_BYTES:
@@ -162,7 +172,7 @@ class Router:
             now = trio.current_time()
             (publication,) = self.engine.publish(parcel.topic, (publication,), rules, now)
             parcel.batches[0] = (publication,)
-        self.published += 1
+        self.tallies.of(parcel.topic).published += 1
         if retain or rules.retain:
             recipients.append(self.retained)
         for recipient in recipients:
@@ -180,6 +190,7 @@ class Router:
         if rules.history_size:
             self._run_now = trio.current_time()
         self._run_bytes = 0
+        self._run_tally = self.tallies.of(topic)
         self._run_topic = topic
         self.office.wake()
 

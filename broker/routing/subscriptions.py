@@ -120,6 +120,10 @@ class Plan:
             ):
                 # Never in part; and all of it would be more than one reply may hold.
                 missed, recovered = [], False
+            if recovered:
+                self.router.recoveries.recovered += 1
+            else:
+                self.router.recoveries.gap += 1
             self.router.meter.add(listing_work(missed))
             if not recovered and request.flag & REJECT_UNRECOVERED:
                 raise Refused(ErrorCode.UNRECOVERABLE_POSITION)

@@ -15,6 +15,7 @@ from broker.access.origins import page_policy
 from broker.errors import HeadError
 from broker.session.admission import Guest
 from broker.session.connection import Connection
+from broker.session.counts import GAVE_WAY, OTHER, REASONS, SHUTTING_DOWN
 from broker.session.ending import close_stream
 from broker.session.services import ServedConnection, Services
 from broker.transport.head import (
@@ -62,15 +63,21 @@ async def _receive(
             connection = await _see_to_requests(services, stream, address, guest)
         except HeadError as error:
             was_told = True
-            services.refused += 1
+            services.counts.note_refused(_reason_of(services, error))
             services.log.info("refused", status=error.status, reason=error.reason, peer=address)
             answer = refusal(error.status, error.reason, error.headers)
             services.admission.linger(guest)
             await answer_and_linger(stream, answer, services.config.close_seconds)
     if guest.gave_way and not was_told:
-        services.refused += 1
+        services.counts.note_refused(GAVE_WAY)
         services.log.info("refused", reason="no place left: gave way to a newcomer", peer=address)
     return connection
+
+
+def _reason_of(services: Services, error: HeadError) -> str:
+    if error.status == 503 and services.draining:
+        return SHUTTING_DOWN
+    return REASONS.get(error.status, OTHER)
 
 
 async def _see_to_requests(

@@ -78,6 +78,7 @@ class Connection:
         "path",
         "peer",
         "subprotocol",
+        "traffic",
         "transport",
     )
 
@@ -121,6 +122,7 @@ class Connection:
         self._waiting = 0
         self._acceptance = answer
         self._lane = Lane(stream, behind, services.lane_limits, self.end_soon, self._take_now)
+        self.traffic = self._lane.traffic
 
     # as an app sees it
 
@@ -196,7 +198,9 @@ class Connection:
                         peer.outbox.abandon()
                         io.cancel_scope.cancel()
             finally:
-                services.connections.pop(peer.fd, None)
+                # In one step: a sum over those who are here and those who have ended misses nobody.
+                if services.connections.pop(peer.fd, None) is not None:
+                    services.counts.note_ended(self.traffic, peer.outbox.dropped)
                 close = attrs.evolve(self._closing or _CUT, undelivered=self._undelivered)
                 note_closed(services, self, close)
                 try:
@@ -240,6 +244,7 @@ class Connection:
         services.router.send(peer, (self._acceptance,))
         self._acceptance = b""
         services.connections[peer.fd] = self
+        services.counts.note_opened(self.transport)
         where = {"address": self.address, "path": self.path, "transport": self.transport}
         services.emit(EventKind.OPENED, peer.fd, "", **where)
         services.log.info("open", fd=peer.fd, peer=self.address, path=self.path)
@@ -379,6 +384,7 @@ class Connection:
         # Nothing of these may reach the client now: it recovers from the last it saw. Should it
         # overflow once more, and that end everything, they are behind a gap all the same.
         self._services.router.drop_topics(self.peer, [gap.name for gap in gaps])
+        self._services.counts.gaps += len(gaps)
         if any(gap.server_side for gap in gaps):  # which it recovers with its next connect
             self.close(CloseCode.INSUFFICIENT_STATE, "insufficient state")
             return

@@ -75,6 +75,7 @@ async def close_stream(
 def note_closed(services: Services, connection: Connection, close: Close) -> None:
     """Tell the log and the readers of events, once, that a connection has ended."""
     fields = {**attrs.asdict(close), "initiator": close.initiator.value}
+    services.counts.note_closed(close)
     services.emit(EventKind.DISCONNECTED, connection.fd, connection.user, **fields)
     services.log.info("close", fd=connection.fd, **fields)
 

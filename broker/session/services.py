@@ -15,7 +15,7 @@ from broker.access.tokens import Tokens
 from broker.config.reload import Settings
 from broker.config.settings import Config
 from broker.core.event_queue import EventKind
-from broker.core.messages import ConnectionInfo, Fd, Initiator
+from broker.core.messages import ConnectionInfo, Fd, Initiator, Transport
 from broker.hooks import Hooks
 from broker.routing.publishing import Publisher
 from broker.routing.recipients import Peer
@@ -23,9 +23,10 @@ from broker.routing.requests import Requests
 from broker.routing.router import Router
 from broker.routing.wills import Wills
 from broker.session.admission import Admission
+from broker.session.counts import Counts
 from broker.session.orders import Orders
 from broker.transport.head import Request
-from broker.transport.lane import LaneLimits
+from broker.transport.lane import LaneLimits, Traffic
 
 LAST_WORDS_SECONDS: Final = 1.0
 """For close hooks that run when all are cut: with `drain_seconds` and `flush_seconds` as they are by
@@ -39,6 +40,12 @@ class ServedConnection(Protocol):
     def peer(self) -> Peer: ...
     @property
     def orders(self) -> Orders: ...
+    @property
+    def transport(self) -> Transport: ...
+    @property
+    def protocol(self) -> str: ...
+    @property
+    def traffic(self) -> Traffic: ...
 
     async def run(self) -> None: ...
     def info(self) -> ConnectionInfo: ...
@@ -77,7 +84,7 @@ class Services:
     draining: bool = False
     connections: dict[Fd, ServedConnection] = attrs.field(factory=dict)
     admission: Admission = attrs.field(init=False)
-    refused: int = 0
+    counts: Counts = attrs.field(init=False, factory=Counts)
     # Bound once: asking for a logger anew costs 3 µs a message, said or not.
     log: structlog.typing.FilteringBoundLogger = attrs.field(init=False)
     lane_limits: LaneLimits = attrs.field(init=False)

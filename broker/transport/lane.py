@@ -70,6 +70,18 @@ class LaneLimits:
     inbox_batches: int
 
 
+@attrs.define(eq=False)
+class Traffic:
+    """Messages that came, and bytes: of all frames, with their headers. Counted once a read."""
+
+    messages: int = 0
+    bytes: int = 0
+
+    def add(self, other: "Traffic") -> None:
+        self.messages += other.messages
+        self.bytes += other.bytes
+
+
 async def _take_nothing(batch: Batch) -> Batch:
     return batch
 
@@ -114,6 +126,7 @@ class Lane:
         "outbox",
         "peer_close",
         "reading",
+        "traffic",
     )
 
     outbox: Outbox
@@ -150,6 +163,7 @@ class Lane:
         self._deadline: float | None = None  # for the message that is not whole yet
         self._control_tokens = float(limits.control_burst)
         self._control_seen = 0.0
+        self.traffic = Traffic(bytes=len(behind))
         self.heard_at = trio.current_time()
         self.reading = True
         # False while the session has too much to do: its peer's silence then means nothing.
@@ -280,6 +294,7 @@ class Lane:
         A message of several reads takes that many places, empty batches behind it: else an inbox
         full of the largest messages would hold `inbox_batches` times `max_message_bytes`.
         """
+        self.traffic.messages += len(batch)
         batch = await self._take_now(batch)
         if not batch:
             return
@@ -454,6 +469,7 @@ class Lane:
         if not data:
             return False
         self.heard_at = trio.current_time()
+        self.traffic.bytes += len(data)
         if self.close_sent is not None:
             self._closing_bytes += len(data)
         if self._skip:

@@ -18,9 +18,12 @@ _FRAME_OVERHEAD = 41
 
 @attrs.define(eq=False)
 class Ledger:
-    """How many bytes the runs hold that were entered here and are still needed by somebody."""
+    """How many bytes the runs hold that were entered here and are still needed by somebody; and how
+    many messages and bytes were offered to single outboxes: replies, pushes, control frames."""
 
     bytes_held: int = 0
+    messages_offered: int = 0
+    bytes_offered: int = 0
 
 
 class Run:
