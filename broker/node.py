@@ -75,8 +75,8 @@ class BrokerStatistics:
     """By how many seconds the event loop was late, looked at once a second."""
 
 
-SURVEYED_AT_ONCE: Final = 500
-"""Connections between two turns of a survey: 0.5 ms."""
+SURVEYED_AT_ONCE: Final = 100
+"""Connections between two turns of a survey: 0.3 ms."""
 
 QUEUE_BYTES: Final = (0, 2**10, 2**12, 2**14, 2**16, 2**18, 2**20, 2**22)
 QUEUE_MESSAGES: Final = (0, 1, 4, 16, 64, 256, 1024, 4096, 16_384)
@@ -276,14 +276,15 @@ class Node:
         queue_bytes, queue_messages = Histogram(QUEUE_BYTES), Histogram(QUEUE_MESSAGES)
         for first in range(0, len(here), SURVEYED_AT_ONCE):
             async with self.services.turns:
-                for fd, connection in here[first : first + SURVEYED_AT_ONCE]:
-                    outbox = connection.peer.outbox
-                    received.add(connection.traffic)
-                    dropped += outbox.dropped
-                    if fd in connections:
-                        kinds[connection.transport, connection.protocol] += 1
-                        queue_bytes.observe(outbox.bytes)
-                        queue_messages.observe(outbox.messages)
+                piece = here[first : first + SURVEYED_AT_ONCE]
+                received.add_all([connection.traffic for _, connection in piece])
+                outboxes = [connection.peer.outbox for _, connection in piece]
+                dropped += sum([outbox.dropped for outbox in outboxes])
+                # An outbox without a writer keeps what it had: it is nobody's queue any more.
+                left = [connection for fd, connection in piece if fd in connections]
+                kinds.update([(connection.transport, connection.protocol) for connection in left])
+                queue_bytes.observe_all([each.peer.outbox.bytes for each in left])
+                queue_messages.observe_all([each.peer.outbox.messages for each in left])
         waiting = queue_bytes.statistics(), queue_messages.statistics()
         return Survey(kinds, *waiting, received, dropped)
 

@@ -324,6 +324,10 @@ class Config:
     """The key that backends show as `X-API-Key` to use the HTTP API under `/api`. None: no such API.
     Better in `BROKER_API_KEY` than in a file that many can read."""
 
+    metrics_key: str | None = attrs.field(default=None, validator=secret_text, repr=False)
+    """The key that opens `/metrics`, as a bearer token or as a password; so does `api_key`. With neither
+    there are no metrics. Better in `BROKER_METRICS_KEY` than in a file that many can read."""
+
     # limits of one peer
     max_connections: int | None = attrs.field(default=None, validator=number(1, optional=True))
     """None: the limit on open files, less 256 for all else and one for each request to a

@@ -9,12 +9,12 @@ Rules:
 """
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Final, TypeVar, get_args
 
 import attrs
 
-from broker.core.messages import Close
+from broker.core.messages import Close, Initiator, Transport
 from broker.errors import CloseCode, ErrorCode
 from broker.transport.lane import Traffic
 
@@ -42,6 +42,14 @@ OTHER: Final = "other"
 _CODES: Final = frozenset(map(int, CloseCode)) | {1003, 1005, 1010, 1012, 1014}
 _RANGES: Final = (3000, 3500, 4000, 4500)
 _ERRORS: Final = frozenset(map(int, ErrorCode))
+_ALL_REASONS: Final = (*REASONS.values(), GAVE_WAY, SHUTTING_DOWN)
+_SLOW: Final = [(str(int(c)), str(Initiator.SLOW)) for c in (CloseCode.SLOW, CloseCode.ABNORMAL)]
+
+L = TypeVar("L")
+
+
+def _zeros(labels: Iterable[L]) -> Counter[L]:
+    return Counter(dict.fromkeys(labels, 0))
 
 
 def code_label(code: int) -> str:
@@ -77,10 +85,11 @@ class Counts:
     """From all connections that have ended."""
     dropped: int = 0
     """Messages for these that were dropped as they were too slow."""
-    _opened: Counter[str] = attrs.field(init=False, factory=Counter)
-    _closed: Counter[tuple[str, str]] = attrs.field(init=False, factory=Counter)
-    _refused: Counter[str] = attrs.field(init=False, factory=Counter)
-    _errors: Counter[str] = attrs.field(init=False, factory=Counter)
+    # All that can be are there from the start: a rate of something that appears misses the first.
+    _opened: Counter[str] = attrs.field(init=False, factory=lambda: _zeros(get_args(Transport)))
+    _closed: Counter[tuple[str, str]] = attrs.field(init=False, factory=lambda: _zeros(_SLOW))
+    _refused: Counter[str] = attrs.field(init=False, factory=lambda: _zeros(_ALL_REASONS))
+    _errors: Counter[str] = attrs.field(init=False, factory=lambda: _zeros(map(str, _ERRORS)))
 
     def note_opened(self, transport: str) -> None:
         self._opened[transport] += 1
@@ -90,7 +99,7 @@ class Counts:
 
     def note_ended(self, received: Traffic, dropped: int) -> None:
         """A connection is no longer among those that are here."""
-        self.received.add(received)
+        self.received.add_all([received])
         self.dropped += dropped
 
     def note_refused(self, reason: str) -> None:
