@@ -7,6 +7,7 @@ the intake; what others need in order to finish is opened further out (docs/desi
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from functools import partial
 from typing import Final
 
 import structlog
@@ -55,6 +56,7 @@ from broker.routing.reader import Reader
 from broker.routing.recipients import Peer
 from broker.routing.router import Router
 from broker.session.accept import serve_connection
+from broker.session.memory import hold_request, keep_memory, memory_fields, memory_warning
 from broker.session.orders import ServerSub
 from broker.session.services import Services
 from broker.transport.listeners import AnyListener, accept_streams, describe, open_listeners
@@ -439,6 +441,7 @@ class Broker:
                 services = node.services
                 upkeep = await stack.enter_async_context(trio.open_nursery())
                 upkeep.start_soon(_beat, node)
+                upkeep.start_soon(keep_memory, services, name="memory")
                 async with trio.open_nursery() as sessions:
 
                     def take(stream: trio.abc.Stream) -> None:
@@ -506,7 +509,8 @@ class Broker:
             name=name,
         )
         node = Node(services)
-        backends = BackendServer(node, HttpServer(http_app(node)))
+        hold = partial(hold_request, services)
+        backends = BackendServer(node, HttpServer(http_app(node), hold=hold))
         services.serve_http = Fallbacks(backends.serve).serve
         self._node = node
         return node, backends
@@ -515,6 +519,10 @@ class Broker:
 def _log_ready(node: Node, addresses: list[str]) -> None:
     config = node.config
     log.info("ready", addresses=addresses)
+    log.info("memory", **memory_fields(node.services))
+    too_much = memory_warning(node.services)
+    if too_much is not None:
+        log.warning("too_little_memory", detail=too_much)
     too_many = node.services.admission.warning()
     if too_many is not None:
         log.warning("too_few_files", detail=too_many)

@@ -21,6 +21,7 @@ from broker.core.event_queue import EventKind, EventStatistics
 from broker.core.histogram import Histogram, HistogramStatistics
 from broker.core.history import HistoryStatistics
 from broker.core.hub import HubStatistics
+from broker.core.memory import MemoryStatistics, Part
 from broker.core.messages import (
     ClientInfo,
     ConnectionInfo,
@@ -73,6 +74,8 @@ class BrokerStatistics:
     """By kind of hook, and by who is asked: the `app` or a `backend`."""
     loop_lag: HistogramStatistics
     """By how many seconds the event loop was late, looked at once a second."""
+    memory: MemoryStatistics
+    """What is held for clients, by part."""
 
 
 SURVEYED_AT_ONCE: Final = 100
@@ -110,6 +113,11 @@ class Node:
     loop_lag: Histogram = attrs.field(init=False, factory=Histogram)
     """Seconds by which `beat` was called late."""
     _readers: set[Reader] = attrs.field(init=False, factory=set)
+
+    def __attrs_post_init__(self) -> None:
+        self.services.memory.count(
+            Part.READERS, lambda: sum([reader.bytes_held for reader in self._readers])
+        )
 
     @property
     def config(self) -> Config:
@@ -164,7 +172,7 @@ class Node:
     async def subscribe(self, pattern: str, *, capacity: int, group: str) -> AsyncGenerator[Reader]:
         router = self.services.router
         router.rights.check_listenable(pattern)
-        reader = Reader(capacity)
+        reader = Reader(capacity, self.config.connection_most)
         grant = Grant(pattern, Decider.PROGRAM)
         subscription = Subscription(reader, pattern, grant, group=group)
         router.subscribe(subscription)
@@ -254,6 +262,7 @@ class Node:
             history=router.engine.statistics(),
             post=router.office.statistics(),
             events={} if router.events is None else router.events.statistics(),
+            memory=self.services.memory.statistics(),
             retained=router.retained.statistics(),
             ends=self.services.counts.statistics(),
             namespaces=router.tallies.by_namespace(),

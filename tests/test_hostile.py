@@ -26,8 +26,9 @@ import trio
 from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
 
 from broker import Broker, Config, Connection
-from broker.config.settings import SlowConsumer, TokenRules, TopicRules
+from broker.config.settings import TokenRules, TopicRules
 from broker.core.messages import Close, Frame, Initiator
+from broker.core.session import SlowRule
 from broker.testing import Closed, MemoryListener, Network, Peer, client_frame, handshake
 from broker.transport.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT
 from tests.conftest import HMAC_SECRET
@@ -419,7 +420,7 @@ async def test_s2_messages_then_rst_while_the_session_is_busy(autojump_clock: Mo
 
 
 @pytest.mark.parametrize("rule", ["close", "drop_oldest", "latest"])
-async def test_s2_a_peer_that_never_reads(rule: SlowConsumer, autojump_clock: MockClock) -> None:
+async def test_s2_a_peer_that_never_reads(rule: SlowRule, autojump_clock: MockClock) -> None:
     async with open_target(Config(topics=TopicRules(slow_consumer=rule))) as target:
         peer = await target.open_client(lockstep_stream_pair)
         await peer.request(subscribe={"channel": "firehose"})

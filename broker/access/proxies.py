@@ -12,7 +12,7 @@ Rules:
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Final, TypeAlias
 
@@ -62,6 +62,24 @@ class TrustedProxies:
             if address is None or not self._is_ours(address):
                 return address
         return None
+
+    def party_of(
+        self, user: str, peer: str, headers: Callable[[], Mapping[str, str]], alone: str
+    ) -> str:
+        """The party that something counts for: its user, else the address that it comes from, else,
+        where no address tells people apart, `alone`. `headers` is asked where a proxy is trusted.
+
+        Of IPv6 the first 64 bits are one address, as one subscriber has so many. What comes from this
+        machine is as a rule what a proxy passes on.
+        """
+        if user:
+            return f"user {user!r}"
+        client = self.client_of(peer, headers() if self.trusts(peer) else {})
+        if client is None or client.is_loopback:
+            return alone
+        if isinstance(client, ipaddress.IPv6Address):
+            return f"address {ipaddress.IPv6Network((client, 64), strict=False)}"
+        return f"address {client}"
 
     def _is_ours(self, address: Address) -> bool:
         return any(address in network for network in self.networks)

@@ -53,6 +53,9 @@ def _needs_restart(reason: str) -> dict[str, str]:
     return {NEEDS_RESTART: reason}
 
 
+INBOX_BATCH_BYTES: Final = 64 * 2**10
+"""What one read brings at most."""
+
 _LISTENING: Final = _needs_restart("the listeners are open")
 
 
@@ -354,8 +357,8 @@ class Config:
     """Control frames at once before `control_rate` applies: five seconds' worth, for a peer
     whose network held them up."""
     inbox_batches: int = attrs.field(default=64, validator=number(1))
-    """Reads that may wait for a busy session before we stop reading from this peer. Of 64 KiB at
-    most, so that is 4 MiB, or 8 MiB in messages of just under 128 KiB."""
+    """Reads that may wait for a busy session before we stop reading from this peer, and as many times
+    64 KiB, which is what one brings at most: 4 MiB."""
     max_topic_bytes: int = attrs.field(default=255, validator=number(1))
     """As Centrifugo and most file systems."""
     max_topics: int = attrs.field(default=1000, validator=number(1))
@@ -366,6 +369,10 @@ class Config:
     max_filter_nodes: int = attrs.field(default=2000, validator=number(1))
     """Nodes in the tags filters of one connection together: two in each of 1,000 subscriptions. Each
     publication that a filter is shown costs 0.15 µs a node, and its publisher waits for that."""
+    connection_bytes: int | None = attrs.field(default=None, validator=number(1, optional=True))
+    """Memory for one connection: what waits for it and from it, its subscriptions, its will. Beyond it
+    nothing more is read, and what it asks for is answered with 106 or 503. None: what the bounds on
+    these parts add up to, 13.2 MiB by default. One reply that was asked for may come on top."""
     max_connections_per_user: int | None = attrs.field(
         default=None, validator=number(1, optional=True)
     )
@@ -446,6 +453,13 @@ class Config:
     drain_seconds: float = attrs.field(default=5.0, validator=number(0))
     """How long a stop waits for outboxes to empty: half of what Docker gives before SIGKILL."""
 
+    # memory, over all
+    max_memory_bytes: int | None = attrs.field(default=None, validator=number(1, optional=True))
+    """Memory for everything that is held for clients: outboxes, what they have sent, subscriptions, wills,
+    histories. None: half of what this machine or its cgroup has, as Python, the buffers of the system
+    and gaps in memory take their part too. Close to it, large requests are refused with 106
+    or 503; beyond it the connections that hold the most are ended with 3008."""
+
     # history, over all topics
     history_bytes: int = attrs.field(
         metadata=_needs_restart("the engine has its room"), default=64 * 2**20, validator=number(0)
@@ -496,6 +510,32 @@ class Config:
                 f"{given} is {str(getattr(self, given))!r} but {missing} is not set: "
                 "TLS needs both, or neither"
             )
+        least = self.outbox_most + self.max_message_bytes
+        if self.connection_bytes is not None and self.connection_bytes < least:
+            raise ValueError(
+                f"connection_bytes is {self.connection_bytes}: must be at least {least}, as an outbox "
+                f"with outbox_bytes = {self.outbox_bytes} and a message of max_message_bytes = "
+                f"{self.max_message_bytes} may take so much"
+            )
+
+    @property
+    def outbox_most(self) -> int:
+        """What an outbox holds at worst, but for a reply that was asked for; see `Outbox`."""
+        return self.outbox_bytes + self.outbox_bytes // 4 + 2 * self.max_message_bytes
+
+    @property
+    def inbox_bytes(self) -> int:
+        """What may wait for a busy session before we stop reading from its peer."""
+        return self.inbox_batches * INBOX_BATCH_BYTES
+
+    @property
+    def connection_most(self) -> int:
+        """`connection_bytes` as it counts."""
+        if self.connection_bytes is not None:
+            return self.connection_bytes
+        # One message that is under way, and one that is a will.
+        standing = self.max_subscription_bytes + 2 * self.max_message_bytes
+        return self.outbox_most + self.inbox_bytes + standing
 
 
 def exposure_warning(config: Config) -> str | None:

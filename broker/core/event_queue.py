@@ -15,12 +15,15 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from enum import StrEnum
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import msgspec
 
 from broker.core.histogram import Histogram, HistogramStatistics
+
+EVENT_BYTES: Final = 400
+"""About what one event takes that waits, with its texts."""
 
 
 class EventKind(StrEnum):
@@ -118,6 +121,11 @@ class EventQueue:
         self._delivered = self._dropped = 0
         self.failures = 0
         self.seconds = Histogram()
+
+    @property
+    def bytes_held(self) -> int:
+        """About what the events take that wait."""
+        return EVENT_BYTES * len(self._waiting)
 
     def statistics(self) -> EventStatistics:
         waiting = len(self._waiting) + (not self._done)

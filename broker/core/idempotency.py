@@ -86,6 +86,10 @@ class IdempotentResults(Generic[T]):
     def __len__(self) -> int:
         return len(self._order)
 
+    @property
+    def bytes_held(self) -> int:
+        return self._shares.bytes
+
     def get(self, owner: Owner, key: Hashable, now: float) -> T | None:
         """The result that this owner keeps under `key`, or None."""
         self._expire(now)
@@ -128,7 +132,7 @@ class IdempotentResults(Generic[T]):
         return IdempotencyStatistics(
             results=len(self._order),
             owners=len(self._shares),
-            bytes=self._shares.bytes,
+            bytes=self.bytes_held,
             results_evicted=self._evicted,
         )
 

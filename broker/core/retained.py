@@ -116,7 +116,19 @@ class Retained:
     def resize(self, max_bytes: int) -> None:
         """Go by another bound; values beyond it are forgotten at once."""
         self.max_bytes = max_bytes
-        self._trim()
+        self._trim(max_bytes)
+
+    @property
+    def heaviest_bytes(self) -> int:
+        """What the owner holds that would give way."""
+        heaviest = self._shares.heaviest()
+        return 0 if heaviest is None else heaviest.bytes
+
+    def give_back(self, size: int) -> int:
+        """Forget values of so many bytes, as when there is less room; how many that were."""
+        before = self.bytes_held
+        self._trim(before - size)
+        return before - self.bytes_held
 
     def take(self, publications: Sequence[Publication]) -> int:
         """Retain the last of these publications, all of one topic, in place of what was there.
@@ -140,7 +152,7 @@ class Retained:
         self._shares.charge(holder, value.bytes)
         if former is None:
             self._plant(last.topic)
-        self._trim()
+        self._trim(self.max_bytes)
         return len(publications)
 
     def deliver(self, parcel: Parcel) -> None:
@@ -165,12 +177,12 @@ class Retained:
         return RetainedStatistics(
             values=len(self._values),
             owners=len(self._shares),
-            bytes=self._bytes,
+            bytes=self.bytes_held,
             values_evicted=self._evicted,
         )
 
     @property
-    def _bytes(self) -> int:
+    def bytes_held(self) -> int:
         return self._shares.bytes + BRANCH_BYTES * self._branches
 
     def _slices(self, name: str, looks: int, newest: int) -> Iterator[list[Publication]]:
@@ -209,8 +221,8 @@ class Retained:
             if token == ">" or not is_last:
                 waiting += [(below, depth + 1) for below in _next(branch.below, token)]
 
-    def _trim(self) -> None:
-        while self._bytes > self.max_bytes:
+    def _trim(self, most: int) -> None:
+        while self.bytes_held > most:
             holder = self._shares.heaviest()
             if holder is None:
                 break

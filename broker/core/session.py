@@ -17,6 +17,7 @@ from typing import Final, Literal, Protocol, TypeAlias
 
 import attrs
 
+from broker.core.memory import Holding, Part
 from broker.core.messages import ClientInfo, Fd, Publication
 from broker.core.tags import CompiledFilter
 from broker.core.usage import ConnectionUsage
@@ -249,6 +250,8 @@ class Session:
     subscriptions: dict[str, Subscription] = attrs.field(factory=dict)
     subscription_bytes: int = 0
     filter_nodes: int = 0
+    holding: Holding = attrs.field(factory=Holding, kw_only=True)
+    """The memory that is held for this peer."""
     _info: ClientInfo | None = attrs.field(init=False, default=None)
 
     @property
@@ -278,9 +281,9 @@ class Session:
     def weigh(self, subscription: Subscription, sign: int) -> None:
         """Count a subscription that has begun (1) or ended (-1) among what this session holds."""
         wanted = subscription.wanted
-        self.subscription_bytes += sign * subscription_bytes(
-            subscription.name, subscription.grant, wanted
-        )
+        more = sign * subscription_bytes(subscription.name, subscription.grant, wanted)
+        self.subscription_bytes += more
+        self.holding.charge(Part.SUBSCRIPTIONS, more)
         self.filter_nodes += 0 if wanted is None else sign * wanted.nodes
 
     def transition(self, event: PhaseEvent) -> None:

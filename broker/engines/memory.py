@@ -53,6 +53,20 @@ class MemoryEngine:
         """Forget the topics that this is true of, with their epochs. Linear in all topics."""
         self._store.forget(is_over)
 
+    @property
+    def bytes_held(self) -> int:
+        return self._store.bytes_held
+
+    @property
+    def heaviest_bytes(self) -> int:
+        return self._store.heaviest_bytes
+
+    def prepare(self, size: int) -> bool:
+        return self._store.prepare(size)
+
+    def give_back(self, size: int) -> int:
+        return self._store.give_back(size, trio.current_time())
+
     def statistics(self) -> HistoryStatistics:
         return self._store.statistics()
 

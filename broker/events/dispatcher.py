@@ -46,6 +46,16 @@ class Events:
             feed.put(EventKind.STOPPED, self._now())
             feed.ending.set()
 
+    @property
+    def readers(self) -> int:
+        """How many readers there are, each with a queue of its own."""
+        return len(self._feeds)
+
+    @property
+    def bytes_held(self) -> int:
+        """About what the events take that wait for a reader."""
+        return sum([feed.queue.bytes_held for feed in self._feeds])
+
     def statistics(self) -> dict[str, EventStatistics]:
         """By reader: `on_event`, `webhooks`."""
         return {feed.name: feed.queue.statistics() for feed in self._feeds}

@@ -19,6 +19,7 @@ from typing import Final
 
 import trio
 
+from broker.core.memory import Part
 from broker.errors import HeadError
 from broker.http.api import Api, ApiResponse, shown_key
 from broker.http.server import BODY_BYTES, REQUEST_SECONDS, HttpServer, end_politely
@@ -126,10 +127,12 @@ class BackendServer:
         body_read = answer is None
         if answer is None:
             self._node.services.admission.trust(stream)
-            body = await source.read(length)
-            if body is None:
-                return False
-            answer = self._api.answer(method, body)
+            with self._node.services.memory.hold() as holding:
+                holding.charge(Part.INCOMING, length)
+                body = await source.read(length)
+                if body is None:
+                    return False
+                answer = self._api.answer(method, body)
         closing = (
             not body_read
             or self._node.draining

@@ -24,6 +24,7 @@ import msgspec
 import trio
 
 from broker.core.json_reader import BadJson, members, one_text, read
+from broker.core.memory import Holding, Part
 from broker.core.messages import Transport
 from broker.errors import HeadError
 from broker.http.server import REQUEST_SECONDS
@@ -35,6 +36,7 @@ from broker.protocols.commands import BadCommand, ConnectRequest, FaultyCommand
 from broker.protocols.json_text import to_json
 from broker.session.accept import check_page, check_welcome
 from broker.session.connection import Connection
+from broker.session.memory import hold_request
 from broker.session.services import Services
 from broker.transport.head import Head, Request
 from broker.transport.sockets import answer_and_linger
@@ -81,7 +83,7 @@ class HttpConnection(Connection):
         behind = line.client_frame(message)
         super().__init__(services, line, head, behind, address, transport=transport, answer=answer)
         self.subprotocol = line.codec.name
-        line.connection = self
+        line.connection, line.holding = self, self.holding
         self._line = line
         self._secret = token_urlsafe(16)
 
@@ -112,9 +114,18 @@ class HttpConnection(Connection):
     async def deliver(self, message: bytes) -> bool:
         """Take a message that came by another request; false if it is too late for any.
 
-        Waits while the session has too much to do, and no longer than it is there.
+        Waits while the session has too much to do, and no longer than it is there. Raises `HeadError`
+        (503) where too much waits already.
         """
-        return self.is_established and await self._line.deliver(message)
+        if not self.is_established:
+            return False
+        if reason := self.holding.refusal(len(message)):
+            raise HeadError(503, reason)
+        self.holding.charge(Part.INCOMING, len(message))
+        try:
+            return await self._line.deliver(message)
+        finally:
+            self.holding.charge(Part.INCOMING, -len(message))
 
 
 class _Emulated(msgspec.Struct):
@@ -151,13 +162,13 @@ class Fallbacks:
         check_page(services, head)
         cors = _cors(head)
         try:
-            answering = _Request(services, stream, head, request.behind, cors)
+            answering = _Request(services, stream, head, request.behind, cors, address)
             if head.method == "OPTIONS":
                 await answering.answer_preflight()
             elif head.route == EMULATION:
                 await answering.emulate()
             else:
-                return await answering.open(address)
+                return await answering.open()
         except HeadError as error:
             # A page may not even see the status of an answer without these.
             raise HeadError(error.status, error.reason, (*error.headers, *cors)) from None
@@ -173,6 +184,7 @@ class _Request:
     head: Head
     behind: bytes
     cors: tuple[tuple[str, str], ...]
+    address: str
 
     async def answer_preflight(self) -> None:
         """Say what a page of another origin may ask."""
@@ -205,7 +217,7 @@ class _Request:
             raise HeadError(404, "no such session: connect again")
         await self._answer()
 
-    async def open(self, address: str) -> Connection:
+    async def open(self) -> Connection:
         """Make the connection that this request asks for."""
         services, head = self.services, self.head
         transport = STREAMS[head.route]
@@ -230,7 +242,7 @@ class _Request:
                 line = (HttpStream if codec is CENTRIFUGE_JSON else ProtobufStream)(self.stream)
         answer = self._accept(line)
         return HttpConnection(
-            services, line, head, self._checked(first), address, transport, answer
+            services, line, head, self._checked(first), self.address, transport, answer
         )
 
     # requests
@@ -311,18 +323,30 @@ class _Request:
         size = int(length)
         if size > limit:
             raise HeadError(413, f"the body has at most {limit} bytes")
-        body = bytearray(self.behind)
-        with trio.move_on_after(REQUEST_SECONDS) as reading:
-            if len(body) < size and (self.head.header("expect") or "").lower() == "100-continue":
-                await self.stream.send_all(b"HTTP/1.1 100 Continue\r\n\r\n")
-            while len(body) < size:
-                data = await self.stream.receive_some(2**16)
-                if not data:
-                    raise HeadError(400, "the connection ended in the middle of the body")
-                body += data
+        short = trio.CancelScope()
+        with hold_request(self.services, self.address, self.head, short.cancel) as holding:
+            if reason := holding.refusal(size):
+                raise HeadError(503, reason)
+            with trio.move_on_after(REQUEST_SECONDS) as reading, short:
+                body = await self._read(size, holding)
+        if short.cancelled_caught:
+            raise HeadError(503, "memory is short")
         if reading.cancelled_caught:
             raise HeadError(408, f"a body comes within {REQUEST_SECONDS:g} s")
-        return bytes(body[:size])
+        return body
+
+    async def _read(self, size: int, holding: Holding) -> bytes:
+        body = bytearray(self.behind)
+        if len(body) < size and (self.head.header("expect") or "").lower() == "100-continue":
+            await self.stream.send_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while len(body) < size:
+            data = await self.stream.receive_some(2**16)
+            if not data:
+                raise HeadError(400, "the connection ended in the middle of the body")
+            holding.charge(Part.INCOMING, len(data))
+            body += data
+        del body[size:]
+        return bytes(body)
 
     def _checked(self, message: bytes) -> bytes:
         limit = self.services.config.max_message_bytes

@@ -205,10 +205,6 @@ METRICS: Final[tuple[Metric, ...]] = (
         "broker_queue_messages", "Connections by how many messages wait in their queue.",
         lambda of: of.survey.queue_messages,
     ),
-    _gauge(
-        "broker_queue_held_bytes", "Memory of all messages that wait, each counted once.",
-        lambda of: of.stats.post.bytes_held,
-    ),
     # what is kept
     _gauge("broker_history_bytes", "Memory of the history.", lambda of: of.stats.history.bytes),
     _gauge(
@@ -237,6 +233,23 @@ METRICS: Final[tuple[Metric, ...]] = (
     _counter(
         "broker_retained_evicted", "Retained values that the bound on all bytes has pushed out.",
         lambda of: of.stats.retained.values_evicted,
+    ),
+    # memory
+    _gauge(
+        "broker_memory_bytes", "What is held for clients, by part.",
+        lambda of: of.stats.memory.parts, "part",
+    ),
+    _gauge(
+        "broker_memory_max_bytes", "The bound on all parts together.",
+        lambda of: of.stats.memory.limit,
+    ),
+    _counter(
+        "broker_memory_refused", "Commands and requests that were refused as memory was short.",
+        lambda of: of.stats.memory.refused,
+    ),
+    _counter(
+        "broker_memory_gave_way", "Connections and requests that were ended as memory was short.",
+        lambda of: of.stats.memory.gave_way,
     ),
     # hooks, and backends that are asked in their place
     _histogram(

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import attrs
 import h11
@@ -28,7 +28,9 @@ from hypercorn.typing import LifespanState
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from broker.core.memory import UNCOUNTED, Holding, Part
 from broker.transport.head import Head, Request, refusal
+from broker.transport.sockets import address_of
 
 logger = logging.getLogger("broker.http")
 
@@ -48,11 +50,15 @@ NOT_REPLAYED = {b"upgrade", b"http2-settings"}
 
 T = TypeVar("T")
 
+Hold: TypeAlias = Callable[[str, Head, Callable[[], None]], Holding]
+"""What is held for a request of a peer with this address; the function is called to end it."""
+
 
 class HttpServer:
     """Serves an ASGI app to connections that others have accepted.
 
-    `request_seconds` is for all of one request, `body_bytes` what a peer may send behind its head.
+    `request_seconds` is for all of one request, `body_bytes` what a peer may send behind its head;
+    what it has sent is charged to what `hold` returns.
     """
 
     def __init__(
@@ -61,8 +67,10 @@ class HttpServer:
         *,
         request_seconds: float = REQUEST_SECONDS,
         body_bytes: int = BODY_BYTES,
+        hold: Hold = lambda *_: Holding(),
     ) -> None:
         self._app = app
+        self._hold = hold
         self._request_seconds = request_seconds
         self._body_bytes = body_bytes
         self._context = WorkerContext(None)
@@ -78,7 +86,8 @@ class HttpServer:
         """Answer one request, with as much of its body as is still to come from `stream`.
 
         The stream is closed on return, also after a cancellation. A body over `body_bytes` gets
-        413, a request that takes longer than `request_seconds` 408 (if its answer has not begun).
+        413, a request that takes longer than `request_seconds` 408 (if its answer has not begun),
+        one for whose body memory is too short 503.
         An app that raises is logged once, to `broker.http`, and its peer gets 500. A peer that
         ends its sending side has gone: the app is told, and no answer is sent.
         """
@@ -93,9 +102,13 @@ class HttpServer:
     async def _answer(self, stream: trio.abc.Stream, request: Request) -> None:
         secure = isinstance(stream, trio.SSLStream)
         link = (_TlsLink if secure else _Link)(stream, request, self._body_bytes)
-        with trio.move_on_after(self._request_seconds) as request_bound:
-            if int(request.head.header("content-length") or 0) > self._body_bytes:
+        length = int(request.head.header("content-length") or 0)
+        held = self._hold(address_of(stream), request.head, link.give_way)
+        with trio.move_on_after(self._request_seconds) as request_bound, held as link.holding:
+            if length > self._body_bytes:
                 link.overrun = True
+            elif held.refusal(length):
+                link.short = True
             else:
                 await self._run_hypercorn(link)
         if link.torn:
@@ -107,6 +120,8 @@ class HttpServer:
             elif link.overrun:
                 text = f"the body of a request has at most {self._body_bytes} bytes"
                 await stream.send_all(refusal(413, text))
+            elif link.short:
+                await stream.send_all(refusal(503, "memory is short"))
             elif request_bound.cancelled_caught:
                 text = f"a request is done within {self._request_seconds:g} s"
                 await stream.send_all(refusal(408, text))
@@ -214,6 +229,8 @@ class _Link:
         self.answered = False
         self.torn = False  # a write is under way, or was cut off
         self.overrun = False
+        self.short = False  # memory is, so no more of the body is taken
+        self.holding = UNCOUNTED
         self._stream = stream
         self._request = _OneRequest()
         head = _replayed(request.head)
@@ -236,6 +253,7 @@ class _Link:
         data = await self._unless_closed(partial(self._stream.receive_some, max_bytes))
         body = self._request.take(bytes(data))
         self._body_left -= len(body)
+        self.holding.charge(Part.INCOMING, len(body))
         if self._body_left < 0:
             self.overrun = True
             self._close()
@@ -272,6 +290,11 @@ class _Link:
             await trio.sleep_forever()
         finally:
             self._close()
+
+    def give_way(self) -> None:
+        """Memory is short: take no more, and answer so if nothing was answered yet."""
+        self.short = True
+        self._close()
 
     def app_has_ended(self) -> None:
         if self._closed:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 import msgspec
 import trio
 
+from broker.core.memory import UNCOUNTED, Holding, Part
 from broker.errors import CloseCode, ErrorCode
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, is_disconnect
@@ -54,6 +55,8 @@ class HttpStream(RelayStream):
     opcode: ClassVar = frames.TEXT
     """Of the frames in which that codec's messages go both ways."""
     connection: "Connection"
+    holding: Holding = UNCOUNTED
+    """What is charged for what it has in hand: that of its connection, once there is one."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = self.transport_stream = stream
@@ -103,9 +106,14 @@ class HttpStream(RelayStream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send these bytes of frames, translated; the stream is closed behind a Close frame."""
         written = memoryview(self._translate(bytes(data)))
-        for start in range(0, len(written), _PIECE):
-            await self._stream.send_all(written[start : start + _PIECE])
-            self.pieces += 1
+        more = max(0, len(written) - len(data))
+        self.holding.charge(Part.OUTBOXES, more)
+        try:
+            for start in range(0, len(written), _PIECE):
+                await self._stream.send_all(written[start : start + _PIECE])
+                self.pieces += 1
+        finally:
+            self.holding.charge(Part.OUTBOXES, -more)
         if self._is_over:
             await self._stream.aclose()
 

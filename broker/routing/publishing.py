@@ -81,6 +81,11 @@ class Publisher:
             self._done.keep(owner, kept_as, delivery, now, size)
         return delivery
 
+    @property
+    def bytes_held(self) -> int:
+        """What the results take that are kept by key."""
+        return self._done.bytes_held
+
     def forget(self, by: Session) -> None:
         """Forget the keys of a client that has gone, if they were its connection's own."""
         if not by.user:

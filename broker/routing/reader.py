@@ -1,9 +1,11 @@
 """Readers in this very program: `async for publication in reader`."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from math import inf
 
 import trio
 
+from broker.core.history import PUBLICATION_BYTES
 from broker.core.messages import ClientInfo, Fd, Publication
 from broker.core.session import Audience, Parcel, Recipient, SlowRule, Subscription
 from broker.core.tags import CompiledFilter
@@ -13,13 +15,17 @@ from broker.errors import Lagged
 class Reader:
     """Publications for one reader in this program, as they come.
 
-    At most `capacity` of them wait; a reader that is slower than that loses some, and is told so.
+    At most `capacity` of them wait, and `max_bytes`, but for one of any size; a reader that is slower
+    than that loses some, and is told so.
     """
 
     fd: Fd = 0
     user = ""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, max_bytes: float = inf) -> None:
+        self.bytes_held = 0
+        """What the publications take that wait."""
+        self._max_bytes = max_bytes
         self.subscriptions: dict[str, Subscription] = {}
         self._capacity = capacity
         # With each publication, how many were dropped right before it.
@@ -58,9 +64,14 @@ class Reader:
         """Return how many fitted. The others are counted, and told where they are missing."""
         taken = 0
         for publication in publications:
+            size = PUBLICATION_BYTES + len(publication.data)
+            if self.bytes_held and self.bytes_held + size > self._max_bytes:
+                self._missed += 1
+                continue
             try:
                 self._send.send_nowait((self._missed, publication))
                 self._missed = 0
+                self.bytes_held += size
                 taken += 1
             except trio.WouldBlock:
                 self._missed += 1
@@ -100,6 +111,7 @@ class Reader:
                 missed, self._missed = self._missed, 0
                 raise Lagged(missed)
         missed, publication = await self._receive.receive()
+        self.bytes_held -= PUBLICATION_BYTES + len(publication.data)
         if missed:
             self._next = publication
             raise Lagged(missed)

@@ -27,6 +27,9 @@ from broker.transport.outbox import Offer
 MAX_ASKED: Final = 100
 """Requests of one client that wait for an answer: more than that is a queue, which a topic is for."""
 
+REQUEST_BYTES: Final = 900
+"""An open request: itself, its answer's way back, its deadline, and its places in four collections."""
+
 OnAnswer: TypeAlias = Callable[["bytes | Refused"], None]
 """Called once, with raw JSON or with what went wrong. Never waits."""
 
@@ -52,6 +55,11 @@ class Requests:
 
     def __len__(self) -> int:
         return len(self._requests)
+
+    @property
+    def bytes_held(self) -> int:
+        """About what the open requests take; what they ask waits in outboxes."""
+        return REQUEST_BYTES * len(self._requests)
 
     @property
     def deadlines(self) -> int:

@@ -201,6 +201,9 @@ def _check_room(
 ) -> None:
     """Raise `Refused` (106) where all subscriptions of this connection would take too much memory."""
     limit = router.settings.config.max_subscription_bytes
-    if peer.subscription_bytes + subscription_bytes(name, grant, wanted) > limit:
+    size = subscription_bytes(name, grant, wanted)
+    if peer.subscription_bytes + size > limit:
         text = f"subscriptions that take more than {limit} bytes together"
         raise Refused(ErrorCode.LIMIT_EXCEEDED, text)
+    if reason := peer.holding.refusal(size):
+        raise Refused(ErrorCode.LIMIT_EXCEEDED, reason)

@@ -4,14 +4,19 @@ from typing import Final
 
 import attrs
 
+from broker.core.memory import Part
 from broker.core.messages import Close, Fd, Initiator
-from broker.errors import Refused
+from broker.core.shares import text_bytes
+from broker.errors import ErrorCode, Refused
 from broker.routing.publishing import Publisher, PublishOptions
 from broker.routing.recipients import Peer
 
 GOODBYES: Final = (1000, 1005)
 """Codes of a client that means to go: 1005 is a Close frame without a code, which is what a browser's
 `close()` sends."""
+
+WILL_BYTES: Final = 256
+"""A will besides its data and the characters of its topic: itself, two texts, its place: 233 bytes."""
 
 
 @attrs.frozen
@@ -21,6 +26,10 @@ class Will:
     topic: str
     data: bytes
     retain: bool = False
+
+    @property
+    def bytes(self) -> int:
+        return WILL_BYTES + text_bytes(self.topic) + len(self.data)
 
 
 @attrs.define(eq=False)
@@ -33,12 +42,20 @@ class Wills:
     def __len__(self) -> int:
         return len(self._of)
 
-    def put(self, fd: Fd, will: Will | None) -> None:
-        """Replace the will of a connection; None takes it back."""
+    def put(self, peer: Peer, will: Will | None) -> None:
+        """Replace the will of a connection; None takes it back.
+
+        Raises `Refused` (106), with nothing changed, where there is no memory for it.
+        """
+        before = self._of.get(peer.fd)
+        more = (0 if will is None else will.bytes) - (0 if before is None else before.bytes)
+        if more > 0 and (reason := peer.holding.refusal(more)):
+            raise Refused(ErrorCode.LIMIT_EXCEEDED, reason)
+        peer.holding.charge(Part.WILLS, more)
         if will is None:
-            self._of.pop(fd, None)
+            self._of.pop(peer.fd, None)
         else:
-            self._of[fd] = will
+            self._of[peer.fd] = will
 
     def carry_out(self, peer: Peer, close: Close) -> None:
         """Publish the will of a client that has ended so, if it still may; it has none afterwards.
@@ -46,7 +63,8 @@ class Wills:
         Before it leaves its topics, as some are open to subscribers alone; it gets nothing itself.
         A client that said goodbye leaves no will.
         """
-        will = self._of.pop(peer.fd, None)
+        will = self._of.get(peer.fd)
+        self.put(peer, None)
         if will is None or (close.initiator is Initiator.CLIENT and close.code in GOODBYES):
             return
         try:

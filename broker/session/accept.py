@@ -127,6 +127,8 @@ def check_welcome(services: Services, head: Head) -> None:
         raise HeadError(503, "shutting down")
     check_page(services, head)
     services.admission.check_connections()
+    if services.memory.is_exhausted:
+        raise HeadError(503, "memory is short")
 
 
 def check_page(services: Services, head: Head) -> None:

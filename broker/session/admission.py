@@ -124,6 +124,10 @@ class Admission:
     def __attrs_post_init__(self) -> None:
         self._guests = {stage: {} for stage in Stage if stage is not Stage.GONE}
 
+    def __len__(self) -> int:
+        """Streams that are not closed yet, those among them that give way."""
+        return len(self._by_stream)
+
     def count(self, *stages: Stage) -> int:
         """Streams in these stages; without any, all that are here."""
         return sum(len(self._guests[stage]) for stage in stages or self._guests)

@@ -12,21 +12,18 @@ Rules:
 from collections.abc import Mapping
 from functools import partial
 from math import inf
-from time import time as wall_clock
-from typing import Any, Final
+from typing import Final
 
 import attrs
 import trio
 
 from broker.core.event_queue import EventKind
-from broker.core.messages import Close, ConnectionInfo, Fd, Initiator, Transport
+from broker.core.memory import Part
+from broker.core.messages import Close, Initiator, Transport
 from broker.core.session import Phase, PhaseEvent
 from broker.errors import CloseCode, Disconnect, UnsubscribeCode
 from broker.hooks import OpenHook
-from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
-from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
-from broker.protocols.codec import Codec, Result
-from broker.protocols.plain import PLAIN
+from broker.protocols.codec import Result
 from broker.routing.recipients import Peer
 from broker.session.dispatch import Dispatcher
 from broker.session.ending import (
@@ -40,20 +37,17 @@ from broker.session.ending import (
 from broker.session.expiry import end_expired
 from broker.session.heartbeat import Heartbeat
 from broker.session.orders import Orders
+from broker.session.profile import SUBPROTOCOLS, Profile
 from broker.session.replies import NOTHING
 from broker.session.services import Services
-from broker.transport.head import Head, acceptance
+from broker.transport.head import Head, acceptance, read_fields
 from broker.transport.lane import Batch, Lane
 from broker.transport.outbox import Outbox
 
-SUBPROTOCOLS: Final[Mapping[str, Codec]] = {
-    codec.name: codec for codec in (CENTRIFUGE_JSON, CENTRIFUGE_PROTOBUF)
-}
-"""Subprotocols that a WebSocket handshake may ask for; without one a peer is plain, or speaks JSON."""
 
-
-class Connection:
-    """One peer, as hooks see it: a WebSocket, or a client without one (`http.fallbacks`)."""
+class Connection(Profile):
+    """One peer while it is here: a WebSocket, or a client without one (`http.fallbacks`). It is the
+    holder of the memory that is held for it."""
 
     __slots__ = (
         "_acceptance",
@@ -70,19 +64,11 @@ class Connection:
         "_stream",
         "_undelivered",
         "_waiting",
-        "address",
-        "data",
-        "headers",
-        "opened_at",
+        "holding",
         "orders",
-        "path",
-        "peer",
-        "subprotocol",
         "traffic",
-        "transport",
     )
 
-    peer: Peer
     orders: Orders
 
     def __init__(
@@ -97,16 +83,8 @@ class Connection:
         answer: bytes = b"",
     ) -> None:
         """`answer` is what accepts a peer that asked for no WebSocket."""
-        self.data: dict[str, Any] = {}
-        self.address = address
-        self.path = head.path
-        self.headers: Mapping[str, str] = head.fields()
-        self.opened_at = wall_clock()
-        self.transport = transport
-        self.subprotocol: str | None = None
+        super().__init__(head, address, transport)
         if transport == "websocket":
-            offered = head.subprotocols
-            self.subprotocol = next((p for p in offered if p in SUBPROTOCOLS), None)
             answer = acceptance(head, self.subprotocol)
         self._services = services
         self._stream = stream
@@ -121,47 +99,11 @@ class Connection:
         self._heartbeat: Heartbeat
         self._waiting = 0
         self._acceptance = answer
-        self._lane = Lane(stream, behind, services.lane_limits, self.end_soon, self._take_now)
-        self.traffic = self._lane.traffic
-
-    # as an app sees it
-
-    @property
-    def fd(self) -> Fd:
-        return self.peer.fd
-
-    @property
-    def user(self) -> str:
-        """The user that the app or a token named; "" for nobody in particular."""
-        return self.peer.user
-
-    @property
-    def claims(self) -> Mapping[str, object]:
-        """The claims of the client's token, `meta` among them; empty without one."""
-        return self.peer.claims
-
-    @property
-    def protocol(self) -> str:
-        """`plain` until a Centrifuge `connect` was accepted."""
-        return PLAIN.name if self.peer.codec is None else self.peer.codec.name
-
-    @property
-    def is_established(self) -> bool:
-        """Whether the connection is neither closing nor gone."""
-        return self.peer.is_established
-
-    def info(self) -> ConnectionInfo:
-        """A snapshot of what is known of this connection."""
-        return ConnectionInfo(
-            self.fd,
-            self.user,
-            self.address,
-            self.path,
-            self.transport,
-            self.protocol,
-            self.opened_at,
-            tuple(self.peer.subscriptions),
+        self.holding = services.memory.hold(self)
+        self._lane = Lane(
+            stream, behind, services.lane_limits, self.end_soon, self._take_now, self.holding
         )
+        self.traffic = self._lane.traffic
 
     # as its transport has it
 
@@ -179,24 +121,12 @@ class Connection:
     async def run(self) -> None:
         """Accept, serve, say goodbye."""
         services = self._services
-        make_peer = partial(Peer, office=services.router.office)
+        make_peer = partial(Peer, office=services.router.office, holding=self.holding)
         with services.router.hub.attached(make_peer) as peer:
             self.peer = peer
             try:
-                # The innermost block: its tasks use all of the above.
-                async with trio.open_nursery() as io:
-                    self._io = io
-                    self._open_outbox(io)
-                    try:
-                        self._begin()
-                        await self._lane.run(io)
-                        await self._see_out()
-                    finally:
-                        # In this order: nobody delivers to an outbox without a writer.
-                        self._leave(self._closing or _CUT)
-                        self._undelivered += peer.outbox.messages
-                        peer.outbox.abandon()
-                        io.cancel_scope.cancel()
+                with self.holding:
+                    await self._run(peer)
             finally:
                 # In one step: a sum over those who are here and those who have ended misses nobody.
                 if services.connections.pop(peer.fd, None) is not None:
@@ -208,6 +138,23 @@ class Connection:
                     await close_stream(services, self._stream)  # noqa: ASYNC102 - shields itself
                 finally:
                     await run_close_hook(services, self, close)  # noqa: ASYNC102 - the same
+
+    async def _run(self, peer: Peer) -> None:
+        self.holding.charge(Part.CONNECTIONS, len(self._field_lines))
+        # The innermost block: its tasks use all that is around it.
+        async with trio.open_nursery() as io:
+            self._io = io
+            self._open_outbox(io)
+            try:
+                self._begin()
+                await self._lane.run(io)
+                await self._see_out()
+            finally:
+                # In this order: nobody delivers to an outbox without a writer.
+                self._leave(self._closing or _CUT)
+                self._undelivered += peer.outbox.messages
+                peer.outbox.abandon()
+                io.cancel_scope.cancel()
 
     def _open_outbox(self, io: trio.Nursery) -> None:
         services, peer = self._services, self.peer
@@ -270,9 +217,9 @@ class Connection:
                         self._waiting -= 1
                     hook = "message"
                     async for batch in self._lane.inbox:
-                        if not batch:
-                            continue  # it only keeps the place of what was before it
                         await self._dispatcher.finish(batch)
+                        self._lane.note_done(batch)
+                        del batch  # or it would be kept until the next one comes
                         self._waiting -= 1
                         if self._closing is not None:
                             break
@@ -367,15 +314,40 @@ class Connection:
         await say_goodbye(self._lane, self.peer.outbox, seconds)
         self._io.cancel_scope.cancel()
 
-    # a peer that is too slow, or dead
+    # a peer that is too slow, or too heavy, or dead
 
     def _on_slow(self) -> None:
         """The outbox is full and its topic's rule says close."""
+        self._give_up("slow")
+
+    def _give_up(self, reason: str) -> None:
         # To send out the open run may make this outbox overflow once more, which then closes it.
         self._services.router.send(self.peer, ())
         if self._closing is None:
             self._undelivered += self.peer.outbox.discard()
-            self.close(CloseCode.SLOW, "slow", Initiator.SLOW)
+            self.close(CloseCode.SLOW, reason, Initiator.SLOW)
+
+    @property
+    def party(self) -> str:
+        """Whose memory it takes."""
+        headers = partial(read_fields, self._field_lines)
+        return self._services.party_of(self.user, self.address, headers, f"fd {self.fd}")
+
+    @property
+    def waiting(self) -> int:
+        """What waits in its outbox, in bytes."""
+        return self.peer.outbox.bytes
+
+    def own_waiting(self) -> int:
+        """About what of that no other outbox holds."""
+        return self.peer.outbox.own_bytes()
+
+    def give_way(self) -> None:
+        """Memory is short, and this connection holds the most: end it, at once if it is ending already."""
+        if self._closing is None and not self._lane.is_ending:
+            self._give_up("memory is short")
+        else:
+            self._io.cancel_scope.cancel()
 
     def _on_drop(self, dropped: Mapping[str, int]) -> None:
         """Publications were dropped: a client that can recover them is told that there is a gap."""

@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 import attrs
 import structlog
 
+from broker.core.memory import Part
 from broker.core.messages import PushResult
 from broker.core.names import PERSONAL, personal_topic
 from broker.core.session import Decider, Grant, Phase, PhaseEvent
@@ -96,6 +97,7 @@ class Orders:
             return PushResult.FULL
         self._waiting.append(message)
         self._waiting_bytes += size
+        self.peer.holding.charge(Part.OUTBOXES, size)
         return PushResult.QUEUED
 
     def _send(self, message: Message) -> PushResult:
@@ -215,6 +217,7 @@ class Orders:
 
     def send_waiting(self) -> None:
         """Send the messages that waited until it was known how."""
+        self.peer.holding.charge(Part.OUTBOXES, -self._waiting_bytes)
         messages, self._waiting, self._waiting_bytes = self._waiting, [], 0
         for message in messages:
             self._send(message)

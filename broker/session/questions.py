@@ -21,6 +21,7 @@ from typing import Final, Protocol, TypeAlias
 import attrs
 import trio
 
+from broker.core.memory import Part
 from broker.protocols.commands import Command
 from broker.session.commands import Handler
 from broker.session.ending import end_by
@@ -119,7 +120,7 @@ class Questions:
         at_once = config.questions_at_once
         if not turn.handler.must_ask(client, command):
             await (self.wait_none() if turn.topic is None else self._wait_room(at_once))
-            self._turns.append(turn)
+            self._enter(turn)
             await self._proceed()
             return
         turn.ends_with_client = hooks.is_lent(_hook_of(command, turn.method))
@@ -164,8 +165,17 @@ class Questions:
         if has_gone or not turn.client.peer.is_established:
             return False
         turn.scope.deadline = self._due
-        self._turns.append(turn)
+        self._enter(turn)
         return True
+
+    def _enter(self, turn: Turn) -> None:
+        """What a turn asks for is kept with it, and may be all of a message."""
+        self._turns.append(turn)
+        turn.client.peer.holding.charge(Part.INCOMING, int(turn.size))
+
+    def _leave(self) -> None:
+        turn = self._turns.pop(0)
+        turn.client.peer.holding.charge(Part.INCOMING, -int(turn.size))
 
     # the end
 
@@ -201,7 +211,7 @@ class Questions:
                         await self._carrier.carry_out(turn)
                     except Exception as error:  # noqa: BLE001 - it ends this connection
                         end_by(client.services, client.peer.fd, error)
-                del self._turns[0]
+                self._leave()
                 if self._moved is not None:
                     self._moved.set()
         finally:

@@ -127,7 +127,7 @@ def _reply(client: Client, _: int, params: ReplyParams, data: bytes) -> bytes:
 
 def _will(client: Client, _: int, params: WillParams, data: bytes) -> bytes:
     will = Will(params.topic, data, params.retain) if params.topic else None
-    client.services.wills.put(client.peer.fd, will)
+    client.services.wills.put(client.peer, will)
     return b"{}"
 
 

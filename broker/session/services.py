@@ -1,6 +1,6 @@
 """The parts that all connections of one broker share."""
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
 from typing import Any, Final, Protocol
@@ -9,12 +9,15 @@ import attrs
 import structlog
 import trio
 
+from broker.access.proxies import trusted_proxies
 from broker.access.rate_limits import RateLimits
 from broker.access.rights import Rights
 from broker.access.tokens import Tokens
+from broker.config.machine import memory_limit
 from broker.config.reload import Settings
 from broker.config.settings import Config
 from broker.core.event_queue import EventKind
+from broker.core.memory import STREAM_BYTES, TLS_STREAM_BYTES, MemoryBudget, Part
 from broker.core.messages import ConnectionInfo, Fd, Initiator, Transport
 from broker.hooks import Hooks
 from broker.routing.publishing import Publisher
@@ -88,18 +91,32 @@ class Services:
     # Bound once: asking for a logger anew costs 3 µs a message, said or not.
     log: structlog.typing.FilteringBoundLogger = attrs.field(init=False)
     lane_limits: LaneLimits = attrs.field(init=False)
+    memory: MemoryBudget = attrs.field(init=False)
     _cut_at: float = attrs.field(init=False, default=inf)
     _last_words: set[trio.CancelScope] = attrs.field(init=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
+        self.memory = MemoryBudget(self.router.office.ledger)
         self.admission = Admission(self.settings)
         self.rights = self.router.rights
         self.rate_limits = RateLimits(self.settings)
         self.publisher = Publisher(self.router)
         self.requests = Requests(self.router)
         self.wills = Wills(self.publisher)
+        self._count_memory()
         self.settings.watch(self._settings_changed)
         self._settings_changed()
+
+    def _count_memory(self) -> None:
+        count, router, events = self.memory.count, self.router, self.router.events
+        each = STREAM_BYTES if self.config.tls_cert is None else TLS_STREAM_BYTES
+        count(Part.CONNECTIONS, lambda: each * len(self.admission))
+        count(Part.REQUESTS, lambda: self.requests.bytes_held)
+        count(Part.KEYS, lambda: self.publisher.bytes_held)
+        count(Part.HISTORY, lambda: router.engine.bytes_held)
+        count(Part.RETAINED, lambda: router.retained.bytes_held)
+        if events is not None:
+            count(Part.EVENTS, lambda: events.bytes_held)
 
     @contextmanager
     def last_words(self, seconds: float) -> Iterator[None]:
@@ -141,6 +158,13 @@ class Services:
         """The settings of now. Nobody keeps them beyond an await."""
         return self.settings.config
 
+    def party_of(
+        self, user: str, address: str, headers: Callable[[], Mapping[str, str]], alone: str
+    ) -> str:
+        """Whose something is; see `TrustedProxies.party_of`."""
+        proxies = trusted_proxies(self.config.trusted_proxies)
+        return proxies.party_of(user, address, headers, alone)
+
     def emit(self, kind: EventKind, fd: Fd, user: str, **fields: Any) -> None:
         """Note that something has happened to a connection; `fields` are those of `Event`. Never
         waits."""
@@ -157,6 +181,8 @@ class Services:
             control_rate=config.control_rate,
             control_burst=config.control_burst,
             inbox_batches=config.inbox_batches,
+            inbox_bytes=config.inbox_bytes,
         )
+        self.memory.resize(memory_limit(config), config.connection_most - config.outbox_most)
         for connection in self.connections.values():
             connection.peer.outbox.bound(config.outbox_bytes, config.outbox_messages)

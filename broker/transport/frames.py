@@ -123,41 +123,41 @@ def take_messages(buffer: Buffer, limit: int, most: int = MAX_BATCH) -> tuple[li
     append, number = messages.append, int.from_bytes
     start = 0
     end = len(buffer)
-    for _ in range(most):
-        if end - start < _SHORTEST:
-            break
-        first = buffer[start]
-        if first != _FIN_TEXT and first != _FIN_BINARY:
-            break
-        length = buffer[start + 1] - 128
-        body = start + 6
-        if length < 0:  # not masked
-            break
-        if length == 126:
-            length = (buffer[start + 2] << 8) | buffer[start + 3]
-            body = start + 8
-            if length < 126:
+    try:
+        for _ in range(most):
+            first = buffer[start]
+            if first != _FIN_TEXT and first != _FIN_BINARY:
                 break
-        elif length == 127:
-            if end - start < 14:
+            length = buffer[start + 1] - 128
+            body = start + 6
+            if length == 126:
+                length = (buffer[start + 2] << 8) | buffer[start + 3]
+                body = start + 8
+                if length < 126:
+                    break
+            elif length == 127:
+                if end - start < 14:
+                    break
+                length = number(buffer[start + 2 : start + 10], "big")
+                body = start + 14
+                if length < 2**16:
+                    break
+            elif length < 0:  # not masked
                 break
-            length = int.from_bytes(buffer[start + 2 : start + 10], "big")
-            body = start + 14
-            if length < 2**16:
+            stop = body + length
+            if stop > end or length > limit:
                 break
-        stop = body + length
-        if stop > end or length > limit:
-            break
-        # As `unmask` does it: in line, as this is the hottest loop of all.
-        key = number((buffer[body - 4 : body] * (length // 4 + 1))[:length], "little")
-        payload = (number(buffer[body:stop], "little") ^ key).to_bytes(length, "little")
-        if first == _FIN_TEXT and not payload.isascii():
-            try:
+            # As `unmask` does it: in line, as this is the hottest loop of all.
+            key = number((buffer[body - 4 : body] * (length // 4 + 1))[:length], "little")
+            payload = (number(buffer[body:stop], "little") ^ key).to_bytes(length, "little")
+            if first == _FIN_TEXT and not payload.isascii():
                 payload.decode()
-            except UnicodeDecodeError:
-                break
-        append((first & 0x0F, payload))
-        start = stop
+            append((first & 0x0F, payload))
+            start = stop
+    except IndexError:  # the rest of a header is yet to come
+        pass
+    except UnicodeDecodeError:  # the slow lane says so
+        pass
     return messages, start
 
 

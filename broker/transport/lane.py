@@ -17,8 +17,9 @@ Rules the lane keeps:
 4. A protocol error is answered with a Close frame (trio-websocket alone just drops the connection).
 5. After our Close, all but the peer's Close is thrown away (trio-websocket fails on a Ping then:
    its issue #184).
-6. The lane always reads, up to the inbox's bound, so pings, closes and EOF are seen while a session
-   is busy.
+6. The lane always reads, up to the bounds of the inbox and of what one connection may hold, so pings,
+   closes and EOF are seen while a session is busy. What it has read and is not dealt with is charged
+   to the connection.
 7. The lane never closes the socket: the connection does, when the last words are out.
 8. Behind a broken frame nothing is parsed, the peer's Close neither (RFC 6455 section 7.1.7). It is
    read and dropped, so that no reset overtakes our Close.
@@ -26,12 +27,14 @@ Rules the lane keeps:
    away is not listened to for long.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TypeAlias
 
 import attrs
 import trio
 
+from broker.core.memory import UNCOUNTED, Holding, Part
 from broker.transport import frames
 from broker.transport.outbox import Outbox, Run
 from broker.transport.slow_lane import SlowLane, open_slow_lane
@@ -54,6 +57,13 @@ _IGNORED_PAUSE = 0.1
 # Frames that are passed over before others get their turn: a millisecond.
 _PASSED_AT_ONCE = 4096
 
+# What came of a message that is not whole is charged once it is more than this: so nothing is charged
+# for the part of a frame that most reads of a busy publisher end with.
+_CHARGED_FROM = 16 * 2**10
+
+# A message in the inbox: a tuple, a bytes object, and a place in its batch, besides what it says.
+_MESSAGE_OVERHEAD = 97
+
 # While the session lags we read in small bites, so that `inbox_batches` of them stay small too.
 _READ_WHEN_BUSY = 4 * 2**10
 
@@ -68,6 +78,11 @@ class LaneLimits:
     control_rate: float
     control_burst: int
     inbox_batches: int
+    inbox_bytes: int
+
+
+def _bytes_of(batch: Batch) -> int:
+    return sum([len(payload) for _, payload in batch]) + _MESSAGE_OVERHEAD * len(batch)
 
 
 @attrs.define(eq=False)
@@ -90,22 +105,25 @@ async def _take_nothing(batch: Batch) -> Batch:
 class Lane:
     """Reads one peer, once `run` is started.
 
-    `behind` is what was already read from `stream` behind the request head. Batches of messages, some
-    empty, come out of `inbox`, which ends when no more can come; then `peer_close` says how the peer
-    ended it, or is None if it just went away or we closed first. `on_end` is called when `inbox`
-    ends, possibly more than once. `take_now` is shown each batch first, and returns what it leaves
-    for `inbox`.
+    `behind` is what was already read from `stream` behind the request head. Batches of messages
+    come out of `inbox`, each to be handed to `note_done` when it is dealt with; it ends when no more
+    can come; then `peer_close` says how the peer ended it, or is None if it just went away or we
+    closed first. `on_end` is called when `inbox` ends, possibly more than once. `take_now` is shown
+    each batch first, and returns what it leaves for `inbox`. What is held is charged to `holding`.
     """
 
     __slots__ = (
         "_bad_close",
         "_buffer",
+        "_charged",
         "_closing_bytes",
         "_closing_frames",
         "_control_seen",
         "_control_tokens",
         "_deadline",
+        "_eased",
         "_ended",
+        "_holding",
         "_ignored",
         "_ignores",
         "_limits",
@@ -119,6 +137,7 @@ class Lane:
         "_stream",
         "_take_now",
         "_to_session",
+        "_waiting",
         "close_began_here",
         "close_sent",
         "eof",
@@ -140,8 +159,13 @@ class Lane:
         limits: LaneLimits,
         on_end: Callable[[], None],
         take_now: Callable[[Batch], Awaitable[Batch]] = _take_nothing,
+        holding: Holding = UNCOUNTED,
     ) -> None:
         self._stream = stream
+        self._holding = holding
+        self._charged = 0  # for a message that is not whole
+        self._waiting = 0  # in the inbox, or taken from it and not dealt with
+        self._eased: trio.Event | None = None
         self._buffer: bytes | bytearray = behind
         self._limits = limits
         self._on_end = on_end
@@ -233,7 +257,7 @@ class Lane:
                 return
             self._drop_front(used)
             self._deadline = None
-            await self._deliver(batch, used)
+            await self._deliver(batch)
             if len(batch) < frames.MAX_BATCH:
                 return
             await trio.lowlevel.checkpoint()
@@ -283,40 +307,60 @@ class Lane:
                 self._end()  # it will not send another
         elif opcode and self.close_sent is None:
             payload = await self._slow.get_message()
-            await self._deliver([(opcode, payload)], len(payload))
+            await self._deliver([(opcode, payload)])
 
     def _answer(self, frame: bytes) -> None:
         """Send the answer to a ping."""
         self.outbox.offer(Run((frame,), messages=0))
 
-    async def _deliver(self, batch: Batch, size: int) -> None:
-        """Hand a batch of `size` bytes to the session; wait while the inbox is full.
-
-        A message of several reads takes that many places, empty batches behind it: else an inbox
-        full of the largest messages would hold `inbox_batches` times `max_message_bytes`.
-        """
+    async def _deliver(self, batch: Batch) -> None:
+        """Hand a batch to the session; wait while the inbox is full."""
         self.traffic.messages += len(batch)
         batch = await self._take_now(batch)
         if not batch:
             return
-        await self._send(batch)
-        for _ in range(1, size // _READ):
-            await self._send([])
-
-    async def _send(self, batch: Batch) -> None:
+        size = _bytes_of(batch)
+        self._waiting += size
+        self._holding.charge(Part.INCOMING, size)
         try:
             self._to_session.send_nowait(batch)
         except trio.WouldBlock:
-            self.reading = False
-            try:
+            with self._not_reading(), suppress(trio.ClosedResourceError, trio.BrokenResourceError):
                 await self._to_session.send(batch)
-            except (trio.ClosedResourceError, trio.BrokenResourceError):
-                pass
-            finally:
-                self.reading = True
-                self.heard_at = trio.current_time()
         except (trio.ClosedResourceError, trio.BrokenResourceError):
-            pass  # the session has ended: the rest goes the way of all after our Close
+            return  # the session has ended: the rest goes the way of all after our Close
+        while self._is_full and not self.is_ending:
+            with self._not_reading():
+                self._eased = trio.Event()
+                await self._eased.wait()
+
+    def note_done(self, batch: Batch) -> None:
+        """The session has dealt with a batch of the inbox."""
+        size = _bytes_of(batch)
+        self._waiting -= size
+        self._holding.charge(Part.INCOMING, -size)
+        self._ease()
+
+    def _ease(self) -> None:
+        if self._eased is not None:
+            self._eased.set()
+            self._eased = None
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether nothing more should be read until the session has dealt with some of it."""
+        return self._waiting > 0 and (
+            self._waiting >= self._limits.inbox_bytes or self._holding.is_over
+        )
+
+    @contextmanager
+    def _not_reading(self) -> Iterator[None]:
+        self.reading = False
+        try:
+            yield
+        finally:
+            self.reading = True
+            self.heard_at = trio.current_time()
 
     def _next_slow(self) -> bytes:
         """The whole frame at the front of the buffer, and fragments behind it, joined; empty when
@@ -456,8 +500,11 @@ class Lane:
 
     async def _read(self) -> bool:
         """Read once more from the socket; false at its end."""
-        busy = self.inbox.statistics().current_buffer_used
-        size = _READ_WHEN_BUSY if busy else _READ
+        unfinished = len(self._buffer) + self._open_bytes
+        if self._charged or unfinished > _CHARGED_FROM:
+            self._holding.charge(Part.INCOMING, unfinished - self._charged)
+            self._charged = unfinished
+        size = _READ_WHEN_BUSY if self._waiting else _READ
         if self._deadline is None:
             data = await receive_some(self._stream, size)
         else:
@@ -511,6 +558,7 @@ class Lane:
 
     def _stop_messages(self) -> None:
         self._to_session.close()
+        self._ease()
         self._on_end()
 
     def _end(self) -> None:

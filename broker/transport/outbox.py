@@ -25,8 +25,9 @@ from typing import TypeAlias
 import attrs
 import trio
 
+from broker.core.memory import Ledger
 from broker.transport.backlog import Backlog, Dropped
-from broker.transport.runs import GONE, Ledger, Run
+from broker.transport.runs import GONE, Run, share_of
 from broker.transport.sockets import (
     ROOM,
     RelayStream,
@@ -58,12 +59,18 @@ _STREAM_CHUNK = 64 * 2**10
 # subscriptions that a client has, many times over, and 4 MiB at most.
 _SPARE_RUNS = 16 * 2**10
 
+# A chunk is held by us, and by the stream as what it makes of it.
+_HANDS = 2
+
 # How often in `stall_seconds` we look whether a peer has taken something.
 _LOOKS = 8
 
 # How often all other tasks may run before a stream that still has a chunk is taken to wait for its
 # peer. TLS over a socket with room takes two.
 _TICKS = 5
+
+# Of so many runs it is asked how many outboxes hold them: 20 µs, and all of the large ones.
+_SHARES = 64
 
 # Places of runs that are gone may be half of the mail, and these besides: sweeping up costs a
 # constant time per run then.
@@ -212,6 +219,15 @@ class Outbox:
         """A snapshot. Linear in the runs that wait; `bytes` and `messages` are at hand."""
         held = sum([run.bytes_held for run in self.mail if run is not GONE])
         return OutboxStatistics(self.bytes, self.messages, self.dropped, self.blocked, held)
+
+    def own_bytes(self) -> int:
+        """About how much memory would be free if all that waits were dropped: what other outboxes hold
+        as well counts by a share. Looks at some of the runs only."""
+        if not self.mail:
+            return 0
+        waiting = len(self.mail) - self._first
+        share = share_of(self.mail, self._first, max(1, waiting // _SHARES))
+        return max(int(self.bytes * share), self.bytes - self._bound)
 
     @property
     def keeps_up(self) -> bool:
@@ -576,6 +592,9 @@ class Outbox:
     async def _send_chunk(self) -> None:
         """Have the stream take what is at the front, unless the peer takes nothing for too long."""
         chunk = self._next_chunk()
+        in_hand = _HANDS * len(chunk)
+        if self._ledger is not None:
+            self._ledger.bytes_held += in_hand
         if self._guarded:
             self._see()
         deadline = inf if self._guarded else trio.current_time() + self._stall_seconds
@@ -589,6 +608,8 @@ class Outbox:
         finally:
             self.blocked = False
             self._in_flight = 0
+            if self._ledger is not None:
+                self._ledger.bytes_held -= in_hand
             if not sent_whole:
                 self.stalled = self._cut.cancelled_caught
                 self._break()

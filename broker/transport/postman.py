@@ -15,8 +15,9 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
+from broker.core.memory import Ledger
 from broker.transport.outbox import Outbox
-from broker.transport.runs import Ledger, Run
+from broker.transport.runs import Run
 
 
 @attrs.frozen
@@ -135,6 +136,9 @@ class PostOffice:
                 self._open_bag = None
                 for outbox in outboxes:
                     outbox.flush()
+                ledger = self.ledger
+                if ledger.bytes_held > ledger.most:
+                    ledger.on_full()
 
 
 def _nothing() -> None:

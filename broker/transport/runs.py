@@ -4,26 +4,16 @@ A run is shared by all outboxes that it was put into, so it is never changed. An
 the front of one keeps a `Rest` of it, which is its own; the bytes stay shared.
 """
 
+import sys
 from collections.abc import Sequence
 
-import attrs
-
+from broker.core.memory import Ledger
 from broker.core.session import SlowRule
 
 # Memory that Python needs beside the bytes, on 64-bit CPython 3.11: a run is an object of 104 bytes and a
 # sequence of 64, a frame a bytes object with 33 of its own and a place in that sequence.
 _RUN_OVERHEAD = 168
 _FRAME_OVERHEAD = 41
-
-
-@attrs.define(eq=False)
-class Ledger:
-    """How many bytes the runs hold that were entered here and are still needed by somebody; and how
-    many messages and bytes were offered to single outboxes: replies, pushes, control frames."""
-
-    bytes_held: int = 0
-    messages_offered: int = 0
-    bytes_offered: int = 0
 
 
 class Run:
@@ -106,6 +96,30 @@ class Rest(Run):
 
     def only(self, first: int, end: int) -> Run:
         return self._whole.only(first, end)
+
+
+def _references_of_a_variable() -> int:
+    run = Run(())
+    return sys.getrefcount(run)
+
+
+_OF_A_VARIABLE = _references_of_a_variable()
+
+
+def share_of(runs: Sequence[Run], first: int, step: int) -> float:
+    """The part of the memory of some runs, each `step`th from `first` on, that the holder of this list
+    would set free by emptying it: what `n` lists hold belongs to each by an `n`th.
+
+    CPython counts who holds a run, so no publication has to. 0.3 µs for each that is looked at.
+    """
+    whole = share = 0
+    for place in range(first, len(runs), step):
+        run = runs[place]
+        if run is not GONE:
+            held = run.bytes_held
+            whole += held
+            share += held // max(1, sys.getrefcount(run) - _OF_A_VARIABLE)
+    return share / whole if whole else 0.0
 
 
 GONE = Run(())

@@ -17,7 +17,6 @@ Rules:
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
-from ipaddress import IPv6Address, IPv6Network
 from typing import Annotated, Any, Final, Generic, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -130,24 +129,6 @@ class _Trouble:
             self._failures = 0
 
 
-def party_of(settings: Settings, connection: Connection, user: str) -> str:
-    """The party that a question counts for: its user, else the address that it comes from, else, where no
-    address tells people apart, the connection itself.
-
-    Of IPv6 the first 64 bits are one address, as one subscriber has so many. What comes from this
-    machine is as a rule what a proxy passes on.
-    """
-    if user:
-        return f"user {user!r}"
-    proxies = trusted_proxies(settings.config.trusted_proxies)
-    client = proxies.client_of(connection.address, connection.headers)
-    if client is None or client.is_loopback:
-        return f"fd {connection.fd}"
-    if isinstance(client, IPv6Address):
-        return f"address {IPv6Network((client, 64), strict=False)}"
-    return f"address {client}"
-
-
 def forwarded(
     settings: Settings, names: tuple[str, ...], address: str, headers: Mapping[str, str]
 ) -> dict[str, str]:
@@ -212,7 +193,12 @@ class Question(Generic[R]):
         headers = forwarded(
             self.settings, rules.forward_headers, connection.address, connection.headers
         )
-        party = party_of(self.settings, connection, connection.user if user is None else user)
+        party = trusted_proxies(self.settings.config.trusted_proxies).party_of(
+            connection.user if user is None else user,
+            connection.address,
+            lambda: connection.headers,
+            f"fd {connection.fd}",
+        )
         try:
             async with self.places.place(party, rules.pool_seconds):
                 answer = self._read(await self._post(body, headers))

@@ -100,3 +100,27 @@ def test_the_client_is_the_last_that_is_no_proxy_of_ours(
 )
 def test_headers_of_proxies_are_told_from_those_of_clients(header: str, expected: bool) -> None:
     assert is_set_by_proxies(header) is expected
+
+
+@pytest.mark.parametrize(
+    "user, peer, passed_on, party",
+    [
+        ("ann", "203.0.113.9:1", "", "user 'ann'"),
+        ("", "203.0.113.9:1", "", "address 203.0.113.9"),
+        ("", "[::ffff:203.0.113.9]:1", "", "address 203.0.113.9"),
+        ("", "[2001:db8:1:2:3::4]:1", "", "address 2001:db8:1:2::/64"),
+        ("", "203.0.113.9:1", "1.1.1.1", "address 203.0.113.9"),
+        ("", "10.0.0.1:1", "1.1.1.1", "address 1.1.1.1"),
+        ("", "10.0.0.1:1", "", "fd 7"),
+        ("", "127.0.0.1:1", "", "fd 7"),
+        ("", "[::1]:1", "", "fd 7"),
+        ("", "unix", "", "fd 7"),
+        ("", "memory", "", "fd 7"),
+    ],
+)
+def test_a_party_is_a_user_or_else_an_address(
+    user: str, peer: str, passed_on: str, party: str
+) -> None:
+    headers = {"x-forwarded-for": passed_on} if passed_on else {}
+    proxies = trusted_proxies(("10.0.0.0/8",))
+    assert proxies.party_of(user, peer, lambda: headers, "fd 7") == party

@@ -37,6 +37,8 @@ from broker.errors import ConfigError
         ("log_format", "xml", 'log_format is \'xml\': must be "console" or "json" or "article"'),
         ("tls_cert", Path("a.pem"), "tls_cert is 'a.pem' but tls_key is not set"),
         ("tls_key", Path("a.key"), "tls_key is 'a.key' but tls_cert is not set"),
+        ("max_memory_bytes", 0, "max_memory_bytes is 0: must be at least 1"),
+        ("connection_bytes", 2**20, "connection_bytes is 1048576: must be at least 4456448, as an"),
     ],
 )
 def test_a_wrong_value_is_refused_by_field_and_value(
@@ -161,3 +163,13 @@ def test_only_a_subscriber_can_be_asked_whether_it_is_one(who: str) -> None:
             TopicRules(**subscribing)
     else:
         assert TopicRules(**subscribing).may_subscribe == who
+
+
+def test_the_bound_on_a_connection_is_what_the_bounds_on_its_parts_add_up_to() -> None:
+    mib = 2**20
+    assert Config().connection_most == (3.25 + 4 + 4 + 2) * mib
+    fields = {"outbox_bytes": 4 * mib, "max_message_bytes": 2 * mib}
+    assert Config(**fields).outbox_most == 9 * mib  # type: ignore[arg-type]
+    assert Config(**fields).connection_most == (9 + 4 + 4 + 4) * mib  # type: ignore[arg-type]
+    assert Config(connection_bytes=5 * mib).connection_most == 5 * mib
+    assert Config(inbox_batches=16).inbox_bytes == mib

@@ -618,6 +618,40 @@ def test_a_topic_in_which_publishers_come_and_go_knows_only_those_who_are_there(
     check_counts(store)
 
 
+def test_a_store_gives_back_what_its_heaviest_owner_holds() -> None:
+    store = store_of()
+    publish(store, "alice", ALICE, 50, b"x" * 100)
+    for topic in range(5):
+        publish(store, f"bob{topic}", BOB, 40, b"x" * 100)
+    while not store.prepare(1000):
+        pass
+    before = store.bytes_held
+    assert store.heaviest_bytes > before * 0.7
+    given = store.give_back(20_000, 0.0)
+    assert 20_000 <= given < 20_500
+    assert store.bytes_held == before - given
+    # Bob has more, and loses the topic that he published to longest ago.
+    assert lengths(store, "alice", "bob0", "bob1", "bob4") == [5000, 0, 3000, 4000]
+    check_counts(store)
+    # The bound is still the old one.
+    publish(store, "bob0", BOB, 40, b"x" * 100)
+    assert lengths(store, "bob0", "bob1") == [4000, 3000]
+    assert store.give_back(10**9, 0.0) > before - given
+    assert (store.bytes_held, store.heaviest_bytes, store.give_back(1, 0.0)) == (0, 0, 0)
+    check_counts(store)
+
+
+def test_a_store_gets_ready_to_give_back_in_steps() -> None:
+    store = store_of()
+    for topic in range(30):
+        publish(store, f"t{topic}", ALICE, 10, b"x" * 100)
+    steps = 1
+    while not store.prepare(10_000):
+        steps += 1
+    assert 10 < steps < 25  # of 160,000 bytes
+    check_counts(store)
+
+
 def test_publications_kept_while_there_was_room_are_charged_before_there_is_none() -> None:
     store = store_of(400 * cost(1, owners=0))
     for number in range(199):
@@ -931,6 +965,13 @@ class BoundedModel(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.now += seconds
         self.store.expire(self.now)
+
+    @rule(size=st.integers(0, 5000))
+    def give_back(self, size: int) -> None:
+        before = self.store.bytes_held
+        given = self.store.give_back(size, self.now)
+        assert self.store.bytes_held == before - given
+        assert given >= min(size, before)
 
     @invariant()
     def the_bound_holds(self) -> None:

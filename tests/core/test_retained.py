@@ -81,6 +81,21 @@ def test_a_smaller_bound_counts_at_once() -> None:
     assert retained.statistics().bytes == 0
 
 
+def test_values_are_given_back_by_whoever_holds_most() -> None:
+    retained = Retained(10**6)
+    for number in range(10):
+        retain(retained, f"a{number}", b"x" * 100, ALICE)
+    retain(retained, "b", b"1", BOB)
+    assert retained.heaviest_bytes > 6000
+    before = retained.bytes_held
+    given = retained.give_back(2000)
+    assert 2000 <= given < 2700
+    assert retained.bytes_held == before - given
+    assert topics(retained) == [*(f"a{number}" for number in range(4, 10)), "b"]
+    assert retained.give_back(10**6) == before - given
+    assert (retained.bytes_held, retained.heaviest_bytes, retained.give_back(1)) == (0, 0, 0)
+
+
 def test_a_topic_of_many_tokens_is_bounded_like_others() -> None:
     retained = Retained(100_000)
     for number in range(1000):

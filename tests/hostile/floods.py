@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+import msgspec
 import trio
 
 from tests.hostile.field import MIB, Field, hostile, unless
@@ -31,10 +32,15 @@ ISSUE: Final = "issue 9"
 APP: Final = "hostile peers, application level"
 SERVED: Final = ("served", "refused")
 MEGABYTE: Final = "x" * 10**6
+LARGE_PUBLISH: Final = b'{"publish":{"channel":"e","data":"%b"}}' % (b"x" * 10**6)
 TOKENS: Final = 10
 
-BUDGET: Final = {"BROKER_MAX_MEMORY_BYTES": str(256 * MIB)}
+BUDGET_MIB: Final = 256.0
+BUDGET: Final = {"BROKER_MAX_MEMORY_BYTES": str(int(BUDGET_MIB) * MIB)}
 """Of a broker whose inputs hold much: the bound that issue 9 asks for."""
+
+HOLES_MIB: Final = 2 * BUDGET_MIB
+"""What the process may take with the holes that many large blocks leave, before they are given back."""
 
 HISTORY: Final = Setup(env=BUDGET)
 HISTORY_MIB: Final = 57
@@ -280,7 +286,7 @@ async def _large_data(field: Field) -> Sequence[str]:
 
 
 @hostile("memory/500 wills of 1 MB", ISSUE, "served", "error 106", fresh=True, attackers=500,
-         setup=HISTORY, peak_mib=192.0, left_mib=128.0, seconds=30.0)  # fmt: skip
+         setup=HISTORY, peak_mib=BUDGET_MIB, left_mib=128.0, seconds=30.0)  # fmt: skip
 async def _wills(field: Field) -> Sequence[str]:
     fates = []
     for number in range(500):
@@ -348,6 +354,73 @@ async def _halves(field: Field) -> Sequence[str]:
             await peer.send(half)
         except Ended:
             pass  # the budget's business
+    return ["held"]
+
+
+@hostile("memory/half a message of 1 MB, 1,000 peers", ISSUE, "held", fresh=True, attackers=1000,
+         setup=HISTORY, peak_mib=288.0, left_mib=48.0, seconds=30.0)  # fmt: skip
+async def _many_halves(field: Field) -> Sequence[str]:
+    half = frame(TEXT, b"x" * 10**6)[:-1000]
+    for _ in range(1000):
+        peer = await field.open_ws()
+        try:
+            await peer.send(half)
+        except Ended:
+            pass  # it had to give way
+    return ["held"]
+
+
+@hostile("memory/half a body of 1 MB, 1,000 peers", ISSUE, "held", fresh=True, attackers=1000,
+         setup=HISTORY, peak_mib=288.0, left_mib=48.0, seconds=30.0)  # fmt: skip
+async def _many_bodies(field: Field) -> Sequence[str]:
+    whole = request("POST /connection/http_stream", (), b"x" * 10**6)
+    for _ in range(1000):
+        peer = await field.connect()
+        try:
+            await peer.send(whole[:-1000])
+        except Ended:
+            pass
+    return ["held"]
+
+
+@hostile("memory/100 messages of 1 MB behind a session", ISSUE, "204", "503", "RST", "EOF",
+         fresh=True, attackers=100, setup=HISTORY, peak_mib=192.0, seconds=30.0)  # fmt: skip
+async def _emulations(field: Field) -> Sequence[str]:
+    """The session gets an answer that it does not take, so it takes no more commands."""
+    body = {"id": 1, "connect": {}}
+    stream = await field.open_stream("/connection/http_stream", body, receive_buffer=4096)
+    session = msgspec.json.decode(await stream.until(b"\n"))["connect"]["session"]
+    fates: list[str] = []
+
+    async def emulate(data: bytes) -> None:
+        sent = msgspec.json.encode({"session": session, "data": data.decode()})
+        try:
+            fates.append(str((await field.ask(request("POST /emulation", (), sent))).status))
+        except Ended as ended:
+            fates.append(ended.how)
+
+    await fill_history(field, "big", 5)
+    await emulate(b'{"id":2,"history":{"channel":"big","limit":-1}}')
+    with trio.move_on_after(5):
+        async with trio.open_nursery() as nursery:
+            for _ in range(100):
+                nursery.start_soon(emulate, LARGE_PUBLISH)
+    return fates
+
+
+@hostile("memory/100 one-way recoveries of 4 MB, unread", ISSUE, "held", fresh=True, attackers=100,
+         setup=HISTORY, peak_mib=HOLES_MIB, left_mib=96.0, seconds=30.0)  # fmt: skip
+async def _one_way_recoveries(field: Field) -> Sequence[str]:
+    await fill_history(field, "big", 4)
+    client = await field.open_client()
+    epoch = result(await client.call(history={"channel": "big"}))["epoch"]
+    subs = {"big": {"recover": True, "epoch": epoch, "offset": 0}}
+    for _ in range(100):
+        try:
+            await field.open_stream("/connection/uni_sse", {"subs": subs}, receive_buffer=4096)
+        except Ended:
+            pass
+    await trio.sleep(3)
     return ["held"]
 
 

@@ -1527,3 +1527,124 @@ async def test_so_is_protobuf_whatever_the_case(autojump_clock: MockClock, net: 
         body = delimited(command(id=1, connect={}))
         await peer.ask("POST", "/connection/http_stream", body, fields)
         assert (peer.status, peer.header("content-type")) == (200, "application/octet-stream")
+
+
+# memory that is short
+
+
+async def half_a_body(net: Network, path: str, size: int) -> Stream:
+    """A request of which all but the last byte was sent."""
+    peer = Stream((await net.connect()).stream)
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n"
+    await peer.send(head.encode() + b" " * (size - 1))
+    await wait_all_tasks_blocked()
+    return peer
+
+
+def broker_that_reads(**fields: Any) -> Broker:
+    """A broker whose app reads all of a request's body."""
+    broker = Broker(Config(**fields))
+
+    @broker.on_request
+    async def read(request: Request) -> Response:
+        return PlainTextResponse(str(len(await request.body())))
+
+    return broker
+
+
+@pytest.mark.parametrize("path", [*STREAMS, "/emulation", "/elsewhere"])
+async def test_a_body_is_charged_as_it_comes_and_the_heaviest_gives_way(
+    autojump_clock: MockClock, path: str
+) -> None:
+    async with open_test_broker(broker_that_reads(max_memory_bytes=2 * 2**20)) as net:
+        heavy = await half_a_body(net, path, 900_000)
+        assert net.broker.stats().memory.parts["incoming"] == pytest.approx(900_000, rel=0.01)
+        light = await half_a_body(net, path, 200_000)
+        client = await net.open_client()
+        for size in (500_000, 520_000):
+            await client.send(frames.masked_frame(frames.TEXT, b"x" * size)[:-1])
+            client = await net.open_client()
+        await heavy.read_answer()
+        assert heavy.status == 503
+        await light.send(b" ")
+        await light.read_answer()
+        assert light.status in (200, 400)
+        assert net.broker.stats().memory.gave_way == 1
+        for peer in (heavy, light):
+            await peer.aclose()
+        await trio.sleep(3)
+        assert net.broker.stats().memory.parts["incoming"] == 520_000 + 500_000 + 2 * 13
+
+
+@pytest.mark.parametrize("path", [*STREAMS, "/emulation", "/elsewhere"])
+async def test_close_to_the_limit_a_large_body_is_refused_unread_and_a_small_one_is_not(
+    autojump_clock: MockClock, path: str
+) -> None:
+    async with open_test_broker(broker_that_reads(max_memory_bytes=2 * 2**20)) as net:
+        for _ in range(2):
+            client = await net.open_client()
+            await client.send(frames.masked_frame(frames.TEXT, b"x" * 850_000)[:-1])
+        await wait_all_tasks_blocked()
+        large = await half_a_body(net, path, 300_000)
+        await large.read_answer()
+        assert large.status == 503
+        small = await half_a_body(net, path, 10_000)
+        await small.send(b" ")
+        await small.read_answer()
+        assert small.status in (200, 400)
+        for peer in (large, small):
+            await peer.aclose()
+
+
+async def test_messages_behind_a_busy_session_are_bounded_together(
+    autojump_clock: MockClock,
+) -> None:
+    bounds: dict[str, Any] = {"max_message_bytes": 10_000, "outbox_bytes": 10_000}
+    broker = Broker(Config(connection_bytes=70_000, **bounds))
+    door = trio.Event()
+
+    @broker.on_rpc
+    async def wait(_: Connection, __: str, ___: object) -> None:
+        await door.wait()
+
+    async with open_test_broker(broker) as net:
+        client = await open_stream(net)
+        statuses: list[int] = []
+
+        async def say(*commands: object) -> None:
+            statuses.append(await emulate(net, client.session, *commands))
+
+        assert await emulate(net, client.session, {"id": 2, "rpc": {"method": "x"}}) == 204
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(say, {"publish": {"channel": "a", "data": "x" * 9_000}})
+            await trio.sleep(1)
+            # There is room for 37,500 bytes besides its outbox: of these, four messages.
+            assert statuses.count(503) >= 6
+            assert set(statuses) == {204, 503}
+            door.set()
+        assert len(statuses) == 10
+        assert statuses.count(503) == 6
+        await client.aclose()
+        await trio.sleep(1)
+        assert net.broker.stats().memory.parts["incoming"] == 0
+
+
+async def test_what_a_one_way_stream_has_in_hand_is_counted(autojump_clock: MockClock) -> None:
+    async with open_test_broker(Broker()) as net:
+        for _ in range(3):
+            net.broker.publish("a", "x" * 500_000)
+        _, top = net.broker.history("a")
+        since = {"recover": True, "epoch": top.epoch, "offset": 0}
+        before = net.broker.stats().memory.parts["outboxes"]
+        reader = Stream((await net.connect(lockstep_stream_pair)).stream)
+        body = json.dumps({"subs": {"a": since}}).encode()
+        await reader.ask("POST", "/connection/uni_sse", body)
+        await reader.object()
+        await wait_all_tasks_blocked()
+        # The reply, as it waits in the outbox, and what it has become.
+        assert net.broker.stats().memory.parts["outboxes"] - before > 2 * 1_500_000
+        assert len((await reader.object())["subscribe"]["publications"]) == 3
+        await wait_all_tasks_blocked()
+        assert net.broker.stats().memory.parts["outboxes"] == before
+        await reader.aclose()

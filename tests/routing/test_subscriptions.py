@@ -14,6 +14,7 @@ from broker import (
     TopicRules,
 )
 from broker.testing import open_test_broker
+from tests.conftest import code_of
 from tests.routing.conftest import PRICEY, receive_pushes
 
 
@@ -182,6 +183,33 @@ async def test_a_filter_that_makes_no_sense_is_refused(
         assert reply["error"]["code"] == 107
         assert reply["error"]["message"].startswith("tags filter: ")
         assert net.broker.stats().hub.subscriptions == 0
+
+
+async def test_subscriptions_are_bounded_in_bytes_and_filters_in_nodes(
+    autojump_clock: object,
+) -> None:
+    config = Config(max_subscription_bytes=20_000, max_filter_nodes=10)
+    async with open_test_broker(Broker(config)) as net:
+        peer = await net.open_client()
+
+        async def code(name: str, nodes: int = 0, size: int = 0) -> int:
+            leaf = {"key": "a", "cmp": "neq", "val": "b" * size}
+            tf = {"tf": {"op": "or", "nodes": [leaf] * (nodes - 1)}} if nodes else {}
+            return await code_of(peer, subscribe={"channel": name, **tf})
+
+        assert [await code(f"a{n}", nodes=4) for n in range(3)] == [0, 0, 106]
+        assert await code("b", nodes=2) == 0
+        for n in range(3):
+            await peer.request(unsubscribe={"channel": f"a{n}"})
+        assert await code("c", nodes=2, size=20_000) == 106
+        codes = [await code(f"{n:0250}") for n in range(30)]
+        fit = codes.index(106)
+        assert codes == [0] * fit + [106] * (30 - fit)
+        assert 15 < fit < 20
+        # What is given up makes room again.
+        await peer.request(unsubscribe={"channel": f"{0:0250}"})
+        assert await code(f"{99:0250}") == 0
+        assert await code(f"{98:0250}") == 106
 
 
 async def test_a_retained_value_comes_with_what_the_server_subscribes_to(

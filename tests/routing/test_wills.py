@@ -125,7 +125,7 @@ async def test_only_a_goodbye_of_the_client_itself_makes_its_will_void(
     code: int, initiator: Initiator, published: bool
 ) -> None:
     wills, client, listener = make_wills()
-    wills.put(client.fd, Will("left", b"1"))
+    wills.put(client, Will("left", b"1"))
     wills.carry_out(client, Close(code, "", initiator))
     assert runs(listener) == ([[1]] if published else [])
     assert len(wills) == 0
@@ -134,14 +134,16 @@ async def test_only_a_goodbye_of_the_client_itself_makes_its_will_void(
 async def test_a_connection_has_one_will_at_most_and_it_is_carried_out_once() -> None:
     wills, client, listener = make_wills()
     for data in (b"1", b"2"):
-        wills.put(client.fd, Will("left", data))
+        wills.put(client, Will("left", data))
     assert len(wills) == 1
+    assert client.holding.bytes == Will("left", b"2").bytes
     for _ in range(2):
         wills.carry_out(client, LOST)
+    assert client.holding.bytes == 0
     assert runs(listener) == [[2]]
-    wills.put(client.fd, Will("left", b"3"))
-    wills.put(client.fd, None)
-    wills.put(client.fd, None)
+    wills.put(client, Will("left", b"3"))
+    wills.put(client, None)
+    wills.put(client, None)
     wills.carry_out(client, LOST)
     assert (runs(listener), len(wills)) == ([[2]], 0)
 
@@ -149,14 +151,14 @@ async def test_a_connection_has_one_will_at_most_and_it_is_carried_out_once() ->
 async def test_a_will_goes_to_all_but_the_one_whose_it_is() -> None:
     wills, client, listener = make_wills()
     wills.publisher.router.subscribe(subscription(client, "left"))
-    wills.put(client.fd, Will("left", b"1"))
+    wills.put(client, Will("left", b"1"))
     wills.carry_out(client, LOST)
     assert (runs(client), runs(listener)) == ([], [[1]])
 
 
 async def test_a_will_may_be_retained() -> None:
     wills, client, _ = make_wills()
-    wills.put(client.fd, Will("left", b"1", retain=True))
+    wills.put(client, Will("left", b"1", retain=True))
     wills.carry_out(client, LOST)
     (value,) = wills.publisher.router.retained.matching("left")
     assert (value.data, value.info) == (b"1", client.info)
@@ -165,7 +167,7 @@ async def test_a_will_may_be_retained() -> None:
 @pytest.mark.parametrize("topic", ["fd:99", "user:eve", "$left", "left#eve", "a.*"])
 async def test_a_will_that_may_not_be_is_forgotten_without_a_word(topic: str) -> None:
     wills, client, listener = make_wills()
-    wills.put(client.fd, Will(topic, b"1"))
+    wills.put(client, Will(topic, b"1"))
     wills.carry_out(client, LOST)
     assert (runs(listener), len(wills)) == ([], 0)
 
@@ -173,11 +175,11 @@ async def test_a_will_that_may_not_be_is_forgotten_without_a_word(topic: str) ->
 async def test_the_rules_of_the_moment_count_for_a_will() -> None:
     wills, client, listener = make_wills(may_publish="subscribers")
     router = wills.publisher.router
-    wills.put(client.fd, Will("left", b"1"))
+    wills.put(client, Will("left", b"1"))
     wills.carry_out(client, LOST)
     assert runs(listener) == []
     # Its client is still subscribed when it is carried out.
     router.subscribe(subscription(client, "left"))
-    wills.put(client.fd, Will("left", b"2"))
+    wills.put(client, Will("left", b"2"))
     wills.carry_out(client, LOST)
     assert runs(listener) == [[2]]

@@ -23,7 +23,7 @@ from broker import (
     TopicRules,
 )
 from broker.testing import Network, Peer, open_test_broker
-from tests.conftest import ask, data_of, served
+from tests.conftest import ask, data_of, served, subscribe
 from tests.session.conftest import (
     INTERNAL,
     connect,
@@ -391,6 +391,40 @@ async def test_history_is_forgotten_after_its_time(autojump_clock: MockClock) ->
         client = await net.open_client()
         reply = await client.request(history={"channel": "news", "limit": -1})
         assert reply["history"] == {"publications": [], "offset": 5, "epoch": epoch}
+
+
+async def test_a_history_reply_ends_at_its_bound_in_bytes(autojump_clock: MockClock) -> None:
+    async with open_test_broker(Broker(Config(history_reply_bytes=1000))) as net:
+        client = await net.open_client()
+        for _ in range(5):
+            net.broker.publish("news", "x" * 398)
+        net.broker.publish("large", "x" * 5000)
+        reply = await client.request(history={"channel": "news", "limit": -1})
+        assert [p["offset"] for p in reply["history"]["publications"]] == [1, 2]
+        assert reply["history"]["offset"] == 5
+        since = {"offset": 2, "epoch": reply["history"]["epoch"]}
+        reply = await client.request(history={"channel": "news", "limit": -1, "since": since})
+        assert [p["offset"] for p in reply["history"]["publications"]] == [3, 4]
+        # One is always there, or its reader would never get past it.
+        reply = await client.request(history={"channel": "large", "limit": -1})
+        assert len(reply["history"]["publications"]) == 1
+
+
+async def test_a_recovery_of_more_than_a_reply_is_none(autojump_clock: MockClock) -> None:
+    async with open_test_broker(Broker(Config(history_reply_bytes=1000))) as net:
+        client = await net.open_client()
+        epoch = (await subscribe(client, "news", recover=True))["epoch"]
+        await client.request(unsubscribe={"channel": "news"})
+        for _ in range(3):
+            net.broker.publish("news", "x" * 398)
+        since = {"recover": True, "epoch": epoch}
+        reply = await subscribe(client, "news", offset=1, **since)
+        assert (reply["recovered"], len(reply["publications"])) == (True, 2)
+        await client.request(unsubscribe={"channel": "news"})
+        reply = await subscribe(client, "news", offset=0, **since)
+        assert not reply.get("recovered")
+        assert not reply.get("publications")
+        assert reply["offset"] == 3
 
 
 # recovery

@@ -5,8 +5,9 @@ from typing import SupportsIndex, overload
 
 import pytest
 
+from broker.core.session import SlowRule
 from broker.transport.backlog import Backlog, Dropped
-from broker.transport.runs import GONE, Run, SlowRule
+from broker.transport.runs import GONE, Run
 
 
 class Mail(list[Run]):

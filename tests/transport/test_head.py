@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from trio.testing import memory_stream_one_way_pair, wait_all_tasks_blocked
 
 from broker.errors import HeadError
-from broker.transport.head import acceptance, check_upgrade, parse_head, read_head, refusal
+from broker.transport.head import (
+    acceptance,
+    check_upgrade,
+    parse_head,
+    read_fields,
+    read_head,
+    refusal,
+)
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 UPGRADE = {
@@ -62,7 +69,9 @@ def test_the_answer_is_what_a_client_of_wsproto_accepts(subprotocol: str | None)
 
 def fields_of(*lines: bytes) -> dict[str, str]:
     raw = b"\r\n".join([b"GET / HTTP/1.1", b"Host: a", *lines, b"", b""])
-    fields = parse_head(raw).fields()
+    head = parse_head(raw)
+    fields = head.fields()
+    assert read_fields(head.field_lines) == fields  # as a connection does that has kept these alone
     assert fields.pop("host") == "a"
     return fields
 
@@ -89,7 +98,9 @@ def test_an_app_sees_one_value_of_each_header(lines: list[bytes], fields: dict[s
 def test_an_app_can_encode_any_value_that_passes(value: bytes) -> None:
     raw = b"GET / HTTP/1.1\r\nHost: a\r\nX: " + value + b"\r\n\r\n"
     if status_of(raw, upgrade=False) == 101:
-        text = parse_head(raw).fields()["x"]
+        head = parse_head(raw)
+        text = head.fields()["x"]
+        assert read_fields(head.field_lines)["x"] == text
         assert text.encode() in (
             value.strip(b" \t"),
             value.strip(b" \t").decode("latin-1").encode(),

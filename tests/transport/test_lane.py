@@ -1,7 +1,7 @@
 """The rules of the lane: alone with trio-websocket, and as peers of a whole broker see them."""
 
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import attrs
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
 
 from broker import Broker
+from broker.core.memory import UNCOUNTED, Holding, MemoryBudget, Part
 from broker.testing import MakePair, Peer, client_frame, open_test_broker
 from broker.transport.frames import (
     BINARY,
@@ -35,6 +36,7 @@ LIMITS = LaneLimits(
     control_rate=20,
     control_burst=100,
     inbox_batches=4,
+    inbox_bytes=10**6,
 )
 
 
@@ -68,11 +70,12 @@ async def open_bench(
     behind: bytes = b"",
     limits: LaneLimits = LIMITS,
     make_pair: MakePair = memory_stream_pair,
+    holding: Holding = UNCOUNTED,
 ) -> AsyncGenerator[Bench, None]:
     """`behind` is what came in one read with the request head."""
     stream, theirs = make_pair()
     ends: list[float] = []
-    lane = Lane(stream, behind, limits, lambda: ends.append(trio.current_time()))
+    lane = Lane(stream, behind, limits, lambda: ends.append(trio.current_time()), holding=holding)
     async with trio.open_nursery() as nursery:
         lane.outbox = outbox = Outbox(
             stream,
@@ -332,7 +335,7 @@ async def test_a_busy_session_leaves_all_but_a_few_batches_unread() -> None:
 
 @pytest.mark.parametrize("fragments", [1, 4])
 async def test_a_busy_session_leaves_large_messages_unread_too(fragments: int) -> None:
-    limits = attrs.evolve(LIMITS, inbox_batches=32, max_message_bytes=2**20)
+    limits = attrs.evolve(LIMITS, inbox_batches=32, inbox_bytes=2**21, max_message_bytes=2**20)
     piece = bytes(2**20 // fragments)
     message = client_frame(BINARY, piece, fin=fragments == 1)
     for left in range(fragments - 2, -1, -1):
@@ -342,17 +345,96 @@ async def test_a_busy_session_leaves_large_messages_unread_too(fragments: int) -
         for _ in range(10):
             await bench.peer.send(message)
             await wait_all_tasks_blocked()
-        taken: list[bytes] = []
-        while bench.lane.inbox.statistics().current_buffer_used:
-            taken += [data for _, data in bench.lane.inbox.receive_nowait()]
-        # Of the ten that were sent: 32 places, of which each takes 16, and what waits for one.
-        assert 2 <= len(taken) <= 4
-        await wait_all_tasks_blocked()
-        for _ in range(10 * 16):
-            with suppress(trio.WouldBlock):
-                taken += [data for _, data in bench.lane.inbox.receive_nowait()]
+        waiting = bench.lane.inbox.statistics().current_buffer_used
+        assert (waiting, bench.lane.reading) == (2, False)
+        sizes = []
+        for _ in range(10):
+            batch = await bench.lane.inbox.receive()
+            sizes += [len(data) for _, data in batch]
             await wait_all_tasks_blocked()
-        assert [len(data) for data in taken] == [2**20] * 10
+            # What was taken is held until it is dealt with.
+            assert bench.lane.inbox.statistics().current_buffer_used < 2
+            bench.lane.note_done(batch)
+            await wait_all_tasks_blocked()
+        assert sizes == [2**20] * 10
+        assert bench.lane.reading
+
+
+async def test_what_was_read_and_is_not_dealt_with_is_charged() -> None:
+    limits = attrs.evolve(LIMITS, max_message_bytes=2**20)
+    holding = Holding()
+    message = client_frame(TEXT, b"x" * 100_000)
+    async with open_bench(limits=limits, holding=holding) as bench:
+        await bench.accept()
+        await bench.peer.send(message[:10_000])
+        await wait_all_tasks_blocked()
+        assert holding.bytes == 0  # most reads of a busy publisher end so
+        await bench.peer.send(message[10_000:60_000])
+        await wait_all_tasks_blocked()
+        assert holding.bytes == 60_000
+        await bench.peer.send(message[60_000:])
+        await wait_all_tasks_blocked()
+        assert 100_000 < holding.bytes < 100_200
+        batch = await bench.lane.inbox.receive()
+        assert 100_000 < holding.bytes < 100_200
+        bench.lane.note_done(batch)
+        assert holding.bytes == 0
+
+
+async def test_fragments_are_charged_while_their_message_is_open() -> None:
+    limits = attrs.evolve(LIMITS, max_message_bytes=2**20)
+    holding = Holding()
+    async with open_bench(limits=limits, holding=holding) as bench:
+        await bench.accept()
+        await bench.peer.send(client_frame(TEXT, b"x" * 50_000, fin=False))
+        await bench.peer.send(client_frame(CONTINUATION, b"y" * 30_000, fin=False))
+        await wait_all_tasks_blocked()
+        assert holding.bytes == 80_000
+        await bench.peer.send(client_frame(CONTINUATION, b"z"))
+        await wait_all_tasks_blocked()
+        bench.lane.note_done(await bench.lane.inbox.receive())
+        assert holding.bytes == 0
+
+
+async def test_nothing_more_is_read_while_a_connection_holds_more_than_it_may() -> None:
+    holding = Holding(MemoryBudget(connection_room=10_000))
+    holding.charge(Part.WILLS, 9_000)
+    async with open_bench(holding=holding) as bench:
+        await bench.accept()
+        for _ in range(5):
+            await bench.peer.send(client_frame(TEXT, b"x" * 950))
+            await wait_all_tasks_blocked()
+        states = [bench.lane.reading]
+        assert bench.lane.inbox.statistics().current_buffer_used == 1
+        for count in (1, 4):  # those that wait come in one read
+            batch = await bench.lane.inbox.receive()
+            assert len(batch) == count
+            await wait_all_tasks_blocked()
+            states.append(bench.lane.reading)  # it is held until it is dealt with
+            bench.lane.note_done(batch)
+            await wait_all_tasks_blocked()
+        assert [*states, bench.lane.reading] == [False, False, False, True]
+        # What it holds for good keeps nobody from being heard: how else would it be taken back?
+        holding.charge(Part.WILLS, 5_000)
+        await bench.peer.send(client_frame(TEXT, b"take it back"))
+        for _ in range(3):
+            batch = await bench.lane.inbox.receive()
+            assert batch == [(TEXT, b"take it back")]
+            bench.lane.note_done(batch)
+            await bench.peer.send(client_frame(TEXT, b"take it back"))
+
+
+async def test_a_close_ends_the_wait_for_a_session_that_is_busy() -> None:
+    limits = attrs.evolve(LIMITS, inbox_bytes=100)
+    async with open_bench(limits=limits) as bench:
+        await bench.accept()
+        await bench.peer.send(client_frame(TEXT, b"x" * 100))
+        await wait_all_tasks_blocked()
+        assert not bench.lane.reading
+        bench.lane.close(3000, "enough")
+        assert await close_code(bench) == 3000
+        await bench.peer.send_close(3000)
+        await bench.lane.wait_ended()
 
 
 async def test_a_ping_a_close_and_the_end_are_seen_before_the_messages_are_read() -> None:

@@ -21,9 +21,10 @@ from trio.testing import (
     wait_all_tasks_blocked,
 )
 
+from broker.core.session import SlowRule
 from broker.transport import frames
 from broker.transport.outbox import Offer, Outbox
-from broker.transport.runs import Run, SlowRule
+from broker.transport.runs import Run
 from broker.transport.sockets import RelayStream
 
 StreamPair: TypeAlias = tuple[trio.abc.Stream, trio.abc.Stream]
@@ -325,6 +326,32 @@ async def test_over_its_bound_an_outbox_is_slow_and_not_before(
         await wait_all_tasks_blocked()
         assert desk.slow == 1
         assert not desk.dropped
+
+
+async def test_an_outbox_weighs_what_no_other_holds() -> None:
+    async with open_desk(max_bytes=1000) as desk:
+        assert desk.outbox.own_bytes() == 0
+        await desk.block()
+        others: list[Run] = []
+        for n in range(300):
+            others += [run_of(n, size=100)] * 99
+            desk.outbox.offer(others[-1])
+        # A hundredth of 30,600 bytes, and all of the frame that was there before.
+        waiting = desk.outbox.bytes
+        assert waiting - 31_000 < desk.outbox.own_bytes() < waiting
+        desk.outbox.abandon()
+        assert desk.outbox.own_bytes() == 0
+
+
+async def test_a_large_reply_is_its_askers_alone_however_much_waits_behind_it() -> None:
+    async with open_desk(max_bytes=1000, max_messages=10**6) as desk:
+        others = [run_of(n) for n in range(20_000)]
+        for run in others[:100]:
+            desk.outbox.offer(run)
+        desk.outbox.offer_reply(Run((text("reply", 500_000),)))
+        for run in others[100:]:
+            desk.outbox.offer(run)
+        assert desk.outbox.own_bytes() > 500_000
 
 
 async def test_a_full_outbox_of_a_socket_says_so() -> None:

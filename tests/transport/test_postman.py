@@ -197,3 +197,22 @@ async def test_however_many_are_cut_at_once_and_tell_each_other_of_it() -> None:
         assert all(one.outbox.blocked for one in everyone)
         exchange.deliver(run_of("one too many"))
         assert [one.slow for one in everyone] == [1] * 200
+
+
+async def test_a_round_that_leaves_too_much_in_outboxes_is_told_of() -> None:
+    calls: list[int] = []
+    async with open_post_office() as office, trio.open_nursery() as nursery:
+        reader = Subscriber(office, nursery)
+        office.ledger.most = 100_000
+        office.ledger.on_full = lambda: calls.append(office.ledger.bytes_held)
+        for _ in range(3):
+            office.deliver(Run((bytes(30_000),)), [reader.outbox])
+        await wait_all_tasks_blocked()
+        assert calls == []
+        for _ in range(20):
+            office.deliver(Run((bytes(30_000),)), [reader.outbox])
+        await wait_all_tasks_blocked()
+        assert len(calls) == 1
+        assert calls[0] > 100_000
+        nursery.cancel_scope.cancel()
+        reader.close()

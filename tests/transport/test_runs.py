@@ -2,7 +2,8 @@
 
 import pytest
 
-from broker.transport.runs import GONE, Ledger, Rest, Run
+from broker.core.memory import Ledger
+from broker.transport.runs import GONE, Rest, Run, share_of
 
 
 def test_the_frames_of_a_run_are_joined_and_counted() -> None:
@@ -73,3 +74,25 @@ def test_some_frames_of_a_run_make_a_run_of_the_same_kind(as_rest: bool) -> None
     assert (part.data, part.messages, part.topic, part.rule) == (b"bbccc", 2, "t", "latest")
     assert ledger.bytes_held == held + part.bytes_held
     assert Run((b"ping",), messages=0).only(0, 1).messages == 0
+
+
+def test_what_many_hold_belongs_to_each_by_a_share() -> None:
+    own, shared = Run((bytes(10_000),)), Run((bytes(30_000),))
+    mine = [own, shared, GONE]
+    others = [[shared] for _ in range(9)]
+    # Also in the variables of this test, which are one more holder each.
+    assert share_of([GONE, shared], 0, 1) == pytest.approx(1 / 12, rel=0.01)
+    del own, shared
+    expected = (10_168 + 30_168 / 10) / (10_168 + 30_168)
+    assert share_of(mine, 0, 1) == pytest.approx(expected, rel=0.02)
+    del others[1:]
+    assert share_of(mine, 1, 1) == pytest.approx(1 / 2, rel=0.01)
+    assert share_of([], 0, 1) == share_of([GONE], 0, 1) == 0
+
+
+def test_of_many_runs_some_are_looked_at() -> None:
+    runs = [Run((bytes(100),)) for _ in range(1000)]
+    other = runs[:500]
+    assert share_of(runs, 0, 1) == pytest.approx(0.75, rel=0.01)
+    assert share_of(runs, 0, 100) == pytest.approx(0.75, rel=0.01)
+    assert len(other) == 500

@@ -584,38 +584,6 @@ def test_files_for_questions_are_counted() -> None:
     assert RULES.most_requests == 4 * 64
 
 
-@attrs.frozen
-class Asker:
-    """A connection as far as it matters for whom a question counts."""
-
-    address: str
-    headers: dict[str, str] = attrs.field(factory=dict)
-    fd: int = 7
-
-
-@pytest.mark.parametrize(
-    "user, asker, party",
-    [
-        ("ann", Asker("203.0.113.9:1"), "user 'ann'"),
-        ("", Asker("203.0.113.9:1"), "address 203.0.113.9"),
-        ("", Asker("[::ffff:203.0.113.9]:1"), "address 203.0.113.9"),
-        ("", Asker("[2001:db8:1:2:3::4]:1"), "address 2001:db8:1:2::/64"),
-        ("", Asker("203.0.113.9:1", {"x-forwarded-for": "1.1.1.1"}), "address 203.0.113.9"),
-        ("", Asker("10.0.0.1:1", {"x-forwarded-for": "1.1.1.1"}), "address 1.1.1.1"),
-        ("", Asker("10.0.0.1:1"), "fd 7"),
-        ("", Asker("127.0.0.1:1"), "fd 7"),
-        ("", Asker("[::1]:1"), "fd 7"),
-        ("", Asker("unix"), "fd 7"),
-        ("", Asker("memory"), "fd 7"),
-    ],
-)
-def test_a_question_counts_for_its_user_or_else_its_address(
-    user: str, asker: Any, party: str
-) -> None:
-    settings = Settings(Config(trusted_proxies=("10.0.0.0/8",)))
-    assert questions.party_of(settings, asker, user) == party
-
-
 # who has gone
 
 
