@@ -510,7 +510,8 @@ class Broker:
         )
         node = Node(services)
         hold = partial(hold_request, services)
-        backends = BackendServer(node, HttpServer(http_app(node), hold=hold))
+        pages = HttpServer(http_app(node), hold=hold, is_logged=lambda: node.config.access_log)
+        backends = BackendServer(node, pages)
         services.serve_http = Fallbacks(backends.serve).serve
         self._node = node
         return node, backends

@@ -499,7 +499,11 @@ class Config:
     log_format: LogFormat = attrs.field(default="console", validator=choice(LogFormat))
     """`console` for people, `json` for machines, `article` for the tutorial's four lines."""
     log_level: LogLevel = attrs.field(default="info", validator=choice(LogLevel))
-    """`info` tells of every connection's start and end, `debug` of every message."""
+    """`info` tells of every connection's start and end, `debug` of every message, and of every command and
+    its outcome."""
+    access_log: bool = False
+    """Whether each HTTP request is logged: method, path, status, time. Off: a broker behind a proxy has
+    those lines twice."""
 
     def __attrs_post_init__(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):

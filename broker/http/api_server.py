@@ -21,6 +21,7 @@ import trio
 
 from broker.core.memory import Part
 from broker.errors import HeadError
+from broker.http.access_log import Exchange
 from broker.http.api import Api, ApiResponse, shown_key
 from broker.http.server import BODY_BYTES, REQUEST_SECONDS, HttpServer, end_politely
 from broker.node import Node
@@ -118,6 +119,8 @@ class BackendServer:
 
     async def _answer(self, stream: trio.abc.Stream, source: "_Source", head: Head) -> bool:
         """Answer one request; whether another may follow."""
+        is_logged = self._node.config.access_log
+        exchange = Exchange.begin(stream, head, is_logged=is_logged)
         length = int(head.header("content-length") or 0)
         method = head.route.removeprefix(PREFIX)
         answer = self._api.refuse(method, shown_key(head.header))
@@ -138,7 +141,10 @@ class BackendServer:
             or self._node.draining
             or "close" in (head.header("connection") or "").lower()
         )
-        await stream.send_all(_response(answer, closing=closing))
+        response = _response(answer, closing=closing)
+        exchange.note_sent(response)
+        exchange.end()
+        await stream.send_all(response)
         if closing:
             await end_politely(stream)
         return not closing

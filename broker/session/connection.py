@@ -120,7 +120,7 @@ class Connection(Profile):
 
     async def run(self) -> None:
         """Accept, serve, say goodbye."""
-        services = self._services
+        services, began = self._services, trio.current_time()
         make_peer = partial(Peer, office=services.router.office, holding=self.holding)
         with services.router.hub.attached(make_peer) as peer:
             self.peer = peer
@@ -132,7 +132,7 @@ class Connection(Profile):
                 if services.connections.pop(peer.fd, None) is not None:
                     services.counts.note_ended(self.traffic, peer.outbox.dropped)
                 close = attrs.evolve(self._closing or _CUT, undelivered=self._undelivered)
-                note_closed(services, self, close)
+                note_closed(services, self, close, trio.current_time() - began)
                 try:
                     # The peer has no part in what the app does then.
                     await close_stream(services, self._stream)  # noqa: ASYNC102 - shields itself
@@ -194,7 +194,9 @@ class Connection(Profile):
         services.counts.note_opened(self.transport)
         where = {"address": self.address, "path": self.path, "transport": self.transport}
         services.emit(EventKind.OPENED, peer.fd, "", **where)
-        services.log.info("open", fd=peer.fd, peer=self.address, path=self.path)
+        services.log.info(
+            "open", fd=peer.fd, peer=self.address, path=self.path, transport=self.transport
+        )
         if services.hooks.open is not None:
             self._waiting += 1  # all that comes waits for the hook
             self._begin_serving(services.hooks.open)

@@ -92,6 +92,8 @@ class Services:
     log: structlog.typing.FilteringBoundLogger = attrs.field(init=False)
     lane_limits: LaneLimits = attrs.field(init=False)
     memory: MemoryBudget = attrs.field(init=False)
+    logs_commands: bool = attrs.field(init=False, default=False)
+    """Whether every command is logged: then none takes the way where many are carried out as one."""
     _cut_at: float = attrs.field(init=False, default=inf)
     _last_words: set[trio.CancelScope] = attrs.field(init=False, factory=set)
 
@@ -174,6 +176,7 @@ class Services:
     def _settings_changed(self) -> None:
         config = self.config
         self.log = structlog.get_logger("broker").bind()
+        self.logs_commands = config.log_level == "debug"
         self.lane_limits = LaneLimits(
             max_message_bytes=config.max_message_bytes,
             max_fragments=config.max_fragments,
