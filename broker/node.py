@@ -33,12 +33,15 @@ from broker.core.messages import (
 )
 from broker.core.retained import RetainedStatistics
 from broker.core.session import Decider, Grant, Subscription
+from broker.core.work import SURVEYED
 from broker.errors import Refused, check_close_code
 from broker.hooks import Hooks, HookStatistics
 from broker.logs import reconfigure
 from broker.routing.publishing import PublishOptions
 from broker.routing.reader import Reader
 from broker.routing.retained import give_retained
+from broker.routing.router import Router
+from broker.routing.turns import Share
 from broker.session.counts import ConnectionCounts
 from broker.session.expiry import expire
 from broker.session.orders import ServerSub
@@ -135,6 +138,15 @@ class Node:
     def draining(self) -> bool:
         """Whether the broker was asked to stop."""
         return self.services.draining
+
+    @property
+    def router(self) -> Router:
+        """Who listens, what is kept, and what all of that costs."""
+        return self.services.router
+
+    def new_share(self) -> Share:
+        """The share of the loop of one more party."""
+        return Share(turns=self.router.turns)
 
     # messages
 
@@ -272,7 +284,7 @@ class Node:
         )
 
     async def survey(self) -> Survey:
-        """Look at every connection. Linear in them, 1 µs each, in turns: others are served in between.
+        """Look at every connection. Linear in them, in turns: others are served in between.
 
         What is counted never goes down from one survey to the next. Cancelled, nothing is left behind.
         """
@@ -284,16 +296,16 @@ class Node:
         kinds: Counter[tuple[str, str]] = Counter()
         queue_bytes, queue_messages = Histogram(QUEUE_BYTES), Histogram(QUEUE_MESSAGES)
         for first in range(0, len(here), SURVEYED_AT_ONCE):
-            async with self.services.turns:
-                piece = here[first : first + SURVEYED_AT_ONCE]
-                received.add_all([connection.traffic for _, connection in piece])
-                outboxes = [connection.peer.outbox for _, connection in piece]
-                dropped += sum([outbox.dropped for outbox in outboxes])
-                # An outbox without a writer keeps what it had: it is nobody's queue any more.
-                left = [connection for fd, connection in piece if fd in connections]
-                kinds.update([(connection.transport, connection.protocol) for connection in left])
-                queue_bytes.observe_all([each.peer.outbox.bytes for each in left])
-                queue_messages.observe_all([each.peer.outbox.messages for each in left])
+            piece = here[first : first + SURVEYED_AT_ONCE]
+            await self.router.turns.wait(len(piece) * SURVEYED)
+            received.add_all([connection.traffic for _, connection in piece])
+            outboxes = [connection.peer.outbox for _, connection in piece]
+            dropped += sum([outbox.dropped for outbox in outboxes])
+            # An outbox without a writer keeps what it had: it is nobody's queue any more.
+            left = [connection for fd, connection in piece if fd in connections]
+            kinds.update([(connection.transport, connection.protocol) for connection in left])
+            queue_bytes.observe_all([each.peer.outbox.bytes for each in left])
+            queue_messages.observe_all([each.peer.outbox.messages for each in left])
         waiting = queue_bytes.statistics(), queue_messages.statistics()
         return Survey(kinds, *waiting, received, dropped)
 

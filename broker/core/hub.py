@@ -194,6 +194,24 @@ class Hub(Generic[S]):
         infos = [subscription.info for subscription in self._topics.get(topic, ())]
         return {info.client: info for info in infos if info is not None}
 
+    def presence_stats(self, topic: str) -> tuple[int, int]:
+        """How many clients are subscribed to `topic` itself, and how many users these are. Linear in
+        them, a tenth of the price of `presence`."""
+        users = [
+            subscription.subscriber.user
+            for subscription in self._topics.get(topic, ())
+            if subscription.subscriber.fd  # not this very program
+        ]
+        return len(users), len(set(users))
+
+    def subscriptions(self, topic: str) -> list[Subscription]:
+        """The subscriptions of now to `topic` itself, for who looks at them one by one."""
+        return list(self._topics.get(topic, ()))
+
+    def named(self) -> list[Listeners]:
+        """The listeners of now of each topic and pattern, for who looks at them one by one."""
+        return [*self._topics.values(), *self._patterns.values()]
+
     def count(self, name: str) -> int:
         """How many subscriptions a topic or pattern has."""
         listeners = self._find(name)
@@ -201,10 +219,7 @@ class Hub(Generic[S]):
 
     def topics(self) -> dict[str, int]:
         """How many subscriptions each topic and pattern has. Linear in these."""
-        return {
-            listeners.name: len(listeners)
-            for listeners in (*self._topics.values(), *self._patterns.values())
-        }
+        return {listeners.name: len(listeners) for listeners in self.named()}
 
     def _find(self, name: str) -> Listeners | None:
         return self._patterns.get(name) if is_pattern(name) else self._topics.get(name)

@@ -238,6 +238,18 @@ def read(data: bytes, kind: type[S]) -> S:
     return found
 
 
+def read_members(data: bytes) -> dict[str, Raw]:
+    """One JSON object as its members, as they were sent. Raises `BadJson`, also where two names would
+    become the same."""
+    try:
+        found: dict[str, Raw] = _decoder(dict[str, AsSent]).decode(data)
+    except msgspec.DecodeError:
+        return _Reader().map(one_text(data), AsSent, "", 0)
+    except RecursionError:
+        raise TooDeep from None
+    return found
+
+
 def read_text(text: Json, kind: type[S], path: str = "") -> S:
     """`text` as a struct, member by member; `path` stands before the names in reasons."""
     found: S = _Reader().struct(text, kind, path)

@@ -13,6 +13,7 @@ import trio
 from broker.config.settings import TopicRules
 from broker.core.history import HistoryStatistics, HistoryStore
 from broker.core.messages import Position, Publication
+from broker.core.work import Meter
 
 _EXPIRE_EVERY = 1.0
 
@@ -22,7 +23,11 @@ class MemoryEngine:
 
     def __init__(self, max_bytes: int) -> None:
         # Random, so that a client that comes back after a restart is told that it missed something.
-        self._store = HistoryStore(max_bytes, new_epoch=lambda: secrets.token_hex(4))
+        self.meter = Meter()
+        """The one of its broker: see `core.work`."""
+        self._store = HistoryStore(
+            max_bytes, new_epoch=lambda: secrets.token_hex(4), meter=self.meter
+        )
 
     def publish(
         self, topic: str, publications: Sequence[Publication], rules: TopicRules, now: float
@@ -42,6 +47,12 @@ class MemoryEngine:
     ) -> tuple[list[Publication], Position]:
         """Raises `UnrecoverablePosition` when `since` is of another epoch."""
         return self._store.read(topic, trio.current_time(), since, limit, reverse)
+
+    def peek(
+        self, topic: str, since: int | None, limit: int, reverse: bool = False
+    ) -> list[Publication]:
+        """About what `history` would list, to know what that is going to cost."""
+        return self._store.peek(topic, since, limit, reverse)
 
     def recover(self, topic: str, since: Position) -> tuple[list[Publication], bool, Position]:
         return self._store.recover(topic, trio.current_time(), since)
@@ -73,7 +84,8 @@ class MemoryEngine:
     async def _expire(self) -> None:
         while True:
             await trio.sleep(_EXPIRE_EVERY)
-            self._store.expire(trio.current_time())
+            while self._store.expire(trio.current_time()):
+                await trio.lowlevel.checkpoint()
 
 
 @asynccontextmanager

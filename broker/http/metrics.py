@@ -26,7 +26,7 @@ from starlette.responses import PlainTextResponse, Response
 from broker import logs
 from broker.core.event_queue import EventStatistics
 from broker.core.histogram import HistogramStatistics
-from broker.http.api import shown_key
+from broker.http.api import peer_of, shown_key
 from broker.logs import LogStatistics
 from broker.node import BrokerStatistics, Node, Survey
 from broker.version import VERSION
@@ -331,7 +331,7 @@ class Metrics:
         if any(hmac.compare_digest(shown, key.encode()) for key in ours):
             return None
         reason = "wrong key" if shown else "no key"
-        log.warning("metrics_key_refused", reason=reason, peer=_peer_of(request))
+        log.warning("metrics_key_refused", reason=reason, peer=peer_of(request))
         text = "Wrong or missing key: send metrics_key as a bearer token, or as the password."
         headers = {"WWW-Authenticate": 'Bearer realm="metrics", Basic realm="metrics"'}
         return PlainTextResponse(f"{text}\n", HTTPStatus.UNAUTHORIZED, headers)
@@ -358,13 +358,6 @@ def _shown_key(request: Request) -> str:
         except (binascii.Error, UnicodeDecodeError):
             return ""
     return shown_key(request.headers.get)
-
-
-def _peer_of(request: Request) -> str:
-    if request.client is None:
-        return "unix"
-    host, port = request.client
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def exposition(node: Node) -> bytes:

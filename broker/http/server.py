@@ -19,6 +19,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 import attrs
 import h11
+import structlog
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
@@ -33,7 +34,8 @@ from broker.http.access_log import Exchange
 from broker.transport.head import Head, Request, refusal
 from broker.transport.sockets import address_of
 
-logger = logging.getLogger("broker.http")
+log = structlog.get_logger("broker.http")
+logger = logging.getLogger("broker.http")  # Hypercorn's as well
 
 REQUEST_SECONDS = 30.0
 """For all of one request: its body, the app's work and the response; our largest page at 6 KB/s."""
@@ -105,10 +107,11 @@ class HttpServer:
             await trio.aclose_forcefully(stream)
 
     async def _answer(self, stream: trio.abc.Stream, request: Request, exchange: Exchange) -> None:
+        peer = address_of(stream)  # after a reset there is nobody to ask
         secure = isinstance(stream, trio.SSLStream)
         link = (_TlsLink if secure else _Link)(stream, request, exchange, self._body_bytes)
         length = int(request.head.header("content-length") or 0)
-        held = self._hold(address_of(stream), request.head, link.give_way)
+        held = self._hold(peer, request.head, link.give_way)
         with trio.move_on_after(self._request_seconds) as request_bound, held as link.holding:
             if length > self._body_bytes:
                 link.overrun = True
@@ -124,12 +127,12 @@ class HttpServer:
                 pass
             elif link.overrun:
                 text = f"the body of a request has at most {self._body_bytes} bytes"
-                await _refuse(stream, exchange, 413, text)
+                await _refuse(stream, exchange, 413, text, peer)
             elif link.short:
-                await _refuse(stream, exchange, 503, "memory is short")
+                await _refuse(stream, exchange, 503, "memory is short", peer)
             elif request_bound.cancelled_caught:
                 text = f"a request is done within {self._request_seconds:g} s"
-                await _refuse(stream, exchange, 408, text)
+                await _refuse(stream, exchange, 408, text, peer)
             await _end(stream)
 
     async def _run_hypercorn(self, link: "_Link") -> None:
@@ -151,8 +154,9 @@ class HttpServer:
 
 
 async def _refuse(
-    stream: trio.abc.SendStream, exchange: Exchange, status: int, reason: str
+    stream: trio.abc.SendStream, exchange: Exchange, status: int, reason: str, peer: str
 ) -> None:
+    log.info("refused", status=status, reason=reason, peer=peer)
     answer = refusal(status, reason)
     exchange.note_sent(answer)
     await stream.send_all(answer)

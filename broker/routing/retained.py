@@ -52,10 +52,10 @@ async def _give_rest(
     """Send the other slices, each in its turn, and no faster than the peer takes them."""
     for found in slices:
         await peer.outbox.wait_below(router.settings.config.outbox_bytes // 2)
-        async with router.turns:
-            if peer.subscriptions.get(subscription.name) is not subscription:
-                return
-            _give(router, subscription, found, recovered=recovered)
+        await router.turns.wait()
+        if peer.subscriptions.get(subscription.name) is not subscription:
+            return
+        _give(router, subscription, found, recovered=recovered)
 
 
 def _give(

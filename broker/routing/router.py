@@ -32,10 +32,11 @@ from broker.core.work import (
     COMMAND,
     FILTER_NODE,
     KILOBYTE,
+    PARCEL,
     PEER,
     PUBLICATION,
     RUN,
-    Meter,
+    SUBSCRIPTION,
 )
 from broker.engines.memory import MemoryEngine
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
@@ -44,6 +45,7 @@ from broker.protocols.codec import Codec
 from broker.routing.queue_groups import GroupRecipient
 from broker.routing.recipients import Peer, PeerAudience
 from broker.routing.tallies import Recoveries, Tallies
+from broker.routing.turns import Turns
 from broker.transport.outbox import Offer, Outbox, Run
 from broker.transport.postman import PostOffice
 
@@ -75,8 +77,8 @@ class Router:
         self.tallies = Tallies()
         self.tallies.count_by(self.settings.config.namespaces)
         self.recoveries = Recoveries()
-        self.meter = Meter()
-        self.turns = trio.Lock()
+        self.meter = engine.meter
+        self.turns = Turns()
         self._run_topic = ""
         self._run_rules = self.settings.config.topics
         self._run_recipients: list[Recipient] = []
@@ -163,17 +165,21 @@ class Router:
 
         Linear in those who listen. Raises `Refused` as `publish_all` does.
         """
-        self._end_run()
+        # What `weigh` has looked up a moment ago may be linear in those who listen.
+        if parcel.topic != self._run_topic or not parcel.topic or self._run.batches:
+            self._begin_run(parcel.topic)
+        rules, recipients = self._run_rules, self._run_recipients
+        self._run_topic, self._run_recipients = "", []
         ((publication,),) = parcel.batches
-        rules, recipients, work, filter_work = self._resolve(parcel.topic)
-        self.meter.add(RUN + work + filter_work)
+        size = len(publication.data)
+        self.meter.add(PARCEL + self._run_work + self._run_filter_work + size / 1024 * KILOBYTE)
         parcel.rule = rules.slow_consumer
         if keep and rules.history_size:
             now = trio.current_time()
             (publication,) = self.engine.publish(parcel.topic, (publication,), rules, now)
             parcel.batches[0] = (publication,)
         self.tallies.of(parcel.topic).published += 1
-        if retain or rules.retain:
+        if retain and not rules.retain:
             recipients.append(self.retained)
         for recipient in recipients:
             recipient.deliver(parcel)
@@ -332,6 +338,7 @@ class Router:
     ) -> None:
         """Remove all subscriptions of a peer and tell those who watch. Linear in them."""
         self._end_run()
+        self.meter.add(len(peer.subscriptions) * SUBSCRIPTION)
         for subscription in self.hub.leave_all(peer):
             self._note_left(subscription, code, reason)
 

@@ -15,7 +15,7 @@ from broker.access.origins import page_policy
 from broker.errors import HeadError
 from broker.session.admission import Guest
 from broker.session.connection import Connection
-from broker.session.counts import GAVE_WAY, OTHER, REASONS, SHUTTING_DOWN
+from broker.session.counts import GAVE_WAY, OTHER, REASONS, SHUTTING_DOWN, TLS
 from broker.session.ending import close_stream
 from broker.session.services import ServedConnection, Services
 from broker.transport.head import (
@@ -27,7 +27,7 @@ from broker.transport.head import (
     refusal,
     route_of,
 )
-from broker.transport.sockets import address_of, answer_and_linger
+from broker.transport.sockets import address_of, answer_and_linger, tls_fault
 
 
 async def serve_connection(services: Services, stream: trio.abc.Stream) -> None:
@@ -39,8 +39,15 @@ async def serve_connection(services: Services, stream: trio.abc.Stream) -> None:
             connection = await _receive(services, stream, address, guest)
             if connection is not None:
                 await connection.run()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except trio.ClosedResourceError:
             services.log.debug("lost", peer=address)
+        except trio.BrokenResourceError as error:
+            fault = tls_fault(error)
+            if fault is None:
+                services.log.debug("lost", peer=address)
+            else:
+                services.counts.note_refused(TLS)
+                services.log.info("tls_failed", reason=fault, peer=address)
         except Exception:
             services.log.exception("connection_failed", peer=address)
         except BaseExceptionGroup as group:

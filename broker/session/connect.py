@@ -26,7 +26,7 @@ from broker.hooks import ConnectEvent, ConnectReply
 from broker.protocols.codec import Result
 from broker.protocols.commands import Command, ConnectRequest, SubscribeRequest
 from broker.protocols.json_text import to_json
-from broker.routing.subscriptions import Plan, plan_subscription
+from broker.routing.subscriptions import Opened, Plan, plan_subscription
 from broker.session.commands import Handler, note_refused, refusal_of
 from broker.session.expiry import deadline, expiry_fields
 from broker.session.orders import ServerSub
@@ -205,7 +205,11 @@ def _let_in(client: Client, request_id: int, admission: _Admission) -> None:
     if token is not None:
         peer.claims, peer.token_user = token.claims, token.user
         peer.expires_at = deadline(services.tokens, peer, token.expires_at)
-    opened = [plan.begin() for plan in admission.plans]
+    opened: list[Opened] = []
+    room = services.config.history_reply_bytes
+    for plan in admission.plans:
+        opened.append(plan.begin(room))
+        room -= opened[-1].size
     subs: dict[str, object] = {}
     if services.config.direct_topics:
         subs[f"{DIRECT}{peer.fd}"] = {}

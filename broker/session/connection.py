@@ -30,6 +30,7 @@ from broker.session.ending import (
     close_stream,
     end_by,
     how_it_ended,
+    leaving_work,
     note_closed,
     run_close_hook,
     say_goodbye,
@@ -306,6 +307,10 @@ class Connection(Profile):
         self._is_seen_out = True
         if self._served is not None:
             await self._served.wait()
+        if self._closing is None:
+            # When hundreds go at once, nobody who stays is to wait for all of them.
+            router = self._services.router
+            await router.turns.wait(leaving_work(router, self.peer))
         if self._closing is None:
             # All that came has been dealt with, and nobody has told the session to end.
             stall_seconds = self._services.config.stall_seconds

@@ -21,7 +21,7 @@ import trio
 
 from broker.core.session import Phase, PhaseEvent
 from broker.core.usage import ConnectionUsage
-from broker.core.work import COMMAND, DECODED_KILOBYTE, Allowance
+from broker.core.work import COMMAND, DECODED_KILOBYTE
 from broker.errors import CloseCode, Disconnect, ErrorCode, Refused
 from broker.hooks import Connection
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON, is_connect
@@ -29,6 +29,7 @@ from broker.protocols.codec import Codec, Result
 from broker.protocols.commands import METHODS, BadCommand, Command, FaultyCommand, PublishCommand
 from broker.protocols.json_text import is_json_line
 from broker.routing.recipients import Peer
+from broker.routing.turns import Share
 from broker.session.commands import (
     Handler,
     History,
@@ -170,34 +171,30 @@ class Dispatcher:
     start_soon: StartSoon
     """Starts a task in the connection's own nursery."""
     client: Client | None = attrs.field(init=False, default=None)
-    turn_is_over: bool = attrs.field(init=False, default=False)
-    """Whether `take` has stopped because all others should have their turn first."""
     _left: Iterator[Sized] | None = attrs.field(init=False, default=None)  # of a begun message
-    _allowance: Allowance = attrs.field(init=False, factory=Allowance)
+    _share: Share = attrs.field(init=False)
     questions: Questions = attrs.field(init=False)
     """The commands that wait for an answer, their own or one before it."""
 
     def __attrs_post_init__(self) -> None:
         self.questions = Questions(self, self.start_soon)
+        self._share = Share(turns=self.services.router.turns)
 
     def take(self, batch: Batch) -> Batch:
         """Carry out what a batch begins with, as far as nobody has to be waited for; return the rest.
 
-        Never waits. Raises `Disconnect`. Unless `turn_is_over`, the rest is for `finish`.
+        Never waits. Raises `Disconnect`. Unless its share `is_used_up`, the rest is for `finish`.
         """
-        self.turn_is_over = False
-        allowance = self._allowance
-        if allowance.is_low:
-            allowance.refill(trio.current_time())
-            if not allowance.admits(0.0):
-                self.turn_is_over = True
-                return batch
+        share = self._share
+        share.is_used_up = False
+        if share.is_low and not share.begin():
+            return batch
         if self.peer.outbox.replies_wait and self._peer_is_behind:
             return batch
         done = 0
         try:
             done = self._take_publishes(batch)
-            while done < len(batch) and not self.turn_is_over:
+            while done < len(batch) and not share.is_used_up:
                 payload = batch[done][1]
                 client = self.client or self._begin(payload)
                 if client is None or not self._take_message(client, payload):
@@ -213,10 +210,9 @@ class Dispatcher:
         Raises `Disconnect`. Cancelled, it leaves what it has not begun.
         """
         batch = self.take(batch)
-        while self.turn_is_over and self.peer.is_established:
-            async with self.services.turns:
-                self._allowance.take_turn()
-                batch = self.take(batch)
+        while self._share.is_used_up and self.peer.is_established:
+            await self._share.wait_turn()
+            batch = self.take(batch)
         return [] if batch and not self.peer.is_established else batch
 
     async def finish(self, batch: Batch) -> None:
@@ -246,7 +242,7 @@ class Dispatcher:
             if client is not None:
                 await self._finish_commands(client, batch)
                 return
-            await self._wait_room()
+            await self._share.wait_room()
             self._note_plain(len(payload))
             await hand_to_app(self.services, self.connection, opcode, payload)
             batch = await self.work_off(batch[1:])
@@ -274,7 +270,7 @@ class Dispatcher:
 
     def _note_plain(self, size: int) -> None:
         """Count a plain message; send a peer away that sends too much: it knows no error reply."""
-        self._allowance.spend(COMMAND + size / 1024 * DECODED_KILOBYTE)
+        self._share.spend(COMMAND + size / 1024 * DECODED_KILOBYTE)
         if not self._is_within(size):
             raise Disconnect(CloseCode.POLICY_VIOLATION, "too many messages")
         if not self.orders.declare_plain():
@@ -294,19 +290,19 @@ class Dispatcher:
         router = self.services.router
         topic = client.open_topic
         if commands[0].publish.channel == topic and topic and not client.codec.opaque_payloads:
-            if not self._has_room(router.weigh(topic)):
+            if not self._share.has_room(router.weigh(topic)):
                 return 0
             if self._publish_together(client, topic, commands):
                 return len(commands)
-        meter = router.meter
+        meter, share = router.meter, self._share
         for number, command in enumerate(commands):
             topic = command.publish.channel
-            if not self._has_room(router.weigh(topic)):
+            if not share.has_room(router.weigh(topic)):
                 return number
             before = meter.done
             # A copy: a Raw would keep the whole message that it is a part of.
             publish(client, command.id, topic, bytes(command.publish.data))
-            self._allowance.spend(meter.done - before)
+            share.spend(meter.done - before)
         return len(commands)
 
     def _publish_together(
@@ -332,7 +328,7 @@ class Dispatcher:
             refusal = error  # an fd that is gone
         for request_id in answered:
             client.add_reply(publish_reply(client, request_id, refusal))
-        self._allowance.spend(router.meter.done - before)
+        self._share.spend(router.meter.done - before)
         return True
 
     @property
@@ -365,9 +361,8 @@ class Dispatcher:
         for command, size in commands:
             handler, method = self._handler(command)
             waits = handler.must_ask(client, command)
-            if waits or not self._has_room(handler.weigh(client, command)):
+            if waits or not self._share.has_room(handler.weigh(client, command)):
                 self._left = chain([(command, size)], commands)
-                self.turn_is_over = not waits
                 return False
             if self._is_admitted(client, command, size):
                 self._act(client, command, handler, method, size)
@@ -406,7 +401,7 @@ class Dispatcher:
             await self.peer.outbox.wait_empty()
         client, command, handler = turn.client, turn.command, turn.handler
         if turn.failure is None:
-            await self._wait_room(handler.weigh(client, command))
+            await self._share.wait_room(handler.weigh(client, command))
         self._act(client, command, handler, turn.method, turn.size, turn.answer, turn.failure)
 
     @property
@@ -451,7 +446,7 @@ class Dispatcher:
             if result is not None and command.id:
                 client.reply(command.id, method, result)
         work = COMMAND + size / 1024 * DECODED_KILOBYTE
-        self._allowance.spend(work + self.services.router.meter.done - before)
+        self._share.spend(work + self.services.router.meter.done - before)
 
     # limits
 
@@ -479,22 +474,6 @@ class Dispatcher:
         if peer.usage is None:
             peer.usage = ConnectionUsage()
         return limits.admits(peer.usage, peer.user, size, trio.current_time())
-
-    # the share of the loop
-
-    def _has_room(self, work: float = 0.0) -> bool:
-        """Whether so much may be done in this turn; notes that the turn is over if not."""
-        if self._allowance.admits(work):
-            return True
-        self.turn_is_over = True
-        return False
-
-    async def _wait_room(self, work: float = 0.0) -> None:
-        """Wait until so much may be done: a place in the queue, if there is no allowance for it."""
-        self._allowance.refill(trio.current_time())
-        if not self._has_room(work):
-            async with self.services.turns:
-                self._allowance.take_turn()
 
 
 def _with_following(commands: Iterator[Sized]) -> Iterator[tuple[Sized, Command | None]]:

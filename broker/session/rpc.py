@@ -170,6 +170,12 @@ class Rpc(Handler):
             return client.services.hooks.publish is not None
         return client.services.hooks.rpc is not None
 
+    def weigh(self, client: Client, command: Command) -> float:
+        request = command.rpc
+        assert request is not None
+        topic = target_of(command) if request.method == "publish" else None
+        return client.services.router.weigh(topic) if topic else 0.0
+
     async def ask(self, client: Client, command: Command) -> object:
         request, hooks = command.rpc, client.services.hooks
         assert request is not None

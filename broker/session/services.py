@@ -150,12 +150,6 @@ class Services:
             scope.deadline = min(scope.deadline, self._cut_at)
 
     @property
-    def turns(self) -> trio.Lock:
-        """The one queue of those who have used up their share of the loop; see `core.work`. Its
-        holder works off one slice. Strictly first come, first served."""
-        return self.router.turns
-
-    @property
     def config(self) -> Config:
         """The settings of now. Nobody keeps them beyond an await."""
         return self.settings.config

@@ -5,7 +5,7 @@ import trio
 from trio.testing import MockClock, assert_no_checkpoints
 
 from broker.config.settings import TopicRules
-from broker.core.history import UnrecoverablePosition
+from broker.core.history import EXPIRED_AT_ONCE, UnrecoverablePosition
 from broker.core.messages import Position, Publication
 from broker.engines.memory import MemoryEngine, open_engine
 
@@ -59,6 +59,21 @@ async def test_a_client_recovers_what_it_missed_or_is_told_that_it_cannot(
         assert engine.recover("a", Position(2, "other"))[1] is False
         with pytest.raises(UnrecoverablePosition):
             engine.history("a", Position(2, "other"), -1, False)
+
+
+async def test_others_run_while_much_expires(autojump_clock: MockClock) -> None:
+    left = set()
+
+    class Look(trio.abc.Instrument):
+        def before_io_wait(self, timeout: float) -> None:
+            left.add(engine.statistics().topics)
+
+    async with open_engine(2**22) as engine:
+        for number in range(3 * EXPIRED_AT_ONCE):
+            publish(engine, f"t{number}", b"1")
+        trio.lowlevel.add_instrument(Look())
+        await trio.sleep(RULES.history_ttl + 2)
+    assert left == {0, EXPIRED_AT_ONCE, 2 * EXPIRED_AT_ONCE, 3 * EXPIRED_AT_ONCE}
 
 
 async def test_an_epoch_is_known_to_no_other_engine(autojump_clock: MockClock) -> None:

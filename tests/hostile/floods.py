@@ -796,3 +796,112 @@ async def _presences(field: Field) -> Sequence[str]:
         await peer.call(subscribe={"channel": "crowd"})
     api = await field.keep_api()
     return sorted({said(await api.call("presence", channel="crowd")) for _ in range(100)})
+
+
+@hostile("backend/a broadcast to 100,000 topics", ISSUE, "ok", fresh=True, peak_mib=160.0, left_mib=128.0,
+         seconds=60.0)  # fmt: skip
+async def _broad(field: Field) -> Sequence[str]:
+    return [said(await field.api("broadcast", channels=[f"b{n}" for n in range(99_000)], data=1))]
+
+
+@hostile("backend/a batch of 10 histories of 57 MB", ISSUE, "ok", fresh=True, setup=HISTORY,
+         peak_mib=128.0, left_mib=96.0, seconds=30.0)  # fmt: skip
+async def _many_histories(field: Field) -> Sequence[str]:
+    await fill_history(field, "big")
+    commands = [{"history": {"channel": "big", "limit": -1}}] * 10
+    answer = await field.api("batch", commands=commands)
+    asked = [said(each) for each in answer["replies"]]
+    return unless(len(asked) != 10 and "not all")
+
+
+@hostile("backend/1 MiB of {} in a batch", ISSUE, "error 106", fresh=True, peak_mib=192.0, left_mib=96.0,
+         seconds=30.0)  # fmt: skip
+async def _nothings(field: Field) -> Sequence[str]:
+    return [said(await field.api("batch", commands=[{}] * 349_000))]
+
+
+@hostile("backend/a list of 100,000 channels", ISSUE, "ok", "error 106", attackers=100, fresh=True,
+         peak_mib=256.0, left_mib=192.0, seconds=60.0)  # fmt: skip
+async def _channels(field: Field) -> Sequence[str]:
+    for number, peer in enumerate(await field.open_clients(100)):
+        await subscribe_all(peer, [{"channel": f"chat:{number}-{n}"} for n in range(1000)])
+    fates = [
+        said(await field.api("channels", pattern=glob)) for glob in ("*", "{a,b,c,d}*{e,f,g}*")
+    ]
+    return sorted(set(fates))
+
+
+@hostile("backend/connections with 100,000 topics", ISSUE, "ok", attackers=100, fresh=True,
+         peak_mib=256.0, left_mib=192.0, seconds=60.0)  # fmt: skip
+async def _connections(field: Field) -> Sequence[str]:
+    for number, peer in enumerate(await field.open_clients(100)):
+        names = [{"channel": f"chat:{number}-{n}-" + "x" * 200} for n in range(1000)]
+        await subscribe_all(peer, names)
+    return [said(await field.api("connections", limit=10_000))]
+
+
+ALICE: Final = Setup(app="tests.hostile.apps:authorizing", connect={"token": "b0b"})
+
+
+@hostile("backend/1,000 of one user subscribe and watch", ISSUE, "ok", attackers=1000, setup=ALICE,
+         fresh=True, peak_mib=96.0, left_mib=64.0, seconds=60.0)  # fmt: skip
+async def _subscribe_user(field: Field) -> Sequence[str]:
+    for _ in range(1000):
+        peer = await field.open_client(token="s3cret")
+        await peer.call(subscribe={"channel": "door", "join_leave": True})
+        field.nursery.start_soon(drained, peer)
+    await trio.sleep(1)
+    return [
+        said(await field.api("unsubscribe", user="alice", channel="door")),
+        said(await field.api("subscribe", user="alice", channel="hall")),
+    ]
+
+
+@hostile("backend/1,000 of one user are sent away", ISSUE, "ok", attackers=1000, setup=ALICE,
+         fresh=True, peak_mib=96.0, left_mib=64.0, seconds=60.0)  # fmt: skip
+async def _disconnect_user(field: Field) -> Sequence[str]:
+    for number in range(1000):
+        peer = await field.open_client(token="s3cret")
+        await peer.say(
+            *({"id": n + 2, "subscribe": {"channel": f"{number}.{n}"}} for n in range(10))
+        )
+        field.nursery.start_soon(drained, peer)
+    await trio.sleep(1)
+    return [said(await field.api("disconnect", user="alice"))]
+
+
+@hostile("backend/50 callers publish to 1,000 listeners", ISSUE, "ok", attackers=1000, fresh=True,
+         peak_mib=96.0, left_mib=64.0, seconds=60.0)  # fmt: skip
+async def _callers(field: Field) -> Sequence[str]:
+    for peer in await field.open_clients(1000):
+        await peer.call(subscribe={"channel": "crowd"})
+        field.nursery.start_soon(drained, peer)
+    fates: Counter[str] = Counter()
+
+    async def publish() -> None:
+        api = await field.keep_api()
+        for _ in range(20):
+            fates[said(await api.call("publish", channel="crowd", data=1))] += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(publish)
+    return sorted(fates)
+
+
+@hostile("flood/50 clients rpc-publish to 1,000 listeners", ISSUE, "ok", attackers=1000, fresh=True,
+         peak_mib=96.0, left_mib=64.0, seconds=60.0)  # fmt: skip
+async def _rpc_publishes(field: Field) -> Sequence[str]:
+    for peer in await field.open_clients(1000):
+        await peer.call(subscribe={"channel": "crowd"})
+        field.nursery.start_soon(drained, peer)
+    fates: Counter[str] = Counter()
+
+    async def publish(peer: Peer) -> None:
+        for _ in range(20):
+            fates[said(await peer.rpc("publish", topic="crowd", data=1))] += 1
+
+    async with trio.open_nursery() as nursery:
+        for peer in await field.open_clients(50):
+            nursery.start_soon(publish, peer)
+    return sorted(fates)

@@ -13,6 +13,7 @@ from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 from broker import Broker, Config, Connection, Frame, TopicRules
 from broker.http.metrics import METRICS, exposition
 from broker.node import SURVEYED_AT_ONCE
+from broker.routing.turns import Turns
 from broker.testing import Network, handshake, name_users_by_token, open_test_broker
 from tests.conftest import served, subscribe
 from tests.http.test_asgi import ask
@@ -309,6 +310,18 @@ async def test_what_the_ended_have_sent_is_still_counted(
     assert seen[-1]["broker_incoming_messages_total"] == 6
 
 
+class HeldTurns(Turns):
+    """A queue in which nobody has a turn yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.release = trio.Event()
+
+    async def wait(self, work: float | None = None) -> float:
+        await self.release.wait()
+        return await super().wait(work)
+
+
 async def test_a_connection_that_ends_during_the_survey_is_counted_once(
     autojump_clock: MockClock, net: Network
 ) -> None:
@@ -319,18 +332,19 @@ async def test_a_connection_that_ends_during_the_survey_is_counted_once(
     await trio.testing.wait_all_tasks_blocked()
     before = (await net.node.survey()).received
     surveys = []
+    net.node.router.turns = held = HeldTurns()
 
     async def survey() -> None:
         surveys.append(await net.node.survey())
 
     async with trio.open_nursery() as nursery:
-        async with net.node.services.turns:
-            nursery.start_soon(survey)
-            await trio.testing.wait_all_tasks_blocked()
-            for peer in peers:
-                await peer.aclose()
-            await trio.sleep(20)
-            assert not net.node.services.connections
+        nursery.start_soon(survey)
+        await trio.testing.wait_all_tasks_blocked()
+        for peer in peers:
+            await peer.aclose()
+        await trio.sleep(20)
+        assert not net.node.services.connections
+        held.release.set()
     [during] = surveys
     after = await net.node.survey()
     assert [each.messages for each in (before, during.received, after.received)] == [3, 3, 3]

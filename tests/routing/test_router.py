@@ -20,7 +20,7 @@ from broker.config.reload import Settings
 from broker.config.settings import Config
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, Fd, Publication
-from broker.core.session import Decider, PhaseEvent
+from broker.core.session import Decider, Parcel, PhaseEvent
 from broker.core.topics import matches
 from broker.engines.memory import MemoryEngine
 from broker.errors import Refused
@@ -68,6 +68,36 @@ async def test_publishers_who_follow_one_another_share_a_run() -> None:
         publish(router, "a", b"1", publisher.info)
     end_round(router)
     assert runs(listener) == [[1, 1]]
+
+
+async def test_what_was_weighed_for_a_parcel_is_looked_up_once() -> None:
+    router = make_router(retain=True)
+    listener = listen(router, "a", "*")
+    asked = []
+    listeners = router.hub.listeners
+
+    def counted(topic: str) -> object:
+        asked.append(topic)
+        return listeners(topic)
+
+    router.hub.listeners = counted  # type: ignore[method-assign,assignment]
+    for keep in (True, False):
+        assert router.weigh("a") > 0
+        parcel = Parcel("a", "close", [(Publication("a", b"1"),)])
+        router.publish_parcel(parcel, keep=keep, retain=False)
+    assert asked == ["a", "a"]
+    assert runs(listener) == [[1], [1]] * 2
+    publish(router, "a", b"2")
+    assert router.weigh("a") == 0, "the run is open"
+    router.publish_parcel(
+        Parcel("a", "close", [(Publication("a", b"3"),)]), keep=True, retain=False
+    )
+    assert asked == ["a"] * 4
+    assert runs(listener)[4:] == [[2], [2], [3], [3]]
+    with pytest.raises(Refused):
+        router.publish_parcel(
+            Parcel("", "close", [(Publication("", b"3"),)]), keep=True, retain=False
+        )
 
 
 async def test_a_run_ends_at_its_bound_without_a_flush() -> None:

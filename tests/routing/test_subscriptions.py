@@ -67,6 +67,27 @@ async def test_topics_of_the_connect_reply_are_recovered_through_connect(
         assert push["pub"] == {"data": 3, "offset": 3}
 
 
+async def test_one_connect_recovers_no_more_than_a_reply_may_hold(autojump_clock: object) -> None:
+    names = [f"t{number}" for number in range(5)]
+    broker = broker_with_topics(*names)
+    broker.config = Config(history_reply_bytes=3000, direct_topics=False)
+    async with open_test_broker(broker) as net:
+        peer = await net.open_websocket()
+        subs = (await peer.request(connect={}))["connect"]["subs"]
+        await peer.aclose()
+        for name, size in zip(names, (1000, 1000, 1000, 100, 0), strict=True):
+            if size:
+                net.broker.publish(name, "x" * size)
+        seen = {
+            name: {"recover": True, "offset": 0, "epoch": subs[name]["epoch"]} for name in names
+        }
+        back = await net.open_websocket()
+        again = (await back.request(connect={"subs": seen}))["connect"]["subs"]
+        assert [again[name]["recovered"] for name in names] == [True, True, False, True, True]
+        assert [len(again[name]["publications"]) for name in names] == [1, 1, 0, 1, 0]
+        assert again["t2"]["offset"] == 1, "it goes on from there"
+
+
 async def test_a_filter_on_what_the_server_subscribes_to_is_not_looked_at(
     autojump_clock: object,
 ) -> None:

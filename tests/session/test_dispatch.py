@@ -1,7 +1,7 @@
 """Messages of one peer: their order, their turns, and those that are no commands."""
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import trio
@@ -19,11 +19,21 @@ from broker import (
     PublishReply,
     TopicRules,
 )
-from broker.core.work import COMMAND, SLICE
+from broker.core.work import (
+    COMMAND,
+    LISTED,
+    MEMBER,
+    PEER,
+    ROUND,
+    SLICE,
+    SUBSCRIPTION,
+    Meter,
+)
 from broker.testing import Network, Peer, client_frame, open_test_broker
 from broker.transport import frames
 from broker.transport.frames import BINARY, PONG, TEXT
 from tests.conftest import ask, data_of
+from tests.routing.conftest import attach, subscription
 from tests.session.conftest import (
     disconnected,
     error_of,
@@ -156,6 +166,95 @@ async def test_a_thousand_commands_at_once_leave_others_their_turn(
         nursery.cancel_scope.cancel()
     # They are 6 ms of work, of which others are let in between two slices.
     assert turns > 1000 * COMMAND / SLICE
+
+
+class LoopLoad(trio.abc.Instrument):
+    """The work that is done between two looks at what the system has to say: in one round of all tasks."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._before = meter.done
+        self.rounds: list[float] = []
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.rounds.append(self._meter.done - self._before)
+        self._before = self._meter.done
+
+
+CROWD: Final = 2500
+"""Listeners of a topic, with as many publications, so that one act there takes more than a slice."""
+
+
+def fill(net: Network) -> None:
+    """Listeners of `crowd`, none of which is there, and a history."""
+    router = net.broker.node.router
+    for _ in range(CROWD):
+        router.hub.subscribe(subscription(attach(router), "crowd"))
+    for _ in range(CROWD):
+        net.broker.publish("kept", 1)
+
+
+@pytest.mark.parametrize(
+    "act, most",
+    [
+        ({"rpc": {"method": "publish", "data": {"topic": "crowd", "data": 1}}}, CROWD * PEER),
+        ({"publish": {"channel": "crowd", "data": 1}}, CROWD * PEER),
+        ({"presence": {"channel": "crowd"}}, CROWD * MEMBER),
+        ({"presence_stats": {"channel": "crowd"}}, CROWD * MEMBER / 10),
+        ({"history": {"channel": "kept", "limit": -1}}, CROWD * LISTED),
+        ({"subscribe": {"channel": "kept", "recover": True, "offset": 0}}, CROWD * LISTED),
+    ],
+    ids=["rpc publish", "publish", "presence", "presence_stats", "history", "recovery"],
+)
+async def test_what_many_ask_for_at_once_is_done_a_few_at_a_time(
+    autojump_clock: MockClock, act: dict[str, Any], most: float
+) -> None:
+    config = Config(history_max_limit=CROWD, topics=TopicRules(history_size=CROWD))
+    async with open_test_broker(Broker(config)) as net:
+        clients = [await net.open_client() for _ in range(20)]
+        fill(net)
+        if "subscribe" in act:
+            epoch = net.broker.history("kept", limit=0)[1].epoch
+            act = {"subscribe": {**act["subscribe"], "epoch": epoch}}
+        await wait_all_tasks_blocked()
+        load = LoopLoad(net.broker.node.router.meter)
+        trio.lowlevel.add_instrument(load)
+        async with trio.open_nursery() as nursery:  # all in one moment
+            for client in clients:
+                nursery.start_soon(client.send_json, {"id": 7, **act})
+        await wait_all_tasks_blocked()
+        trio.lowlevel.remove_instrument(load)
+        for client in clients:
+            assert "error" not in (await client.receive_all())[-1]
+        together = sum(load.rounds)
+        assert together > 20 * 0.9 * most, "all of it was done, and charged"
+        assert max(load.rounds) < ROUND + 1.5 * most + 20 * 2 * COMMAND
+        assert len([each for each in load.rounds if each > most / 2]) >= min(
+            20, together / (2 * ROUND)
+        )
+
+
+async def test_hundreds_that_go_at_once_leave_a_few_at_a_time(autojump_clock: MockClock) -> None:
+    async with open_test_broker(Broker(Config(direct_topics=False))) as net:
+        clients = [await net.open_client() for _ in range(20)]
+        router = net.broker.node.router
+        for client in clients:
+            peer = router.hub.sessions.get(client.fd)
+            assert peer is not None
+            for number in range(400):
+                router.subscribe(subscription(peer, f"t{number}"))
+        await wait_all_tasks_blocked()
+        load = LoopLoad(router.meter)
+        trio.lowlevel.add_instrument(load)
+        async with trio.open_nursery() as nursery:
+            for client in clients:
+                nursery.start_soon(client.aclose)
+        await wait_all_tasks_blocked()
+        trio.lowlevel.remove_instrument(load)
+        assert net.broker.topics() == {}
+        assert net.broker.stats().connections == 0
+        assert sum(load.rounds) >= 20 * 400 * SUBSCRIPTION
+        assert max(load.rounds) <= ROUND + 400 * SUBSCRIPTION
 
 
 async def test_replies_to_publishes_come_behind_the_publications_of_their_batch(

@@ -492,7 +492,7 @@ async def test_a_reader_in_this_program_is_bounded_in_bytes(autojump_clock: Mock
         ({"max_memory_bytes": 200 * MIB}, "max_memory_bytes", False),
         ({"max_memory_bytes": 80 * MIB}, "max_memory_bytes", True),
         ({"max_memory_bytes": 80 * MIB, "history_bytes": 10 * MIB}, "max_memory_bytes", False),
-        ({}, "50% of this ", False),
+        ({}, "half of this ", False),
     ],
 )
 async def test_the_budget_is_told_at_start_and_stores_that_are_more_than_it(

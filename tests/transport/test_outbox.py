@@ -344,7 +344,7 @@ async def test_an_outbox_weighs_what_no_other_holds() -> None:
 
 
 async def test_a_large_reply_is_its_askers_alone_however_much_waits_behind_it() -> None:
-    async with open_desk(max_bytes=1000, max_messages=10**6) as desk:
+    async with open_desk(lockstep_stream_pair, max_bytes=1000, max_messages=10**6) as desk:
         others = [run_of(n) for n in range(20_000)]
         for run in others[:100]:
             desk.outbox.offer(run)
