@@ -311,14 +311,17 @@ async def test_what_the_ended_have_sent_is_still_counted(
 
 
 class HeldTurns(Turns):
-    """A queue in which nobody has a turn yet."""
+    """A queue in which who comes first has no turn until `release` is set; all others have theirs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.release = trio.Event()
+        self._is_first = True
 
     async def wait(self, work: float | None = None) -> float:
-        await self.release.wait()
+        is_first, self._is_first = self._is_first, False
+        if is_first:
+            await self.release.wait()
         return await super().wait(work)
 
 
