@@ -539,7 +539,8 @@ class Broker:
         )
         node = Node(services)
         hold = partial(hold_request, services)
-        backends = BackendServer(node, HttpServer(http_app(node), hold=hold))
+        pages = HttpServer(http_app(node), hold=hold, is_logged=lambda: node.config.access_log)
+        backends = BackendServer(node, pages)
         services.serve_http = Fallbacks(backends.serve).serve
         self._node = node
         return node, backends
@@ -566,7 +567,10 @@ def _log_ready(node: Node, addresses: list[str]) -> None:
 async def _beat(node: Node) -> None:
     try:
         while True:
-            await trio.sleep(_BEAT)
+            due = trio.current_time() + _BEAT
+            await trio.sleep_until(due)
+            # As late as everybody else is served whose socket is ready.
+            node.loop_lag.observe(max(0.0, trio.current_time() - due))
             node.beat()
     finally:
         # Cancelled: the sessions have ended, or everything is being cut with us.

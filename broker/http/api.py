@@ -205,7 +205,7 @@ class Api:
     async def __call__(self, request: Request) -> Response:
         """One request by way of Starlette. The server in front has bounded its body."""
         method = request.path_params["method"]
-        answer = self.refuse(method, shown_key(request.headers.get), _peer_of(request))
+        answer = self.refuse(method, shown_key(request.headers.get), peer_of(request))
         if answer is None:
             answer = await self.answer(method, await request.body(), self._node.new_share())
         return Response(
@@ -566,7 +566,7 @@ def shown_key(header: Callable[[str], str | None]) -> str:
     return key.strip() if scheme.lower() == "apikey" else ""
 
 
-def _peer_of(request: Request) -> str:
+def peer_of(request: Request) -> str:
     if request.client is None:
         return "unix"
     host, port = request.client

@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from broker.hooks import EndsProcess
 from broker.http.api import Api
+from broker.http.metrics import Metrics
 from broker.node import Node
 from broker.transport.head import route_of
 
@@ -58,7 +59,7 @@ class _Assets(StaticFiles):
 
 def http_app(node: Node) -> Starlette:
     """The ASGI app of a node: `/healthz`, the app's hook, and behind it what we have ourselves:
-    `/`, `/static`, `/api`, 426 on the WebSocket paths, 404. A hook that raises costs its peer a 500; the
+    `/`, `/static`, `/api`, `/metrics`, 426 on the WebSocket paths, 404. A hook that raises costs its peer a 500; the
     server logs it.
     """
 
@@ -91,6 +92,7 @@ def http_app(node: Node) -> Starlette:
             Route("/", page),
             Mount("/static", _Assets(directory=HERE / "static")),
             *both("/api/{method}", Api(node).__call__, ["POST"]),
+            *both("/metrics", Metrics(node).__call__, ["GET"]),
             *(
                 route
                 for path in map(route_of, node.config.websocket_paths)

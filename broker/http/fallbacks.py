@@ -28,6 +28,7 @@ from broker.core.memory import Holding, Part
 from broker.core.messages import Transport
 from broker.core.work import READ_KILOBYTE
 from broker.errors import HeadError
+from broker.http.access_log import Exchange
 from broker.http.server import REQUEST_SECONDS
 from broker.http.streams import CONNECT_ID, HttpStream, ProtobufStream, SseStream, UniSseStream
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
@@ -39,7 +40,7 @@ from broker.session.accept import check_page, check_welcome
 from broker.session.connection import Connection
 from broker.session.memory import hold_request
 from broker.session.services import Services
-from broker.transport.head import Head, Request
+from broker.transport.head import Head, Request, refusal
 from broker.transport.sockets import answer_and_linger
 
 EMULATION: Final = "/emulation"
@@ -159,8 +160,9 @@ class Fallbacks:
             return await self._http(stream, request)
         check_page(services, head)
         cors = _cors(head)
+        exchange = Exchange.begin(stream, head, is_logged=services.config.access_log)
         try:
-            answering = _Request(services, stream, head, request.behind, cors, address)
+            answering = _Request(services, stream, head, request.behind, cors, address, exchange)
             if head.method == "OPTIONS":
                 await answering.answer_preflight()
             elif head.route == EMULATION:
@@ -169,7 +171,12 @@ class Fallbacks:
                 return await answering.open()
         except HeadError as error:
             # A page may not even see the status of an answer without these.
-            raise HeadError(error.status, error.reason, (*error.headers, *cors)) from None
+            headers = (*error.headers, *cors)
+            exchange.note_sent(refusal(error.status, error.reason, headers))
+            raise HeadError(error.status, error.reason, headers) from None
+        finally:
+            if exchange.status:  # else it is a connection, or nobody is there any more
+                exchange.end()
         return None
 
 
@@ -183,6 +190,7 @@ class _Request:
     behind: bytes
     cors: tuple[tuple[str, str], ...]
     address: str
+    exchange: Exchange
 
     async def answer_preflight(self) -> None:
         """Say what a page of another origin may ask."""
@@ -380,6 +388,7 @@ class _Request:
 
     async def _answer(self, *fields: tuple[str, str]) -> None:
         answer = _head("204 No Content", *fields, *self.cors)
+        self.exchange.note_sent(answer)
         await answer_and_linger(self.stream, answer, self.services.config.close_seconds)
 
 

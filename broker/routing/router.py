@@ -53,6 +53,7 @@ from broker.events.dispatcher import Events
 from broker.protocols.codec import Codec
 from broker.routing.queue_groups import GroupRecipient
 from broker.routing.recipients import Peer, PeerAudience
+from broker.routing.tallies import Recoveries, Tallies
 from broker.routing.turns import Turns
 from broker.transport.outbox import Offer, Outbox, Run
 from broker.transport.postman import PostOffice
@@ -116,7 +117,9 @@ class Router:
         self.settings = rights.settings
         self.retained = engine.retained
         self._may_defer = engine.durability != "none"
-        self.published = 0
+        self.tallies = Tallies()
+        self.tallies.count_by(self.settings.config.namespaces)
+        self.recoveries = Recoveries()
         self.meter = engine.meter
         self.turns = Turns()
         self._run_topic = ""
@@ -124,6 +127,7 @@ class Router:
         self._run_keeps = False  # its history, at once
         self._run_dones: list[Done] | None = None  # where the engine has to keep it first
         self._run_recipients: list[Recipient] = []
+        self._run_tally = self.tallies.others
         self._run = Parcel("", "close")
         self._run_now = 0.0
         self._run_bytes = 0
@@ -147,8 +151,14 @@ class Router:
             return rules is not None and not rules.history_size
 
         self._end_run()
+        self.tallies.count_by(self.settings.config.namespaces)
         self.retained.resize(self.settings.config.retained_bytes)
         self.engine.forget(keeps_none)
+
+    @property
+    def published(self) -> int:
+        """Publications since `serve` began. Linear in the namespaces."""
+        return self.tallies.published
 
     # publishing
 
@@ -177,7 +187,7 @@ class Router:
             publications = self.engine.publish(topic, publications, self._run_rules, self._run_now)
         self._run.batches.append(publications)
         count, size = len(publications), sum(map(len, contents))
-        self.published += count
+        self._run_tally.published += count
         if self._run_width == 1:  # as nearly always
             self.meter.done += work + count * PUBLICATION + size / 1024 * KILOBYTE
         else:
@@ -226,7 +236,7 @@ class Router:
         self.meter.add(PARCEL + work + _encoding_work(width, 1, size))
         parcel.is_late = width > NARROW and size > LARGE
         parcel.rule = rules.slow_consumer
-        self.published += 1
+        self.tallies.of(parcel.topic).published += 1
         if defers:
             submission = Submission(parcel, rules, keep, retain, key)
             self.engine.submit(submission)
@@ -274,6 +284,7 @@ class Router:
         if self._run_keeps:
             self._run_now = trio.current_time()
         self._run_bytes = 0
+        self._run_tally = self.tallies.of(topic)
         self._run_topic = topic
         self.office.wake()
 

@@ -113,6 +113,10 @@ class Plan:
             if size > (most if room is None else room) and (len(missed) > 1 or room is not None):
                 # Never in part; and all of it would be more than one reply may hold.
                 missed, recovered, size = [], False, 0
+            if recovered:
+                self.router.recoveries.recovered += 1
+            else:
+                self.router.recoveries.gap += 1
             self.router.meter.add(listing_work(missed))
             if not recovered and request.flag & REJECT_UNRECOVERED:
                 raise Refused(ErrorCode.UNRECOVERABLE_POSITION)

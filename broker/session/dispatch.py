@@ -101,6 +101,8 @@ def publish(client: Client, request_id: int, topic: str, data: bytes) -> None:
         client.answer_when_kept(dones, (request_id,))
     elif request_id:
         client.add_reply(client.publish_reply(request_id, refusal))
+    if client.services.logs_commands:
+        _log_command(client, request_id, "publish", topic, refusal)
 
 
 HANDLERS: Final[dict[str, Handler]] = {
@@ -359,6 +361,7 @@ class Dispatcher:
             and not services.router.engine.full
             and self.peer.phase is Phase.CONNECTED
             and not services.rate_limits.active
+            and not services.logs_commands
         )
 
     # one message
@@ -413,7 +416,7 @@ class Dispatcher:
             if handler is not _ANSWER_TO_PING:
                 if not self._is_within(size):
                     await self.questions.wait_none()
-                    client.refuse(command.id, Refused(ErrorCode.TOO_MANY_REQUESTS))
+                    self._refuse_excess(client, command)
                     continue
                 topic = topic_of(command, method)
                 turn = Turn(client, command, handler, method, size, topic)
@@ -489,8 +492,15 @@ class Dispatcher:
         """
         if not self.services.rate_limits.active or command == _PONG or self._is_within(size):
             return True
-        client.refuse(command.id, Refused(ErrorCode.TOO_MANY_REQUESTS))
+        self._refuse_excess(client, command)
         return False
+
+    def _refuse_excess(self, client: Client, command: Command) -> None:
+        refusal = Refused(ErrorCode.TOO_MANY_REQUESTS)
+        client.refuse(command.id, refusal)
+        if self.services.logs_commands:
+            _, method = self._handler(command)
+            _log_command(client, command.id, method, _subject(command, method), refusal)
 
     def _is_within(self, size: float) -> bool:
         limits, peer = self.services.rate_limits, self.peer
@@ -519,15 +529,55 @@ def _with_following(commands: Iterator[Sized]) -> Iterator[tuple[Sized, Command 
 
 @contextmanager
 def _failures_answered(client: Client, command: Command, method: str) -> Iterator[None]:
-    """Answer a command that was refused, or whose hook has failed."""
+    """Answer a command that was refused, or whose hook has failed; log it where all are logged."""
+    outcome: Exception | None = None
     try:
         yield
     except Refused as refusal:
+        outcome = refusal
         client.refuse(command.id, refusal)
-    except Disconnect:
+    except Disconnect as order:
+        outcome = order
         raise
-    except Exception:
+    except Exception as error:
+        outcome = error
         if method == "send":
             raise
         client.services.log.exception("hook_failed", hook=method, fd=client.peer.fd)
         client.refuse(command.id, Refused(ErrorCode.INTERNAL))
+    finally:
+        # A publish that was carried out has been logged, with what became of it; the answer to a ping
+        # has no method, and says nothing.
+        is_news = outcome is not None or method not in ("publish", "")
+        if client.services.logs_commands and is_news:
+            _log_command(client, command.id, method, _subject(command, method), outcome)
+
+
+def _subject(command: Command, method: str) -> str:
+    """The topic that a command is about, or the method that it calls."""
+    if command.rpc is not None:
+        return command.rpc.method
+    return topic_of(command, method) or ""
+
+
+def _log_command(
+    client: Client, request_id: int, method: str, about: str, outcome: Exception | None
+) -> None:
+    """Log a command with the id of its request, and how it ended: `ok`, or the code of the error reply
+    or of the close."""
+    fields: dict[str, object] = {"outcome": "ok"}
+    if isinstance(outcome, Refused):
+        fields = {"outcome": "error", "code": int(outcome.code), "reason": outcome.message}
+    elif isinstance(outcome, Disconnect):
+        fields = {"outcome": "disconnect", "code": int(outcome.code), "reason": outcome.reason}
+    elif outcome is not None:
+        fields = {"outcome": "error", "code": int(ErrorCode.INTERNAL), "reason": "hook failed"}
+    client.services.log.debug(
+        "command",
+        fd=client.peer.fd,
+        user=client.peer.user,
+        request=request_id,
+        method=method or "none",
+        about=about,
+        **fields,
+    )

@@ -129,6 +129,7 @@ class Client:
 
     def error(self, request_id: int, refusal: Refused) -> bytes:
         """An error reply, not framed yet."""
+        self.services.counts.note_error(refusal.code)
         return self.codec.error(request_id, refusal.code, refusal.message, refusal.temporary)
 
     # payloads

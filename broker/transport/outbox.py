@@ -410,8 +410,11 @@ class Outbox:
             self._begin_writer(self._write_blocked)
 
     def _append(self, run: Run) -> None:
-        if self._ledger is not None:
-            run.enter(self._ledger)
+        ledger = self._ledger
+        if ledger is not None:
+            run.enter(ledger)
+            ledger.messages_offered += run.messages
+            ledger.bytes_offered += len(run.data)
         if not self.mail:
             self._post([self])
         self.mail.append(run)

@@ -1645,7 +1645,7 @@ async def test_large_bodies_that_end_together_are_decoded_in_turns(
                 nursery.start_soon(peer.send, b" ")
             while decoded[-1] < 10:
                 await trio.lowlevel.checkpoint()
-                decoded.append(net.node.services.refused)
+                decoded.append(net.node.services.counts.refused)
         assert max(after - before for before, after in pairwise(decoded)) <= 2
         for peer in peers:
             await peer.aclose()
