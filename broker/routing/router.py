@@ -74,6 +74,7 @@ class Router:
         self.events = events
         self.settings = rights.settings
         self.retained = Retained(self.settings.config.retained_bytes)
+        self.published = 0
         self.tallies = Tallies()
         self.tallies.count_by(self.settings.config.namespaces)
         self.recoveries = Recoveries()
@@ -82,7 +83,6 @@ class Router:
         self._run_topic = ""
         self._run_rules = self.settings.config.topics
         self._run_recipients: list[Recipient] = []
-        self._run_tally = self.tallies.others
         self._run = Parcel("", "close")
         self._run_now = 0.0
         self._run_bytes = 0
@@ -107,10 +107,10 @@ class Router:
         self.retained.resize(self.settings.config.retained_bytes)
         self.engine.forget(keeps_none)
 
-    @property
-    def published(self) -> int:
-        """Publications since `serve` began. Linear in the namespaces."""
-        return self.tallies.published
+    def by_namespace(self) -> Mapping[str, int]:
+        """Publications since `serve` began, by namespace; sends out the open run, to count it."""
+        self._end_run()
+        return self.tallies.by_namespace(self.published)
 
     # publishing
 
@@ -141,7 +141,7 @@ class Router:
             publications = self.engine.publish(topic, publications, self._run_rules, self._run_now)
         self._run.batches.append(publications)
         count, size = len(publications), sum(map(len, contents))
-        self._run_tally.published += count
+        self.published += count
         self.meter.done += work + count * PUBLICATION + size / 1024 * KILOBYTE
         self._run_bytes += size
         if self._run_bytes > RUN_BYTES:
@@ -178,7 +178,9 @@ class Router:
             now = trio.current_time()
             (publication,) = self.engine.publish(parcel.topic, (publication,), rules, now)
             parcel.batches[0] = (publication,)
-        self.tallies.of(parcel.topic).published += 1
+        self.published += 1
+        if ":" in parcel.topic:
+            self.tallies.note(parcel.topic, 1)
         if retain and not rules.retain:
             recipients.append(self.retained)
         for recipient in recipients:
@@ -196,7 +198,6 @@ class Router:
         if rules.history_size:
             self._run_now = trio.current_time()
         self._run_bytes = 0
-        self._run_tally = self.tallies.of(topic)
         self._run_topic = topic
         self.office.wake()
 
@@ -207,6 +208,8 @@ class Router:
         recipients, run = self._run_recipients, self._run
         self._run_topic, self._run_recipients = "", []
         if run.batches:
+            if ":" in run.topic:
+                self.tallies.note(run.topic, sum(map(len, run.batches)))
             for recipient in recipients:
                 recipient.deliver(run)
 
