@@ -326,7 +326,7 @@ class Node:
             memory=self.services.memory.statistics(),
             retained=router.retained.statistics(),
             ends=self.services.counts.statistics(),
-            namespaces=router.tallies.by_namespace(),
+            namespaces=router.by_namespace(),
             recoveries=attrs.asdict(router.recoveries),
             hooks=self.hooks.statistics(),
             loop_lag=self.loop_lag.statistics(),

@@ -117,6 +117,7 @@ class Router:
         self.settings = rights.settings
         self.retained = engine.retained
         self._may_defer = engine.durability != "none"
+        self.published = 0
         self.tallies = Tallies()
         self.tallies.count_by(self.settings.config.namespaces)
         self.recoveries = Recoveries()
@@ -127,7 +128,6 @@ class Router:
         self._run_keeps = False  # its history, at once
         self._run_dones: list[Done] | None = None  # where the engine has to keep it first
         self._run_recipients: list[Recipient] = []
-        self._run_tally = self.tallies.others
         self._run = Parcel("", "close")
         self._run_now = 0.0
         self._run_bytes = 0
@@ -155,10 +155,10 @@ class Router:
         self.retained.resize(self.settings.config.retained_bytes)
         self.engine.forget(keeps_none)
 
-    @property
-    def published(self) -> int:
-        """Publications since `serve` began. Linear in the namespaces."""
-        return self.tallies.published
+    def by_namespace(self) -> Mapping[str, int]:
+        """Publications since `serve` began, by namespace; sends out the open run, to count it."""
+        self._end_run()
+        return self.tallies.by_namespace(self.published)
 
     # publishing
 
@@ -187,7 +187,7 @@ class Router:
             publications = self.engine.publish(topic, publications, self._run_rules, self._run_now)
         self._run.batches.append(publications)
         count, size = len(publications), sum(map(len, contents))
-        self._run_tally.published += count
+        self.published += count
         if self._run_width == 1:  # as nearly always
             self.meter.done += work + count * PUBLICATION + size / 1024 * KILOBYTE
         else:
@@ -236,7 +236,9 @@ class Router:
         self.meter.add(PARCEL + work + _encoding_work(width, 1, size))
         parcel.is_late = width > NARROW and size > LARGE
         parcel.rule = rules.slow_consumer
-        self.tallies.of(parcel.topic).published += 1
+        self.published += 1
+        if ":" in parcel.topic:
+            self.tallies.note(parcel.topic, 1)
         if defers:
             submission = Submission(parcel, rules, keep, retain, key)
             self.engine.submit(submission)
@@ -284,7 +286,6 @@ class Router:
         if self._run_keeps:
             self._run_now = trio.current_time()
         self._run_bytes = 0
-        self._run_tally = self.tallies.of(topic)
         self._run_topic = topic
         self.office.wake()
 
@@ -296,6 +297,8 @@ class Router:
         self._run_topic, self._run_recipients = "", []
         if not run.batches:
             return
+        if ":" in run.topic:
+            self.tallies.note(run.topic, sum(map(len, run.batches)))
         if self._run_dones is not None:
             rules, dones = self._run_rules, self._run_dones
             keep = rules.history_size > 0
@@ -426,7 +429,7 @@ class Router:
         self.hub.subscribe(subscription)
         if isinstance(subscription.subscriber, Peer):
             subscription.subscriber.weigh(subscription, 1)
-        self._emit(EventKind.SUBSCRIBED, subscription)
+        _emit(self.events, EventKind.SUBSCRIBED, subscription)
 
     def unsubscribe(
         self,
@@ -482,13 +485,7 @@ class Router:
     def _emit_left(self, subscription: Subscription, code: int, reason: str) -> None:
         if isinstance(subscription.subscriber, Peer):
             subscription.subscriber.weigh(subscription, -1)
-        self._emit(EventKind.UNSUBSCRIBED, subscription, code=code, reason=reason)
-
-    def _emit(self, kind: EventKind, subscription: Subscription, **fields: Any) -> None:
-        subscriber = subscription.subscriber
-        if self.events is not None and subscriber.fd:  # not this very program
-            name = subscription.name
-            self.events.emit(kind, subscriber.fd, subscriber.user, topic=name, **fields)
+        _emit(self.events, EventKind.UNSUBSCRIBED, subscription, code=code, reason=reason)
 
     def _notify_watchers(
         self, name: str, info: ClientInfo | None, what: Literal["join", "leave"]
@@ -505,6 +502,14 @@ class Router:
         for codec, outboxes in watchers.items():
             frame = codec.join(name, info) if what == "join" else codec.leave(name, info)
             self.office.deliver(Run((frame,)), outboxes)
+
+
+def _emit(
+    events: Events | None, kind: EventKind, subscription: Subscription, **fields: Any
+) -> None:
+    subscriber = subscription.subscriber
+    if events is not None and subscriber.fd:  # not this very program
+        events.emit(kind, subscriber.fd, subscriber.user, topic=subscription.name, **fields)
 
 
 def _deliver(

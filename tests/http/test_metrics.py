@@ -409,3 +409,16 @@ async def test_the_lag_of_the_loop_is_looked_at_each_second(
     assert total - before >= 6
     assert total - found["broker_loop_lag_seconds_bucket{le=0.5}"] == 1
     assert 0.7 <= found["broker_loop_lag_seconds_sum"] <= 1.7
+
+
+async def test_what_was_published_in_this_very_step_is_counted_by_namespace(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    """Else a count would move from one namespace to another, and one counter go down."""
+    router = net.node.services.router
+    for topic in ("chat:x", "news", "chat:x"):
+        router.publish_all(topic, (b"1", b"2"))
+    net.broker.publish_nowait("chat:x", 3)
+    assert net.broker.stats().namespaces == {"": 2, "fd": 0, "user": 0, "chat": 5}
+    router.publish_all("chat:x", (b"4",))
+    assert net.broker.stats().namespaces == {"": 2, "fd": 0, "user": 0, "chat": 6}
