@@ -408,7 +408,7 @@ async def test_the_lag_of_the_loop_is_looked_at_each_second(
     total = found["broker_loop_lag_seconds_count"]
     assert total - before >= 6
     assert total - found["broker_loop_lag_seconds_bucket{le=0.5}"] == 1
-    assert 0.7 <= found["broker_loop_lag_seconds_sum"] <= 1.7
+    assert 0.7 <= found["broker_loop_lag_seconds_sum"] < 1.8
 
 
 async def test_what_was_published_in_this_very_step_is_counted_by_namespace(
