@@ -54,6 +54,9 @@ Sized = tuple[Command, float]
 
 _PONG: Final = Command()
 
+_FEW: Final = 32
+"""Publishes that are decoded without a look at how many there is room for."""
+
 _LARGE: Final = BURST / DECODED_KILOBYTE * 1024
 """Bytes of a message that nobody may take apart without a turn: 16 KB."""
 
@@ -219,7 +222,7 @@ class Dispatcher:
 
         Raises `Disconnect`. Cancelled, it leaves what it has not begun.
         """
-        self._share.spend(len(batch) * FRAME)
+        self._share.left -= len(batch) * FRAME
         batch = self.take(batch)
         while self._share.is_used_up and self.peer.is_established:
             await self._share.wait_turn()
@@ -300,9 +303,11 @@ class Dispatcher:
         client = self.client
         if client is None or self._left is not None or not self._may_publish_now or not batch:
             return 0
-        # As many as there is room for at most; to decode all of them is half of the work.
-        most = int(max(self._share.slice, self._share.left) / PUBLICATION) + 1
-        commands = client.codec.decode_publishes([payload for _, payload in batch[:most]])
+        payloads = [payload for _, payload in batch]
+        if len(payloads) > _FEW:
+            # As many as there is room for at most; to decode all of them is half of the work.
+            del payloads[int(max(self._share.slice, self._share.left) / PUBLICATION) + 1 :]
+        commands = client.codec.decode_publishes(payloads)
         if not commands:
             return 0
         router = self.services.router
