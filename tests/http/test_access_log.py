@@ -49,7 +49,7 @@ async def lines_of(net: Network, sent: bytes) -> list[Any]:
     [
         (request("GET /healthz"), "GET", "/healthz", 200),
         (request("GET /nothing?token=secret"), "GET", "/nothing", 404),
-        (request("HEAD /"), "HEAD", "/", 200),
+        (request("HEAD /healthz"), "HEAD", "/healthz", 200),
         (request("GET /metrics"), "GET", "/metrics", 401),
         (request("POST /api/info", f"X-API-Key: {KEY}", body=b"{}"), "POST", "/api/info", 200),
         (request("POST /api/info", "X-API-Key: no", body=b"{}"), "POST", "/api/info", 401),
