@@ -1,6 +1,8 @@
 """The table of hostile inputs (`python -m tests.hostile`): what it calls harm, and that it runs."""
 
 import json
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -8,11 +10,13 @@ from pathlib import Path
 
 import attrs
 import pytest
+import trio
 
 from tests.hostile.bystander import Heard, percentile
 from tests.hostile.field import MIB, Field, Input
 from tests.hostile.judge import Measured, Verdict, judge, line_of, log_errors
 from tests.hostile.target import Sample
+from tests.hostile.wire import Ended, Peer
 
 ROOT = Path(__file__).parent.parent
 BEFORE = Sample(rss=50 * MIB, files=10, threads=1, cpu=1.0, waited=0.0)
@@ -134,6 +138,27 @@ def test_a_percentile_is_the_nearest_rank() -> None:
     assert percentile(values, 0.99) == 100
     assert percentile(values, 0.5) == 51
     assert percentile([], 0.99) == 0
+
+
+@pytest.mark.parametrize("resets", [True, False])
+async def test_a_reset_is_told_though_a_write_was_told_of_it_first(resets: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    peer = Peer(trio.SocketStream(trio.socket.from_stdlib_socket(client)))
+    if resets:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    ours.close()
+
+    async def send_on() -> None:
+        while True:
+            await peer.send(b"x")
+
+    if resets:
+        with pytest.raises(Ended, match="RST"):
+            await send_on()
+    assert await peer.ending() == ("RST" if resets else "EOF")
+    await peer.aclose()
 
 
 def _table(*options: str) -> "subprocess.CompletedProcess[str]":

@@ -70,6 +70,11 @@ _SETTINGS: Final = (
         field="allowed_origins", multiple=True,
     ),
     _setting(
+        "--engine",
+        "What keeps history: memory, or sqlite:PATH for a file that survives a restart.",
+        field="engine",
+    ),
+    _setting(
         "--max-connections",
         "Connections at once; by default as many as the limit on open files allows.",
         field="max_connections", type=int,

@@ -18,6 +18,7 @@ from broker.config.validators import (
     backend_url,
     choice,
     distinct_patterns,
+    engine_url,
     event_kinds,
     first_fd,
     headers,
@@ -327,6 +328,10 @@ class Config:
     """The key that backends show as `X-API-Key` to use the HTTP API under `/api`. None: no such API.
     Better in `BROKER_API_KEY` than in a file that many can read."""
 
+    metrics_key: str | None = attrs.field(default=None, validator=secret_text, repr=False)
+    """The key that opens `/metrics`, as a bearer token or as a password; so does `api_key`. With neither
+    there are no metrics. Better in `BROKER_METRICS_KEY` than in a file that many can read."""
+
     # limits of one peer
     max_connections: int | None = attrs.field(default=None, validator=number(1, optional=True))
     """None: the limit on open files, less 256 for all else and one for each request to a
@@ -467,6 +472,14 @@ class Config:
     or 503; beyond it the connections that hold the most are ended with 3008."""
 
     # history, over all topics
+    engine: str = attrs.field(
+        default="memory", validator=engine_url, metadata=_needs_restart("the engine is open")
+    )
+    """What keeps history, retained values and idempotency keys. `memory`: this process, so they end with
+    it, and nobody waits for a disk. `sqlite:PATH`: a file of this broker's own as well; a publication
+    is acknowledged and delivered once it is there, and survives the loss of power. With
+    `?sync=process` behind the path it survives a crash of the process alone, and nothing waits for
+    the disk."""
     history_bytes: int = attrs.field(
         metadata=_needs_restart("the engine has its room"), default=64 * 2**20, validator=number(0)
     )
@@ -505,7 +518,11 @@ class Config:
     log_format: LogFormat = attrs.field(default="console", validator=choice(LogFormat))
     """`console` for people, `json` for machines, `article` for the tutorial's four lines."""
     log_level: LogLevel = attrs.field(default="info", validator=choice(LogLevel))
-    """`info` tells of every connection's start and end, `debug` of every message."""
+    """`info` tells of every connection's start and end, `debug` of every message, and of every command and
+    its outcome."""
+    access_log: bool = False
+    """Whether each HTTP request is logged: method, path, status, time. Off: a broker behind a proxy has
+    those lines twice."""
 
     def __attrs_post_init__(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):

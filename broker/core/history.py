@@ -187,11 +187,11 @@ class HistoryStore:
     once they take more than half of all. Until then an epoch outlives the publications, as to lose
     one costs a subscriber that missed nothing a false alarm.
 
-    `new_epoch` makes a text that no epoch ever had, also before a restart.
+    `new_epoch` makes a text for a topic that no epoch ever had, also before a restart.
     """
 
     max_bytes: int
-    new_epoch: Callable[[], str]
+    new_epoch: Callable[[str], str]
     meta_ttl: float = META_TTL
     meter: Meter = attrs.field(factory=Meter)
     """To which the work is added that not every publication causes."""
@@ -239,7 +239,7 @@ class HistoryStore:
         publications come back as they are.
         """
         if size <= 0 or ttl <= 0:
-            self._forget(topic)
+            self.forget_topic(topic)
             return publications
         if not publications:
             return publications
@@ -357,11 +357,42 @@ class HistoryStore:
                 self._drop_oldest(history)
             self._quieten(history, now)
 
-    def forget(self, is_over: Callable[[str], bool]) -> None:
-        """Forget the topics that this is true of, with their epochs. Linear in all topics."""
-        for topic in [topic for topics in (self._kept, self._quiet) for topic in topics]:
-            if is_over(topic):
-                self._forget(topic)
+    def forget(self, is_over: Callable[[str], bool]) -> list[str]:
+        """Forget the topics that this is true of, with their epochs; return them. Linear in all
+        topics."""
+        over = [topic for topic in self.topics() if is_over(topic)]
+        for topic in over:
+            self.forget_topic(topic)
+        return over
+
+    # keeping it elsewhere as well
+
+    def topics(self) -> list[str]:
+        """All topics that have an epoch."""
+        return [*self._kept, *self._quiet]
+
+    def state(self, topic: str) -> tuple[Position, History | None] | None:
+        """Where a topic is, and what it keeps if that is anything; None if it has no epoch. It does
+        not count as asking for it."""
+        history = self._kept.get(topic)
+        if history is not None:
+            return history.position, history
+        quiet = self._quiet.get(topic)
+        return None if quiet is None else (quiet[0], None)
+
+    def restore(self, topic: str, position: Position, now: float) -> None:
+        """Put a topic where it was, with nothing kept; what it has here is forgotten."""
+        self.forget_topic(topic)
+        self._put_quiet(topic, position, now, None)
+
+    def renew(self, epoch_of: Callable[[str], str]) -> None:
+        """Begin all epochs anew, each by a name made of the old one; offsets and publications stay.
+        Linear in the topics."""
+        for history in self._kept.values():
+            history.epoch = epoch_of(history.epoch)
+        for topic, (position, asked, payer) in list(self._quiet.items()):
+            renewed = Position(position.offset, epoch_of(position.epoch))
+            self._quiet[topic] = renewed, asked, payer
 
     def expire(self, now: float) -> bool:
         """Free what is past its time, in `EXPIRED_AT_ONCE` topics at most; whether there is more. Call it
@@ -381,7 +412,7 @@ class HistoryStore:
             topic, (_, asked, _) = next(iter(self._quiet.items()), _NO_TOPIC)
             if asked + self.meta_ttl > now:
                 return False
-            self._forget(topic)
+            self.forget_topic(topic)
         return True
 
     def prepare(self, size: int) -> bool:
@@ -458,7 +489,7 @@ class HistoryStore:
     def _take_quiet(self, topic: str, now: float) -> Position:
         position, asked = self._pop_quiet(topic)
         if position is None or asked + self.meta_ttl <= now:
-            return Position(0, self.new_epoch())
+            return Position(0, self.new_epoch(topic))
         return position
 
     def _pop_quiet(self, topic: str) -> tuple[Position | None, float]:
@@ -492,7 +523,7 @@ class HistoryStore:
         self._close(history)
         self._put_quiet(history.topic, history.position, now, history.payer)
 
-    def _forget(self, topic: str) -> None:
+    def forget_topic(self, topic: str) -> None:
         """Forget everything about a topic, if there is anything."""
         history = self._kept.get(topic)
         if history is not None:
@@ -635,12 +666,12 @@ class HistoryStore:
             self.meter.add(EVICTED)
             account = self._shares.heaviest()
             if account is None or len(self._unpaid) * QUIET_BYTES > self.max_bytes // 2:
-                self._forget(next(iter(self._unpaid)))
+                self.forget_topic(next(iter(self._unpaid)))
                 continue
             if len(account.quiet) * QUIET_BYTES > account.bytes // 2 or not (
                 account.own or account.shared
             ):
-                self._forget(next(iter(account.quiet)))
+                self.forget_topic(next(iter(account.quiet)))
                 continue
             history = self._topic_to_trim(account)
             if history is not None:

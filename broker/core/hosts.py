@@ -32,8 +32,8 @@ LITERALS: Final = frozenset({"*", "null", "file://"})
 browsers of today, and `file://` in Electron and in some web views."""
 
 # RFC 1035 section 2.3.4: a label has 63 bytes, a name 253 as text. Underscores are no letters of host
-# names, and browsers take them.
-_LABEL: Final = re.compile(r"[a-z0-9_-]{1,63}")
+# names, and browsers take them. The mark of an A-label alone is none (RFC 5890 section 2.3.2.1).
+_LABEL: Final = re.compile(r"(?!xn--\Z)[a-z0-9_-]{1,63}")
 _NAME_LENGTH: Final = 253
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*")
 # The URL standard's "ends in a number": no name ends so, browsers read all of these as IPv4.

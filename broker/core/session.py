@@ -248,7 +248,8 @@ NO_CLAIMS: Mapping[str, object] = MappingProxyType({})
 class Session:
     """One peer. `user` changes by `Registry.bind` alone, which knows who is whose.
 
-    `conn_info` is raw JSON that others see of it. `claims` are those of its token, `token_user` who
+    `conn_info` is raw JSON that others see of it. `app_name` and `app_version` are what the client calls
+    itself. `claims` are those of its token, `token_user` who
     that is for. `expires_at` and `next_expiry` are on Trio's clock: when the connection ends unless
     it is refreshed, and when the first of it and its subscriptions does.
     """
@@ -257,6 +258,8 @@ class Session:
     phase: Phase = Phase.OPEN
     user: str = ""
     conn_info: bytes | None = None
+    app_name: str = ""
+    app_version: str = ""
     claims: Mapping[str, object] = NO_CLAIMS
     token_user: str = ""
     expires_at: float = inf

@@ -6,15 +6,19 @@ Rule 2  A fault in the request as HTTP is a status (400, 401, 413); a fault in t
         carries is `{"error": {"code", "message"}}` with 200, which is what those SDKs expect.
 Rule 3  What a request asks for is carried out in its order, `parallel` or not, and not in one step:
         between two commands of a batch, two topics of a broadcast, two connections of a user and two
-        pieces of a list others have their turn (ADR 15). One publication is one step.
+        pieces of a list others have their turn (ADR 15). One publication is one step. Where the engine
+        has to keep it first, publications in a row are kept together, and any other command waits for
+        those before it.
 """
 
 import base64
 import hmac
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import translate
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar
 
@@ -24,13 +28,21 @@ from msgspec import Meta, Raw, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
+from broker.core.braces import TooMany, alternatives
 from broker.core.history import UnrecoverablePosition
 from broker.core.json_reader import AsSent, BadJson, read, read_members
-from broker.core.messages import ClientInfo, ConnectionInfo, Fd, Position, Publication
+from broker.core.messages import (
+    ClientInfo,
+    ConnectionInfo,
+    Delivery,
+    Fd,
+    Position,
+    Publication,
+)
 from broker.core.work import COMMAND, ENDING, MEMBER, NAMED, READ_KILOBYTE
 from broker.errors import CloseCode, ErrorCode, Refused, UnsubscribeCode, check_close_code
 from broker.http.calls import Call, Listing, member, pieces
-from broker.node import Node
+from broker.node import Node, Publishing
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.commands import BadCommand
 from broker.protocols.json_text import check_json, to_json, written
@@ -55,6 +67,10 @@ be answered with twenty times its size."""
 
 MAX_ALTERNATIVES: Final = 100
 """Each is tried on every topic, and `{a,b}{a,b}…` doubles them with every pair of braces."""
+
+MAX_PATTERN: Final = 1024
+"""Characters of a pattern, and a fourth of those that it may stand for: four topics of the longest. One
+that is nothing but stars takes 12 ms to be compiled."""
 
 _FD = re.compile("[1-9][0-9]{0,17}", re.ASCII)
 """As `fd:N` has it: more digits than that are nobody's, and too many are no number in Python."""
@@ -172,6 +188,13 @@ class ApiResponse:
     headers: Mapping[str, str] = attrs.field(factory=dict)
 
 
+@attrs.frozen
+class _Later:
+    """What has begun, and is answered when the engine has kept it."""
+
+    wait: Callable[[], Awaitable[Any]]
+
+
 class Api:
     """Answers requests under `/api` on behalf of a node."""
 
@@ -182,7 +205,7 @@ class Api:
     async def __call__(self, request: Request) -> Response:
         """One request by way of Starlette. The server in front has bounded its body."""
         method = request.path_params["method"]
-        answer = self.refuse(method, shown_key(request.headers.get), _peer_of(request))
+        answer = self.refuse(method, shown_key(request.headers.get), peer_of(request))
         if answer is None:
             answer = await self.answer(method, await request.body(), self._node.new_share())
         return Response(
@@ -221,10 +244,12 @@ class Api:
             await call.turn(reading)
             call.meter.add(reading)
             check_json(body)
+            await call.aside(self._node.wait_room)
             if method == "batch":
                 answer = await self._batch(body, call)
             else:
-                answer = await self._answer(method, body, "result", call)
+                begun = await self._answer(method, body, "result", call)
+                answer = await call.aside(begun.wait) if isinstance(begun, _Later) else begun
         except BadCommand as error:
             return ApiResponse(HTTPStatus.BAD_REQUEST, f"The body is {error}".encode())
         finally:
@@ -240,14 +265,29 @@ class Api:
             text = f"a batch has at most {MAX_COMMANDS} commands"
             return written(_error(Refused(ErrorCode.LIMIT_EXCEEDED, text)))
         replies: list[bytes] = []
+        begun: list[bytes | _Later] = []
+
+        async def settle() -> None:
+            for each in begun:
+                reply = await call.aside(each.wait) if isinstance(each, _Later) else each
+                replies.append(reply)
+                call.room -= len(reply)
+            begun.clear()
+
         for command in batch.commands:
-            reply = await self._command(bytes(command), call)
-            replies.append(reply)
-            call.room -= len(reply)
+            publishes = (
+                bytes(command).lstrip(b" \t\r\n{").startswith((b'"publish"', b'"broadcast"'))
+            )
+            if not publishes:
+                await settle()
+            begun.append(await self._command(bytes(command), call))
+            if not publishes:
+                await settle()
+        await settle()
         # Without a `result` around it, and each reply under its method's name: as Centrifugo.
         return b'{"replies":[%b]}' % b",".join(replies)
 
-    async def _command(self, command: bytes, call: Call) -> bytes:
+    async def _command(self, command: bytes, call: Call) -> bytes | _Later:
         await call.turn()
         call.meter.add(COMMAND)
         try:
@@ -258,16 +298,22 @@ class Api:
             return written(_error(refusal))
         return await self._answer(method, params, method, call)
 
-    async def _answer(self, method: str, params: bytes, name: str, call: Call) -> bytes:
-        """The result under this name, or the error."""
+    async def _answer(self, method: str, params: bytes, name: str, call: Call) -> bytes | _Later:
+        """The result under this name, or the error; or `_Later` for one of them."""
         kind, carry_out = self._methods[method]
         try:
-            return written({name: await carry_out(_decode(params, kind), call)})
-        except Refused as refusal:
-            return written(_error(refusal))
-        except Exception:
-            log.exception("api_failed", method=method)
-            return written(_error(Refused(ErrorCode.INTERNAL)))
+            result = await carry_out(_decode(params, kind), call)
+            if isinstance(result, _Later):
+                return _Later(partial(self._finish, method, name, result))
+            return written({name: result})
+        except Exception as error:  # noqa: BLE001 - it is the reply
+            return _failure(method, error)
+
+    async def _finish(self, method: str, name: str, later: _Later) -> bytes:
+        try:
+            return written({name: await later.wait()})
+        except Exception as error:  # noqa: BLE001 - it is the reply
+            return _failure(method, error)
 
 
 class _Methods:
@@ -301,31 +347,30 @@ class _Methods:
     async def _publish(self, params: Publish, call: Call) -> object:
         data, options = _publication_of(params)
         await call.turn(self._node.router.weigh(params.channel))
-        return self._publish_to(params.channel, data, options, with_report=params.report)
+        publishing = self._node.publish_soon(params.channel, data, options)
+        if publishing.result is None:
+            return _Later(partial(_published_later, publishing, params))
+        return _published(publishing.result, params)
 
     async def _broadcast(self, params: Broadcast, call: Call) -> object:
         data, options = _publication_of(params)
-        responses = Listing(None)
+        begun: list[Publishing | bytes] = []
+        is_kept = True
         for channel in params.channels:
             await call.turn(self._node.router.weigh(channel))
             try:
-                result = self._publish_to(channel, data, options, with_report=params.report)
-                responses.add(written({"result": result}))
+                publishing = self._node.publish_soon(channel, data, options)
             except Refused as refusal:
                 call.meter.add(COMMAND)
-                responses.add(written(_error(refusal)))
-        return {"responses": responses.as_list()}
-
-    def _publish_to(
-        self, topic: str, data: bytes, options: PublishOptions, *, with_report: bool
-    ) -> dict[str, object]:
-        delivery = self._node.publish(topic, data, options)
-        result: dict[str, object] = {}
-        if delivery.position is not None:
-            result |= {"offset": delivery.position.offset, "epoch": delivery.position.epoch}
-        if with_report:
-            result |= report(delivery)
-        return result
+                begun.append(written(_error(refusal)))
+                continue
+            if publishing.result is None:
+                is_kept = False
+                begun.append(publishing)
+            else:
+                begun.append(_response(publishing, params))
+        wait = partial(_broadcast_later, begun, params)
+        return await wait() if is_kept else _Later(wait)
 
     # connections of a user, one by one
 
@@ -432,7 +477,7 @@ class _Methods:
         return {"publications": listed.as_list(), "offset": top.offset, "epoch": top.epoch}
 
     async def _history_remove(self, params: Channel, call: Call) -> object:
-        self._node.remove_history(params.channel)
+        await call.aside(partial(self._node.remove_history, params.channel))
         return {}
 
     async def _channels(self, params: Channels, call: Call) -> object:
@@ -521,7 +566,7 @@ def shown_key(header: Callable[[str], str | None]) -> str:
     return key.strip() if scheme.lower() == "apikey" else ""
 
 
-def _peer_of(request: Request) -> str:
+def peer_of(request: Request) -> str:
     if request.client is None:
         return "unix"
     host, port = request.client
@@ -546,6 +591,50 @@ def _method_of(command: bytes) -> tuple[str, bytes]:
         raise Refused(ErrorCode.BAD_REQUEST, "a command has exactly one method")
     ((method, params),) = members.items()
     return method, bytes(params)
+
+
+def _failure(method: str, error: Exception) -> bytes:
+    """The reply to a method that has raised."""
+    if isinstance(error, Refused):
+        return written(_error(error))
+    log.error("api_failed", method=method, exc_info=error)
+    return written(_error(Refused(ErrorCode.INTERNAL)))
+
+
+async def _published_later(publishing: Publishing, content: _Content) -> object:
+    return _published(await publishing.wait(), content)
+
+
+def _published(result: Delivery | Refused, content: _Content) -> object:
+    """The result of a publish. Raises `Refused`."""
+    if isinstance(result, Refused):
+        raise result
+    shown: dict[str, object] = {}
+    if result.position is not None:
+        shown |= {"offset": result.position.offset, "epoch": result.position.epoch}
+    if content.report:
+        shown |= report(result)
+    return shown
+
+
+async def _broadcast_later(begun: Sequence[Publishing | bytes], content: _Content) -> object:
+    responses = Listing(None)
+    for each in begun:
+        if isinstance(each, bytes):
+            responses.add(each)
+            continue
+        with suppress(Refused):  # which is its response
+            await each.wait()
+        responses.add(_response(each, content))
+    return {"responses": responses.as_list()}
+
+
+def _response(ended: Publishing, content: _Content) -> bytes:
+    """The response of a broadcast for one of its channels."""
+    assert ended.result is not None, "it has ended"
+    if isinstance(ended.result, Refused):
+        return written(_error(ended.result))
+    return written({"result": _published(ended.result, content)})
 
 
 def _publication_of(content: _Content) -> tuple[bytes, PublishOptions]:
@@ -577,27 +666,18 @@ def _payload(name: str, data: Raw, b64: str, *, needed: bool = True) -> Raw | No
     return None
 
 
-_innermost = re.compile(r"\{([^{}]*)\}").search
-
-
 def _alternatives(pattern: str) -> set[str]:
     """The patterns that one with `{a,b}` in it stands for; braces without a partner are text.
 
-    Raises `Refused` for one that stands for too many.
+    Raises `Refused` for one that is too long, or stands for too much.
     """
-    found, todo = set(), {pattern}
-    while todo:
-        text = todo.pop()
-        braces = _innermost(text)
-        if braces is None:
-            found.add(text)
-            continue
-        begin, end = braces.span()
-        todo |= {text[:begin] + each + text[end:] for each in braces[1].split(",")}
-        if len(found) + len(todo) > MAX_ALTERNATIVES:
-            text = f"pattern stands for more than {MAX_ALTERNATIVES} patterns without braces"
-            raise Refused(ErrorCode.BAD_REQUEST, text)
-    return found
+    if len(pattern) > MAX_PATTERN:
+        text = f"pattern has more than {MAX_PATTERN} characters"
+        raise Refused(ErrorCode.BAD_REQUEST, text)
+    try:
+        return alternatives(pattern, MAX_ALTERNATIVES, 4 * MAX_PATTERN)
+    except TooMany as error:
+        raise Refused(ErrorCode.BAD_REQUEST, f"pattern stands for {error}") from None
 
 
 def _bytes(b64data: str) -> bytes:

@@ -21,6 +21,7 @@ import trio
 
 from broker.core.memory import Part
 from broker.errors import HeadError
+from broker.http.access_log import Exchange
 from broker.http.api import Api, ApiResponse, shown_key
 from broker.http.server import BODY_BYTES, REQUEST_SECONDS, HttpServer, end_politely
 from broker.node import Node
@@ -124,6 +125,8 @@ class BackendServer:
         self, stream: trio.abc.Stream, source: "_Source", head: Head, share: Share
     ) -> bool:
         """Answer one request; whether another may follow."""
+        is_logged = self._node.config.access_log
+        exchange = Exchange.begin(stream, head, is_logged=is_logged)
         length = int(head.header("content-length") or 0)
         method = head.route.removeprefix(PREFIX)
         answer = self._api.refuse(method, shown_key(head.header), address_of(stream))
@@ -148,8 +151,11 @@ class BackendServer:
                 or self._node.draining
                 or "close" in (head.header("connection") or "").lower()
             )
+            response = _response(answer, closing=closing)
+            exchange.note_sent(response)
+            exchange.end()
             with trio.move_on_after(REQUEST_SECONDS) as sending:
-                await _send(stream, _response(answer, closing=closing))
+                await _send(stream, response)
                 if closing:
                     await end_politely(stream)
         return not (closing or sending.cancelled_caught)

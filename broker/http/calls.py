@@ -9,7 +9,7 @@ Rules:
 3. What is only read is bounded by the room that the answer has left. What was changed is always told.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
 import attrs
@@ -54,6 +54,13 @@ class Call:
         self.share.spend(done - self._begun_at)
         await self.share.wait_room(work)
         self._begun_at = self.meter.done
+
+    async def aside(self, wait: Callable[[], Awaitable[T]]) -> T:
+        """End a step, and wait for something that is no turn, such as a disk."""
+        self.settle()
+        result = await wait()
+        self._begun_at = self.meter.done
+        return result
 
     def settle(self) -> None:
         """Charge what was done since the last turn. To be called before anybody else runs."""

@@ -26,7 +26,9 @@ import trio
 from broker.core.json_reader import BadJson, members, one_text, read
 from broker.core.memory import Holding, Part
 from broker.core.messages import Transport
+from broker.core.work import READ_KILOBYTE
 from broker.errors import HeadError
+from broker.http.access_log import Exchange
 from broker.http.server import REQUEST_SECONDS
 from broker.http.streams import CONNECT_ID, HttpStream, ProtobufStream, SseStream, UniSseStream
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
@@ -38,7 +40,7 @@ from broker.session.accept import check_page, check_welcome
 from broker.session.connection import Connection
 from broker.session.memory import hold_request
 from broker.session.services import Services
-from broker.transport.head import Head, Request
+from broker.transport.head import Head, Request, refusal
 from broker.transport.sockets import answer_and_linger
 
 EMULATION: Final = "/emulation"
@@ -60,6 +62,9 @@ JSON: Final = frozenset(
     }
 )
 """The media types of bodies, as the official SDKs have them, and of what says nothing better."""
+
+SMALL_BODY: Final = 16 * 2**10
+"""A body that is decoded in no more time than a turn takes to come: 50 µs."""
 
 _SESSION = re.compile(r"([0-9]{1,18})\.(.+)")
 
@@ -86,12 +91,6 @@ class HttpConnection(Connection):
         line.connection, line.holding = self, self.holding
         self._line = line
         self._secret = token_urlsafe(16)
-
-    async def run(self) -> None:
-        try:
-            await super().run()
-        finally:
-            self._line.end()
 
     @property
     def is_one_way(self) -> bool:
@@ -161,8 +160,9 @@ class Fallbacks:
             return await self._http(stream, request)
         check_page(services, head)
         cors = _cors(head)
+        exchange = Exchange.begin(stream, head, is_logged=services.config.access_log)
         try:
-            answering = _Request(services, stream, head, request.behind, cors, address)
+            answering = _Request(services, stream, head, request.behind, cors, address, exchange)
             if head.method == "OPTIONS":
                 await answering.answer_preflight()
             elif head.route == EMULATION:
@@ -171,7 +171,12 @@ class Fallbacks:
                 return await answering.open()
         except HeadError as error:
             # A page may not even see the status of an answer without these.
-            raise HeadError(error.status, error.reason, (*error.headers, *cors)) from None
+            headers = (*error.headers, *cors)
+            exchange.note_sent(refusal(error.status, error.reason, headers))
+            raise HeadError(error.status, error.reason, headers) from None
+        finally:
+            if exchange.status:  # else it is a connection, or nobody is there any more
+                exchange.end()
         return None
 
 
@@ -185,6 +190,7 @@ class _Request:
     behind: bytes
     cors: tuple[tuple[str, str], ...]
     address: str
+    exchange: Exchange
 
     async def answer_preflight(self) -> None:
         """Say what a page of another origin may ask."""
@@ -197,25 +203,20 @@ class _Request:
     async def emulate(self) -> None:
         """Hand a message to the session that it names; answered when that has taken it."""
         self._check_method("POST")
-        codec = self._codec()
+        await self._hand_over(self._codec())
+        await self._answer()
+
+    async def _hand_over(self, codec: Codec) -> None:
         # In JSON a message grows by its quotes and backslashes: to twice its size at most.
-        body = await self._body(2 * self.services.config.max_message_bytes + 1024)
-        try:
-            if codec is CENTRIFUGE_PROTOBUF:
-                request = read_emulation(body)
-                session, message = request.session, bytes(request.data)
-            else:
-                emulated = msgspec.json.decode(body, type=_Emulated)
-                session, message = emulated.session, emulated.data.encode()
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadCommand) as error:
-            raise HeadError(400, f"not an emulation request: {error}") from None
+        limit = 2 * self.services.config.max_message_bytes + 1024
+        # The body itself is not kept while the message waits to be taken.
+        session, message = _emulated(codec, await self._body(limit))
         self._checked(message)
         connection = self._find(session)
         if connection is not None and connection.subprotocol != codec.name:
             raise HeadError(415, f"this session speaks {connection.subprotocol}")
         if connection is None or not await connection.deliver(message):
             raise HeadError(404, "no such session: connect again")
-        await self._answer()
 
     async def open(self) -> Connection:
         """Make the connection that this request asks for."""
@@ -300,9 +301,14 @@ class _Request:
             topics = parameters.get("topic", [])
             token = parameters.get("token", [""])[0]
         try:
-            read(command, ConnectRequest)
-            subs = read(command, _OneWay).subs
             request = members(one_text(command))
+            asked = request.get("subs", b"")
+            names = members(one_text(asked)) if asked.startswith(b"{") else ()
+            most = self.services.config.max_topics
+            if len({*names, *topics}) > most:  # before there is a struct of each
+                raise HeadError(400, f"more than {most} topics")
+            read(command, ConnectRequest, few=True)
+            subs = read(command, _OneWay, few=True).subs
         except BadJson as error:
             raise HeadError(400, f"not a connect request: {error}") from None
         subs |= {topic: {} for topic in topics if topic not in subs}
@@ -329,6 +335,9 @@ class _Request:
                 raise HeadError(503, reason)
             with trio.move_on_after(REQUEST_SECONDS) as reading, short:
                 body = await self._read(size, holding)
+                # Its caller decodes it in the same step, and others may have come to their end with it.
+                if size > SMALL_BODY:
+                    await self.services.router.turns.wait(size / 1024 * READ_KILOBYTE)
         if short.cancelled_caught:
             raise HeadError(503, "memory is short")
         if reading.cancelled_caught:
@@ -379,7 +388,20 @@ class _Request:
 
     async def _answer(self, *fields: tuple[str, str]) -> None:
         answer = _head("204 No Content", *fields, *self.cors)
+        self.exchange.note_sent(answer)
         await answer_and_linger(self.stream, answer, self.services.config.close_seconds)
+
+
+def _emulated(codec: Codec, body: bytes) -> tuple[str, bytes]:
+    """The session and the message of a request to `/emulation`."""
+    try:
+        if codec is CENTRIFUGE_PROTOBUF:
+            request = read_emulation(body)
+            return request.session, bytes(request.data)
+        emulated = msgspec.json.decode(body, type=_Emulated)
+        return emulated.session, emulated.data.encode()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadCommand) as error:
+        raise HeadError(400, f"not an emulation request: {error}") from None
 
 
 def _cors(head: Head) -> tuple[tuple[str, str], ...]:

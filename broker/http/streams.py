@@ -72,6 +72,7 @@ class HttpStream(RelayStream):
         self._listening = trio.CancelScope()
         self._heard = trio.Event()
         self._has_ended = False
+        self._was_cut_off = False  # in the middle of what was to be read
 
     async def deliver(self, message: bytes) -> bool:
         """Have a message be read; false if the end came before that.
@@ -84,7 +85,7 @@ class HttpStream(RelayStream):
             self._heard = trio.Event()
             self._queue(message)
             await self._heard.wait()
-            return not self._unread
+            return not self._was_cut_off
 
     @classmethod
     def client_frame(cls, message: bytes) -> bytes:
@@ -93,11 +94,6 @@ class HttpStream(RelayStream):
         del header[len(header) - len(message) :]
         header[1] |= 0x80
         return bytes(header) + bytes(4) + message
-
-    def end(self) -> None:
-        """Read nothing any more: requests that wait to deliver need not."""
-        self._has_ended = True
-        self._heard.set()
 
     def _queue(self, *messages: bytes) -> None:
         self._unread += b"".join(map(self.client_frame, messages))
@@ -134,6 +130,12 @@ class HttpStream(RelayStream):
         return data
 
     async def aclose(self) -> None:
+        """Close the stream; requests that wait to deliver need not, and what was not read is dropped."""
+        self._has_ended = True
+        self._was_cut_off = bool(self._unread)
+        self._unread = b""
+        self._heard.set()
+        del self.connection  # which points back here
         await self._stream.aclose()
 
     def _translate(self, data: bytes) -> bytes:

@@ -12,10 +12,20 @@ import attrs
 import msgspec
 from msgspec import Raw
 
-from broker.core.json_reader import BadJson, Json, Texts, members, one_text, read_text, texts
+from broker.core.json_reader import (
+    BadJson,
+    Json,
+    Objects,
+    are_few,
+    members,
+    objects,
+    one_text,
+    read_text,
+)
 from broker.core.messages import ClientInfo, Publication
 from broker.protocols.codec import Codec, Commands, shown_tags
 from broker.protocols.commands import (
+    MAX_COMMANDS,
     METHODS,
     BadCommand,
     Command,
@@ -32,33 +42,42 @@ _publish_decoder = msgspec.json.Decoder(PublishCommand)
 _ids: "msgspec.json.Decoder[int | None]" = msgspec.json.Decoder(RequestId | None)
 
 
+_AT_ONCE = 256
+"""Objects, and so commands at most, of a message that is decoded as a whole: 50 µs."""
+
+_LARGE = 2**17
+"""Bytes in which there may be publishes enough to be worth counting: 2 ms. A read is half of that."""
+
+
 def decode(payload: bytes) -> Commands:
     """The commands of one message: one JSON object, or several joined by newlines.
 
     Raises `BadCommand` as `Codec.decode` says; for a payload that is not UTF-8 too, as a binary
     frame may carry: it would go out again in text frames.
     """
+    has_lines = b"\n" in payload
     try:
-        if not payload.isascii():
-            payload.decode()
-        if b"\n" not in payload:
-            return [_decoder.decode(payload)]
-        commands = _decoder.decode_lines(payload)
+        if payload.count(b"{") <= _AT_ONCE if has_lines else are_few(payload):
+            if not payload.isascii():
+                payload.decode()
+            commands = _decoder.decode_lines(payload) if has_lines else [_decoder.decode(payload)]
+            if commands:
+                return commands
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return _read_apart(payload)
+        pass  # perhaps for the sake of one of them
     except RecursionError:
         raise BadCommand("nested too deeply") from None
-    if not commands:
-        raise BadCommand("empty")
-    return commands
+    return _read_apart(payload)
 
 
 def _read_apart(payload: bytes) -> "_Apart":
-    """The commands of a message of which the fast decoder takes one or all to be none."""
+    """The commands of a message that the fast decoder does not take, or that may be many."""
     if not payload.strip():
         raise BadCommand("empty")
     try:
-        return _Apart(texts(payload) if b"\n" in payload else (one_text(payload),))
+        if b"\n" in payload:
+            return _Apart(objects(payload, MAX_COMMANDS))
+        return _Apart((one_text(payload),))
     except BadJson as error:
         raise BadCommand(str(error)) from None
 
@@ -68,7 +87,7 @@ class _Apart:
     """The commands of one message, each read when its turn comes: to read one member by member may
     take 50 times as long as to decode it, and others want to be served meanwhile."""
 
-    texts: Texts | tuple[Json]
+    texts: Objects | tuple[Json]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -79,7 +98,7 @@ class _Apart:
 
 
 def _read_command(text: Json) -> Command:
-    if text.is_whole:
+    if text.is_whole and are_few(text.sent):
         try:
             return _decoder.decode(text.sent)
         except msgspec.DecodeError:
@@ -115,6 +134,8 @@ def decode_publishes(payloads: Sequence[bytes]) -> Sequence[PublishCommand] | No
     joined = payloads[0] if len(payloads) == 1 else b"\n".join(payloads)
     if joined.count(b"\n") >= len(payloads):
         return None
+    if len(joined) > _LARGE and not are_few(joined):
+        return None  # several in one payload, perhaps
     try:
         if not joined.isascii():
             joined.decode()

@@ -27,6 +27,7 @@ from broker.core.tags import FilterNode
 from broker.protocols import commands
 from broker.protocols.codec import Codec, Commands, info_fields, shown_tags
 from broker.protocols.commands import (
+    MAX_COMMANDS,
     METHODS,
     BadCommand,
     Command,
@@ -35,10 +36,6 @@ from broker.protocols.commands import (
     faulty,
 )
 from broker.transport import frames
-
-MAX_COMMANDS: Final = 2**16
-"""In one message: 16 bytes each in 1 MiB, which no publish is shorter than. Empty ones would take a
-quarter of a second to find."""
 
 MAX_FIELDS: Final = 2**14
 """In one command, with what is in its fields: they take 15 ms. Connect takes six to recover a topic,
@@ -352,6 +349,8 @@ class _Reader:
             key, at = _read_varint(data, at)
             wire = key & 7
             name, kind = message.by_number.get(key >> 3, ("", BYTES))
+            if not name and not 8 <= key < 2**32:
+                raise BadCommand("the number of a field is 1 to 536870911")
             if wire == _LENGTH:
                 at, stop = _read_length(data, at, end)
                 if name and kind not in _VARINTS:
@@ -516,14 +515,30 @@ class _Commands:
     second, during which others want to be served."""
 
     payload: bytes
-    places: list[tuple[int, int]]
+    count: int
 
     def __len__(self) -> int:
-        return len(self.places)
+        return self.count
 
     def __iter__(self) -> Iterator[Command]:
-        for at, stop in self.places:
+        for at, stop in _places(self.payload):
             yield _read_command(self.payload, at, stop)
+
+
+def _places(payload: bytes) -> Iterator[tuple[int, int]]:
+    """Where each command begins and ends. Raises `BadCommand`."""
+    at, end = 0, len(payload)
+    try:
+        while at < end:
+            stop = at + 1 + payload[at]
+            if stop <= end and payload[at] < 0x80:  # as nearly always: a call takes 0.2 µs
+                at += 1
+            else:
+                at, stop = _read_length(payload, at, end)
+            yield at, stop
+            at = stop
+    except IndexError:
+        raise BadCommand("cut off") from None
 
 
 class CentrifugeProtobuf(Codec):
@@ -538,20 +553,14 @@ class CentrifugeProtobuf(Codec):
         self._info_field = b""
 
     def decode(self, payload: bytes) -> Commands:
-        places = []
-        at, end = 0, len(payload)
-        try:
-            while at < end:
-                at, stop = _read_length(payload, at, end)
-                places.append((at, stop))
-                at = stop
-                if len(places) > MAX_COMMANDS:
-                    raise BadCommand(f"more than {MAX_COMMANDS} commands in a message")
-        except IndexError:
-            raise BadCommand("cut off") from None
-        if not places:
+        count = 0
+        for _ in _places(payload):
+            count += 1
+            if count > MAX_COMMANDS:
+                raise BadCommand(f"more than {MAX_COMMANDS} commands in a message")
+        if not count:
             raise BadCommand("empty")
-        return _Commands(payload, places)
+        return _Commands(payload, count)
 
     def decode_publishes(self, payloads: Sequence[bytes]) -> Sequence[PublishCommand] | None:
         commands = []

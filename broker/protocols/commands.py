@@ -8,7 +8,7 @@ command that can, but has a field that it cannot have, is a `FaultyCommand`: it 
 """
 
 from collections.abc import Collection
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from msgspec import Meta, Raw, Struct
 
@@ -18,6 +18,11 @@ from broker.core.tags import FilterNode
 RequestId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Offset = Annotated[int, Meta(ge=0)]
 _EMPTY = Raw(b"")
+
+MAX_COMMANDS: Final = 2**14
+"""In one message, of either codec: they are found in 5 ms, and decoded one by one when their turn comes.
+The official JavaScript SDK is back with a subscribe for each of its subscriptions in one message:
+a thousand unless `max_topics` says otherwise, and 20,000 of the shortest names fit into 1 MiB."""
 
 
 class StreamPosition(Struct):

@@ -14,7 +14,8 @@ Rules:
 3. Nobody waits for a slow reader here; its outbox's rule deals with it.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from math import inf
 from typing import Any, Final, Literal
 
@@ -25,8 +26,7 @@ from broker.config.settings import TopicRules
 from broker.core.event_queue import EventKind
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, Publication
-from broker.core.names import PERSONAL, direct_fd
-from broker.core.retained import Retained
+from broker.core.names import PERSONAL, direct_fd, is_connection_name
 from broker.core.session import Audience, Parcel, Recipient, Subscriber, Subscription
 from broker.core.topics import is_pattern
 from broker.core.work import (
@@ -45,13 +45,15 @@ from broker.core.work import (
     SLICE,
     SUBSCRIPTION,
     TAG_KILOBYTE,
+    Meter,
 )
-from broker.engines.memory import MemoryEngine
+from broker.engines.engine import Done, Engine, Key, Submission
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
 from broker.events.dispatcher import Events
 from broker.protocols.codec import Codec
 from broker.routing.queue_groups import GroupRecipient
 from broker.routing.recipients import Peer, PeerAudience
+from broker.routing.tallies import Recoveries, Tallies
 from broker.routing.turns import Turns
 from broker.transport.outbox import Offer, Outbox, Run
 from broker.transport.postman import PostOffice
@@ -79,13 +81,31 @@ DIRECT_RULES: Final = TopicRules(history_size=0, presence=False, join_leave=Fals
 """The rules of `fd:N` and `user:NAME`."""
 
 
+class Returns:
+    """The way back from the engine, its `Sink`: what it has kept is fanned out, then those who have
+    published it are answered."""
+
+    def __init__(self, fan_out: Callable[..., float]) -> None:
+        self.deliver = fan_out
+        self._unsettled: list[Callable[[], None]] = []
+
+    def when_settled(self, settle: Callable[[], None]) -> None:
+        """Call this once, at the end of the batch that the engine gives back now."""
+        self._unsettled.append(settle)
+
+    def settled(self) -> None:
+        unsettled, self._unsettled = self._unsettled, []
+        for settle in unsettled:
+            settle()
+
+
 class Router:
     """See the module."""
 
     def __init__(
         self,
         hub: Hub[Peer],
-        engine: MemoryEngine,
+        engine: Engine,
         office: PostOffice,
         rights: Rights,
         events: Events | None = None,
@@ -96,12 +116,18 @@ class Router:
         self.rights = rights
         self.events = events
         self.settings = rights.settings
-        self.retained = Retained(self.settings.config.retained_bytes)
+        self.retained = engine.retained
+        self._may_defer = engine.durability != "none"
         self.published = 0
+        self.tallies = Tallies()
+        self.tallies.count_by(self.settings.config.namespaces)
+        self.recoveries = Recoveries()
         self.meter = engine.meter
         self.turns = Turns()
         self._run_topic = ""
         self._run_rules = self.settings.config.topics
+        self._run_keeps = False  # its history, at once
+        self._run_dones: list[Done] | None = None  # where the engine has to keep it first
         self._run_recipients: list[Recipient] = []
         self._run = Parcel("", "close")
         self._run_now = 0.0
@@ -109,8 +135,10 @@ class Router:
         self._run_most = RUN_BYTES
         self._run_width = 1  # audiences, and one where there are none
         self._run_work = 0.0  # of its fan-out
+        self.returns = Returns(self.fan_out)
         office.before_round = self._end_run
         self.settings.watch(self._settings_changed)
+        self._settings_changed()  # what the engine has kept may be of other settings
 
     def _settings_changed(self) -> None:
         """Publications from here on go by other rules.
@@ -124,8 +152,14 @@ class Router:
             return rules is not None and not rules.history_size
 
         self._end_run()
+        self.tallies.count_by(self.settings.config.namespaces)
         self.retained.resize(self.settings.config.retained_bytes)
         self.engine.forget(keeps_none)
+
+    def by_namespace(self) -> Mapping[str, int]:
+        """Publications since `serve` began, by namespace; sends out the open run, to count it."""
+        self._end_run()
+        return self.tallies.by_namespace(self.published)
 
     # publishing
 
@@ -135,13 +169,14 @@ class Router:
         contents: Sequence[bytes],
         info: ClientInfo | None = None,
         opaque: bool = False,
-    ) -> None:
+    ) -> list[Done] | None:
         """Publish several things without tags to one topic in their order, or to one fd by `fd:N`.
 
         The contents are raw JSON; `opaque` ones may be anything. They reach the outboxes when the
-        run ends. 0.7 µs a publication, where one by one takes 2. Raises `Refused`, with nothing
-        published: 102 for an fd that is not here and for an unknown namespace, 107 for what is no
-        topic.
+        run ends. 0.7 µs a publication, where one by one takes 2. Where the engine has to keep them
+        first, they do so later, and a list is returned: who wants to know adds a `Done` to it at
+        once. Raises `Refused`, with nothing published: 102 for an fd that is not here and for an
+        unknown namespace, 107 for what is no topic, 100 while the engine can keep nothing.
         """
         if topic != self._run_topic or not topic:
             self._begin_run(topic)
@@ -149,7 +184,7 @@ class Router:
         topic = self._run_topic
         publications: Sequence[Publication]
         publications = [Publication(topic, data, info, 0, 0, None, opaque) for data in contents]
-        if self._run_rules.history_size:
+        if self._run_keeps:
             publications = self.engine.publish(topic, publications, self._run_rules, self._run_now)
         self._run.batches.append(publications)
         count, size = len(publications), sum(map(len, contents))
@@ -161,6 +196,7 @@ class Router:
         self._run_bytes += size + count * ENVELOPE
         if self._run_bytes > self._run_most:
             self._end_run()
+        return self._run_dones  # that of this run, also if it has ended
 
     def weigh(self, topic: str) -> float:
         """Begin a run on a topic, if it is not the open one; return the work that a publication on it
@@ -183,30 +219,39 @@ class Router:
             <= MOST_TOGETHER
         )
 
-    def publish_parcel(self, parcel: Parcel, *, keep: bool, retain: bool) -> Publication:
-        """Publish a parcel of one publication by itself, at once, behind all that was published
-        before; return it with its offset. `keep`: the history keeps it, where there is one.
+    def publish_parcel(
+        self, parcel: Parcel, *, keep: bool, retain: bool, key: Key | None = None
+    ) -> list[Done] | None:
+        """Publish a parcel of one publication by itself, behind all that was published before. `keep`:
+        the history keeps it, where there is one, and the parcel has it with its offset then.
 
-        Linear in those who listen. Raises `Refused` as `publish_all` does.
+        At once, unless the engine has to keep it first: a list is returned then, as by
+        `publish_all`. Linear in those who listen. Raises `Refused` as `publish_all` does.
         """
         ((publication,),) = parcel.batches
         rules, recipients, work = self._resolve_parcel(parcel, publication.tags)
+        keep, retain = keep and rules.history_size > 0, retain or rules.retain
+        more = retain or (key is not None and not is_connection_name(parcel.topic))
+        defers = self._may_defer and self.engine.defers(parcel.topic, rules, more=more)
         width, size = len(recipients) or 1, len(publication.data)
         self.meter.add(PARCEL + work + _encoding_work(width, 1, size))
-        if width > NARROW and size > LARGE:
-            parcel.shared = SharedData(publication.data, self.office.ledger)
+        if width > NARROW:
+            parcel.shared = _shared_data(parcel, self.office)
         parcel.rule = rules.slow_consumer
-        if keep and rules.history_size:
-            now = trio.current_time()
-            (publication,) = self.engine.publish(parcel.topic, (publication,), rules, now)
-            parcel.batches[0] = (publication,)
         self.published += 1
+        if ":" in parcel.topic:
+            self.tallies.note(parcel.topic, 1)
+        if defers:
+            submission = Submission(parcel, rules, keep, retain, key)
+            self.engine.submit(submission)
+            return submission.dones
+        if keep:
+            now = trio.current_time()
+            parcel.batches[0] = self.engine.publish(parcel.topic, (publication,), rules, now)
         if retain and not rules.retain:
             recipients.append(self.retained)
-        self.meter.done += _fan_out(self.office, parcel, recipients)
-        if parcel.report is not None:
-            parcel.report.settle()
-        return publication
+        _deliver(parcel, recipients, self.office, self.meter)
+        return None
 
     def _resolve_parcel(
         self, parcel: Parcel, tags: Mapping[str, str] | None
@@ -230,14 +275,17 @@ class Router:
     def _begin_run(self, topic: str) -> None:
         self._end_run()
         rules, recipients, self._run_work = self._resolve(topic, None)
+        defers = self._may_defer and self.engine.defers(topic, rules)
         self.meter.done += RUN
         self._run_width = width = len(recipients) or 1
         self._run_most = RUN_BYTES if width <= NARROW else RUN_BYTES * NARROW // width
         if rules.retain:
             recipients.append(self.retained)
+        self._run_keeps = rules.history_size > 0 and not defers
+        self._run_dones = [] if defers else None
         self._run_rules, self._run_recipients = rules, recipients
         self._run = Parcel(topic, rules.slow_consumer)
-        if rules.history_size:
+        if self._run_keeps:
             self._run_now = trio.current_time()
         self._run_bytes = 0
         self._run_topic = topic
@@ -249,11 +297,37 @@ class Router:
             return
         recipients, run = self._run_recipients, self._run
         self._run_topic, self._run_recipients = "", []
-        if run.batches:
-            if self._run_width > NARROW and len(run.batches) == len(run.batches[0]) == 1:
-                data = run.batches[0][0].data
-                run.shared = SharedData(data, self.office.ledger) if len(data) > LARGE else None
-            self.meter.done += _fan_out(self.office, run, recipients)
+        if not run.batches:
+            return
+        if ":" in run.topic:
+            self.tallies.note(run.topic, sum(map(len, run.batches)))
+        if self._run_dones is not None:
+            rules, dones = self._run_rules, self._run_dones
+            keep = rules.history_size > 0
+            self.engine.submit(Submission(run, rules, keep, rules.retain, dones=dones))
+            return
+        if self._run_width > NARROW:
+            run.shared = _shared_data(run, self.office)
+        _deliver(run, recipients, self.office, self.meter)
+
+    def fan_out(self, parcel: Parcel, *, retain: bool) -> float:
+        """Fan out what the engine has kept, to those who listen now; return the work of it, for which
+        its publisher has paid."""
+        self._end_run()
+        recipients: list[Recipient] = [self.retained] if retain else []
+        total = RUN
+        with suppress(Refused):  # a reload took the namespace away: nobody may have it any more
+            rules, listeners, work = self._resolve(parcel.topic, parcel.batches[0][0].tags)
+            parcel.rule = rules.slow_consumer
+            if len(listeners) > NARROW:
+                parcel.shared = _shared_data(parcel, self.office)
+            recipients += listeners
+            count = sum(map(len, parcel.batches))
+            size = sum([len(each.data) for batch in parcel.batches for each in batch])
+            total += work + _encoding_work(len(listeners) or 1, count, size)
+        before = self.meter.done
+        _deliver(parcel, recipients, self.office, self.meter)
+        return total + self.meter.done - before
 
     def _resolve(
         self, topic: str, tags: Mapping[str, str] | None
@@ -360,7 +434,7 @@ class Router:
         self.hub.subscribe(subscription)
         if isinstance(subscription.subscriber, Peer):
             subscription.subscriber.weigh(subscription, 1)
-        self._emit(EventKind.SUBSCRIBED, subscription)
+        _emit(self.events, EventKind.SUBSCRIBED, subscription)
 
     def unsubscribe(
         self,
@@ -373,7 +447,8 @@ class Router:
         self._end_run()
         subscription = self.hub.unsubscribe(subscriber, name)
         if subscription is not None:
-            self._note_left(subscription, code, reason)
+            self._emit_left(subscription, code, reason)
+            self._notify_watchers(subscription.name, subscription.info, "leave")
         return subscription
 
     def announce(self, subscription: Subscription) -> None:
@@ -412,20 +487,10 @@ class Router:
             self._notify_watchers(name, before[name], "leave")
         return lost
 
-    def _note_left(self, subscription: Subscription, code: int, reason: str) -> None:
-        self._emit_left(subscription, code, reason)
-        self._notify_watchers(subscription.name, subscription.info, "leave")
-
     def _emit_left(self, subscription: Subscription, code: int, reason: str) -> None:
         if isinstance(subscription.subscriber, Peer):
             subscription.subscriber.weigh(subscription, -1)
-        self._emit(EventKind.UNSUBSCRIBED, subscription, code=code, reason=reason)
-
-    def _emit(self, kind: EventKind, subscription: Subscription, **fields: Any) -> None:
-        subscriber = subscription.subscriber
-        if self.events is not None and subscriber.fd:  # not this very program
-            name = subscription.name
-            self.events.emit(kind, subscriber.fd, subscriber.user, topic=name, **fields)
+        _emit(self.events, EventKind.UNSUBSCRIBED, subscription, code=code, reason=reason)
 
     def _notify_watchers(
         self, name: str, info: ClientInfo | None, what: Literal["join", "leave"]
@@ -444,8 +509,17 @@ class Router:
             self.office.deliver(Run((frame,)), outboxes)
 
 
-def _fan_out(office: PostOffice, parcel: Parcel, recipients: Sequence[Recipient]) -> float:
-    """Deliver a parcel to all; return the work of what became of full outboxes, known only now."""
+def _emit(
+    events: Events | None, kind: EventKind, subscription: Subscription, **fields: Any
+) -> None:
+    subscriber = subscription.subscriber
+    if events is not None and subscriber.fd:  # not this very program
+        events.emit(kind, subscriber.fd, subscriber.user, topic=subscription.name, **fields)
+
+
+def _deliver(
+    parcel: Parcel, recipients: Sequence[Recipient], office: PostOffice, meter: Meter
+) -> None:
     if len(recipients) <= NARROW:
         for recipient in recipients:
             recipient.deliver(parcel)
@@ -454,13 +528,24 @@ def _fan_out(office: PostOffice, parcel: Parcel, recipients: Sequence[Recipient]
         with office.judging_later():
             for recipient in recipients:
                 recipient.deliver(parcel)
-    return office.take_judged() * FULL if office.judged else 0.0
+    if office.judged:  # and paid for, as only now is it known how many were full
+        meter.add(office.take_judged() * FULL)
+    if parcel.report is not None:
+        parcel.report.settle()
 
 
 def _encoding_work(width: int, count: int, size: int) -> float:
     """The work of encoding so many publications of so many bytes together for `width` audiences."""
     copies = 1 if width > NARROW and size > count * LARGE else width
     return width * count * PUBLICATION + copies * size / 1024 * KILOBYTE
+
+
+def _shared_data(parcel: Parcel, office: PostOffice) -> SharedData | None:
+    """The data of one publication that is too large to be encoded for each of many audiences."""
+    batches = parcel.batches
+    if len(batches) > 1 or len(batches[0]) > 1 or len(batches[0][0].data) <= LARGE:
+        return None
+    return SharedData(batches[0][0].data, office.ledger)
 
 
 def _longest(tags: Mapping[str, str]) -> int:

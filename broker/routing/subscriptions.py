@@ -105,13 +105,18 @@ class Plan:
         size = 0
         if request.recover:
             since = Position(request.offset, request.epoch)
-            missed, recovered, position = engine.recover(name, since)
+            view = engine.view(name, since)
+            missed, recovered, position = view.missed, view.recovered, view.top
             size = listed_bytes(missed)
             most = self.router.settings.config.history_reply_bytes
             # One of any size goes in a reply of its own.
             if size > (most if room is None else room) and (len(missed) > 1 or room is not None):
                 # Never in part; and all of it would be more than one reply may hold.
                 missed, recovered, size = [], False, 0
+            if recovered:
+                self.router.recoveries.recovered += 1
+            else:
+                self.router.recoveries.gap += 1
             self.router.meter.add(listing_work(missed))
             if not recovered and request.flag & REJECT_UNRECOVERED:
                 raise Refused(ErrorCode.UNRECOVERABLE_POSITION)

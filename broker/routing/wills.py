@@ -46,8 +46,11 @@ class Wills:
     def put(self, peer: Peer, will: Will | None) -> None:
         """Replace the will of a connection; None takes it back.
 
-        Raises `Refused` (106), with nothing changed, where there is no memory for it.
+        Raises `Refused`, with nothing changed, for one that could never be published, and where there
+        is no memory for it (106).
         """
+        if will is not None:
+            self.publisher.check_later(will.topic, retain=will.retain)
         before = self._of.get(peer.fd)
         more = (0 if will is None else will.bytes) - (0 if before is None else before.bytes)
         if more > 0 and (reason := peer.holding.refusal(more)):

@@ -15,6 +15,7 @@ from broker.access.origins import page_policy
 from broker.errors import HeadError
 from broker.session.admission import Guest
 from broker.session.connection import Connection
+from broker.session.counts import GAVE_WAY, OTHER, REASONS, SHUTTING_DOWN, TLS
 from broker.session.ending import close_stream
 from broker.session.services import ServedConnection, Services
 from broker.transport.head import (
@@ -26,7 +27,7 @@ from broker.transport.head import (
     refusal,
     route_of,
 )
-from broker.transport.sockets import address_of, answer_and_linger, tls_fault
+from broker.transport.sockets import address_of, answer_and_linger, let_go, tls_fault
 
 
 async def serve_connection(services: Services, stream: trio.abc.Stream) -> None:
@@ -45,7 +46,7 @@ async def serve_connection(services: Services, stream: trio.abc.Stream) -> None:
             if fault is None:
                 services.log.debug("lost", peer=address)
             else:
-                services.refused += 1
+                services.counts.note_refused(TLS)
                 services.log.info("tls_failed", reason=fault, peer=address)
         except Exception:
             services.log.exception("connection_failed", peer=address)
@@ -56,28 +57,38 @@ async def serve_connection(services: Services, stream: trio.abc.Stream) -> None:
             if ours is not None:  # Cancelled, KeyboardInterrupt
                 raise ours from None
         finally:
-            await close_stream(services, stream, at_once=guest.gave_way)  # noqa: ASYNC102 - shields itself
+            try:
+                await close_stream(services, stream, at_once=guest.gave_way)  # noqa: ASYNC102 - shields itself
+            finally:
+                let_go(stream)
 
 
 async def _receive(
     services: Services, stream: trio.abc.Stream, address: str, guest: Guest
 ) -> ServedConnection | None:
     """Read request heads and see to each; a connection if one asks for it and may have it."""
-    connection, was_told = None, False
+    connection, answer = None, b""
     with guest.scope:
         try:
             connection = await _see_to_requests(services, stream, address, guest)
         except HeadError as error:
-            was_told = True
-            services.refused += 1
+            services.counts.note_refused(_reason_of(services, error))
             services.log.info("refused", status=error.status, reason=error.reason, peer=address)
             answer = refusal(error.status, error.reason, error.headers)
+        if answer:
+            # Not where the error is still there: it holds the frames it came through, and so a body.
             services.admission.linger(guest)
             await answer_and_linger(stream, answer, services.config.close_seconds)
-    if guest.gave_way and not was_told:
-        services.refused += 1
+    if guest.gave_way and not answer:
+        services.counts.note_refused(GAVE_WAY)
         services.log.info("refused", reason="no place left: gave way to a newcomer", peer=address)
     return connection
+
+
+def _reason_of(services: Services, error: HeadError) -> str:
+    if error.status == 503 and services.draining:
+        return SHUTTING_DOWN
+    return REASONS.get(error.status, OTHER)
 
 
 async def _see_to_requests(

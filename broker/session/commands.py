@@ -65,6 +65,11 @@ class Handler(ABC):
         """The work that `act` is going to take besides that of every command; see `core.work`."""
         return 0.0
 
+    def is_held(self, client: Client, command: Command) -> bool:
+        """Whether the engine has to be waited for before `act`: a client that publishes, and then asks
+        for the history, finds what it has published."""
+        return client.pending > 0
+
     @abstractmethod
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
         """Carry the command out: the result, or None if there is none to send now.

@@ -21,7 +21,7 @@ import trio
 
 from broker.core.session import Phase, PhaseEvent
 from broker.core.usage import ConnectionUsage
-from broker.core.work import ALONE, COMMAND, DECODED_KILOBYTE, FRAME, PUBLICATION
+from broker.core.work import ALONE, BURST, COMMAND, DECODED_KILOBYTE, FRAME, PUBLICATION
 from broker.errors import CloseCode, Disconnect, ErrorCode, Refused
 from broker.hooks import Connection
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON, is_connect
@@ -44,7 +44,7 @@ from broker.session.commands import (
 from broker.session.connect import Connect, Refresh
 from broker.session.orders import Orders
 from broker.session.questions import Questions, StartSoon, Turn, topic_of
-from broker.session.replies import NOTHING, Client
+from broker.session.replies import Client
 from broker.session.rpc import Rpc, Send
 from broker.session.services import Services
 from broker.transport.lane import Batch
@@ -53,6 +53,12 @@ Sized = tuple[Command, float]
 """A command, and its share of the bytes of its message."""
 
 _PONG: Final = Command()
+
+_FEW: Final = 32
+"""Publishes that are decoded without a look at how many there is room for."""
+
+_LARGE: Final = BURST / DECODED_KILOBYTE * 1024
+"""Bytes of a message that nobody may take apart without a turn: 16 KB."""
 
 
 class Publish(Handler):
@@ -71,6 +77,9 @@ class Publish(Handler):
         assert command.publish is not None
         return client.services.router.weigh(command.publish.channel)
 
+    def is_held(self, client: Client, command: Command) -> bool:
+        return client.services.router.engine.full
+
     def act(self, client: Client, command: Command, answer: object) -> None:
         request = command.publish
         assert request is not None
@@ -79,25 +88,24 @@ class Publish(Handler):
 
 
 def publish(client: Client, request_id: int, topic: str, data: bytes) -> None:
-    """Publish what a client sent, if it may; the reply waits for the end of the batch."""
-    refusal = None
+    """Publish what a client sent, if it may; the reply waits for the end of the batch, or for the
+    engine."""
+    refusal, dones = None, None
     try:
         if not data:
             raise Refused(ErrorCode.BAD_REQUEST, "publish without data")
         client.check_publish(topic)
         opaque = client.codec.opaque_payloads and not is_json_line(data)
-        client.services.router.publish_all(topic, (data,), client.peer.info, opaque)
+        router = client.services.router
+        dones = router.publish_all(topic, (data,), client.peer.info, opaque)
     except Refused as error:
         refusal = error
-    if request_id:
-        client.add_reply(publish_reply(client, request_id, refusal))
-
-
-def publish_reply(client: Client, request_id: int, refusal: Refused | None) -> bytes:
-    """The answer to a publish that was carried out, or refused."""
-    if refusal is not None:
-        return client.error(request_id, refusal)
-    return client.codec.reply(request_id, "publish", NOTHING)
+    if dones is not None:
+        client.answer_when_kept(dones, (request_id,))
+    elif request_id:
+        client.add_reply(client.publish_reply(request_id, refusal))
+    if client.services.logs_commands:
+        _log_command(client, request_id, "publish", topic, refusal)
 
 
 HANDLERS: Final[dict[str, Handler]] = {
@@ -116,6 +124,9 @@ HANDLERS: Final[dict[str, Handler]] = {
 
 
 class _AnswerToPing(Handler):
+    def is_held(self, client: Client, command: Command) -> bool:
+        return False
+
     def act(self, client: Client, command: Command, answer: object) -> None:
         pass
 
@@ -196,6 +207,8 @@ class Dispatcher:
                 share.is_used_up = True
             while done < len(batch) and not share.is_used_up:
                 payload = batch[done][1]
+                if not self._may_take_apart(payload):
+                    break
                 client = self.client or self._begin(payload)
                 if client is None or not self._take_message(client, payload):
                     break
@@ -209,7 +222,7 @@ class Dispatcher:
 
         Raises `Disconnect`. Cancelled, it leaves what it has not begun.
         """
-        self._share.spend(len(batch) * FRAME)
+        self._share.left -= len(batch) * FRAME
         batch = self.take(batch)
         while self._share.is_used_up and self.peer.is_established:
             await self._share.wait_turn()
@@ -253,6 +266,11 @@ class Dispatcher:
         if self.client is not None:
             self.client.settle()
 
+    def let_go(self) -> None:
+        """Drop what has come and was not carried out, and all that points back here. The last call."""
+        self._left = self.client = None
+        del self.questions
+
     # the first message
 
     def _begin(self, payload: bytes) -> Client | None:
@@ -285,9 +303,11 @@ class Dispatcher:
         client = self.client
         if client is None or self._left is not None or not self._may_publish_now or not batch:
             return 0
-        # As many as there is room for at most; to decode all of them is half of the work.
-        most = int(max(self._share.slice, self._share.left) / PUBLICATION) + 1
-        commands = client.codec.decode_publishes([payload for _, payload in batch[:most]])
+        payloads = [payload for _, payload in batch]
+        if len(payloads) > _FEW:
+            # As many as there is room for at most; to decode all of them is half of the work.
+            del payloads[int(max(self._share.slice, self._share.left) / PUBLICATION) + 1 :]
+        commands = client.codec.decode_publishes(payloads)
         if not commands:
             return 0
         router = self.services.router
@@ -325,13 +345,16 @@ class Dispatcher:
         contents = [bytes(command.publish.data) for command in commands]
         router = self.services.router
         before = router.meter.done
-        refusal = None
+        refusal, dones = None, None
         try:
-            router.publish_all(topic, contents, client.peer.info)
+            dones = router.publish_all(topic, contents, client.peer.info)
         except Refused as error:
             refusal = error  # an fd that is gone
-        for request_id in answered:
-            client.add_reply(publish_reply(client, request_id, refusal))
+        if dones is not None:
+            client.answer_when_kept(dones, answered)
+        else:
+            for request_id in answered:
+                client.add_reply(client.publish_reply(request_id, refusal))
         self._share.spend(router.meter.done - before)
         return True
 
@@ -340,11 +363,20 @@ class Dispatcher:
         services = self.services
         return (
             services.hooks.publish is None
+            and not services.router.engine.full
             and self.peer.phase is Phase.CONNECTED
             and not services.rate_limits.active
+            and not services.logs_commands
         )
 
     # one message
+
+    def _may_take_apart(self, payload: bytes) -> bool:
+        """Whether a message may be decoded in this turn, if it is not yet; notes that the turn is over
+        if not. What is in it is weighed later, one command after the other."""
+        if len(payload) <= _LARGE or self._left is not None:
+            return True
+        return self._share.has_room(len(payload) / 1024 * DECODED_KILOBYTE)
 
     def _commands(self, client: Client, payload: bytes) -> Iterator[Sized]:
         """The commands of a message, each with its share of the bytes. Raises `Disconnect`."""
@@ -363,7 +395,7 @@ class Dispatcher:
         self._left = None
         for command, size in commands:
             handler, method = self._handler(command)
-            waits = handler.must_ask(client, command)
+            waits = handler.must_ask(client, command) or handler.is_held(client, command)
             if waits or not self._share.has_room(handler.weigh(client, command)):
                 self._left = chain([(command, size)], commands)
                 return False
@@ -389,7 +421,7 @@ class Dispatcher:
             if handler is not _ANSWER_TO_PING:
                 if not self._is_within(size):
                     await self.questions.wait_none()
-                    client.refuse(command.id, Refused(ErrorCode.TOO_MANY_REQUESTS))
+                    self._refuse_excess(client, command)
                     continue
                 topic = topic_of(command, method)
                 turn = Turn(client, command, handler, method, size, topic)
@@ -403,6 +435,11 @@ class Dispatcher:
         if self._peer_is_behind:
             await self.peer.outbox.wait_empty()
         client, command, handler = turn.client, turn.command, turn.handler
+        while handler.is_held(client, command) and self.peer.is_established:
+            if client.pending:
+                await client.wait_kept()
+            else:
+                await self.services.router.engine.wait_room()
         if turn.failure is None:
             await self._share.wait_room(handler.weigh(client, command))
         self._act(client, command, handler, turn.method, turn.size, turn.answer, turn.failure)
@@ -460,8 +497,15 @@ class Dispatcher:
         """
         if not self.services.rate_limits.active or command == _PONG or self._is_within(size):
             return True
-        client.refuse(command.id, Refused(ErrorCode.TOO_MANY_REQUESTS))
+        self._refuse_excess(client, command)
         return False
+
+    def _refuse_excess(self, client: Client, command: Command) -> None:
+        refusal = Refused(ErrorCode.TOO_MANY_REQUESTS)
+        client.refuse(command.id, refusal)
+        if self.services.logs_commands:
+            _, method = self._handler(command)
+            _log_command(client, command.id, method, _subject(command, method), refusal)
 
     def _is_within(self, size: float) -> bool:
         limits, peer = self.services.rate_limits, self.peer
@@ -490,15 +534,55 @@ def _with_following(commands: Iterator[Sized]) -> Iterator[tuple[Sized, Command 
 
 @contextmanager
 def _failures_answered(client: Client, command: Command, method: str) -> Iterator[None]:
-    """Answer a command that was refused, or whose hook has failed."""
+    """Answer a command that was refused, or whose hook has failed; log it where all are logged."""
+    outcome: Exception | None = None
     try:
         yield
     except Refused as refusal:
+        outcome = refusal
         client.refuse(command.id, refusal)
-    except Disconnect:
+    except Disconnect as order:
+        outcome = order
         raise
-    except Exception:
+    except Exception as error:
+        outcome = error
         if method == "send":
             raise
         client.services.log.exception("hook_failed", hook=method, fd=client.peer.fd)
         client.refuse(command.id, Refused(ErrorCode.INTERNAL))
+    finally:
+        # A publish that was carried out has been logged, with what became of it; the answer to a ping
+        # has no method, and says nothing.
+        is_news = outcome is not None or method not in ("publish", "")
+        if client.services.logs_commands and is_news:
+            _log_command(client, command.id, method, _subject(command, method), outcome)
+
+
+def _subject(command: Command, method: str) -> str:
+    """The topic that a command is about, or the method that it calls."""
+    if command.rpc is not None:
+        return command.rpc.method
+    return topic_of(command, method) or ""
+
+
+def _log_command(
+    client: Client, request_id: int, method: str, about: str, outcome: Exception | None
+) -> None:
+    """Log a command with the id of its request, and how it ended: `ok`, or the code of the error reply
+    or of the close."""
+    fields: dict[str, object] = {"outcome": "ok"}
+    if isinstance(outcome, Refused):
+        fields = {"outcome": "error", "code": int(outcome.code), "reason": outcome.message}
+    elif isinstance(outcome, Disconnect):
+        fields = {"outcome": "disconnect", "code": int(outcome.code), "reason": outcome.reason}
+    elif outcome is not None:
+        fields = {"outcome": "error", "code": int(ErrorCode.INTERNAL), "reason": "hook failed"}
+    client.services.log.debug(
+        "command",
+        fd=client.peer.fd,
+        user=client.peer.user,
+        request=request_id,
+        method=method or "none",
+        about=about,
+        **fields,
+    )

@@ -87,10 +87,29 @@ class WillParams(Struct, forbid_unknown_fields=True):
 Params: TypeAlias = PublishParams | RequestParams | ReplyParams | WillParams
 
 
-def _publish(client: Client, _: int, params: PublishParams, data: bytes) -> bytes:
+def _publish(client: Client, request_id: int, params: PublishParams, data: bytes) -> bytes | None:
     left_out = params.exclude if params.echo else [*params.exclude, client.peer.fd]
     options = PublishOptions(exclude=left_out, key=params.key, retain=params.retain)
-    delivery = client.services.publisher.publish(params.topic, data, client.peer, options)
+    answer = partial(_publish_kept, client, request_id, params)
+    delivery = client.services.publisher.publish(params.topic, data, client.peer, options, answer)
+    if delivery is None:
+        client.pending += 1
+        return None
+    return _published(params, delivery)
+
+
+def _publish_kept(
+    client: Client, request_id: int, params: PublishParams, result: Delivery | Refused
+) -> None:
+    if isinstance(result, Refused):
+        reply = client.error(request_id, result)
+    else:
+        data = Raw(_published(params, result))
+        reply = client.codec.reply(request_id, "rpc", {"data": data})
+    client.kept([reply])
+
+
+def _published(params: PublishParams, delivery: Delivery) -> bytes:
     return to_json(report(delivery)) if params.report else b"{}"
 
 
@@ -202,6 +221,12 @@ class Rpc(Handler):
         assert hooks.rpc is not None, "must_ask is false without it"
         data = await hooks.rpc(client.connection, request.method, client.value(request.data))
         return client.written(data)
+
+    def is_held(self, client: Client, command: Command) -> bool:
+        assert command.rpc is not None
+        if command.rpc.method == "publish":
+            return client.services.router.engine.full
+        return super().is_held(client, command)
 
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
         request = command.rpc

@@ -37,6 +37,9 @@ _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~]+) HTTP/([0-9]\.[0-9])")
 _FIELD_LINE = re.compile(rf"({_TOKEN}):[ \t]*([\t -~\x80-\xff]*)")
 # RFC 9110 section 7.2: `example.org`, `example.org:9501`, `[::1]:9501`, or nothing at all.
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[-A-Za-z0-9._~!$&'()*+;=%]*)(:[0-9]*)?")
+# A label that is the mark of an A-label, of nothing: no name (RFC 5890 section 2.3.2.1), and no browser sends
+# it. What stands behind such a mark is not looked into.
+_NO_LABEL = re.compile(r"(?<![^.])xn--(?![^.:])", re.IGNORECASE).search
 _HOST_LENGTH = 255 + len(":65535")  # DNS names end at 255
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # exactly 16 bytes of base64
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
@@ -196,7 +199,7 @@ def _check_host(head: Head) -> None:
         raise HeadError(400, "a request has exactly one Host header")
     for host in hosts:
         try:
-            if len(host) > _HOST_LENGTH or not _HOST.fullmatch(host):
+            if len(host) > _HOST_LENGTH or not _HOST.fullmatch(host) or _NO_LABEL(host):
                 raise ValueError
             urlsplit(f"//{host}").port  # noqa: B018  # raises on a bad IPv6 address or port
         except ValueError:

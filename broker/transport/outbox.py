@@ -340,8 +340,11 @@ class Outbox:
             self._take_off(dropped)
 
     def abandon(self) -> None:
-        """The stream is dead or about to be closed: not another byte. Counts stay as they are."""
+        """The stream is dead or about to be closed: not another byte. Counts stay as they are, and
+        nobody is called any more, nor kept for that."""
         self.sealed = True
+        self._on_slow = self._on_broken = _nothing
+        self._on_drop = _nothing_dropped
         self._fileno = -1
         self.mail.clear()
         self._reset()
@@ -407,8 +410,11 @@ class Outbox:
             self._begin_writer(self._write_blocked)
 
     def _append(self, run: Run) -> None:
-        if self._ledger is not None:
-            run.enter(self._ledger)
+        ledger = self._ledger
+        if ledger is not None:
+            run.enter(ledger)
+            ledger.messages_offered += run.messages
+            ledger.bytes_offered += len(run.data)
         if not self.mail:
             self._post([self])
         self.mail.append(run)
@@ -647,8 +653,9 @@ class Outbox:
 
     def _break(self) -> None:
         if self.mail or not self.sealed:
+            on_broken = self._on_broken
             self.abandon()
-            self._on_broken()
+            on_broken()
 
     # rules
 
@@ -704,3 +711,11 @@ class Outbox:
         self._begun = max(self._begun, self._first)
         self._sweep_up()
         self._ease()
+
+
+def _nothing() -> None:
+    pass
+
+
+def _nothing_dropped(topics: Mapping[str, int]) -> None:
+    pass

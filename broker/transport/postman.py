@@ -23,12 +23,15 @@ from broker.transport.runs import Run
 class PostStatistics:
     """Counters since the start: messages put into outboxes, and lists of outboxes carried.
 
-    `bytes_held` is what the runs take that wait in any outbox now, each counted once.
+    `bytes_held` is what the runs take that wait in any outbox now, each counted once. `delivered` is
+    what fans out; `queued` is all that was put into outboxes, with replies, pushes and control frames.
     """
 
     messages_delivered: int
     rounds: int
     bytes_held: int
+    messages_queued: int
+    bytes_queued: int
 
 
 class PostOffice:
@@ -42,6 +45,7 @@ class PostOffice:
         self._over: dict[Outbox, None] = {}
         self._judging = False
         self._messages_delivered = 0
+        self._bytes_delivered = 0
         self._rounds = 0
         self.ledger = Ledger()
         """Of all runs that this office delivers; its outboxes enter in it what is offered."""
@@ -77,6 +81,7 @@ class PostOffice:
             if outbox.bytes > outbox.max_bytes or outbox.messages > outbox.max_messages:
                 full.append(outbox)
         self._messages_delivered += count * messages
+        self._bytes_delivered += count * size
         if full:
             self._judge(full)
         return count
@@ -136,7 +141,14 @@ class PostOffice:
         return self._open_bag
 
     def statistics(self) -> PostStatistics:
-        return PostStatistics(self._messages_delivered, self._rounds, self.ledger.bytes_held)
+        ledger = self.ledger
+        return PostStatistics(
+            self._messages_delivered,
+            self._rounds,
+            ledger.bytes_held,
+            self._messages_delivered + ledger.messages_offered,
+            self._bytes_delivered + ledger.bytes_offered,
+        )
 
     async def _carry(self) -> None:
         async with self._receive:

@@ -52,6 +52,11 @@ class SlowLane(trio.abc.Stream):
         )
         self._websocket = await request.accept()
 
+    def let_go(self) -> None:
+        """Drop what came and who is to be answered; trio-websocket points back here. The last call."""
+        self._websocket = None
+        self._answer = _drop
+
     # methods that trio-websocket calls
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -76,6 +81,10 @@ class SlowLane(trio.abc.Stream):
         reason = None if self._websocket is None else self._websocket.closed
         if reason is not None:
             self.error = reason.code, reason.reason or ""
+
+
+def _drop(frame: bytes) -> None:
+    pass
 
 
 async def open_slow_lane(

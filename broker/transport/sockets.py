@@ -44,6 +44,16 @@ def socket_below(stream: object) -> trio.SocketStream | None:
     return stream if isinstance(stream, trio.SocketStream) else None
 
 
+def let_go(stream: object) -> None:
+    """Free what a stream holds that was closed and that nobody uses any more, not even to close it.
+
+    `trio.SSLStream` points to itself (it keeps a bound method for its handshake), so the 130 KiB that
+    OpenSSL has for it would stay until the garbage collector comes by, which is seldom.
+    """
+    if isinstance(stream, trio.SSLStream):
+        vars(stream).clear()
+
+
 def has_room(stream: trio.SocketStream) -> bool:
     """Whether a write of up to `ROOM` bytes to a socket would not wait; true of one that is dead."""
     fileno = stream.socket.fileno()

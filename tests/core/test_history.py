@@ -29,10 +29,10 @@ from broker.core.work import EVICTED, FIRST
 PLENTY = 2**30
 
 
-def epochs() -> Callable[[], str]:
+def epochs() -> Callable[[str], str]:
     """E1, E2, …: no two alike, and a test can tell how many were begun."""
     numbers = count(1)
-    return lambda: f"E{next(numbers)}"
+    return lambda topic: f"E{next(numbers)}"
 
 
 def store_of(max_bytes: int = PLENTY) -> HistoryStore:
@@ -805,7 +805,7 @@ class PlainModel(RuleBasedStateMachine):
             else:
                 topic.quiet_since = self.now
         if topic is None:
-            topic = self.topics[name] = PlainTopic(self.fresh_epoch(), quiet_since=self.now)
+            topic = self.topics[name] = PlainTopic(self.fresh_epoch(name), quiet_since=self.now)
         return topic
 
     def cut(self, name: str, topic: PlainTopic) -> None:

@@ -13,6 +13,7 @@ from msgspec import Meta, Raw, Struct
 from broker.core.json_reader import (
     MAX_LEVELS,
     MAX_MEMBERS,
+    MAX_OBJECTS,
     MAX_REASON,
     AsSent,
     BadJson,
@@ -21,9 +22,9 @@ from broker.core.json_reader import (
     members,
     mend,
     mended_text,
+    objects,
     one_text,
     read,
-    texts,
     value_of,
 )
 
@@ -34,6 +35,11 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text, inner, max_size=3),
     max_leaves=8,
 )
+
+
+class Nodes(Struct):
+    nodes: list["Nodes"] = []
+    payload: Raw = Raw(b"")
 
 
 class Inner(Struct):
@@ -198,7 +204,7 @@ def test_all_else_is_told_in_one_line(data: bytes) -> None:
 @pytest.mark.parametrize("half", [b"1", rb'"\ud83d"', b"1e999"])
 def test_a_text_may_be_nested_too_deeply(half: bytes) -> None:
     data = b"[" * 5000 + half + b"]" * 5000
-    for ask in (value_of, one_text, texts):
+    for ask in (value_of, one_text, lambda data: objects(data, 9)):
         with pytest.raises(TooDeep, match="nested too deeply"):
             ask(data)
     with pytest.raises(TooDeep):
@@ -207,26 +213,56 @@ def test_a_text_may_be_nested_too_deeply(half: bytes) -> None:
 
 @given(st.binary(max_size=40) | any_text.map(lambda text: json.dumps(text)[:-1].encode()))
 def test_nothing_else_is_raised_by_whatever_comes(data: bytes) -> None:
-    for ask in (value_of, one_text, texts, lambda data: read(data, Outer)):
+    for ask in (
+        value_of,
+        one_text,
+        lambda data: objects(data, 9),
+        lambda data: read(data, Outer),
+    ):
         try:
             ask(data)
         except BadJson as error:
             assert "\n" not in str(error)
 
 
-# several texts
+# several objects
 
 
-def test_texts_are_parted_by_white_space_and_are_what_was_sent() -> None:
-    sent = [rb'{"a": "\ud83d"}', b"[1,\n2]", b"7", rb'"\\ud83d"']
-    for between in (b"\n", b" \r\n\n"):
-        cut = texts(between + between.join(sent) + between)
-        found = list(cut)
-        assert len(cut) == len(sent)
-        assert [text.sent for text in found] == sent
-        assert [text.mended for text in found] == [mend(each) for each in sent]
-        assert [text.is_whole for text in found] == [False, True, True, True]
-    assert list(texts(b"\n\n")) == []
+def test_objects_are_parted_by_line_ends_and_are_what_was_sent() -> None:
+    sent = [
+        rb'{"a": "\ud83d"}',
+        b"{}",
+        b'{\n"a" : [\n{}\n,\n{ "b":\n{\n}\n}\n]\n}',
+        rb'{"a":"\\ud83d","}\n{":"}{ } {"}',
+    ]
+    for between in (b"\n", b" \r\n\n", b"\t\n "):
+        for ends in (b"", between):
+            cut = objects(ends + between.join(sent) + ends, len(sent))
+            found = list(cut)
+            assert len(cut) == len(sent)
+            assert [text.sent.strip() for text in found] == sent
+            assert [text.mended.strip() for text in found] == [mend(each) for each in sent]
+            assert [text.is_whole for text in found] == [False, True, True, True]
+
+
+@given(st.lists(st.dictionaries(any_text, json_values, max_size=3), min_size=1, max_size=9))
+def test_objects_are_cut_where_they_end_whatever_is_in_them(sent: list[dict[str, object]]) -> None:
+    for indent in (None, 0, 2):
+        texts = [json.dumps(each, indent=indent).encode() for each in sent]
+        found = objects(b"\n".join(texts), len(sent))
+        assert [each.sent for each in found] == texts
+        if len(sent) > 1:
+            with pytest.raises(BadJson, match=f"more than {len(sent) - 1} objects"):
+                objects(b"\n".join(texts), len(sent) - 1)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"{}{}\n{}", b"{} {}\n", b"{}\n1", b"1\n{}", b"{}\n{", b"{}\nnull\n{}", b"{},\n{}", b"\n"],
+)
+def test_nothing_but_line_ends_is_between_objects(data: bytes) -> None:
+    with pytest.raises(BadJson, match=r"^not JSON: "):
+        objects(data, 9)
 
 
 # structs
@@ -378,6 +414,20 @@ def test_so_many_members_are_read_one_by_one(half: bytes) -> None:
                 read(sent, Outer)
         else:
             assert len(read(sent, Outer).labels) == count
+
+
+def test_where_few_objects_are_expected_many_are_refused_before_they_are_made() -> None:
+    for count in (MAX_OBJECTS - 1, MAX_OBJECTS):
+        objects = b",".join([b"{}"] * count)
+        sent = b'{"nodes":[%b]}' % objects
+        assert len(read(sent, Nodes).nodes) == count
+        if count < MAX_OBJECTS:
+            assert len(read(sent, Nodes, few=True).nodes) == count
+        else:
+            with pytest.raises(BadJson, match="more than 8192 members"):
+                read(sent, Nodes, few=True)
+        payload = b'{"payload":[%b]}' % objects
+        assert bytes(read(payload, Nodes, few=True).payload) == b"[%b]" % objects
 
 
 def test_a_list_of_texts_counts_as_one() -> None:

@@ -379,7 +379,7 @@ for name, shown, answer, source in (
                                     "aud": None, "subs": None}), "let in", "issue 8"),
     ("jti a number", token({"sub": "eve", "jti": 5}), "let in", "issue 8"),
     ("1,400 channels, 9 KB", token({"sub": "e", "channels": [f"{n}" for n in range(1400)]}), NO, APP),
-    ("1,100 channels", token({"sub": "e", "channels": [f"{n:x}" for n in range(1100)]}), "error 106",
+    ("1,001 channels", token({"sub": "e", "channels": [f"{n:x}" for n in range(1001)]}), "error 106",
      "protocol"),
 ):  # fmt: skip
     add(
@@ -432,7 +432,7 @@ for name, data, answers in (
     ("half a command", CONNECT[:-1], (BAD,)),
     ("field 0", b"\x02\x00\x00", (BAD,)),
     ("wire type 7", b"\x02\x0f\x00", (BAD,)),
-    ("65,537 commands", b"\x00" * 65_537, (BAD,)),
+    ("16,385 commands", b"\x00" * 16_385, (BAD,)),
     ("16,385 fields", _varint(2 * 16_385) + b"\x08\x01" * 16_385, (BAD,)),
     ("groups within groups", _varint(5000) + b"\x0b" * 5000, (BAD,)),
     ("a topic that is not UTF-8", _command(2, 5, _field(1, b"\xff")), (BAD, "answered")),
@@ -462,18 +462,36 @@ async def _emoji(field: Field) -> Sequence[str]:
     return ["refused" if "error" in reply else "delivered"]
 
 
-@hostile("payload/half an emoji, to protobuf", "issue 8", "as it came", "refused", quick=True)
-async def _emoji_protobuf(field: Field) -> Sequence[str]:
-    reader = await field.open_ws(fields={"Sec-WebSocket-Protocol": "centrifuge-protobuf"})
-    await reader.send(frame(BINARY, CONNECT))
-    await reader.message()
+async def _open_protobuf(field: Field) -> Peer:
+    peer = await field.open_ws(fields={"Sec-WebSocket-Protocol": "centrifuge-protobuf"})
+    await peer.send(frame(BINARY, CONNECT))
+    await peer.message()
+    return peer
+
+
+HALF: Final = b'"\\ud83d"'
+
+
+@hostile("payload/half an emoji, to protobuf", "ADR 14", "replaced", quick=True)
+async def _emoji_to_protobuf(field: Field) -> Sequence[str]:
+    reader, peer = await _open_protobuf(field), await field.open_client()
     await reader.send(frame(BINARY, _command(2, 5, _field(1, b"emoji"))))
     await reader.message()
-    peer = await field.open_client()
-    await peer.send(frame(TEXT, b'{"id":7,"publish":{"channel":"emoji","data":"\\ud83d"}}'))
-    if "error" in await peer.reply(7):
-        return ["refused"]
-    return unless(b'"\\ud83d"' not in await reader.message() and "changed", "as it came")
+    await peer.send(frame(TEXT, b'{"id":7,"publish":{"channel":"emoji","data":%b}}' % HALF))
+    return unless(b'"\\ufffd"' not in await reader.message() and "not replaced", "replaced")
+
+
+@hostile("payload/half an emoji, by protobuf", "ADR 14", "as it came, replaced", quick=True)
+async def _emoji_by_protobuf(field: Field) -> Sequence[str]:
+    reader, listener = await _open_protobuf(field), await field.open_client()
+    await listener.call(subscribe={"channel": "emojis"})
+    await reader.send(frame(BINARY, _command(2, 5, _field(1, b"emojis"))))
+    await reader.message()
+    await reader.send(frame(BINARY, _command(3, 7, _field(1, b"emojis") + _field(2, HALF))))
+    kept = HALF in await reader.message()
+    (publication,) = await listener.publications()
+    replaced = publication["data"] == "\ufffd"
+    return [f"{'as it came' if kept else 'changed'}, {'replaced' if replaced else 'kept'}"]
 
 
 @hostile("payload/half an emoji by API", "issue 8", "ok", "error 107", "400", times=5, quick=True)

@@ -163,6 +163,7 @@ class Peer:
         self._buffer = bytearray()
         self._last_id = 0
         self._most = 2**18
+        self._was_reset = False  # which the system tells once, to a write or to a read
         self._sending = trio.StrictFIFOLock()  # an answer to a ping waits for what is half sent
 
     # out
@@ -173,6 +174,7 @@ class Peer:
             async with self._sending:
                 await self.stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._was_reset = True
             raise Ended("RST") from None
 
     async def drip(self, data: bytes, seconds: float) -> None:
@@ -344,7 +346,7 @@ class Peer:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise Ended("RST") from None
         if not data:
-            raise Ended("EOF")
+            raise Ended("RST" if self._was_reset else "EOF")
         self.received += len(data)
         self._buffer += data
 

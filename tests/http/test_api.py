@@ -451,8 +451,15 @@ async def test_a_glob_may_name_alternatives(
 
 async def test_a_glob_of_too_many_alternatives_is_refused(autojump_clock: MockClock) -> None:
     async with served() as net:
-        code, text = await error(net, "channels", pattern="{a,b}" * 1000)
-        assert (code, text) == (107, "pattern stands for more than 100 patterns without braces")
+        for pattern, reason in {
+            "{a,b}" * 7: "pattern stands for more than 100 patterns without braces",
+            "{a,b,c,d,e}"
+            + "x" * 1000: "pattern stands for more than 4096 characters without braces",
+            "a" * 1025: "pattern has more than 1024 characters",
+            "{" * 500_000 + "}" * 500_000: "pattern has more than 1024 characters",
+        }.items():
+            assert await error(net, "channels", pattern=pattern) == (107, reason)
+        assert await result(net, "channels", pattern="a" * 1024) == {"channels": {}}
         assert await result(net, "channels", pattern="{a,b}" * 6) == {"channels": {}}
 
 
@@ -579,7 +586,7 @@ async def test_others_have_their_turn_within_a_request_whose_own_order_is_kept(
     async with served(topics=TopicRules(history_size=10_000)) as net:
 
         def publish() -> None:
-            net.broker.publish("t", "other")
+            net.broker.publish_nowait("t", "other")
 
         if method == "batch":
             commands = [{"publish": {"channel": "t", "data": n}} for n in range(2000)]
@@ -674,7 +681,7 @@ async def test_a_list_that_does_not_fit_is_refused_and_what_was_done_is_told(
     async with served(**config) as net, await listener(net, "a"):
         fill(net, "crowd", 100)
         for _ in range(3):
-            net.broker.publish("big", "x" * 900)
+            net.broker.publish_nowait("big", "x" * 900)
         code, text = await error(net, "presence", channel="crowd")
         assert code == 106
         assert text == "the answer would be too long: ask for less, or in a request of its own"
@@ -702,10 +709,10 @@ async def test_history_is_bounded_as_for_clients_and_pages_on(autojump_clock: Mo
     bounds = {"history_max_limit": 4, "history_reply_bytes": 3000}
     async with served(topics=TopicRules(history_size=100), **bounds) as net:
         for n in range(10):
-            net.broker.publish("t", n)
+            net.broker.publish_nowait("t", n)
         for n in range(3):
-            net.broker.publish("t", f"{n}" * 1000)
-        net.broker.publish("t", "x" * 10_000)
+            net.broker.publish_nowait("t", f"{n}" * 1000)
+        net.broker.publish_nowait("t", "x" * 10_000)
         page = await result(net, "history", channel="t", limit=-1)
         assert [each["data"] for each in page["publications"]] == [0, 1, 2, 3]
         assert page["offset"] == 14, "the last offset says that there is more"

@@ -244,7 +244,7 @@ async def test_an_answer_that_is_not_taken_ends_it(autojump_clock: MockClock) ->
 async def test_an_answer_is_charged_until_it_is_taken(autojump_clock: MockClock) -> None:
     broker = Broker(Config(api_key=KEY, topics=TopicRules(history_size=10)))
     async with open_test_broker(broker) as net:
-        broker.publish("t", "x" * 100_000)
+        broker.publish_nowait("t", "x" * 100_000)
         before = broker.stats().memory.parts["outboxes"]
         stream = await net.listener.connect(lockstep_stream_pair)
         await stream.send_all(request("/api/history", b'{"channel":"t","limit":1}', KEY))
@@ -291,7 +291,7 @@ async def test_a_large_answer_goes_out_in_pieces(autojump_clock: MockClock) -> N
     broker = Broker(Config(api_key=KEY, topics=TopicRules(history_size=10)))
     async with open_test_broker(broker) as net, await net.listener.connect(make_pair) as stream:
         for _ in range(3):
-            broker.publish("t", "x" * 100_000)
+            broker.publish_nowait("t", "x" * 100_000)
         backend = Backend(stream)
         await backend.send("/api/history", b'{"channel":"t","limit":-1}')
         _, _, body = await backend.receive()

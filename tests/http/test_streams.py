@@ -1,10 +1,13 @@
 """A response that goes on: what is written to it goes out in pieces, however it comes."""
 
+from typing import cast
+
 import pytest
 import trio
 from trio.testing import lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
 
 from broker.http.streams import HttpStream, ProtobufStream, SseStream, UniSseStream
+from broker.session.connection import Connection
 from broker.transport import frames
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
@@ -41,3 +44,24 @@ async def test_frames_that_are_put_together_first_go_out_in_pieces_too() -> None
 async def test_the_stream_below_is_known() -> None:
     ours, _ = memory_stream_pair()
     assert HttpStream(ours).transport_stream is ours
+
+
+async def test_a_message_that_was_not_read_by_the_end_was_not_delivered() -> None:
+    ours, _ = memory_stream_pair()
+    line = HttpStream(ours)
+    line.connection = cast("Connection", None)
+    outcomes: dict[bytes, bool] = {}
+
+    async def deliver(message: bytes) -> None:
+        outcomes[message] = await line.deliver(message)
+
+    async with trio.open_nursery() as nursery:
+        for message in (b"read", b"read in part", b"waiting"):
+            nursery.start_soon(deliver, message)
+            await wait_all_tasks_blocked()
+        assert (await line.receive_some(2**16)).endswith(b"read")
+        await wait_all_tasks_blocked()
+        await line.receive_some(10)
+        await line.aclose()
+    assert outcomes == {b"read": True, b"read in part": False, b"waiting": False}
+    assert not await line.deliver(b"behind the end")

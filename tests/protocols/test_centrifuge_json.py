@@ -1,6 +1,9 @@
 """The Centrifuge protocol in JSON: what is written, as any JSON parser reads it; what is read."""
 
 import json
+import tracemalloc
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,7 +20,7 @@ from broker.protocols.centrifuge_json import (
     decode_publishes,
     is_connect,
 )
-from broker.protocols.commands import METHODS, BadCommand, FaultyCommand
+from broker.protocols.commands import MAX_COMMANDS, METHODS, BadCommand, FaultyCommand
 from broker.protocols.json_text import opaque_json, to_json
 from broker.transport import frames
 
@@ -313,6 +316,70 @@ def test_any_number_of_commands_comes_out_in_order(ids: list[int]) -> None:
     assert [command.id for command in decode(payload)] == ids
 
 
+def peak_of(act: Callable[[], object]) -> int:
+    """Bytes of memory that something needs at most."""
+    tracemalloc.start()
+    try:
+        act()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+LINES = {
+    "empty": b"{}",
+    "short": b'{"id":5,"rpc":{"method":"a"}}',
+    "nulls": b'{"id":5,"rpc":null}',
+    "wrong": b'{"id":5,"rpc":{"method":7}}',
+    "halves": rb'{"id":5,"send":{"data":"\ud83d"}}',
+}
+
+
+@pytest.mark.parametrize("line", LINES.values(), ids=LINES)
+def test_a_message_has_so_many_commands_at_most(line: bytes) -> None:
+    most = decode(b"\n".join([line] * MAX_COMMANDS))
+    assert len(most) == MAX_COMMANDS
+    for lines in (MAX_COMMANDS + 1, 2**20 // (len(line) + 1)):
+        for end in (b"", b"\n"):
+            with pytest.raises(BadCommand, match="more than 16384 objects"):
+                decode(b"\n".join([line] * lines) + end)
+
+
+@pytest.mark.parametrize("line", LINES.values(), ids=LINES)
+@pytest.mark.parametrize("between", [b"\n", b"", b" ", b"\r\n"])
+def test_many_commands_are_not_there_at_the_same_time(line: bytes, between: bytes) -> None:
+    message = between.join([line] * (2**20 // len(line + between))) + b"\n"
+    begin = between.join([line] * MAX_COMMANDS) + b"\n"
+
+    def read(payload: bytes) -> None:
+        try:
+            for _ in decode(payload):
+                pass
+        except BadCommand:
+            pass
+
+    # It is cut up once, to be checked; and where it has to be mended, that takes it into pieces too.
+    most = (10 if b"ud83d" in line else 3) * 2**20
+    for payload in (message, begin):
+        assert peak_of(partial(read, payload)) < most
+
+
+@pytest.mark.parametrize(
+    "objects",
+    [
+        b'"connect":{"subs":{%b}}' % b",".join(b'"%x":{}' % number for number in range(16_400)),
+        b'"subscribe":{"tf":{"nodes":[%b]}}' % b",".join([b"{}"] * 300_000),
+    ],
+    ids=["topics", "nodes"],
+)
+def test_a_command_of_too_many_objects_is_refused_before_they_are_made(objects: bytes) -> None:
+    (command,) = decode(b'{"id":7,%b}' % objects)
+    assert isinstance(command, FaultyCommand)
+    assert (command.id, command.fault) == (7, "more than 8192 members")
+    both = list(decode(b'{"id":7,%b}\n{"id":8,"rpc":{}}' % objects))
+    assert [isinstance(each, FaultyCommand) for each in both] == [True, False]
+
+
 @pytest.mark.parametrize(
     "payload",
     [
@@ -429,6 +496,22 @@ def test_publishes_in_any_script_are_read_together() -> None:
     commands = decode_publishes(payloads)
     assert commands is not None
     assert [msgspec.json.decode(each.publish.data) for each in commands] == words
+
+
+def test_publishes_that_are_many_in_one_message_are_not_made() -> None:
+    payload = b'{"publish":{}}'
+    assert decode_publishes([payload]) is not None
+    peak = peak_of(lambda: decode_publishes([payload * 70_000]))
+    assert peak < 2 * 2**20  # the message itself, joined
+    with pytest.raises(BadCommand, match="trailing characters"):
+        decode(payload * 70_000)
+
+
+def test_a_publish_of_many_objects_is_one() -> None:
+    data = b"[%b{}]" % (b"{}," * 300_000)
+    (command,) = decode(b'{"publish":{"channel":"a","data":%b}}' % data)
+    assert command.publish is not None
+    assert bytes(command.publish.data) == data
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"\xed\xa0\x80", "ü".encode()[:1]])

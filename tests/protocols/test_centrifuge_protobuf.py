@@ -4,6 +4,7 @@ from typing import Any
 
 import centrifuge.protocol.client_pb2 as schema
 import pytest
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +14,6 @@ from broker.protocols.centrifuge_protobuf import (
     CENTRIFUGE_PROTOBUF,
     COMMAND,
     EMULATION_REQUEST,
-    MAX_COMMANDS,
     MAX_FIELDS,
     REPLY,
     Keyed,
@@ -23,7 +23,7 @@ from broker.protocols.centrifuge_protobuf import (
     is_disconnect,
     read_emulation,
 )
-from broker.protocols.commands import METHODS, BadCommand, Command, FaultyCommand
+from broker.protocols.commands import MAX_COMMANDS, METHODS, BadCommand, Command, FaultyCommand
 from broker.transport import frames
 from tests.conftest import delimited, varint
 
@@ -463,6 +463,10 @@ def test_a_known_field_of_another_wire_type_is_unknown() -> None:
         b"\x06\x22\x04\x1a\x02\x08\x01",  # not an entry of a map
         b"\x0b\x22\x09\x32\x02\x0a\x05\x0a\x03abc",  # a key longer than its entry
         b"\x0c" + b"\x80" * 10 + b"\x01\x00",  # a field's number of eleven bytes
+        b"\x02\x00\x00",  # field 0
+        b"\x02\x02\x00",
+        b"\x04\x3a\x02\x00\x01",  # in a publish
+        b"\x06\x80\x80\x80\x80\x10\x00",  # field 2^29
         b'{"id":1,"connect":{}}',
         "客户端".encode(),
     ],
@@ -478,6 +482,20 @@ def test_a_payload_that_is_no_command_is_described_in_one_line(payload: bytes) -
     assert len(message) < 200
 
 
+def test_the_highest_number_of_a_field_is_one_that_nobody_knows() -> None:
+    body = b"\xf8\xff\xff\xff\x0f\x00\x08\x07"
+    (command,) = CENTRIFUGE_PROTOBUF.decode(varint(len(body)) + body)
+    assert command.id == schema.Command.FromString(body).id == 7
+
+
+@pytest.mark.parametrize("body", [b"\x00\x00", b"\x02\x00", b"\x80\x80\x80\x80\x10\x00"])
+def test_fields_that_the_official_library_refuses_are_refused(body: bytes) -> None:
+    with pytest.raises(DecodeError):
+        schema.Command.FromString(body)
+    with pytest.raises(BadCommand, match="the number of a field is 1 to 536870911"):
+        list(CENTRIFUGE_PROTOBUF.decode(varint(len(body)) + body))
+
+
 def test_commands_are_read_one_by_one() -> None:
     commands = CENTRIFUGE_PROTOBUF.decode(b"\x02\x08\x07\x02\x08\x80")
     assert len(commands) == 2
@@ -489,8 +507,19 @@ def test_commands_are_read_one_by_one() -> None:
 
 def test_a_message_has_so_many_commands_at_most() -> None:
     assert len(CENTRIFUGE_PROTOBUF.decode(bytes(MAX_COMMANDS))) == MAX_COMMANDS
-    with pytest.raises(BadCommand, match="more than 65536 commands"):
+    with pytest.raises(BadCommand, match="more than 16384 commands"):
         CENTRIFUGE_PROTOBUF.decode(bytes(MAX_COMMANDS + 1))
+
+
+@pytest.mark.parametrize("body", [b"", b"\x08\x01", b"\x08\x01\x22\x00", b"\x08\x01" * 64], ids=len)
+def test_commands_are_found_where_they_are(body: bytes) -> None:
+    payload = (varint(len(body)) + body) * 300
+    commands = CENTRIFUGE_PROTOBUF.decode(payload)
+    assert len(commands) == len(list(commands)) == 300
+    assert {command.id for command in commands} == {int(bool(body))}
+    for short in range(1, len(body) + 1):
+        with pytest.raises(BadCommand, match="a field longer than its message"):
+            CENTRIFUGE_PROTOBUF.decode(payload[:-short])
 
 
 @pytest.mark.parametrize(

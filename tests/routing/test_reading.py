@@ -88,7 +88,7 @@ async def test_to_weigh_asks_for_nothing() -> None:
     router = filled(0)
     assert weigh_history(router, "none", None, -1, False) == 0
     assert weigh_recovery(router, "none", 0) == 0
-    assert router.engine.statistics().quiet_topics == 0
+    assert router.engine.statistics().history.quiet_topics == 0
 
 
 async def test_a_recovery_weighs_what_it_brings_or_nothing() -> None:

@@ -12,6 +12,7 @@ from broker import (
 )
 from broker.core.messages import Close, Initiator
 from broker.core.work import ROUND, SLICE
+from broker.errors import Refused
 from broker.routing.publishing import Publisher
 from broker.routing.recipients import Peer
 from broker.routing.wills import Will, Wills
@@ -75,6 +76,7 @@ async def test_a_will_can_be_taken_back_and_one_to_nobody_is_forgotten(
         assert await done(peer, "will") == {}
         await peer.aclose()
         await done(other, "will", topic="fd:99", data=1)
+        await done(other, "will", topic="user:nobody", data=1)
         await other.aclose()
         await wait_all_tasks_blocked()
         assert messages.bytes_waiting == 0
@@ -92,7 +94,7 @@ async def test_a_will_does_no_harm_when_the_broker_is_cancelled() -> None:
             await done(peer, "will", topic="left", data=1)
         nursery.cancel_scope.cancel()
     with pytest.raises(RuntimeError, match="not serving"):
-        broker.publish("left", 1)
+        broker.publish_nowait("left", 1)
 
 
 # by itself
@@ -151,6 +153,28 @@ async def test_a_connection_has_one_will_at_most_and_it_is_carried_out_once() ->
     assert (runs(listener), len(wills)) == ([[2]], 0)
 
 
+@pytest.mark.parametrize(
+    "will, code",
+    [
+        (Will("left.*", b"1"), 107),
+        (Will("", b"1"), 107),
+        (Will("user:" + "u" * 256, b"1"), 107),
+        (Will("fd:1", b"1", retain=True), 107),
+        (Will("fd:x", b"1"), 102),
+    ],
+)
+async def test_a_will_that_could_never_be_published_is_refused_and_the_old_one_stays(
+    will: Will, code: int
+) -> None:
+    wills, client, listener = make_wills()
+    wills.put(client, Will("left", b"1"))
+    with pytest.raises(Refused) as caught:
+        wills.put(client, will)
+    assert caught.value.code == code
+    wills.carry_out(client, LOST)
+    assert runs(listener) == [[1]]
+
+
 async def test_a_will_goes_to_all_but_the_one_whose_it_is() -> None:
     wills, client, listener = make_wills()
     wills.publisher.router.subscribe(subscription(client, "left"))
@@ -167,7 +191,7 @@ async def test_a_will_may_be_retained() -> None:
     assert (value.data, value.info) == (b"1", client.info)
 
 
-@pytest.mark.parametrize("topic", ["fd:99", "user:eve", "$left", "left#eve", "a.*"])
+@pytest.mark.parametrize("topic", ["fd:99", "user:eve", "$left", "left#eve"])
 async def test_a_will_that_may_not_be_is_forgotten_without_a_word(topic: str) -> None:
     wills, client, listener = make_wills()
     wills.put(client, Will(topic, b"1"))
@@ -196,7 +220,7 @@ async def test_wills_that_reach_many_are_carried_out_in_turns_with_all_others(
         readers = [await net.open_client() for _ in range(300)]
         for reader in readers:
             await subscribe(reader, "left")
-        peers = [await net.open_client() for _ in range(8)]
+        peers = [await net.open_client() for _ in range(30)]
         for peer in peers:
             await done(peer, "will", topic="left", data=peer.fd)
         router = net.node.services.router
@@ -214,8 +238,8 @@ async def test_wills_that_reach_many_are_carried_out_in_turns_with_all_others(
             for peer in peers:
                 net.broker.disconnect(peer.fd)
             assert router.published == before
-        # As many as fill a round, and Trio changes the order of tasks that run in one turn.
-        most = ROUND / (weight + SLICE) + 2
+        # As many as fill a round; Trio changes the order of tasks that run in one turn, so two of them.
+        most = 2 * (ROUND / (weight + SLICE) + 1)
         assert max(after - earlier for earlier, after in pairwise(seen)) <= most < len(peers)
         assert sorted(await received(net, readers[0])) == [peer.fd for peer in peers]
 

@@ -70,7 +70,7 @@ async def test_a_publication_of_the_broker_has_no_sender(
 ) -> None:
     client = await net.open_client()
     await client.request(subscribe={"channel": "news"})
-    net.broker.publish("news", ["x"])
+    net.broker.publish_nowait("news", ["x"])
     assert await client.receive_all() == [pub("news", ["x"], offset=1)]
 
 
@@ -80,7 +80,7 @@ async def test_an_unsubscribed_client_gets_nothing(autojump_clock: MockClock, ne
     assert await ask(client, {"id": 2, "unsubscribe": {"channel": "news"}}) == [
         {"id": 2, "unsubscribe": {}}
     ]
-    net.broker.publish("news", 1)
+    net.broker.publish_nowait("news", 1)
     assert await client.receive_all() == []
     assert await ask(client, {"id": 3, "unsubscribe": {"channel": "news"}}) == [
         {"id": 3, "unsubscribe": {}}
@@ -171,7 +171,7 @@ async def test_nobody_subscribes_twice(autojump_clock: MockClock, net: Network) 
     await client.request(subscribe={"channel": "news"})
     assert await error_of(client, subscribe={"channel": "news"}) == 105
     assert await error_of(client, subscribe={"channel": f"fd:{client.fd}"}) == 105
-    net.broker.publish("news", 1)
+    net.broker.publish_nowait("news", 1)
     assert data_of(await client.receive_all()) == [1]
 
 
@@ -195,7 +195,7 @@ async def test_a_pattern_is_told_each_publications_topic(
             client, {"id": 2, "subscribe": {"channel": name, "recoverable": True}}
         ) == [{"id": 2, "subscribe": {}}]
     for topic in ("news", "news.eu", "news.eu.fr"):
-        net.broker.publish(topic, topic)
+        net.broker.publish_nowait(topic, topic)
     assert await client.receive_all() == [
         pub("news.>", "news.eu", offset=1, channel="news.eu", tags={"topic": "news.eu"}),
         pub("news.*", "news.eu", offset=1, channel="news.eu", tags={"topic": "news.eu"}),
@@ -336,7 +336,7 @@ async def test_only_topics_can_be_read(
 async def topic_with_history(net: Network, count: int = 5) -> tuple[Peer, str]:
     """A client that does not listen, and the epoch of `news`, which has 1..count."""
     for number in range(1, count + 1):
-        net.broker.publish("news", number)
+        net.broker.publish_nowait("news", number)
     client = await net.open_client()
     reply = await client.request(history={"channel": "news"})
     return client, reply["history"]["epoch"]
@@ -415,7 +415,7 @@ async def test_history_ends_where_a_reply_is_full_and_goes_on_from_there(
     async with served(history_reply_bytes=3000, topics=TopicRules(history_size=10)) as net:
         client = await net.open_client()
         for number in range(5):
-            net.broker.publish("news", f"{number}" * 1000)
+            net.broker.publish_nowait("news", f"{number}" * 1000)
         got: list[str] = []
         offset, top = 0, 5
         while offset < top:
@@ -440,7 +440,7 @@ async def test_a_recovery_of_more_than_a_reply_may_hold_is_none(
         client = await net.open_client()
         epoch = (await client.request(history={"channel": "news"}))["history"]["epoch"]
         for _ in range(3):
-            net.broker.publish("news", "x" * 1000)
+            net.broker.publish_nowait("news", "x" * 1000)
         reply = await subscribe_at(client, 0, epoch, flag=flag)
         if flag:
             assert reply["error"]["code"] == 112
@@ -450,7 +450,7 @@ async def test_a_recovery_of_more_than_a_reply_may_hold_is_none(
         reply = await subscribe_at(client, 1, epoch, flag=flag)
         assert (len(missed(reply)), reply["subscribe"]["recovered"]) == (2, True)
         await client.request(unsubscribe={"channel": "news"})
-        net.broker.publish("news", "x" * 10_000)
+        net.broker.publish_nowait("news", "x" * 10_000)
         reply = await subscribe_at(client, 3, epoch, flag=flag)
         assert (len(missed(reply)), reply["subscribe"]["recovered"]) == (1, True), "one of any size"
 
@@ -500,7 +500,7 @@ async def test_missed_publications_come_in_the_reply_and_once(
         "offset": offset,
         "epoch": epoch,
     }
-    net.broker.publish("news", 6)
+    net.broker.publish_nowait("news", 6)
     assert await client.receive_all() == [pub("news", 6, offset=6)]
 
 
@@ -540,7 +540,7 @@ async def test_a_client_that_has_seen_nothing_recovers_all_since_it_subscribed(
     reply = await client.request(subscribe={"channel": "news", "recoverable": True})
     assert reply["subscribe"]["offset"] == 0
     await client.request(unsubscribe={"channel": "news"})
-    net.broker.publish("news", "first")
+    net.broker.publish_nowait("news", "first")
     assert missed(await subscribe_at(client, 0, reply["subscribe"]["epoch"])) == ["first"]
 
 
@@ -558,7 +558,7 @@ async def test_publications_during_a_subscribe_come_once(
 
     async def publish() -> None:
         for number in range(6, 30):
-            net.broker.publish("news", number)
+            net.broker.publish_nowait("news", number)
             await trio.sleep(0.003)
 
     async with trio.open_nursery() as nursery:

@@ -160,7 +160,7 @@ async def test_the_last_push_says_why_and_the_close_code_says_it_again(
     autojump_clock: MockClock, net: Network
 ) -> None:
     client = await net.open_client()
-    net.broker.publish(f"fd:{client.fd}", "last words")
+    net.broker.publish_nowait(f"fd:{client.fd}", "last words")
     net.broker.disconnect(client.fd, 3503, 'because "so"')
     assert await client.receive_all() == [
         pub(f"fd:{client.fd}", "last words"),

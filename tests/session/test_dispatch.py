@@ -5,6 +5,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Final
 
+import centrifuge.protocol.client_pb2 as schema
 import pytest
 import trio
 from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
@@ -35,11 +36,13 @@ from broker.core.work import (
     SLICE,
     Meter,
 )
+from broker.protocols.commands import MAX_COMMANDS
 from broker.routing.router import MOST_TOGETHER
+from broker.routing.turns import Turns as Queue
 from broker.testing import Network, Peer, client_frame, open_test_broker
 from broker.transport import frames
 from broker.transport.frames import BINARY, PONG, TEXT
-from tests.conftest import ask, data_of
+from tests.conftest import ask, data_of, delimited, next_pub
 from tests.routing.conftest import attach, subscription
 from tests.session.conftest import (
     disconnected,
@@ -198,7 +201,7 @@ def fill(net: Network) -> None:
     for _ in range(CROWD):
         router.hub.subscribe(subscription(attach(router), "crowd"))
     for _ in range(CROWD):
-        net.broker.publish("kept", 1)
+        net.broker.publish_nowait("kept", 1)
 
 
 @pytest.mark.parametrize(
@@ -461,6 +464,53 @@ async def test_a_client_that_does_not_speak_the_protocol_is_sent_away(
     assert push["push"]["disconnect"]["reason"].startswith("bad request")
 
 
+@pytest.mark.parametrize("pings", [0, 6000])
+async def test_a_large_message_is_not_taken_apart_before_its_turn(
+    autojump_clock: MockClock, net: Network, monkeypatch: pytest.MonkeyPatch, pings: int
+) -> None:
+    client = await net.open_client()
+    router, published, wait = net.node.router, [], Queue.wait
+
+    async def watched(turns: Queue, work: float | None = None) -> float:
+        published.append(router.published)
+        return await wait(turns, work)
+
+    monkeypatch.setattr(Queue, "wait", watched)
+    first = '{"publish":{"channel":"news","data":"first"}}'
+    await client.send_text("\n".join([first, *["{}"] * pings, "{}"]))
+    await wait_all_tasks_blocked()
+    assert published[:1] == ([0] if pings else []), "what was published when it went into the queue"
+    assert router.published == 1
+
+
+@pytest.mark.parametrize("codec", ["json", "protobuf"])
+@pytest.mark.parametrize("excess", [0, 1])
+async def test_a_message_of_so_many_commands_is_carried_out(
+    autojump_clock: MockClock, net: Network, codec: str, excess: int
+) -> None:
+    """All of them, or none."""
+    reader = await net.open_client()
+    await reader.request(subscribe={"channel": "news"})
+    headers = {"Sec-WebSocket-Protocol": f"centrifuge-{codec}"}
+    client = await net.open_websocket(headers=headers)
+    pings = MAX_COMMANDS - 2 + excess
+    if codec == "protobuf":
+        message = delimited(
+            schema.Command(id=1, connect={}),
+            *[schema.Command()] * pings,
+            schema.Command(publish={"channel": "news", "data": b'"last"'}),
+        )
+        await client.send(client_frame(frames.BINARY, message))
+    else:
+        last = '{"publish":{"channel":"news","data":"last"}}'
+        await client.send_text("\n".join(['{"id":1,"connect":{}}', *["{}"] * pings, last]))
+    if excess:
+        assert (await client.receive_close())[0] == 3501
+        assert await reader.receive_all() == []
+    else:
+        assert (await next_pub(reader))["data"] == "last"
+
+
 @pytest.mark.parametrize(
     "command, code",
     [
@@ -503,7 +553,7 @@ async def test_a_client_that_asks_for_a_lot_gets_all_of_it_one_after_the_other(
         client = await net.open_client(lockstep_stream_pair)
         outbox = net.outbox(client.fd)
         for number in range(100):
-            net.broker.publish("t", f"{number:01000}")
+            net.broker.publish_nowait("t", f"{number:01000}")
         history = {"id": 1, "history": {"channel": "t", "limit": -1}}
         position = {"recover": True, "epoch": net.node.services.router.engine.position("t").epoch}
         recovery = {"id": 1, "subscribe": {"channel": "t", **position}}
@@ -638,7 +688,7 @@ LARGE = Config(outbox_bytes=10_000, topics=TopicRules(history_size=100))
 async def ask_for_much(net: Network, *behind: object) -> Peer:
     """A client that asks for 40,000 bytes, and for more behind it, and takes none of it."""
     for number in range(40):
-        net.broker.publish("news", f"{number:01000}")
+        net.broker.publish_nowait("news", f"{number:01000}")
     peer = await net.open_client(lockstep_stream_pair)
     many = {"id": 2, "history": {"channel": "news", "limit": -1}}
     await peer.send_json(many, *behind)

@@ -141,6 +141,11 @@ async def test_the_app_is_asked_about_rpc_publishes_too(autojump_clock: MockCloc
         ("reply", {"reply_to": "9" * 5000, "data": 1}),
         ("reply", {"reply_to": "1"}),
         ("will", {"topic": "news"}),
+        ("will", {"topic": "news.*", "data": 1}),
+        ("will", {"topic": ">", "data": 1}),
+        ("will", {"topic": "t" * 256, "data": 1}),
+        ("will", {"topic": "fd:9", "data": 1, "retain": True}),
+        ("will", {"topic": "user:u", "data": 1, "retain": True}),
     ],
 )
 async def test_bad_params_are_error_107(

@@ -223,8 +223,14 @@ def test_a_header_is_one_line_with_one_meaning(field: str, status: int) -> None:
         ("xn--mgba3a4f16a.ir.", 101),
         ("xn--1ch.example", 101),
         # no A-labels, and nobody here decodes them
-        ("xn--", 101),
         ("xn--a.example", 101),
+        ("xn---", 101),
+        ("axn--.example", 101),
+        # the mark of an A-label, of nothing
+        ("xn--", 400),
+        ("XN--:9501", 400),
+        ("a.xn--", 400),
+        ("a.Xn--.example:1", 400),
         ("b\xfccher.example", 400),
         ("xn--\x80", 400),
         ("localhost:65536", 400),

@@ -274,6 +274,7 @@ async def test_a_handshake_that_fails_leaves_one_line_with_address_and_reason(
             await stream.aclose()
             await wait_all_tasks_blocked()
             assert broker.stats().refused == bool(reason)
+            assert broker.stats().ends.refused["tls"] == bool(reason)
             broker.stop()
     failed = [each for each in lines if each["event"] == "tls_failed"]
     assert [(each["reason"], each["peer"]) for each in failed] == (

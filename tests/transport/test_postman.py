@@ -103,7 +103,7 @@ async def test_a_run_goes_to_all_and_is_counted_in_messages() -> None:
             assert await one.received() == b"\x81\x01a\x81\x01b\x81\x01c"
         # All five went to the postman as one list, and what came later went along.
         held = run.bytes_held
-        assert exchange.office.statistics() == PostStatistics(15, rounds=1, bytes_held=held)
+        assert exchange.office.statistics() == PostStatistics(15, 1, held, 15, 45)
         del run
         assert exchange.office.statistics().bytes_held == 0
 

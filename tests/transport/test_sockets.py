@@ -1,8 +1,10 @@
 """Facts that the system tells of a socket, bare or below other streams."""
 
+import gc
 import os
 import socket
 import ssl
+import weakref
 from contextlib import suppress
 
 import pytest
@@ -14,6 +16,7 @@ from broker.transport.sockets import (
     acknowledged,
     fileno_of,
     has_room,
+    let_go,
     receive_some,
     socket_below,
     tls_fault,
@@ -97,3 +100,27 @@ def test_only_tls_s_own_faults_are_told(cause: BaseException | None) -> None:
     broken = trio.BrokenResourceError()
     broken.__cause__ = cause
     assert tls_fault(broken) is None
+
+
+async def test_a_tls_stream_that_is_let_go_is_freed_without_the_collector() -> None:
+    ours, _ = memory_stream_pair()
+    tls = trio.SSLStream(ours, ssl.create_default_context(), server_hostname="x")
+    openssl = next(each for each in vars(tls).values() if isinstance(each, ssl.SSLObject))
+    is_there = weakref.ref(openssl)
+    del openssl
+    await trio.aclose_forcefully(tls)
+    await trio.lowlevel.checkpoint()  # until then Trio has the exception that ended it
+    gc.collect()
+    gc.disable()
+    try:
+        let_go(tls)
+        assert is_there() is None
+    finally:
+        gc.enable()
+
+
+async def test_other_streams_stay_as_they_are_when_let_go() -> None:
+    ours, theirs = memory_stream_pair()
+    let_go(ours)
+    await ours.send_all(b"as before")
+    assert await theirs.receive_some() == b"as before"
