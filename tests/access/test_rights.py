@@ -279,6 +279,7 @@ RECEIVING = [
     ("a", "yyy", "nyy", "nnn"),
     ("$a", "nnn", "nnn", "nnn"),
     ("a#ann", "nyn", "nyn", "nnn"),
+    ("a#", "nnn", "nnn", "nnn"),  # for nobody: a user without a name is none
     ("$a#ann", "nnn", "nnn", "nnn"),
 ]
 NOBODY, EVERYBODY = "nnn", "yyy"

@@ -1,6 +1,7 @@
 """The way of a publication: what is joined into a run, what ends one, and who gets it in which order."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -23,7 +24,17 @@ from broker.core.messages import ClientInfo, Fd, Publication
 from broker.core.session import Decider, Parcel, PhaseEvent
 from broker.core.tags import CompiledFilter
 from broker.core.topics import matches
-from broker.core.work import ASKED, FILTER_NODE, KILOBYTE, LEFT, PEER, PUBLICATION, TAG_KILOBYTE
+from broker.core.work import (
+    ASKED,
+    FILTER_NODE,
+    FULL,
+    KILOBYTE,
+    LEFT,
+    LISTENERS,
+    PEER,
+    PUBLICATION,
+    TAG_KILOBYTE,
+)
 from broker.engines.memory import MemoryEngine
 from broker.errors import Refused
 from broker.hooks import Hooks
@@ -45,6 +56,7 @@ from tests.routing.conftest import (
     attach,
     end_round,
     listen,
+    make_outbox,
     make_router,
     publish,
     receive_pushes,
@@ -469,6 +481,35 @@ async def test_many_audiences_share_what_is_large(
     assert all(data in bytes(run.data) for run in runs)
     copies = 1 if is_late else len(runs)
     assert work == pytest.approx(copies * size / 1024 * KILOBYTE, rel=0.2, abs=40)
+
+
+async def test_those_who_are_asked_whether_they_may_have_it_are_charged() -> None:
+    router = make_router(may_subscribe="users")
+    for _ in range(100):
+        listen(router, "a.b", user="ann")
+        listen(router, "*.c", user="ann")
+    by_name, by_pattern = [
+        work_of(router, partial(publish_tagged, router, topic)) for topic in ("a.b", "a.c")
+    ]
+    assert by_pattern - by_name == pytest.approx(100 * ASKED + LISTENERS)
+
+
+@pytest.mark.parametrize("patterns", [0, 4])
+async def test_a_full_outbox_is_charged_once_however_often_a_fan_out_reaches_it(
+    patterns: int,
+) -> None:
+    router = make_router()
+    peer = attach(router)
+    peer.outbox = make_outbox(router.office, max_messages=patterns + 1)
+    names = ["a.b.c", "a.b.*", "a.*.c", "*.b.c", "a.>"]
+    for name in names[: patterns + 1]:
+        router.subscribe(subscription(peer, name))
+    first, second = [work_of(router, lambda: publish_tagged(router, "a.b.c")) for _ in "12"]
+    assert second - first == pytest.approx(FULL)
+    publish(router, "a.b.c", b"1")
+    before = router.meter.done
+    end_round(router)
+    assert router.meter.done - before == pytest.approx(FULL)
 
 
 async def test_members_of_a_group_are_charged_when_they_were_looked_at() -> None:
