@@ -603,6 +603,21 @@ async def _history(field: Field) -> Sequence[str]:
     return ["served"]
 
 
+@hostile("history/28 MB in one reply, one message behind", ISSUE, "linear", fresh=True, seconds=20.0,
+         setup=Setup(env={**BUDGET, "BROKER_HISTORY_REPLY_BYTES": str(28 * MIB)}),
+         peak_mib=240.0, left_mib=160.0, p50_ms=10.0)  # fmt: skip
+async def _history_in_one(field: Field) -> Sequence[str]:
+    await fill_history(field, "big")
+    peer = await field.open_client(receive_buffer=4096)
+    before = field.sample().cpu
+    await peer.say({"id": 8, "history": {"channel": "big", "limit": -1}})
+    await peer.say({"id": 9, "presence_stats": {"channel": "a"}})
+    with trio.move_on_after(10):
+        await drained(peer, 10e6)
+    spent = field.sample().cpu - before
+    return unless(spent > 2 and f"{spent:.1f} s of CPU", "linear")
+
+
 @hostile("history/57 MB, 8 such readers", ISSUE, *SERVED, fresh=True, setup=HISTORY, attackers=8,
          peak_mib=300.0, left_mib=200.0, seconds=20.0)  # fmt: skip
 async def _histories(field: Field) -> Sequence[str]:
