@@ -42,7 +42,7 @@ from broker.errors import ErrorCode, Refused, UnsubscribeCode
 from broker.events.dispatcher import Events
 from broker.protocols.codec import Codec
 from broker.routing.queue_groups import GroupRecipient
-from broker.routing.recipients import Peer, PeerAudience
+from broker.routing.recipients import Peer, PeerAudience, SlowMailbox
 from broker.transport.outbox import Offer, Outbox, Run
 from broker.transport.postman import PostOffice
 
@@ -77,6 +77,7 @@ class Router:
         self._run_topic = ""
         self._run_rules = self.settings.config.topics
         self._run_recipients: list[Recipient] = []
+        self._run_slow: SlowMailbox | None = None
         self._run = Parcel("", "close")
         self._run_now = 0.0
         self._run_bytes = 0
@@ -115,10 +116,12 @@ class Router:
         The contents are raw JSON; `opaque` ones may be anything. They reach the outboxes when the
         run ends. 0.7 µs a publication, where one by one takes 2. Raises `Refused`, with nothing
         published: 102 for an fd that is not here and for an unknown namespace, 107 for what is no
-        topic.
+        topic, 111 for an fd that is behind and for which too much of this publisher waits.
         """
         if topic != self._run_topic or not topic:
             self._begin_run(topic)
+        if self._run_slow is not None:
+            self._run_slow.check(info)
         work = self._run_filter_work
         if not self._run.batches:
             work += self._run_work
@@ -156,6 +159,9 @@ class Router:
         self._end_run()
         ((publication,),) = parcel.batches
         rules, recipients, work, filter_work = self._resolve(parcel.topic)
+        slow = _slow_one(rules, recipients)
+        if slow is not None:
+            slow.check(publication.info)
         self.meter.add(RUN + work + filter_work)
         parcel.rule = rules.slow_consumer
         if keep and rules.history_size:
@@ -176,6 +182,7 @@ class Router:
         if rules.retain:
             recipients.append(self.retained)
         self._run_rules, self._run_recipients = rules, recipients
+        self._run_slow = _slow_one(rules, recipients)
         self._run = Parcel(topic, rules.slow_consumer)
         if rules.history_size:
             self._run_now = trio.current_time()
@@ -202,6 +209,9 @@ class Router:
             peer = self.hub.sessions.get(fd)
             if peer is None or not peer.speaks:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
+            if peer.outbox.is_behind():
+                slow = SlowMailbox(topic, peer, is_one_of_several=False)
+                return DIRECT_RULES, [slow], PEER, 0.0
             return DIRECT_RULES, [peer.mailbox], PEER, 0.0
         self.rights.check_topic(topic)
         if topic.startswith(PERSONAL):
@@ -218,13 +228,17 @@ class Router:
 
     def _direct(self, topic: str, peers: Iterable[Peer]) -> list[Recipient]:
         audiences: dict[object, PeerAudience] = {}
+        slow: list[Recipient] = []
         for peer in peers:
+            if peer.outbox.is_behind():
+                slow.append(SlowMailbox(topic, peer, is_one_of_several=True))
+                continue
             assert peer.codec is not None, "it is known which protocol a peer speaks"
             audience = audiences.get(peer.codec)
             if audience is None:
                 audience = audiences[peer.codec] = PeerAudience(topic, peer.codec, self.office)
             audience.outboxes[peer.outbox] = peer
-        return list(audiences.values())
+        return [*audiences.values(), *slow]
 
     def _listeners(self, topic: str, rules: TopicRules) -> tuple[list[Recipient], float, float]:
         found = self.hub.listeners(topic)
@@ -375,3 +389,11 @@ class Router:
         for codec, outboxes in watchers.items():
             frame = codec.join(name, info) if what == "join" else codec.leave(name, info)
             self.office.deliver(Run((frame,)), outboxes)
+
+
+def _slow_one(rules: TopicRules, recipients: Sequence[Recipient]) -> SlowMailbox | None:
+    """The only recipient, if that is a peer which is behind: it may have to be asked first."""
+    if rules is not DIRECT_RULES:
+        return None
+    first = recipients[0]
+    return first if isinstance(first, SlowMailbox) and not first.is_one_of_several else None

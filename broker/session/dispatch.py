@@ -3,6 +3,9 @@
 `take` carries out all that waits for nobody, in the task that reads; `finish` does the rest, in a
 task that may wait. A busy publisher's messages never see the second.
 
+An exception that is kept holds the frames that it came through, and they it: all that came with one
+message, until the garbage collector comes by. So none is kept here, but its code and its words.
+
 Rules:
 
 1. Nothing overtakes: a command is carried out when all that came before it are. What hooks are asked
@@ -82,17 +85,18 @@ class Publish(Handler):
 
 def publish(client: Client, request_id: int, topic: str, data: bytes) -> None:
     """Publish what a client sent, if it may; the reply waits for the end of the batch."""
-    refusal = None
     try:
         if not data:
             raise Refused(ErrorCode.BAD_REQUEST, "publish without data")
         client.check_publish(topic)
         opaque = client.codec.opaque_payloads and not is_json_line(data)
         client.services.router.publish_all(topic, (data,), client.peer.info, None, opaque)
-    except Refused as error:
-        refusal = error
-    if request_id:
-        client.add_reply(publish_reply(client, request_id, refusal))
+    except Refused as refusal:
+        if request_id:
+            client.add_reply(publish_reply(client, request_id, refusal))
+    else:
+        if request_id:
+            client.add_reply(publish_reply(client, request_id, None))
 
 
 def publish_reply(client: Client, request_id: int, refusal: Refused | None) -> bytes:
@@ -228,17 +232,17 @@ class Dispatcher:
         It may return while `questions` are open. Raises `Disconnect`, and what the app's hook for
         plain messages raises. Cancelled, it leaves what it has not begun.
         """
-        order: Disconnect | None = None
+        order: tuple[int, str] | None = None
         try:
             await self._finish(batch)
         except Disconnect as error:
-            order = error
+            order = error.code, error.reason
         finally:
             # Answers to publishes go out, whatever the message behind them was.
             self.settle()
         if order is not None:
             await self.questions.wait_none()
-            raise order
+            raise Disconnect(*order)
 
     async def _finish(self, batch: Batch) -> None:
         if not self.questions:
@@ -333,13 +337,14 @@ class Dispatcher:
         contents = [bytes(command.publish.data) for command in commands]
         router = self.services.router
         before = router.meter.done
-        refusal = None
         try:
             router.publish_all(topic, contents, client.peer.info)
-        except Refused as error:
-            refusal = error  # an fd that is gone
-        for request_id in answered:
-            client.add_reply(publish_reply(client, request_id, refusal))
+        except Refused as refusal:  # an fd that is gone, or behind
+            for request_id in answered:
+                client.add_reply(publish_reply(client, request_id, refusal))
+        else:
+            for request_id in answered:
+                client.add_reply(publish_reply(client, request_id, None))
         self._allowance.spend(router.meter.done - before)
         return True
 
@@ -421,7 +426,7 @@ class Dispatcher:
         client, command, handler = turn.client, turn.command, turn.handler
         if turn.failure is None:
             await self._wait_room(handler.weigh(client, command))
-        self._act(client, command, handler, turn.method, turn.size, turn.answer, turn.failure)
+        self._act(client, command, handler, turn.method, turn.size, turn)
 
     @property
     def _peer_is_behind(self) -> bool:
@@ -448,19 +453,17 @@ class Dispatcher:
         handler: Handler,
         method: str,
         size: float,
-        answer: object = None,
-        failure: Exception | None = None,
+        turn: Turn | None = None,
     ) -> None:
-        """Decide and act, and charge it to this peer; `failure` is what was raised in place of an
-        answer. No checkpoint."""
+        """Decide and act, and charge it to this peer; `turn` has the answer, if somebody was asked.
+        No checkpoint."""
         if not self.peer.is_established:
             return
         if method != "publish":
             client.settle()
         before = self.services.router.meter.done
         with _failures_answered(client, command, method):
-            if failure is not None:
-                raise failure
+            answer = None if turn is None else turn.take_answer()
             result = handler.act(client, command, answer)
             if result is not None and command.id:
                 client.reply(command.id, method, result)
@@ -509,14 +512,15 @@ def _with_following(commands: Iterator[Sized]) -> Iterator[tuple[Sized, Command 
     comes."""
     current = next(commands, None)
     while current is not None:
-        following, order = None, None
+        following: Sized | None = None
+        order: tuple[int, str] | None = None
         try:
             following = next(commands, None)
         except Disconnect as error:
-            order = error
+            order = error.code, error.reason
         yield current, None if following is None else following[0]
         if order is not None:
-            raise order
+            raise Disconnect(*order)
         current = following
 
 
