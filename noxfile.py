@@ -153,6 +153,16 @@ def hostile(session: nox.Session) -> None:
 
 
 @nox.session
+def ledger(session: nox.Session) -> None:
+    """Kill a broker 20 times while it is published to, and compare what it keeps with what it said.
+
+    `-- --kills 200` does so more often, `-- --sync process` with a file that nobody waits for.
+    """
+    _install(session, "tests")
+    session.run("python", "-m", "tests.ledger", *session.posargs)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build sdist and wheel, and start the broker from the wheel alone."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "release"))

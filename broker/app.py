@@ -1,7 +1,7 @@
 """The broker as an app has it: hooks, what may be done to connections and topics, and `serve`.
 
-`serve` is the nursery tree. From the outside in: the engine, the post office, upkeep, the sessions,
-the intake; what others need in order to finish is opened further out (docs/design/lifetimes.md).
+`serve` is the nursery tree. From the outside in: the engine, the post office, what the engine gives
+back, upkeep, the sessions, the intake; what others need in order to finish is opened further out (docs/design/lifetimes.md).
 """
 
 import time
@@ -28,7 +28,8 @@ from broker.core.messages import (
     Publication,
     PushResult,
 )
-from broker.engines.memory import open_engine
+from broker.engines.engine import RunBlocking, in_thread
+from broker.engines.opening import open_engine
 from broker.errors import CloseCode, UnsubscribeCode
 from broker.events.dispatcher import hook_reader, open_events
 from broker.hooks import (
@@ -89,6 +90,9 @@ class Broker:
         """May be replaced until `serve` is called; then `reload` does it."""
         self.wall_clock: Callable[[], float] = time.time
         """Unix seconds, by which tokens expire; `open_test_broker` puts virtual time here."""
+        self.run_blocking: RunBlocking = in_thread
+        """Waits for the engine's disk; `open_test_broker` waits in line, as virtual time does not wait
+        for threads."""
         self.hooks = Hooks(self._end_by)
         self._ended_by: BaseException | None = None
         self._node: Node | None = None
@@ -187,7 +191,7 @@ class Broker:
         """
         return self._node is not None and self._node.declare_plain(fd)
 
-    def publish(
+    async def publish(
         self,
         topic: str,
         data: object,
@@ -198,26 +202,45 @@ class Broker:
         retain: bool = False,
         key: str = "",
     ) -> Delivery:
-        """Publish to a topic, to one connection by `fd:N`, or to all those of a user by `user:NAME`.
+        """Publish to a topic, to one connection by `fd:N`, or to all those of a user by `user:NAME`;
+        return once it is kept, as far as the engine keeps it, and on its way to all who listen.
 
         `bytes` go out as they are to clients over protobuf, as a binary frame to plain peers, and
         in base64 to those who read JSON, unless they are JSON. The fds of `exclude` get nothing;
         subscribers may pick by `tags`, and see them; with `skip_history` it is not kept; with
         `retain` whoever subscribes later gets it at once. A second publish to the topic with the
-        same `key` within five minutes publishes nothing and returns what the first did. Raises
-        `Refused` for what is no topic and for an fd or a user that is not here, `TypeError` for
-        what JSON cannot say.
+        same `key` within five minutes publishes nothing and returns what the first did.
+
+        Raises `Refused` for what is no topic and for an fd or a user that is not here, and 100 where
+        it cannot be kept, as on a full disk; `TypeError` for what JSON cannot say. Cancelled before
+        it has begun to wait for the engine it does nothing; after that it is published all the
+        same.
         """
         raw = data if isinstance(data, bytes) else to_json(data)
-        options = PublishOptions(
-            exclude=exclude,
-            tags=tags,
-            opaque=raw is data,
-            skip_history=skip_history,
-            retain=retain,
-            key=key,
-        )
-        return self.node.publish(topic, raw, options)
+        options = PublishOptions(exclude, tags, raw is data, skip_history, retain, key)
+        return await self.node.publish(topic, raw, options)
+
+    def publish_nowait(
+        self,
+        topic: str,
+        data: object,
+        *,
+        exclude: Collection[Fd] = (),
+        tags: Mapping[str, str] | None = None,
+        skip_history: bool = False,
+        retain: bool = False,
+        key: str = "",
+    ) -> None:
+        """The same, without waiting, and without knowing what becomes of it.
+
+        On the memory engine it is kept and on its way when this returns. Another engine has yet to
+        keep it: then it is lost if the process is killed before, or the disk is full. Raises
+        `trio.WouldBlock`, with nothing published, while as much waits for the engine as may, and
+        what `publish` raises at once.
+        """
+        raw = data if isinstance(data, bytes) else to_json(data)
+        options = PublishOptions(exclude, tags, raw is data, skip_history, retain, key)
+        self.node.publish_nowait(topic, raw, options)
 
     async def request(self, to: str, data: object) -> object:
         """Ask a client, by `fd:N`, or one member of a queue group, by a topic; return its answer.
@@ -258,9 +281,13 @@ class Broker:
         """
         return self.node.history(topic, since, limit, reverse)
 
-    def remove_history(self, topic: str) -> None:
-        """Forget what a topic keeps; its position stays, so who was away learns of the loss."""
-        self.node.remove_history(topic)
+    async def remove_history(self, topic: str) -> None:
+        """Forget what a topic keeps; its position stays, so who was away learns of the loss.
+
+        Returns when that is kept, too. Raises `Refused` (100) where it cannot be. Cancelled, it may
+        be done or not.
+        """
+        await self.node.remove_history(topic)
 
     def topics(self) -> dict[str, int]:
         """The topics and patterns that are subscribed to, with how many subscriptions each has."""
@@ -490,16 +517,18 @@ class Broker:
         sender = await opened(open_sender(config.webhooks, now))
         await opened(open_questions(settings, self.hooks, now))
         tokens = await opened(open_tokens(config, now))
-        engine = await opened(open_engine(config.history_bytes))
+        first_fd = int(now() * 1_000_000) if config.first_fd == "clock" else config.first_fd
+        # A broker that serves again goes on counting, as does an engine that was there before.
+        next_fd = max(first_fd, self._next_fd)
+        engine = await opened(open_engine(config, now, next_fd, self.run_blocking))
         office = await opened(open_post_office())
         readers = [] if self.hooks.event is None else [hook_reader(self.hooks.event)]
         readers += [] if sender is None else [sender]
         events = await opened(open_events(name, readers, config.webhooks, now))
         rights = Rights(settings, self.hooks, tokens.enabled)
-        first_fd = int(now() * 1_000_000) if config.first_fd == "clock" else config.first_fd
-        # A broker that serves again goes on counting.
-        hub: Hub[Peer] = Hub(max(first_fd, self._next_fd))
+        hub: Hub[Peer] = Hub(engine.next_fd)
         router = Router(hub, engine, office, rights, events)
+        await opened(engine.running(router.returns))
         services = Services(
             settings,
             self.hooks,
@@ -510,7 +539,8 @@ class Broker:
         )
         node = Node(services)
         hold = partial(hold_request, services)
-        backends = BackendServer(node, HttpServer(http_app(node), hold=hold))
+        pages = HttpServer(http_app(node), hold=hold, is_logged=lambda: node.config.access_log)
+        backends = BackendServer(node, pages)
         services.serve_http = Fallbacks(backends.serve).serve
         self._node = node
         return node, backends
@@ -537,8 +567,12 @@ def _log_ready(node: Node, addresses: list[str]) -> None:
 async def _beat(node: Node) -> None:
     try:
         while True:
-            await trio.sleep(_BEAT)
+            due = trio.current_time() + _BEAT
+            await trio.sleep_until(due)
+            # As late as everybody else is served whose socket is ready.
+            node.loop_lag.observe(max(0.0, trio.current_time() - due))
             node.beat()
     finally:
         # Cancelled: the sessions have ended, or everything is being cut with us.
         node.services.cut()
+        node.note_fds()

@@ -6,8 +6,10 @@ otherwise a method never waits: it is one atomic step, of which the network lear
 
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
+from typing import Final
 
 import attrs
 import structlog
@@ -16,6 +18,7 @@ import trio
 from broker.config.reload import Change
 from broker.config.settings import Config
 from broker.core.event_queue import EventKind, EventStatistics
+from broker.core.histogram import Histogram, HistogramStatistics
 from broker.core.history import HistoryStatistics
 from broker.core.hub import HubStatistics
 from broker.core.memory import MemoryStatistics, Part
@@ -28,16 +31,23 @@ from broker.core.messages import (
     Publication,
     PushResult,
 )
+from broker.core.retained import RetainedStatistics
 from broker.core.session import Decider, Grant, Subscription
+from broker.core.work import SURVEYED
+from broker.engines.engine import EngineStatistics
 from broker.errors import Refused, check_close_code
-from broker.hooks import Hooks
+from broker.hooks import Hooks, HookStatistics
 from broker.logs import reconfigure
 from broker.routing.publishing import PublishOptions
 from broker.routing.reader import Reader
 from broker.routing.retained import give_retained
+from broker.routing.router import Router
+from broker.routing.turns import Share
+from broker.session.counts import ConnectionCounts
 from broker.session.expiry import expire
 from broker.session.orders import ServerSub
 from broker.session.services import ServedConnection, Services
+from broker.transport.lane import Traffic
 from broker.transport.postman import PostStatistics
 
 log = structlog.get_logger("broker")
@@ -45,24 +55,82 @@ log = structlog.get_logger("broker")
 
 @attrs.frozen
 class BrokerStatistics:
-    """A snapshot. `published` and `refused` count since `serve` began."""
+    """A snapshot. `published`, `refused` and all other counters count since `serve` began; those of the
+    hooks since they were set."""
 
     connections: int
     users: int
     published: int
     refused: int
     hub: HubStatistics
-    history: HistoryStatistics
+    engine: EngineStatistics
     post: PostStatistics
     events: Mapping[str, EventStatistics]
     """By reader, `on_event` and `webhooks`; empty where nobody reads them."""
+    retained: RetainedStatistics
+    ends: ConnectionCounts
+    """How connections came and ended."""
+    namespaces: Mapping[str, int]
+    """Publications by namespace: "" for topics of none, `fd` and `user` for direct messages."""
+    recoveries: Mapping[str, int]
+    """By outcome: `recovered` without a loss, or with a `gap`."""
+    hooks: Mapping[tuple[str, str], HookStatistics]
+    """By kind of hook, and by who is asked: the `app` or a `backend`."""
+    loop_lag: HistogramStatistics
+    """By how many seconds the event loop was late, looked at once a second."""
     memory: MemoryStatistics
     """What is held for clients, by part."""
+
+    @property
+    def history(self) -> HistoryStatistics:
+        return self.engine.history
+
+
+SURVEYED_AT_ONCE: Final = 100
+"""Connections between two turns of a survey: 0.3 ms."""
+
+QUEUE_BYTES: Final = (0, 2**10, 2**12, 2**14, 2**16, 2**18, 2**20, 2**22)
+QUEUE_MESSAGES: Final = (0, 1, 4, 16, 64, 256, 1024, 4096, 16_384)
+
+
+@attrs.frozen
+class Survey:
+    """A walk over all connections that were here when it began: how many by transport and protocol, what
+    waits in their outboxes; and what came from all that ever were here, and was dropped for them, since
+    `serve` began."""
+
+    connections: Mapping[tuple[str, str], int]
+    queue_bytes: HistogramStatistics
+    queue_messages: HistogramStatistics
+    received: Traffic
+    messages_dropped: int
 
 
 def node_name(config: Config) -> str:
     """This broker's name: that of the settings, else host and port."""
     return config.name or f"{socket.gethostname()}:{config.unix or config.port}"
+
+
+@attrs.define(eq=False)
+class Publishing:
+    """A publication on its way, until the engine has kept it."""
+
+    result: Delivery | Refused | None = attrs.field(init=False, default=None)
+    """What became of it; None until that is known."""
+    _ended: trio.Event = attrs.field(init=False, factory=trio.Event)
+
+    def end(self, result: Delivery | Refused) -> None:
+        self.result = result
+        self._ended.set()
+
+    async def wait(self) -> Delivery:
+        """What became of it. Raises `Refused` if it is not kept. Cancelled, it is published all the
+        same, unless it is refused."""
+        await self._ended.wait()
+        assert self.result is not None
+        if isinstance(self.result, Refused):
+            raise self.result
+        return self.result
 
 
 @attrs.define(eq=False)
@@ -72,6 +140,8 @@ class Node:
     services: Services
     started_at: float = attrs.field(factory=time.time)
     """Unix seconds."""
+    loop_lag: Histogram = attrs.field(init=False, factory=Histogram)
+    """Seconds by which `beat` was called late."""
     _readers: set[Reader] = attrs.field(init=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
@@ -96,6 +166,15 @@ class Node:
         """Whether the broker was asked to stop."""
         return self.services.draining
 
+    @property
+    def router(self) -> Router:
+        """Who listens, what is kept, and what all of that costs."""
+        return self.services.router
+
+    def new_share(self) -> Share:
+        """The share of the loop of one more party."""
+        return Share(turns=self.router.turns)
+
     # messages
 
     def push(self, fd: Fd, data: object) -> PushResult:
@@ -106,8 +185,30 @@ class Node:
         connection = self._find(fd)
         return connection is not None and connection.orders.vouch()
 
-    def publish(self, topic: str, data: bytes, options: PublishOptions) -> Delivery:
-        return self.services.publisher.publish(topic, data, None, options)
+    def publish_nowait(self, topic: str, data: bytes, options: PublishOptions) -> None:
+        if self.services.router.engine.full:
+            raise trio.WouldBlock
+        self.services.publisher.publish(topic, data, None, options)
+
+    def publish_soon(self, topic: str, data: bytes, options: PublishOptions) -> "Publishing":
+        """Begin to publish, in one atomic step; wait for the end of it by what is returned."""
+        publishing = Publishing()
+        publisher = self.services.publisher
+        delivery = publisher.publish(topic, data, None, options, publishing.end)
+        if delivery is not None:
+            publishing.end(delivery)
+        return publishing
+
+    async def wait_room(self) -> None:
+        """Wait while the engine has as much on its way as may be. No checkpoint where it has not."""
+        engine = self.services.router.engine
+        while engine.full:
+            await engine.wait_room()
+
+    async def publish(self, topic: str, data: bytes, options: PublishOptions) -> Delivery:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        await self.wait_room()
+        return await self.publish_soon(topic, data, options).wait()
 
     async def request(self, to: str, data: bytes) -> object:
         requests = self.services.requests
@@ -155,8 +256,8 @@ class Node:
     ) -> tuple[list[Publication], Position]:
         return self.services.router.engine.history(topic, since, limit, reverse)
 
-    def remove_history(self, topic: str) -> None:
-        self.services.router.engine.remove(topic)
+    async def remove_history(self, topic: str) -> None:
+        await self.services.router.engine.remove(topic)
 
     def topics(self) -> dict[str, int]:
         return self.services.router.hub.topics()
@@ -217,13 +318,45 @@ class Node:
             connections=len(router.hub.sessions),
             users=router.hub.sessions.statistics().users,
             published=router.published,
-            refused=self.services.refused,
+            refused=self.services.counts.refused,
             hub=router.hub.statistics(),
-            history=router.engine.statistics(),
+            engine=router.engine.statistics(),
             post=router.office.statistics(),
             events={} if router.events is None else router.events.statistics(),
             memory=self.services.memory.statistics(),
+            retained=router.retained.statistics(),
+            ends=self.services.counts.statistics(),
+            namespaces=router.by_namespace(),
+            recoveries=attrs.asdict(router.recoveries),
+            hooks=self.hooks.statistics(),
+            loop_lag=self.loop_lag.statistics(),
         )
+
+    async def survey(self) -> Survey:
+        """Look at every connection. Linear in them, in turns: others are served in between.
+
+        What is counted never goes down from one survey to the next. Cancelled, nothing is left behind.
+        """
+        connections = self.services.connections
+        # Who ends from here on is still in this list, and among those that have ended for the next
+        # survey only.
+        here, counts = list(connections.items()), self.services.counts
+        received, dropped = attrs.evolve(counts.received), counts.dropped
+        kinds: Counter[tuple[str, str]] = Counter()
+        queue_bytes, queue_messages = Histogram(QUEUE_BYTES), Histogram(QUEUE_MESSAGES)
+        for first in range(0, len(here), SURVEYED_AT_ONCE):
+            piece = here[first : first + SURVEYED_AT_ONCE]
+            await self.router.turns.wait(len(piece) * SURVEYED)
+            received.add_all([connection.traffic for _, connection in piece])
+            outboxes = [connection.peer.outbox for _, connection in piece]
+            dropped += sum([outbox.dropped for outbox in outboxes])
+            # An outbox without a writer keeps what it had: it is nobody's queue any more.
+            left = [connection for fd, connection in piece if fd in connections]
+            kinds.update([(connection.transport, connection.protocol) for connection in left])
+            queue_bytes.observe_all([each.peer.outbox.bytes for each in left])
+            queue_messages.observe_all([each.peer.outbox.messages for each in left])
+        waiting = queue_bytes.statistics(), queue_messages.statistics()
+        return Survey(kinds, *waiting, received, dropped)
 
     def _find(self, fd: Fd) -> ServedConnection | None:
         connection = self.services.connections.get(fd)
@@ -249,8 +382,13 @@ class Node:
         """Look at everything that time ends: requests, expiry, silent peers. Linear in them."""
         now = trio.current_time()
         self.services.requests.expire(now)
+        self.note_fds()
         for connection in list(self.services.connections.values()):
             connection.beat(now)
+
+    def note_fds(self) -> None:
+        """Let the engine know which fds were given out."""
+        self.services.router.engine.note_fds(self.next_fd)
 
     def shut_down(self) -> None:
         """Tell every client that the broker stops."""

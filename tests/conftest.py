@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import attrs
 import pytest
@@ -28,7 +28,10 @@ from starlette.routing import Route
 from trio.testing import MockClock
 
 from broker import Broker, Config, logs
+from broker.engines.sqlite_file import NotWritten
 from broker.testing import Network, Peer, name_users_by_token, open_test_broker
+
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -138,6 +141,34 @@ async def received(net: Network, peer: Peer) -> list[Any]:
             if push.get("message"):
                 return got
             got.append(push["pub"]["data"])
+
+
+@attrs.define(eq=False)
+class Disk:
+    """What an engine's disk does is what a test says: `Broker.run_blocking`, or that of an engine."""
+
+    failure: str = ""
+    """Why nothing can be written, such as "database or disk is full"."""
+    works: int = 0
+    _free: trio.Event | None = None
+
+    def hold(self) -> None:
+        """Let everybody wait for the disk until `release`."""
+        self._free = trio.Event()
+
+    def release(self) -> None:
+        if self._free is not None:
+            self._free.set()
+            self._free = None
+
+    async def __call__(self, work: Callable[[], T], /) -> T:
+        await trio.lowlevel.checkpoint()
+        if self._free is not None:
+            await self._free.wait()
+        self.works += 1
+        if self.failure:
+            raise NotWritten(self.failure)
+        return work()
 
 
 def varint(number: int) -> bytes:

@@ -35,7 +35,7 @@ async def test_data_that_json_cannot_say_is_not_sent(autojump_clock: MockClock) 
         with pytest.raises(TypeError):
             net.broker.push(peer.fd, object())
         with pytest.raises(TypeError):
-            net.broker.publish("news", {1: object()})
+            net.broker.publish_nowait("news", {1: object()})
         assert net.broker.stats().published == 0
 
 
@@ -57,7 +57,7 @@ async def test_a_broker_publishes_by_the_same_rules_as_all(
 ) -> None:
     async with open_test_broker(Broker()) as net:
         with pytest.raises(Refused) as caught:
-            net.broker.publish(topic, 1)
+            net.broker.publish_nowait(topic, 1)
         assert caught.value.code == code
 
 
@@ -106,9 +106,12 @@ async def test_a_stop_that_comes_while_serve_starts_counts() -> None:
 
 async def test_a_method_that_needs_a_serving_broker_says_so() -> None:
     broker = Broker()
-    for call in (partial(broker.publish, "news", 1), broker.stats):
+    for call in (partial(broker.publish_nowait, "news", 1), broker.stats):
         with pytest.raises(RuntimeError, match=r"broker\.serve"):
             call()
+    for wait in (partial(broker.publish, "news", 1), partial(broker.remove_history, "news")):
+        with pytest.raises(RuntimeError, match=r"broker\.serve"):
+            await wait()
     with pytest.raises(RuntimeError, match=r"broker\.serve"):
         async with broker.subscribe("news"):
             pytest.fail("unreachable")
@@ -129,7 +132,7 @@ async def test_a_broker_that_has_stopped_may_serve_again_and_its_fds_go_on(
         async with open_test_broker(broker) as net:
             client = await net.open_client()
             fds.append(client.fd)
-            broker.publish("news", 1)
+            broker.publish_nowait("news", 1)
             assert broker.stats().published == 1
             assert broker.stats().history.publications == min(history, 1)
             states.append(broker.draining)

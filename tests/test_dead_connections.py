@@ -114,7 +114,7 @@ async def a_reader_that_stops(net: Network) -> Peer:
     peer = await net.open_client(lockstep_stream_pair)
     await subscribe(peer, "mail")
     for _ in range(3):
-        net.broker.publish("mail", LARGE.decode())
+        net.broker.publish_nowait("mail", LARGE.decode())
     return peer
 
 
@@ -370,7 +370,7 @@ async def test_a_goodbye_does_not_keep_what_came(autojump_clock: MockClock, net:
     try:
         with trio.move_on_after(1):
             await peer.send(client_frame(TEXT, LARGE)[:-1])
-        net.broker.publish("mail", "a message that is not read")
+        net.broker.publish_nowait("mail", "a message that is not read")
         await peer.stream.send_eof()  # type: ignore[attr-defined]
         await trio.sleep(1)
         size, _ = tracemalloc.get_traced_memory()

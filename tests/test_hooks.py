@@ -443,7 +443,7 @@ async def test_an_anonymous_client_does_not_read_what_false_was_to_keep_from_it(
     net.broker.on_subscribe(returning(False))
     peer = await net.open_client()
     assert (await peer.request(subscribe={"channel": "$payroll"}))["error"] == INTERNAL
-    net.broker.publish("$payroll", 5000)
+    net.broker.publish_nowait("$payroll", 5000)
     with trio.move_on_after(1) as silence:
         await peer.receive_json()
     assert silence.cancelled_caught

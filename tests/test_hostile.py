@@ -426,7 +426,7 @@ async def test_s2_a_peer_that_never_reads(rule: SlowRule, autojump_clock: MockCl
         await peer.request(subscribe={"channel": "firehose"})
         start = trio.current_time()
         for number in range(3000):
-            target.broker.publish("firehose", "x" * 1000)
+            target.broker.publish_nowait("firehose", "x" * 1000)
             if number % 100 == 0:
                 await wait_all_tasks_blocked()
         assert trio.current_time() == start  # nobody has waited
@@ -470,8 +470,8 @@ async def test_s2_nothing_follows_a_close_frame_though_the_session_is_busy(
         await wait_all_tasks_blocked()
         await peer.send(long_header(SMALL + 1))
         await wait_all_tasks_blocked()
-        target.broker.publish("news", 1)
-        target.broker.publish(f"fd:{peer.fd}", 1)
+        target.broker.publish_nowait("news", 1)
+        target.broker.publish_nowait(f"fd:{peer.fd}", 1)
         while (await peer.receive_frame())[0] != CLOSE:
             pass
         assert await peer.receive_eof() == b""
@@ -616,7 +616,7 @@ async def test_s2_a_stop_tells_200_clients(autojump_clock: MockClock) -> None:
             for client in clients:
                 await client.request(subscribe={"channel": "news"})
             for number in range(5):
-                broker.publish("news", number)
+                broker.publish_nowait("news", number)
                 for peer in plain:
                     broker.push(peer.fd, str(number))
             start = trio.current_time()
@@ -925,7 +925,7 @@ async def test_application_a_recovery_that_cannot_be_is_said_to_have_failed(
 ) -> None:
     async with open_target() as target, await target.open_client() as peer:
         for number in range(3):
-            target.broker.publish("a", number)
+            target.broker.publish_nowait("a", number)
         request = {"channel": "a", "recover": True, "offset": offset, "epoch": epoch}
         result = (await peer.request(subscribe=request))["subscribe"]
         assert not result["recovered"]
@@ -1052,7 +1052,7 @@ async def test_application_10_000_patterns(autojump_clock: MockClock) -> None:
                 pattern = "*.*.*.*.>" if number == 0 else f"*.*.*.*.{number}.>"
                 command = {"id": 1 + number, "subscribe": {"channel": pattern}}
                 assert await outcome(peer, msgspec.json.encode(command)) == ("reply", 0)
-            target.broker.publish("a.b.c.d.e", 1)
+            target.broker.publish_nowait("a.b.c.d.e", 1)
             push = (await peer.receive_json())["push"]
             assert push["channel"] == "*.*.*.*.>"
             assert push["pub"]["channel"] == "a.b.c.d.e"

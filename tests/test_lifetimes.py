@@ -69,7 +69,7 @@ async def test_nothing_is_sent_before_the_handshake_is_answered(
             await trio.lowlevel.checkpoint()
         net.broker.push(1, "too early")
         with suppress(Refused):
-            net.broker.publish("fd:1", "too early")
+            net.broker.publish_nowait("fd:1", "too early")
         net.broker.disconnect(1)
         head = await peer.receive_head()
         assert head.startswith("HTTP/1.1 101 ")
@@ -118,7 +118,7 @@ async def test_200_clients_at_a_stop_each_get_what_was_queued_and_their_code(
                 peer = await (net.open_plain() if plain else net.open_client())
                 clients.start_soon(follow, peer, plain)
             for info in broker.connections(limit=200):
-                broker.publish(f"fd:{info.fd}", "last words")
+                broker.publish_nowait(f"fd:{info.fd}", "last words")
             began = trio.current_time()
         assert trio.current_time() - began < Config().drain_seconds
     assert ends == {(True, 1001): 100, (False, 3001): 100}
@@ -157,13 +157,13 @@ async def test_the_order_of_stopping(autojump_clock: MockClock) -> None:
     async def on_message(connection: Connection, frame: Frame) -> None:
         seen.append(f"begin {frame.data!r}")
         await trio.sleep(2)
-        broker.publish("news", "from a hook that was running")
+        broker.publish_nowait("news", "from a hook that was running")
         seen.append("end")
 
     @broker.on_close
     async def on_close(connection: Connection, close: Close) -> None:
         await trio.sleep(0.5)
-        broker.publish("news", "from a close hook")
+        broker.publish_nowait("news", "from a close hook")
         seen.append("closed")
 
     async with trio.open_nursery() as nursery:
@@ -612,8 +612,8 @@ async def test_nothing_follows_the_close_frame_while_a_hook_is_still_busy(
         else:
             await client.send(client_frame(frames.TEXT, b"x" * 101))
         await wait_all_tasks_blocked()
-        broker.publish("news", "late")
-        broker.publish("news", "later")
+        broker.publish_nowait("news", "late")
+        broker.publish_nowait("news", "later")
         opcode, _ = await client.receive_frame()
         assert opcode == frames.CLOSE
         with pytest.raises(Closed):
@@ -740,7 +740,7 @@ async def test_a_slow_client_that_reads_on_is_told_3008(autojump_clock: MockCloc
         slow = await net.open_client(make_pair=LOCKSTEP)
         await slow.request(subscribe={"channel": "news"})
         for number in range(20):
-            net.broker.publish("news", number)
+            net.broker.publish_nowait("news", number)
             await wait_all_tasks_blocked()
         *seen, push, close = await slow.receive_all()
         assert push == {"push": {"disconnect": {"code": 3008, "reason": "slow"}}}
@@ -751,7 +751,7 @@ async def test_a_slow_client_that_reads_on_is_told_3008(autojump_clock: MockCloc
 
 async def publish_slowly(net: Network, topic: str, numbers: range) -> None:
     for number in numbers:
-        net.broker.publish(topic, number)
+        net.broker.publish_nowait(topic, number)
         await wait_all_tasks_blocked()
 
 
@@ -777,7 +777,7 @@ async def test_latest_keeps_the_newest_of_each_topic(autojump_clock: MockClock) 
         slow = await net.open_client(make_pair=LOCKSTEP)
         for name in ("a", "b"):
             await slow.request(subscribe={"channel": name})
-        net.broker.publish("b", "only b")
+        net.broker.publish_nowait("b", "only b")
         await publish_slowly(net, "a", range(30))
         seen = [(o["push"]["channel"], o["push"]["pub"]["data"]) for o in await slow.receive_all()]
         assert seen[0] == ("b", "only b")
@@ -845,7 +845,7 @@ async def test_a_run_about_to_fan_out_does_not_come_behind_a_gap(
         assert (outbox.blocked, outbox.messages) == (True, 8)
         outbox.max_messages = 100
         for number in (1, 2, 3):
-            net.broker.publish("news", number)
+            net.broker.publish_nowait("news", number)
         net.node.services.router.publish_all("news", [b"4"])  # in a run that is still open
         outbox.max_messages = room
         outbox.overflow()
@@ -880,11 +880,11 @@ async def test_a_gap_in_two_topics_lets_nothing_of_either_through(
         outbox.max_messages = 100
         if at_once:
             for topic in ("#u", "news", "news", "news"):
-                net.broker.publish(topic, 1)
+                net.broker.publish_nowait(topic, 1)
             outbox.max_messages = 3  # the last two of the topic would stay
         else:
             for topic in ("news", "#u", "#u", "news"):
-                net.broker.publish(topic, 1)
+                net.broker.publish_nowait(topic, 1)
             for _ in range(9):
                 net.node.services.router.publish_all("#u", [b"1"])
             outbox.max_messages = 11  # the last of the topic would stay

@@ -104,7 +104,7 @@ async def test_statistics_count_what_is_here_and_what_was_done(autojump_clock: M
         for name in ("news", "a.*"):
             await client.request(subscribe={"channel": name})
         for topic in ("news", "a.b", "nobody"):
-            net.broker.publish(topic, 1)
+            net.broker.publish_nowait(topic, 1)
         bare = await net.connect()
         await bare.send(b"rubbish\r\n\r\n")
         await bare.receive_head()
@@ -123,7 +123,7 @@ async def test_nothing_that_an_app_calls_waits(autojump_clock: MockClock) -> Non
         await client.request(subscribe={"channel": "news"})
         with assert_no_checkpoints():
             net.broker.push(peer.fd, "x")
-            net.broker.publish("news", 1)
+            net.broker.publish_nowait("news", 1)
             net.broker.bind(peer.fd, "alice")
             net.broker.connections()
             net.broker.stats()

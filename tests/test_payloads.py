@@ -106,7 +106,7 @@ async def in_a_broadcast(net: Network, data: str) -> None:
 
 
 async def by_the_app(net: Network, data: str) -> None:
-    net.broker.publish("news", data.encode())
+    net.broker.publish_nowait("news", data.encode())
 
 
 DOORS = [

@@ -188,7 +188,7 @@ async def test_a_plain_peer_gets_bytes_in_a_binary_frame(autojump_clock: object)
         plain, sender = await net.open_plain(), await connect(net)
         for data in (b"\xff", b'"text"', b"[1,\n2]"):
             await sender.request(publish={"channel": f"fd:{plain.fd}", "data": data})
-            net.broker.publish(f"fd:{plain.fd}", data)
+            net.broker.publish_nowait(f"fd:{plain.fd}", data)
         for frame in ((frames.BINARY, b"\xff"), (frames.TEXT, b"text"), (frames.TEXT, b"[1,2]")):
             assert [await plain.receive_frame() for _ in "12"] == [frame] * 2
 
@@ -224,7 +224,7 @@ async def test_the_app_gives_and_gets_bytes(autojump_clock: object) -> None:
         assert (await text.receive_json())["push"]["message"]["data"] == "/Q=="
         broker.push(peer.peer.fd, "text")
         assert (await peer.receive()).push.message.data == b'"text"'
-        broker.publish("bin", b"\xfd")
+        broker.publish_nowait("bin", b"\xfd")
         assert (await peer.receive()).push.pub.data == b"\xfd"
         assert (await text.receive_json())["push"]["pub"]["data"] == "/Q=="
 
@@ -310,7 +310,7 @@ async def test_commands_before_a_bad_one_are_carried_out(autojump_clock: object)
         message = bytes((len(good),)) + good + b"\x02\x0b\x0c" + bytes((len(good),)) + good
         await bad.peer.send(client_frame(frames.BINARY, message))
         assert await bad.close_code() == 3501
-        net.broker.publish("news", 2)
+        net.broker.publish_nowait("news", 2)
         assert [(await one.receive()).push.pub.data for _ in "12"] == [b"1", b"2"]
 
 
@@ -479,13 +479,13 @@ async def test_the_app_may_publish_bytes_in_place_of_what_came(autojump_clock: o
 
 async def test_a_last_value_of_bytes_is_retained_and_null_clears_it(autojump_clock: object) -> None:
     async with open_test_broker(Broker()) as net:
-        net.broker.publish("a", b"\xff", retain=True)
+        net.broker.publish_nowait("a", b"\xff", retain=True)
         peer, text = await connect(net), await net.open_client()
         await peer.request(subscribe={"channel": "a"})
         assert (await peer.receive()).push.pub.data == b"\xff"
         await text.request(subscribe={"channel": "a"})
         assert (await text.receive_json())["push"]["pub"]["data"] == "/w=="
-        net.broker.publish("a", b"null", retain=True)
+        net.broker.publish_nowait("a", b"null", retain=True)
         assert (await text.receive_json())["push"]["pub"]["data"] is None
         await text.request(unsubscribe={"channel": "a"})
         await text.request(subscribe={"channel": "a"})
@@ -534,7 +534,7 @@ async def test_recovery_over_protobuf(autojump_clock: object) -> None:
         assert begun.subscribe.epoch
         await peer.request(unsubscribe={"channel": "news"})
         for n in range(3):
-            net.broker.publish("news", n)
+            net.broker.publish_nowait("news", n)
         again = await peer.request(subscribe={"channel": "news", "recover": True, **position})
         assert again.subscribe.recovered
         assert again.subscribe.was_recovering
@@ -552,7 +552,7 @@ async def test_features_offered_and_not_taken_do_no_harm(autojump_clock: object)
         reply = await peer.request(subscribe=wish)
         assert (reply.subscribe.delta, reply.subscribe.id) == (False, 0)
         for _ in range(2):
-            net.broker.publish("news", "x" * 1000)
+            net.broker.publish_nowait("news", "x" * 1000)
             push = (await peer.receive()).push
             assert (push.channel, push.id, push.pub.delta) == ("news", 0, False)
             assert len(push.pub.data) == 1002
@@ -568,7 +568,7 @@ async def test_connections_without_topics_of_their_own(autojump_clock: object) -
         assert refused.error.code == 108
         for topic in ("fd:1", "user:alice"):
             with pytest.raises(Refused, match="direct_topics is off"):
-                net.broker.publish(topic, 1)
+                net.broker.publish_nowait(topic, 1)
         with pytest.raises(Refused, match="direct_topics is off"):
             await net.broker.request("fd:1", 1)
         # Nobody is told of a topic that it has not.
@@ -576,5 +576,5 @@ async def test_connections_without_topics_of_their_own(autojump_clock: object) -
         net.broker.push(1, 1)
         assert (await peer.receive()).push.message.data == b"1"
         net.broker.reload(Config())
-        net.broker.publish("fd:1", 1)
+        net.broker.publish_nowait("fd:1", 1)
         assert (await peer.receive()).push.pub.data == b"1"

@@ -11,6 +11,7 @@ keep these; so what is kept for sure has to be recovered.
 """
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Protocol
@@ -494,6 +495,8 @@ class World:
         async with self.broker.subscribe(topic, capacity=10_000) as messages:
             task_status.started()
             async for told in messages:
+                if told.tags:
+                    continue  # retained, as some engines do beyond a restart
                 assert isinstance(told.value, int)
                 self.told[topic].append(Told(told.offset, told.value, trio.current_time()))
 
@@ -542,7 +545,7 @@ class Publish:
         if self.how == "app":
             for number in numbers:
                 world.sent(self.topic, number, -1)
-                world.broker.publish(self.topic, number)
+                world.broker.publish_nowait(self.topic, number)
         elif world.clients[self.client].wire is not None:
             world.clients[self.client].publish(self.topic, numbers, self.how)
         return numbers
@@ -712,7 +715,7 @@ class Remove:
     topic: str
 
     async def do(self, world: World) -> None:
-        world.broker.remove_history(self.topic)
+        await world.broker.remove_history(self.topic)
         world.check_later(world.trimmed)
 
 
@@ -721,7 +724,7 @@ class Squeeze:
     """Something else takes all the room there is for history."""
 
     async def do(self, world: World) -> None:
-        world.broker.publish("other", "x" * CONFIG.history_bytes)
+        world.broker.publish_nowait("other", "x" * CONFIG.history_bytes)
         world.check_later(world.trimmed)
 
 
@@ -738,7 +741,7 @@ class Forget:
             client.drop(4)
         await wait_all_tasks_blocked()
         for topic in TOPICS:
-            world.broker.remove_history(topic)
+            await world.broker.remove_history(topic)
         for number in range(CONFIG.history_bytes // 256):
             world.broker.history(f"other.{number}", limit=0)
         world.trimmed()
@@ -796,8 +799,8 @@ turns = st.integers(0, SETTLE)
 scripts = st.lists(st.tuples(steps, turns), max_size=30)
 
 
-async def scripted(script: list[tuple[Step | Restart, int]]) -> None:
-    broker = Broker(CONFIG)
+async def scripted(script: list[tuple[Step | Restart, int]], engine: str = "memory") -> None:
+    broker = Broker(attrs.evolve(CONFIG, engine=engine))
     world = World(broker)
 
     @broker.on_connect
@@ -841,7 +844,8 @@ async def scripted(script: list[tuple[Step | Restart, int]]) -> None:
             for client in world.clients:
                 client.drop(restart.quarters)
             world.check()
-            world.trimmed()
+            if engine == "memory":
+                world.trimmed()
 
 
 @settings(max_examples=EXAMPLES, deadline=None, report_multiple_bugs=False)
@@ -850,3 +854,14 @@ def test_recovery_never_loses_duplicates_or_reorders(
     script: list[tuple[Step | Restart, int]],
 ) -> None:
     trio.run(scripted, script, clock=MockClock(autojump_threshold=0))
+
+
+@settings(max_examples=EXAMPLES // 4, deadline=None, report_multiple_bugs=False)
+@given(scripts)
+def test_nor_does_it_on_an_engine_that_keeps_all_of_it_in_a_file(
+    script: list[tuple[Step | Restart, int]],
+) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        # What waits for the power to fail would only take longer.
+        engine = f"sqlite:{directory}/log.db?sync=process"
+        trio.run(scripted, script, engine, clock=MockClock(autojump_threshold=0))

@@ -51,14 +51,17 @@ def code_of(reply: Any) -> int:
 
 Send = Callable[[Broker, int], object]
 
+
+def publish_to(broker: Broker, fd: int, topic: str) -> None:
+    broker.add_subscription(fd, topic)
+    broker.publish_nowait(topic, {"push": {"disconnect": {"code": 3500}}})
+
+
 ROADS: dict[str, Send] = {
     "push": lambda broker, fd: broker.push(fd, {"push": {"disconnect": {"code": 3500}}}),
     "push of text": lambda broker, fd: broker.push(fd, '{"push":{"disconnect":{"code":3500}}}'),
     "push of bytes": lambda broker, fd: broker.push(fd, b'{"push":{}}'),
-    "a topic of the app's": lambda broker, fd: (
-        broker.add_subscription(fd, "news"),
-        broker.publish("news", {"push": {"disconnect": {"code": 3500}}}),
-    ),
+    "a topic of the app's": lambda broker, fd: publish_to(broker, fd, "news"),
 }
 
 
@@ -92,7 +95,7 @@ async def test_a_direct_message_to_a_peer_that_has_not_spoken_is_refused(
         ):
             assert code_of(await attacker.request(**command)) == 102
         with pytest.raises(Refused, match="102"):
-            net.broker.publish(name, data)
+            net.broker.publish_nowait(name, data)
         reply = await victim.request(connect={})
         assert "connect" in reply
 
@@ -158,7 +161,7 @@ async def test_a_recovery_is_answered_with_the_position_that_was_asked_for(
         peer = await net.open_client()
         for number in range(5):
             for topic in ("own", "served"):
-                broker.publish(topic, number)
+                broker.publish_nowait(topic, number)
         epochs = {topic: broker.history(topic)[1].epoch for topic in ("own", "served")}
         asked = {"recover": True, "offset": 2, "epoch": epochs["own"]}
         own = (await peer.request(subscribe={"channel": "own", **asked}))["subscribe"]
@@ -194,9 +197,9 @@ async def test_a_refused_topic_does_not_come_through_a_pattern(
 ) -> None:
     async with open_test_broker(broker_with_plans()) as net:
         bob = await net.open_client(token="bob")
-        net.broker.publish("staff.plans", "old secret", retain=True)
+        net.broker.publish_nowait("staff.plans", "old secret", retain=True)
         assert code_of(await bob.request(subscribe={"channel": pattern})) == 103
-        net.broker.publish("staff.plans", "secret")
+        net.broker.publish_nowait("staff.plans", "secret")
         assert await data_to(bob) == []
 
 
@@ -206,7 +209,7 @@ async def test_a_topic_is_read_by_subscribers_alone_where_a_hook_decides(
 ) -> None:
     async with open_test_broker(broker_with_plans()) as net:
         bob, alice = await net.open_client(token="bob"), await net.open_client(token="alice")
-        net.broker.publish("staff.plans", "secret")
+        net.broker.publish_nowait("staff.plans", "secret")
         asked: dict[str, Any] = {command: {"channel": "staff.plans"}}
         assert code_of(await bob.request(**asked)) == 103
         assert code_of(await bob.request(subscribe={"channel": "staff.plans"})) == 103
@@ -221,11 +224,11 @@ async def test_a_yes_to_a_pattern_counts_where_the_settings_say_so(
     async with open_test_broker(broker_with_plans(hook_decides_patterns=True)) as net:
         bob = await net.open_client(token="bob")
         assert "subscribe" in await bob.request(subscribe={"channel": "news.*"})
-        net.broker.publish("news.eu", 1)
+        net.broker.publish_nowait("news.eu", 1)
         assert await data_to(bob) == [1]
         # A reload that closes it is asked at the act, too.
         net.broker.reload(Config())
-        net.broker.publish("news.eu", 2)
+        net.broker.publish_nowait("news.eu", 2)
         assert await data_to(bob) == []
 
 
@@ -239,7 +242,7 @@ async def test_reading_is_closed_to_those_who_may_not_subscribe(autojump_clock: 
 
     async with open_test_broker(broker) as net:
         stranger, user = await net.open_client(), await net.open_client(token="u")
-        broker.publish("news", 1, retain=True)
+        broker.publish_nowait("news", 1, retain=True)
         for command in ("history", "presence", "presence_stats", "subscribe"):
             asked: dict[str, Any] = {command: {"channel": "news"}}
             assert code_of(await stranger.request(**asked)) == 103, command
@@ -371,9 +374,9 @@ async def test_a_bound_connection_is_the_new_user_everywhere(autojump_clock: Moc
         assert push["pub"]["info"]["user"] == "bob"
         assert broker.fds_of("alice") == []
         for topic in ("#alice", "room#alice,carol"):
-            broker.publish(topic, "for alice")
+            broker.publish_nowait(topic, "for alice")
         with pytest.raises(Refused, match="102"):
-            broker.publish("user:alice", "for alice")
+            broker.publish_nowait("user:alice", "for alice")
         assert {each["channel"] for each in await pushes_to(peer)} == {"news"}
 
 
@@ -385,7 +388,7 @@ async def test_a_subscription_by_token_ends_with_its_user(autojump_clock: MockCl
         sub = mint({"sub": "alice", "channel": "$plans"}, SECRET.encode(), "HS256")
         assert "subscribe" in await peer.request(subscribe={"channel": "$plans", "token": sub})
         broker.bind(peer.fd, "bob")
-        broker.publish("$plans", "secret")
+        broker.publish_nowait("$plans", "secret")
         assert await data_to(peer) == []
         assert code_of(await peer.request(history={"channel": "$plans"})) == 103
 

@@ -106,11 +106,11 @@ async def test_publications_missed_while_away_arrive_once(autojump_clock: MockCl
     broker = Broker()
     async with open_test_broker(broker) as net, client_of(net) as a:
         async with a.subscribe("news") as subscription:
-            broker.publish("news", 1)
+            broker.publish_nowait("news", 1)
             broker.disconnect(a.fd, 3011, "force reconnect")
-            broker.publish("news", 2)
+            broker.publish_nowait("news", 2)
             await wait_all_tasks_blocked()
-            broker.publish("news", 3)
+            broker.publish_nowait("news", 3)
             await a.publish("news", 4)
             assert [(await anext(subscription)).value for _ in range(4)] == [1, 2, 3, 4]
             assert subscription.gaps == 0
@@ -129,9 +129,9 @@ async def test_missing_more_than_is_kept_is_a_gap(autojump_clock: MockClock) -> 
             broker.disconnect(a.fd, 3011, "force reconnect")
             await wait_all_tasks_blocked()
             for number in range(150):
-                broker.publish("news", number)
+                broker.publish_nowait("news", number)
             await trio.sleep(30)
-            broker.publish("news", "last")
+            broker.publish_nowait("news", "last")
             assert (await anext(subscription)).value == "last"
             assert subscription.gaps == 1
 
@@ -286,7 +286,7 @@ async def test_subscribe_takes_a_pattern() -> None:
     async with served(broker) as url, running("subscribe.py", url, "news.*") as script:
         while not any("news.*" in info.topics for info in broker.connections()):  # noqa: ASYNC110
             await trio.sleep(0.01)  # another process: nothing here tells when it is ready
-        broker.publish("news.sport", 1)
+        broker.publish_nowait("news.sport", 1)
         assert await script.line() == "news.sport 1 1"
 
 
@@ -435,7 +435,7 @@ async def test_two_people_chat_with_half_a_surrogate_pair_and_a_last_line_withou
     broker = Broker()
     async with served(broker) as url, running("chat.py", url, "--name", "Alice") as alice:
         await alice.line()
-        broker.publish("room.lobby", msgspec.Raw(rb'"half \ud83d \u001b[2J"'))
+        broker.publish_nowait("room.lobby", msgspec.Raw(rb'"half \ud83d \u001b[2J"'))
         while (line := await alice.line()).endswith("joined"):
             pass
         assert line == "[lobby] somebody(server): half \ufffd \\x1b[2J"

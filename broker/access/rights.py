@@ -32,6 +32,7 @@ from broker.core.names import (
     is_connection_name,
     is_private,
     may_cover_private,
+    users_of,
 )
 from broker.core.session import Decider, Grant, Session, Subscription
 from broker.core.topics import is_pattern
@@ -150,21 +151,30 @@ class Rights:
     def receiver(self, rules: TopicRules, topic: str) -> Callable[[Subscription], bool] | None:
         """The test of who gets a publication on `topic` through a pattern; None if all do."""
         if self.hook_decides or rules.may_subscribe != "all" or guards_itself(topic):
-            return lambda subscription: self.receives(rules, topic, subscription)
+            return self._receiver(rules, topic)
         return None
 
     def receives(self, rules: TopicRules, topic: str, subscription: Subscription) -> bool:
         """Whether a subscriber to a pattern gets what is published to `topic`."""
-        by = subscription.grant.by
-        if by is Decider.PROGRAM:
-            return True
-        asked_by_client = by in (Decider.RULES, Decider.HOOK)
-        if asked_by_client and self.hook_decides and not self.hook_decides_patterns:
-            return False
-        user = subscription.subscriber.user
-        return (
-            not is_private(topic) and allows(rules.may_subscribe, user) and admits_user(topic, user)
-        )
+        return self._receiver(rules, topic)(subscription)
+
+    def _receiver(self, rules: TopicRules, topic: str) -> Callable[[Subscription], bool]:
+        # It may be asked of ten thousand subscribers, and a name may list a hundred users.
+        private, users = is_private(topic), users_of(topic)
+        few = None if users is None else frozenset(users)
+        hook_decides = self.hook_decides and not self.hook_decides_patterns
+
+        def receives(subscription: Subscription) -> bool:
+            by = subscription.grant.by
+            if by is Decider.PROGRAM:
+                return True
+            if private or (hook_decides and by in (Decider.RULES, Decider.HOOK)):
+                return False
+            user = subscription.subscriber.user
+            among = few is None or (bool(user) and user in few)
+            return among and allows(rules.may_subscribe, user)
+
+        return receives
 
     # publishing
 

@@ -15,6 +15,7 @@ import click
 
 from broker.cli import signals
 from broker.cli.client_commands import bench, pub, push, sub
+from broker.cli.engine import engine
 from broker.cli.errors import INTERRUPTED, Mistake, ending_cause, nearest_command, one_line
 from broker.cli.serve import serve
 from broker.cli.token import token
@@ -52,6 +53,7 @@ class _ServeByDefault(click.Group):
         formatter.write_usage(ctx.command_path, "[serve] [OPTIONS] [MODULE:ATTR]")
         formatter.write_usage(ctx.command_path, "pub|sub|push|bench [OPTIONS] ARGUMENTS", "       ")
         formatter.write_usage(ctx.command_path, "token create|check [OPTIONS]", "       ")
+        formatter.write_usage(ctx.command_path, "engine check|compact PATH", "       ")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of this file, the default first
@@ -76,5 +78,5 @@ def main() -> None:
     """
 
 
-for _command in (serve, pub, push, sub, token, bench):
+for _command in (serve, pub, push, sub, token, engine, bench):
     main.add_command(_command)

@@ -70,6 +70,11 @@ _SETTINGS: Final = (
         field="allowed_origins", multiple=True,
     ),
     _setting(
+        "--engine",
+        "What keeps history: memory, or sqlite:PATH for a file that survives a restart.",
+        field="engine",
+    ),
+    _setting(
         "--max-connections",
         "Connections at once; by default as many as the limit on open files allows.",
         field="max_connections", type=int,
@@ -177,8 +182,9 @@ def _serve_with(app: str | None, file: Path | None, options: Mapping[str, object
     broker.config = config
     # The process is ours, and its objects stay: with Python's defaults the collector walks all
     # connections again and again while they come in (3,000 connects: 1,700/s, with these 3,100/s).
+    # And it is never long at it: 50,000 objects that stay are walked in 10 ms, 500,000 in 60.
     gc.freeze()
-    gc.set_threshold(50_000, 10, 50)
+    gc.set_threshold(10_000, 5, 500)
     source = None if file is None else _Source(file, partial(load, file, overrides, base=base))
     status = _run(broker, source)
     if status:

@@ -15,10 +15,6 @@ import attrs
 
 from broker.config.settings import Config
 
-SHARE: Final = 0.5
-"""The part of the machine's memory that is for clients where no setting says otherwise. Python, the
-buffers of the system, and gaps in memory have the other."""
-
 PROC: Final = Path("/proc")
 CGROUPS: Final = Path("/sys/fs/cgroup")
 
@@ -35,10 +31,11 @@ class Room:
 
 
 def memory_limit(config: Config) -> int:
-    """`max_memory_bytes` as it counts."""
+    """`max_memory_bytes` as it counts: half of what there is where it is unset. Python, the buffers of the
+    system, and gaps in memory have the other half."""
     if config.max_memory_bytes is not None:
         return config.max_memory_bytes
-    return int(SHARE * find_room().bytes)
+    return find_room().bytes // 2
 
 
 def find_room(proc: Path = PROC, cgroups: Path = CGROUPS) -> Room:

@@ -18,6 +18,7 @@ from broker.config.validators import (
     backend_url,
     choice,
     distinct_patterns,
+    engine_url,
     event_kinds,
     first_fd,
     headers,
@@ -327,6 +328,10 @@ class Config:
     """The key that backends show as `X-API-Key` to use the HTTP API under `/api`. None: no such API.
     Better in `BROKER_API_KEY` than in a file that many can read."""
 
+    metrics_key: str | None = attrs.field(default=None, validator=secret_text, repr=False)
+    """The key that opens `/metrics`, as a bearer token or as a password; so does `api_key`. With neither
+    there are no metrics. Better in `BROKER_METRICS_KEY` than in a file that many can read."""
+
     # limits of one peer
     max_connections: int | None = attrs.field(default=None, validator=number(1, optional=True))
     """None: the limit on open files, less 256 for all else and one for each request to a
@@ -341,7 +346,9 @@ class Config:
     HTTP, and where tokens are required every peer that has neither shown one nor a user by your app.
     Then it is sent away with 3502. As Centrifugo's `stale_close_delay`; NATS allows 2 s."""
     max_message_bytes: int = attrs.field(default=2**20, validator=number(1))
-    """1 MiB, as trio-websocket and websockets have it."""
+    """1 MiB, as trio-websocket and websockets have it: an official client that comes back asks for all its
+    subscriptions in one message, 150 bytes for each and 460 with its token. If that is larger, it never
+    comes back; so `max_topics` goes down with this. Centrifugo has 64 KiB and 128 topics."""
     max_fragments: int = attrs.field(default=1024, validator=number(1))
     """1 MiB in pieces of 1 KiB. An empty fragment costs its sender 6 bytes and us a parse, so
     they are counted, not only weighed."""
@@ -399,12 +406,19 @@ class Config:
     """Requests beyond the rates that are answered with 111 before that: a client that publishes
     what it had kept while it was offline deserves an answer to each."""
     history_reply_bytes: int = attrs.field(default=4 * 2**20, validator=number(1))
-    """Data in one answer to a history request; a longer one ends there, and its client asks again from
-    the last offset that it has got. A recovery that would bring more is answered with `recovered:
-    false`. Four messages of the largest size."""
+    """Data in one answer to a history request, with 288 bytes for each publication; a longer one ends
+    there, and its client asks again from the last offset that it has got. A recovery that would bring more
+    is answered with `recovered: false`. Four messages of the largest size, or 13,000 small ones."""
     history_max_limit: int = attrs.field(default=300, validator=number(1))
     """Publications in one answer to a history request, as Centrifugo: 1,000 of 1 MiB would fill the
     outbox of whoever asks."""
+    presence_max_clients: int = attrs.field(default=5000, validator=number(1))
+    """Clients in one answer to a presence request, with `history_reply_bytes` of what they show of
+    themselves; where there are more it is 106, and `presence_stats` counts them. 5,000 take 7 ms in JSON
+    and 17 in protobuf, during which everybody waits, and nobody reads a longer list."""
+    api_reply_bytes: int = attrs.field(default=8 * 2**20, validator=number(1))
+    """Lists in one answer of the HTTP API: where one would be longer it is 106, for that command of a
+    batch alone; a page of `connections` ends there. A whole history in base64, with room to spare."""
     questions_at_once: int = attrs.field(default=8, validator=number(1))
     """Commands of one client about different topics that hooks, or a backend, are asked about side
     by side; each is carried out when its turn comes. With 8, a client that comes back with 80
@@ -457,6 +471,14 @@ class Config:
     or 503; beyond it the connections that hold the most are ended with 3008."""
 
     # history, over all topics
+    engine: str = attrs.field(
+        default="memory", validator=engine_url, metadata=_needs_restart("the engine is open")
+    )
+    """What keeps history, retained values and idempotency keys. `memory`: this process, so they end with
+    it, and nobody waits for a disk. `sqlite:PATH`: a file of this broker's own as well; a publication
+    is acknowledged and delivered once it is there, and survives the loss of power. With
+    `?sync=process` behind the path it survives a crash of the process alone, and nothing waits for
+    the disk."""
     history_bytes: int = attrs.field(
         metadata=_needs_restart("the engine has its room"), default=64 * 2**20, validator=number(0)
     )
@@ -495,7 +517,11 @@ class Config:
     log_format: LogFormat = attrs.field(default="console", validator=choice(LogFormat))
     """`console` for people, `json` for machines, `article` for the tutorial's four lines."""
     log_level: LogLevel = attrs.field(default="info", validator=choice(LogLevel))
-    """`info` tells of every connection's start and end, `debug` of every message."""
+    """`info` tells of every connection's start and end, `debug` of every message, and of every command and
+    its outcome."""
+    access_log: bool = False
+    """Whether each HTTP request is logged: method, path, status, time. Off: a broker behind a proxy has
+    those lines twice."""
 
     def __attrs_post_init__(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import attrs
 import idna
 
+from broker.config.engine_url import parse_engine_url
 from broker.core.event_queue import CHOICES
 from broker.core.hosts import LITERALS, HostPattern, OriginPattern, normal_host
 from broker.core.names import RESERVED_NAMESPACES
@@ -97,6 +98,13 @@ def choice(allowed: Any) -> Validator:
             raise ValueError(f"{field.name} is {value!r}: must be {expected_of(allowed)}")
 
     return check
+
+
+def engine_url(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    try:
+        parse_engine_url(value)
+    except ValueError as error:
+        raise ValueError(f"{field.name} is {value!r}: {error}") from None
 
 
 def host_name(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:

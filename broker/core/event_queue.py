@@ -20,6 +20,8 @@ from typing import Any, Final
 import attrs
 import msgspec
 
+from broker.core.histogram import Histogram, HistogramStatistics
+
 EVENT_BYTES: Final = 400
 """About what one event takes that waits, with its texts."""
 
@@ -87,7 +89,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
 @attrs.frozen
 class EventStatistics:
     """A snapshot. `seq` is the number of the last event that has happened; `waiting` are those not
-    delivered yet. `failures` are attempts to deliver, not events."""
+    delivered yet. `failures` are attempts to deliver, not events; `seconds` is how long each attempt
+    took that went over the network."""
 
     node: str
     epoch: str
@@ -96,6 +99,7 @@ class EventStatistics:
     delivered: int
     dropped: int
     failures: int
+    seconds: HistogramStatistics
 
 
 class EventQueue:
@@ -116,6 +120,7 @@ class EventQueue:
         self._batch: list[Event] = []
         self._delivered = self._dropped = 0
         self.failures = 0
+        self.seconds = Histogram()
 
     @property
     def bytes_held(self) -> int:
@@ -132,6 +137,7 @@ class EventQueue:
             self._delivered,
             self._dropped,
             self.failures,
+            self.seconds.statistics(),
         )
 
     def put(self, kind: EventKind, now: float, **fields: Any) -> bool:

@@ -31,6 +31,7 @@ others have published, by the topic's `size`.
 """
 
 import heapq
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -40,6 +41,7 @@ import attrs
 
 from broker.core.messages import Position, Publication
 from broker.core.shares import Account, Shares, owner_of, tags_bytes, text_bytes
+from broker.core.work import EVICTED, FIRST, Meter
 from broker.errors import BrokerError
 
 PUBLICATION_BYTES: Final = 288
@@ -62,6 +64,10 @@ OWNER_BYTES: Final = 1536
 """Bytes of one owner that is charged for something: its account, the orders of its topics and
 what is known of the client come to 1,510 bytes."""
 
+EXPIRED_AT_ONCE: Final = 500
+"""Topics that expire in one step: 2 ms. A hundred thousand that were published to at one time would take
+half a second."""
+
 META_TTL: Final = 86400.0
 """Seconds that a quiet topic keeps its epoch after it was last asked for: a laptop that was closed
 overnight learns that it missed nothing. Long is cheap, since quiet topics are bounded in bytes."""
@@ -76,6 +82,9 @@ class UnrecoverablePosition(BrokerError):
     def __init__(self, position: Position) -> None:
         super().__init__(f"the epoch is {position.epoch}")
         self.position = position
+
+
+_NO_TOPIC: Final = "", (Position(0, ""), math.inf, None)
 
 
 @attrs.frozen
@@ -178,12 +187,14 @@ class HistoryStore:
     once they take more than half of all. Until then an epoch outlives the publications, as to lose
     one costs a subscriber that missed nothing a false alarm.
 
-    `new_epoch` makes a text that no epoch ever had, also before a restart.
+    `new_epoch` makes a text for a topic that no epoch ever had, also before a restart.
     """
 
     max_bytes: int
-    new_epoch: Callable[[], str]
+    new_epoch: Callable[[str], str]
     meta_ttl: float = META_TTL
+    meter: Meter = attrs.field(factory=Meter)
+    """To which the work is added that not every publication causes."""
     # Least recently published to first.
     _kept: OrderedDict[str, History] = attrs.field(init=False, factory=OrderedDict)
     # With the time each was last asked for, longest ago first, and who is charged for it. A topic
@@ -228,7 +239,7 @@ class HistoryStore:
         publications come back as they are.
         """
         if size <= 0 or ttl <= 0:
-            self._forget(topic)
+            self.forget_topic(topic)
             return publications
         if not publications:
             return publications
@@ -308,6 +319,14 @@ class HistoryStore:
             return [], top
         return history.select(None if since is None else since.offset, limit, reverse), top
 
+    def peek(
+        self, topic: str, since: int | None, limit: int, reverse: bool = False
+    ) -> list[Publication]:
+        """About what `read` would list of a topic, to know what that is going to cost: whatever its age,
+        and without asking for the topic."""
+        history = self._kept.get(topic)
+        return [] if history is None else history.select(since, limit, reverse)
+
     def recover(
         self, topic: str, now: float, since: Position
     ) -> tuple[list[Publication], bool, Position]:
@@ -338,29 +357,63 @@ class HistoryStore:
                 self._drop_oldest(history)
             self._quieten(history, now)
 
-    def forget(self, is_over: Callable[[str], bool]) -> None:
-        """Forget the topics that this is true of, with their epochs. Linear in all topics."""
-        for topic in [topic for topics in (self._kept, self._quiet) for topic in topics]:
-            if is_over(topic):
-                self._forget(topic)
+    def forget(self, is_over: Callable[[str], bool]) -> list[str]:
+        """Forget the topics that this is true of, with their epochs; return them. Linear in all
+        topics."""
+        over = [topic for topic in self.topics() if is_over(topic)]
+        for topic in over:
+            self.forget_topic(topic)
+        return over
 
-    def expire(self, now: float) -> None:
-        """Free what is past its time. Call it about once a second.
+    # keeping it elsewhere as well
+
+    def topics(self) -> list[str]:
+        """All topics that have an epoch."""
+        return [*self._kept, *self._quiet]
+
+    def state(self, topic: str) -> tuple[Position, History | None] | None:
+        """Where a topic is, and what it keeps if that is anything; None if it has no epoch. It does
+        not count as asking for it."""
+        history = self._kept.get(topic)
+        if history is not None:
+            return history.position, history
+        quiet = self._quiet.get(topic)
+        return None if quiet is None else (quiet[0], None)
+
+    def restore(self, topic: str, position: Position, now: float) -> None:
+        """Put a topic where it was, with nothing kept; what it has here is forgotten."""
+        self.forget_topic(topic)
+        self._put_quiet(topic, position, now, None)
+
+    def renew(self, epoch_of: Callable[[str], str]) -> None:
+        """Begin all epochs anew, each by a name made of the old one; offsets and publications stay.
+        Linear in the topics."""
+        for history in self._kept.values():
+            history.epoch = epoch_of(history.epoch)
+        for topic, (position, asked, payer) in list(self._quiet.items()):
+            renewed = Position(position.offset, epoch_of(position.epoch))
+            self._quiet[topic] = renewed, asked, payer
+
+    def expire(self, now: float) -> bool:
+        """Free what is past its time, in `EXPIRED_AT_ONCE` topics at most; whether there is more. Call it
+        about once a second, and again, when others have run, while it is true.
 
         The cost follows what is freed, not the number of topics: a topic is looked at when its
         oldest publication ends, so at least one was freed, or pushed out by `size`, since the last
         look.
         """
-        while self._due and self._due[0][0] <= now:
-            due, topic = heapq.heappop(self._due)
-            history = self._kept.get(topic)
-            if history is not None and history.due == due and self._fresh(topic, now):
-                self._schedule(history)
-        while self._quiet:
-            topic, (_, asked, _) = next(iter(self._quiet.items()))
+        for _ in range(EXPIRED_AT_ONCE):
+            if self._due and self._due[0][0] <= now:
+                due, topic = heapq.heappop(self._due)
+                history = self._kept.get(topic)
+                if history is not None and history.due == due and self._fresh(topic, now):
+                    self._schedule(history)
+                continue
+            topic, (_, asked, _) = next(iter(self._quiet.items()), _NO_TOPIC)
             if asked + self.meta_ttl > now:
-                break
-            self._forget(topic)
+                return False
+            self.forget_topic(topic)
+        return True
 
     def prepare(self, size: int) -> bool:
         """Get ready to `give_back`: charge about so many bytes of what was put off. True when there is
@@ -436,7 +489,7 @@ class HistoryStore:
     def _take_quiet(self, topic: str, now: float) -> Position:
         position, asked = self._pop_quiet(topic)
         if position is None or asked + self.meta_ttl <= now:
-            return Position(0, self.new_epoch())
+            return Position(0, self.new_epoch(topic))
         return position
 
     def _pop_quiet(self, topic: str) -> tuple[Position | None, float]:
@@ -456,6 +509,7 @@ class HistoryStore:
 
     def _wake(self, topic: str, now: float, ttl: float) -> History:
         """Open the ring of a topic that is quiet or new, to be filled at once."""
+        self.meter.add(FIRST)
         position = self._take_quiet(topic, now)
         size = TOPIC_BYTES + text_bytes(topic)
         history = History(topic, position.epoch, position.offset, ttl, 0.0, size)
@@ -469,7 +523,7 @@ class HistoryStore:
         self._close(history)
         self._put_quiet(history.topic, history.position, now, history.payer)
 
-    def _forget(self, topic: str) -> None:
+    def forget_topic(self, topic: str) -> None:
         """Forget everything about a topic, if there is anything."""
         history = self._kept.get(topic)
         if history is not None:
@@ -609,14 +663,15 @@ class HistoryStore:
         while self._uncharged:
             self._charge_topic(self._uncharged.pop())
         while self.bytes_held > most:
+            self.meter.add(EVICTED)
             account = self._shares.heaviest()
             if account is None or len(self._unpaid) * QUIET_BYTES > self.max_bytes // 2:
-                self._forget(next(iter(self._unpaid)))
+                self.forget_topic(next(iter(self._unpaid)))
                 continue
             if len(account.quiet) * QUIET_BYTES > account.bytes // 2 or not (
                 account.own or account.shared
             ):
-                self._forget(next(iter(account.quiet)))
+                self.forget_topic(next(iter(account.quiet)))
                 continue
             history = self._topic_to_trim(account)
             if history is not None:

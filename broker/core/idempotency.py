@@ -13,7 +13,7 @@ An anonymous connection's results go with it, by `forget`: after a reconnect it 
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Final, Generic, TypeVar
 
 import attrs
@@ -127,6 +127,11 @@ class IdempotentResults(Generic[T]):
         if results is not None:
             for kept in list(results.kept.values()):
                 self._drop(kept)
+
+    def items(self) -> Iterator[tuple[Owner, Hashable, T, float]]:
+        """The owner, key and result of each, and when it was kept; oldest first."""
+        for kept in self._order:
+            yield kept.account.owner, kept.key, kept.result, kept.due - self.ttl
 
     def statistics(self) -> IdempotencyStatistics:
         return IdempotencyStatistics(

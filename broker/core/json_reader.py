@@ -262,6 +262,18 @@ def read(data: bytes, kind: type[S], *, few: bool = False) -> S:
     return found
 
 
+def read_members(data: bytes) -> dict[str, Raw]:
+    """One JSON object as its members, as they were sent. Raises `BadJson`, also where two names would
+    become the same."""
+    try:
+        found: dict[str, Raw] = _decoder(dict[str, AsSent]).decode(data)
+    except msgspec.DecodeError:
+        return _Reader().map(one_text(data), AsSent, "", 0)
+    except RecursionError:
+        raise TooDeep from None
+    return found
+
+
 def are_few(data: bytes) -> bool:
     """Whether a text has no more than `MAX_OBJECTS`; `read_text` counts those in payloads as nothing."""
     return data.count(b"{") <= MAX_OBJECTS

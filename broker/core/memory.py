@@ -87,7 +87,8 @@ class MemoryStatistics:
 
 @attrs.define(eq=False)
 class Ledger:
-    """How many bytes the runs hold that were entered here and are still needed by somebody.
+    """How many bytes the runs hold that were entered here and are still needed by somebody; and how many
+    messages and bytes were ever offered to single outboxes: replies, pushes, control frames.
 
     Whoever adds to it looks now and then whether that is more than `most`, and calls `on_full`.
     """
@@ -95,6 +96,8 @@ class Ledger:
     bytes_held: int = 0
     most: float = inf
     on_full: Callable[[], None] = lambda: None
+    messages_offered: int = 0
+    bytes_offered: int = 0
 
 
 class Holder(Protocol):

@@ -136,7 +136,8 @@ class PushResult(StrEnum):
 
 @attrs.frozen
 class ConnectionInfo:
-    """A snapshot of one connection. `opened_at` is in Unix seconds."""
+    """A snapshot of one connection. `opened_at` is in Unix seconds. `app_name` and `app_version` are what
+    a Centrifuge client calls itself, the first 64 characters of each; empty for others."""
 
     fd: Fd
     user: str
@@ -146,3 +147,5 @@ class ConnectionInfo:
     protocol: str
     opened_at: float
     topics: tuple[str, ...]
+    app_name: str = ""
+    app_version: str = ""

@@ -75,6 +75,10 @@ class _Value:
         return VALUE_BYTES + len(value.data) + texts
 
 
+def _number_of(value: _Value) -> int:
+    return value.number
+
+
 @attrs.define(eq=False)
 class _Branch:
     """The topics with one beginning, by their next token."""
@@ -172,6 +176,15 @@ class Retained:
         """
         # The search begins now, and not with the first slice that is taken.
         return self._slices(name, looks, self._number)
+
+    def get(self, topic: str) -> Publication | None:
+        """The value of a topic, None without one."""
+        value = self._values.get(topic)
+        return None if value is None else value.publication
+
+    def values(self) -> list[Publication]:
+        """All values; that retained longest ago first."""
+        return [each.publication for each in sorted(self._values.values(), key=_number_of)]
 
     def statistics(self) -> RetainedStatistics:
         return RetainedStatistics(

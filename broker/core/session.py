@@ -104,19 +104,30 @@ class Grant:
 class Report:
     """Recipients that one publication was meant for, as they are counted.
 
-    `failed` are the fds of clients that did not take it. Readers in this program have none.
+    `failed` are the fds of clients that did not take it. Readers in this program have none. What became
+    of clients is known when all have it, and a full outbox was judged: `settle` counts them.
     """
 
     matched: int = 0
     queued: int = 0
     failed: list[Fd] = attrs.field(factory=list)
+    clients: "list[Subscriber]" = attrs.field(factory=list)
+
+    def settle(self) -> None:
+        """Count the clients that it was meant for, by whether they are there to get it. Linear in them."""
+        failed = [client.fd for client in self.clients if not client.is_reachable]
+        self.matched += len(self.clients)
+        self.queued += len(self.clients) - len(failed)
+        self.failed += failed
+        self.clients.clear()
 
 
 @attrs.define(eq=False)
 class Parcel:
     """Publications to one topic, on their way to all who listen.
 
-    Those of one of the `batches` are of one publisher and have the same tags. `rule` says what
+    All have the same tags, so their recipients were chosen by them. Those of one of the `batches`
+    are of one publisher. `rule` says what
     happens to an outbox that is full. The fds of `exclude` get nothing. `report` is filled where it
     is asked for.
     """
@@ -126,6 +137,8 @@ class Parcel:
     batches: list[Sequence[Publication]] = attrs.field(factory=list)
     exclude: frozenset[Fd] = frozenset()
     report: Report | None = None
+    is_late: bool = False
+    """Whether it is one large publication for many audiences, which share its data until it goes out."""
 
 
 class Recipient(Protocol):
@@ -139,7 +152,7 @@ class Recipient(Protocol):
 
 
 class Audience(Recipient, Protocol):
-    """Subscribers to one name who get the same, frame by frame."""
+    """Subscribers to one name who want the same, and get the same, frame by frame."""
 
     def add(self, subscription: "Subscription") -> None: ...
     def remove(self, subscription: "Subscription") -> None: ...
@@ -177,10 +190,11 @@ class Subscriber(Protocol):
     def info_on(self, chan_info: bytes | None) -> ClientInfo | None:
         """The info that others see of it; None for a reader in this program."""
 
-    def audience_key(self, wanted: CompiledFilter | None) -> Hashable:
-        """All with the same key get the same, frame by frame."""
+    @property
+    def audience_key(self) -> Hashable:
+        """All with the same key get the same, frame by frame, of what they want."""
 
-    def new_audience(self, name: str, wanted: CompiledFilter | None) -> Audience:
+    def new_audience(self, name: str) -> Audience:
         """An empty audience for all with its key."""
 
     def take(self, name: str, publications: Sequence[Publication], rule: SlowRule) -> int:
@@ -233,7 +247,8 @@ NO_CLAIMS: Mapping[str, object] = MappingProxyType({})
 class Session:
     """One peer. `user` changes by `Registry.bind` alone, which knows who is whose.
 
-    `conn_info` is raw JSON that others see of it. `claims` are those of its token, `token_user` who
+    `conn_info` is raw JSON that others see of it. `app_name` and `app_version` are what the client calls
+    itself. `claims` are those of its token, `token_user` who
     that is for. `expires_at` and `next_expiry` are on Trio's clock: when the connection ends unless
     it is refreshed, and when the first of it and its subscriptions does.
     """
@@ -242,6 +257,8 @@ class Session:
     phase: Phase = Phase.OPEN
     user: str = ""
     conn_info: bytes | None = None
+    app_name: str = ""
+    app_version: str = ""
     claims: Mapping[str, object] = NO_CLAIMS
     token_user: str = ""
     expires_at: float = inf

@@ -14,12 +14,13 @@ A filter comes as a tree of `FilterNode`, and is compiled once, when somebody su
 `matches` is the definition, for tests and for single checks.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from operator import ge, gt, le, lt
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
+import attrs
 import msgspec
 
 from broker.core.shares import text_bytes
@@ -49,6 +50,10 @@ number, measured alike."""
 VALUE_BYTES: Final = 160
 """One text in a list besides its characters: 49 bytes for the text and up to 100 for its places in
 the list and in the set."""
+
+PLACE_BYTES: Final = 272
+"""One value under which a filter is filed in an index (`core.audience_index`), where nobody else asks
+for it: 256 bytes, measured alike. With 1,000 values in a list that is the larger part of a filter."""
 
 CACHED_NUMBERS: Final = 1024
 """Numbers in publications' tags that are remembered, at most 40 letters each: 0.2 MB. A publication is
@@ -160,7 +165,19 @@ def matches(node: FilterNode, tags: Mapping[str, str]) -> bool:
 Tags: TypeAlias = Mapping[str, str]
 Test: TypeAlias = Callable[[Tags], bool]
 Key: TypeAlias = tuple[object, ...]
-Equality: TypeAlias = tuple[str, frozenset[str]]
+
+
+@attrs.frozen
+class Equality:
+    """A tag that must have one of some values for anything to match.
+
+    `decides`: that is all that the filter asks for, so one of the values is a match.
+    """
+
+    key: str
+    values: Collection[str]
+    decides: bool
+
 
 # A publication's number is read once, however many filters compare it.
 _number_of: Final = lru_cache(CACHED_NUMBERS)(_number)
@@ -172,26 +189,23 @@ class CompiledFilter:
     Filters are equal if they differ in no more than the order of nodes and values.
     """
 
-    __slots__ = ("_hash", "_key", "_test", "_untagged", "bytes", "cost", "equality", "nodes")
+    __slots__ = ("_hash", "_key", "_test", "_untagged", "bytes", "equalities", "nodes")
 
     nodes: int
     """How many it has."""
     bytes: int
-    """At most what it keeps in memory."""
-    cost: int
-    """How many comparisons of a tag one `matches` makes at most, about 0.1 µs each; one with a
-    number, or for a part of a text, counts twice."""
-    equality: Equality | None
-    """A tag, and the values of which it must have one for anything to match. None where there is no
-    such tag. So a publication need not be shown to filters that ask for other values."""
+    """At most what it keeps in memory, its places in an index among it (`core.audience_index`)."""
+    equalities: tuple[Equality, ...]
+    """Each of these must hold for anything to match; none where the filter asks for no such thing.
+    So a publication need not be shown to filters that ask for other values."""
 
     def __init__(self, node: FilterNode) -> None:
         """Compile a filter as it came. Raises `ValueError` as `check_filter` does."""
         check_filter(node)
-        self.nodes, size, self.cost = _measure(node)
-        self.bytes = FILTER_BYTES + size
-        self._key, self._test = _compile(node)
-        self.equality = _equality(node)
+        self.nodes, size = _measure(node)
+        self._key, self._test, self.equalities = _compile(node)
+        places = max([len(each.values) for each in self.equalities], default=1)
+        self.bytes = FILTER_BYTES + size + PLACE_BYTES * places
         self._hash = hash(self._key)
         self._untagged = self._test({})
 
@@ -210,52 +224,57 @@ class CompiledFilter:
         return self._hash
 
     def __repr__(self) -> str:
-        return f"<CompiledFilter nodes={self.nodes} equality={self.equality!r}>"
+        return f"<CompiledFilter nodes={self.nodes} equalities={self.equalities!r}>"
 
 
-def _measure(node: FilterNode) -> tuple[int, int, int]:
-    """Nodes, bytes and cost. Values that stand twice are counted twice."""
+def _measure(node: FilterNode) -> tuple[int, int]:
+    """Nodes and bytes. Values that stand twice are counted twice."""
     texts = sum(map(text_bytes, (node.key, node.val, *node.vals)))
     size = NODE_BYTES + VALUE_BYTES * len(node.vals) + texts
-    if not node.op:
-        return 1, size, 2 if node.cmp in _NUMERIC or node.cmp in ("sw", "ew", "ct") else 1
     below = [_measure(inner) for inner in node.nodes]
-    nodes, sizes, costs = (sum(each) for each in zip(*below, strict=True))
-    return 1 + nodes, size + sizes, costs
+    return 1 + sum([nodes for nodes, _ in below]), size + sum([sizes for _, sizes in below])
 
 
-def _equality(node: FilterNode) -> Equality | None:
-    match node.op, node.cmp:
-        case "", "eq":
-            return node.key, frozenset((node.val,))
-        case "", "in" if "" not in node.vals:  # which is what a tag counts as that is not there
-            return node.key, frozenset(node.vals)
-        case "and", _:
-            found = [each for each in map(_equality, node.nodes) if each is not None]
-            return min(found, key=lambda each: len(each[1]), default=None)
-        case "or", _:
-            every = [_equality(inner) for inner in node.nodes]
-            values: set[str] = set()
-            for each in every:
-                if each is None or every[0] is None or each[0] != every[0][0]:
-                    return None
-                values |= each[1]
-            return None if every[0] is None else (every[0][0], frozenset(values))
-    return None
+class _Compiled(NamedTuple):
+    """A filter as a key that tells it from others, as a function, and what it must find."""
+
+    key: Key
+    test: Test
+    equalities: tuple[Equality, ...] = ()
 
 
-def _compile(node: FilterNode) -> tuple[Key, Test]:
-    """The filter as a key that tells it from others, and as a function."""
+def _compile(node: FilterNode) -> _Compiled:
     if not node.op:
         return _compile_leaf(node)
-    keys, tests = zip(*map(_compile, node.nodes), strict=True)
-    if node.op == "not":
-        return ("not", keys[0]), _not(tests[0])
     # A node that stands twice is asked once.
-    distinct = tuple(dict(zip(keys, tests, strict=True)).values())
-    if len(distinct) == 1:
-        return keys[0], distinct[0]
-    return (node.op, frozenset(keys)), (_all if node.op == "and" else _any)(distinct)
+    distinct = {each.key: each for each in map(_compile, node.nodes)}
+    first, *others = distinct.values()
+    if node.op == "not":
+        return _Compiled(("not", first.key), _not(first.test))
+    if not others:
+        return first
+    key = (node.op, frozenset(distinct))
+    tests = tuple(each.test for each in distinct.values())
+    if node.op == "or":
+        return _Compiled(key, _any(tests), _alternatives(first, others))
+    found = [equality for each in distinct.values() for equality in each.equalities]
+    return _Compiled(key, _all(tests), tuple(attrs.evolve(each, decides=False) for each in found))
+
+
+def _alternatives(first: _Compiled, others: list[_Compiled]) -> tuple[Equality, ...]:
+    """Tags of which each of several nodes must find one of its values: one of all these values."""
+    found = []
+    for equality in first.equalities:
+        key, values, decides = equality.key, set(equality.values), equality.decides
+        for other in others:
+            same = next((each for each in other.equalities if each.key == key), None)
+            if same is None:
+                break
+            values.update(same.values)
+            decides = decides and same.decides
+        else:
+            found.append(Equality(key, frozenset(values), decides))
+    return tuple(found)
 
 
 def _not(test: Test) -> Test:
@@ -283,30 +302,35 @@ def _any(tests: tuple[Test, ...]) -> Test:
     return test
 
 
-def _compile_leaf(node: FilterNode) -> tuple[Key, Test]:
+def _compile_leaf(node: FilterNode) -> _Compiled:
     key, cmp, val, vals = node.key, node.cmp, node.val, frozenset(node.vals)
     match cmp:
         case "eq":
-            return (cmp, key, val), lambda tags: tags.get(key) == val
+            only = Equality(key, (val,), decides=True)
+            return _Compiled((cmp, key, val), lambda tags: tags.get(key) == val, (only,))
         case "neq":
-            return (cmp, key, val), lambda tags: tags.get(key) != val
+            return _Compiled((cmp, key, val), lambda tags: tags.get(key) != val)
         case "in":
-            return (cmp, key, vals), lambda tags: tags.get(key, "") in vals
+            # A tag that is not there counts as "".
+            some = () if "" in vals else (Equality(key, vals, decides=True),)
+            return _Compiled((cmp, key, vals), lambda tags: tags.get(key, "") in vals, some)
         case "nin":
-            return (cmp, key, vals), lambda tags: tags.get(key, "") not in vals
+            return _Compiled((cmp, key, vals), lambda tags: tags.get(key, "") not in vals)
         case "ex":
-            return (cmp, key), lambda tags: key in tags
+            return _Compiled((cmp, key), lambda tags: key in tags)
         case "nex":
-            return (cmp, key), lambda tags: key not in tags
+            return _Compiled((cmp, key), lambda tags: key not in tags)
         case "sw":
-            return (cmp, key, val), lambda tags: key in tags and tags[key].startswith(val)
+            return _Compiled(
+                (cmp, key, val), lambda tags: key in tags and tags[key].startswith(val)
+            )
         case "ew":
-            return (cmp, key, val), lambda tags: key in tags and tags[key].endswith(val)
+            return _Compiled((cmp, key, val), lambda tags: key in tags and tags[key].endswith(val))
         case "ct":
-            return (cmp, key, val), lambda tags: key in tags and val in tags[key]
+            return _Compiled((cmp, key, val), lambda tags: key in tags and val in tags[key])
     bound = _number(val)
     assert bound is not None  # it was checked
-    return (cmp, key, bound), _numeric(key, _NUMERIC[cmp], bound)
+    return _Compiled((cmp, key, bound), _numeric(key, _NUMERIC[cmp], bound))
 
 
 def _numeric(key: str, compare: Callable[[Decimal, Decimal], bool], bound: Decimal) -> Test:

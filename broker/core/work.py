@@ -1,14 +1,15 @@
-"""The price of everything that a session may cause, and the share of the loop that it may use.
+"""The price of everything that a party may cause, and the share of the loop that it may use. A party is
+a session, or one connection of a backend.
 
 Work is measured in microseconds of the machine that `docs/benchmarks.md` names. It is enough
 that the prices are in proportion. It is charged by what is *done* (listeners visited, filters asked,
-members listed, publications encoded, bytes), to the session that causes it.
+members listed, publications encoded, bytes), to the party that causes it.
 
 Rules:
 
 1. One meter for one broker: all work is added to it in the step in which it is done, so the
    difference between two readings is the cost of the step between them.
-2. A session may do a little at once (`BURST`), and more at a rate that leaves room for all others
+2. A party may do a little at once (`BURST`), and more at a rate that leaves room for all others
    (`SHARE`). Beyond that it takes its place in one queue, and gets `SLICE` each time that it is its
    turn: between two slices of that queue, everybody else runs.
 3. Time is an argument.
@@ -29,40 +30,101 @@ of twenty at most."""
 SLICE: Final = 1000.0
 """Work between two turns of the queue: a millisecond, of which the change of tasks takes 2 %."""
 
+ROUND: Final = 5 * SLICE
+"""Acts between two turns of the queue where those who wait in it say what they are about to do: five
+publications to 1,500 listeners each. One write then takes to a listener what five have published; one
+by one they would cost twice as much."""
+
 DEBT: Final = 2.0 * SHARE * 1_000_000
 """The most that a session can owe: two seconds of its share."""
 
 COMMAND: Final = 6.0
 """One command: decoding, checks, a reply. Measured 4 to 8."""
 
+FRAME: Final = 0.3
+"""A frame that comes, besides the command in it."""
+
 PUBLICATION: Final = 0.7
-"""One publication of a run: made, kept, encoded. One alone costs `COMMAND` less a reply."""
+"""One publication of a run: made, kept, encoded; and as much for each audience beside the first, as
+each has it encoded under a name of its own. One alone costs `COMMAND` less a reply."""
+
+ALONE: Final = 1.5
+"""A publish that is decided and carried out by itself, where those around it are to other topics, or
+it is the first."""
 
 DECODED_KILOBYTE: Final = 16.0
 """A kibibyte of commands that is decoded: 2 µs in JSON, and in protobuf 400 where it is all fields of
 two bytes, of which a message may have 16,384."""
 
-KILOBYTE: Final = 2.0
-"""A kibibyte that is encoded or copied on its way out."""
+READ_KILOBYTE: Final = 6.0
+"""A kibibyte of JSON that a backend has sent: checked, then read. Measured 2 to 5; 16 where it is all
+empty objects."""
 
-RUN: Final = 3.0
+KILOBYTE: Final = 2.0
+"""A kibibyte that is encoded or copied on its way out, once for each audience."""
+
+RUN: Final = 4.5
 """A run that begins: looking up its listeners, waking the postman."""
 
+PARCEL: Final = 6.0
+"""A publication by itself, with its report. Measured 5."""
+
+FIRST: Final = 8.0
+"""The first publication that a topic keeps. Measured 7."""
+
+EVICTED: Final = 12.0
+"""One that has to go for another, where all topics are full. Measured 10 to 20 if its topic goes with
+it."""
+
+FULL: Final = 12.0
+"""An outbox that is full: its socket is asked once more, then its rule is applied."""
+
+LISTENERS: Final = 0.5
+"""A topic or pattern that is found to match, whoever listens to it."""
+
 AUDIENCE: Final = 1.5
-"""An audience that is visited, be it for nothing."""
+"""An audience that gets a run: one is made and put into each outbox."""
 
 PEER: Final = 0.5
 """A peer that gets a run: an append, and its part of a write. The write itself is 4 µs, and brings all
 that has gathered since the last."""
 
+SUBSCRIPTION: Final = 16.0
+"""A subscription that begins, and one day is ended."""
+
+LEFT: Final = 5.0
+"""A subscription that is left because its connection ends."""
+
+PATTERN: Final = 20.0
+"""The same of a pattern, besides: filed with up to 32 tokens, and taken out again."""
+
+FILTER_KILOBYTE: Final = 2.0
+"""A kibibyte of memory that a new filter takes: it is checked, compiled and filed."""
+
 FILTER_NODE: Final = 0.15
 """A node of a tags filter that is evaluated."""
+
+TAG_KILOBYTE: Final = 3.0
+"""A kibibyte of a tag in which a node looks for a text, at worst."""
+
+ASKED: Final = 1.0
+"""A subscriber who is asked for itself: may it have this, is its turn now."""
 
 MEMBER: Final = 2.0
 """A client that is listed in a presence reply; measured 1.4 to 2.3."""
 
 LISTED: Final = 2.0
 """A publication in a history or recovery reply, besides its bytes."""
+
+NAMED: Final = 0.5
+"""A topic in a list of topics, for each pattern that it is compared with. Measured 0.3 to 0.5."""
+
+ENDING: Final = 250.0
+"""A connection that is closed, besides its subscriptions: 40 at once, the rest in its own tasks."""
+
+
+SURVEYED: Final = 2.5
+"""A connection that is looked at for the metrics; measured 1.1 to 3."""
 
 
 @attrs.define(eq=False)
@@ -77,8 +139,8 @@ class Meter:
 
 @attrs.define(eq=False)
 class Allowance:
-    """The work that one session may still do before it goes behind all others: `slice` is left of
-    its last turn in the queue, `left` needs no turn."""
+    """The work that one party may still do before it goes behind all others: `slice` is left of its
+    last turn in the queue, `left` needs no turn."""
 
     left: float = BURST
     at: float = 0.0
@@ -86,7 +148,7 @@ class Allowance:
 
     @property
     def is_low(self) -> bool:
-        """Whether it is worth the time to refill it: so a session may do half as much again at once."""
+        """Whether it is worth the time to refill it: so a party may do half as much again at once."""
         return self.slice <= 0 and self.left < BURST / 2
 
     def refill(self, now: float) -> None:
@@ -94,14 +156,9 @@ class Allowance:
         self.left = min(BURST, self.left + (now - self.at) * SHARE * 1_000_000)
         self.at = now
 
-    def take_turn(self) -> None:
-        """It is this session's turn in the queue."""
-        self.slice = SLICE
-
     def admits(self, work: float) -> bool:
-        """Whether so much may be done now. A turn in the queue has room for one act of any size, and
-        else for its slice. A session with nothing left may do nothing."""
-        return self.slice > 0 or 0 < self.left >= work
+        """Whether so much may be done now. A party with nothing left may do nothing."""
+        return 0 < self.slice >= work or 0 < self.left >= work
 
     def spend(self, work: float) -> None:
         """Count what was done. A debt is for two seconds at most: longer ago nobody remembers."""

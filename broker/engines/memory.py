@@ -1,4 +1,4 @@
-"""The memory engine: history in this process, gone when it ends.
+"""The memory engine: no log, and so nothing is deferred. History in this process, gone when it ends.
 
 Each method is one atomic step with no checkpoint, so what is published while a client recovers
 falls either into its recovery or behind it, never in between and never into both.
@@ -7,51 +7,56 @@ falls either into its recovery or behind it, never in between and never into bot
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Final
 
 import trio
 
 from broker.config.settings import TopicRules
-from broker.core.history import HistoryStatistics, HistoryStore
-from broker.core.messages import Position, Publication
+from broker.core.history import HistoryStore
+from broker.core.idempotency import IdempotentResults
+from broker.core.messages import Delivery, Fd, Position, Publication
+from broker.core.retained import Retained
+from broker.core.work import Meter
+from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
 
-_EXPIRE_EVERY = 1.0
+EXPIRE_EVERY: Final = 1.0
+"""Seconds between two looks at what is past its time."""
 
 
-class MemoryEngine:
-    """Keeps what topics publish; see `HistoryStore` for the exact meaning of each method."""
+def new_epoch(topic: str) -> str:
+    """Random, so that a client that comes back after a restart is told that it missed something."""
+    return secrets.token_hex(4)
 
-    def __init__(self, max_bytes: int) -> None:
-        # Random, so that a client that comes back after a restart is told that it missed something.
-        self._store = HistoryStore(max_bytes, new_epoch=lambda: secrets.token_hex(4))
 
-    def publish(
-        self, topic: str, publications: Sequence[Publication], rules: TopicRules, now: float
-    ) -> Sequence[Publication]:
-        """Keep publications as their topic's rules say; return them with their offsets.
+class Memory:
+    """What an engine keeps in this process, and answers from; see `HistoryStore` for the exact meaning
+    of each method."""
 
-        `now` is `trio.current_time()`: asked for once per run, as it costs more than the rest.
-        """
-        size, ttl = rules.history_size, rules.history_ttl
-        return self._store.extend(topic, publications, now, size, ttl)
+    def __init__(
+        self, max_bytes: int, retained_bytes: int, new_epoch: Callable[[str], str]
+    ) -> None:
+        self.retained = Retained(retained_bytes)
+        self.keys: IdempotentResults[Delivery] = IdempotentResults()
+        self.meter = Meter()
+        self._store = HistoryStore(max_bytes, new_epoch, meter=self.meter)
 
     def position(self, topic: str) -> Position:
         return self._store.position(topic, trio.current_time())
 
+    def view(self, topic: str, since: Position) -> View:
+        return View(*self._store.recover(topic, trio.current_time(), since))
+
     def history(
         self, topic: str, since: Position | None, limit: int, reverse: bool
     ) -> tuple[list[Publication], Position]:
-        """Raises `UnrecoverablePosition` when `since` is of another epoch."""
         return self._store.read(topic, trio.current_time(), since, limit, reverse)
 
-    def recover(self, topic: str, since: Position) -> tuple[list[Publication], bool, Position]:
-        return self._store.recover(topic, trio.current_time(), since)
+    def peek(
+        self, topic: str, since: int | None, limit: int, reverse: bool = False
+    ) -> list[Publication]:
+        return self._store.peek(topic, since, limit, reverse)
 
-    def remove(self, topic: str) -> None:
-        self._store.remove(topic, trio.current_time())
-
-    def forget(self, is_over: Callable[[str], bool]) -> None:
-        """Forget the topics that this is true of, with their epochs. Linear in all topics."""
-        self._store.forget(is_over)
+    # the part of the memory that it takes
 
     @property
     def bytes_held(self) -> int:
@@ -67,21 +72,65 @@ class MemoryEngine:
     def give_back(self, size: int) -> int:
         return self._store.give_back(size, trio.current_time())
 
-    def statistics(self) -> HistoryStatistics:
-        return self._store.statistics()
-
-    async def _expire(self) -> None:
+    async def expire(self) -> None:
+        """Free what is past its time, until cancelled."""
         while True:
-            await trio.sleep(_EXPIRE_EVERY)
-            self._store.expire(trio.current_time())
+            await trio.sleep(EXPIRE_EVERY)
+            while self._store.expire(trio.current_time()):
+                await trio.lowlevel.checkpoint()
+
+
+class MemoryEngine(Memory):
+    """Keeps what topics publish in this process alone."""
+
+    durability: Durability = "none"
+    full = False
+
+    def __init__(self, max_bytes: int, retained_bytes: int = 0, first_fd: Fd = 1) -> None:
+        super().__init__(max_bytes, retained_bytes, new_epoch)
+        self.next_fd = first_fd
+
+    def defers(self, topic: str, rules: TopicRules, *, more: bool = False) -> bool:
+        return False
+
+    def publish(
+        self, topic: str, publications: Sequence[Publication], rules: TopicRules, now: float
+    ) -> Sequence[Publication]:
+        size, ttl = rules.history_size, rules.history_ttl
+        return self._store.extend(topic, publications, now, size, ttl)
+
+    def submit(self, submission: Submission) -> None:
+        raise AssertionError("nothing is deferred")
+
+    async def wait_room(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def remove(self, topic: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self._store.remove(topic, trio.current_time())
+
+    def forget(self, is_over: Callable[[str], bool]) -> None:
+        self._store.forget(is_over)
+
+    def note_fds(self, next_fd: Fd) -> None:
+        pass  # they begin anew with the process
+
+    @asynccontextmanager
+    async def running(self, sink: Sink) -> AsyncGenerator[None]:
+        yield
+
+    def statistics(self) -> EngineStatistics:
+        return EngineStatistics(self._store.statistics())
 
 
 @asynccontextmanager
-async def open_engine(max_bytes: int) -> AsyncGenerator[MemoryEngine, None]:
+async def open_memory(
+    max_bytes: int, retained_bytes: int = 0, first_fd: Fd = 1
+) -> AsyncGenerator[MemoryEngine]:
     """An engine for as long as the block; open it around everything that publishes."""
-    engine = MemoryEngine(max_bytes)
+    engine = MemoryEngine(max_bytes, retained_bytes, first_fd)
     async with trio.open_nursery() as upkeep:
-        upkeep.start_soon(engine._expire, name="history expiry")
+        upkeep.start_soon(engine.expire, name="history expiry")
         try:
             yield engine
         finally:

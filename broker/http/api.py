@@ -4,16 +4,21 @@ and the other server SDKs work.
 Rule 1  Nothing is looked at before the key: a caller without one learns only whether there is an API.
 Rule 2  A fault in the request as HTTP is a status (400, 401, 413); a fault in the command that it
         carries is `{"error": {"code", "message"}}` with 200, which is what those SDKs expect.
-Rule 3  A method is one atomic step, without a checkpoint. So the commands of a batch are carried
-        out one after another, `parallel` or not, and nothing comes between them.
+Rule 3  What a request asks for is carried out in its order, `parallel` or not, and not in one step:
+        between two commands of a batch, two topics of a broadcast, two connections of a user and two
+        pieces of a list others have their turn (ADR 15). One publication is one step. Where the engine
+        has to keep it first, publications in a row are kept together, and any other command waits for
+        those before it.
 """
 
 import base64
 import hmac
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from fnmatch import translate
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar
 
@@ -25,14 +30,25 @@ from starlette.responses import Response
 
 from broker.core.braces import TooMany, alternatives
 from broker.core.history import UnrecoverablePosition
-from broker.core.json_reader import AsSent, BadJson, read
-from broker.core.messages import ClientInfo, ConnectionInfo, Fd, Position, Publication
-from broker.errors import CloseCode, ErrorCode, Refused, UnsubscribeCode
-from broker.node import Node
+from broker.core.json_reader import AsSent, BadJson, read, read_members
+from broker.core.messages import (
+    ClientInfo,
+    ConnectionInfo,
+    Delivery,
+    Fd,
+    Position,
+    Publication,
+)
+from broker.core.work import COMMAND, ENDING, MEMBER, NAMED, READ_KILOBYTE
+from broker.errors import CloseCode, ErrorCode, Refused, UnsubscribeCode, check_close_code
+from broker.http.calls import Call, Listing, member, pieces
+from broker.node import Node, Publishing
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.commands import BadCommand
 from broker.protocols.json_text import check_json, to_json, written
 from broker.routing.publishing import PublishOptions
+from broker.routing.reading import history_page, listing_work, presence_counts
+from broker.routing.turns import Share
 from broker.session.orders import ServerSub
 from broker.session.rpc import report
 from broker.version import VERSION
@@ -44,7 +60,10 @@ S = TypeVar("S", bound=Struct)
 Offset = Annotated[int, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=1, le=10_000)]
 _ABSENT = Raw(b"")
-_UNSUBSCRIBED: Final = "server unsubscribe"
+
+MAX_COMMANDS: Final = 25_000
+"""In one batch: as many of the shortest publications as 1 MiB has. Each of what is nothing at all would
+be answered with twenty times its size."""
 
 MAX_ALTERNATIVES: Final = 100
 """Each is tried on every topic, and `{a,b}{a,b}…` doubles them with every pair of braces."""
@@ -155,7 +174,7 @@ class OneConnection(Struct):
 
 
 class Batch(Struct):
-    commands: list[dict[str, AsSent]]
+    commands: list[AsSent]
     parallel: bool = False
 
 
@@ -169,12 +188,143 @@ class ApiResponse:
     headers: Mapping[str, str] = attrs.field(factory=dict)
 
 
+@attrs.frozen
+class _Later:
+    """What has begun, and is answered when the engine has kept it."""
+
+    wait: Callable[[], Awaitable[Any]]
+
+
 class Api:
     """Answers requests under `/api` on behalf of a node."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._methods: dict[str, tuple[type[Struct], Callable[[Any], object]]] = {
+        self._methods = _Methods(node).by_name()
+
+    async def __call__(self, request: Request) -> Response:
+        """One request by way of Starlette. The server in front has bounded its body."""
+        method = request.path_params["method"]
+        answer = self.refuse(method, shown_key(request.headers.get), peer_of(request))
+        if answer is None:
+            answer = await self.answer(method, await request.body(), self._node.new_share())
+        return Response(
+            answer.body, answer.status, headers=answer.headers, media_type=answer.media_type
+        )
+
+    def refuse(self, method: str, key: str, peer: str) -> "ApiResponse | None":
+        """The answer to who may not call `method`, or to a method that is not there; else None.
+
+        Asked before the body is read. The comparison takes as long for any key of that length. A wrong
+        one is logged with the address of its peer.
+        """
+        ours = self._node.config.api_key
+        if ours is None:
+            text = "The HTTP API is off: set api_key, or BROKER_API_KEY, to turn it on."
+            return ApiResponse(HTTPStatus.NOT_FOUND, text.encode())
+        if not hmac.compare_digest(key.encode(), ours.encode()):
+            reason = "wrong key" if key else "no key"
+            log.warning("api_key_refused", method=method, reason=reason, peer=peer)
+            text = "Wrong or missing API key: send it as X-API-Key."
+            headers = {"WWW-Authenticate": "apikey"}
+            return ApiResponse(HTTPStatus.UNAUTHORIZED, text.encode(), headers=headers)
+        if method not in self._methods and method != "batch":
+            text = f"No such method; known are {', '.join([*self._methods, 'batch'])}."
+            return ApiResponse(HTTPStatus.NOT_FOUND, text.encode())
+        return None
+
+    async def answer(self, method: str, body: bytes, share: Share) -> "ApiResponse":
+        """Carry out a method that `refuse` let pass, for the connection whose share of the loop it is.
+
+        A request with little to do is done in one step. Cancelled, what was done is done.
+        """
+        call = Call(share, self._node.router.meter, self._node.config.api_reply_bytes)
+        try:
+            reading = len(body) / 1024 * READ_KILOBYTE
+            await call.turn(reading)
+            call.meter.add(reading)
+            check_json(body)
+            await call.aside(self._node.wait_room)
+            if method == "batch":
+                answer = await self._batch(body, call)
+            else:
+                begun = await self._answer(method, body, "result", call)
+                answer = await call.aside(begun.wait) if isinstance(begun, _Later) else begun
+        except BadCommand as error:
+            return ApiResponse(HTTPStatus.BAD_REQUEST, f"The body is {error}".encode())
+        finally:
+            call.settle()
+        return ApiResponse(HTTPStatus.OK, answer, "application/json")
+
+    async def _batch(self, body: bytes, call: Call) -> bytes:
+        try:
+            batch = _decode(body, Batch)
+        except Refused as refusal:
+            return written(_error(refusal))
+        if len(batch.commands) > MAX_COMMANDS:
+            text = f"a batch has at most {MAX_COMMANDS} commands"
+            return written(_error(Refused(ErrorCode.LIMIT_EXCEEDED, text)))
+        replies: list[bytes] = []
+        begun: list[bytes | _Later] = []
+
+        async def settle() -> None:
+            for each in begun:
+                reply = await call.aside(each.wait) if isinstance(each, _Later) else each
+                replies.append(reply)
+                call.room -= len(reply)
+            begun.clear()
+
+        for command in batch.commands:
+            publishes = (
+                bytes(command).lstrip(b" \t\r\n{").startswith((b'"publish"', b'"broadcast"'))
+            )
+            if not publishes:
+                await settle()
+            begun.append(await self._command(bytes(command), call))
+            if not publishes:
+                await settle()
+        await settle()
+        # Without a `result` around it, and each reply under its method's name: as Centrifugo.
+        return b'{"replies":[%b]}' % b",".join(replies)
+
+    async def _command(self, command: bytes, call: Call) -> bytes | _Later:
+        await call.turn()
+        call.meter.add(COMMAND)
+        try:
+            method, params = _method_of(command)
+            if method not in self._methods:
+                raise Refused(ErrorCode.METHOD_NOT_FOUND)
+        except Refused as refusal:
+            return written(_error(refusal))
+        return await self._answer(method, params, method, call)
+
+    async def _answer(self, method: str, params: bytes, name: str, call: Call) -> bytes | _Later:
+        """The result under this name, or the error; or `_Later` for one of them."""
+        kind, carry_out = self._methods[method]
+        try:
+            result = await carry_out(_decode(params, kind), call)
+            if isinstance(result, _Later):
+                return _Later(partial(self._finish, method, name, result))
+            return written({name: result})
+        except Exception as error:  # noqa: BLE001 - it is the reply
+            return _failure(method, error)
+
+    async def _finish(self, method: str, name: str, later: _Later) -> bytes:
+        try:
+            return written({name: await later.wait()})
+        except Exception as error:  # noqa: BLE001 - it is the reply
+            return _failure(method, error)
+
+
+class _Methods:
+    """What may be called. Each method waits for its turns by its `Call`, and decides anew in each."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def by_name(self) -> dict[str, tuple[type[Struct], Callable[[Any, Call], Awaitable[object]]]]:
+        """The methods, each with the kind of its parameters."""
+        return {
             "publish": (Publish, self._publish),
             "broadcast": (Broadcast, self._broadcast),
             "subscribe": (Subscribe, self._subscribe),
@@ -192,107 +342,39 @@ class Api:
             "connection": (OneConnection, self._connection),
         }
 
-    async def __call__(self, request: Request) -> Response:
-        """One request by way of Starlette. The server in front has bounded its body."""
-        method = request.path_params["method"]
-        answer = self.refuse(method, shown_key(request.headers.get))
-        if answer is None:
-            answer = self.answer(method, await request.body())
-        return Response(
-            answer.body, answer.status, headers=answer.headers, media_type=answer.media_type
-        )
+    # publications
 
-    def refuse(self, method: str, key: str) -> "ApiResponse | None":
-        """The answer to who may not call `method`, or to a method that is not there; else None.
+    async def _publish(self, params: Publish, call: Call) -> object:
+        data, options = _publication_of(params)
+        await call.turn(self._node.router.weigh(params.channel))
+        publishing = self._node.publish_soon(params.channel, data, options)
+        if publishing.result is None:
+            return _Later(partial(_published_later, publishing, params))
+        return _published(publishing.result, params)
 
-        Asked before the body is read. The comparison takes as long for any key of that length.
-        """
-        ours = self._node.config.api_key
-        if ours is None:
-            text = "The HTTP API is off: set api_key, or BROKER_API_KEY, to turn it on."
-            return ApiResponse(HTTPStatus.NOT_FOUND, text.encode())
-        if not hmac.compare_digest(key.encode(), ours.encode()):
-            text = "Wrong or missing API key: send it as X-API-Key."
-            headers = {"WWW-Authenticate": "apikey"}
-            return ApiResponse(HTTPStatus.UNAUTHORIZED, text.encode(), headers=headers)
-        if method not in self._methods and method != "batch":
-            text = f"No such method; known are {', '.join([*self._methods, 'batch'])}."
-            return ApiResponse(HTTPStatus.NOT_FOUND, text.encode())
-        return None
-
-    def answer(self, method: str, body: bytes) -> "ApiResponse":
-        """Carry out a method that `refuse` let pass. Never waits."""
-        try:
-            check_json(body)
-        except BadCommand as error:
-            return ApiResponse(HTTPStatus.BAD_REQUEST, f"The body is {error}".encode())
-        if method == "batch":
-            result = self._batch(body)
-        else:
-            result = self._answer(method, body, lambda result: {"result": result})
-        return ApiResponse(HTTPStatus.OK, written(result), "application/json")
-
-    def _batch(self, body: bytes) -> object:
-        try:
-            batch = _decode(body, Batch)
-        except Refused as refusal:
-            return _error(refusal)
-        # Without a `result` around it, and each reply under its method's name: as Centrifugo.
-        return {"replies": [self._command(command) for command in batch.commands]}
-
-    def _command(self, command: dict[str, Raw]) -> object:
-        if len(command) != 1:
-            text = "a command has exactly one method"
-            return _error(Refused(ErrorCode.BAD_REQUEST, text))
-        ((method, params),) = command.items()
-        if method not in self._methods:
-            return _error(Refused(ErrorCode.METHOD_NOT_FOUND))
-        return self._answer(method, bytes(params), lambda result: {method: result})
-
-    def _answer(self, method: str, params: bytes, wrap: Callable[[object], object]) -> object:
-        kind, carry_out = self._methods[method]
-        try:
-            return wrap(carry_out(_decode(params, kind)))
-        except Refused as refusal:
-            return _error(refusal)
-        except Exception:
-            log.exception("api_failed", method=method)
-            return _error(Refused(ErrorCode.INTERNAL))
-
-    # methods
-
-    def _publish(self, params: Publish) -> object:
-        return self._publish_to(params.channel, params)
-
-    def _broadcast(self, params: Broadcast) -> object:
-        responses: list[object] = []
+    async def _broadcast(self, params: Broadcast, call: Call) -> object:
+        data, options = _publication_of(params)
+        begun: list[Publishing | bytes] = []
+        is_kept = True
         for channel in params.channels:
+            await call.turn(self._node.router.weigh(channel))
             try:
-                responses.append({"result": self._publish_to(channel, params)})
+                publishing = self._node.publish_soon(channel, data, options)
             except Refused as refusal:
-                responses.append(_error(refusal))
-        return {"responses": responses}
+                call.meter.add(COMMAND)
+                begun.append(written(_error(refusal)))
+                continue
+            if publishing.result is None:
+                is_kept = False
+                begun.append(publishing)
+            else:
+                begun.append(_response(publishing, params))
+        wait = partial(_broadcast_later, begun, params)
+        return await wait() if is_kept else _Later(wait)
 
-    def _publish_to(self, topic: str, content: _Content) -> object:
-        opaque = _bytes(content.b64data)
-        options = PublishOptions(
-            exclude=content.exclude,
-            tags=content.tags,
-            opaque=bool(opaque),
-            skip_history=content.skip_history,
-            retain=content.retain,
-            key=content.idempotency_key,
-        )
-        data = opaque or to_json(_payload("data", content.data, ""))
-        delivery = self._node.publish(topic, data, options)
-        result: dict[str, object] = {}
-        if delivery.position is not None:
-            result |= {"offset": delivery.position.offset, "epoch": delivery.position.epoch}
-        if content.report:
-            result |= report(delivery)
-        return result
+    # connections of a user, one by one
 
-    def _subscribe(self, params: Subscribe) -> object:
+    async def _subscribe(self, params: Subscribe, call: Call) -> object:
         if params.recover_since:
             text = "subscribe cannot recover: leave recover_since out, and read history"
             raise Refused(ErrorCode.NOT_AVAILABLE, text)
@@ -304,73 +386,114 @@ class Api:
         sub = ServerSub(
             None if info is None else to_json(info), None if data is None else to_json(data)
         )
-        for fd in self._targets(params):
-            self._node.add_subscription(fd, params.channel, sub)
+        await self._each(
+            params, call, lambda fd: self._node.add_subscription(fd, params.channel, sub)
+        )
         return {}
 
-    def _unsubscribe(self, params: Unsubscribe) -> object:
-        for fd in self._targets(params):
-            self._node.end_subscription(fd, params.channel, UnsubscribeCode.SERVER, _UNSUBSCRIBED)
+    async def _unsubscribe(self, params: Unsubscribe, call: Call) -> object:
+        reason = UnsubscribeCode.SERVER, "server unsubscribe"
+        await self._each(
+            params, call, lambda fd: self._node.end_subscription(fd, params.channel, *reason)
+        )
         return {}
 
-    def _disconnect(self, params: DisconnectParams) -> object:
+    async def _disconnect(self, params: DisconnectParams, call: Call) -> object:
         order = params.disconnect or DisconnectOrder()
-        for fd in self._targets(params):
-            if str(fd) not in params.whitelist:
-                self._close(fd, order.code, order.reason)
-        return {}
-
-    def _close(self, fd: Fd, code: int, reason: str) -> None:
         try:
-            self._node.disconnect(fd, code, reason)
+            check_close_code(order.code)
         except ValueError as error:
             raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
 
-    def _refresh(self, params: Refresh) -> object:
-        for fd in self._targets(params):
-            if params.expired:
-                self._close(fd, CloseCode.EXPIRED, "expired")
-            else:
-                self._node.expire(fd, params.expire_at or None)
+        def close(fd: Fd) -> None:
+            if str(fd) not in params.whitelist:
+                call.meter.add(ENDING)
+                self._node.disconnect(fd, order.code, order.reason)
+
+        await self._each(params, call, close)
         return {}
 
-    def _presence(self, params: Channel) -> object:
-        clients = self._node.presence(params.channel)
-        return {"presence": {client: _client_info(info) for client, info in clients.items()}}
+    async def _refresh(self, params: Refresh, call: Call) -> object:
+        def refresh(fd: Fd) -> None:
+            if params.expired:
+                call.meter.add(ENDING)
+                self._node.disconnect(fd, CloseCode.EXPIRED, "expired")
+            else:
+                self._node.expire(fd, params.expire_at or None)
 
-    def _presence_stats(self, params: Channel) -> object:
-        clients = self._node.presence(params.channel)
-        users = {info.user for info in clients.values()}
-        return {"num_clients": len(clients), "num_users": len(users)}
+        await self._each(params, call, refresh)
+        return {}
 
-    def _history(self, params: History) -> object:
+    async def _each(self, target: _Target, call: Call, act: Callable[[Fd], object]) -> None:
+        """Do something to each connection of a target that is there when its turn comes."""
+        named = {name for name in (target.client, target.session) if name}
+        if target.user:
+            fds: Iterable[Fd] = self._node.fds_of(target.user)
+        elif named:
+            fds = [int(name) for name in named if _FD.fullmatch(name)]
+        else:
+            raise Refused(ErrorCode.BAD_REQUEST, "user is missing, and so are client and session")
+        for fd in fds:
+            if not named <= {str(fd)}:
+                continue
+            await call.turn()
+            call.meter.add(COMMAND)
+            peer = self._node.router.hub.sessions.get(fd)
+            if peer is not None and target.user in ("", peer.user):
+                act(fd)
+
+    # topics
+
+    async def _presence(self, params: Channel, call: Call) -> object:
+        found = Listing(call.room)
+        for piece in pieces(self._node.router.hub.subscriptions(params.channel)):
+            await call.turn(len(piece) * MEMBER)
+            call.meter.add(len(piece) * MEMBER)
+            for info in [each.info for each in piece]:
+                if info is not None:
+                    found.add(member(info.client, _client_info(info)))
+        return {"presence": found.as_object()}
+
+    async def _presence_stats(self, params: Channel, call: Call) -> object:
+        clients, users = presence_counts(self._node.router, params.channel)
+        return {"num_clients": clients, "num_users": users}
+
+    async def _history(self, params: History, call: Call) -> object:
         since = None
         if params.since is not None:
             since = Position(params.since.offset, params.since.epoch)
         try:
-            publications, top = self._node.history(
-                params.channel, since, params.limit, params.reverse
+            publications, top = history_page(
+                self._node.router, params.channel, since, params.limit, params.reverse
             )
         except UnrecoverablePosition:
             raise Refused(ErrorCode.UNRECOVERABLE_POSITION) from None
-        listed = [_publication(publication) for publication in publications]
-        return {"publications": listed, "offset": top.offset, "epoch": top.epoch}
+        listed = Listing(call.room)
+        for publication in publications:
+            work = listing_work((publication,))
+            await call.turn(work)
+            call.meter.add(work)
+            listed.add(written(_publication(publication)))
+        return {"publications": listed.as_list(), "offset": top.offset, "epoch": top.epoch}
 
-    def _history_remove(self, params: Channel) -> object:
-        self._node.remove_history(params.channel)
+    async def _history_remove(self, params: Channel, call: Call) -> object:
+        await call.aside(partial(self._node.remove_history, params.channel))
         return {}
 
-    def _channels(self, params: Channels) -> object:
-        globs = _alternatives(params.pattern or "*")
-        return {
-            "channels": {
-                topic: {"num_clients": count}
-                for topic, count in self._node.topics().items()
-                if any(fnmatchcase(topic, glob) for glob in globs)
-            }
-        }
+    async def _channels(self, params: Channels, call: Call) -> object:
+        globs = [re.compile(translate(glob)).match for glob in _alternatives(params.pattern or "*")]
+        found = Listing(call.room)
+        for piece in pieces(self._node.router.hub.named()):
+            work = len(piece) * len(globs) * NAMED
+            await call.turn(work)
+            call.meter.add(work)
+            for listeners in piece:
+                name, count = listeners.name, len(listeners)
+                if count and any(matches(name) for matches in globs):
+                    found.add(member(name, {"num_clients": count}))
+        return {"channels": found.as_object()}
 
-    def _info(self, params: Info) -> object:
+    async def _info(self, params: Info, call: Call) -> object:
         statistics = self._node.stats()
         hub = statistics.hub
         uptime = time.time() - self._node.started_at
@@ -396,47 +519,42 @@ class Api:
         }
         return {"nodes": [node]}
 
-    def _push(self, params: Push) -> object:
+    # connections by fd
+
+    async def _push(self, params: Push, call: Call) -> object:
         return {"status": self._node.push(params.fd, _payload("data", params.data, ""))}
 
-    def _connections(self, params: Connections) -> object:
+    async def _connections(self, params: Connections, call: Call) -> object:
         if params.expression:
             raise Refused(ErrorCode.NOT_AVAILABLE, "connections cannot be asked by expression")
-        found: Iterable[ConnectionInfo]
+        # The result holds after this event: what happens while it is written may be in it or not.
+        events = self._node.stats().events.get("webhooks")
         if params.user:
-            found = self._infos(fd for fd in self._node.fds_of(params.user) if fd > params.after)
-            found = list(found)[: params.limit]
+            fds = [fd for fd in self._node.fds_of(params.user) if fd > params.after]
         else:
-            found = self._node.connections(params.after, params.limit)
-        result: dict[str, object] = {
-            "connections": {str(info.fd): _connection_info(info) for info in found}
-        }
-        statistics = self._node.stats().events.get("webhooks")
-        if statistics is not None:  # the result holds after this event
-            result |= {"node": statistics.node, "epoch": statistics.epoch, "seq": statistics.seq}
+            page = self._node.router.hub.sessions.page(params.after, params.limit)
+            fds = [peer.fd for peer in page]
+        found = Listing(call.room)
+        for fd in fds[: params.limit]:
+            await call.turn()
+            info = self._node.connection_info(fd)
+            if info is None:
+                continue
+            call.meter.add(COMMAND + len(info.topics) * NAMED)
+            shown = member(str(fd), _connection_info(info))
+            if found and not found.fits(shown):
+                break
+            found.add(shown)
+        result: dict[str, object] = {"connections": found.as_object()}
+        if events is not None:
+            result |= {"node": events.node, "epoch": events.epoch, "seq": events.seq}
         return result
 
-    def _connection(self, params: OneConnection) -> object:
+    async def _connection(self, params: OneConnection, call: Call) -> object:
         info = self._node.connection_info(params.fd)
         if info is None:
             raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {params.fd}")
         return _connection_info(info)
-
-    def _infos(self, fds: Iterable[Fd]) -> Iterator[ConnectionInfo]:
-        for fd in fds:
-            info = self._node.connection_info(fd)
-            if info is not None:
-                yield info
-
-    def _targets(self, target: _Target) -> list[Fd]:
-        named = {name for name in (target.client, target.session) if name}
-        if target.user:
-            fds = self._node.fds_of(target.user)
-        elif named:
-            fds = [int(name) for name in named if _FD.fullmatch(name)]
-        else:
-            raise Refused(ErrorCode.BAD_REQUEST, "user is missing, and so are client and session")
-        return [fd for fd in fds if self._node.exists(fd) and named <= {str(fd)}]
 
 
 def shown_key(header: Callable[[str], str | None]) -> str:
@@ -448,12 +566,89 @@ def shown_key(header: Callable[[str], str | None]) -> str:
     return key.strip() if scheme.lower() == "apikey" else ""
 
 
+def peer_of(request: Request) -> str:
+    if request.client is None:
+        return "unix"
+    host, port = request.client
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _decode(params: bytes, kind: type[S]) -> S:
     """Parameters as a struct. Raises `Refused`, and names the one that is wrong."""
     try:
         return read(params, kind)
     except BadJson as error:
         raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
+
+
+def _method_of(command: bytes) -> tuple[str, bytes]:
+    """The method of a command of a batch, and its parameters. Raises `Refused` (107)."""
+    try:
+        members = read_members(command)
+    except BadJson as error:
+        raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
+    if len(members) != 1:
+        raise Refused(ErrorCode.BAD_REQUEST, "a command has exactly one method")
+    ((method, params),) = members.items()
+    return method, bytes(params)
+
+
+def _failure(method: str, error: Exception) -> bytes:
+    """The reply to a method that has raised."""
+    if isinstance(error, Refused):
+        return written(_error(error))
+    log.error("api_failed", method=method, exc_info=error)
+    return written(_error(Refused(ErrorCode.INTERNAL)))
+
+
+async def _published_later(publishing: Publishing, content: _Content) -> object:
+    return _published(await publishing.wait(), content)
+
+
+def _published(result: Delivery | Refused, content: _Content) -> object:
+    """The result of a publish. Raises `Refused`."""
+    if isinstance(result, Refused):
+        raise result
+    shown: dict[str, object] = {}
+    if result.position is not None:
+        shown |= {"offset": result.position.offset, "epoch": result.position.epoch}
+    if content.report:
+        shown |= report(result)
+    return shown
+
+
+async def _broadcast_later(begun: Sequence[Publishing | bytes], content: _Content) -> object:
+    responses = Listing(None)
+    for each in begun:
+        if isinstance(each, bytes):
+            responses.add(each)
+            continue
+        with suppress(Refused):  # which is its response
+            await each.wait()
+        responses.add(_response(each, content))
+    return {"responses": responses.as_list()}
+
+
+def _response(ended: Publishing, content: _Content) -> bytes:
+    """The response of a broadcast for one of its channels."""
+    assert ended.result is not None, "it has ended"
+    if isinstance(ended.result, Refused):
+        return written(_error(ended.result))
+    return written({"result": _published(ended.result, content)})
+
+
+def _publication_of(content: _Content) -> tuple[bytes, PublishOptions]:
+    """What is to be published. Raises `Refused` (107)."""
+    opaque = _bytes(content.b64data)
+    options = PublishOptions(
+        exclude=content.exclude,
+        tags=content.tags,
+        opaque=bool(opaque),
+        skip_history=content.skip_history,
+        retain=content.retain,
+        key=content.idempotency_key,
+    )
+    return opaque or to_json(_payload("data", content.data, "")), options
 
 
 def _payload(name: str, data: Raw, b64: str, *, needed: bool = True) -> Raw | None:

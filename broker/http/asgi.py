@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from broker.hooks import EndsProcess
 from broker.http.api import Api
+from broker.http.metrics import Metrics
 from broker.node import Node
 from broker.transport.head import route_of
 
@@ -58,13 +59,16 @@ class _Assets(StaticFiles):
 
 def http_app(node: Node) -> Starlette:
     """The ASGI app of a node: `/healthz`, the app's hook, and behind it what we have ourselves:
-    `/`, `/static`, `/api`, 426 on the WebSocket paths, 404. A hook that raises costs its peer a 500; the
+    `/`, `/static`, `/api`, `/metrics`, 426 on the WebSocket paths, 404. A hook that raises costs its peer a 500; the
     server logs it.
     """
 
     async def health(request: Request) -> Response:
         if node.draining:
             return JSONResponse({"status": "draining"}, HTTPStatus.SERVICE_UNAVAILABLE)
+        failing = node.stats().engine.failing
+        if failing:  # sessions and reading go on, so it is no reason to take the broker out
+            return JSONResponse({"status": "degraded", "reason": f"nothing is kept: {failing}"})
         return JSONResponse({"status": "ok"})
 
     async def page(request: Request) -> Response:
@@ -88,6 +92,7 @@ def http_app(node: Node) -> Starlette:
             Route("/", page),
             Mount("/static", _Assets(directory=HERE / "static")),
             *both("/api/{method}", Api(node).__call__, ["POST"]),
+            *both("/metrics", Metrics(node).__call__, ["GET"]),
             *(
                 route
                 for path in map(route_of, node.config.websocket_paths)

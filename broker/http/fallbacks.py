@@ -26,7 +26,9 @@ import trio
 from broker.core.json_reader import BadJson, members, one_text, read
 from broker.core.memory import Holding, Part
 from broker.core.messages import Transport
+from broker.core.work import READ_KILOBYTE
 from broker.errors import HeadError
+from broker.http.access_log import Exchange
 from broker.http.server import REQUEST_SECONDS
 from broker.http.streams import CONNECT_ID, HttpStream, ProtobufStream, SseStream, UniSseStream
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
@@ -38,7 +40,7 @@ from broker.session.accept import check_page, check_welcome
 from broker.session.connection import Connection
 from broker.session.memory import hold_request
 from broker.session.services import Services
-from broker.transport.head import Head, Request
+from broker.transport.head import Head, Request, refusal
 from broker.transport.sockets import answer_and_linger
 
 EMULATION: Final = "/emulation"
@@ -60,6 +62,9 @@ JSON: Final = frozenset(
     }
 )
 """The media types of bodies, as the official SDKs have them, and of what says nothing better."""
+
+SMALL_BODY: Final = 16 * 2**10
+"""A body that is decoded in no more time than a turn takes to come: 50 µs."""
 
 _SESSION = re.compile(r"([0-9]{1,18})\.(.+)")
 
@@ -155,8 +160,9 @@ class Fallbacks:
             return await self._http(stream, request)
         check_page(services, head)
         cors = _cors(head)
+        exchange = Exchange.begin(stream, head, is_logged=services.config.access_log)
         try:
-            answering = _Request(services, stream, head, request.behind, cors, address)
+            answering = _Request(services, stream, head, request.behind, cors, address, exchange)
             if head.method == "OPTIONS":
                 await answering.answer_preflight()
             elif head.route == EMULATION:
@@ -165,7 +171,12 @@ class Fallbacks:
                 return await answering.open()
         except HeadError as error:
             # A page may not even see the status of an answer without these.
-            raise HeadError(error.status, error.reason, (*error.headers, *cors)) from None
+            headers = (*error.headers, *cors)
+            exchange.note_sent(refusal(error.status, error.reason, headers))
+            raise HeadError(error.status, error.reason, headers) from None
+        finally:
+            if exchange.status:  # else it is a connection, or nobody is there any more
+                exchange.end()
         return None
 
 
@@ -179,6 +190,7 @@ class _Request:
     behind: bytes
     cors: tuple[tuple[str, str], ...]
     address: str
+    exchange: Exchange
 
     async def answer_preflight(self) -> None:
         """Say what a page of another origin may ask."""
@@ -323,6 +335,9 @@ class _Request:
                 raise HeadError(503, reason)
             with trio.move_on_after(REQUEST_SECONDS) as reading, short:
                 body = await self._read(size, holding)
+                # Its caller decodes it in the same step, and others may have come to their end with it.
+                if size > SMALL_BODY:
+                    await self.services.router.turns.wait(size / 1024 * READ_KILOBYTE)
         if short.cancelled_caught:
             raise HeadError(503, "memory is short")
         if reading.cancelled_caught:
@@ -373,6 +388,7 @@ class _Request:
 
     async def _answer(self, *fields: tuple[str, str]) -> None:
         answer = _head("204 No Content", *fields, *self.cors)
+        self.exchange.note_sent(answer)
         await answer_and_linger(self.stream, answer, self.services.config.close_seconds)
 
 

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 import attrs
 import h11
+import structlog
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
@@ -29,10 +30,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from broker.core.memory import UNCOUNTED, Holding, Part
+from broker.http.access_log import Exchange
 from broker.transport.head import Head, Request, refusal
 from broker.transport.sockets import address_of
 
-logger = logging.getLogger("broker.http")
+log = structlog.get_logger("broker.http")
+logger = logging.getLogger("broker.http")  # Hypercorn's as well
 
 REQUEST_SECONDS = 30.0
 """For all of one request: its body, the app's work and the response; our largest page at 6 KB/s."""
@@ -58,7 +61,7 @@ class HttpServer:
     """Serves an ASGI app to connections that others have accepted.
 
     `request_seconds` is for all of one request, `body_bytes` what a peer may send behind its head;
-    what it has sent is charged to what `hold` returns.
+    what it has sent is charged to what `hold` returns. Requests are logged while `is_logged` says so.
     """
 
     def __init__(
@@ -68,9 +71,11 @@ class HttpServer:
         request_seconds: float = REQUEST_SECONDS,
         body_bytes: int = BODY_BYTES,
         hold: Hold = lambda *_: Holding(),
+        is_logged: Callable[[], bool] = lambda: False,
     ) -> None:
         self._app = app
         self._hold = hold
+        self._is_logged = is_logged
         self._request_seconds = request_seconds
         self._body_bytes = body_bytes
         self._context = WorkerContext(None)
@@ -91,19 +96,22 @@ class HttpServer:
         An app that raises is logged once, to `broker.http`, and its peer gets 500. A peer that
         ends its sending side has gone: the app is told, and no answer is sent.
         """
+        exchange = Exchange.begin(stream, request.head, is_logged=self._is_logged())
         try:
             try:
-                await self._answer(stream, request)
+                await self._answer(stream, request, exchange)
             except* Exception:
                 logger.exception("Serving an HTTP request failed")
         finally:
+            exchange.end()
             await trio.aclose_forcefully(stream)
 
-    async def _answer(self, stream: trio.abc.Stream, request: Request) -> None:
+    async def _answer(self, stream: trio.abc.Stream, request: Request, exchange: Exchange) -> None:
+        peer = address_of(stream)  # after a reset there is nobody to ask
         secure = isinstance(stream, trio.SSLStream)
-        link = (_TlsLink if secure else _Link)(stream, request, self._body_bytes)
+        link = (_TlsLink if secure else _Link)(stream, request, exchange, self._body_bytes)
         length = int(request.head.header("content-length") or 0)
-        held = self._hold(address_of(stream), request.head, link.give_way)
+        held = self._hold(peer, request.head, link.give_way)
         with trio.move_on_after(self._request_seconds) as request_bound, held as link.holding:
             if length > self._body_bytes:
                 link.overrun = True
@@ -119,12 +127,12 @@ class HttpServer:
                 pass
             elif link.overrun:
                 text = f"the body of a request has at most {self._body_bytes} bytes"
-                await stream.send_all(refusal(413, text))
+                await _refuse(stream, exchange, 413, text, peer)
             elif link.short:
-                await stream.send_all(refusal(503, "memory is short"))
+                await _refuse(stream, exchange, 503, "memory is short", peer)
             elif request_bound.cancelled_caught:
                 text = f"a request is done within {self._request_seconds:g} s"
-                await stream.send_all(refusal(408, text))
+                await _refuse(stream, exchange, 408, text, peer)
             await _end(stream)
 
     async def _run_hypercorn(self, link: "_Link") -> None:
@@ -143,6 +151,15 @@ class HttpServer:
                     wrapped, self._config, self._context, LifespanState(), cast("Any", link)
                 )
             nursery.cancel_scope.cancel()
+
+
+async def _refuse(
+    stream: trio.abc.SendStream, exchange: Exchange, status: int, reason: str, peer: str
+) -> None:
+    log.info("refused", status=status, reason=reason, peer=peer)
+    answer = refusal(status, reason)
+    exchange.note_sent(answer)
+    await stream.send_all(answer)
 
 
 async def end_politely(stream: trio.abc.Stream) -> None:
@@ -224,7 +241,9 @@ class _Link:
     a closed link.
     """
 
-    def __init__(self, stream: trio.abc.Stream, request: Request, body_bytes: int) -> None:
+    def __init__(
+        self, stream: trio.abc.Stream, request: Request, exchange: Exchange, body_bytes: int
+    ) -> None:
         self.socket = _Address.of(stream)
         self.answered = False
         self.torn = False  # a write is under way, or was cut off
@@ -232,6 +251,7 @@ class _Link:
         self.short = False  # memory is, so no more of the body is taken
         self.holding = UNCOUNTED
         self._stream = stream
+        self._exchange = exchange
         self._request = _OneRequest()
         head = _replayed(request.head)
         self._pending = self._request.take(head + request.behind)
@@ -272,6 +292,7 @@ class _Link:
     async def send_all(self, data: bytes) -> None:
         async def write() -> None:
             self.answered = self.torn = True
+            self._exchange.note_sent(data)
             try:
                 await self._stream.send_all(data)
             except trio.BrokenResourceError:

@@ -16,7 +16,14 @@ import attrs
 import structlog
 from structlog.types import EventDict
 
-LINES_A_SECOND: Final = {"open": 5, "close": 5, "refused": 1, "token_refused": 1}
+LINES_A_SECOND: Final = {
+    "open": 5,
+    "connected": 5,
+    "close": 5,
+    "refused": 1,
+    "tls_failed": 1,
+    "token_refused": 1,
+}
 """Events below a warning that strangers cause at will, and how many of each are written.
 
 Five connections a second are a quiet broker, which logs each one; a person can still read ten

@@ -84,7 +84,8 @@ class _Output:
 
 
 class _Article:
-    """A processor that writes the article's four lines, and lets warnings through."""
+    """A processor that writes the article's four lines, and lets warnings through; and why a page was
+    refused, which who pastes the article's script into the wrong page has to learn."""
 
     def __init__(self, sink: _Sink, threshold: int) -> None:
         self._sink = sink
@@ -95,7 +96,8 @@ class _Article:
         if line is not None:
             self._sink.write("stdout", line, important=True)
             raise structlog.DropEvent
-        if level_number(event["level"]) < self._threshold:
+        is_refused_page = event["event"] == "refused" and event.get("status") == 403
+        if level_number(event["level"]) < self._threshold and not is_refused_page:
             raise structlog.DropEvent
         return event
 

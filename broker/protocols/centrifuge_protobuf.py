@@ -571,20 +571,23 @@ class CentrifugeProtobuf(Codec):
             commands.append(command)
         return commands
 
-    def publication(self, name: str, publication: Publication) -> bytes:
+    def pieces(self, name: str, publication: Publication) -> tuple[bytes, bytes, bytes]:
         info = publication.info
         if info is not self._info:
             self._info_field = b"" if info is None else b"\x2a" + _info(info)
             self._info = info
-        data = publication.data
-        body = b"\x22%b%b%b" % (_length(len(data)), data, self._info_field)
+        data, tail = publication.data, self._info_field
         if publication.offset:
-            body += b"\x30" + _varint(publication.offset)
+            tail += b"\x30" + _varint(publication.offset)
         if name != publication.topic or publication.tags or publication.time:
-            body += _extras(name, publication)
-        push = b"%b\x22%b%b" % (_channel_field(name), _length(len(body)), body)
-        reply = b"\x22%b%b" % (_length(len(push)), push)
-        return frames.binary_frame(_length(len(reply)) + reply)
+            tail += _extras(name, publication)
+        size = len(data) + len(tail)
+        # From the inside out: each head begins with the length of all that follows.
+        head = b"\x22" + _length(len(data))
+        head = b"%b\x22%b%b" % (_channel_field(name), _length(len(head) + size), head)
+        head = b"\x22%b%b" % (_length(len(head) + size), head)
+        head = _length(len(head) + size) + head
+        return frames.header_of(frames.BINARY, len(head) + size) + head, data, tail
 
     def encode(self, reply: Mapping[str, object]) -> bytes:
         return _delimited(_write(REPLY, reply))

@@ -45,6 +45,9 @@ class PeerCodec(Protocol):
         """A ready frame each of several publications of one topic, from one publisher, all with the
         same tags."""
 
+    def pieces(self, name: str, publication: Publication) -> tuple[bytes, bytes, bytes]:
+        """The same frame in three pieces: the data, the same for all names, between two of a few bytes."""
+
     def message(self, data: bytes) -> bytes:
         """A ready frame of a message that belongs to no topic."""
 
@@ -75,9 +78,13 @@ class Codec(ABC):
         On the hot path, so it may also give up on a publish that is written in an unusual way.
         """
 
-    @abstractmethod
     def publication(self, name: str, publication: Publication) -> bytes:
         """A ready frame of one publication for those who listen under `name`."""
+        return b"".join(self.pieces(name, publication))
+
+    @abstractmethod
+    def pieces(self, name: str, publication: Publication) -> tuple[bytes, bytes, bytes]:
+        """The same frame in three pieces: the data, the same for all names, between two of a few bytes."""
 
     def publications(self, name: str, publications: Sequence[Publication]) -> Sequence[bytes]:
         """A ready frame each of several publications of one topic, from one publisher, all with the

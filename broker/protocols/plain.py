@@ -21,13 +21,18 @@ class Plain:
 
     def publication(self, name: str, publication: Publication) -> bytes:
         """One publication, as a text frame; a plain peer is not told the topic."""
+        return b"".join(self.pieces(name, publication))
+
+    def pieces(self, name: str, publication: Publication) -> tuple[bytes, bytes, bytes]:
+        """The same, header and data apart."""
         data = publication.data
         if publication.opaque:
             try:
                 data = check_json(data)
             except BadCommand:
-                return frames.binary_frame(data)
-        return self.message(data)
+                return frames.header_of(frames.BINARY, len(data)), data, b""
+        text = _text(data)
+        return frames.header_of(frames.TEXT, len(text)), text, b""
 
     def publications(self, name: str, publications: Sequence[Publication]) -> Sequence[bytes]:
         """Several, each in a frame of its own."""
@@ -35,9 +40,11 @@ class Plain:
 
     def message(self, data: bytes) -> bytes:
         """One JSON value as a text frame."""
-        if data[:1] == b'"':
-            data = str(value_of(data)).encode()
-        return frames.text_frame(data)
+        return frames.text_frame(_text(data))
+
+
+def _text(data: bytes) -> bytes:
+    return str(value_of(data)).encode() if data[:1] == b'"' else data
 
 
 PLAIN = Plain()

@@ -1,20 +1,24 @@
 """Publish with options: exclude fds, tags, idempotency key, report.
 
 Each such publication is a parcel of its own: it is fanned out at once, behind all that was published
-before. Without options a publication takes `Router.publish_all`, where a thousand share one fan-out.
+before, or as soon as the engine has kept it. Without options a publication takes
+`Router.publish_all`, where a thousand share one fan-out.
 """
 
-from collections.abc import Collection, Mapping
-from typing import Final
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Final, TypeAlias
 
 import attrs
 import trio
 
-from broker.core.idempotency import MAX_KEY_BYTES, IdempotentResults
+from broker.core.idempotency import MAX_KEY_BYTES
 from broker.core.messages import Delivery, Fd, Position, Publication
 from broker.core.names import direct_fd, is_connection_name
 from broker.core.session import Parcel, Report, Session
-from broker.core.shares import owner_of, text_bytes
+from broker.core.shares import Owner, owner_of, text_bytes
+from broker.core.work import AUDIENCE, LISTENERS, PEER, PUBLICATION
+from broker.engines.engine import Key
 from broker.errors import ErrorCode, Refused
 from broker.routing.router import Router
 
@@ -40,8 +44,14 @@ class PublishOptions:
 
 PLAINLY: Final = PublishOptions()
 
+OnDelivery: TypeAlias = Callable[["Delivery | Refused"], None]
+"""Called once with what became of a publication that the engine had to keep first. Never waits."""
+
 FD_BYTES: Final = 36
 """An fd in a report that is kept: a number, and its place in the tuple."""
+
+_KeptAs: TypeAlias = tuple[Owner, tuple[str, str]]
+"""Whose key it is; the topic and the key."""
 
 
 @attrs.define(eq=False)
@@ -49,7 +59,21 @@ class Publisher:
     """Publishes on behalf of clients and of this program, and reports what became of it."""
 
     router: Router
-    _done: IdempotentResults[Delivery] = attrs.field(init=False, factory=IdempotentResults)
+    # Publishes with a key that are not kept yet, and who else waits for what becomes of them.
+    _underway: dict[_KeptAs, list[OnDelivery]] = attrs.field(init=False, factory=dict)
+
+    def weigh(self, topic: str) -> float:
+        """The work of a small publication by itself, about, if all who listen want it; nothing where
+        it will be refused, or goes to a connection."""
+        if is_connection_name(topic):
+            return 0.0
+        try:
+            self.router.rights.check_topic(topic)
+        except Refused:
+            return 0.0
+        found = self.router.hub.listeners(topic)
+        members = sum([listeners.members for listeners in found])
+        return len(found) * (LISTENERS + AUDIENCE + PUBLICATION) + members * PEER
 
     def publish(
         self,
@@ -57,27 +81,37 @@ class Publisher:
         data: bytes,
         by: Session | None = None,
         options: PublishOptions = PLAINLY,
-    ) -> Delivery:
+        done: OnDelivery | None = None,
+    ) -> Delivery | None:
         """Publish raw JSON, or opaque bytes, and say what became of it; one atomic step, linear in
         those who listen. `by` is the client that publishes, None this program.
 
-        Raises `Refused` as `Router.publish_all` does, and 107 for a key that is too long and for
-        `retain` where there is no topic.
+        None where the engine has to keep it first: `done` is called when that is known. Raises
+        `Refused` as `Router.publish_all` does, and 107 for a key that is too long and for `retain`
+        where there is no topic.
         """
         self._check_retain(topic, retain=options.retain)
         if not options.key:
-            return self._publish(topic, data, by, options)
+            return self._publish(topic, data, by, options, done)
         if len(options.key.encode("utf-8", "replace")) > MAX_KEY_BYTES:
             raise Refused(ErrorCode.BAD_REQUEST, f"key: more than {MAX_KEY_BYTES} bytes")
-        # An anonymous client is nobody else: its keys are its connection's own.
+        # An anonymous client is nobody else: its keys are its connection's own, and end with it.
         owner = owner_of(None if by is None else by.info)
-        now = trio.current_time()
-        kept_as = (topic, options.key)
-        delivery = self._done.get(owner, kept_as, now)
+        kept_as = owner, (topic, options.key)
+        delivery = self.router.engine.keys.get(*kept_as, trio.current_time())
+        if delivery is not None:
+            return delivery
+        others = [] if done is None else [done]
+        if kept_as in self._underway:
+            self._underway[kept_as] += others
+            return None
+        key = None if isinstance(owner, int) else Key(owner, options.key)
+        tell = partial(self._tell_all, kept_as)
+        delivery = self._publish(topic, data, by, options, tell, key)
         if delivery is None:
-            delivery = self._publish(topic, data, by, options)
-            size = text_bytes(topic) + text_bytes(options.key) + FD_BYTES * len(delivery.failed)
-            self._done.keep(owner, kept_as, delivery, now, size)
+            self._underway[kept_as] = others
+        else:
+            self._keep(kept_as, delivery)
         return delivery
 
     def check_later(self, topic: str, *, retain: bool) -> None:
@@ -97,27 +131,56 @@ class Publisher:
     @property
     def bytes_held(self) -> int:
         """What the results take that are kept by key."""
-        return self._done.bytes_held
+        return self.router.engine.keys.bytes_held
 
     def forget(self, by: Session) -> None:
         """Forget the keys of a client that has gone, if they were its connection's own."""
         if not by.user:
-            self._done.forget(owner_of(by.info))
+            self.router.engine.keys.forget(owner_of(by.info))
 
     def _publish(
-        self, topic: str, data: bytes, by: Session | None, options: PublishOptions
-    ) -> Delivery:
+        self,
+        topic: str,
+        data: bytes,
+        by: Session | None,
+        options: PublishOptions,
+        done: OnDelivery | None,
+        key: Key | None = None,
+    ) -> Delivery | None:
         info = None if by is None else by.info
         publication = Publication(topic, data, info, tags=options.tags, opaque=options.opaque)
         report = Report()
         parcel = Parcel(
             topic, "close", [(publication,)], exclude=frozenset(options.exclude), report=report
         )
-        publication = self.router.publish_parcel(
-            parcel, keep=not options.skip_history, retain=options.retain
+        dones = self.router.publish_parcel(
+            parcel, keep=not options.skip_history, retain=options.retain, key=key
         )
-        position: Position | None = None
-        if publication.offset:
-            position = self.router.engine.position(topic)
-        dropped = report.matched - report.queued
-        return Delivery(report.matched, report.queued, dropped, tuple(report.failed), position)
+        if dones is None:
+            ((publication,),) = parcel.batches
+            engine = self.router.engine
+            return _delivery(report, engine.position(topic) if publication.offset else None)
+        if done is not None:
+            dones.append(partial(_tell, done, report))
+        return None
+
+    def _tell_all(self, kept_as: _KeptAs, result: Delivery | Refused) -> None:
+        """A publish with a key is kept, or it is not: so was each repetition of it."""
+        if isinstance(result, Delivery):
+            self._keep(kept_as, result)
+        for done in self._underway.pop(kept_as):
+            done(result)
+
+    def _keep(self, kept_as: _KeptAs, delivery: Delivery) -> None:
+        owner, (topic, key) = kept_as
+        size = text_bytes(topic) + text_bytes(key) + FD_BYTES * len(delivery.failed)
+        self.router.engine.keys.keep(owner, (topic, key), delivery, trio.current_time(), size)
+
+
+def _tell(done: OnDelivery, report: Report, result: Position | Refused | None) -> None:
+    done(result if isinstance(result, Refused) else _delivery(report, result))
+
+
+def _delivery(report: Report, position: Position | None) -> Delivery:
+    dropped = report.matched - report.queued
+    return Delivery(report.matched, report.queued, dropped, tuple(report.failed), position)

@@ -26,19 +26,20 @@ class GroupRecipient:
 
     def deliver(self, parcel: Parcel) -> None:
         """Give each publication to one member."""
+        publications = [each for batch in parcel.batches for each in batch]
+        tags = publications[0].tags
         shares: dict[Subscription, list[Publication]] = {}
-        for batch in parcel.batches:
-            for publication in batch:
-                member = self.choose(publication.tags, parcel.exclude)
-                if member is not None:
-                    shares.setdefault(member, []).append(publication)
+        for member, publication in zip(
+            self._choose(len(publications), tags, parcel.exclude), publications, strict=False
+        ):
+            shares.setdefault(member, []).append(publication)
         taken = sum(
             [
                 member.subscriber.take(member.name, share, parcel.rule)
                 for member, share in shares.items()
             ]
         )
-        if parcel.report is not None and self._wants(parcel.batches[0][0].tags):
+        if parcel.report is not None and (shares or self._wants(tags)):
             parcel.report.matched += 1
             parcel.report.queued += taken
 
@@ -47,6 +48,13 @@ class GroupRecipient:
     ) -> Subscription | None:
         """The member whose turn it is, of those who want what carries these tags: one with room,
         else the live one with least to do. None if nobody is left."""
+        return next(iter(self._choose(1, tags, exclude)), None)
+
+    def _choose(
+        self, count: int, tags: Mapping[str, str] | None, exclude: Collection[Fd]
+    ) -> list[Subscription]:
+        """The members that `count` publications with these tags go to, in their order. Nothing
+        is taken meanwhile, so each member is as fit for the last as for the first."""
 
         def is_live(member: Subscription) -> bool:
             subscriber = member.subscriber
@@ -57,11 +65,12 @@ class GroupRecipient:
                 and member.wants(tags)
             )
 
-        member = self.group.next(lambda each: each.subscriber.keeps_up and is_live(each))
-        if member is not None:
-            return member
+        turns = self.group.deal(count, lambda each: each.subscriber.keeps_up and is_live(each))
+        if turns:
+            return turns
         live = [each for each in self.group.members.values() if is_live(each)]
-        return min(live, key=lambda each: each.subscriber.bytes_waiting, default=None)
+        least = min(live, key=lambda each: each.subscriber.bytes_waiting, default=None)
+        return [] if least is None else [least] * count
 
     def _wants(self, tags: Mapping[str, str] | None) -> bool:
         """Whether any member wants what carries these tags. Linear in them."""

@@ -8,7 +8,6 @@ import trio
 from broker.core.history import PUBLICATION_BYTES
 from broker.core.messages import ClientInfo, Fd, Publication
 from broker.core.session import Audience, Parcel, Recipient, SlowRule, Subscription
-from broker.core.tags import CompiledFilter
 from broker.errors import Lagged
 
 
@@ -54,10 +53,11 @@ class Reader:
         """None: a reader in this program is no client."""
         return None
 
-    def audience_key(self, wanted: CompiledFilter | None) -> Hashable:
+    @property
+    def audience_key(self) -> Hashable:
         return self
 
-    def new_audience(self, name: str, wanted: CompiledFilter | None) -> Audience:
+    def new_audience(self, name: str) -> Audience:
         return _ReaderAudience(name, self)
 
     def take(self, name: str, publications: Sequence[Publication], rule: SlowRule) -> int:

@@ -9,14 +9,14 @@ from typing import cast
 
 import attrs
 
-from broker.core.messages import ClientInfo, Fd, Publication
+from broker.core.messages import ClientInfo, Publication
 from broker.core.names import DIRECT
 from broker.core.session import Audience, Parcel, Recipient, Session, SlowRule, Subscription
-from broker.core.tags import CompiledFilter
 from broker.protocols.codec import PeerCodec
 from broker.routing.letters import Letters
 from broker.transport.outbox import Outbox, Run
 from broker.transport.postman import PostOffice
+from broker.transport.runs import LateRun
 
 
 @attrs.define(eq=False)
@@ -45,7 +45,7 @@ class Peer(Session):
         if self._mailbox is None:
             assert self.codec is not None, "it is known which protocol a peer speaks"
             name = f"{DIRECT}{self.fd}"
-            self._mailbox = PeerAudience(name, self.codec, self.office, None, {self.outbox: self})
+            self._mailbox = PeerAudience(name, self.codec, self.office, {self.outbox: self})
         return self._mailbox
 
     @property
@@ -63,12 +63,13 @@ class Peer(Session):
     def bytes_waiting(self) -> int:
         return self.outbox.bytes
 
-    def audience_key(self, wanted: CompiledFilter | None) -> Hashable:
-        return (self.codec, wanted)
+    @property
+    def audience_key(self) -> Hashable:
+        return cast(Hashable, self.codec)
 
-    def new_audience(self, name: str, wanted: CompiledFilter | None) -> Audience:
+    def new_audience(self, name: str) -> Audience:
         assert self.codec is not None, "it is known which protocol a subscriber speaks"
-        return PeerAudience(name, self.codec, self.office, wanted)
+        return PeerAudience(name, self.codec, self.office)
 
     def take(self, name: str, publications: Sequence[Publication], rule: SlowRule) -> int:
         """Queue publications for this peer alone, under the name that it listens to."""
@@ -80,12 +81,11 @@ class Peer(Session):
 
 @attrs.define(eq=False)
 class PeerAudience:
-    """Peers who listen under one name, share a codec and want the same by its tags."""
+    """Peers who listen under one name, share a codec and want the same."""
 
     name: str
     codec: PeerCodec
     office: PostOffice
-    wanted: CompiledFilter | None = None
     outboxes: dict[Outbox, Peer] = attrs.field(factory=dict)
 
     def add(self, subscription: Subscription) -> None:
@@ -113,41 +113,42 @@ class PeerAudience:
 
     def deliver(self, parcel: Parcel) -> None:
         """Queue a parcel in each outbox, as one run. Linear in the peers."""
-        if parcel.report is not None or parcel.exclude:
+        if parcel.report is not None or parcel.exclude or parcel.is_late:
             self._deliver_apart(parcel)
             return
-        if self.wanted is None and len(parcel.batches) == 1 and self.outboxes:  # as nearly always
+        if not self.outboxes:
+            return
+        if len(parcel.batches) == 1:  # as nearly always
             frames = self.codec.publications(self.name, parcel.batches[0])
         else:
-            frames = self._encode(parcel) if self.outboxes else ()
-        if frames:
-            run = Run(frames, parcel.topic, parcel.rule)
-            self.office.deliver(run, self.outboxes)
+            frames = self._encode(parcel)
+        self.office.deliver(Run(frames, parcel.topic, parcel.rule), self.outboxes)
 
     def _deliver_apart(self, parcel: Parcel) -> None:
-        """The same, without the peers that are left out, and with a report of what became of it."""
+        """The same, where some peers are left out, a report is wanted, or it is to be encoded later."""
         left_out = parcel.exclude
         # A copy: a peer that is cut for being too slow leaves the very map that is walked here.
         chosen = [
             (outbox, peer) for outbox, peer in self.outboxes.items() if peer.fd not in left_out
         ]
-        frames = self._encode(parcel) if chosen else ()
-        if not frames:
+        if not chosen:
             return
-        run = Run(frames, parcel.topic, parcel.rule)
-        self.office.deliver(run, [outbox for outbox, _ in chosen])
+        self.office.deliver(self._make_run(parcel), [outbox for outbox, _ in chosen])
         if parcel.report is not None:
-            failed: list[Fd] = [peer.fd for outbox, peer in chosen if outbox.sealed]
-            parcel.report.matched += len(chosen)
-            parcel.report.queued += len(chosen) - len(failed)
-            parcel.report.failed += failed
+            parcel.report.clients += [peer for _, peer in chosen]
+
+    def _make_run(self, parcel: Parcel) -> Run:
+        if parcel.is_late:
+            ((publication,),) = parcel.batches
+            pieces = self.codec.pieces(self.name, publication)
+            return LateRun(pieces, parcel.topic, parcel.rule)
+        return Run(self._encode(parcel), parcel.topic, parcel.rule)
 
     def _encode(self, parcel: Parcel) -> Sequence[bytes]:
-        wanted, name, publications = self.wanted, self.name, self.codec.publications
+        name, publications = self.name, self.codec.publications
         frames: list[bytes] = []
         for batch in parcel.batches:
-            if wanted is None or wanted.matches(batch[0].tags):
-                frames += publications(name, batch)
+            frames += publications(name, batch)
         return frames
 
 
@@ -180,9 +181,7 @@ class SlowMailbox:
                 frames = peer.codec.publications(self.name, batch)
                 run = peer.letters.write(frames, parcel.topic, info)
                 peer.office.deliver(run, (peer.outbox,))
-            if parcel.report is not None:
+                if parcel.report is not None:
+                    parcel.report.clients.append(peer)
+            elif parcel.report is not None:
                 parcel.report.matched += 1
-                if peer.outbox.sealed:
-                    parcel.report.failed.append(peer.fd)
-                else:
-                    parcel.report.queued += has_room

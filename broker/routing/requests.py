@@ -18,6 +18,7 @@ import attrs
 from broker.core.messages import Fd, Publication
 from broker.core.names import direct_fd
 from broker.core.session import Phase, Subscription
+from broker.core.work import ASKED, LISTENERS
 from broker.errors import ErrorCode, Refused
 from broker.routing.queue_groups import GroupRecipient
 from broker.routing.recipients import Peer
@@ -161,7 +162,9 @@ class Requests:
             raise Refused(ErrorCode.NOBODY_LISTENS, f"no client has fd {fd}")
         router.rights.check_topic(to)
         rules = router.rights.rules_of(to)
-        for listeners in router.hub.listeners(to):
+        found = router.hub.listeners(to)
+        router.meter.add(len(found) * LISTENERS)
+        for listeners in found:
             through_pattern = listeners.name != to
 
             def admits(member: Subscription, through_pattern: bool = through_pattern) -> bool:
@@ -172,6 +175,7 @@ class Requests:
 
             for group in listeners.groups.values():
                 member = GroupRecipient(group, admits).choose(tags, (asker,))
+                router.meter.add(group.looks * ASKED)
                 if member is not None and isinstance(member.subscriber, Peer):
                     return member.name, member.subscriber
         raise Refused(ErrorCode.NOBODY_LISTENS, f"nobody listens to {to} in a queue group")

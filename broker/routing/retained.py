@@ -52,10 +52,10 @@ async def _give_rest(
     """Send the other slices, each in its turn, and no faster than the peer takes them."""
     for found in slices:
         await peer.outbox.wait_below(router.settings.config.outbox_bytes // 2)
-        async with router.turns:
-            if peer.subscriptions.get(subscription.name) is not subscription:
-                return
-            _give(router, subscription, found, recovered=recovered)
+        await router.turns.wait()
+        if peer.subscriptions.get(subscription.name) is not subscription:
+            return
+        _give(router, subscription, found, recovered=recovered)
 
 
 def _give(
@@ -63,8 +63,8 @@ def _give(
 ) -> None:
     """Send those of the retained values that this subscriber wants and may have now."""
     name, wanted = subscription.name, subscription.wanted
-    nodes = 0 if wanted is None else wanted.nodes
-    router.meter.add(COMMAND + len(values) * (LISTED + nodes * FILTER_NODE))
+    asked = 0 if wanted is None else wanted.nodes * sum([bool(value.tags) for value in values])
+    router.meter.add(COMMAND + len(values) * LISTED + asked * FILTER_NODE)
     for value in values:
         if not subscription.wants(value.tags) or (recovered and value.offset):
             continue

@@ -6,15 +6,17 @@ the broker is `Router.publish_all` and the end of a run, then `PostOffice.delive
 
 Rules:
 
-1. An open run ends when another topic is published to, when it holds `RUN_BYTES`, or when the
-   postman begins his next round: within one turn of the event loop.
+1. An open run ends when another topic is published to, when it holds `RUN_BYTES` (less where many
+   audiences listen), or when the postman begins his next round: within one turn of the event loop.
 2. Everything else that goes to an outbox (a reply, a join, a push, a Close) goes through here, by
    `send` or `reply`, which end the run first; so does what changes who listens. So a run reaches
    those who listened when each of it was published, and order holds.
 3. Nobody waits for a slow reader here; its outbox's rule deals with it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from math import inf
 from typing import Any, Final, Literal
 
 import trio
@@ -24,33 +26,76 @@ from broker.config.settings import TopicRules
 from broker.core.event_queue import EventKind
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, Publication
-from broker.core.names import PERSONAL, direct_fd
-from broker.core.retained import Retained
+from broker.core.names import PERSONAL, direct_fd, is_connection_name
 from broker.core.session import Parcel, Recipient, Subscriber, Subscription
+from broker.core.topics import is_pattern
 from broker.core.work import (
+    ASKED,
     AUDIENCE,
-    COMMAND,
     FILTER_NODE,
+    FULL,
     KILOBYTE,
+    LEFT,
+    LISTENERS,
+    PARCEL,
+    PATTERN,
     PEER,
     PUBLICATION,
     RUN,
+    SLICE,
+    SUBSCRIPTION,
+    TAG_KILOBYTE,
     Meter,
 )
-from broker.engines.memory import MemoryEngine
+from broker.engines.engine import Done, Engine, Key, Submission
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
 from broker.events.dispatcher import Events
 from broker.protocols.codec import Codec
 from broker.routing.queue_groups import GroupRecipient
 from broker.routing.recipients import Peer, PeerAudience, SlowMailbox
+from broker.routing.tallies import Recoveries, Tallies
+from broker.routing.turns import Turns
 from broker.transport.outbox import Offer, Outbox, Run
 from broker.transport.postman import PostOffice
 
 RUN_BYTES: Final = 64 * 2**10
 """As much as one read from a publisher holds. Joining more gains nothing, and fills outboxes."""
 
+ENVELOPE: Final = 32
+"""Bytes that a publication counts beside its data: a read holds so much more of each at least."""
+
+NARROW: Final = 2
+"""Audiences of a topic that nearly all have no more of. Each has a run encoded for itself, so where
+there are more of them a run is as much shorter, and takes about as long as ever to be sent out."""
+
+LARGE: Final = 4096
+"""Bytes of data that are copied for each audience; where there are more audiences than `NARROW` they
+share what is larger, until it goes out to one of them."""
+
+MOST_TOGETHER: Final = 3 * SLICE
+"""Work that the encoding of several publications may take in one step: of a whole read for up to
+seven audiences."""
+
 DIRECT_RULES: Final = TopicRules(history_size=0, presence=False, join_leave=False)
 """The rules of `fd:N` and `user:NAME`."""
+
+
+class Returns:
+    """The way back from the engine, its `Sink`: what it has kept is fanned out, then those who have
+    published it are answered."""
+
+    def __init__(self, fan_out: Callable[..., float]) -> None:
+        self.deliver = fan_out
+        self._unsettled: list[Callable[[], None]] = []
+
+    def when_settled(self, settle: Callable[[], None]) -> None:
+        """Call this once, at the end of the batch that the engine gives back now."""
+        self._unsettled.append(settle)
+
+    def settled(self) -> None:
+        unsettled, self._unsettled = self._unsettled, []
+        for settle in unsettled:
+            settle()
 
 
 class Router:
@@ -59,7 +104,7 @@ class Router:
     def __init__(
         self,
         hub: Hub[Peer],
-        engine: MemoryEngine,
+        engine: Engine,
         office: PostOffice,
         rights: Rights,
         events: Events | None = None,
@@ -70,21 +115,30 @@ class Router:
         self.rights = rights
         self.events = events
         self.settings = rights.settings
-        self.retained = Retained(self.settings.config.retained_bytes)
+        self.retained = engine.retained
+        self._may_defer = engine.durability != "none"
         self.published = 0
-        self.meter = Meter()
-        self.turns = trio.Lock()
+        self.tallies = Tallies()
+        self.tallies.count_by(self.settings.config.namespaces)
+        self.recoveries = Recoveries()
+        self.meter = engine.meter
+        self.turns = Turns()
         self._run_topic = ""
         self._run_rules = self.settings.config.topics
+        self._run_keeps = False  # its history, at once
+        self._run_dones: list[Done] | None = None  # where the engine has to keep it first
         self._run_recipients: list[Recipient] = []
         self._run_slow: SlowMailbox | None = None
         self._run = Parcel("", "close")
         self._run_now = 0.0
         self._run_bytes = 0
+        self._run_most = RUN_BYTES
+        self._run_width = 1  # audiences, and one where there are none
         self._run_work = 0.0  # of its fan-out
-        self._run_filter_work = 0.0  # of the filters, for each batch
+        self.returns = Returns(self.fan_out)
         office.before_round = self._end_run
         self.settings.watch(self._settings_changed)
+        self._settings_changed()  # what the engine has kept may be of other settings
 
     def _settings_changed(self) -> None:
         """Publications from here on go by other rules.
@@ -98,8 +152,14 @@ class Router:
             return rules is not None and not rules.history_size
 
         self._end_run()
+        self.tallies.count_by(self.settings.config.namespaces)
         self.retained.resize(self.settings.config.retained_bytes)
         self.engine.forget(keeps_none)
+
+    def by_namespace(self) -> Mapping[str, int]:
+        """Publications since `serve` began, by namespace; sends out the open run, to count it."""
+        self._end_run()
+        return self.tallies.by_namespace(self.published)
 
     # publishing
 
@@ -108,35 +168,38 @@ class Router:
         topic: str,
         contents: Sequence[bytes],
         info: ClientInfo | None = None,
-        tags: Mapping[str, str] | None = None,
         opaque: bool = False,
-    ) -> None:
-        """Publish several things to one topic in their order, or to one fd by `fd:N`.
+    ) -> list[Done] | None:
+        """Publish several things without tags to one topic in their order, or to one fd by `fd:N`.
 
         The contents are raw JSON; `opaque` ones may be anything. They reach the outboxes when the
-        run ends. 0.7 µs a publication, where one by one takes 2. Raises `Refused`, with nothing
-        published: 102 for an fd that is not here and for an unknown namespace, 107 for what is no
-        topic, 111 for an fd that is behind and for which too much of this publisher waits.
+        run ends. 0.7 µs a publication, where one by one takes 2. Where the engine has to keep them
+        first, they do so later, and a list is returned: who wants to know adds a `Done` to it at
+        once. Raises `Refused`, with nothing published: 102 for an fd that is not here and for an
+        unknown namespace, 107 for what is no topic, 100 while the engine can keep nothing, 111 for an fd
+        that is behind and for which too much of this publisher waits.
         """
         if topic != self._run_topic or not topic:
             self._begin_run(topic)
         if self._run_slow is not None:
             self._run_slow.check(info)
-        work = self._run_filter_work
-        if not self._run.batches:
-            work += self._run_work
+        work = 0.0 if self._run.batches else self._run_work
         topic = self._run_topic
         publications: Sequence[Publication]
-        publications = [Publication(topic, data, info, 0, 0, tags, opaque) for data in contents]
-        if self._run_rules.history_size:
+        publications = [Publication(topic, data, info, 0, 0, None, opaque) for data in contents]
+        if self._run_keeps:
             publications = self.engine.publish(topic, publications, self._run_rules, self._run_now)
         self._run.batches.append(publications)
         count, size = len(publications), sum(map(len, contents))
         self.published += count
-        self.meter.done += work + count * PUBLICATION + size / 1024 * KILOBYTE
-        self._run_bytes += size
-        if self._run_bytes > RUN_BYTES:
+        if self._run_width == 1:  # as nearly always
+            self.meter.done += work + count * PUBLICATION + size / 1024 * KILOBYTE
+        else:
+            self.meter.done += work + _encoding_work(self._run_width, count, size)
+        self._run_bytes += size + count * ENVELOPE
+        if self._run_bytes > self._run_most:
             self._end_run()
+        return self._run_dones  # that of this run, also if it has ended
 
     def weigh(self, topic: str) -> float:
         """Begin a run on a topic, if it is not the open one; return the work that a publication on it
@@ -146,45 +209,89 @@ class Router:
                 self._begin_run(topic)
             except Refused:
                 return 0.0
-        if self._run.batches:
-            return self._run_filter_work
-        return self._run_filter_work + self._run_work
+        work = (self._run_width - 1) * PUBLICATION
+        return work if self._run.batches else work + self._run_work
 
-    def publish_parcel(self, parcel: Parcel, *, keep: bool, retain: bool) -> Publication:
-        """Publish a parcel of one publication by itself, at once, behind all that was published
-        before; return it with its offset. `keep`: the history keeps it, where there is one.
+    def takes_together(self, sizes: Iterable[int]) -> bool:
+        """Whether publications of so many bytes may join the open run in one step. `sizes` is looked
+        at only where more than one audience listens."""
+        width = self._run_width
+        return (
+            width == 1
+            or width * sum([PUBLICATION + size / 1024 * KILOBYTE for size in sizes])
+            <= MOST_TOGETHER
+        )
 
-        Linear in those who listen. Raises `Refused` as `publish_all` does.
+    def publish_parcel(
+        self, parcel: Parcel, *, keep: bool, retain: bool, key: Key | None = None
+    ) -> list[Done] | None:
+        """Publish a parcel of one publication by itself, behind all that was published before. `keep`:
+        the history keeps it, where there is one, and the parcel has it with its offset then.
+
+        At once, unless the engine has to keep it first: a list is returned then, as by
+        `publish_all`. Linear in those who listen. Raises `Refused` as `publish_all` does.
         """
-        self._end_run()
         ((publication,),) = parcel.batches
-        rules, recipients, work, filter_work = self._resolve(parcel.topic)
+        rules, recipients, work = self._resolve_parcel(parcel, publication.tags)
         slow = _slow_one(rules, recipients)
         if slow is not None:
             slow.check(publication.info)
-        self.meter.add(RUN + work + filter_work)
+        keep, retain = keep and rules.history_size > 0, retain or rules.retain
+        more = retain or (key is not None and not is_connection_name(parcel.topic))
+        defers = self._may_defer and self.engine.defers(parcel.topic, rules, more=more)
+        width, size = len(recipients) or 1, len(publication.data)
+        self.meter.add(PARCEL + work + _encoding_work(width, 1, size))
+        parcel.is_late = width > NARROW and size > LARGE
         parcel.rule = rules.slow_consumer
-        if keep and rules.history_size:
-            now = trio.current_time()
-            (publication,) = self.engine.publish(parcel.topic, (publication,), rules, now)
-            parcel.batches[0] = (publication,)
         self.published += 1
-        if retain or rules.retain:
+        if ":" in parcel.topic:
+            self.tallies.note(parcel.topic, 1)
+        if defers:
+            submission = Submission(parcel, rules, keep, retain, key)
+            self.engine.submit(submission)
+            return submission.dones
+        if keep:
+            now = trio.current_time()
+            parcel.batches[0] = self.engine.publish(parcel.topic, (publication,), rules, now)
+        if retain and not rules.retain:
             recipients.append(self.retained)
-        for recipient in recipients:
-            recipient.deliver(parcel)
-        return publication
+        _deliver(parcel, recipients, self.office, self.meter)
+        return None
+
+    def _resolve_parcel(
+        self, parcel: Parcel, tags: Mapping[str, str] | None
+    ) -> tuple[TopicRules, list[Recipient], float]:
+        """As `_resolve`; what `weigh` has looked up a moment ago is not looked up again, as that may be
+        linear in those who listen."""
+        topic = parcel.topic
+        if tags:
+            self._end_run()
+            rules, recipients, work = self._resolve(topic, tags)
+            self.meter.add(RUN)
+            if rules.retain:
+                recipients.append(self.retained)
+            return rules, recipients, work
+        if topic != self._run_topic or not topic or self._run.batches:
+            self._begin_run(topic)
+        rules, recipients = self._run_rules, self._run_recipients
+        self._run_topic, self._run_recipients = "", []
+        return rules, recipients, self._run_work
 
     def _begin_run(self, topic: str) -> None:
         self._end_run()
-        rules, recipients, self._run_work, self._run_filter_work = self._resolve(topic)
+        rules, recipients, self._run_work = self._resolve(topic, None)
+        defers = self._may_defer and self.engine.defers(topic, rules)
         self.meter.done += RUN
+        self._run_width = width = len(recipients) or 1
+        self._run_most = RUN_BYTES if width <= NARROW else RUN_BYTES * NARROW // width
         if rules.retain:
             recipients.append(self.retained)
+        self._run_keeps = rules.history_size > 0 and not defers
+        self._run_dones = [] if defers else None
         self._run_rules, self._run_recipients = rules, recipients
         self._run_slow = _slow_one(rules, recipients)
         self._run = Parcel(topic, rules.slow_consumer)
-        if rules.history_size:
+        if self._run_keeps:
             self._run_now = trio.current_time()
         self._run_bytes = 0
         self._run_topic = topic
@@ -196,13 +303,42 @@ class Router:
             return
         recipients, run = self._run_recipients, self._run
         self._run_topic, self._run_recipients = "", []
-        if run.batches:
-            for recipient in recipients:
-                recipient.deliver(run)
+        if not run.batches:
+            return
+        if ":" in run.topic:
+            self.tallies.note(run.topic, sum(map(len, run.batches)))
+        if self._run_dones is not None:
+            rules, dones = self._run_rules, self._run_dones
+            keep = rules.history_size > 0
+            self.engine.submit(Submission(run, rules, keep, rules.retain, dones=dones))
+            return
+        if self._run_width > NARROW:
+            run.is_late = _is_large(run)
+        _deliver(run, recipients, self.office, self.meter)
 
-    def _resolve(self, topic: str) -> tuple[TopicRules, list[Recipient], float, float]:
-        """The rules of a topic, the recipients of a run on it, the work of its fan-out, and that of the
-        filters for each batch. Raises `Refused`."""
+    def fan_out(self, parcel: Parcel, *, retain: bool) -> float:
+        """Fan out what the engine has kept, to those who listen now; return the work of it, for which
+        its publisher has paid."""
+        self._end_run()
+        recipients: list[Recipient] = [self.retained] if retain else []
+        total = RUN
+        with suppress(Refused):  # a reload took the namespace away: nobody may have it any more
+            rules, listeners, work = self._resolve(parcel.topic, parcel.batches[0][0].tags)
+            parcel.rule = rules.slow_consumer
+            parcel.is_late = len(listeners) > NARROW and _is_large(parcel)
+            recipients += listeners
+            count = sum(map(len, parcel.batches))
+            size = sum([len(each.data) for batch in parcel.batches for each in batch])
+            total += work + _encoding_work(len(listeners) or 1, count, size)
+        before = self.meter.done
+        _deliver(parcel, recipients, self.office, self.meter)
+        return total + self.meter.done - before
+
+    def _resolve(
+        self, topic: str, tags: Mapping[str, str] | None
+    ) -> tuple[TopicRules, list[Recipient], float]:
+        """The rules of a topic, the recipients of what is published to it with these tags, and the work
+        of the fan-out. Raises `Refused`."""
         fd = direct_fd(topic)
         if fd is not None:
             self.check_direct()
@@ -210,9 +346,8 @@ class Router:
             if peer is None or not peer.speaks:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
             if peer.outbox.is_behind():
-                slow = SlowMailbox(topic, peer, is_one_of_several=False)
-                return DIRECT_RULES, [slow], PEER, 0.0
-            return DIRECT_RULES, [peer.mailbox], PEER, 0.0
+                return DIRECT_RULES, [SlowMailbox(topic, peer, is_one_of_several=False)], PEER
+            return DIRECT_RULES, [peer.mailbox], PEER
         self.rights.check_topic(topic)
         if topic.startswith(PERSONAL):
             self.check_direct()
@@ -221,47 +356,44 @@ class Router:
             here = [peer for peer in peers if peer is not None and peer.speaks]
             if not here:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"user {user!r} has no connection")
-            return DIRECT_RULES, self._direct(topic, here), PEER * len(here), 0.0
+            return DIRECT_RULES, _direct(topic, here, self.office), PEER * len(here)
         book = self.rights.book
         rules = book.only or book.of(topic)
-        return rules, *self._listeners(topic, rules)
+        return rules, *self._listeners(topic, rules, tags)
 
-    def _direct(self, topic: str, peers: Iterable[Peer]) -> list[Recipient]:
-        audiences: dict[object, PeerAudience] = {}
-        slow: list[Recipient] = []
-        for peer in peers:
-            if peer.outbox.is_behind():
-                slow.append(SlowMailbox(topic, peer, is_one_of_several=True))
-                continue
-            assert peer.codec is not None, "it is known which protocol a peer speaks"
-            audience = audiences.get(peer.codec)
-            if audience is None:
-                audience = audiences[peer.codec] = PeerAudience(topic, peer.codec, self.office)
-            audience.outboxes[peer.outbox] = peer
-        return [*audiences.values(), *slow]
-
-    def _listeners(self, topic: str, rules: TopicRules) -> tuple[list[Recipient], float, float]:
+    def _listeners(
+        self, topic: str, rules: TopicRules, tags: Mapping[str, str] | None
+    ) -> tuple[list[Recipient], float]:
         found = self.hub.listeners(topic)
-        if len(found) == 1 and found[0].name == topic and not found[0].groups:
+        if len(found) == 1 and found[0].name == topic and found[0].is_plain:
             # Nearly all topics: a third of the work of the loop below.
             (only,) = found
             everybody: list[Recipient] = list(only.audiences.values())
-            work = len(everybody) * AUDIENCE + only.members * PEER
-            return everybody, work, only.filter_nodes * FILTER_NODE
+            return everybody, len(everybody) * AUDIENCE + only.members * PEER
+        if not found:
+            return [], 0.0
         recipients: list[Recipient] = []
-        members = nodes = 0
+        work = len(found) * LISTENERS
+        node = FILTER_NODE + (_longest(tags) / 1024 * TAG_KILOBYTE if tags else 0.0)
+        receiver = self.rights.receiver(rules, topic)
         for listeners in found:
-            admits = None if listeners.name == topic else self.rights.receiver(rules, topic)
+            admits = None if listeners.name == topic else receiver
+            audiences = list(listeners.audiences.values())
+            if listeners.picky is not None:
+                wanting, nodes = listeners.picky.wanting(tags)
+                audiences += wanting
+                work += nodes * node
+            members = sum(map(len, audiences))
+            work += len(audiences) * AUDIENCE + members * PEER
             if admits is None:
-                recipients += listeners.audiences.values()
+                recipients += audiences
             else:
-                recipients += [each.narrowed(admits) for each in listeners.audiences.values()]
+                recipients += [each.narrowed(admits) for each in audiences]
+                work += members * ASKED
             for group in listeners.groups.values():
                 recipients.append(GroupRecipient(group, admits))
-            members += listeners.members
-            nodes += listeners.filter_nodes
-        work = len(recipients) * AUDIENCE + members * PEER
-        return recipients, work, nodes * FILTER_NODE
+                work += AUDIENCE + group.looks * ASKED
+        return recipients, work
 
     # the door to a peer
 
@@ -303,11 +435,11 @@ class Router:
     def subscribe(self, subscription: Subscription) -> None:
         """Add a subscription; those who watch its topic learn of it with the next `announce`."""
         self._end_run()
-        self.meter.add(COMMAND)
+        self.meter.add(SUBSCRIPTION + (PATTERN if is_pattern(subscription.name) else 0.0))
         self.hub.subscribe(subscription)
         if isinstance(subscription.subscriber, Peer):
             subscription.subscriber.weigh(subscription, 1)
-        self._emit(EventKind.SUBSCRIBED, subscription)
+        _emit(self.events, EventKind.SUBSCRIBED, subscription)
 
     def unsubscribe(
         self,
@@ -320,23 +452,24 @@ class Router:
         self._end_run()
         subscription = self.hub.unsubscribe(subscriber, name)
         if subscription is not None:
-            self._note_left(subscription, code, reason)
+            self._emit_left(subscription, code, reason)
+            self._notify_watchers(subscription.name, subscription.info, "leave")
         return subscription
 
     def announce(self, subscription: Subscription) -> None:
         """Tell those who watch a topic that somebody subscribed, the subscriber among them."""
         self._notify_watchers(subscription.name, subscription.info, "join")
 
-    def leave_all(
-        self,
-        peer: Peer,
-        code: int = UnsubscribeCode.DISCONNECT,
-        reason: str = "disconnected",
-    ) -> None:
-        """Remove all subscriptions of a peer and tell those who watch. Linear in them."""
+    def leave(self, peer: Peer, work: float = inf) -> None:
+        """Remove the subscriptions of a peer that goes, and tell those who watch; as many of them as
+        so much work goes for, and one at least."""
         self._end_run()
-        for subscription in self.hub.leave_all(peer):
-            self._note_left(subscription, code, reason)
+        until = self.meter.done + work
+        for name in list(peer.subscriptions):
+            self.meter.add(LEFT)
+            self.unsubscribe(peer, name, UnsubscribeCode.DISCONNECT, "disconnected")
+            if self.meter.done >= until:
+                break
 
     def bind(self, peer: Peer, user: str) -> list[str]:
         """Make a peer another user's, in one step, and tell those who watch its topics.
@@ -359,20 +492,10 @@ class Router:
             self._notify_watchers(name, before[name], "leave")
         return lost
 
-    def _note_left(self, subscription: Subscription, code: int, reason: str) -> None:
-        self._emit_left(subscription, code, reason)
-        self._notify_watchers(subscription.name, subscription.info, "leave")
-
     def _emit_left(self, subscription: Subscription, code: int, reason: str) -> None:
         if isinstance(subscription.subscriber, Peer):
             subscription.subscriber.weigh(subscription, -1)
-        self._emit(EventKind.UNSUBSCRIBED, subscription, code=code, reason=reason)
-
-    def _emit(self, kind: EventKind, subscription: Subscription, **fields: Any) -> None:
-        subscriber = subscription.subscriber
-        if self.events is not None and subscriber.fd:  # not this very program
-            name = subscription.name
-            self.events.emit(kind, subscriber.fd, subscriber.user, topic=name, **fields)
+        _emit(self.events, EventKind.UNSUBSCRIBED, subscription, code=code, reason=reason)
 
     def _notify_watchers(
         self, name: str, info: ClientInfo | None, what: Literal["join", "leave"]
@@ -397,3 +520,59 @@ def _slow_one(rules: TopicRules, recipients: Sequence[Recipient]) -> SlowMailbox
         return None
     first = recipients[0]
     return first if isinstance(first, SlowMailbox) and not first.is_one_of_several else None
+
+
+def _emit(
+    events: Events | None, kind: EventKind, subscription: Subscription, **fields: Any
+) -> None:
+    subscriber = subscription.subscriber
+    if events is not None and subscriber.fd:  # not this very program
+        events.emit(kind, subscriber.fd, subscriber.user, topic=subscription.name, **fields)
+
+
+def _deliver(
+    parcel: Parcel, recipients: Sequence[Recipient], office: PostOffice, meter: Meter
+) -> None:
+    if len(recipients) <= NARROW:
+        for recipient in recipients:
+            recipient.deliver(parcel)
+    else:
+        # An outbox may be in many audiences, and is judged once all have delivered.
+        with office.judging_later():
+            for recipient in recipients:
+                recipient.deliver(parcel)
+    if office.judged:  # and paid for, as only now is it known how many were full
+        meter.add(office.take_judged() * FULL)
+    if parcel.report is not None:
+        parcel.report.settle()
+
+
+def _encoding_work(width: int, count: int, size: int) -> float:
+    """The work of encoding so many publications of so many bytes together for `width` audiences."""
+    copies = 1 if width > NARROW and size > count * LARGE else width
+    return width * count * PUBLICATION + copies * size / 1024 * KILOBYTE
+
+
+def _is_large(parcel: Parcel) -> bool:
+    """Whether it is one publication that is too large to be encoded for each of many audiences."""
+    batches = parcel.batches
+    return len(batches) == len(batches[0]) == 1 and len(batches[0][0].data) > LARGE
+
+
+def _longest(tags: Mapping[str, str]) -> int:
+    return max(map(len, tags.values()))
+
+
+def _direct(topic: str, peers: Iterable[Peer], office: PostOffice) -> list[Recipient]:
+    audiences: dict[object, PeerAudience] = {}
+    slow: list[Recipient] = []
+    for peer in peers:
+        if peer.outbox.is_behind():
+            slow.append(SlowMailbox(topic, peer, is_one_of_several=True))
+            continue
+        assert peer.codec is not None, "it is known which protocol a peer speaks"
+        audience = audiences.get(peer.codec)
+        if audience is None:
+            audience = audiences[peer.codec] = PeerAudience(topic, peer.codec, office)
+        audience.outboxes[peer.outbox] = peer
+    return [*audiences.values(), *slow]

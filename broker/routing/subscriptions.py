@@ -10,7 +10,6 @@ Rules:
    of the reply before they hand out what it brings, each of which moves it on.
 """
 
-from collections.abc import Sequence
 from typing import Final
 
 import attrs
@@ -21,10 +20,11 @@ from broker.core.names import DIRECT, PERSONAL
 from broker.core.session import Grant, Subscription, subscription_bytes
 from broker.core.tags import CompiledFilter
 from broker.core.topics import is_pattern
-from broker.core.work import KILOBYTE, LISTED
+from broker.core.work import FILTER_KILOBYTE, FILTER_NODE
 from broker.errors import ErrorCode, Refused
 from broker.protocols.codec import Codec
 from broker.protocols.commands import SubscribeRequest
+from broker.routing.reading import listed_bytes, listing_work
 from broker.routing.recipients import Peer
 from broker.routing.retained import give_retained
 from broker.routing.router import Router
@@ -45,28 +45,14 @@ def check_subscribable(router: Router, peer: Peer, name: str) -> None:
         raise Refused(ErrorCode.LIMIT_EXCEEDED, f"more than {limit} subscriptions")
 
 
-def first_bytes(publications: list[Publication], most: int) -> list[Publication]:
-    """As many of the first of these as have `most` bytes of data together, and one at least."""
-    size = 0
-    for number, publication in enumerate(publications):
-        size += len(publication.data)
-        if size > most and number:
-            return publications[:number]
-    return publications
-
-
-def listing_work(publications: Sequence[Publication]) -> float:
-    """The work of a reply that lists these."""
-    size = sum([len(publication.data) for publication in publications])
-    return len(publications) * LISTED + size / 1024 * KILOBYTE
-
-
 @attrs.frozen
 class Opened:
     """A subscription that has begun, and what its client is told: to be sent before `settle`."""
 
     subscription: Subscription
     result: dict[str, object]
+    size: int = 0
+    """Bytes of the publications that it brings."""
 
     def settle(self, router: Router) -> None:
         """Give what comes behind the reply or push: the values that are retained, then who joined."""
@@ -89,10 +75,14 @@ class Plan:
     recoverable: bool
     wanted: CompiledFilter | None
 
-    def begin(self) -> Opened:
-        """Subscribe the peer. Raises `Refused` (112), with nothing changed, for an unrecoverable
-        position where the client asked for that."""
-        result = self._recover(self.codec) if self.codec and self.recoverable else {}
+    def begin(self, room: int | None = None) -> Opened:
+        """Subscribe the peer. `room` is for what is left of `history_reply_bytes` in a reply to more than
+        this. Raises `Refused` (112), with nothing changed, for an unrecoverable position where the
+        client asked for that."""
+        result: dict[str, object] = {}
+        size = 0
+        if self.codec and self.recoverable:
+            result, size = self._recover(self.codec, room)
         if self.grant.data is not None:
             result["data"] = Raw(self.grant.data)
         subscription = Subscription(
@@ -106,20 +96,27 @@ class Plan:
             wanted=self.wanted,
         )
         self.router.subscribe(subscription)
-        return Opened(subscription, result)
+        return Opened(subscription, result, size)
 
-    def _recover(self, codec: Codec) -> dict[str, object]:
+    def _recover(self, codec: Codec, room: int | None) -> tuple[dict[str, object], int]:
         engine, request, name = self.router.engine, self.request, self.grant.name
         result: dict[str, object] = {"recoverable": True, "positioned": True}
         missed: list[Publication] = []
+        size = 0
         if request.recover:
             since = Position(request.offset, request.epoch)
-            missed, recovered, position = engine.recover(name, since)
-            if len(missed) != len(
-                first_bytes(missed, self.router.settings.config.history_reply_bytes)
-            ):
+            view = engine.view(name, since)
+            missed, recovered, position = view.missed, view.recovered, view.top
+            size = listed_bytes(missed)
+            most = self.router.settings.config.history_reply_bytes
+            # One of any size goes in a reply of its own.
+            if size > (most if room is None else room) and (len(missed) > 1 or room is not None):
                 # Never in part; and all of it would be more than one reply may hold.
-                missed, recovered = [], False
+                missed, recovered, size = [], False, 0
+            if recovered:
+                self.router.recoveries.recovered += 1
+            else:
+                self.router.recoveries.gap += 1
             self.router.meter.add(listing_work(missed))
             if not recovered and request.flag & REJECT_UNRECOVERED:
                 raise Refused(ErrorCode.UNRECOVERABLE_POSITION)
@@ -128,10 +125,12 @@ class Plan:
                 position = Position(request.offset, position.epoch)
             wanted = self.wanted
             if wanted is not None:
+                asked = [each for each in missed if each.tags]
+                self.router.meter.add(len(asked) * wanted.nodes * FILTER_NODE)
                 missed = [each for each in missed if wanted.matches(each.tags)]
         else:
             position = engine.position(name)
-        return {**result, **codec.stream(missed, position)}
+        return {**result, **codec.stream(missed, position)}, size
 
 
 def plan_subscription(
@@ -186,6 +185,7 @@ def _compiled(router: Router, peer: Peer, request: SubscribeRequest) -> Compiled
         wanted = CompiledFilter(request.tf)
     except ValueError as error:
         raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
+    router.meter.add(wanted.bytes / 1024 * FILTER_KILOBYTE)
     limit = router.settings.config.max_filter_nodes
     if peer.filter_nodes + wanted.nodes > limit:
         raise Refused(ErrorCode.LIMIT_EXCEEDED, f"filters with more than {limit} nodes together")

@@ -7,6 +7,7 @@ import attrs
 from broker.core.memory import Part
 from broker.core.messages import Close, Fd, Initiator
 from broker.core.shares import text_bytes
+from broker.core.work import COMMAND, KILOBYTE
 from broker.errors import ErrorCode, Refused
 from broker.routing.publishing import Publisher, PublishOptions
 from broker.routing.recipients import Peer
@@ -59,6 +60,14 @@ class Wills:
             self._of.pop(peer.fd, None)
         else:
             self._of[peer.fd] = will
+
+    def weigh(self, fd: Fd) -> float:
+        """The work of carrying out the will of a connection, about; 0 where it has none."""
+        will = self._of.get(fd)
+        if will is None:
+            return 0.0
+        size = len(will.data) / 1024 * KILOBYTE
+        return COMMAND + size + self.publisher.weigh(will.topic)
 
     def carry_out(self, peer: Peer, close: Close) -> None:
         """Publish the will of a client that has ended so, if it still may; it has none afterwards.

@@ -15,6 +15,7 @@ from broker.access.origins import page_policy
 from broker.errors import HeadError
 from broker.session.admission import Guest
 from broker.session.connection import Connection
+from broker.session.counts import GAVE_WAY, OTHER, REASONS, SHUTTING_DOWN, TLS
 from broker.session.ending import close_stream
 from broker.session.services import ServedConnection, Services
 from broker.transport.head import (
@@ -26,7 +27,7 @@ from broker.transport.head import (
     refusal,
     route_of,
 )
-from broker.transport.sockets import address_of, answer_and_linger, let_go
+from broker.transport.sockets import address_of, answer_and_linger, let_go, tls_fault
 
 
 async def serve_connection(services: Services, stream: trio.abc.Stream) -> None:
@@ -38,8 +39,15 @@ async def serve_connection(services: Services, stream: trio.abc.Stream) -> None:
             connection = await _receive(services, stream, address, guest)
             if connection is not None:
                 await connection.run()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except trio.ClosedResourceError:
             services.log.debug("lost", peer=address)
+        except trio.BrokenResourceError as error:
+            fault = tls_fault(error)
+            if fault is None:
+                services.log.debug("lost", peer=address)
+            else:
+                services.counts.note_refused(TLS)
+                services.log.info("tls_failed", reason=fault, peer=address)
         except Exception:
             services.log.exception("connection_failed", peer=address)
         except BaseExceptionGroup as group:
@@ -64,7 +72,7 @@ async def _receive(
         try:
             connection = await _see_to_requests(services, stream, address, guest)
         except HeadError as error:
-            services.refused += 1
+            services.counts.note_refused(_reason_of(services, error))
             services.log.info("refused", status=error.status, reason=error.reason, peer=address)
             answer = refusal(error.status, error.reason, error.headers)
         if answer:
@@ -72,9 +80,15 @@ async def _receive(
             services.admission.linger(guest)
             await answer_and_linger(stream, answer, services.config.close_seconds)
     if guest.gave_way and not answer:
-        services.refused += 1
+        services.counts.note_refused(GAVE_WAY)
         services.log.info("refused", reason="no place left: gave way to a newcomer", peer=address)
     return connection
+
+
+def _reason_of(services: Services, error: HeadError) -> str:
+    if error.status == 503 and services.draining:
+        return SHUTTING_DOWN
+    return REASONS.get(error.status, OTHER)
 
 
 async def _see_to_requests(

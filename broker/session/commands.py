@@ -11,7 +11,6 @@ Rules:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Final
 
 import attrs
@@ -19,8 +18,8 @@ import attrs
 from broker.access.rights import Reading
 from broker.access.tokens import SubscriptionToken
 from broker.core.history import UnrecoverablePosition
-from broker.core.messages import ClientInfo, Frame, Position
-from broker.core.work import LISTED, MEMBER
+from broker.core.messages import Frame, Position
+from broker.core.work import MEMBER
 from broker.errors import (
     ErrorCode,
     KeysUnavailable,
@@ -33,12 +32,15 @@ from broker.hooks import Connection, PublishEvent, ReadEvent, SubscribeEvent, Su
 from broker.protocols.codec import Result
 from broker.protocols.commands import Command, SubscribeRequest
 from broker.protocols.json_text import check_json, to_json
-from broker.routing.subscriptions import (
-    check_subscribable,
-    first_bytes,
+from broker.routing.reading import (
+    history_page,
     listing_work,
-    plan_subscription,
+    presence_counts,
+    presence_page,
+    weigh_history,
+    weigh_recovery,
 )
+from broker.routing.subscriptions import check_subscribable, plan_subscription
 from broker.session.expiry import deadline, expiry_fields
 from broker.session.replies import NOTHING, Client
 from broker.session.services import Services
@@ -62,6 +64,11 @@ class Handler(ABC):
     def weigh(self, client: Client, command: Command) -> float:
         """The work that `act` is going to take besides that of every command; see `core.work`."""
         return 0.0
+
+    def is_held(self, client: Client, command: Command) -> bool:
+        """Whether the engine has to be waited for before `act`: a client that publishes, and then asks
+        for the history, finds what it has published."""
+        return client.pending > 0
 
     @abstractmethod
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
@@ -156,6 +163,13 @@ class Subscribe(Handler):
             event = SubscribeEvent(client.connection, name, request.token, data, claims)
             reply = await services.hooks.subscribe(event)
         return _SubscribeAnswer(token, reply or SubscribeReply())
+
+    def weigh(self, client: Client, command: Command) -> float:
+        request = command.subscribe
+        assert request is not None
+        if not request.recover:
+            return 0.0
+        return weigh_recovery(client.services.router, request.channel, request.offset)
 
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
         request = command.subscribe
@@ -294,25 +308,27 @@ class _ReadsPresence(Handler):
         assert request is not None
         return request.channel
 
-    def _clients(self, client: Client, command: Command) -> Mapping[str, ClientInfo]:
-        """The clients that are listed, charged to who asks. Raises `Refused`."""
-        topic, router = self._topic(command), client.services.router
+    def _allowed(self, client: Client, command: Command) -> str:
+        """The topic, if this client may ask about it. Raises `Refused`."""
+        topic = self._topic(command)
         client.services.rights.check_read(client.peer, topic, "presence")
-        clients = router.hub.presence(topic)
-        router.meter.add(len(clients) * MEMBER)
-        return clients
+        return topic
 
 
 class Presence(_ReadsPresence):
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
-        return client.codec.presence(self._clients(client, command))
+        topic = self._allowed(client, command)
+        return client.codec.presence(presence_page(client.services.router, topic))
 
 
 class PresenceStats(_ReadsPresence):
+    def weigh(self, client: Client, command: Command) -> float:
+        return super().weigh(client, command) / 10
+
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
-        clients = self._clients(client, command)
-        users = {info.user for info in clients.values()}
-        return {"num_clients": len(clients), "num_users": len(users)}
+        topic = self._allowed(client, command)
+        clients, users = presence_counts(client.services.router, topic)
+        return {"num_clients": clients, "num_users": users}
 
 
 class History(Handler):
@@ -333,20 +349,18 @@ class History(Handler):
             if request.reverse and not request.since.offset:
                 raise Refused(ErrorCode.BAD_REQUEST, "reverse since offset 0: nothing is before it")
             since = Position(request.since.offset, request.since.epoch)
-        most = services.config.history_max_limit
-        limit = most if request.limit < 0 else min(request.limit, most)
         try:
-            publications, top = services.router.engine.history(
-                request.channel, since, limit, request.reverse
+            publications, top = history_page(
+                services.router, request.channel, since, request.limit, request.reverse
             )
         except UnrecoverablePosition:
             raise Refused(ErrorCode.UNRECOVERABLE_POSITION) from None
-        publications = first_bytes(publications, services.config.history_reply_bytes)
         services.router.meter.add(listing_work(publications))
         return client.codec.stream(publications, top)
 
     def weigh(self, client: Client, command: Command) -> float:
         request = command.history
         assert request is not None
-        most = client.services.config.history_max_limit
-        return LISTED * (most if request.limit < 0 else min(request.limit, most))
+        since = None if request.since is None else request.since.offset
+        router = client.services.router
+        return weigh_history(router, request.channel, since, request.limit, request.reverse)

@@ -26,12 +26,15 @@ from broker.hooks import ConnectEvent, ConnectReply
 from broker.protocols.codec import Result
 from broker.protocols.commands import Command, ConnectRequest, SubscribeRequest
 from broker.protocols.json_text import to_json
-from broker.routing.subscriptions import Plan, plan_subscription
+from broker.routing.subscriptions import Opened, Plan, plan_subscription
 from broker.session.commands import Handler, note_refused, refusal_of
 from broker.session.expiry import deadline, expiry_fields
 from broker.session.orders import ServerSub
 from broker.session.replies import Client
 from broker.version import VERSION
+
+NAME_LENGTH: Final = 64
+"""Characters that are kept of what a client calls itself: its program and its version, for a log."""
 
 _NOT_SEEN_BEFORE: Final = SubscribeRequest()
 
@@ -129,6 +132,8 @@ class _Admission:
     token: ConnectionToken | None
     plans: list[Plan]
     result: dict[str, object]
+    app_name: str
+    app_version: str
 
 
 def _admit(
@@ -173,7 +178,8 @@ def _admit(
         if name not in subs and asked.type:
             text = f"type {asked.type}: only streams are served, no maps and no shared polls"
             raise Refused(ErrorCode.NOT_AVAILABLE, text)
-    return _Admission(user, info, token, plans, result)
+    named = request.name[:NAME_LENGTH], request.version[:NAME_LENGTH]
+    return _Admission(user, info, token, plans, result, *named)
 
 
 def _let_in(client: Client, request_id: int, admission: _Admission) -> None:
@@ -183,13 +189,27 @@ def _let_in(client: Client, request_id: int, admission: _Admission) -> None:
     peer.codec = client.codec
     peer.transition(PhaseEvent.CONNECT)
     peer.conn_info = admission.info
+    peer.app_name, peer.app_version = admission.app_name, admission.app_version
     router.hub.sessions.bind(peer, admission.user)
     client.orders.take_topics()
     services.emit(EventKind.CONNECTED, peer.fd, peer.user, protocol=client.codec.name)
+    services.log.info(
+        "connected",
+        fd=peer.fd,
+        user=peer.user,
+        peer=client.connection.address,
+        protocol=client.codec.name,
+        app_name=peer.app_name,
+        app_version=peer.app_version,
+    )
     if token is not None:
         peer.claims, peer.token_user = token.claims, token.user
         peer.expires_at = deadline(services.tokens, peer, token.expires_at)
-    opened = [plan.begin() for plan in admission.plans]
+    opened: list[Opened] = []
+    room = services.config.history_reply_bytes
+    for plan in admission.plans:
+        opened.append(plan.begin(room))
+        room -= opened[-1].size
     subs: dict[str, object] = {}
     if services.config.direct_topics:
         subs[f"{DIRECT}{peer.fd}"] = {}

@@ -21,6 +21,7 @@ from broker.core.event_queue import EventKind
 from broker.core.memory import Part
 from broker.core.messages import Close, Initiator, Transport
 from broker.core.session import Phase, PhaseEvent
+from broker.core.work import ENDING, SLICE
 from broker.errors import CloseCode, Disconnect, UnsubscribeCode
 from broker.hooks import OpenHook
 from broker.protocols.codec import Result
@@ -44,6 +45,10 @@ from broker.transport.head import Head, acceptance, read_fields
 from broker.transport.lane import Batch, Lane
 from broker.transport.outbox import Outbox
 
+LEAVES_AT_ONCE: Final = 100.0
+"""Work that is done in the very step in which it is known that a connection ends: 20 subscriptions are
+left, where nobody watches. Most have fewer, and a hundred connections may end in one turn of the loop."""
+
 
 class Connection(Profile):
     """One peer while it is here: a WebSocket, or a client without one (`http.fallbacks`). It is the
@@ -66,6 +71,7 @@ class Connection(Profile):
         "_waiting",
         "holding",
         "orders",
+        "traffic",
     )
 
     orders: Orders
@@ -102,6 +108,7 @@ class Connection(Profile):
         self._lane = Lane(
             stream, behind, services.lane_limits, self.end_soon, self._take_now, self.holding
         )
+        self.traffic = self._lane.traffic
 
     # as its transport has it
 
@@ -118,7 +125,7 @@ class Connection(Profile):
 
     async def run(self) -> None:
         """Accept, serve, say goodbye."""
-        services = self._services
+        services, began = self._services, trio.current_time()
         make_peer = partial(Peer, office=services.router.office, holding=self.holding)
         with services.router.hub.attached(make_peer) as peer:
             self.peer = peer
@@ -126,14 +133,16 @@ class Connection(Profile):
                 with self.holding:
                     await self._run(peer)
             finally:
-                services.connections.pop(peer.fd, None)
+                # In one step: a sum over those who are here and those who have ended misses nobody.
+                if services.connections.pop(peer.fd, None) is not None:
+                    services.counts.note_ended(self.traffic, peer.outbox.dropped)
                 close = attrs.evolve(self._closing or _CUT, undelivered=self._undelivered)
                 self._closing = close
                 # These point at each other. Without this they would stay until the garbage collector
                 # comes by, which is seldom, and with them all that came: half a message each.
                 self._dispatcher.let_go()
                 del self._lane, self._dispatcher, self._heartbeat, self._io, self._serving
-                note_closed(services, self, close)
+                note_closed(services, self, close, trio.current_time() - began)
                 try:
                     # The peer has no part in what the app does then.
                     await close_stream(services, self._stream)  # noqa: ASYNC102 - shields itself
@@ -152,7 +161,7 @@ class Connection(Profile):
                 await self._see_out()
             finally:
                 # In this order: nobody delivers to an outbox without a writer.
-                self._leave(self._closing or _CUT)
+                self._leave(self._closing or _CUT, inf)
                 self._undelivered += peer.outbox.messages
                 peer.outbox.abandon()
                 io.cancel_scope.cancel()
@@ -165,7 +174,7 @@ class Connection(Profile):
             self._stream,
             post=services.router.office.post,
             start_writer=io.start_soon,
-            on_slow=self._on_slow,
+            on_slow=partial(self._give_up, "slow"),
             on_drop=self._on_drop,
             on_broken=self._on_broken,
             max_bytes=config.outbox_bytes,
@@ -192,9 +201,12 @@ class Connection(Profile):
         services.router.send(peer, (self._acceptance,))
         self._acceptance = b""
         services.connections[peer.fd] = self
+        services.counts.note_opened(self.transport)
         where = {"address": self.address, "path": self.path, "transport": self.transport}
         services.emit(EventKind.OPENED, peer.fd, "", **where)
-        services.log.info("open", fd=peer.fd, peer=self.address, path=self.path)
+        services.log.info(
+            "open", fd=peer.fd, peer=self.address, path=self.path, transport=self.transport
+        )
         if services.hooks.open is not None:
             self._waiting += 1  # all that comes waits for the hook
             self._begin_serving(services.hooks.open)
@@ -282,14 +294,25 @@ class Connection(Profile):
         if not self._lane.has_ended:
             self._see_out_beside()
 
-    def _leave(self, close: Close) -> None:
-        """Leave everything on this node that others see, once it is known how the peer ends."""
+    def _leave(self, close: Close, work: float = LEAVES_AT_ONCE) -> None:
+        """Leave everything on this node that others see, once it is known how the peer ends; its will and
+        its subscriptions as far as so much work goes. Nothing reaches those that are left any more."""
         services, peer = self._services, self.peer
         services.router.hub.sessions.retire(peer)
-        services.wills.carry_out(peer, close)
         services.requests.leave(peer.fd)
         services.publisher.forget(peer)
-        services.router.leave_all(peer)
+        if services.wills.weigh(peer.fd) <= work:
+            services.wills.carry_out(peer, close)
+            services.router.leave(peer, work)
+
+    async def _leave_rest(self, close: Close) -> None:
+        """Leave what is left, in turns with all others: a peer may have a thousand topics and a will for
+        as many readers, and a thousand peers may go at once."""
+        services, peer = self._services, self.peer
+        while peer.subscriptions or services.wills.weigh(peer.fd):
+            await services.router.turns.wait(services.wills.weigh(peer.fd) + SLICE)
+            services.wills.carry_out(peer, close)
+            services.router.leave(peer, SLICE)
 
     def _see_out_beside(self) -> None:
         if not self._is_seen_out:
@@ -302,25 +325,28 @@ class Connection(Profile):
         Begun when the lane is done, and beside it when we are done with a peer that goes on.
         """
         self._is_seen_out = True
+        if self._closing is not None:
+            await self._leave_rest(self._closing)
         if self._served is not None:
             await self._served.wait()
+        if self._closing is None:
+            # When hundreds go at once, nobody who stays is to wait for all of them.
+            await self._services.router.turns.wait(ENDING)
         if self._closing is None:
             # All that came has been dealt with, and nobody has told the session to end.
             stall_seconds = self._services.config.stall_seconds
             self._closing = how_it_ended(self._lane, self.peer.outbox, stall_seconds)
             self.peer.transition(PhaseEvent.CLOSE)
             self._leave(self._closing)
+            await self._leave_rest(self._closing)
         seconds = self._services.config.close_seconds
         await say_goodbye(self._lane, self.peer.outbox, seconds)
         self._io.cancel_scope.cancel()
 
     # a peer that is too slow, or too heavy, or dead
 
-    def _on_slow(self) -> None:
-        """The outbox is full and its topic's rule says close."""
-        self._give_up("slow")
-
     def _give_up(self, reason: str) -> None:
+        """The outbox is full and its topic's rule says close, or it has to give way."""
         # To send out the open run may make this outbox overflow once more, which then closes it.
         self._services.router.send(self.peer, ())
         if self._closing is None:
@@ -356,6 +382,7 @@ class Connection(Profile):
         # Nothing of these may reach the client now: it recovers from the last it saw. Should it
         # overflow once more, and that end everything, they are behind a gap all the same.
         self._services.router.drop_topics(self.peer, [gap.name for gap in gaps])
+        self._services.counts.gaps += len(gaps)
         if any(gap.server_side for gap in gaps):  # which it recovers with its next connect
             self.close(CloseCode.INSUFFICIENT_STATE, "insufficient state")
             return

@@ -4,7 +4,7 @@
 task that may wait. A busy publisher's messages never see the second.
 
 An exception that is kept holds the frames that it came through, and they it: all that came with one
-message, until the garbage collector comes by. So none is kept here, but its code and its words.
+message, until the garbage collector comes by. So none stays in a variable that outlives its answer.
 
 Rules:
 
@@ -24,7 +24,7 @@ import trio
 
 from broker.core.session import Phase, PhaseEvent
 from broker.core.usage import ConnectionUsage
-from broker.core.work import BURST, COMMAND, DECODED_KILOBYTE, Allowance
+from broker.core.work import ALONE, BURST, COMMAND, DECODED_KILOBYTE, FRAME, PUBLICATION
 from broker.errors import CloseCode, Disconnect, ErrorCode, Refused
 from broker.hooks import Connection
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON, is_connect
@@ -32,6 +32,7 @@ from broker.protocols.codec import Codec, Result
 from broker.protocols.commands import METHODS, BadCommand, Command, FaultyCommand, PublishCommand
 from broker.protocols.json_text import is_json_line
 from broker.routing.recipients import Peer
+from broker.routing.turns import Share
 from broker.session.commands import (
     Handler,
     History,
@@ -46,7 +47,7 @@ from broker.session.commands import (
 from broker.session.connect import Connect, Refresh
 from broker.session.orders import Orders
 from broker.session.questions import Questions, StartSoon, Turn, topic_of
-from broker.session.replies import NOTHING, Client
+from broker.session.replies import Client
 from broker.session.rpc import Rpc, Send
 from broker.session.services import Services
 from broker.transport.lane import Batch
@@ -76,6 +77,9 @@ class Publish(Handler):
         assert command.publish is not None
         return client.services.router.weigh(command.publish.channel)
 
+    def is_held(self, client: Client, command: Command) -> bool:
+        return client.services.router.engine.full
+
     def act(self, client: Client, command: Command, answer: object) -> None:
         request = command.publish
         assert request is not None
@@ -84,26 +88,25 @@ class Publish(Handler):
 
 
 def publish(client: Client, request_id: int, topic: str, data: bytes) -> None:
-    """Publish what a client sent, if it may; the reply waits for the end of the batch."""
+    """Publish what a client sent, if it may; the reply waits for the end of the batch, or for the
+    engine."""
+    refusal, dones = None, None
     try:
         if not data:
             raise Refused(ErrorCode.BAD_REQUEST, "publish without data")
         client.check_publish(topic)
         opaque = client.codec.opaque_payloads and not is_json_line(data)
-        client.services.router.publish_all(topic, (data,), client.peer.info, None, opaque)
-    except Refused as refusal:
-        if request_id:
-            client.add_reply(publish_reply(client, request_id, refusal))
-    else:
-        if request_id:
-            client.add_reply(publish_reply(client, request_id, None))
-
-
-def publish_reply(client: Client, request_id: int, refusal: Refused | None) -> bytes:
-    """The answer to a publish that was carried out, or refused."""
-    if refusal is not None:
-        return client.error(request_id, refusal)
-    return client.codec.reply(request_id, "publish", NOTHING)
+        router = client.services.router
+        dones = router.publish_all(topic, (data,), client.peer.info, opaque)
+    except Refused as error:
+        refusal = error
+    if dones is not None:
+        client.answer_when_kept(dones, (request_id,))
+    elif request_id:
+        client.add_reply(client.publish_reply(request_id, refusal))
+    if client.services.logs_commands:
+        _log_command(client, request_id, "publish", topic, refusal)
+    del refusal  # see the module: it holds this frame
 
 
 HANDLERS: Final[dict[str, Handler]] = {
@@ -122,6 +125,9 @@ HANDLERS: Final[dict[str, Handler]] = {
 
 
 class _AnswerToPing(Handler):
+    def is_held(self, client: Client, command: Command) -> bool:
+        return False
+
     def act(self, client: Client, command: Command, answer: object) -> None:
         pass
 
@@ -175,34 +181,32 @@ class Dispatcher:
     start_soon: StartSoon
     """Starts a task in the connection's own nursery."""
     client: Client | None = attrs.field(init=False, default=None)
-    turn_is_over: bool = attrs.field(init=False, default=False)
-    """Whether `take` has stopped because all others should have their turn first."""
     _left: Iterator[Sized] | None = attrs.field(init=False, default=None)  # of a begun message
-    _allowance: Allowance = attrs.field(init=False, factory=Allowance)
+    _share: Share = attrs.field(init=False)
     questions: Questions = attrs.field(init=False)
     """The commands that wait for an answer, their own or one before it."""
 
     def __attrs_post_init__(self) -> None:
         self.questions = Questions(self, self.start_soon)
+        self._share = Share(turns=self.services.router.turns)
 
     def take(self, batch: Batch) -> Batch:
         """Carry out what a batch begins with, as far as nobody has to be waited for; return the rest.
 
-        Never waits. Raises `Disconnect`. Unless `turn_is_over`, the rest is for `finish`.
+        Never waits. Raises `Disconnect`. Unless its share `is_used_up`, the rest is for `finish`.
         """
-        self.turn_is_over = False
-        allowance = self._allowance
-        if allowance.is_low:
-            allowance.refill(trio.current_time())
-            if not allowance.admits(0.0):
-                self.turn_is_over = True
-                return batch
+        share = self._share
+        share.is_used_up = False
+        if share.is_low and not share.begin():
+            return batch
         if self.peer.outbox.replies_wait and self._peer_is_behind:
             return batch
         done = 0
         try:
             done = self._take_publishes(batch)
-            while done < len(batch) and not self.turn_is_over:
+            if 0 < done < len(batch):
+                share.is_used_up = True
+            while done < len(batch) and not share.is_used_up:
                 payload = batch[done][1]
                 if not self._may_take_apart(payload):
                     break
@@ -219,11 +223,11 @@ class Dispatcher:
 
         Raises `Disconnect`. Cancelled, it leaves what it has not begun.
         """
+        self._share.spend(len(batch) * FRAME)
         batch = self.take(batch)
-        while self.turn_is_over and self.peer.is_established:
-            async with self.services.turns:
-                self._allowance.take_turn()
-                batch = self.take(batch)
+        while self._share.is_used_up and self.peer.is_established:
+            await self._share.wait_turn()
+            batch = self.take(batch)
         return [] if batch and not self.peer.is_established else batch
 
     async def finish(self, batch: Batch) -> None:
@@ -253,7 +257,7 @@ class Dispatcher:
             if client is not None:
                 await self._finish_commands(client, batch)
                 return
-            await self._wait_room()
+            await self._share.wait_room()
             self._note_plain(len(payload))
             await hand_to_app(self.services, self.connection, opcode, payload)
             batch = await self.work_off(batch[1:])
@@ -286,7 +290,7 @@ class Dispatcher:
 
     def _note_plain(self, size: int) -> None:
         """Count a plain message; send a peer away that sends too much: it knows no error reply."""
-        self._allowance.spend(COMMAND + size / 1024 * DECODED_KILOBYTE)
+        self._share.spend(COMMAND + size / 1024 * DECODED_KILOBYTE)
         if not self._is_within(size):
             raise Disconnect(CloseCode.POLICY_VIOLATION, "too many messages")
         if not self.orders.declare_plain():
@@ -300,25 +304,28 @@ class Dispatcher:
         client = self.client
         if client is None or self._left is not None or not self._may_publish_now or not batch:
             return 0
-        commands = client.codec.decode_publishes([payload for _, payload in batch])
+        # As many as there is room for at most; to decode all of them is half of the work.
+        most = int(max(self._share.slice, self._share.left) / PUBLICATION) + 1
+        commands = client.codec.decode_publishes([payload for _, payload in batch[:most]])
         if not commands:
             return 0
         router = self.services.router
         topic = client.open_topic
         if commands[0].publish.channel == topic and topic and not client.codec.opaque_payloads:
-            if not self._has_room(router.weigh(topic)):
+            if not self._share.has_room(router.weigh(topic)):
                 return 0
-            if self._publish_together(client, topic, commands):
+            sizes = (len(command.publish.data) for command in commands)
+            if router.takes_together(sizes) and self._publish_together(client, topic, commands):
                 return len(commands)
-        meter = router.meter
+        meter, share = router.meter, self._share
         for number, command in enumerate(commands):
             topic = command.publish.channel
-            if not self._has_room(router.weigh(topic)):
+            before = meter.done  # to begin a run is work as well
+            if not share.has_room(router.weigh(topic)):
                 return number
-            before = meter.done
             # A copy: a Raw would keep the whole message that it is a part of.
             publish(client, command.id, topic, bytes(command.publish.data))
-            self._allowance.spend(meter.done - before)
+            share.spend(ALONE + meter.done - before)
         return len(commands)
 
     def _publish_together(
@@ -337,15 +344,18 @@ class Dispatcher:
         contents = [bytes(command.publish.data) for command in commands]
         router = self.services.router
         before = router.meter.done
+        refusal, dones = None, None
         try:
-            router.publish_all(topic, contents, client.peer.info)
-        except Refused as refusal:  # an fd that is gone, or behind
-            for request_id in answered:
-                client.add_reply(publish_reply(client, request_id, refusal))
+            dones = router.publish_all(topic, contents, client.peer.info)
+        except Refused as error:
+            refusal = error  # an fd that is gone
+        if dones is not None:
+            client.answer_when_kept(dones, answered)
         else:
             for request_id in answered:
-                client.add_reply(publish_reply(client, request_id, None))
-        self._allowance.spend(router.meter.done - before)
+                client.add_reply(client.publish_reply(request_id, refusal))
+        del refusal  # see the module: it holds this frame
+        self._share.spend(router.meter.done - before)
         return True
 
     @property
@@ -353,8 +363,10 @@ class Dispatcher:
         services = self.services
         return (
             services.hooks.publish is None
+            and not services.router.engine.full
             and self.peer.phase is Phase.CONNECTED
             and not services.rate_limits.active
+            and not services.logs_commands
         )
 
     # one message
@@ -364,7 +376,7 @@ class Dispatcher:
         if not. What is in it is weighed later, one command after the other."""
         if len(payload) <= _LARGE or self._left is not None:
             return True
-        return self._has_room(len(payload) / 1024 * DECODED_KILOBYTE)
+        return self._share.has_room(len(payload) / 1024 * DECODED_KILOBYTE)
 
     def _commands(self, client: Client, payload: bytes) -> Iterator[Sized]:
         """The commands of a message, each with its share of the bytes. Raises `Disconnect`."""
@@ -383,10 +395,9 @@ class Dispatcher:
         self._left = None
         for command, size in commands:
             handler, method = self._handler(command)
-            waits = handler.must_ask(client, command)
-            if waits or not self._has_room(handler.weigh(client, command)):
+            waits = handler.must_ask(client, command) or handler.is_held(client, command)
+            if waits or not self._share.has_room(handler.weigh(client, command)):
                 self._left = chain([(command, size)], commands)
-                self.turn_is_over = not waits
                 return False
             if self._is_admitted(client, command, size):
                 self._act(client, command, handler, method, size)
@@ -410,7 +421,7 @@ class Dispatcher:
             if handler is not _ANSWER_TO_PING:
                 if not self._is_within(size):
                     await self.questions.wait_none()
-                    client.refuse(command.id, Refused(ErrorCode.TOO_MANY_REQUESTS))
+                    self._refuse_excess(client, command)
                     continue
                 topic = topic_of(command, method)
                 turn = Turn(client, command, handler, method, size, topic)
@@ -424,8 +435,13 @@ class Dispatcher:
         if self._peer_is_behind:
             await self.peer.outbox.wait_empty()
         client, command, handler = turn.client, turn.command, turn.handler
+        while handler.is_held(client, command) and self.peer.is_established:
+            if client.pending:
+                await client.wait_kept()
+            else:
+                await self.services.router.engine.wait_room()
         if turn.failure is None:
-            await self._wait_room(handler.weigh(client, command))
+            await self._share.wait_room(handler.weigh(client, command))
         self._act(client, command, handler, turn.method, turn.size, turn)
 
     @property
@@ -468,7 +484,7 @@ class Dispatcher:
             if result is not None and command.id:
                 client.reply(command.id, method, result)
         work = COMMAND + size / 1024 * DECODED_KILOBYTE
-        self._allowance.spend(work + self.services.router.meter.done - before)
+        self._share.spend(work + self.services.router.meter.done - before)
 
     # limits
 
@@ -479,8 +495,15 @@ class Dispatcher:
         """
         if not self.services.rate_limits.active or command == _PONG or self._is_within(size):
             return True
-        client.refuse(command.id, Refused(ErrorCode.TOO_MANY_REQUESTS))
+        self._refuse_excess(client, command)
         return False
+
+    def _refuse_excess(self, client: Client, command: Command) -> None:
+        refusal = Refused(ErrorCode.TOO_MANY_REQUESTS)
+        client.refuse(command.id, refusal)
+        if self.services.logs_commands:
+            _, method = self._handler(command)
+            _log_command(client, command.id, method, _subject(command, method), refusal)
 
     def _is_within(self, size: float) -> bool:
         limits, peer = self.services.rate_limits, self.peer
@@ -489,22 +512,6 @@ class Dispatcher:
         if peer.usage is None:
             peer.usage = ConnectionUsage()
         return limits.admits(peer.usage, peer.user, size, trio.current_time())
-
-    # the share of the loop
-
-    def _has_room(self, work: float = 0.0) -> bool:
-        """Whether so much may be done in this turn; notes that the turn is over if not."""
-        if self._allowance.admits(work):
-            return True
-        self.turn_is_over = True
-        return False
-
-    async def _wait_room(self, work: float = 0.0) -> None:
-        """Wait until so much may be done: a place in the queue, if there is no allowance for it."""
-        self._allowance.refill(trio.current_time())
-        if not self._has_room(work):
-            async with self.services.turns:
-                self._allowance.take_turn()
 
 
 def _with_following(commands: Iterator[Sized]) -> Iterator[tuple[Sized, Command | None]]:
@@ -526,15 +533,56 @@ def _with_following(commands: Iterator[Sized]) -> Iterator[tuple[Sized, Command 
 
 @contextmanager
 def _failures_answered(client: Client, command: Command, method: str) -> Iterator[None]:
-    """Answer a command that was refused, or whose hook has failed."""
+    """Answer a command that was refused, or whose hook has failed; log it where all are logged."""
+    outcome: Exception | None = None
     try:
         yield
     except Refused as refusal:
+        outcome = refusal
         client.refuse(command.id, refusal)
-    except Disconnect:
+    except Disconnect as order:
+        outcome = order
         raise
-    except Exception:
+    except Exception as error:
+        outcome = error
         if method == "send":
             raise
         client.services.log.exception("hook_failed", hook=method, fd=client.peer.fd)
         client.refuse(command.id, Refused(ErrorCode.INTERNAL))
+    finally:
+        # A publish that was carried out has been logged, with what became of it; the answer to a ping
+        # has no method, and says nothing.
+        is_news = outcome is not None or method not in ("publish", "")
+        if client.services.logs_commands and is_news:
+            _log_command(client, command.id, method, _subject(command, method), outcome)
+        del outcome  # see the module: it holds this frame
+
+
+def _subject(command: Command, method: str) -> str:
+    """The topic that a command is about, or the method that it calls."""
+    if command.rpc is not None:
+        return command.rpc.method
+    return topic_of(command, method) or ""
+
+
+def _log_command(
+    client: Client, request_id: int, method: str, about: str, outcome: Exception | None
+) -> None:
+    """Log a command with the id of its request, and how it ended: `ok`, or the code of the error reply
+    or of the close."""
+    fields: dict[str, object] = {"outcome": "ok"}
+    if isinstance(outcome, Refused):
+        fields = {"outcome": "error", "code": int(outcome.code), "reason": outcome.message}
+    elif isinstance(outcome, Disconnect):
+        fields = {"outcome": "disconnect", "code": int(outcome.code), "reason": outcome.reason}
+    elif outcome is not None:
+        fields = {"outcome": "error", "code": int(ErrorCode.INTERNAL), "reason": "hook failed"}
+    client.services.log.debug(
+        "command",
+        fd=client.peer.fd,
+        user=client.peer.user,
+        request=request_id,
+        method=method or "none",
+        about=about,
+        **fields,
+    )

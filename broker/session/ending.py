@@ -72,11 +72,22 @@ async def close_stream(
                 await stream.aclose()
 
 
-def note_closed(services: Services, connection: Connection, close: Close) -> None:
-    """Tell the log and the readers of events, once, that a connection has ended."""
+def note_closed(services: Services, connection: Connection, close: Close, seconds: float) -> None:
+    """Tell the log and the readers of events, once, that a connection has ended, after so long."""
     fields = {**attrs.asdict(close), "initiator": close.initiator.value}
+    services.counts.note_closed(close)
     services.emit(EventKind.DISCONNECTED, connection.fd, connection.user, **fields)
-    services.log.info("close", fd=connection.fd, **fields)
+    info = connection.info()
+    services.log.info(
+        "close",
+        fd=info.fd,
+        user=info.user,
+        peer=info.address,
+        **fields,
+        seconds=round(seconds, 1),
+        app_name=info.app_name,
+        app_version=info.app_version,
+    )
 
 
 async def run_close_hook(services: Services, connection: Connection, close: Close) -> None:

@@ -18,7 +18,7 @@ import attrs
 import structlog
 import trio
 
-from broker.config.machine import SHARE, find_room, resident_bytes, trim
+from broker.config.machine import find_room, resident_bytes, trim
 from broker.config.settings import Config
 from broker.core.event_queue import EVENT_BYTES
 from broker.core.idempotency import MAX_BYTES as KEYS_BYTES
@@ -192,13 +192,12 @@ def memory_fields(services: Services) -> dict[str, object]:
     places, most = services.admission.places.connections, config.connection_most
     of = "max_memory_bytes"
     if config.max_memory_bytes is None:
-        of = f"{SHARE:.0%} of this {find_room().of}"
+        of = f"half of this {find_room().of}"
     return {
         "limit": in_words(services.memory.limit),
         "of": of,
         "stores": in_words(fixed_bytes(config, _event_readers(services))),
         "connections": f"{places:,} of {in_words(most)} at most",
-        "detail": "where the parts are more than the limit, who holds the most gives way",
     }
 
 

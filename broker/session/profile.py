@@ -91,4 +91,6 @@ class Profile:
             self.protocol,
             self.opened_at,
             tuple(self.peer.subscriptions),
+            self.peer.app_name,
+            self.peer.app_version,
         )

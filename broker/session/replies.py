@@ -1,15 +1,20 @@
 """A Centrifuge client as its commands see it: how they are answered, and how payloads are read.
 
-Rule: a publish is answered when its batch is done, after its own publications; everything else is
-answered at once, behind all that came before.
+Rule: a publish is answered when its batch is done, after its own publications, or when the engine has
+kept it; everything else is answered at once, behind all that came before.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import attrs
 import msgspec
+import trio
 
 from broker.core.json_reader import BadJson, value_of
+from broker.core.messages import Position
+from broker.engines.engine import Done
 from broker.errors import ErrorCode, Refused
 from broker.hooks import Connection
 from broker.protocols.codec import Codec, Result
@@ -35,6 +40,9 @@ class Client:
     connection: Connection
     codec: Codec
     connect_fields: Result = NOTHING
+    pending: int = attrs.field(init=False, default=0)
+    """Batches of its publishes that the engine has yet to keep."""
+    _all_kept: trio.Event | None = attrs.field(init=False, default=None)
     _replies: list[bytes] = attrs.field(init=False, factory=list)
     _open_topic: str = attrs.field(init=False, default="")
     _open_version: int = attrs.field(init=False, default=-1)
@@ -62,6 +70,41 @@ class Client:
         """Answer a publish, when the batch is done."""
         self._replies.append(reply)
 
+    def publish_reply(self, request_id: int, refusal: Refused | None) -> bytes:
+        """The answer to a publish that was carried out, or refused; not framed yet."""
+        if refusal is not None:
+            return self.error(request_id, refusal)
+        return self.codec.reply(request_id, "publish", NOTHING)
+
+    def answer_when_kept(self, dones: list[Done], request_ids: Sequence[int]) -> None:
+        """Answer these publishes when the engine has kept them, together with all others of its
+        batch; those without an id not at all."""
+        self.pending += 1
+        dones.append(partial(self._publishes_kept, request_ids))
+
+    def _publishes_kept(
+        self, request_ids: Sequence[int], result: Position | Refused | None
+    ) -> None:
+        refusal = result if isinstance(result, Refused) else None
+        self.kept([self.publish_reply(each, refusal) for each in request_ids if each])
+
+    def kept(self, replies: Sequence[bytes]) -> None:
+        """One of what is `pending` is kept, or refused; send these with all answers of its batch."""
+        self.pending -= 1
+        if not self.pending and self._all_kept is not None:
+            self._all_kept.set()
+            self._all_kept = None
+        if replies and self.peer.is_established:
+            self._replies += replies
+            self.services.router.returns.when_settled(self.settle)
+
+    async def wait_kept(self) -> None:
+        """Wait until the engine has kept, or refused, all that this client has published."""
+        while self.pending:
+            if self._all_kept is None:
+                self._all_kept = trio.Event()
+            await self._all_kept.wait()
+
     def settle(self) -> None:
         """Send out the replies that wait, behind what has been published. Never waits.
 
@@ -86,6 +129,7 @@ class Client:
 
     def error(self, request_id: int, refusal: Refused) -> bytes:
         """An error reply, not framed yet."""
+        self.services.counts.note_error(refusal.code)
         return self.codec.error(request_id, refusal.code, refusal.message, refusal.temporary)
 
     # payloads

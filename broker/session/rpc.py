@@ -16,7 +16,8 @@ from typing import Annotated, Any, Final, TypeAlias
 
 import attrs
 import trio
-from msgspec import Meta, Raw, Struct
+from msgspec import DecodeError, Meta, Raw, Struct
+from msgspec.json import Decoder
 
 from broker.core.json_reader import BadJson, read
 from broker.core.messages import Delivery, Fd
@@ -86,10 +87,29 @@ class WillParams(Struct, forbid_unknown_fields=True):
 Params: TypeAlias = PublishParams | RequestParams | ReplyParams | WillParams
 
 
-def _publish(client: Client, _: int, params: PublishParams, data: bytes) -> bytes:
+def _publish(client: Client, request_id: int, params: PublishParams, data: bytes) -> bytes | None:
     left_out = params.exclude if params.echo else [*params.exclude, client.peer.fd]
     options = PublishOptions(exclude=left_out, key=params.key, retain=params.retain)
-    delivery = client.services.publisher.publish(params.topic, data, client.peer, options)
+    answer = partial(_publish_kept, client, request_id, params)
+    delivery = client.services.publisher.publish(params.topic, data, client.peer, options, answer)
+    if delivery is None:
+        client.pending += 1
+        return None
+    return _published(params, delivery)
+
+
+def _publish_kept(
+    client: Client, request_id: int, params: PublishParams, result: Delivery | Refused
+) -> None:
+    if isinstance(result, Refused):
+        reply = client.error(request_id, result)
+    else:
+        data = Raw(_published(params, result))
+        reply = client.codec.reply(request_id, "rpc", {"data": data})
+    client.kept([reply])
+
+
+def _published(params: PublishParams, delivery: Delivery) -> bytes:
     return to_json(report(delivery)) if params.report else b"{}"
 
 
@@ -161,8 +181,28 @@ def target_of(command: Command) -> str | None:
     return params.target or None
 
 
+class _Aim(Struct):
+    """As much of the parameters as tells whom a call is going to reach."""
+
+    topic: str = ""
+    to: str = ""
+
+
+_aims: Final = Decoder(_Aim)
+
+
 class Rpc(Handler):
     """A call of one of our methods, or else of the app's."""
+
+    def weigh(self, client: Client, command: Command) -> float:
+        assert command.rpc is not None
+        if command.rpc.method not in ("publish", "request"):
+            return 0.0
+        try:
+            aim = _aims.decode(command.rpc.data)
+        except DecodeError:
+            return 0.0  # it is refused, or written in a way that nobody needs
+        return client.services.publisher.weigh(aim.topic or aim.to)
 
     def must_ask(self, client: Client, command: Command) -> bool:
         assert command.rpc is not None
@@ -181,6 +221,12 @@ class Rpc(Handler):
         assert hooks.rpc is not None, "must_ask is false without it"
         data = await hooks.rpc(client.connection, request.method, client.value(request.data))
         return client.written(data)
+
+    def is_held(self, client: Client, command: Command) -> bool:
+        assert command.rpc is not None
+        if command.rpc.method == "publish":
+            return client.services.router.engine.full
+        return super().is_held(client, command)
 
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
         request = command.rpc

@@ -18,7 +18,7 @@ from broker.config.reload import Settings
 from broker.config.settings import Config
 from broker.core.event_queue import EventKind
 from broker.core.memory import STREAM_BYTES, TLS_STREAM_BYTES, MemoryBudget, Part
-from broker.core.messages import ConnectionInfo, Fd, Initiator
+from broker.core.messages import ConnectionInfo, Fd, Initiator, Transport
 from broker.hooks import Hooks
 from broker.routing.publishing import Publisher
 from broker.routing.recipients import Peer
@@ -26,9 +26,10 @@ from broker.routing.requests import Requests
 from broker.routing.router import Router
 from broker.routing.wills import Wills
 from broker.session.admission import Admission
+from broker.session.counts import Counts
 from broker.session.orders import Orders
 from broker.transport.head import Request
-from broker.transport.lane import LaneLimits
+from broker.transport.lane import LaneLimits, Traffic
 
 LAST_WORDS_SECONDS: Final = 1.0
 """For close hooks that run when all are cut: with `drain_seconds` and `flush_seconds` as they are by
@@ -42,6 +43,12 @@ class ServedConnection(Protocol):
     def peer(self) -> Peer: ...
     @property
     def orders(self) -> Orders: ...
+    @property
+    def transport(self) -> Transport: ...
+    @property
+    def protocol(self) -> str: ...
+    @property
+    def traffic(self) -> Traffic: ...
 
     async def run(self) -> None: ...
     def info(self) -> ConnectionInfo: ...
@@ -80,11 +87,13 @@ class Services:
     draining: bool = False
     connections: dict[Fd, ServedConnection] = attrs.field(factory=dict)
     admission: Admission = attrs.field(init=False)
-    refused: int = 0
+    counts: Counts = attrs.field(init=False, factory=Counts)
     # Bound once: asking for a logger anew costs 3 µs a message, said or not.
     log: structlog.typing.FilteringBoundLogger = attrs.field(init=False)
     lane_limits: LaneLimits = attrs.field(init=False)
     memory: MemoryBudget = attrs.field(init=False)
+    logs_commands: bool = attrs.field(init=False, default=False)
+    """Whether every command is logged: then none takes the way where many are carried out as one."""
     _cut_at: float = attrs.field(init=False, default=inf)
     _last_words: set[trio.CancelScope] = attrs.field(init=False, factory=set)
 
@@ -141,12 +150,6 @@ class Services:
             scope.deadline = min(scope.deadline, self._cut_at)
 
     @property
-    def turns(self) -> trio.Lock:
-        """The one queue of those who have used up their share of the loop; see `core.work`. Its
-        holder works off one slice. Strictly first come, first served."""
-        return self.router.turns
-
-    @property
     def config(self) -> Config:
         """The settings of now. Nobody keeps them beyond an await."""
         return self.settings.config
@@ -167,6 +170,7 @@ class Services:
     def _settings_changed(self) -> None:
         config = self.config
         self.log = structlog.get_logger("broker").bind()
+        self.logs_commands = config.log_level == "debug"
         self.lane_limits = LaneLimits(
             max_message_bytes=config.max_message_bytes,
             max_fragments=config.max_fragments,

@@ -62,7 +62,7 @@ class Backlog:
 
     def _is_all_needed(self, run: Run, messages: int, size: int) -> bool:
         """Whether even without its last frame a run would not be enough."""
-        return messages >= run.messages or size > len(run.data) - len(run.frames[-1])
+        return messages >= run.messages or size > run.size - run.last_size
 
     def _shorten(self, place: int, messages: int, size: int, dropped: Dropped) -> None:
         """Drop the front of a run, as far as needed."""
@@ -87,10 +87,10 @@ class Backlog:
             older = self._newest.get(run.topic, -1)
             if older >= begun and mail[older] is not GONE:
                 self._drop(older, dropped)
-            count = len(run.frames)
-            if count - run.first > 1:
+            if run.messages > 1:
+                count = len(run.frames)
                 last = run.only(count - 1, count)
-                dropped.add(run, run.messages - 1, len(run.data) - len(last.data))
+                dropped.add(run, run.messages - 1, run.size - last.size)
                 mail[place] = last
             self._newest[run.topic] = place
         self._thinned = len(mail)
@@ -112,6 +112,6 @@ class Backlog:
 
     def _drop(self, place: int, dropped: Dropped) -> None:
         run = self._mail[place]
-        dropped.add(run, run.messages, len(run.data))
+        dropped.add(run, run.messages, run.size)
         dropped.places += 1
         self._mail[place] = GONE

@@ -69,12 +69,16 @@ def binary_frame(payload: bytes) -> bytes:
 
 def encode(opcode: int, payload: bytes) -> bytes:
     """One unmasked, unfragmented frame."""
-    length = len(payload)
+    return header_of(opcode, len(payload)) + payload
+
+
+def header_of(opcode: int, length: int) -> bytes:
+    """The header of one unmasked, unfragmented frame with a payload of so many bytes."""
     if length < 126:
-        return bytes((0x80 | opcode, length)) + payload
+        return bytes((0x80 | opcode, length))
     if length < 2**16:
-        return _MEDIUM(0x80 | opcode, 126, length) + payload
-    return struct.pack("!BBQ", 0x80 | opcode, 127, length) + payload
+        return _MEDIUM(0x80 | opcode, 126, length)
+    return struct.pack("!BBQ", 0x80 | opcode, 127, length)
 
 
 def close_frame(code: int, reason: str = "") -> bytes:

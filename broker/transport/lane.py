@@ -27,7 +27,7 @@ Rules the lane keeps:
    away is not listened to for long.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TypeAlias
 
@@ -85,6 +85,19 @@ def _bytes_of(batch: Batch) -> int:
     return sum([len(payload) for _, payload in batch]) + _MESSAGE_OVERHEAD * len(batch)
 
 
+@attrs.define(eq=False)
+class Traffic:
+    """Messages that came, and bytes: of all frames, with their headers. Counted once a read."""
+
+    messages: int = 0
+    bytes: int = 0
+
+    def add_all(self, others: "Sequence[Traffic]") -> None:
+        """Linear in them, 0.1 µs each."""
+        self.messages += sum([each.messages for each in others])
+        self.bytes += sum([each.bytes for each in others])
+
+
 async def _take_nothing(batch: Batch) -> Batch:
     return batch
 
@@ -133,6 +146,7 @@ class Lane:
         "outbox",
         "peer_close",
         "reading",
+        "traffic",
     )
 
     outbox: Outbox
@@ -174,6 +188,7 @@ class Lane:
         self._deadline: float | None = None  # for the message that is not whole yet
         self._control_tokens = float(limits.control_burst)
         self._control_seen = 0.0
+        self.traffic = Traffic(bytes=len(behind))
         self.heard_at = trio.current_time()
         self.reading = True
         # False while the session has too much to do: its peer's silence then means nothing.
@@ -308,6 +323,7 @@ class Lane:
 
     async def _deliver(self, batch: Batch) -> None:
         """Hand a batch to the session; wait while the inbox is full."""
+        self.traffic.messages += len(batch)
         batch = await self._take_now(batch)
         if not batch:
             return
@@ -509,6 +525,7 @@ class Lane:
         if not data:
             return False
         self.heard_at = trio.current_time()
+        self.traffic.bytes += len(data)
         if self.close_sent is not None:
             self._closing_bytes += len(data)
         if self._skip:

@@ -47,9 +47,9 @@ Writer: TypeAlias = Callable[[], Awaitable[None]]
 _WRITE_RUNS = 1024
 _WRITE_BYTES = 256 * 2**10
 
-# With how many runs we ask a blocked socket whether it takes more: the answer is mostly no, and 64
+# With how many runs we ask a blocked socket whether it takes more: the answer is mostly no, and 8
 # are prepared in the time that the system needs to say so.
-_PROBE_RUNS = 64
+_PROBE_RUNS = 8
 
 # One TLS record is 16 KiB; four of them in one call, yet progress is seen often enough to tell a
 # slow peer from a dead one.
@@ -265,7 +265,7 @@ class Outbox:
         Until all is out there is room for the reply and, beside it, for as much as ever. The caller
         serves the peer nothing more while `replies_wait`, so no second reply widens the bound.
         """
-        total = self.bytes + len(run.data)
+        total = self.bytes + run.size
         if total > self._bound and not self.sealed:
             self.max_bytes = max(self.max_bytes, total + self._bound)
             self.replies_wait = True
@@ -326,7 +326,7 @@ class Outbox:
         kept = [run for run in self.mail[self._first : self._begun] if run is not GONE]
         if kept:
             last = kept.pop()
-            out = self._sent + self._in_flight - sum([len(run.data) for run in kept])
+            out = self._sent + self._in_flight - sum([run.size for run in kept])
             end = last.first
             while out > 0:
                 out -= len(last.frames[end])
@@ -336,7 +336,7 @@ class Outbox:
         self._first = self._gone = 0
         self._begun = len(kept)
         self._backlog = None
-        self.bytes = sum([len(run.data) for run in kept]) - self._sent
+        self.bytes = sum([run.size for run in kept]) - self._sent
         self.messages = sum([run.messages for run in kept])
         self._ease()
         return before - self.messages
@@ -418,12 +418,15 @@ class Outbox:
             self._begin_writer(self._write_blocked)
 
     def _append(self, run: Run) -> None:
-        if self._ledger is not None:
-            run.enter(self._ledger)
+        ledger = self._ledger
+        if ledger is not None:
+            run.enter(ledger)
+            ledger.messages_offered += run.messages
+            ledger.bytes_offered += len(run.data)
         if not self.mail:
             self._post([self])
         self.mail.append(run)
-        self.bytes += len(run.data)
+        self.bytes += run.size
         self.messages += run.messages
 
     def _begin_writer(self, writer: Writer) -> None:
@@ -449,7 +452,7 @@ class Outbox:
         size = -self._sent
         for run in self.mail[self._first : self._first + runs]:
             parts.append(run.data)
-            size += len(run.data)
+            size += run.size
             if size >= most:
                 break
         if self._sent:
@@ -487,9 +490,9 @@ class Outbox:
         place = self._first
         while place < len(mail):
             run = mail[place]
-            if written < len(run.data):
+            if written < run.size:
                 break
-            written -= len(run.data)
+            written -= run.size
             if run is not GONE:
                 self.messages -= run.messages
                 self._gone += 1
@@ -685,11 +688,11 @@ class Outbox:
 
     def _on_its_way(self) -> int:
         """How many bytes are left of the run that has begun to go out."""
-        return len(self.mail[self._first].data) - self._sent if self._begun > self._first else 0
+        return self.mail[self._first].size - self._sent if self._begun > self._first else 0
 
     def _make_room(self, newest: Run) -> bool:
         """Let a large message in that was judged too strictly; see the class."""
-        size = _last_size(newest)
+        size = newest.last_size
         behind = self.bytes - self._on_its_way() - size
         if 4 * size <= self._bound or behind > self._bound:
             return False
@@ -699,7 +702,7 @@ class Outbox:
 
     def _drop_oldest(self, newest: Run) -> None:
         most = self.max_bytes
-        size = _last_size(newest)
+        size = newest.last_size
         if 4 * size > self._bound:
             most = max(most, self._on_its_way() + self._bound + size)
         excess = self.messages - self.max_messages
@@ -735,7 +738,3 @@ def _nothing() -> None:
 
 def _nothing_dropped(topics: Mapping[str, int]) -> None:
     pass
-
-
-def _last_size(run: Run) -> int:
-    return len(run.frames[-1]) if run.frames else 0

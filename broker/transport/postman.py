@@ -8,9 +8,8 @@ however many messages have gathered by then.
 Rule: the postman knows no topic and no protocol, and nothing that a peer does can end it.
 """
 
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import attrs
 import trio
@@ -24,12 +23,15 @@ from broker.transport.runs import Run
 class PostStatistics:
     """Counters since the start: messages put into outboxes, and lists of outboxes carried.
 
-    `bytes_held` is what the runs take that wait in any outbox now, each counted once.
+    `bytes_held` is what the runs take that wait in any outbox now, each counted once. `delivered` is
+    what fans out; `queued` is all that was put into outboxes, with replies, pushes and control frames.
     """
 
     messages_delivered: int
     rounds: int
     bytes_held: int
+    messages_queued: int
+    bytes_queued: int
 
 
 class PostOffice:
@@ -40,14 +42,17 @@ class PostOffice:
         # one channel operation (2 µs) a round, however many runs and outboxes that takes.
         self._send, self._receive = trio.open_memory_channel[list[Outbox]](1)
         self._open_bag: list[Outbox] | None = None
-        self._over: deque[Outbox] = deque()
+        self._over: dict[Outbox, None] = {}
         self._judging = False
         self._messages_delivered = 0
+        self._bytes_delivered = 0
         self._rounds = 0
         self.ledger = Ledger()
         """Of all runs that this office delivers; its outboxes enter in it what is offered."""
         self.before_round: Callable[[], None] = _nothing
         """Called at the start of each round: the last chance to deliver something with it."""
+        self.judged = 0
+        """How many full outboxes were judged by their rules since the last `take_judged`."""
 
     def deliver(self, run: Run, outboxes: Iterable[Outbox]) -> int:
         """Put one run into each outbox; return how many took it: a sealed one does not.
@@ -56,7 +61,7 @@ class PostOffice:
         loop is written out because a method call per outbox would double that.
         """
         run.enter(self.ledger)
-        size = len(run.data)
+        size = run.size
         messages = run.messages
         ready = self._open_bag
         if ready is None:
@@ -76,6 +81,7 @@ class PostOffice:
             if outbox.bytes > outbox.max_bytes or outbox.messages > outbox.max_messages:
                 full.append(outbox)
         self._messages_delivered += count * messages
+        self._bytes_delivered += count * size
         if full:
             self._judge(full)
         return count
@@ -87,15 +93,36 @@ class PostOffice:
         one by one: a peer that is closed leaves, others are notified, and their outboxes fill by that. If that
         were one call inside another, a hundred slow readers would end the process.
         """
-        self._over += full
+        self._over.update(dict.fromkeys(full))
         if self._judging:
             return
         self._judging = True
         try:
             while self._over:
-                self._over.popleft().overflow()
+                over, self._over = self._over, {}
+                for outbox in over:
+                    self.judged += 1
+                    outbox.overflow()
         finally:
             self._judging = False
+
+    @contextmanager
+    def judging_later(self) -> Iterator[None]:
+        """Judge outboxes that are full, each once, when the block ends."""
+        if self._judging:
+            yield
+            return
+        self._judging = True
+        try:
+            yield
+        finally:
+            self._judging = False
+            self._judge(())
+
+    def take_judged(self) -> int:
+        """How many full outboxes were judged since this was last asked, for whoever pays for them."""
+        judged, self.judged = self.judged, 0
+        return judged
 
     def post(self, outboxes: list[Outbox]) -> None:
         """Have these outboxes flushed soon."""
@@ -114,7 +141,14 @@ class PostOffice:
         return self._open_bag
 
     def statistics(self) -> PostStatistics:
-        return PostStatistics(self._messages_delivered, self._rounds, self.ledger.bytes_held)
+        ledger = self.ledger
+        return PostStatistics(
+            self._messages_delivered,
+            self._rounds,
+            ledger.bytes_held,
+            self._messages_delivered + ledger.messages_offered,
+            self._bytes_delivered + ledger.bytes_offered,
+        )
 
     async def _carry(self) -> None:
         async with self._receive:

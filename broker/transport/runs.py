@@ -23,10 +23,22 @@ class Run:
     are no messages: `messages` is 0 for them. `data` is all frames, joined.
     """
 
-    __slots__ = ("_ledger", "bytes_held", "data", "first", "frames", "messages", "rule", "topic")
+    __slots__ = (
+        "_ledger",
+        "bytes_held",
+        "data",
+        "first",
+        "frames",
+        "messages",
+        "rule",
+        "size",
+        "topic",
+    )
 
     frames: Sequence[bytes]
     data: bytes | memoryview
+    size: int
+    """Bytes that go out."""
     bytes_held: int
     """Bytes of memory that this run takes: where it has several frames, each byte twice."""
 
@@ -47,10 +59,12 @@ class Run:
         self.rule: SlowRule = rule
         if count == 1:
             self.data = data = frames[0]
-            self.bytes_held = _RUN_OVERHEAD + _FRAME_OVERHEAD + len(data)
+            self.size = size = len(data)
+            self.bytes_held = _RUN_OVERHEAD + _FRAME_OVERHEAD + size
         else:
             self.data = data = b"".join(frames)
-            self.bytes_held = _RUN_OVERHEAD + count * _FRAME_OVERHEAD + 2 * len(data)
+            self.size = size = len(data)
+            self.bytes_held = _RUN_OVERHEAD + count * _FRAME_OVERHEAD + 2 * size
         self.messages = count if messages < 0 else messages
 
     def enter(self, ledger: Ledger) -> None:
@@ -62,6 +76,11 @@ class Run:
     def __del__(self) -> None:
         if self._ledger is not None:
             self._ledger.bytes_held -= self.bytes_held
+
+    @property
+    def last_size(self) -> int:
+        """The bytes of its last frame."""
+        return len(self.frames[-1]) if self.frames else 0
 
     def only(self, first: int, end: int) -> "Run":
         """A run of some of these frames, in the same ledger. Linear in them."""
@@ -86,6 +105,7 @@ class Rest(Run):
         self.topic = whole.topic
         self.rule = whole.rule
         self.data = memoryview(whole.data)
+        self.size = whole.size
         self.messages = whole.messages
 
     def drop_front(self, count: int, size: int) -> None:
@@ -93,9 +113,43 @@ class Rest(Run):
         self.first += count
         self.messages -= count
         self.data = self.data[size:]
+        self.size -= size
 
     def only(self, first: int, end: int) -> Run:
         return self._whole.only(first, end)
+
+
+class LateRun(Run):
+    """One large frame, put together when it begins to go out.
+
+    Many runs of this kind share the same data, each with a few bytes of its own around it. Of a
+    thousand that wait none has to be copied, and of those for one peer only the first.
+    """
+
+    __slots__ = ("_pieces",)
+
+    def __init__(self, pieces: tuple[bytes, bytes, bytes], topic: str, rule: SlowRule) -> None:
+        self._ledger = None
+        self._pieces = pieces
+        self.first = 0
+        self.topic = topic
+        self.rule = rule
+        self.messages = 1
+        self.size = sum(map(len, pieces))
+        # As if it had been put together, as it may be at any time.
+        self.bytes_held = _RUN_OVERHEAD + _FRAME_OVERHEAD + self.size
+
+    def __getattr__(self, name: str) -> object:
+        # Only asked for what has not been set.
+        if name not in ("data", "frames"):
+            raise AttributeError(name)
+        self.data = data = b"".join(self._pieces)
+        self.frames = (data,)
+        return getattr(self, name)
+
+    @property
+    def last_size(self) -> int:
+        return self.size
 
 
 def _references_of_a_variable() -> int:

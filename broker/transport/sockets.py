@@ -9,6 +9,7 @@ import fcntl
 import os
 import select
 import socket
+import ssl
 import sys
 import termios
 
@@ -119,6 +120,15 @@ def address_of(stream: trio.abc.Stream) -> str:
         return "unix"
     host, port = peer[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def tls_fault(error: trio.BrokenResourceError) -> str | None:
+    """The reason why TLS has failed, in the words of OpenSSL: `http request`, `tlsv1 alert unknown ca`. None
+    where something else was wrong."""
+    cause = error.__cause__
+    if not isinstance(cause, ssl.SSLError):
+        return None
+    return (cause.reason or str(cause)).replace("_", " ").lower()
 
 
 async def answer_and_linger(stream: trio.abc.Stream, answer: bytes, seconds: float) -> None:

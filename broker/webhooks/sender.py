@@ -58,7 +58,9 @@ class Webhook:
     async def run(self) -> None:
         """Send until the feed has ended and all of it was taken."""
         while batch := await self.feed.wait_batch(self.rules.batch_events):
+            began = trio.current_time()
             failure = await self._send(batch)
+            self.feed.queue.seconds.observe(trio.current_time() - began)
             if failure is None:
                 self.feed.queue.done(batch)
                 self._note_taken()

@@ -593,7 +593,7 @@ async def test_a_pattern_shows_nobody_what_he_may_not_subscribe_to(
         async with net.broker.subscribe("*") as inside:
             topics = ["all:a", "users:a", "none:a", "$a", "room#ann", "room#bob", "#ann", "a"]
             for topic in topics:
-                net.broker.publish(topic, topic)
+                net.broker.publish_nowait(topic, topic)
             assert data_of(await nobody.receive_all()) == ["all:a", "a"]
             assert data_of(await ann.receive_all()) == ["all:a", "users:a", "room#ann", "#ann", "a"]
             # The program itself is behind no rule.
@@ -631,15 +631,15 @@ async def test_nobody_gets_through_a_group_or_a_retained_value_what_it_may_not_s
 ) -> None:
     async with served() as net:
         eve = await net.open_client(token="eve")
-        net.broker.publish("$secret", 1, retain=True)
-        net.broker.publish("room#ann", 1, retain=True)
-        net.broker.publish("open", 1, retain=True)
+        net.broker.publish_nowait("$secret", 1, retain=True)
+        net.broker.publish_nowait("room#ann", 1, retain=True)
+        net.broker.publish_nowait("open", 1, retain=True)
         await subscribe(eve, ">")
         assert await received(net, eve) == [1]
         spy = await net.open_client(token="eve")
         await subscribe(spy, "*", "spies")
         for topic, queued in (("$secret", 0), ("room#ann", 0), ("open", 2)):
-            assert net.broker.publish(topic, topic).queued == queued
+            assert (await net.broker.publish(topic, topic)).queued == queued
         assert await received(net, spy) == ["open"]
         with pytest.raises(Refused, match="503"):
             await net.broker.request("$secret", 1)

@@ -138,7 +138,7 @@ async def test_an_unknown_namespace_is_an_unknown_channel(autojump_clock: MockCl
         assert set((await codes(peer, "chta:room")).values()) == {102}
         assert set((await codes(peer, "chat:room")).values()) == {0}
         with pytest.raises(Refused, match="102"):
-            net.broker.publish("chta:room", 1)
+            net.broker.publish_nowait("chta:room", 1)
 
 
 async def test_joins_and_leaves_are_forced_where_the_rules_say_so(
@@ -191,7 +191,7 @@ async def test_each_namespace_keeps_a_history_of_its_own_size(autojump_clock: Mo
         peer = await net.open_client()
         for topic in ("small:a", "none:a", "default"):
             for number in range(4):
-                net.broker.publish(topic, number)
+                net.broker.publish_nowait(topic, number)
 
         async def kept(topic: str) -> list[int]:
             reply = await peer.request(history={"channel": topic, "limit": -1})
@@ -207,7 +207,7 @@ async def test_one_answer_holds_so_many_publications(
 ) -> None:
     async with open_test_broker(Broker(Config(history_max_limit=3))) as net:
         for number in range(5):
-            net.broker.publish("a", number)
+            net.broker.publish_nowait("a", number)
         peer = await net.open_client()
         reply = await peer.request(history={"channel": "a", "limit": limit})
         assert len(reply["history"]["publications"]) == got
@@ -253,13 +253,13 @@ async def test_a_client_gets_its_personal_topic_and_recovers_it(autojump_clock: 
         eve, others = await connect("eve")
         assert list(others) == ["user:eve", "#eve"]
         assert (await connect(""))[1] == {}  # nobody has no topic of its own
-        net.broker.publish("#ann", "one")
+        net.broker.publish_nowait("#ann", "one")
         assert data_of(await phone.receive_all()) == ["one"]
         assert data_of(await eve.receive_all()) == []
         assert await code_of(phone, subscribe={"channel": "#ann"}) == 105
         assert await code_of(eve, subscribe={"channel": "#ann"}) == 103
         await phone.aclose()
-        net.broker.publish("#ann", "two")
+        net.broker.publish_nowait("#ann", "two")
         _, subs = await connect("ann", subs={"#ann": {"recover": True, **position}})
         assert subs["#ann"]["recovered"] is True
         assert [each["data"] for each in subs["#ann"]["publications"]] == ["one", "two"]
@@ -287,6 +287,6 @@ async def test_a_long_topic_of_a_hostile_client_is_not_remembered(
     async with open_test_broker(Broker(Config(namespaces={"a": TopicRules()}))) as net:
         peer = await net.open_client()
         assert set((await codes(peer, "a:" + "x" * 10_000)).values()) == {107}
-        net.broker.publish("a:ok", 1)
+        net.broker.publish_nowait("a:ok", 1)
         book = net.node.services.rights.book
         assert book.find.cache_info().currsize == 1  # type: ignore[attr-defined]

@@ -119,7 +119,7 @@ async def test_a_users_broker_brings_its_settings_and_options_override_them(
         "broker = Broker(Config(host='host.invalid', port=0, log_format='json'))\n"
         "@broker.on_message\n"
         "async def upper(connection, frame):\n"
-        "    broker.publish('heard', frame.data.upper())\n"
+        "    broker.publish_nowait('heard', frame.data.upper())\n"
     )
     async with running("app:broker", "--host", "127.0.0.1", cwd=tmp_path) as it:
         assert (await it.url()).startswith("ws://127.0.0.1:")

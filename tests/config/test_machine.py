@@ -7,7 +7,6 @@ import pytest
 
 from broker import Config
 from broker.config.machine import (
-    SHARE,
     UNKNOWN_BYTES,
     Room,
     find_room,
@@ -86,9 +85,9 @@ def test_a_machine_that_does_not_say_has_little(
     assert find_room(tmp_path, tmp_path) == Room(UNKNOWN_BYTES, "machine")
 
 
-def test_a_setting_comes_before_a_share_of_what_there_is() -> None:
+def test_a_setting_comes_before_half_of_what_there_is() -> None:
     assert memory_limit(Config(max_memory_bytes=123)) == 123
-    assert memory_limit(Config()) == int(SHARE * find_room().bytes)
+    assert memory_limit(Config()) == find_room().bytes // 2
 
 
 def test_a_process_knows_what_it_takes(tmp_path: Path) -> None:

@@ -111,12 +111,12 @@ async def test_nobody_recovers_across_a_time_without_history(autojump_clock: Moc
     async with open_test_broker(Broker()) as net:
         kept = {}
         for topic in ("off", "on"):
-            net.broker.publish(topic, 1)
+            net.broker.publish_nowait(topic, 1)
             kept[topic] = net.broker.history(topic)[1]
         none = TopicPattern("off", TopicRules(history_size=0))
         net.broker.reload(Config(patterns=(none,)))
         for topic in kept:
-            net.broker.publish(topic, 2)
+            net.broker.publish_nowait(topic, 2)
         net.broker.reload(Config())
         peer = await net.open_client()
         recovered = {}
@@ -249,7 +249,7 @@ async def test_the_log_level_changes_for_those_who_are_connected(
 async def test_less_room_for_retained_values_counts_at_once(autojump_clock: MockClock) -> None:
     async with open_test_broker(Broker()) as net:
         for topic in ("a", "b"):
-            net.broker.publish(topic, 1, retain=True)
+            net.broker.publish_nowait(topic, 1, retain=True)
             await wait_all_tasks_blocked()
         net.broker.reload(Config(retained_bytes=1400))
         for topic, count in (("a", 0), ("b", 1)):

@@ -165,6 +165,18 @@ def test_only_a_subscriber_can_be_asked_whether_it_is_one(who: str) -> None:
         assert TopicRules(**subscribing).may_subscribe == who
 
 
+def test_defaults_fit_each_other() -> None:
+    config = Config()
+    assert config.max_message_bytes >= 1000 * config.max_topics, (
+        "one message subscribes to all (ADR 16)"
+    )
+    assert config.history_reply_bytes >= 4 * config.max_message_bytes
+    assert config.byte_burst >= config.max_message_bytes
+    # A whole history in base64, with what each publication takes besides.
+    most = (config.history_reply_bytes + config.max_message_bytes) * 4 / 3
+    assert config.api_reply_bytes >= most + 300 * config.history_max_limit
+
+
 def test_the_bound_on_a_connection_is_what_the_bounds_on_its_parts_add_up_to() -> None:
     mib = 2**20
     assert Config().connection_most == (3.25 + 4 + 4 + 2) * mib

@@ -52,10 +52,11 @@ class Listener(Session):
     is_reachable = keeps_up = True
     bytes_waiting = 0
 
-    def audience_key(self, wanted: CompiledFilter | None) -> Hashable:
-        return self.codec if wanted is None else (self.codec, wanted)
+    @property
+    def audience_key(self) -> Hashable:
+        return self.codec
 
-    def new_audience(self, name: str, wanted: CompiledFilter | None) -> Audience:
+    def new_audience(self, name: str) -> Audience:
         return Crowd()
 
     def take(self, name: str, publications: Sequence[Publication], rule: str) -> int:

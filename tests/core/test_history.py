@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from itertools import count, pairwise
+from itertools import count, pairwise, product
 
 import attrs
 import msgspec
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from broker.core.history import (
+    EXPIRED_AT_ONCE,
     META_TTL,
     OWNER_BYTES,
     PUBLICATION_BYTES,
@@ -23,14 +24,15 @@ from broker.core.history import (
 )
 from broker.core.messages import ClientInfo, Position, Publication
 from broker.core.shares import Owner, owner_of, tags_bytes, text_bytes
+from broker.core.work import EVICTED, FIRST
 
 PLENTY = 2**30
 
 
-def epochs() -> Callable[[], str]:
+def epochs() -> Callable[[str], str]:
     """E1, E2, …: no two alike, and a test can tell how many were begun."""
     numbers = count(1)
-    return lambda: f"E{next(numbers)}"
+    return lambda topic: f"E{next(numbers)}"
 
 
 def store_of(max_bytes: int = PLENTY) -> HistoryStore:
@@ -273,6 +275,44 @@ def test_expire_frees_what_is_past_its_time_and_nothing_else() -> None:
         statistics = store.statistics()
         assert (statistics.topics, statistics.publications) == (topics, publications), now
     assert store.statistics().bytes == 2 * QUIET_BYTES + len("shortlong")
+
+
+def test_what_expires_at_one_time_is_freed_a_part_at_a_time() -> None:
+    store = store_of()
+    for number in range(EXPIRED_AT_ONCE + 10):
+        put(store, f"t{number}", "a", now=0.0, ttl=10.0)
+    assert not store.expire(9.0)
+    assert store.expire(10.0)
+    assert store.statistics().topics == 10
+    assert not store.expire(10.0)
+    assert store.statistics().topics == 0
+    assert store.statistics().quiet_topics == EXPIRED_AT_ONCE + 10
+    assert not store.expire(9.0 + META_TTL)
+    assert store.expire(10.0 + META_TTL)
+    assert not store.expire(10.0 + META_TTL)
+    assert store.statistics().quiet_topics == 0
+
+
+def test_topics_that_begin_and_those_that_must_go_are_work() -> None:
+    store = store_of(cost(2))
+    put(store, "a", "a")
+    assert store.meter.done == FIRST
+    put(store, "a", "a")
+    assert store.meter.done == FIRST
+    put(store, "b", "a")
+    assert store.meter.done >= 2 * FIRST + EVICTED
+
+
+def test_to_peek_shows_what_is_kept_and_changes_nothing() -> None:
+    store = store_of()
+    put(store, "a", "abcd", now=0.0, ttl=10.0)
+    for since, limit, reverse in product((None, 0, 2, 9), (-1, 0, 3), (False, True)):
+        read, _ = store.read(
+            "a", 0.0, None if since is None else Position(since, ""), limit, reverse
+        )
+        assert store.peek("a", since, limit, reverse) == read
+    assert store.peek("b", None, -1) == []
+    assert store.statistics().quiet_topics == 0
 
 
 def test_a_busy_topic_is_freed_when_it_stops() -> None:
@@ -765,7 +805,7 @@ class PlainModel(RuleBasedStateMachine):
             else:
                 topic.quiet_since = self.now
         if topic is None:
-            topic = self.topics[name] = PlainTopic(self.fresh_epoch(), quiet_since=self.now)
+            topic = self.topics[name] = PlainTopic(self.fresh_epoch(name), quiet_since=self.now)
         return topic
 
     def cut(self, name: str, topic: PlainTopic) -> None:

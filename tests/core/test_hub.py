@@ -26,6 +26,16 @@ def outboxes(hub: Hub[Listener], topic: str) -> list[tuple[str, object, list[Sub
     ]
 
 
+def picky(hub: Hub[Listener], topic: str) -> list[list[Subscriber]]:
+    """Those who pick by tags, by audience."""
+    return [
+        [each.subscriber for each in audience]
+        for listeners in hub.listeners(topic)
+        for audience in listeners.picky or ()
+    ]
+
+
+A_IS_HERE = CompiledFilter(FilterNode(key="a", cmp="ex"))
 EMPTY = HubStatistics(sessions=0, topics=0, patterns=0, subscriptions=0)
 
 
@@ -165,14 +175,21 @@ def test_a_session_is_here_for_as_long_as_the_block_also_when_that_fails() -> No
 def test_those_who_pick_other_tags_are_another_audience() -> None:
     hub: Hub[Listener] = Hub()
     all_of_it, two, three = (attach(hub) for _ in range(3))
-    wanted = CompiledFilter(FilterNode(key="a", cmp="ex"))
     hub.subscribe(join(all_of_it, "news"))
     for peer in (two, three):
-        hub.subscribe(join(peer, "news", wanted=wanted))
-    assert outboxes(hub, "news") == [
-        ("news", "plain", [all_of_it]),
-        ("news", ("plain", wanted), [two, three]),
-    ]
+        hub.subscribe(join(peer, "news", wanted=A_IS_HERE))
+    assert outboxes(hub, "news") == [("news", "plain", [all_of_it])]
+    assert picky(hub, "news") == [[two, three]]
+    (listeners,) = hub.listeners("news")
+    assert [listeners.is_plain] == [False]
+    assert len(listeners) == 3
+    assert [each.subscriber for each in listeners] == [all_of_it, two, three]
+    for peer in (two, three):
+        hub.unsubscribe(peer, "news")
+    assert listeners.is_plain
+    assert listeners.picky is None
+    hub.unsubscribe(all_of_it, "news")
+    assert hub.topics() == {}
 
 
 def test_topics_are_counted_by_their_subscriptions() -> None:
@@ -204,9 +221,9 @@ class HubModel(RuleBasedStateMachine):
         self.here[peer.fd] = peer
         return peer
 
-    @rule(peer=peers, name=NAMES, watches=st.booleans())
-    def subscribe(self, peer: Listener, name: str, watches: bool) -> None:
-        subscription = join(peer, name, join_leave=watches)
+    @rule(peer=peers, name=NAMES, watches=st.booleans(), picks=st.booleans())
+    def subscribe(self, peer: Listener, name: str, watches: bool, picks: bool) -> None:
+        subscription = join(peer, name, join_leave=watches, wanted=A_IS_HERE if picks else None)
         if (peer.fd, name) in self.listening:
             with pytest.raises(KeyError):
                 self.hub.subscribe(subscription)
@@ -241,6 +258,7 @@ class HubModel(RuleBasedStateMachine):
             assert found == sorted(k for k in self.listening if matches(k[1], topic))
             for name, _, audience in outboxes(self.hub, topic):
                 assert audience, f"{name} has an empty audience"
+            assert all(picky(self.hub, topic))
 
     @invariant()
     def presence_and_watchers_agree(self) -> None:

@@ -223,7 +223,7 @@ async def test_a_hook_may_use_the_broker_to_the_last(autojump_clock: MockClock) 
 
     @broker.on_event
     async def publish(event: Event) -> None:
-        delivery = broker.publish("events", event.kind)
+        delivery = await broker.publish("events", event.kind)
         published.append((event.kind, delivery.matched))
 
     async with open_test_broker(broker), broker.subscribe("events") as messages:

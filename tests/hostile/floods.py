@@ -201,6 +201,108 @@ async def _excluded(field: Field) -> Sequence[str]:
     return unless(spent > 1 and f"{spent:.1f} s of CPU", "cheap")
 
 
+@hostile("multiply/1,000 rooms by filter on one topic", ISSUE, "cheap", fresh=True, attackers=1000,
+         seconds=30.0, peak_mib=96.0, left_mib=48.0)  # fmt: skip
+async def _rooms(field: Field) -> Sequence[str]:
+    peers = await field.open_clients(1000)
+    for number, peer in enumerate(peers):
+        room = {"key": "room", "cmp": "eq", "val": str(number)}
+        result(await peer.call(subscribe={"channel": "rooms", "tf": room}))
+    api = await field.keep_api()
+    before = field.sample().cpu
+    for number in range(500):
+        await api.call("publish", channel="rooms", data=1, tags={"room": str(number)})
+    each = (field.sample().cpu - before) / 500
+    heard = sum([len(await peer.publications()) for peer in peers[:500]])
+    if heard != 500:
+        return [f"{heard} heard of 500"]
+    return unless(each > 0.001 and f"{each * 1000:.1f} ms of CPU a publish", "cheap")
+
+
+@hostile("multiply/990 patterns, reads of 500 publishes", ISSUE, *SERVED, seconds=15.0)
+async def _patterns_and_reads(field: Field) -> Sequence[str]:
+    peer, publisher = await field.open_clients(2)
+    answers = await subscribe_all(peer, [{"channel": each} for each in matching(990)])
+    field.nursery.start_soon(drained, peer)
+    with trio.move_on_after(2):
+        await _repeat(publisher, text({"publish": {"channel": TARGET, "data": 1}}) * 500)
+    return served(answers)
+
+
+def _large_for_many(named: str, size: int) -> None:
+    @hostile(f"multiply/990 patterns, publishes of {named}", ISSUE, *SERVED, fresh=True,
+             setup=Setup(options=("--slow-consumer", "drop_oldest", "--history-size", "0")),
+             seconds=15.0)  # fmt: skip
+    async def _patterns_and_large(field: Field) -> Sequence[str]:
+        peer, publisher = await field.open_clients(2)
+        answers = await subscribe_all(peer, [{"channel": each} for each in matching(990)])
+        with trio.move_on_after(4):
+            await _repeat(publisher, text({"publish": {"channel": TARGET, "data": "x" * size}}))
+        return served(answers)
+
+
+_large_for_many("60 KB", 60_000)
+_large_for_many("1 MB", 10**6)
+
+
+@hostile("multiply/50 x rpc publish into 990 patterns", ISSUE, *SERVED, attackers=50, fresh=True,
+         seconds=20.0)  # fmt: skip
+async def _many_calls(field: Field) -> Sequence[str]:
+    peer, *callers = await field.open_clients(51)
+    answers = await subscribe_all(peer, [{"channel": each} for each in matching(990)])
+    field.nursery.start_soon(drained, peer)
+    call = {"id": 9, "rpc": {"method": "publish", "data": {"topic": TARGET, "data": 1}}}
+    with trio.move_on_after(3):
+        async with trio.open_nursery() as nursery:
+            for caller in callers:
+                nursery.start_soon(_repeat, caller, text(call))
+                nursery.start_soon(drained, caller)
+    return served(answers)
+
+
+@hostile("multiply/50 wills for 990 patterns at once", ISSUE, "gone", attackers=50, fresh=True,
+         seconds=20.0)  # fmt: skip
+async def _many_wills(field: Field) -> Sequence[str]:
+    peer, *others = await field.open_clients(51)
+    await subscribe_all(peer, [{"channel": each} for each in matching(990)])
+    field.nursery.start_soon(drained, peer)
+    for other in others:
+        result(await other.rpc("will", topic=TARGET, data=1))
+    for other in others:
+        other.reset()
+    await trio.sleep(1)
+    return ["gone"]
+
+
+@hostile("multiply/50 x 1,000 patterns left at once", ISSUE, "gone", attackers=50, fresh=True,
+         seconds=30.0, peak_mib=256.0, left_mib=200.0)  # fmt: skip
+async def _leave_together(field: Field) -> Sequence[str]:
+    peers = await field.open_clients(50)
+    for number, peer in enumerate(peers):
+        names = [{"channel": f"*.{number}.x{n}.>"} for n in range(1000)]
+        await subscribe_all(peer, names)
+    for peer in peers:
+        peer.reset()
+    await trio.sleep(1)
+    return ["gone"]
+
+
+@hostile("multiply/a group of 200 that is stuck", ISSUE, "cheap", attackers=200, fresh=True,
+         seconds=30.0, peak_mib=128.0, left_mib=64.0)  # fmt: skip
+async def _stuck_group(field: Field) -> Sequence[str]:
+    for _ in range(200):
+        peer = await field.open_client(receive_buffer=4096)
+        await peer.call(subscribe={"channel": "jobs", "data": {"group": "g"}})
+    publisher = await field.open_client()
+    before = field.sample().cpu
+    data = text({"publish": {"channel": "jobs", "data": "x" * 1000}}) * 100
+    for _ in range(500):
+        await publisher.send(data)
+    await publisher.call(presence_stats={"channel": "a"})
+    spent = field.sample().cpu - before
+    return unless(spent > 5 and f"{spent:.1f} s of CPU", "cheap")
+
+
 @hostile("multiply/10,000 patterns *.*.*.*.>", APP, *SERVED, attackers=10, seconds=20.0,
          peak_mib=96.0)  # fmt: skip
 async def _stars(field: Field) -> Sequence[str]:
@@ -796,3 +898,122 @@ async def _presences(field: Field) -> Sequence[str]:
         await peer.call(subscribe={"channel": "crowd"})
     api = await field.keep_api()
     return sorted({said(await api.call("presence", channel="crowd")) for _ in range(100)})
+
+
+@hostile("backend/a broadcast to 100,000 topics", ISSUE, "ok", fresh=True, peak_mib=160.0, left_mib=128.0,
+         seconds=60.0)  # fmt: skip
+async def _broad(field: Field) -> Sequence[str]:
+    return [said(await field.api("broadcast", channels=[f"b{n}" for n in range(99_000)], data=1))]
+
+
+@hostile("backend/a batch of 10 histories of 57 MB", ISSUE, "ok", fresh=True, setup=HISTORY,
+         peak_mib=128.0, left_mib=96.0, seconds=30.0)  # fmt: skip
+async def _many_histories(field: Field) -> Sequence[str]:
+    await fill_history(field, "big")
+    commands = [{"history": {"channel": "big", "limit": -1}}] * 10
+    answer = await field.api("batch", commands=commands)
+    asked = [said(each) for each in answer["replies"]]
+    return unless(len(asked) != 10 and "not all")
+
+
+@hostile("backend/1 MiB of {} in a batch", ISSUE, "error 106", fresh=True, peak_mib=192.0, left_mib=96.0,
+         seconds=30.0)  # fmt: skip
+async def _nothings(field: Field) -> Sequence[str]:
+    return [said(await field.api("batch", commands=[{}] * 349_000))]
+
+
+PATIENT: Final = Setup(options=("--ping-seconds", "600"))
+"""For crowds that are made ready for longer than a client may be silent."""
+
+
+@hostile("backend/a list of 100,000 channels", ISSUE, "ok", attackers=100, fresh=True, setup=PATIENT,
+         peak_mib=256.0, left_mib=192.0, seconds=60.0)  # fmt: skip
+async def _channels(field: Field) -> Sequence[str]:
+    for number, peer in enumerate(await field.open_clients(100)):
+        await subscribe_all(peer, [{"channel": f"chat:{number}-{n}"} for n in range(1000)])
+        field.nursery.start_soon(drained, peer)
+    fates = [
+        said(await field.api("channels", pattern=glob)) for glob in ("*", "{a,b,c,d}*{e,f,g}*")
+    ]
+    return sorted(set(fates))
+
+
+@hostile("backend/connections with 100,000 topics", ISSUE, "ok", attackers=100, fresh=True, setup=PATIENT,
+         peak_mib=256.0, left_mib=192.0, seconds=60.0)  # fmt: skip
+async def _connections(field: Field) -> Sequence[str]:
+    for number, peer in enumerate(await field.open_clients(100)):
+        names = [{"channel": f"chat:{number}-{n}-" + "x" * 200} for n in range(1000)]
+        await subscribe_all(peer, names)
+        field.nursery.start_soon(drained, peer)
+    return [said(await field.api("connections", limit=10_000))]
+
+
+ALICE: Final = Setup(
+    app="tests.hostile.apps:authorizing",
+    connect={"token": "b0b"},
+    options=("--ping-seconds", "600"),
+)
+
+
+@hostile("backend/1,000 of one user subscribe and watch", ISSUE, "ok", attackers=1000, setup=ALICE,
+         fresh=True, peak_mib=96.0, left_mib=64.0, seconds=90.0)  # fmt: skip
+async def _subscribe_user(field: Field) -> Sequence[str]:
+    for _ in range(1000):
+        peer = await field.open_client(token="s3cret")
+        await peer.call(subscribe={"channel": "door", "join_leave": True})
+        field.nursery.start_soon(drained, peer)
+    await trio.sleep(1)
+    return [
+        said(await field.api("unsubscribe", user="alice", channel="door")),
+        said(await field.api("subscribe", user="alice", channel="hall")),
+    ]
+
+
+@hostile("backend/1,000 of one user are sent away", ISSUE, "ok", attackers=1000, setup=ALICE,
+         fresh=True, peak_mib=96.0, left_mib=64.0, seconds=90.0)  # fmt: skip
+async def _disconnect_user(field: Field) -> Sequence[str]:
+    for number in range(1000):
+        peer = await field.open_client(token="s3cret")
+        await peer.say(
+            *({"id": n + 2, "subscribe": {"channel": f"{number}.{n}"}} for n in range(10))
+        )
+        field.nursery.start_soon(drained, peer)
+    await trio.sleep(1)
+    return [said(await field.api("disconnect", user="alice"))]
+
+
+@hostile("backend/50 callers publish to 1,000 listeners", ISSUE, "ok", attackers=1000, fresh=True,
+         setup=PATIENT, peak_mib=96.0, left_mib=64.0, seconds=60.0)  # fmt: skip
+async def _callers(field: Field) -> Sequence[str]:
+    for peer in await field.open_clients(1000):
+        await peer.call(subscribe={"channel": "crowd"})
+        field.nursery.start_soon(drained, peer)
+    fates: Counter[str] = Counter()
+
+    async def publish() -> None:
+        api = await field.keep_api()
+        for _ in range(20):
+            fates[said(await api.call("publish", channel="crowd", data=1))] += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(publish)
+    return sorted(fates)
+
+
+@hostile("flood/50 clients rpc-publish to 1,000 listeners", ISSUE, "ok", attackers=1000, fresh=True,
+         setup=PATIENT, peak_mib=96.0, left_mib=64.0, seconds=60.0)  # fmt: skip
+async def _rpc_publishes(field: Field) -> Sequence[str]:
+    for peer in await field.open_clients(1000):
+        await peer.call(subscribe={"channel": "crowd"})
+        field.nursery.start_soon(drained, peer)
+    fates: Counter[str] = Counter()
+
+    async def publish(peer: Peer) -> None:
+        for _ in range(20):
+            fates[said(await peer.rpc("publish", topic="crowd", data=1))] += 1
+
+    async with trio.open_nursery() as nursery:
+        for peer in await field.open_clients(50):
+            nursery.start_soon(publish, peer)
+    return sorted(fates)

@@ -4,18 +4,23 @@ import base64
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import Any, TypeVar
 
 import cent
 import h11
 import msgspec
 import pytest
+import structlog
 import trio
 from cent.exceptions import CentApiResponseError, CentTransportError, CentUnauthorizedError
-from trio.testing import MockClock
+from trio.testing import MockClock, assert_no_checkpoints
 
-from broker import Broker, CloseCode, Config, ConnectEvent, ConnectReply
+from broker import Broker, CloseCode, Config, ConnectEvent, ConnectReply, TopicRules
+from broker.http.api import MAX_COMMANDS, Api
+from broker.routing.recipients import Peer as Recipient
 from broker.testing import Network, Peer, handshake, open_test_broker
+from tests.routing.conftest import attach, subscription
 
 KEY = "s3cret"
 T = TypeVar("T")
@@ -523,6 +528,288 @@ async def test_a_batch_answers_in_order(autojump_clock: MockClock, parallel: boo
         assert replies[5] == {"presence_stats": {"num_clients": 1, "num_users": 1}}
         got = [(await peer.receive_json())["push"]["pub"]["data"] for _ in "12"]
         assert got == [1, 2]
+
+
+# turns, and the room in an answer
+
+
+async def asked(net: Network, method: str, **params: object) -> Any:
+    """The answer to a request of one more connection, without the way over HTTP."""
+    node = net.broker.node
+    answer = await Api(node).answer(method, msgspec.json.encode(params), node.new_share())
+    assert answer.status == 200, answer.body
+    return json.loads(answer.body)
+
+
+async def beside(net: Network, act: Callable[[], object], method: str, **params: object) -> Any:
+    """The same, while somebody else does something as often as there is a turn; how often that was."""
+    answers: list[Any] = []
+    times = 0
+
+    async def ask() -> None:
+        answers.append(await asked(net, method, **params))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        while not answers:
+            act()
+            times += 1
+            await trio.lowlevel.checkpoint()
+    return answers[0], times
+
+
+def fill(net: Network, topic: str, count: int) -> list[Recipient]:
+    """As many clients that are subscribed to one topic, none of which is there."""
+    router = net.broker.node.router
+    peers = [attach(router) for _ in range(count)]
+    for peer in peers:
+        router.hub.subscribe(subscription(peer, topic))
+    return peers
+
+
+async def test_a_small_request_is_one_step(autojump_clock: MockClock) -> None:
+    async with served() as net, await listener(net, "t"):
+        commands: list[dict[str, object]] = [
+            {"publish": {"channel": "t", "data": n}} for n in range(3)
+        ]
+        commands += [{"presence": {"channel": "t"}}, {"history": {"channel": "t", "limit": 9}}]
+        commands += [{"channels": {}}, {"connections": {}}, {"presence_stats": {"channel": "t"}}]
+        with assert_no_checkpoints():
+            answer = await asked(net, "batch", commands=commands)
+        assert [list(each) for each in answer["replies"]] == [list(each) for each in commands]
+
+
+@pytest.mark.parametrize("method", ["batch", "broadcast"])
+async def test_others_have_their_turn_within_a_request_whose_own_order_is_kept(
+    autojump_clock: MockClock, method: str
+) -> None:
+    async with served(topics=TopicRules(history_size=10_000)) as net:
+
+        def publish() -> None:
+            net.broker.publish_nowait("t", "other")
+
+        if method == "batch":
+            commands = [{"publish": {"channel": "t", "data": n}} for n in range(2000)]
+            answer, turns = await beside(net, publish, "batch", commands=commands)
+            offsets = [each["publish"]["offset"] for each in answer["replies"]]
+        else:
+            channels = ["t"] * 2000
+            answer, turns = await beside(net, publish, "broadcast", channels=channels, data="mine")
+            offsets = [each["result"]["offset"] for each in answer["result"]["responses"]]
+        assert 10 < turns < 1000
+        assert offsets == sorted(offsets)
+        publications, _ = net.broker.history("t")
+        data = [each.value for each in publications]
+        between = [
+            n for n in range(1, len(data)) if (data[n] == "other") is not (data[n - 1] == "other")
+        ]
+        assert len(between) > 10
+        if method == "batch":
+            assert [each for each in data if each != "other"] == list(range(2000))
+
+
+async def test_each_connection_of_a_user_is_a_step_and_looked_at_in_it(
+    autojump_clock: MockClock,
+) -> None:
+    async with served() as net:
+        peers = [await listener(net, user="a") for _ in range(20)]
+        share = net.broker.node.new_share()
+        share.spend(1e6)
+        body = msgspec.json.encode({"user": "a"})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Api(net.broker.node).answer, "disconnect", body, share)
+            while net.broker.is_established(peers[0].fd):
+                await trio.lowlevel.checkpoint()
+            assert net.broker.is_established(peers[-1].fd), "twenty steps are five turns"
+            net.broker.bind(peers[-1].fd, "b")
+        here = [net.broker.is_established(peer.fd) for peer in peers]
+        assert here == [False] * 19 + [True]
+
+
+@pytest.mark.parametrize("order", [{"code": 1006}, {"code": 99}])
+async def test_a_code_that_closes_nothing_is_refused_before_anybody_is_closed(
+    autojump_clock: MockClock, order: dict[str, object]
+) -> None:
+    async with served() as net, await listener(net, user="a") as peer:
+        assert (await error(net, "disconnect", user="a", disconnect=order))[0] == 107
+        assert (await error(net, "disconnect", user="nobody", disconnect=order))[0] == 107
+        assert net.broker.is_established(peer.fd)
+
+
+async def test_lists_are_written_piece_by_piece_and_whole(autojump_clock: MockClock) -> None:
+    async with served() as net:
+        peers = fill(net, "crowd", 3000)
+        fds = [str(peer.fd) for peer in peers]
+        for number, peer in enumerate(peers):
+            net.broker.node.router.hub.subscribe(subscription(peer, f"x{number}"))
+        answer, turns = await beside(net, int, "presence", channel="crowd")
+        presence = answer["result"]["presence"]
+        assert list(presence) == fds
+        assert presence[fds[0]] == {"client": fds[0], "user": ""}
+        assert turns > 5
+        answer, turns = await beside(net, int, "channels", pattern="{x,y,z,crowd,v}*")
+        assert len(answer["result"]["channels"]) == 3001
+        assert turns > 5
+        assert await result(net, "presence_stats", channel="crowd") == {
+            "num_clients": 3000,
+            "num_users": 1,
+        }
+
+
+async def test_what_has_gone_since_a_list_was_begun_is_not_in_it(autojump_clock: MockClock) -> None:
+    async with served() as net:
+        hub = net.broker.node.router.hub
+        peers = fill(net, "crowd", 2000)
+        for number, peer in enumerate(peers):
+            hub.subscribe(subscription(peer, f"x{number}"))
+        last = peers[-1]
+        turns = count()
+
+        def leave() -> None:
+            if next(turns) == 2:  # it was begun
+                hub.leave_all(last)
+
+        answer, _ = await beside(net, leave, "channels", pattern="{x,a,b,d,e,f,g}*")
+        assert "x1999" not in answer["result"]["channels"]
+        assert len(answer["result"]["channels"]) == 1999
+
+
+async def test_a_list_that_does_not_fit_is_refused_and_what_was_done_is_told(
+    autojump_clock: MockClock,
+) -> None:
+    config = {"api_reply_bytes": 3000, "topics": TopicRules(history_size=10)}
+    async with served(**config) as net, await listener(net, "a"):
+        fill(net, "crowd", 100)
+        for _ in range(3):
+            net.broker.publish_nowait("big", "x" * 900)
+        code, text = await error(net, "presence", channel="crowd")
+        assert code == 106
+        assert text == "the answer would be too long: ask for less, or in a request of its own"
+        commands = [
+            {"history": {"channel": "big", "limit": 2}},
+            {"publish": {"channel": "a", "data": 1}},
+            {"history": {"channel": "big", "limit": 2}},
+            {"history": {"channel": "big", "limit": 1}},
+            {"history": {"channel": "big", "limit": 1}},
+            {"publish": {"channel": "a", "data": 2}},
+            {"broadcast": {"channels": ["a"] * 200, "data": 3}},
+            {"history": {"channel": "big", "limit": 0}},
+        ]
+        answer = await call(net, "batch", commands=commands)
+        replies = answer["replies"]
+        assert [next(iter(each)) for each in replies] == [
+            *("history", "publish", "error", "history", "error", "publish", "broadcast", "history")
+        ]
+        assert {each["error"]["code"] for each in replies if "error" in each} == {106}
+        assert len(replies[6]["broadcast"]["responses"]) == 200
+        assert net.broker.history("a")[1].offset == 202
+
+
+async def test_history_is_bounded_as_for_clients_and_pages_on(autojump_clock: MockClock) -> None:
+    bounds = {"history_max_limit": 4, "history_reply_bytes": 3000}
+    async with served(topics=TopicRules(history_size=100), **bounds) as net:
+        for n in range(10):
+            net.broker.publish_nowait("t", n)
+        for n in range(3):
+            net.broker.publish_nowait("t", f"{n}" * 1000)
+        net.broker.publish_nowait("t", "x" * 10_000)
+        page = await result(net, "history", channel="t", limit=-1)
+        assert [each["data"] for each in page["publications"]] == [0, 1, 2, 3]
+        assert page["offset"] == 14, "the last offset says that there is more"
+        got, sizes = [], []
+        position = {"offset": 0, "epoch": page["epoch"]}
+        while position["offset"] < page["offset"]:
+            page = await result(net, "history", channel="t", limit=100, since=position)
+            sizes.append(len(page["publications"]))
+            got += [each["data"] for each in page["publications"]]
+            position["offset"] = page["publications"][-1]["offset"]
+        assert got == [*range(10), *(f"{n}" * 1000 for n in range(3)), "x" * 10_000]
+        assert sizes == [4, 4, 3, 2, 1], "one at least, of whatever size"
+        page = await result(net, "history", channel="t", limit=100, reverse=True)
+        assert [each["offset"] for each in page["publications"]] == [14]
+
+
+async def test_a_page_of_connections_ends_where_there_is_no_more_room(
+    autojump_clock: MockClock,
+) -> None:
+    async with served(api_reply_bytes=600) as net:
+        peers = [await listener(net, f"t{n}", user="u") for n in range(20)]
+        for asked_by in ({}, {"user": "u"}):
+            got: list[str] = []
+            pages = 0
+            while page := (
+                await result(net, "connections", after=int(got[-1]) if got else 0, **asked_by)
+            )["connections"]:
+                got += page
+                pages += 1
+            assert got == [str(peer.fd) for peer in peers]
+            assert 3 < pages < 20
+        await subscribe_many(peers[0], 100)
+        assert (await error(net, "connections", limit=1))[0] == 106, "not even one"
+
+
+async def subscribe_many(peer: Peer, count: int) -> None:
+    for n in range(count):
+        assert "subscribe" in await peer.request(subscribe={"channel": f"{n}-" + "x" * 20})
+
+
+async def test_a_batch_has_so_many_commands_at_most(autojump_clock: MockClock) -> None:
+    async with served() as net:
+        code, text = await error(net, "batch", commands=[{}] * (MAX_COMMANDS + 1))
+        assert (code, text) == (106, f"a batch has at most {MAX_COMMANDS} commands")
+        answer = await asked(net, "batch", commands=[{}] * 3)
+        assert [each["error"]["code"] for each in answer["replies"]] == [107] * 3
+
+
+@pytest.mark.parametrize(
+    "command, reply",
+    [
+        (b"5", 107),
+        (b"null", 107),
+        (b"[]", 107),
+        (b"{}", 107),
+        (b'{"info":{},"info2":{}}', 107),
+        (b'{"nonsense":{}}', 104),
+        (b'{"info":null}', 107),
+        (b'{"info":5}', 107),
+        (b'{"\\ud83d":{}}', 107),
+        (b'{"publish":{"channel":"\\ud83d","data":1}}', 107),
+        (b'{"publish":{"channel":"a","data":"\\ud83d"}}', 0),
+        ('{"publish":{"channel":"é","data":1}}'.encode(), 0),
+    ],
+)
+async def test_a_command_of_a_batch_is_read_by_itself(
+    autojump_clock: MockClock, command: bytes, reply: int
+) -> None:
+    async with served() as net:
+        body = b'{"commands":[%b,{"publish":{"channel":"b","data":1}}]}' % command
+        status, answer = await ask(net, "batch", body)
+        assert status == 200
+        first, second = json.loads(answer)["replies"]
+        assert first.get("error", {"code": 0})["code"] == reply
+        assert "publish" in second
+
+
+async def test_a_wrong_key_is_logged_with_its_address_by_either_door(
+    autojump_clock: MockClock,
+) -> None:
+    async with served() as net:
+        for key, reason in (("wrong", "wrong key"), (None, "no key")):
+            with structlog.testing.capture_logs() as lines:
+                assert (await ask(net, "info", b"{}", key))[0] == 401
+                chunked = (
+                    b"POST /api/info HTTP/1.1\r\nHost: test\r\n%bTransfer-Encoding: chunked\r\n"
+                    b"\r\n2\r\n{}\r\n0\r\n\r\n" % (b"" if key is None else b"X-API-Key: wrong\r\n")
+                )
+                stream = await net.listener.connect()
+                await stream.send_all(chunked)
+                answer = b"".join([bytes(data) async for data in stream])
+                assert answer.startswith(b"HTTP/1.1 401 ")
+                await stream.aclose()
+            found = [each for each in lines if each["event"] == "api_key_refused"]
+            assert [(each["reason"], each["method"]) for each in found] == [(reason, "info")] * 2
+            assert {each["log_level"] for each in found} == {"warning"}
+            assert [each["peer"] for each in found] == ["memory", "unix"]
 
 
 # users

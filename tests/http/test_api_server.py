@@ -10,10 +10,17 @@ import structlog
 import trio
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import (
+    MockClock,
+    lockstep_stream_pair,
+    memory_stream_pair,
+    wait_all_tasks_blocked,
+)
 
-from broker import Broker, Config
-from broker.http.api_server import IDLE_SECONDS
+from broker import Broker, Config, TopicRules
+from broker.http.api import Api, ApiResponse
+from broker.http.api_server import IDLE_SECONDS, SEND_BYTES
+from broker.routing.turns import Share
 from broker.testing import Network, open_test_broker
 
 KEY = "s3cret"
@@ -218,6 +225,79 @@ async def test_a_body_that_does_not_come_ends_it(autojump_clock: MockClock) -> N
         await backend.stream.send_all(request("/api/info", INFO, KEY)[:-1])
         assert await backend.is_over()
         assert trio.current_time() - before == 30
+
+
+async def test_an_answer_that_is_not_taken_ends_it(autojump_clock: MockClock) -> None:
+    broker = Broker(Config(api_key=KEY))
+    async with open_test_broker(broker) as net:
+        stream = await net.listener.connect(lockstep_stream_pair)
+        before = trio.current_time()
+        await stream.send_all(request("/api/info", INFO, KEY))
+        await trio.sleep(29.9)
+        assert net.streams == 1
+        await trio.sleep(0.2)
+        assert net.streams == 0
+        assert trio.current_time() - before < 31
+        await stream.aclose()
+
+
+async def test_an_answer_is_charged_until_it_is_taken(autojump_clock: MockClock) -> None:
+    broker = Broker(Config(api_key=KEY, topics=TopicRules(history_size=10)))
+    async with open_test_broker(broker) as net:
+        broker.publish_nowait("t", "x" * 100_000)
+        before = broker.stats().memory.parts["outboxes"]
+        stream = await net.listener.connect(lockstep_stream_pair)
+        await stream.send_all(request("/api/history", b'{"channel":"t","limit":1}', KEY))
+        await wait_all_tasks_blocked()
+        assert broker.stats().memory.parts["outboxes"] - before > 100_000
+        await Backend(stream).receive()
+        await wait_all_tasks_blocked()
+        assert broker.stats().memory.parts["outboxes"] == before
+        await stream.aclose()
+
+
+async def test_what_a_request_asks_for_is_done_however_long_that_takes(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Api.answer
+
+    async def slowly(self: Api, method: str, body: bytes, share: Share) -> ApiResponse:
+        await trio.sleep(100)
+        return await answer(self, method, body, share)
+
+    monkeypatch.setattr(Api, "answer", slowly)
+    async with connected() as (_, backend):
+        for number in (1, 2):
+            await backend.send("/api/publish", publish(number))
+            status, _, body = await backend.receive()
+            assert status == 200
+            assert msgspec.json.decode(body)["result"]["offset"] == number
+
+
+async def test_a_large_answer_goes_out_in_pieces(autojump_clock: MockClock) -> None:
+    sizes: list[int] = []
+
+    def make_pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
+        ours, theirs = memory_stream_pair()
+        send_all = theirs.send_all
+
+        async def counted(data: bytes | bytearray | memoryview) -> None:
+            sizes.append(len(data))
+            await send_all(data)
+
+        theirs.send_all = counted  # type: ignore[method-assign]
+        return ours, theirs
+
+    broker = Broker(Config(api_key=KEY, topics=TopicRules(history_size=10)))
+    async with open_test_broker(broker) as net, await net.listener.connect(make_pair) as stream:
+        for _ in range(3):
+            broker.publish_nowait("t", "x" * 100_000)
+        backend = Backend(stream)
+        await backend.send("/api/history", b'{"channel":"t","limit":-1}')
+        _, _, body = await backend.receive()
+        assert len(msgspec.json.decode(body)["result"]["publications"]) == 3
+        assert max(sizes) == SEND_BYTES
+        assert sum(sizes) > 300_000
 
 
 async def test_a_peer_that_goes_leaves_nothing_behind(autojump_clock: MockClock) -> None:

@@ -2,21 +2,23 @@
 
 import json
 import logging
+from pathlib import Path
 
 import h11
 import pytest
 import trio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from trio.testing import memory_stream_pair
+from trio.testing import MockClock, memory_stream_pair
 
-from broker import Broker, Config
+from broker import Broker, Config, Refused
 from broker.http.asgi import http_app
 from broker.http.server import HttpServer
 from broker.node import Node
 from broker.testing import open_test_broker
 from broker.transport.head import Request as HeadAndBehind
 from broker.transport.head import parse_head
+from tests.conftest import Disk
 
 
 async def ask(
@@ -117,6 +119,23 @@ async def test_the_websocket_path_says_426_and_what_to_do(method: str) -> None:
 @pytest.mark.parametrize("path", ["/ws", "/ws/"])
 async def test_a_slash_at_the_end_redirects_nobody(configured: str, path: str) -> None:
     assert (await ask(Broker(Config(websocket_paths=(configured,))), path))[0] == 426
+
+
+async def test_the_health_says_that_nothing_can_be_kept_and_stays_200(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    broker = Broker(Config(engine=f"sqlite:{tmp_path / 'log.db'}"))
+    broker.run_blocking = disk = Disk()
+    async with open_test_broker(broker) as net:
+        disk.failure = "database or disk is full"
+        with pytest.raises(Refused):
+            await broker.publish("a", 1)
+        status, _, body = await ask_node(net.node, "/healthz")
+        reason = "nothing is kept: database or disk is full"
+        assert (status, json.loads(body)) == (200, {"status": "degraded", "reason": reason})
+        disk.failure = ""
+        await trio.sleep(2)
+        assert (await ask_node(net.node, "/healthz"))[2] == b'{"status":"ok"}'
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/nothing/", "/static", "/healthz/"])

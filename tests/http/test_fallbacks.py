@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
+from itertools import pairwise
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -315,7 +316,7 @@ async def test_a_payload_of_any_size_comes_whole(
     client = await open_reader(net, how)
     async with client:
         for n in range(3):
-            net.broker.publish("a", str(n) * size)
+            net.broker.publish_nowait("a", str(n) * size)
             said = await client.object()
             assert (said.get("push") or said)["pub"]["data"] == str(n) * size
 
@@ -330,8 +331,8 @@ async def test_a_frame_may_end_anywhere_in_what_is_written(
         await client.object()
     await one_way.object()
     for size in range(65_536 - 120, 65_536 + 20, 3):
-        net.broker.publish("a", "x" * size)
-        net.broker.publish("a", size)
+        net.broker.publish_nowait("a", "x" * size)
+        net.broker.publish_nowait("a", size)
         for client in (one_way, other):
             said = [await client.object() for _ in range(2)]
             data = [(each.get("push") or each)["pub"]["data"] for each in said]
@@ -580,7 +581,7 @@ async def test_a_client_that_reads_too_slowly_is_sent_away_by_the_rule_of_the_to
         await client.object()
         await client.object()
         for _ in range(20):
-            broker.publish("a", "x" * 1000)
+            broker.publish_nowait("a", "x" * 1000)
             await wait_all_tasks_blocked()
         said = await client.rest()
         assert said[-1] == {"disconnect": {"code": 3008, "reason": "slow"}}
@@ -1090,8 +1091,8 @@ async def test_one_way_pushes_stand_alone(autojump_clock: MockClock, net: Networ
         assert "session" not in connect
         assert await client.object() == {"channel": "a", "subscribe": {}}
         assert await client.object() == {"channel": "b", "subscribe": {}}
-        net.broker.publish("a", {"n": [1, {}]})
-        net.broker.publish("b", 2)
+        net.broker.publish_nowait("a", {"n": [1, {}]})
+        net.broker.publish_nowait("b", 2)
         net.broker.push(int(connect["client"]), 3)
         net.broker.end_subscription(int(connect["client"]), "b")
         pub = await client.object()
@@ -1119,7 +1120,7 @@ async def test_one_way_topics_are_asked_for_like_any_others(
 
 async def test_one_way_recovers_from_where_it_was(autojump_clock: MockClock, net: Network) -> None:
     for n in range(5):
-        net.broker.publish("a", n)
+        net.broker.publish_nowait("a", n)
     _, position = net.broker.history("a")
     recover = {"recover": True, "offset": 3, "epoch": position.epoch}
     async with await open_one_way(net, cf_connect=json.dumps({"subs": {"a": recover}})) as client:
@@ -1200,7 +1201,7 @@ async def test_a_one_way_client_that_is_refused_is_told_and_let_go(
 
 async def test_a_retained_value_comes_behind_its_subscription(autojump_clock: MockClock) -> None:
     async with open_test_broker(Broker(Config(topics=TopicRules(retain=True)))) as net:
-        net.broker.publish("a", "last")
+        net.broker.publish_nowait("a", "last")
         async with await open_one_way(net, topic="a") as client:
             said = [await client.object() for _ in range(3)]
             assert [list(each)[-1] for each in said] == ["connect", "subscribe", "pub"]
@@ -1633,6 +1634,23 @@ async def test_close_to_the_limit_a_large_body_is_refused_unread_and_a_small_one
             await peer.aclose()
 
 
+async def test_large_bodies_that_end_together_are_decoded_in_turns(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_test_broker(Broker()) as net:
+        peers = [await half_a_body(net, "/emulation", 900_000) for _ in range(10)]
+        decoded = [0]
+        async with trio.open_nursery() as nursery:
+            for peer in peers:
+                nursery.start_soon(peer.send, b" ")
+            while decoded[-1] < 10:
+                await trio.lowlevel.checkpoint()
+                decoded.append(net.node.services.counts.refused)
+        assert max(after - before for before, after in pairwise(decoded)) <= 2
+        for peer in peers:
+            await peer.aclose()
+
+
 async def test_messages_behind_a_busy_session_are_bounded_together(
     autojump_clock: MockClock,
 ) -> None:
@@ -1670,7 +1688,7 @@ async def test_messages_behind_a_busy_session_are_bounded_together(
 async def test_what_a_one_way_stream_has_in_hand_is_counted(autojump_clock: MockClock) -> None:
     async with open_test_broker(Broker()) as net:
         for _ in range(3):
-            net.broker.publish("a", "x" * 500_000)
+            net.broker.publish_nowait("a", "x" * 500_000)
         _, top = net.broker.history("a")
         since = {"recover": True, "epoch": top.epoch, "offset": 0}
         before = net.broker.stats().memory.parts["outboxes"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import h11
 import pytest
+import structlog
 import trio
 import trustme
 from starlette.applications import Starlette
@@ -216,8 +217,11 @@ async def test_a_request_that_does_not_finish_is_answered_408(
     endpoint: Endpoint, sent: bytes, autojump_clock: MockClock
 ) -> None:
     server = HttpServer(app_of(endpoint), request_seconds=30)
-    answer, _ = parsed(await exchange(server, sent))
+    with structlog.testing.capture_logs() as lines:
+        answer, _ = parsed(await exchange(server, sent))
     assert answer.status_code == 408
+    (line,) = [each for each in lines if each["event"] == "refused"]
+    assert (line["status"], line["reason"]) == (408, "a request is done within 30 s")
     assert trio.current_time() == pytest.approx(30)
 
 
@@ -255,7 +259,11 @@ async def test_a_peer_that_does_not_close_is_waited_for_a_second(
 async def test_a_body_over_the_limit_is_refused_by_its_length() -> None:
     server = HttpServer(app_of(echo), body_bytes=1000)
     sent = request("POST / HTTP/1.1", "Content-Length: 1001", "Expect: 100-continue")
-    assert parsed(await exchange(server, sent))[0].status_code == 413
+    with structlog.testing.capture_logs() as lines:
+        assert parsed(await exchange(server, sent))[0].status_code == 413
+    (line,) = [each for each in lines if each["event"] == "refused"]
+    assert (line["status"], line["peer"]) == (413, "memory")
+    assert line["reason"] == "the body of a request has at most 1000 bytes"
     sent = request("POST / HTTP/1.1", "Content-Length: 1000", body=b"x" * 1000)
     assert parsed(await exchange(server, sent))[0].status_code == 200
 

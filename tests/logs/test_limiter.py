@@ -47,7 +47,15 @@ def test_one_warning_of_a_name_passes_a_second_and_the_next_says_how_many_did_no
 
 
 @pytest.mark.parametrize(
-    "name, limit", [("open", 5), ("close", 5), ("refused", 1), ("token_refused", 1)]
+    "name, limit",
+    [
+        ("open", 5),
+        ("connected", 5),
+        ("close", 5),
+        ("refused", 1),
+        ("tls_failed", 1),
+        ("token_refused", 1),
+    ],
 )
 def test_events_that_strangers_cause_are_limited_at_any_level(
     lines: Lines, name: str, limit: int
@@ -56,7 +64,14 @@ def test_events_that_strangers_cause_are_limited_at_any_level(
         passed = [lines.log(name) for _ in range(100)]
         assert len([each for each in passed if each is not None]) == limit
         lines.now += 1
-    assert set(LINES_A_SECOND) == {"open", "close", "refused", "token_refused"}
+    assert set(LINES_A_SECOND) == {
+        "open",
+        "connected",
+        "close",
+        "refused",
+        "tls_failed",
+        "token_refused",
+    }
 
 
 def test_a_quiet_broker_logs_each_connection(lines: Lines) -> None:

@@ -108,6 +108,18 @@ def test_article_writes_its_four_lines_to_stdout_and_no_others(
     assert err == ""
 
 
+def test_article_shows_why_a_page_was_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("article", "info")
+    log = structlog.get_logger()
+    log.info("refused", status=400, reason="not HTTP", peer="127.0.0.1:1")
+    log.info("refused", status=403, reason="origin not allowed: null", peer="127.0.0.1:2")
+    log.info("connected", fd=1, user="ann")
+    out, err = capsys.readouterr()
+    assert out == ""
+    [line] = err.splitlines()
+    assert "origin not allowed: null" in line
+
+
 def test_article_still_tells_of_trouble_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("article", "info")
     structlog.get_logger().warning("exposed", host="0.0.0.0")

@@ -12,9 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.core.messages import ClientInfo, Position, Publication
-from broker.protocols.centrifuge_json import CENTRIFUGE_JSON, decode, decode_publishes, is_connect
+from broker.protocols import centrifuge_json as module
+from broker.protocols.centrifuge_json import (
+    CENTRIFUGE_JSON,
+    CentrifugeJson,
+    decode,
+    decode_publishes,
+    is_connect,
+)
 from broker.protocols.commands import MAX_COMMANDS, METHODS, BadCommand, FaultyCommand
-from broker.protocols.json_text import to_json
+from broker.protocols.json_text import opaque_json, to_json
 from broker.transport import frames
 
 # Quotes, control characters, line ends, emoji, everything that UTF-8 can say.
@@ -112,6 +119,22 @@ def test_several_publications_are_written_as_each_would_be(
     assert list(CENTRIFUGE_JSON.publications(name, publications)) == [
         CENTRIFUGE_JSON.publication(name, publication) for publication in publications
     ]
+
+
+def test_opaque_data_is_made_json_once_for_all_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bytes] = []
+
+    def count(data: bytes) -> bytes:
+        made.append(data)
+        return opaque_json(data)
+
+    monkeypatch.setattr(module, "opaque_json", count)
+    codec = CentrifugeJson()
+    for data in (b"[1,\n2]", b"\xff", b"[1,\n2]"):
+        publication = Publication("a.b", data, opaque=True)
+        written = [codec.publication(name, publication) for name in ("a.b", "a.*", "*.b")]
+        assert len({json.dumps(read(frame)["push"]["pub"]["data"]) for frame in written}) == 1
+    assert made == [b"[1,\n2]", b"\xff", b"[1,\n2]"]
 
 
 @given(texts, infos, st.integers(0, 9999), texts, json_values)

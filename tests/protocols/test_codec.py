@@ -54,6 +54,9 @@ def test_any_peer_can_be_written_to(codec: PeerCodec) -> None:
     publication = Publication("news", b'{"a":1}', ClientInfo("7"), 3)
     frame = codec.publication("news", publication)
     assert list(codec.publications("news", [publication] * 9)) == [frame] * 9
+    head, data, tail = codec.pieces("news.*", publication)
+    assert data is publication.data  # so that a thousand names share it
+    assert head + data + tail == codec.publication("news.*", publication)
     assert codec.message(b"7")
     assert codec.opaque_payloads is (codec.name == "centrifuge-protobuf")
 

@@ -36,7 +36,7 @@ def make_router(config: Config | None = None, **rules: Any) -> Router:
     """A router whose postman is the test; see `end_round`. `rules` are those of all topics."""
     config = config or Config(topics=TopicRules(**{"history_size": 0, **rules}))
     rights = Rights(Settings(config), Hooks())
-    return Router(Hub(), MemoryEngine(2**20), PostOffice(), rights)
+    return Router(Hub(), MemoryEngine(2**20, config.retained_bytes), PostOffice(), rights)
 
 
 def make_outbox(

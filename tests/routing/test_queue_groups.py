@@ -49,7 +49,7 @@ async def test_each_group_gets_all_and_patterns_have_groups_too(
         await subscribe(a, "jobs.*", "workers")
         await subscribe(b, "jobs.x", "auditors")
         for n in (1, 2):
-            net.broker.publish("jobs.x", n)
+            net.broker.publish_nowait("jobs.x", n)
         assert await received(net, a) == [1, 2]
         assert await received(net, b) == [1, 2]
 
@@ -63,7 +63,7 @@ async def test_a_member_that_is_gone_or_slow_is_passed_over(autojump_clock: Mock
         await gone.aclose()
         await wait_all_tasks_blocked()
         for n in range(20):
-            net.broker.publish("jobs", str(n) * 500)
+            net.broker.publish_nowait("jobs", str(n) * 500)
             await wait_all_tasks_blocked()
             if n > 8:
                 assert await next_pub(quick)
@@ -82,7 +82,7 @@ async def test_with_only_slow_members_the_one_with_least_to_do_gets_it(
             await subscribe(peer, "jobs", "workers")
         reports = []
         for _ in range(10):
-            reports.append(net.broker.publish("jobs", "x" * 1500))
+            reports.append(await net.broker.publish("jobs", "x" * 1500))
             await wait_all_tasks_blocked()
         assert all(each.queued == 1 for each in reports)
         waiting = [net.outbox(peer.fd).bytes for peer in peers]
@@ -93,7 +93,7 @@ async def test_a_member_neither_recovers_nor_gets_retained_values(
     autojump_clock: MockClock,
 ) -> None:
     async with served() as net:
-        net.broker.publish("jobs", 1, retain=True)
+        net.broker.publish_nowait("jobs", 1, retain=True)
         peer = await net.open_client()
         got = await subscribe(peer, "jobs", "workers", recoverable=True, recover=True)
         assert "recoverable" not in got
@@ -106,7 +106,7 @@ async def test_a_reader_in_this_program_may_be_a_member(autojump_clock: MockCloc
         peer = await net.open_client()
         await subscribe(peer, "jobs", "workers")
         for n in range(4):
-            net.broker.publish("jobs", n)
+            net.broker.publish_nowait("jobs", n)
         assert [(await messages.receive()).value for _ in "12"] == [0, 2]
         assert await received(net, peer) == [1, 3]
 
@@ -129,10 +129,10 @@ async def test_a_member_of_a_group_gets_what_it_picks(autojump_clock: object) ->
         group = {"data": {"group": "workers"}}
         await picky.request(subscribe={"channel": "jobs", "tf": PRICEY, **group})
         for n in (1, 2):  # for nobody
-            net.broker.publish("jobs", n, tags={"price": str(n)})
+            net.broker.publish_nowait("jobs", n, tags={"price": str(n)})
         await other.request(subscribe={"channel": "jobs", **group})
         for n in (101, 3, 4, 102, 5):
-            net.broker.publish("jobs", n, tags={"price": str(n)})
+            net.broker.publish_nowait("jobs", n, tags={"price": str(n)})
         for peer, data in ((picky, [101, 102]), (other, [3, 4, 5])):
             pushes = await receive_pushes(peer, len(data))
             assert [push["pub"]["data"] for push in pushes] == data

@@ -28,8 +28,8 @@ async def test_an_app_reads_topics_and_patterns(autojump_clock: MockClock) -> No
         client = await net.open_client()
         async with net.broker.subscribe("news.*") as messages:
             await client.request(publish={"channel": "news.eu", "data": {"a": 1}})
-            net.broker.publish("news.fr", "x")
-            net.broker.publish("news", "y")
+            net.broker.publish_nowait("news.fr", "x")
+            net.broker.publish_nowait("news", "y")
             first, second = [await messages.receive() for _ in range(2)]
         assert (first.topic, first.value, first.offset) == ("news.eu", {"a": 1}, 1)
         assert first.info is not None
@@ -73,7 +73,7 @@ async def test_a_reader_that_is_too_slow_is_told_what_it_missed(
         async with net.broker.subscribe("news", capacity=2) as messages:
             for step in steps.replace(" ", ""):
                 if step != "r":
-                    net.broker.publish("news", int(step))
+                    net.broker.publish_nowait("news", int(step))
                     continue
                 with trio.move_on_after(1):
                     try:
@@ -95,7 +95,7 @@ async def test_a_slow_reader_delays_nobody(autojump_clock: MockClock) -> None:
         await client.request(subscribe={"channel": "news"})
         async with net.broker.subscribe("news", capacity=1):
             for number in range(100):
-                net.broker.publish("news", number)
+                net.broker.publish_nowait("news", number)
             with trio.fail_after(1):
                 for number in range(100):
                     assert (await client.receive_json())["push"]["pub"]["data"] == number
@@ -116,7 +116,7 @@ async def test_reading_ends_after_the_last_publication_when_the_broker_stops(
         async with open_test_broker(broker):
             await nursery.start(read_news)
             for number in range(3):
-                broker.publish("news", number)
+                broker.publish_nowait("news", number)
     assert read == [0, 1, 2]
 
 
@@ -124,7 +124,7 @@ async def test_a_reader_that_is_cancelled_loses_nothing(autojump_clock: MockCloc
     async with open_test_broker(Broker()) as net, net.broker.subscribe("news") as messages:
         with trio.move_on_after(1):
             await messages.receive()
-        net.broker.publish("news", 1)
+        net.broker.publish_nowait("news", 1)
         with trio.CancelScope() as scope:
             scope.cancel()
             await messages.receive()
@@ -139,9 +139,9 @@ async def test_a_reader_that_is_cancelled_while_it_lags_loses_nothing(
         net.broker.subscribe("news", capacity=1) as messages,
     ):
         for number in (1, 2):
-            net.broker.publish("news", number)
+            net.broker.publish_nowait("news", number)
         assert (await messages.receive()).value == 1
-        net.broker.publish("news", 3)
+        net.broker.publish_nowait("news", 3)
         read: list[object] = []
         for _ in range(3):
             with trio.CancelScope() as scope:
@@ -192,5 +192,5 @@ async def test_a_reader_that_outlives_its_broker_harms_no_later_one(
         async with open_test_broker(broker) as net:
             client = await net.open_client()
             await client.request(subscribe={"channel": "news"})
-            broker.publish("news", 1)
+            broker.publish_nowait("news", 1)
             assert (await client.receive_json())["push"]["pub"]["data"] == 1

@@ -7,16 +7,14 @@ import pytest
 
 from broker.core.messages import ClientInfo, Publication
 from broker.core.session import Parcel, PhaseEvent, Report, Subscription
-from broker.core.tags import CompiledFilter, FilterNode
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
 from broker.protocols.codec import PeerCodec
 from broker.protocols.plain import PLAIN
 from broker.routing.recipients import Peer, PeerAudience
 from broker.transport.postman import PostOffice
+from broker.transport.runs import LateRun
 from tests.routing.conftest import listen, make_outbox, make_router, runs, subscription
-
-A_IS_1 = CompiledFilter(FilterNode(key="a", cmp="eq", val="1"))
 
 
 @attrs.define(eq=False)
@@ -30,6 +28,9 @@ class Counting:
     def publication(self, name: str, publication: Publication) -> bytes:
         self.encoded += 1
         return PLAIN.publication(name, publication)
+
+    def pieces(self, name: str, publication: Publication) -> tuple[bytes, bytes, bytes]:
+        return PLAIN.pieces(name, publication)
 
     def publications(self, name: str, publications: Sequence[Publication]) -> Sequence[bytes]:
         return [self.publication(name, each) for each in publications]
@@ -46,19 +47,19 @@ def make_peer(fd: int = 7, codec: PeerCodec = PLAIN) -> Peer:
     return peer
 
 
-def audience_of(*peers: Peer, wanted: CompiledFilter | None = None) -> PeerAudience:
+def audience_of(*peers: Peer) -> PeerAudience:
     """An audience under the name `a` of peers that share an office."""
     assert peers[0].codec is not None
-    audience = PeerAudience("a", peers[0].codec, peers[0].office, wanted)
+    audience = PeerAudience("a", peers[0].codec, peers[0].office)
     for peer in peers:
-        member = subscription(peer, "a", wanted=wanted)
+        member = subscription(peer, "a")
         peer.subscriptions["a"] = member
         audience.add(member)
     return audience
 
 
-def parcel(*data: bytes, tags: dict[str, str] | None = None) -> Parcel:
-    return Parcel("a", "close", [[Publication("a", each, tags=tags) for each in data]])
+def parcel(*data: bytes) -> Parcel:
+    return Parcel("a", "close", [[Publication("a", each) for each in data]])
 
 
 # one peer
@@ -92,21 +93,14 @@ def test_a_peer_takes_what_is_for_it_alone() -> None:
     assert peer.take("news", news, "latest") == 0
 
 
-def test_those_with_one_codec_and_one_filter_are_one_audience() -> None:
+def test_those_with_one_codec_are_one_audience() -> None:
     json, twin = make_peer(7, CENTRIFUGE_JSON), make_peer(8, CENTRIFUGE_JSON)
-    keys = [
-        json.audience_key(None),
-        json.audience_key(A_IS_1),
-        make_peer(9, CENTRIFUGE_PROTOBUF).audience_key(None),
-        make_peer(9, PLAIN).audience_key(None),
-    ]
-    assert len(set(keys)) == 4
-    assert twin.audience_key(None) == json.audience_key(None)
-    same = CompiledFilter(FilterNode(key="a", cmp="eq", val="1"))
-    assert twin.audience_key(same) == json.audience_key(A_IS_1)
-    audience = json.new_audience("a", A_IS_1)
+    others = [make_peer(9, codec) for codec in (CENTRIFUGE_PROTOBUF, PLAIN)]
+    assert len({each.audience_key for each in (json, *others)}) == 3
+    assert twin.audience_key == json.audience_key
+    audience = json.new_audience("a")
     assert isinstance(audience, PeerAudience)
-    assert (audience.name, audience.codec, audience.wanted) == ("a", CENTRIFUGE_JSON, A_IS_1)
+    assert (audience.name, audience.codec) == ("a", CENTRIFUGE_JSON)
     assert len(audience) == 0
 
 
@@ -140,22 +134,26 @@ def test_nothing_is_encoded_for_nobody() -> None:
     audience.deliver(attrs.evolve(parcel(b"1"), exclude=frozenset({1}), report=Report()))
     audience.remove(peer.subscriptions["a"])
     audience.deliver(parcel(b"1"))
-    picky = audience_of(make_peer(2, codec), wanted=A_IS_1)
-    picky.deliver(parcel(b"1", tags={"a": "2"}))
     assert codec.encoded == 0
     assert runs(peer) == []
 
 
-def test_a_filter_picks_batches_by_their_tags() -> None:
+def test_batches_of_several_publishers_are_one_run() -> None:
     peer = make_peer()
-    batches = [
-        [Publication("a", b"1", tags={"a": "1"}), Publication("a", b"2", tags={"a": "1"})],
-        [Publication("a", b"3", tags={"a": "2"})],
-        [Publication("a", b"4")],
-        [Publication("a", b"5", tags={"a": "1"})],
-    ]
-    audience_of(peer, wanted=A_IS_1).deliver(Parcel("a", "close", [*batches]))
-    assert runs(peer) == [["1", "2", "5"]]
+    batches = [[Publication("a", b"1"), Publication("a", b"2")], [Publication("a", b"3")]]
+    audience_of(peer).deliver(Parcel("a", "close", [*batches]))
+    assert runs(peer) == [["1", "2", "3"]]
+
+
+def test_a_late_parcel_is_encoded_when_it_goes_out() -> None:
+    codec = Counting()
+    peers = [make_peer(fd, codec) for fd in (1, 2)]
+    audience_of(*peers).deliver(attrs.evolve(parcel(b"1"), is_late=True))
+    assert codec.encoded == 0
+    (run,), (other,) = [peer.outbox.mail for peer in peers]
+    assert run is other
+    assert isinstance(run, LateRun)
+    assert (run.topic, run.rule, run.data) == ("a", "close", PLAIN.message(b"1"))
 
 
 def test_those_who_are_left_out_are_in_no_report() -> None:
@@ -164,6 +162,7 @@ def test_those_who_are_left_out_are_in_no_report() -> None:
     sent = attrs.evolve(parcel(b"1"), exclude=frozenset({2}), report=report)
     audience_of(*peers).deliver(sent)
     assert [runs(peer) for peer in peers] == [[["1"]], [], [["1"]]]
+    report.settle()
     assert (report.matched, report.queued, report.failed) == (2, 2, [])
 
 
@@ -172,6 +171,7 @@ def test_a_report_names_those_that_did_not_take_it() -> None:
     peers[0].outbox.seal()
     report = Report()
     audience_of(*peers).deliver(attrs.evolve(parcel(b"1"), report=report))
+    report.settle()
     assert (report.matched, report.queued, report.failed) == (2, 1, [1])
 
 
@@ -183,10 +183,10 @@ async def test_a_peer_that_leaves_while_it_is_delivered_to_is_reported_and_distu
     before, leaver, after = [listen(router, "a") for _ in range(3)]
 
     def leave() -> None:
-        router.leave_all(leaver)
+        router.leave(leaver)
         leaver.outbox.seal()
 
-    router.leave_all(leaver)
+    router.leave(leaver)
     leaver.outbox = make_outbox(router.office, max_messages=0, on_slow=leave)
     leaver.outbox.blocked = True  # its stream takes no more
     router.subscribe(subscription(leaver, "a"))
@@ -195,6 +195,7 @@ async def test_a_peer_that_leaves_while_it_is_delivered_to_is_reported_and_distu
     report = Report()
     audience.deliver(attrs.evolve(parcel(b"1"), report=report))
     assert leaver.subscriptions == {}
+    report.settle()
     assert (report.matched, report.queued, report.failed) == (3, 2, [leaver.fd])
     assert runs(before) == runs(after) == [[1]]
     audience.deliver(parcel(b"2"))

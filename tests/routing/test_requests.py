@@ -400,7 +400,7 @@ async def test_requests_to_a_group_go_around_its_members_that_may_hear_it() -> N
         requests.ask("a#ann", b"1", asker, Asker())
     assert len(runs(ann)) == 3
     requests.leave(ann.fd)
-    router.leave_all(ann)
+    router.leave(ann)
     for _ in range(3):
         requests.ask("a#ann", b"1", asker, Asker())
     assert [len(runs(peer)) for peer in by_pattern] == [3, 0]

@@ -20,19 +20,26 @@ from broker.config.reload import Settings
 from broker.config.settings import Config
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, Fd, Publication
-from broker.core.session import Decider, PhaseEvent
+from broker.core.session import Decider, Parcel, PhaseEvent
+from broker.core.tags import CompiledFilter
 from broker.core.topics import matches
+from broker.core.work import ASKED, FILTER_NODE, KILOBYTE, LEFT, PEER, PUBLICATION, TAG_KILOBYTE
 from broker.engines.memory import MemoryEngine
 from broker.errors import Refused
 from broker.hooks import Hooks
+from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
+from broker.protocols.codec import PeerCodec
 from broker.protocols.plain import PLAIN
+from broker.routing.publishing import Publisher, PublishOptions
 from broker.routing.reader import Reader
 from broker.routing.recipients import Peer
-from broker.routing.router import RUN_BYTES, Router
+from broker.routing.router import ENVELOPE, LARGE, RUN_BYTES, Router
 from broker.testing import open_test_broker
 from broker.transport.outbox import Outbox
 from broker.transport.postman import open_post_office
+from broker.transport.runs import LateRun
 from tests.conftest import done, next_pub, received, served, subscribe
+from tests.core.test_tags import filters, keys, leaf, texts, tree
 from tests.routing.conftest import (
     PRICEY,
     attach,
@@ -70,16 +77,68 @@ async def test_publishers_who_follow_one_another_share_a_run() -> None:
     assert runs(listener) == [[1, 1]]
 
 
+async def test_what_was_weighed_for_a_parcel_is_looked_up_once() -> None:
+    router = make_router(retain=True)
+    listener = listen(router, "a", "*")
+    asked = []
+    listeners = router.hub.listeners
+
+    def counted(topic: str) -> object:
+        asked.append(topic)
+        return listeners(topic)
+
+    router.hub.listeners = counted  # type: ignore[method-assign,assignment]
+    for keep in (True, False):
+        assert router.weigh("a") > 0
+        parcel = Parcel("a", "close", [(Publication("a", b"1"),)])
+        router.publish_parcel(parcel, keep=keep, retain=False)
+    assert asked == ["a", "a"]
+    assert runs(listener) == [[1], [1]] * 2
+    publish(router, "a", b"2")
+    assert router.weigh("a") == PUBLICATION, "the run is open, and encoded for two audiences"
+    router.publish_parcel(
+        Parcel("a", "close", [(Publication("a", b"3"),)]), keep=True, retain=False
+    )
+    assert asked == ["a"] * 4
+    assert runs(listener)[4:] == [[2], [2], [3], [3]]
+    with pytest.raises(Refused):
+        router.publish_parcel(
+            Parcel("", "close", [(Publication("", b"3"),)]), keep=True, retain=False
+        )
+
+
 async def test_a_run_ends_at_its_bound_without_a_flush() -> None:
     router = make_router()
     listener = listen(router, "a")
     data = b'"%b"' % (b"x" * 1000)
+    size = len(data) + ENVELOPE
     published = 0
     while not runs(listener):
         publish(router, "a", data)
         published += 1
-    assert published * len(data) > RUN_BYTES >= (published - 1) * len(data)
+    assert published * size > RUN_BYTES >= (published - 1) * size
     assert len(runs(listener)[0]) == published
+
+
+@pytest.mark.parametrize(("patterns", "longest"), [(0, 1000), (1, 1000), (19, 200), (199, 20)])
+async def test_a_run_is_as_much_shorter_as_more_audiences_have_it_encoded(
+    patterns: int, longest: int
+) -> None:
+    """So to send it out is a step of about one length."""
+    router = make_router()
+    tokens = [f"t{n}" for n in range(9)]
+    shapes = (["*" if bits >> n & 1 else t for n, t in enumerate(tokens)] for bits in count(1))
+    topic = ".".join(tokens)
+    listener = listen(router, topic, *(".".join(next(shapes)) for _ in range(patterns)))
+    for _ in range(1000):
+        publish(router, topic, b"1")
+    end_round(router)
+    assert len(listener.outbox.mail) >= patterns + 1
+    assert longest / 2 < max(len(run.frames) for run in listener.outbox.mail) <= longest
+    router.weigh(topic)
+    assert router.takes_together([1] * 10)
+    assert router.takes_together([1] * 512) is (patterns < 7)
+    assert router.takes_together([100_000] * 10) is (patterns < 1)
 
 
 async def test_the_postman_delivers_what_nobody_flushed(autojump_clock: MockClock) -> None:
@@ -118,8 +177,8 @@ ENDS: dict[str, tuple[Callable[[Router, Peer], object], list[list[Any]]]] = {
     "somebody subscribes": (lambda router, session: listen(router, "a"), [[1], [2]]),
     "somebody unsubscribes": (lambda router, session: router.unsubscribe(session, "b"), [[1], [2]]),
     "what never was": (lambda router, session: router.unsubscribe(session, "x"), [[1], [2]]),
-    "somebody leaves": (lambda router, session: router.leave_all(attach(router)), [[1], [2]]),
-    "who gets it leaves": (lambda router, session: router.leave_all(session), [[1]]),
+    "somebody leaves": (lambda router, session: router.leave(attach(router)), [[1], [2]]),
+    "who gets it leaves": (lambda router, session: router.leave(session), [[1]]),
     "who gets it unsubscribes": (lambda router, session: router.unsubscribe(session, "a"), [[1]]),
 }
 
@@ -161,7 +220,7 @@ async def test_a_join_stands_behind_what_was_published_before_it() -> None:
     router.subscribe(newcomer)
     router.announce(newcomer)
     publish(router, "a", b"2")
-    router.leave_all(other)
+    router.leave(other)
     assert runs(watcher) == [[1], ["join"], [2], ["leave"]]
     assert runs(other) == [[2]]
 
@@ -207,7 +266,7 @@ async def test_nothing_is_kept_of_direct_messages() -> None:
     router = make_router(history_size=10)
     session = attach(router)
     publish(router, f"fd:{session.fd}", b"1")
-    assert router.engine.statistics().publications == 0
+    assert router.engine.statistics().history.publications == 0
 
 
 async def test_to_publish_is_one_atomic_step() -> None:
@@ -218,7 +277,7 @@ async def test_to_publish_is_one_atomic_step() -> None:
         publish(router, "fd:1", b"2")
         router.subscribe(subscription(session, "b"))
         router.unsubscribe(session, "b")
-        router.leave_all(session)
+        router.leave(session)
         end_round(router)
 
 
@@ -267,7 +326,7 @@ def test_runs_change_neither_order_nor_receivers(steps: list[tuple[str, str]]) -
                 router.unsubscribe(sessions[int(which)], name)
                 listening[int(which)].discard(name)
             elif action == "leave":
-                router.leave_all(sessions[int(which)])
+                router.leave(sessions[int(which)])
                 listening[int(which)].clear()
         end_round(router)
         for fd, session in sessions.items():
@@ -279,6 +338,165 @@ def test_runs_change_neither_order_nor_receivers(steps: list[tuple[str, str]]) -
                 assert list(firsts) == sorted(firsts)
 
     trio.run(main)
+
+
+# tags, and what a fan-out is charged
+
+FILTERS = st.one_of(st.none(), filters.map(CompiledFilter))
+NAMES = st.sampled_from(["a.b", "a.b", "a.*", "*.b", "a.>", ">", "a.c"])
+
+
+@given(
+    st.lists(st.tuples(NAMES, FILTERS, st.sampled_from([CENTRIFUGE_JSON, PLAIN])), max_size=12),
+    st.lists(st.one_of(st.integers(0, 11), st.dictionaries(keys, texts)), max_size=12),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_publication_reaches_those_who_want_its_tags(
+    listeners: list[tuple[str, CompiledFilter | None, PeerCodec]],
+    steps: list[int | dict[str, str]],
+) -> None:
+    """Each number ends one subscription, each set of tags is a publication; {} is none of them, which
+    the client's way has, too."""
+
+    async def main() -> None:
+        router = make_router()
+        peers = {attach(router, codec): (name, wanted) for name, wanted, codec in listeners}
+        for peer, (name, wanted) in peers.items():
+            router.subscribe(subscription(peer, name, wanted=wanted))
+        due: dict[Peer, list[int]] = {peer: [] for peer in peers}
+        for number, step in enumerate(steps):
+            if isinstance(step, int):
+                for peer in list(peers)[step : step + 1]:
+                    router.leave(peer)
+                continue
+            if step or number % 2:
+                options = PublishOptions(tags=step)
+                Publisher(router).publish("a.b", b"%d" % number, options=options)
+            else:
+                publish(router, "a.b", b"%d" % number)
+            for peer, (name, wanted) in peers.items():
+                is_here = bool(peer.subscriptions) and matches(name, "a.b")
+                if is_here and (wanted is None or wanted.matches(step)):
+                    due[peer].append(number)
+        end_round(router)
+        for peer in peers:
+            assert [int(number) for run in runs(peer) for number in run] == due[peer]
+
+    trio.run(main)
+
+
+def work_of(router: Router, act: Callable[[], object]) -> float:
+    """The work that is charged for something."""
+    before = router.meter.done
+    act()
+    return router.meter.done - before
+
+
+def publish_tagged(router: Router, topic: str, **tags: str) -> Delivery:
+    delivery = Publisher(router).publish(topic, b"1", options=PublishOptions(tags=tags))
+    assert delivery is not None, "nothing is kept first"
+    return delivery
+
+
+async def test_a_publication_is_charged_for_those_it_reaches_and_not_for_all_filters() -> None:
+    router = make_router()
+    for name in ("one", "many"):
+        for number in range(500 if name == "many" else 1):
+            room = CompiledFilter(leaf("room", "eq", str(number)))
+            router.subscribe(subscription(attach(router), name, wanted=room))
+    for tags in ({"room": "0"}, {"room": "none"}, {}):
+        one, many = [
+            work_of(router, lambda: publish_tagged(router, name, **tags))  # noqa: B023
+            for name in ("one", "many")
+        ]
+        assert one == pytest.approx(many)
+    one, many = [work_of(router, lambda: router.weigh(name)) for name in ("one", "many")]  # noqa: B023
+    assert one == pytest.approx(many)
+
+
+async def test_filters_that_are_asked_are_charged_by_their_nodes_and_the_tags_length() -> None:
+    router = make_router()
+    for number in range(100):
+        wanted = CompiledFilter(tree("or", *[leaf("a", "ct", f"{number}x{n}") for n in range(9)]))
+        router.subscribe(subscription(attach(router), "news", wanted=wanted))
+    nothing = work_of(router, lambda: publish_tagged(router, "news"))
+    short = work_of(router, lambda: publish_tagged(router, "news", a="-"))
+    long = work_of(router, lambda: publish_tagged(router, "news", a="-" * 10_240))
+    assert short - nothing == pytest.approx(1000 * FILTER_NODE, rel=0.1)
+    assert long - short == pytest.approx(1000 * 10 * TAG_KILOBYTE, rel=0.1)
+
+
+async def test_each_audience_is_charged_for_all_that_is_encoded_for_it() -> None:
+    router = make_router()
+    listen(router, "a")
+    listen(router, "b.c", "b.*", "*.c", "b.>")
+
+    def work(topic: str, count: int, size: int) -> float:
+        def act() -> None:
+            router.publish_all(topic, [b"x" * size] * count)
+            end_round(router)
+
+        return work_of(router, act)
+
+    for count_, size in ((20, LARGE), (100, 1)):
+        less, more = work("a", count_, size), work("b.c", count_, size)
+        assert more == pytest.approx(4 * less, rel=0.1)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(
+    ("topic", "size", "is_late"),
+    [("a", 60_000, False), ("b.c", 60_000, True), ("b.c", LARGE, False)],
+)
+async def test_many_audiences_share_what_is_large(
+    topic: str, size: int, is_late: bool, apart: bool
+) -> None:
+    router = make_router()
+    peers = [listen(router, name) for name in ("a", "b.c", "b.*", "*.c", "b.>")]
+    data = b'"%b"' % (b"x" * (size - 2))
+
+    def act() -> None:
+        if apart:
+            Publisher(router).publish(topic, data)
+        else:
+            publish(router, topic, data)
+            end_round(router)
+
+    work = work_of(router, act)
+    runs = [run for peer in peers for run in peer.outbox.mail]
+    assert len(runs) == (1 if topic == "a" else 4)
+    assert [isinstance(run, LateRun) for run in runs] == [is_late] * len(runs)
+    assert all(data in bytes(run.data) for run in runs)
+    copies = 1 if is_late else len(runs)
+    assert work == pytest.approx(copies * size / 1024 * KILOBYTE, rel=0.2, abs=40)
+
+
+async def test_members_of_a_group_are_charged_when_they_were_looked_at() -> None:
+    router = make_router()
+    members = [listen(router, "jobs", group="workers") for _ in range(100)]
+    ready = work_of(router, lambda: publish_tagged(router, "jobs"))
+    for member in members:
+        member.outbox.blocked = True
+    publish_tagged(router, "jobs")
+    assert work_of(router, lambda: publish_tagged(router, "jobs")) > ready + 99 * ASKED
+
+
+async def test_a_peer_that_goes_leaves_as_much_as_the_work_goes_for() -> None:
+    router = make_router()
+    names = [f"t{n}" for n in range(100)]
+    peer = listen(router, *names)
+    router.leave(peer, 10 * LEFT)
+    assert list(peer.subscriptions) == names[10:]
+    router.leave(peer, 0)
+    assert list(peer.subscriptions) == names[11:]
+    watcher = attach(router)
+    for name in names:
+        router.subscribe(subscription(watcher, name, join_leave=True))
+    router.leave(peer, 10 * LEFT + 10 * PEER)  # they are told, which is work as well
+    assert list(peer.subscriptions) == names[21:]
+    router.leave(peer)
+    assert peer.subscriptions == {}
+    assert len(watcher.outbox.mail) == 89
 
 
 # with the real post office
@@ -323,7 +541,7 @@ async def test_a_new_subscriber_gets_the_retained_value_at_once(
         publisher = await net.open_client()
         for value in (20, 21):
             await done(publisher, "publish", topic="temp.kitchen", data=value, retain=True)
-        net.broker.publish("temp.kitchen", "not retained")
+        net.broker.publish_nowait("temp.kitchen", "not retained")
         info = {"user": "", "client": str(publisher.fd)}
         peer = await net.open_client()
         got = await subscribe(peer, "temp.kitchen", recoverable=True)
@@ -339,7 +557,7 @@ async def test_a_new_subscriber_gets_the_retained_value_at_once(
         await subscribe(back, "temp.kitchen", recover=True, offset=1, epoch=got["epoch"])
         assert await received(net, back) == []
         # But not what the history never had.
-        net.broker.publish("temp.kitchen", 22, retain=True, skip_history=True)
+        net.broker.publish_nowait("temp.kitchen", 22, retain=True, skip_history=True)
         later = await net.open_client()
         await subscribe(later, "temp.kitchen", recover=True, offset=3, epoch=got["epoch"])
         assert (await next_pub(later))["data"] == 22
@@ -350,8 +568,8 @@ async def test_a_new_subscriber_gets_the_retained_value_at_once(
 
 async def test_null_clears_what_is_retained(autojump_clock: MockClock) -> None:
     async with served() as net:
-        net.broker.publish("temp", 1, retain=True)
-        net.broker.publish("temp", None, retain=True)
+        net.broker.publish_nowait("temp", 1, retain=True)
+        net.broker.publish_nowait("temp", None, retain=True)
         peer = await net.open_client()
         await subscribe(peer, "temp")
         assert await received(net, peer) == []
@@ -362,7 +580,7 @@ async def test_a_rule_retains_what_anyone_publishes(autojump_clock: MockClock) -
         publisher = await net.open_client()
         await publisher.send_json(*({"publish": {"channel": "t", "data": n}} for n in range(3)))
         await wait_all_tasks_blocked()
-        assert net.broker.publish("u", 1) == Delivery(0, 0, 0, (), net.broker.history("u")[1])
+        assert await net.broker.publish("u", 1) == Delivery(0, 0, 0, (), net.broker.history("u")[1])
         peer = await net.open_client()
         await subscribe(peer, "t")
         assert (await next_pub(peer))["data"] == 2
@@ -373,7 +591,7 @@ async def test_a_rule_retains_what_anyone_publishes(autojump_clock: MockClock) -
 async def test_a_retained_value_is_for_those_who_pick_it(autojump_clock: object) -> None:
     async with open_test_broker(Broker()) as net:
         for n in (99, 101):
-            net.broker.publish(f"price.{n}", n, tags={"price": str(n)}, retain=True)
+            net.broker.publish_nowait(f"price.{n}", n, tags={"price": str(n)}, retain=True)
         peer = await net.open_client()
         await peer.request(subscribe={"channel": "price.99", "tf": PRICEY})
         await peer.request(subscribe={"channel": "price.*", "tf": PRICEY})

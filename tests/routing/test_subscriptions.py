@@ -50,7 +50,7 @@ async def test_topics_of_the_connect_reply_are_recovered_through_connect(
         assert "recovered" not in subs["news"]
         await peer.aclose()
         for n in (1, 2):
-            net.broker.publish("news", n)
+            net.broker.publish_nowait("news", n)
         back = await net.open_websocket()
         seen = {
             topic: {"recover": True, "offset": subs[topic]["offset"], "epoch": subs[topic]["epoch"]}
@@ -62,9 +62,30 @@ async def test_topics_of_the_connect_reply_are_recovered_through_connect(
         assert {*again} == {"news", "chat", f"fd:{back.fd}", "user:alice"}
         assert (again["news"]["recovered"], again["chat"]["recovered"]) == (True, False)
         assert [pub["data"] for pub in again["news"]["publications"]] == [1, 2]
-        net.broker.publish("news", 3)
+        net.broker.publish_nowait("news", 3)
         (push,) = await receive_pushes(back, 1)
         assert push["pub"] == {"data": 3, "offset": 3}
+
+
+async def test_one_connect_recovers_no_more_than_a_reply_may_hold(autojump_clock: object) -> None:
+    names = [f"t{number}" for number in range(5)]
+    broker = broker_with_topics(*names)
+    broker.config = Config(history_reply_bytes=3000, direct_topics=False)
+    async with open_test_broker(broker) as net:
+        peer = await net.open_websocket()
+        subs = (await peer.request(connect={}))["connect"]["subs"]
+        await peer.aclose()
+        for name, size in zip(names, (1000, 1000, 1000, 100, 0), strict=True):
+            if size:
+                net.broker.publish_nowait(name, "x" * size)
+        seen = {
+            name: {"recover": True, "offset": 0, "epoch": subs[name]["epoch"]} for name in names
+        }
+        back = await net.open_websocket()
+        again = (await back.request(connect={"subs": seen}))["connect"]["subs"]
+        assert [again[name]["recovered"] for name in names] == [True, True, False, True, True]
+        assert [len(again[name]["publications"]) for name in names] == [1, 1, 0, 1, 0]
+        assert again["t2"]["offset"] == 1, "it goes on from there"
 
 
 async def test_a_filter_on_what_the_server_subscribes_to_is_not_looked_at(
@@ -78,7 +99,7 @@ async def test_a_filter_on_what_the_server_subscribes_to_is_not_looked_at(
         subs = (await peer.request(connect={"subs": odd}))["connect"]["subs"]
         assert not subs["chat"]["recovered"]
         for topic in ("news", "chat"):
-            net.broker.publish(topic, topic)
+            net.broker.publish_nowait(topic, topic)
         pushes = await receive_pushes(peer, 2)
         assert [push["pub"]["data"] for push in pushes] == ["news", "chat"]
 
@@ -101,7 +122,7 @@ async def test_a_gap_in_a_subscription_of_the_server_sends_the_client_to_reconne
         peer = await net.open_client(make_pair=trio.testing.lockstep_stream_pair)
         net.broker.add_subscription(peer.fd, "news")
         for n in range(20):
-            net.broker.publish("news", n)
+            net.broker.publish_nowait("news", n)
             await trio.testing.wait_all_tasks_blocked()
         assert (await peer.receive_close())[0] == 3010
 
@@ -117,8 +138,8 @@ async def test_publications_are_picked_by_their_tags(autojump_clock: object) -> 
         await other.request(subscribe={"channel": "news"})
         assert net.broker.stats().hub.subscriptions == 3
         for n in (99, 101, 100, 102):
-            net.broker.publish("news", n, tags={"price": str(n)})
-        net.broker.publish("news", 200)
+            net.broker.publish_nowait("news", n, tags={"price": str(n)})
+        net.broker.publish_nowait("news", 200)
         for peer in (picky, twin):
             assert await receive_pushes(peer, 2) == [
                 {"channel": "news", "pub": {"data": n, "offset": i, "tags": {"price": str(n)}}}
@@ -153,14 +174,14 @@ async def test_recovery_picks_too_and_a_pattern_says_its_topic_beside_the_tags(
     async with open_test_broker(Broker()) as net:
         peer = await net.open_client()
         for n in (99, 101):
-            net.broker.publish("news.a", n, tags={"price": str(n)})
+            net.broker.publish_nowait("news.a", n, tags={"price": str(n)})
         reply = await peer.request(subscribe={"channel": "news.a", "tf": PRICEY, "recover": True})
         missed = reply["subscribe"]["publications"]
         assert reply["subscribe"]["recovered"]
         assert missed == [{"data": 101, "offset": 2, "tags": {"price": "101"}}]
         await peer.request(unsubscribe={"channel": "news.a"})
         await peer.request(subscribe={"channel": "news.*", "tf": PRICEY})
-        net.broker.publish("news.a", 102, tags={"price": "102"})
+        net.broker.publish_nowait("news.a", 102, tags={"price": "102"})
         (push,) = await receive_pushes(peer, 1)
         assert push["pub"]["tags"] == {"topic": "news.a", "price": "102"}
 
@@ -217,7 +238,7 @@ async def test_a_retained_value_comes_with_what_the_server_subscribes_to(
 ) -> None:
     """Behind the reply or push that says so, unless the client has recovered it."""
     async with open_test_broker(broker_with_topics("news")) as net:
-        net.broker.publish("news", 1, retain=True)
+        net.broker.publish_nowait("news", 1, retain=True)
         peer = await net.open_websocket()
         news = (await peer.request(connect={}))["connect"]["subs"]["news"]
         (push,) = await receive_pushes(peer, 1)
@@ -226,7 +247,7 @@ async def test_a_retained_value_comes_with_what_the_server_subscribes_to(
         seen = {"recover": True, "offset": 0, "epoch": news["epoch"]}
         subs = (await back.request(connect={"subs": {"news": seen}}))["connect"]["subs"]
         assert subs["news"]["recovered"]
-        net.broker.publish("news", 2)
+        net.broker.publish_nowait("news", 2)
         (push,) = await receive_pushes(back, 1)
         assert push["pub"] == {"data": 2, "offset": 2}
 

@@ -1,5 +1,6 @@
 """Wills: the last word of a client that goes without saying goodbye."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,12 +11,14 @@ from broker import (
     Broker,
 )
 from broker.core.messages import Close, Initiator
+from broker.core.work import ROUND, SLICE
 from broker.errors import Refused
 from broker.routing.publishing import Publisher
 from broker.routing.recipients import Peer
 from broker.routing.wills import Will, Wills
+from broker.session.connection import LEAVES_AT_ONCE
 from broker.testing import MemoryListener, Network
-from tests.conftest import done, served, subscribe
+from tests.conftest import done, received, served, subscribe
 from tests.routing.conftest import attach, listen, make_router, runs, subscription
 
 
@@ -91,7 +94,7 @@ async def test_a_will_does_no_harm_when_the_broker_is_cancelled() -> None:
             await done(peer, "will", topic="left", data=1)
         nursery.cancel_scope.cancel()
     with pytest.raises(RuntimeError, match="not serving"):
-        broker.publish("left", 1)
+        broker.publish_nowait("left", 1)
 
 
 # by itself
@@ -207,3 +210,49 @@ async def test_the_rules_of_the_moment_count_for_a_will() -> None:
     wills.put(client, Will("left", b"2"))
     wills.carry_out(client, LOST)
     assert runs(listener) == [[2]]
+
+
+async def test_wills_that_reach_many_are_carried_out_in_turns_with_all_others(
+    autojump_clock: MockClock,
+) -> None:
+    """Else the wills of peers that go together would be one long step."""
+    async with served() as net:
+        readers = [await net.open_client() for _ in range(300)]
+        for reader in readers:
+            await subscribe(reader, "left")
+        peers = [await net.open_client() for _ in range(30)]
+        for peer in peers:
+            await done(peer, "will", topic="left", data=peer.fd)
+        router = net.node.services.router
+        weight = net.node.services.wills.weigh(peers[0].fd)
+        assert weight > LEAVES_AT_ONCE
+        before, seen = router.published, [0]
+
+        async def watch() -> None:
+            while seen[-1] < len(peers):
+                await trio.lowlevel.checkpoint()
+                seen.append(router.published - before)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            for peer in peers:
+                net.broker.disconnect(peer.fd)
+            assert router.published == before
+        # As many as fill a round; Trio changes the order of tasks that run in one turn, so two of them.
+        most = 2 * (ROUND / (weight + SLICE) + 1)
+        assert max(after - earlier for earlier, after in pairwise(seen)) <= most < len(peers)
+        assert sorted(await received(net, readers[0])) == [peer.fd for peer in peers]
+
+
+async def test_a_will_is_weighed_by_those_it_reaches_and_its_size() -> None:
+    router = make_router()
+    wills = Wills(Publisher(router))
+    peer = listen(router, "many")
+    for _ in range(100):
+        listen(router, "many")
+    weights = [wills.weigh(peer.fd)]
+    for will in (Will("few", b"1"), Will("many", b"1"), Will("many", b"1" * 102_400)):
+        wills.put(peer, will)
+        weights.append(wills.weigh(peer.fd))
+    assert weights[0] == 0
+    assert weights == sorted(set(weights))

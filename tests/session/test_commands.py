@@ -23,7 +23,7 @@ from broker import (
     TopicRules,
 )
 from broker.testing import Network, Peer, open_test_broker
-from tests.conftest import ask, data_of, served, subscribe
+from tests.conftest import ask, data_of, served
 from tests.session.conftest import (
     INTERNAL,
     connect,
@@ -70,7 +70,7 @@ async def test_a_publication_of_the_broker_has_no_sender(
 ) -> None:
     client = await net.open_client()
     await client.request(subscribe={"channel": "news"})
-    net.broker.publish("news", ["x"])
+    net.broker.publish_nowait("news", ["x"])
     assert await client.receive_all() == [pub("news", ["x"], offset=1)]
 
 
@@ -80,7 +80,7 @@ async def test_an_unsubscribed_client_gets_nothing(autojump_clock: MockClock, ne
     assert await ask(client, {"id": 2, "unsubscribe": {"channel": "news"}}) == [
         {"id": 2, "unsubscribe": {}}
     ]
-    net.broker.publish("news", 1)
+    net.broker.publish_nowait("news", 1)
     assert await client.receive_all() == []
     assert await ask(client, {"id": 3, "unsubscribe": {"channel": "news"}}) == [
         {"id": 3, "unsubscribe": {}}
@@ -171,7 +171,7 @@ async def test_nobody_subscribes_twice(autojump_clock: MockClock, net: Network) 
     await client.request(subscribe={"channel": "news"})
     assert await error_of(client, subscribe={"channel": "news"}) == 105
     assert await error_of(client, subscribe={"channel": f"fd:{client.fd}"}) == 105
-    net.broker.publish("news", 1)
+    net.broker.publish_nowait("news", 1)
     assert data_of(await client.receive_all()) == [1]
 
 
@@ -195,7 +195,7 @@ async def test_a_pattern_is_told_each_publications_topic(
             client, {"id": 2, "subscribe": {"channel": name, "recoverable": True}}
         ) == [{"id": 2, "subscribe": {}}]
     for topic in ("news", "news.eu", "news.eu.fr"):
-        net.broker.publish(topic, topic)
+        net.broker.publish_nowait(topic, topic)
     assert await client.receive_all() == [
         pub("news.>", "news.eu", offset=1, channel="news.eu", tags={"topic": "news.eu"}),
         pub("news.*", "news.eu", offset=1, channel="news.eu", tags={"topic": "news.eu"}),
@@ -286,6 +286,22 @@ async def test_presence_tells_who_is_subscribed(autojump_clock: MockClock, net: 
     assert list(reply["presence"]["presence"]) == [str(two.fd)]
 
 
+async def test_a_presence_that_is_too_long_is_refused_and_can_be_counted(
+    autojump_clock: MockClock,
+) -> None:
+    async with served(presence_max_clients=2) as net:
+        one, two, three = [await net.open_client() for _ in range(3)]
+        for client in (one, two):
+            await client.request(subscribe={"channel": "t"})
+        assert len((await three.request(presence={"channel": "t"}))["presence"]["presence"]) == 2
+        await three.request(subscribe={"channel": "t"})
+        reply = await three.request(presence={"channel": "t"})
+        text = "more than 2 clients: ask for presence_stats"
+        assert reply["error"] == {"code": 106, "message": text}
+        reply = await three.request(presence_stats={"channel": "t"})
+        assert reply["presence_stats"]["num_clients"] == 3
+
+
 async def test_presence_stats_count_users_once(autojump_clock: MockClock, net: Network) -> None:
     @net.broker.on_connect
     async def name(event: ConnectEvent) -> ConnectReply:
@@ -320,7 +336,7 @@ async def test_only_topics_can_be_read(
 async def topic_with_history(net: Network, count: int = 5) -> tuple[Peer, str]:
     """A client that does not listen, and the epoch of `news`, which has 1..count."""
     for number in range(1, count + 1):
-        net.broker.publish("news", number)
+        net.broker.publish_nowait("news", number)
     client = await net.open_client()
     reply = await client.request(history={"channel": "news"})
     return client, reply["history"]["epoch"]
@@ -393,41 +409,50 @@ async def test_history_is_forgotten_after_its_time(autojump_clock: MockClock) ->
         assert reply["history"] == {"publications": [], "offset": 5, "epoch": epoch}
 
 
-async def test_a_history_reply_ends_at_its_bound_in_bytes(autojump_clock: MockClock) -> None:
-    async with open_test_broker(Broker(Config(history_reply_bytes=1000))) as net:
+async def test_history_ends_where_a_reply_is_full_and_goes_on_from_there(
+    autojump_clock: MockClock,
+) -> None:
+    async with served(history_reply_bytes=3000, topics=TopicRules(history_size=10)) as net:
         client = await net.open_client()
-        for _ in range(5):
-            net.broker.publish("news", "x" * 398)
-        net.broker.publish("large", "x" * 5000)
-        reply = await client.request(history={"channel": "news", "limit": -1})
-        assert [p["offset"] for p in reply["history"]["publications"]] == [1, 2]
-        assert reply["history"]["offset"] == 5
-        since = {"offset": 2, "epoch": reply["history"]["epoch"]}
-        reply = await client.request(history={"channel": "news", "limit": -1, "since": since})
-        assert [p["offset"] for p in reply["history"]["publications"]] == [3, 4]
-        # One is always there, or its reader would never get past it.
-        reply = await client.request(history={"channel": "large", "limit": -1})
-        assert len(reply["history"]["publications"]) == 1
-
-
-async def test_a_recovery_of_more_than_a_reply_is_none(autojump_clock: MockClock) -> None:
-    async with open_test_broker(Broker(Config(history_reply_bytes=1000))) as net:
-        client = await net.open_client()
-        epoch = (await subscribe(client, "news", recover=True))["epoch"]
-        await client.request(unsubscribe={"channel": "news"})
-        for _ in range(3):
-            net.broker.publish("news", "x" * 398)
-        since = {"recover": True, "epoch": epoch}
-        reply = await subscribe(client, "news", offset=1, **since)
-        assert (reply["recovered"], len(reply["publications"])) == (True, 2)
-        await client.request(unsubscribe={"channel": "news"})
-        reply = await subscribe(client, "news", offset=0, **since)
-        assert not reply.get("recovered")
-        assert not reply.get("publications")
-        assert reply["offset"] == 3
+        for number in range(5):
+            net.broker.publish_nowait("news", f"{number}" * 1000)
+        got: list[str] = []
+        offset, top = 0, 5
+        while offset < top:
+            since = {"offset": offset, "epoch": ""}
+            asked = {"channel": "news", "limit": -1, "since": since}
+            page = (await client.request(history=asked))["history"]
+            assert page["offset"] == top
+            assert len(page["publications"]) <= 2
+            got += [each["data"][0] for each in page["publications"]]
+            offset = page["publications"][-1]["offset"]
+        assert got == list("01234")
 
 
 # recovery
+
+
+@pytest.mark.parametrize("flag", [0, 2])
+async def test_a_recovery_of_more_than_a_reply_may_hold_is_none(
+    autojump_clock: MockClock, flag: int
+) -> None:
+    async with served(history_reply_bytes=3000, topics=TopicRules(history_size=10)) as net:
+        client = await net.open_client()
+        epoch = (await client.request(history={"channel": "news"}))["history"]["epoch"]
+        for _ in range(3):
+            net.broker.publish_nowait("news", "x" * 1000)
+        reply = await subscribe_at(client, 0, epoch, flag=flag)
+        if flag:
+            assert reply["error"]["code"] == 112
+        else:
+            assert (missed(reply), reply["subscribe"]["recovered"]) == ([], False)
+            await client.request(unsubscribe={"channel": "news"})
+        reply = await subscribe_at(client, 1, epoch, flag=flag)
+        assert (len(missed(reply)), reply["subscribe"]["recovered"]) == (2, True)
+        await client.request(unsubscribe={"channel": "news"})
+        net.broker.publish_nowait("news", "x" * 10_000)
+        reply = await subscribe_at(client, 3, epoch, flag=flag)
+        assert (len(missed(reply)), reply["subscribe"]["recovered"]) == (1, True), "one of any size"
 
 
 async def subscribe_at(client: Peer, offset: int, epoch: str, **fields: object) -> Any:
@@ -475,7 +500,7 @@ async def test_missed_publications_come_in_the_reply_and_once(
         "offset": offset,
         "epoch": epoch,
     }
-    net.broker.publish("news", 6)
+    net.broker.publish_nowait("news", 6)
     assert await client.receive_all() == [pub("news", 6, offset=6)]
 
 
@@ -515,7 +540,7 @@ async def test_a_client_that_has_seen_nothing_recovers_all_since_it_subscribed(
     reply = await client.request(subscribe={"channel": "news", "recoverable": True})
     assert reply["subscribe"]["offset"] == 0
     await client.request(unsubscribe={"channel": "news"})
-    net.broker.publish("news", "first")
+    net.broker.publish_nowait("news", "first")
     assert missed(await subscribe_at(client, 0, reply["subscribe"]["epoch"])) == ["first"]
 
 
@@ -533,7 +558,7 @@ async def test_publications_during_a_subscribe_come_once(
 
     async def publish() -> None:
         for number in range(6, 30):
-            net.broker.publish("news", number)
+            net.broker.publish_nowait("news", number)
             await trio.sleep(0.003)
 
     async with trio.open_nursery() as nursery:

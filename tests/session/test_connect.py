@@ -192,7 +192,7 @@ async def test_a_connect_that_failed_leaves_nothing_of_its_token(
 
 async def test_a_token_subscribes_its_bearer(autojump_clock: MockClock, keyed: Network) -> None:
     for number in range(3):
-        keyed.broker.publish("news", number)
+        keyed.broker.publish_nowait("news", number)
     peer = await keyed.open_websocket()
     claims: dict[str, Any] = {
         "sub": "alice",
@@ -207,7 +207,7 @@ async def test_a_token_subscribes_its_bearer(autojump_clock: MockClock, keyed: N
     assert subs["news"]["publications"] == []
     assert subs["chat"]["data"] == {"hello": 1}
     for topic in ("news", "plan.a", "chat"):
-        keyed.broker.publish(topic, topic)
+        keyed.broker.publish_nowait(topic, topic)
         assert (await next_push(peer))["pub"]["data"] == topic
     presence = (await peer.request(presence={"channel": "chat"}))["presence"]["presence"]
     assert presence[str(peer.fd)]["chan_info"] == {"role": "admin"}
@@ -222,7 +222,7 @@ async def test_a_server_side_subscription_recovers(
     before = (await peer.request(connect={"token": good}))["connect"]["subs"]["news"]
     await peer.aclose()
     for number in range(3):
-        keyed.broker.publish("news", number)
+        keyed.broker.publish_nowait("news", number)
     for epoch, recovered in ((before["epoch"], True), ("other", False)):
         peer = await keyed.open_websocket()
         # The flag asks for an error, which would be one for all that connect brings.
@@ -268,7 +268,7 @@ async def test_a_gap_in_a_server_side_subscription_ends_the_connection_which_the
         await peer.send_json({"id": 1, "connect": {"token": token(net, channels=["news"])}})
         await peer.receive_text()
         for number in range(50):
-            net.broker.publish("news", number)
+            net.broker.publish_nowait("news", number)
             await trio.sleep(0.001)
         numbers = []
         while "pub" in (push := await next_push(peer)):

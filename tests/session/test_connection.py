@@ -1,5 +1,7 @@
 """A connection: tasks and hooks of its life, and the last word that its client gets."""
 
+from itertools import pairwise
+
 import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric import ed25519
@@ -15,6 +17,10 @@ from broker import (
 from broker.access.keys import Key
 from broker.access.minting import mint
 from broker.access.tokens import Tokens
+from broker.core.event_queue import Event, EventKind
+from broker.core.work import LEFT, SLICE
+from broker.session.connection import LEAVES_AT_ONCE
+from broker.session.connection import Connection as ServingConnection
 from broker.testing import Network, client_frame, open_test_broker
 from broker.transport.frames import CLOSE, PONG, TEXT
 from tests.session.conftest import (
@@ -154,10 +160,70 @@ async def test_the_last_push_says_why_and_the_close_code_says_it_again(
     autojump_clock: MockClock, net: Network
 ) -> None:
     client = await net.open_client()
-    net.broker.publish(f"fd:{client.fd}", "last words")
+    net.broker.publish_nowait(f"fd:{client.fd}", "last words")
     net.broker.disconnect(client.fd, 3503, 'because "so"')
     assert await client.receive_all() == [
         pub(f"fd:{client.fd}", "last words"),
         {"push": {"disconnect": {"code": 3503, "reason": 'because "so"'}}},
         3503,
     ]
+
+
+@pytest.mark.parametrize("how", ["the peer goes", "we close"])
+async def test_a_thousand_topics_are_left_in_turns_with_all_others(
+    how: str, autojump_clock: MockClock
+) -> None:
+    async with open_test_broker(Broker()) as net:
+        peer = await net.open_client()
+        await peer.send_json(
+            *({"id": n, "subscribe": {"channel": f"t{n}"}} for n in range(10, 1010))
+        )
+        hub = net.node.services.router.hub
+        await wait_all_tasks_blocked()
+        assert hub.statistics().topics == 1000
+        seen = [1000]
+
+        async def watch() -> None:
+            while seen[-1]:
+                await trio.lowlevel.checkpoint()
+                seen.append(hub.statistics().topics)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            if how == "we close":
+                assert net.broker.disconnect(peer.fd)
+                assert 1000 - 2 * LEAVES_AT_ONCE / LEFT < hub.statistics().topics < 1000
+                assert not net.broker.is_established(peer.fd)
+            else:
+                await peer.aclose()
+        # Two slices: Trio changes the order of tasks that run in one turn.
+        steps = [before - after for before, after in pairwise(seen)]
+        assert max(steps) <= (2 * SLICE + LEAVES_AT_ONCE) / LEFT
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+async def test_all_topics_are_left_before_the_app_learns_that_a_connection_has_ended(
+    is_cut: bool, autojump_clock: MockClock
+) -> None:
+    """Also when it is cut, which leaves no time for turns."""
+    broker, told = Broker(), []
+
+    @broker.on_event
+    async def hear(event: Event) -> None:
+        told.append(event.kind)
+
+    async with open_test_broker(broker) as net:
+        peer = await net.open_client()
+        await peer.send_json(
+            *({"id": n, "subscribe": {"channel": f"t{n}"}} for n in range(10, 1010))
+        )
+        await wait_all_tasks_blocked()
+        if is_cut:
+            connection = net.node.services.connections[peer.fd]
+            assert isinstance(connection, ServingConnection)
+            connection._io.cancel_scope.cancel()
+        else:
+            await peer.aclose()
+        await wait_all_tasks_blocked()
+    last = told.index(EventKind.DISCONNECTED)
+    assert told[:last].count(EventKind.UNSUBSCRIBED) == 1000

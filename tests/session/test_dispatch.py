@@ -1,7 +1,9 @@
 """Messages of one peer: their order, their turns, and those that are no commands."""
 
 import json
-from typing import Any
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, Final
 
 import centrifuge.protocol.client_pb2 as schema
 import pytest
@@ -20,12 +22,28 @@ from broker import (
     PublishReply,
     TopicRules,
 )
-from broker.core.work import COMMAND, SLICE
+from broker.core.work import (
+    AUDIENCE,
+    COMMAND,
+    KILOBYTE,
+    LEFT,
+    LISTED,
+    LISTENERS,
+    MEMBER,
+    PEER,
+    PUBLICATION,
+    ROUND,
+    SLICE,
+    Meter,
+)
 from broker.protocols.commands import MAX_COMMANDS
+from broker.routing.router import MOST_TOGETHER
+from broker.routing.turns import Turns as Queue
 from broker.testing import Network, Peer, client_frame, open_test_broker
 from broker.transport import frames
 from broker.transport.frames import BINARY, PONG, TEXT
 from tests.conftest import ask, data_of, delimited, next_pub
+from tests.routing.conftest import attach, subscription
 from tests.session.conftest import (
     disconnected,
     error_of,
@@ -160,6 +178,162 @@ async def test_a_thousand_commands_at_once_leave_others_their_turn(
     assert turns > 1000 * COMMAND / SLICE
 
 
+class LoopLoad(trio.abc.Instrument):
+    """The work that is done between two looks at what the system has to say: in one round of all tasks."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._before = meter.done
+        self.rounds: list[float] = []
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.rounds.append(self._meter.done - self._before)
+        self._before = self._meter.done
+
+
+CROWD: Final = 2500
+"""Listeners of a topic, with as many publications, so that one act there takes more than a slice."""
+
+
+def fill(net: Network) -> None:
+    """Listeners of `crowd`, none of which is there, and a history."""
+    router = net.broker.node.router
+    for _ in range(CROWD):
+        router.hub.subscribe(subscription(attach(router), "crowd"))
+    for _ in range(CROWD):
+        net.broker.publish_nowait("kept", 1)
+
+
+@pytest.mark.parametrize(
+    "act, most",
+    [
+        ({"rpc": {"method": "publish", "data": {"topic": "crowd", "data": 1}}}, CROWD * PEER),
+        ({"publish": {"channel": "crowd", "data": 1}}, CROWD * PEER),
+        ({"presence": {"channel": "crowd"}}, CROWD * MEMBER),
+        ({"presence_stats": {"channel": "crowd"}}, CROWD * MEMBER / 10),
+        ({"history": {"channel": "kept", "limit": -1}}, CROWD * LISTED),
+        ({"subscribe": {"channel": "kept", "recover": True, "offset": 0}}, CROWD * LISTED),
+    ],
+    ids=["rpc publish", "publish", "presence", "presence_stats", "history", "recovery"],
+)
+async def test_what_many_ask_for_at_once_is_done_a_few_at_a_time(
+    autojump_clock: MockClock, act: dict[str, Any], most: float
+) -> None:
+    config = Config(history_max_limit=CROWD, topics=TopicRules(history_size=CROWD))
+    async with open_test_broker(Broker(config)) as net:
+        clients = [await net.open_client() for _ in range(20)]
+        fill(net)
+        if "subscribe" in act:
+            epoch = net.broker.history("kept", limit=0)[1].epoch
+            act = {"subscribe": {**act["subscribe"], "epoch": epoch}}
+        await wait_all_tasks_blocked()
+        load = LoopLoad(net.broker.node.router.meter)
+        trio.lowlevel.add_instrument(load)
+        async with trio.open_nursery() as nursery:  # all in one moment
+            for client in clients:
+                nursery.start_soon(client.send_json, {"id": 7, **act})
+        await wait_all_tasks_blocked()
+        trio.lowlevel.remove_instrument(load)
+        for client in clients:
+            assert "error" not in (await client.receive_all())[-1]
+        together = sum(load.rounds)
+        assert together > 20 * 0.9 * most, "all of it was done, and charged"
+        assert max(load.rounds) < ROUND + 1.5 * most + 20 * 2 * COMMAND
+        assert len([each for each in load.rounds if each > most / 2]) >= min(
+            20, together / (2 * ROUND)
+        )
+
+
+async def test_hundreds_that_go_at_once_leave_a_few_at_a_time(autojump_clock: MockClock) -> None:
+    async with open_test_broker(Broker(Config(direct_topics=False))) as net:
+        clients = [await net.open_client() for _ in range(20)]
+        router = net.broker.node.router
+        for client in clients:
+            peer = router.hub.sessions.get(client.fd)
+            assert peer is not None
+            for number in range(400):
+                router.subscribe(subscription(peer, f"t{number}"))
+        await wait_all_tasks_blocked()
+        load = LoopLoad(router.meter)
+        trio.lowlevel.add_instrument(load)
+        async with trio.open_nursery() as nursery:
+            for client in clients:
+                nursery.start_soon(client.aclose)
+        await wait_all_tasks_blocked()
+        trio.lowlevel.remove_instrument(load)
+        assert net.broker.topics() == {}
+        assert net.broker.stats().connections == 0
+        assert sum(load.rounds) >= 20 * 400 * LEFT
+        assert max(load.rounds) <= ROUND + 400 * LEFT
+
+
+class Turns(trio.abc.Instrument):
+    """A value after each turn of Trio's loop."""
+
+    def __init__(self, value: Callable[[], float]) -> None:
+        self.seen = [value()]
+        self._value = value
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.seen.append(self._value())
+
+
+TOKENS = [f"t{n}" for n in range(7)]
+WIDE = ".".join(TOKENS)
+"""A topic that 100 patterns of one client match."""
+OVERLAPPING = [
+    ".".join("*" if bits >> at & 1 else token for at, token in enumerate(TOKENS))
+    for bits in range(1, 101)
+]
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        pytest.param([{"publish": {"channel": "a", "data": 1}}] * 500, id="one topic"),
+        pytest.param([{"publish": {"channel": c, "data": 1}} for c in "ab" * 250], id="two topics"),
+        pytest.param([{"publish": {"channel": WIDE, "data": 1}}] * 500, id="many audiences"),
+        pytest.param([{"publish": {"channel": WIDE, "data": "x" * 9000}}] * 6, id="large ones"),
+        pytest.param(
+            [{"id": 5, "rpc": {"method": "publish", "data": {"topic": WIDE, "data": 1}}}] * 50,
+            id="by themselves",
+        ),
+        pytest.param(
+            [
+                {"id": n, "subscribe": {"channel": name, "tf": {"key": "a", "cmp": "ex"}}}
+                for n, name in enumerate(OVERLAPPING, 1)
+            ],
+            id="filters",
+        ),
+    ],
+)
+@pytest.mark.parametrize("joined", [True, False])
+async def test_the_work_of_one_read_is_done_in_slices(
+    autojump_clock: MockClock, commands: list[dict[str, Any]], joined: bool
+) -> None:
+    """A slice may end in the midst of an act, which is one publication here at most."""
+    lines = [json.dumps(each).encode() for each in commands]
+    sent = [b"\n".join(lines)] if joined else lines
+    size = len(lines[0]) / 1024 * KILOBYTE
+    act = len(OVERLAPPING) * (PUBLICATION + AUDIENCE + PEER + LISTENERS + size)
+    config = Config(outbox_bytes=2**26, outbox_messages=10**6)  # no rule for slow readers
+    async with open_test_broker(Broker(config)) as net:
+        reader, client = await net.open_client(), await net.open_client()
+        for name in (*"ab", *OVERLAPPING):
+            await reader.request(subscribe={"channel": name})
+        meter = net.node.services.router.meter
+        await client.send(b"".join(client_frame(frames.TEXT, each) for each in sent))
+        turns = Turns(lambda: meter.done)
+        trio.lowlevel.add_instrument(turns)
+        await client.send_json({"id": 9999, "presence_stats": {"channel": "a"}})
+        while b'"id":9999' not in (await client.receive_text()).encode():
+            pass
+        trio.lowlevel.remove_instrument(turns)
+    done = [after - before for before, after in pairwise(turns.seen)]
+    assert max(done) <= max(SLICE, MOST_TOGETHER) + act
+    assert sum(done) > 300
+
+
 async def test_replies_to_publishes_come_behind_the_publications_of_their_batch(
     autojump_clock: MockClock,
     net: Network,
@@ -292,17 +466,21 @@ async def test_a_client_that_does_not_speak_the_protocol_is_sent_away(
 
 @pytest.mark.parametrize("pings", [0, 6000])
 async def test_a_large_message_is_not_taken_apart_before_its_turn(
-    autojump_clock: MockClock, net: Network, pings: int
+    autojump_clock: MockClock, net: Network, monkeypatch: pytest.MonkeyPatch, pings: int
 ) -> None:
-    reader, client = await net.open_client(), await net.open_client()
-    await reader.request(subscribe={"channel": "news"})
+    client = await net.open_client()
+    router, published, wait = net.node.router, [], Queue.wait
+
+    async def watched(turns: Queue, work: float | None = None) -> float:
+        published.append(router.published)
+        return await wait(turns, work)
+
+    monkeypatch.setattr(Queue, "wait", watched)
     first = '{"publish":{"channel":"news","data":"first"}}'
-    async with net.node.services.turns:
-        await client.send_text("\n".join([first, *["{}"] * pings, "{}"]))
-        await wait_all_tasks_blocked()
-        came = data_of(await reader.receive_all())
-    assert came == ([] if pings else ["first"])
-    assert data_of(await reader.receive_all()) == (["first"] if pings else [])
+    await client.send_text("\n".join([first, *["{}"] * pings, "{}"]))
+    await wait_all_tasks_blocked()
+    assert published[:1] == ([0] if pings else []), "what was published when it went into the queue"
+    assert router.published == 1
 
 
 @pytest.mark.parametrize("codec", ["json", "protobuf"])
@@ -375,7 +553,7 @@ async def test_a_client_that_asks_for_a_lot_gets_all_of_it_one_after_the_other(
         client = await net.open_client(lockstep_stream_pair)
         outbox = net.outbox(client.fd)
         for number in range(100):
-            net.broker.publish("t", f"{number:01000}")
+            net.broker.publish_nowait("t", f"{number:01000}")
         history = {"id": 1, "history": {"channel": "t", "limit": -1}}
         position = {"recover": True, "epoch": net.node.services.router.engine.position("t").epoch}
         recovery = {"id": 1, "subscribe": {"channel": "t", **position}}
@@ -510,7 +688,7 @@ LARGE = Config(outbox_bytes=10_000, topics=TopicRules(history_size=100))
 async def ask_for_much(net: Network, *behind: object) -> Peer:
     """A client that asks for 40,000 bytes, and for more behind it, and takes none of it."""
     for number in range(40):
-        net.broker.publish("news", f"{number:01000}")
+        net.broker.publish_nowait("news", f"{number:01000}")
     peer = await net.open_client(lockstep_stream_pair)
     many = {"id": 2, "history": {"channel": "news", "limit": -1}}
     await peer.send_json(many, *behind)

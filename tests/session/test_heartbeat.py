@@ -32,7 +32,7 @@ async def test_a_ping_behind_what_a_client_has_yet_to_take_is_not_yet_due(
     async with open_test_broker(Broker()) as net:
         client = await net.open_client(narrow_pair)
         for number in range(100):
-            net.broker.publish("t", f"{number:01000}")
+            net.broker.publish_nowait("t", f"{number:01000}")
         await client.send_json({"id": 1, "history": {"channel": "t", "limit": -1}})
         for _ in range(12):
             await trio.sleep(5)
@@ -93,7 +93,7 @@ async def test_a_slow_client_is_not_blamed_for_a_ping_behind_what_it_still_takes
     rules = TopicRules(history_size=100, history_ttl=1000)
     async with open_test_broker(Broker(Config(topics=rules))) as net:
         for _ in range(100):
-            net.broker.publish("a", "x" * 20_000)
+            net.broker.publish_nowait("a", "x" * 20_000)
         client = await net.open_client(lockstep_stream_pair)
         await client.send_json({"id": 2, "history": {"channel": "a", "limit": -1}})
         got = b""

@@ -98,7 +98,7 @@ async def test_a_push_that_finds_no_room_is_full_and_its_peer_is_cut(
         client = await net.open_client(make_pair=LOCKSTEP)
         await client.request(subscribe={"channel": "news"})
         for number in range(6):
-            net.broker.publish("news", number)
+            net.broker.publish_nowait("news", number)
             await wait_all_tasks_blocked()  # the writer has its hands full
         assert net.broker.push(client.fd, "x") is PushResult.FULL
         assert net.broker.push(client.fd, "x") is PushResult.CLOSED
@@ -129,7 +129,7 @@ async def test_pushes_and_publications_keep_their_order(autojump_clock: MockCloc
     async with open_test_broker(Broker()) as net:
         peer = await net.open_plain()
         net.broker.push(peer.fd, "1")
-        net.broker.publish(f"fd:{peer.fd}", "2")
+        net.broker.publish_nowait(f"fd:{peer.fd}", "2")
         net.broker.push(peer.fd, "3")
         assert [await peer.receive_text() for _ in range(3)] == ["1", "2", "3"]
 
@@ -152,7 +152,7 @@ async def test_a_client_is_told_of_a_subscription_it_did_not_ask_for(
                 "data": {"why": "vip"},
             },
         }
-        net.broker.publish("news", 1)
+        net.broker.publish_nowait("news", 1)
         (push,) = await receive_pushes(peer, 1)
         assert push == {"channel": "news", "pub": {"data": 1, "offset": 1}}
         presence = await peer.request(presence={"channel": "news"})
@@ -214,9 +214,9 @@ async def test_a_plain_peer_may_be_subscribed_too(autojump_clock: object) -> Non
     async with open_test_broker(Broker()) as net:
         peer = await net.open_plain()
         assert net.broker.add_subscription(peer.fd, "news")
-        net.broker.publish("news", "hello")
+        net.broker.publish_nowait("news", "hello")
         assert net.broker.end_subscription(peer.fd, "news")
-        net.broker.publish("news", "unheard")
+        net.broker.publish_nowait("news", "unheard")
         net.broker.push(peer.fd, "last")
         assert [await peer.receive_text() for _ in range(2)] == ["hello", "last"]
 
@@ -232,7 +232,7 @@ async def test_a_subscription_made_at_open_is_in_the_connect_reply(autojump_cloc
         plain, client = await net.open_plain(), await net.open_websocket()
         reply = await client.request(connect={})
         assert {*reply["connect"]["subs"]} == {"news", f"fd:{client.fd}"}
-        broker.publish("news", 1)
+        broker.publish_nowait("news", 1)
         assert (await client.receive_json())["push"]["pub"] == {"data": 1, "offset": 1}
         assert await plain.receive_text() == "1"
 

@@ -509,7 +509,7 @@ async def test_a_command_behind_a_large_reply_waits_until_that_is_taken(
 ) -> None:
     async with served("subscribe") as (net, app, _):
         for n in range(100):
-            net.broker.publish("big", "x" * 20_000 + str(n))
+            net.broker.publish_nowait("big", "x" * 20_000 + str(n))
         peer = await net.open_client(make_pair=lockstep_stream_pair)
         commands: list[dict[str, Any]] = subscribes("a")
         commands += [{"id": 2, "history": {"channel": "big", "limit": 100}}]

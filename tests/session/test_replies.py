@@ -110,7 +110,7 @@ async def test_no_name_is_open_before_it_was_asked_about(
     else:
         client.check_publish(name)  # what is no topic is refused when it is published to
         with pytest.raises(Refused, match="107"):
-            net.broker.publish(name, 1)
+            net.broker.publish_nowait(name, 1)
 
 
 # payloads

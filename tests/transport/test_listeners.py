@@ -7,6 +7,7 @@ import ssl
 import stat
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from math import inf
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import trio
 import trio_websocket
 import trustme
 from cryptography.hazmat.primitives import serialization
-from trio.testing import MockClock, memory_stream_pair
+from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from broker import Broker, Config, Connection
 from broker.core.messages import Frame
@@ -226,6 +227,59 @@ async def test_plain_bytes_on_a_tls_port_end_just_that_connection(
         async with trio_websocket.open_websocket_url(address, context):
             pass
         broker.stop()
+
+
+async def distrust(stream: trio.abc.Stream) -> None:
+    """Begin a handshake, and say by an alert that the certificate is nobody's. (Trio's own stream
+    does not.)"""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.create_default_context()
+    client = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    await stream.send_all(outgoing.read())
+    incoming.write(await stream.receive_some())
+    with pytest.raises(ssl.SSLCertVerificationError):
+        client.do_handshake()
+    await stream.send_all(outgoing.read())
+
+
+@pytest.mark.parametrize(
+    "sent, reason",
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "http request"),
+        (b"\0" * 99, "wrong version number"),
+        (None, "tlsv1 alert unknown ca"),
+        (b"", ""),
+        (b"\x16\x03\x01\x02\x00\x01", ""),
+    ],
+    ids=["plain HTTP", "garbage", "a client that trusts nobody", "nothing", "half a hello"],
+)
+async def test_a_handshake_that_fails_leaves_one_line_with_address_and_reason(
+    autojump_clock: MockClock, authority: trustme.CA, sent: bytes | None, reason: str
+) -> None:
+    listener, context = MemoryListener(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    tls = trio.SSLListener(listener, context, https_compatible=True)
+    broker = Broker()
+    with structlog.testing.capture_logs() as lines:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(broker.serve, listeners=[tls]))
+            stream = await listener.connect()
+            if sent is None:
+                await distrust(stream)
+            elif sent:
+                await stream.send_all(sent)
+            await wait_all_tasks_blocked()
+            await stream.aclose()
+            await wait_all_tasks_blocked()
+            assert broker.stats().refused == bool(reason)
+            assert broker.stats().ends.refused["tls"] == bool(reason)
+            broker.stop()
+    failed = [each for each in lines if each["event"] == "tls_failed"]
+    assert [(each["reason"], each["peer"]) for each in failed] == (
+        [(reason, "memory")] if reason else []
+    )
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["certificate", "key"])

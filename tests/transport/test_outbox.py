@@ -24,7 +24,7 @@ from trio.testing import (
 from broker.core.session import SlowRule
 from broker.transport import frames
 from broker.transport.outbox import Offer, Outbox
-from broker.transport.runs import Run
+from broker.transport.runs import LateRun, Run
 from broker.transport.sockets import RelayStream
 
 StreamPair: TypeAlias = tuple[trio.abc.Stream, trio.abc.Stream]
@@ -344,7 +344,7 @@ async def test_an_outbox_weighs_what_no_other_holds() -> None:
 
 
 async def test_a_large_reply_is_its_askers_alone_however_much_waits_behind_it() -> None:
-    async with open_desk(max_bytes=1000, max_messages=10**6) as desk:
+    async with open_desk(lockstep_stream_pair, max_bytes=1000, max_messages=10**6) as desk:
         others = [run_of(n) for n in range(20_000)]
         for run in others[:100]:
             desk.outbox.offer(run)
@@ -744,6 +744,7 @@ Step: TypeAlias = tuple[str, int, int, int]
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("publish"), st.integers(0, 2), st.integers(1, 5), st.integers(1, 3000)),
+        st.tuples(st.just("late"), st.integers(0, 2), st.just(1), st.integers(1, 3000)),
         st.tuples(st.just("reply"), st.just(0), st.just(1), st.integers(1, 200)),
         st.tuples(st.just("ping"), st.just(0), st.just(0), st.just(0)),
         st.tuples(st.just("flush"), st.just(0), st.just(0), st.just(0)),
@@ -795,10 +796,15 @@ async def _run_model(
             if what == "publish":
                 made = [frames.text_frame(b"." * size + name) for name in names]
                 run = Run(made, f"t{which}", rule)
+            elif what == "late":
+                (frame,) = made = [frames.text_frame(b"." * size + names[0])]
+                run = LateRun((frame[:3], frame[3:-2], frame[-2:]), f"t{which}", rule)
             elif what == "reply":
-                run = Run((frames.text_frame(b"." * size + b"--" + names[0][2:]),))
+                made = [frames.text_frame(b"." * size + b"--" + names[0][2:])]
+                run = Run(made)
             elif what == "ping":
-                run = Run((frames.encode(frames.PING, b"--" + names[0][2:]),), messages=0)
+                made = [frames.encode(frames.PING, b"--" + names[0][2:])]
+                run = Run(made, messages=0)
             else:
                 if what == "flush":
                     outbox.flush()
@@ -815,10 +821,10 @@ async def _run_model(
             slow_before = desk.slow
             offer = outbox.offer(run)
             assert offer is (Offer.FULL if desk.slow > slow_before else Offer.TAKEN)
-            offered += run.frames
+            offered += made
             assert outbox.messages <= len(desk.waiting())
             # Frames of one run begin to go out together.
-            largest = max(largest, len(run.data))
+            largest = max(largest, run.size)
             if outbox.blocked and not desk.slow:
                 assert outbox.bytes <= outbox.max_bytes <= max_bytes * 5 // 4 + 2 * largest
                 assert outbox.messages <= max_messages

@@ -103,7 +103,7 @@ async def test_a_run_goes_to_all_and_is_counted_in_messages() -> None:
             assert await one.received() == b"\x81\x01a\x81\x01b\x81\x01c"
         # All five went to the postman as one list, and what came later went along.
         held = run.bytes_held
-        assert exchange.office.statistics() == PostStatistics(15, rounds=1, bytes_held=held)
+        assert exchange.office.statistics() == PostStatistics(15, 1, held, 15, 45)
         del run
         assert exchange.office.statistics().bytes_held == 0
 
@@ -150,6 +150,30 @@ async def test_an_outbox_over_its_bound_is_dealt_with_after_all_have_theirs() ->
         assert exchange.office.deliver(run_of("a"), outboxes) == 2
         assert not outboxes
         assert await other.received() == b"\x81\x01a"
+
+
+async def test_an_outbox_that_many_runs_go_into_is_judged_once_when_all_are_there() -> None:
+    async with open_exchange() as exchange:
+        full = exchange.subscribe(max_messages=10)
+        exchange.deliver(run_of("x" * 10**6))  # more than the system holds for a socket
+        await wait_all_tasks_blocked()
+        assert full.outbox.blocked
+        office = exchange.office
+        office.judged = 0
+        with office.judging_later():
+            for _ in range(100):
+                exchange.deliver(run_of("a"))
+            with office.judging_later():
+                exchange.deliver(run_of("b"))
+            assert full.slow == office.judged == 0
+        assert office.judged == full.slow == 1
+        full.outbox.discard()  # as who is cut does
+        exchange.deliver(run_of("c"))
+        assert office.judged == full.slow == 1, "it is not full any more"
+        with pytest.raises(ZeroDivisionError), office.judging_later():  # noqa: PT012
+            exchange.deliver(run_of(*"defghijklmn"))
+            raise ZeroDivisionError
+        assert full.slow == 2
 
 
 async def test_a_busy_tick_is_no_reason_to_cut_a_socket_that_keeps_up() -> None:

@@ -1,9 +1,11 @@
 """Runs: joined once, shared by all, and counted once for as long as anybody holds them."""
 
+import tracemalloc
+
 import pytest
 
 from broker.core.memory import Ledger
-from broker.transport.runs import GONE, Rest, Run, share_of
+from broker.transport.runs import GONE, LateRun, Rest, Run, share_of
 
 
 def test_the_frames_of_a_run_are_joined_and_counted() -> None:
@@ -62,6 +64,40 @@ def test_a_rest_is_what_has_not_been_dropped_and_shares_its_bytes() -> None:
     assert ledger.bytes_held == held > 0
     del rest
     assert ledger.bytes_held == 0
+
+
+def late(size: int = 10_000) -> LateRun:
+    return LateRun((b"head", bytes(size), b"tail"), "t", "latest")
+
+
+def test_a_late_run_is_put_together_when_it_is_needed_and_once() -> None:
+    data = bytes(1_000_000)
+    tracemalloc.start()
+    try:
+        runs = [LateRun((b"%d" % n, data, b"tail"), "t", "latest") for n in range(100)]
+        for run in runs:
+            run.enter(Ledger())
+            assert run.size == run.last_size
+            assert run.messages == 1
+        _, peak = tracemalloc.get_traced_memory()
+        assert peak < 100_000
+        assert runs[7].data is runs[7].data is runs[7].frames[0]
+        _, peak = tracemalloc.get_traced_memory()
+        assert 1_000_000 < peak < 1_100_000
+    finally:
+        tracemalloc.stop()
+    assert runs[7].data == b"7" + data + b"tail"
+    assert len(runs[7].data) == runs[7].size
+
+
+def test_a_late_run_counts_as_if_it_had_been_put_together() -> None:
+    ledger, run = Ledger(), late()
+    run.enter(ledger)
+    assert ledger.bytes_held == run.bytes_held == Run((bytes(run.data),)).bytes_held
+    del run
+    assert ledger.bytes_held == 0
+    with pytest.raises(AttributeError):
+        late().nothing  # noqa: B018
 
 
 @pytest.mark.parametrize("as_rest", [False, True])

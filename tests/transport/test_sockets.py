@@ -19,6 +19,7 @@ from broker.transport.sockets import (
     let_go,
     receive_some,
     socket_below,
+    tls_fault,
     unacknowledged,
 )
 
@@ -92,6 +93,13 @@ async def test_a_closed_socket_has_room_and_owes_nothing() -> None:
     await theirs.aclose()
     assert has_room(ours)
     assert unacknowledged(fileno) == 0
+
+
+@pytest.mark.parametrize("cause", [None, OSError(104, "Connection reset by peer")])
+def test_only_tls_s_own_faults_are_told(cause: BaseException | None) -> None:
+    broken = trio.BrokenResourceError()
+    broken.__cause__ = cause
+    assert tls_fault(broken) is None
 
 
 async def test_a_tls_stream_that_is_let_go_is_freed_without_the_collector() -> None:

@@ -735,6 +735,13 @@ def test_headers_of_proxies_are_passed_on_from_trusted_ones_alone(
     assert questions.forwarded(settings, names, address, came) == expected
 
 
+def test_a_proxy_is_trusted_from_the_next_question_on() -> None:
+    settings, came = Settings(Config()), {"x-real-ip": "1.1.1.1"}
+    for proxies, shown in (((), {}), (("unix",), came), (("127.0.0.1",), {})):
+        settings.replace(Config(trusted_proxies=proxies))
+        assert questions.forwarded(settings, ("X-Real-IP",), "unix", came) == shown
+
+
 async def test_a_stranger_s_word_for_its_address_reaches_no_backend(
     autojump_clock: MockClock, backend: Backend
 ) -> None:

@@ -25,10 +25,34 @@ import trio.testing
 
 from broker.app import Broker
 from broker.core.messages import Fd
+from broker.engines.engine import in_thread
 from broker.hooks import ConnectEvent, ConnectReply
 from broker.node import Node
+from broker.testing.engines import (
+    ENGINE_CONTRACT,
+    OpenEngine,
+    Witness,
+    engine_contract,
+    wait_in_line,
+)
 from broker.transport import frames
 from broker.transport.outbox import Outbox
+
+__all__ = [
+    "ENGINE_CONTRACT",
+    "Closed",
+    "MemoryListener",
+    "Network",
+    "OpenEngine",
+    "Peer",
+    "Witness",
+    "client_frame",
+    "engine_contract",
+    "handshake",
+    "name_users_by_token",
+    "open_test_broker",
+    "wait_in_line",
+]
 
 StreamPair: TypeAlias = tuple[trio.abc.Stream, trio.abc.Stream]
 MakePair: TypeAlias = Callable[[], StreamPair]
@@ -323,10 +347,13 @@ def name_users_by_token(broker: Broker) -> Broker:
 async def open_test_broker(broker: Broker) -> AsyncGenerator[Network, None]:
     """Serve a broker in memory for as long as the block; then stop it, as SIGTERM would.
 
-    Its wall clock goes with Trio's, so tokens expire in virtual time as well.
+    Its wall clock goes with Trio's, so tokens expire in virtual time as well; an engine's disk is waited
+    for in line.
     """
     began = time.time() - trio.current_time()
     broker.wall_clock = lambda: began + trio.current_time()
+    if broker.run_blocking is in_thread:
+        broker.run_blocking = wait_in_line
     listener = MemoryListener()
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda **start: broker.serve(listeners=[listener], **start))

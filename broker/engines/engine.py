@@ -1,0 +1,230 @@
+"""What an engine is to the rest of the broker: *the log decides, memory answers*.
+
+A publication is appended to a log; what comes back from it gets its offsets, is fanned out and is
+acknowledged, in the order of the log. An engine without a log gives it back at once.
+
+All engines promise:
+
+1. Per topic one order, and offsets without a hole, the same for everybody.
+2. What a `Done` was told is kept, as far as `durability` says; and it was delivered before that.
+3. Nothing is delivered twice within one epoch. An epoch that anybody was told of is never used for
+   another count: after a loss there is a new one.
+
+Not promised: an order between topics; that a publication is kept for its whole ttl; that what was
+*not* acknowledged is gone: a process that was killed may have kept it.
+
+Every method is called in Trio's thread, and none is async that does not say what it waits for.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Literal, Protocol, TypeAlias, TypeVar
+
+import attrs
+import trio
+
+from broker.config.settings import TopicRules
+from broker.core.history import HistoryStatistics
+from broker.core.idempotency import IdempotentResults
+from broker.core.messages import Delivery, Fd, Position, Publication
+from broker.core.retained import Retained
+from broker.core.session import Parcel
+from broker.core.work import Meter
+from broker.errors import Refused
+
+T = TypeVar("T")
+
+Durability: TypeAlias = Literal["none", "process", "power"]
+"""What a `Done` survives: nothing, the death of this process, the loss of power."""
+
+Done: TypeAlias = Callable[["Position | Refused | None"], None]
+"""Called once for what was submitted: with the topic's position right behind it, None where no history
+keeps it, or `Refused` when it is not kept. Never waits."""
+
+
+class RunBlocking(Protocol):
+    """Does work that waits for a disk. Cancelled, it waits for the end of what has begun."""
+
+    def __call__(self, work: Callable[[], T], /) -> Awaitable[T]: ...
+
+
+async def in_thread(work: Callable[[], T], /) -> T:
+    """Work in a thread of its own, so that nobody else waits for it."""
+    return await trio.to_thread.run_sync(work, limiter=trio.CapacityLimiter(1))
+
+
+@attrs.frozen
+class Key:
+    """An idempotency key: whose it is, and the key. The owner is a user, or None for the app."""
+
+    owner: str | None
+    key: str
+
+
+@attrs.define(eq=False)
+class Submission:
+    """Publications to one topic that are to be kept, and then delivered: a run, or one with options.
+
+    The parcel belongs to the engine from `submit` on, which puts the offsets into its publications.
+    Without `keep` the history leaves them out, and they only keep their place among the others. With
+    `retain` the last of them is the topic's last value. `dones` may get more until it is settled.
+    """
+
+    parcel: Parcel
+    rules: TopicRules
+    keep: bool = True
+    retain: bool = False
+    key: Key | None = None
+    dones: list[Done] = attrs.field(factory=list)
+
+
+@attrs.frozen
+class View:
+    """What a subscriber that begins now is told.
+
+    `missed` is all that was published after its position, if it has `recovered`; `top` is where it
+    goes on from.
+    """
+
+    missed: list[Publication]
+    recovered: bool
+    top: Position
+
+
+@attrs.frozen
+class EngineStatistics:
+    """A snapshot. Counts are since the engine was opened; without a log all but `history` are 0."""
+
+    history: HistoryStatistics
+    waiting: int = 0
+    """Bytes that were submitted and are not settled."""
+    batches: int = 0
+    """Commits."""
+    submitted: int = 0
+    """Publications that went by `submit`."""
+    log_bytes: int = 0
+    """Bytes of the log: what it keeps, and what the next cleaning takes out."""
+    failing: str = ""
+    """Why nothing is kept now, such as a full disk; "" while all is well."""
+
+
+class Sink(Protocol):
+    """Gets what an engine gives back: the router."""
+
+    def deliver(self, parcel: Parcel, *, retain: bool) -> float:
+        """Fan a parcel out now; return the work of that, as `core.work` weighs it, so that the engine
+        lets others run in between. No checkpoint."""
+
+    def settled(self) -> None:
+        """Every `Done` of a batch was called: send the answers that were held for it. No checkpoint."""
+
+
+class Engine(Protocol):
+    """Keeps what topics publish, decides its order, and gives it back. See the module."""
+
+    durability: Durability
+    meter: Meter
+    """The one of its broker, to which it adds the work that is not every publication's; see `core.work`."""
+
+    @property
+    def retained(self) -> Retained:
+        """The last values. Changed only by what is delivered."""
+
+    @property
+    def keys(self) -> IdempotentResults[Delivery]:
+        """What became of publishes with a key."""
+
+    # publishing
+
+    def defers(self, topic: str, rules: TopicRules, *, more: bool = False) -> bool:
+        """Whether the next publication to a topic has to go by `submit`; else it goes by `publish`
+        where the rules keep a history, and needs no engine where they do not.
+
+        `more`: something else than the history has to keep it, a retained value or a key. Raises
+        `Refused` (100, temporary) while nothing can be kept.
+        """
+
+    def publish(
+        self, topic: str, publications: Sequence[Publication], rules: TopicRules, now: float
+    ) -> Sequence[Publication]:
+        """Keep publications now, where they are not deferred; return them with their offsets. No
+        checkpoint. `now` is `trio.current_time()`: asked for once a run, as it costs more than the
+        rest."""
+
+    def submit(self, submission: Submission) -> None:
+        """Take what is to be kept. Never waits, never calls a `Done` itself.
+
+        Later, with no checkpoint in between, `Sink.deliver` gets the parcel and each `Done` the
+        position; or each `Done` gets `Refused`.
+        """
+
+    @property
+    def full(self) -> bool:
+        """Whether publishers should wait for room: as much is on its way as may be."""
+
+    async def wait_room(self) -> None:
+        """Wait until there is room again; others may have taken it by then. Cancelled, nothing
+        happens."""
+
+    # reading: one atomic step each, with no checkpoint, so that what is published meanwhile falls
+    # either before it or behind it, never in between and never into both
+
+    def position(self, topic: str) -> Position:
+        """Where a topic is; begins an epoch if there is none."""
+
+    def view(self, topic: str, since: Position) -> View:
+        """What a subscriber has missed that has everything up to `since`. Whatever `Sink.deliver` got
+        before is in it, whatever it gets later is not."""
+
+    def history(
+        self, topic: str, since: Position | None, limit: int, reverse: bool
+    ) -> tuple[list[Publication], Position]:
+        """See `HistoryStore.read`. Raises `UnrecoverablePosition` when `since` is of another epoch."""
+
+    def peek(
+        self, topic: str, since: int | None, limit: int, reverse: bool = False
+    ) -> list[Publication]:
+        """About what `history` would list, to know what that is going to cost."""
+
+    # forgetting
+
+    async def remove(self, topic: str) -> None:
+        """Forget a topic's publications; its epoch and count go on. Done when it returns, in its
+        place among what was submitted. Cancelled, it may be done or not. Raises `Refused`."""
+
+    def forget(self, is_over: Callable[[str], bool]) -> None:
+        """Forget the topics that this is true of, with their epochs; what is on its way to them is
+        delivered and not kept. Never waits. Linear in all topics."""
+
+    # the part of the broker's memory that it takes
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of what is kept, and of what waits for that."""
+
+    @property
+    def heaviest_bytes(self) -> int:
+        """Bytes of the owner with the most; see `HistoryStore`."""
+
+    def prepare(self, size: int) -> bool:
+        """Get ready to give back so much, in steps; see `HistoryStore.prepare`."""
+
+    def give_back(self, size: int) -> int:
+        """Let histories give way until so many bytes are free; return how many are."""
+
+    # fds
+
+    @property
+    def next_fd(self) -> Fd:
+        """The first fd that no connection had, as far as this engine remembers; else 1."""
+
+    def note_fds(self, next_fd: Fd) -> None:
+        """Say about once a second what the fd of the next connection is. Never waits."""
+
+    # life
+
+    def running(self, sink: Sink) -> AbstractAsyncContextManager[None]:
+        """Give back to `sink` for as long as the block. At its end all that was submitted is settled,
+        within `close_seconds`; then what is left is refused."""
+
+    def statistics(self) -> EngineStatistics: ...

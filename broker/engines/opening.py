@@ -1,0 +1,32 @@
+"""The engine that the settings name."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+from broker.config.engine_url import parse_engine_url
+from broker.config.settings import Config
+from broker.core.messages import Fd
+from broker.engines.engine import Engine, RunBlocking, in_thread
+from broker.engines.memory import open_memory
+from broker.engines.sqlite import open_sqlite
+
+
+@asynccontextmanager
+async def open_engine(
+    config: Config,
+    wall_clock: Callable[[], float],
+    first_fd: Fd = 1,
+    run_blocking: RunBlocking = in_thread,
+) -> AsyncGenerator[Engine]:
+    """The engine for as long as the block; open it around everything that publishes.
+
+    `wall_clock` is in Unix seconds. fds begin at `first_fd` at the lowest. Raises `ConfigError` for
+    a file that cannot be used.
+    """
+    url, sizes = parse_engine_url(config.engine), (config.history_bytes, config.retained_bytes)
+    if url.path is None:
+        async with open_memory(*sizes, first_fd) as memory:
+            yield memory
+    else:
+        async with open_sqlite(url, *sizes, wall_clock, first_fd, run_blocking) as sqlite:
+            yield sqlite

@@ -1,0 +1,713 @@
+"""The sqlite engine: a publication is in a file before it is delivered and acknowledged.
+
+One task takes all that waits, commits it in a thread, and gives it back run by run. There is no
+lingering for more: the commit before is the linger, so a lone publication waits for one commit and
+a busy broker has thousands in each.
+
+Words: a *batch* is what one commit holds; a topic is *unwritten* while the log does not know its
+epoch, or still has one that was forgotten; to *clean* the log is to write anew what is kept, and then
+delete all rows before that.
+
+Rules:
+
+1. Memory changes when the log has, in its order. Only epochs begin and are forgotten at once, as who
+   subscribes does not wait: then the topic is unwritten, and the next commit says first where it is.
+2. Offsets are given when a commit has succeeded, never before: one that fails leaves no hole.
+3. While a topic has something on its way, all that is published to it goes that way.
+
+A publication of a topic without history, and a direct message, need no engine and wait for nobody.
+
+Not promised: that something is *not* kept which was not acknowledged. A publication that is
+refused is not kept; one whose publisher never got an answer may be.
+"""
+
+import secrets
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from hashlib import blake2s
+from pathlib import Path
+from typing import Final, cast
+
+import attrs
+import msgspec
+import structlog
+import trio
+
+from broker.config.engine_url import EngineUrl, Sync
+from broker.config.settings import TopicRules
+from broker.core.history import History
+from broker.core.messages import Delivery, Fd, Position, Publication
+from broker.core.shares import text_bytes
+from broker.core.work import COMMAND, PUBLICATION, SLICE
+from broker.engines.engine import (
+    Durability,
+    EngineStatistics,
+    RunBlocking,
+    Sink,
+    Submission,
+    in_thread,
+)
+from broker.engines.memory import Memory, new_epoch
+from broker.engines.records import (
+    BadRecord,
+    Batch,
+    Begin,
+    Forgotten,
+    Meta,
+    Once,
+    Record,
+    Removed,
+    Renewed,
+    Run,
+    Value,
+    encode,
+    join,
+    split,
+)
+from broker.engines.sqlite_file import LogFile, NotWritten, damaged
+from broker.errors import ConfigError, ErrorCode, Refused
+
+log = structlog.get_logger("broker")
+
+BATCH_PUBLICATIONS: Final = 8192
+"""Publications in one commit: 20 ms of work to give them back, and twice as many are no faster."""
+
+BATCH_BYTES: Final = 4 * 2**20
+"""Bytes in one commit, for the same reason."""
+
+FULL_BYTES: Final = 4 * 2**20
+"""So much may wait for a commit until publishers wait, too: a full batch beside the one under way."""
+
+PUBLICATION_BYTES: Final = 64
+"""A publication that waits costs so much besides its data."""
+
+SUBMISSION_BYTES: Final = 512
+"""What was submitted at once costs so much besides."""
+
+SPARE_BYTES: Final = 64 * 2**20
+"""The log is cleaned when it is longer than this and twice what is kept: so all is written at most
+twice, and a small broker never cleans."""
+
+CLEAN_BYTES: Final = 2**20
+"""So much of a cleaning is in one commit, beside what is published; one topic is never split."""
+
+RETRY_SECONDS: Final = 0.1
+RETRY_MAX_SECONDS: Final = 2.0
+"""Between two tries while the disk takes nothing: at first as short as a log takes to be rotated,
+at last as long as a person who has made room looks at it."""
+
+CLOSE_SECONDS: Final = 5.0
+"""How long a stop waits until what was submitted is kept: a thousand commits of a slow disk."""
+
+FD_LEASE: Final = 100_000
+"""So many fds are set aside at once. After a kill they count as given out; 3,000 connections a second
+take half a minute for half of them, and it is looked at once a second."""
+
+
+@attrs.define(eq=False)
+class _Removal:
+    """A topic's publications are to be removed."""
+
+    topic: str
+    is_over: trio.Event = attrs.field(factory=trio.Event)
+    refusal: Refused | None = None
+
+
+@attrs.define(eq=False)
+class _Cleaning:
+    """Where the cleaning of a log is: what has yet to be written anew, then what is to be deleted."""
+
+    up_to: int
+    """The last row before it began."""
+    left: Iterator[list[bytes]]
+    """Each is the encoded records of one topic, value or key, made when it is taken."""
+    is_written: bool = False
+
+
+@attrs.define(eq=False)
+class _Batch:
+    """One commit, and what is done after it."""
+
+    items: deque[Submission | _Removal]
+    row: bytes
+    meta: Meta | None
+    unwritten: dict[str, int]
+    """The topics that it says something about, and the number of that: it may be different by now."""
+    ends_cleaning: bool
+
+
+class SqliteEngine(Memory):
+    """See the module, and `Engine` for the methods. Made by `open_sqlite`."""
+
+    def __init__(
+        self,
+        file: LogFile,
+        sync: Sync,
+        max_bytes: int,
+        retained_bytes: int,
+        wall_clock: Callable[[], float],
+        run_blocking: RunBlocking,
+        spare_bytes: int,
+    ) -> None:
+        super().__init__(max_bytes, retained_bytes, self._new_epoch)
+        self.durability: Durability = sync
+        self._sync: Sync = sync
+        self.next_fd: Fd = file.meta.next_fd
+        self._file = file
+        self._wall_clock = wall_clock
+        self._run_blocking = run_blocking
+        self._spare_bytes = spare_bytes
+        self._queue: deque[Submission | _Removal] = deque()
+        # What waits or is under way, by topic; and the bytes of it.
+        self._pending: dict[str, int] = {}
+        self._waiting = 0
+        self._under_way: deque[Submission | _Removal] = deque()
+        self._unwritten: dict[str, int] = {}
+        self._changes = 0
+        self._meta = file.meta
+        self._cleaning: _Cleaning | None = None
+        self._failing = ""
+        self._retry_seconds = RETRY_SECONDS
+        self._is_ending = False
+        self._something = trio.Event()
+        self._drained = trio.Event()
+        self._room = trio.Event()
+        self._batches = self._submitted = 0
+
+    # publishing
+
+    def defers(self, topic: str, rules: TopicRules, *, more: bool = False) -> bool:
+        if not (
+            rules.history_size
+            or rules.retain
+            or more
+            or topic in self._pending
+            or topic in self._unwritten
+        ):
+            return False
+        if self._failing:
+            raise self._refusal()
+        return True
+
+    def publish(
+        self, topic: str, publications: Sequence[Publication], rules: TopicRules, now: float
+    ) -> Sequence[Publication]:
+        raise AssertionError("what has a history is deferred")
+
+    def submit(self, submission: Submission) -> None:
+        batches = submission.parcel.batches
+        self._submitted += sum(map(len, batches))
+        self._put(submission.parcel.topic, submission, _weight(submission))
+
+    def _put(self, topic: str, item: Submission | _Removal, weight: int) -> None:
+        self._pending[topic] = self._pending.get(topic, 0) + 1
+        self._waiting += weight
+        self._queue.append(item)
+        self._something.set()
+
+    @property
+    def full(self) -> bool:
+        return self._waiting >= FULL_BYTES
+
+    async def wait_room(self) -> None:
+        await trio.lowlevel.checkpoint()
+        while self.full:
+            await self._room.wait()
+
+    # forgetting
+
+    async def remove(self, topic: str) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._failing:
+            raise self._refusal()
+        removal = _Removal(topic)
+        self._put(topic, removal, SUBMISSION_BYTES)
+        await removal.is_over.wait()
+        if removal.refusal is not None:
+            raise removal.refusal
+
+    def forget(self, is_over: Callable[[str], bool]) -> None:
+        over = set(self._store.forget(is_over))
+        for item in [*self._under_way, *self._queue]:
+            if isinstance(item, Submission) and is_over(item.parcel.topic):
+                item.keep = False
+                over.add(item.parcel.topic)
+        for topic in over:
+            self._note_unwritten(topic)
+
+    @property
+    def bytes_held(self) -> int:
+        return super().bytes_held + self._waiting
+
+    # fds
+
+    def note_fds(self, next_fd: Fd) -> None:
+        self.next_fd = next_fd
+        if next_fd + FD_LEASE // 2 > self._meta.next_fd:
+            self._meta = msgspec.structs.replace(self._meta, next_fd=next_fd + FD_LEASE)
+            self._something.set()
+
+    # life
+
+    @asynccontextmanager
+    async def running(self, sink: Sink) -> AsyncGenerator[None]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write, sink, name="engine writer")
+            yield
+            self._is_ending = True
+            self._something.set()
+            with trio.move_on_after(CLOSE_SECONDS):
+                await self._drained.wait()
+            nursery.cancel_scope.cancel()
+
+    def statistics(self) -> EngineStatistics:
+        return EngineStatistics(
+            self._store.statistics(),
+            waiting=self._waiting,
+            batches=self._batches,
+            submitted=self._submitted,
+            log_bytes=self._file.bytes,
+            failing=self._failing,
+        )
+
+    async def _write(self, sink: Sink) -> None:
+        """Commit what is submitted and give it back, until nothing more will come."""
+        try:
+            # At the end of a stop what cannot be kept is refused, and not tried again.
+            while not self._is_ending or (self._has_work and not self._failing):
+                await self._wait_work()
+                batch = self._gather(sink)
+                try:
+                    await self._commit(batch)
+                    await self._give_back(batch, sink)
+                    await self._clean()
+                except NotWritten as error:
+                    await self._sit_out(error, sink)
+        finally:
+            self._refuse([*self._under_way, *self._queue], sink, "the broker stops")
+            self._queue.clear()
+            self._drained.set()
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(
+            self._queue
+            or self._unwritten
+            or (self._cleaning is not None and not self._is_ending)
+            or self._meta != self._file.meta
+        )
+
+    async def _wait_work(self) -> None:
+        await trio.lowlevel.checkpoint()
+        while not self._has_work and not self._is_ending:
+            self._something = trio.Event()
+            await self._something.wait()
+
+    # a batch on its way
+
+    def _gather(self, sink: Sink) -> _Batch:
+        """Take what waits, as much as a commit may hold. No checkpoint: it says what is true now."""
+        items: deque[Submission | _Removal] = deque()
+        count = size = 0
+        while self._queue and count < BATCH_PUBLICATIONS and size < BATCH_BYTES:
+            item = self._queue.popleft()
+            items.append(item)
+            size += _weight(item)
+            count += _publications_in(item)
+        now, at = trio.current_time(), int(self._wall_clock() * 1000)
+        for item in items:
+            if isinstance(item, Submission) and item.keep:
+                self._store.position(item.parcel.topic, now)  # begins an epoch where there is none
+        self._under_way = items
+        unwritten = dict(self._unwritten)
+        records = [each for topic in unwritten for each in self._state_of(topic, now, at)]
+        ends_cleaning = self._write_anew(records)
+        for item in list(items):
+            try:
+                record = _record_of(item, at)
+                records += [] if record is None else [encode(record)]
+            except (ValueError, TypeError) as error:  # tags of the app's that are no texts
+                items.remove(item)
+                self._refuse([item], sink, str(error))
+        meta = self._meta if self._meta != self._file.meta else None
+        return _Batch(items, join(records), meta, unwritten, ends_cleaning)
+
+    async def _commit(self, batch: _Batch) -> None:
+        if batch.row or batch.meta is not None:
+            await self._run_blocking(partial(self._file.append, batch.row, batch.meta))
+            self._batches += 1
+        if batch.items:
+            self._retry_seconds = RETRY_SECONDS
+        for topic, number in batch.unwritten.items():
+            if self._unwritten.get(topic) == number:
+                del self._unwritten[topic]
+        if batch.ends_cleaning and self._cleaning is not None:
+            self._cleaning.is_written = True
+
+    async def _give_back(self, batch: _Batch, sink: Sink) -> None:
+        """Deliver and acknowledge what is in the log now. Whoever cancels waits for the end of it."""
+        work = 0.0
+        with trio.CancelScope(shield=True):
+            while batch.items:
+                item = batch.items[0]
+                if isinstance(item, Submission):
+                    work += self._deliver(item, sink)
+                else:
+                    self._store.remove(item.topic, trio.current_time())
+                    item.is_over.set()
+                batch.items.popleft()
+                self._note_over(item)
+                work += COMMAND + PUBLICATION * _publications_in(item)
+                if work >= SLICE:
+                    work = 0.0
+                    sink.settled()
+                    await trio.lowlevel.checkpoint()
+        sink.settled()
+
+    def _deliver(self, submission: Submission, sink: Sink) -> float:
+        parcel, rules, position = submission.parcel, submission.rules, None
+        if submission.keep:
+            topic, now = parcel.topic, trio.current_time()
+            size, ttl = rules.history_size, rules.history_ttl
+            parcel.batches = [
+                self._store.extend(topic, each, now, size, ttl) for each in parcel.batches
+            ]
+            position = self._store.position(topic, now)
+        work = sink.deliver(parcel, retain=submission.retain)
+        for done in submission.dones:
+            done(position)
+        return work
+
+    def _note_over(self, item: Submission | _Removal) -> None:
+        topic = _topic_of(item)
+        self._pending[topic] -= 1
+        if not self._pending[topic]:
+            del self._pending[topic]
+        was_full = self.full
+        self._waiting -= _weight(item)
+        if was_full and not self.full:
+            self._room.set()
+            self._room = trio.Event()
+
+    # what fails
+
+    def _refusal(self) -> Refused:
+        return Refused(ErrorCode.INTERNAL, f"not kept: {self._failing}")
+
+    def _refuse(self, items: Sequence[Submission | _Removal], sink: Sink, why: str) -> None:
+        refusal = Refused(ErrorCode.INTERNAL, f"not kept: {why}")
+        for item in items:
+            if isinstance(item, Submission):
+                for done in item.dones:
+                    done(refusal)
+            else:
+                item.refusal = refusal
+                item.is_over.set()
+            self._note_over(item)
+        sink.settled()
+
+    async def _sit_out(self, error: NotWritten, sink: Sink) -> None:
+        """Refuse what waits and what comes, until the file takes something again."""
+        self._failing = str(error)
+        self._cleaning = None
+        log.error("engine_failing", file=str(self._file.path), reason=self._failing)
+        while self._failing and not self._is_ending:
+            self._refuse([*self._under_way, *self._queue], sink, self._failing)
+            self._under_way = deque()
+            self._queue.clear()
+            await self._wait_retry(sink)
+            try:
+                await self._run_blocking(partial(self._file.append, b"", self._meta))
+            except NotWritten as again:
+                self._failing = str(again)
+            else:
+                self._failing = ""
+                log.info("engine_recovered", file=str(self._file.path))
+
+    async def _wait_retry(self, sink: Sink) -> None:
+        """Wait before the next try, twice as long each time; refuse at once what comes meanwhile."""
+        due = trio.current_time() + self._retry_seconds
+        self._retry_seconds = min(2 * self._retry_seconds, RETRY_MAX_SECONDS)
+        while trio.current_time() < due and not self._is_ending:
+            self._something = trio.Event()
+            with trio.move_on_at(due):
+                await self._something.wait()
+            self._refuse(list(self._queue), sink, self._failing)
+            self._queue.clear()
+
+    # epochs and cleaning
+
+    def _new_epoch(self, topic: str) -> str:
+        self._note_unwritten(topic)
+        return new_epoch(topic)
+
+    def _note_unwritten(self, topic: str) -> None:
+        self._changes += 1
+        self._unwritten[topic] = self._changes
+        self._something.set()
+
+    def _state_of(self, topic: str, now: float, at: int) -> list[bytes]:
+        """The records, encoded, that put a topic where it is."""
+        state = self._store.state(topic)
+        if state is None:
+            return [encode(Forgotten(topic))]
+        position, history = state
+        kept = 0 if history is None else len(history.ring)
+        begin = Begin(topic, position.epoch, position.offset - kept)
+        runs = [] if history is None else _runs_of(history, now, at)
+        return [encode(begin), *map(encode, runs)]
+
+    def _write_anew(self, records: list[bytes]) -> bool:
+        """Add what the next commit holds of a cleaning; whether that is the rest of it."""
+        if self._cleaning is None or self._cleaning.is_written:
+            return False
+        size = 0
+        for part in self._cleaning.left:
+            records += part
+            size += sum(map(len, part))
+            if size >= CLEAN_BYTES:
+                return False
+        return True
+
+    async def _clean(self) -> None:
+        """Begin to clean the log if it is time, or go on with that. Raises `NotWritten`."""
+        cleaning = self._cleaning
+        if cleaning is None:
+            kept = self._store.statistics().bytes + self.retained.statistics().bytes
+            if self._file.bytes > 2 * kept + self._spare_bytes:
+                self._cleaning = _Cleaning(self._file.last_seq, self._parts())
+        elif cleaning.is_written:
+            delete = partial(self._file.delete, cleaning.up_to, CLEAN_BYTES)
+            if await self._run_blocking(delete):
+                self._cleaning = None
+
+    def _parts(self) -> Iterator[list[bytes]]:
+        """All that is kept, as records; each part is what is true in the step in which it is taken."""
+        for topic in self._store.topics():
+            yield self._state_of(topic, trio.current_time(), int(self._wall_clock() * 1000))
+        for value in self.retained.values():
+            if self.retained.get(value.topic) is value:  # else its successor is in the log already
+                yield [encode(Value(value.topic, value.offset, Batch.of((value,))))]
+        began = self._wall_clock() - trio.current_time()
+        for owner, kept_as, delivery, kept_at in list(self.keys.items()):
+            if not isinstance(owner, int):
+                topic, key = cast(tuple[str, str], kept_as)
+                position = delivery.position or Position(0, "")
+                at = int((began + kept_at) * 1000)
+                once = Once(topic, key, owner, at, position.offset, position.epoch)
+                yield [encode(once)]
+
+    def write_all_anew(self) -> None:
+        """Clean the log at once. Blocks. Raises `NotWritten`, with all that is kept still there."""
+        cleaning = self._cleaning = _Cleaning(self._file.last_seq, self._parts())
+        is_rest = False
+        while not is_rest:
+            records: list[bytes] = []
+            is_rest = self._write_anew(records)
+            self._file.append(join(records))
+        while not self._file.delete(cleaning.up_to, CLEAN_BYTES):
+            pass
+
+    # the start
+
+    def replay(self, now: float, wall: float) -> None:
+        """Read the file, as it was before this process. Blocks. `now` is `trio.current_time()`, and
+        `wall` the same moment in Unix seconds. Raises `ConfigError` for a file that is damaged."""
+        try:
+            for row in self._file.rows():
+                for record in split(row):
+                    self._take_record(record, now, wall)
+        except BadRecord as error:
+            raise ConfigError(damaged(self._file.path, error)) from error
+        while self._store.expire(now):
+            pass
+
+    def begin(self, first_fd: Fd) -> None:
+        """Note in the file that it is in use. Blocks. Raises `ConfigError`."""
+        before, boot = self._file.meta, boot_id()
+        self.next_fd = max(first_fd, before.next_fd)
+        self._meta = Meta(boot, self._sync, False, self.next_fd + FD_LEASE)
+        records = []
+        if before.sync == "process" and not before.is_clean and before.boot_id != (boot or None):
+            # Some of the last rows may never have reached the disk, and nobody can say which.
+            renewed = Renewed(secrets.token_hex(8))
+            self._take_record(renewed, 0.0, 0.0)
+            records.append(encode(renewed))
+            detail = "what was acknowledged last may be lost: no client recovers across it"
+            log.warning("epochs_renewed", file=str(self._file.path), detail=detail)
+        try:
+            self._file.append_durably(join(records), self._meta)
+        except NotWritten as error:
+            raise ConfigError(f"engine: {self._file.path} cannot be written: {error}") from error
+
+    def close(self) -> None:
+        """Close the file in good order. Blocks."""
+        self._file.close(msgspec.structs.replace(self._meta, is_clean=True, next_fd=self.next_fd))
+
+    def _take_record(self, record: Record, now: float, wall: float) -> None:
+        """Do once more what a record tells of."""
+
+        def when(at: int) -> float:
+            return now - max(0.0, wall - at / 1000)
+
+        if isinstance(record, Run):
+            self._take_run(record, when(record.at))
+        elif isinstance(record, Begin):
+            self._store.restore(record.topic, Position(record.top, record.epoch), now)
+            self._unwritten.pop(record.topic, None)
+        elif isinstance(record, Removed):
+            self._store.remove(record.topic, now)
+        elif isinstance(record, Forgotten):
+            self._store.forget_topic(record.topic)
+            self._unwritten.pop(record.topic, None)
+        elif isinstance(record, Renewed):
+            self._store.renew(partial(_renewed, record.salt))
+        elif isinstance(record, Value):
+            (value,) = record.batch.publications(record.topic)
+            self.retained.take([msgspec.structs.replace(value, offset=record.offset)])
+        else:
+            position = Position(record.offset, record.epoch) if record.offset else None
+            self._keep_key(record.owner, record.topic, record.key, position, when(record.at))
+
+    def _take_run(self, run: Run, when: float) -> None:
+        topic, position = run.topic, None
+        published: Sequence[Publication] = ()
+        for batch in run.batches:
+            published = batch.publications(topic)
+            if run.size:
+                published = self._store.extend(topic, published, when, run.size, run.ttl)
+        if run.size:
+            position = self._store.position(topic, when)
+        if run.retain:
+            self.retained.take(published)
+        if run.key:
+            self._keep_key(run.owner, topic, run.key, position, when)
+
+    def _keep_key(
+        self, owner: str | None, topic: str, key: str, position: Position | None, when: float
+    ) -> None:
+        # Who got it is not known any more; where it is, is.
+        delivery = Delivery(0, 0, 0, position=position)
+        size = text_bytes(topic) + text_bytes(key)
+        self.keys.keep(owner, (topic, key), delivery, when, size)
+
+
+def _topic_of(item: Submission | _Removal) -> str:
+    return item.topic if isinstance(item, _Removal) else item.parcel.topic
+
+
+def _publications_in(item: Submission | _Removal) -> int:
+    return 0 if isinstance(item, _Removal) else sum(map(len, item.parcel.batches))
+
+
+def _weight(item: Submission | _Removal) -> int:
+    if isinstance(item, _Removal):
+        return SUBMISSION_BYTES
+    batches = item.parcel.batches
+    size = sum([len(each.data) + PUBLICATION_BYTES for batch in batches for each in batch])
+    return size + SUBMISSION_BYTES
+
+
+def _record_of(item: Submission | _Removal, at: int) -> Run | Removed | None:
+    """The record of what was submitted, None if nothing of it is kept."""
+    if isinstance(item, _Removal):
+        return Removed(item.topic)
+    parcel, rules, batches = item.parcel, item.rules, item.parcel.batches
+    size = rules.history_size if item.keep else 0
+    if not size:
+        if not item.retain and item.key is None:
+            return None
+        batches = [batches[-1][-1:]]
+    key, owner = ("", None) if item.key is None else (item.key.key, item.key.owner)
+    written = [Batch.of(each) for each in batches]
+    return Run(parcel.topic, at, size, rules.history_ttl, written, item.retain, key, owner)
+
+
+def _runs_of(history: History, now: float, at: int) -> Iterator[Run]:
+    """What a topic keeps as runs: a new one where the time is another, a new batch where the publisher is."""
+    size, run, last, last_when = len(history.ring), None, None, 0.0
+    for when, each, _ in history.ring:
+        if run is None or when != last_when:
+            if run is not None:
+                yield run
+            run = Run(history.topic, at - int((now - when) * 1000), size, history.ttl, [])
+            last = None
+        if last is None or (each.info, each.tags, each.opaque) != (
+            last.info,
+            last.tags,
+            last.opaque,
+        ):
+            run.batches.append(Batch.of((each,)))
+        else:
+            run.batches[-1].data.append(each.data)
+        last, last_when = each, when
+    if run is not None:
+        yield run
+
+
+def _renewed(salt: str, epoch: str) -> str:
+    return blake2s(f"{salt}{epoch}".encode(), digest_size=4).hexdigest()
+
+
+def boot_id() -> str:
+    """The name of this machine's run since it was started; "" where the system has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return ""
+
+
+@asynccontextmanager
+async def open_sqlite(
+    url: EngineUrl,
+    max_bytes: int,
+    retained_bytes: int,
+    wall_clock: Callable[[], float],
+    first_fd: Fd = 1,
+    run_blocking: RunBlocking = in_thread,
+    spare_bytes: int = SPARE_BYTES,
+) -> AsyncGenerator[SqliteEngine]:
+    """An engine with what its file has kept, for as long as the block; open it around everything that
+    publishes.
+
+    Raises `ConfigError` for a file that cannot be used. Closes the file in good order, also when
+    cancelled: that waits for the disk.
+    """
+    assert url.path is not None
+    path = url.path.absolute()
+    now, wall = trio.current_time(), wall_clock()
+
+    def load() -> SqliteEngine:
+        file = LogFile.open(path, url.sync)
+        try:
+            engine = SqliteEngine(
+                file,
+                url.sync,
+                max_bytes,
+                retained_bytes,
+                wall_clock,
+                run_blocking,
+                spare_bytes,
+            )
+            engine.replay(now, wall)
+            engine.begin(first_fd)
+        except BaseException:
+            file.close()
+            raise
+        return engine
+
+    engine = await run_blocking(load)
+    try:
+        kept = engine.statistics().history
+        log.info("engine_opened", file=str(path), publications=kept.publications)
+        async with trio.open_nursery() as upkeep:
+            upkeep.start_soon(engine.expire, name="history expiry")
+            try:
+                yield engine
+            finally:
+                upkeep.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):  # a commit, and it has no end but the disk's
+            await run_blocking(engine.close)  # noqa: ASYNC102

@@ -1,0 +1,109 @@
+"""The queue of those who have used up their share of the loop, and one party's share of it.
+
+A party is whoever causes work: a session, or one connection of a backend. How much it may do at once,
+and how fast it may do more, is said in `core.work`; here it waits for its turn.
+
+Rules:
+
+1. Strictly first come, first served. Between two rounds of the queue everybody else runs.
+2. Who waits says what its next act takes, and may do that, whatever it is. In one round as many have
+   their turn as fill it by that: so what several publish reaches a listener in one write.
+3. Beyond its act each may do an equal part of one slice. Who cannot say what comes is alone in its round,
+   and has a slice.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import attrs
+import trio
+
+from broker.core.work import COMMAND, ROUND, SLICE, Allowance
+
+
+@attrs.define(eq=False)
+class Turns:
+    """The one queue of a broker."""
+
+    _lot: trio.lowlevel.ParkingLot = attrs.field(init=False, factory=trio.lowlevel.ParkingLot)
+    _wanted: dict[trio.lowlevel.Task, float] = attrs.field(init=False, factory=dict)
+    """By what they want to do, those who wait in the lot fill a round."""
+    _called: int = attrs.field(init=False, default=0)
+    """How many have been called, and have yet to take their turn."""
+    _more: float = attrs.field(init=False, default=0.0)
+    """For each that was called: its part of a slice, beyond what it wants to do."""
+
+    async def wait(self, work: float | None = None) -> float:
+        """Wait for a turn in which so much may be done, with all others before it having had theirs;
+        return how much may be done in it. None: nobody knows.
+
+        Cancelled while it waits, the place is given up.
+        """
+        if self._called or self._lot:
+            with self._wanting(ROUND if work is None else work):
+                await self._lot.park()
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._called, self._more = 1, SLICE
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        granted = SLICE if work is None else work + self._more
+        self._called -= 1
+        if not self._called:
+            self._call()
+        return granted
+
+    @contextmanager
+    def _wanting(self, work: float) -> Iterator[None]:
+        task = trio.lowlevel.current_task()
+        self._wanted[task] = work
+        try:
+            yield
+        finally:
+            del self._wanted[task]
+
+    def _call(self) -> None:
+        """Call those whose turn is in the next round."""
+        left = ROUND
+        while self._lot and left > 0:
+            for task in self._lot.unpark():
+                left -= self._wanted[task]
+                self._called += 1
+        self._more = SLICE / max(1, self._called)
+
+
+@attrs.define(eq=False)
+class Share(Allowance):
+    """The work that one party may do now, and its place in the queue when that is used up."""
+
+    turns: Turns = attrs.field(kw_only=True)
+    is_used_up: bool = attrs.field(init=False, default=False)
+    """Whether there was no room when it was last asked."""
+    _wanted: float | None = attrs.field(init=False, default=None)  # when there was no room for it
+
+    def begin(self) -> bool:
+        """Count the time that has passed; whether anything at all may be done."""
+        self.refill(trio.current_time())
+        self.is_used_up = not self.admits(0.0)
+        self._wanted = None  # nobody knows what comes
+        return not self.is_used_up
+
+    def has_room(self, work: float = 0.0) -> bool:
+        """Whether an act of so much work, besides that of every command, may be done in this step."""
+        if self.admits(work):
+            return True
+        self.is_used_up = True
+        self._wanted = work + COMMAND
+        return False
+
+    async def wait_turn(self) -> None:
+        """Wait for a turn in which there is room for what there was none for."""
+        self.slice = await self.turns.wait(self._wanted)
+        self.is_used_up = False
+
+    async def wait_room(self, work: float = 0.0) -> None:
+        """Wait until an act of so much work may be done; returns at once, without a checkpoint, if that
+        is so now."""
+        if self.is_low:
+            self.refill(trio.current_time())
+        if not self.has_room(work):
+            await self.wait_turn()

@@ -1,0 +1,534 @@
+"""The sqlite engine where the contract says nothing: a disk that fails, commits, files, fds, cleaning."""
+
+import random
+import resource
+import shutil
+import sqlite3
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog.testing
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from broker.config.engine_url import parse_engine_url
+from broker.config.settings import TopicRules
+from broker.core.messages import ClientInfo, Position
+from broker.core.session import Parcel
+from broker.core.work import SLICE
+from broker.engines.engine import Key
+from broker.engines.records import Meta
+from broker.engines.sqlite import FULL_BYTES, SqliteEngine, open_sqlite
+from broker.engines.sqlite_file import LogFile
+from broker.errors import ConfigError, Refused
+from broker.testing import Witness, wait_in_line
+from broker.testing.engines import NO_HISTORY, kept
+from tests.conftest import Disk
+
+ROOM = 64 * 2**20
+
+Open = Callable[..., AbstractAsyncContextManager[tuple[SqliteEngine, Witness]]]
+
+
+@asynccontextmanager
+async def opened(
+    path: Path,
+    query: str = "",
+    *,
+    disk: Disk | None = None,
+    room: int = ROOM,
+    runs: bool = True,
+    **options: Any,
+) -> AsyncGenerator[tuple[SqliteEngine, Witness]]:
+    """An engine on a file, giving back to a witness."""
+    url = parse_engine_url(f"sqlite:{path}{query}")
+    clock = partial(_wall_clock, 1e9)
+    waits = disk or wait_in_line
+    async with open_sqlite(url, room, room, clock, run_blocking=waits, **options) as engine:
+        witness = Witness(engine)
+        if not runs:
+            yield engine, witness
+            return
+        async with engine.running(witness):
+            yield engine, witness
+
+
+def _wall_clock(began: float) -> float:
+    return began + trio.current_time()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "log.db"
+
+
+# commits
+
+
+async def test_what_comes_while_a_commit_is_under_way_is_in_the_next_one(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    disk = Disk()
+    async with opened(path, disk=disk) as (_, witness):
+        before = disk.works
+        disk.hold()
+        witness.publish("a", b"1")
+        await wait_all_tasks_blocked()
+        for number in range(100):
+            witness.publish(f"t{number % 3}", b"%d" % number)
+        await wait_all_tasks_blocked()
+        assert (witness.delivered, witness.answers) == ({}, [])
+        disk.release()
+        await wait_all_tasks_blocked()
+        assert disk.works == before + 2
+        assert len(witness.answers) == 101
+
+
+async def test_what_has_no_history_waits_for_no_disk(autojump_clock: MockClock, path: Path) -> None:
+    disk = Disk()
+    async with opened(path, disk=disk) as (_, witness):
+        disk.hold()
+        witness.publish("kept", b"1")
+        witness.publish("passing", b"2", rules=NO_HISTORY)
+        assert witness.data("passing") == [b"2"]
+        assert witness.data("kept") == []
+        disk.release()
+
+
+async def test_it_is_full_when_4_mib_wait_and_tells_who_waits_for_room(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    disk = Disk()
+    async with opened(path, disk=disk) as (engine, witness):
+        disk.hold()
+        said = 0
+        while not engine.full:
+            witness.publish("a", bytes(2**18))
+            said += 1
+        assert said == FULL_BYTES // 2**18
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(engine.wait_room)
+            await wait_all_tasks_blocked()
+            assert engine.statistics().waiting >= FULL_BYTES
+            disk.release()
+        assert engine.statistics().waiting < FULL_BYTES
+
+
+async def test_a_stop_keeps_what_was_submitted_and_refuses_what_the_disk_does_not_take(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    async with opened(path) as (_, witness):
+        witness.publish("a", b"1")
+    assert [type(each) for each in witness.answers] == [Position]
+    disk = Disk()
+    async with opened(path, disk=disk, runs=False) as (engine, witness):
+        began = trio.current_time()
+        async with engine.running(witness):
+            disk.hold()
+            witness.publish("a", b"2")
+        assert trio.current_time() - began == 5
+        (refusal,) = witness.answers
+        assert isinstance(refusal, Refused)
+        disk.release()
+    async with opened(path) as (engine, _):
+        assert kept(engine, "a") == [b"1"]
+
+
+async def test_others_have_their_turn_while_a_large_batch_is_given_back(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    class Costly(Witness):
+        def deliver(self, parcel: Parcel, *, retain: bool) -> float:
+            super().deliver(parcel, retain=retain)
+            seen.append("deliver")
+            return SLICE
+
+    seen: list[str] = []
+    disk = Disk()
+    async with opened(path, disk=disk, runs=False) as (engine, _):
+        sink = Costly(engine)
+        async with engine.running(sink), trio.open_nursery() as nursery:
+            disk.hold()
+            sink.publish("a", b"first")
+            await wait_all_tasks_blocked()
+            for number in range(10):
+                sink.publish(f"t{number}", b"1")
+            disk.release()
+
+            async def others() -> None:
+                for _ in range(200):
+                    await trio.lowlevel.checkpoint()
+                    if seen and seen[-1] == "deliver":
+                        seen.append("others")
+
+            nursery.start_soon(others)
+    assert seen.count("deliver") == 11
+    # Within one turn of the loop Trio's order is random: at the end of one, and first in the next.
+    assert "deliver deliver deliver" not in " ".join(seen)
+
+
+# a disk that fails
+
+
+async def test_a_full_disk_refuses_what_is_to_be_kept_and_nothing_else_until_there_is_room(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    disk = Disk()
+    with structlog.testing.capture_logs() as lines:
+        async with opened(path, disk=disk) as (engine, witness):
+            first = await witness.published("a", b"1")
+            assert first is not None
+            disk.failure = "database or disk is full"
+            with pytest.raises(Refused) as refused:
+                await witness.published("a", b"lost")
+            assert refused.value.code == 100
+            assert refused.value.temporary
+            assert refused.value.message == "not kept: database or disk is full"
+            assert engine.statistics().failing == "database or disk is full"
+            with pytest.raises(Refused):
+                witness.publish("a", b"refused at once")
+            with pytest.raises(Refused):
+                await engine.remove("a")
+            witness.publish("passing", b"2", rules=NO_HISTORY)
+            assert witness.data("passing") == [b"2"]
+            assert kept(engine, "a") == [b"1"]
+            fresh = engine.position("fresh")
+            assert engine.view("a", Position(0, first.epoch)).recovered
+            await trio.sleep(30)
+            disk.failure = ""
+            await trio.sleep(2)
+            assert engine.statistics().failing == ""
+            assert await witness.published("a", b"2") == Position(2, first.epoch)
+            assert engine.position("fresh") == fresh
+    events = [line["event"] for line in lines if line["event"].startswith("engine_")]
+    assert events == ["engine_opened", "engine_failing", "engine_recovered"]
+    async with opened(path) as (engine, _):
+        assert kept(engine, "a") == [b"1", b"2"]
+        assert engine.position("a") == Position(2, first.epoch)
+        assert engine.position("fresh") == fresh
+
+
+async def test_tries_again_come_ever_later_and_every_two_seconds_at_last(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    disk = Disk()
+    async with opened(path, disk=disk) as (_, witness):
+        disk.failure = "disk I/O error"
+        with pytest.raises(Refused):
+            await witness.published("a", b"1")
+        before = disk.works
+        await trio.sleep(0.35)
+        assert disk.works == before + 2  # after 0.1 and 0.2 more
+        await trio.sleep(3.0)
+        before = disk.works
+        await trio.sleep(20)
+        assert disk.works == before + 10
+        disk.failure = ""
+
+
+async def test_what_waits_behind_a_commit_that_fails_is_refused_with_it(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    disk = Disk()
+    async with opened(path, disk=disk) as (engine, witness):
+        disk.hold()
+        witness.publish("a", b"1")
+        await wait_all_tasks_blocked()
+        witness.publish("a", b"2")
+        removed: list[Refused] = []
+
+        async def remove() -> None:
+            try:
+                await engine.remove("a")
+            except Refused as refused:
+                removed.append(refused)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(remove)
+            await wait_all_tasks_blocked()
+            disk.failure = "database or disk is full"
+            disk.release()
+        assert len(removed) == 1
+        assert [type(each) for each in witness.answers] == [Refused, Refused]
+        assert engine.statistics().waiting == 0
+        disk.failure = ""
+
+
+@contextmanager
+def files_bounded(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond `size`: its disk is full, as far as it can tell."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_a_write_that_really_fails_leaves_no_hole_and_a_whole_file(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    async with opened(path) as (engine, witness):
+        await witness.published("a", b"1")
+        wal = Path(f"{path}-wal").stat().st_size
+        with files_bounded(wal + 20_000), pytest.raises(Refused) as refused:
+            await witness.published("a", *[bytes(1000)] * 100)
+        assert refused.value.temporary
+        await trio.sleep(1)
+        position = await witness.published("a", b"2")
+        assert position is not None
+        assert position.offset == 2
+    async with opened(path) as (engine, _):
+        assert kept(engine, "a") == [b"1", b"2"]
+    file = LogFile.open(path, "power")
+    assert file.problems() == []
+    file.close()
+
+
+async def test_a_text_that_cannot_be_written_refuses_their_publication_alone(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    async with opened(path) as (engine, witness):
+        with pytest.raises(Refused):
+            await witness.published("a", b"1", info=ClientInfo("7", "half \ud83d"))
+        assert await witness.published("a", b"2") == engine.position("a")
+
+
+# the start
+
+
+def copy_of(path: Path) -> Path:
+    return Path(shutil.copy(path, path.with_suffix(".copy")))
+
+
+async def filled(path: Path) -> None:
+    async with opened(path) as (_, witness):
+        for number in range(50):
+            await witness.published(f"t{number % 5}", b"%d" % number * 100, retain=True)
+
+
+async def mistake(path: Path) -> str:
+    with pytest.raises(ConfigError) as wrong:
+        async with opened(path):
+            pass
+    assert "\n" not in str(wrong.value)
+    return str(wrong.value)
+
+
+async def test_a_second_process_is_told_that_the_file_is_in_use(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    async with opened(path) as (_, witness):
+        text = await mistake(path)
+        assert text == (
+            f"engine: {path} is in use by another process; stop that, or name another file"
+        )
+        await witness.published("a", b"1")
+
+
+async def test_what_is_not_ours_is_refused_and_left_as_it_is(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    path.write_bytes(b"a letter to the editor\n" * 100)
+    before = path.read_bytes()
+    assert "is not a database" in await mistake(path)
+    assert path.read_bytes() == before
+
+    path.unlink()
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE letters (text)")
+    db.close()
+    before = path.read_bytes()
+    assert "is a database of another program" in await mistake(path)
+    assert path.read_bytes() == before
+
+    path.unlink()
+    await filled(path)
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 2")
+    db.close()
+    assert "has format 2, and this version knows 1" in await mistake(path)
+
+    assert "not a directory" in await mistake(path / "log.db")
+    assert "is a directory" in await mistake(path.parent)
+    assert "no such file" in await mistake(path.parent / "nowhere" / "log.db")
+
+
+async def test_a_damaged_file_is_refused_or_read_and_never_a_traceback(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    await filled(path)
+    chance, whole, refused = random.Random(3), path.read_bytes(), 0
+    for number in range(60):
+        damaged = bytearray(whole)
+        if number % 3 == 0:
+            del damaged[chance.randrange(len(damaged)) :]
+        else:
+            place = chance.randrange(len(damaged) - 64)
+            damaged[place : place + 64] = chance.randbytes(64)
+        path.write_bytes(damaged)
+        for end in ("-wal", "-shm", "-journal"):
+            Path(f"{path}{end}").unlink(missing_ok=True)
+        try:
+            async with opened(path):
+                pass
+        except ConfigError as error:
+            refused += 1
+            assert str(path) in str(error)
+            assert "\n" not in str(error)
+            assert path.read_bytes() == bytes(damaged), "it is never overwritten"
+    assert refused > 20
+
+
+async def test_only_its_owner_may_read_a_new_file(autojump_clock: MockClock, path: Path) -> None:
+    async with opened(path):
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert not Path(f"{path}-shm").exists()
+
+
+# epochs, when a tail may be lost
+
+
+def rewrite_meta(path: Path, meta: Meta) -> None:
+    file = LogFile.open(path, "power")
+    file.append(b"", meta)
+    file.close()
+
+
+@pytest.mark.parametrize(
+    ("meta", "renewed"),
+    [
+        (Meta("another boot", "process", False), True),
+        (Meta("another boot", "process", True), False),
+        (Meta("another boot", "power", False), False),
+        (Meta("", "process", False), True),
+    ],
+)
+async def test_epochs_begin_anew_where_the_power_may_have_taken_a_tail(
+    autojump_clock: MockClock, path: Path, meta: Meta, *, renewed: bool
+) -> None:
+    async with opened(path, "?sync=process") as (engine, witness):
+        before = await witness.published("a", b"1", b"2")
+        assert before is not None
+        quiet = engine.position("quiet")
+    rewrite_meta(path, meta)
+    epochs = set()
+    for _ in range(2):
+        async with opened(path, "?sync=process") as (engine, witness):
+            now = engine.position("a")
+            epochs.add(now.epoch)
+            assert now.offset == 2
+            assert kept(engine, "a") == [b"1", b"2"]
+            assert (now.epoch != before.epoch) is renewed
+            assert (engine.position("quiet") != quiet) is renewed
+            assert engine.view("a", before).recovered is not renewed
+    assert len(epochs) == 1
+
+
+async def test_a_kill_renews_nothing_while_the_machine_runs(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    async with opened(path, "?sync=process") as (engine, witness):
+        before = await witness.published("a", b"1")
+        copy = copy_of(path)
+        shutil.copy(f"{path}-wal", f"{copy}-wal")
+    async with opened(copy, "?sync=process") as (engine, _):
+        assert engine.position("a") == before
+
+
+# time
+
+
+async def test_a_ttl_goes_on_while_nobody_is_there(autojump_clock: MockClock, path: Path) -> None:
+    short = TopicRules(history_size=10, history_ttl=60)
+    async with opened(path) as (_, witness):
+        await witness.published("a", b"1", rules=short)
+        await trio.sleep(30)
+        await witness.published("a", b"2", rules=short)
+        await witness.published("b", b"3", key=Key("ann", "k"))
+    await trio.sleep(40)
+    async with opened(path) as (engine, _):
+        assert kept(engine, "a") == [b"2"]
+        assert engine.keys.get("ann", ("b", "k"), trio.current_time()) is not None
+        await trio.sleep(21)
+        assert kept(engine, "a") == []
+        await trio.sleep(240)
+        assert engine.keys.get("ann", ("b", "k"), trio.current_time()) is None
+
+
+async def test_a_wall_clock_that_was_set_back_makes_nothing_younger_than_new(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    short = TopicRules(history_size=10, history_ttl=60)
+    async with opened(path) as (_, witness):
+        await witness.published("a", b"1", rules=short)
+    url = parse_engine_url(f"sqlite:{path}")
+    earlier = partial(_wall_clock, 1e9 - 10_000)
+    async with open_sqlite(url, ROOM, ROOM, earlier, run_blocking=wait_in_line) as engine:
+        assert kept(engine, "a") == [b"1"]
+        await trio.sleep(61)
+        assert kept(engine, "a") == []
+
+
+# cleaning
+
+
+async def test_the_log_stays_within_its_bound_whatever_is_published(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    few = TopicRules(history_size=5, history_ttl=3600)
+    async with opened(path, spare_bytes=2**18) as (engine, witness):
+        longest = 0
+        for number in range(400):
+            topic = f"t{number % 7}"
+            await witness.published(topic, bytes(8192), rules=few, retain=number % 50 == 0)
+            longest = max(longest, engine.statistics().log_bytes)
+        kept_bytes = engine.statistics().history.bytes + engine.retained.statistics().bytes
+        assert 2**18 < longest < 3 * kept_bytes + 2 * 2**18
+        positions = {f"t{n}": engine.position(f"t{n}") for n in range(7)}
+        histories = {topic: engine.history(topic, None, -1, False)[0] for topic in positions}
+        values = engine.retained.values()
+    assert path.stat().st_size < 4 * longest
+    async with opened(path) as (engine, _):
+        assert {topic: engine.position(topic) for topic in positions} == positions
+        assert {t: engine.history(t, None, -1, False)[0] for t in positions} == histories
+        assert engine.retained.values() == values
+
+
+async def test_a_topic_that_is_never_published_to_again_survives_a_cleaning(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    async with opened(path, spare_bytes=2**16) as (engine, witness):
+        position = await witness.published("old", b"1", b"2", retain=True, key=Key(None, "k"))
+        for _ in range(200):
+            await witness.published("busy", bytes(4096), rules=TopicRules(history_size=2))
+        await wait_all_tasks_blocked()
+        assert engine.statistics().log_bytes < 2**18
+    async with opened(path) as (engine, _):
+        assert engine.position("old") == position
+        assert kept(engine, "old") == [b"1", b"2"]
+        assert engine.keys.get(None, ("old", "k"), trio.current_time()) is not None
+
+
+# fds
+
+
+async def test_fds_go_on_after_a_kill_beyond_all_that_may_have_been_given_out(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    async with opened(path) as (engine, _):
+        assert engine.next_fd == 1
+        engine.note_fds(60_000)
+        await wait_all_tasks_blocked()
+        copy = copy_of(path)
+        shutil.copy(f"{path}-wal", f"{copy}-wal")
+    async with opened(copy) as (engine, _):
+        assert engine.next_fd == 160_000
+    async with opened(path) as (engine, _):
+        assert engine.next_fd == 60_000
+    async with opened(path, first_fd=70_000) as (engine, _):
+        assert engine.next_fd == 70_000

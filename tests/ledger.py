@@ -1,0 +1,251 @@
+"""Kill a broker again and again while it is published to, and keep the books: `python -m tests.ledger`,
+or `nox -s ledger`.
+
+A broker runs as `python -m broker --engine sqlite:…`. Publishers write down what it acknowledges, and
+a recovering subscriber per topic all that it is told. The broker is killed in the middle of that, by
+SIGKILL, and started again on its file. In the end the file is read, and compared with the books:
+
+- what was acknowledged is there, once;
+- the offsets of a topic have no hole, and each publisher's publications are in their order;
+- each subscriber had everything once and in that order, or was told that it did not recover. It
+  never has to be: every restart keeps all that anybody was told.
+"""
+
+# ruff: noqa: T201 - a program, whose output this is
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import trio
+
+from broker.config.engine_url import parse_engine_url
+from broker.core.messages import Position
+from broker.engines.sqlite import open_sqlite
+from broker.testing import Closed, Peer, handshake
+
+ROOM: Final = 2**30
+WINDOW: Final = 32
+"""Publishes of one publisher that wait for an answer."""
+PUBLISHERS: Final = 4
+TOPICS: Final = ("a", "b", "c")
+PATIENCE: Final = 20.0
+"""Seconds until a broker that does not start has failed."""
+
+
+@attrs.define
+class Books:
+    """What publishers and subscribers were told, and what turned out to be wrong."""
+
+    acked: dict[str, list[str]] = attrs.field(factory=lambda: {topic: [] for topic in TOPICS})
+    seen: dict[str, list[str]] = attrs.field(factory=lambda: {topic: [] for topic in TOPICS})
+    refused: int = 0
+    recoveries: int = 0
+    unrecovered: int = 0
+    gaps: int = 0
+    lost: int = 0
+    duplicates: int = 0
+    order_violations: int = 0
+    wrong: int = 0
+    """Publications that a subscriber was told differently from what is kept."""
+    kept: int = 0
+    kills: int = 0
+
+    @property
+    def is_clean(self) -> bool:
+        return not (
+            self.lost
+            or self.gaps
+            or self.duplicates
+            or self.order_violations
+            or self.wrong
+            or self.unrecovered
+        )
+
+    def __str__(self) -> str:
+        acked = sum(map(len, self.acked.values()))
+        return (
+            f"{self.kills} kills: {acked} acknowledged, {self.kept} kept, lost {self.lost}, "
+            f"gaps {self.gaps}, duplicates {self.duplicates}, "
+            f"order violations {self.order_violations}, wrong {self.wrong}; "
+            f"{self.recoveries} recoveries, {self.unrecovered} not recovered"
+        )
+
+
+class Ledger:
+    """One run: a broker on a file, its publishers and subscribers, and their books."""
+
+    def __init__(self, directory: Path, query: str, chance: random.Random) -> None:
+        self.books = Books()
+        self._socket = directory / "socket"
+        self._file = directory / "log.db"
+        self._query = query
+        self._chance = chance
+        self._numbers = dict.fromkeys(range(PUBLISHERS), 0)
+        self._positions: dict[str, Position] = {}
+        self._one_acked = trio.Event()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        self._socket.unlink(missing_ok=True)
+        settings = {
+            "BROKER_HISTORY_BYTES": ROOM,
+            "BROKER_TOPICS_HISTORY_SIZE": 10**7,
+            "BROKER_TOPICS_HISTORY_TTL": 10**6,
+            "BROKER_HISTORY_REPLY_BYTES": ROOM,
+            "BROKER_OUTBOX_BYTES": 2**26,
+            "BROKER_OUTBOX_MESSAGES": 10**6,
+            "BROKER_LOG_LEVEL": "warning",
+        }
+        root = str(Path(__file__).parents[1])
+        environ = {**os.environ, "PYTHONPATH": root, **{k: str(v) for k, v in settings.items()}}
+        engine = f"sqlite:{self._file}{self._query}"
+        return subprocess.Popen(
+            [sys.executable, "-m", "broker", "--unix", str(self._socket), "--engine", engine],
+            env=environ,
+        )
+
+    async def _connect(self) -> Peer:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                peer = Peer(await trio.open_unix_socket(str(self._socket)))
+            except OSError:
+                assert time.monotonic() < deadline, "the broker does not start"
+                await trio.sleep(0.02)  # a foreign process: no clock of ours moves it
+                continue
+            await peer.send(handshake())
+            await peer.receive_head()
+            await peer.request(connect={})
+            return peer
+
+    # publishers and subscribers, until their connection breaks
+
+    async def _publish(self, number: int) -> None:
+        peer = await self._connect()
+        waiting: dict[int, tuple[str, str]] = {}
+        try:
+            while True:
+                commands: list[object] = []
+                while len(waiting) < WINDOW:
+                    self._numbers[number] += 1
+                    mark = f"{number}.{self._numbers[number]}"
+                    topic = self._chance.choice(TOPICS)
+                    waiting[self._numbers[number]] = topic, mark
+                    publish = {"channel": topic, "data": mark}
+                    commands.append({"id": self._numbers[number], "publish": publish})
+                if commands:
+                    await peer.send_json(*commands)
+                for line in (await peer.receive_text()).split("\n"):
+                    reply = json.loads(line)
+                    if reply.get("id"):
+                        topic, mark = waiting.pop(reply["id"])
+                        if "error" in reply:
+                            self.books.refused += 1
+                        else:
+                            self.books.acked[topic].append(mark)
+                            self._one_acked.set()
+        except (Closed, trio.BrokenResourceError):
+            await peer.aclose()
+
+    async def _listen(self, topic: str) -> None:
+        peer = await self._connect()
+        request: dict[str, Any] = {"channel": topic, "recoverable": True}
+        since = self._positions.get(topic)
+        if since is not None:
+            request |= {"recover": True, "offset": since.offset, "epoch": since.epoch}
+        try:
+            result = (await peer.request(subscribe=request))["subscribe"]
+            epoch, offset = result["epoch"], result.get("offset", 0)
+            if since is not None:
+                self.books.recoveries += 1
+                self.books.unrecovered += not result.get("recovered")
+                offset = since.offset
+            self._positions[topic] = Position(offset, epoch)
+            for publication in result.get("publications", ()):
+                self._take(topic, publication)
+            while True:
+                for line in (await peer.receive_text()).split("\n"):
+                    publication = json.loads(line).get("push", {}).get("pub")
+                    if publication is not None:
+                        self._take(topic, publication)
+        except (Closed, trio.BrokenResourceError):
+            await peer.aclose()
+
+    def _take(self, topic: str, publication: dict[str, Any]) -> None:
+        before = self._positions[topic]
+        self.books.gaps += publication["offset"] != before.offset + 1
+        self._positions[topic] = Position(publication["offset"], before.epoch)
+        self.books.seen[topic].append(publication["data"])
+
+    # the run
+
+    async def run(self, kills: int, seconds: float) -> Books:
+        """Kill it so often, each time within so many seconds after all have come; then compare."""
+        for _ in range(kills):
+            process = self._start()
+            try:
+                async with trio.open_nursery() as nursery:
+                    for topic in TOPICS:
+                        nursery.start_soon(self._listen, topic)
+                    self._one_acked = trio.Event()
+                    for number in range(PUBLISHERS):
+                        nursery.start_soon(self._publish, number)
+                    await self._one_acked.wait()
+                    await trio.sleep(seconds * (0.2 + 0.8 * self._chance.random()))
+                    process.kill()
+            finally:
+                process.kill()
+                process.wait()
+            self.books.kills += 1
+        await self._compare()
+        return self.books
+
+    async def _compare(self) -> None:
+        books = self.books
+        url = parse_engine_url(f"sqlite:{self._file}{self._query}")
+        async with open_sqlite(url, ROOM, ROOM, time.time) as engine:
+            for topic in TOPICS:
+                publications, top = engine.history(topic, None, -1, False)
+                marks = [str(each.value) for each in publications]
+                offsets = [each.offset for each in publications]
+                books.kept += len(marks)
+                books.gaps += offsets != list(range(1, top.offset + 1))
+                books.duplicates += len(marks) - len(set(marks))
+                books.lost += len(set(books.acked[topic]) - set(marks))
+                last: dict[str, int] = {}
+                for mark in marks:
+                    publisher, _, number = mark.partition(".")
+                    books.order_violations += last.get(publisher, 0) >= int(number)
+                    last[publisher] = int(number)
+                seen = books.seen[topic]
+                position = self._positions[topic]
+                books.wrong += seen != marks[position.offset - len(seen) : position.offset]
+
+
+async def keep(kills: int, seconds: float, query: str = "", seed: int = 0) -> Books:
+    """The books of one run in a directory of its own."""
+    with tempfile.TemporaryDirectory() as directory:
+        return await Ledger(Path(directory), query, random.Random(seed)).run(kills, seconds)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of load before each kill")
+    parser.add_argument("--sync", choices=["power", "process"], default="power")
+    options = parser.parse_args()
+    books = trio.run(keep, options.kills, options.seconds, f"?sync={options.sync}")
+    print(f"sqlite, sync={options.sync}, SIGKILL: {books}")
+    return 0 if books.is_clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""The queue of those who have used up their share of the loop, and one party's share of it."""
+
+from functools import partial
+
+import pytest
+import trio
+from trio.testing import (
+    MockClock,
+    assert_checkpoints,
+    assert_no_checkpoints,
+    wait_all_tasks_blocked,
+)
+
+from broker.core.work import BURST, COMMAND, DEBT, ROUND, SHARE, SLICE
+from broker.routing.turns import Share, Turns
+
+
+class Clock(trio.abc.Instrument):
+    """Counts how often all tasks that can run have run."""
+
+    ticks = 0
+
+    def after_io_wait(self, timeout: float) -> None:
+        self.ticks += 1
+
+
+class Queue:
+    """Parties that wait for a turn: in which order they came, and what each was given in which tick."""
+
+    def __init__(self) -> None:
+        self.turns = Turns()
+        self.clock = Clock()
+        self.came: list[str] = []
+        self.had: dict[str, tuple[int, float]] = {}
+        trio.lowlevel.add_instrument(self.clock)
+
+    async def wait(self, name: str, work: float | None = None) -> None:
+        self.came.append(name)
+        granted = await self.turns.wait(work)
+        self.had[name] = self.clock.ticks, granted
+
+    def rounds(self) -> list[list[str]]:
+        """Who had a turn in one round, in the order in which they came."""
+        ticks = sorted({tick for tick, _ in self.had.values()})
+        return [[each for each in self.came if self.had[each][0] == tick] for tick in ticks]
+
+
+async def all_wait(works: dict[str, float | None]) -> Queue:
+    """A queue that all of these have come to in one tick, in whichever order."""
+    queue = Queue()
+    async with trio.open_nursery() as nursery:
+        for name, work in works.items():
+            nursery.start_soon(queue.wait, name, work)
+    return queue
+
+
+async def test_one_alone_has_a_slice_beside_its_act(autojump_clock: MockClock) -> None:
+    turns = Turns()
+    with assert_checkpoints():
+        assert await turns.wait() == SLICE
+    assert await turns.wait(100 * SLICE) == 101 * SLICE, "an act may be of any size"
+
+
+async def test_who_cannot_say_what_comes_is_alone_between_two_turns_of_everybody_else(
+    autojump_clock: MockClock,
+) -> None:
+    queue = await all_wait(dict.fromkeys("abcd"))
+    assert queue.rounds() == [[each] for each in queue.came]
+    assert {granted for _, granted in queue.had.values()} == {SLICE}
+
+
+async def test_those_with_little_to_do_go_together(autojump_clock: MockClock) -> None:
+    queue = await all_wait(dict.fromkeys("abcdefgh", 10.0))
+    first, *others = queue.came
+    assert queue.rounds() == [[first], others]
+    assert queue.had[first][1] == 10 + SLICE
+    for each in others:
+        assert queue.had[each][1] == pytest.approx(10 + SLICE / 7), "one slice, in equal parts"
+
+
+@pytest.mark.parametrize(
+    "works",
+    [
+        dict.fromkeys("abcdefghijkl", ROUND / 3),
+        dict.fromkeys("abcd", ROUND),
+        dict.fromkeys("abcd", 100 * ROUND),
+        {**dict.fromkeys("abcdef", ROUND / 4), **dict.fromkeys("uvwxyz")},
+    ],
+    ids=["three fill one", "one fills one", "more than one", "some say nothing"],
+)
+async def test_a_round_is_full_when_the_acts_that_were_named_fill_it(
+    autojump_clock: MockClock, works: dict[str, float | None]
+) -> None:
+    queue = await all_wait(works)
+    first, *waiting = queue.came
+    expected = [[first]]
+    while waiting:
+        left, together = ROUND, []
+        while waiting and left > 0:
+            together.append(waiting.pop(0))
+            left -= works[together[-1]] or ROUND
+        expected.append(together)
+    assert queue.rounds() == expected
+
+
+async def test_a_party_that_is_cancelled_gives_up_its_place(autojump_clock: MockClock) -> None:
+    queue = Queue()
+    async with trio.open_nursery() as nursery:
+        for name in "abc":
+            nursery.start_soon(queue.wait, name)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await queue.turns.wait()
+        await wait_all_tasks_blocked()
+    assert len(queue.had) == 3
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await queue.turns.wait()  # nobody else waits
+    assert scope.cancelled_caught
+    assert await queue.turns.wait() == SLICE
+
+
+async def test_a_party_that_is_cancelled_in_the_queue_is_passed_over(
+    autojump_clock: MockClock,
+) -> None:
+    queue = Queue()
+    scopes = [trio.CancelScope() for _ in range(4)]
+
+    async def wait(number: int) -> None:
+        with scopes[number]:
+            await queue.wait(str(number))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(4):
+            nursery.start_soon(wait, number)
+        while len(queue.came) < 4:
+            await trio.lowlevel.checkpoint()
+        last = int(queue.came[-1])
+        scopes[last].cancel()
+    assert sorted(queue.had) == sorted(set("0123") - {str(last)})
+    assert await queue.turns.wait() == SLICE
+
+
+# the share of one party
+
+
+async def test_a_burst_is_done_at_once_and_then_all_others_come_first(
+    autojump_clock: MockClock,
+) -> None:
+    share = Share(turns=Turns())
+    with assert_no_checkpoints():
+        await share.wait_room(BURST)
+        share.spend(BURST - 1)
+        await share.wait_room(1)
+        share.spend(1)
+    assert not share.has_room()
+    with assert_checkpoints():
+        await share.wait_room()
+    with assert_no_checkpoints():  # its slice
+        share.spend(SLICE / 2)
+        await share.wait_room(SLICE / 3)
+    with assert_checkpoints():
+        await share.wait_room(SLICE)
+
+
+async def test_an_act_of_any_size_has_a_turn(autojump_clock: MockClock) -> None:
+    share = Share(turns=Turns())
+    with assert_checkpoints():
+        await share.wait_room(50 * ROUND)
+    assert share.has_room(50 * ROUND)
+
+
+async def test_what_is_left_of_a_turn_is_not_for_an_act_that_is_larger(
+    autojump_clock: MockClock,
+) -> None:
+    share = Share(turns=Turns())
+    await share.wait_room(ROUND)
+    share.spend(ROUND + COMMAND + SLICE - 10)
+    assert share.has_room(10)
+    assert not share.has_room(BURST)
+
+
+async def test_a_share_fills_with_time(autojump_clock: MockClock) -> None:
+    share = Share(turns=Turns())
+    share.spend(BURST + DEBT)
+    assert not share.begin()
+    await trio.sleep(1 + DEBT / (SHARE * 1_000_000))
+    assert share.begin()
+    assert not share.is_used_up
+    with assert_no_checkpoints():
+        await share.wait_room(BURST)
+
+
+async def test_a_step_of_which_nobody_knows_what_comes_is_alone(autojump_clock: MockClock) -> None:
+    queue = Queue()
+    shares = [Share(turns=queue.turns) for _ in range(3)]
+    ticks: list[int] = []
+
+    async def work(share: Share) -> None:
+        share.spend(BURST)
+        assert not share.begin()
+        await share.wait_turn()
+        ticks.append(queue.clock.ticks)
+
+    async with trio.open_nursery() as nursery:
+        for share in shares:
+            nursery.start_soon(partial(work, share))
+    assert len(set(ticks)) == 3

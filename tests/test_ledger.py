@@ -1,0 +1,16 @@
+"""A broker that is killed keeps what it has acknowledged, and nobody is told otherwise.
+
+Few kills, as each costs the start of a process; `nox -s ledger` does as many as it is told to.
+"""
+
+import pytest
+
+from tests.ledger import keep
+
+
+@pytest.mark.parametrize("query", ["", "?sync=process"])
+async def test_nothing_acknowledged_is_lost_to_a_kill(query: str) -> None:
+    books = await keep(kills=3, seconds=0.3, query=query)
+    assert books.is_clean, str(books)
+    assert sum(map(len, books.acked.values())) > 100
+    assert books.recoveries == 6
