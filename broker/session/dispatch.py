@@ -379,9 +379,10 @@ class Dispatcher:
     def _may_take_apart(self, payload: bytes) -> bool:
         """Whether a message may be decoded in this turn, if it is not yet; notes that the turn is over
         if not. What is in it is weighed later, one command after the other."""
-        if len(payload) <= _LARGE or self._left is not None:
+        if len(payload) <= _LARGE or self._left is not None or self._share.slice > 0:
             return True
-        return self._share.has_room(len(payload) / 1024 * DECODED_KILOBYTE)
+        self._share.want_turn()
+        return False
 
     def _commands(self, client: Client, payload: bytes) -> Iterator[Sized]:
         """The commands of a message, each with its share of the bytes. Raises `Disconnect`."""
