@@ -370,8 +370,9 @@ class Config:
     """Memory of all subscriptions of one connection: names, filters, what others see of it. 1,000 with
     the longest names and small filters take 3 MiB."""
     max_filter_nodes: int = attrs.field(default=2000, validator=number(1))
-    """Nodes in the tags filters of one connection together: two in each of 1,000 subscriptions. Each
-    publication that a filter is shown costs 0.15 µs a node, and its publisher waits for that."""
+    """Nodes in the tags filters of one connection together: two in each of 1,000 subscriptions. A
+    filter that asks for some values of a tag is found by them; any other is asked about each publication
+    with tags, which costs 0.15 µs a node, and its publisher waits for that."""
     connection_bytes: int | None = attrs.field(default=None, validator=number(1, optional=True))
     """Memory for one connection: what waits for it and from it, its subscriptions, its will. Beyond it
     nothing more is read, and what it asks for is answered with 106 or 503. None: what the bounds on

@@ -137,8 +137,9 @@ class Parcel:
     batches: list[Sequence[Publication]] = attrs.field(factory=list)
     exclude: frozenset[Fd] = frozenset()
     report: Report | None = None
-    is_late: bool = False
-    """Whether it is one large publication for many audiences, which share its data until it goes out."""
+    shared: object = None
+    """To be held by all recipients that need its data later: where it is one large publication for many
+    audiences, which share that until it goes out."""
 
 
 class Recipient(Protocol):

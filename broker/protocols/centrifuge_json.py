@@ -192,7 +192,7 @@ class CentrifugeJson(Codec):
         if publication.opaque:
             data = self._json_of(data)
         tail += b"}}}"
-        header = frames.header_of(frames.TEXT, len(head) + len(data) + len(tail))
+        header = frames.text_header(len(head) + len(data) + len(tail))
         return header + head, data, tail
 
     def _json_of(self, data: bytes) -> bytes:

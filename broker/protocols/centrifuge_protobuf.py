@@ -581,13 +581,18 @@ class CentrifugeProtobuf(Codec):
             tail += b"\x30" + _varint(publication.offset)
         if name != publication.topic or publication.tags or publication.time:
             tail += _extras(name, publication)
-        size = len(data) + len(tail)
-        # From the inside out: each head begins with the length of all that follows.
-        head = b"\x22" + _length(len(data))
-        head = b"%b\x22%b%b" % (_channel_field(name), _length(len(head) + size), head)
-        head = b"\x22%b%b" % (_length(len(head) + size), head)
-        head = _length(len(head) + size) + head
-        return frames.header_of(frames.BINARY, len(head) + size) + head, data, tail
+        # From the inside out, as each length is that of all that follows: data, publication, push,
+        # reply, and all in the frame.
+        channel, field = _channel_field(name), _length(len(data))
+        size = 1 + len(field) + len(data) + len(tail)
+        body = _length(size)
+        size += 1 + len(channel) + len(body)
+        push = _length(size)
+        size += 1 + len(push)
+        reply = _length(size)
+        header = frames.binary_header(size + len(reply))
+        parts = header, reply, push, channel, body, field
+        return b"%b%b\x22%b%b\x22%b\x22%b" % parts, data, tail
 
     def encode(self, reply: Mapping[str, object]) -> bytes:
         return _delimited(_write(REPLY, reply))

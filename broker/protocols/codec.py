@@ -80,7 +80,8 @@ class Codec(ABC):
 
     def publication(self, name: str, publication: Publication) -> bytes:
         """A ready frame of one publication for those who listen under `name`."""
-        return b"".join(self.pieces(name, publication))
+        head, data, tail = self.pieces(name, publication)
+        return head + data + tail
 
     @abstractmethod
     def pieces(self, name: str, publication: Publication) -> tuple[bytes, bytes, bytes]:

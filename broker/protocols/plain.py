@@ -21,7 +21,10 @@ class Plain:
 
     def publication(self, name: str, publication: Publication) -> bytes:
         """One publication, as a text frame; a plain peer is not told the topic."""
-        return b"".join(self.pieces(name, publication))
+        if publication.opaque:
+            head, data, _ = self.pieces(name, publication)
+            return head + data
+        return self.message(publication.data)
 
     def pieces(self, name: str, publication: Publication) -> tuple[bytes, bytes, bytes]:
         """The same, header and data apart."""
@@ -30,9 +33,9 @@ class Plain:
             try:
                 data = check_json(data)
             except BadCommand:
-                return frames.header_of(frames.BINARY, len(data)), data, b""
+                return frames.binary_header(len(data)), data, b""
         text = _text(data)
-        return frames.header_of(frames.TEXT, len(text)), text, b""
+        return frames.text_header(len(text)), text, b""
 
     def publications(self, name: str, publications: Sequence[Publication]) -> Sequence[bytes]:
         """Several, each in a frame of its own."""

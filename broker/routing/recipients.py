@@ -113,7 +113,7 @@ class PeerAudience:
 
     def deliver(self, parcel: Parcel) -> None:
         """Queue a parcel in each outbox, as one run. Linear in the peers."""
-        if parcel.report is not None or parcel.exclude or parcel.is_late:
+        if parcel.report is not None or parcel.exclude or parcel.shared is not None:
             self._deliver_apart(parcel)
             return
         if not self.outboxes:
@@ -138,10 +138,10 @@ class PeerAudience:
             parcel.report.clients += [peer for _, peer in chosen]
 
     def _make_run(self, parcel: Parcel) -> Run:
-        if parcel.is_late:
+        if parcel.shared is not None:
             ((publication,),) = parcel.batches
             pieces = self.codec.pieces(self.name, publication)
-            return LateRun(pieces, parcel.topic, parcel.rule)
+            return LateRun(pieces, parcel.topic, parcel.rule, parcel.shared)
         return Run(self._encode(parcel), parcel.topic, parcel.rule)
 
     def _encode(self, parcel: Parcel) -> Sequence[bytes]:

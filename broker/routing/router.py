@@ -14,7 +14,7 @@ Rules:
 3. Nobody waits for a slow reader here; its outbox's rule deals with it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 from typing import Any, Final, Literal
@@ -27,7 +27,7 @@ from broker.core.event_queue import EventKind
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, Publication
 from broker.core.names import PERSONAL, direct_fd, is_connection_name
-from broker.core.session import Parcel, Recipient, Subscriber, Subscription
+from broker.core.session import Audience, Parcel, Recipient, Subscriber, Subscription
 from broker.core.topics import is_pattern
 from broker.core.work import (
     ASKED,
@@ -57,6 +57,7 @@ from broker.routing.tallies import Recoveries, Tallies
 from broker.routing.turns import Turns
 from broker.transport.outbox import Offer, Outbox, Run
 from broker.transport.postman import PostOffice
+from broker.transport.runs import SharedData
 
 RUN_BYTES: Final = 64 * 2**10
 """As much as one read from a publisher holds. Joining more gains nothing, and fills outboxes."""
@@ -241,7 +242,8 @@ class Router:
         defers = self._may_defer and self.engine.defers(parcel.topic, rules, more=more)
         width, size = len(recipients) or 1, len(publication.data)
         self.meter.add(PARCEL + work + _encoding_work(width, 1, size))
-        parcel.is_late = width > NARROW and size > LARGE
+        if width > NARROW:
+            parcel.shared = _shared_data(parcel, self.office)
         parcel.rule = rules.slow_consumer
         self.published += 1
         if ":" in parcel.topic:
@@ -313,7 +315,7 @@ class Router:
             self.engine.submit(Submission(run, rules, keep, rules.retain, dones=dones))
             return
         if self._run_width > NARROW:
-            run.is_late = _is_large(run)
+            run.shared = _shared_data(run, self.office)
         _deliver(run, recipients, self.office, self.meter)
 
     def fan_out(self, parcel: Parcel, *, retain: bool) -> float:
@@ -325,7 +327,8 @@ class Router:
         with suppress(Refused):  # a reload took the namespace away: nobody may have it any more
             rules, listeners, work = self._resolve(parcel.topic, parcel.batches[0][0].tags)
             parcel.rule = rules.slow_consumer
-            parcel.is_late = len(listeners) > NARROW and _is_large(parcel)
+            if len(listeners) > NARROW:
+                parcel.shared = _shared_data(parcel, self.office)
             recipients += listeners
             count = sum(map(len, parcel.batches))
             size = sum([len(each.data) for batch in parcel.batches for each in batch])
@@ -378,12 +381,14 @@ class Router:
         receiver = self.rights.receiver(rules, topic)
         for listeners in found:
             admits = None if listeners.name == topic else receiver
-            audiences = list(listeners.audiences.values())
-            if listeners.picky is not None:
-                wanting, nodes = listeners.picky.wanting(tags)
-                audiences += wanting
-                work += nodes * node
-            members = sum(map(len, audiences))
+            audiences: Collection[Audience] = listeners.audiences.values()
+            members = listeners.members
+            if not listeners.is_plain:
+                if listeners.picky is not None:
+                    wanting, nodes = listeners.picky.wanting(tags)
+                    audiences = [*audiences, *wanting]
+                    work += nodes * node
+                members = sum(map(len, audiences))
             work += len(audiences) * AUDIENCE + members * PEER
             if admits is None:
                 recipients += audiences
@@ -553,10 +558,12 @@ def _encoding_work(width: int, count: int, size: int) -> float:
     return width * count * PUBLICATION + copies * size / 1024 * KILOBYTE
 
 
-def _is_large(parcel: Parcel) -> bool:
-    """Whether it is one publication that is too large to be encoded for each of many audiences."""
+def _shared_data(parcel: Parcel, office: PostOffice) -> SharedData | None:
+    """The data of one publication that is too large to be encoded for each of many audiences."""
     batches = parcel.batches
-    return len(batches) == len(batches[0]) == 1 and len(batches[0][0].data) > LARGE
+    if len(batches) > 1 or len(batches[0]) > 1 or len(batches[0][0].data) <= LARGE:
+        return None
+    return SharedData(batches[0][0].data, office.ledger)
 
 
 def _longest(tags: Mapping[str, str]) -> int:

@@ -119,25 +119,41 @@ class Rest(Run):
         return self._whole.only(first, end)
 
 
+class SharedData:
+    """Data that many late runs have in common: in `ledger`, once, for as long as one of them is there."""
+
+    __slots__ = ("_ledger", "_size")
+
+    def __init__(self, data: bytes, ledger: Ledger) -> None:
+        self._ledger, self._size = ledger, len(data)
+        ledger.bytes_held += self._size
+
+    def __del__(self) -> None:
+        self._ledger.bytes_held -= self._size
+
+
 class LateRun(Run):
     """One large frame, put together when it begins to go out.
 
-    Many runs of this kind share the same data, each with a few bytes of its own around it. Of a
-    thousand that wait none has to be copied, and of those for one peer only the first.
+    Many runs of this kind have the same data, each with a few bytes of its own around it. Of a
+    thousand that wait none has to be copied, and of those for one peer only the first. `shared` is
+    held for as long as this is.
     """
 
-    __slots__ = ("_pieces",)
+    __slots__ = ("_pieces", "_shared")
 
-    def __init__(self, pieces: tuple[bytes, bytes, bytes], topic: str, rule: SlowRule) -> None:
+    def __init__(
+        self, pieces: tuple[bytes, bytes, bytes], topic: str, rule: SlowRule, shared: object
+    ) -> None:
         self._ledger = None
         self._pieces = pieces
+        self._shared = shared
         self.first = 0
         self.topic = topic
         self.rule = rule
         self.messages = 1
         self.size = sum(map(len, pieces))
-        # As if it had been put together, as it may be at any time.
-        self.bytes_held = _RUN_OVERHEAD + _FRAME_OVERHEAD + self.size
+        self.bytes_held = _RUN_OVERHEAD + 3 * _FRAME_OVERHEAD + self.size - len(pieces[1])
 
     def __getattr__(self, name: str) -> object:
         # Only asked for what has not been set.
@@ -145,6 +161,9 @@ class LateRun(Run):
             raise AttributeError(name)
         self.data = data = b"".join(self._pieces)
         self.frames = (data,)
+        self.bytes_held += self.size
+        if self._ledger is not None:
+            self._ledger.bytes_held += self.size
         return getattr(self, name)
 
     @property

@@ -148,7 +148,7 @@ def test_batches_of_several_publishers_are_one_run() -> None:
 def test_a_late_parcel_is_encoded_when_it_goes_out() -> None:
     codec = Counting()
     peers = [make_peer(fd, codec) for fd in (1, 2)]
-    audience_of(*peers).deliver(attrs.evolve(parcel(b"1"), is_late=True))
+    audience_of(*peers).deliver(attrs.evolve(parcel(b"1"), shared=object()))
     assert codec.encoded == 0
     (run,), (other,) = [peer.outbox.mail for peer in peers]
     assert run is other

@@ -798,7 +798,7 @@ async def _run_model(
                 run = Run(made, f"t{which}", rule)
             elif what == "late":
                 (frame,) = made = [frames.text_frame(b"." * size + names[0])]
-                run = LateRun((frame[:3], frame[3:-2], frame[-2:]), f"t{which}", rule)
+                run = LateRun((frame[:3], frame[3:-2], frame[-2:]), f"t{which}", rule, None)
             elif what == "reply":
                 made = [frames.text_frame(b"." * size + b"--" + names[0][2:])]
                 run = Run(made)

@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 from broker.core.memory import Ledger
-from broker.transport.runs import GONE, LateRun, Rest, Run, share_of
+from broker.transport.runs import GONE, LateRun, Rest, Run, SharedData, share_of
 
 
 def test_the_frames_of_a_run_are_joined_and_counted() -> None:
@@ -66,19 +66,17 @@ def test_a_rest_is_what_has_not_been_dropped_and_shares_its_bytes() -> None:
     assert ledger.bytes_held == 0
 
 
-def late(size: int = 10_000) -> LateRun:
-    return LateRun((b"head", bytes(size), b"tail"), "t", "latest")
+def late(data: bytes, number: int = 0, shared: object = None) -> LateRun:
+    return LateRun((b"%d" % number, data, b"tail"), "t", "latest", shared)
 
 
 def test_a_late_run_is_put_together_when_it_is_needed_and_once() -> None:
     data = bytes(1_000_000)
     tracemalloc.start()
     try:
-        runs = [LateRun((b"%d" % n, data, b"tail"), "t", "latest") for n in range(100)]
-        for run in runs:
-            run.enter(Ledger())
-            assert run.size == run.last_size
-            assert run.messages == 1
+        runs = [late(data, number) for number in range(100)]
+        assert [run.size for run in runs] == [1_000_005] * 10 + [1_000_006] * 90
+        assert [(run.last_size, run.messages) for run in runs] == [(run.size, 1) for run in runs]
         _, peak = tracemalloc.get_traced_memory()
         assert peak < 100_000
         assert runs[7].data is runs[7].data is runs[7].frames[0]
@@ -87,17 +85,26 @@ def test_a_late_run_is_put_together_when_it_is_needed_and_once() -> None:
     finally:
         tracemalloc.stop()
     assert runs[7].data == b"7" + data + b"tail"
-    assert len(runs[7].data) == runs[7].size
-
-
-def test_a_late_run_counts_as_if_it_had_been_put_together() -> None:
-    ledger, run = Ledger(), late()
-    run.enter(ledger)
-    assert ledger.bytes_held == run.bytes_held == Run((bytes(run.data),)).bytes_held
-    del run
-    assert ledger.bytes_held == 0
     with pytest.raises(AttributeError):
-        late().nothing  # noqa: B018
+        runs[7].nothing  # noqa: B018
+
+
+def test_what_late_runs_share_is_counted_once_until_they_are_put_together() -> None:
+    ledger, data = Ledger(), bytes(1_000_000)
+    shared = SharedData(data, ledger)
+    runs = [late(data, number, shared) for number in range(100)]
+    del shared
+    for run in runs:
+        run.enter(ledger)
+    assert 1_000_000 < ledger.bytes_held < 1_050_000
+    assert len(runs[0].data) == len(runs[1].data) == 1_000_005
+    assert 3_000_000 < ledger.bytes_held < 3_050_000
+    del run, runs[1:]
+    assert 2_000_000 < ledger.bytes_held < 2_001_000
+    runs.clear()
+    assert ledger.bytes_held == 0
+    lonely = late(data)
+    assert len(lonely.data) == 1_000_005 < lonely.bytes_held
 
 
 @pytest.mark.parametrize("as_rest", [False, True])
