@@ -1,5 +1,5 @@
-"""Memory of connections that have ended: all of it is given back at once, without the garbage collector,
-which a broker that holds many connections runs seldom."""
+"""Memory of connections that have ended, and of commands that were refused: all of it is given back at
+once, without the garbage collector, which a broker that holds many connections runs seldom."""
 
 import gc
 import re
@@ -8,7 +8,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 import pytest
@@ -23,12 +23,16 @@ from broker import (
     ConnectEvent,
     Connection,
     ConnectReply,
+    PublishEvent,
+    Refused,
+    SubscribeEvent,
     TopicRules,
 )
+from broker.errors import ErrorCode
 from broker.http.fallbacks import HttpConnection
 from broker.testing import Network, Peer, StreamPair, client_frame, handshake, open_test_broker
 from broker.transport.frames import CONTINUATION, TEXT
-from tests.conftest import subscribe
+from tests.conftest import code_of, subscribe
 
 KEY = "an API key of some length"
 LARGE = b"x" * 900_000
@@ -239,6 +243,100 @@ async def test_nothing_is_left_of_a_client_that_hooks_are_asked_about(
 
     async with open_test_broker(broker) as net:
         await check_nothing_is_left(net, half_a_message_behind_a_call)
+
+
+TEXT_OF_100_KB = "x" * 100_000
+
+COMMANDS: dict[str, tuple[dict[str, object], int]] = {
+    "publish": ({"publish": {"channel": "a"}}, 0),
+    "publish to a pattern": ({"publish": {"channel": "a.*"}}, 107),
+    "publish to who is gone": ({"publish": {"channel": "fd:999"}}, 102),
+    "publish to nobody": ({"publish": {"channel": ""}}, 107),
+    "publish, refused": ({"publish": {"channel": "no"}}, 103),
+    "publish, the hook fails": ({"publish": {"channel": "bug"}}, 100),
+    "publish, a number for a channel": ({"publish": {"channel": 7}}, 107),
+    "publish, null": ({"publish": {"channel": None}}, 107),
+    "subscribe to an fd": ({"subscribe": {"channel": "fd:9"}}, 103),
+    "subscribe, refused": ({"subscribe": {"channel": "no"}}, 103),
+    "subscribe, the hook fails": ({"subscribe": {"channel": "bug"}}, 100),
+    "rpc": ({"rpc": {"method": "echo"}}, 0),
+    "rpc, refused": ({"rpc": {"method": "no"}}, 103),
+    "rpc, the hook fails": ({"rpc": {"method": "bug"}}, 100),
+    "rpc publish to a pattern": ({"rpc": {"method": "publish", "data": {"topic": "a.*"}}}, 107),
+    "rpc publish, refused": ({"rpc": {"method": "publish", "data": {"topic": "no"}}}, 103),
+    "rpc publish, unknown field": (
+        {"rpc": {"method": "publish", "data": {"topic": "a", "frob": 1}}},
+        107,
+    ),
+    "request to who is gone": ({"rpc": {"method": "request", "data": {"to": "fd:999"}}}, 503),
+    "will for a pattern": ({"rpc": {"method": "will", "data": {"topic": ">"}}}, 107),
+    "unknown": ({"frobnicate": {}}, 104),
+}
+CASES = [
+    pytest.param(command, code, hooks, id=f"{name}, {'hooks' if hooks else 'no hooks'}")
+    for name, (command, code) in COMMANDS.items()
+    for hooks in (False, True)
+    if hooks or not any(word in str(command) for word in ("'no'", "'bug'", "'echo'"))
+]
+
+
+def decided(name: str) -> None:
+    """What the hooks of these tests do about a topic or a method."""
+    if name == "no":
+        raise Refused(ErrorCode.PERMISSION_DENIED)
+    if name == "bug":
+        raise ValueError(name)
+
+
+def with_hooks(broker: Broker) -> Broker:
+    @broker.on_publish
+    async def publish(event: PublishEvent) -> None:
+        await trio.lowlevel.checkpoint()
+        decided(event.topic)
+
+    @broker.on_subscribe
+    async def subscribed(event: SubscribeEvent) -> None:
+        await trio.lowlevel.checkpoint()
+        decided(event.topic)
+
+    @broker.on_rpc
+    async def call(connection: Connection, method: str, data: object) -> object:
+        await trio.lowlevel.checkpoint()
+        decided(method)
+        if method != "echo":
+            raise Refused(ErrorCode.METHOD_NOT_FOUND)
+        return None
+
+    return broker
+
+
+@pytest.mark.parametrize(("command", "code", "hooks"), CASES)
+async def test_a_command_leaves_nothing_of_what_it_said(
+    autojump_clock: MockClock, command: dict[str, dict[str, Any]], code: int, hooks: bool
+) -> None:
+    """An exception that is kept anywhere would hold the frames that it came through."""
+    ((method, fields),) = command.items()
+    data = {**fields.get("data", {}), "data": TEXT_OF_100_KB} if method == "rpc" else TEXT_OF_100_KB
+    broker = Broker(Config(topics=TopicRules(history_size=0)))
+    async with open_test_broker(with_hooks(broker) if hooks else broker) as net:
+        peer = await net.open_client()
+
+        async def ask() -> None:
+            assert await code_of(peer, **{method: {**fields, "data": data}}) == code
+
+        for _ in range(2):
+            await ask()
+        with no_collector():
+            tracemalloc.start()
+            try:
+                for _ in range(4):
+                    await ask()
+                await wait_all_tasks_blocked()
+                size, _ = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+    # What was published last is still there, whoever did.
+    assert size < 2 * len(TEXT_OF_100_KB)
 
 
 async def test_a_connection_that_the_app_keeps_is_small(autojump_clock: MockClock) -> None:

@@ -75,9 +75,8 @@ class Memory:
     async def expire(self) -> None:
         """Free what is past its time, until cancelled."""
         while True:
-            await trio.sleep(EXPIRE_EVERY)
-            while self._store.expire(trio.current_time()):
-                await trio.lowlevel.checkpoint()
+            is_more = self._store.expire(trio.current_time())
+            await trio.sleep(0 if is_more else EXPIRE_EVERY)
 
 
 class MemoryEngine(Memory):

@@ -9,10 +9,11 @@ from typing import cast
 
 import attrs
 
-from broker.core.messages import Publication
+from broker.core.messages import ClientInfo, Publication
 from broker.core.names import DIRECT
 from broker.core.session import Audience, Parcel, Recipient, Session, SlowRule, Subscription
 from broker.protocols.codec import PeerCodec
+from broker.routing.letters import Letters
 from broker.transport.outbox import Outbox, Run
 from broker.transport.postman import PostOffice
 from broker.transport.runs import LateRun
@@ -32,6 +33,7 @@ class Peer(Session):
     start_soon: Callable[[Callable[[], Awaitable[object]]], None] = attrs.field(init=False)
     """Starts a task that ends with the connection at the latest."""
     _mailbox: "PeerAudience | None" = attrs.field(init=False, default=None)
+    _letters: Letters | None = attrs.field(init=False, default=None)
 
     @property
     def is_reachable(self) -> bool:
@@ -45,6 +47,13 @@ class Peer(Session):
             name = f"{DIRECT}{self.fd}"
             self._mailbox = PeerAudience(name, self.codec, self.office, {self.outbox: self})
         return self._mailbox
+
+    @property
+    def letters(self) -> Letters:
+        """The direct messages that wait for this peer while it is behind."""
+        if self._letters is None:
+            self._letters = Letters(self.outbox)
+        return self._letters
 
     @property
     def keeps_up(self) -> bool:
@@ -141,3 +150,38 @@ class PeerAudience:
         for batch in parcel.batches:
             frames += publications(name, batch)
         return frames
+
+
+@attrs.frozen(eq=False)
+class SlowMailbox:
+    """A peer that is behind, as the recipient of direct messages under `name`.
+
+    Where it is one of several, what a publisher has no room for here is dropped: the others get it.
+    Else it is for the caller to `check` before.
+    """
+
+    name: str
+    peer: Peer
+    is_one_of_several: bool
+
+    def check(self, info: ClientInfo | None) -> None:
+        """Raise `Refused` (111) where a publisher has too much waiting here already."""
+        self.peer.letters.check(info, self.peer.fd)
+
+    def deliver(self, parcel: Parcel) -> None:
+        """Queue a parcel, as one run for each publisher in it."""
+        peer = self.peer
+        if peer.fd in parcel.exclude:
+            return
+        assert peer.codec is not None, "it is known which protocol a peer speaks"
+        for batch in parcel.batches:
+            info = batch[0].info
+            has_room = not (self.is_one_of_several and peer.letters.refuses(info))
+            if has_room:
+                frames = peer.codec.publications(self.name, batch)
+                run = peer.letters.write(frames, parcel.topic, info)
+                peer.office.deliver(run, (peer.outbox,))
+                if parcel.report is not None:
+                    parcel.report.clients.append(peer)
+            elif parcel.report is not None:
+                parcel.report.matched += 1

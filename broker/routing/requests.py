@@ -23,7 +23,7 @@ from broker.errors import ErrorCode, Refused
 from broker.routing.queue_groups import GroupRecipient
 from broker.routing.recipients import Peer
 from broker.routing.router import Router
-from broker.transport.outbox import Offer
+from broker.transport.outbox import Offer, Run
 
 MAX_ASKED: Final = 100
 """Requests of one client that wait for an answer: more than that is a queue, which a topic is for."""
@@ -79,7 +79,8 @@ class Requests:
         """Ask an fd, or one member of a queue group of a topic; return the request's number.
 
         `asker` is None for this very program. Raises `Refused`: 503 when nobody is there to ask, 106
-        when this asker has too many requests open, 107 for what is neither.
+        when this asker has too many requests open, 107 for what is neither, 111 when too much of this
+        asker waits for a client that is behind.
         """
         asker_fd = 0 if asker is None else asker.fd
         mine = self._of.get(asker_fd, ())
@@ -89,11 +90,15 @@ class Requests:
         number = self._last + 1
         tags = {"reply_to": str(number)}
         name, peer = self._responder(to, asker_fd, tags)
+        info = None if asker is None else asker.info
+        is_behind = peer.outbox.is_behind()
+        if is_behind:
+            peer.letters.check(info, peer.fd)
         self._last = number
         assert peer.codec is not None, "a client that is asked has connected"
-        info = None if asker is None else asker.info
-        frame = peer.codec.publication(name, Publication(to, data, info, tags=tags))
-        if self.router.send(peer, (frame,), messages=1) is not Offer.TAKEN:
+        frames = (peer.codec.publication(name, Publication(to, data, info, tags=tags)),)
+        run = peer.letters.write(frames, "", info) if is_behind else Run(frames)
+        if self.router.send_run(peer, run) is not Offer.TAKEN:
             raise Refused(ErrorCode.NOBODY_LISTENS, f"fd {peer.fd} takes no more")
         self._requests[number] = _Request(number, asker_fd, peer.fd, answer)
         for fd in {asker_fd, peer.fd}:

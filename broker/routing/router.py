@@ -52,7 +52,7 @@ from broker.errors import ErrorCode, Refused, UnsubscribeCode
 from broker.events.dispatcher import Events
 from broker.protocols.codec import Codec
 from broker.routing.queue_groups import GroupRecipient
-from broker.routing.recipients import Peer, PeerAudience
+from broker.routing.recipients import Peer, PeerAudience, SlowMailbox
 from broker.routing.tallies import Recoveries, Tallies
 from broker.routing.turns import Turns
 from broker.transport.outbox import Offer, Outbox, Run
@@ -129,6 +129,7 @@ class Router:
         self._run_keeps = False  # its history, at once
         self._run_dones: list[Done] | None = None  # where the engine has to keep it first
         self._run_recipients: list[Recipient] = []
+        self._run_slow: SlowMailbox | None = None
         self._run = Parcel("", "close")
         self._run_now = 0.0
         self._run_bytes = 0
@@ -176,10 +177,13 @@ class Router:
         run ends. 0.7 µs a publication, where one by one takes 2. Where the engine has to keep them
         first, they do so later, and a list is returned: who wants to know adds a `Done` to it at
         once. Raises `Refused`, with nothing published: 102 for an fd that is not here and for an
-        unknown namespace, 107 for what is no topic, 100 while the engine can keep nothing.
+        unknown namespace, 107 for what is no topic, 100 while the engine can keep nothing, 111 for an fd
+        that is behind and for which too much of this publisher waits.
         """
         if topic != self._run_topic or not topic:
             self._begin_run(topic)
+        if self._run_slow is not None:
+            self._run_slow.check(info)
         work = 0.0 if self._run.batches else self._run_work
         topic = self._run_topic
         publications: Sequence[Publication]
@@ -230,6 +234,9 @@ class Router:
         """
         ((publication,),) = parcel.batches
         rules, recipients, work = self._resolve_parcel(parcel, publication.tags)
+        slow = _slow_one(rules, recipients)
+        if slow is not None:
+            slow.check(publication.info)
         keep, retain = keep and rules.history_size > 0, retain or rules.retain
         more = retain or (key is not None and not is_connection_name(parcel.topic))
         defers = self._may_defer and self.engine.defers(parcel.topic, rules, more=more)
@@ -284,6 +291,7 @@ class Router:
         self._run_keeps = rules.history_size > 0 and not defers
         self._run_dones = [] if defers else None
         self._run_rules, self._run_recipients = rules, recipients
+        self._run_slow = _slow_one(rules, recipients)
         self._run = Parcel(topic, rules.slow_consumer)
         if self._run_keeps:
             self._run_now = trio.current_time()
@@ -340,6 +348,8 @@ class Router:
             peer = self.hub.sessions.get(fd)
             if peer is None or not peer.speaks:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
+            if peer.outbox.is_behind():
+                return DIRECT_RULES, [SlowMailbox(topic, peer, is_one_of_several=False)], PEER
             return DIRECT_RULES, [peer.mailbox], PEER
         self.rights.check_topic(topic)
         if topic.startswith(PERSONAL):
@@ -509,6 +519,14 @@ class Router:
             self.office.deliver(Run((frame,)), outboxes)
 
 
+def _slow_one(rules: TopicRules, recipients: Sequence[Recipient]) -> SlowMailbox | None:
+    """The only recipient, if that is a peer which is behind: it may have to be asked first."""
+    if rules is not DIRECT_RULES:
+        return None
+    first = recipients[0]
+    return first if isinstance(first, SlowMailbox) and not first.is_one_of_several else None
+
+
 def _emit(
     events: Events | None, kind: EventKind, subscription: Subscription, **fields: Any
 ) -> None:
@@ -554,10 +572,14 @@ def _longest(tags: Mapping[str, str]) -> int:
 
 def _direct(topic: str, peers: Iterable[Peer], office: PostOffice) -> list[Recipient]:
     audiences: dict[object, PeerAudience] = {}
+    slow: list[Recipient] = []
     for peer in peers:
+        if peer.outbox.is_behind():
+            slow.append(SlowMailbox(topic, peer, is_one_of_several=True))
+            continue
         assert peer.codec is not None, "it is known which protocol a peer speaks"
         audience = audiences.get(peer.codec)
         if audience is None:
             audience = audiences[peer.codec] = PeerAudience(topic, peer.codec, office)
         audience.outboxes[peer.outbox] = peer
-    return list(audiences.values())
+    return [*audiences.values(), *slow]

@@ -95,6 +95,11 @@ class Share(Allowance):
         self._wanted = work + COMMAND
         return False
 
+    def want_turn(self) -> None:
+        """Note that what comes has to wait for a turn, as nobody knows how much it is."""
+        self.is_used_up = True
+        self._wanted = None
+
     async def wait_turn(self) -> None:
         """Wait for a turn in which there is room for what there was none for."""
         self.slice = await self.turns.wait(self._wanted)

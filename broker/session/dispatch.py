@@ -3,6 +3,9 @@
 `take` carries out all that waits for nobody, in the task that reads; `finish` does the rest, in a
 task that may wait. A busy publisher's messages never see the second.
 
+An exception that is kept holds the frames that it came through, and they it: all that came with one
+message, until the garbage collector comes by. So none stays in a variable that outlives its answer.
+
 Rules:
 
 1. Nothing overtakes: a command is carried out when all that came before it are. What hooks are asked
@@ -106,6 +109,7 @@ def publish(client: Client, request_id: int, topic: str, data: bytes) -> None:
         client.add_reply(client.publish_reply(request_id, refusal))
     if client.services.logs_commands:
         _log_command(client, request_id, "publish", topic, refusal)
+    del refusal  # see the module: it holds this frame
 
 
 HANDLERS: Final[dict[str, Handler]] = {
@@ -235,17 +239,17 @@ class Dispatcher:
         It may return while `questions` are open. Raises `Disconnect`, and what the app's hook for
         plain messages raises. Cancelled, it leaves what it has not begun.
         """
-        order: Disconnect | None = None
+        order: tuple[int, str] | None = None
         try:
             await self._finish(batch)
         except Disconnect as error:
-            order = error
+            order = error.code, error.reason
         finally:
             # Answers to publishes go out, whatever the message behind them was.
             self.settle()
         if order is not None:
             await self.questions.wait_none()
-            raise order
+            raise Disconnect(*order)
 
     async def _finish(self, batch: Batch) -> None:
         if not self.questions:
@@ -355,6 +359,7 @@ class Dispatcher:
         else:
             for request_id in answered:
                 client.add_reply(client.publish_reply(request_id, refusal))
+        del refusal  # see the module: it holds this frame
         self._share.spend(router.meter.done - before)
         return True
 
@@ -374,9 +379,10 @@ class Dispatcher:
     def _may_take_apart(self, payload: bytes) -> bool:
         """Whether a message may be decoded in this turn, if it is not yet; notes that the turn is over
         if not. What is in it is weighed later, one command after the other."""
-        if len(payload) <= _LARGE or self._left is not None:
+        if len(payload) <= _LARGE or self._left is not None or self._share.slice > 0:
             return True
-        return self._share.has_room(len(payload) / 1024 * DECODED_KILOBYTE)
+        self._share.want_turn()
+        return False
 
     def _commands(self, client: Client, payload: bytes) -> Iterator[Sized]:
         """The commands of a message, each with its share of the bytes. Raises `Disconnect`."""
@@ -442,7 +448,7 @@ class Dispatcher:
                 await self.services.router.engine.wait_room()
         if turn.failure is None:
             await self._share.wait_room(handler.weigh(client, command))
-        self._act(client, command, handler, turn.method, turn.size, turn.answer, turn.failure)
+        self._act(client, command, handler, turn.method, turn.size, turn)
 
     @property
     def _peer_is_behind(self) -> bool:
@@ -469,19 +475,17 @@ class Dispatcher:
         handler: Handler,
         method: str,
         size: float,
-        answer: object = None,
-        failure: Exception | None = None,
+        turn: Turn | None = None,
     ) -> None:
-        """Decide and act, and charge it to this peer; `failure` is what was raised in place of an
-        answer. No checkpoint."""
+        """Decide and act, and charge it to this peer; `turn` has the answer, if somebody was asked.
+        No checkpoint."""
         if not self.peer.is_established:
             return
         if method != "publish":
             client.settle()
         before = self.services.router.meter.done
         with _failures_answered(client, command, method):
-            if failure is not None:
-                raise failure
+            answer = None if turn is None else turn.take_answer()
             result = handler.act(client, command, answer)
             if result is not None and command.id:
                 client.reply(command.id, method, result)
@@ -521,14 +525,15 @@ def _with_following(commands: Iterator[Sized]) -> Iterator[tuple[Sized, Command 
     comes."""
     current = next(commands, None)
     while current is not None:
-        following, order = None, None
+        following: Sized | None = None
+        order: tuple[int, str] | None = None
         try:
             following = next(commands, None)
         except Disconnect as error:
-            order = error
+            order = error.code, error.reason
         yield current, None if following is None else following[0]
         if order is not None:
-            raise order
+            raise Disconnect(*order)
         current = following
 
 
@@ -556,6 +561,7 @@ def _failures_answered(client: Client, command: Command, method: str) -> Iterato
         is_news = outcome is not None or method not in ("publish", "")
         if client.services.logs_commands and is_news:
             _log_command(client, command.id, method, _subject(command, method), outcome)
+        del outcome  # see the module: it holds this frame
 
 
 def _subject(command: Command, method: str) -> str:

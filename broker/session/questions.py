@@ -67,6 +67,16 @@ class Turn:
     is_open: bool = attrs.field(init=False, default=False)
     """Whether its answer is waited for."""
 
+    def take_answer(self) -> object:
+        """Return the answer, or raise what came in its place. Once: it is not kept."""
+        failure, self.failure = self.failure, None
+        try:
+            if failure is not None:
+                raise failure
+            return self.answer
+        finally:
+            del failure  # it holds this frame
+
     async def ask(self) -> None:
         """Get the answer, or the exception that comes in its place. Cancelled, the turn is over."""
         self.is_open = True
@@ -76,7 +86,10 @@ class Turn:
                 try:
                     self.answer = await self.handler.ask(self.client, self.command)
                 except Exception as error:  # noqa: BLE001 - raised when its turn comes
-                    self.failure = error
+                    # Without this very frame, which holds the turn: else each would keep the other.
+                    trace = error.__traceback__
+                    self.failure = error.with_traceback(trace and trace.tb_next)
+                    del trace
                 has_answer = True
         finally:
             self.is_open = False

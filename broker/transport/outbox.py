@@ -232,11 +232,7 @@ class Outbox:
     @property
     def keeps_up(self) -> bool:
         """Whether the peer reads what it gets: nothing is stuck, and half of the room is free."""
-        return (
-            not self.blocked
-            and 2 * self.bytes <= self.max_bytes
-            and 2 * self.messages <= self.max_messages
-        )
+        return not self.blocked and self._has_room(2)
 
     def bound(self, max_bytes: int, max_messages: int) -> None:
         """Hold no more than this from now on; runs that are here already are judged when more come.
@@ -276,6 +272,20 @@ class Outbox:
             self._plain = False
         return self.offer(run)
 
+    def is_behind(self) -> bool:
+        """Whether the peer leaves more than an eighth of the bound waiting: what goes, goes first.
+
+        A stream that is no socket does not say whether it would take more. It is behind when it was
+        seen to be, a few turns of the loop later, and when a half is waiting.
+        """
+        if self._has_room(8):
+            return False
+        self._write_what_goes()
+        if self._fileno >= 0 or self.blocked:
+            return self.blocked and not self._has_room(8)
+        self._look_whether_it_is_blocked()
+        return not self._has_room(2)
+
     def overflow(self) -> bool:
         """Bring the outbox back within its bounds: write, else apply the newest run's rule.
 
@@ -286,9 +296,7 @@ class Outbox:
             return True
         # With no write that waits the stream keeps up, and this tick was merely a busy one.
         if not self.blocked:
-            if self._fileno < 0 and not self._watched:
-                self._watched = True
-                self._start_writer(self._watch)
+            self._look_whether_it_is_blocked()
             return True
         newest = next(run for run in reversed(self.mail) if run is not GONE)
         if self._make_room(newest):
@@ -555,6 +563,11 @@ class Outbox:
         finally:
             self.blocked = self._writing = False
 
+    def _look_whether_it_is_blocked(self) -> None:
+        if self._fileno < 0 and not self._watched:
+            self._watched = True
+            self._start_writer(self._watch)
+
     async def _watch(self) -> None:
         """See whether a stream is blocked, which unlike a socket it will not say."""
         before = self._progress()
@@ -658,6 +671,12 @@ class Outbox:
             on_broken()
 
     # rules
+
+    def _has_room(self, divisor: int) -> bool:
+        """Whether no more than this part of the bounds waits."""
+        return (
+            divisor * self.bytes <= self.max_bytes and divisor * self.messages <= self.max_messages
+        )
 
     def _is_over(self) -> bool:
         return (

@@ -72,7 +72,8 @@ async def _two_hundred(field: Field) -> Sequence[str]:
     return [await _status(field, request("GET /healthz"))]
 
 
-@hostile("admission/300 silent sockets, 256 files", ISSUE, "ok", "200", attackers=300,
+# The broker keeps the connection to its backend for the next question: that is one file.
+@hostile("admission/300 silent sockets, 256 files", ISSUE, "ok", "200", attackers=300, files=1,
          setup=Setup(files=256, backend=("rpc",)))  # fmt: skip
 async def _files(field: Field) -> Sequence[str]:
     peer = await field.open_client()
@@ -82,7 +83,7 @@ async def _files(field: Field) -> Sequence[str]:
     return [*answers, await _status(field, request("GET /healthz"))]
 
 
-@hostile("admission/300 refused that linger, 256 files", ISSUE, "ok", "200", attackers=300,
+@hostile("admission/300 refused that linger, 256 files", ISSUE, "ok", "200", attackers=300, files=1,
          setup=Setup(files=256, backend=("rpc",)))  # fmt: skip
 async def _lingerers(field: Field) -> Sequence[str]:
     peer = await field.open_client()

@@ -133,7 +133,7 @@ async def test_a_party_that_is_cancelled_in_the_queue_is_passed_over(
     async with trio.open_nursery() as nursery:
         for number in range(4):
             nursery.start_soon(wait, number)
-        while len(queue.came) < 4:
+        while len(queue.came) < 4:  # noqa: ASYNC110 - there is no event for it
             await trio.lowlevel.checkpoint()
         last = int(queue.came[-1])
         scopes[last].cancel()

@@ -1134,3 +1134,58 @@ async def test_an_outbox_reports_the_memory_it_holds_until_it_is_out(
         assert len(frame) + 100 * 40 < desk.outbox.statistics().bytes_held
         await desk.read_frames(101)
         assert desk.outbox.statistics().bytes_held == 0
+
+
+# who is behind
+
+
+@blocking_streams
+async def test_a_peer_is_behind_once_it_leaves_an_eighth_waiting(
+    make_pair: Callable[[], StreamPair], autojump_clock: MockClock
+) -> None:
+    is_socket = make_pair is narrow_socket_pair
+    async with open_desk(make_pair, max_bytes=1_000_000) as desk:
+        assert not desk.outbox.is_behind()
+        await desk.block()
+        # A socket says so at once, of another stream it is seen.
+        assert desk.outbox.is_behind() is is_socket
+        await trio.sleep(1)
+        assert desk.outbox.is_behind()
+        await desk.read_frames()
+        assert not desk.outbox.is_behind()
+
+
+@blocking_streams
+async def test_a_peer_that_leaves_less_waiting_is_not_behind(
+    make_pair: Callable[[], StreamPair], autojump_clock: MockClock
+) -> None:
+    async with open_desk(make_pair, max_bytes=8 * 300_100) as desk:
+        await desk.block()
+        await trio.sleep(1)
+        assert not desk.outbox.is_behind()
+        desk.outbox.offer(run_of("x", size=20_000))
+        desk.outbox.is_behind()
+        await trio.sleep(1)
+        assert desk.outbox.is_behind()
+
+
+async def test_a_stream_is_behind_when_a_half_waits(autojump_clock: MockClock) -> None:
+    async with open_desk(lockstep_stream_pair, max_bytes=500_000) as desk:
+        await desk.block()
+        assert desk.outbox.is_behind()
+
+
+async def test_messages_count_as_bytes_do(autojump_clock: MockClock) -> None:
+    async with open_desk(max_messages=80) as desk:
+        await desk.block()
+        for number in range(1, 11):
+            assert not desk.outbox.is_behind(), number
+            desk.outbox.offer(run_of(number))
+        assert desk.outbox.is_behind()
+
+
+async def test_what_came_a_moment_ago_is_written_first(autojump_clock: MockClock) -> None:
+    async with open_desk(wide_socket_pair, max_bytes=400_000) as desk:
+        desk.outbox.offer(run_of("x", size=200_000))
+        assert not desk.outbox.is_behind()
+        assert not desk.outbox.mail
