@@ -122,9 +122,9 @@ class AudienceIndex:
         if equality is None:
             self._others[audience] = wanted
             return
-        here = self._places.setdefault(equality.key, {})
-        for value in equality.values:
-            here.setdefault(value, {})[audience] = None if equality.decides else wanted
+        for value in equality.values:  # none in an empty list, which nothing passes
+            here = self._places.setdefault(equality.key, {}).setdefault(value, {})
+            here[audience] = None if equality.decides else wanted
 
     def _unfile(self, filed: _Filed) -> None:
         audience, equality = filed.audience, filed.equality
@@ -132,10 +132,10 @@ class AudienceIndex:
         if equality is None:
             del self._others[audience]
             return
-        here = self._places[equality.key]
         for value in equality.values:
+            here = self._places[equality.key]
             del here[value][audience]
             if not here[value]:
                 del here[value]
-        if not here:
-            del self._places[equality.key]
+            if not here:
+                del self._places[equality.key]

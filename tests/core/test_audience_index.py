@@ -107,8 +107,12 @@ def test_those_with_an_equal_filter_and_one_codec_share_an_audience() -> None:
 
 
 def test_nothing_is_left_behind_by_those_who_leave() -> None:
-    nodes = (ROOM_7, CHEAP, tree("and", ROOM_7, leaf("a", "in", "", "1", "2")), tree("not", CHEAP))
+    nodes = (
+        *(ROOM_7, CHEAP, tree("and", ROOM_7, leaf("a", "in", "", "1", "2")), tree("not", CHEAP)),
+        *(leaf("b", "in"), tree("and", CHEAP, leaf("b", "in"))),  # one of none, which nothing is
+    )
     index, members = index_of(*nodes, *nodes)
+    assert wanting(index, {"b": ""}) == [members[3], members[9]]
     for each in members:
         index.remove(each)
     assert len(index) == 0
