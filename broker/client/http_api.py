@@ -115,7 +115,7 @@ class ApiClient:
                 raise ClientError(f"{self.url}: an answer of more than {MAX_ANSWER_BYTES:,} bytes")
         return status, bytes(answer)
 
-    async def _next_event(self, stream: trio.abc.Stream) -> h11.Event | type[h11.PAUSED]:
+    async def _next_event(self, stream: trio.abc.Stream) -> object:
         data = b"?"
         while True:
             try:
