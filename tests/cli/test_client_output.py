@@ -14,7 +14,8 @@ import trio
 from click.testing import CliRunner
 
 from broker.cli.bench import BenchFailed, Plan, measure
-from broker.cli.client_commands import _as_json, _as_text, _run_as_client
+from broker.cli.output import publication_as_json, publication_as_text
+from broker.cli.running import EscapedLines, run_as_client
 from broker.cli.main import main
 from broker.client.testing import acceptance, handshake_by_hand, read_key, server_frame
 from broker.core.messages import ClientInfo, Publication
@@ -36,7 +37,7 @@ def nasty_publication() -> Publication:
 
 
 def test_a_publication_is_one_clean_line_of_text_with_json_that_says_the_same() -> None:
-    line = _as_text(nasty_publication())
+    line = publication_as_text(nasty_publication())
     assert is_clean(line)
     assert "张三 👩‍👩‍👧" in line
     data = line[line.index(" 7 {") + 3 :]
@@ -44,7 +45,7 @@ def test_a_publication_is_one_clean_line_of_text_with_json_that_says_the_same() 
 
 
 def test_a_publication_as_json_is_one_clean_line_that_says_the_same() -> None:
-    line = _as_json(nasty_publication())
+    line = publication_as_json(nasty_publication())
     assert is_clean(line)
     assert json.loads(line) == {
         "topic": NASTY,
@@ -97,7 +98,7 @@ def test_an_error_of_a_peers_making_is_one_clean_line(error: Exception, status: 
         raise error
 
     with pytest.raises(click.ClickException) as caught:
-        _run_as_client(fail, None)
+        run_as_client(fail, None)
     line = caught.value.format_message()
     assert is_clean(line)
     assert "张三" in line
@@ -213,10 +214,9 @@ async def test_publications_are_printed_clean_on_a_terminal_that_is_not_utf8(
 
 
 def test_the_log_of_a_client_command_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
-    from broker.cli.client_commands import _EscapedLines
 
     record = logging.LogRecord("broker.client", logging.INFO, "", 1, "lost: %s", (NASTY,), None)
-    assert is_clean(_EscapedLines("%(message)s").format(record))
+    assert is_clean(EscapedLines("%(message)s").format(record))
 
 
 # bench reads bytes itself.
