@@ -66,7 +66,8 @@ def _check_tags(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -
     "--key",
     default="",
     callback=check_text,
-    help="Idempotency key: a second publication with it, within five minutes, is none.",
+    help="Idempotency key: a second publication of the same user with it, within five minutes, "
+    "is none.",
 )
 @click.option(
     "--count", type=click.IntRange(1), default=1, show_default=True, help="Publish so many times."

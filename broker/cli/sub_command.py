@@ -90,11 +90,11 @@ async def _print_all(
     as_json: bool,
 ) -> None:
     losses.begin(subscription)
-    _tell(losses.gap(subscription), as_json)
+    _tell(losses.gap(subscription), as_json=as_json)
     left = count
     async for publication in subscription:
-        _tell(losses.gap(subscription), as_json)
-        _tell(losses.before(publication), as_json)
+        _tell(losses.gap(subscription), as_json=as_json)
+        _tell(losses.before(publication), as_json=as_json)
         if as_json:
             position = subscription.position
             click.echo(publication_as_json(publication, "" if position is None else position.epoch))
@@ -163,7 +163,7 @@ class Losses:
             del self._last[next(iter(self._last))]
 
 
-def _tell(losses: Iterator[Loss], as_json: bool) -> None:
+def _tell(losses: Iterator[Loss], *, as_json: bool) -> None:
     for loss in losses:
         if as_json:
             lost = loss.last - loss.first + 1 if loss.first else None

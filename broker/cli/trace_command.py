@@ -9,7 +9,7 @@ import click
 import trio
 
 from broker import logs
-from broker.cli.errors import INTERRUPTED, Mistake
+from broker.cli.errors import INTERRUPTED, Mistake, Refusal
 from broker.cli.output import clock, echo_json, in_bytes
 from broker.cli.running import (
     Target,
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS: Final = 20.0
 """How long one request waits for something to happen: less than proxies do."""
+
+BEGIN_SECONDS: Final = 10.0
+"""How long a trace may take to begin; Ctrl-C is heard after that."""
 
 
 @click.command(short_help="Print what a connection, a user or a topic does, as it happens.")
@@ -50,14 +53,19 @@ def trace(target: Target, what: str, count: int | None, as_json: bool) -> None:
 
     async def work(api: "ApiClient") -> None:
         nonlocal was_interrupted
-        number = (await ask(api, "trace", params))["trace"]
+        begun: list[str] = []
 
         async def follow() -> None:
-            await _follow(api, number, count, as_json)
+            # A trace that has begun there is known here, so that it can be ended.
+            with trio.move_on_after(BEGIN_SECONDS, shield=True):
+                begun.append((await ask(api, "trace", params))["trace"])
+            if not begun:
+                raise Refusal(f"{api.url}: the trace has not begun within {BEGIN_SECONDS:g} s")
+            await _follow(api, begun[0], count, as_json)
 
         was_interrupted = await until_signal(follow)()
         with trio.move_on_after(1):  # one that nobody ends does so by itself
-            await _end(api, number)
+            await _end(api, begun[0])
 
     with_api(target, work)
     if was_interrupted:
@@ -83,16 +91,13 @@ async def _follow(api: "ApiClient", number: str, count: int | None, as_json: boo
             api, "trace_read", {"wait": WAIT_SECONDS, "trace": number}, wait=WAIT_SECONDS
         )
         for entry in read["entries"]:
-            if as_json:
-                echo_json(entry)
-            else:
-                _echo(entry)
+            _echo(entry, as_json=as_json)
             if left is not None:
                 left -= 1
                 if not left:
                     return
         if read["missed"]:
-            _echo_missed(read["missed"], as_json)
+            _echo_missed(read["missed"], as_json=as_json)
         if read["ended"]:
             return
 
@@ -102,9 +107,12 @@ async def _end(api: "ApiClient", number: str) -> None:
         await ask(api, "trace_end", {"trace": number})
 
 
-def _echo(entry: Mapping[str, Any]) -> None:
+def _echo(entry: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        echo_json(entry)
+        return
     if entry.get("missed"):
-        _echo_missed(entry["missed"], False)
+        _echo_missed(entry["missed"], as_json=False)
     words = [
         clock(entry["time"]),
         str(entry.get("fd", "-")),
@@ -121,7 +129,7 @@ def _echo(entry: Mapping[str, Any]) -> None:
     click.echo(logs.escape(" ".join([*words, text]).rstrip()))
 
 
-def _echo_missed(missed: int, as_json: bool) -> None:
+def _echo_missed(missed: int, *, as_json: bool) -> None:
     if as_json:
         echo_json({"missed": missed})
     else:

@@ -14,9 +14,9 @@ import trio
 from click.testing import CliRunner
 
 from broker.cli.bench import BenchFailed, Plan, measure
+from broker.cli.main import main
 from broker.cli.output import publication_as_json, publication_as_text
 from broker.cli.running import EscapedLines, run_as_client
-from broker.cli.main import main
 from broker.client.testing import acceptance, handshake_by_hand, read_key, server_frame
 from broker.core.messages import ClientInfo, Publication
 from broker.errors import CannotConnect, ClientError, ConnectionLost, RequestFailed, Unavailable
@@ -68,13 +68,13 @@ def test_a_publication_as_json_is_one_clean_line_that_says_the_same() -> None:
         (b'{ "a" :\t1 }', {"a": 1}),
     ],
 )
-@pytest.mark.parametrize("form", [_as_text, _as_json])
+@pytest.mark.parametrize("form", [publication_as_text, publication_as_json])
 def test_any_data_is_one_clean_line_of_json(
     form: Callable[[Publication], str], data: bytes, value: object
 ) -> None:
     line = form(Publication("t", data, None, 1))
     assert is_clean(line)
-    if form is _as_json:
+    if form is publication_as_json:
         assert json.loads(line)["data"] == value
     else:
         assert json.loads(line.removeprefix("t 1 ")) == value
