@@ -12,6 +12,7 @@ import sys
 from typing import Any, Final
 
 import click
+from click.shell_completion import CompletionItem
 
 from broker.cli import signals
 from broker.cli.admin_commands import connection, connections, disconnect, stats, topics
@@ -49,12 +50,21 @@ class _ServeByDefault(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or args[0] not in {*self.commands, *_OF_THE_GROUP}:
-            if args and not args[0].startswith("-") and ":" not in args[0]:
+            is_neither = not args[:1] or not (args[0].startswith("-") or ":" in args[0])
+            if ctx.resilient_parsing and is_neither:  # for a completion
+                return super().parse_args(ctx, args)
+            if args and is_neither:
                 raise Mistake(nearest_command(args[0], ctx))
             args = ["serve", *args]
         if args[0] in signals.CLIENTS:
             signals.process.begin_client()
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        found = super().shell_complete(ctx, incomplete)
+        if incomplete.startswith("-"):
+            found += self.commands["serve"].shell_complete(ctx, incomplete)
+        return found
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "[serve] [OPTIONS] [MODULE:ATTR]")

@@ -8,7 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+)
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -178,29 +183,41 @@ class Served:
             assert time.monotonic() < deadline, f"{counter} is not {least}"
 
 
+@contextmanager
+def serve(here: Path, *args: str, **environ: str) -> Iterator[Served]:
+    """A broker as a process, with its log in JSON; `environ` has its api_key."""
+    root = str(Path(__file__).parents[2])
+    process = subprocess.Popen(
+        [sys.executable, *args, "--log-format", "json"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": root, **environ},
+    )
+    assert process.stderr is not None
+    ready = next(line for line in process.stderr if '"ready"' in line)
+    drain = threading.Thread(target=process.stderr.read)
+    drain.start()
+    try:
+        address = json.loads(ready)["addresses"][0].partition("://")[2]
+        yield Served(f"ws://{address}", environ["BROKER_API_KEY"], process)
+    finally:
+        process.terminate()
+        process.wait()
+        drain.join()
+        process.stderr.close()
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A broker whose clients are who their token says, for all tests of a module."""
     here = tmp_path_factory.mktemp("served")
     (here / "served_app.py").write_text(
         "from broker import Broker, Config, ConnectReply\n"
-        "broker = Broker(Config(port=0, log_format='json', max_topics=500))\n"
+        "broker = Broker(Config(port=0, max_topics=500))\n"
         "@broker.on_connect\n"
         "async def let_in(event):\n"
         "    return ConnectReply(user=event.token, info={'name': event.token})\n"
     )
-    root = str(Path(__file__).parents[2])
-    environ = {**os.environ, "PYTHONPATH": root, "BROKER_API_KEY": "s3cret"}
-    process = subprocess.Popen(
-        [*COMMAND, "served_app:broker"], stderr=subprocess.PIPE, text=True, cwd=here, env=environ
-    )
-    assert process.stderr is not None
-    ready = next(line for line in process.stderr if '"ready"' in line)
-    drain = threading.Thread(target=process.stderr.read)
-    drain.start()
-    url = f"ws://{json.loads(ready)['addresses'][0].partition('://')[2]}"
-    yield Served(url, "s3cret", process)
-    process.terminate()
-    process.wait()
-    drain.join()
-    process.stderr.close()
+    with serve(here, *COMMAND[1:], "served_app:broker", BROKER_API_KEY="s3cret") as broker:
+        yield broker
