@@ -82,7 +82,8 @@ class Broker:
     """A message broker over WebSocket; `await nursery.start(broker.serve)` runs it.
 
     Unless it says otherwise a method never waits: it is one atomic step, of which the network
-    learns later. `data` is any value that JSON can say, or `msgspec.Raw` for ready JSON.
+    learns later. `data` is any value that JSON can say, or `msgspec.Raw` for ready JSON; also
+    what msgspec has a way to say, such as a date, and no set.
     """
 
     def __init__(self, config: Config | None = None) -> None:
