@@ -423,7 +423,7 @@ class Connection(Profile):
             code = CloseCode.NO_PONG if talks else CloseCode.INTERNAL_ERROR
             self.close(code, "no pong", Initiator.HEARTBEAT)
             return
-        due = now if waits_for_us else self._heartbeat.due(now, tokens_required=required)
+        due = now if waits_for_us else self.heartbeat.due(now, tokens_required=required)
         self.peer.look_at = min(self.peer.next_expiry, due)
 
 
