@@ -8,7 +8,7 @@
     async def answer(connection, frame):
         broker.push(connection.fd, "this is server")
 
-    trio.run(broker.serve)
+    broker.run()
 """
 
 from importlib import import_module

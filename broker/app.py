@@ -4,15 +4,19 @@
 back, upkeep, the sessions, the intake; what others need in order to finish is opened further out (docs/design/lifetimes.md).
 """
 
+import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
+import attrs
 import structlog
 import trio
 
+from broker import logs, signals
 from broker.access.jwks import open_tokens
 from broker.access.keys import warning as token_warning
 from broker.access.rights import Rights
@@ -49,7 +53,6 @@ from broker.http.api_server import BackendServer
 from broker.http.asgi import http_app
 from broker.http.fallbacks import Fallbacks
 from broker.http.server import HttpServer
-from broker.logs import configure_if_unset
 from broker.node import BrokerStatistics, Node, node_name
 from broker.protocols.json_text import to_json
 from broker.routing.publishing import PublishOptions
@@ -429,6 +432,22 @@ class Broker:
         else:
             self.config = self._node.reload(config).config
 
+    def run(self) -> None:
+        """Serve until SIGINT (Ctrl-C) or SIGTERM: the whole of a program. Trio is started for it.
+
+        Signals count as for the command: the first drains, as `stop` does, and this returns; the
+        second cuts what is left, and `SystemExit(1)` is raised; a third ends the process at once.
+        Before it serves and after it has ended they are what they were before. In another
+        thread than the main one, where Python has no signals, only `stop` ends it. Raises what
+        `serve` raises.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            trio.run(self.serve)
+            return
+        signals.process.before_exit = logs.flush
+        if not trio.run(partial(serve_until_signal, self)):
+            sys.exit(signals.CUT_SHORT)
+
     async def serve(  # noqa: ASYNC128 - `_serve` calls `started`
         self,
         *,
@@ -446,7 +465,7 @@ class Broker:
         if self._is_taken:
             raise RuntimeError("this broker is serving already")
         self._is_taken = True
-        configure_if_unset(self.config.log_format, self.config.log_level)
+        logs.configure_if_unset(self.config.log_format, self.config.log_level)
         try:
             # Before anything is waited for: a `stop` that comes while we start counts.
             self._stop = trio.Event()
@@ -544,6 +563,50 @@ class Broker:
         services.serve_http = Fallbacks(backends.serve).serve
         self._node = node
         return node, backends
+
+
+@attrs.frozen
+class _WhenServing(trio.TaskStatus[Any]):
+    """A task status that calls `begin` in the very step in which the broker says it serves."""
+
+    begin: Callable[[], None]
+
+    def started(self, value: object = None) -> None:
+        self.begin()
+
+
+async def serve_until_signal(broker: Broker, reload: Callable[[], None] | None = None) -> bool:
+    """Serve until a signal; True if everybody was told, False if a second one cut it short.
+
+    Main thread only. From the moment in which the broker serves until it has ended signals are
+    `signals.process`'s, which may have been installed before. `reload` is called for SIGHUP; without
+    it that signal is left as it is.
+    """
+    cut = trio.CancelScope()
+    token = trio.lowlevel.current_trio_token()
+
+    def obey(order: signals.Order) -> None:
+        if order == "drain":
+            broker.stop()
+        elif order == "cut":
+            cut.cancel()
+        elif reload is not None:
+            reload()
+
+    def report(place: str) -> None:
+        log.critical("stuck", at=place, detail="the event loop is busy there; ended at once")
+
+    with ExitStack() as installed:
+
+        def begin() -> None:
+            installed.enter_context(signals.process.installed())
+            installed.callback(signals.process.take_back)
+            signals.process.begin_serving(reloads=reload is not None)
+            signals.process.hand_over(lambda order: token.run_sync_soon(obey, order), report)
+
+        with cut:
+            await broker.serve(task_status=_WhenServing(begin))
+    return not cut.cancelled_caught
 
 
 def _log_ready(node: Node, addresses: list[str]) -> None:
