@@ -41,6 +41,7 @@ from broker.hooks import (
     OnClose,
     OnConnect,
     OnEvent,
+    OnHandshake,
     OnMessage,
     OnOpen,
     OnPublish,
@@ -104,6 +105,12 @@ class Broker:
         self._stop = trio.Event()
 
     # hooks
+
+    def on_handshake(self, hook: OnHandshake) -> OnHandshake:
+        """`(handshake)`: a peer asks for a connection, and nothing is answered yet; may return a
+        `HandshakeReply`, or raise `Refused` with an HTTP status. Also for clients without WebSocket."""
+        self.hooks.set("handshake", hook)
+        return hook
 
     def on_open(self, hook: OnOpen) -> OnOpen:
         """`(connection)`: a WebSocket was opened. Done before its first message is looked at."""
