@@ -38,6 +38,7 @@ from broker.errors import CloseCode, UnsubscribeCode
 from broker.events.dispatcher import hook_reader, open_events
 from broker.hooks import (
     Hooks,
+    OnBuffer,
     OnClose,
     OnConnect,
     OnEvent,
@@ -62,7 +63,7 @@ from broker.routing.recipients import Peer
 from broker.routing.router import Router
 from broker.session.accept import serve_connection
 from broker.session.memory import hold_request, keep_memory, memory_fields, memory_warning
-from broker.session.orders import ServerSub
+from broker.session.orders import ServerSub, shaped
 from broker.session.services import Services
 from broker.transport.listeners import AnyListener, accept_streams, describe, open_listeners
 from broker.transport.postman import open_post_office
@@ -127,6 +128,23 @@ class Broker:
         self.hooks.set("close", hook)
         return hook
 
+    def on_buffer_full(self, hook: OnBuffer) -> OnBuffer:
+        """`(connection)`: more than `high_watermark_bytes` waits for a peer that takes no more just now.
+
+        Of connections that open from then on. Beside all other hooks; see `on_buffer_empty`, which
+        follows unless the connection ends.
+        """
+        self.hooks.set("buffer_full", hook)
+        return hook
+
+    def on_buffer_empty(self, hook: OnBuffer) -> OnBuffer:
+        """`(connection)`: no more than `low_watermark_bytes` waits for a peer that has been behind.
+
+        Where a peer goes back and forth while a hook runs, the two are told the last of it.
+        """
+        self.hooks.set("buffer_empty", hook)
+        return hook
+
     def on_rpc(self, hook: OnRpc) -> OnRpc:
         """`(connection, method, data)`: a client calls. Returns the answer, any value that JSON can
         say; to a client over protobuf also `bytes`."""
@@ -180,16 +198,76 @@ class Broker:
 
     # messages
 
-    def push(self, fd: Fd, data: object) -> PushResult:
-        """Send to one connection.
+    def push(
+        self,
+        fd: Fd,
+        data: object,
+        *,
+        opcode: int | None = None,
+        fragment_bytes: int | None = None,
+    ) -> PushResult:
+        """Send to one connection, without waiting: QUEUED means that it is on its way.
 
         A plain peer gets `str` as a text frame, `bytes` as a binary frame, anything else as JSON
         text; a Centrifuge client gets a `message` push. A peer that has not sent anything yet gets
         it when its first message tells which of them it is: it waits, as much as `outbox_bytes`; see
-        `declare_plain`. Raises `TypeError` for what JSON cannot say, and `ValueError` for text that
-        is not Unicode (a lone surrogate).
+        `declare_plain`.
+
+        For a plain peer `opcode` says whether the frame is `Opcode.TEXT` or `Opcode.BINARY`, whatever the
+        data is, and with `fragment_bytes` it is cut in fragments of so many bytes, 125 or more. Centrifuge
+        clients have frames of their own.
+
+        Raises `TypeError` for what JSON cannot say, and `ValueError` for text that is not Unicode (a
+        lone surrogate), or not UTF-8, and for another opcode.
         """
+        if opcode is not None or fragment_bytes is not None:
+            data = shaped(data, opcode, fragment_bytes)
         return PushResult.CLOSED if self._node is None else self._node.push(fd, data)
+
+    async def send(
+        self,
+        fd: Fd,
+        data: object,
+        *,
+        opcode: int | None = None,
+        fragment_bytes: int | None = None,
+    ) -> PushResult:
+        """The same as `push`, but it waits for room: until no more than `high_watermark_bytes` wait for the
+        peer. So whoever sends a lot goes on as fast as the peer takes it, and cuts nobody.
+
+        Sends to one fd are queued in the order in which they began. The deadline is the caller's: in
+        `trio.move_on_after(5)` it waits for 5 s. Cancelled, nothing was sent. `CLOSED` if the peer goes, or
+        the broker stops, before there is room; `REBOUND` if it becomes another user's; `FULL`, without
+        waiting, if as much as `connection_bytes` allows waits already, or memory is short. Raises
+        what `push` raises.
+        """
+        if opcode is not None or fragment_bytes is not None:
+            data = shaped(data, opcode, fragment_bytes)
+        if self._node is None:
+            await trio.lowlevel.checkpoint()
+            return PushResult.CLOSED
+        return await self._node.send(fd, data)
+
+    def ping(self, fd: Fd, data: bytes = b"") -> bool:
+        """Send a WebSocket Ping with up to 125 bytes of data, besides those of the broker's own heartbeat.
+
+        False if it is not here, or no WebSocket. Its answer moves `ConnectionInfo.last_received_at`.
+        Raises `ValueError` for more data.
+        """
+        return self._node is not None and self._node.ping(fd, data)
+
+    def pause(self, fd: Fd) -> bool:
+        """Read no more from one connection until `resume`; false if it is not here.
+
+        What it has sent already, one read of 64 KiB at most, may still come to your hooks. Then the
+        network holds its sender back; and for as long nothing is seen of its pings, its Close and its
+        end, so its silence is no reason to close it.
+        """
+        return self._node is not None and self._node.pause(fd)
+
+    def resume(self, fd: Fd) -> bool:
+        """Read on after `pause`; false if it is not here."""
+        return self._node is not None and self._node.resume(fd)
 
     def declare_plain(self, fd: Fd) -> bool:
         """Take a peer that has not sent anything yet for a plain one, as for a page that only listens.
@@ -359,7 +437,8 @@ class Broker:
         return self._node is not None and self._node.expire(fd, when)
 
     def exists(self, fd: Fd) -> bool:
-        """Whether this fd is a connection here, also one that is closing."""
+        """Whether this fd is a connection here, also one that is closing: until its `on_close` is
+        done."""
         return self._node is not None and self._node.exists(fd)
 
     def is_established(self, fd: Fd) -> bool:
@@ -371,7 +450,7 @@ class Broker:
         return [] if self._node is None else self._node.connections(after, limit)
 
     def connection_info(self, fd: Fd) -> ConnectionInfo | None:
-        """A snapshot of one connection; None if it is not here."""
+        """A snapshot of one connection; None if it is not here, as `exists` says."""
         return None if self._node is None else self._node.connection_info(fd)
 
     def bind(self, fd: Fd, user: str) -> None:
@@ -391,7 +470,7 @@ class Broker:
         return [] if self._node is None else self._node.fds_of(user)
 
     def stats(self) -> BrokerStatistics:
-        """A snapshot of what is here and what has been done."""
+        """A snapshot of what is here and what has been done. Linear in the connections, 0.1 µs each."""
         return self.node.stats()
 
     @property

@@ -36,6 +36,7 @@ from broker.session.ending import (
     say_goodbye,
 )
 from broker.session.expiry import end_expired
+from broker.session.flow import Flow
 from broker.session.handshake import UNASKED, Welcome, choose_subprotocol
 from broker.session.heartbeat import Heartbeat
 from broker.session.orders import Orders
@@ -70,11 +71,12 @@ class Connection(Profile):
         "_stream",
         "_undelivered",
         "_waiting",
+        "flow",
         "holding",
         "orders",
-        "traffic",
     )
 
+    flow: Flow
     orders: Orders
 
     def __init__(
@@ -141,18 +143,29 @@ class Connection(Profile):
                 # In one step: a sum over those who are here and those who have ended misses nobody.
                 if services.connections.pop(peer.fd, None) is not None:
                     services.counts.note_ended(self.traffic, peer.outbox.dropped)
+                    services.leaving[peer.fd] = self
                 close = attrs.evolve(self._closing or _CUT, undelivered=self._undelivered)
                 self._closing = close
                 # These point at each other. Without this they would stay until the garbage collector
                 # comes by, which is seldom, and with them all that came: half a message each.
                 self._dispatcher.let_go()
-                del self._lane, self._dispatcher, self._heartbeat, self._io, self._serving
+                del (
+                    self._lane,
+                    self._dispatcher,
+                    self._heartbeat,
+                    self._io,
+                    self._serving,
+                    self.flow,
+                )
                 note_closed(services, self, close, trio.current_time() - began)
                 try:
                     # The peer has no part in what the app does then.
                     await close_stream(services, self._stream)  # noqa: ASYNC102 - shields itself
                 finally:
-                    await run_close_hook(services, self, close)  # noqa: ASYNC102 - the same
+                    try:
+                        await run_close_hook(services, self, close)  # noqa: ASYNC102 - the same
+                    finally:
+                        services.leaving.pop(peer.fd, None)
 
     async def _run(self, peer: Peer) -> None:
         self.holding.charge(Part.CONNECTIONS, len(self._field_lines) + len(self._target))
@@ -189,6 +202,7 @@ class Connection(Profile):
         )
         codec = SUBPROTOCOLS.get(self.subprotocol or "")
         self.orders = Orders(services.router, peer, may_be_plain=codec is None)
+        self.flow = Flow(services, self, self.orders, self._lane, io.start_soon)
         self._heartbeat = Heartbeat(self.orders, services.router, self._lane, peer.outbox)
         self._dispatcher = Dispatcher(
             services,
@@ -304,6 +318,7 @@ class Connection(Profile):
         its subscriptions as far as so much work goes. Nothing reaches those that are left any more."""
         services, peer = self._services, self.peer
         services.router.hub.sessions.retire(peer)
+        peer.outbox.wake()
         services.requests.leave(peer.fd)
         services.publisher.forget(peer)
         if services.wills.weigh(peer.fd) <= work:
@@ -405,6 +420,7 @@ class Connection(Profile):
 
     def beat(self, now: float) -> None:
         """Look, about once a second, at what has expired, and at a peer that is silent or stale."""
+        self.flow.beat()
         if self._closing is None:
             end_expired(self, now)
         # While it waits for a hook it is not the peer who is late.

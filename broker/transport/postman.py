@@ -78,7 +78,7 @@ class PostOffice:
             mail.append(run)
             outbox.bytes += size
             outbox.messages += messages
-            if outbox.bytes > outbox.max_bytes or outbox.messages > outbox.max_messages:
+            if outbox.bytes > outbox.alarm_bytes or outbox.messages > outbox.max_messages:
                 full.append(outbox)
         self._messages_delivered += count * messages
         self._bytes_delivered += count * size

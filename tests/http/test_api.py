@@ -732,7 +732,7 @@ async def test_history_is_bounded_as_for_clients_and_pages_on(autojump_clock: Mo
 async def test_a_page_of_connections_ends_where_there_is_no_more_room(
     autojump_clock: MockClock,
 ) -> None:
-    async with served(api_reply_bytes=600) as net:
+    async with served(api_reply_bytes=1200) as net:
         peers = [await listener(net, f"t{n}", user="u") for n in range(20)]
         for asked_by in ({}, {"user": "u"}):
             got: list[str] = []
