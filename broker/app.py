@@ -21,7 +21,7 @@ from broker.access.jwks import open_tokens
 from broker.access.keys import warning as token_warning
 from broker.access.rights import Rights
 from broker.config.reload import Settings
-from broker.config.settings import Config, exposure_warning, is_loopback
+from broker.config.settings import Config, exposure_warning
 from broker.core.hub import Hub
 from broker.core.messages import (
     ClientInfo,
@@ -65,7 +65,8 @@ from broker.session.accept import serve_connection
 from broker.session.memory import hold_request, keep_memory, memory_fields, memory_warning
 from broker.session.orders import ServerSub, shaped
 from broker.session.services import Services
-from broker.transport.listeners import AnyListener, accept_streams, describe, open_listeners
+from broker.transport.listeners import AnyListener, accept_streams, describe
+from broker.transport.places import config_of, is_local, open_places
 from broker.transport.postman import open_post_office
 from broker.webhooks.proxy import open_questions
 from broker.webhooks.sender import open_sender
@@ -101,6 +102,7 @@ class Broker:
         self.hooks = Hooks(self._end_by)
         self._ended_by: BaseException | None = None
         self._node: Node | None = None
+        self._places: list[str] = []
         self._next_fd: Fd = 0
         self._is_taken = False
         self._stop = trio.Event()
@@ -518,6 +520,18 @@ class Broker:
         else:
             self.config = self._node.reload(config).config
 
+    def listen(self, place: str) -> None:
+        """Listen on one more place: `"unix:/run/broker.sock"`, `"localhost:9502"`, `"[::]:9503"`.
+
+        Beside the one of the settings, whose TLS counts here too. A place that cannot be had when the
+        broker begins to serve is logged, and fails none of the others. Raises `ValueError` for what is
+        no place, and `RuntimeError` while the broker serves.
+        """
+        if self._is_taken:
+            raise RuntimeError("listen: say it before `serve`, which opens all places at its start")
+        config_of(place, self.config)
+        self._places.append(place)
+
     def run(self) -> None:
         """Serve until SIGINT (Ctrl-C) or SIGTERM: the whole of a program. Trio is started for it.
 
@@ -543,7 +557,7 @@ class Broker:
         """Serve until `stop` is called and every connection has ended.
 
         Reports the addresses once it listens. Listens as the config says, or on `listeners`, which
-        it then closes. Raises `ConfigError` when it cannot listen or read its keys. Cancelled, it cuts every
+        it then closes; and on the places of `listen`. Raises `ConfigError` when it cannot listen or read its keys. Cancelled, it cuts every
         connection at once: the peers see no Close. Nothing it started is left when it returns.
         `SystemExit` or `KeyboardInterrupt` of a hook stops the broker as `stop` does, and is raised
         from here once all has ended.
@@ -556,8 +570,11 @@ class Broker:
             # Before anything is waited for: a `stop` that comes while we start counts.
             self._stop = trio.Event()
             self._ended_by = None
+            own, *more = self._configs()
             if listeners is None:
-                listeners = await open_listeners(self.config)
+                listeners = await open_places([own, *more])
+            elif more:
+                listeners = [*listeners, *await open_places(more)]
             await self._serve(listeners, task_status)
         finally:
             self._is_taken = False
@@ -585,7 +602,7 @@ class Broker:
                                 accept_streams, listener, take, services.admission.make_room
                             )
                         addresses = describe(listeners)
-                        _log_ready(node, addresses)
+                        _log_ready(node, addresses, self._configs())
                         task_status.started(addresses)
                         await self._stop.wait()
                         drain_seconds = node.config.drain_seconds
@@ -610,6 +627,10 @@ class Broker:
                 with suppress(OSError), trio.CancelScope(shield=True, deadline=trio.current_time()):
                     await listener.aclose()
         log.info("stopped")
+
+    def _configs(self) -> list[Config]:
+        """The settings, once for each place."""
+        return [self.config, *(config_of(place, self.config) for place in self._places)]
 
     async def _open_node(self, stack: AsyncExitStack) -> tuple[Node, BackendServer]:
         """Open everything that outlives the sessions, the outermost first."""
@@ -639,7 +660,7 @@ class Broker:
             self.hooks,
             router,
             tokens,
-            loopback_bind=config.unix is not None or is_loopback(config.host),
+            loopback_bind=all(map(is_local, self._configs())),
             name=name,
         )
         node = Node(services)
@@ -695,7 +716,7 @@ async def serve_until_signal(broker: Broker, reload: Callable[[], None] | None =
     return not cut.cancelled_caught
 
 
-def _log_ready(node: Node, addresses: list[str]) -> None:
+def _log_ready(node: Node, addresses: list[str], places: list[Config]) -> None:
     config = node.config
     log.info("ready", addresses=addresses)
     log.info("memory", **memory_fields(node.services))
@@ -705,8 +726,7 @@ def _log_ready(node: Node, addresses: list[str]) -> None:
     too_many = node.services.admission.warning()
     if too_many is not None:
         log.warning("too_few_files", detail=too_many)
-    exposed = exposure_warning(config)
-    if exposed is not None:
+    for exposed in filter(None, map(exposure_warning, places)):
         log.warning("exposed", detail=exposed)
     weak = token_warning(config.tokens)
     if weak is not None:

@@ -289,11 +289,13 @@ class Outbox:
             return Offer.SEALED
         self._append(run)
         if self.bytes > self.alarm_bytes or self._is_over():
-            if not self.overflow():
-                return Offer.FULL
-            if self.sealed:  # the stream has turned out to be dead
-                return Offer.SEALED
+            return self._offer_to_full()
         return Offer.TAKEN
+
+    def _offer_to_full(self) -> Offer:
+        if not self.overflow():
+            return Offer.FULL
+        return Offer.SEALED if self.sealed else Offer.TAKEN  # the stream may turn out to be dead
 
     def offer_reply(self, run: Run) -> Offer:
         """Queue a reply that the peer has asked for, of any size: to get a lot is not to be slow.
