@@ -43,6 +43,7 @@ class Flow:
     _start_soon: Callable[[Callable[[], Awaitable[object]]], None]
     _turn: trio.StrictFIFOLock | None = attrs.field(init=False, default=None)
     _waiting: int = attrs.field(init=False, default=0)
+    _sent: int = attrs.field(init=False, default=0)
     _told: bool = attrs.field(init=False, default=False)
     _is_telling: bool = attrs.field(init=False, default=False)
 
@@ -136,7 +137,7 @@ class Flow:
 
     def beat(self) -> None:
         """Note about once a second whether the peer was sent something."""
-        outbox = self._orders.peer.outbox
-        if outbox.has_sent:
-            outbox.has_sent = False
+        sent = self._orders.peer.outbox.bytes_sent
+        if sent != self._sent:
+            self._sent = sent
             self._lane.note_sent()

@@ -19,7 +19,7 @@ Rules:
 """
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from enum import Enum
 from math import inf
 from typing import TypeAlias
@@ -159,14 +159,15 @@ class Outbox:
         "alarm_bytes",
         "blocked",
         "bytes",
+        "bytes_sent",
         "chunks",
         "dropped",
-        "has_sent",
         "is_filling",
         "mail",
         "max_bytes",
         "max_messages",
         "messages",
+        "messages_sent",
         "replies_wait",
         "sealed",
         "stalled",
@@ -195,13 +196,13 @@ class Outbox:
         """Beyond so many bytes `overflow` has to be called."""
         self.max_messages = max_messages
         self.dropped = 0
+        self.bytes_sent = self.messages_sent = 0
+        """Taken by the system, or by a stream that is no socket. Counted once a write."""
         self.chunks = 0
         """How often a stream, or the peer behind it, was seen to take something; 0 for a bare
         socket, which says when it is blocked."""
         self.blocked = False
         """The system would not take more: the runs that are here have to wait for the peer."""
-        self.has_sent = False
-        """Whether the system has taken some since this was last set back."""
         self.is_filling = False
         """Whether more than the high watermark waits, or has and not yet less than the low one."""
         self.replies_wait = False
@@ -399,6 +400,14 @@ class Outbox:
         self.mail.clear()
         self._reset()
 
+    def show(self, see: Callable[[Run], None] | None) -> None:
+        """Show each run that is queued from now on to `see`; None: to nobody any more. One at a time.
+
+        While nobody looks it costs nothing: the list that holds the runs is another one.
+        """
+        self.mail = list(self.mail) if see is None else _ShownMail(self.mail, see)
+        self._backlog = None
+
     # waiting
 
     async def wait_empty(self) -> None:
@@ -471,9 +480,10 @@ class Outbox:
             except OSError:
                 self._break()
             else:
-                self.has_sent = True
                 if written == len(data):
                     mail.clear()
+                    self.bytes_sent += written
+                    self.messages_sent += self.messages
                     self.bytes = self.messages = 0
                     if not self._plain:
                         self._reset()
@@ -551,8 +561,8 @@ class Outbox:
         """Account for a write that may have taken only a part. Linear in the runs that are out."""
         mail = self.mail
         self._plain = False
-        self.has_sent = True
         self.bytes -= written
+        self.bytes_sent += written
         written += self._sent
         place = self._first
         while place < len(mail):
@@ -562,6 +572,7 @@ class Outbox:
             written -= run.size
             if run is not GONE:
                 self.messages -= run.messages
+                self.messages_sent += run.messages
                 self._gone += 1
                 mail[place] = GONE
             place += 1
@@ -815,6 +826,18 @@ class Outbox:
         self._begun = max(self._begun, self._first)
         self._sweep_up()
         self._ease()
+
+
+class _ShownMail(list[Run]):
+    """The runs that wait, each shown to `see` when it comes."""
+
+    def __init__(self, runs: Iterable[Run], see: Callable[[Run], None]) -> None:
+        super().__init__(runs)
+        self._see = see
+
+    def append(self, run: Run) -> None:
+        self._see(run)
+        super().append(run)
 
 
 def _nothing() -> None:
