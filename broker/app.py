@@ -720,7 +720,7 @@ async def serve_until_signal(broker: Broker, reload: Callable[[], None] | None =
 
 def _log_ready(node: Node, addresses: list[str], places: list[Config]) -> None:
     config = node.config
-    log.info("ready", addresses=addresses)
+    log.info("ready", addresses=addresses, **({} if config.demo_page else {"demo_page": False}))
     log.info("memory", **memory_fields(node.services))
     too_much = memory_warning(node.services)
     if too_much is not None:

@@ -304,6 +304,9 @@ class Config:
     )
     """`/` for a bare `new WebSocket("ws://host:9501")`, the other as Centrifugo has it. `/rooms/*` is all
     below `/rooms/`, `/*` any path: your program reads it from `connection.path`."""
+    demo_page: bool = True
+    """Whether the chat at `/` is served, to try the broker with. It may do what any client may, no more. Your
+    program's `on_request` comes before it in either case."""
     fallbacks: bool = True
     """Whether clients without WebSocket are served over HTTP, on `/connection/http_stream`,
     `/connection/sse`, `/connection/uni_sse` and `/emulation`, by the same rules as all others."""
