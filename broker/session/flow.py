@@ -43,7 +43,6 @@ class Flow:
     _start_soon: Callable[[Callable[[], Awaitable[object]]], None]
     _turn: trio.StrictFIFOLock | None = attrs.field(init=False, default=None)
     _waiting: int = attrs.field(init=False, default=0)
-    _sent: int = attrs.field(init=False, default=0)
     _told: bool = attrs.field(init=False, default=False)
     _is_telling: bool = attrs.field(init=False, default=False)
 
@@ -134,10 +133,3 @@ class Flow:
                         end_by(self._services, peer.fd, error, kind)
         finally:
             self._is_telling = False
-
-    def beat(self) -> None:
-        """Note about once a second whether the peer was sent something."""
-        sent = self._orders.peer.outbox.bytes_sent
-        if sent != self._sent:
-            self._sent = sent
-            self._lane.note_sent()

@@ -90,14 +90,13 @@ def _bytes_of(batch: Batch) -> int:
 class Traffic:
     """Messages that came, and bytes: of all frames, with their headers. Counted once a read.
 
-    Of one connection besides when the last bytes came and when some were last sent, in seconds
-    since its lane was made.
+    Of one connection also, on Trio's clock: when its lane was made, and when bytes came last.
     """
 
     messages: int = 0
     bytes: int = 0
-    received_after: float = 0.0
-    sent_after: float = 0.0
+    began_at: float = 0.0
+    heard_at: float = 0.0
 
     def add_all(self, others: "Sequence[Traffic]") -> None:
         """Linear in them, 0.1 µs each."""
@@ -133,7 +132,6 @@ class Lane:
 
     __slots__ = (
         "_bad_close",
-        "_began",
         "_buffer",
         "_charged",
         "_closing_bytes",
@@ -212,7 +210,7 @@ class Lane:
         self._control_tokens = float(limits.control_burst)
         self._control_seen = 0.0
         self.traffic = Traffic(bytes=len(behind))
-        self.heard_at = self._began = trio.current_time()
+        self.heard_at = self.traffic.began_at = self.traffic.heard_at = trio.current_time()
         self.answered_at = -inf  # when a Pong came last
         self.reading = True
         # False while the session has too much to do: its peer's silence then means nothing.
@@ -269,10 +267,6 @@ class Lane:
         """Go on after `pause`."""
         self._is_paused = False
         self._ease()
-
-    def note_sent(self) -> None:
-        """Some bytes have gone out to the peer, not long ago."""
-        self.traffic.sent_after = trio.current_time() - self._began
 
     def lost(self) -> None:
         """Nothing can be sent any more, so nothing more is read."""
@@ -587,9 +581,9 @@ class Lane:
                 return True
         if not data:
             return False
-        self.heard_at = trio.current_time()
-        self.traffic.bytes += len(data)
-        self.traffic.received_after = self.heard_at - self._began
+        traffic = self.traffic
+        traffic.heard_at = self.heard_at = trio.current_time()
+        traffic.bytes += len(data)
         if self.close_sent is not None:
             self._closing_bytes += len(data)
         if self._skip:

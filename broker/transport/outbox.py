@@ -170,6 +170,7 @@ class Outbox:
         "messages_sent",
         "replies_wait",
         "sealed",
+        "sent_at",
         "stalled",
     )
 
@@ -197,6 +198,7 @@ class Outbox:
         self.max_messages = max_messages
         self.dropped = 0
         self.bytes_sent = self.messages_sent = 0
+        self.sent_at = -inf  # when the system took something last, on Trio's clock
         """Taken by the system, or by a stream that is no socket. Counted once a write."""
         self.chunks = 0
         """How often a stream, or the peer behind it, was seen to take something; 0 for a bare
@@ -459,8 +461,11 @@ class Outbox:
 
     # emptying
 
-    def flush(self) -> None:
-        """Write what is queued, as far as the socket takes it without waiting; 256 KiB at most."""
+    def flush(self, now: float) -> None:
+        """Write what is queued, as far as the socket takes it without waiting; 256 KiB at most.
+
+        `now` is `trio.current_time()`, asked for once for all that are flushed together.
+        """
         mail = self.mail
         if not mail or self._writing:
             return
@@ -484,6 +489,7 @@ class Outbox:
                     mail.clear()
                     self.bytes_sent += written
                     self.messages_sent += self.messages
+                    self.sent_at = now
                     self.bytes = self.messages = 0
                     if not self._plain:
                         self._reset()
@@ -512,7 +518,7 @@ class Outbox:
     def _write_what_goes(self) -> None:
         """Write until the outbox is within its bounds, or the system takes no more."""
         if not self._writing:
-            self.flush()
+            self.flush(trio.current_time())
             if self.blocked:
                 return
         if self._fileno >= 0 and self.mail:
@@ -563,6 +569,7 @@ class Outbox:
         self._plain = False
         self.bytes -= written
         self.bytes_sent += written
+        self.sent_at = trio.current_time()
         written += self._sent
         place = self._first
         while place < len(mail):

@@ -156,8 +156,9 @@ class PostOffice:
                 self._rounds += 1
                 self.before_round()
                 self._open_bag = None
+                now = trio.current_time()
                 for outbox in outboxes:
-                    outbox.flush()
+                    outbox.flush(now)
                 ledger = self.ledger
                 if ledger.bytes_held > ledger.most:
                     ledger.on_full()
