@@ -4,6 +4,7 @@
 back, upkeep, the sessions, the intake; what others need in order to finish is opened further out (docs/design/lifetimes.md).
 """
 
+import ssl
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
@@ -14,9 +15,10 @@ import structlog
 import trio
 
 from broker.access.jwks import open_tokens
+from broker.access.keys import load_keys
 from broker.access.keys import warning as token_warning
 from broker.access.rights import Rights
-from broker.config.reload import Settings
+from broker.config.reload import Settings, renews
 from broker.config.settings import Config, exposure_warning, is_loopback
 from broker.core.hub import Hub
 from broker.core.messages import (
@@ -60,7 +62,13 @@ from broker.session.accept import serve_connection
 from broker.session.memory import hold_request, keep_memory, memory_fields, memory_warning
 from broker.session.orders import ServerSub
 from broker.session.services import Services
-from broker.transport.listeners import AnyListener, accept_streams, describe, open_listeners
+from broker.transport.listeners import (
+    AnyListener,
+    accept_streams,
+    describe,
+    open_listeners,
+    read_certificate,
+)
 from broker.transport.postman import open_post_office
 from broker.webhooks.proxy import open_questions
 from broker.webhooks.sender import open_sender
@@ -93,6 +101,11 @@ class Broker:
         self.run_blocking: RunBlocking = in_thread
         """Waits for the engine's disk; `open_test_broker` waits in line, as virtual time does not wait
         for threads."""
+        self.worker: int | None = None
+        """The number of this process among those of `--workers`, from 1 on; None where it is the only one."""
+        self.tls_context: ssl.SSLContext | None = None
+        """The context of listeners with TLS, into which `reload_files` reads the certificate anew. Set it
+        with `listeners` of your own."""
         self.hooks = Hooks(self._end_by)
         self._ended_by: BaseException | None = None
         self._node: Node | None = None
@@ -429,6 +442,28 @@ class Broker:
         else:
             self.config = self._node.reload(config).config
 
+    async def reload_files(self, config: Config | None = None) -> None:
+        """Read the TLS certificate and the keys of tokens again from their files, and go by another
+        config as `reload` does, if there is one.
+
+        Whoever is connected stays; the new certificate is for those who come, the new keys count from
+        the next token on. Raises `ConfigError` for a file that cannot be used, and cancelled it leaves
+        everything as it was.
+        """
+        config = config or self.config
+        if self._node is None:
+            self.config = config
+            return
+        node, rules = self._node, self.config.tokens
+        # Other rules that need a restart leave those that are in force, and their keys are new.
+        renewed = renews(rules, config.tokens)
+        rules = config.tokens if renewed else rules
+        keys = await trio.to_thread.run_sync(load_keys, rules, abandon_on_cancel=True)
+        if self.tls_context is not None:
+            await read_certificate(self.config, self.tls_context)
+        node.services.tokens.keys = keys
+        self.config = node.reload(config, keys if renewed else None).config
+
     async def serve(  # noqa: ASYNC128 - `_serve` calls `started`
         self,
         *,
@@ -452,7 +487,8 @@ class Broker:
             self._stop = trio.Event()
             self._ended_by = None
             if listeners is None:
-                listeners = await open_listeners(self.config)
+                self.tls_context = await read_certificate(self.config)
+                listeners = await open_listeners(self.config, self.tls_context)
             await self._serve(listeners, task_status)
         finally:
             self._is_taken = False
@@ -480,7 +516,7 @@ class Broker:
                                 accept_streams, listener, take, services.admission.make_room
                             )
                         addresses = describe(listeners)
-                        _log_ready(node, addresses)
+                        _log_ready(node, addresses, self.worker)
                         task_status.started(addresses)
                         await self._stop.wait()
                         drain_seconds = node.config.drain_seconds
@@ -546,9 +582,11 @@ class Broker:
         return node, backends
 
 
-def _log_ready(node: Node, addresses: list[str]) -> None:
+def _log_ready(node: Node, addresses: list[str], worker: int | None) -> None:
     config = node.config
-    log.info("ready", addresses=addresses)
+    log.info("ready" if worker is None else "worker_ready", addresses=addresses)
+    if worker is not None and worker != 1:
+        return  # what follows is the same for all
     log.info("memory", **memory_fields(node.services))
     too_much = memory_warning(node.services)
     if too_much is not None:

@@ -7,14 +7,16 @@ otherwise a method never waits: it is one atomic step, of which the network lear
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 import attrs
 import structlog
 import trio
 
+from broker.access.keys import Key
 from broker.config.reload import Change
 from broker.config.settings import Config
 from broker.core.event_queue import EventKind, EventStatistics
@@ -142,6 +144,10 @@ class Node:
     """Unix seconds."""
     loop_lag: Histogram = attrs.field(init=False, factory=Histogram)
     """Seconds by which `beat` was called late."""
+    worker: int = attrs.field(init=False, default=0)
+    """The number of this process among the workers of `--workers`; 0 for one alone."""
+    others: Mapping[int, Path] = attrs.field(init=False, factory=dict)
+    """The sockets where the other workers tell their metrics."""
     _readers: set[Reader] = attrs.field(init=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
@@ -364,11 +370,16 @@ class Node:
 
     # life
 
-    def reload(self, config: Config) -> Change:
-        """Go by another config; atomic. Settings that need a restart stay, and are named in the log."""
+    def reload(self, config: Config, keys: Sequence[Key] | None = None) -> Change:
+        """Go by another config; atomic. Settings that need a restart stay, and are named in the log.
+
+        `keys` are those by its rules of tokens, read anew. Without them these rules stay, too.
+        """
         if (config.log_format, config.log_level) != (self.config.log_format, self.config.log_level):
             reconfigure(config.log_format, config.log_level)  # before others bind their loggers
-        change = self.services.settings.replace(config)
+        change = self.services.settings.replace(config, with_tokens=keys is not None)
+        if keys is not None:
+            self.services.tokens.rules, self.services.tokens.keys = config.tokens, keys
         if change.refused:
             log.warning(
                 "not_reloaded",

@@ -48,13 +48,18 @@ def load(
     Raises `ConfigError`, whose one line names the source, the key and what is expected there.
     """
     values: dict[tuple[str, ...], Any] = {}
+
+    def lay(layer: Mapping[tuple[str, ...], Any]) -> None:
+        # A Unix socket is instead of a port: who says the one later means it.
+        if ("unix",) not in layer and not layer.keys().isdisjoint({("host",), ("port",)}):
+            values[("unix",)] = None
+        values.update(layer)
+
     if path is not None:
-        for key, value in _flat(_read(path)):
-            values[key] = _structure(f"{path}: ", key, value)
-    for key, text in _from_environ(os.environ if environ is None else environ):
-        values[key] = _structure(f"{_variable(key)}: ", key, text)
-    for key, value in _flat(overrides):
-        values[key] = _structure("", key, value)
+        lay({key: _structure(f"{path}: ", key, value) for key, value in _flat(_read(path))})
+    given = _from_environ(os.environ if environ is None else environ)
+    lay({key: _structure(f"{_variable(key)}: ", key, text) for key, text in given})
+    lay({key: _structure("", key, value) for key, value in _flat(overrides)})
 
     base = base or Config()
     fields = {key[0]: value for key, value in values.items() if len(key) == 1}

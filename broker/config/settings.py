@@ -20,6 +20,7 @@ from broker.config.validators import (
     distinct_patterns,
     engine_url,
     event_kinds,
+    file_mode,
     first_fd,
     headers,
     host_name,
@@ -287,7 +288,19 @@ class Config:
     port: int = attrs.field(metadata=_LISTENING, default=9501, validator=number(0, 65535))
     """As in the Swoole tutorial. 0 lets the system choose."""
     unix: Path | None = attrs.field(default=None, metadata=_LISTENING)
-    """Listen on this Unix socket instead of TCP."""
+    """Listen on this Unix socket instead of TCP. Of `unix` and `host` or `port`, the layer that comes last
+    decides: `--port` on the command line beats `unix` in a file."""
+    unix_mode: str | None = attrs.field(default=None, metadata=_LISTENING, validator=file_mode)
+    """Who may connect to the Unix socket, in octal as for `chmod`: `"0660"` is its user and its group. Unset:
+    as the umask has it, or 0660 with `unix_group`."""
+    unix_group: str | None = attrs.field(default=None, metadata=_LISTENING)
+    """The group of the Unix socket, by name: that of a proxy which runs as another user, such as
+    `www-data`. The broker's user has to be a member of it."""
+    workers: int = attrs.field(
+        default=1, metadata=_needs_restart("the workers are there"), validator=number(1, 1024)
+    )
+    """Processes that serve, for `python -m broker`: one for each processor core at most. More than one are
+    nodes that share the sockets, joined by the Redis that `engine` names, or by one of their own."""
     tls_cert: Path | None = attrs.field(default=None, metadata=_LISTENING)
     """PEM file with the certificate and the chain above it; needs `tls_key` beside it. None:
     no TLS, which is right on loopback and behind a proxy."""
@@ -532,6 +545,11 @@ class Config:
             raise ValueError(
                 f"{given} is {str(getattr(self, given))!r} but {missing} is not set: "
                 "TLS needs both, or neither"
+            )
+        if self.workers > 1 and self.engine.startswith("sqlite:"):
+            raise ValueError(
+                f"workers is {self.workers} and engine is {self.engine!r}: a file belongs to one process. "
+                "Workers are joined by Redis: name one as the engine, or none to have one started"
             )
         least = self.outbox_most + self.max_message_bytes
         if self.connection_bytes is not None and self.connection_bytes < least:

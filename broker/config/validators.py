@@ -82,6 +82,13 @@ def number(low: float, high: float = math.inf, *, optional: bool = False) -> Val
     return check
 
 
+def file_mode(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    if value is not None and not (
+        isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}", value, re.ASCII)
+    ):
+        raise ValueError(f'{field.name} is {value!r}: must be octal digits in quotes, as in "0660"')
+
+
 def positive(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
     if not _is_number(value) or not value > 0:
         raise ValueError(f"{field.name} is {value!r}: must be more than 0")

@@ -20,7 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from broker.hooks import EndsProcess
 from broker.http.api import Api
-from broker.http.metrics import Metrics
+from broker.http.metrics import Metrics, exposition
+from broker.http.worker_metrics import exposition_of_all
 from broker.node import Node
 from broker.transport.head import route_of
 
@@ -82,6 +83,9 @@ def http_app(node: Node) -> Starlette:
             {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"},
         )
 
+    async def metrics() -> bytes:
+        return await (exposition_of_all if node.others else exposition)(node)
+
     def both(path: str, answer: Endpoint, methods: list[str]) -> list[Route]:
         """A slash at the end makes no difference, as for WebSockets."""
         return [Route(each, answer, methods=methods) for each in (path, f"{path}/")]
@@ -92,7 +96,7 @@ def http_app(node: Node) -> Starlette:
             Route("/", page),
             Mount("/static", _Assets(directory=HERE / "static")),
             *both("/api/{method}", Api(node).__call__, ["POST"]),
-            *both("/metrics", Metrics(node).__call__, ["GET"]),
+            *both("/metrics", Metrics(node, metrics).__call__, ["GET"]),
             *(
                 route
                 for path in map(route_of, node.config.websocket_paths)
