@@ -41,6 +41,7 @@ from broker.cli.seat import VARIABLE, Given
 from broker.cli.signals import CUT_SHORT, Order
 from broker.cli.systemd import Notifier
 from broker.config.settings import Config
+from broker.errors import ConfigError
 from broker.node import node_name
 from broker.transport.gate import Counts, make_shared
 from broker.transport.listeners import open_sockets, take_sockets
@@ -174,10 +175,7 @@ class Supervisor:
                     await _first_of(worker.ready.wait, self._stopping.wait)
                 if not self._stopping.is_set():
                     self._has_served = True
-                    log.info(
-                        "ready", addresses=first.addresses, workers=len(self._workers),
-                        engine=self.engine,
-                    )  # fmt: skip
+                    log.info("ready", addresses=first.addresses, workers=len(self._workers))
                     self.notifier.ready(f"{len(self._workers)} workers serve")
             watch.cancel_scope.cancel()
         os.close(self._shared)
@@ -326,6 +324,10 @@ async def supervise(config: Config, inherited: Sequence[int], notifier: Notifier
         with tempfile.TemporaryDirectory(prefix="trio-broker-") as directory:  # made with 0700
             supervisor = Supervisor(config, command, sockets, notifier, directory)
             async with open_engine_for_workers(config, supervisor.give_up) as supervisor.engine:
+                try:
+                    attrs.evolve(config, engine=supervisor.engine)
+                except ValueError as error:
+                    raise ConfigError(str(error)) from None
                 signals.process.hand_over(deliver, partial(log.critical, "stuck"))
                 return await supervisor.run()
     finally:

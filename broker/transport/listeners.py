@@ -107,6 +107,7 @@ def take_sockets(filenos: Iterable[int]) -> list[trio.SocketListener]:
         try:
             sock = socket.socket(fileno=number)
             if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                sock.close()
                 raise OSError(errno.EINVAL, "not a listening socket")
             sock.set_inheritable(False)
             taken.append(trio.SocketListener(trio.socket.from_stdlib_socket(sock)))
