@@ -8,7 +8,7 @@
     async def answer(connection, frame):
         broker.push(connection.fd, "this is server")
 
-    trio.run(broker.serve)
+    broker.run()
 """
 
 from importlib import import_module
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
         ConnectEvent,
         Connection,
         ConnectReply,
+        Handshake,
+        HandshakeReply,
         PublishEvent,
         PublishReply,
         ReadEvent,
@@ -75,6 +77,8 @@ __all__ = [
     "EventStatistics",
     "Fd",
     "Frame",
+    "Handshake",
+    "HandshakeReply",
     "Initiator",
     "Lagged",
     "Position",

@@ -5,15 +5,19 @@ back, upkeep, the sessions, the intake; what others need in order to finish is o
 """
 
 import ssl
+import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
+import attrs
 import structlog
 import trio
 
+from broker import logs, signals
 from broker.access.jwks import open_tokens
 from broker.access.keys import load_keys
 from broker.access.keys import warning as token_warning
@@ -39,6 +43,7 @@ from broker.hooks import (
     OnClose,
     OnConnect,
     OnEvent,
+    OnHandshake,
     OnMessage,
     OnOpen,
     OnPublish,
@@ -51,7 +56,6 @@ from broker.http.api_server import BackendServer
 from broker.http.asgi import http_app
 from broker.http.fallbacks import Fallbacks
 from broker.http.server import HttpServer
-from broker.logs import configure_if_unset
 from broker.node import BrokerStatistics, Node, node_name
 from broker.protocols.json_text import to_json
 from broker.routing.publishing import PublishOptions
@@ -114,6 +118,12 @@ class Broker:
         self._stop = trio.Event()
 
     # hooks
+
+    def on_handshake(self, hook: OnHandshake) -> OnHandshake:
+        """`(handshake)`: a peer asks for a connection, and nothing is answered yet; may return a
+        `HandshakeReply`, or raise `Refused` with an HTTP status. Also for clients without WebSocket."""
+        self.hooks.set("handshake", hook)
+        return hook
 
     def on_open(self, hook: OnOpen) -> OnOpen:
         """`(connection)`: a WebSocket was opened. Done before its first message is looked at."""
@@ -464,6 +474,22 @@ class Broker:
         node.services.tokens.keys = keys
         self.config = node.reload(config, keys if renewed else None).config
 
+    def run(self) -> None:
+        """Serve until SIGINT (Ctrl-C) or SIGTERM: the whole of a program. Trio is started for it.
+
+        Signals count as for the command: the first drains, as `stop` does, and this returns; the
+        second cuts what is left, and `SystemExit(1)` is raised; a third ends the process at once.
+        Before it serves and after it has ended they are what they were before. In another
+        thread than the main one, where Python has no signals, only `stop` ends it. Raises what
+        `serve` raises.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            trio.run(self.serve)
+            return
+        signals.process.before_exit = logs.flush
+        if not trio.run(partial(serve_until_signal, self)):
+            sys.exit(signals.CUT_SHORT)
+
     async def serve(  # noqa: ASYNC128 - `_serve` calls `started`
         self,
         *,
@@ -481,7 +507,7 @@ class Broker:
         if self._is_taken:
             raise RuntimeError("this broker is serving already")
         self._is_taken = True
-        configure_if_unset(self.config.log_format, self.config.log_level)
+        logs.configure_if_unset(self.config.log_format, self.config.log_level)
         try:
             # Before anything is waited for: a `stop` that comes while we start counts.
             self._stop = trio.Event()
@@ -580,6 +606,64 @@ class Broker:
         services.serve_http = Fallbacks(backends.serve).serve
         self._node = node
         return node, backends
+
+
+@attrs.frozen
+class _WhenServing(trio.TaskStatus[Any]):
+    """A task status that calls `begin` in the very step in which the broker says it serves."""
+
+    begin: Callable[[list[str]], None]
+
+    def started(self, value: object = None) -> None:
+        self.begin(value if isinstance(value, list) else [])
+
+
+def _nothing(*_: object) -> None: ...
+
+
+async def serve_until_signal(
+    broker: Broker,
+    reload: Callable[[], None] = _nothing,
+    *,
+    listeners: list[AnyListener] | None = None,
+    on_serving: Callable[[list[str]], None] = _nothing,
+    on_stop: Callable[[], None] = _nothing,
+) -> bool:
+    """Serve until a signal; True if everybody was told, False if a second one cut it short.
+
+    Main thread only. From the moment in which the broker serves until it has ended signals are
+    `signals.process`'s, which may have been installed before. `reload` is called for SIGHUP, `on_stop`
+    for the first that ends it, and `on_serving` with the addresses in the step in which it serves.
+    """
+    cut = trio.CancelScope()
+    token = trio.lowlevel.current_trio_token()
+
+    def obey(order: signals.Order) -> None:
+        if order == "drain":
+            on_stop()
+            broker.stop()
+        elif order == "cut":
+            cut.cancel()
+        else:
+            reload()
+
+    def report(place: str) -> None:
+        log.critical("stuck", at=place, detail="the event loop is busy there; ended at once")
+
+    # A broker of the app's own may know of no listeners but those of its settings.
+    given: dict[str, Any] = {} if listeners is None else {"listeners": listeners}
+    with ExitStack() as installed:
+
+        def begin(addresses: list[str]) -> None:
+            installed.enter_context(signals.process.installed())
+            installed.callback(signals.process.take_back)
+            signals.process.begin_serving()
+            signals.process.hand_over(lambda order: token.run_sync_soon(obey, order), report)
+            on_serving(addresses)
+
+        with cut:
+            await broker.serve(task_status=_WhenServing(begin), **given)
+    return not cut.cancelled_caught
 
 
 def _log_ready(node: Node, addresses: list[str], worker: int | None) -> None:

@@ -30,12 +30,13 @@ from broker import (
     Config,
     Connection,
     ConnectReply,
+    Handshake,
     PublishReply,
     SubscribeReply,
     WebhookRules,
 )
 from broker.hooks import KINDS, HookFailed, Hooks
-from broker.testing import Closed, MemoryListener, Network, Peer, open_test_broker
+from broker.testing import Closed, MemoryListener, Network, Peer, handshake, open_test_broker
 
 pytestmark = pytest.mark.usefixtures("logging_restored")
 
@@ -700,14 +701,16 @@ async def test_a_connection_has_all_that_its_protocol_says(
 
     peer = await net.open_websocket("/?a=1", {"X-Mine": "yes"})
     (connection,) = seen
-    members = [name for name in vars(Connection) if not name.startswith("_")]
-    assert len(members) == 13
+    of_both = [*vars(Handshake), *vars(Connection)]
+    members = [name for name in of_both if not name.startswith("_")]
+    assert len(members) == 19
     before = {name: getattr(connection, name) for name in members}
     assert before["info"]() == net.broker.connection_info(peer.fd)
     assert before["headers"]["x-mine"] == "yes"
     assert (before["fd"], before["path"], before["user"]) == (peer.fd, "/", "")
     assert (before["protocol"], before["subprotocol"]) == ("plain", None)
     assert (before["transport"], before["address"]) == ("websocket", "memory")
+    assert (before["query"], before["params"]) == ("a=1", {"a": "1"})
     assert (before["claims"], before["data"], before["is_established"]) == ({}, {}, True)
     await peer.request(connect={})
     assert connection.protocol == "centrifuge-json"
@@ -850,9 +853,9 @@ MINE = b"GET /mine HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 async def call(net: Network, kind: str) -> Any:
     """Have a hook called; the outcome: code of the Close, error reply, or status."""
-    if kind == "request":
+    if kind in ("request", "handshake"):
         async with await net.connect() as peer:
-            await peer.send(MINE)
+            await peer.send(MINE if kind == "request" else handshake())
             return int((await peer.receive_head()).split()[1])
     async with await (net.open_client() if kind in LATER else net.open_websocket()) as peer:
         if kind in ASKED:
@@ -885,7 +888,7 @@ def test_an_odd_exception_is_contained_like_any_other(kind: str, odd: str) -> No
                 failed = await call(net, kind)
             assert net.broker.is_established(bystander.fd)
             await bystander.aclose()
-        expected = {"open": 1011, "message": 1011, "close": 1000, "request": 500}
+        expected = {"open": 1011, "message": 1011, "close": 1000, "request": 500, "handshake": 500}
         if kind != "event":
             assert failed == expected.get(kind, INTERNAL)
 
@@ -946,13 +949,20 @@ def test_a_hook_that_ends_the_process_has_everybody_told_before(kind: str, how: 
     assert isinstance(error, KeyboardInterrupt if how == "KeyboardInterrupt" else SystemExit)
     if kind != "event":
         assert sorted(filter(None, heard)) == [1001, 3001]
-        closed = {"open": 1001, "message": 1001, "connect": 1001, "request": 503, "close": 1000}
+        closed = {
+            "open": 1001,
+            "message": 1001,
+            "connect": 1001,
+            "request": 503,
+            "close": 1000,
+            "handshake": 503,
+        }
         assert told == [closed.get(kind, 3001)]
     said = [line for line in lines if line["log_level"] in ("error", "critical", "warning")]
     assert {line["event"] for line in said} == {"hook_ended_the_process"}
     assert said[0]["hook"] == kind
     assert said[0]["error"] in ("SystemExit(3)", "KeyboardInterrupt()")
-    assert (said[0]["fd"] > 0) is (kind not in ("request", "event"))
+    assert (said[0]["fd"] > 0) is (kind not in ("request", "event", "handshake"))
 
 
 @pytest.mark.parametrize("where", ["body", "background"])

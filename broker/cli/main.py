@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from broker.cli import signals
+from broker import signals
 from broker.cli.client_commands import bench, pub, push, sub
 from broker.cli.engine import engine
 from broker.cli.errors import INTERRUPTED, Mistake, ending_cause, nearest_command, one_line

@@ -14,8 +14,7 @@ import click
 import structlog
 import trio
 
-from broker import logs
-from broker.cli import signals
+from broker import logs, signals
 from broker.cli.errors import (
     Mistake,
     ending_cause,
@@ -25,13 +24,13 @@ from broker.cli.errors import (
     single_cause,
 )
 from broker.cli.seat import Given, Seat, as_worker, take_given
-from broker.cli.signals import CUT_SHORT, Order
 from broker.cli.supervisor import supervise
 from broker.cli.systemd import Notifier, take_listen_fds
 from broker.config.loading import load
 from broker.config.settings import Config, LogFormat, LogLevel, TopicRules
 from broker.core.session import SlowRule
 from broker.errors import ConfigError
+from broker.signals import CUT_SHORT
 from broker.transport.listeners import (
     AnyListener,
     listening_on,
@@ -255,16 +254,6 @@ class _Source:
     read: Callable[[], Config]
 
 
-@attrs.frozen
-class _WhenServing(trio.TaskStatus[Any]):
-    """A task status that calls `begin` in the very step in which the broker says it serves."""
-
-    begin: Callable[[list[str]], None]
-
-    def started(self, value: object = None) -> None:
-        self.begin(value if isinstance(value, list) else [])
-
-
 async def _serve_alone(
     broker: "Broker", source: _Source, inherited: Sequence[int], notifier: Notifier
 ) -> int:
@@ -321,43 +310,26 @@ async def _serve(
     Until the broker serves nobody is connected, and a signal ends the process where it stands. `begin` is
     called with the addresses in the step in which it serves.
     """
-    cut = trio.CancelScope()
+    from broker.app import serve_until_signal
+
     hang_up, hung_up = trio.open_memory_channel[None](1)  # two in a row are one: the file is read
 
-    def obey(order: Order) -> None:
-        if order == "drain":
-            notifier.stopping()
-            broker.stop()
-        elif order == "cut":
-            cut.cancel()
-        else:
-            with suppress(trio.WouldBlock):
-                hang_up.send_nowait(None)
+    def reload() -> None:
+        with suppress(trio.WouldBlock):
+            hang_up.send_nowait(None)
 
-    def report(place: str) -> None:
-        log.critical("stuck", at=place, detail="the event loop is busy there; ended at once")
-
-    token = trio.lowlevel.current_trio_token()
-
-    def deliver(order: Order) -> None:
-        token.run_sync_soon(obey, order)
-
-    def serves(addresses: list[str]) -> None:
-        signals.process.hand_over(deliver, report)
-        begin(addresses)
-
-    # A broker of the app's own may know of no listeners but those of its settings.
-    given: dict[str, Any] = {} if listeners is None else {"listeners": listeners}
-    try:
-        with hang_up, hung_up:
-            async with trio.open_nursery() as watch:
-                watch.start_soon(_reload_on_signal, broker, source, hung_up, notifier)
-                with cut:
-                    await broker.serve(task_status=_WhenServing(serves), **given)
-                watch.cancel_scope.cancel()
-    finally:
-        signals.process.take_back()
-    return CUT_SHORT if cut.cancelled_caught else 0
+    with hang_up, hung_up:
+        async with trio.open_nursery() as watch:
+            watch.start_soon(_reload_on_signal, broker, source, hung_up, notifier)
+            was_whole = await serve_until_signal(
+                broker,
+                reload,
+                listeners=listeners,
+                on_serving=begin,
+                on_stop=notifier.stopping,
+            )
+            watch.cancel_scope.cancel()
+    return 0 if was_whole else CUT_SHORT
 
 
 async def _reload_on_signal(

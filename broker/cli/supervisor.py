@@ -34,15 +34,15 @@ import msgspec
 import structlog
 import trio
 
-from broker.cli import signals
+from broker import signals
 from broker.cli.private_redis import open_private_redis
 from broker.cli.restarts import Restarts
 from broker.cli.seat import VARIABLE, Given
-from broker.cli.signals import CUT_SHORT, Order
 from broker.cli.systemd import Notifier
 from broker.config.settings import Config
 from broker.errors import ConfigError
 from broker.node import node_name
+from broker.signals import CUT_SHORT, Order
 from broker.transport.gate import Counts, make_shared
 from broker.transport.listeners import open_sockets, take_sockets
 

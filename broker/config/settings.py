@@ -315,7 +315,8 @@ class Config:
         default=("/", "/connection/websocket"),
         validator=paths,
     )
-    """`/` for a bare `new WebSocket("ws://host:9501")`, the other as Centrifugo has it."""
+    """`/` for a bare `new WebSocket("ws://host:9501")`, the other as Centrifugo has it. `/rooms/*` is all
+    below `/rooms/`, `/*` any path: your program reads it from `connection.path`."""
     fallbacks: bool = True
     """Whether clients without WebSocket are served over HTTP, on `/connection/http_stream`,
     `/connection/sse`, `/connection/uni_sse` and `/emulation`, by the same rules as all others."""

@@ -100,7 +100,7 @@ def http_app(node: Node) -> Starlette:
             *(
                 route
                 for path in map(route_of, node.config.websocket_paths)
-                if path != "/"
+                if path != "/" and not path.endswith("/*")
                 for route in both(path, upgrade_required, methods)
             ),
         ],

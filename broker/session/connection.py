@@ -36,6 +36,7 @@ from broker.session.ending import (
     say_goodbye,
 )
 from broker.session.expiry import end_expired
+from broker.session.handshake import UNASKED, Welcome, choose_subprotocol
 from broker.session.heartbeat import Heartbeat
 from broker.session.orders import Orders
 from broker.session.profile import SUBPROTOCOLS, Profile
@@ -86,11 +87,15 @@ class Connection(Profile):
         *,
         transport: Transport = "websocket",
         answer: bytes = b"",
+        welcome: Welcome = UNASKED,
     ) -> None:
-        """`answer` is what accepts a peer that asked for no WebSocket."""
+        """`answer` is what accepts a peer that asked for no WebSocket, `welcome` what the app has said."""
         super().__init__(head, address, transport)
+        if welcome is not UNASKED:
+            self.data = welcome.data
         if transport == "websocket":
-            answer = acceptance(head, self.subprotocol)
+            self.subprotocol = choose_subprotocol(head, welcome.reply)
+            answer = acceptance(head, self.subprotocol, welcome.reply.lines)
         self._services = services
         self._stream = stream
         self._closing: Close | None = None
@@ -150,7 +155,7 @@ class Connection(Profile):
                     await run_close_hook(services, self, close)  # noqa: ASYNC102 - the same
 
     async def _run(self, peer: Peer) -> None:
-        self.holding.charge(Part.CONNECTIONS, len(self._field_lines))
+        self.holding.charge(Part.CONNECTIONS, len(self._field_lines) + len(self._target))
         # The innermost block: its tasks use all that is around it.
         async with trio.open_nursery() as io:
             self._io = io
