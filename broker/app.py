@@ -148,7 +148,8 @@ class Broker:
 
     def on_request(self, hook: OnRequest) -> OnRequest:
         """`(request)`: plain HTTP; returns a Starlette response, or None for what we have there
-        ourselves, such as the page at `/`. Only `/healthz` does not come here."""
+        ourselves, such as the page at `/`. Only `/healthz` and `/readyz` do not come
+        here."""
         self.hooks.set("request", hook)
         return hook
 
@@ -423,8 +424,8 @@ class Broker:
     # life
 
     def stop(self) -> None:
-        """Ask `serve` to end: no more connections; those there are get what is queued for them, and
-        a Close with 1001 or 3001; after `drain_seconds` the rest is cut."""
+        """Ask `serve` to end. After `drain_notice_seconds` there are no more connections; those there are
+        get what is queued for them, and a Close with 1001 or 3001; after `drain_seconds` the rest is cut."""
         self._stop.set()
 
     def _end_by(self, kind: str, fd: Fd, error: BaseException) -> None:
@@ -545,13 +546,14 @@ class Broker:
                         _log_ready(node, addresses, self.worker)
                         task_status.started(addresses)
                         await self._stop.wait()
+                        await _give_notice(node)
                         drain_seconds = node.config.drain_seconds
                         services.begin_drain(drain_seconds)
                         backends.stop()
                         log.info("stopping", connections=node.stats().connections)
                         intake.cancel_scope.cancel()
                     due = trio.current_time() + drain_seconds
-                    node.shut_down()
+                    await node.shut_down()
                     for _ in range(_TICKS_TO_TELL):
                         await trio.lowlevel.checkpoint()
                     sessions.cancel_scope.deadline = due
@@ -684,6 +686,15 @@ def _log_ready(node: Node, addresses: list[str], worker: int | None) -> None:
     weak = token_warning(config.tokens)
     if weak is not None:
         log.warning("weak_secret", detail=weak)
+
+
+async def _give_notice(node: Node) -> None:
+    """Let balancers notice that this broker is about to stop, and serve meanwhile."""
+    node.services.leaving = True
+    seconds = node.config.drain_notice_seconds
+    if seconds:
+        log.info("leaving", seconds=seconds, detail="/readyz answers 503; all else is as before")
+        await trio.sleep(seconds)
 
 
 async def _beat(node: Node) -> None:

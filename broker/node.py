@@ -91,6 +91,12 @@ class BrokerStatistics:
 SURVEYED_AT_ONCE: Final = 100
 """Connections between two turns of a survey: 0.3 ms."""
 
+GOODBYES_AT_ONCE: Final = 0.1
+"""Seconds of goodbyes that are not spread: a hundred clients that come back together are no storm."""
+
+GOODBYE_STEP: Final = 0.01
+"""Seconds between two lots of goodbyes: ten at a time, of a thousand a second."""
+
 QUEUE_BYTES: Final = (0, 2**10, 2**12, 2**14, 2**16, 2**18, 2**20, 2**22)
 QUEUE_MESSAGES: Final = (0, 1, 4, 16, 64, 256, 1024, 4096, 16_384)
 
@@ -401,9 +407,15 @@ class Node:
         """Let the engine know which fds were given out."""
         self.services.router.engine.note_fds(self.next_fd)
 
-    def shut_down(self) -> None:
-        """Tell every client that the broker stops."""
-        for connection in list(self.services.connections.values()):
+    async def shut_down(self) -> None:
+        """Tell every client that the broker stops, `goodbye_rate` of them a second. Few are told at once."""
+        connections = list(self.services.connections.values())
+        spread = min(len(connections) / self.config.goodbye_rate, self.config.drain_seconds / 2)
+        began = trio.current_time()
+        for number, connection in enumerate(connections):
+            due = began + spread * number / len(connections)
+            if spread > GOODBYES_AT_ONCE and due - trio.current_time() > GOODBYE_STEP:
+                await trio.sleep_until(due)
             connection.shut_down()
 
     def end_readers(self) -> None:

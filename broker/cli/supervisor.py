@@ -79,7 +79,7 @@ async def open_engine_for_workers(
 
 def longest_stop(config: Config) -> float:
     """Seconds after which a worker that was told to stop is not going to."""
-    return config.drain_seconds + config.webhooks.flush_seconds + 10
+    return config.drain_notice_seconds + config.drain_seconds + config.webhooks.flush_seconds + 10
 
 
 @attrs.define(eq=False)

@@ -30,6 +30,7 @@ from broker.config.validators import (
     networks,
     number,
     origins,
+    path_prefix,
     paths,
     positive,
     secret_text,
@@ -43,6 +44,7 @@ Askers = Literal["all", "subscribers", "users", "none"]
 """`subscribers` of the very topic, not of a pattern; `users`: all clients that are not anonymous."""
 Joiners = Literal["all", "users", "none"]
 """The same, for what one does before one is a subscriber."""
+ProxyHeader = Literal["x-forwarded-for", "x-real-ip", "forwarded"]
 LogFormat = Literal["console", "json", "article"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 FirstFd = int | Literal["clock"]
@@ -337,6 +339,17 @@ class Config:
     """Your proxies, whose `X-Forwarded-For` says for whom they ask: addresses (`192.0.2.7`), networks
     (`10.0.0.0/8`), `unix` for all that come over the Unix socket. None by default, loopback neither: a
     proxy that only passes on what it gets would pass on what a stranger made up."""
+    proxy_header: ProxyHeader = attrs.field(
+        default="x-forwarded-for", validator=choice(ProxyHeader)
+    )
+    """The header that they write. Others of the kind are what a client made up, as proxies pass on what they
+    do not know: name the one that yours sets."""
+    proxy_protocol: bool = False
+    """Whether they begin each connection with the PROXY protocol, version 1 or 2, as proxies do that pass
+    on bytes. Then that is owed; others may not send it."""
+    path_prefix: str = attrs.field(default="", validator=path_prefix)
+    """A path before all of ours, such as `/chat` where a proxy passes on `/chat/…` as it is: then
+    WebSockets are at `/chat/connection/websocket`. `/healthz` and `/readyz` are at the root as well."""
 
     api_key: str | None = attrs.field(default=None, validator=secret_text, repr=False)
     """The key that backends show as `X-API-Key` to use the HTTP API under `/api`. None: no such API.
@@ -477,6 +490,13 @@ class Config:
     """How long a peer has to answer our Close."""
     drain_seconds: float = attrs.field(default=5.0, validator=number(0))
     """How long a stop waits for outboxes to empty: half of what Docker gives before SIGKILL."""
+    drain_notice_seconds: float = attrs.field(default=0.0, validator=number(0))
+    """How long `/readyz` answers 503 before a stop begins, and all else goes on as before: as long as a
+    balancer needs to notice, so that nobody is sent here to be refused. Two checks of it are enough. Comes on
+    top of `drain_seconds`."""
+    goodbye_rate: float = attrs.field(default=1000.0, validator=positive)
+    """Clients a second that a stop sends away, at least so many that all have heard of it after half of
+    `drain_seconds`: they come back at once, elsewhere, and a process takes some 2,000 a second."""
 
     # memory, over all
     max_memory_bytes: int | None = attrs.field(default=None, validator=number(1, optional=True))
@@ -546,6 +566,11 @@ class Config:
             raise ValueError(
                 f"{given} is {str(getattr(self, given))!r} but {missing} is not set: "
                 "TLS needs both, or neither"
+            )
+        if self.proxy_protocol and not self.trusted_proxies:
+            raise ValueError(
+                "proxy_protocol is true but trusted_proxies is not set: whose word counts? Name the "
+                'addresses of your proxies, or "unix"'
             )
         if self.workers > 1 and self.engine.startswith("sqlite:"):
             raise ValueError(

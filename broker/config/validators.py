@@ -82,6 +82,15 @@ def number(low: float, high: float = math.inf, *, optional: bool = False) -> Val
     return check
 
 
+def path_prefix(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    if value and not (
+        isinstance(value, str) and re.fullmatch(r"(/[-._~!$&'()*+,=:@%0-9A-Za-z]+)+", value)
+    ):
+        raise ValueError(
+            f'{field.name} is {value!r}: must be like "/chat", without a slash at the end'
+        )
+
+
 def file_mode(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
     if value is not None and not (
         isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}", value, re.ASCII)
