@@ -70,6 +70,7 @@ from broker.transport.listeners import (
     AnyListener,
     accept_streams,
     describe,
+    open_api_sockets,
     open_listeners,
     read_certificate,
 )
@@ -495,12 +496,13 @@ class Broker:
         self,
         *,
         listeners: list[AnyListener] | None = None,
+        api_listeners: list[AnyListener] | None = None,
         task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve until `stop` is called and every connection has ended.
 
-        Reports the addresses once it listens. Listens as the config says, or on `listeners`, which
-        it then closes. Raises `ConfigError` when it cannot listen or read its keys. Cancelled, it cuts every
+        Reports the addresses once it listens. Listens as the config says, or on `listeners`, and for the API
+        alone on `api_listeners`, which it then closes. Raises `ConfigError` when it cannot listen or read its keys. Cancelled, it cuts every
         connection at once: the peers see no Close. Nothing it started is left when it returns.
         `SystemExit` or `KeyboardInterrupt` of a hook stops the broker as `stop` does, and is raised
         from here once all has ended.
@@ -516,14 +518,18 @@ class Broker:
             if listeners is None:
                 self.tls_context = await read_certificate(self.config)
                 listeners = await open_listeners(self.config, self.tls_context)
-            await self._serve(listeners, task_status)
+                api_listeners = list(await open_api_sockets(self.config))
+            await self._serve(listeners, api_listeners or [], task_status)
         finally:
             self._is_taken = False
         if self._ended_by is not None:
             raise self._ended_by
 
     async def _serve(
-        self, listeners: list[AnyListener], task_status: trio.TaskStatus[list[str]]
+        self,
+        listeners: list[AnyListener],
+        api_listeners: list[AnyListener],
+        task_status: trio.TaskStatus[list[str]],
     ) -> None:
         try:
             async with AsyncExitStack() as stack:
@@ -537,13 +543,20 @@ class Broker:
                     def take(stream: trio.abc.Stream) -> None:
                         sessions.start_soon(serve_connection, services, stream)
 
+                    def take_backend(stream: trio.abc.Stream) -> None:
+                        sessions.start_soon(
+                            partial(serve_connection, services, stream, is_private=True)
+                        )
+
+                    doors = [(each, take) for each in listeners]
+                    doors += [(each, take_backend) for each in api_listeners]
                     async with trio.open_nursery() as intake:
-                        for listener in listeners:
+                        for listener, door in doors:
                             intake.start_soon(
-                                accept_streams, listener, take, services.admission.make_room
+                                accept_streams, listener, door, services.admission.make_room
                             )
                         addresses = describe(listeners)
-                        _log_ready(node, addresses, self.worker)
+                        _log_ready(node, addresses, describe(api_listeners), self.worker)
                         task_status.started(addresses)
                         await self._stop.wait()
                         await _give_notice(node)
@@ -565,7 +578,7 @@ class Broker:
                 self._node.end_readers()
                 self._next_fd = self._node.next_fd
             self._node = None
-            for listener in listeners:
+            for listener in (*listeners, *api_listeners):
                 with suppress(OSError), trio.CancelScope(shield=True, deadline=trio.current_time()):
                     await listener.aclose()
         log.info("stopped")
@@ -628,6 +641,7 @@ async def serve_until_signal(
     reload: Callable[[], None] = _nothing,
     *,
     listeners: list[AnyListener] | None = None,
+    api_listeners: list[AnyListener] | None = None,
     on_serving: Callable[[list[str]], None] = _nothing,
     on_stop: Callable[[], None] = _nothing,
 ) -> bool:
@@ -654,6 +668,8 @@ async def serve_until_signal(
 
     # A broker of the app's own may know of no listeners but those of its settings.
     given: dict[str, Any] = {} if listeners is None else {"listeners": listeners}
+    if api_listeners:
+        given["api_listeners"] = api_listeners
     with ExitStack() as installed:
 
         def begin(addresses: list[str]) -> None:
@@ -668,9 +684,10 @@ async def serve_until_signal(
     return not cut.cancelled_caught
 
 
-def _log_ready(node: Node, addresses: list[str], worker: int | None) -> None:
+def _log_ready(node: Node, addresses: list[str], api: list[str], worker: int | None) -> None:
     config = node.config
-    log.info("ready" if worker is None else "worker_ready", addresses=addresses)
+    more = {"api": [each.replace("ws:", "http:", 1) for each in api]} if api else {}
+    log.info("ready" if worker is None else "worker_ready", addresses=addresses, **more)
     if worker is not None and worker != 1:
         return  # what follows is the same for all
     log.info("memory", **memory_fields(node.services))

@@ -49,6 +49,7 @@ class Given(msgspec.Struct, frozen=True):
     directory: str
     """Where each worker has a socket for the others, which only this user may enter."""
     sockets: list[int]
+    api_sockets: list[int]
     counts: int
     leash: int
 
@@ -59,7 +60,7 @@ def take_given(environ: MutableMapping[str, str] = os.environ) -> Given | None:
     if text is None:
         return None
     given = msgspec.json.decode(text, type=Given)
-    for fileno in (*given.sockets, given.counts, given.leash):
+    for fileno in (*given.sockets, *given.api_sockets, given.counts, given.leash):
         os.set_inheritable(fileno, False)
     return given
 

@@ -34,6 +34,7 @@ from broker.signals import CUT_SHORT
 from broker.transport.listeners import (
     AnyListener,
     listening_on,
+    open_api_sockets,
     read_certificate,
     secure,
     take_sockets,
@@ -258,10 +259,11 @@ async def _serve_alone(
     broker: "Broker", source: _Source, inherited: Sequence[int], notifier: Notifier
 ) -> int:
     """Serve in this one process; the exit status. systemd, if it is there, is told how it goes."""
-    listeners = None
+    listeners, api_listeners = None, list[AnyListener]()
     if inherited:
         broker.tls_context = await read_certificate(broker.config)
         listeners = secure(take_sockets(inherited), broker.tls_context)
+        api_listeners += await open_api_sockets(broker.config)
     async with trio.open_nursery() as watch:
 
         def begin(addresses: list[str]) -> None:
@@ -269,7 +271,7 @@ async def _serve_alone(
             if notifier.watchdog_seconds is not None:
                 watch.start_soon(notifier.keep_alive, notifier.watchdog_seconds / 2)
 
-        status = await _serve(broker, source, listeners, begin, notifier)
+        status = await _serve(broker, source, listeners, begin, notifier, api_listeners)
         watch.cancel_scope.cancel()
     return status
 
@@ -293,7 +295,8 @@ async def _serve_as_worker(broker: "Broker", source: _Source, given: Given) -> i
             watch.start_soon(seat.tell_ready, addresses)
             watch.start_soon(see_to_an_end)
 
-        status = await _serve(broker, source, listeners, begin, Notifier())
+        api_listeners = secure(take_sockets(given.api_sockets), None)
+        status = await _serve(broker, source, listeners, begin, Notifier(), api_listeners)
         watch.cancel_scope.cancel()
     return status
 
@@ -304,6 +307,7 @@ async def _serve(
     listeners: list[AnyListener] | None,
     begin: Callable[[list[str]], None],
     notifier: Notifier,
+    api_listeners: list[AnyListener] | None = None,
 ) -> int:
     """Serve until a signal; 0 if everybody was told, `CUT_SHORT` if a second one cut it short.
 
@@ -325,6 +329,7 @@ async def _serve(
                 broker,
                 reload,
                 listeners=listeners,
+                api_listeners=api_listeners,
                 on_serving=begin,
                 on_stop=notifier.stopping,
             )

@@ -44,7 +44,7 @@ from broker.errors import ConfigError
 from broker.node import node_name
 from broker.signals import CUT_SHORT, Order
 from broker.transport.gate import Counts, make_shared
-from broker.transport.listeners import open_sockets, take_sockets
+from broker.transport.listeners import open_api_sockets, open_sockets, take_sockets
 
 log = structlog.get_logger("broker")
 
@@ -100,6 +100,7 @@ class Supervisor:
     config: Config
     command: Sequence[str]
     sockets: Sequence[trio.SocketListener]
+    api_sockets: Sequence[trio.SocketListener]
     notifier: Notifier
     directory: str
     """For the sockets of the workers among themselves; only this user may enter it."""
@@ -208,6 +209,7 @@ class Supervisor:
         """Run one process in this place until it has died; its exit status, below 0 for a signal."""
         ours, theirs = socket.socketpair()
         sockets = [each.socket.fileno() for each in self.sockets]
+        api_sockets = [each.socket.fileno() for each in self.api_sockets]
         given = Given(
             number=worker.number,
             of=len(self._workers),
@@ -218,6 +220,7 @@ class Supervisor:
             unix=None if self.config.unix is None else str(self.config.unix),
             directory=self.directory,
             sockets=sockets,
+            api_sockets=api_sockets,
             counts=self._shared,
             leash=theirs.fileno(),
         )
@@ -226,7 +229,7 @@ class Supervisor:
                 self.command,
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, VARIABLE: msgspec.json.encode(given).decode()},
-                pass_fds=(*sockets, self._shared, theirs.fileno()),
+                pass_fds=(*sockets, *api_sockets, self._shared, theirs.fileno()),
                 process_group=0,  # or Ctrl-C would reach it twice: from the terminal, and from us
             )
         worker.pid = process.pid
@@ -313,6 +316,7 @@ async def supervise(config: Config, inherited: Sequence[int], notifier: Notifier
     """
     token = trio.lowlevel.current_trio_token()
     sockets = take_sockets(inherited) if inherited else await open_sockets(config)
+    api_sockets = await open_api_sockets(config)
     if config.unix is None:
         config = attrs.evolve(config, port=sockets[0].socket.getsockname()[1])
     command = command_of_this_process()
@@ -322,7 +326,7 @@ async def supervise(config: Config, inherited: Sequence[int], notifier: Notifier
 
     try:
         with tempfile.TemporaryDirectory(prefix="trio-broker-") as directory:  # made with 0700
-            supervisor = Supervisor(config, command, sockets, notifier, directory)
+            supervisor = Supervisor(config, command, sockets, api_sockets, notifier, directory)
             async with open_engine_for_workers(config, supervisor.give_up) as supervisor.engine:
                 try:
                     attrs.evolve(config, engine=supervisor.engine)
@@ -332,5 +336,5 @@ async def supervise(config: Config, inherited: Sequence[int], notifier: Notifier
                 return await supervisor.run()
     finally:
         signals.process.take_back()
-        for each in sockets:
+        for each in (*sockets, *api_sockets):
             each.socket.close()

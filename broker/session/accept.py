@@ -46,13 +46,18 @@ HEALTH: Final = ("/healthz", "/readyz")
 """Routes that need no `path_prefix`: who looks after a process asks that process."""
 
 
-async def serve_connection(services: Services, stream: trio.abc.Stream) -> None:
-    """Serve one accepted stream until it is closed. Raises nothing but `trio.Cancelled`."""
+async def serve_connection(
+    services: Services, stream: trio.abc.Stream, *, is_private: bool = False
+) -> None:
+    """Serve one accepted stream until it is closed. Raises nothing but `trio.Cancelled`.
+
+    One that is private has come to the port of its own that the API has, and gets no more than that.
+    """
     address = address_of(stream)
     with services.admission.place(stream) as guest:
         try:
             # Two steps, so that no frame holds on to the request head for as long as the peer stays.
-            connection = await _receive(services, stream, address, guest)
+            connection = await _receive(services, stream, address, guest, is_private)
             if connection is not None:
                 await connection.run()
         except trio.ClosedResourceError:
@@ -80,13 +85,13 @@ async def serve_connection(services: Services, stream: trio.abc.Stream) -> None:
 
 
 async def _receive(
-    services: Services, stream: trio.abc.Stream, address: str, guest: Guest
+    services: Services, stream: trio.abc.Stream, address: str, guest: Guest, is_private: bool
 ) -> ServedConnection | None:
     """Read request heads and see to each; a connection if one asks for it and may have it."""
     connection, answer = None, b""
     with guest.scope:
         try:
-            connection = await _see_to_requests(services, stream, address, guest)
+            connection = await _see_to_requests(services, stream, address, guest, is_private)
         except HeadError as error:
             services.counts.note_refused(_reason_of(services, error))
             services.log.info("refused", status=error.status, reason=error.reason, peer=address)
@@ -110,7 +115,7 @@ def _reason_of(services: Services, error: HeadError) -> str:
 
 
 async def _see_to_requests(
-    services: Services, stream: trio.abc.Stream, address: str, guest: Guest
+    services: Services, stream: trio.abc.Stream, address: str, guest: Guest, is_private: bool
 ) -> ServedConnection | None:
     opened = await _first_request(services, stream, address)
     services.admission.ask(guest)
@@ -118,7 +123,7 @@ async def _see_to_requests(
         return None
     request, address = opened
     while True:
-        outcome = await _route(services, stream, request, address)
+        outcome = await _route(services, stream, request, address, is_private)
         if isinstance(outcome, Request):
             request = outcome
             continue
@@ -144,7 +149,7 @@ async def _first_request(
 
 
 async def _route(
-    services: Services, stream: trio.abc.Stream, request: Request, address: str
+    services: Services, stream: trio.abc.Stream, request: Request, address: str, is_private: bool
 ) -> ServedConnection | Request | None:
     """See to one request, the first of its connection or any later: the one place that tells by its
     head which door it came to."""
@@ -154,7 +159,15 @@ async def _route(
         within = below(head, prefix)
         if within is None and head.route not in HEALTH:
             raise HeadError(404, f"nothing is here; all is below {prefix}/")
+        if head.path == prefix and not head.is_upgrade:  # or the page's own links would lead astray
+            raise HeadError(308, f"it is at {prefix}/", (("Location", f"{prefix}/"),))
         head = within or head
+    for_backends = head.path.startswith("/api/") or head.route == "/metrics"
+    if is_private:
+        if not for_backends and head.route not in HEALTH:
+            raise HeadError(404, "this port has /api, /metrics, /healthz and /readyz")
+    elif for_backends and services.config.api_port is not None:
+        raise HeadError(404, "this is at api_port")
     request = Request(head, request.behind, address)
     if not (head.is_upgrade and is_websocket_path(head.path, services.config.websocket_paths)):
         return await services.serve_http(services, stream, request, address)

@@ -75,7 +75,12 @@ def _parse_v1(line: bytes) -> str | None:
     words = line.removesuffix(b"\r\n").decode("latin-1").split(" ")
     if words[1] == "UNKNOWN":
         return None
-    if line.endswith(b"\r\n") and len(words) == 6 and words[1] in ("TCP4", "TCP6") and words[4].isdecimal():
+    if (
+        line.endswith(b"\r\n")
+        and len(words) == 6
+        and words[1] in ("TCP4", "TCP6")
+        and words[4].isdecimal()
+    ):
         try:
             made = ipaddress.IPv4Address if words[1] == "TCP4" else ipaddress.IPv6Address
             return _text(made(words[2]), int(words[4]))

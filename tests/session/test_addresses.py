@@ -1,6 +1,7 @@
 """Where clients are, as proxies tell it; and the path that a proxy passes on: by real sockets."""
 
 import json
+import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ import trustme
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from broker import Broker, Config, Connection
+from broker import Broker, Config, ConfigError, Connection
 from broker.testing import Peer, handshake
 
 Connect = Callable[[], Any]
@@ -119,7 +120,7 @@ V1 = b"PROXY TCP4 192.0.2.7 10.0.0.1 4711 443\r\n"
 
 
 async def test_by_the_proxy_protocol_it_has_a_port(path: Path) -> None:
-    fields = {"proxy_protocol": True, "trusted_proxies": ("unix",)}
+    fields: dict[str, Any] = {"proxy_protocol": True, "trusted_proxies": ("unix",)}
     async with served(path, **fields) as (connect, seen):
         async with await connect() as peer:
             await peer.send(V1)
@@ -159,7 +160,8 @@ async def test_it_stands_before_tls(path: Path, tmp_path: Path) -> None:
 
 
 async def test_a_proxy_that_says_nothing_is_cut_as_anybody_is(path: Path) -> None:
-    fields = {"proxy_protocol": True, "trusted_proxies": ("unix",), "open_seconds": 0.05}
+    fields: dict[str, Any] = {"proxy_protocol": True, "open_seconds": 0.05}
+    fields["trusted_proxies"] = ("unix",)
     async with served(path, **fields) as (connect, _), await connect() as peer:
         assert b"408 Request Timeout" in await peer.receive_eof()
 
@@ -175,7 +177,7 @@ def test_whose_word_counts_must_be_said() -> None:
 @pytest.mark.parametrize(
     ("target", "status"),
     [
-        ("/chat", 200),
+        ("/chat", 308),
         ("/chat/", 200),
         ("/chat/static/page.css", 200),
         ("/chat/healthz", 200),
@@ -218,3 +220,61 @@ async def test_websockets_are_below_it_as_well(path: Path, target: str, status: 
 def test_a_prefix_is_a_path_without_a_slash_at_its_end(prefix: str) -> None:
     with pytest.raises(ValueError, match="must be like"):
         Config(path_prefix=prefix)
+
+
+# a port of the API's own
+
+
+@pytest.mark.parametrize(
+    ("where", "request_line", "status"),
+    [
+        ("api", "POST /api/info", 200),
+        ("api", "GET /metrics", 200),
+        ("api", "GET /healthz", 200),
+        ("api", "GET /readyz", 200),
+        ("api", "GET /", 404),
+        ("api", "GET /static/page.css", 404),
+        ("api", "GET /connection/websocket", 404),
+        ("api", "POST /emulation", 404),
+        ("public", "POST /api/info", 404),
+        ("public", "GET /metrics", 404),
+        ("public", "GET /metrics/", 404),
+        ("public", "GET /healthz", 200),
+        ("public", "GET /readyz", 200),
+        ("public", "GET /", 200),
+    ],
+)
+async def test_the_api_has_a_port_of_its_own(
+    path: Path, where: str, request_line: str, status: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    fields: dict[str, Any] = {"api_port": port, "api_host": "127.0.0.1", "api_key": "k"}
+    async with served(path, asks_app=False, **fields) as (connect, _):
+        if where == "api":
+            peer = Peer(await trio.open_tcp_stream("127.0.0.1", port))
+        else:
+            peer = await connect()
+        async with peer:
+            await peer.send(
+                f"{request_line} HTTP/1.1\r\nHost: localhost\r\nX-API-Key: k\r\n"
+                "Connection: close\r\nContent-Length: 2\r\n\r\n{}".encode()
+            )
+            assert (await peer.receive_eof()).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+async def test_a_websocket_is_not_to_be_had_at_the_port_of_the_api(path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    async with (
+        served(path, api_port=port, api_host="127.0.0.1"),
+        Peer(await trio.open_tcp_stream("127.0.0.1", port)) as peer,
+    ):
+        assert " 404 " in await enter(peer)
+
+
+async def test_a_port_of_the_api_that_is_taken_is_named(path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = Config(unix=path, api_host="127.0.0.1", api_port=taken.getsockname()[1])
+        with pytest.raises(ConfigError, match=r"api_port: port \d+ on 127.0.0.1 is already in use"):
+            await Broker(config).serve()
