@@ -516,14 +516,23 @@ class Broker:
             self._stop = trio.Event()
             self._ended_by = None
             if listeners is None:
-                self.tls_context = await read_certificate(self.config)
-                listeners = await open_listeners(self.config, self.tls_context)
-                api_listeners = list(await open_api_sockets(self.config))
+                listeners, api_listeners = await self._open_listeners()
             await self._serve(listeners, api_listeners or [], task_status)
         finally:
             self._is_taken = False
         if self._ended_by is not None:
             raise self._ended_by
+
+    async def _open_listeners(self) -> tuple[list[AnyListener], list[AnyListener]]:
+        """Listen as the config says, for all and for the API alone. Raises `ConfigError`, with nothing open."""
+        self.tls_context = await read_certificate(self.config)
+        api: list[AnyListener] = list(await open_api_sockets(self.config))
+        try:
+            return await open_listeners(self.config, self.tls_context), api
+        except BaseException:
+            for listener in api:
+                await trio.aclose_forcefully(listener)
+            raise
 
     async def _serve(
         self,

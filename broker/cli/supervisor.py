@@ -315,8 +315,8 @@ async def supervise(config: Config, inherited: Sequence[int], notifier: Notifier
     Raises `ConfigError` where it cannot listen, or nothing is there to join the workers with.
     """
     token = trio.lowlevel.current_trio_token()
-    sockets = take_sockets(inherited) if inherited else await open_sockets(config)
     api_sockets = await open_api_sockets(config)
+    sockets = take_sockets(inherited) if inherited else await open_sockets(config)
     if config.unix is None:
         config = attrs.evolve(config, port=sockets[0].socket.getsockname()[1])
     command = command_of_this_process()
