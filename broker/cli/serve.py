@@ -71,6 +71,10 @@ def _setting(flag: str, words: str, *, field: str, **settings: Any) -> Callable[
 _SETTINGS: Final = (
     _setting("--host", "Address or name to listen on.", field="host"),
     _setting("--port", "TCP port; 0 lets the system choose.", field="port", type=int),
+    _setting(
+        "--api-port", "A port of its own for the API, metrics and health.",
+        field="api_port", type=int,
+    ),
     _setting("--unix", "Listen on this Unix socket instead of TCP.", field="unix", type=_PATH),
     _setting(
         "--unix-mode", "Who may connect to the Unix socket, as for chmod: 0660.", field="unix_mode"

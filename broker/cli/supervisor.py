@@ -309,6 +309,17 @@ def command_of_this_process() -> list[str]:
     return [sys.executable, *sys.orig_argv[1:]]
 
 
+def _private_directory() -> "tempfile.TemporaryDirectory[str]":
+    """A directory that only this user may enter. Raises `ConfigError` where none can be made."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="trio-broker-")
+    except OSError:
+        raise ConfigError(
+            "workers need a directory for their sockets, and no temporary one can be written to: set "
+            "TMPDIR, or mount one at /tmp"
+        ) from None
+
+
 async def supervise(config: Config, inherited: Sequence[int], notifier: Notifier) -> int:
     """Serve by workers until a signal; the exit status. `inherited` are files to listen on, if there are.
 
@@ -325,7 +336,7 @@ async def supervise(config: Config, inherited: Sequence[int], notifier: Notifier
         token.run_sync_soon(supervisor.obey, order)
 
     try:
-        with tempfile.TemporaryDirectory(prefix="trio-broker-") as directory:  # made with 0700
+        with _private_directory() as directory:
             supervisor = Supervisor(config, command, sockets, api_sockets, notifier, directory)
             async with open_engine_for_workers(config, supervisor.give_up) as supervisor.engine:
                 try:
