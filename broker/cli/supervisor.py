@@ -8,7 +8,7 @@ a backlog of its own, and reset what waits in that of a dead one (ADR 26).
 | --- | --- |
 | all are ready | one line `ready`, and systemd is told |
 | a worker dies | another takes its place, at first after 0.1 s |
-| five that were young die within 10 s | the others drain, exit status 3 |
+| five that were young die within 10 s, or five before all were ready | the others drain, exit status 3 |
 | a worker's event loop stands still for 30 s | it is killed, which is a death |
 | SIGTERM, SIGINT | all drain; the status is 0 if all have ended well |
 | a second one | all are cut; who is there after 3 s is killed; the status is 1 |
@@ -36,7 +36,7 @@ import trio
 
 from broker import signals
 from broker.cli.private_redis import open_private_redis
-from broker.cli.restarts import Restarts
+from broker.cli.restarts import DEATHS, Restarts
 from broker.cli.seat import VARIABLE, Given
 from broker.cli.systemd import Notifier
 from broker.config.settings import Config
@@ -113,6 +113,7 @@ class Supervisor:
     _restarts: Restarts = attrs.field(init=False, factory=Restarts)
     _stopping: trio.Event = attrs.field(init=False, factory=trio.Event)
     _cut: trio.Event = attrs.field(init=False, factory=trio.Event)
+    _failed_starts: int = attrs.field(init=False, default=0)
     _has_served: bool = attrs.field(init=False, default=False)
 
     def __attrs_post_init__(self) -> None:
@@ -197,6 +198,9 @@ class Supervisor:
                 self.stop()
                 return
             pause = self._restarts.pause(lived, trio.current_time())
+            self._failed_starts += not self._has_served
+            if self._failed_starts == DEATHS:  # however long each took
+                pause = None
             how = _in_words(status)
             log.error("worker_died", number=worker.number, how=how, restart_seconds=pause)
             if pause is None:
