@@ -366,7 +366,7 @@ async def test_they_are_one_broker_by_the_redis_that_is_started_for_them(
     async with running("--workers", "2", "app:broker", cwd=tmp_path) as it:
         url = await ready(it)
         heard: list[tuple[int, object]] = []
-        async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
             address = f"{url}/connection/websocket"
 
             async def follow(number: int, task_status: trio.TaskStatus[None]) -> None:
@@ -383,8 +383,8 @@ async def test_they_are_one_broker_by_the_redis_that_is_started_for_them(
             assert len({(await worker_of(peer))[0] for peer in peers}) == 2
             for number in range(2 * LEAD):
                 await nursery.start(lambda task_status, n=number: follow(n, task_status))
-            publisher = await stack.enter_async_context(open_client(address))
-            await publisher.publish("news", "x")
+            async with open_client(address) as publisher:
+                await publisher.publish("news", "x")
         assert sorted(heard) == [(number, "x") for number in range(2 * LEAD)]
         for peer in peers:
             await peer.aclose()
