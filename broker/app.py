@@ -22,8 +22,8 @@ from broker.access.jwks import open_tokens
 from broker.access.keys import load_keys
 from broker.access.keys import warning as token_warning
 from broker.access.rights import Rights
-from broker.config.reload import Settings, renews
-from broker.config.settings import Config, exposure_warning, is_loopback
+from broker.config.reload import NO_SOURCES, Settings, renews
+from broker.config.settings import Config, exposure_warning
 from broker.core.hub import Hub
 from broker.core.messages import (
     ClientInfo,
@@ -40,6 +40,7 @@ from broker.errors import CloseCode, UnsubscribeCode
 from broker.events.dispatcher import hook_reader, open_events
 from broker.hooks import (
     Hooks,
+    OnBuffer,
     OnClose,
     OnConnect,
     OnEvent,
@@ -64,16 +65,16 @@ from broker.routing.recipients import Peer
 from broker.routing.router import Router
 from broker.session.accept import serve_connection
 from broker.session.memory import hold_request, keep_memory, memory_fields, memory_warning
-from broker.session.orders import ServerSub
+from broker.session.orders import ServerSub, shaped
 from broker.session.services import Services
 from broker.transport.listeners import (
     AnyListener,
     accept_streams,
     describe,
     open_api_sockets,
-    open_listeners,
     read_certificate,
 )
+from broker.transport.places import config_of, is_local, open_places
 from broker.transport.postman import open_post_office
 from broker.webhooks.proxy import open_questions
 from broker.webhooks.sender import open_sender
@@ -101,6 +102,9 @@ class Broker:
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or Config()
         """May be replaced until `serve` is called; then `reload` does it."""
+        self.config_sources: Mapping[str, str] = {}
+        """Where values of it were given, by setting, for whoever looks: `{"port": "BROKER_PORT"}`. What is
+        not in it is the program's own."""
         self.wall_clock: Callable[[], float] = time.time
         """Unix seconds, by which tokens expire; `open_test_broker` puts virtual time here."""
         self.run_blocking: RunBlocking = in_thread
@@ -114,6 +118,7 @@ class Broker:
         self.hooks = Hooks(self._end_by)
         self._ended_by: BaseException | None = None
         self._node: Node | None = None
+        self._places: list[str] = []
         self._next_fd: Fd = 0
         self._is_taken = False
         self._stop = trio.Event()
@@ -139,6 +144,23 @@ class Broker:
     def on_close(self, hook: OnClose) -> OnClose:
         """`(connection, close)`: the connection has ended. Called once for each `on_open`."""
         self.hooks.set("close", hook)
+        return hook
+
+    def on_buffer_full(self, hook: OnBuffer) -> OnBuffer:
+        """`(connection)`: more than `high_watermark_bytes` waits for a peer that takes no more just now.
+
+        Of connections that open from then on. Beside all other hooks; see `on_buffer_empty`, which
+        follows unless the connection ends.
+        """
+        self.hooks.set("buffer_full", hook)
+        return hook
+
+    def on_buffer_empty(self, hook: OnBuffer) -> OnBuffer:
+        """`(connection)`: no more than `low_watermark_bytes` waits for a peer that has been behind.
+
+        Where a peer goes back and forth while a hook runs, the two are told the last of it.
+        """
+        self.hooks.set("buffer_empty", hook)
         return hook
 
     def on_rpc(self, hook: OnRpc) -> OnRpc:
@@ -195,16 +217,76 @@ class Broker:
 
     # messages
 
-    def push(self, fd: Fd, data: object) -> PushResult:
-        """Send to one connection.
+    def push(
+        self,
+        fd: Fd,
+        data: object,
+        *,
+        opcode: int | None = None,
+        fragment_bytes: int | None = None,
+    ) -> PushResult:
+        """Send to one connection, without waiting: QUEUED means that it is on its way.
 
         A plain peer gets `str` as a text frame, `bytes` as a binary frame, anything else as JSON
         text; a Centrifuge client gets a `message` push. A peer that has not sent anything yet gets
         it when its first message tells which of them it is: it waits, as much as `outbox_bytes`; see
-        `declare_plain`. Raises `TypeError` for what JSON cannot say, and `ValueError` for text that
-        is not Unicode (a lone surrogate).
+        `declare_plain`.
+
+        For a plain peer `opcode` says whether the frame is `Opcode.TEXT` or `Opcode.BINARY`, whatever the
+        data is, and with `fragment_bytes` it is cut in fragments of so many bytes, 125 or more. Centrifuge
+        clients have frames of their own.
+
+        Raises `TypeError` for what JSON cannot say, and `ValueError` for text that is not Unicode (a
+        lone surrogate), or not UTF-8, and for another opcode.
         """
+        if opcode is not None or fragment_bytes is not None:
+            data = shaped(data, opcode, fragment_bytes)
         return PushResult.CLOSED if self._node is None else self._node.push(fd, data)
+
+    async def send(
+        self,
+        fd: Fd,
+        data: object,
+        *,
+        opcode: int | None = None,
+        fragment_bytes: int | None = None,
+    ) -> PushResult:
+        """The same as `push`, but it waits for room: until no more than `high_watermark_bytes` wait for the
+        peer. So whoever sends a lot goes on as fast as the peer takes it, and cuts nobody.
+
+        Sends to one fd are queued in the order in which they began. The deadline is the caller's: in
+        `trio.move_on_after(5)` it waits for 5 s. Cancelled, nothing was sent. `CLOSED` if the peer goes, or
+        the broker stops, before there is room; `REBOUND` if it becomes another user's; `FULL`, without
+        waiting, if as much as `connection_bytes` allows waits already, or memory is short. Raises
+        what `push` raises.
+        """
+        if opcode is not None or fragment_bytes is not None:
+            data = shaped(data, opcode, fragment_bytes)
+        if self._node is None:
+            await trio.lowlevel.checkpoint()
+            return PushResult.CLOSED
+        return await self._node.send(fd, data)
+
+    def ping(self, fd: Fd, data: bytes = b"") -> bool:
+        """Send a WebSocket Ping with up to 125 bytes of data, besides those of the broker's own heartbeat.
+
+        False if it is not here, or no WebSocket. Its answer moves `ConnectionInfo.last_received_at`.
+        Raises `ValueError` for more data.
+        """
+        return self._node is not None and self._node.ping(fd, data)
+
+    def pause(self, fd: Fd) -> bool:
+        """Read no more from one connection until `resume`; false if it is not here.
+
+        What it has sent already, one read of 64 KiB at most, may still come to your hooks. Then the
+        network holds its sender back; and for as long nothing is seen of its pings, its Close and its
+        end, so its silence is no reason to close it.
+        """
+        return self._node is not None and self._node.pause(fd)
+
+    def resume(self, fd: Fd) -> bool:
+        """Read on after `pause`; false if it is not here."""
+        return self._node is not None and self._node.resume(fd)
 
     def declare_plain(self, fd: Fd) -> bool:
         """Take a peer that has not sent anything yet for a plain one, as for a page that only listens.
@@ -374,7 +456,7 @@ class Broker:
         return self._node is not None and self._node.expire(fd, when)
 
     def exists(self, fd: Fd) -> bool:
-        """Whether this fd is a connection here, also one that is closing."""
+        """Whether this fd is a connection here, also one that is closing; no longer in `on_close`."""
         return self._node is not None and self._node.exists(fd)
 
     def is_established(self, fd: Fd) -> bool:
@@ -386,7 +468,7 @@ class Broker:
         return [] if self._node is None else self._node.connections(after, limit)
 
     def connection_info(self, fd: Fd) -> ConnectionInfo | None:
-        """A snapshot of one connection; None if it is not here."""
+        """A snapshot of one connection; None if it is not here, as `exists` says."""
         return None if self._node is None else self._node.connection_info(fd)
 
     def bind(self, fd: Fd, user: str) -> None:
@@ -406,7 +488,7 @@ class Broker:
         return [] if self._node is None else self._node.fds_of(user)
 
     def stats(self) -> BrokerStatistics:
-        """A snapshot of what is here and what has been done."""
+        """A snapshot of what is here and what has been done. Linear in the connections, 0.1 µs each."""
         return self.node.stats()
 
     @property
@@ -442,19 +524,33 @@ class Broker:
             self._ended_by = error
         self.stop()
 
-    def reload(self, config: Config) -> None:
+    def reload(self, config: Config, sources: Mapping[str, str] = NO_SOURCES) -> None:
         """Go by another config from now on, with everybody still connected.
 
         Rules and limits count from a client's next request on; who is subscribed already stays so.
         Where the broker listens and how much history it keeps cannot change while it serves: that
-        stays as it is, and one warning names it.
+        stays as it is, and one warning names it. `sources` is as `config_sources`.
         """
         if self._node is None:
-            self.config = config
+            self.config, self.config_sources = config, sources
         else:
-            self.config = self._node.reload(config).config
+            self.config = self._node.reload(config, sources).config
 
-    async def reload_files(self, config: Config | None = None) -> None:
+    def listen(self, place: str) -> None:
+        """Listen on one more place: `"unix:/run/broker.sock"`, `"localhost:9502"`, `"[::]:9503"`.
+
+        Beside the one of the settings, whose TLS counts here too. A place that cannot be had when the
+        broker begins to serve is logged, and fails none of the others. Raises `ValueError` for what is
+        no place, and `RuntimeError` while the broker serves.
+        """
+        if self._is_taken:
+            raise RuntimeError("listen: say it before `serve`, which opens all places at its start")
+        config_of(place, self.config)
+        self._places.append(place)
+
+    async def reload_files(
+        self, config: Config | None = None, sources: Mapping[str, str] = NO_SOURCES
+    ) -> None:
         """Read the TLS certificate and the keys of tokens again from their files, and go by another
         config as `reload` does, if there is one.
 
@@ -462,9 +558,10 @@ class Broker:
         the next token on. Raises `ConfigError` for a file that cannot be used, and cancelled it leaves
         everything as it was.
         """
-        config = config or self.config
+        if config is None:
+            config, sources = self.config, self.config_sources
         if self._node is None:
-            self.config = config
+            self.config, self.config_sources = config, sources
             return
         node, rules = self._node, self.config.tokens
         # Other rules that need a restart leave those that are in force, and their keys are new.
@@ -474,7 +571,7 @@ class Broker:
         if self.tls_context is not None:
             await read_certificate(self.config, self.tls_context)
         node.services.tokens.keys = keys
-        self.config = node.reload(config, keys if renewed else None).config
+        self.config = node.reload(config, sources, keys if renewed else None).config
 
     def run(self) -> None:
         """Serve until SIGINT (Ctrl-C) or SIGTERM: the whole of a program. Trio is started for it.
@@ -502,7 +599,8 @@ class Broker:
         """Serve until `stop` is called and every connection has ended.
 
         Reports the addresses once it listens. Listens as the config says, or on `listeners`, and for the API
-        alone on `api_listeners`, which it then closes. Raises `ConfigError` when it cannot listen or read its keys. Cancelled, it cuts every
+        alone on `api_listeners`, which it then closes; and on the places of `listen`. Raises `ConfigError`
+        when it cannot listen or read its keys. Cancelled, it cuts every
         connection at once: the peers see no Close. Nothing it started is left when it returns.
         `SystemExit` or `KeyboardInterrupt` of a hook stops the broker as `stop` does, and is raised
         from here once all has ended.
@@ -515,20 +613,25 @@ class Broker:
             # Before anything is waited for: a `stop` that comes while we start counts.
             self._stop = trio.Event()
             self._ended_by = None
+            own, *more = self.places
             if listeners is None:
-                listeners, api_listeners = await self._open_listeners()
+                listeners, api_listeners = await self._open_listeners([own, *more])
+            elif more and self.worker is None:  # a worker has been given those as well
+                listeners = [*listeners, *await open_places(more, self.tls_context)]
             await self._serve(listeners, api_listeners or [], task_status)
         finally:
             self._is_taken = False
         if self._ended_by is not None:
             raise self._ended_by
 
-    async def _open_listeners(self) -> tuple[list[AnyListener], list[AnyListener]]:
-        """Listen as the config says, for all and for the API alone. Raises `ConfigError`, with nothing open."""
+    async def _open_listeners(
+        self, places: list[Config]
+    ) -> tuple[list[AnyListener], list[AnyListener]]:
+        """Listen on all places, and for the API alone. Raises `ConfigError`, with nothing open."""
         self.tls_context = await read_certificate(self.config)
         api: list[AnyListener] = list(await open_api_sockets(self.config))
         try:
-            return await open_listeners(self.config, self.tls_context), api
+            return await open_places(places, self.tls_context), api
         except BaseException:
             for listener in api:
                 await trio.aclose_forcefully(listener)
@@ -565,7 +668,7 @@ class Broker:
                                 accept_streams, listener, door, services.admission.make_room
                             )
                         addresses = describe(listeners)
-                        _log_ready(node, addresses, describe(api_listeners), self.worker)
+                        _log_ready(node, addresses, describe(api_listeners), self)
                         task_status.started(addresses)
                         await self._stop.wait()
                         await _give_notice(node)
@@ -592,10 +695,15 @@ class Broker:
                     await listener.aclose()
         log.info("stopped")
 
+    @property
+    def places(self) -> list[Config]:
+        """The settings, once for each place to listen on: their own first."""
+        return [self.config, *(config_of(place, self.config) for place in self._places)]
+
     async def _open_node(self, stack: AsyncExitStack) -> tuple[Node, BackendServer]:
         """Open everything that outlives the sessions, the outermost first."""
         config, opened = self.config, stack.enter_async_context
-        settings, name = Settings(config), node_name(config)
+        settings, name = Settings(config, self.config_sources), node_name(config)
 
         def now() -> float:
             return self.wall_clock()  # looked up each time: a test may move the clock
@@ -620,10 +728,10 @@ class Broker:
             self.hooks,
             router,
             tokens,
-            loopback_bind=config.unix is not None or is_loopback(config.host),
+            loopback_bind=all(map(is_local, self.places)),
             name=name,
         )
-        node = Node(services)
+        node = Node(services, now)
         hold = partial(hold_request, services)
         pages = HttpServer(http_app(node), hold=hold, is_logged=lambda: node.config.access_log)
         backends = BackendServer(node, pages)
@@ -693,9 +801,11 @@ async def serve_until_signal(
     return not cut.cancelled_caught
 
 
-def _log_ready(node: Node, addresses: list[str], api: list[str], worker: int | None) -> None:
-    config = node.config
-    more = {"api": [each.replace("ws:", "http:", 1) for each in api]} if api else {}
+def _log_ready(node: Node, addresses: list[str], api: list[str], broker: Broker) -> None:
+    config, worker = node.config, broker.worker
+    more: dict[str, Any] = {} if config.demo_page else {"demo_page": False}
+    if api:
+        more["api"] = [each.replace("ws:", "http:", 1) for each in api]
     log.info("ready" if worker is None else "worker_ready", addresses=addresses, **more)
     if worker is not None and worker != 1:
         return  # what follows is the same for all
@@ -706,8 +816,7 @@ def _log_ready(node: Node, addresses: list[str], api: list[str], worker: int | N
     too_many = node.services.admission.warning()
     if too_many is not None:
         log.warning("too_few_files", detail=too_many)
-    exposed = exposure_warning(config)
-    if exposed is not None:
+    for exposed in filter(None, map(exposure_warning, broker.places)):
         log.warning("exposed", detail=exposed)
     weak = token_warning(config.tokens)
     if weak is not None:

@@ -16,6 +16,9 @@ ended and the hook is still busy `close_seconds` later.
 exception when all is done. Any other `BaseException` counts as an `Exception`; so does a
 cancellation that nobody has asked for, as a hook has when it raises what it had caught elsewhere.
 
+`on_buffer_full` and `on_buffer_empty` run in a task of their own, one at a time for a connection, and
+beside its other hooks: one of these may be the one that waits for room.
+
 `on_event` is different: it runs in a task of its own and holds up nobody; an exception is logged,
 and the next event comes. Cancellation reaches it `flush_seconds` after the last connection of a
 broker that stops has ended.
@@ -366,6 +369,7 @@ EventHook: TypeAlias = Callable[[Event], Awaitable[None]]
 OnHandshake = TypeVar("OnHandshake", bound=HandshakeHook)
 OnOpen = TypeVar("OnOpen", bound=OpenHook)
 OnMessage = TypeVar("OnMessage", bound=MessageHook)
+OnBuffer = TypeVar("OnBuffer", bound=OpenHook)
 OnClose = TypeVar("OnClose", bound=CloseHook)
 OnRpc = TypeVar("OnRpc", bound=RpcHook)
 OnRequest = TypeVar("OnRequest", bound=RequestHook)
@@ -440,6 +444,8 @@ KINDS: Mapping[str, Kind] = {
     "message": Kind((_CONNECTION, "frame: Frame"), "None", _is_none, _AWAY),
     "close": Kind((_CONNECTION, "close: Close"), "None", _is_none),
     "rpc": Kind((_CONNECTION, "method: str", "data: object"), "object", _is_anything),
+    "buffer_full": Kind((_CONNECTION,), "None", _is_none, _AWAY),
+    "buffer_empty": Kind((_CONNECTION,), "None", _is_none, _AWAY),
     "request": Kind(("request: Request",), "Response | None", _is_response),
     "connect": _reply("event: ConnectEvent", ConnectReply),
     "subscribe": _reply("event: SubscribeEvent", SubscribeReply),
@@ -496,6 +502,8 @@ class Hooks:
     open: OpenHook | None = attrs.field(default=None, init=False)
     message: MessageHook | None = attrs.field(default=None, init=False)
     close: CloseHook | None = attrs.field(default=None, init=False)
+    buffer_full: OpenHook | None = attrs.field(default=None, init=False)
+    buffer_empty: OpenHook | None = attrs.field(default=None, init=False)
     rpc: RpcHook | None = attrs.field(default=None, init=False)
     request: RequestHook | None = attrs.field(default=None, init=False)
     connect: ConnectHook | None = attrs.field(default=None, init=False)

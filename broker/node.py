@@ -7,7 +7,7 @@ otherwise a method never waits: it is one atomic step, of which the network lear
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from broker.access.keys import Key
-from broker.config.reload import Change
+from broker.config.reload import NO_SOURCES, Change
 from broker.config.settings import Config
 from broker.core.event_queue import EventKind, EventStatistics
 from broker.core.histogram import Histogram, HistogramStatistics
@@ -26,6 +26,8 @@ from broker.core.hub import HubStatistics
 from broker.core.memory import MemoryStatistics, Part
 from broker.core.messages import (
     ClientInfo,
+    ClosedConnection,
+    ConnectionDetails,
     ConnectionInfo,
     Delivery,
     Fd,
@@ -35,7 +37,7 @@ from broker.core.messages import (
 )
 from broker.core.retained import RetainedStatistics
 from broker.core.session import Decider, Grant, Subscription
-from broker.core.work import SURVEYED
+from broker.core.work import SURVEYED, SURVEYED_AT_ONCE
 from broker.engines.engine import EngineStatistics
 from broker.errors import Refused, check_close_code
 from broker.hooks import Hooks, HookStatistics
@@ -46,9 +48,12 @@ from broker.routing.retained import give_retained
 from broker.routing.router import Router
 from broker.routing.turns import Share
 from broker.session.counts import ConnectionCounts
+from broker.session.details import details_of
 from broker.session.expiry import expire
-from broker.session.orders import ServerSub
+from broker.session.orders import ServerSub, message_of
+from broker.session.search import ConnectionQuery, search
 from broker.session.services import ServedConnection, Services
+from broker.session.tracing import Traces
 from broker.transport.lane import Traffic
 from broker.transport.postman import PostStatistics
 
@@ -82,14 +87,30 @@ class BrokerStatistics:
     """By how many seconds the event loop was late, looked at once a second."""
     memory: MemoryStatistics
     """What is held for clients, by part."""
+    uptime_seconds: float
+    """Since `serve` began."""
+    bytes_received: int
+    """From all connections that ever were here."""
+
+    @property
+    def accepted(self) -> int:
+        """Connections that were ever here."""
+        return sum(self.ends.opened.values())
+
+    @property
+    def closed(self) -> int:
+        """Connections that have ended."""
+        return sum(self.ends.closed.values())
+
+    @property
+    def bytes_queued(self) -> int:
+        """Bytes that were put into outboxes: they are sent, wait, or were dropped."""
+        return self.post.bytes_queued
 
     @property
     def history(self) -> HistoryStatistics:
         return self.engine.history
 
-
-SURVEYED_AT_ONCE: Final = 100
-"""Connections between two turns of a survey: 0.3 ms."""
 
 GOODBYES_AT_ONCE: Final = 0.1
 """Seconds of goodbyes that are not spread: a hundred clients that come back together are no storm."""
@@ -149,19 +170,25 @@ class Node:
     """One broker while it serves; see the module."""
 
     services: Services
+    now: Callable[[], float] = time.time
+    """Unix seconds."""
     started_at: float = attrs.field(factory=time.time)
     """Unix seconds."""
+    traces: Traces = attrs.field(init=False)
     loop_lag: Histogram = attrs.field(init=False, factory=Histogram)
     """Seconds by which `beat` was called late."""
     worker: int = attrs.field(init=False, default=0)
     """The number of this process among the workers of `--workers`; 0 for one alone."""
     others: Mapping[int, Path] = attrs.field(init=False, factory=dict)
     """The sockets where the other workers tell their metrics."""
+    _began: float = attrs.field(init=False, factory=trio.current_time)
     _readers: set[Reader] = attrs.field(init=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
+        self.traces = Traces(self.services, self.now)
         self.services.memory.count(
-            Part.READERS, lambda: sum([reader.bytes_held for reader in self._readers])
+            Part.READERS,
+            lambda: sum([reader.bytes_held for reader in self._readers]) + self.traces.bytes_held,
         )
 
     @property
@@ -195,6 +222,26 @@ class Node:
     def push(self, fd: Fd, data: object) -> PushResult:
         connection = self._find(fd)
         return PushResult.CLOSED if connection is None else connection.orders.push(data)
+
+    async def send(self, fd: Fd, data: object) -> PushResult:
+        message = message_of(data)
+        connection = self._find(fd)
+        if connection is None:
+            await trio.lowlevel.checkpoint()
+            return PushResult.CLOSED
+        return await connection.flow.send(message)
+
+    def ping(self, fd: Fd, data: bytes) -> bool:
+        connection = self._find(fd)
+        return connection is not None and connection.flow.ping(data)
+
+    def pause(self, fd: Fd) -> bool:
+        connection = self._find(fd)
+        return connection is not None and connection.flow.pause()
+
+    def resume(self, fd: Fd) -> bool:
+        connection = self._find(fd)
+        return connection is not None and connection.flow.resume()
 
     def declare_plain(self, fd: Fd) -> bool:
         connection = self._find(fd)
@@ -297,7 +344,7 @@ class Node:
         return connection is not None and expire(connection, self.services.tokens, when)
 
     def exists(self, fd: Fd) -> bool:
-        return self.services.router.hub.sessions.get(fd) is not None
+        return fd in self.services.connections
 
     def is_established(self, fd: Fd) -> bool:
         return self._find(fd) is not None
@@ -315,6 +362,23 @@ class Node:
         connection = self.services.connections.get(fd)
         return None if connection is None else connection.info()
 
+    def connection_details(self, fd: Fd) -> ConnectionDetails | None:
+        connection = self.services.connections.get(fd)
+        return None if connection is None else details_of(self.services, connection)
+
+    def search(self, query: ConnectionQuery) -> Iterator[Sequence[Fd]]:
+        """The fds of all connections that a query asks for, in growing order, piece by piece: others may
+        run between two of them. Each piece costs `SURVEYED_AT_ONCE` looks at most; it may be empty."""
+        return search(self.services, query)
+
+    def closed_connections(self) -> Iterator[ClosedConnection]:
+        """The connections that ended last, up to 1,000 of them, the last first."""
+        return iter(self.services.closed)
+
+    def closed_connection(self, fd: Fd) -> ClosedConnection | None:
+        """The one of these that had this fd."""
+        return self.services.closed.find(fd)
+
     def bind(self, fd: Fd, user: str) -> None:
         peer = self.services.router.hub.sessions.get(fd)
         if peer is None:
@@ -329,6 +393,7 @@ class Node:
 
     def stats(self) -> BrokerStatistics:
         router = self.services.router
+        received = [each.traffic.bytes for each in self.services.connections.values()]
         return BrokerStatistics(
             connections=len(router.hub.sessions),
             users=router.hub.sessions.statistics().users,
@@ -345,6 +410,8 @@ class Node:
             recoveries=attrs.asdict(router.recoveries),
             hooks=self.hooks.statistics(),
             loop_lag=self.loop_lag.statistics(),
+            uptime_seconds=trio.current_time() - self._began,
+            bytes_received=self.services.counts.received.bytes + sum(received),
         )
 
     async def survey(self) -> Survey:
@@ -379,14 +446,20 @@ class Node:
 
     # life
 
-    def reload(self, config: Config, keys: Sequence[Key] | None = None) -> Change:
-        """Go by another config; atomic. Settings that need a restart stay, and are named in the log.
+    def reload(
+        self,
+        config: Config,
+        sources: Mapping[str, str] = NO_SOURCES,
+        keys: Sequence[Key] | None = None,
+    ) -> Change:
+        """Go by another config, with the `sources` of its values; atomic. Settings that need a restart
+        stay, and are named in the log.
 
         `keys` are those by its rules of tokens, read anew. Without them these rules stay, too.
         """
         if (config.log_format, config.log_level) != (self.config.log_format, self.config.log_level):
             reconfigure(config.log_format, config.log_level)  # before others bind their loggers
-        change = self.services.settings.replace(config, with_tokens=keys is not None)
+        change = self.services.settings.replace(config, sources, with_tokens=keys is not None)
         if keys is not None:
             self.services.tokens.rules, self.services.tokens.keys = config.tokens, keys
         for session in self.services.router.hub.sessions:
@@ -408,6 +481,7 @@ class Node:
         """
         now = trio.current_time()
         self.services.requests.expire(now)
+        self.traces.expire(now)
         self.note_fds()
         sessions, connections = self.services.router.hub.sessions, self.services.connections
         due = [session.fd for session in sessions if session.look_at <= now]
@@ -423,6 +497,7 @@ class Node:
 
     async def shut_down(self) -> None:
         """Tell every client that the broker stops, `goodbye_rate` of them a second. Few are told at once."""
+        self.traces.end_all()
         connections = list(self.services.connections.values())
         spread = min(len(connections) / self.config.goodbye_rate, self.config.drain_seconds / 2)
         began = trio.current_time()

@@ -60,6 +60,11 @@ async def opened(connection: Connection) -> None:
 async def heard(connection: Connection, frame: Frame) -> None: ...
 
 
+@broker.on_buffer_full
+@broker.on_buffer_empty
+async def filling(connection: Connection) -> None: ...
+
+
 @broker.on_close
 async def closed(connection: object, close: Close) -> None: ...
 
@@ -137,6 +142,10 @@ async def opened_with_an_event(connection: ConnectEvent) -> None: ...
 
 @broker.on_message  # type: ignore[type-var]
 async def heard_a_text(connection: Connection, frame: str) -> None: ...
+
+
+@broker.on_buffer_full  # type: ignore[type-var]
+async def filling_with_bytes(connection: Connection, waiting: int) -> None: ...
 
 
 @broker.on_close  # type: ignore[type-var]

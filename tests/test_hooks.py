@@ -23,7 +23,12 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from structlog.testing import capture_logs
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import (
+    MockClock,
+    lockstep_stream_pair,
+    memory_stream_pair,
+    wait_all_tasks_blocked,
+)
 
 from broker import (
     Broker,
@@ -857,7 +862,9 @@ async def call(net: Network, kind: str) -> Any:
         async with await net.connect() as peer:
             await peer.send(MINE if kind == "request" else handshake())
             return int((await peer.receive_head()).split()[1])
-    async with await (net.open_client() if kind in LATER else net.open_websocket()) as peer:
+    make_pair = lockstep_stream_pair if kind.startswith("buffer") else memory_stream_pair
+    opening = net.open_client() if kind in LATER else net.open_websocket(make_pair=make_pair)
+    async with await opening as peer:
         if kind in ASKED:
             await peer.send_json({"id": 7, kind: ASKED[kind]})
             try:
@@ -868,6 +875,10 @@ async def call(net: Network, kind: str) -> Any:
             return reply["error"]
         if kind == "message":
             await peer.send_text("x")
+        elif kind.startswith("buffer"):
+            net.broker.declare_plain(peer.fd)
+            net.broker.push(peer.fd, "x" * 700_000)
+            await wait_all_tasks_blocked()
         elif kind == "close":
             await peer.send_close()
         code, _ = await peer.receive_close()
@@ -888,7 +899,8 @@ def test_an_odd_exception_is_contained_like_any_other(kind: str, odd: str) -> No
                 failed = await call(net, kind)
             assert net.broker.is_established(bystander.fd)
             await bystander.aclose()
-        expected = {"open": 1011, "message": 1011, "close": 1000, "request": 500, "handshake": 500}
+        expected = dict.fromkeys(("open", "message", "buffer_full", "buffer_empty"), 1011)
+        expected |= {"close": 1000, "request": 500, "handshake": 500}
         if kind != "event":
             assert failed == expected.get(kind, INTERNAL)
 
@@ -952,6 +964,8 @@ def test_a_hook_that_ends_the_process_has_everybody_told_before(kind: str, how: 
         closed = {
             "open": 1001,
             "message": 1001,
+            "buffer_full": 1001,
+            "buffer_empty": 1001,
             "connect": 1001,
             "request": 503,
             "close": 1000,

@@ -26,7 +26,7 @@ from broker.cli.errors import (
 from broker.cli.seat import Given, Seat, as_worker, take_given
 from broker.cli.supervisor import supervise
 from broker.cli.systemd import Notifier, take_listen_fds
-from broker.config.loading import load
+from broker.config.loading import Loaded, load_with_sources
 from broker.config.settings import Config, LogFormat, LogLevel, TopicRules
 from broker.core.session import SlowRule
 from broker.errors import ConfigError
@@ -193,21 +193,26 @@ def _serve_with(app: str | None, file: Path | None, options: Mapping[str, object
     broker = None if app is None else _find(app)
     base = None if broker is None else broker.config
 
-    def read() -> Config:
-        config = load(file, overrides, base=base)
+    def read() -> Loaded:
+        loaded = load_with_sources(file, overrides, base=base)
         if given is not None:
-            return as_worker(given, config)
-        return listening_on(config, inherited)
+            return attrs.evolve(loaded, config=as_worker(given, loaded.config))
+        return attrs.evolve(loaded, config=listening_on(loaded.config, inherited))
 
     try:
-        config = read()
+        loaded = read()
     except ConfigError as error:
         raise Mistake(str(error)) from error
+    config = loaded.config
     worker = None if given is None else given.number
     logs.configure(config.log_format, config.log_level, worker=worker)
     logs.capture_strays()
+    if given is None:
+        for unknown in loaded.unknown:
+            log.warning("unknown_setting", detail=str(unknown))
     if given is None and config.workers > 1:
-        status = _run(partial(supervise, config, inherited, notifier))
+        places = [] if broker is None else broker.places[1:]
+        status = _run(partial(supervise, config, places, inherited, notifier))
         if status:
             sys.exit(status)
         return
@@ -215,7 +220,7 @@ def _serve_with(app: str | None, file: Path | None, options: Mapping[str, object
         from broker.cli import default_app as builtin
 
         broker = builtin.create(config)
-    broker.config = config
+    broker.config, broker.config_sources = config, loaded.sources
     # The process is ours, and its objects stay: with Python's defaults the collector walks all
     # connections again and again while they come in (3,000 connects: 1,700/s, with these 3,100/s).
     # And it is never long at it: 50,000 objects that stay are walked in 10 ms, 500,000 in 60.
@@ -256,7 +261,7 @@ class _Source:
     """Where the config comes from, and what reads it anew."""
 
     name: str
-    read: Callable[[], Config]
+    read: Callable[[], Loaded]
 
 
 async def _serve_alone(
@@ -357,10 +362,10 @@ async def _reload_on_signal(
         notifier.reloading()
         try:
             with trio.fail_after(RELOAD_SECONDS):
-                config = await trio.to_thread.run_sync(
+                loaded = await trio.to_thread.run_sync(
                     source.read, abandon_on_cancel=True, limiter=threads
                 )
-                await broker.reload_files(config)
+                await broker.reload_files(loaded.config, loaded.sources)
         except ConfigError as error:
             log.error("reload_failed", detail=f"{error}; {kept}")
         except trio.TooSlowError:

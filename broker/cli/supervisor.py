@@ -44,7 +44,8 @@ from broker.errors import ConfigError
 from broker.node import node_name
 from broker.signals import CUT_SHORT, Order
 from broker.transport.gate import Counts, make_shared
-from broker.transport.listeners import open_api_sockets, open_sockets, take_sockets
+from broker.transport.listeners import open_api_sockets, take_sockets
+from broker.transport.places import open_sockets_of
 
 log = structlog.get_logger("broker")
 
@@ -324,14 +325,20 @@ def _private_directory() -> "tempfile.TemporaryDirectory[str]":
         ) from None
 
 
-async def supervise(config: Config, inherited: Sequence[int], notifier: Notifier) -> int:
-    """Serve by workers until a signal; the exit status. `inherited` are files to listen on, if there are.
+async def supervise(
+    config: Config, places: Sequence[Config], inherited: Sequence[int], notifier: Notifier
+) -> int:
+    """Serve by workers until a signal; the exit status. `places` are the settings by which to listen on
+    more than their own place, `inherited` files to listen on in place of that.
 
     Raises `ConfigError` where it cannot listen, or nothing is there to join the workers with.
     """
     token = trio.lowlevel.current_trio_token()
     api_sockets = await open_api_sockets(config)
-    sockets = take_sockets(inherited) if inherited else await open_sockets(config)
+    if inherited:
+        sockets = [*take_sockets(inherited), *await open_sockets_of(places)]
+    else:
+        sockets = await open_sockets_of([config, *places])
     if config.unix is None:
         config = attrs.evolve(config, port=sockets[0].socket.getsockname()[1])
     command = command_of_this_process()

@@ -78,6 +78,8 @@ def http_app(node: Node) -> Starlette:
         return await health(request)
 
     async def page(request: Request) -> Response:
+        if not node.config.demo_page:
+            return _text(HTTPStatus.NOT_FOUND, "Nothing is here.")
         return FileResponse(HERE / "pages" / "index.html", headers=SECURITY | ASK_EACH_TIME)
 
     async def upgrade_required(request: Request) -> Response:

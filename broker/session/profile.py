@@ -16,6 +16,7 @@ from broker.protocols.codec import Codec
 from broker.protocols.plain import PLAIN
 from broker.routing.recipients import Peer
 from broker.transport.head import Head, read_cookies, read_fields, read_list, read_query
+from broker.transport.lane import Traffic
 
 SUBPROTOCOLS: Final[Mapping[str, Codec]] = {
     codec.name: codec for codec in (CENTRIFUGE_JSON, CENTRIFUGE_PROTOBUF)
@@ -74,9 +75,10 @@ class Asked:
 class Profile(Asked):
     """What hooks may read of one peer. `peer` is there once the connection runs."""
 
-    __slots__ = ("opened_at", "peer", "subprotocol")
+    __slots__ = ("opened_at", "peer", "subprotocol", "traffic")
 
     peer: Peer
+    traffic: Traffic
 
     def __init__(self, head: Head, address: str, transport: Transport) -> None:
         super().__init__(head, address, transport)
@@ -109,6 +111,7 @@ class Profile(Asked):
 
     def info(self) -> ConnectionInfo:
         """A snapshot of what is known of this connection."""
+        traffic, outbox = self.traffic, self.peer.outbox
         return ConnectionInfo(
             self.fd,
             self.user,
@@ -120,4 +123,10 @@ class Profile(Asked):
             tuple(self.peer.subscriptions),
             self.peer.app_name,
             self.peer.app_version,
+            self.opened_at + traffic.heard_at - traffic.began_at,
+            self.opened_at + max(0.0, outbox.sent_at - traffic.began_at),
+            traffic.bytes,
+            traffic.messages,
+            outbox.bytes,
+            outbox.messages,
         )

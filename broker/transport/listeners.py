@@ -184,7 +184,7 @@ async def _open_tcp(host: str, port: int, backlog: int) -> list[trio.SocketListe
             listener.socket.close()
         raise
     for name, why in absent:
-        log.info("not_listening", address=name, reason=why.strerror, detail="others are open")
+        log.info("address_left_out", address=name, reason=why.strerror, detail="others are open")
     return listeners
 
 

@@ -158,7 +158,11 @@ async def test_an_address_of_a_name_that_is_not_here_does_not_fail_the_others(ab
         async with opened(Config(host="two.example", port=0)) as listeners:
             assert [each.rpartition(":")[0] for each in describe(listeners)] == ["ws://127.0.0.1"]
     (line,) = lines
-    assert (line["event"], line["address"], line["log_level"]) == ("not_listening", absent, "info")
+    assert (line["event"], line["address"], line["log_level"]) == (
+        "address_left_out",
+        absent,
+        "info",
+    )
     trio.socket.set_custom_hostname_resolver(Names(absent))
     assert "not an address of this machine" in await refusal_of(Config(host="two.example", port=0))
 
