@@ -71,10 +71,9 @@ from broker.transport.listeners import (
     AnyListener,
     accept_streams,
     describe,
-    open_api_sockets,
     read_certificate,
 )
-from broker.transport.places import config_of, is_local, open_places
+from broker.transport.places import config_of, is_local, open_api_sockets, open_places
 from broker.transport.postman import open_post_office
 from broker.webhooks.proxy import open_questions
 from broker.webhooks.sender import open_sender

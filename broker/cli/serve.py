@@ -34,11 +34,11 @@ from broker.signals import CUT_SHORT
 from broker.transport.listeners import (
     AnyListener,
     listening_on,
-    open_api_sockets,
     read_certificate,
     secure,
     take_sockets,
 )
+from broker.transport.places import open_api_sockets
 
 if TYPE_CHECKING:
     from broker.app import Broker
@@ -72,8 +72,8 @@ _SETTINGS: Final = (
     _setting("--host", "Address or name to listen on.", field="host"),
     _setting("--port", "TCP port; 0 lets the system choose.", field="port", type=int),
     _setting(
-        "--api-port", "A port of its own for the API, metrics and health.",
-        field="api_port", type=int,
+        "--api-listen", "A place of its own for the API, metrics and health: localhost:9502.",
+        field="api_listen",
     ),
     _setting("--unix", "Listen on this Unix socket instead of TCP.", field="unix", type=_PATH),
     _setting(

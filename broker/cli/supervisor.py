@@ -44,8 +44,8 @@ from broker.errors import ConfigError
 from broker.node import node_name
 from broker.signals import CUT_SHORT, Order
 from broker.transport.gate import Counts, make_shared
-from broker.transport.listeners import open_api_sockets, take_sockets
-from broker.transport.places import open_sockets_of
+from broker.transport.listeners import take_sockets
+from broker.transport.places import open_api_sockets, open_sockets_of
 
 log = structlog.get_logger("broker")
 

@@ -32,6 +32,7 @@ from broker.config.validators import (
     origins,
     path_prefix,
     paths,
+    place,
     positive,
     secret_text,
     signing_secret,
@@ -356,13 +357,10 @@ class Config:
     """The key that backends show as `X-API-Key` to use the HTTP API under `/api`. None: no such API.
     Better in `BROKER_API_KEY` than in a file that many can read."""
 
-    api_port: int | None = attrs.field(
-        default=None, metadata=_LISTENING, validator=number(0, 65535, optional=True)
-    )
-    """A TCP port of its own for `/api`, `/metrics`, `/healthz` and `/readyz`, which the other then has not, but for
-    its health: so a firewall can tell backends from clients. It speaks plain HTTP and asks for the same keys."""
-    api_host: str = attrs.field(metadata=_LISTENING, default="localhost", validator=host_name)
-    """Where `api_port` listens."""
+    api_listen: str = attrs.field(default="", metadata=_LISTENING, validator=place)
+    """A place of its own for `/api`, `/metrics`, `/healthz` and `/readyz`, which the others then have not, but for
+    their health: `"localhost:9502"`, `"0.0.0.0:9502"`, `"unix:/run/broker-api.sock"`. So a firewall can
+    tell backends from clients. It speaks plain HTTP and asks for the same keys."""
 
     metrics_key: str | None = attrs.field(default=None, validator=secret_text, repr=False)
     """The key that opens `/metrics`, as a bearer token or as a password; so does `api_key`. With neither

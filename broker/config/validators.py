@@ -12,6 +12,7 @@ import attrs
 import idna
 
 from broker.config.engine_url import parse_engine_url
+from broker.config.place import parse_place
 from broker.core.event_queue import CHOICES
 from broker.core.hosts import LITERALS, HostPattern, OriginPattern, normal_host
 from broker.core.names import RESERVED_NAMESPACES
@@ -89,6 +90,14 @@ def path_prefix(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
         raise ValueError(
             f'{field.name} is {value!r}: must be like "/chat", without a slash at the end'
         )
+
+
+def place(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    try:
+        if value:
+            parse_place(value)
+    except ValueError as error:
+        raise ValueError(f"{field.name} is {error}") from None
 
 
 def file_mode(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:

@@ -166,8 +166,8 @@ async def _route(
     if is_private:
         if not for_backends and head.route not in HEALTH:
             raise HeadError(404, "this port has /api, /metrics, /healthz and /readyz")
-    elif for_backends and services.config.api_port is not None:
-        raise HeadError(404, "this is at api_port")
+    elif for_backends and services.config.api_listen:
+        raise HeadError(404, "this is at api_listen")
     request = Request(head, request.behind, address)
     if not (head.is_upgrade and is_websocket_path(head.path, services.config.websocket_paths)):
         return await services.serve_http(services, stream, request, address)

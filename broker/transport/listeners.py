@@ -72,18 +72,6 @@ async def open_listeners(
     return secure(await open_sockets(config), context)
 
 
-async def open_api_sockets(config: Config) -> list[trio.SocketListener]:
-    """Listen on `api_port`, if it is set, as `open_sockets` does."""
-    if config.api_port is None:
-        return []
-    try:
-        return await open_sockets(
-            attrs.evolve(config, host=config.api_host, port=config.api_port, unix=None)
-        )
-    except ConfigError as error:
-        raise ConfigError(f"api_port: {str(error).replace('--', 'api_')}") from None
-
-
 async def open_sockets(config: Config) -> list[trio.SocketListener]:
     """Listen as the config says, but for TLS. The caller owns them. Raises `ConfigError`.
 

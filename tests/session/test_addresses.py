@@ -249,7 +249,7 @@ async def test_the_api_has_a_port_of_its_own(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    fields: dict[str, Any] = {"api_port": port, "api_host": "127.0.0.1", "api_key": "k"}
+    fields: dict[str, Any] = {"api_listen": f"127.0.0.1:{port}", "api_key": "k"}
     async with served(path, asks_app=False, **fields) as (connect, _):
         if where == "api":
             peer = Peer(await trio.open_tcp_stream("127.0.0.1", port))
@@ -267,7 +267,7 @@ async def test_a_websocket_is_not_to_be_had_at_the_port_of_the_api(path: Path) -
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     async with (
-        served(path, api_port=port, api_host="127.0.0.1"),
+        served(path, api_listen=f"127.0.0.1:{port}"),
         Peer(await trio.open_tcp_stream("127.0.0.1", port)) as peer,
     ):
         assert " 404 " in await enter(peer)
@@ -275,6 +275,14 @@ async def test_a_websocket_is_not_to_be_had_at_the_port_of_the_api(path: Path) -
 
 async def test_a_port_of_the_api_that_is_taken_is_named(path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        config = Config(unix=path, api_host="127.0.0.1", api_port=taken.getsockname()[1])
-        with pytest.raises(ConfigError, match=r"api_port: port \d+ on 127.0.0.1 is already in use"):
+        config = Config(unix=path, api_listen=f"127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(
+            ConfigError, match=r"api_listen: port \d+ on 127.0.0.1 is already in use$"
+        ):
             await Broker(config).serve()
+
+
+@pytest.mark.parametrize("place", ["9502", "localhost", "unix:", "::1:80", "localhost:x"])
+def test_a_place_is_written_as_for_listen(place: str) -> None:
+    with pytest.raises(ValueError, match="api_listen is "):
+        Config(api_listen=place)
