@@ -16,6 +16,8 @@ import trio
 from broker.access.jwks import open_tokens
 from broker.access.keys import warning as token_warning
 from broker.access.rights import Rights
+from broker.admin.methods import admin_methods
+from broker.admin.samples import Samples
 from broker.config.reload import Settings
 from broker.config.settings import Config, exposure_warning, is_loopback
 from broker.core.hub import Hub
@@ -28,6 +30,7 @@ from broker.core.messages import (
     Publication,
     PushResult,
 )
+from broker.core.scopes import name_scope
 from broker.engines.engine import RunBlocking, in_thread
 from broker.engines.opening import open_engine
 from broker.errors import CloseCode, UnsubscribeCode
@@ -465,16 +468,21 @@ class Broker:
         try:
             async with AsyncExitStack() as stack:
                 node, backends = await self._open_node(stack)
-                services = node.services
+                services, samples = node.services, Samples(node)
+                services.admin = admin_methods(node, samples)
                 upkeep = await stack.enter_async_context(trio.open_nursery())
+                name_scope(upkeep, "upkeep")
                 upkeep.start_soon(_beat, node)
                 upkeep.start_soon(keep_memory, services, name="memory")
+                upkeep.start_soon(samples.keep, name="admin")
                 async with trio.open_nursery() as sessions:
+                    name_scope(sessions, "sessions")
 
                     def take(stream: trio.abc.Stream) -> None:
                         sessions.start_soon(serve_connection, services, stream)
 
                     async with trio.open_nursery() as intake:
+                        name_scope(intake, "intake")
                         for listener in listeners:
                             intake.start_soon(
                                 accept_streams, listener, take, services.admission.make_room

@@ -27,6 +27,7 @@ from broker.cli.errors import (
 from broker.cli.signals import CUT_SHORT, Order
 from broker.config.loading import load
 from broker.config.settings import Config, LogFormat, LogLevel, TopicRules
+from broker.core.scopes import name_scope
 from broker.core.session import SlowRule
 from broker.errors import ConfigError
 
@@ -258,6 +259,7 @@ async def _serve(broker: "Broker", source: _Source | None) -> bool:
     try:
         with hang_up, hung_up:
             async with trio.open_nursery() as watch:
+                name_scope(watch, "watch")
                 if source is not None:
                     watch.start_soon(_reload_on_signal, broker, source, hung_up)
                 with cut:

@@ -33,6 +33,11 @@ class Turns:
     _more: float = attrs.field(init=False, default=0.0)
     """For each that was called: its part of a slice, beyond what it wants to do."""
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for their turn."""
+        return len(self._wanted)
+
     async def wait(self, work: float | None = None) -> float:
         """Wait for a turn in which so much may be done, with all others before it having had theirs;
         return how much may be done in it. None: nobody knows.

@@ -16,6 +16,7 @@ from broker.errors import HeadError
 from broker.session.admission import Guest
 from broker.session.connection import Connection
 from broker.session.counts import GAVE_WAY, OTHER, REASONS, SHUTTING_DOWN, TLS
+from broker.session.desk import OperatorConnection
 from broker.session.ending import close_stream
 from broker.session.services import ServedConnection, Services
 from broker.transport.head import (
@@ -122,11 +123,14 @@ async def _route(
     """See to one request, the first of its connection or any later: the one place that tells by its
     head which door it came to."""
     head = request.head
-    if not (head.is_upgrade and head.route in map(route_of, services.config.websocket_paths)):
+    is_operators = services.operators.guards(head.route)
+    is_door = is_operators or head.route in map(route_of, services.config.websocket_paths)
+    if not (head.is_upgrade and is_door):
         return await services.serve_http(services, stream, request, address)
     check_upgrade(head)
     check_welcome(services, head)
-    return Connection(services, stream, head, request.behind, address)
+    kind = OperatorConnection if is_operators else Connection
+    return kind(services, stream, head, request.behind, address)
 
 
 def check_welcome(services: Services, head: Head) -> None:

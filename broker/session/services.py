@@ -9,6 +9,7 @@ import attrs
 import structlog
 import trio
 
+from broker.access.operators import Method, Operators
 from broker.access.proxies import trusted_proxies
 from broker.access.rate_limits import RateLimits
 from broker.access.rights import Rights
@@ -49,12 +50,27 @@ class ServedConnection(Protocol):
     def protocol(self) -> str: ...
     @property
     def traffic(self) -> Traffic: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def io(self) -> trio.Nursery:
+        """The nursery of what is done for it, in the task that serves it."""
 
     async def run(self) -> None: ...
     def info(self) -> ConnectionInfo: ...
     def close(self, code: int, reason: str = "", initiator: Initiator = ...) -> bool: ...
     def shut_down(self) -> bool: ...
     def beat(self, now: float) -> None: ...
+
+
+class OpenDesk(Protocol):
+    """An operator who has logged in, as the rest of his node uses him. Neither method waits."""
+
+    def check_login(self) -> None:
+        """Send him away if the key that let him in is no longer set."""
+
+    def tell(self, data: bytes) -> bool:
+        """Send him raw JSON on `$admin`; false if he has yet to take what came before."""
 
 
 HttpHandler = Callable[
@@ -79,6 +95,11 @@ class Services:
     """This broker's name, wherever it is told."""
     serve_http: HttpHandler = attrs.field(init=False)
     """Set before anybody is accepted: it is made of what is here."""
+    admin: Mapping[str, Method] = attrs.field(init=False, factory=dict)
+    """What operators may ask for, by name; the same."""
+    desks: dict[Fd, OpenDesk] = attrs.field(init=False, factory=dict)
+    """The operators who have logged in."""
+    operators: Operators = attrs.field(init=False)
     rights: Rights = attrs.field(init=False)
     rate_limits: RateLimits = attrs.field(init=False)
     publisher: Publisher = attrs.field(init=False)
@@ -100,6 +121,7 @@ class Services:
     def __attrs_post_init__(self) -> None:
         self.memory = MemoryBudget(self.router.office.ledger)
         self.admission = Admission(self.settings)
+        self.operators = Operators(self.settings)
         self.rights = self.router.rights
         self.rate_limits = RateLimits(self.settings)
         self.publisher = Publisher(self.router)
@@ -183,3 +205,5 @@ class Services:
         self.memory.resize(memory_limit(config), config.connection_most - config.outbox_most)
         for connection in self.connections.values():
             connection.peer.outbox.bound(config.outbox_bytes, config.outbox_messages)
+        for desk in list(self.desks.values()):
+            desk.check_login()
