@@ -8,21 +8,22 @@ Rules:
 """
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Annotated, Final, Literal, TypeVar
 
 import attrs
 from msgspec import Meta, Struct
 
 from broker.core.hub import Listeners
-from broker.core.json_reader import AsSent
 from broker.core.messages import ClosedConnection, ConnectionDetails, Fd, Publication
 from broker.core.topics import is_pattern
-from broker.core.work import MEMBER, NAMED
+from broker.core.work import MEMBER, NAMED, SURVEYED_AT_ONCE
 from broker.errors import ErrorCode, Refused
 from broker.node import Node
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.routing.reading import history_page, listing_work
+from broker.session.details import details_of
+from broker.session.search import ConnectionQuery
 from broker.session.services import ServedConnection
 
 PAGE: Final = 100
@@ -81,50 +82,45 @@ _FIELDS: Final = ("fd", "user", "address", "topic", "client")
 
 
 @attrs.frozen
-class _Row:
-    """What can be searched of a connection."""
+class _Wanted:
+    """What is searched for: `user:ann` in one field, `ann` in all. An fd and a topic are compared as a
+    whole, all else by any part of it, in upper or lower case."""
 
-    fd: Fd
-    user: str
-    address: str
-    topics: Callable[[str], bool]
-    client: str
+    field: str
+    """"" for all."""
+    text: str
 
+    @classmethod
+    def of(cls, search: str) -> "_Wanted":
+        search = search.strip()
+        field, colon, text = search.partition(":")
+        if colon and field in _FIELDS:
+            return cls(field, text.strip())
+        # A number by itself is an fd, and no part of a port.
+        return cls("fd" if search.isascii() and search.isdigit() else "", search)
 
-def _matcher(search: str) -> Callable[[_Row], bool]:
-    """The test of a search: `user:ann` looks in one field, `ann` in all. An fd and a topic are compared as
-    a whole, all else by any part, in lower or upper case."""
-    field, colon, text = search.strip().partition(":")
-    if not (colon and field in _FIELDS):
-        field, text = "", search.strip()
-    text = text.strip()
-    lower = text.lower()
-    tests: dict[str, Callable[[_Row], bool]] = {
-        "fd": lambda row: str(row.fd) == text,
-        "user": lambda row: lower in row.user.lower(),
-        "address": lambda row: lower in row.address.lower(),
-        "topic": lambda row: row.topics(text),
-        "client": lambda row: lower in row.client.lower(),
-    }
-    if not text:
-        return lambda _: True
-    if field:
-        return tests[field]
-    # An fd by itself is the fd, and no part of a port.
-    few = [tests["fd"]] if text.isascii() and text.isdigit() else list(tests.values())
-    return lambda row: any(test(row) for test in few)
+    def fits(self, fd: Fd, user: str, address: str, client: str, topics: Container[str]) -> bool:
+        if not self.text:
+            return True
+        if self.field == "fd":
+            return str(fd) == self.text
+        if self.field == "topic":
+            return self.text in topics
+        texts = {"user": user, "address": address, "client": client}
+        part = self.text.lower()
+        if self.field:
+            return part in texts[self.field].lower()
+        return self.text in topics or any(part in text.lower() for text in texts.values())
 
+    def fits_connection(self, connection: ServedConnection) -> bool:
+        peer = connection.peer
+        client = f"{peer.app_name} {peer.app_version}"
+        return self.fits(peer.fd, peer.user, connection.address, client, peer.subscriptions)
 
-def _row_of(connection: ServedConnection) -> _Row:
-    peer = connection.peer
-    client = f"{peer.app_name} {peer.app_version}"
-    return _Row(peer.fd, peer.user, connection.address, peer.subscriptions.__contains__, client)
-
-
-def _row_of_closed(closed: ClosedConnection) -> _Row:
-    info = closed.details
-    client = f"{info.app_name} {info.app_version}"
-    return _Row(info.fd, info.user, info.address, info.topics.__contains__, client)
+    def fits_closed(self, closed: ClosedConnection) -> bool:
+        info = closed.details
+        client = f"{info.app_name} {info.app_version}"
+        return self.fits(info.fd, info.user, info.address, client, info.topics)
 
 
 _MOST: Final[dict[str, Callable[[ServedConnection], int]]] = {
@@ -148,16 +144,17 @@ class Listings:
 
     async def connections(self, asked: Search) -> dict[str, object]:
         """A page of connections; `next` is to be asked `after` for the one behind it, 0 at the end."""
-        matches, services = _matcher(asked.search), self.node.services
-        here = list(services.connections.values())
-        if asked.order == "fd":
-            here = [each for each in here if each.peer.fd > asked.after]
-        found: list[ServedConnection] = []
+        wanted, services = _Wanted.of(asked.search), self.node.services
+        by_topic = wanted.text if wanted.field == "topic" else ""
         most = _MOST.get(asked.order)
+        query = ConnectionQuery(after=0 if most else asked.after, topic=by_topic)
+        found: list[ServedConnection] = []
         next_fd = 0
-        for piece in _pieces(here):
-            await self._turn(len(piece) * LOOKED_AT)
-            found += [each for each in piece if matches(_row_of(each))]
+        for fds in self.node.search(query):
+            found += [
+                here for fd in fds if wanted.fits_connection(here := services.connections[fd])
+            ]
+            await self._turn(SURVEYED_AT_ONCE * LOOKED_AT)
             if most is not None:
                 found = heapq.nlargest(asked.limit, found, key=most)
             elif len(found) > asked.limit:
@@ -172,19 +169,19 @@ class Listings:
 
     def connection(self, connection: ServedConnection, topics: int = 3) -> dict[str, object]:
         """All that is known of a connection, with so many of its topics."""
-        shown = _details(connection.details(), topics)
+        shown = _details(details_of(self.node.services, connection), topics)
         shown["operator"] = connection.peer.fd in self.node.services.desks
         return shown
 
     async def closed(self, asked: SearchClosed) -> dict[str, object]:
         """A page of connections that have ended; `next` is to be skipped for the one behind it."""
-        matches, closed = _matcher(asked.search), self.node.services.closed
+        wanted, closed = _Wanted.of(asked.search), self.node.services.closed
         rows: list[dict[str, object]] = []
         skip, passed, next_skip = asked.skip, 0, 0
         for piece in _pieces(list(closed)):
             await self._turn(len(piece) * LOOKED_AT)
             for each in piece:
-                if not matches(_row_of_closed(each)):
+                if not wanted.fits_closed(each):
                     continue
                 passed += 1
                 if passed <= skip:
@@ -318,5 +315,3 @@ def found_connection(node: Node, fd: Fd) -> ServedConnection:
         raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
     return connection
 
-
-Payload = AsSent

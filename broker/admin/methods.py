@@ -12,6 +12,7 @@ admin.topic                   topic, after                       who listens, wh
 admin.tree                    fd                                 the nursery tree, or one connection's
 admin.budgets                                                    memory by part, places, turns
 admin.engine                                                     what is kept, events, hooks, this node
+admin.config                                                     settings, each with its source
 admin.trace                   one of fd, user, topic             {}; what it sees comes on `$admin`
 admin.untrace                                                    {}
 admin.kick *                  fd, code, reason                   {}
@@ -23,7 +24,6 @@ admin.publish *               topic, data, retain, skip_history  the report of a
 Those with a star take the role `full`, and leave a line `admin_act` in the log; all others `view`.
 """
 
-import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, Final
@@ -38,6 +38,7 @@ from broker.access.operators import Asker, Method, Role
 from broker.admin.listings import Listings, Search, SearchClosed, SearchTopics, Text, closed_row
 from broker.admin.nurseries import nursery_tree
 from broker.admin.samples import Samples
+from broker.config.effective import effective
 from broker.core.json_reader import AsSent
 from broker.core.messages import Delivery, Fd
 from broker.core.trace import Target
@@ -122,6 +123,7 @@ def admin_methods(node: Node, samples: Samples) -> Mapping[str, Method]:
         "admin.tree": Method(Tree, view, look=looks.tree),
         "admin.budgets": Method(Nothing, view, act=looks.budgets),
         "admin.engine": Method(Nothing, view, act=looks.engine),
+        "admin.config": Method(Nothing, view, act=looks.config),
         "admin.trace": Method(Traced, view, act=looks.trace),
         "admin.untrace": Method(Nothing, view, act=looks.untrace),
         "admin.kick": Method(Kick, full, act=acts.kick),
@@ -146,7 +148,7 @@ class _Looks:
             "node": node.name,
             "version": VERSION,
             "started_at": node.started_at,
-            "now": time.time(),
+            "now": node.now(),
             "draining": node.draining,
             "encrypted": node.config.tls_cert is not None,
             "memory_limit": node.services.memory.limit,
@@ -233,6 +235,19 @@ class _Looks:
             "log_lines_dropped": logs.statistics().lines_dropped,
         }
 
+    def config(self, params: Nothing, asker: Asker) -> object:
+        settings = self._node.services.settings
+        rows = [
+            {
+                "name": each.name,
+                "value": "" if each.value is None else str(each.value),
+                "source": each.source,
+                "restart": each.needs_restart,
+            }
+            for each in effective(settings.config, settings.sources)
+        ]
+        return {"rows": rows}
+
     # traces
 
     def trace(self, params: Traced, asker: Asker) -> object:
@@ -258,21 +273,19 @@ class _Looks:
         """Tell an operator what a trace sees, as fast as he reads; what he has no time for is counted."""
         try:
             with scope:
-                while await self._tell_more(asker, trace):
+                has_ended = False
+                while not has_ended:
+                    await trace.wait()
+                    if not asker.is_behind:
+                        entries = trace.buffer.take(TRACED_AT_ONCE)
+                        has_ended = not entries
+                        told = {"trace": trace.id, "entries": entries, "ended": has_ended}
+                        asker.tell(written(told))
                     await trio.sleep(TRACE_PAUSE)
         finally:
             self._node.traces.end(trace)
             if self._following.get(asker.fd) is scope:
                 del self._following[asker.fd]
-
-    async def _tell_more(self, asker: Asker, trace: Trace) -> bool:
-        """Whether there may be more."""
-        await trace.wait()
-        if asker.is_behind:
-            return True
-        entries = trace.buffer.take(TRACED_AT_ONCE)
-        asker.tell(written({"trace": trace.id, "entries": entries, "ended": not entries}))
-        return bool(entries)
 
 
 class _Acts:

@@ -138,6 +138,6 @@ def _first_of_ours(root: trio.lowlevel.Task) -> trio.lowlevel.Task:
     """The main task of `trio.run`: around it are only Trio's own."""
     for nursery in root.child_nurseries:
         for task in nursery.child_tasks:
-            if not task.name.startswith("trio."):
+            if not task.name.startswith(("trio.", "<")):
                 return task
     return root
