@@ -72,7 +72,7 @@ class Asker(Protocol):
     def tell(self, data: bytes) -> bool:
         """Send raw JSON on `$admin`; false if he is behind, or has gone. Never waits."""
 
-    def start_soon(self, work: Callable[[], Awaitable[object]]) -> None:
+    def start_task(self, work: Callable[[], Awaitable[object]]) -> None:
         """Start a task that ends with his connection at the latest."""
 
     def check(self, role: Role) -> None:

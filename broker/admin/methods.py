@@ -257,7 +257,7 @@ class _Looks:
         self._end_trace(asker)
         trace = self._node.traces.begin(Target(params.fd, params.user, params.topic))
         scope = self._following[asker.fd] = trio.CancelScope()
-        asker.start_soon(partial(self._follow, asker, trace, scope))
+        asker.start_task(partial(self._follow, asker, trace, scope))
         return {"trace": trace.id}
 
     def untrace(self, params: Nothing, asker: Asker) -> object:

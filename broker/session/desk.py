@@ -167,7 +167,7 @@ class Desk(Dispatcher):
     def is_behind(self) -> bool:
         return self.peer.outbox.bytes > BEHIND_BYTES
 
-    def start_soon(self, work: Callable[[], Awaitable[object]]) -> None:
+    def start_task(self, work: Callable[[], Awaitable[object]]) -> None:
         self.peer.start_soon(work)
 
     def open(self, operator: Operator) -> None:
