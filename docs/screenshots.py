@@ -12,7 +12,6 @@ import sys
 import time
 import urllib.request
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,20 @@ IMAGES = HERE / "images"
 PORT = int(os.environ.get("SCREENSHOTS_PORT", "20650"))
 KEY = "a-key-for-pictures"
 URL = f"http://127.0.0.1:{PORT}"
-PEOPLE = ["mei", "jonas", "amara", "luca", "sofia", "kenji", "priya", "tomás", "nadia", "olu", "ines", "björn"]
+PEOPLE = [
+    "mei",
+    "jonas",
+    "amara",
+    "luca",
+    "sofia",
+    "kenji",
+    "priya",
+    "tomás",
+    "nadia",
+    "olu",
+    "ines",
+    "björn",
+]
 ROOMS = ["chat.lobby", "chat.design", "chat.ops", "news.world", "news.tech", "prices.eur"]
 WARM_UP = 75.0
 """Seconds of traffic before the first picture: enough for charts that have something to say."""
@@ -36,7 +48,9 @@ async def serve() -> None:
     from broker import Broker, Config
     from broker.hooks import ConnectEvent, ConnectReply
 
-    config = Config(host="127.0.0.1", port=PORT, admin_key=KEY, name="eu-west-1", log_level="warning")
+    config = Config(
+        host="127.0.0.1", port=PORT, admin_key=KEY, name="eu-west-1", log_level="warning"
+    )
     broker = Broker(config)
 
     @broker.on_connect
@@ -57,12 +71,17 @@ async def person(number: int) -> None:
     chance = random.Random(number)  # noqa: S311 - pictures, no secrets
     user = PEOPLE[number % len(PEOPLE)]
     await trio.sleep(chance.uniform(0, 40))
-    async with open_client(f"ws://127.0.0.1:{PORT}", token=user) as client, trio.open_nursery() as here:
+    async with (
+        open_client(f"ws://127.0.0.1:{PORT}", token=user) as client,
+        trio.open_nursery() as here,
+    ):
         for room in chance.sample(ROOMS, chance.randint(1, 4)):
             here.start_soon(listen, client, room)
         while True:
             await trio.sleep(chance.expovariate(1 / 1.5))
-            said = chance.choice(["On my way", "Shipped it 🎉", "Can you look at this?", "lunch?", "+1"])
+            said = chance.choice(
+                ["On my way", "Shipped it 🎉", "Can you look at this?", "lunch?", "+1"]
+            )
             await client.publish(chance.choice(ROOMS[:3]), {"text": said, "from": user})
 
 
@@ -81,7 +100,9 @@ async def prices() -> None:
         for second in range(10_000):
             count = int(20 + 14 * abs((second % 40) - 20) / 10 + chance.uniform(0, 12))
             for _ in range(count):
-                await client.publish("prices.eur", {"usd": round(1.08 + chance.gauss(0, 0.002), 5)}, reply=False)
+                await client.publish(
+                    "prices.eur", {"usd": round(1.08 + chance.gauss(0, 0.002), 5)}, reply=False
+                )
             await trio.sleep(1)
 
 
@@ -122,7 +143,11 @@ VIEWS = {
 }
 SCREENS: dict[str, dict[str, Any]] = {
     "desktop": {"viewport": {"width": 1360, "height": 880}},
-    "phone": {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True},
+    "phone": {
+        "viewport": {"width": 390, "height": 844},
+        "device_scale_factor": 2,
+        "has_touch": True,
+    },
 }
 KEPT = {
     ("overview", "desktop", "light"), ("overview", "desktop", "dark"), ("overview", "phone", "light"),

@@ -314,4 +314,3 @@ def found_connection(node: Node, fd: Fd) -> ServedConnection:
     if connection is None:
         raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
     return connection
-

@@ -31,6 +31,19 @@ from broker.errors import ConfigError
 
 ENV_PREFIX: Final = "BROKER_"
 
+COMMAND_LINE: Final = "command line"
+"""The source of settings that were given as options."""
+
+
+@attrs.frozen
+class Loaded:
+    """A config, and where its values were given, by the dotted name of the setting: the path of a file, a
+    variable, `COMMAND_LINE`. What is not in it is the program's own, or as by default; see
+    `config.effective`."""
+
+    config: Config
+    sources: Mapping[str, str]
+
 
 def load(
     path: Path | None,
@@ -39,6 +52,17 @@ def load(
     base: Config | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Config:
+    """The config of `load_with_sources`."""
+    return load_with_sources(path, overrides, base=base, environ=environ).config
+
+
+def load_with_sources(
+    path: Path | None,
+    overrides: Mapping[str, object],
+    *,
+    base: Config | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Loaded:
     """Read a TOML file, then `BROKER_*` variables, then `overrides`; the later wins.
 
     All three are laid over `base` (the defaults if None). `overrides` is nested as the file is:
@@ -48,13 +72,19 @@ def load(
     Raises `ConfigError`, whose one line names the source, the key and what is expected there.
     """
     values: dict[tuple[str, ...], Any] = {}
+    sources: dict[str, str] = {}
+
+    def give(key: tuple[str, ...], value: object, source: str, prefix: str) -> None:
+        values[key] = _structure(prefix, key, value)
+        sources.update(dict.fromkeys(_names_in(key, values[key]), source))
+
     if path is not None:
         for key, value in _flat(_read(path)):
-            values[key] = _structure(f"{path}: ", key, value)
-    for key, text in _from_environ(os.environ if environ is None else environ):
-        values[key] = _structure(f"{_variable(key)}: ", key, text)
+            give(key, value, str(path), f"{path}: ")
+    for key, value in _from_environ(os.environ if environ is None else environ):
+        give(key, value, _variable(key), f"{_variable(key)}: ")
     for key, value in _flat(overrides):
-        values[key] = _structure("", key, value)
+        give(key, value, COMMAND_LINE, "")
 
     base = base or Config()
     fields = {key[0]: value for key, value in values.items() if len(key) == 1}
@@ -65,9 +95,22 @@ def load(
                 fields |= _all_rules(base, inner)
             else:
                 fields[table] = attrs.evolve(getattr(base, table), **inner)
-        return attrs.evolve(base, **fields)
+        return Loaded(attrs.evolve(base, **fields), sources)
     except ValueError as error:  # no single value is to blame
         raise ConfigError(str(error)) from error
+
+
+def _names_in(key: tuple[str, ...], value: Any) -> list[str]:
+    """The dotted names of all settings that were given under a key."""
+    if key == ("topics", "namespaces"):
+        return [f"topics.namespaces.{name}.{rule}" for name, own in value.items() for rule in own]
+    if key == ("topics", "patterns"):
+        return [
+            f"topics.patterns[{number}].{rule}"
+            for number, (_, own) in enumerate(value)
+            for rule in ("match", *own)
+        ]
+    return [".".join(key)]
 
 
 def _all_rules(base: Config, topics: dict[str, Any]) -> dict[str, Any]:

@@ -270,6 +270,8 @@ class Session:
     filter_nodes: int = 0
     holding: Holding = attrs.field(factory=Holding, kw_only=True)
     """The memory that is held for this peer."""
+    answered_at: float = attrs.field(init=False, default=-inf)
+    """When the client answered a ping of its protocol last, on Trio's clock."""
     _info: ClientInfo | None = attrs.field(init=False, default=None)
 
     @property
