@@ -57,8 +57,11 @@ async def serve() -> None:
     async def let_in(event: ConnectEvent) -> ConnectReply:
         return ConnectReply(user=event.token)
 
+    await broker.serve()
+
+
+async def live() -> None:
     async with trio.open_nursery() as nursery:
-        await nursery.start(broker.serve)
         for number in range(60):
             nursery.start_soon(person, number)
         nursery.start_soon(prices)
@@ -68,7 +71,7 @@ async def serve() -> None:
 async def person(number: int) -> None:
     from broker.client import open_client
 
-    chance = random.Random(number)  # noqa: S311 - pictures, no secrets
+    chance = random.Random(number)
     user = PEOPLE[number % len(PEOPLE)]
     await trio.sleep(chance.uniform(0, 40))
     async with (
@@ -80,7 +83,7 @@ async def person(number: int) -> None:
         while True:
             await trio.sleep(chance.expovariate(1 / 1.5))
             said = chance.choice(
-                ["On my way", "Shipped it 🎉", "Can you look at this?", "lunch?", "+1"]
+                ["On my way", "Shipped it!", "Can you look at this?", "lunch?", "+1"]
             )
             await client.publish(chance.choice(ROOMS[:3]), {"text": said, "from": user})
 
@@ -95,7 +98,7 @@ async def prices() -> None:
     """A busy topic, which comes and goes like a market."""
     from broker.client import open_client
 
-    chance = random.Random(7)  # noqa: S311
+    chance = random.Random(7)
     async with open_client(f"ws://127.0.0.1:{PORT}", token="ticker") as client:
         for second in range(10_000):
             count = int(20 + 14 * abs((second % 40) - 20) / 10 + chance.uniform(0, 12))
@@ -189,18 +192,22 @@ def take(everything: Path | None) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    if arguments == ["--serve"]:
-        trio.run(serve)
+    if arguments in (["--serve"], ["--live"]):
+        trio.run(serve if arguments == ["--serve"] else live)
         return
     everything = Path(arguments[1]) if arguments[:1] == ["--all"] else None
-    process = subprocess.Popen([sys.executable, __file__, "--serve"])  # noqa: S603
+    begin = [sys.executable, __file__]
+    process = subprocess.Popen([*begin, "--serve"])
+    people = None
     try:
         _wait_healthy(process)
+        people = subprocess.Popen([*begin, "--live"])
         time.sleep(float(os.environ.get("SCREENSHOTS_WARM_UP", WARM_UP)))
         take(everything)
     finally:
-        process.terminate()
-        process.wait()
+        for each in filter(None, (people, process)):
+            each.terminate()
+            each.wait()
 
 
 def _wait_healthy(process: "subprocess.Popen[bytes]") -> None:

@@ -180,7 +180,7 @@ class _Looks:
         return await self._lists.topic(params.topic, params.after)
 
     async def tree(self, params: Tree, asker: Asker) -> object:
-        return attrs.asdict(await nursery_tree(self._node.services, params.fd))
+        return attrs.asdict(await nursery_tree(self._node.services, params.fd, asker.fd))
 
     def budgets(self, params: Nothing, asker: Asker) -> object:
         services, router = self._node.services, self._node.router
@@ -240,7 +240,7 @@ class _Looks:
         rows = [
             {
                 "name": each.name,
-                "value": "" if each.value is None else str(each.value),
+                "value": _in_words(each.value),
                 "source": each.source,
                 "restart": each.needs_restart,
             }
@@ -286,6 +286,13 @@ class _Looks:
             self._node.traces.end(trace)
             if self._following.get(asker.fd) is scope:
                 del self._following[asker.fd]
+
+
+def _in_words(value: object) -> str:
+    """The value of a setting, as a file has it; "" for none."""
+    if value is None or value in ([], {}):
+        return ""
+    return value if isinstance(value, str) else written(value).decode()
 
 
 class _Acts:

@@ -69,9 +69,10 @@ class Scope:
 class _Builder:
     """Builds a tree of `MOST` rows at most."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, asker: Fd) -> None:
         self._tasks = {each.io.parent_task: fd for fd, each in services.connections.items()}
         self._left = MOST
+        self._ours = _above(services.connections[asker].io)
         self._now = trio.current_time()
 
     def task(self, task: trio.lowlevel.Task) -> Scope:
@@ -99,8 +100,16 @@ class _Builder:
     def _children(self, tasks: Iterable[trio.lowlevel.Task]) -> list[Scope]:
         found: list[Scope] = []
         shown: Counter[str] = Counter()
-        # By name, then in the order of their fds: a set has none that a person could follow.
-        ordered = sorted(tasks, key=lambda each: (each.name, self._tasks.get(each, 0)))
+        # The broker before what the program does besides, or that might leave no row for it; then by
+        # name, and in the order of their fds: a set has none that a person could follow.
+        ordered = sorted(
+            tasks,
+            key=lambda each: (
+                each not in self._ours or each in self._tasks,
+                each.name,
+                self._tasks.get(each, 0),
+            ),
+        )
         counts = Counter(each.name for each in ordered)
         for task in ordered:
             if shown[task.name] < ALIKE and self._left > 0:
@@ -115,15 +124,27 @@ class _Builder:
         return found
 
 
-async def nursery_tree(services: Services, fd: Fd | None) -> Scope:
-    """The tree of the whole process, or of the task that serves one connection.
+def _above(nursery: trio.Nursery | None) -> set[trio.lowlevel.Task]:
+    """The tasks that a nursery is in, up to the root."""
+    found = set()
+    while nursery is not None:
+        found.add(nursery.parent_task)
+        nursery = nursery.parent_task.parent_nursery
+    return found
+
+
+async def nursery_tree(services: Services, fd: Fd | None, asker: Fd) -> Scope:
+    """The tree of the whole process, or of the task that serves one connection. `asker` is another, or
+    the same, which is here.
 
     Raises `Refused` (102) where that is not here.
     """
     work = len(services.connections) * LISTED
     await services.router.turns.wait(work)
     services.router.meter.add(work)
-    builder = _Builder(services)
+    if asker not in services.connections:
+        raise Refused(ErrorCode.UNKNOWN_CHANNEL)  # gone while it waited
+    builder = _Builder(services, asker)
     if fd is None:
         root = trio.lowlevel.current_root_task()
         assert root is not None, "this runs in Trio"

@@ -59,6 +59,10 @@ class ServedConnection(Protocol):
         """The nursery of what is done for it, in the task that serves it."""
 
     @property
+    def is_apps(self) -> bool:
+        """Whether it is the app's, and no operator's: those are not traced, as they show their keys."""
+
+    @property
     def lane(self) -> Lane: ...
     @property
     def heartbeat(self) -> Heartbeat: ...

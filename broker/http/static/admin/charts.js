@@ -84,7 +84,7 @@ export class Chart {
     const font = `11px ${getComputedStyle(document.body).fontFamily}`;
     const axis = { stroke: soft, font, ticks: { show: false }, grid: { stroke: line, width: 1 } };
     this.plot = new uPlot({
-      width: this.place.clientWidth, height: this.place.clientHeight, padding: [8, 4, 0, 0],
+      width: this.place.clientWidth, height: this.place.clientHeight, padding: [8, 20, 0, 0],
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 } },
       scales: {

@@ -41,7 +41,7 @@ async function enter() {
   samples.reset(session.facts.samples);
   $("node").textContent = visible(session.facts.node);
   $("version").textContent = session.facts.version;
-  $("role").textContent = session.role === "full" ? "may act" : "may look";
+  $("role").textContent = session.role === "full" ? "full access" : "view only";
   document.title = `${visible(session.facts.node)} – trio-broker`;
   const first = $("app").hidden;
   $("login").hidden = true;

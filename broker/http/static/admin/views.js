@@ -34,6 +34,7 @@ const topics = (row) => row.topic_count
   ? h("span", {}, row.topics.slice(0, 2).map((name) => [h("code", {}, said(name)), " "]), row.topic_count > 2 && h("span.soft", {}, `+${count(row.topic_count - 2)}`))
   : h("span.none", {}, "none");
 const queue = (row) => row.bytes_queued ? h("span", { class: row.blocked ? "warn" : "" }, bytes(row.bytes_queued)) : h("span.none", {}, "0");
+const idle = (row) => row.idle_seconds < 1 ? h("span.none", {}, "now") : span(Math.floor(row.idle_seconds));
 const both = (one, other) => `${brief(one)} / ${brief(other)}`;
 
 // What is searched for, and in which order; typing waits a moment before it asks.
@@ -137,7 +138,7 @@ export class Connections extends View {
       [["fd"], ["User"], ["Address"], ["Client"], ["Topics"], ["RTT", "num"], ["Idle", "num"], ["In / out", "num"], ["Queue", "num"], ["Since", "num"]],
       page.rows.map((row) => [
         link(["connections", row.fd], row.fd), said(row.user), h("code", {}, said(row.address)), client(row), topics(row),
-        row.rtt_seconds === null ? h("span.none", {}, "–") : span(row.rtt_seconds), span(Math.floor(row.idle_seconds)),
+        row.rtt_seconds === null ? h("span.none", {}, "–") : span(row.rtt_seconds), idle(row),
         both(row.messages_received, row.messages_sent), queue(row), when(row.opened_at)]),
       this.search.value ? nothing("No connection is like that", "An fd and a topic are looked for as a whole, all else by any part of it.")
         : nothing("Nobody is here", "Open the page at / in another tab, and it appears here.")));
@@ -177,7 +178,7 @@ export class Connection extends View {
           ["Speaks", `${row.protocol} over ${row.transport}`], ["Path", h("code", {}, said(row.path))], ["Since", when(row.opened_at)]])),
         card("Line", facts([
           ["Round trip", span(row.rtt_seconds), row.rtt_seconds === null && "no ping was answered yet"],
-          ["Idle", span(Math.floor(row.idle_seconds))],
+          ["Idle", idle(row)],
           ["Received", `${count(row.messages_received)} messages`, bytes(row.bytes_received)],
           ["Sent", `${count(row.messages_sent)} messages`, bytes(row.bytes_sent)],
           ["Dropped", count(row.messages_dropped), "too slow for them"],
@@ -272,7 +273,7 @@ export class Topics extends View {
 
 function share(part) {
   const bar = h("i.share");
-  bar.style.width = `${Math.max(2, part * 100).toFixed(1)}%`;
+  bar.style.width = part > 0 ? `${Math.max(1, part * 100).toFixed(1)}%` : "0";
   return bar;
 }
 
@@ -299,7 +300,7 @@ export class Topic extends View {
       h("div.tiles.few", {},
         [["Subscribers", count(found.subscribers), found.in_program ? `${found.in_program} in this program` : "connections"],
           !found.pattern && ["Published", count(found.offset), `epoch ${found.epoch || "–"}`],
-          !found.pattern && ["Kept", count(found.history.length), `of ${count(rules.history_size)}, for ${span(rules.history_ttl)}`]]
+          !found.pattern && ["Keeps", count(rules.history_size), rules.history_size ? `at most, for ${span(rules.history_ttl)}` : "no history"]]
           .filter(Boolean).map(([name, value, note]) => h("div.tile", {}, h("span", {}, name), h("b.num", {}, value), h("small", {}, note)))),
       h("div.two", {},
         card("Who listens", found.pattern ? nothing("This is a pattern", "Who listens by it is found under Connections, with topic: and its name.") : [
