@@ -9,7 +9,7 @@ Rules:
 
 from collections import Counter
 from collections.abc import Iterable
-from math import isinf
+from math import inf, isinf
 from typing import Final
 
 import attrs
@@ -30,7 +30,7 @@ LISTED: Final = 0.3
 """Work of one task, as `core.work` has it."""
 
 _WORDS: Final = {
-    "broker.session.accept.serve_connection": "connection",
+    "broker.session.accept.serve_connection": "stream",
     "broker.session.connection.Connection._serve": "serving",
     "broker.session.connection.Connection._see_out": "goodbye",
     "broker.session.questions.Questions._ask": "question",
@@ -107,7 +107,7 @@ class _Builder:
             key=lambda each: (
                 each not in self._ours or each in self._tasks,
                 each.name,
-                self._tasks.get(each, 0),
+                self._tasks.get(each, inf),
             ),
         )
         counts = Counter(each.name for each in ordered)

@@ -76,12 +76,12 @@ export class Overview extends View {
     const late = now.lag > 0.25 ? "bad" : now.lag > 0.05 ? "warn" : "";
     fill(this.tiles,
       tile("Connections", count(now.connections), `of ${count(places)} places`, now.connections > places * 0.9 ? "warn" : ""),
-      tile("Users", count(now.users), `${count(now.topics)} topics, ${brief(now.subscriptions)} subscriptions`),
+      tile("Users", count(now.users), `${brief(now.subscriptions)} subscriptions`),
       tile("Published", brief(samples.rate("published")), "a second"),
       tile("Delivered", brief(samples.rate("delivered")), "a second"),
       tile("Out", bytes(samples.rate("bytes_out")), `a second; ${bytes(now.queued)} wait`),
-      tile("Memory held", bytes(now.held), `of ${bytes(limit)}; process ${bytes(now.resident)}`, now.held > limit * 0.9 ? "bad" : ""),
-      tile("Loop late by", span(now.lag), `CPU ${Math.round(samples.rate("cpu") * 100)} %`, late),
+      tile("Memory held", bytes(now.held), `of ${bytes(limit)}`, now.held > limit * 0.9 ? "bad" : ""),
+      tile("Loop late by", span(now.lag), `CPU ${Math.round(samples.rate("cpu") * 100)} %, RSS ${bytes(now.resident)}`, late),
       tile("Cut as too slow", count(now.slow), `${count(now.refused)} refused, ${count(now.errors)} errors`));
     this.charts.forEach((each) => each.draw(samples));
   }
@@ -181,7 +181,7 @@ export class Connection extends View {
           ["Idle", idle(row)],
           ["Received", `${count(row.messages_received)} messages`, bytes(row.bytes_received)],
           ["Sent", `${count(row.messages_sent)} messages`, bytes(row.bytes_sent)],
-          ["Dropped", count(row.messages_dropped), "too slow for them"],
+          ["Dropped", count(row.messages_dropped), row.messages_dropped > 0 && "it was too slow for them"],
           ["Socket", row.blocked ? badge("takes no more", "warn") : "takes what comes"]]))),
       card("Budgets", h("div.meters", {},
         meter("Queue", row.bytes_queued, limits.bytes_queued, `${bytes(row.bytes_queued)} of ${bytes(limits.bytes_queued)}`),
