@@ -121,7 +121,7 @@ class Operators:
                 )
         found = None
         for role, key in self._keys().items():
-            if hmac.compare_digest(shown.encode(), key.encode()):
+            if hmac.compare_digest(shown.encode(errors="surrogatepass"), key.encode()):
                 found = Operator(role, key)
         if found is None:
             guesses = self._guesses.setdefault(place, Bucket())

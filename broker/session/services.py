@@ -148,9 +148,8 @@ class Services:
     def _count_memory(self) -> None:
         count, router, events = self.memory.count, self.router, self.router.events
         each = STREAM_BYTES if self.config.tls_cert is None else TLS_STREAM_BYTES
-        count(Part.CONNECTIONS, lambda: each * len(self.admission))
+        count(Part.CONNECTIONS, lambda: each * len(self.admission) + self.closed.bytes_held)
         count(Part.REQUESTS, lambda: self.requests.bytes_held)
-        count(Part.CONNECTIONS, lambda: self.closed.bytes_held)
         count(Part.KEYS, lambda: self.publisher.bytes_held)
         count(Part.HISTORY, lambda: router.engine.bytes_held)
         count(Part.RETAINED, lambda: router.retained.bytes_held)
