@@ -35,7 +35,7 @@ AT_ONCE: Final = 100
 LOOKED_AT: Final = 1.0
 """Work of one that is compared with what is searched for."""
 
-SHOWN: Final = 12.0
+SHOWN: Final = 14.0
 """Work of a connection in a list: all that is known of it, read and written."""
 
 SHOWN_BYTES: Final = 4096

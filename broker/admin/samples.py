@@ -107,7 +107,7 @@ class Samples:
         router.meter.add(TICK)
         closed = ends.closed
         return Sample(
-            time=round(time.time(), 3),
+            time=round(node.now(), 3),
             connections=len(hub.sessions),
             users=hub.sessions.statistics().users,
             topics=hub.statistics().topics + hub.statistics().patterns,

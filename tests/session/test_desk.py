@@ -154,7 +154,7 @@ async def test_without_a_key_in_the_settings_there_is_no_door(
     path: str, autojump_clock: object
 ) -> None:
     async with open_test_broker(Broker(Config())) as net:
-        with pytest.raises(AssertionError, match="40[46]|426"):
+        with pytest.raises(AssertionError, match=r"40[46]|426"):
             await net.open_websocket(path)
         assert not net.broker.connections()
 
