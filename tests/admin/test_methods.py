@@ -29,7 +29,9 @@ async def people(net: Network, autojump_clock: object) -> list[Peer]:
     return found
 
 
-async def test_the_table_in_the_module_lists_every_method(net: Network) -> None:
+async def test_the_table_in_the_module_lists_every_method(
+    net: Network, autojump_clock: object
+) -> None:
     text = methods.__doc__ or ""
     for name, method in net.node.services.admin.items():
         star = " *" if method.role == "full" else ""
@@ -120,7 +122,7 @@ SEARCHES = [
 
 @pytest.mark.parametrize(("search", "fds"), SEARCHES)
 async def test_connections_are_found_by_what_is_known_of_them(
-    search: str, fds: set[int], net: Network, people: list[Peer]
+    search: str, fds: set[int], net: Network, people: list[Peer], autojump_clock: object
 ) -> None:
     net.broker.bind(3, "Ann:the first")
     peer = await log_in(net)
@@ -147,7 +149,7 @@ async def test_connections_come_a_page_at_a_time_and_each_once(
 
 
 async def test_connections_come_in_the_order_that_is_asked_for(
-    net: Network, people: list[Peer]
+    net: Network, people: list[Peer], autojump_clock: object
 ) -> None:
     await people[2].request(subscribe={"channel": "a"})
     await people[2].request(subscribe={"channel": "b"})
@@ -168,7 +170,7 @@ async def test_connections_come_in_the_order_that_is_asked_for(
 
 
 async def test_a_connection_is_shown_with_all_its_topics_and_after_its_end_with_the_truth(
-    net: Network, people: list[Peer]
+    net: Network, people: list[Peer], autojump_clock: object
 ) -> None:
     peer = await log_in(net)
     shown = (await done(peer, "admin.connection", fd=1))["here"]
@@ -209,7 +211,9 @@ async def test_ended_connections_come_a_page_at_a_time_the_last_first(
 # topics
 
 
-async def test_topics_are_listed_by_how_many_listen(net: Network, people: list[Peer]) -> None:
+async def test_topics_are_listed_by_how_many_listen(
+    net: Network, people: list[Peer], autojump_clock: object
+) -> None:
     await people[0].request(subscribe={"channel": "new.*"})
     peer = await log_in(net)
     page = await done(peer, "admin.topics", search="NEW")
@@ -233,7 +237,7 @@ async def test_a_hundred_topics_are_listed_and_the_others_counted(
 
 
 async def test_a_topic_shows_who_listens_and_what_it_keeps(
-    net: Network, people: list[Peer]
+    net: Network, people: list[Peer], autojump_clock: object
 ) -> None:
     for number in range(60):
         await net.broker.publish("news", {"number": number}, tags={"kind": "test"})
@@ -268,7 +272,9 @@ async def test_subscribers_come_a_page_at_a_time(net: Network, autojump_clock: o
 # acts
 
 
-async def test_acts_do_what_they_say(net: Network, people: list[Peer]) -> None:
+async def test_acts_do_what_they_say(
+    net: Network, people: list[Peer], autojump_clock: object
+) -> None:
     peer = await log_in(net)
     assert await done(peer, "admin.push", fd=1, data={"hello": [1, None]}) == {"status": "queued"}
     push = (await people[0].receive_json())["push"]
@@ -306,7 +312,12 @@ MISTAKES: list[tuple[str, dict[str, Any], int]] = [
 
 @pytest.mark.parametrize(("method", "params", "code"), MISTAKES)
 async def test_a_mistake_is_answered_and_changes_nothing(
-    method: str, params: dict[str, Any], code: int, net: Network, people: list[Peer]
+    method: str,
+    params: dict[str, Any],
+    code: int,
+    net: Network,
+    people: list[Peer],
+    autojump_clock: object,
 ) -> None:
     peer = await log_in(net)
     assert (await rpc(peer, method, **params))["error"]["code"] == code
@@ -317,7 +328,9 @@ async def test_a_mistake_is_answered_and_changes_nothing(
 # traces
 
 
-async def test_a_trace_is_told_until_it_is_ended(net: Network, people: list[Peer]) -> None:
+async def test_a_trace_is_told_until_it_is_ended(
+    net: Network, people: list[Peer], autojump_clock: object
+) -> None:
     peer = await log_in(net)
     trace = (await done(peer, "admin.trace", topic="news"))["trace"]
     await net.broker.publish("news", {"a": 1})
@@ -334,11 +347,12 @@ async def test_a_trace_is_told_until_it_is_ended(net: Network, people: list[Peer
     await done(peer, "admin.untrace")
     assert len(net.node.traces) == 0
     await net.broker.publish("news", {"a": 2})
-    assert all("tick" in (await told(peer)) for _ in range(3))
+    for _ in range(3):
+        assert "tick" in await told(peer)
 
 
 async def test_an_operator_has_one_trace_which_ends_with_him(
-    net: Network, people: list[Peer]
+    net: Network, people: list[Peer], autojump_clock: object
 ) -> None:
     peer = await log_in(net)
     for fd in (1, 2, 3) * 5:
@@ -351,7 +365,7 @@ async def test_an_operator_has_one_trace_which_ends_with_him(
 
 
 async def test_the_page_learns_that_what_it_traces_has_gone(
-    net: Network, people: list[Peer]
+    net: Network, people: list[Peer], autojump_clock: object
 ) -> None:
     peer = await log_in(net)
     await done(peer, "admin.trace", fd=1)
@@ -364,7 +378,7 @@ async def test_the_page_learns_that_what_it_traces_has_gone(
 
 
 async def test_a_flood_that_is_traced_is_told_in_pieces_and_counted(
-    net: Network, people: list[Peer]
+    net: Network, people: list[Peer], autojump_clock: object
 ) -> None:
     peer = await log_in(net)
     await done(peer, "admin.trace", topic="news")
@@ -391,7 +405,7 @@ def walk(scope: Any) -> Any:
 
 
 async def test_the_tree_names_the_scopes_as_the_page_on_lifetimes_does(
-    net: Network, people: list[Peer]
+    net: Network, people: list[Peer], autojump_clock: object
 ) -> None:
     peer = await log_in(net)
     rows = list(walk(await done(peer, "admin.tree")))
@@ -421,7 +435,9 @@ async def test_the_tree_of_many_connections_is_as_short(
     assert [row["name"] for row in rows] == ["fd 400", "io"]
 
 
-async def test_budgets_engine_and_config_say_what_is_so(net: Network, people: list[Peer]) -> None:
+async def test_budgets_engine_and_config_say_what_is_so(
+    net: Network, people: list[Peer], autojump_clock: object
+) -> None:
     peer = await log_in(net)
     budgets = await done(peer, "admin.budgets")
     assert budgets["connections"] == 4

@@ -213,7 +213,9 @@ WRITES = {
 }
 
 
-async def test_every_method_that_takes_the_full_role_is_tried_here(net: Network) -> None:
+async def test_every_method_that_takes_the_full_role_is_tried_here(
+    net: Network, autojump_clock: object
+) -> None:
     methods = net.node.services.admin
     assert {name for name, each in methods.items() if each.role is Role.FULL} == set(WRITES)
 
