@@ -82,15 +82,16 @@ export function when(seconds) {
   return h("time", { dateTime: date.toISOString(), title: date.toISOString() }, shown);
 }
 
-// A table with a heading a column; `rows` are lists of cells. A column is [title, class].
+// A table with a heading a column; `rows` are lists of cells. A column is [title, class, whether its title is
+// for those alone who cannot see what is in it].
 export function table(caption, columns, rows, empty) {
   if (!rows.length) return empty;
   return h("div.scroll", { tabindex: 0, role: "region", "aria-label": caption },
     h("table", {},
       h("caption.away", {}, caption),
-      h("thead", {}, h("tr", {}, columns.map(([title, kind]) => h("th", { scope: "col", class: kind || "" }, title)))),
+      h("thead", {}, h("tr", {}, columns.map(([title, kind, unseen]) => h("th", { scope: "col", class: kind || "" }, unseen ? h("span.away", {}, title) : title)))),
       h("tbody", {}, rows.map((cells) => h("tr", {}, cells.map((cell, place) =>
-        h("td", { class: columns[place][1] || "", "data-label": columns[place][0] }, cell)))))));
+        h("td", { class: columns[place][1] || "", "data-label": columns[place][2] ? "" : columns[place][0] }, cell)))))));
 }
 
 export function nothing(title, text) {

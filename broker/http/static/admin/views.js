@@ -189,7 +189,7 @@ export class Connection extends View {
         meter("Subscriptions", row.topic_count, limits.topics, `${count(row.topic_count)} of ${count(limits.topics)}`),
         meter("Memory", row.bytes_held, limits.bytes_held, `${bytes(row.bytes_held)} of ${bytes(limits.bytes_held)}`))),
       card(close ? "Had subscribed to" : "Subscribed to",
-        table("Subscriptions", [["Topic"], ["", "num"]], row.topics.map((topic) => [
+        table("Subscriptions", [["Topic"], ["Act", "num", true]], row.topics.map((topic) => [
           link(["topics", topic], h("code", {}, said(topic))),
           !close && this.acts ? h("button.small", { type: "button", "data-act": "unsubscribe", "data-fd": this.fd, "data-topic": topic }, "Unsubscribe") : ""]),
           nothing("No subscriptions")), h("span.soft", {}, count(row.topic_count))));
@@ -262,7 +262,7 @@ export class Topics extends View {
     if (search !== this.search.value) return;
     this.total.textContent = page.found > page.rows.length ? `the ${page.rows.length} largest of ${count(page.found)}` : `${count(page.found)} with subscribers`;
     const most = Math.max(1, ...page.rows.map((row) => row.subscribers));
-    fill(this.list, table("Topics", [["Topic"], ["Subscribers", "num"], ["", "share"], ["Queue groups", "num"], ["Watch who comes", "num"]],
+    fill(this.list, table("Topics", [["Topic"], ["Subscribers", "num"], ["Share", "share", true], ["Queue groups", "num"], ["Watch who comes", "num"]],
       page.rows.map((row) => [
         h("span", {}, link(["topics", row.name], h("code", {}, said(row.name))), row.pattern && [" ", badge("pattern", "calm")]),
         count(row.subscribers), share(row.subscribers / most), row.groups || h("span.none", {}, "0"), row.watchers || h("span.none", {}, "0")]),
@@ -406,13 +406,14 @@ const KINDS = { received: "accent", sent: "calm", published: "good", disconnecte
 
 function scope(each) {
   const label = h("span.scope", { class: each.kind },
-    h("b", {}, each.fd ? link(["connections", each.fd], each.name) : each.name),
+    h("b", {}, each.name),
     each.kind === "tasks" && h("span.soft", {}, ` ${count(each.count)} more`),
     each.deadline !== null && h("span.badge.high", {}, `ends in ${span(Math.max(0, each.deadline))}`),
     each.cancelled && badge("cancelled", "bad"), each.shielded && badge("shielded", "calm"),
     each.function && h("code.soft", {}, each.function));
+  const more = each.fd && h("li", {}, h("span.scope", {}, link(["connections", each.fd], h("span.soft", {}, "who it is"))));
   return h("li", {}, each.children.length
-    ? h("details", { open: true }, h("summary", {}, label), h("ul", {}, each.children.map(scope)))
+    ? h("details", { open: true }, h("summary", {}, label), h("ul", {}, more, each.children.map(scope)))
     : label);
 }
 
@@ -445,7 +446,7 @@ export class Budgets extends View {
     fill(this.body,
       card("Memory for clients", [
         meter("All parts", memory.held, memory.limit ?? Infinity, `${bytes(memory.held)} of ${bytes(memory.limit ?? Infinity)}`),
-        table("Memory by part", [["Part"], ["What it is"], ["Held", "num"], ["", "share"]], parts.map(([name, size]) => [
+        table("Memory by part", [["Part"], ["What it is"], ["Held", "num"], ["Share", "share", true]], parts.map(([name, size]) => [
           h("b", {}, name), h("span.soft", {}, PARTS[name] || ""), bytes(size), share(size / Math.max(1, parts[0][1]))]), nothing("Nothing is held"))],
         h("span.soft", {}, `${count(memory.gave_way)} gave way, ${count(memory.refused)} refused`)),
       h("div.two", {},
