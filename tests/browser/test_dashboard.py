@@ -262,8 +262,9 @@ def test_the_keyboard_is_enough(context: Any, broker: Any, stranger: Any) -> Non
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Connections"
     page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Connections", level=1).wait_for()
     page.locator("tbody tr").first.wait_for()
-    assert page.evaluate("document.activeElement.id") == "view"
+    page.locator("#view:focus").wait_for()
     page.get_by_role("link", name="2", exact=True).focus()
     page.wait_for_timeout(2500)  # a refresh takes nobody's focus away
     assert page.evaluate("document.activeElement.textContent") == "2"
