@@ -177,6 +177,8 @@ def _serve_with(app: str | None, file: Path | None, options: Mapping[str, object
     config = loaded.config
     logs.configure(config.log_format, config.log_level)
     logs.capture_strays()
+    for unknown in loaded.unknown:
+        log.warning("unknown_setting", detail=str(unknown))
     if broker is None:
         from broker.cli import default_app as builtin
 

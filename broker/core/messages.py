@@ -163,6 +163,8 @@ class ConnectionDetails(ConnectionInfo):
 
     established: bool
     """Neither closing nor gone."""
+    age_seconds: float
+    """Since it was opened."""
     idle_seconds: float
     rtt_seconds: float | None
     messages_received: int

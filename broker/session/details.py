@@ -1,6 +1,7 @@
 """All that is known of one connection while it runs."""
 
 from math import inf
+from time import time as wall_clock
 
 import attrs
 import trio
@@ -12,9 +13,11 @@ from broker.session.services import ServedConnection, Services
 def details_of(services: Services, connection: ServedConnection) -> ConnectionDetails:
     """A snapshot, which is of use for a connection that is there or has ended in this very step."""
     outbox, traffic, config = connection.peer.outbox, connection.traffic, services.config
+    info = connection.info()
     return ConnectionDetails(
-        **attrs.asdict(connection.info(), recurse=False),
+        **attrs.asdict(info, recurse=False),
         established=connection.peer.is_established,
+        age_seconds=max(0.0, wall_clock() - info.opened_at),
         idle_seconds=max(0.0, trio.current_time() - connection.lane.heard_at),
         rtt_seconds=connection.heartbeat.rtt,
         messages_received=traffic.messages,

@@ -22,6 +22,7 @@ DETAILS = ConnectionDetails(
     opened_at=1.0,
     topics=("news", "a.*"),
     established=True,
+    age_seconds=3.0,
     idle_seconds=1.0,
     rtt_seconds=0.02,
     messages_received=1,
