@@ -582,7 +582,7 @@ async def _beat(node: Node) -> None:
             await trio.sleep_until(due)
             # As late as everybody else is served whose socket is ready.
             node.loop_lag.observe(max(0.0, trio.current_time() - due))
-            node.beat()
+            await node.beat()
     finally:
         # Cancelled: the sessions have ended, or everything is being cut with us.
         node.services.cut()

@@ -414,7 +414,8 @@ class Connection(Profile):
     # time
 
     def beat(self, now: float) -> None:
-        """Look, about once a second, at what has expired, and at a peer that is silent or stale."""
+        """Look at what has expired, and at a peer that is silent or stale; note in `look_at` until when
+        nothing of that is due."""
         if self._closing is None:
             end_expired(self, now)
         # While it waits for a hook it is not the peer who is late.
@@ -428,6 +429,9 @@ class Connection(Profile):
             talks = self.peer.phase is Phase.CONNECTED
             code = CloseCode.NO_PONG if talks else CloseCode.INTERNAL_ERROR
             self.close(code, "no pong", Initiator.HEARTBEAT)
+            return
+        due = now if waits_for_us else self.heartbeat.due(now, tokens_required=required)
+        self.peer.look_at = min(self.peer.next_expiry, due)
 
 
 _CUT: Final = Close(CloseCode.ABNORMAL, "cut", Initiator.SHUTDOWN)

@@ -14,7 +14,7 @@ from broker.transport.outbox import Outbox, Run
 
 
 class Heartbeat:
-    """Looked at about once a second, by `beat`.
+    """Looked at by `beat`, about once a second while something is `due`.
 
     A Centrifuge client gets a ping at each interval, as it counts on that; any other peer when it
     has been silent for so long.
@@ -70,6 +70,21 @@ class Heartbeat:
         if self._pinged is None and answers_pings:
             self._pinged = now, ping, self._outbox.chunks
         return True
+
+    def due(self, now: float, *, tokens_required: bool) -> float:
+        """Until when nothing has to be looked at, unless the config changes.
+
+        That is `now` while a ping is not answered, as what excuses the peer may be over soon, and of
+        one who has to be known by then, as the app may know it no longer.
+        """
+        if self._pinged is not None:
+            return now
+        stale_at = self._opened_at + self._router.settings.config.stale_seconds
+        if self._orders.peer.phase is Phase.CONNECTED:
+            return self._due
+        if now < stale_at:
+            return min(self._due, stale_at)
+        return now if tokens_required else self._due
 
     @property
     def rtt(self) -> float | None:
