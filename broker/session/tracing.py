@@ -138,8 +138,8 @@ class Traces:
     def begin(self, target: Target, idle_seconds: float = inf) -> Trace:
         """Begin a trace, which ends if nobody has read it for `idle_seconds`.
 
-        Raises `Refused`: 102 for an fd that is not here, 103 for one that is an operator's, 106 where there are `TRACES_MOST` already, 107
-        for what is neither topic nor pattern.
+        Raises `Refused`: 102 for an fd that is not here, 103 for one that is an operator's, 106 where
+        there are `TRACES_MOST` already, 107 for what is neither topic nor pattern.
         """
         if len(self._traces) >= TRACES_MOST:
             raise Refused(ErrorCode.LIMIT_EXCEEDED, f"more than {TRACES_MOST} traces at once")

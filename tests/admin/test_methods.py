@@ -370,7 +370,7 @@ async def test_the_page_learns_that_what_it_traces_has_gone(
     peer = await log_in(net)
     await done(peer, "admin.trace", fd=1)
     await people[0].aclose()
-    seen = []
+    seen: list[Any] = []
     while not seen or not seen[-1]["ended"]:
         data = await told(peer)
         seen += [data] if "trace" in data else []

@@ -205,7 +205,7 @@ async def test_who_does_not_log_in_is_sent_away(net: Network, autojump_clock: ob
     assert await peer.receive_close() == (3502, "stale")
 
 
-WRITES = {
+WRITES: dict[str, dict[str, Any]] = {
     "admin.kick": {"fd": 1},
     "admin.unsubscribe": {"fd": 1, "topic": "news"},
     "admin.push": {"fd": 1, "data": {"a": 1}},

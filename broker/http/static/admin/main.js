@@ -15,7 +15,7 @@ const PAGES = [
 const $ = (id) => document.getElementById(id);
 const session = new Session();
 const samples = new Samples();
-let view = null, fresh = 0, busy = false;
+let view = null, fresh = 0, patience = 0, busy = false;
 
 // log in
 
@@ -29,9 +29,17 @@ $("login").querySelector("form").addEventListener("submit", (event) => {
 session.addEventListener("turned", async ({ detail }) => {
   $("line").dataset.state = detail.state;
   $("line-text").textContent = detail.state;
+  clearTimeout(patience);
+  if (detail.state === "connecting" && $("app").hidden) patience = setTimeout(wait, 1500);
   if (detail.state === "connected") await enter();
   else if (detail.state === "disconnected") leave(detail);
 });
+
+// The broker does not answer: it is asked again and again, and another key may be tried.
+function wait() {
+  $("login").hidden = false;
+  $("refused").textContent = "The broker does not answer yet.";
+}
 
 async function enter() {
   $("key").value = "";

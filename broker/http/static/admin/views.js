@@ -71,7 +71,7 @@ export class Overview extends View {
   tick() {
     const now = this.samples.last;
     if (!now) return;
-    const { samples } = this, { places, memory_limit: limit } = this.session.facts;
+    const { samples } = this, { places } = this.session.facts, limit = this.session.facts.memory_limit ?? Infinity;
     const tile = (name, value, note, kind = "") => h("div.tile", { class: kind }, h("span", {}, name), h("b.num", {}, value), h("small", {}, note));
     const late = now.lag > 0.25 ? "bad" : now.lag > 0.05 ? "warn" : "";
     fill(this.tiles,
