@@ -82,6 +82,8 @@ def http_app(node: Node) -> Starlette:
         return JSONResponse({"status": "ok"})
 
     async def page(request: Request) -> Response:
+        if not node.config.demo_page:
+            return _text(HTTPStatus.NOT_FOUND, "Nothing is here.")
         return FileResponse(HERE / "pages" / "index.html", headers=SECURITY | ASK_EACH_TIME)
 
     async def admin(request: Request) -> Response:
@@ -119,7 +121,7 @@ def http_app(node: Node) -> Starlette:
             *(
                 route
                 for path in map(route_of, node.config.websocket_paths)
-                if path != "/"
+                if path != "/" and not path.endswith("/*")
                 for route in both(path, upgrade_required, methods)
             ),
         ],

@@ -12,8 +12,8 @@ from broker import Broker, Config, Connection
 from broker.access.operators import GUESSES, Asker, Method, Role
 from broker.config.settings import TokenRules
 from broker.core.messages import Close, Frame
-from broker.errors import Disconnect
-from broker.hooks import ConnectEvent
+from broker.errors import Disconnect, Refused
+from broker.hooks import ConnectEvent, Handshake, HandshakeReply
 from broker.session.desk import BEHIND_BYTES
 from broker.testing import Closed, Network, open_test_broker
 from tests.conftest import ADMIN_KEY, HMAC_SECRET, VIEW_KEY, code_of, done, log_in, rpc, told
@@ -161,6 +161,15 @@ async def test_without_a_key_in_the_settings_there_is_no_door(
 
 async def test_the_app_hears_nothing_of_operators(autojump_clock: object, config: Config) -> None:
     broker, heard = Broker(config), list[str]()
+
+    @broker.on_handshake
+    async def on_handshake(handshake: Handshake) -> HandshakeReply | None:
+        heard.append("handshake")
+        raise Refused(401)
+
+    @broker.on_buffer_full
+    async def on_buffer_full(connection: Connection) -> None:
+        heard.append("buffer full")
 
     @broker.on_open
     async def on_open(connection: Connection) -> None:
