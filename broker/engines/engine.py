@@ -35,8 +35,9 @@ from broker.errors import Refused
 
 T = TypeVar("T")
 
-Durability: TypeAlias = Literal["none", "process", "power"]
-"""What a `Done` survives: nothing, the death of this process, the loss of power."""
+Durability: TypeAlias = Literal["none", "process", "power", "shared"]
+"""What a `Done` survives: nothing, the death of this process, the loss of power; or whatever the store
+survives that nodes share."""
 
 Done: TypeAlias = Callable[["Position | Refused | None"], None]
 """Called once for what was submitted: with the topic's position right behind it, None where no history
