@@ -22,7 +22,8 @@ from broker.engines.engine import Done
 from broker.errors import ErrorCode, Refused
 from broker.routing.elsewhere import Way
 from broker.routing.mail import Direct, data_bytes
-from broker.routing.neighbours import Answer, Neighbours
+from broker.routing.neighbours import Neighbours
+from broker.routing.open_calls import Answer
 from broker.routing.router import Router
 
 MOST_BYTES: Final = 4 * 2**20

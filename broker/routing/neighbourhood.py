@@ -28,7 +28,7 @@ class Neighbourhood:
         router.ways = self.forwarding
         self.roster = CardRoster(neighbours, router, self.wills)
         self.leases = FdLeases(neighbours, router.hub.sessions, router.engine.next_fd - 1)
-        neighbours.when_answered(router.returns.settled)
+        neighbours.calls.settle = router.returns.settled
 
     async def begin(self) -> None:
         """Tell the others that this node is here, and get numbers for its connections. Raises `Refused`.
@@ -39,6 +39,6 @@ class Neighbourhood:
     async def run(self) -> None:
         """Keep all of it true, until cancelled."""
         async with trio.open_nursery() as tasks:
-            tasks.start_soon(self.neighbours.keep_time)
+            tasks.start_soon(self.neighbours.calls.keep_time)
             tasks.start_soon(self.leases.keep)
             tasks.start_soon(self.roster.keep)

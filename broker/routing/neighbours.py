@@ -12,10 +12,8 @@ Rules:
 3. What cannot be read, or comes too late, is dropped and counted.
 """
 
-import heapq
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from math import inf
 from typing import Any, Final, TypeAlias, TypeVar
 
 import attrs
@@ -26,23 +24,17 @@ from broker.core.fd_blocks import FdBlocks
 from broker.core.messages import Fd
 from broker.core.work import COMMAND
 from broker.engines.cluster import Cluster
-from broker.errors import ErrorCode, Refused
+from broker.errors import Refused
 from broker.routing.mail import Body, Call, Mail, Note, Result, read, write
+from broker.routing.open_calls import CALL_SECONDS, Answer, OpenCalls, unanswered
 
 log = structlog.get_logger("broker.nodes")
-
-CALL_SECONDS: Final = 2.0
-"""As long as an answer may take: it is a matter of milliseconds. A node that takes longer hangs, and is
-declared dead soon."""
 
 NODE: Final = "node"
 """The notice with which a node begins: its name, and when it has started."""
 
 FDS: Final = "fds "
 """How the notice of a block of fds begins; then comes its first number. It says where the block ends."""
-
-Answer: TypeAlias = Callable[[bytes | Refused], None]
-"""Called once, with what came back or with what went wrong. Never waits."""
 
 Handler: TypeAlias = Callable[[str, Any, Answer], float]
 """Does what a node asks for: its id, what it says, and where the answer goes, which a note has no need
@@ -62,14 +54,6 @@ class NodeInfo:
     started_at: float = 0.0
 
 
-@attrs.frozen(eq=False)
-class _Open:
-    """A call that waits for its answer."""
-
-    node: str
-    answer: Answer
-
-
 def no_answer(value: bytes | Refused) -> None:
     """What becomes of this is asked by nobody."""
 
@@ -80,6 +64,7 @@ class Neighbours:
     def __init__(self, cluster: Cluster, name: str, started_at: float) -> None:
         self.cluster = cluster
         self.blocks = FdBlocks()
+        self.calls = OpenCalls()
         self.misread = 0
         """Messages that could not be read."""
         self.on_gone: list[Callable[[str], None]] = []
@@ -92,11 +77,6 @@ class Neighbours:
         self._nodes: dict[str, NodeInfo] = {}
         self._handlers: dict[type[Mail], Handler] = {}
         self._notices: list[tuple[str, OnNotice]] = [(FDS, self._block), (NODE, self._node)]
-        self._calls: dict[int, _Open] = {}
-        self._due: list[tuple[float, int]] = []
-        self._sooner = trio.Event()
-        self._last = 0
-        self._settled: Callable[[], None] = lambda: None
         cluster.listen(self)
 
     # who is there
@@ -140,10 +120,6 @@ class Neighbours:
         that is down."""
         self._notices.append((prefix, hook))
 
-    def when_answered(self, settle: Callable[[], None]) -> None:
-        """Call this when the results that came together are all told."""
-        self._settled = settle
-
     # what goes to others
 
     def note(self, node: str, body: Body) -> None:
@@ -164,20 +140,11 @@ class Neighbours:
         Raises `Refused` (100) while nothing can be told, and for a node that has gone.
         """
         if node not in self._nodes:
-            raise died(node)
-        number = self._last + 1
+            raise unanswered(f"node {node} has gone")
+        number = self.calls.next_number()
         self.cluster.tell(node, write(Call(number, body)))
-        self._last = number
-        self._calls[number] = _Open(node, answer)
-        due = trio.current_time() + seconds
-        if not self._due or due < self._due[0][0]:
-            self._sooner.set()
-        heapq.heappush(self._due, (due, number))
+        self.calls.add(number, node, answer, seconds)
         return number
-
-    def forget(self, number: int) -> None:
-        """Nobody waits for this answer any more."""
-        self._calls.pop(number, None)
 
     async def ask(self, node: str, body: Body, *, seconds: float = CALL_SECONDS) -> bytes:
         """Ask one node, and wait for the answer. Raises `Refused`: with what the node says, and 100 if it
@@ -211,25 +178,8 @@ class Neighbours:
                 await ended.wait()
         finally:
             for number in numbers:
-                self.forget(number)
+                self.calls.forget(number)
         return answers
-
-    async def keep_time(self) -> None:
-        """End calls that have waited for too long, until cancelled."""
-        while True:
-            self._sooner = trio.Event()
-            with trio.move_on_at(self._due[0][0] if self._due else inf):
-                await self._sooner.wait()
-            self._expire(trio.current_time())
-
-    def _expire(self, now: float) -> None:
-        while self._due and (self._due[0][0] <= now or self._due[0][1] not in self._calls):
-            _, number = heapq.heappop(self._due)
-            call = self._calls.pop(number, None)
-            if call is not None:
-                name = self.name_of(call.node)
-                call.answer(unanswered(f"node {name} does not answer"))
-        self._settled()
 
     # what comes from others
 
@@ -241,10 +191,7 @@ class Neighbours:
             log.warning("misread", node=self.name_of(sender), reason=str(error)[:200])
             return COMMAND
         if isinstance(envelope, Result):
-            call = self._calls.pop(envelope.number, None)
-            if call is not None:
-                call.answer(envelope.answer)
-                self._settled()
+            self.calls.end(envelope.number, envelope.answer)
             return COMMAND
         handler = self._handlers.get(type(envelope.body))
         if handler is None:
@@ -272,9 +219,7 @@ class Neighbours:
         self._forget_node(node)
 
     def _forget_node(self, node: str) -> None:
-        for number in [n for n, call in self._calls.items() if call.node == node]:
-            self._calls.pop(number).answer(died(self.name_of(node)))
-        self._settled()
+        self.calls.end_all(f"node {self.name_of(node)} has gone", node)
         self.blocks.forget(node)
         for hook in self.on_gone:
             hook(node)
@@ -292,9 +237,7 @@ class Neighbours:
         # Whoever was this node is dead, for this one as for the others.
         log.error("node_lapsed", detail="it was declared dead: every client is told to reconnect")
         self._forget_node(self._id)
-        for number in list(self._calls):
-            self._calls.pop(number).answer(unanswered("this node was cut off"))
-        self._settled()
+        self.calls.end_all("this node was cut off")
         self.introduce()
         for hook in self.on_lapse:
             hook()
@@ -313,16 +256,6 @@ class Neighbours:
             self.blocks.remove(node, int(first))
         else:
             self.blocks.add(node, range(int(first), int(value)))
-
-
-def died(node: str) -> Refused:
-    """The answer of a node that is no longer there."""
-    return unanswered(f"node {node} has gone")
-
-
-def unanswered(why: str) -> Refused:
-    """The answer to a call that nobody has answered."""
-    return Refused(ErrorCode.INTERNAL, f"{why}: not known whether it was done")
 
 
 def no_burial(node: str) -> None:

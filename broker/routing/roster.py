@@ -32,7 +32,8 @@ from broker.core.work import COMMAND, SLICE
 from broker.engines.cluster import Cluster
 from broker.errors import ErrorCode, Refused
 from broker.routing.mail import Came, Left
-from broker.routing.neighbours import Answer, Neighbours
+from broker.routing.neighbours import Neighbours
+from broker.routing.open_calls import Answer
 from broker.routing.recipients import Peer
 from broker.routing.router import Router
 from broker.routing.wills import Will, Wills

@@ -38,7 +38,8 @@ from broker.routing.mail import (
     Unsubscribe,
 )
 from broker.routing.neighbourhood import Neighbourhood
-from broker.routing.neighbours import Answer, Neighbours
+from broker.routing.neighbours import Neighbours
+from broker.routing.open_calls import Answer
 from broker.routing.recipients import Peer
 from broker.session.orders import ServerSub
 from broker.version import VERSION

@@ -31,9 +31,7 @@ async def one(autojump_clock: MockClock, bus: Bus) -> AsyncGenerator[BusNode, No
 
 
 @pytest.fixture
-async def two(
-    autojump_clock: MockClock, bus: Bus, one: BusNode
-) -> AsyncGenerator[BusNode, None]:
+async def two(autojump_clock: MockClock, bus: Bus, one: BusNode) -> AsyncGenerator[BusNode, None]:
     async with node(bus, "two") as opened:
         yield opened
 
