@@ -55,6 +55,7 @@ class Witness:
         self.delivered: dict[str, list[Publication]] = {}
         self.listeners: dict[str, list[Callable[[Publication], None]]] = {}
         self.answers: list[Position | Refused | None] = []
+        self.gaps: list[str] = []
 
     def deliver(self, parcel: Parcel, *, retain: bool) -> float:
         if retain:
@@ -68,6 +69,16 @@ class Witness:
 
     def settled(self) -> None:
         pass
+
+    def wants(self, topic: str) -> bool:
+        return True
+
+    def listened(self) -> Sequence[str]:
+        return list(self.listeners)
+
+    def gap(self, topic: str) -> float:
+        self.gaps.append(topic)
+        return 0.0
 
     def publish(
         self,
