@@ -1,4 +1,6 @@
-"""How a setting names an engine: `memory`, `sqlite:PATH`, `sqlite:PATH?sync=process`, and one on Redis:
+"""How a setting names an engine.
+
+`memory`, `sqlite:PATH`, `sqlite:PATH?sync=process`, and for a Redis:
 
 ========================================================  ==========================================
 `redis://[user:password@]host[:port][/db]`                a server; `rediss://` for TLS
@@ -24,7 +26,7 @@ REDIS_PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
 
 _EXAMPLES: Final = (
-    'must be "memory", or like "sqlite:/var/lib/broker/broker.db" or "redis://127.0.0.1:6379"'
+    'must be "memory" or like "sqlite:/var/lib/broker/broker.db" or "redis://127.0.0.1:6379"'
 )
 
 
@@ -79,7 +81,10 @@ def parse_engine_url(text: str) -> EngineUrl:
 
 
 def _redis_url(kind: str, text: str) -> RedisUrl:
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        raise ValueError(_EXAMPLES) from None
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     prefix, ca = options.pop("prefix", "broker"), options.pop("ca", None)
     db = _number(options.pop("db", "0"), "db")
@@ -118,10 +123,13 @@ def _redis_url(kind: str, text: str) -> RedisUrl:
 def _hosts(names: str, port: int) -> tuple[tuple[str, int], ...]:
     found = []
     for name in filter(None, names.split(",")):
-        split = urlsplit(f"//{name}")
-        if not split.hostname:
-            raise ValueError(_EXAMPLES)
-        found.append((split.hostname, split.port or port))
+        try:
+            split = urlsplit(f"//{name}")
+            found.append((split.hostname or "", split.port or port))
+        except ValueError:  # a port that is none, half an IPv6 address
+            raise ValueError(_EXAMPLES) from None
+    if not all(host for host, _ in found):
+        raise ValueError(_EXAMPLES)
     return tuple(found)
 
 

@@ -22,6 +22,7 @@ from contextlib import asynccontextmanager
 from typing import Final, cast
 
 import attrs
+import msgspec
 import structlog
 import trio
 
@@ -33,7 +34,7 @@ from broker.core.session import Parcel
 from broker.core.work import COMMAND, SLICE
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
 from broker.engines.memory import Memory
-from broker.engines.redis_link import LinkLost, check_installed, use_link
+from broker.engines.redis_link import Link, LinkLost, check_installed, use_link
 from broker.engines.redis_log import IDLE_EPOCH_MS, Draft, Flight, Logged, SharedLog
 from broker.engines.redis_outgoing import (
     NOT_KNOWN,
@@ -58,11 +59,11 @@ OPEN_SECONDS: Final = 10.0
 CLOSE_SECONDS: Final = 5.0
 """How long a stop waits until what was submitted is read back."""
 
+LOADED_AT_ONCE: Final = 100
+"""Retained values in one answer: as a rule 10 KB."""
+
 OVERDUE_EVERY: Final = 0.25
 """Seconds between two looks at what has waited for too long."""
-
-FD_LEASE: Final = 1024
-"""fds that a node takes at once: the first node counts 1, 2, 3."""
 
 
 @attrs.define(eq=False)
@@ -200,17 +201,20 @@ class RedisEngine(Memory):
 
     @asynccontextmanager
     async def running(self, sink: Sink) -> AsyncGenerator[None]:
-        async with trio.open_nursery() as nursery:
-            self._reader.begin(sink, nursery)
-            nursery.start_soon(self._log.serve, name="engine link")
-            nursery.start_soon(self._reader.refuse_overdue, name="engine deadlines")
-            try:
-                yield
-                with trio.move_on_after(CLOSE_SECONDS):
-                    await self._reader.wait_drained()
-            finally:
-                self._reader.end()
-                nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._reader.begin(sink, nursery)
+                nursery.start_soon(self._log.serve, name="engine link")
+                nursery.start_soon(self._reader.refuse_overdue, name="engine deadlines")
+                try:
+                    yield
+                    with trio.move_on_after(CLOSE_SECONDS):
+                        await self._reader.wait_drained()
+                finally:
+                    self._reader.stop()
+                    nursery.cancel_scope.cancel()
+        finally:  # what was read is given out by now
+            self._reader.settle_all()
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(
@@ -244,9 +248,12 @@ class _Incoming:
     def begin(self, sink: Sink, tasks: trio.Nursery) -> None:
         self.sink, self._tasks = sink, tasks
 
-    def end(self) -> None:
-        """Nothing more is read: settle all that is open."""
+    def stop(self) -> None:
+        """Nothing more is fetched."""
         self._tasks = None
+
+    def settle_all(self) -> None:
+        """Nothing more is read."""
         for flight in list(self.shared.flights):
             self.missed(flight)
         self.out.refuse_all("the broker stops")
@@ -291,8 +298,24 @@ class _Incoming:
         await trio.lowlevel.checkpoint()
         return 0.0
 
-    async def lost(self) -> None:
+    async def load(self, link: Link) -> None:
+        retained = self.engine.retained
+        for value in retained.values():
+            retained.take((msgspec.structs.replace(value, data=b"null"),))
+        cursor = b"0"
+        while True:
+            parts = self.shared.key + ":r", cursor, b"COUNT", LOADED_AT_ONCE
+            cursor, found = await link.reader.call(b"HSCAN", *parts)
+            for name, field in _pairs(found):
+                offset, _, data = field.partition(b" ")
+                last = decode_posted(data).batches[-1].publications(name.decode())[-1]
+                retained.take([msgspec.structs.replace(last, offset=int(offset))])
+            if cursor == b"0":
+                return
+
+    async def lost(self, link: Link) -> None:
         assert self.sink is not None
+        await self.load(link)
         self.topics.clear()
         for fetch in self._fetches.values():
             fetch.is_stale = True
@@ -376,6 +399,8 @@ class _Incoming:
     async def _try_fetch(self, fetch: _Fetch) -> bool:
         """Fetch a topic and put it where it belongs; whether that went well."""
         shared, topic = self.shared, fetch.topic
+        while topic in self.out.orders:  # of this node: what was removed is not seen again
+            await shared.wait_moved()
         link = await shared.wait_link()
         fetch.caught, fetch.is_stale = [], False
         parts = shared.key, topic, secrets.token_hex(4), IDLE_EPOCH_MS
@@ -414,6 +439,11 @@ def _parcel_of(logged: Logged) -> Parcel:
     return Parcel(logged.topic, "close", [*batches], exclude=frozenset(posted.exclude))
 
 
+def _pairs(fields: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """The names and values of a flat list."""
+    return zip(fields[::2], fields[1::2], strict=True)
+
+
 def _no_epoch(topic: str) -> str:
     raise AssertionError("epochs begin in Redis alone")
 
@@ -436,7 +466,10 @@ async def open_redis(
 
     why = "it does not answer"
     with trio.move_on_after(OPEN_SECONDS):
-        while why := await use_link(url, shared.attach):
+        while True:
+            why = await use_link(url, shared.attach)
+            if not why:
+                break
             await trio.sleep(0.1)
     if why:
         raise ConfigError(f"engine: no Redis at {url.where}: {why}")

@@ -55,16 +55,16 @@ class Wire:
 
     _connection: "BaseConnection"
 
-    async def call(self, command: bytes, *parts: Part, seconds: float = CALL_SECONDS) -> Any:
+    async def call(self, command: bytes, *parts: Part, seconds: float | None = None) -> Any:
         """Send a command and wait for its answer. Raises `LinkLost`."""
         try:
-            return await self._ask(command, parts, seconds)
+            return await self._ask(command, parts, seconds or CALL_SECONDS)
         except _foreign_errors() as error:
             raise LinkLost(_reason(error)) from error
 
     async def run(self, script: Script, key: str, *parts: Part) -> Any:
         """Run a script on a key. One that the server does not know is sent along. Raises `LinkLost`."""
-        from coredis.exceptions import NoScriptError  # noqa: PLC0415 - see the module
+        from coredis.exceptions import NoScriptError
 
         try:
             try:
@@ -120,9 +120,9 @@ async def _hold(pool: "ConnectionPool[Any]", stack: AsyncExitStack) -> Wire:
 
 @asynccontextmanager
 async def _open_pool(url: RedisUrl) -> AsyncGenerator["ConnectionPool[Any]"]:
-    from coredis import Sentinel  # noqa: PLC0415 - see the module
-    from coredis.connection import TCPLocation, UnixDomainSocketLocation  # noqa: PLC0415
-    from coredis.pool import ConnectionPool  # noqa: PLC0415
+    from coredis import Sentinel
+    from coredis.connection import TCPLocation, UnixDomainSocketLocation
+    from coredis.pool import ConnectionPool
 
     options: dict[str, Any] = {
         "username": url.user,
@@ -138,9 +138,21 @@ async def _open_pool(url: RedisUrl) -> AsyncGenerator["ConnectionPool[Any]"]:
             async with sentinel.primary_for(url.service).connection_pool as primaries:
                 yield primaries
     else:
+        await _probe(url)
         location = UnixDomainSocketLocation(url.socket) if url.socket else hosts[0]
         async with ConnectionPool(location=location, **options) as pool:
             yield pool
+
+
+async def _probe(url: RedisUrl) -> None:
+    """Raise an `OSError` that says why, where nothing listens: the library would only say that it is so, and
+    leave half a connection behind."""
+    with trio.fail_after(CONNECT_SECONDS):
+        if url.socket:
+            stream = await trio.open_unix_socket(url.socket)
+        else:
+            stream = await trio.open_tcp_stream(*url.hosts[0])
+        await stream.aclose()
 
 
 def _tls_context(url: RedisUrl) -> ssl.SSLContext | None:
@@ -151,7 +163,7 @@ def check_installed(url: RedisUrl) -> None:
     """Get the library ready. Raises `ConfigError` where it is not installed, and for a certificate that
     cannot be read."""
     try:
-        import coredis  # noqa: F401, PLC0415 - see the module
+        import coredis  # noqa: F401 - see the module
     except ImportError:
         text = "engine: Redis needs the extra `redis`: pip install 'trio-broker[redis]'"
         raise ConfigError(text) from None
@@ -165,8 +177,8 @@ def check_installed(url: RedisUrl) -> None:
 
 def _foreign_errors() -> tuple[type[Exception], ...]:
     """All that a failure of the link may raise."""
-    from anyio import BrokenResourceError, ClosedResourceError, EndOfStream  # noqa: PLC0415
-    from coredis.exceptions import RedisError  # noqa: PLC0415
+    from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
+    from coredis.exceptions import RedisError
 
     broken = BrokenResourceError, ClosedResourceError, EndOfStream
     return RedisError, *broken, OSError, trio.TooSlowError

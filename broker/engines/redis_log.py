@@ -104,7 +104,7 @@ class Flight:
 class LogReader(Protocol):
     """Gets what is read from a log, and has what is to be appended: the engine."""
 
-    def gather(self) -> tuple[list[Draft], list[object]]:
+    def gather(self) -> tuple[Sequence[Draft], Sequence[object]]:
         """Take what is to be appended now, as much as a batch may hold. No checkpoint."""
 
     def take(self, logged: Logged, own: object | None) -> float:
@@ -119,9 +119,12 @@ class LogReader(Protocol):
     def missed(self, flight: Flight) -> None:
         """A batch of this node will not be read back; nobody knows whether it was applied."""
 
-    async def lost(self) -> None:
-        """Something was lost before what is read next: nothing that is known of any topic is true."""
+    async def load(self, link: Link) -> None:
+        """Fetch what every node has of the whole. Called before anything is read. Raises `LinkLost`."""
 
+    async def lost(self, link: Link) -> None:
+        """Something was lost before what is read next: nothing that is known of any topic is true. Raises
+        `LinkLost`, and is then called again."""
 
 
 class SharedLog:
@@ -224,6 +227,7 @@ class SharedLog:
             text = f"the keys have format {version}, and this version knows {FORMAT}"
             raise LinkLost(text)
         if self.place < 0:
+            await self.reader.load(link)
             self.place, self.lineage, self._head = last, lineage, head
         elif head != self._head or (not head and self.place > last):
             oldest = int(first.split(b"-")[0]) if first else last
@@ -232,7 +236,7 @@ class SharedLog:
                 lineage, began = await link.reader.run(*renewed)
                 lineage = lineage.decode()
             if lineage != self.lineage:
-                await self._lose_place(began, lineage)
+                await self._lose_place(link, began, lineage)
         self._server_lineage = lineage
         self._sort_flights(done)
 
@@ -243,12 +247,14 @@ class SharedLog:
         self.link = link
         self._note_moved()
 
-    async def _lose_place(self, place: int, lineage: str) -> None:
+    async def _lose_place(self, link: Link, place: int, lineage: str) -> None:
         """Go on somewhere else, or with another lineage, once the reader has dealt with that."""
         self.losses += 1
-        log.warning("log_lost", redis=self.url.where, detail="some of the log is gone; see the docs")
+        log.warning(
+            "log_lost", redis=self.url.where, detail="some of the log is gone; see the docs"
+        )
         with trio.CancelScope(shield=True):
-            await self.reader.lost()
+            await self.reader.lost(link)
         self.place, self.lineage, self._head = place, lineage, b""
         self._note_moved()
 
@@ -300,7 +306,7 @@ class SharedLog:
             for entries in (read or {}).values():
                 for name, fields in entries:
                     with trio.CancelScope(shield=True):
-                        await self._take(int(name.split(b"-")[0]), fields)
+                        await self._take(link, int(name.split(b"-")[0]), fields)
             self._check_alive()
 
     def _check_alive(self) -> None:
@@ -309,11 +315,11 @@ class SharedLog:
             oldest.sent_at = trio.current_time()
             raise LinkLost("what is appended does not come back")
 
-    async def _take(self, place: int, fields: Sequence[bytes]) -> None:
+    async def _take(self, link: Link, place: int, fields: Sequence[bytes]) -> None:
         head = fields[1]
         node, counter, before, lineage, ms = head.decode().split(" ")
         if int(before) != self.place or lineage != self.lineage:
-            await self._lose_place(int(before), lineage)
+            await self._lose_place(link, int(before), lineage)
         flight = self._own_flight(int(counter)) if node == self.node else None
         work = 0.0
         for i in range(2, len(fields), 2):

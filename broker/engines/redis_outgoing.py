@@ -1,7 +1,7 @@
 """What this node has to say to the shared log, until it is read back, or nobody waits for it any more."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import attrs
@@ -117,13 +117,15 @@ class Outgoing:
     """Called when there is something to append."""
     waiting: int = 0
     submitted: int = 0
+    orders: Counter[str] = attrs.field(init=False, factory=Counter)
+    """Orders that are on their way, by topic."""
     _queue: deque[Item] = attrs.field(init=False, factory=deque)
     _room: trio.Event = attrs.field(init=False, factory=trio.Event)
 
     def __len__(self) -> int:
         return len(self._queue)
 
-    def __iter__(self) -> "Iterable[Item]":
+    def __iter__(self) -> Iterator[Item]:
         return iter(self._queue)
 
     @property
@@ -144,6 +146,7 @@ class Outgoing:
 
     def order(self, flag: str, topic: str) -> Order:
         order = Order(flag, topic, trio.current_time() + PUBLISH_SECONDS)
+        self.orders[topic] += 1
         self._put(order)
         return order
 
@@ -176,6 +179,10 @@ class Outgoing:
         """It is on its way no longer."""
         was_full = self.full
         self.waiting -= item.weight
+        if isinstance(item, Order):
+            self.orders[item.topic] -= 1
+            if not self.orders[item.topic]:
+                del self.orders[item.topic]
         if was_full and not self.full:
             room, self._room = self._room, trio.Event()
             room.set()

@@ -12,7 +12,6 @@ Rules:
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any, Final
 
 import attrs
@@ -27,9 +26,7 @@ UNBOUNDED: Final = 2**62
 """Bytes that the store itself may hold: the bound is kept here."""
 
 
-def numbered(
-    batches: Sequence[Sequence[Publication]], first: int
-) -> list[Sequence[Publication]]:
+def numbered(batches: Sequence[Sequence[Publication]], first: int) -> list[Sequence[Publication]]:
     """The same publications with their offsets; as they are where they have none."""
     if not first:
         return list(batches)
