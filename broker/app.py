@@ -273,16 +273,17 @@ class Broker:
         """The clients that are subscribed to `topic` itself, by client id. Linear in them."""
         return {} if self._node is None else self._node.presence(topic)
 
-    def history(
+    async def history(
         self, topic: str, *, since: Position | None = None, limit: int = -1, reverse: bool = False
     ) -> tuple[list[Publication], Position]:
         """The publications that a topic keeps, and its position now.
 
         Those after `since`, oldest first, or with `reverse` those before it, newest first; at most
         `limit`, unless that is negative. Raises `UnrecoverablePosition` when `since` is of another
-        epoch.
+        epoch, and `Refused` (100) where the engine cannot be asked. A checkpoint only where nodes share
+        the engine.
         """
-        return self.node.history(topic, since, limit, reverse)
+        return await self.node.history(topic, since, limit, reverse)
 
     async def remove_history(self, topic: str) -> None:
         """Forget what a topic keeps; its position stays, so who was away learns of the loss.

@@ -256,10 +256,13 @@ class Node:
     def presence(self, topic: str) -> dict[str, ClientInfo]:
         return self.services.router.hub.presence(topic)
 
-    def history(
+    async def history(
         self, topic: str, since: Position | None, limit: int, reverse: bool
     ) -> tuple[list[Publication], Position]:
-        return self.services.router.engine.history(topic, since, limit, reverse)
+        engine = self.services.router.engine
+        if not engine.knows(topic):
+            await engine.fetch((topic,))
+        return engine.history(topic, since, limit, reverse)
 
     async def remove_history(self, topic: str) -> None:
         await self.services.router.engine.remove(topic)

@@ -36,8 +36,8 @@ from broker.errors import Refused
 T = TypeVar("T")
 
 Durability: TypeAlias = Literal["none", "process", "power", "shared"]
-"""What a `Done` survives: nothing, the death of this process, the loss of power; or whatever the store
-survives that nodes share."""
+"""What a `Done` survives: nothing, the death of this process, the loss of power; or whatever the server
+survives that this process shares with others."""
 
 Done: TypeAlias = Callable[["Position | Refused | None"], None]
 """Called once for what was submitted: with the topic's position right behind it, None where no history
@@ -108,6 +108,12 @@ class EngineStatistics:
     """Bytes of the log: what it keeps, and what the next cleaning takes out."""
     failing: str = ""
     """Why nothing is kept now, such as a full disk; "" while all is well."""
+    entries: int = 0
+    """Batches that were read from a log that nodes share, those of this node among them."""
+    skipped: int = 0
+    """Publications in these that nobody here wanted, in runs."""
+    losses: int = 0
+    """Times that some of that log was lost."""
 
 
 class Sink(Protocol):
@@ -119,6 +125,19 @@ class Sink(Protocol):
 
     def settled(self) -> None:
         """Every `Done` of a batch was called: send the answers that were held for it. No checkpoint."""
+
+    # of an engine that several nodes share
+
+    def wants(self, topic: str) -> bool:
+        """Whether anybody here listens to what is published to a topic."""
+
+    def listened(self) -> Sequence[str]:
+        """The topics with listeners here. Linear in them."""
+
+    def gap(self, topic: str) -> float:
+        """Something was lost before what comes next: end the subscriptions that count on getting all,
+        so that these recover, or learn what they have missed. Returns the work. No checkpoint; linear
+        in those who listen."""
 
 
 class Engine(Protocol):
@@ -175,7 +194,16 @@ class Engine(Protocol):
         happens."""
 
     # reading: one atomic step each, with no checkpoint, so that what is published meanwhile falls
-    # either before it or behind it, never in between and never into both
+    # either before it or behind it, never in between and never into both. About a topic that it knows:
+    # whoever reads fetches it first, and then decides anew whether it still may.
+
+    def knows(self, topic: str) -> bool:
+        """Whether what follows may be asked about a topic, until the next checkpoint. An engine that
+        nobody shares knows all."""
+
+    async def fetch(self, topics: Sequence[str]) -> None:
+        """Have these topics known when it returns, until the next checkpoint. Raises `Refused` (100,
+        temporary) where that cannot be. Cancelled, nothing happens."""
 
     def position(self, topic: str) -> Position:
         """Where a topic is; begins an epoch if there is none."""

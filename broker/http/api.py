@@ -462,6 +462,9 @@ class _Methods:
         since = None
         if params.since is not None:
             since = Position(params.since.offset, params.since.epoch)
+        engine = self._node.router.engine
+        if not engine.knows(params.channel):
+            await call.aside(partial(engine.fetch, (params.channel,)))
         try:
             publications, top = history_page(
                 self._node.router, params.channel, since, params.limit, params.reverse

@@ -86,8 +86,9 @@ class Returns:
     """The way back from the engine, its `Sink`: what it has kept is fanned out, then those who have
     published it are answered."""
 
-    def __init__(self, fan_out: Callable[..., float]) -> None:
+    def __init__(self, fan_out: Callable[..., float], hub: Hub[Peer]) -> None:
         self.deliver = fan_out
+        self._hub = hub
         self._unsettled: list[Callable[[], None]] = []
 
     def when_settled(self, settle: Callable[[], None]) -> None:
@@ -98,6 +99,22 @@ class Returns:
         unsettled, self._unsettled = self._unsettled, []
         for settle in unsettled:
             settle()
+
+    def wants(self, topic: str) -> bool:
+        return bool(self._hub.listeners(topic))
+
+    def listened(self) -> Sequence[str]:
+        return [each.name for each in self._hub.named() if not is_pattern(each.name)]
+
+    def gap(self, topic: str) -> float:
+        work = 0.0
+        for subscription in self._hub.subscriptions(topic):
+            work += PEER
+            peer = subscription.subscriber
+            if subscription.recoverable and isinstance(peer, Peer):
+                work += SUBSCRIPTION
+                peer.outbox.note_gap(topic)
+        return work
 
 
 class Router:
@@ -140,7 +157,7 @@ class Router:
         self._run_most = RUN_BYTES
         self._run_width = 1  # audiences, and one where there are none
         self._run_work = 0.0  # of its fan-out
-        self.returns = Returns(self.fan_out)
+        self.returns = Returns(self.fan_out, hub)
         office.before_round = self._end_run
         self.settings.watch(self._settings_changed)
         self._settings_changed()  # what the engine has kept may be of other settings

@@ -11,6 +11,7 @@ Rules:
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Final
 
 import attrs
@@ -40,7 +41,11 @@ from broker.routing.reading import (
     weigh_history,
     weigh_recovery,
 )
-from broker.routing.subscriptions import check_subscribable, plan_subscription
+from broker.routing.subscriptions import (
+    check_subscribable,
+    is_recoverable,
+    plan_subscription,
+)
 from broker.session.expiry import deadline, expiry_fields
 from broker.session.replies import NOTHING, Client
 from broker.session.services import Services
@@ -69,6 +74,11 @@ class Handler(ABC):
         """Whether the engine has to be waited for before `act`: a client that publishes, and then asks
         for the history, finds what it has published."""
         return client.pending > 0
+
+    def topics(self, client: Client, command: Command, answer: object) -> Sequence[str]:
+        """The topics of which `act` needs to know what they keep, by what is true now. `answer` is None
+        before anybody was asked."""
+        return ()
 
     @abstractmethod
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
@@ -146,7 +156,21 @@ class _SubscribeAnswer:
 class Subscribe(Handler):
     def must_ask(self, client: Client, command: Command) -> bool:
         services = client.services
-        return services.hooks.subscribe is not None or services.tokens.may_wait
+        return (
+            services.hooks.subscribe is not None
+            or services.tokens.may_wait
+            or client.lacks(self.topics(client, command, None))
+        )
+
+    def topics(self, client: Client, command: Command, answer: object) -> Sequence[str]:
+        request = command.subscribe
+        assert request is not None
+        router, name = client.services.router, request.channel
+        try:
+            group = _group_of(client, request)
+            return [name] if is_recoverable(router, name, request, group) else ()
+        except Refused:
+            return ()
 
     async def ask(self, client: Client, command: Command) -> object:
         request = command.subscribe
@@ -162,6 +186,7 @@ class Subscribe(Handler):
             claims = None if token is None else token.claims
             event = SubscribeEvent(client.connection, name, request.token, data, claims)
             reply = await services.hooks.subscribe(event)
+        await client.fetch(self.topics(client, command, None))
         return _SubscribeAnswer(token, reply or SubscribeReply())
 
     def weigh(self, client: Client, command: Command) -> float:
@@ -333,11 +358,17 @@ class PresenceStats(_ReadsPresence):
 
 class History(Handler):
     def must_ask(self, client: Client, command: Command) -> bool:
-        return client.services.hooks.history is not None
+        needed = self.topics(client, command, None)
+        return client.services.hooks.history is not None or client.lacks(needed)
+
+    def topics(self, client: Client, command: Command, answer: object) -> Sequence[str]:
+        assert command.history is not None
+        return (command.history.channel,)
 
     async def ask(self, client: Client, command: Command) -> object:
         assert command.history is not None
         await _ask_read(client, command.history.channel, "history")
+        await client.fetch(self.topics(client, command, None))
         return None
 
     def act(self, client: Client, command: Command, answer: object) -> Result | None:

@@ -621,7 +621,9 @@ async def test_a_rule_retains_what_anyone_publishes(autojump_clock: MockClock) -
         publisher = await net.open_client()
         await publisher.send_json(*({"publish": {"channel": "t", "data": n}} for n in range(3)))
         await wait_all_tasks_blocked()
-        assert await net.broker.publish("u", 1) == Delivery(0, 0, 0, (), net.broker.history("u")[1])
+        assert await net.broker.publish("u", 1) == Delivery(
+            0, 0, 0, (), (await net.broker.history("u"))[1]
+        )
         peer = await net.open_client()
         await subscribe(peer, "t")
         assert (await next_pub(peer))["data"] == 2
