@@ -19,7 +19,7 @@ import random
 import secrets
 from collections import deque
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import attrs
 import structlog
@@ -50,6 +50,8 @@ SILENT_SECONDS: Final = 10.0
 RETRY_SECONDS: Final = 0.05
 RETRY_MAX_SECONDS: Final = 2.0
 """Between two tries to connect, with as much again by chance, so that nodes do not come all at once."""
+
+ANOTHER_LOG: Final = "the log is another one"
 
 IDLE_EPOCH_MS: Final = 86_400_000
 """An epoch that nobody asked for during a day ends, as in the other engines."""
@@ -144,7 +146,8 @@ class SharedLog:
         self.batches = self.entries = self.losses = 0
         self.link: Link | None = None
         self.reader: LogReader
-        self._head = b""
+        self._head: bytes | None = None
+        """Of the entry at the place; None where it was not read."""
         self._server_lineage = ""
         self._flights: deque[Flight] = deque()
         self._counter = 0
@@ -219,9 +222,7 @@ class SharedLog:
 
     async def attach(self, link: Link) -> None:
         """Find our place in the log again; the first time, its end. Raises `LinkLost`."""
-        token, place = secrets.token_hex(4), "" if self.place < 0 else str(self.place)
-        found = await link.reader.run(ATTACH, self.key + ":log", self.key, self.node, token, place)
-        lineage, last, began, first, head, done, version = found
+        lineage, last, began, first, head, done, version = await self._look(link)
         lineage = lineage.decode()
         if version != FORMAT:
             text = f"the keys have format {version}, and this version knows {FORMAT}"
@@ -229,16 +230,27 @@ class SharedLog:
         if self.place < 0:
             await self.reader.load(link)
             self.place, self.lineage, self._head = last, lineage, head
-        elif head != self._head or (not head and self.place > last):
+        elif not self._is_head(head) or self.place > last:
             oldest = int(first.split(b"-")[0]) if first else last
             if lineage == self.lineage and (self.place > last or (first and oldest <= self.place)):
-                renewed = RENEW, self.key + ":log", self.key, lineage, token
+                renewed = RENEW, self.key + ":log", self.key, lineage, secrets.token_hex(4)
                 lineage, began = await link.reader.run(*renewed)
                 lineage = lineage.decode()
             if lineage != self.lineage:
                 await self._lose_place(link, began, lineage)
+        else:
+            self._head = head
         self._server_lineage = lineage
         self._sort_flights(done)
+
+    async def _look(self, link: Link) -> Any:
+        """What the log says of itself, and of our place; see the script."""
+        token, place = secrets.token_hex(4), "" if self.place < 0 else str(self.place)
+        return await link.reader.run(ATTACH, self.key + ":log", self.key, self.node, token, place)
+
+    def _is_head(self, head: bytes) -> bool:
+        """Whether this is the head of the entry that was read last, as far as we know that."""
+        return self._head is None or head == self._head
 
     def _note_linked(self, link: Link) -> None:
         if self.failing:
@@ -255,7 +267,8 @@ class SharedLog:
         )
         with trio.CancelScope(shield=True):
             await self.reader.lost(link)
-        self.place, self.lineage, self._head = place, lineage, b""
+        self.place, self.lineage, self._head = place, lineage, None
+        self._server_lineage = lineage
         self._note_moved()
 
     def _sort_flights(self, done: int) -> None:
@@ -289,12 +302,13 @@ class SharedLog:
         for draft in flight.drafts:
             parts += [draft.flags, draft.topic, draft.size, draft.ttl_ms, draft.count]
             parts += [draft.key, draft.data]
+        before = self.place  # others may append, and be read, while the answer is on its way
         answer = await link.writer.run(APPEND, self.key + ":log", *parts)
         flight.is_answered = True
         self.batches += 1
         self._retry_seconds = RETRY_SECONDS
-        if answer[1].decode() != self._server_lineage or answer[2] < self.place:
-            raise LinkLost("the log is another one")
+        if answer[1].decode() != self._server_lineage or answer[2] < before:
+            raise LinkLost(ANOTHER_LOG)
 
     # reading
 
@@ -318,6 +332,12 @@ class SharedLog:
     async def _take(self, link: Link, place: int, fields: Sequence[bytes]) -> None:
         head = fields[1]
         node, counter, before, lineage, ms = head.decode().split(" ")
+        if lineage != self.lineage:
+            # Either some of the log is gone behind our place, or it is another log, of which we have missed
+            # the first entries: also where the places are the same.
+            found = await self._look(link)
+            if not self._is_head(found[4]):
+                raise LinkLost(ANOTHER_LOG)
         if int(before) != self.place or lineage != self.lineage:
             await self._lose_place(link, int(before), lineage)
         flight = self._own_flight(int(counter)) if node == self.node else None
