@@ -29,8 +29,8 @@ from broker.core.messages import (
     PushResult,
 )
 from broker.engines.engine import RunBlocking, in_thread
-from broker.engines.opening import open_engine
-from broker.errors import CloseCode, UnsubscribeCode
+from broker.engines.opening import OpenEngine, open_engine
+from broker.errors import CloseCode, ConfigError, Refused, UnsubscribeCode
 from broker.events.dispatcher import hook_reader, open_events
 from broker.hooks import (
     Hooks,
@@ -52,6 +52,7 @@ from broker.http.server import HttpServer
 from broker.logs import configure_if_unset
 from broker.node import BrokerStatistics, Node, node_name
 from broker.protocols.json_text import to_json
+from broker.routing.neighbourhood import Neighbourhood
 from broker.routing.publishing import PublishOptions
 from broker.routing.reader import Reader
 from broker.routing.recipients import Peer
@@ -93,6 +94,8 @@ class Broker:
         self.run_blocking: RunBlocking = in_thread
         """Waits for the engine's disk; `open_test_broker` waits in line, as virtual time does not wait
         for threads."""
+        self.open_engine: OpenEngine = open_engine
+        """Opens the engine that the config names; `broker.testing` may put another here."""
         self.hooks = Hooks(self._end_by)
         self._ended_by: BaseException | None = None
         self._node: Node | None = None
@@ -470,6 +473,8 @@ class Broker:
                 upkeep = await stack.enter_async_context(trio.open_nursery())
                 upkeep.start_soon(_beat, node)
                 upkeep.start_soon(keep_memory, services, name="memory")
+                if services.neighbourhood is not None:
+                    upkeep.start_soon(services.neighbourhood.run, name="neighbours")
                 async with trio.open_nursery() as sessions:
 
                     def take(stream: trio.abc.Stream) -> None:
@@ -521,7 +526,7 @@ class Broker:
         first_fd = int(now() * 1_000_000) if config.first_fd == "clock" else config.first_fd
         # A broker that serves again goes on counting, as does an engine that was there before.
         next_fd = max(first_fd, self._next_fd)
-        engine = await opened(open_engine(config, now, next_fd, self.run_blocking))
+        engine = await opened(self.open_engine(config, now, next_fd, self.run_blocking))
         office = await opened(open_post_office())
         readers = [] if self.hooks.event is None else [hook_reader(self.hooks.event)]
         readers += [] if sender is None else [sender]
@@ -529,7 +534,6 @@ class Broker:
         rights = Rights(settings, self.hooks, tokens.enabled)
         hub: Hub[Peer] = Hub(engine.next_fd)
         router = Router(hub, engine, office, rights, events)
-        await opened(engine.running(router.returns))
         services = Services(
             settings,
             self.hooks,
@@ -539,12 +543,23 @@ class Broker:
             name=name,
         )
         node = Node(services)
+        await opened(engine.running(router.returns))
+        if services.neighbourhood is not None:
+            await _begin_neighbourhood(services.neighbourhood)
         hold = partial(hold_request, services)
         pages = HttpServer(http_app(node), hold=hold, is_logged=lambda: node.config.access_log)
         backends = BackendServer(node, pages)
         services.serve_http = Fallbacks(backends.serve).serve
         self._node = node
         return node, backends
+
+
+async def _begin_neighbourhood(neighbourhood: Neighbourhood) -> None:
+    try:
+        await neighbourhood.begin()
+    except Refused as refusal:
+        text = f"engine: this node gets no place among the others: {refusal.message}"
+        raise ConfigError(text) from None
 
 
 def _log_ready(node: Node, addresses: list[str]) -> None:

@@ -44,6 +44,7 @@ from broker.routing.retained import give_retained
 from broker.routing.router import Router
 from broker.routing.turns import Share
 from broker.session.counts import ConnectionCounts
+from broker.session.everywhere import Everywhere, NodeReport
 from broker.session.expiry import expire
 from broker.session.orders import ServerSub
 from broker.session.services import ServedConnection, Services
@@ -138,13 +139,15 @@ class Node:
     """One broker while it serves; see the module."""
 
     services: Services
-    started_at: float = attrs.field(factory=time.time)
-    """Unix seconds."""
+    everywhere: Everywhere = attrs.field(init=False)
+    """The connections and topics of all nodes."""
     loop_lag: Histogram = attrs.field(init=False, factory=Histogram)
     """Seconds by which `beat` was called late."""
     _readers: set[Reader] = attrs.field(init=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
+        services = self.services
+        self.everywhere = Everywhere(self, services.router.hub, services.neighbourhood)
         self.services.memory.count(
             Part.READERS, lambda: sum([reader.bytes_held for reader in self._readers])
         )
@@ -179,7 +182,9 @@ class Node:
 
     def push(self, fd: Fd, data: object) -> PushResult:
         connection = self._find(fd)
-        return PushResult.CLOSED if connection is None else connection.orders.push(data)
+        return (
+            self.everywhere.push(fd, data) if connection is None else connection.orders.push(data)
+        )
 
     def declare_plain(self, fd: Fd) -> bool:
         connection = self._find(fd)
@@ -333,6 +338,28 @@ class Node:
             recoveries=attrs.asdict(router.recoveries),
             hooks=self.hooks.statistics(),
             loop_lag=self.loop_lag.statistics(),
+        )
+
+    @property
+    def started_at(self) -> float:
+        """Unix seconds."""
+        return self.services.started_at
+
+    def report(self) -> NodeReport:
+        """How this node is, as others may ask."""
+        statistics = self.stats()
+        hub = statistics.hub
+        return NodeReport(
+            self.name,
+            uptime=time.time() - self.started_at,
+            connections=statistics.connections,
+            users=statistics.users,
+            subscriptions=hub.subscriptions,
+            topics=hub.topics + hub.patterns,
+            messages_published=statistics.published,
+            messages_delivered=statistics.post.messages_delivered,
+            connections_refused=statistics.refused,
+            history_publications_evicted=statistics.history.publications_evicted,
         )
 
     async def survey(self) -> Survey:

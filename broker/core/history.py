@@ -583,17 +583,19 @@ class HistoryStore:
         if history.charged < history.top or payer not in history.members:
             return None
         info = publications[0].info
-        if any(each.info is not info for each in publications) or owner_of(info) != payer.owner:
-            return None
-        return payer
+        for each in publications:
+            if each.info is not info:
+                return None
+        return payer if owner_of(info) == payer.owner else None
 
     def _charge_sole(self, history: History, payer: Publisher, more: int, now: float) -> None:
         """Charge what was just published, less what it pushed out, to the sole publisher of a topic."""
-        self._shares.charge(payer, more)
         history.members[payer] = history.charged = history.top
         if history in payer.own:
             payer.own.move_to_end(history)
-        self._come_back(now)
+        if more:  # not so where a full topic keeps messages of one size
+            self._shares.charge(payer, more)
+            self._come_back(now)
 
     def _begin_charging(self) -> None:
         if self._charge_from >= 0:

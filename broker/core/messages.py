@@ -116,7 +116,9 @@ class Delivery:
 
     `matched` subscriptions get it, of which `queued` took it and `dropped` did not, being too slow
     or on their way out; `failed` are the fds of those. A queue group is one subscription.
-    `position` is the publication's place in its topic's history, None where it has none.
+    `position` is the publication's place in its topic's history, None where it has none. Where nodes
+    share an engine the counts are those of this node; with `report` of all that have answered, and
+    `complete` is false if one has not.
     """
 
     matched: int
@@ -124,6 +126,7 @@ class Delivery:
     dropped: int
     failed: tuple[Fd, ...] = ()
     position: Position | None = None
+    complete: bool = True
 
 
 class PushResult(StrEnum):
@@ -132,6 +135,8 @@ class PushResult(StrEnum):
     QUEUED = "queued"
     FULL = "full"
     CLOSED = "closed"
+    FORWARDED = "forwarded"
+    """On its way to another node, which has the connection if anybody has."""
 
 
 @attrs.frozen
@@ -149,3 +154,5 @@ class ConnectionInfo:
     topics: tuple[str, ...]
     app_name: str = ""
     app_version: str = ""
+    node: str = ""
+    """The name of the node that it is on, where there are several."""

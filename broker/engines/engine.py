@@ -30,6 +30,7 @@ from broker.core.messages import Delivery, Fd, Position, Publication
 from broker.core.retained import Retained
 from broker.core.session import Parcel
 from broker.core.work import Meter
+from broker.engines.cluster import Cluster
 from broker.errors import Refused
 
 T = TypeVar("T")
@@ -145,6 +146,10 @@ class Engine(Protocol):
     durability: Durability
     meter: Meter
     """The one of its broker, to which it adds the work that is not every publication's; see `core.work`."""
+    cluster: Cluster
+    """The nodes that share it. What those are told, and what they publish, comes from one log: each
+    parcel on all nodes, with the same `place`, `exclude` and `report_to`; on the node that has submitted
+    it, it is that very parcel."""
 
     @property
     def retained(self) -> Retained:
@@ -160,8 +165,9 @@ class Engine(Protocol):
         """Whether the next publication to a topic has to go by `submit`; else it goes by `publish`
         where the rules keep a history, and needs no engine where they do not.
 
-        `more`: something else than the history has to keep it, a retained value or a key. Raises
-        `Refused` (100, temporary) while nothing can be kept.
+        `more`: something else than the history has to keep it, a retained value or a key. Where nodes
+        share the engine everything goes by `submit`, `user:NAME` as well. Never asked about `fd:N`.
+        Raises `Refused` (100, temporary) while nothing can be kept.
         """
 
     def publish(
@@ -175,7 +181,8 @@ class Engine(Protocol):
         """Take what is to be kept. Never waits, never calls a `Done` itself.
 
         Later, with no checkpoint in between, `Sink.deliver` gets the parcel and each `Done` the
-        position; or each `Done` gets `Refused`.
+        position; or each `Done` gets `Refused`. Where nodes share the engine, what goes to `user:NAME`
+        is refused with 102 if the drawer of that name has no card.
         """
 
     @property

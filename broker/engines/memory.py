@@ -17,6 +17,7 @@ from broker.core.idempotency import IdempotentResults
 from broker.core.messages import Delivery, Fd, Position, Publication
 from broker.core.retained import Retained
 from broker.core.work import Meter
+from broker.engines.cluster import ALONE, Cluster
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
 
 EXPIRE_EVERY: Final = 1.0
@@ -31,6 +32,8 @@ def new_epoch(topic: str) -> str:
 class Memory:
     """What an engine keeps in this process, and answers from; see `HistoryStore` for the exact meaning
     of each method."""
+
+    cluster: Cluster = ALONE
 
     def __init__(
         self, max_bytes: int, retained_bytes: int, new_epoch: Callable[[str], str]

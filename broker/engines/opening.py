@@ -1,7 +1,8 @@
 """The engine that the settings name."""
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
 
 from broker.config.engine_url import parse_engine_url
 from broker.config.settings import Config
@@ -10,6 +11,19 @@ from broker.engines.engine import Engine, RunBlocking, in_thread
 from broker.engines.memory import open_memory
 from broker.engines.redis import open_redis
 from broker.engines.sqlite import open_sqlite
+
+
+class OpenEngine(Protocol):
+    """Opens an engine; see `open_engine`."""
+
+    def __call__(
+        self,
+        config: Config,
+        wall_clock: Callable[[], float],
+        first_fd: Fd = ...,
+        run_blocking: RunBlocking = ...,
+        /,
+    ) -> AbstractAsyncContextManager[Engine]: ...
 
 
 @asynccontextmanager

@@ -57,7 +57,7 @@ class Opened:
     def settle(self, router: Router) -> None:
         """Give what comes behind the reply or push: the values that are retained, then who joined."""
         give_retained(router, self.subscription, recovered=bool(self.result.get("recovered")))
-        router.announce(self.subscription)
+        router.watchers.joined(self.subscription)
 
 
 @attrs.frozen

@@ -10,6 +10,8 @@ Rules:
    their turn as fill it by that: so what several publish reaches a listener in one write.
 3. Beyond its act each may do an equal part of one slice. Who cannot say what comes is alone in its round,
    and has a slice.
+4. Nobody queues behind itself: a party that had the last turn, and has let everybody run since, has the
+   next one at once, unless somebody waits.
 """
 
 from collections.abc import Iterator
@@ -32,6 +34,13 @@ class Turns:
     """How many have been called, and have yet to take their turn."""
     _more: float = attrs.field(init=False, default=0.0)
     """For each that was called: its part of a slice, beyond what it wants to do."""
+    latest: "Share | None" = attrs.field(init=False, default=None)
+    """The share whose turn was the last; None if that was no share's."""
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody waits for a turn."""
+        return not (self._called or self._lot)
 
     async def wait(self, work: float | None = None) -> float:
         """Wait for a turn in which so much may be done, with all others before it having had theirs;
@@ -39,7 +48,7 @@ class Turns:
 
         Cancelled while it waits, the place is given up.
         """
-        if self._called or self._lot:
+        if not self.is_free:
             with self._wanting(ROUND if work is None else work):
                 await self._lot.park()
         else:
@@ -48,6 +57,7 @@ class Turns:
             await trio.lowlevel.cancel_shielded_checkpoint()
         granted = SLICE if work is None else work + self._more
         self._called -= 1
+        self.latest = None
         if not self._called:
             self._call()
         return granted
@@ -80,6 +90,12 @@ class Share(Allowance):
     """Whether there was no room when it was last asked."""
     _wanted: float | None = attrs.field(init=False, default=None)  # when there was no room for it
 
+    def renew(self) -> None:
+        """Have the next turn now, if rule 4 gives it; the caller has come through a checkpoint since its
+        last work, at which everybody else ran."""
+        if self.turns.latest is self and self.turns.is_free:
+            self.slice = SLICE
+
     def begin(self) -> bool:
         """Count the time that has passed; whether anything at all may be done."""
         self.refill(trio.current_time())
@@ -103,6 +119,7 @@ class Share(Allowance):
     async def wait_turn(self) -> None:
         """Wait for a turn in which there is room for what there was none for."""
         self.slice = await self.turns.wait(self._wanted)
+        self.turns.latest = self
         self.is_used_up = False
 
     async def wait_room(self, work: float = 0.0) -> None:

@@ -221,6 +221,11 @@ class Dispatcher:
             self.settle()
         return batch[done:]
 
+    async def take_read(self, batch: Batch) -> Batch:
+        """`work_off` a batch that has just been read, which is a checkpoint."""
+        self._share.renew()
+        return await self.work_off(batch)
+
     async def work_off(self, batch: Batch) -> Batch:
         """Take a batch, in as many turns as that needs; return what is left for `finish`.
 

@@ -1,5 +1,6 @@
 """The parts that all connections of one broker share."""
 
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
@@ -19,7 +20,10 @@ from broker.config.settings import Config
 from broker.core.event_queue import EventKind
 from broker.core.memory import STREAM_BYTES, TLS_STREAM_BYTES, MemoryBudget, Part
 from broker.core.messages import ConnectionInfo, Fd, Initiator, Transport
+from broker.errors import CloseCode
 from broker.hooks import Hooks
+from broker.routing.neighbourhood import Neighbourhood
+from broker.routing.neighbours import Neighbours
 from broker.routing.publishing import Publisher
 from broker.routing.recipients import Peer
 from broker.routing.requests import Requests
@@ -77,6 +81,8 @@ class Services:
     """Whether only this machine can reach us, its proxies among all else; see `origin_allowed`."""
     name: str = ""
     """This broker's name, wherever it is told."""
+    started_at: float = attrs.field(factory=time.time)
+    """Unix seconds."""
     serve_http: HttpHandler = attrs.field(init=False)
     """Set before anybody is accepted: it is made of what is here."""
     rights: Rights = attrs.field(init=False)
@@ -84,6 +90,8 @@ class Services:
     publisher: Publisher = attrs.field(init=False)
     requests: Requests = attrs.field(init=False)
     wills: Wills = attrs.field(init=False)
+    neighbourhood: Neighbourhood | None = attrs.field(init=False, default=None)
+    """The other nodes; None where there can be none."""
     draining: bool = False
     connections: dict[Fd, ServedConnection] = attrs.field(factory=dict)
     admission: Admission = attrs.field(init=False)
@@ -105,6 +113,11 @@ class Services:
         self.publisher = Publisher(self.router)
         self.requests = Requests(self.router)
         self.wills = Wills(self.publisher)
+        cluster = self.router.engine.cluster
+        if cluster.is_shared:
+            neighbours = Neighbours(cluster, self.name, self.started_at)
+            self.neighbourhood = Neighbourhood(self.router, self.wills, neighbours)
+            neighbours.on_lapse.append(self._lapsed)
         self._count_memory()
         self.settings.watch(self._settings_changed)
         self._settings_changed()
@@ -166,6 +179,13 @@ class Services:
         waits."""
         if self.router.events is not None:
             self.router.events.emit(kind, fd, user, **fields)
+
+    def _lapsed(self) -> None:
+        """The other nodes were told that everybody here has gone, and have carried out all wills: so it
+        is made true. Clients come back, here or elsewhere, and recover."""
+        for connection in list(self.connections.values()):
+            self.wills.put(connection.peer, None)
+            connection.close(CloseCode.FORCE_RECONNECT, "this node was cut off")
 
     def _settings_changed(self) -> None:
         config = self.config

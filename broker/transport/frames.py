@@ -30,9 +30,10 @@ Message: TypeAlias = tuple[int, bytes]
 MAX_CLOSE_REASON = 123
 """A control frame carries at most 125 bytes (section 5.5), two of which are the close code."""
 
-MAX_BATCH = 512
-"""Frames that are taken at once: as many ordinary publications as a read of 64 KiB holds. Of
-the shortest it holds 10,000, and others would wait until all of these are dealt with."""
+MAX_BATCH = 1024
+"""Frames that are taken at once: as many publications as a read of 64 KiB holds, if each is of 64
+bytes or more, so what came in one read is written to each subscriber in one go. Of the shortest a
+read holds 10,000, and others would wait until all of these are dealt with."""
 
 _FIN_TEXT = 0x80 | TEXT
 _FIN_BINARY = 0x80 | BINARY

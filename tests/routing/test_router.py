@@ -230,7 +230,7 @@ async def test_a_join_stands_behind_what_was_published_before_it() -> None:
     other = attach(router)
     newcomer = subscription(other, "a")
     router.subscribe(newcomer)
-    router.announce(newcomer)
+    router.watchers.joined(newcomer)
     publish(router, "a", b"2")
     router.leave(other)
     assert runs(watcher) == [[1], ["join"], [2], ["leave"]]

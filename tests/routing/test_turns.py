@@ -206,3 +206,44 @@ async def test_a_step_of_which_nobody_knows_what_comes_is_alone(autojump_clock: 
         for share in shares:
             nursery.start_soon(partial(work, share))
     assert len(set(ticks)) == 3
+
+
+async def used_up_after_a_turn(turns: Turns) -> Share:
+    share = Share(turns=turns)
+    share.spend(BURST)
+    await share.wait_room()
+    share.spend(2 * SLICE)
+    assert not share.has_room()
+    return share
+
+
+async def test_a_party_does_not_queue_behind_itself(autojump_clock: MockClock) -> None:
+    share = await used_up_after_a_turn(Turns())
+    share.renew()
+    assert share.has_room(SLICE)
+
+
+async def test_a_party_whose_turn_was_not_the_last_has_none_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    turns = Turns()
+    first = await used_up_after_a_turn(turns)
+    second = await used_up_after_a_turn(turns)
+    first.renew()
+    assert not first.has_room()
+    await turns.wait()  # by nobody's share
+    second.renew()
+    assert not second.has_room()
+
+
+async def test_a_party_has_no_turn_at_once_while_another_waits(autojump_clock: MockClock) -> None:
+    turns = Turns()
+    share = await used_up_after_a_turn(turns)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turns.wait)
+        nursery.start_soon(turns.wait)
+        while turns.is_free:
+            await trio.lowlevel.checkpoint()
+        turns.latest = share  # also if one of them has had its turn by now
+        share.renew()
+        assert not share.has_room()

@@ -630,10 +630,10 @@ async def test_a_read_of_the_shortest_messages_comes_in_batches_with_turns_betwe
         await bench.accept()
         await wait_all_tasks_blocked()
         bench.lane.heard_at = 0
-        assert await most_at_once(bench, client_frame(TEXT) * 10_000) <= 2 * 512 * 6
+        assert await most_at_once(bench, client_frame(TEXT) * 10_000) <= 2 * 1024 * 6
         await bench.peer.send_close()
         batches = [len(batch) async for batch in bench.lane.inbox]
-        assert batches == [512] * 19 + [10_000 - 19 * 512]
+        assert batches == [1024] * 9 + [10_000 - 9 * 1024]
 
 
 async def test_an_ordinary_read_is_one_batch() -> None:

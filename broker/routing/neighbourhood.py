@@ -1,0 +1,44 @@
+"""A node that has neighbours: the parts of it, and the tasks that keep them true."""
+
+import attrs
+import trio
+
+from broker.routing.fd_leases import FdLeases
+from broker.routing.forwarding import Forwarding
+from broker.routing.neighbours import Neighbours
+from broker.routing.roster import CardRoster
+from broker.routing.router import Router
+from broker.routing.wills import Wills
+
+
+@attrs.define(eq=False)
+class Neighbourhood:
+    """See the module. Made before `Engine.running`, so that nothing of what comes is missed."""
+
+    router: Router
+    wills: Wills
+    neighbours: Neighbours
+    forwarding: Forwarding = attrs.field(init=False)
+    roster: CardRoster = attrs.field(init=False)
+    leases: FdLeases = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        router, neighbours = self.router, self.neighbours
+        self.forwarding = Forwarding(neighbours, router)
+        router.ways = self.forwarding
+        self.roster = CardRoster(neighbours, router, self.wills)
+        self.leases = FdLeases(neighbours, router.hub.sessions, router.engine.next_fd - 1)
+        neighbours.calls.settle = router.returns.settled
+
+    async def begin(self) -> None:
+        """Tell the others that this node is here, and get numbers for its connections. Raises `Refused`.
+        The engine is running by then."""
+        self.neighbours.introduce()
+        await self.leases.lease()
+
+    async def run(self) -> None:
+        """Keep all of it true, until cancelled."""
+        async with trio.open_nursery() as tasks:
+            tasks.start_soon(self.neighbours.calls.keep_time)
+            tasks.start_soon(self.leases.keep)
+            tasks.start_soon(self.roster.keep)
