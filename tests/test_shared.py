@@ -45,7 +45,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for long."""
     monkeypatch.setattr("broker.engines.redis.FETCH_SECONDS", 0.2)
     monkeypatch.setattr("broker.engines.redis_outgoing.PUBLISH_SECONDS", 0.3)
-    monkeypatch.setattr("broker.engines.redis.PUBLISH_SECONDS", 0.3)
+    monkeypatch.setattr("broker.engines.redis_log.PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr("broker.engines.redis_link.CALL_SECONDS", 0.1)
 
 

@@ -225,6 +225,14 @@ async def connected_again(trial: Trial) -> None:
                 await trio.sleep(0.01)
 
 
+async def until(is_true: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if is_true():
+            return
+        await trio.sleep(0.005)
+    raise AssertionError("it never is")
+
+
 async def kill_all(server: Server, trial: Trial) -> None:
     for _ in range(8):
         await server.call("CLIENT", "KILL", "TYPE", "normal")
@@ -295,14 +303,12 @@ async def test_who_is_behind_by_more_than_the_log_is_told(
         await follower.come()
         await here.published("a", b"0")
         await slow.fetch(("b",))
-        while not follower.seen:
-            await trio.sleep(0.01)
+        await until(lambda: bool(follower.seen))
         proxy.passes = trio.Event()
         for number in range(200):
             await here.published("a", b"%d" % number * 100)
         proxy.passes.set()
-        while "a" not in there.gaps:
-            await trio.sleep(0.01)
+        await until(lambda: "a" in there.gaps)
         assert not slow.knows("b")
         follower.go()
         await follower.come_back()
