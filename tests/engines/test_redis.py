@@ -189,16 +189,18 @@ class Trial:
 
 
 @asynccontextmanager
-async def trial(server: Server | Proxy, nodes: int) -> AsyncGenerator[Trial]:
+async def trial(server: Server | Proxy, nodes: int, room: int = ROOM) -> AsyncGenerator[Trial]:
     async with AsyncExitStack() as stack:
-        found = [await stack.enter_async_context(opened(server)) for _ in range(nodes)]
+        found = [await stack.enter_async_context(opened(server, room=room)) for _ in range(nodes)]
         with trio.fail_after(60):
             yield Trial([witness for _, witness in found])
 
 
+@pytest.mark.parametrize("room", [ROOM, 0])
 @pytest.mark.parametrize("nodes", [1, 3])
-async def test_all_nodes_see_one_order(each_server: Server, nodes: int) -> None:
-    async with trial(each_server, nodes) as all_nodes:
+async def test_all_nodes_see_one_order(each_server: Server, nodes: int, room: int) -> None:
+    """Without room every topic is fetched each time that somebody comes, while others publish."""
+    async with trial(each_server, nodes, room) as all_nodes:
         await all_nodes.run()
         await all_nodes.check()
         assert not all_nodes.refused
