@@ -44,7 +44,7 @@ from broker.routing.retained import give_retained
 from broker.routing.router import Router
 from broker.routing.turns import Share
 from broker.session.counts import ConnectionCounts
-from broker.session.everywhere import Everywhere, NodeReport
+from broker.session.everywhere import Everywhere, Mark, NodeReport
 from broker.session.expiry import expire
 from broker.session.orders import ServerSub
 from broker.session.services import ServedConnection, Services
@@ -253,8 +253,8 @@ class Node:
 
     # topics
 
-    def presence(self, topic: str) -> dict[str, ClientInfo]:
-        return self.services.router.hub.presence(topic)
+    async def presence(self, topic: str) -> dict[str, ClientInfo]:
+        return dict(await self.everywhere.presence(topic))
 
     async def history(
         self, topic: str, since: Position | None, limit: int, reverse: bool
@@ -306,7 +306,11 @@ class Node:
 
     def connection_info(self, fd: Fd) -> ConnectionInfo | None:
         connection = self.services.connections.get(fd)
-        return None if connection is None else connection.info()
+        if connection is None:
+            return None
+        info = connection.info()
+        is_one_of_several = self.services.neighbourhood is not None
+        return attrs.evolve(info, node=self.name) if is_one_of_several else info
 
     def bind(self, fd: Fd, user: str) -> None:
         peer = self.services.router.hub.sessions.get(fd)
@@ -344,6 +348,12 @@ class Node:
     def started_at(self) -> float:
         """Unix seconds."""
         return self.services.started_at
+
+    def mark(self) -> Mark:
+        """The last event that the backend is told of, at most when it is told of any."""
+        events = self.router.events
+        told = None if events is None else events.statistics().get("webhooks")
+        return Mark() if told is None else Mark(told.epoch, told.seq)
 
     def report(self) -> NodeReport:
         """How this node is, as others may ask."""

@@ -16,19 +16,17 @@ class FdBlocks:
 
     _blocks: list[tuple[Fd, Fd, str]] = attrs.field(init=False, factory=list)
     """First, one behind the last, node; in order."""
+    top: Fd = attrs.field(init=False, default=0)
+    """The largest number that was ever in a block."""
 
     def __len__(self) -> int:
         return len(self._blocks)
-
-    @property
-    def top(self) -> Fd:
-        """The largest number in any block; 0 without one."""
-        return self._blocks[-1][1] - 1 if self._blocks else 0
 
     def add(self, node: str, fds: range) -> None:
         """A node has leased these; said again it changes nothing. Linear in the blocks, as is all that
         changes them."""
         self.remove(node, fds.start)
+        self.top = max(self.top, fds.stop - 1)
         insort(self._blocks, (fds.start, fds.stop, node))
 
     def remove(self, node: str, first: Fd) -> None:

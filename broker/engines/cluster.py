@@ -71,11 +71,12 @@ class Listener(Protocol):
         where another has begun with that and died."""
 
     def restate(self) -> None:
-        """The store has lost what this node had posted and filed: say all of it anew."""
+        """The store has lost what nodes had posted and filed: say all of it anew. All notices are down
+        at this place of the log; those of others come as they post them again."""
 
     def lapsed(self) -> None:
         """This node was declared dead: others were told that its clients have left. `Cluster.node` is
-        a new one now, without notices, cards and fds."""
+        a new one now, without notices, cards and fds; the notices that hang are told anew after this."""
 
 
 class Cluster(Protocol):

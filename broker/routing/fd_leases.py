@@ -115,6 +115,8 @@ class FdLeases:
     def _restate(self) -> None:
         for block in self._blocks:
             self._cluster.post(f"{FDS}{block.start}", b"%d" % block.stop)
+        # The next lease is above all that are known: so the store learns of them.
+        self._low.set()
 
     def _lapsed(self) -> None:
         self.sessions.revoke()

@@ -6,6 +6,8 @@ import trio
 from broker.routing.fd_leases import FdLeases
 from broker.routing.forwarding import Forwarding
 from broker.routing.neighbours import Neighbours
+from broker.routing.publishing import Publisher
+from broker.routing.reaper import Reaper
 from broker.routing.roster import CardRoster
 from broker.routing.router import Router
 from broker.routing.wills import Wills
@@ -17,10 +19,12 @@ class Neighbourhood:
 
     router: Router
     wills: Wills
+    publisher: Publisher
     neighbours: Neighbours
     forwarding: Forwarding = attrs.field(init=False)
     roster: CardRoster = attrs.field(init=False)
     leases: FdLeases = attrs.field(init=False)
+    reaper: Reaper = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         router, neighbours = self.router, self.neighbours
@@ -28,17 +32,23 @@ class Neighbourhood:
         router.ways = self.forwarding
         self.roster = CardRoster(neighbours, router, self.wills)
         self.leases = FdLeases(neighbours, router.hub.sessions, router.engine.next_fd - 1)
+        self.reaper = Reaper(neighbours, router, self.publisher, router.events)
         neighbours.calls.settle = router.returns.settled
 
     async def begin(self) -> None:
         """Tell the others that this node is here, and get numbers for its connections. Raises `Refused`.
         The engine is running by then."""
         self.neighbours.introduce()
+        self.roster.begin()
         await self.leases.lease()
 
     async def run(self) -> None:
         """Keep all of it true, until cancelled."""
-        async with trio.open_nursery() as tasks:
-            tasks.start_soon(self.neighbours.calls.keep_time)
-            tasks.start_soon(self.leases.keep)
-            tasks.start_soon(self.roster.keep)
+        try:
+            async with trio.open_nursery() as tasks:
+                tasks.start_soon(self.neighbours.calls.keep_time)
+                tasks.start_soon(self.leases.keep)
+                tasks.start_soon(self.roster.keep)
+                tasks.start_soon(self.reaper.run)
+        finally:
+            self.roster.end()  # everybody has left, or everything is being cut with us

@@ -71,9 +71,8 @@ class Neighbours:
         self.on_restate: list[Callable[[], None]] = []
         self.on_lapse: list[Callable[[], None]] = []
         self.on_bury: Callable[[str], None] = no_burial
-        self._name = name
+        self.name = name
         self._started_at = started_at
-        self._id = cluster.node
         self._nodes: dict[str, NodeInfo] = {}
         self._handlers: dict[type[Mail], Handler] = {}
         self._notices: list[tuple[str, OnNotice]] = [(FDS, self._block), (NODE, self._node)]
@@ -106,8 +105,7 @@ class Neighbours:
 
     def introduce(self) -> None:
         """Tell the others that this node is here."""
-        self._id = self.cluster.node
-        self.cluster.post(NODE, f"{self._started_at} {self._name}".encode())
+        self.cluster.post(NODE, f"{self._started_at} {self.name}".encode())
 
     # what others may ask for
 
@@ -229,6 +227,8 @@ class Neighbours:
         self.on_bury(node)
 
     def restate(self) -> None:
+        for node in list(self._nodes):
+            self._forget_node(node)
         self.introduce()
         for hook in self.on_restate:
             hook()
@@ -236,7 +236,8 @@ class Neighbours:
     def lapsed(self) -> None:
         # Whoever was this node is dead, for this one as for the others.
         log.error("node_lapsed", detail="it was declared dead: every client is told to reconnect")
-        self._forget_node(self._id)
+        for node in list(self._nodes):
+            self._forget_node(node)
         self.calls.end_all("this node was cut off")
         self.introduce()
         for hook in self.on_lapse:

@@ -13,7 +13,7 @@ import attrs
 import trio
 
 from broker.core.idempotency import MAX_KEY_BYTES
-from broker.core.messages import Delivery, Fd, Position, Publication
+from broker.core.messages import ClientInfo, Delivery, Fd, Position, Publication
 from broker.core.names import direct_fd, is_connection_name
 from broker.core.session import Parcel, Report, Session
 from broker.core.shares import Owner, owner_of, text_bytes
@@ -31,7 +31,8 @@ class PublishOptions:
     bytes that may be anything, not JSON. With `skip_history` the publication is not kept, so who is
     away now misses it. `retain` makes it the topic's last value, whatever its rules. A second
     publish with the same `key`, by the same publisher to the same topic within five minutes, does
-    nothing and gets the report of the first; "" is no key.
+    nothing and gets the report of the first; "" is no key. `on_behalf_of` is the client that others see
+    as its publisher, where this program publishes for one that has gone.
     """
 
     exclude: Collection[Fd] = ()
@@ -40,6 +41,7 @@ class PublishOptions:
     skip_history: bool = False
     retain: bool = False
     key: str = ""
+    on_behalf_of: ClientInfo | None = None
 
 
 PLAINLY: Final = PublishOptions()
@@ -147,7 +149,7 @@ class Publisher:
         done: OnDelivery | None,
         key: Key | None = None,
     ) -> Delivery | None:
-        info = None if by is None else by.info
+        info = options.on_behalf_of if by is None else by.info
         publication = Publication(topic, data, info, tags=options.tags, opaque=options.opaque)
         report = Report()
         parcel = Parcel(

@@ -5,8 +5,8 @@ drawer              card         says
 ==================  ===========  ==================================================================
 `in:TOPIC`          client id    user, connection info, topic info: presence
 `user:NAME`         fd           nothing: the connections of a user
-`connections`       fd           user: whose end is told when this node dies
 `wills`             fd           topic, data, retain, and the client's info
+`events`            node's name  the epoch of its events, if anybody reads them
 ==================  ===========  ==================================================================
 
 Rules:
@@ -39,8 +39,8 @@ from broker.routing.router import Router
 from broker.routing.wills import Will, Wills
 
 IN: Final = "in:"
-CONNECTIONS: Final = "connections"
 WILLS: Final = "wills"
+EVENTS: Final = "events"
 
 FILED: Final = 2.0
 """Work of a card: written, sent with many others."""
@@ -93,20 +93,21 @@ class CardRoster:
 
     # what happens here
 
-    def opened(self, fd: Fd) -> None:
-        """A connection is here."""
-        self._file(CONNECTIONS, fd, b"")
+    def begin(self) -> None:
+        """This node is here."""
+        if self.router.events is not None:
+            name = self.neighbours.name
+            self._cluster.file(EVENTS, name, self.router.events.epoch.encode())
 
-    def closed(self, fd: Fd) -> None:
-        """A connection has ended, and that was told."""
-        self._file(CONNECTIONS, fd, None)
+    def end(self) -> None:
+        """This node stops, and tells so itself."""
+        self._cluster.file(EVENTS, self.neighbours.name, None)
 
     def claimed(self, fd: Fd, user: str, before: str) -> None:
         if before:
             self._file(PERSONAL + before, fd, None)
         if user:
             self._file(PERSONAL + user, fd, b"")
-            self._file(CONNECTIONS, fd, user.encode())
             will, peer = self.wills.get(fd), self.router.hub.sessions.get(fd)
             if will is not None and peer is not None:
                 self.willed(peer, will)
@@ -135,13 +136,15 @@ class CardRoster:
             self._file(IN + subscription.name, fd, None)
 
     def announce(self, topic: str, info: ClientInfo, what: Literal["join", "leave"]) -> None:
-        if int(info.client) > self._former:
+        if not self.is_former(info.client):
             self.router.meter.add(FILED)
             self.neighbours.announce((Came if what == "join" else Left)(topic, info))
 
-    def is_former(self, fd: Fd) -> bool:
-        """Whether the others have been told that this connection has ended, when this node lapsed."""
-        return fd <= self._former
+    def is_former(self, client: str) -> bool:
+        """Whether it is one of this node of which others were told that it has left, when this node
+        lapsed."""
+        fd = int(client)
+        return fd <= self._former and self.router.hub.sessions.get(fd) is not None
 
     def _is_listed(self, name: str) -> bool:
         rules = self.router.rights.book.find(name)
@@ -174,7 +177,7 @@ class CardRoster:
         """
         self._check_listed(topic)
         cards = await self._cluster.read(IN + topic, most)
-        return {client: _info(client, card) for client, card in cards.items()}
+        return {client: info_of(client, card) for client, card in cards.items()}
 
     async def counts(self, topic: str) -> tuple[int, int]:
         """How many clients are subscribed to a topic, and how many users. Raises as `presence` does."""
@@ -199,6 +202,9 @@ class CardRoster:
 
     def _lapsed(self) -> None:
         self._former = self.router.hub.sessions.next_fd - 1
+        if self.router.events is not None:
+            self.router.events.begin_anew()
+        self.begin()
 
     async def keep(self) -> None:
         """File all cards anew each time that the store has lost them, until cancelled."""
@@ -213,12 +219,12 @@ class CardRoster:
                     work = 0.0
 
     def _file_all(self) -> Iterator[float]:
+        self.begin()
         sessions = self.router.hub.sessions
         for fd in [peer.fd for peer in sessions]:
             peer = sessions.get(fd)
             if peer is None:
                 continue
-            self.opened(fd)
             # Not for one that is on its way out, and is nobody's any more.
             self.claimed(fd, peer.user if fd in sessions.fds_of(peer.user) else "", "")
             will = self.wills.get(fd)
@@ -232,6 +238,7 @@ class CardRoster:
                     yield FILED
 
 
-def _info(client: str, card: bytes) -> ClientInfo:
+def info_of(client: str, card: bytes) -> ClientInfo:
+    """What others see of a client, by its id and card in a topic."""
     read = _presence.decode(card)
     return ClientInfo(client, read.user, read.conn_info, read.chan_info)

@@ -41,6 +41,10 @@ class Watchers:
         """Tell them that somebody is subscribed no longer, who was this one to them."""
         self._notify(subscription.name, info, "leave")
 
+    def left_for_good(self, topic: str, info: ClientInfo) -> None:
+        """Tell them, on all nodes, of somebody who has left because its node has died."""
+        self._notify(topic, info, "leave")
+
     def _notify(self, name: str, info: ClientInfo | None, what: Literal["join", "leave"]) -> None:
         if info is None or not self._are_told(name):
             return

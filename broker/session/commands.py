@@ -11,7 +11,7 @@ Rules:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -33,8 +33,10 @@ from broker.hooks import Connection, PublishEvent, ReadEvent, SubscribeEvent, Su
 from broker.protocols.codec import Result
 from broker.protocols.commands import Command, SubscribeRequest
 from broker.protocols.json_text import check_json, to_json
+from broker.routing.neighbourhood import Neighbourhood
 from broker.routing.reading import (
     history_page,
+    listed_clients,
     listing_work,
     presence_counts,
     presence_page,
@@ -319,11 +321,17 @@ class _ReadsPresence(Handler):
     """What the two presence commands share: who may ask, and what there is to tell."""
 
     def must_ask(self, client: Client, command: Command) -> bool:
-        return client.services.hooks.presence is not None
+        services = client.services
+        return services.hooks.presence is not None or services.neighbourhood is not None
 
     async def ask(self, client: Client, command: Command) -> object:
-        await _ask_read(client, self._topic(command), "presence")
-        return None
+        topic, neighbourhood = self._topic(command), client.services.neighbourhood
+        await _ask_read(client, topic, "presence")
+        return None if neighbourhood is None else await self._read(client, topic, neighbourhood)
+
+    @abstractmethod
+    async def _read(self, client: Client, topic: str, neighbourhood: Neighbourhood) -> object:
+        """Who is on all nodes, for `act`. Raises `Refused`."""
 
     def weigh(self, client: Client, command: Command) -> float:
         return MEMBER * client.services.router.hub.count(self._topic(command))
@@ -341,18 +349,30 @@ class _ReadsPresence(Handler):
 
 
 class Presence(_ReadsPresence):
+    async def _read(self, client: Client, topic: str, neighbourhood: Neighbourhood) -> object:
+        most = client.services.config.presence_max_clients
+        return await neighbourhood.roster.presence(topic, most)
+
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
-        topic = self._allowed(client, command)
-        return client.codec.presence(presence_page(client.services.router, topic))
+        topic, router = self._allowed(client, command), client.services.router
+        if isinstance(answer, Mapping):
+            return client.codec.presence(listed_clients(router, answer))
+        return client.codec.presence(presence_page(router, topic))
 
 
 class PresenceStats(_ReadsPresence):
     def weigh(self, client: Client, command: Command) -> float:
         return super().weigh(client, command) / 10
 
+    async def _read(self, client: Client, topic: str, neighbourhood: Neighbourhood) -> object:
+        return await neighbourhood.roster.counts(topic)
+
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
         topic = self._allowed(client, command)
-        clients, users = presence_counts(client.services.router, topic)
+        if isinstance(answer, tuple):
+            clients, users = answer
+        else:
+            clients, users = presence_counts(client.services.router, topic)
         return {"num_clients": clients, "num_users": users}
 
 

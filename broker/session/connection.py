@@ -143,8 +143,6 @@ class Connection(Profile):
                 self._dispatcher.let_go()
                 del self._lane, self._dispatcher, self._heartbeat, self._io, self._serving
                 note_closed(services, self, close, trio.current_time() - began)
-                if services.neighbourhood is not None:
-                    services.neighbourhood.roster.closed(peer.fd)
                 try:
                     # The peer has no part in what the app does then.
                     await close_stream(services, self._stream)  # noqa: ASYNC102 - shields itself
@@ -203,8 +201,6 @@ class Connection(Profile):
         services.router.send(peer, (self._acceptance,))
         self._acceptance = b""
         services.connections[peer.fd] = self
-        if services.neighbourhood is not None:
-            services.neighbourhood.roster.opened(peer.fd)
         services.counts.note_opened(self.transport)
         where = {"address": self.address, "path": self.path, "transport": self.transport}
         services.emit(EventKind.OPENED, peer.fd, "", **where)

@@ -69,6 +69,9 @@ class Acts(Protocol):
     def fds_of(self, user: str) -> list[Fd]: ...
     def push(self, fd: Fd, data: object) -> PushResult: ...
     def report(self) -> "NodeReport": ...
+    def mark(self) -> "Mark": ...
+    @property
+    def name(self) -> str: ...
 
 
 class NodeReport(msgspec.Struct, frozen=True):
@@ -89,7 +92,25 @@ class NodeReport(msgspec.Struct, frozen=True):
     alive: bool = True
 
 
+class Mark(msgspec.Struct, frozen=True, array_like=True):
+    """The last event of a node that its backend is told of: what was asked holds after it."""
+
+    epoch: str = ""
+    seq: int = 0
+
+
+@attrs.frozen
+class Connections:
+    """Connections, and after which event of each node that holds."""
+
+    infos: list[ConnectionInfo]
+    marks: Mapping[str, Mark]
+
+
 INFO_BYTES: Final = 200
+
+MOST_INFOS: Final = 500
+"""Connections that are listed in one step: 2 ms."""
 
 
 class _Page(msgspec.Struct, frozen=True, array_like=True):
@@ -97,6 +118,8 @@ class _Page(msgspec.Struct, frozen=True, array_like=True):
 
     connections: list[ConnectionInfo]
     is_cut: bool
+    node: str
+    mark: Mark
 
 
 @attrs.frozen
@@ -223,11 +246,14 @@ class Everywhere:
 
     # who is there
 
-    async def connections(self, after: Fd, limit: int) -> list[ConnectionInfo]:
-        """Up to `limit` connections in the order of their fds, from the first beyond `after` on."""
+    async def connections(self, after: Fd, limit: int, node: str = "") -> Connections:
+        """Up to `limit` connections in the order of their fds, from the first beyond `after` on, of the
+        nodes of this name, or of all. Raises `Refused` (107) for a name that no node has."""
         found: list[ConnectionInfo] = []
+        marks: dict[str, Mark] = {}
         while len(found) < limit:
-            pages = await self._pages(after, limit - len(found))
+            pages = await self._ask_pages(after, limit - len(found), node)
+            marks = marks or {page.node: page.mark for page in pages}
             # Beyond the end of a page that was cut there are some of its node that nobody has told.
             seen = min([each.connections[-1].fd for each in pages if each.is_cut], default=inf)
             infos = [info for page in pages for info in page.connections if info.fd <= seen]
@@ -236,22 +262,42 @@ class Everywhere:
             if seen == inf:
                 break
             after = int(seen)
-        return found
+        return Connections(found, marks)
 
-    async def _pages(self, after: Fd, limit: int) -> list[_Page]:
-        pages = [_page(self.acts.connections(after, limit), limit)]
+    async def _ask_pages(self, after: Fd, limit: int, node: str) -> list[_Page]:
+        pages: list[_Page] = []
+        others: list[str] = []
+        here = self.acts.name
+        if node in ("", here):
+            pages.append(self._page(self.acts.connections(after, min(limit, MOST_INFOS)), limit))
         if self.neighbourhood is not None:
-            answers = await self._neighbours.ask_all(ListConnections([], after, limit))
+            names = {other: self._neighbours.name_of(other) for other in self._neighbours.others()}
+            others = [other for other, name in names.items() if node in ("", name)]
+            answers = await self._neighbours.ask_all(ListConnections([], after, limit), others)
             pages += [_page_of(_checked(answer)) for answer in answers.values()]
-        return [page for page in pages if page.connections]
+        if not pages:
+            raise Refused(ErrorCode.BAD_REQUEST, f"no node is named {node!r}")
+        return pages
+
+    async def infos_of(self, fds: Sequence[Fd]) -> list[ConnectionInfo]:
+        """Snapshots of these connections, as far as they are anywhere, in the order of the fds."""
+        by_node: dict[str | None, list[Fd]] = {}
+        for fd in fds:
+            by_node.setdefault(self._node_of(fd), []).append(fd)
+        found: list[ConnectionInfo] = []
+        for node, theirs in by_node.items():
+            for start in range(0, len(theirs), TOGETHER):
+                some = theirs[start : start + TOGETHER]
+                if node is None:
+                    found += [info for fd in some if (info := self.acts.connection_info(fd))]
+                else:
+                    answer = await self._neighbours.ask(node, ListConnections(some))
+                    found += _page_of(answer).connections
+        return sorted(found, key=lambda info: info.fd)
 
     async def connection_info(self, fd: Fd) -> ConnectionInfo | None:
         """A snapshot of one connection; None if it is nowhere."""
-        node = self._node_of(fd)
-        if node is None:
-            return self.acts.connection_info(fd)
-        page = _page_of(await self._neighbours.ask(node, ListConnections([fd])))
-        return page.connections[0] if page.connections else None
+        return next(iter(await self.infos_of([fd])), None)
 
     async def fds_of(self, user: str) -> list[Fd]:
         """The connections of a user that are not closing. Raises `Refused` (106) for very many."""
@@ -300,10 +346,21 @@ class Everywhere:
         if asked.fds:
             infos = [each for fd in asked.fds if (each := self.acts.connection_info(fd))]
         else:
-            infos = self.acts.connections(asked.after, asked.limit)
-        page = _page(infos, asked.limit)
-        answer(encode(page))
+            infos = self.acts.connections(asked.after, min(asked.limit, MOST_INFOS))
+        answer(encode(self._page(infos, asked.limit)))
         return sum([COMMAND + len(info.topics) * NAMED for info in infos])
+
+    def _page(self, infos: Sequence[ConnectionInfo], limit: int) -> _Page:
+        """As many of these as fit into one message, and one at least."""
+        size = 0
+        page: list[ConnectionInfo] = []
+        for info in infos:
+            size += INFO_BYTES + len(info.user) + len(info.path) + sum(map(len, info.topics))
+            if page and size > PAGE_BYTES:
+                break
+            page.append(info)
+        is_cut = len(page) < len(infos) or len(infos) == MOST_INFOS < limit
+        return _Page(page, is_cut, self.acts.name, self.acts.mark())
 
     def _list_topics(self, sender: str, asked: ListTopics, answer: Answer) -> float:
         topics = self.hub.topics()
@@ -323,18 +380,6 @@ class Everywhere:
 _pages: Final = msgspec.msgpack.Decoder(_Page)
 _topics: Final = msgspec.msgpack.Decoder(dict[str, int])
 _report: Final = msgspec.msgpack.Decoder(NodeReport)
-
-
-def _page(infos: Sequence[ConnectionInfo], limit: int) -> _Page:
-    """As many of these as fit into one message, and one at least."""
-    size = 0
-    page: list[ConnectionInfo] = []
-    for info in infos:
-        size += INFO_BYTES + len(info.user) + len(info.path) + sum(map(len, info.topics))
-        if page and size > PAGE_BYTES:
-            break
-        page.append(info)
-    return _Page(page, is_cut=len(page) < len(infos))
 
 
 def _page_of(answer: bytes) -> _Page:

@@ -330,7 +330,7 @@ class BusEngine(Memory):
         self._open: dict[Submission, int] = {}
         self._news = trio.lowlevel.ParkingLot()
         self._written = trio.Event()
-        self._beating_since = 0.0
+        self.beating_since = 0.0
 
     # publishing
 
@@ -479,7 +479,7 @@ class BusEngine(Memory):
     @asynccontextmanager
     async def running(self, sink: Sink) -> AsyncGenerator[None]:
         self._sink = sink
-        self._beating_since = trio.current_time()
+        self.beating_since = trio.current_time()
         self.bus.enter(self)
         async with trio.open_nursery() as tasks:
             for task in (self._write_on, self._read_on, self._beat_on):
@@ -552,9 +552,9 @@ class BusEngine(Memory):
             if self.is_killed:
                 continue
             if self.is_cut:
-                self._beating_since = trio.current_time()
+                self.beating_since = trio.current_time()
             elif self.bus.write(self.node, ()):
-                self.bus.beat(self.node, self._beating_since)
+                self.bus.beat(self.node, self.beating_since)
             else:
                 self._lapse()
 
@@ -565,7 +565,7 @@ class BusEngine(Memory):
         self._bytes = 0
         self._refuse_open()
         self.node = secrets.token_hex(4)
-        self._beating_since = trio.current_time()
+        self.beating_since = trio.current_time()
         # What has passed meanwhile is lost: it learns all of it anew.
         self._store = HistoryStore(self._max_bytes, self.bus.new_epoch, meter=self.meter)
         self.listener.lapsed()

@@ -65,7 +65,7 @@ async def test_without_a_number_left_newcomers_are_refused_and_others_served(
     newcomer = await one.connect()
     await newcomer.send(handshake())
     assert (await newcomer.receive_head()).startswith("HTTP/1.1 503 ")
-    assert await ask(peer, {"id": 1, "presence": {"channel": "t"}})
+    assert await ask(peer, {"id": 1, "unsubscribe": {"channel": "t"}})
     one.mend()
     await trio.sleep(5)
     assert (await one.open_client()).fd > 2 * FIRST_LEASE

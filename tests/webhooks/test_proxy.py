@@ -158,7 +158,7 @@ async def test_what_is_answered_counts(autojump_clock: MockClock, backend: Backe
         assert net.broker.fds_of("ann") == [1]
         assert net.broker.topics() == {"a": 1}
         assert (await ask(peer, "subscribe"))["subscribe"]["data"] == "welcome"
-        (info,) = net.broker.presence("news").values()
+        (info,) = (await net.broker.presence("news")).values()
         assert (info.user, info.conn_info, info.chan_info) == (
             *("ann", b'{"name":"Ann"}', b'{"role":"boss"}'),
         )
