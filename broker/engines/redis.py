@@ -18,7 +18,7 @@ Not promised: that a publish is not kept which was refused as not known.
 
 import secrets
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final, cast
 
 import attrs
@@ -29,16 +29,17 @@ import trio
 from broker.config.engine_url import RedisUrl
 from broker.config.settings import TopicRules
 from broker.core.messages import Fd, Position, Publication
-from broker.core.names import is_connection_name
+from broker.core.names import DIRECT, PERSONAL
 from broker.core.session import Parcel
 from broker.core.work import COMMAND, SLICE
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
 from broker.engines.memory import Memory
+from broker.engines.redis_cluster import RedisCluster
 from broker.engines.redis_link import Link, LinkLost, check_installed, use_link
 from broker.engines.redis_log import IDLE_EPOCH_MS, Draft, Flight, Logged, SharedLog
 from broker.engines.redis_outgoing import (
+    BATCH_RUNS,
     NOT_KNOWN,
-    PUBLISH_SECONDS,
     Item,
     Outgoing,
     Post,
@@ -91,6 +92,8 @@ class RedisEngine(Memory):
         self.next_fd = first_fd
         self._log = shared
         self._out = Outgoing(shared.wake)
+        self.nodes = RedisCluster(shared, self._out)
+        self.cluster = self.nodes
         self._topics = KnownTopics(self._store, max_bytes, self._is_listened_to)
         self._reader = _Incoming(self, shared, self._out, self._topics)
         shared.reader = self._reader
@@ -102,11 +105,9 @@ class RedisEngine(Memory):
     # publishing
 
     def defers(self, topic: str, rules: TopicRules, *, more: bool = False) -> bool:
-        if is_connection_name(topic):
+        if topic.startswith(DIRECT):
             return False
-        shared = self._log
-        if shared.failing and shared.failing_since + PUBLISH_SECONDS < trio.current_time():
-            raise Refused(ErrorCode.INTERNAL, f"not kept: {shared.failing}")
+        self.nodes.check()
         return True
 
     def publish(
@@ -157,7 +158,7 @@ class RedisEngine(Memory):
     async def remove(self, topic: str) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
         order = self._out.order("R", topic)
-        await order.is_over.wait()
+        await order.ended.wait()
         if order.refusal is not None:
             raise order.refusal
 
@@ -207,14 +208,21 @@ class RedisEngine(Memory):
                 nursery.start_soon(self._log.serve, name="engine link")
                 nursery.start_soon(self._reader.refuse_overdue, name="engine deadlines")
                 try:
-                    yield
+                    async with self.nodes.entered(OPEN_SECONDS):
+                        yield
                     with trio.move_on_after(CLOSE_SECONDS):
                         await self._reader.wait_drained()
+                        await self._leave()
                 finally:
                     self._reader.stop()
                     nursery.cancel_scope.cancel()
         finally:  # what was read is given out by now
             self._reader.settle_all()
+
+    async def _leave(self) -> None:
+        link = await self._log.wait_link()
+        with suppress(LinkLost):  # then others find out
+            await self.nodes.leave(link)
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(
@@ -285,6 +293,23 @@ class _Incoming:
     def settled(self) -> None:
         self._settle()
 
+    @property
+    def taken(self) -> int:
+        return self.out.taken
+
+    def heard(self, sender: str, message: bytes) -> float:
+        return self.engine.nodes.heard(sender, message)
+
+    def finished(self, flight: Flight) -> None:
+        for item in cast(Sequence[Item], flight.items):
+            self.out.note_over(item)
+
+    async def linked(self, link: Link) -> None:
+        await self.engine.nodes.linked(link)
+
+    async def beat(self, link: Link) -> None:
+        await self.engine.nodes.beat(link)
+
     def missed(self, flight: Flight) -> None:
         for item in cast(Sequence[Item], flight.items):
             self.out.refuse(item, NOT_KNOWN)
@@ -327,20 +352,25 @@ class _Incoming:
         item = cast("Item | None", own)
         work = COMMAND
         kind = logged.flags[0]
-        position = None
-        if kind in "kne":
+        result: Position | Refused | None = None
+        if kind in "kneu":
             work += self._take_run(logged, item if isinstance(item, Post) else None)
         elif kind == "R" and self.topics.follows(logged.topic):
             self.topics.remove(logged.topic)
         elif kind == "F":
             self.topics.drop(logged.topic)
+        elif kind in "AMNG":
+            work += self.engine.nodes.take(logged)
+        elif kind == "x":
+            text = f"user {logged.topic[len(PERSONAL) :]!r} has no connection"
+            result = Refused(ErrorCode.UNKNOWN_CHANNEL, text)
         self._catch(logged, [])
         if item is not None:
             if kind in "kd" and logged.first:
                 assert isinstance(item, Post)
                 count = sum(map(len, item.submission.parcel.batches))
-                position = Position(logged.first + count - 1, logged.epoch)
-            item.end(position)
+                result = Position(logged.first + count - 1, logged.epoch)
+            item.end(result)
             self.out.note_over(item)
         return work
 
@@ -356,6 +386,7 @@ class _Incoming:
                 self.topics.drop(topic)
             return 0.0
         parcel = _parcel_of(logged) if own is None else own.submission.parcel
+        parcel.place = logged.place * BATCH_RUNS + logged.number
         gap = 0.0
         if kind == "k":
             kept = self.topics.add(logged, parcel.batches) if follows else None
@@ -436,7 +467,13 @@ def _parcel_of(logged: Logged) -> Parcel:
     """The publications of another node. Its rule is that of this node's settings."""
     posted = decode_posted(logged.data)
     batches = [batch.publications(logged.topic) for batch in posted.batches]
-    return Parcel(logged.topic, "close", [*batches], exclude=frozenset(posted.exclude))
+    return Parcel(
+        logged.topic,
+        "close",
+        [*batches],
+        exclude=frozenset(posted.exclude),
+        report_to=posted.report_to,
+    )
 
 
 def _pairs(fields: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:

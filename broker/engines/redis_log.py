@@ -19,7 +19,7 @@ import random
 import secrets
 from collections import deque
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import attrs
 import structlog
@@ -51,6 +51,11 @@ RETRY_SECONDS: Final = 0.05
 RETRY_MAX_SECONDS: Final = 2.0
 """Between two tries to connect, with as much again by chance, so that nodes do not come all at once."""
 
+PATIENCE_SECONDS: Final = 5.0
+"""A link that is lost for less is no matter: what is said meanwhile waits."""
+
+ANOTHER_LOG: Final = "the log is another one"
+
 IDLE_EPOCH_MS: Final = 86_400_000
 """An epoch that nobody asked for during a day ends, as in the other engines."""
 
@@ -72,6 +77,8 @@ class Draft:
 class Logged:
     """A part of an entry, as it is read: the same everywhere."""
 
+    node: str
+    """Who has written it."""
     flags: str
     topic: str
     number: int
@@ -99,6 +106,8 @@ class Flight:
     is_answered: bool = False
     is_given_up: bool = False
     """Whether nobody waits for it any more: then it is not sent again."""
+    up_to: int = 0
+    """How much of all that was ever put was taken when it was made."""
 
 
 class LogReader(Protocol):
@@ -116,8 +125,24 @@ class LogReader(Protocol):
     def settled(self) -> None:
         """An entry was given out."""
 
+    def finished(self, flight: Flight) -> None:
+        """A batch of this node was read back, and all that is in the log of it was taken."""
+
+    def heard(self, sender: str, message: bytes) -> float:
+        """A message for this node alone; returns the work of it. No checkpoint."""
+
     def missed(self, flight: Flight) -> None:
         """A batch of this node will not be read back; nobody knows whether it was applied."""
+
+    @property
+    def taken(self) -> int:
+        """How much of all that was ever put was taken by `gather`, or refused."""
+
+    async def linked(self, link: Link) -> None:
+        """There is a link, and our place is found: enter this node. Raises `LinkLost`."""
+
+    async def beat(self, link: Link) -> None:
+        """Say now and then that this node lives, until cancelled. Raises `LinkLost`."""
 
     async def load(self, link: Link) -> None:
         """Fetch what every node has of the whole. Called before anything is read. Raises `LinkLost`."""
@@ -144,8 +169,14 @@ class SharedLog:
         self.batches = self.entries = self.losses = 0
         self.link: Link | None = None
         self.reader: LogReader
-        self._head = b""
+        self._head: bytes | None = None
+        """Of the entry at the place; None where it was not read."""
         self._server_lineage = ""
+        self.inbox: tuple[int, int] = (0, 0)
+        """The last message for this node that was read."""
+        self.written = 0
+        """How much of all that was ever put is in Redis."""
+        self._mail: deque[tuple[tuple[int, int], str, bytes]] = deque()
         self._flights: deque[Flight] = deque()
         self._counter = 0
         self._something = trio.Event()
@@ -157,6 +188,19 @@ class SharedLog:
     @property
     def flights(self) -> Sequence[Flight]:
         return self._flights
+
+    def become(self, node: str) -> Sequence[Flight]:
+        """Be another node, which has sent nothing yet; what the former had sent."""
+        self.node, self.inbox, self._counter = node, (self.place, 0), 0
+        self._mail.clear()
+        flights, self._flights = self._flights, deque()
+        return flights
+
+    @property
+    def refusal(self) -> str:
+        """Why nothing is taken, as there has been no link for a while; "" where it is."""
+        has_waited = self.failing_since + PATIENCE_SECONDS < trio.current_time()
+        return self.failing if self.failing and has_waited else ""
 
     def wake(self) -> None:
         """There is something to append."""
@@ -203,11 +247,13 @@ class SharedLog:
 
     async def _use(self, link: Link) -> None:
         await self.attach(link)
+        await self.reader.linked(link)
         async with trio.open_nursery() as nursery:
             self._tasks = nursery.cancel_scope
             self._note_linked(link)
             nursery.start_soon(self._guard, self._write, link, name="engine writer")
             nursery.start_soon(self._guard, self._pump, link, name="engine reader")
+            nursery.start_soon(self._guard, self.reader.beat, link, name="engine beat")
         self._tasks = None
 
     async def _guard(self, task: "Task", link: Link) -> None:
@@ -219,9 +265,7 @@ class SharedLog:
 
     async def attach(self, link: Link) -> None:
         """Find our place in the log again; the first time, its end. Raises `LinkLost`."""
-        token, place = secrets.token_hex(4), "" if self.place < 0 else str(self.place)
-        found = await link.reader.run(ATTACH, self.key + ":log", self.key, self.node, token, place)
-        lineage, last, began, first, head, done, version = found
+        lineage, last, began, first, head, done, version = await self._look(link)
         lineage = lineage.decode()
         if version != FORMAT:
             text = f"the keys have format {version}, and this version knows {FORMAT}"
@@ -229,16 +273,27 @@ class SharedLog:
         if self.place < 0:
             await self.reader.load(link)
             self.place, self.lineage, self._head = last, lineage, head
-        elif head != self._head or (not head and self.place > last):
+        elif not self._is_head(head) or self.place > last:
             oldest = int(first.split(b"-")[0]) if first else last
             if lineage == self.lineage and (self.place > last or (first and oldest <= self.place)):
-                renewed = RENEW, self.key + ":log", self.key, lineage, token
+                renewed = RENEW, self.key + ":log", self.key, lineage, secrets.token_hex(4)
                 lineage, began = await link.reader.run(*renewed)
                 lineage = lineage.decode()
             if lineage != self.lineage:
                 await self._lose_place(link, began, lineage)
+        else:
+            self._head = head
         self._server_lineage = lineage
         self._sort_flights(done)
+
+    async def _look(self, link: Link) -> Any:
+        """What the log says of itself, and of our place; see the script."""
+        token, place = secrets.token_hex(4), "" if self.place < 0 else str(self.place)
+        return await link.reader.run(ATTACH, self.key + ":log", self.key, self.node, token, place)
+
+    def _is_head(self, head: bytes) -> bool:
+        """Whether this is the head of the entry that was read last, as far as we know that."""
+        return self._head is None or head == self._head
 
     def _note_linked(self, link: Link) -> None:
         if self.failing:
@@ -255,7 +310,10 @@ class SharedLog:
         )
         with trio.CancelScope(shield=True):
             await self.reader.lost(link)
-        self.place, self.lineage, self._head = place, lineage, b""
+        self.place, self.lineage, self._head = place, lineage, None
+        self.inbox = min(self.inbox, (place, 0))
+        self._mail.clear()
+        self._server_lineage = lineage
         self._note_moved()
 
     def _sort_flights(self, done: int) -> None:
@@ -280,6 +338,7 @@ class SharedLog:
             drafts, items = self.reader.gather()
             self._counter += 1
             flight = Flight(self._counter, drafts, items, trio.current_time())
+            flight.up_to = self.reader.taken
             self._flights.append(flight)
             await self._append(link, flight)
 
@@ -289,25 +348,44 @@ class SharedLog:
         for draft in flight.drafts:
             parts += [draft.flags, draft.topic, draft.size, draft.ttl_ms, draft.count]
             parts += [draft.key, draft.data]
+        before = self.place  # others may append, and be read, while the answer is on its way
         answer = await link.writer.run(APPEND, self.key + ":log", *parts)
+        if answer[0] < 0:
+            raise LinkLost("this node is not among the others any more")
         flight.is_answered = True
+        self.written = max(self.written, flight.up_to)
         self.batches += 1
         self._retry_seconds = RETRY_SECONDS
-        if answer[1].decode() != self._server_lineage or answer[2] < self.place:
-            raise LinkLost("the log is another one")
+        self._note_moved()
+        if answer[1].decode() != self._server_lineage or answer[2] < before:
+            raise LinkLost(ANOTHER_LOG)
 
     # reading
 
     async def _pump(self, link: Link) -> None:
-        key, block = self.key + ":log", int(BLOCK_SECONDS * 1000)
+        key, block = f"{self.key}:log", int(BLOCK_SECONDS * 1000)
         while True:
-            options = (b"COUNT", READ_ENTRIES, b"BLOCK", block, b"STREAMS", key, f"{self.place}-0")
-            read = await link.pump.call(b"XREAD", *options, seconds=BLOCK_SECONDS + 2)
-            for entries in (read or {}).values():
-                for name, fields in entries:
-                    with trio.CancelScope(shield=True):
-                        await self._take(link, int(name.split(b"-")[0]), fields)
+            inbox = f"{self.key}:in:{self.node}"
+            places = f"{self.place}-0", f"{self.inbox[0]}-{self.inbox[1]}"
+            options = b"COUNT", READ_ENTRIES, b"BLOCK", block, b"STREAMS", key, inbox, *places
+            read = await link.pump.call(b"XREAD", *options, seconds=BLOCK_SECONDS + 2) or {}
+            for name, fields in read.get(inbox.encode(), ()):
+                self.inbox = _place_of(name)
+                self._mail.append((self.inbox, fields[0].decode(), fields[1]))
+            for name, fields in read.get(key.encode(), ()):
+                with trio.CancelScope(shield=True):
+                    await self._take(link, _place_of(name)[0], fields)
+            with trio.CancelScope(shield=True):
+                await self._hand_out_mail()
             self._check_alive()
+
+    async def _hand_out_mail(self) -> None:
+        """Hand out the messages whose batches were read: they come behind what is in these."""
+        work = 0.0
+        while self._mail and self._mail[0][0][0] <= self.place:
+            _, sender, message = self._mail.popleft()
+            work = await self.reader.rest(work + self.reader.heard(sender, message))
+        self.reader.settled()
 
     def _check_alive(self) -> None:
         oldest = next((each for each in self._flights if each.is_answered), None)
@@ -318,16 +396,26 @@ class SharedLog:
     async def _take(self, link: Link, place: int, fields: Sequence[bytes]) -> None:
         head = fields[1]
         node, counter, before, lineage, ms = head.decode().split(" ")
+        if lineage != self.lineage:
+            # Either some of the log is gone behind our place, or it is another log, of which we have missed
+            # the first entries: also where the places are the same.
+            found = await self._look(link)
+            if not self._is_head(found[4]):
+                raise LinkLost(ANOTHER_LOG)
         if int(before) != self.place or lineage != self.lineage:
             await self._lose_place(link, int(before), lineage)
         flight = self._own_flight(int(counter)) if node == self.node else None
         work = 0.0
         for i in range(2, len(fields), 2):
-            logged = _logged(fields[i], fields[i + 1], int(ms) / 1000, place)
+            logged = _logged(node, fields[i], fields[i + 1], int(ms) / 1000, place)
             own = None if flight is None else flight.items[logged.number]
             work = await self.reader.rest(work + self.reader.take(logged, own))
+        if flight is not None:
+            self.reader.finished(flight)
         self.place, self._head = place, head
         self.entries += 1
+        if self._mail:
+            await self._hand_out_mail()
         self.reader.settled()
         self._note_moved()
 
@@ -345,7 +433,12 @@ class Task(Protocol):
     async def __call__(self, link: Link) -> None: ...
 
 
-def _logged(header: bytes, data: bytes, at: float, place: int) -> Logged:
+def _place_of(name: bytes) -> tuple[int, int]:
+    place, _, number = name.partition(b"-")
+    return int(place), int(number)
+
+
+def _logged(node: str, header: bytes, data: bytes, at: float, place: int) -> Logged:
     flags, number, first, epoch, size, ttl, topic = header.decode().split(" ", 6)
     numbers = int(number), int(first)
-    return Logged(flags, topic, *numbers, epoch, int(size), int(ttl) / 1000, at, place, data)
+    return Logged(node, flags, topic, *numbers, epoch, int(size), int(ttl) / 1000, at, place, data)

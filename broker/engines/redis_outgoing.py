@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 from typing import Final
 
 import attrs
@@ -10,6 +11,7 @@ import trio
 from msgspec import Struct
 
 from broker.core.messages import Position
+from broker.core.names import PERSONAL
 from broker.engines.engine import Submission
 from broker.engines.records import Batch
 from broker.engines.redis_log import Draft, Flight
@@ -26,6 +28,9 @@ PUBLICATION_BYTES: Final = 64
 SUBMISSION_BYTES: Final = 512
 """What waits costs so much besides its data: each publication, and what was submitted at once."""
 
+NOTE_BYTES: Final = 256
+"""The same for what is written for other nodes."""
+
 PUBLISH_SECONDS: Final = 5.0
 """How long a publisher waits for an answer: longer than most failovers take, shorter than clients wait for
 a reply."""
@@ -37,10 +42,11 @@ NOT_KNOWN: Final = "not known whether it was kept: repeat it with a key"
 
 
 class Posted(Struct, array_like=True):
-    """The publications of a run as they travel, and the fds that get nothing."""
+    """The publications of a run as they travel, the fds that get nothing, and who wants a report."""
 
     batches: list[Batch]
     exclude: list[int] = []
+    report_to: str = ""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -56,6 +62,7 @@ class Post:
     due: float
     weight: int
     is_waited_for: bool = True
+    is_over: bool = False
 
     @property
     def topic(self) -> str:
@@ -73,13 +80,17 @@ class Post:
         submission = self.submission
         parcel, rules, key = submission.parcel, submission.rules, submission.key
         flags = "k" if submission.keep else ("n" if rules.history_size else "e")
+        if parcel.topic.startswith(PERSONAL):
+            flags = "u"
         if submission.retain:
             flags += "c" if parcel.batches[-1][-1].data == b"null" else "v"
         ttl = int(min(rules.history_ttl, LONGEST_TTL) * 1000)
         count = sum(map(len, parcel.batches))
         owner = "" if key is None else f"{'a' if key.owner is None else 'u' + key.owner}"
         once = "" if key is None else f"{owner}\0{parcel.topic}\0{key.key}"
-        posted = Posted([Batch.of(each) for each in parcel.batches], list(parcel.exclude))
+        posted = Posted(
+            [Batch.of(each) for each in parcel.batches], list(parcel.exclude), parcel.report_to
+        )
         return Draft(
             flags, parcel.topic, rules.history_size, max(1, ttl), count, once, _encode(posted)
         )
@@ -94,19 +105,42 @@ class Order:
     due: float
     weight: int = SUBMISSION_BYTES
     is_waited_for: bool = True
-    is_over: trio.Event = attrs.field(factory=trio.Event)
+    is_over: bool = False
+    ended: trio.Event = attrs.field(factory=trio.Event)
     refusal: Refused | None = None
 
     def end(self, result: Position | Refused | None) -> None:
         self.is_waited_for = False
         self.refusal = result if isinstance(result, Refused) else None
-        self.is_over.set()
+        self.ended.set()
 
     def draft(self) -> Draft:
         return Draft(self.flag, self.topic)
 
 
-Item = Post | Order
+@attrs.define(eq=False)
+class Note:
+    """What is written for other nodes, in its order among all else: a message, a notice, a card. `draft` is
+    what is appended. A message is not sent any more after `due`; what is a fact has none."""
+
+    made: Draft
+    due: float
+    weight: int
+    is_waited_for: bool = False
+    is_over: bool = False
+
+    @property
+    def topic(self) -> str:
+        return self.made.topic
+
+    def end(self, result: Position | Refused | None) -> None:
+        """Nobody waits for it."""
+
+    def draft(self) -> Draft:
+        return self.made
+
+
+Item = Post | Order | Note
 
 
 @attrs.define(eq=False)
@@ -119,6 +153,8 @@ class Outgoing:
     submitted: int = 0
     orders: Counter[str] = attrs.field(init=False, factory=Counter)
     """Orders that are on their way, by topic."""
+    put: int = attrs.field(init=False, default=0)
+    """How many items there ever were; `taken`, how many of them wait no more."""
     _queue: deque[Item] = attrs.field(init=False, factory=deque)
     _room: trio.Event = attrs.field(init=False, factory=trio.Event)
 
@@ -150,7 +186,17 @@ class Outgoing:
         self._put(order)
         return order
 
+    def note(self, draft: Draft, *, lasts: bool) -> None:
+        """Have this written; `lasts`: however long that takes."""
+        due = inf if lasts else trio.current_time() + PUBLISH_SECONDS
+        self._put(Note(draft, due, len(draft.data) + len(draft.topic) + NOTE_BYTES))
+
+    @property
+    def taken(self) -> int:
+        return self.put - len(self._queue)
+
     def _put(self, item: Item) -> None:
+        self.put += 1
         self.waiting += item.weight
         self._queue.append(item)
         self.wake()
@@ -175,8 +221,18 @@ class Outgoing:
             self.wake()
         return drafts, items
 
+    def drop_notes(self) -> None:
+        """Say nothing of what was said in the name of a node that is dead."""
+        notes = [item for item in self._queue if isinstance(item, Note)]
+        self._queue = deque([item for item in self._queue if not isinstance(item, Note)])
+        for item in notes:
+            self.note_over(item)
+
     def note_over(self, item: Item) -> None:
-        """It is on its way no longer."""
+        """It is on its way no longer. Once: later calls do nothing."""
+        if item.is_over:
+            return
+        item.is_over = True
         was_full = self.full
         self.waiting -= item.weight
         if isinstance(item, Order):
@@ -201,12 +257,14 @@ class Outgoing:
 
     def refuse_overdue(self, flights: Sequence[Flight], why: str) -> bool:
         """Refuse what has waited for too long; whether that was anything. What was sent stays on its way."""
-        now, before = trio.current_time(), len(self._queue)
-        while self._queue and self._queue[0].due <= now:
-            item = self._queue.popleft()
+        now = trio.current_time()
+        late = [item for item in self._queue if item.due <= now]
+        if late:
+            self._queue = deque([item for item in self._queue if item.due > now])
+        for item in late:
             self.refuse(item, f"not kept: {why or 'it took too long'}")
             self.note_over(item)
-        found = before != len(self._queue)
+        found = bool(late)
         for flight in flights:
             if flight.is_given_up or flight.sent_at > now:
                 continue

@@ -1,10 +1,11 @@
 """Redis servers for tests: from wheels, each on a Unix socket of its own, with nothing on a disk."""
 
+import random
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -48,8 +49,9 @@ class Server:
     def socket(self) -> Path:
         return self.directory / "redis.sock"
 
-    def url(self, query: str = "") -> RedisUrl:
-        redis = parse_engine_url(f"redis+unix://{self.socket}{query}").redis
+    @property
+    def url(self) -> RedisUrl:
+        redis = parse_engine_url(f"redis+unix://{self.socket}").redis
         assert redis is not None
         return redis
 
@@ -75,13 +77,13 @@ class Server:
 
     async def call(self, *words: str) -> bytes:
         """Send a command over a connection of its own; return the first bytes of the answer."""
-        stream = await self._connect()
+        stream = await self.connect()
         async with stream:
             lines = [f"*{len(words)}", *(f"${len(w.encode())}\r\n{w}" for w in words), ""]
             await stream.send_all("\r\n".join(lines).encode())
             return bytes(await stream.receive_some(65536))
 
-    async def _connect(self) -> trio.SocketStream:
+    async def connect(self) -> trio.SocketStream:
         with trio.fail_after(10):
             while True:
                 try:
@@ -89,6 +91,65 @@ class Server:
                 except OSError:
                     assert self.process.poll() is None, "the server has ended"
                     await trio.sleep(0.01)
+
+
+@attrs.define(eq=False)
+class Proxy:
+    """Stands between a node and a server, and now and then has a script carried out, swallows the answer and
+    hangs up."""
+
+    server: Server
+    chance: random.Random
+    swallowed: int = 0
+    passes: trio.Event = attrs.field(factory=trio.Event)
+    """Nothing passes until it is set."""
+
+    def __attrs_post_init__(self) -> None:
+        self.passes.set()
+
+    @property
+    def socket(self) -> Path:
+        return self.server.directory / "proxy.sock"
+
+    @property
+    def url(self) -> RedisUrl:
+        return attrs.evolve(self.server.url, socket=str(self.socket))
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncGenerator[None]:
+        listener = trio.socket.socket(trio.socket.AF_UNIX)
+        await listener.bind(str(self.socket))
+        listener.listen(16)
+        async with trio.open_nursery() as nursery:
+            listeners = [trio.SocketListener(listener)]
+            nursery.start_soon(trio.serve_listeners, self._serve, listeners)
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def _serve(self, client: trio.SocketStream) -> None:
+        async with await self.server.connect() as server, client:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._pass_on, server, client, nursery.cancel_scope)
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    async for data in client:
+                        if b"EVALSHA" in data and self.chance.random() < 0.05:
+                            self.swallowed += 1
+                            nursery.cancel_scope.cancel()
+                            with trio.CancelScope(shield=True):
+                                await trio.lowlevel.checkpoint()  # it reads no more
+                                await server.send_all(data)
+                                await server.receive_some()
+                        await server.send_all(data)
+                nursery.cancel_scope.cancel()
+
+    async def _pass_on(
+        self, server: trio.SocketStream, client: trio.SocketStream, scope: trio.CancelScope
+    ) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for data in server:
+                await self.passes.wait()
+                await client.send_all(data)
+        scope.cancel()
 
 
 @contextmanager

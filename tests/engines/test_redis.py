@@ -19,7 +19,7 @@ from broker.engines.redis import RedisEngine, open_redis
 from broker.errors import ConfigError, Refused
 from broker.testing import ENGINE_CONTRACT, Witness
 from broker.testing.engines import position_of
-from tests.engines.servers import BINARIES, Server, serving
+from tests.engines.servers import BINARIES, Proxy, Server, serving
 
 ROOM = 64 * 2**20
 
@@ -40,10 +40,10 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @asynccontextmanager
 async def opened(
-    server: Server, *, room: int = ROOM
+    server: Server | Proxy, *, room: int = ROOM
 ) -> AsyncGenerator[tuple[RedisEngine, Witness]]:
     """A node of its own."""
-    async with open_redis(server.url(), room, room, time.time) as engine:
+    async with open_redis(server.url, room, room, time.time) as engine:
         witness = Witness(engine)
         async with engine.running(witness):
             yield engine, witness
@@ -52,7 +52,7 @@ async def opened(
 @pytest.mark.parametrize("check", ENGINE_CONTRACT)
 async def test_it_keeps_the_contract(each_server: Server, check: str) -> None:
     with trio.fail_after(60):
-        await ENGINE_CONTRACT[check](lambda: open_redis(each_server.url(), ROOM, ROOM, time.time))
+        await ENGINE_CONTRACT[check](lambda: open_redis(each_server.url, ROOM, ROOM, time.time))
 
 
 # several nodes
@@ -189,16 +189,18 @@ class Trial:
 
 
 @asynccontextmanager
-async def trial(server: Server, nodes: int) -> AsyncGenerator[Trial]:
+async def trial(server: Server | Proxy, nodes: int, room: int = ROOM) -> AsyncGenerator[Trial]:
     async with AsyncExitStack() as stack:
-        found = [await stack.enter_async_context(opened(server)) for _ in range(nodes)]
+        found = [await stack.enter_async_context(opened(server, room=room)) for _ in range(nodes)]
         with trio.fail_after(60):
             yield Trial([witness for _, witness in found])
 
 
+@pytest.mark.parametrize("room", [ROOM, 0])
 @pytest.mark.parametrize("nodes", [1, 3])
-async def test_all_nodes_see_one_order(each_server: Server, nodes: int) -> None:
-    async with trial(each_server, nodes) as all_nodes:
+async def test_all_nodes_see_one_order(each_server: Server, nodes: int, room: int) -> None:
+    """Without room every topic is fetched each time that somebody comes, while others publish."""
+    async with trial(each_server, nodes, room) as all_nodes:
         await all_nodes.run()
         await all_nodes.check()
         assert not all_nodes.refused
@@ -223,6 +225,14 @@ async def connected_again(trial: Trial) -> None:
                 break
             except Refused:
                 await trio.sleep(0.01)
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if is_true():
+            return
+        await trio.sleep(0.005)
+    raise AssertionError("it never is")
 
 
 async def kill_all(server: Server, trial: Trial) -> None:
@@ -275,6 +285,40 @@ async def test_a_fault_of_some_moments_loses_nothing(
         assert not all_nodes.refused, "it was over in time"
 
 
+async def test_a_batch_whose_answer_is_lost_is_sent_again_and_counts_once(server: Server) -> None:
+    proxy = Proxy(server, random.Random(3))
+    async with proxy.serving():
+        async with trial(proxy, 3) as all_nodes:
+            await all_nodes.run(150)
+            await all_nodes.check()
+            assert proxy.swallowed > 3
+            assert not all_nodes.refused
+
+
+async def test_who_is_behind_by_more_than_the_log_is_told(
+    server: Server, hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.engines.redis_log.LOG_BYTES", 10_000)
+    proxy = Proxy(server, random.Random(3))
+    async with proxy.serving(), opened(server) as (_, here), opened(proxy) as (slow, there):
+        follower = Follower(there, "a")
+        await follower.come()
+        await here.published("a", b"0")
+        await slow.fetch(("b",))
+        await until(lambda: bool(follower.seen))
+        proxy.passes = trio.Event()
+        for number in range(200):
+            await here.published("a", b"%d" % number * 100)
+        proxy.passes.set()
+        await until(lambda: "a" in there.gaps)
+        assert not slow.knows("b")
+        follower.go()
+        await follower.come_back()
+        assert not follower.unrecovered, "the history has it still"
+        assert len(follower.seen) == 201
+        assert slow.statistics().losses == 1
+
+
 async def lose_all(server: Server) -> None:
     await server.call("FLUSHALL")
 
@@ -322,5 +366,5 @@ async def test_a_redis_that_is_not_there_is_an_error_that_names_it(
 ) -> None:
     monkeypatch.setattr("broker.engines.redis.OPEN_SECONDS", 0.3)
     with pytest.raises(ConfigError, match=r"no Redis at .*redis\.sock"):
-        async with open_redis(Server(ONE, tmp_path).url(), ROOM, ROOM, time.time):
+        async with open_redis(Server(ONE, tmp_path).url, ROOM, ROOM, time.time):
             raise AssertionError
