@@ -207,6 +207,7 @@ class Broker:
         skip_history: bool = False,
         retain: bool = False,
         key: str = "",
+        report: bool = False,
     ) -> Delivery:
         """Publish to a topic, to one connection by `fd:N`, or to all those of a user by `user:NAME`;
         return once it is kept, as far as the engine keeps it, and on its way to all who listen.
@@ -215,7 +216,9 @@ class Broker:
         in base64 to those who read JSON, unless they are JSON. The fds of `exclude` get nothing;
         subscribers may pick by `tags`, and see them; with `skip_history` it is not kept; with
         `retain` whoever subscribes later gets it at once. A second publish to the topic with the
-        same `key` within five minutes publishes nothing and returns what the first did.
+        same `key` within five minutes publishes nothing and returns what the first did. What is returned
+        counts who listens on this node; with `report` on all that share the engine, which takes a
+        second at most: see `Delivery.complete`.
 
         Raises `Refused` for what is no topic and for an fd or a user that is not here, and 100 where
         it cannot be kept, as on a full disk; `TypeError` for what JSON cannot say. Cancelled before
@@ -223,7 +226,9 @@ class Broker:
         same.
         """
         raw = data if isinstance(data, bytes) else to_json(data)
-        options = PublishOptions(exclude, tags, raw is data, skip_history, retain, key)
+        options = PublishOptions(
+            exclude, tags, raw is data, skip_history, retain, key, report=report
+        )
         return await self.node.publish(topic, raw, options)
 
     def publish_nowait(

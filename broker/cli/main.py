@@ -17,6 +17,7 @@ from broker.cli import signals
 from broker.cli.client_commands import bench, pub, push, sub
 from broker.cli.engine import engine
 from broker.cli.errors import INTERRUPTED, Mistake, ending_cause, nearest_command, one_line
+from broker.cli.nodes import nodes
 from broker.cli.serve import serve
 from broker.cli.token import token
 from broker.version import VERSION
@@ -52,6 +53,7 @@ class _ServeByDefault(click.Group):
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "[serve] [OPTIONS] [MODULE:ATTR]")
         formatter.write_usage(ctx.command_path, "pub|sub|push|bench [OPTIONS] ARGUMENTS", "       ")
+        formatter.write_usage(ctx.command_path, "nodes [OPTIONS]", "       ")
         formatter.write_usage(ctx.command_path, "token create|check [OPTIONS]", "       ")
         formatter.write_usage(ctx.command_path, "engine check|compact PATH", "       ")
 
@@ -78,5 +80,5 @@ def main() -> None:
     """
 
 
-for _command in (serve, pub, push, sub, token, engine, bench):
+for _command in (serve, pub, push, sub, nodes, token, engine, bench):
     main.add_command(_command)

@@ -38,7 +38,7 @@ STUCK_SECONDS: Final = 2.0
 """When the process is ended even if no Python code can run, as in C code that keeps the
 interpreter to itself: after `BUSY_SECONDS` and the flush of the log."""
 
-CLIENTS: Final = frozenset({"pub", "push", "sub", "bench", "token", "engine"})
+CLIENTS: Final = frozenset({"pub", "push", "sub", "bench", "token", "engine", "nodes"})
 """The commands that do not serve: a signal ends them with 128 + its number, as shells have it."""
 
 

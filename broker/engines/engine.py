@@ -149,7 +149,7 @@ class Engine(Protocol):
     cluster: Cluster
     """The nodes that share it. What those are told, and what they publish, comes from one log: each
     parcel on all nodes, with the same `place`, `exclude` and `report_to`; on the node that has submitted
-    it, it is that very parcel."""
+    it, it is that very parcel. One with `report_to` is delivered whether anybody `wants` it or not."""
 
     @property
     def retained(self) -> Retained:

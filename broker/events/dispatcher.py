@@ -68,8 +68,8 @@ class Events:
                 feed.put(EventKind.DIED, now, dead=name, dead_epoch=epoch)
                 told = feed.queue.statistics()
                 marks.append((feed, told.epoch, told.seq, told.dropped))
-            while not all(feed.queue.has_told(e, seq) for feed, e, seq, _ in marks):
-                await trio.sleep(LOOK_SECONDS)  # noqa: ASYNC110 - nobody is in a hurry
+            while not all(feed.queue.has_told(e, seq) for feed, e, seq, _ in marks):  # noqa: ASYNC110 - nobody is in a hurry
+                await trio.sleep(LOOK_SECONDS)
             # What was dropped meanwhile may have been this.
             untold = [
                 feed for feed, _, _, dropped in marks if feed.queue.statistics().dropped != dropped

@@ -708,6 +708,7 @@ def _publication_of(content: _Content) -> tuple[bytes, PublishOptions]:
         skip_history=content.skip_history,
         retain=content.retain,
         key=content.idempotency_key,
+        report=content.report,
     )
     return opaque or to_json(_payload("data", content.data, "")), options
 

@@ -1,12 +1,13 @@
 """The other nodes, as the router sees them. Where there can be none, it has neither of these."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal, Protocol
 
 import attrs
 
+from broker.config.settings import TopicRules
 from broker.core.messages import ClientInfo, Fd
-from broker.core.session import Parcel, Subscription
+from broker.core.session import Parcel, Recipient, Subscription
 from broker.engines.engine import Done
 
 
@@ -31,6 +32,13 @@ class Ways(Protocol):
 
     def way_to(self, topic: str, fd: Fd) -> Way:
         """The way to a connection that is not here. Raises `Refused`: 102 where no node can have it."""
+
+
+class Groups(Protocol):
+    """Queue groups, with members on all nodes."""
+
+    def recipients(self, topic: str, rules: TopicRules) -> Iterable[Recipient]:
+        """The groups that have members here and listen to a topic."""
 
 
 class Roster(Protocol):

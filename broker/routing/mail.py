@@ -58,10 +58,18 @@ class Left(Mail, frozen=True, tag="left"):
 class Asked(Mail, frozen=True, tag="asked"):
     """A request to a connection, or to a member of a queue group, of the node that gets this."""
 
+    number: int
+    """By which its asker takes it back."""
     to: str
     data: bytes
     info: ClientInfo | None
-    seconds: float
+    seconds: float | None
+
+
+class Unasked(Mail, frozen=True, tag="unasked"):
+    """Nobody waits for the answer to a request any more."""
+
+    number: int
 
 
 class Dealt(Mail, frozen=True, tag="dealt"):
@@ -70,6 +78,7 @@ class Dealt(Mail, frozen=True, tag="dealt"):
     name: str
     group: str
     publications: list[Publication]
+    exclude: list[Fd]
     rule: str
     tried: list[str]
 
@@ -139,6 +148,7 @@ Body: TypeAlias = (
     | Came
     | Left
     | Asked
+    | Unasked
     | Dealt
     | Counted
     | Disconnect

@@ -3,11 +3,15 @@
 import attrs
 import trio
 
+from broker.routing.distant_reports import DistantReports
+from broker.routing.distant_requests import DistantRequests
 from broker.routing.fd_leases import FdLeases
 from broker.routing.forwarding import Forwarding
+from broker.routing.group_shares import GroupShares
 from broker.routing.neighbours import Neighbours
 from broker.routing.publishing import Publisher
 from broker.routing.reaper import Reaper
+from broker.routing.requests import Requests
 from broker.routing.roster import CardRoster
 from broker.routing.router import Router
 from broker.routing.wills import Wills
@@ -20,8 +24,10 @@ class Neighbourhood:
     router: Router
     wills: Wills
     publisher: Publisher
+    requests: Requests
     neighbours: Neighbours
     forwarding: Forwarding = attrs.field(init=False)
+    groups: GroupShares = attrs.field(init=False)
     roster: CardRoster = attrs.field(init=False)
     leases: FdLeases = attrs.field(init=False)
     reaper: Reaper = attrs.field(init=False)
@@ -30,8 +36,11 @@ class Neighbourhood:
         router, neighbours = self.router, self.neighbours
         self.forwarding = Forwarding(neighbours, router)
         router.ways = self.forwarding
-        self.roster = CardRoster(neighbours, router, self.wills)
+        self.groups = GroupShares(neighbours, router)
+        self.roster = CardRoster(neighbours, router, self.wills, self.groups)
         self.leases = FdLeases(neighbours, router.hub.sessions, router.engine.next_fd - 1)
+        DistantReports(neighbours, router, self.publisher)
+        DistantRequests(neighbours, self.groups, self.requests)
         self.reaper = Reaper(neighbours, router, self.publisher, router.events)
         neighbours.calls.settle = router.returns.settled
 

@@ -82,6 +82,10 @@ class OpenCalls:
                     self.end(number, unanswered("a node does not answer"))
 
 
-def unanswered(why: str) -> Refused:
+class Unanswered(Refused):
+    """Nobody has answered: it may have been done or not. An error 100, temporary."""
+
+
+def unanswered(why: str) -> Unanswered:
     """The answer to a call that nobody has answered."""
-    return Refused(ErrorCode.INTERNAL, f"{why}: not known whether it was done")
+    return Unanswered(ErrorCode.INTERNAL, f"{why}: not known whether it was done")

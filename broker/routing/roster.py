@@ -31,6 +31,7 @@ from broker.core.topics import is_pattern
 from broker.core.work import COMMAND, SLICE
 from broker.engines.cluster import Cluster
 from broker.errors import ErrorCode, Refused
+from broker.routing.group_shares import GroupShares
 from broker.routing.mail import Came, Left
 from broker.routing.neighbours import Neighbours
 from broker.routing.open_calls import Answer
@@ -74,6 +75,7 @@ class CardRoster:
     neighbours: Neighbours
     router: Router
     wills: Wills
+    groups: GroupShares
     _former: Fd = attrs.field(init=False, default=0)
     """Fds up to this one were of a node that is dead for the others."""
     _restating: trio.Event = attrs.field(init=False, factory=trio.Event)
@@ -121,6 +123,8 @@ class CardRoster:
             self._file(WILLS, peer.fd, encode(last))
 
     def entered(self, subscription: Subscription) -> None:
+        if subscription.group:
+            self.groups.changed(subscription.name, subscription.group)
         info = subscription.info
         if info is None or not self._is_listed(subscription.name):
             return
@@ -130,6 +134,8 @@ class CardRoster:
         self._file(IN + subscription.name, fd, encode(card), owner=info.user)
 
     def left(self, subscription: Subscription) -> None:
+        if subscription.group:
+            self.groups.changed(subscription.name, subscription.group)
         # Whatever the rules say by now: a card that is not there is no fault.
         fd = subscription.subscriber.fd
         if fd and not is_pattern(subscription.name):

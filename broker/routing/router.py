@@ -27,7 +27,7 @@ from broker.core.event_queue import EventKind
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, Publication
 from broker.core.names import DIRECT, PERSONAL, direct_fd, is_connection_name
-from broker.core.session import Audience, Parcel, Recipient, Subscriber, Subscription
+from broker.core.session import Audience, Parcel, Recipient, Report, Subscriber, Subscription
 from broker.core.topics import is_pattern
 from broker.core.work import (
     ASKED,
@@ -50,7 +50,7 @@ from broker.core.work import (
 from broker.engines.engine import Done, Engine, Key, Submission
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
 from broker.events.dispatcher import Events
-from broker.routing.elsewhere import Way, Ways
+from broker.routing.elsewhere import Groups, Way, Ways
 from broker.routing.queue_groups import GroupRecipient
 from broker.routing.recipients import Peer, PeerAudience, SlowMailbox
 from broker.routing.tallies import Recoveries, Tallies
@@ -90,6 +90,8 @@ class Returns:
         self.deliver = fan_out
         self._hub = hub
         self._unsettled: list[Callable[[], None]] = []
+        self.falls_to_groups: Callable[[str], bool] = lambda topic: False
+        """Whether some of it may be this node's to deal out, though nobody here listens any more."""
 
     def when_settled(self, settle: Callable[[], None]) -> None:
         """Call this once, at the end of the batch that the engine gives back now."""
@@ -101,7 +103,9 @@ class Returns:
             settle()
 
     def wants(self, topic: str) -> bool:
-        return bool(self._hub.listeners(topic))
+        if topic.startswith(PERSONAL):
+            return bool(self._hub.sessions.fds_of(topic[len(PERSONAL) :]))
+        return bool(self._hub.listeners(topic)) or self.falls_to_groups(topic)
 
     def listened(self) -> Sequence[str]:
         return [each.name for each in self._hub.named() if not is_pattern(each.name)]
@@ -138,6 +142,10 @@ class Router:
         self._may_defer = engine.durability != "none" or engine.cluster.is_shared
         self.ways: Ways | None = None
         """The ways to connections of other nodes; None where there can be none."""
+        self.count_for: Callable[[str, Report], None] | None = None
+        """Tells another node what became of its publication here."""
+        self.groups: Groups | None = None
+        """Queue groups over nodes; None where those here are all."""
         self.published = 0
         self.tallies = Tallies()
         self.tallies.count_by(self.settings.config.namespaces)
@@ -356,7 +364,13 @@ class Router:
             size = sum([len(each.data) for batch in parcel.batches for each in batch])
             total += work + _encoding_work(len(listeners) or 1, count, size)
         before = self.meter.done
-        _deliver(parcel, recipients, self.office, self.meter)
+        if parcel.report_to and parcel.report is None:
+            parcel.report = Report()
+            _deliver(parcel, recipients, self.office, self.meter)
+            if self.count_for is not None:
+                self.count_for(parcel.report_to, parcel.report)
+        else:
+            _deliver(parcel, recipients, self.office, self.meter)
         return total + self.meter.done - before
 
     def deliver_direct(self, parcel: Parcel) -> float:
@@ -400,7 +414,12 @@ class Router:
             return DIRECT_RULES, _direct(topic, here, self.office), PEER * len(here)
         book = self.rights.book
         rules = book.only or book.of(topic)
-        return rules, *self._listeners(topic, rules, tags)
+        recipients, work = self._listeners(topic, rules, tags)
+        if self.groups is not None:
+            shares = list(self.groups.recipients(topic, rules))
+            recipients += shares
+            work += AUDIENCE * len(shares)
+        return rules, recipients, work
 
     def _listeners(
         self, topic: str, rules: TopicRules, tags: Mapping[str, str] | None
@@ -433,6 +452,8 @@ class Router:
             else:
                 recipients += [each.narrowed(admits) for each in audiences]
                 work += members * ASKED
+            if self.groups is not None:
+                continue
             for group in listeners.groups.values():
                 recipients.append(GroupRecipient(group, admits))
                 work += AUDIENCE + group.looks * ASKED

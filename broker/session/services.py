@@ -116,7 +116,9 @@ class Services:
         cluster = self.router.engine.cluster
         if cluster.is_shared:
             neighbours = Neighbours(cluster, self.name, self.started_at)
-            self.neighbourhood = Neighbourhood(self.router, self.wills, self.publisher, neighbours)
+            self.neighbourhood = Neighbourhood(
+                self.router, self.wills, self.publisher, self.requests, neighbours
+            )
             neighbours.on_lapse.append(self._lapsed)
         self._count_memory()
         self.settings.watch(self._settings_changed)

@@ -39,7 +39,7 @@ from broker.version import VERSION
         ("subscribe news", "did you mean 'sub'?"),
         ("srve --port 1", "did you mean 'serve'?"),
         ("tokens create", "did you mean 'token'?"),
-        ("xyzzy 1 2", "; commands are serve, pub, push, sub, token, engine, bench"),
+        ("xyzzy 1 2", "; commands are serve, pub, push, sub, nodes, token, engine, bench"),
         ("--port 0 subb news", "did you mean 'sub'?"),
         ("serve --port 0 pub news 1", "'pub' is a command: its name comes before all options"),
         ("--port 0 sub news", "'sub' is a command: its name comes before all options"),

@@ -48,11 +48,14 @@ async def test_a_block_that_nobody_uses_any_more_is_given_up(
     assert two.broker.push(peer.fd, "hi") is PushResult.FORWARDED
     await peer.aclose()
     await settle()
-    blocks = len(two.node.services.neighbourhood.neighbours.blocks)
+    neighbourhood = two.node.services.neighbourhood
+    assert neighbourhood is not None
+    blocks = neighbourhood.neighbours.blocks
+    assert blocks.node_of(peer.fd) == one.engine.node
     sessions.next_fd = int(sessions.next_fd + sessions.fds_left - 1)
     await (await one.open_plain()).aclose()
     await settle()
-    assert len(two.node.services.neighbourhood.neighbours.blocks) < blocks + 1
+    assert blocks.node_of(peer.fd) is None
     assert two.broker.push(peer.fd, "hi") is PushResult.CLOSED
 
 

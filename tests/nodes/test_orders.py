@@ -90,8 +90,8 @@ async def test_orders_reach_connections_of_any_node(
         assert await cluster.connection_info(fd) is None
         with pytest.raises(KeyError):
             await cluster.bind(fd, "x")
+    ann = await two.open_client()
     with pytest.raises(Refused, match="107"):
-        ann = await two.open_client()
         await cluster.add_subscription(ann.fd, "")
     with pytest.raises(ValueError, match="close code"):
         await cluster.disconnect(1, 1)
