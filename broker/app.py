@@ -131,7 +131,7 @@ class Broker:
 
     def on_request(self, hook: OnRequest) -> OnRequest:
         """`(request)`: plain HTTP; returns a Starlette response, or None for what we have there
-        ourselves, such as the page at `/`. Only `/healthz` does not come here."""
+        ourselves, such as the page at `/`. Only `/healthz` and `/readyz` do not come here."""
         self.hooks.set("request", hook)
         return hook
 

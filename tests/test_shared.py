@@ -3,6 +3,7 @@
 Time is real, as a server knows no other.
 """
 
+import json
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -17,6 +18,7 @@ from broker import Broker, Config, Refused, TopicPattern, TopicRules
 from broker.testing import Network, Peer, name_users_by_token, open_test_broker
 from tests.conftest import code_of, next_pub, rpc, subscribe
 from tests.engines.servers import BINARIES, Server, serving
+from tests.http.test_asgi import ask_node
 
 PASSING = TopicPattern("passing", TopicRules(history_size=0))
 LAST = TopicPattern("last", TopicRules(retain=True))
@@ -212,10 +214,14 @@ async def test_what_is_known_is_answered_while_redis_is_away(
         assert (reply["error"]["code"], reply["error"]["temporary"]) == (100, True)
         with pytest.raises(Refused, match="not kept"):
             await there.broker.publish("a", 3)
+        status, _, body = await ask_node(there.node, "/readyz")
+        assert (status, json.loads(body)["status"]) == (503, "not ready")
+        assert (await ask_node(there.node, "/healthz"))[0] == 200
         await rpc(other, "publish", topic=f"fd:{peer.fd}", data=4)
         assert (await next_pub(peer))["data"] == 4
         server.go_on()
         assert await code_of(other, subscribe={"channel": "not known 2", "recoverable": True}) == 0
+        assert (await ask_node(there.node, "/readyz"))[0] == 200
 
 
 async def test_rights_are_asked_again_after_redis_was_waited_for(

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs" / "tutorial").glob("*.md"))
+PROGRAMS = [*PAGES, ROOT / "docs" / "howto" / "nodes.md"]
 EXAMPLE = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
 
 
@@ -20,7 +21,7 @@ def test_there_is_a_page_for_each_of_our_own_features() -> None:
     }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+@pytest.mark.parametrize("page", PROGRAMS, ids=[page.stem for page in PROGRAMS])
 def test_an_example_prints_what_its_page_says(page: Path) -> None:
     example = EXAMPLE.search(page.read_text("utf-8"))
     assert example is not None, "no program with its output"

@@ -60,6 +60,9 @@ OPEN_SECONDS: Final = 10.0
 CLOSE_SECONDS: Final = 5.0
 """How long a stop waits until what was submitted is read back."""
 
+OLDEST: Final = (6, 2)
+"""The first version whose streams are trimmed by id as they are added to."""
+
 LOADED_AT_ONCE: Final = 100
 """Retained values in one answer: as a rule 10 KB."""
 
@@ -230,7 +233,7 @@ class RedisEngine(Memory):
             waiting=self._out.waiting,
             batches=self._log.batches,
             submitted=self._out.submitted,
-            failing=self._log.failing,
+            failing=self._log.refusal,
             entries=self._log.entries,
             skipped=self._reader.skipped,
             losses=self._log.losses,
@@ -485,6 +488,44 @@ def _no_epoch(topic: str) -> str:
     raise AssertionError("epochs begin in Redis alone")
 
 
+async def _attach(shared: SharedLog) -> None:
+    """Find the end of the log. Raises `ConfigError` where there is none for us."""
+    url, why = shared.url, "it does not answer"
+    faults: list[str] = []
+
+    async def begin(link: Link) -> None:
+        faults[:] = await _faults_of(link)
+        if not faults:
+            await shared.attach(link)
+
+    with trio.move_on_after(OPEN_SECONDS):
+        while True:
+            why = await use_link(url, begin)
+            if not why:
+                break
+            await trio.sleep(0.1)
+    if why or faults:
+        raise ConfigError(f"engine: no Redis at {url.where}: {why or faults[0]}")
+
+
+async def _faults_of(link: Link) -> list[str]:
+    """Why a server cannot be used, if that is so; warns of one that may forget what it should keep."""
+    try:
+        info = (await link.reader.call(b"INFO")).decode()
+    except LinkLost as error:
+        log.warning("redis_unknown", reason=str(error), detail="INFO is not allowed")
+        return []
+    fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    version = fields.get("redis_version", "")
+    if tuple(map(int, version.split(".")[:2] or [0])) < OLDEST:
+        return [f"it is Redis {version}, and 6.2 is the oldest that will do"]
+    policy = fields.get("maxmemory_policy", "")
+    if policy.startswith("allkeys"):
+        detail = "it may evict any key: what is kept may be lost, and who listens is told so"
+        log.warning("redis_evicts", policy=policy, detail=detail)
+    return []
+
+
 @asynccontextmanager
 async def open_redis(
     url: RedisUrl,
@@ -501,15 +542,7 @@ async def open_redis(
     shared = SharedLog(url, url.prefix + ":{0}", secrets.token_hex(6), retained_bytes)
     engine = RedisEngine(shared, max_bytes, retained_bytes, first_fd)
 
-    why = "it does not answer"
-    with trio.move_on_after(OPEN_SECONDS):
-        while True:
-            why = await use_link(url, shared.attach)
-            if not why:
-                break
-            await trio.sleep(0.1)
-    if why:
-        raise ConfigError(f"engine: no Redis at {url.where}: {why}")
+    await _attach(shared)
     log.info("engine_opened", redis=url.where, node=shared.node)
     async with trio.open_nursery() as upkeep:
         upkeep.start_soon(engine.expire, name="history expiry")

@@ -191,5 +191,5 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, trio.TooSlowError):
         return "it does not answer"
     text = str(error) or type(error).__name__
-    cause = error.__cause__
-    return f"{text}: {cause}" if cause is not None and str(cause) not in ("", text) else text
+    why = "" if error.__cause__ is None else _reason(error.__cause__)
+    return text if why in text else f"{text}: {why}"

@@ -1,7 +1,7 @@
 """Pages and answers of the broker's port for requests that do not ask for a WebSocket.
 
 Rule 1  The app's `on_request` hook is asked first, so `/` can be the app's own page; a request
-        that it leaves is ours. Only `/healthz` is not its to answer.
+        that it leaves is ours. Only `/healthz` and `/readyz` are not its to answer.
 Rule 2  The page asks nothing of any other host, and its policy (CSP) holds it to that.
 """
 
@@ -58,7 +58,7 @@ class _Assets(StaticFiles):
 
 
 def http_app(node: Node) -> Starlette:
-    """The ASGI app of a node: `/healthz`, the app's hook, and behind it what we have ourselves:
+    """The ASGI app of a node: `/healthz`, `/readyz`, the app's hook, and behind it what we have ourselves:
     `/`, `/static`, `/api`, `/metrics`, 426 on the WebSocket paths, 404. A hook that raises costs its peer a 500; the
     server logs it.
     """
@@ -70,6 +70,17 @@ def http_app(node: Node) -> Starlette:
         if failing:  # sessions and reading go on, so it is no reason to take the broker out
             return JSONResponse({"status": "degraded", "reason": f"nothing is kept: {failing}"})
         return JSONResponse({"status": "ok"})
+
+    async def ready(request: Request) -> Response:
+        engine = node.stats().engine
+        if node.draining:
+            reason = "the broker stops"
+        elif engine.failing and node.router.engine.durability == "shared":
+            reason = f"nothing is kept: {engine.failing}"  # another node may be better off
+        else:
+            return JSONResponse({"status": "ready"})
+        body = {"status": "not ready", "reason": reason}
+        return JSONResponse(body, HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def page(request: Request) -> Response:
         return FileResponse(HERE / "pages" / "index.html", headers=SECURITY | ASK_EACH_TIME)
@@ -120,7 +131,9 @@ def http_app(node: Node) -> Starlette:
         with suppress(EndsProcess), node.hooks.contained("request"):
             await response(scope, receive, send)
 
-    return Starlette(routes=[Route("/healthz", health), Mount("/", hook_first)])
+    return Starlette(
+        routes=[Route("/healthz", health), Route("/readyz", ready), Mount("/", hook_first)]
+    )
 
 
 def _text(status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -18,7 +18,7 @@ from broker.core.messages import Position, Publication
 from broker.engines.redis import RedisEngine, open_redis
 from broker.errors import ConfigError, Refused
 from broker.testing import ENGINE_CONTRACT, Witness
-from broker.testing.engines import position_of
+from broker.testing.engines import has_recovered, kept, position_of
 from tests.engines.servers import BINARIES, Proxy, Server, serving
 
 ROOM = 64 * 2**20
@@ -317,6 +317,26 @@ async def test_who_is_behind_by_more_than_the_log_is_told(
         assert not follower.unrecovered, "the history has it still"
         assert len(follower.seen) == 201
         assert slow.statistics().losses == 1
+
+
+async def test_a_topic_that_redis_has_evicted_is_a_gap_for_who_listens(server: Server) -> None:
+    async with opened(server) as (here, witness), opened(server) as (_, other):
+        position = await other.published("a", b"1")
+        assert position is not None
+        await here.fetch(("a", "b"))
+        await server.call("DEL", "broker:{0}:m:a")
+        again = await other.published("a", b"2")
+        assert again is not None
+        assert (again.offset, again.epoch != position.epoch) == (1, True)
+        await witness.published("b", b"1")
+        assert witness.gaps == ["a"]
+        assert not await has_recovered(here, "a", position)
+        await other.published("c", b"1")
+        await server.call("DEL", "broker:{0}:h:c")
+        position = await other.published("c", b"2")
+        assert await kept(here, "c") == [b"2"]
+        assert await position_of(here, "c") == position
+        assert not await has_recovered(here, "c", Position(0, position.epoch if position else ""))
 
 
 async def lose_all(server: Server) -> None:
