@@ -17,7 +17,7 @@ from broker.access.jwks import open_tokens
 from broker.access.keys import warning as token_warning
 from broker.access.rights import Rights
 from broker.cluster import Cluster
-from broker.config.reload import Settings
+from broker.config.reload import NO_SOURCES, Settings
 from broker.config.settings import Config, exposure_warning, is_loopback
 from broker.core.hub import Hub
 from broker.core.messages import (
@@ -90,6 +90,9 @@ class Broker:
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or Config()
         """May be replaced until `serve` is called; then `reload` does it."""
+        self.config_sources: Mapping[str, str] = {}
+        """Where values of it were given, by setting, for whoever looks: `{"port": "BROKER_PORT"}`. What is
+        not in it is the program's own."""
         self.wall_clock: Callable[[], float] = time.time
         """Unix seconds, by which tokens expire; `open_test_broker` puts virtual time here."""
         self.run_blocking: RunBlocking = in_thread
@@ -366,7 +369,7 @@ class Broker:
         return self._node is not None and self._node.expire(fd, when)
 
     def exists(self, fd: Fd) -> bool:
-        """Whether this fd is a connection here, also one that is closing."""
+        """Whether this fd is a connection here, also one that is closing; no longer in `on_close`."""
         return self._node is not None and self._node.exists(fd)
 
     def is_established(self, fd: Fd) -> bool:
@@ -434,17 +437,17 @@ class Broker:
             self._ended_by = error
         self.stop()
 
-    def reload(self, config: Config) -> None:
+    def reload(self, config: Config, sources: Mapping[str, str] = NO_SOURCES) -> None:
         """Go by another config from now on, with everybody still connected.
 
         Rules and limits count from a client's next request on; who is subscribed already stays so.
         Where the broker listens and how much history it keeps cannot change while it serves: that
-        stays as it is, and one warning names it.
+        stays as it is, and one warning names it. `sources` is as `config_sources`.
         """
         if self._node is None:
-            self.config = config
+            self.config, self.config_sources = config, sources
         else:
-            self.config = self._node.reload(config).config
+            self.config = self._node.reload(config, sources).config
 
     async def serve(  # noqa: ASYNC128 - `_serve` calls `started`
         self,
@@ -528,7 +531,7 @@ class Broker:
     async def _open_node(self, stack: AsyncExitStack) -> tuple[Node, BackendServer]:
         """Open everything that outlives the sessions, the outermost first."""
         config, opened = self.config, stack.enter_async_context
-        settings, name = Settings(config), node_name(config)
+        settings, name = Settings(config, self.config_sources), node_name(config)
 
         def now() -> float:
             return self.wall_clock()  # looked up each time: a test may move the clock
@@ -555,7 +558,7 @@ class Broker:
             loopback_bind=config.unix is not None or is_loopback(config.host),
             name=name,
         )
-        node = Node(services)
+        node = Node(services, now)
         await opened(engine.running(router.returns))
         if services.neighbourhood is not None:
             await _begin_neighbourhood(services.neighbourhood)
@@ -600,7 +603,7 @@ async def _beat(node: Node) -> None:
             await trio.sleep_until(due)
             # As late as everybody else is served whose socket is ready.
             node.loop_lag.observe(max(0.0, trio.current_time() - due))
-            node.beat()
+            await node.beat()
     finally:
         # Cancelled: the sessions have ended, or everything is being cut with us.
         node.services.cut()

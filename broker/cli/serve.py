@@ -25,7 +25,7 @@ from broker.cli.errors import (
     single_cause,
 )
 from broker.cli.signals import CUT_SHORT, Order
-from broker.config.loading import load
+from broker.config.loading import Loaded, load_with_sources
 from broker.config.settings import Config, LogFormat, LogLevel, TopicRules
 from broker.core.session import SlowRule
 from broker.errors import ConfigError
@@ -170,22 +170,29 @@ def _serve_with(app: str | None, file: Path | None, options: Mapping[str, object
     broker = None if app is None else _find(app)
     base = None if broker is None else broker.config
     try:
-        config = load(file, overrides, base=base)
+        loaded = load_with_sources(file, overrides, base=base)
     except ConfigError as error:
         raise Mistake(str(error)) from error
+    config = loaded.config
     logs.configure(config.log_format, config.log_level)
     logs.capture_strays()
+    for unknown in loaded.unknown:
+        log.warning("unknown_setting", detail=str(unknown))
     if broker is None:
         from broker.cli import default_app as builtin
 
         broker = builtin.create(config)
-    broker.config = config
+    broker.config, broker.config_sources = config, loaded.sources
     # The process is ours, and its objects stay: with Python's defaults the collector walks all
     # connections again and again while they come in (3,000 connects: 1,700/s, with these 3,100/s).
     # And it is never long at it: 50,000 objects that stay are walked in 10 ms, 500,000 in 60.
     gc.freeze()
     gc.set_threshold(10_000, 5, 500)
-    source = None if file is None else _Source(file, partial(load, file, overrides, base=base))
+    source = (
+        None
+        if file is None
+        else _Source(file, partial(load_with_sources, file, overrides, base=base))
+    )
     status = _run(broker, source)
     if status:
         sys.exit(status)
@@ -216,7 +223,7 @@ class _Source:
     """Where the config comes from, and what reads it anew."""
 
     file: Path
-    read: Callable[[], Config]
+    read: Callable[[], Loaded]
 
 
 @attrs.frozen
@@ -280,10 +287,10 @@ async def _reload_on_signal(
     async for _ in hang_ups:
         try:
             with trio.fail_after(RELOAD_SECONDS):
-                config = await trio.to_thread.run_sync(
+                loaded = await trio.to_thread.run_sync(
                     source.read, abandon_on_cancel=True, limiter=threads
                 )
-            broker.reload(config)
+            broker.reload(loaded.config, loaded.sources)
         except ConfigError as error:
             log.error("reload_failed", detail=f"{error}; {kept}")
         except trio.TooSlowError:

@@ -38,7 +38,13 @@ STUCK_SECONDS: Final = 2.0
 """When the process is ended even if no Python code can run, as in C code that keeps the
 interpreter to itself: after `BUSY_SECONDS` and the flush of the log."""
 
-CLIENTS: Final = frozenset({"pub", "push", "sub", "bench", "token", "engine", "nodes"})
+CLIENTS: Final = frozenset(
+    {
+        *("pub", "sub", "push", "history", "presence", "request"),
+        *("connections", "connection", "topics", "disconnect", "trace", "top", "stats", "nodes"),
+        *("config", "token", "engine", "bench", "version"),
+    }
+)
 """The commands that do not serve: a signal ends them with 128 + its number, as shells have it."""
 
 

@@ -14,9 +14,9 @@ from typing import Final, Literal
 
 import attrs
 
+from broker.config.types import converted
 from broker.config.validators import (
     backend_url,
-    choice,
     distinct_patterns,
     engine_url,
     event_kinds,
@@ -60,7 +60,7 @@ INBOX_BATCH_BYTES: Final = 64 * 2**10
 _LISTENING: Final = _needs_restart("the listeners are open")
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, field_transformer=converted)
 class TopicRules:
     """Rules of topics: their history, the rights of clients, and the treatment of a subscriber that
     cannot follow."""
@@ -91,25 +91,25 @@ class TopicRules:
     force_positioning: bool = False
     """Every subscription has a position, so that the client learns of a gap."""
 
-    may_publish: Askers = attrs.field(default="all", validator=choice(Askers))
+    may_publish: Askers = "all"
     """Which clients may publish. Your program and its hooks may always."""
 
-    may_subscribe: Joiners = attrs.field(default="all", validator=choice(Joiners))
+    may_subscribe: Joiners = "all"
     """Which clients may subscribe. A publication that comes through a pattern is judged by its own
     topic."""
 
-    may_read_presence: Askers = attrs.field(default="all", validator=choice(Askers))
+    may_read_presence: Askers = "all"
     """Which clients may ask who is subscribed."""
 
-    may_read_history: Askers = attrs.field(default="all", validator=choice(Askers))
+    may_read_history: Askers = "all"
     """Which clients may ask for what was published. Recovery asks `may_subscribe` alone."""
 
-    slow_consumer: SlowRule = attrs.field(default="close", validator=choice(SlowRule))
+    slow_consumer: SlowRule = "close"
     """When an outbox is full: `close` the connection (3008, the client comes back and recovers),
     `drop_oldest` publications, or keep only the `latest` of each topic."""
 
 
-@attrs.frozen
+@attrs.frozen(field_transformer=converted)
 class TopicPattern:
     """Rules of the topics that a pattern matches; `match` may be a single topic as well."""
 
@@ -117,7 +117,7 @@ class TopicPattern:
     rules: TopicRules
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, field_transformer=converted)
 class TokenRules:
     """Keys whose signature on a JSON Web Token counts, and the claims it must have (RFC 7519)."""
 
@@ -185,7 +185,7 @@ class TokenRules:
             )
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, field_transformer=converted)
 class WebhookRules:
     """Where events are sent, and what happens while nobody takes them."""
 
@@ -277,7 +277,7 @@ class WebhookRules:
     `X-Forwarded-For`, are passed on from `trusted_proxies` alone."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, field_transformer=converted)
 class Config:
     """The settings of one broker. Checked when made: a wrong value raises `ValueError`."""
 
@@ -425,7 +425,7 @@ class Config:
     by side; each is carried out when its turn comes. With 8, a client that comes back with 80
     subscriptions and a hook that takes 0.1 s waits one second: official clients give up on a reply
     after five. 1: one after the other."""
-    may_send: Joiners = attrs.field(default="all", validator=choice(Joiners))
+    may_send: Joiners = "all"
     """Which clients may send direct messages: publish to `fd:7` or `user:alice`."""
 
     # the outbox of one peer
@@ -516,9 +516,9 @@ class Config:
     """Under `[webhooks]` in a file."""
 
     # logs
-    log_format: LogFormat = attrs.field(default="console", validator=choice(LogFormat))
+    log_format: LogFormat = "console"
     """`console` for people, `json` for machines, `article` for the tutorial's four lines."""
-    log_level: LogLevel = attrs.field(default="info", validator=choice(LogLevel))
+    log_level: LogLevel = "info"
     """`info` tells of every connection's start and end, `debug` of every message, and of every command and
     its outcome."""
     access_log: bool = False

@@ -156,3 +156,59 @@ class ConnectionInfo:
     app_version: str = ""
     node: str = ""
     """The name of the node that it is on, where there are several."""
+
+
+@attrs.frozen(kw_only=True)
+class ConnectionDetails(ConnectionInfo):
+    """A snapshot of all that is known of one connection. Messages and bytes count since it was opened.
+
+    `idle_seconds` is how long nothing came from the peer. `rtt_seconds` is the time from the last ping
+    that it answered to the answer, with whatever was queued before that ping; None before there was
+    one: a peer that is not silent, and no Centrifuge client, is not pinged. `bytes_received` are those
+    of the stream, with all headers of frames; `bytes_sent` those of frames, as the system has taken them.
+    """
+
+    established: bool
+    """Neither closing nor gone."""
+    age_seconds: float
+    """Since it was opened."""
+    idle_seconds: float
+    rtt_seconds: float | None
+    messages_received: int
+    bytes_received: int
+    messages_sent: int
+    bytes_sent: int
+    messages_queued: int
+    """Wait in its outbox."""
+    bytes_queued: int
+    messages_dropped: int
+    """Too slow for them."""
+    blocked: bool
+    """Its socket would not take more when it was last asked."""
+    bytes_held: int
+    """Memory, besides its outbox."""
+    limits: "ConnectionLimits"
+
+
+@attrs.frozen
+class ConnectionLimits:
+    """The bounds of one connection, as they are now. The rates are None where there is no limit."""
+
+    messages_queued: int
+    bytes_queued: int
+    topics: int
+    bytes_held: float
+    message_rate: float | None
+    byte_rate: float | None
+
+
+@attrs.frozen
+class ClosedConnection:
+    """A connection that has ended: what was known of it right before, how, and when (Unix seconds).
+
+    Of its topics there are as many as have room, `topic_count` were there. Long texts are cut."""
+
+    details: ConnectionDetails
+    close: Close
+    closed_at: float
+    topic_count: int

@@ -17,8 +17,9 @@ from broker.access.tokens import Tokens
 from broker.config.machine import memory_limit
 from broker.config.reload import Settings
 from broker.config.settings import Config
+from broker.core.closed_connections import ClosedConnections
 from broker.core.event_queue import EventKind
-from broker.core.memory import STREAM_BYTES, TLS_STREAM_BYTES, MemoryBudget, Part
+from broker.core.memory import STREAM_BYTES, TLS_STREAM_BYTES, Holding, MemoryBudget, Part
 from broker.core.messages import ConnectionInfo, Fd, Initiator, Transport
 from broker.errors import CloseCode
 from broker.hooks import Hooks
@@ -31,9 +32,10 @@ from broker.routing.router import Router
 from broker.routing.wills import Wills
 from broker.session.admission import Admission
 from broker.session.counts import Counts
+from broker.session.heartbeat import Heartbeat
 from broker.session.orders import Orders
 from broker.transport.head import Request
-from broker.transport.lane import LaneLimits, Traffic
+from broker.transport.lane import Lane, LaneLimits, Traffic
 
 LAST_WORDS_SECONDS: Final = 1.0
 """For close hooks that run when all are cut: with `drain_seconds` and `flush_seconds` as they are by
@@ -52,7 +54,15 @@ class ServedConnection(Protocol):
     @property
     def protocol(self) -> str: ...
     @property
+    def address(self) -> str: ...
+    @property
     def traffic(self) -> Traffic: ...
+    @property
+    def lane(self) -> Lane: ...
+    @property
+    def heartbeat(self) -> Heartbeat: ...
+    @property
+    def holding(self) -> Holding: ...
 
     async def run(self) -> None: ...
     def info(self) -> ConnectionInfo: ...
@@ -96,6 +106,7 @@ class Services:
     connections: dict[Fd, ServedConnection] = attrs.field(factory=dict)
     admission: Admission = attrs.field(init=False)
     counts: Counts = attrs.field(init=False, factory=Counts)
+    closed: ClosedConnections = attrs.field(init=False, factory=ClosedConnections)
     # Bound once: asking for a logger anew costs 3 µs a message, said or not.
     log: structlog.typing.FilteringBoundLogger = attrs.field(init=False)
     lane_limits: LaneLimits = attrs.field(init=False)
@@ -129,6 +140,7 @@ class Services:
         each = STREAM_BYTES if self.config.tls_cert is None else TLS_STREAM_BYTES
         count(Part.CONNECTIONS, lambda: each * len(self.admission))
         count(Part.REQUESTS, lambda: self.requests.bytes_held)
+        count(Part.CONNECTIONS, lambda: self.closed.bytes_held)
         count(Part.KEYS, lambda: self.publisher.bytes_held)
         count(Part.HISTORY, lambda: router.engine.bytes_held)
         count(Part.RETAINED, lambda: router.retained.bytes_held)

@@ -29,6 +29,7 @@ Rules the lane keeps:
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from math import inf
 from typing import TypeAlias
 
 import attrs
@@ -102,6 +103,18 @@ async def _take_nothing(batch: Batch) -> Batch:
     return batch
 
 
+@attrs.frozen
+class _Shown:
+    """Takes batches, each of which `see` has seen."""
+
+    see: Callable[[Batch], None]
+    take: Callable[[Batch], Awaitable[Batch]]
+
+    async def __call__(self, batch: Batch) -> Batch:
+        self.see(batch)
+        return await self.take(batch)
+
+
 class Lane:
     """Reads one peer, once `run` is started.
 
@@ -138,6 +151,7 @@ class Lane:
         "_take_now",
         "_to_session",
         "_waiting",
+        "answered_at",
         "close_began_here",
         "close_sent",
         "eof",
@@ -190,6 +204,7 @@ class Lane:
         self._control_seen = 0.0
         self.traffic = Traffic(bytes=len(behind))
         self.heard_at = trio.current_time()
+        self.answered_at = -inf  # when a Pong came last
         self.reading = True
         # False while the session has too much to do: its peer's silence then means nothing.
         self.close_sent: tuple[int, str] | None = None
@@ -240,6 +255,14 @@ class Lane:
         """Nothing can be sent any more, so nothing more is read."""
         self.eof = True
         self._end()
+
+    def show(self, see: Callable[[Batch], None] | None) -> None:
+        """Show each batch that comes from now on to `see`, before it is taken; None: to nobody any
+        more. One at a time. While nobody looks it costs nothing."""
+        take = self._take_now
+        if isinstance(take, _Shown):
+            take = take.take
+        self._take_now = take if see is None else _Shown(see, take)
 
     @property
     def is_ending(self) -> bool:
@@ -495,6 +518,8 @@ class Lane:
         if header.opcode == frames.PING:
             payload = frames.unmask(frame[header.size :], frame[header.size - 4 : header.size])
             self._answer(frames.encode(frames.PONG, payload))
+        else:
+            self.answered_at = trio.current_time()
 
     def _control_allowed(self) -> bool:
         now = trio.current_time()

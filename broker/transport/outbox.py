@@ -17,7 +17,7 @@ Rules:
 """
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from enum import Enum
 from math import inf
 from typing import TypeAlias
@@ -145,12 +145,14 @@ class Outbox:
         "_writing",
         "blocked",
         "bytes",
+        "bytes_sent",
         "chunks",
         "dropped",
         "mail",
         "max_bytes",
         "max_messages",
         "messages",
+        "messages_sent",
         "replies_wait",
         "sealed",
         "stalled",
@@ -177,6 +179,8 @@ class Outbox:
         self.max_bytes = self._bound = max_bytes
         self.max_messages = max_messages
         self.dropped = 0
+        self.bytes_sent = self.messages_sent = 0
+        """Taken by the system, or by a stream that is no socket. Counted once a write."""
         self.chunks = 0
         """How often a stream, or the peer behind it, was seen to take something; 0 for a bare
         socket, which says when it is blocked."""
@@ -361,6 +365,14 @@ class Outbox:
         self.mail.clear()
         self._reset()
 
+    def show(self, see: Callable[[Run], None] | None) -> None:
+        """Show each run that is queued from now on to `see`; None: to nobody any more. One at a time.
+
+        While nobody looks it costs nothing: the list that holds the runs is another one.
+        """
+        self.mail = list(self.mail) if see is None else _ShownMail(self.mail, see)
+        self._backlog = None
+
     # waiting
 
     async def wait_empty(self) -> None:
@@ -412,6 +424,8 @@ class Outbox:
             else:
                 if written == len(data):
                     mail.clear()
+                    self.bytes_sent += written
+                    self.messages_sent += self.messages
                     self.bytes = self.messages = 0
                     if not self._plain:
                         self._reset()
@@ -490,6 +504,7 @@ class Outbox:
         mail = self.mail
         self._plain = False
         self.bytes -= written
+        self.bytes_sent += written
         written += self._sent
         place = self._first
         while place < len(mail):
@@ -499,6 +514,7 @@ class Outbox:
             written -= run.size
             if run is not GONE:
                 self.messages -= run.messages
+                self.messages_sent += run.messages
                 self._gone += 1
                 mail[place] = GONE
             place += 1
@@ -734,6 +750,18 @@ class Outbox:
         self._begun = max(self._begun, self._first)
         self._sweep_up()
         self._ease()
+
+
+class _ShownMail(list[Run]):
+    """The runs that wait, each shown to `see` when it comes."""
+
+    def __init__(self, runs: Iterable[Run], see: Callable[[Run], None]) -> None:
+        super().__init__(runs)
+        self._see = see
+
+    def append(self, run: Run) -> None:
+        self._see(run)
+        super().append(run)
 
 
 def _nothing() -> None:
