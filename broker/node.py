@@ -49,7 +49,7 @@ from broker.session.counts import ConnectionCounts
 from broker.session.details import details_of
 from broker.session.everywhere import Everywhere, Mark, NodeReport
 from broker.session.expiry import expire
-from broker.session.orders import ServerSub
+from broker.session.orders import ServerSub, message_of
 from broker.session.search import ConnectionQuery, search
 from broker.session.services import ServedConnection, Services
 from broker.session.tracing import Traces
@@ -86,6 +86,25 @@ class BrokerStatistics:
     """By how many seconds the event loop was late, looked at once a second."""
     memory: MemoryStatistics
     """What is held for clients, by part."""
+    uptime_seconds: float
+    """Since `serve` began."""
+    bytes_received: int
+    """From all connections that ever were here."""
+
+    @property
+    def accepted(self) -> int:
+        """Connections that were ever here."""
+        return sum(self.ends.opened.values())
+
+    @property
+    def closed(self) -> int:
+        """Connections that have ended."""
+        return sum(self.ends.closed.values())
+
+    @property
+    def bytes_queued(self) -> int:
+        """Bytes that were put into outboxes: they are sent, wait, or were dropped."""
+        return self.post.bytes_queued
 
     @property
     def history(self) -> HistoryStatistics:
@@ -151,6 +170,7 @@ class Node:
     traces: Traces = attrs.field(init=False)
     loop_lag: Histogram = attrs.field(init=False, factory=Histogram)
     """Seconds by which `beat` was called late."""
+    _began: float = attrs.field(init=False, factory=trio.current_time)
     _readers: set[Reader] = attrs.field(init=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
@@ -195,6 +215,26 @@ class Node:
         return (
             self.everywhere.push(fd, data) if connection is None else connection.orders.push(data)
         )
+
+    async def send(self, fd: Fd, data: object) -> PushResult:
+        message = message_of(data)
+        connection = self._find(fd)
+        if connection is None:
+            await trio.lowlevel.checkpoint()
+            return PushResult.CLOSED
+        return await connection.flow.send(message)
+
+    def ping(self, fd: Fd, data: bytes) -> bool:
+        connection = self._find(fd)
+        return connection is not None and connection.flow.ping(data)
+
+    def pause(self, fd: Fd) -> bool:
+        connection = self._find(fd)
+        return connection is not None and connection.flow.pause()
+
+    def resume(self, fd: Fd) -> bool:
+        connection = self._find(fd)
+        return connection is not None and connection.flow.resume()
 
     def declare_plain(self, fd: Fd) -> bool:
         connection = self._find(fd)
@@ -357,6 +397,7 @@ class Node:
 
     def stats(self) -> BrokerStatistics:
         router = self.services.router
+        received = [each.traffic.bytes for each in self.services.connections.values()]
         return BrokerStatistics(
             connections=len(router.hub.sessions),
             users=router.hub.sessions.statistics().users,
@@ -373,6 +414,8 @@ class Node:
             recoveries=attrs.asdict(router.recoveries),
             hooks=self.hooks.statistics(),
             loop_lag=self.loop_lag.statistics(),
+            uptime_seconds=trio.current_time() - self._began,
+            bytes_received=self.services.counts.received.bytes + sum(received),
         )
 
     @property

@@ -14,7 +14,7 @@ from typing import Any, Final
 import click
 from click.shell_completion import CompletionItem
 
-from broker.cli import signals
+from broker import signals
 from broker.cli.admin_commands import connection, connections, disconnect, stats, topics
 from broker.cli.bench_command import bench
 from broker.cli.client_commands import history, presence, pub, push, request

@@ -14,8 +14,7 @@ import click
 import structlog
 import trio
 
-from broker import logs
-from broker.cli import signals
+from broker import logs, signals
 from broker.cli.errors import (
     Mistake,
     ending_cause,
@@ -24,11 +23,11 @@ from broker.cli.errors import (
     origin_of,
     single_cause,
 )
-from broker.cli.signals import CUT_SHORT, Order
 from broker.config.loading import Loaded, load_with_sources
 from broker.config.settings import Config, LogFormat, LogLevel, TopicRules
 from broker.core.session import SlowRule
 from broker.errors import ConfigError
+from broker.signals import CUT_SHORT
 
 if TYPE_CHECKING:
     from broker.app import Broker
@@ -226,53 +225,26 @@ class _Source:
     read: Callable[[], Loaded]
 
 
-@attrs.frozen
-class _WhenServing(trio.TaskStatus[Any]):
-    """A task status that calls `begin` in the very step in which the broker says it serves."""
-
-    begin: Callable[[], None]
-
-    def started(self, value: object = None) -> None:
-        self.begin()
-
-
 async def _serve(broker: "Broker", source: _Source | None) -> bool:
     """Serve until a signal; True if everybody was told, False if a second one cut it short.
 
     Until the broker serves nobody is connected, and a signal ends the process where it stands.
     """
-    cut = trio.CancelScope()
+    from broker.app import serve_until_signal
+
     hang_up, hung_up = trio.open_memory_channel[None](1)  # two in a row are one: the file is read
 
-    def obey(order: Order) -> None:
-        if order == "drain":
-            broker.stop()
-        elif order == "cut":
-            cut.cancel()
-        else:
-            with suppress(trio.WouldBlock):
-                hang_up.send_nowait(None)
+    def reload() -> None:
+        with suppress(trio.WouldBlock):
+            hang_up.send_nowait(None)
 
-    def report(place: str) -> None:
-        log.critical("stuck", at=place, detail="the event loop is busy there; ended at once")
-
-    token = trio.lowlevel.current_trio_token()
-
-    def deliver(order: Order) -> None:
-        token.run_sync_soon(obey, order)
-
-    begin = partial(signals.process.hand_over, deliver, report)
-    try:
-        with hang_up, hung_up:
-            async with trio.open_nursery() as watch:
-                if source is not None:
-                    watch.start_soon(_reload_on_signal, broker, source, hung_up)
-                with cut:
-                    await broker.serve(task_status=_WhenServing(begin))
-                watch.cancel_scope.cancel()
-    finally:
-        signals.process.take_back()
-    return not cut.cancelled_caught
+    with hang_up, hung_up:
+        async with trio.open_nursery() as watch:
+            if source is not None:
+                watch.start_soon(_reload_on_signal, broker, source, hung_up)
+            was_whole = await serve_until_signal(broker, reload)
+            watch.cancel_scope.cancel()
+    return was_whole
 
 
 async def _reload_on_signal(

@@ -302,7 +302,11 @@ class Config:
         default=("/", "/connection/websocket"),
         validator=paths,
     )
-    """`/` for a bare `new WebSocket("ws://host:9501")`, the other as Centrifugo has it."""
+    """`/` for a bare `new WebSocket("ws://host:9501")`, the other as Centrifugo has it. `/rooms/*` is all
+    below `/rooms/`, `/*` any path: your program reads it from `connection.path`."""
+    demo_page: bool = True
+    """Whether the chat at `/` is served, to try the broker with. It may do what any client may, no more. Your
+    program's `on_request` comes before it in either case."""
     fallbacks: bool = True
     """Whether clients without WebSocket are served over HTTP, on `/connection/http_stream`,
     `/connection/sse`, `/connection/uni_sse` and `/emulation`, by the same rules as all others."""
@@ -431,6 +435,12 @@ class Config:
     # the outbox of one peer
     outbox_bytes: int = attrs.field(default=2**20, validator=number(1))
     """1 MiB, as Centrifugo; NATS has 64 MiB, Redis 8 MiB for a minute. Our messages are small."""
+    high_watermark_bytes: int | None = attrs.field(default=None, validator=number(0, optional=True))
+    """When more than this waits in an outbox, `on_buffer_full` tells your program, and its `send` waits
+    for room. None: half of `outbox_bytes`, so that there is room for what is published meanwhile."""
+    low_watermark_bytes: int | None = attrs.field(default=None, validator=number(0, optional=True))
+    """When no more than this waits after that, `on_buffer_empty` tells so. None: an eighth of
+    `outbox_bytes`."""
     outbox_messages: int = attrs.field(default=16_384, validator=number(1))
     """Bounds the cost of what `outbox_bytes` does not weigh: 1 MiB of the shortest messages. One
     read from a publisher holds 500, so a thousand would cut a reader that naps for 5 ms (ADR 2)."""
@@ -534,6 +544,12 @@ class Config:
                 f"{given} is {str(getattr(self, given))!r} but {missing} is not set: "
                 "TLS needs both, or neither"
             )
+        high, low = self.watermarks
+        if not low < high <= self.outbox_bytes:
+            raise ValueError(
+                f"low_watermark_bytes is {low}, high_watermark_bytes {high} and outbox_bytes "
+                f"{self.outbox_bytes}: each must be less than the next, the last two may be the same"
+            )
         least = self.outbox_most + self.max_message_bytes
         if self.connection_bytes is not None and self.connection_bytes < least:
             raise ValueError(
@@ -546,6 +562,15 @@ class Config:
     def outbox_most(self) -> int:
         """What an outbox holds at worst, but for a reply that was asked for; see `Outbox`."""
         return self.outbox_bytes + self.outbox_bytes // 4 + 2 * self.max_message_bytes
+
+    @property
+    def watermarks(self) -> tuple[int, int]:
+        """`high_watermark_bytes` and `low_watermark_bytes` as they count."""
+        high, low = self.high_watermark_bytes, self.low_watermark_bytes
+        return (
+            max(1, self.outbox_bytes // 2) if high is None else high,
+            self.outbox_bytes // 8 if low is None else low,
+        )
 
     @property
     def inbox_bytes(self) -> int:

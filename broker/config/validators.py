@@ -110,6 +110,10 @@ def paths(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
     for path in value:
         if not path.startswith("/"):
             raise ValueError(f'{field.name} holds {path!r}: must start with "/"')
+        if "*" in path.removesuffix("/*"):
+            raise ValueError(
+                f'{field.name} holds {path!r}: "*" stands for all below a path, at the end: "/rooms/*"'
+            )
 
 
 def secret_text(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:

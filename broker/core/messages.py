@@ -4,7 +4,7 @@ Rule: everything here is immutable, and nothing here knows a socket, a clock or 
 """
 
 from collections.abc import Mapping
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Literal, TypeAlias
 
 import attrs
@@ -88,6 +88,13 @@ class Frame:
     fin: bool = True
 
 
+class Opcode(IntEnum):
+    """What a frame with a message is; as in RFC 6455 section 5.2."""
+
+    TEXT = 1
+    BINARY = 2
+
+
 class Initiator(StrEnum):
     """The side that began a close."""
 
@@ -134,14 +141,20 @@ class PushResult(StrEnum):
 
     QUEUED = "queued"
     FULL = "full"
+    """There was no room. What is pushed to a peer that is known is the last straw then: it is closed with
+    3008. One that has not spoken yet stays, and so does one that a `send` may not wait for."""
     CLOSED = "closed"
     FORWARDED = "forwarded"
     """On its way to another node, which has the connection if anybody has."""
+    """It is not here, or on its way out."""
+    REBOUND = "rebound"
+    """It became another user's while a `send` waited, and gets nothing that was meant for the first."""
 
 
 @attrs.frozen
 class ConnectionInfo:
-    """A snapshot of one connection. `opened_at` is in Unix seconds. `app_name` and `app_version` are what
+    """A snapshot of one connection. Times are in Unix seconds; that of the last bytes sent is right to a
+    second. `bytes_queued` and `messages_queued` wait for it. `app_name` and `app_version` are what
     a Centrifuge client calls itself, the first 64 characters of each; empty for others."""
 
     fd: Fd
@@ -154,6 +167,12 @@ class ConnectionInfo:
     topics: tuple[str, ...]
     app_name: str = ""
     app_version: str = ""
+    last_received_at: float = 0.0
+    last_sent_at: float = 0.0
+    bytes_received: int = 0
+    messages_received: int = 0
+    bytes_queued: int = 0
+    messages_queued: int = 0
     node: str = ""
     """The name of the node that it is on, where there are several."""
 
@@ -174,13 +193,8 @@ class ConnectionDetails(ConnectionInfo):
     """Since it was opened."""
     idle_seconds: float
     rtt_seconds: float | None
-    messages_received: int
-    bytes_received: int
     messages_sent: int
     bytes_sent: int
-    messages_queued: int
-    """Wait in its outbox."""
-    bytes_queued: int
     messages_dropped: int
     """Too slow for them."""
     blocked: bool

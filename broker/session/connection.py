@@ -38,6 +38,8 @@ from broker.session.ending import (
     say_goodbye,
 )
 from broker.session.expiry import end_expired
+from broker.session.flow import Flow
+from broker.session.handshake import UNASKED, Welcome, choose_subprotocol
 from broker.session.heartbeat import Heartbeat
 from broker.session.orders import Orders
 from broker.session.profile import SUBPROTOCOLS, Profile
@@ -70,13 +72,14 @@ class Connection(Profile):
         "_topics_left",
         "_undelivered",
         "_waiting",
+        "flow",
         "heartbeat",
         "holding",
         "lane",
         "orders",
-        "traffic",
     )
 
+    flow: Flow
     orders: Orders
 
     def __init__(
@@ -89,11 +92,15 @@ class Connection(Profile):
         *,
         transport: Transport = "websocket",
         answer: bytes = b"",
+        welcome: Welcome = UNASKED,
     ) -> None:
-        """`answer` is what accepts a peer that asked for no WebSocket."""
+        """`answer` is what accepts a peer that asked for no WebSocket, `welcome` what the app has said."""
         super().__init__(head, address, transport)
+        if welcome is not UNASKED:
+            self.data = welcome.data
         if transport == "websocket":
-            answer = acceptance(head, self.subprotocol)
+            self.subprotocol = choose_subprotocol(head, welcome.reply)
+            answer = acceptance(head, self.subprotocol, welcome.reply.lines)
         self._services = services
         self._stream = stream
         self._closing: Close | None = None
@@ -147,7 +154,7 @@ class Connection(Profile):
                 # These point at each other. Without this they would stay until the garbage collector
                 # comes by, which is seldom, and with them all that came: half a message each.
                 self._dispatcher.let_go()
-                del self.lane, self._dispatcher, self.heartbeat, self._io, self._serving
+                del self.lane, self._dispatcher, self.heartbeat, self._io, self._serving, self.flow
                 note_closed(services, self, close, trio.current_time() - began)
                 try:
                     # The peer has no part in what the app does then.
@@ -156,7 +163,7 @@ class Connection(Profile):
                     await run_close_hook(services, self, close)  # noqa: ASYNC102 - the same
 
     async def _run(self, peer: Peer) -> None:
-        self.holding.charge(Part.CONNECTIONS, len(self._field_lines))
+        self.holding.charge(Part.CONNECTIONS, len(self._field_lines) + len(self._target))
         # The innermost block: its tasks use all that is around it.
         async with trio.open_nursery() as io:
             self._io = io
@@ -190,6 +197,7 @@ class Connection(Profile):
         )
         codec = SUBPROTOCOLS.get(self.subprotocol or "")
         self.orders = Orders(services.router, peer, may_be_plain=codec is None)
+        self.flow = Flow(services, self, self.orders, self.lane, io.start_soon)
         self.heartbeat = Heartbeat(self.orders, services.router, self.lane, peer.outbox)
         self._dispatcher = Dispatcher(
             services,
@@ -307,6 +315,7 @@ class Connection(Profile):
         if peer.subscriptions and not self._topics_left:
             self._topics_left = tuple(peer.subscriptions)
         services.router.hub.sessions.retire(peer)
+        peer.outbox.wake()
         services.requests.leave(peer.fd)
         services.publisher.forget(peer)
         if services.wills.weigh(peer.fd) <= work:

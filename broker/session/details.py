@@ -12,7 +12,7 @@ from broker.session.services import ServedConnection, Services
 
 def details_of(services: Services, connection: ServedConnection) -> ConnectionDetails:
     """A snapshot, which is of use for a connection that is there or has ended in this very step."""
-    outbox, traffic, config = connection.peer.outbox, connection.traffic, services.config
+    outbox, config = connection.peer.outbox, services.config
     info = connection.info()
     return ConnectionDetails(
         **attrs.asdict(info, recurse=False),
@@ -20,12 +20,8 @@ def details_of(services: Services, connection: ServedConnection) -> ConnectionDe
         age_seconds=max(0.0, wall_clock() - info.opened_at),
         idle_seconds=max(0.0, trio.current_time() - connection.lane.heard_at),
         rtt_seconds=connection.heartbeat.rtt,
-        messages_received=traffic.messages,
-        bytes_received=traffic.bytes,
         messages_sent=outbox.messages_sent,
         bytes_sent=outbox.bytes_sent,
-        messages_queued=outbox.messages,
-        bytes_queued=outbox.bytes,
         messages_dropped=outbox.dropped,
         blocked=outbox.blocked,
         bytes_held=connection.holding.bytes,

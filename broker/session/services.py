@@ -20,7 +20,7 @@ from broker.config.settings import Config
 from broker.core.closed_connections import ClosedConnections
 from broker.core.event_queue import EventKind
 from broker.core.memory import STREAM_BYTES, TLS_STREAM_BYTES, Holding, MemoryBudget, Part
-from broker.core.messages import ConnectionInfo, Fd, Initiator, Transport
+from broker.core.messages import ConnectionInfo, Fd, Initiator, PushResult, Transport
 from broker.errors import CloseCode
 from broker.hooks import Hooks
 from broker.routing.neighbourhood import Neighbourhood
@@ -33,13 +33,23 @@ from broker.routing.wills import Wills
 from broker.session.admission import Admission
 from broker.session.counts import Counts
 from broker.session.heartbeat import Heartbeat
-from broker.session.orders import Orders
+from broker.session.orders import Message, Orders
 from broker.transport.head import Request
 from broker.transport.lane import Lane, LaneLimits, Traffic
 
 LAST_WORDS_SECONDS: Final = 1.0
 """For close hooks that run when all are cut: with `drain_seconds` and `flush_seconds` as they are by
 default a stop takes 9 of the 10 s that Docker gives before SIGKILL. An update of a row takes 10 ms."""
+
+
+class FlowControl(Protocol):
+    """The app's say over what comes from one connection and goes to it; see `session.flow`."""
+
+    def pause(self) -> bool: ...
+    def resume(self) -> bool: ...
+    def ping(self, data: bytes) -> bool: ...
+    async def send(self, message: Message) -> PushResult: ...
+    def mark(self) -> None: ...
 
 
 class ServedConnection(Protocol):
@@ -49,6 +59,8 @@ class ServedConnection(Protocol):
     def peer(self) -> Peer: ...
     @property
     def orders(self) -> Orders: ...
+    @property
+    def flow(self) -> "FlowControl": ...
     @property
     def transport(self) -> Transport: ...
     @property
@@ -138,9 +150,8 @@ class Services:
     def _count_memory(self) -> None:
         count, router, events = self.memory.count, self.router, self.router.events
         each = STREAM_BYTES if self.config.tls_cert is None else TLS_STREAM_BYTES
-        count(Part.CONNECTIONS, lambda: each * len(self.admission))
+        count(Part.CONNECTIONS, lambda: each * len(self.admission) + self.closed.bytes_held)
         count(Part.REQUESTS, lambda: self.requests.bytes_held)
-        count(Part.CONNECTIONS, lambda: self.closed.bytes_held)
         count(Part.KEYS, lambda: self.publisher.bytes_held)
         count(Part.HISTORY, lambda: router.engine.bytes_held)
         count(Part.RETAINED, lambda: router.retained.bytes_held)
@@ -217,3 +228,4 @@ class Services:
         self.memory.resize(memory_limit(config), config.connection_most - config.outbox_most)
         for connection in self.connections.values():
             connection.peer.outbox.bound(config.outbox_bytes, config.outbox_messages)
+            connection.flow.mark()

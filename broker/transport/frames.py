@@ -76,6 +76,20 @@ def encode(opcode: int, payload: bytes) -> bytes:
     return header(opcode, len(payload)) + payload
 
 
+def fragments(opcode: int, payload: bytes, size: int) -> bytes:
+    """One unmasked message in fragments of `size` bytes, the last of which may be shorter (section 5.4)."""
+    if len(payload) <= size:
+        return encode(opcode, payload)
+    parts: list[Buffer] = []
+    for start in range(0, len(payload), size):
+        part = payload[start : start + size]
+        head = bytearray(header(CONTINUATION if start else opcode, len(part)))
+        if start + size < len(payload):
+            head[0] &= 0x7F
+        parts += [head, part]
+    return b"".join(parts)
+
+
 def header(opcode: int, length: int) -> bytes:
     """The header of one unmasked, unfragmented frame with a payload of so many bytes."""
     if length < 126:
