@@ -9,12 +9,14 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 import attrs
 import structlog
 import trio
 
+from broker.access.keys import Key
 from broker.config.reload import NO_SOURCES, Change
 from broker.config.settings import Config
 from broker.core.event_queue import EventKind, EventStatistics
@@ -47,6 +49,7 @@ from broker.routing.router import Router
 from broker.routing.turns import Share
 from broker.session.counts import ConnectionCounts
 from broker.session.details import details_of
+from broker.session.everywhere import Everywhere, Mark, NodeReport
 from broker.session.expiry import expire
 from broker.session.orders import ServerSub, message_of
 from broker.session.search import ConnectionQuery, search
@@ -110,6 +113,12 @@ class BrokerStatistics:
         return self.engine.history
 
 
+GOODBYES_AT_ONCE: Final = 0.1
+"""Seconds of goodbyes that are not spread: a hundred clients that come back together are no storm."""
+
+GOODBYE_STEP: Final = 0.01
+"""Seconds between two lots of goodbyes: ten at a time, of a thousand a second."""
+
 BEATEN_AT_ONCE: Final = 100
 """Connections that are pinged, or ended, in one step: up to a millisecond."""
 
@@ -164,15 +173,21 @@ class Node:
     services: Services
     now: Callable[[], float] = time.time
     """Unix seconds."""
-    started_at: float = attrs.field(factory=time.time)
-    """Unix seconds."""
+    everywhere: Everywhere = attrs.field(init=False)
+    """The connections and topics of all nodes."""
     traces: Traces = attrs.field(init=False)
     loop_lag: Histogram = attrs.field(init=False, factory=Histogram)
     """Seconds by which `beat` was called late."""
+    worker: int = attrs.field(init=False, default=0)
+    """The number of this process among the workers of `--workers`; 0 for one alone."""
+    others: Mapping[int, Path] = attrs.field(init=False, factory=dict)
+    """The sockets where the other workers tell their metrics."""
     _began: float = attrs.field(init=False, factory=trio.current_time)
     _readers: set[Reader] = attrs.field(init=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
+        services = self.services
+        self.everywhere = Everywhere(self, services.router.hub, services.neighbourhood)
         self.traces = Traces(self.services, self.now)
         self.services.memory.count(
             Part.READERS,
@@ -209,7 +224,9 @@ class Node:
 
     def push(self, fd: Fd, data: object) -> PushResult:
         connection = self._find(fd)
-        return PushResult.CLOSED if connection is None else connection.orders.push(data)
+        return (
+            self.everywhere.push(fd, data) if connection is None else connection.orders.push(data)
+        )
 
     async def send(self, fd: Fd, data: object) -> PushResult:
         message = message_of(data)
@@ -298,13 +315,16 @@ class Node:
 
     # topics
 
-    def presence(self, topic: str) -> dict[str, ClientInfo]:
-        return self.services.router.hub.presence(topic)
+    async def presence(self, topic: str) -> dict[str, ClientInfo]:
+        return dict(await self.everywhere.presence(topic))
 
-    def history(
+    async def history(
         self, topic: str, since: Position | None, limit: int, reverse: bool
     ) -> tuple[list[Publication], Position]:
-        return self.services.router.engine.history(topic, since, limit, reverse)
+        engine = self.services.router.engine
+        if not engine.knows(topic):
+            await engine.fetch((topic,))
+        return engine.history(topic, since, limit, reverse)
 
     async def remove_history(self, topic: str) -> None:
         await self.services.router.engine.remove(topic)
@@ -348,11 +368,19 @@ class Node:
 
     def connection_info(self, fd: Fd) -> ConnectionInfo | None:
         connection = self.services.connections.get(fd)
-        return None if connection is None else connection.info()
+        if connection is None:
+            return None
+        info = connection.info()
+        is_one_of_several = self.services.neighbourhood is not None
+        return attrs.evolve(info, node=self.name) if is_one_of_several else info
 
     def connection_details(self, fd: Fd) -> ConnectionDetails | None:
         connection = self.services.connections.get(fd)
-        return None if connection is None else details_of(self.services, connection)
+        if connection is None:
+            return None
+        details = details_of(self.services, connection)
+        is_one_of_several = self.services.neighbourhood is not None
+        return attrs.evolve(details, node=self.name) if is_one_of_several else details
 
     def search(self, query: ConnectionQuery) -> Iterator[Sequence[Fd]]:
         """The fds of all connections that a query asks for, in growing order, piece by piece: others may
@@ -402,6 +430,34 @@ class Node:
             bytes_received=self.services.counts.received.bytes + sum(received),
         )
 
+    @property
+    def started_at(self) -> float:
+        """Unix seconds."""
+        return self.services.started_at
+
+    def mark(self) -> Mark:
+        """The last event that the backend is told of, at most when it is told of any."""
+        events = self.router.events
+        told = None if events is None else events.statistics().get("webhooks")
+        return Mark() if told is None else Mark(told.epoch, told.seq)
+
+    def report(self) -> NodeReport:
+        """How this node is, as others may ask."""
+        statistics = self.stats()
+        hub = statistics.hub
+        return NodeReport(
+            self.name,
+            uptime=time.time() - self.started_at,
+            connections=statistics.connections,
+            users=statistics.users,
+            subscriptions=hub.subscriptions,
+            topics=hub.topics + hub.patterns,
+            messages_published=statistics.published,
+            messages_delivered=statistics.post.messages_delivered,
+            connections_refused=statistics.refused,
+            history_publications_evicted=statistics.history.publications_evicted,
+        )
+
     async def survey(self) -> Survey:
         """Look at every connection. Linear in them, in turns: others are served in between.
 
@@ -434,12 +490,22 @@ class Node:
 
     # life
 
-    def reload(self, config: Config, sources: Mapping[str, str] = NO_SOURCES) -> Change:
+    def reload(
+        self,
+        config: Config,
+        sources: Mapping[str, str] = NO_SOURCES,
+        keys: Sequence[Key] | None = None,
+    ) -> Change:
         """Go by another config, with the `sources` of its values; atomic. Settings that need a restart
-        stay, and are named in the log."""
+        stay, and are named in the log.
+
+        `keys` are those by its rules of tokens, read anew. Without them these rules stay, too.
+        """
         if (config.log_format, config.log_level) != (self.config.log_format, self.config.log_level):
             reconfigure(config.log_format, config.log_level)  # before others bind their loggers
-        change = self.services.settings.replace(config, sources)
+        change = self.services.settings.replace(config, sources, with_tokens=keys is not None)
+        if keys is not None:
+            self.services.tokens.rules, self.services.tokens.keys = config.tokens, keys
         for session in self.services.router.hub.sessions:
             session.look_at = 0.0  # by what holds now
         if change.refused:
@@ -473,10 +539,16 @@ class Node:
         """Let the engine know which fds were given out."""
         self.services.router.engine.note_fds(self.next_fd)
 
-    def shut_down(self) -> None:
-        """Tell every client that the broker stops, and who waits for something to happen."""
+    async def shut_down(self) -> None:
+        """Tell every client that the broker stops, `goodbye_rate` of them a second. Few are told at once."""
         self.traces.end_all()
-        for connection in list(self.services.connections.values()):
+        connections = list(self.services.connections.values())
+        spread = min(len(connections) / self.config.goodbye_rate, self.config.drain_seconds / 2)
+        began = trio.current_time()
+        for number, connection in enumerate(connections):
+            due = began + spread * number / len(connections)
+            if spread > GOODBYES_AT_ONCE and due - trio.current_time() > GOODBYE_STEP:
+                await trio.sleep_until(due)
             connection.shut_down()
 
     def end_readers(self) -> None:

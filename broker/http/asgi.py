@@ -1,7 +1,7 @@
 """Pages and answers of the broker's port for requests that do not ask for a WebSocket.
 
 Rule 1  The app's `on_request` hook is asked first, so `/` can be the app's own page; a request
-        that it leaves is ours. Only `/healthz` is not its to answer.
+        that it leaves is ours. Only `/healthz` and `/readyz` are not its to answer.
 Rule 2  The page asks nothing of any other host, and its policy (CSP) holds it to that.
 """
 
@@ -18,9 +18,11 @@ from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
+from broker.access.operators import DOOR, PAGE
 from broker.hooks import EndsProcess
 from broker.http.api import Api
-from broker.http.metrics import Metrics
+from broker.http.metrics import Metrics, exposition
+from broker.http.worker_metrics import exposition_of_all
 from broker.node import Node
 from broker.transport.head import route_of
 
@@ -37,6 +39,15 @@ SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+OPERATORS_PAGE = {
+    # No text becomes markup here, whatever a script does: trusted types allow none to make any.
+    "Content-Security-Policy": SECURITY["Content-Security-Policy"]
+    + "; require-trusted-types-for 'script'; trusted-types 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Robots-Tag": "noindex",
+}
+"""Besides `SECURITY`, of the page behind which everything can be seen and done."""
 ASK_EACH_TIME = {"Cache-Control": "no-cache"}  # the answer is a 304 while nothing has changed
 KEEP_FOR_A_YEAR = {"Cache-Control": "public, max-age=31536000, immutable"}
 
@@ -58,8 +69,8 @@ class _Assets(StaticFiles):
 
 
 def http_app(node: Node) -> Starlette:
-    """The ASGI app of a node: `/healthz`, the app's hook, and behind it what we have ourselves:
-    `/`, `/static`, `/api`, `/metrics`, 426 on the WebSocket paths, 404. A hook that raises costs its peer a 500; the
+    """The ASGI app of a node: `/healthz` and `/readyz`, the app's hook, and behind it what we have ourselves:
+    `/`, `/static`, `/api`, `/metrics`, `/admin`, 426 on the WebSocket paths, 404. A hook that raises costs its peer a 500; the
     server logs it.
     """
 
@@ -71,10 +82,28 @@ def http_app(node: Node) -> Starlette:
             return JSONResponse({"status": "degraded", "reason": f"nothing is kept: {failing}"})
         return JSONResponse({"status": "ok"})
 
+    async def ready(request: Request) -> Response:
+        engine = node.stats().engine
+        if node.draining or node.services.leaving:
+            reason = "the broker stops"
+        elif engine.failing and node.router.engine.durability == "shared":
+            reason = f"nothing is kept: {engine.failing}"  # another node may be better off
+        else:
+            return JSONResponse({"status": "ready"})
+        body = {"status": "not ready", "reason": reason}
+        return JSONResponse(body, HTTPStatus.SERVICE_UNAVAILABLE)
+
     async def page(request: Request) -> Response:
         if not node.config.demo_page:
             return _text(HTTPStatus.NOT_FOUND, "Nothing is here.")
         return FileResponse(HERE / "pages" / "index.html", headers=SECURITY | ASK_EACH_TIME)
+
+    async def admin(request: Request) -> Response:
+        if not node.services.operators.enabled:
+            text = "The dashboard is off: set admin_key, or BROKER_ADMIN_KEY, to turn it on."
+            return _text(HTTPStatus.NOT_FOUND, text)
+        headers = SECURITY | OPERATORS_PAGE | ASK_EACH_TIME
+        return FileResponse(HERE / "pages" / "admin.html", headers=headers)
 
     async def upgrade_required(request: Request) -> Response:
         return _text(
@@ -83,6 +112,13 @@ def http_app(node: Node) -> Starlette:
             "client. There is a page to try it at /.",
             {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"},
         )
+
+    async def metrics() -> bytes:
+        return await (exposition_of_all if node.others else exposition)(node)
+
+    async def door(request: Request) -> Response:
+        enabled = node.services.operators.enabled
+        return await (upgrade_required if enabled else admin)(request)
 
     def both(path: str, answer: Endpoint, methods: list[str]) -> list[Route]:
         """A slash at the end makes no difference, as for WebSockets."""
@@ -94,7 +130,9 @@ def http_app(node: Node) -> Starlette:
             Route("/", page),
             Mount("/static", _Assets(directory=HERE / "static")),
             *both("/api/{method}", Api(node).__call__, ["POST"]),
-            *both("/metrics", Metrics(node).__call__, ["GET"]),
+            *both("/metrics", Metrics(node, metrics).__call__, ["GET"]),
+            *both(PAGE, admin, ["GET"]),
+            *both(DOOR, door, methods),
             *(
                 route
                 for path in map(route_of, node.config.websocket_paths)
@@ -122,7 +160,9 @@ def http_app(node: Node) -> Starlette:
         with suppress(EndsProcess), node.hooks.contained("request"):
             await response(scope, receive, send)
 
-    return Starlette(routes=[Route("/healthz", health), Mount("/", hook_first)])
+    return Starlette(
+        routes=[Route("/healthz", health), Route("/readyz", ready), Mount("/", hook_first)]
+    )
 
 
 def _text(status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -12,7 +12,7 @@ import base64
 import binascii
 import hmac
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
@@ -234,6 +234,31 @@ METRICS: Final[tuple[Metric, ...]] = (
         "broker_retained_evicted", "Retained values that the bound on all bytes has pushed out.",
         lambda of: of.stats.retained.values_evicted,
     ),
+    # the engine
+    _gauge(
+        "broker_engine_failing", "1 while nothing can be kept.",
+        lambda of: bool(of.stats.engine.failing),
+    ),
+    _gauge(
+        "broker_engine_waiting_bytes", "What was published and is not kept yet.",
+        lambda of: of.stats.engine.waiting,
+    ),
+    _counter(
+        "broker_engine_batches", "Batches that were written.",
+        lambda of: of.stats.engine.batches,
+    ),
+    _counter(
+        "broker_engine_entries", "Batches of all nodes that were read from the log they share.",
+        lambda of: of.stats.engine.entries,
+    ),
+    _counter(
+        "broker_engine_skipped", "Runs of publications in these that nobody here wanted.",
+        lambda of: of.stats.engine.skipped,
+    ),
+    _counter(
+        "broker_engine_losses", "Times that some of that log was lost.",
+        lambda of: of.stats.engine.losses,
+    ),
     # memory
     _gauge(
         "broker_memory_bytes", "What is held for clients, by part.",
@@ -298,8 +323,9 @@ METRICS: Final[tuple[Metric, ...]] = (
 class Metrics:
     """Answers `GET /metrics` on behalf of a node."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, read: Callable[[], Awaitable[bytes]]) -> None:
         self._node = node
+        self._read = read
         if self._keys:
             _is_installed()  # now, as that takes 20 ms: nobody is here yet to wait for it
 
@@ -312,7 +338,7 @@ class Metrics:
                 "/metrics needs the package `prometheus-client`: pip install 'trio-broker[metrics]'"
             )
             return PlainTextResponse(f"{text}\n", HTTPStatus.NOT_IMPLEMENTED)
-        body = await exposition(self._node)
+        body = await self._read()
         headers = {"Cache-Control": "no-store"}
         return Response(body, headers=headers, media_type=MEDIA_TYPE)
 
