@@ -1,7 +1,7 @@
 """Pages and answers of the broker's port for requests that do not ask for a WebSocket.
 
 Rule 1  The app's `on_request` hook is asked first, so `/` can be the app's own page; a request
-        that it leaves is ours. Only `/healthz` is not its to answer.
+        that it leaves is ours. Only `/healthz` and `/readyz` are not its to answer.
 Rule 2  The page asks nothing of any other host, and its policy (CSP) holds it to that.
 """
 
@@ -20,7 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from broker.hooks import EndsProcess
 from broker.http.api import Api
-from broker.http.metrics import Metrics
+from broker.http.metrics import Metrics, exposition
+from broker.http.worker_metrics import exposition_of_all
 from broker.node import Node
 from broker.transport.head import route_of
 
@@ -58,7 +59,7 @@ class _Assets(StaticFiles):
 
 
 def http_app(node: Node) -> Starlette:
-    """The ASGI app of a node: `/healthz`, the app's hook, and behind it what we have ourselves:
+    """The ASGI app of a node: `/healthz` and `/readyz`, the app's hook, and behind it what we have ourselves:
     `/`, `/static`, `/api`, `/metrics`, 426 on the WebSocket paths, 404. A hook that raises costs its peer a 500; the
     server logs it.
     """
@@ -70,6 +71,11 @@ def http_app(node: Node) -> Starlette:
         if failing:  # sessions and reading go on, so it is no reason to take the broker out
             return JSONResponse({"status": "degraded", "reason": f"nothing is kept: {failing}"})
         return JSONResponse({"status": "ok"})
+
+    async def ready(request: Request) -> Response:
+        if node.draining or node.services.leaving:
+            return JSONResponse({"status": "draining"}, HTTPStatus.SERVICE_UNAVAILABLE)
+        return await health(request)
 
     async def page(request: Request) -> Response:
         if not node.config.demo_page:
@@ -84,6 +90,9 @@ def http_app(node: Node) -> Starlette:
             {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"},
         )
 
+    async def metrics() -> bytes:
+        return await (exposition_of_all if node.others else exposition)(node)
+
     def both(path: str, answer: Endpoint, methods: list[str]) -> list[Route]:
         """A slash at the end makes no difference, as for WebSockets."""
         return [Route(each, answer, methods=methods) for each in (path, f"{path}/")]
@@ -94,7 +103,7 @@ def http_app(node: Node) -> Starlette:
             Route("/", page),
             Mount("/static", _Assets(directory=HERE / "static")),
             *both("/api/{method}", Api(node).__call__, ["POST"]),
-            *both("/metrics", Metrics(node).__call__, ["GET"]),
+            *both("/metrics", Metrics(node, metrics).__call__, ["GET"]),
             *(
                 route
                 for path in map(route_of, node.config.websocket_paths)
@@ -122,7 +131,9 @@ def http_app(node: Node) -> Starlette:
         with suppress(EndsProcess), node.hooks.contained("request"):
             await response(scope, receive, send)
 
-    return Starlette(routes=[Route("/healthz", health), Mount("/", hook_first)])
+    return Starlette(
+        routes=[Route("/healthz", health), Route("/readyz", ready), Mount("/", hook_first)]
+    )
 
 
 def _text(status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -45,7 +45,7 @@ from broker.session.orders import Orders
 from broker.session.profile import SUBPROTOCOLS, Profile
 from broker.session.replies import NOTHING
 from broker.session.services import Services
-from broker.transport.head import Head, acceptance, read_fields
+from broker.transport.head import Head, acceptance
 from broker.transport.lane import Batch, Lane
 from broker.transport.outbox import Outbox
 
@@ -373,8 +373,7 @@ class Connection(Profile):
     @property
     def party(self) -> str:
         """Whose memory it takes."""
-        headers = partial(read_fields, self._field_lines)
-        return self._services.party_of(self.user, self.address, headers, f"fd {self.fd}")
+        return self._services.party_of(self.user, self.address, f"fd {self.fd}")
 
     @property
     def waiting(self) -> int:

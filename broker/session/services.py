@@ -1,6 +1,6 @@
 """The parts that all connections of one broker share."""
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from math import inf
 from typing import Any, Final, Protocol
@@ -9,7 +9,7 @@ import attrs
 import structlog
 import trio
 
-from broker.access.proxies import trusted_proxies
+from broker.access.proxies import TrustedProxies, trusted_proxies
 from broker.access.rate_limits import RateLimits
 from broker.access.rights import Rights
 from broker.access.tokens import Tokens
@@ -106,6 +106,8 @@ class Services:
     publisher: Publisher = attrs.field(init=False)
     requests: Requests = attrs.field(init=False)
     wills: Wills = attrs.field(init=False)
+    leaving: bool = False
+    """The broker is about to stop, and serves as before: balancers are told."""
     draining: bool = False
     connections: dict[Fd, ServedConnection] = attrs.field(factory=dict)
     admission: Admission = attrs.field(init=False)
@@ -177,12 +179,14 @@ class Services:
         """The settings of now. Nobody keeps them beyond an await."""
         return self.settings.config
 
-    def party_of(
-        self, user: str, address: str, headers: Callable[[], Mapping[str, str]], alone: str
-    ) -> str:
+    @property
+    def proxies(self) -> TrustedProxies:
+        """The proxies that may say for whom they ask."""
+        return trusted_proxies(self.config.trusted_proxies, self.config.proxy_header)
+
+    def party_of(self, user: str, address: str, alone: str) -> str:
         """Whose something is; see `TrustedProxies.party_of`."""
-        proxies = trusted_proxies(self.config.trusted_proxies)
-        return proxies.party_of(user, address, headers, alone)
+        return self.proxies.party_of(user, address, alone)
 
     def emit(self, kind: EventKind, fd: Fd, user: str, **fields: Any) -> None:
         """Note that something has happened to a connection; `fields` are those of `Event`. Never
