@@ -22,6 +22,8 @@ from broker.access.jwks import open_tokens
 from broker.access.keys import load_keys
 from broker.access.keys import warning as token_warning
 from broker.access.rights import Rights
+from broker.admin.methods import admin_methods
+from broker.admin.samples import Samples
 from broker.config.reload import NO_SOURCES, Settings, renews
 from broker.config.settings import Config, exposure_warning
 from broker.core.hub import Hub
@@ -34,6 +36,7 @@ from broker.core.messages import (
     Publication,
     PushResult,
 )
+from broker.core.scopes import name_scope
 from broker.engines.engine import RunBlocking, in_thread
 from broker.engines.opening import open_engine
 from broker.errors import CloseCode, UnsubscribeCode
@@ -646,11 +649,15 @@ class Broker:
         try:
             async with AsyncExitStack() as stack:
                 node, backends = await self._open_node(stack)
-                services = node.services
+                services, samples = node.services, Samples(node)
+                services.admin = admin_methods(node, samples)
                 upkeep = await stack.enter_async_context(trio.open_nursery())
+                name_scope(upkeep, "upkeep")
                 upkeep.start_soon(_beat, node)
                 upkeep.start_soon(keep_memory, services, name="memory")
+                upkeep.start_soon(samples.keep, name="admin")
                 async with trio.open_nursery() as sessions:
+                    name_scope(sessions, "sessions")
 
                     def take(stream: trio.abc.Stream) -> None:
                         sessions.start_soon(serve_connection, services, stream)
@@ -663,6 +670,7 @@ class Broker:
                     doors = [(each, take) for each in listeners]
                     doors += [(each, take_backend) for each in api_listeners]
                     async with trio.open_nursery() as intake:
+                        name_scope(intake, "intake")
                         for listener, door in doors:
                             intake.start_soon(
                                 accept_streams, listener, door, services.admission.make_room

@@ -21,6 +21,7 @@ import trio
 from broker.config.settings import WebhookRules
 from broker.core.event_queue import CHOICES, EventKind, EventQueue, EventStatistics
 from broker.core.messages import Fd
+from broker.core.scopes import name_scope
 from broker.events.feed import Feed
 from broker.hooks import EndsProcess, EventHook
 
@@ -88,6 +89,7 @@ async def open_events(
     epoch = f"{datetime.fromtimestamp(started, UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
     feeds = []
     async with trio.open_nursery() as tasks:
+        name_scope(tasks, "events")
         for reader in readers:
             queue = EventQueue(node, epoch, started, rules.max_events, reader.kinds)
             feed = Feed(reader.name, queue)
