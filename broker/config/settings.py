@@ -535,7 +535,8 @@ class Config:
     it, and nobody waits for a disk. `sqlite:PATH`: a file of this broker's own as well; a publication
     is acknowledged and delivered once it is there, and survives the loss of power. With
     `?sync=process` behind the path it survives a crash of the process alone, and nothing waits for
-    the disk."""
+    the disk. `redis://HOST:PORT/DB`, `rediss://…`, `redis+unix://PATH`, `redis+sentinel://…`: a Redis or
+    Valkey; all brokers that name the same one, and the same `?prefix=NAME` if there is one, are one broker."""
     history_bytes: int = attrs.field(
         metadata=_needs_restart("the engine has its room"), default=64 * 2**20, validator=number(0)
     )

@@ -18,6 +18,7 @@ from broker.core.messages import Delivery, Fd, Position, Publication
 from broker.core.retained import Retained
 from broker.core.scopes import name_scope
 from broker.core.work import Meter
+from broker.engines.cluster import ALONE, Cluster
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
 
 EXPIRE_EVERY: Final = 1.0
@@ -33,6 +34,8 @@ class Memory:
     """What an engine keeps in this process, and answers from; see `HistoryStore` for the exact meaning
     of each method."""
 
+    cluster: Cluster = ALONE
+
     def __init__(
         self, max_bytes: int, retained_bytes: int, new_epoch: Callable[[str], str]
     ) -> None:
@@ -40,6 +43,12 @@ class Memory:
         self.keys: IdempotentResults[Delivery] = IdempotentResults()
         self.meter = Meter()
         self._store = HistoryStore(max_bytes, new_epoch, meter=self.meter)
+
+    def knows(self, topic: str) -> bool:
+        return True
+
+    async def fetch(self, topics: Sequence[str]) -> None:
+        await trio.lowlevel.checkpoint()
 
     def position(self, topic: str) -> Position:
         return self._store.position(topic, trio.current_time())

@@ -129,6 +129,8 @@ async def _see_to_requests(
             request = outcome
             continue
         if outcome is not None:
+            if services.router.hub.sessions.fds_left <= 0:
+                raise HeadError(503, "no number for a connection: the engine gives none now")
             services.admission.connect(guest)
         return outcome
 

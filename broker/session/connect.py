@@ -3,7 +3,8 @@
 Rule: a connect is whole or not at all. All that can be refused is refused before anything changes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from math import ceil, inf
 from typing import Final
 
@@ -27,7 +28,7 @@ from broker.hooks import ConnectEvent, ConnectReply
 from broker.protocols.codec import Result
 from broker.protocols.commands import Command, ConnectRequest, SubscribeRequest
 from broker.protocols.json_text import to_json
-from broker.routing.subscriptions import Opened, Plan, plan_subscription
+from broker.routing.subscriptions import Opened, Plan, is_recoverable, plan_subscription
 from broker.session.commands import Handler, note_refused, refusal_of
 from broker.session.expiry import deadline, expiry_fields
 from broker.session.orders import ServerSub
@@ -93,7 +94,30 @@ class _ConnectAnswer:
 class Connect(Handler):
     def must_ask(self, client: Client, command: Command) -> bool:
         services = client.services
-        return services.hooks.connect is not None or services.tokens.may_wait
+        return (
+            services.hooks.connect is not None
+            or services.tokens.may_wait
+            or services.router.engine.durability == "shared"  # it may have topics to fetch
+        )
+
+    def topics(self, client: Client, command: Command, answer: object) -> Sequence[str]:
+        request, router = command.connect, client.services.router
+        assert request is not None
+        if not isinstance(answer, _ConnectAnswer):
+            return ()
+        token, reply = answer.token, answer.reply
+        user = reply.user or (client.peer.user if token is None else token.user)
+        own = personal_topic(user, client.services.config.max_topic_bytes)
+        wanted = {*client.orders.topics_waiting, *reply.topics}
+        wanted |= set() if token is None else set(token.subs)
+        wanted |= {own} if own is not None and client.services.config.personal_topic else set()
+        needed = []
+        for name in wanted:
+            with suppress(Refused):
+                router.rights.check_listenable(name)
+                if is_recoverable(router, name, _NOT_SEEN_BEFORE, "", server_side=True):
+                    needed.append(name)
+        return needed
 
     async def ask(self, client: Client, command: Command) -> object:
         request = command.connect

@@ -1,6 +1,7 @@
 """The parts that all connections of one broker share."""
 
-from collections.abc import Awaitable, Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
 from typing import Any, Final, Protocol
@@ -21,7 +22,10 @@ from broker.core.closed_connections import ClosedConnections
 from broker.core.event_queue import EventKind
 from broker.core.memory import STREAM_BYTES, TLS_STREAM_BYTES, Holding, MemoryBudget, Part
 from broker.core.messages import ConnectionInfo, Fd, Initiator, PushResult, Transport
+from broker.errors import CloseCode
 from broker.hooks import Hooks
+from broker.routing.neighbourhood import Neighbourhood
+from broker.routing.neighbours import Neighbours
 from broker.routing.publishing import Publisher
 from broker.routing.recipients import Peer
 from broker.routing.requests import Requests
@@ -118,6 +122,8 @@ class Services:
     """Whether only this machine can reach us, its proxies among all else; see `origin_allowed`."""
     name: str = ""
     """This broker's name, wherever it is told."""
+    started_at: float = attrs.field(factory=time.time)
+    """Unix seconds."""
     serve_http: HttpHandler = attrs.field(init=False)
     """Set before anybody is accepted: it is made of what is here."""
     admin: Mapping[str, Method] = attrs.field(init=False, factory=dict)
@@ -132,6 +138,8 @@ class Services:
     wills: Wills = attrs.field(init=False)
     leaving: bool = False
     """The broker is about to stop, and serves as before: balancers are told."""
+    neighbourhood: Neighbourhood | None = attrs.field(init=False, default=None)
+    """The other nodes; None where there can be none."""
     draining: bool = False
     connections: dict[Fd, ServedConnection] = attrs.field(factory=dict)
     admission: Admission = attrs.field(init=False)
@@ -155,6 +163,13 @@ class Services:
         self.publisher = Publisher(self.router)
         self.requests = Requests(self.router)
         self.wills = Wills(self.publisher)
+        cluster = self.router.engine.cluster
+        if cluster.is_shared:
+            neighbours = Neighbours(cluster, self.name, self.started_at)
+            self.neighbourhood = Neighbourhood(
+                self.router, self.wills, self.publisher, self.requests, neighbours
+            )
+            neighbours.on_lapse.append(self._lapsed)
         self._count_memory()
         self.settings.watch(self._settings_changed)
         self._settings_changed()
@@ -218,6 +233,13 @@ class Services:
         waits."""
         if self.router.events is not None:
             self.router.events.emit(kind, fd, user, **fields)
+
+    def _lapsed(self) -> None:
+        """The other nodes were told that everybody here has gone, and have carried out all wills: so it
+        is made true. Clients come back, here or elsewhere, and recover."""
+        for connection in list(self.connections.values()):
+            self.wills.put(connection.peer, None)
+            connection.close(CloseCode.FORCE_RECONNECT, "this node was cut off")
 
     def _settings_changed(self) -> None:
         config = self.config
