@@ -17,11 +17,13 @@ import attrs
 import structlog
 import trio
 
-from broker import logs, signals
+from broker import logs
 from broker.access.jwks import open_tokens
 from broker.access.keys import load_keys
 from broker.access.keys import warning as token_warning
 from broker.access.rights import Rights
+from broker.admin.methods import admin_methods
+from broker.admin.samples import Samples
 from broker.config.reload import NO_SOURCES, Settings, renews
 from broker.config.settings import Config, exposure_warning
 from broker.core.hub import Hub
@@ -34,9 +36,10 @@ from broker.core.messages import (
     Publication,
     PushResult,
 )
+from broker.core.scopes import name_scope
 from broker.engines.engine import RunBlocking, in_thread
-from broker.engines.opening import open_engine
-from broker.errors import CloseCode, UnsubscribeCode
+from broker.engines.opening import OpenEngine, open_engine
+from broker.errors import CloseCode, ConfigError, Refused, UnsubscribeCode
 from broker.events.dispatcher import hook_reader, open_events
 from broker.hooks import (
     Hooks,
@@ -58,12 +61,15 @@ from broker.http.asgi import http_app
 from broker.http.fallbacks import Fallbacks
 from broker.http.server import HttpServer
 from broker.node import BrokerStatistics, Node, node_name
+from broker.process import signals
 from broker.protocols.json_text import to_json
+from broker.routing.neighbourhood import Neighbourhood
 from broker.routing.publishing import PublishOptions
 from broker.routing.reader import Reader
 from broker.routing.recipients import Peer
 from broker.routing.router import Router
 from broker.session.accept import serve_connection
+from broker.session.cluster import Cluster
 from broker.session.memory import hold_request, keep_memory, memory_fields, memory_warning
 from broker.session.orders import ServerSub, shaped
 from broker.session.services import Services
@@ -95,7 +101,8 @@ class Broker:
     """A message broker over WebSocket; `await nursery.start(broker.serve)` runs it.
 
     Unless it says otherwise a method never waits: it is one atomic step, of which the network
-    learns later. `data` is any value that JSON can say, or `msgspec.Raw` for ready JSON.
+    learns later. `data` is any value that JSON can say, or `msgspec.Raw` for ready JSON; also
+    what msgspec has a way to say, such as a date, and no set.
     """
 
     def __init__(self, config: Config | None = None) -> None:
@@ -114,6 +121,10 @@ class Broker:
         self.tls_context: ssl.SSLContext | None = None
         """The context of listeners with TLS, into which `reload_files` reads the certificate anew. Set it
         with `listeners` of your own."""
+        self.cluster = Cluster(lambda: self.node.everywhere)
+        """The same for connections of all nodes, where several share an engine."""
+        self.open_engine: OpenEngine = open_engine
+        """Opens the engine that the config names; `broker.testing` may put another here."""
         self.hooks = Hooks(self._end_by)
         self._ended_by: BaseException | None = None
         self._node: Node | None = None
@@ -170,8 +181,7 @@ class Broker:
 
     def on_request(self, hook: OnRequest) -> OnRequest:
         """`(request)`: plain HTTP; returns a Starlette response, or None for what we have there
-        ourselves, such as the page at `/`. Only `/healthz` and `/readyz` do not come
-        here."""
+        ourselves, such as the page at `/`. Only `/healthz` and `/readyz` do not come here."""
         self.hooks.set("request", hook)
         return hook
 
@@ -307,6 +317,7 @@ class Broker:
         skip_history: bool = False,
         retain: bool = False,
         key: str = "",
+        report: bool = False,
     ) -> Delivery:
         """Publish to a topic, to one connection by `fd:N`, or to all those of a user by `user:NAME`;
         return once it is kept, as far as the engine keeps it, and on its way to all who listen.
@@ -315,7 +326,9 @@ class Broker:
         in base64 to those who read JSON, unless they are JSON. The fds of `exclude` get nothing;
         subscribers may pick by `tags`, and see them; with `skip_history` it is not kept; with
         `retain` whoever subscribes later gets it at once. A second publish to the topic with the
-        same `key` within five minutes publishes nothing and returns what the first did.
+        same `key` within five minutes publishes nothing and returns what the first did. What is returned
+        counts who listens on this node; with `report` on all that share the engine, which takes a
+        second at most: see `Delivery.complete`.
 
         Raises `Refused` for what is no topic and for an fd or a user that is not here, and 100 where
         it cannot be kept, as on a full disk; `TypeError` for what JSON cannot say. Cancelled before
@@ -323,7 +336,9 @@ class Broker:
         same.
         """
         raw = data if isinstance(data, bytes) else to_json(data)
-        options = PublishOptions(exclude, tags, raw is data, skip_history, retain, key)
+        options = PublishOptions(
+            exclude, tags, raw is data, skip_history, retain, key, report=report
+        )
         return await self.node.publish(topic, raw, options)
 
     def publish_nowait(
@@ -372,20 +387,26 @@ class Broker:
 
     # topics
 
-    def presence(self, topic: str) -> dict[str, ClientInfo]:
-        """The clients that are subscribed to `topic` itself, by client id. Linear in them."""
-        return {} if self._node is None else self._node.presence(topic)
+    async def presence(self, topic: str) -> dict[str, ClientInfo]:
+        """The clients that are subscribed to `topic` itself, on all nodes, by client id. Linear in them.
 
-    def history(
+        A checkpoint only where nodes share the engine; there it raises `Refused`: 108 for a topic whose
+        rules have no `presence`, 106 for more than 100,000 clients, 100 where the engine does not
+        answer.
+        """
+        return {} if self._node is None else await self._node.presence(topic)
+
+    async def history(
         self, topic: str, *, since: Position | None = None, limit: int = -1, reverse: bool = False
     ) -> tuple[list[Publication], Position]:
         """The publications that a topic keeps, and its position now.
 
         Those after `since`, oldest first, or with `reverse` those before it, newest first; at most
         `limit`, unless that is negative. Raises `UnrecoverablePosition` when `since` is of another
-        epoch.
+        epoch, and `Refused` (100) where the engine cannot be asked. A checkpoint only where nodes share
+        the engine.
         """
-        return self.node.history(topic, since, limit, reverse)
+        return await self.node.history(topic, since, limit, reverse)
 
     async def remove_history(self, topic: str) -> None:
         """Forget what a topic keeps; its position stays, so who was away learns of the loss.
@@ -645,11 +666,17 @@ class Broker:
         try:
             async with AsyncExitStack() as stack:
                 node, backends = await self._open_node(stack)
-                services = node.services
+                services, samples = node.services, Samples(node)
+                services.admin = admin_methods(node, samples)
                 upkeep = await stack.enter_async_context(trio.open_nursery())
+                name_scope(upkeep, "upkeep")
                 upkeep.start_soon(_beat, node)
                 upkeep.start_soon(keep_memory, services, name="memory")
+                upkeep.start_soon(samples.keep, name="admin")
+                if services.neighbourhood is not None:
+                    upkeep.start_soon(services.neighbourhood.run, name="neighbours")
                 async with trio.open_nursery() as sessions:
+                    name_scope(sessions, "sessions")
 
                     def take(stream: trio.abc.Stream) -> None:
                         sessions.start_soon(serve_connection, services, stream)
@@ -662,6 +689,7 @@ class Broker:
                     doors = [(each, take) for each in listeners]
                     doors += [(each, take_backend) for each in api_listeners]
                     async with trio.open_nursery() as intake:
+                        name_scope(intake, "intake")
                         for listener, door in doors:
                             intake.start_soon(
                                 accept_streams, listener, door, services.admission.make_room
@@ -713,7 +741,7 @@ class Broker:
         first_fd = int(now() * 1_000_000) if config.first_fd == "clock" else config.first_fd
         # A broker that serves again goes on counting, as does an engine that was there before.
         next_fd = max(first_fd, self._next_fd)
-        engine = await opened(open_engine(config, now, next_fd, self.run_blocking))
+        engine = await opened(self.open_engine(config, now, next_fd, self.run_blocking))
         office = await opened(open_post_office())
         readers = [] if self.hooks.event is None else [hook_reader(self.hooks.event)]
         readers += [] if sender is None else [sender]
@@ -721,7 +749,6 @@ class Broker:
         rights = Rights(settings, self.hooks, tokens.enabled)
         hub: Hub[Peer] = Hub(engine.next_fd)
         router = Router(hub, engine, office, rights, events)
-        await opened(engine.running(router.returns))
         services = Services(
             settings,
             self.hooks,
@@ -731,12 +758,23 @@ class Broker:
             name=name,
         )
         node = Node(services, now)
+        await opened(engine.running(router.returns))
+        if services.neighbourhood is not None:
+            await _begin_neighbourhood(services.neighbourhood)
         hold = partial(hold_request, services)
         pages = HttpServer(http_app(node), hold=hold, is_logged=lambda: node.config.access_log)
         backends = BackendServer(node, pages)
         services.serve_http = Fallbacks(backends.serve).serve
         self._node = node
         return node, backends
+
+
+async def _begin_neighbourhood(neighbourhood: Neighbourhood) -> None:
+    try:
+        await neighbourhood.begin()
+    except Refused as refusal:
+        text = f"engine: this node gets no place among the others: {refusal.message}"
+        raise ConfigError(text) from None
 
 
 @attrs.frozen

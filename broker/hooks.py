@@ -75,8 +75,8 @@ class Handshake(Protocol):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The header fields; names are in lower case. One that came in several lines is joined, by `, ` and
-        `cookie` by `; `."""
+        """The header fields; names are in lower case. One that came in several lines is joined, by
+        commas, and `cookie` by semicolons."""
 
     @property
     def cookies(self) -> Mapping[str, str]:

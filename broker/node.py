@@ -49,6 +49,7 @@ from broker.routing.router import Router
 from broker.routing.turns import Share
 from broker.session.counts import ConnectionCounts
 from broker.session.details import details_of
+from broker.session.everywhere import Everywhere, Mark, NodeReport
 from broker.session.expiry import expire
 from broker.session.orders import ServerSub, message_of
 from broker.session.search import ConnectionQuery, search
@@ -172,8 +173,8 @@ class Node:
     services: Services
     now: Callable[[], float] = time.time
     """Unix seconds."""
-    started_at: float = attrs.field(factory=time.time)
-    """Unix seconds."""
+    everywhere: Everywhere = attrs.field(init=False)
+    """The connections and topics of all nodes."""
     traces: Traces = attrs.field(init=False)
     loop_lag: Histogram = attrs.field(init=False, factory=Histogram)
     """Seconds by which `beat` was called late."""
@@ -185,6 +186,8 @@ class Node:
     _readers: set[Reader] = attrs.field(init=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
+        services = self.services
+        self.everywhere = Everywhere(self, services.router.hub, services.neighbourhood)
         self.traces = Traces(self.services, self.now)
         self.services.memory.count(
             Part.READERS,
@@ -221,7 +224,9 @@ class Node:
 
     def push(self, fd: Fd, data: object) -> PushResult:
         connection = self._find(fd)
-        return PushResult.CLOSED if connection is None else connection.orders.push(data)
+        return (
+            self.everywhere.push(fd, data) if connection is None else connection.orders.push(data)
+        )
 
     async def send(self, fd: Fd, data: object) -> PushResult:
         message = message_of(data)
@@ -310,13 +315,16 @@ class Node:
 
     # topics
 
-    def presence(self, topic: str) -> dict[str, ClientInfo]:
-        return self.services.router.hub.presence(topic)
+    async def presence(self, topic: str) -> dict[str, ClientInfo]:
+        return dict(await self.everywhere.presence(topic))
 
-    def history(
+    async def history(
         self, topic: str, since: Position | None, limit: int, reverse: bool
     ) -> tuple[list[Publication], Position]:
-        return self.services.router.engine.history(topic, since, limit, reverse)
+        engine = self.services.router.engine
+        if not engine.knows(topic):
+            await engine.fetch((topic,))
+        return engine.history(topic, since, limit, reverse)
 
     async def remove_history(self, topic: str) -> None:
         await self.services.router.engine.remove(topic)
@@ -360,11 +368,19 @@ class Node:
 
     def connection_info(self, fd: Fd) -> ConnectionInfo | None:
         connection = self.services.connections.get(fd)
-        return None if connection is None else connection.info()
+        if connection is None:
+            return None
+        info = connection.info()
+        is_one_of_several = self.services.neighbourhood is not None
+        return attrs.evolve(info, node=self.name) if is_one_of_several else info
 
     def connection_details(self, fd: Fd) -> ConnectionDetails | None:
         connection = self.services.connections.get(fd)
-        return None if connection is None else details_of(self.services, connection)
+        if connection is None:
+            return None
+        details = details_of(self.services, connection)
+        is_one_of_several = self.services.neighbourhood is not None
+        return attrs.evolve(details, node=self.name) if is_one_of_several else details
 
     def search(self, query: ConnectionQuery) -> Iterator[Sequence[Fd]]:
         """The fds of all connections that a query asks for, in growing order, piece by piece: others may
@@ -412,6 +428,34 @@ class Node:
             loop_lag=self.loop_lag.statistics(),
             uptime_seconds=trio.current_time() - self._began,
             bytes_received=self.services.counts.received.bytes + sum(received),
+        )
+
+    @property
+    def started_at(self) -> float:
+        """Unix seconds."""
+        return self.services.started_at
+
+    def mark(self) -> Mark:
+        """The last event that the backend is told of, at most when it is told of any."""
+        events = self.router.events
+        told = None if events is None else events.statistics().get("webhooks")
+        return Mark() if told is None else Mark(told.epoch, told.seq)
+
+    def report(self) -> NodeReport:
+        """How this node is, as others may ask."""
+        statistics = self.stats()
+        hub = statistics.hub
+        return NodeReport(
+            self.name,
+            uptime=time.time() - self.started_at,
+            connections=statistics.connections,
+            users=statistics.users,
+            subscriptions=hub.subscriptions,
+            topics=hub.topics + hub.patterns,
+            messages_published=statistics.published,
+            messages_delivered=statistics.post.messages_delivered,
+            connections_refused=statistics.refused,
+            history_publications_evicted=statistics.history.publications_evicted,
         )
 
     async def survey(self) -> Survey:

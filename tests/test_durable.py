@@ -142,7 +142,7 @@ async def test_a_full_disk_is_an_error_that_passes_and_the_health_says_so(
         assert (await ask(peer, {"id": 9, "publish": {"channel": "a", "data": 5}}))[0][
             "publish"
         ] == {}
-        publications, top = net.broker.history("a")
+        publications, top = await net.broker.history("a")
         assert [each.value for each in publications] == [5]
         assert top.offset == 1
         await leave(peer)
@@ -165,7 +165,7 @@ async def test_a_publisher_waits_while_as_much_is_on_its_way_as_may_be_and_other
         disk.release()
         replies = await flood.receive_all()
         assert [each["id"] for each in replies] == list(range(1, 31))
-        assert net.broker.history("a", limit=0)[1].offset == 30
+        assert (await net.broker.history("a", limit=0))[1].offset == 30
         await leave(flood, other)
 
 
@@ -200,14 +200,14 @@ async def test_a_key_that_is_under_way_publishes_once_also_after_a_restart(
         first, second = await peer.receive_all()
         assert (first["id"], second["id"]) == (5, 6)
         assert first["rpc"] == second["rpc"] != {}
-        assert net.broker.history("a", limit=0)[1].offset == 1
+        assert (await net.broker.history("a", limit=0))[1].offset == 1
         await leave(peer)
     async with serving(config, disk) as net:
         peer = await net.open_client(token="ann")
         assert "rpc" in await rpc(peer, "publish", topic="a", data=1, key="k")
         other = await net.open_client(token="bob")
         assert "rpc" in await rpc(other, "publish", topic="a", data=2, key="k")
-        assert [each.value for each in net.broker.history("a")[0]] == [1, 2]
+        assert [each.value for each in (await net.broker.history("a"))[0]] == [1, 2]
         await leave(peer, other)
 
 
@@ -285,7 +285,7 @@ async def test_a_stop_keeps_the_will_of_who_is_cut(
         net.broker.stop()
         await trio.sleep(10)
     async with serving(config) as net:
-        assert [each.value for each in net.broker.history("left")[0]] == ["gone"]
+        assert [each.value for each in (await net.broker.history("left"))[0]] == ["gone"]
 
 
 async def test_history_that_was_off_for_a_while_is_of_another_epoch_also_after_a_restart(
@@ -302,12 +302,12 @@ async def test_history_that_was_off_for_a_while_is_of_another_epoch_also_after_a
         assert after is not None
         assert after.epoch != before.epoch
     async with serving(config) as net:
-        publications, top = net.broker.history("a")
+        publications, top = await net.broker.history("a")
         assert ([each.value for each in publications], top) == ([3], after)
     async with serving(off) as net:  # and so it is where the settings change meanwhile
         await net.broker.publish("a", 4)
     async with serving(config) as net:
-        assert net.broker.history("a")[1].epoch != after.epoch
+        assert (await net.broker.history("a"))[1].epoch != after.epoch
 
 
 # backends
@@ -350,7 +350,7 @@ async def test_what_this_program_hands_over_is_kept_in_its_order(
         net.broker.publish_nowait("a", 1)
         net.broker.publish_nowait("a", 2)
         delivery = await net.broker.publish("a", 3)
-        assert delivery.position == Position(3, net.broker.history("a", limit=0)[1].epoch)
+        assert delivery.position == Position(3, (await net.broker.history("a", limit=0))[1].epoch)
         assert [(await reader.receive()).value for _ in range(3)] == [1, 2, 3]
         await net.broker.remove_history("a")
-        assert net.broker.history("a")[0] == []
+        assert (await net.broker.history("a"))[0] == []

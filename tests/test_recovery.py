@@ -445,9 +445,9 @@ class World:
         for topic, told in self.told.items():
             self._sure_from[topic] = len(told)
 
-    def note_epochs(self) -> None:
+    async def note_epochs(self) -> None:
         for topic, told in self.told.items():
-            _, position = self.broker.history(topic, limit=0)
+            _, position = await self.broker.history(topic, limit=0)
             base = len(told) - 1 - position.offset
             assert self._epochs.setdefault((topic, position.epoch), base) == base
             self._now_epochs[topic] = position.epoch
@@ -743,9 +743,9 @@ class Forget:
         for topic in TOPICS:
             await world.broker.remove_history(topic)
         for number in range(CONFIG.history_bytes // 256):
-            world.broker.history(f"other.{number}", limit=0)
+            await world.broker.history(f"other.{number}", limit=0)
         world.trimmed()
-        world.note_epochs()
+        await world.note_epochs()
 
 
 @attrs.frozen
@@ -818,7 +818,7 @@ async def scripted(script: list[tuple[Step | Restart, int]], engine: str = "memo
             async with open_test_broker(broker) as world.net, trio.open_nursery() as witnesses:
                 for topic in TOPICS:
                     await witnesses.start(world.witness, topic)
-                world.note_epochs()
+                await world.note_epochs()
                 for client in world.clients:
                     await client.join(at_once=True)
                 if restart is None:  # after a restart all come at once

@@ -162,7 +162,7 @@ async def test_a_recovery_is_answered_with_the_position_that_was_asked_for(
         for number in range(5):
             for topic in ("own", "served"):
                 broker.publish_nowait(topic, number)
-        epochs = {topic: broker.history(topic)[1].epoch for topic in ("own", "served")}
+        epochs = {topic: (await broker.history(topic))[1].epoch for topic in ("own", "served")}
         asked = {"recover": True, "offset": 2, "epoch": epochs["own"]}
         own = (await peer.request(subscribe={"channel": "own", **asked}))["subscribe"]
         back = await net.open_websocket()

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 ELSEWHERE = sorted((DOCS / "coming-from").glob("*.md"))
 PAGES = [*sorted((DOCS / "tutorial").glob("*.md")), *ELSEWHERE]
+PROGRAMS = [*PAGES, DOCS / "howto" / "nodes.md"]
 EXAMPLE = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
 
 
@@ -46,7 +47,7 @@ def test_a_line_that_stands_for_another_s_is_one_that_runs(page: Path) -> None:
     assert lines > 1
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+@pytest.mark.parametrize("page", PROGRAMS, ids=[page.stem for page in PROGRAMS])
 def test_an_example_prints_what_its_page_says(page: Path) -> None:
     example = EXAMPLE.search(page.read_text("utf-8"))
     assert example is not None, "no program with its output"

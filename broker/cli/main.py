@@ -14,19 +14,20 @@ from typing import Any, Final
 import click
 from click.shell_completion import CompletionItem
 
-from broker import signals
 from broker.cli.admin_commands import connection, connections, disconnect, stats, topics
 from broker.cli.bench_command import bench
 from broker.cli.client_commands import history, presence, pub, push, request
 from broker.cli.config_command import config
 from broker.cli.engine import engine
 from broker.cli.errors import INTERRUPTED, Mistake, ending_cause, nearest_command, one_line
+from broker.cli.nodes import nodes
 from broker.cli.serve import serve
 from broker.cli.sub_command import sub
 from broker.cli.token import token
 from broker.cli.top import top
 from broker.cli.trace_command import trace
 from broker.cli.version_command import version
+from broker.process import signals
 from broker.version import VERSION
 
 _OF_THE_GROUP = frozenset({"-h", "--help", "--version"})
@@ -94,7 +95,7 @@ def main() -> None:
 
 
 AS_CLIENT: Final = (pub, sub, push, history, presence, request)
-AS_BACKEND: Final = (connections, connection, topics, disconnect, trace, top, stats)
+AS_BACKEND: Final = (connections, connection, topics, disconnect, trace, top, stats, nodes)
 HERE: Final = (config, token, engine, bench, version)
 """What they need: to be let in as a client, the broker's api_key, nothing of it."""
 

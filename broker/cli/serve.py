@@ -14,7 +14,7 @@ import click
 import structlog
 import trio
 
-from broker import logs, signals
+from broker import logs
 from broker.cli.errors import (
     Mistake,
     ending_cause,
@@ -28,9 +28,11 @@ from broker.cli.supervisor import supervise
 from broker.cli.systemd import Notifier, take_listen_fds
 from broker.config.loading import Loaded, load_with_sources
 from broker.config.settings import Config, LogFormat, LogLevel, TopicRules
+from broker.core.scopes import name_scope
 from broker.core.session import SlowRule
 from broker.errors import ConfigError
-from broker.signals import CUT_SHORT
+from broker.process import signals
+from broker.process.signals import CUT_SHORT
 from broker.transport.listeners import (
     AnyListener,
     listening_on,
@@ -333,6 +335,7 @@ async def _serve(
 
     with hang_up, hung_up:
         async with trio.open_nursery() as watch:
+            name_scope(watch, "watch")
             watch.start_soon(_reload_on_signal, broker, source, hung_up, notifier)
             was_whole = await serve_until_signal(
                 broker,

@@ -366,6 +366,15 @@ class Config:
     """The key that opens `/metrics`, as a bearer token or as a password; so does `api_key`. With neither
     there are no metrics. Better in `BROKER_METRICS_KEY` than in a file that many can read."""
 
+    admin_key: str | None = attrs.field(default=None, validator=secret_text, repr=False)
+    """The key that lets an operator in at the dashboard, `/admin`, to look and to act. Without this and
+    `admin_view_key` there is no dashboard. Better in `BROKER_ADMIN_KEY` than in a file that many can
+    read."""
+
+    admin_view_key: str | None = attrs.field(default=None, validator=secret_text, repr=False)
+    """The key that lets somebody in at the dashboard to look at everything, payloads among it, and to
+    change nothing. Better in `BROKER_ADMIN_VIEW_KEY`."""
+
     # limits of one peer
     max_connections: int | None = attrs.field(default=None, validator=number(1, optional=True))
     """None: the limit on open files, less 256 for all else and one for each request to a
@@ -526,7 +535,8 @@ class Config:
     it, and nobody waits for a disk. `sqlite:PATH`: a file of this broker's own as well; a publication
     is acknowledged and delivered once it is there, and survives the loss of power. With
     `?sync=process` behind the path it survives a crash of the process alone, and nothing waits for
-    the disk."""
+    the disk. `redis://HOST:PORT/DB`, `rediss://…`, `redis+unix://PATH`, `redis+sentinel://…`: a Redis or
+    Valkey; all brokers that name the same one, and the same `?prefix=NAME` if there is one, are one broker."""
     history_bytes: int = attrs.field(
         metadata=_needs_restart("the engine has its room"), default=64 * 2**20, validator=number(0)
     )
@@ -589,6 +599,11 @@ class Config:
             raise ValueError(
                 f"workers is {self.workers} and engine is {self.engine!r}: a file belongs to one process. "
                 "Workers are joined by Redis: name one as the engine, or none to have one started"
+            )
+        if self.admin_key is not None and self.admin_key == self.admin_view_key:
+            raise ValueError(
+                "admin_key and admin_view_key are the same: who has the one may do all that the other "
+                "keeps him from; take two"
             )
         high, low = self.watermarks
         if not low < high <= self.outbox_bytes:

@@ -3,7 +3,8 @@
 Rules:
 
 1. Within an epoch events are numbered 1, 2, 3 … without a gap. The first is `started`; with it the
-   reader forgets whoever was here in an earlier epoch.
+   reader forgets whoever was here in an earlier epoch. A node that was cut off from its neighbours for
+   so long that they told its end begins a new one.
 2. Writing never fails and never waits: when a queue is full, its oldest event is dropped.
 3. Nothing is lost without a word: where events were dropped, the reader gets `lost` in their place,
    which has the number of the last of them. `started` is never dropped.
@@ -43,6 +44,8 @@ class EventKind(StrEnum):
     """A connection has ended; one for each `opened`."""
     LOST = "lost"
     """Events were dropped here, as the queue was full."""
+    DIED = "died"
+    """Another node that shares the engine has died without a goodbye: nobody is connected to it."""
     STOPPED = "stopped"
     """The broker has stopped in good order: nobody is connected to it."""
 
@@ -63,7 +66,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
 
     `epoch` names one run of the broker `node`, `seq` counts within it. `time` is in Unix seconds.
     `user` is who the connection belonged to then; empty for nobody in particular. Of a `lost`,
-    `missed` is how many were dropped, the numbers `first` to `seq`.
+    `missed` is how many were dropped, the numbers `first` to `seq`. Of a `died`, `dead` is the name of
+    the node that has, and `dead_epoch` the epoch that ends with it.
     """
 
     kind: str
@@ -84,6 +88,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
     undelivered: int | None = None
     first: int | None = None
     missed: int | None = None
+    dead: str | None = None
+    dead_epoch: str | None = None
 
 
 @attrs.frozen
@@ -109,18 +115,27 @@ class EventQueue:
         self, node: str, epoch: str, now: float, capacity: int, kinds: Collection[str] = CHOICES
     ) -> None:
         self._node = node
-        self._epoch = epoch
         self._capacity = capacity
         self._unwanted = frozenset(CHOICES) - frozenset(kinds)
-        # Beside the others, so that it cannot be dropped.
-        self._started = Event(kind=EventKind.STARTED, node=node, epoch=epoch, seq=1, time=now)
         self._waiting: deque[Event] = deque()
-        self._seq = 1
-        self._done = 0
-        self._batch: list[Event] = []
+        self.begin(epoch, now)
         self._delivered = self._dropped = 0
         self.failures = 0
         self.seconds = Histogram()
+
+    def begin(self, epoch: str, now: float) -> None:
+        """Begin a new epoch: whoever was here has gone, and what waits is told by that."""
+        self._epoch = epoch
+        # Beside the others, so that it cannot be dropped.
+        self._started = Event(kind=EventKind.STARTED, node=self._node, epoch=epoch, seq=1, time=now)
+        self._waiting.clear()
+        self._seq = 1
+        self._done = 0
+        self._batch: list[Event] = []
+
+    def has_told(self, epoch: str, seq: int) -> bool:
+        """Whether the reader has had an event, or the epoch in which it happened is over."""
+        return epoch != self._epoch or seq <= self._done
 
     @property
     def bytes_held(self) -> int:
@@ -186,6 +201,8 @@ class EventQueue:
 
     def done(self, batch: Sequence[Event]) -> None:
         """The reader has had this batch, which `batch` gave it: forget it."""
+        if batch[0].epoch != self._epoch:
+            return  # a new one has begun meanwhile
         self._done = batch[-1].seq
         self._delivered += len(batch)
         self._batch = []

@@ -212,6 +212,11 @@ class Hub(Generic[S]):
         ]
         return len(users), len(set(users))
 
+    def group(self, name: str, group: str) -> QueueGroup | None:
+        """The members of a queue group on a topic or pattern; None if it has none here."""
+        listeners = self._find(name)
+        return None if listeners is None else listeners.groups.get(group)
+
     def subscriptions(self, topic: str) -> list[Subscription]:
         """The subscriptions of now to `topic` itself, for who looks at them one by one."""
         return list(self._topics.get(topic, ()))

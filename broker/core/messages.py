@@ -123,7 +123,9 @@ class Delivery:
 
     `matched` subscriptions get it, of which `queued` took it and `dropped` did not, being too slow
     or on their way out; `failed` are the fds of those. A queue group is one subscription.
-    `position` is the publication's place in its topic's history, None where it has none.
+    `position` is the publication's place in its topic's history, None where it has none. Where nodes
+    share an engine the counts are those of this node; with `report` of all that have answered, and
+    `complete` is false if one has not.
     """
 
     matched: int
@@ -131,6 +133,7 @@ class Delivery:
     dropped: int
     failed: tuple[Fd, ...] = ()
     position: Position | None = None
+    complete: bool = True
 
 
 class PushResult(StrEnum):
@@ -141,6 +144,8 @@ class PushResult(StrEnum):
     """There was no room. What is pushed to a peer that is known is the last straw then: it is closed with
     3008. One that has not spoken yet stays, and so does one that a `send` may not wait for."""
     CLOSED = "closed"
+    FORWARDED = "forwarded"
+    """On its way to another node, which has the connection if anybody has."""
     """It is not here, or on its way out."""
     REBOUND = "rebound"
     """It became another user's while a `send` waited, and gets nothing that was meant for the first."""
@@ -148,8 +153,7 @@ class PushResult(StrEnum):
 
 @attrs.frozen
 class ConnectionInfo:
-    """A snapshot of one connection. Times are in Unix seconds; that of the last bytes sent is right to a
-    second. `bytes_queued` and `messages_queued` wait for it. `app_name` and `app_version` are what
+    """A snapshot of one connection. Times are in Unix seconds. `bytes_queued` and `messages_queued` wait for it. `app_name` and `app_version` are what
     a Centrifuge client calls itself, the first 64 characters of each; empty for others."""
 
     fd: Fd
@@ -168,6 +172,8 @@ class ConnectionInfo:
     messages_received: int = 0
     bytes_queued: int = 0
     messages_queued: int = 0
+    node: str = ""
+    """The name of the node that it is on, where there are several."""
 
 
 @attrs.frozen(kw_only=True)

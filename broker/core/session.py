@@ -140,6 +140,10 @@ class Parcel:
     shared: object = None
     """To be held by all recipients that need its data later: where it is one large publication for many
     audiences, which share that until it goes out."""
+    place: int = 0
+    """Where its first publication stands in a log that nodes share: the same number on all of them."""
+    report_to: str = ""
+    """Who wants to know what became of it on other nodes, as its own node has written that."""
 
 
 class Recipient(Protocol):

@@ -30,12 +30,14 @@ from broker.core.messages import Delivery, Fd, Position, Publication
 from broker.core.retained import Retained
 from broker.core.session import Parcel
 from broker.core.work import Meter
+from broker.engines.cluster import Cluster
 from broker.errors import Refused
 
 T = TypeVar("T")
 
-Durability: TypeAlias = Literal["none", "process", "power"]
-"""What a `Done` survives: nothing, the death of this process, the loss of power."""
+Durability: TypeAlias = Literal["none", "process", "power", "shared"]
+"""What a `Done` survives: nothing, the death of this process, the loss of power; or whatever the server
+survives that this process shares with others."""
 
 Done: TypeAlias = Callable[["Position | Refused | None"], None]
 """Called once for what was submitted: with the topic's position right behind it, None where no history
@@ -106,6 +108,12 @@ class EngineStatistics:
     """Bytes of the log: what it keeps, and what the next cleaning takes out."""
     failing: str = ""
     """Why nothing is kept now, such as a full disk; "" while all is well."""
+    entries: int = 0
+    """Batches that were read from a log that nodes share, those of this node among them."""
+    skipped: int = 0
+    """Publications in these that nobody here wanted, in runs."""
+    losses: int = 0
+    """Times that some of that log was lost."""
 
 
 class Sink(Protocol):
@@ -118,6 +126,19 @@ class Sink(Protocol):
     def settled(self) -> None:
         """Every `Done` of a batch was called: send the answers that were held for it. No checkpoint."""
 
+    # of an engine that several nodes share
+
+    def wants(self, topic: str) -> bool:
+        """Whether anybody here listens to what is published to a topic."""
+
+    def listened(self) -> Sequence[str]:
+        """The topics with listeners here. Linear in them."""
+
+    def gap(self, topic: str) -> float:
+        """Something was lost before what comes next: end the subscriptions that count on getting all,
+        so that these recover, or learn what they have missed. Returns the work. No checkpoint; linear
+        in those who listen."""
+
 
 class Engine(Protocol):
     """Keeps what topics publish, decides its order, and gives it back. See the module."""
@@ -125,6 +146,10 @@ class Engine(Protocol):
     durability: Durability
     meter: Meter
     """The one of its broker, to which it adds the work that is not every publication's; see `core.work`."""
+    cluster: Cluster
+    """The nodes that share it. What those are told, and what they publish, comes from one log: each
+    parcel on all nodes, with the same `place`, `exclude` and `report_to`; on the node that has submitted
+    it, it is that very parcel. One with `report_to` is delivered whether anybody `wants` it or not."""
 
     @property
     def retained(self) -> Retained:
@@ -140,8 +165,9 @@ class Engine(Protocol):
         """Whether the next publication to a topic has to go by `submit`; else it goes by `publish`
         where the rules keep a history, and needs no engine where they do not.
 
-        `more`: something else than the history has to keep it, a retained value or a key. Raises
-        `Refused` (100, temporary) while nothing can be kept.
+        `more`: something else than the history has to keep it, a retained value or a key. Where nodes
+        share the engine everything goes by `submit`, `user:NAME` as well. Never asked about `fd:N`.
+        Raises `Refused` (100, temporary) while nothing can be kept.
         """
 
     def publish(
@@ -155,7 +181,8 @@ class Engine(Protocol):
         """Take what is to be kept. Never waits, never calls a `Done` itself.
 
         Later, with no checkpoint in between, `Sink.deliver` gets the parcel and each `Done` the
-        position; or each `Done` gets `Refused`.
+        position; or each `Done` gets `Refused`. Where nodes share the engine, what goes to `user:NAME`
+        is refused with 102 if the drawer of that name has no card.
         """
 
     @property
@@ -167,7 +194,16 @@ class Engine(Protocol):
         happens."""
 
     # reading: one atomic step each, with no checkpoint, so that what is published meanwhile falls
-    # either before it or behind it, never in between and never into both
+    # either before it or behind it, never in between and never into both. About a topic that it knows:
+    # whoever reads fetches it first, and then decides anew whether it still may.
+
+    def knows(self, topic: str) -> bool:
+        """Whether what follows may be asked about a topic, until the next checkpoint. An engine that
+        nobody shares knows all."""
+
+    async def fetch(self, topics: Sequence[str]) -> None:
+        """Have these topics known when it returns, until the next checkpoint. Raises `Refused` (100,
+        temporary) where that cannot be. Cancelled, nothing happens."""
 
     def position(self, topic: str) -> Position:
         """Where a topic is; begins an epoch if there is none."""

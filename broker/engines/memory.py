@@ -16,7 +16,9 @@ from broker.core.history import HistoryStore
 from broker.core.idempotency import IdempotentResults
 from broker.core.messages import Delivery, Fd, Position, Publication
 from broker.core.retained import Retained
+from broker.core.scopes import name_scope
 from broker.core.work import Meter
+from broker.engines.cluster import ALONE, Cluster
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
 
 EXPIRE_EVERY: Final = 1.0
@@ -32,6 +34,8 @@ class Memory:
     """What an engine keeps in this process, and answers from; see `HistoryStore` for the exact meaning
     of each method."""
 
+    cluster: Cluster = ALONE
+
     def __init__(
         self, max_bytes: int, retained_bytes: int, new_epoch: Callable[[str], str]
     ) -> None:
@@ -39,6 +43,12 @@ class Memory:
         self.keys: IdempotentResults[Delivery] = IdempotentResults()
         self.meter = Meter()
         self._store = HistoryStore(max_bytes, new_epoch, meter=self.meter)
+
+    def knows(self, topic: str) -> bool:
+        return True
+
+    async def fetch(self, topics: Sequence[str]) -> None:
+        await trio.lowlevel.checkpoint()
 
     def position(self, topic: str) -> Position:
         return self._store.position(topic, trio.current_time())
@@ -129,6 +139,7 @@ async def open_memory(
     """An engine for as long as the block; open it around everything that publishes."""
     engine = MemoryEngine(max_bytes, retained_bytes, first_fd)
     async with trio.open_nursery() as upkeep:
+        name_scope(upkeep, "engine")
         upkeep.start_soon(engine.expire, name="history expiry")
         try:
             yield engine

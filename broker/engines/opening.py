@@ -1,14 +1,29 @@
 """The engine that the settings name."""
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
 
 from broker.config.engine_url import parse_engine_url
 from broker.config.settings import Config
 from broker.core.messages import Fd
 from broker.engines.engine import Engine, RunBlocking, in_thread
 from broker.engines.memory import open_memory
+from broker.engines.redis import open_redis
 from broker.engines.sqlite import open_sqlite
+
+
+class OpenEngine(Protocol):
+    """Opens an engine; see `open_engine`."""
+
+    def __call__(
+        self,
+        config: Config,
+        wall_clock: Callable[[], float],
+        first_fd: Fd = ...,
+        run_blocking: RunBlocking = ...,
+        /,
+    ) -> AbstractAsyncContextManager[Engine]: ...
 
 
 @asynccontextmanager
@@ -21,10 +36,13 @@ async def open_engine(
     """The engine for as long as the block; open it around everything that publishes.
 
     `wall_clock` is in Unix seconds. fds begin at `first_fd` at the lowest. Raises `ConfigError` for
-    a file that cannot be used.
+    a file that cannot be used, and for a Redis that cannot.
     """
     url, sizes = parse_engine_url(config.engine), (config.history_bytes, config.retained_bytes)
-    if url.path is None:
+    if url.redis is not None:
+        async with open_redis(url.redis, *sizes, wall_clock, first_fd) as redis:
+            yield redis
+    elif url.path is None:
         async with open_memory(*sizes, first_fd) as memory:
             yield memory
     else:

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import structlog
@@ -21,24 +21,60 @@ import trio
 from broker.config.settings import WebhookRules
 from broker.core.event_queue import CHOICES, EventKind, EventQueue, EventStatistics
 from broker.core.messages import Fd
+from broker.core.scopes import name_scope
 from broker.events.feed import Feed
 from broker.hooks import EndsProcess, EventHook
 
 log = structlog.get_logger("broker")
 
+LOOK_SECONDS: Final = 1.0
+"""Between two looks at whether an event was told."""
+
+
+def new_epoch(now: float) -> str:
+    """The time is for who reads it; chance makes an epoch different from all others."""
+    return f"{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+
 
 class Events:
     """Tells what happens to every reader."""
 
-    def __init__(self, feeds: Sequence[Feed], now: Callable[[], float]) -> None:
+    def __init__(self, feeds: Sequence[Feed], now: Callable[[], float], epoch: str) -> None:
         self._feeds = feeds
         self._now = now
+        self.epoch = epoch
 
     def emit(self, kind: EventKind, fd: Fd, user: str, **fields: Any) -> None:
         """Something has happened to a connection; `fields` are those of `Event`. Never waits."""
         now = self._now()
         for feed in self._feeds:
             feed.put(kind, now, fd=fd, user=user, **fields)
+
+    def begin_anew(self) -> None:
+        """Begin a new epoch: others have told that everybody here has gone."""
+        now = self._now()
+        self.epoch = new_epoch(now)
+        for feed in self._feeds:
+            feed.queue.begin(self.epoch, now)
+            feed.wake()
+
+    async def tell_death(self, name: str, epoch: str) -> None:
+        """Tell that another node has died; returns when every reader has had that. Cancelled, some may
+        have."""
+        untold = list(self._feeds)
+        while untold:
+            now = self._now()
+            marks = []
+            for feed in untold:
+                feed.put(EventKind.DIED, now, dead=name, dead_epoch=epoch)
+                told = feed.queue.statistics()
+                marks.append((feed, told.epoch, told.seq, told.dropped))
+            while not all(feed.queue.has_told(e, seq) for feed, e, seq, _ in marks):  # noqa: ASYNC110 - nobody is in a hurry
+                await trio.sleep(LOOK_SECONDS)
+            # What was dropped meanwhile may have been this.
+            untold = [
+                feed for feed, _, _, dropped in marks if feed.queue.statistics().dropped != dropped
+            ]
 
     def end(self) -> None:
         """The broker has stopped, and nobody is connected."""
@@ -84,16 +120,16 @@ async def open_events(
         yield None
         return
     started = now()
-    # The time is for who reads it; chance makes an epoch different from all others.
-    epoch = f"{datetime.fromtimestamp(started, UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+    epoch = new_epoch(started)
     feeds = []
     async with trio.open_nursery() as tasks:
+        name_scope(tasks, "events")
         for reader in readers:
             queue = EventQueue(node, epoch, started, rules.max_events, reader.kinds)
             feed = Feed(reader.name, queue)
             feeds.append(feed)
             tasks.start_soon(reader.run, feed, name=reader.name)
-        events = Events(feeds, now)
+        events = Events(feeds, now, epoch)
         yield events
         events.end()
         tasks.cancel_scope.deadline = trio.current_time() + rules.flush_seconds

@@ -31,6 +31,10 @@ class Feed:
             self._full = True
             log.warning("events_lost", reader=self.name, detail="the queue is full, the oldest go")
 
+    def wake(self) -> None:
+        """Have the reader look again."""
+        self._came.set()
+
     async def wait_batch(self, limit: int) -> Sequence[Event]:
         """The next events, as soon as there are any; empty after the last. They stay where they are
         until `queue.done`, also if this is cancelled."""

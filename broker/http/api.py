@@ -14,8 +14,7 @@ Rule 3  What a request asks for is carried out in its order, `parallel` or not, 
 import base64
 import hmac
 import re
-import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import translate
 from functools import partial
@@ -32,6 +31,7 @@ from starlette.responses import Response
 from broker.config.effective import effective
 from broker.core.braces import TooMany, alternatives
 from broker.core.history import UnrecoverablePosition
+from broker.core.hub import Listeners
 from broker.core.json_reader import AsSent, BadJson, read, read_members
 from broker.core.messages import (
     ClientInfo,
@@ -42,6 +42,7 @@ from broker.core.messages import (
     Position,
     Publication,
 )
+from broker.core.session import Subscription
 from broker.core.trace import Target
 from broker.core.work import (
     COMMAND,
@@ -62,14 +63,15 @@ from broker.node import Node, Publishing
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.commands import BadCommand
 from broker.protocols.json_text import check_json, to_json, written
+from broker.routing import mail
 from broker.routing.publishing import PublishOptions
 from broker.routing.reading import history_page, listing_work, presence_counts
 from broker.routing.turns import Share
+from broker.session.everywhere import NodeReport
 from broker.session.orders import ServerSub
 from broker.session.rpc import report
 from broker.session.search import ConnectionQuery
 from broker.session.tracing import IDLE_SECONDS
-from broker.version import VERSION
 
 log = structlog.get_logger("broker.http")
 
@@ -186,6 +188,7 @@ class Push(Struct):
 
 class Connections(Struct):
     user: str = ""
+    node: str = ""
     topic: str = ""
     address: str = ""
     app: str = ""
@@ -435,14 +438,20 @@ class _Methods:
             None if info is None else to_json(info), None if data is None else to_json(data)
         )
         await self._each(
-            params, call, lambda fd: self._node.add_subscription(fd, params.channel, sub)
+            params,
+            call,
+            lambda fd: self._node.add_subscription(fd, params.channel, sub),
+            lambda fds: mail.Subscribe(fds, params.channel, sub.info, sub.data, sub.join_leave),
         )
         return {}
 
     async def _unsubscribe(self, params: Unsubscribe, call: Call) -> object:
         reason = UnsubscribeCode.SERVER, "server unsubscribe"
         await self._each(
-            params, call, lambda fd: self._node.end_subscription(fd, params.channel, *reason)
+            params,
+            call,
+            lambda fd: self._node.end_subscription(fd, params.channel, *reason),
+            lambda fds: mail.Unsubscribe(fds, params.channel, *reason),
         )
         return {}
 
@@ -458,7 +467,11 @@ class _Methods:
                 call.meter.add(ENDING)
                 self._node.disconnect(fd, order.code, order.reason)
 
-        await self._each(params, call, close)
+        def closing(fds: list[Fd]) -> mail.Body:
+            left = [fd for fd in fds if str(fd) not in params.whitelist]
+            return mail.Disconnect(left, order.code, order.reason)
+
+        await self._each(params, call, close, closing)
         return {}
 
     async def _refresh(self, params: Refresh, call: Call) -> object:
@@ -469,47 +482,78 @@ class _Methods:
             else:
                 self._node.expire(fd, params.expire_at or None)
 
-        await self._each(params, call, refresh)
+        def refreshing(fds: list[Fd]) -> mail.Body:
+            if params.expired:
+                return mail.Disconnect(fds, CloseCode.EXPIRED, "expired")
+            return mail.Expire(fds, params.expire_at or None)
+
+        await self._each(params, call, refresh, refreshing)
         return {}
 
-    async def _each(self, target: _Target, call: Call, act: Callable[[Fd], object]) -> None:
-        """Do something to each connection of a target that is there when its turn comes."""
+    async def _each(
+        self,
+        target: _Target,
+        call: Call,
+        act: Callable[[Fd], object],
+        order: Callable[[list[Fd]], mail.Body],
+    ) -> None:
+        """Do something to each connection of a target that is there when its turn comes; and have other
+        nodes do it to theirs, by this `order`."""
+        everywhere = self._node.everywhere
         named = {name for name in (target.client, target.session) if name}
         if target.user:
-            fds: Iterable[Fd] = self._node.fds_of(target.user)
+            fds = await call.aside(partial(everywhere.fds_of, target.user))
         elif named:
             fds = [int(name) for name in named if _FD.fullmatch(name)]
         else:
             raise Refused(ErrorCode.BAD_REQUEST, "user is missing, and so are client and session")
+        fds = [fd for fd in fds if named <= {str(fd)}]
+        elsewhere = [fd for fd in fds if everywhere.is_elsewhere(fd)]
         for fd in fds:
-            if not named <= {str(fd)}:
+            if fd in elsewhere:
                 continue
             await call.turn()
             call.meter.add(COMMAND)
             peer = self._node.router.hub.sessions.get(fd)
             if peer is not None and target.user in ("", peer.user):
                 act(fd)
+        if elsewhere:
+            await call.aside(partial(everywhere.order, elsewhere, order))
 
     # topics
 
     async def _presence(self, params: Channel, call: Call) -> object:
-        found = Listing(call.room)
-        for piece in pieces(self._node.router.hub.subscriptions(params.channel)):
+        everywhere, found = self._node.everywhere, Listing(call.room)
+        here: Sequence[Subscription | ClientInfo]
+        if everywhere.neighbourhood is None:
+            here = self._node.router.hub.subscriptions(params.channel)
+        else:
+            read = await call.aside(partial(everywhere.presence, params.channel))
+            here = list(read.values())
+        for piece in pieces(here):
             await call.turn(len(piece) * MEMBER)
             call.meter.add(len(piece) * MEMBER)
-            for info in [each.info for each in piece]:
+            for each in piece:
+                info = each.info if isinstance(each, Subscription) else each
                 if info is not None:
                     found.add(member(info.client, _client_info(info)))
         return {"presence": found.as_object()}
 
     async def _presence_stats(self, params: Channel, call: Call) -> object:
-        clients, users = presence_counts(self._node.router, params.channel)
+        everywhere = self._node.everywhere
+        if everywhere.neighbourhood is None:
+            clients, users = presence_counts(self._node.router, params.channel)
+        else:
+            clients, users = await call.aside(partial(everywhere.presence_stats, params.channel))
         return {"num_clients": clients, "num_users": users}
 
     async def _history(self, params: History, call: Call) -> object:
         since = None
         if params.since is not None:
             since = Position(params.since.offset, params.since.epoch)
+        engine = self._node.router.engine
+        if not engine.knows(params.channel):
+            await call.aside(partial(engine.fetch, (params.channel,)))
         try:
             publications, top = history_page(
                 self._node.router, params.channel, since, params.limit, params.reverse
@@ -531,41 +575,23 @@ class _Methods:
     async def _channels(self, params: Channels, call: Call) -> object:
         globs = [re.compile(translate(glob)).match for glob in _alternatives(params.pattern or "*")]
         found = Listing(call.room)
-        for piece in pieces(self._node.router.hub.named()):
+        everywhere = self._node.everywhere
+        named: Sequence[Listeners | tuple[str, int]] = self._node.router.hub.named()
+        if everywhere.neighbourhood is not None:
+            named = list((await call.aside(everywhere.topics)).items())
+        for piece in pieces(named):
             work = len(piece) * len(globs) * NAMED
             await call.turn(work)
             call.meter.add(work)
-            for listeners in piece:
-                name, count = listeners.name, len(listeners)
+            for each in piece:
+                name, count = each if isinstance(each, tuple) else (each.name, len(each))
                 if count and any(matches(name) for matches in globs):
                     found.add(member(name, {"num_clients": count}))
         return {"channels": found.as_object()}
 
     async def _info(self, params: Info, call: Call) -> object:
-        statistics = self._node.stats()
-        hub = statistics.hub
-        uptime = time.time() - self._node.started_at
-        node = {
-            "uid": self._node.name,
-            "name": "trio-broker",
-            "version": VERSION,
-            "num_clients": statistics.connections,
-            "num_users": statistics.users,
-            "num_subs": hub.subscriptions,
-            "num_channels": hub.topics + hub.patterns,
-            "uptime": int(uptime),
-            # Counted since the start, so that is the interval.
-            "metrics": {
-                "interval": uptime,
-                "items": {
-                    "messages_published": statistics.published,
-                    "messages_delivered": statistics.post.messages_delivered,
-                    "connections_refused": statistics.refused,
-                    "history_publications_evicted": statistics.history.publications_evicted,
-                },
-            },
-        }
-        return {"nodes": [node]}
+        reports = await call.aside(self._node.everywhere.nodes)
+        return {"nodes": [_node_info(report) for report in reports]}
 
     # connections by fd
 
@@ -575,6 +601,10 @@ class _Methods:
     async def _connections(self, params: Connections, call: Call) -> object:
         if params.expression:
             raise Refused(ErrorCode.NOT_AVAILABLE, "connections cannot be asked by expression")
+        if self._node.everywhere.neighbourhood is not None:
+            return await self._all_connections(params, call)
+        if params.node not in ("", self._node.name):
+            raise Refused(ErrorCode.BAD_REQUEST, f"no node is named {params.node!r}")
         # The result holds after this event: what happens while it is written may be in it or not.
         events = self._node.stats().events.get("webhooks")
         found = Listing(call.room)
@@ -589,6 +619,30 @@ class _Methods:
         result: dict[str, object] = {"connections": found.as_object()}
         if events is not None:
             result |= {"node": events.node, "epoch": events.epoch, "seq": events.seq}
+        return result
+
+    async def _all_connections(self, params: Connections, call: Call) -> object:
+        """The same of several nodes."""
+        query = ConnectionQuery(params.after, params.user, params.topic, params.address, params.app)
+        ask = partial(self._node.everywhere.connections, query, params.limit, params.node)
+        listed = await call.aside(ask)
+        found = Listing(call.room)
+        for details in listed.connections:
+            await call.turn(DETAILS)
+            call.meter.add(DETAILS + len(details.topics) * NAMED)
+            shown = member(str(details.fd), _connection_details(details))
+            if found and not found.fits(shown):
+                break
+            found.add(shown)
+        result: dict[str, object] = {"connections": found.as_object()}
+        told = {name: mark for name, mark in listed.marks.items() if mark.epoch}
+        if told:
+            result["nodes"] = {
+                name: {"epoch": mark.epoch, "seq": mark.seq} for name, mark in told.items()
+            }
+        if params.node in told:
+            mark = told[params.node]
+            result |= {"node": params.node, "epoch": mark.epoch, "seq": mark.seq}
         return result
 
     async def _list(self, fds: Sequence[Fd], found: Listing, limit: int, call: Call) -> bool:
@@ -608,7 +662,8 @@ class _Methods:
         return True
 
     async def _connection(self, params: OneConnection, call: Call) -> object:
-        details = self._node.connection_details(params.fd)
+        find = partial(self._node.everywhere.connection_details, params.fd)
+        details = await call.aside(find)
         if details is None:
             raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {params.fd}")
         call.meter.add(DETAILS + len(details.topics) * NAMED)
@@ -776,6 +831,7 @@ def _publication_of(content: _Content) -> tuple[bytes, PublishOptions]:
         skip_history=content.skip_history,
         retain=content.retain,
         key=content.idempotency_key,
+        report=content.report,
     )
     return opaque or to_json(_payload("data", content.data, "")), options
 
@@ -838,6 +894,8 @@ def _publication(publication: Publication) -> object:
 def _connection_details(details: ConnectionDetails) -> dict[str, object]:
     """As Centrifugo PRO has it, with what we know besides."""
     shown = attrs.asdict(details)
+    if not details.node:
+        del shown["node"]
     shown["protocol"] = details.protocol.removeprefix("centrifuge-")
     return shown
 
@@ -846,6 +904,31 @@ def _closed_connection(closed: ClosedConnection) -> dict[str, object]:
     close = {**attrs.asdict(closed.close), "initiator": closed.close.initiator.value}
     ended = {"closed_at": closed.closed_at, "topic_count": closed.topic_count}
     return {**_connection_details(closed.details), **close, **ended}
+
+
+def _node_info(report: NodeReport) -> object:
+    """As Centrifugo has it; what it lacks is whether the node has answered."""
+    return {
+        "uid": report.name,
+        "name": "trio-broker",
+        "version": report.version,
+        "alive": report.alive,
+        "num_clients": report.connections,
+        "num_users": report.users,
+        "num_subs": report.subscriptions,
+        "num_channels": report.topics,
+        "uptime": int(report.uptime),
+        # Counted since the start, so that is the interval.
+        "metrics": {
+            "interval": report.uptime,
+            "items": {
+                "messages_published": report.messages_published,
+                "messages_delivered": report.messages_delivered,
+                "connections_refused": report.connections_refused,
+                "history_publications_evicted": report.history_publications_evicted,
+            },
+        },
+    }
 
 
 def _error(refusal: Refused) -> object:

@@ -234,6 +234,31 @@ METRICS: Final[tuple[Metric, ...]] = (
         "broker_retained_evicted", "Retained values that the bound on all bytes has pushed out.",
         lambda of: of.stats.retained.values_evicted,
     ),
+    # the engine
+    _gauge(
+        "broker_engine_failing", "1 while nothing can be kept.",
+        lambda of: bool(of.stats.engine.failing),
+    ),
+    _gauge(
+        "broker_engine_waiting_bytes", "What was published and is not kept yet.",
+        lambda of: of.stats.engine.waiting,
+    ),
+    _counter(
+        "broker_engine_batches", "Batches that were written.",
+        lambda of: of.stats.engine.batches,
+    ),
+    _counter(
+        "broker_engine_entries", "Batches of all nodes that were read from the log they share.",
+        lambda of: of.stats.engine.entries,
+    ),
+    _counter(
+        "broker_engine_skipped", "Runs of publications in these that nobody here wanted.",
+        lambda of: of.stats.engine.skipped,
+    ),
+    _counter(
+        "broker_engine_losses", "Times that some of that log was lost.",
+        lambda of: of.stats.engine.losses,
+    ),
     # memory
     _gauge(
         "broker_memory_bytes", "What is held for clients, by part.",

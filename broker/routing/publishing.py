@@ -7,18 +7,18 @@ before, or as soon as the engine has kept it. Without options a publication take
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import attrs
 import trio
 
 from broker.core.idempotency import MAX_KEY_BYTES
-from broker.core.messages import Delivery, Fd, Position, Publication
+from broker.core.messages import ClientInfo, Delivery, Fd, Position, Publication
 from broker.core.names import direct_fd, is_connection_name
 from broker.core.session import Parcel, Report, Session
 from broker.core.shares import Owner, owner_of, text_bytes
 from broker.core.work import AUDIENCE, LISTENERS, PEER, PUBLICATION
-from broker.engines.engine import Key
+from broker.engines.engine import Done, Key
 from broker.errors import ErrorCode, Refused
 from broker.routing.router import Router
 
@@ -31,7 +31,8 @@ class PublishOptions:
     bytes that may be anything, not JSON. With `skip_history` the publication is not kept, so who is
     away now misses it. `retain` makes it the topic's last value, whatever its rules. A second
     publish with the same `key`, by the same publisher to the same topic within five minutes, does
-    nothing and gets the report of the first; "" is no key.
+    nothing and gets the report of the first; "" is no key. With `report` the counts are those of all nodes. `on_behalf_of` is the client that others see
+    as its publisher, where this program publishes for one that has gone.
     """
 
     exclude: Collection[Fd] = ()
@@ -40,6 +41,8 @@ class PublishOptions:
     skip_history: bool = False
     retain: bool = False
     key: str = ""
+    on_behalf_of: ClientInfo | None = None
+    report: bool = False
 
 
 PLAINLY: Final = PublishOptions()
@@ -54,11 +57,23 @@ _KeptAs: TypeAlias = tuple[Owner, tuple[str, str]]
 """Whose key it is; the topic and the key."""
 
 
+class CountsEverywhere(Protocol):
+    """Counts what becomes of publications on all nodes."""
+
+    def mark(self, parcel: Parcel) -> None:
+        """Have a parcel counted that is about to be published."""
+
+    def begin(self, parcel: Parcel, done: OnDelivery) -> Done:
+        """It was published: return what is to be told when it is kept. `done` is told the counts then."""
+
+
 @attrs.define(eq=False)
 class Publisher:
     """Publishes on behalf of clients and of this program, and reports what became of it."""
 
     router: Router
+    everywhere: CountsEverywhere | None = attrs.field(init=False, default=None)
+    """None where there is one node."""
     # Publishes with a key that are not kept yet, and who else waits for what becomes of them.
     _underway: dict[_KeptAs, list[OnDelivery]] = attrs.field(init=False, factory=dict)
 
@@ -147,21 +162,26 @@ class Publisher:
         done: OnDelivery | None,
         key: Key | None = None,
     ) -> Delivery | None:
-        info = None if by is None else by.info
+        info = options.on_behalf_of if by is None else by.info
         publication = Publication(topic, data, info, tags=options.tags, opaque=options.opaque)
         report = Report()
         parcel = Parcel(
             topic, "close", [(publication,)], exclude=frozenset(options.exclude), report=report
         )
+        # What goes to one connection is counted by its node, and answered.
+        counts = self.everywhere if options.report and direct_fd(topic) is None else None
+        if counts is not None and done is not None:
+            counts.mark(parcel)
         dones = self.router.publish_parcel(
             parcel, keep=not options.skip_history, retain=options.retain, key=key
         )
         if dones is None:
             ((publication,),) = parcel.batches
             engine = self.router.engine
-            return _delivery(report, engine.position(topic) if publication.offset else None)
+            return delivery_of(report, engine.position(topic) if publication.offset else None)
         if done is not None:
-            dones.append(partial(_tell, done, report))
+            tell = partial(_tell, done, report)
+            dones.append(tell if counts is None else counts.begin(parcel, done))
         return None
 
     def _tell_all(self, kept_as: _KeptAs, result: Delivery | Refused) -> None:
@@ -178,9 +198,10 @@ class Publisher:
 
 
 def _tell(done: OnDelivery, report: Report, result: Position | Refused | None) -> None:
-    done(result if isinstance(result, Refused) else _delivery(report, result))
+    done(result if isinstance(result, Refused) else delivery_of(report, result))
 
 
-def _delivery(report: Report, position: Position | None) -> Delivery:
+def delivery_of(report: Report, position: Position | None) -> Delivery:
+    """What became of a publication, as it was counted."""
     dropped = report.matched - report.queued
     return Delivery(report.matched, report.queued, dropped, tuple(report.failed), position)

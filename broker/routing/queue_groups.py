@@ -26,6 +26,10 @@ class GroupRecipient:
 
     def deliver(self, parcel: Parcel) -> None:
         """Give each publication to one member."""
+        self.deal(parcel)
+
+    def deal(self, parcel: Parcel) -> bool:
+        """The same; false if there is nobody to give them to."""
         publications = [each for batch in parcel.batches for each in batch]
         tags = publications[0].tags
         shares: dict[Subscription, list[Publication]] = {}
@@ -42,6 +46,7 @@ class GroupRecipient:
         if parcel.report is not None and (shares or self._wants(tags)):
             parcel.report.matched += 1
             parcel.report.queued += taken
+        return bool(shares)
 
     def choose(
         self, tags: Mapping[str, str] | None, exclude: Collection[Fd] = ()

@@ -84,7 +84,13 @@ def presence_page(router: Router, topic: str) -> Mapping[str, ClientInfo]:
     if hub.count(topic) > config.presence_max_clients:
         text = f"more than {config.presence_max_clients} clients: ask for presence_stats"
         raise Refused(ErrorCode.LIMIT_EXCEEDED, text)
-    clients = hub.presence(topic)
+    return listed_clients(router, hub.presence(topic))
+
+
+def listed_clients(router: Router, clients: Mapping[str, ClientInfo]) -> Mapping[str, ClientInfo]:
+    """These clients, charged to who asks for a list of them. Raises `Refused` (106) where they are more
+    bytes than one reply may hold."""
+    config = router.settings.config
     router.meter.add(len(clients) * MEMBER)
     size = sum(
         [len(each.conn_info or b"") + len(each.chan_info or b"") for each in clients.values()]

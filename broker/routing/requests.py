@@ -10,12 +10,13 @@ with its other commands, and two that ask each other do not block each other.
 
 import heapq
 from collections.abc import Callable
+from functools import partial
 from math import inf
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import attrs
 
-from broker.core.messages import Fd, Publication
+from broker.core.messages import ClientInfo, Fd, Publication
 from broker.core.names import direct_fd
 from broker.core.session import Phase, Subscription
 from broker.core.work import ASKED, LISTENERS
@@ -35,12 +36,32 @@ OnAnswer: TypeAlias = Callable[["bytes | Refused"], None]
 """Called once, with raw JSON or with what went wrong. Never waits."""
 
 
+class Elsewhere(Protocol):
+    """The other nodes, which may have somebody to ask."""
+
+    def ask(
+        self,
+        to: str,
+        data: bytes,
+        info: ClientInfo | None,
+        due: float,
+        answer: OnAnswer,
+        refusal: Refused,
+    ) -> Callable[[], None]:
+        """Ask there; return what takes the request back. Raises `refusal` where nobody can be asked."""
+
+
+ANOTHER_NODE: Final[Fd] = 0
+"""Stands for the one who is asked, where that is on another node."""
+
+
 @attrs.frozen(eq=False)
 class _Request:
     number: int
     asker: Fd
     responder: Fd
     answer: OnAnswer
+    take_back: Callable[[], None] | None = None
 
 
 @attrs.define(eq=False)
@@ -48,6 +69,7 @@ class Requests:
     """The requests that wait for an answer."""
 
     router: Router
+    elsewhere: Elsewhere | None = attrs.field(init=False, default=None)
     _requests: dict[int, _Request] = attrs.field(init=False, factory=dict)
     # The numbers that each connection has a part in, whoever asks and whoever answers.
     _of: dict[Fd, set[int]] = attrs.field(init=False, factory=dict)
@@ -87,10 +109,33 @@ class Requests:
         if asker_fd and sum(self._requests[n].asker == asker_fd for n in mine) >= MAX_ASKED:
             text = f"more than {MAX_ASKED} requests wait for an answer"
             raise Refused(ErrorCode.LIMIT_EXCEEDED, text)
+        info = None if asker is None else asker.info
+        try:
+            return self.ask_here(to, data, info, answer, due, asker_fd)
+        except Refused as refusal:
+            if self.elsewhere is None or refusal.code != ErrorCode.NOBODY_LISTENS:
+                raise
+            number = self._last + 1
+            ended = partial(self._end, number)
+            take_back = self.elsewhere.ask(to, data, info, due, ended, refusal)
+        self._last = number
+        self._open(_Request(number, asker_fd, ANOTHER_NODE, answer, take_back), due)
+        return number
+
+    def ask_here(
+        self,
+        to: str,
+        data: bytes,
+        info: ClientInfo | None,
+        answer: OnAnswer,
+        due: float,
+        asker_fd: Fd = 0,
+    ) -> int:
+        """Ask somebody who is on this node, on behalf of whom `info` shows; `asker_fd` is its fd here, 0
+        if it has none. Raises `Refused` as `ask` does."""
         number = self._last + 1
         tags = {"reply_to": str(number)}
         name, peer = self._responder(to, asker_fd, tags)
-        info = None if asker is None else asker.info
         is_behind = peer.outbox.is_behind()
         if is_behind:
             peer.letters.check(info, peer.fd)
@@ -100,12 +145,23 @@ class Requests:
         run = peer.letters.write(frames, "", info) if is_behind else Run(frames)
         if self.router.send_run(peer, run) is not Offer.TAKEN:
             raise Refused(ErrorCode.NOBODY_LISTENS, f"fd {peer.fd} takes no more")
-        self._requests[number] = _Request(number, asker_fd, peer.fd, answer)
-        for fd in {asker_fd, peer.fd}:
+        self._open(_Request(number, asker_fd, peer.fd, answer), due)
+        return number
+
+    def _open(self, request: _Request, due: float) -> None:
+        number = request.number
+        self._requests[number] = request
+        for fd in {request.asker, request.responder}:
             self._of.setdefault(fd, set()).add(number)
         if due < inf:
             heapq.heappush(self._due, (due, number))
-        return number
+
+    def _end(self, number: int, result: bytes | Refused) -> None:
+        """What came from another node."""
+        request = self._requests.get(number)
+        self.forget(number)
+        if request is not None:
+            request.answer(result)
 
     def reply(self, responder: Fd, number: int, answer: bytes | Refused) -> None:
         """Hand on an answer. Raises `Refused` unless this connection was asked and is waited for."""
@@ -120,6 +176,8 @@ class Requests:
         """Nobody waits for this answer any more, if anybody did."""
         request = self._requests.pop(number, None)
         if request is not None:
+            if request.take_back is not None:
+                request.take_back()
             # Those that were answered go when they outnumber the others: constant per request.
             if len(self._due) > 2 * len(self._requests) + 64:
                 self._due = [entry for entry in self._due if entry[1] in self._requests]

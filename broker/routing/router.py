@@ -17,7 +17,7 @@ Rules:
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from math import inf
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import trio
 
@@ -26,8 +26,8 @@ from broker.config.settings import TopicRules
 from broker.core.event_queue import EventKind
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, Publication
-from broker.core.names import PERSONAL, direct_fd, is_connection_name
-from broker.core.session import Audience, Parcel, Recipient, Subscriber, Subscription
+from broker.core.names import DIRECT, PERSONAL, direct_fd, is_connection_name
+from broker.core.session import Audience, Parcel, Recipient, Report, Subscriber, Subscription
 from broker.core.topics import is_pattern
 from broker.core.work import (
     ASKED,
@@ -50,12 +50,13 @@ from broker.core.work import (
 from broker.engines.engine import Done, Engine, Key, Submission
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
 from broker.events.dispatcher import Events
-from broker.protocols.codec import Codec
+from broker.routing.elsewhere import Groups, Way, Ways
 from broker.routing.queue_groups import GroupRecipient
 from broker.routing.recipients import Peer, PeerAudience, SlowMailbox
 from broker.routing.tallies import Recoveries, Tallies
 from broker.routing.turns import Turns
-from broker.transport.outbox import Offer, Outbox, Run
+from broker.routing.watchers import Watchers
+from broker.transport.outbox import Offer, Run
 from broker.transport.postman import PostOffice
 from broker.transport.runs import SharedData
 
@@ -85,9 +86,12 @@ class Returns:
     """The way back from the engine, its `Sink`: what it has kept is fanned out, then those who have
     published it are answered."""
 
-    def __init__(self, fan_out: Callable[..., float]) -> None:
+    def __init__(self, fan_out: Callable[..., float], hub: Hub[Peer]) -> None:
         self.deliver = fan_out
+        self._hub = hub
         self._unsettled: list[Callable[[], None]] = []
+        self.falls_to_groups: Callable[[str], bool] = lambda topic: False
+        """Whether some of it may be this node's to deal out, though nobody here listens any more."""
 
     def when_settled(self, settle: Callable[[], None]) -> None:
         """Call this once, at the end of the batch that the engine gives back now."""
@@ -97,6 +101,24 @@ class Returns:
         unsettled, self._unsettled = self._unsettled, []
         for settle in unsettled:
             settle()
+
+    def wants(self, topic: str) -> bool:
+        if topic.startswith(PERSONAL):
+            return bool(self._hub.sessions.fds_of(topic[len(PERSONAL) :]))
+        return bool(self._hub.listeners(topic)) or self.falls_to_groups(topic)
+
+    def listened(self) -> Sequence[str]:
+        return [each.name for each in self._hub.named() if not is_pattern(each.name)]
+
+    def gap(self, topic: str) -> float:
+        work = 0.0
+        for subscription in self._hub.subscriptions(topic):
+            work += PEER
+            peer = subscription.subscriber
+            if subscription.recoverable and isinstance(peer, Peer):
+                work += SUBSCRIPTION
+                peer.outbox.note_gap(topic)
+        return work
 
 
 class Router:
@@ -117,26 +139,33 @@ class Router:
         self.events = events
         self.settings = rights.settings
         self.retained = engine.retained
-        self._may_defer = engine.durability != "none"
+        self._may_defer = engine.durability != "none" or engine.cluster.is_shared
+        self.ways: Ways | None = None
+        """The ways to connections of other nodes; None where there can be none."""
+        self.count_for: Callable[[str, Report], None] | None = None
+        """Tells another node what became of its publication here."""
+        self.groups: Groups | None = None
+        """Queue groups over nodes; None where those here are all."""
         self.published = 0
         self.tallies = Tallies()
         self.tallies.count_by(self.settings.config.namespaces)
         self.recoveries = Recoveries()
         self.meter = engine.meter
         self.turns = Turns()
+        self.watchers = Watchers(hub, rights, office, self.meter, self._end_run)
         self._run_topic = ""
         self._run_rules = self.settings.config.topics
         self._run_keeps = False  # its history, at once
         self._run_dones: list[Done] | None = None  # where the engine has to keep it first
         self._run_recipients: list[Recipient] = []
-        self._run_slow: SlowMailbox | None = None
+        self._run_slow: SlowMailbox | Way | None = None
         self._run = Parcel("", "close")
         self._run_now = 0.0
         self._run_bytes = 0
         self._run_most = RUN_BYTES
         self._run_width = 1  # audiences, and one where there are none
         self._run_work = 0.0  # of its fan-out
-        self.returns = Returns(self.fan_out)
+        self.returns = Returns(self.fan_out, hub)
         office.before_round = self._end_run
         self.settings.watch(self._settings_changed)
         self._settings_changed()  # what the engine has kept may be of other settings
@@ -239,7 +268,7 @@ class Router:
             slow.check(publication.info)
         keep, retain = keep and rules.history_size > 0, retain or rules.retain
         more = retain or (key is not None and not is_connection_name(parcel.topic))
-        defers = self._may_defer and self.engine.defers(parcel.topic, rules, more=more)
+        defers = self._may_defer and _defers(self.engine, parcel.topic, rules, recipients, more)
         width, size = len(recipients) or 1, len(publication.data)
         self.meter.add(PARCEL + work + _encoding_work(width, 1, size))
         if width > NARROW:
@@ -249,9 +278,7 @@ class Router:
         if ":" in parcel.topic:
             self.tallies.note(parcel.topic, 1)
         if defers:
-            submission = Submission(parcel, rules, keep, retain, key)
-            self.engine.submit(submission)
-            return submission.dones
+            return _hand_over(self.engine, Submission(parcel, rules, keep, retain, key), recipients)
         if keep:
             now = trio.current_time()
             parcel.batches[0] = self.engine.publish(parcel.topic, (publication,), rules, now)
@@ -282,7 +309,7 @@ class Router:
     def _begin_run(self, topic: str) -> None:
         self._end_run()
         rules, recipients, self._run_work = self._resolve(topic, None)
-        defers = self._may_defer and self.engine.defers(topic, rules)
+        defers = self._may_defer and _defers(self.engine, topic, rules, recipients)
         self.meter.done += RUN
         self._run_width = width = len(recipients) or 1
         self._run_most = RUN_BYTES if width <= NARROW else RUN_BYTES * NARROW // width
@@ -291,7 +318,9 @@ class Router:
         self._run_keeps = rules.history_size > 0 and not defers
         self._run_dones = [] if defers else None
         self._run_rules, self._run_recipients = rules, recipients
-        self._run_slow = _slow_one(rules, recipients)
+        self._run_slow = slow = _slow_one(rules, recipients)
+        if isinstance(slow, Way):
+            self._run_most = 0  # it is answered for each publisher
         self._run = Parcel(topic, rules.slow_consumer)
         if self._run_keeps:
             self._run_now = trio.current_time()
@@ -312,7 +341,8 @@ class Router:
         if self._run_dones is not None:
             rules, dones = self._run_rules, self._run_dones
             keep = rules.history_size > 0
-            self.engine.submit(Submission(run, rules, keep, rules.retain, dones=dones))
+            submission = Submission(run, rules, keep, rules.retain, dones=dones)
+            _hand_over(self.engine, submission, recipients)
             return
         if self._run_width > NARROW:
             run.shared = _shared_data(run, self.office)
@@ -334,8 +364,28 @@ class Router:
             size = sum([len(each.data) for batch in parcel.batches for each in batch])
             total += work + _encoding_work(len(listeners) or 1, count, size)
         before = self.meter.done
-        _deliver(parcel, recipients, self.office, self.meter)
+        if parcel.report_to and parcel.report is None:
+            parcel.report = Report()
+            _deliver(parcel, recipients, self.office, self.meter)
+            if self.count_for is not None:
+                self.count_for(parcel.report_to, parcel.report)
+        else:
+            _deliver(parcel, recipients, self.office, self.meter)
         return total + self.meter.done - before
+
+    def deliver_direct(self, parcel: Parcel) -> float:
+        """Deliver what comes from another node to a connection of this one; return the work of it. Raises
+        `Refused`: 102 for one that is not here, 111 for one that is behind."""
+        self._end_run()
+        rules, recipients, work = self._resolve(parcel.topic, None)
+        slow = _slow_one(rules, recipients)
+        if slow is not None:
+            slow.check(parcel.batches[0][0].info)
+        before = self.meter.done
+        _deliver(parcel, recipients, self.office, self.meter)
+        size = sum([len(each.data) for each in parcel.batches[0]])
+        work += _encoding_work(1, len(parcel.batches[0]), size)
+        return PARCEL + work + self.meter.done - before
 
     def _resolve(
         self, topic: str, tags: Mapping[str, str] | None
@@ -346,6 +396,8 @@ class Router:
         if fd is not None:
             self.check_direct()
             peer = self.hub.sessions.get(fd)
+            if peer is None and self.ways is not None:
+                return DIRECT_RULES, [self.ways.way_to(topic, fd)], PEER
             if peer is None or not peer.speaks:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
             if peer.outbox.is_behind():
@@ -357,12 +409,17 @@ class Router:
             user = topic[len(PERSONAL) :]
             peers = [self.hub.sessions.get(fd) for fd in self.hub.sessions.fds_of(user)]
             here = [peer for peer in peers if peer is not None and peer.speaks]
-            if not here:
+            if not here and self.ways is None:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"user {user!r} has no connection")
             return DIRECT_RULES, _direct(topic, here, self.office), PEER * len(here)
         book = self.rights.book
         rules = book.only or book.of(topic)
-        return rules, *self._listeners(topic, rules, tags)
+        recipients, work = self._listeners(topic, rules, tags)
+        if self.groups is not None:
+            shares = list(self.groups.recipients(topic, rules))
+            recipients += shares
+            work += AUDIENCE * len(shares)
+        return rules, recipients, work
 
     def _listeners(
         self, topic: str, rules: TopicRules, tags: Mapping[str, str] | None
@@ -395,6 +452,8 @@ class Router:
             else:
                 recipients += [each.narrowed(admits) for each in audiences]
                 work += members * ASKED
+            if self.groups is not None:
+                continue
             for group in listeners.groups.values():
                 recipients.append(GroupRecipient(group, admits))
                 work += AUDIENCE + group.looks * ASKED
@@ -444,6 +503,8 @@ class Router:
         self.hub.subscribe(subscription)
         if isinstance(subscription.subscriber, Peer):
             subscription.subscriber.weigh(subscription, 1)
+        if self.watchers.roster is not None:
+            self.watchers.roster.entered(subscription)
         _emit(self.events, EventKind.SUBSCRIBED, subscription)
 
     def unsubscribe(
@@ -458,12 +519,8 @@ class Router:
         subscription = self.hub.unsubscribe(subscriber, name)
         if subscription is not None:
             self._emit_left(subscription, code, reason)
-            self._notify_watchers(subscription.name, subscription.info, "leave")
+            self.watchers.left(subscription, subscription.info)
         return subscription
-
-    def announce(self, subscription: Subscription) -> None:
-        """Tell those who watch a topic that somebody subscribed, the subscriber among them."""
-        self._notify_watchers(subscription.name, subscription.info, "join")
 
     def leave(self, peer: Peer, work: float = inf) -> None:
         """Remove the subscriptions of a peer that goes, and tell those who watch; as many of them as
@@ -483,48 +540,66 @@ class Router:
         the caller.
         """
         self._end_run()
+        roster = self.watchers.roster
         before = {name: each.info for name, each in peer.subscriptions.items()}
         self.hub.sessions.bind(peer, user)
         kept = [each for each in peer.subscriptions.values() if self.rights.keeps(peer, each)]
         lost = [name for name in peer.subscriptions if name not in {each.name for each in kept}]
         for subscription in kept:
-            self._notify_watchers(subscription.name, before[subscription.name], "leave")
-            self._notify_watchers(subscription.name, subscription.info, "join")
+            self.watchers.left(subscription, before[subscription.name])
+            self.watchers.joined(subscription)
+            if roster is not None:
+                roster.entered(subscription)
         for name in lost:
             subscription = peer.subscriptions[name]
             self.hub.unsubscribe(peer, name)
             self._emit_left(subscription, UnsubscribeCode.SERVER, "other user")
-            self._notify_watchers(name, before[name], "leave")
+            self.watchers.left(subscription, before[name])
         return lost
 
     def _emit_left(self, subscription: Subscription, code: int, reason: str) -> None:
         if isinstance(subscription.subscriber, Peer):
             subscription.subscriber.weigh(subscription, -1)
+        if self.watchers.roster is not None:
+            self.watchers.roster.left(subscription)
         _emit(self.events, EventKind.UNSUBSCRIBED, subscription, code=code, reason=reason)
 
-    def _notify_watchers(
-        self, name: str, info: ClientInfo | None, what: Literal["join", "leave"]
-    ) -> None:
-        # A namespace that a reload took away may still have subscribers, who leave one day.
-        rules = self.rights.book.find(name)
-        if info is None or rules is None or not rules.join_leave:
-            return
-        watchers: dict[Codec, list[Outbox]] = {}
-        for watcher in self.hub.watchers(name):
-            self.meter.done += PEER
-            if isinstance(watcher, Peer) and isinstance(watcher.codec, Codec):
-                watchers.setdefault(watcher.codec, []).append(watcher.outbox)
-        for codec, outboxes in watchers.items():
-            frame = codec.join(name, info) if what == "join" else codec.leave(name, info)
-            self.office.deliver(Run((frame,)), outboxes)
 
-
-def _slow_one(rules: TopicRules, recipients: Sequence[Recipient]) -> SlowMailbox | None:
-    """The only recipient, if that is a peer which is behind: it may have to be asked first."""
-    if rules is not DIRECT_RULES:
+def _slow_one(rules: TopicRules, recipients: Sequence[Recipient]) -> SlowMailbox | Way | None:
+    """The only recipient, if that is a peer which is behind, or on another node: it may have to be asked
+    first."""
+    if rules is not DIRECT_RULES or not recipients:
         return None
     first = recipients[0]
+    if isinstance(first, Way):
+        return first
     return first if isinstance(first, SlowMailbox) and not first.is_one_of_several else None
+
+
+def _defers(
+    engine: Engine,
+    topic: str,
+    rules: TopicRules,
+    recipients: Sequence[Recipient],
+    more: bool = False,
+) -> bool:
+    """Whether somebody has to take it before it is delivered: the engine, or another node. Raises
+    `Refused`."""
+    if rules is DIRECT_RULES and topic.startswith(DIRECT):
+        return isinstance(recipients[0], Way)
+    return engine.defers(topic, rules, more=more)
+
+
+def _hand_over(
+    engine: Engine, submission: Submission, recipients: Sequence[Recipient]
+) -> list[Done]:
+    """Give what is deferred to whoever has to take it."""
+    first = recipients[0] if recipients else None
+    if isinstance(first, Way):
+        first.send(submission.parcel, submission.dones)
+    else:
+        engine.submit(submission)
+    return submission.dones
 
 
 def _emit(

@@ -57,7 +57,7 @@ class Opened:
     def settle(self, router: Router) -> None:
         """Give what comes behind the reply or push: the values that are retained, then who joined."""
         give_retained(router, self.subscription, recovered=bool(self.result.get("recovered")))
-        router.announce(self.subscription)
+        router.watchers.joined(self.subscription)
 
 
 @attrs.frozen
@@ -133,6 +133,18 @@ class Plan:
         return {**result, **codec.stream(missed, position)}, size
 
 
+def is_recoverable(
+    router: Router, name: str, request: SubscribeRequest, group: str, *, server_side: bool = False
+) -> bool:
+    """Whether a subscription would be one that recovers what it has missed: if it is asked for, and there
+    is a history. Raises `Refused` (102)."""
+    rules = router.rights.rules_of(name)
+    asks = request.recoverable or request.positioned or request.recover or server_side
+    asks = asks or rules.force_recovery or rules.force_positioning
+    # A member that recovered would be given what others of its group have had.
+    return asks and rules.history_size > 0 and not is_pattern(name) and not group
+
+
 def plan_subscription(
     router: Router,
     peer: Peer,
@@ -157,11 +169,8 @@ def plan_subscription(
     wanted = _compiled(router, peer, request)
     _check_room(router, peer, name, grant, wanted)
     rules = router.rights.rules_of(name)
-    asks = request.recoverable or request.positioned or request.recover or server_side
-    asks = asks or rules.force_recovery or rules.force_positioning
     join_leave = join_leave or request.join_leave or rules.force_push_join_leave
-    # A member that recovered would be given what others of its group have had.
-    has_history = rules.history_size > 0 and not is_pattern(name) and not group
+    recoverable = is_recoverable(router, name, request, group, server_side=server_side)
     return Plan(
         router,
         peer,
@@ -171,7 +180,7 @@ def plan_subscription(
         group,
         server_side,
         join_leave=join_leave and codec is not None,
-        recoverable=asks and has_history and codec is not None,
+        recoverable=recoverable and codec is not None,
         wanted=wanted,
     )
 

@@ -1,5 +1,6 @@
 """Wills: a last publication on behalf of a client that goes without saying goodbye."""
 
+from collections.abc import Callable
 from typing import Final
 
 import attrs
@@ -38,6 +39,8 @@ class Wills:
     """The wills of the connections that are here, one each at most."""
 
     publisher: Publisher
+    on_put: Callable[[Peer, Will | None], None] | None = attrs.field(init=False, default=None)
+    """Told of each will that is put or taken back. Never waits."""
     _of: dict[Fd, Will] = attrs.field(init=False, factory=dict)
 
     def __len__(self) -> int:
@@ -60,6 +63,12 @@ class Wills:
             self._of.pop(peer.fd, None)
         else:
             self._of[peer.fd] = will
+        if self.on_put is not None and will is not before:
+            self.on_put(peer, will)
+
+    def get(self, fd: Fd) -> Will | None:
+        """The will of a connection, if it has one."""
+        return self._of.get(fd)
 
     def weigh(self, fd: Fd) -> float:
         """The work of carrying out the will of a connection, about; 0 where it has none."""

@@ -20,6 +20,7 @@ from broker.errors import HeadError
 from broker.session.admission import Guest
 from broker.session.connection import Connection
 from broker.session.counts import APP, GAVE_WAY, OTHER, REASONS, SHUTTING_DOWN, TLS
+from broker.session.desk import OperatorConnection
 from broker.session.ending import close_stream
 from broker.session.handshake import UNASKED, RefusedByApp, Welcome, ask_app
 from broker.session.services import ServedConnection, Services
@@ -128,6 +129,8 @@ async def _see_to_requests(
             request = outcome
             continue
         if outcome is not None:
+            if services.router.hub.sessions.fds_left <= 0:
+                raise HeadError(503, "no number for a connection: the engine gives none now")
             services.admission.connect(guest)
         return outcome
 
@@ -169,6 +172,10 @@ async def _route(
     elif for_backends and services.config.api_listen:
         raise HeadError(404, "this is at api_listen")
     request = Request(head, request.behind, address)
+    if head.is_upgrade and services.operators.guards(head.route):
+        check_upgrade(head)
+        check_welcome(services, head)  # the app has no say about operators
+        return OperatorConnection(services, stream, head, request.behind, address)
     if not (head.is_upgrade and is_websocket_path(head.path, services.config.websocket_paths)):
         return await services.serve_http(services, stream, request, address)
     check_upgrade(head)

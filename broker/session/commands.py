@@ -11,6 +11,7 @@ Rules:
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -32,15 +33,21 @@ from broker.hooks import Connection, PublishEvent, ReadEvent, SubscribeEvent, Su
 from broker.protocols.codec import Result
 from broker.protocols.commands import Command, SubscribeRequest
 from broker.protocols.json_text import check_json, to_json
+from broker.routing.neighbourhood import Neighbourhood
 from broker.routing.reading import (
     history_page,
+    listed_clients,
     listing_work,
     presence_counts,
     presence_page,
     weigh_history,
     weigh_recovery,
 )
-from broker.routing.subscriptions import check_subscribable, plan_subscription
+from broker.routing.subscriptions import (
+    check_subscribable,
+    is_recoverable,
+    plan_subscription,
+)
 from broker.session.expiry import deadline, expiry_fields
 from broker.session.replies import NOTHING, Client
 from broker.session.services import Services
@@ -69,6 +76,11 @@ class Handler(ABC):
         """Whether the engine has to be waited for before `act`: a client that publishes, and then asks
         for the history, finds what it has published."""
         return client.pending > 0
+
+    def topics(self, client: Client, command: Command, answer: object) -> Sequence[str]:
+        """The topics of which `act` needs to know what they keep, by what is true now. `answer` is None
+        before anybody was asked."""
+        return ()
 
     @abstractmethod
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
@@ -146,7 +158,21 @@ class _SubscribeAnswer:
 class Subscribe(Handler):
     def must_ask(self, client: Client, command: Command) -> bool:
         services = client.services
-        return services.hooks.subscribe is not None or services.tokens.may_wait
+        return (
+            services.hooks.subscribe is not None
+            or services.tokens.may_wait
+            or client.lacks(self.topics(client, command, None))
+        )
+
+    def topics(self, client: Client, command: Command, answer: object) -> Sequence[str]:
+        request = command.subscribe
+        assert request is not None
+        router, name = client.services.router, request.channel
+        try:
+            group = _group_of(client, request)
+            return [name] if is_recoverable(router, name, request, group) else ()
+        except Refused:
+            return ()
 
     async def ask(self, client: Client, command: Command) -> object:
         request = command.subscribe
@@ -162,6 +188,7 @@ class Subscribe(Handler):
             claims = None if token is None else token.claims
             event = SubscribeEvent(client.connection, name, request.token, data, claims)
             reply = await services.hooks.subscribe(event)
+        await client.fetch(self.topics(client, command, None))
         return _SubscribeAnswer(token, reply or SubscribeReply())
 
     def weigh(self, client: Client, command: Command) -> float:
@@ -294,11 +321,17 @@ class _ReadsPresence(Handler):
     """What the two presence commands share: who may ask, and what there is to tell."""
 
     def must_ask(self, client: Client, command: Command) -> bool:
-        return client.services.hooks.presence is not None
+        services = client.services
+        return services.hooks.presence is not None or services.neighbourhood is not None
 
     async def ask(self, client: Client, command: Command) -> object:
-        await _ask_read(client, self._topic(command), "presence")
-        return None
+        topic, neighbourhood = self._topic(command), client.services.neighbourhood
+        await _ask_read(client, topic, "presence")
+        return None if neighbourhood is None else await self._read(client, topic, neighbourhood)
+
+    @abstractmethod
+    async def _read(self, client: Client, topic: str, neighbourhood: Neighbourhood) -> object:
+        """Who is on all nodes, for `act`. Raises `Refused`."""
 
     def weigh(self, client: Client, command: Command) -> float:
         return MEMBER * client.services.router.hub.count(self._topic(command))
@@ -316,28 +349,46 @@ class _ReadsPresence(Handler):
 
 
 class Presence(_ReadsPresence):
+    async def _read(self, client: Client, topic: str, neighbourhood: Neighbourhood) -> object:
+        most = client.services.config.presence_max_clients
+        return await neighbourhood.roster.presence(topic, most)
+
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
-        topic = self._allowed(client, command)
-        return client.codec.presence(presence_page(client.services.router, topic))
+        topic, router = self._allowed(client, command), client.services.router
+        if isinstance(answer, Mapping):
+            return client.codec.presence(listed_clients(router, answer))
+        return client.codec.presence(presence_page(router, topic))
 
 
 class PresenceStats(_ReadsPresence):
     def weigh(self, client: Client, command: Command) -> float:
         return super().weigh(client, command) / 10
 
+    async def _read(self, client: Client, topic: str, neighbourhood: Neighbourhood) -> object:
+        return await neighbourhood.roster.counts(topic)
+
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
         topic = self._allowed(client, command)
-        clients, users = presence_counts(client.services.router, topic)
+        if isinstance(answer, tuple):
+            clients, users = answer
+        else:
+            clients, users = presence_counts(client.services.router, topic)
         return {"num_clients": clients, "num_users": users}
 
 
 class History(Handler):
     def must_ask(self, client: Client, command: Command) -> bool:
-        return client.services.hooks.history is not None
+        needed = self.topics(client, command, None)
+        return client.services.hooks.history is not None or client.lacks(needed)
+
+    def topics(self, client: Client, command: Command, answer: object) -> Sequence[str]:
+        assert command.history is not None
+        return (command.history.channel,)
 
     async def ask(self, client: Client, command: Command) -> object:
         assert command.history is not None
         await _ask_read(client, command.history.channel, "history")
+        await client.fetch(self.topics(client, command, None))
         return None
 
     def act(self, client: Client, command: Command, answer: object) -> Result | None:

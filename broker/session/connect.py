@@ -3,7 +3,8 @@
 Rule: a connect is whole or not at all. All that can be refused is refused before anything changes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from math import ceil, inf
 from typing import Final
 
@@ -11,6 +12,7 @@ import attrs
 import msgspec
 
 from broker.access.tokens import ConnectionToken
+from broker.config.settings import Config
 from broker.core.event_queue import EventKind
 from broker.core.names import DIRECT, PERSONAL, personal_topic
 from broker.core.session import Decider, Grant, PhaseEvent
@@ -26,7 +28,7 @@ from broker.hooks import ConnectEvent, ConnectReply
 from broker.protocols.codec import Result
 from broker.protocols.commands import Command, ConnectRequest, SubscribeRequest
 from broker.protocols.json_text import to_json
-from broker.routing.subscriptions import Opened, Plan, plan_subscription
+from broker.routing.subscriptions import Opened, Plan, is_recoverable, plan_subscription
 from broker.session.commands import Handler, note_refused, refusal_of
 from broker.session.expiry import deadline, expiry_fields
 from broker.session.orders import ServerSub
@@ -92,7 +94,30 @@ class _ConnectAnswer:
 class Connect(Handler):
     def must_ask(self, client: Client, command: Command) -> bool:
         services = client.services
-        return services.hooks.connect is not None or services.tokens.may_wait
+        return (
+            services.hooks.connect is not None
+            or services.tokens.may_wait
+            or services.router.engine.durability == "shared"  # it may have topics to fetch
+        )
+
+    def topics(self, client: Client, command: Command, answer: object) -> Sequence[str]:
+        request, router = command.connect, client.services.router
+        assert request is not None
+        if not isinstance(answer, _ConnectAnswer):
+            return ()
+        token, reply = answer.token, answer.reply
+        user = reply.user or (client.peer.user if token is None else token.user)
+        own = personal_topic(user, client.services.config.max_topic_bytes)
+        wanted = {*client.orders.topics_waiting, *reply.topics}
+        wanted |= set() if token is None else set(token.subs)
+        wanted |= {own} if own is not None and client.services.config.personal_topic else set()
+        needed = []
+        for name in wanted:
+            with suppress(Refused):
+                router.rights.check_listenable(name)
+                if is_recoverable(router, name, _NOT_SEEN_BEFORE, "", server_side=True):
+                    needed.append(name)
+        return needed
 
     async def ask(self, client: Client, command: Command) -> object:
         request = command.connect
@@ -154,8 +179,7 @@ def _admit(
         "version": VERSION,
         **expiry_fields(services.tokens, None if token is None else token.expires_at),
         "data": msgspec.Raw(to_json(data)),
-        "ping": _whole_seconds(config.ping_seconds),
-        "pong": True,
+        **ping_fields(config),
         **client.connect_fields,
     }
     subs = _server_subs(client, user, token, reply.topics)
@@ -263,9 +287,10 @@ def _check_connections_of(client: Client, user: str) -> None:
         raise Disconnect(CloseCode.CONNECTION_LIMIT, "connection limit")
 
 
-def _whole_seconds(interval: float) -> int:
-    """A ping interval as clients know it: never less than it is, and 0 for no pings at all."""
-    return 0 if interval == inf else ceil(interval)
+def ping_fields(config: Config) -> Result:
+    """What a client is told of pings: an interval that is never less than it is, 0 for no pings at all."""
+    seconds = config.ping_seconds
+    return {"ping": 0 if seconds == inf else ceil(seconds), "pong": True}
 
 
 class Refresh(Handler):

@@ -455,6 +455,11 @@ class Dispatcher:
                 await self.services.router.engine.wait_room()
         if turn.failure is None:
             await self._share.wait_room(handler.weigh(client, command))
+            # What may have to be waited for comes last: what is known is so until the next checkpoint.
+            try:
+                await client.fetch(handler.topics(client, command, turn.answer))
+            except Refused as refusal:
+                turn.failure = refusal.with_traceback(None)
         self._act(client, command, handler, turn.method, turn.size, turn)
 
     @property

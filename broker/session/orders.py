@@ -6,6 +6,7 @@ bounds of its outbox and `max_topics`, until its first message tells which proto
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Final, TypeAlias
 
 import attrs
@@ -22,7 +23,7 @@ from broker.protocols.json_text import to_json
 from broker.protocols.plain import PLAIN
 from broker.routing.recipients import Peer
 from broker.routing.router import Router
-from broker.routing.subscriptions import check_subscribable, plan_subscription
+from broker.routing.subscriptions import Plan, check_subscribable, plan_subscription
 from broker.transport import frames
 from broker.transport.outbox import Offer
 
@@ -212,21 +213,50 @@ class Orders:
                 raise Refused(ErrorCode.LIMIT_EXCEEDED, f"more than {limit} subscriptions")
             self._topics[topic] = sub
             return True
-        codec = self.codec
-        opened = plan_subscription(
-            router,
+        plan = self._plan(topic, sub)
+        if plan.recoverable and not router.engine.knows(topic):
+            self._topics[topic] = sub
+            peer.start_soon(partial(self._begin_later, topic))
+        else:
+            self._begin(plan)
+        return True
+
+    def _plan(self, topic: str, sub: ServerSub) -> Plan:
+        peer = self.peer
+        return plan_subscription(
+            self.router,
             peer,
-            codec,
+            self.codec,
             SubscribeRequest(topic),
             Grant(topic, Decider.SERVER, peer.user, sub.info, sub.data),
             server_side=True,
             join_leave=sub.join_leave,
-        ).begin()
-        if codec is not None:
+        )
+
+    def _begin(self, plan: Plan) -> None:
+        router, peer, topic = self.router, self.peer, plan.grant.name
+        opened = plan.begin()
+        if plan.codec is not None:
             fields = {k: v for k, v in opened.result.items() if k != "publications"}
-            router.send(peer, (codec.subscribe(topic, fields),))
+            router.send(peer, (plan.codec.subscribe(topic, fields),))
         opened.settle(router)
-        return True
+
+    async def _begin_later(self, topic: str) -> None:
+        """Begin a subscription when the engine knows its topic, if it is still wanted by then; it waits
+        among the topics meanwhile."""
+        try:
+            await self.router.engine.fetch((topic,))
+            sub = self._topics.pop(topic, None)
+            if (
+                sub is not None
+                and self.peer.is_established
+                and topic not in self.peer.subscriptions
+            ):
+                check_subscribable(self.router, self.peer, topic)
+                self._begin(self._plan(topic, sub))
+        except Refused as refusal:
+            self._topics.pop(topic, None)
+            log.error("not_subscribed", fd=self.peer.fd, topic=topic, reason=str(refusal))
 
     def end_subscription(self, topic: str, code: int, reason: str) -> bool:
         """End a subscription, whoever began it, and tell the client why; false if there was none."""

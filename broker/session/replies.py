@@ -64,6 +64,18 @@ class Client:
         is_current = self._open_version == self.services.settings.version
         return self._open_topic if is_current else ""
 
+    # what topics keep
+
+    def lacks(self, topics: Sequence[str]) -> bool:
+        """Whether the engine has to be waited for to know what these topics keep."""
+        engine = self.services.router.engine
+        return not all(map(engine.knows, topics))
+
+    async def fetch(self, topics: Sequence[str]) -> None:
+        """Wait until the engine knows these topics; no checkpoint where it does. Raises `Refused`."""
+        if self.lacks(topics):
+            await self.services.router.engine.fetch(topics)
+
     # replies
 
     def add_reply(self, reply: bytes) -> None:

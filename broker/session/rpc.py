@@ -89,7 +89,9 @@ Params: TypeAlias = PublishParams | RequestParams | ReplyParams | WillParams
 
 def _publish(client: Client, request_id: int, params: PublishParams, data: bytes) -> bytes | None:
     left_out = params.exclude if params.echo else [*params.exclude, client.peer.fd]
-    options = PublishOptions(exclude=left_out, key=params.key, retain=params.retain)
+    options = PublishOptions(
+        exclude=left_out, key=params.key, retain=params.retain, report=params.report
+    )
     answer = partial(_publish_kept, client, request_id, params)
     delivery = client.services.publisher.publish(params.topic, data, client.peer, options, answer)
     if delivery is None:
@@ -256,12 +258,13 @@ class Rpc(Handler):
 
 def report(delivery: Delivery) -> dict[str, object]:
     """A report of a publication, as the wire has it."""
-    return {
+    shown: dict[str, object] = {
         "matched": delivery.matched,
         "queued": delivery.queued,
         "dropped": delivery.dropped,
         "failed": delivery.failed,
     }
+    return shown if delivery.complete else {**shown, "complete": False}
 
 
 def _line(data: Raw) -> bytes:

@@ -1,6 +1,7 @@
 """The parts that all connections of one broker share."""
 
-from collections.abc import Awaitable, Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
 from typing import Any, Final, Protocol
@@ -9,6 +10,7 @@ import attrs
 import structlog
 import trio
 
+from broker.access.operators import Method, Operators
 from broker.access.proxies import TrustedProxies, trusted_proxies
 from broker.access.rate_limits import RateLimits
 from broker.access.rights import Rights
@@ -20,7 +22,10 @@ from broker.core.closed_connections import ClosedConnections
 from broker.core.event_queue import EventKind
 from broker.core.memory import STREAM_BYTES, TLS_STREAM_BYTES, Holding, MemoryBudget, Part
 from broker.core.messages import ConnectionInfo, Fd, Initiator, PushResult, Transport
+from broker.errors import CloseCode
 from broker.hooks import Hooks
+from broker.routing.neighbourhood import Neighbourhood
+from broker.routing.neighbours import Neighbours
 from broker.routing.publishing import Publisher
 from broker.routing.recipients import Peer
 from broker.routing.requests import Requests
@@ -66,6 +71,14 @@ class ServedConnection(Protocol):
     @property
     def traffic(self) -> Traffic: ...
     @property
+    def io(self) -> trio.Nursery:
+        """The nursery of what is done for it, in the task that serves it."""
+
+    @property
+    def is_apps(self) -> bool:
+        """Whether it is the app's, and no operator's: those are not traced, as they show their keys."""
+
+    @property
     def lane(self) -> Lane: ...
     @property
     def heartbeat(self) -> Heartbeat: ...
@@ -77,6 +90,16 @@ class ServedConnection(Protocol):
     def close(self, code: int, reason: str = "", initiator: Initiator = ...) -> bool: ...
     def shut_down(self) -> bool: ...
     def beat(self, now: float) -> None: ...
+
+
+class OpenDesk(Protocol):
+    """An operator who has logged in, as the rest of his node uses him. Neither method waits."""
+
+    def check_login(self) -> None:
+        """Send him away if the key that let him in is no longer set."""
+
+    def tell(self, data: bytes) -> bool:
+        """Send him raw JSON on `$admin`; false if he has yet to take what came before."""
 
 
 HttpHandler = Callable[
@@ -99,8 +122,15 @@ class Services:
     """Whether only this machine can reach us, its proxies among all else; see `origin_allowed`."""
     name: str = ""
     """This broker's name, wherever it is told."""
+    started_at: float = attrs.field(factory=time.time)
+    """Unix seconds."""
     serve_http: HttpHandler = attrs.field(init=False)
     """Set before anybody is accepted: it is made of what is here."""
+    admin: Mapping[str, Method] = attrs.field(init=False, factory=dict)
+    """What operators may ask for, by name; the same."""
+    desks: dict[Fd, OpenDesk] = attrs.field(init=False, factory=dict)
+    """The operators who have logged in."""
+    operators: Operators = attrs.field(init=False)
     rights: Rights = attrs.field(init=False)
     rate_limits: RateLimits = attrs.field(init=False)
     publisher: Publisher = attrs.field(init=False)
@@ -108,6 +138,8 @@ class Services:
     wills: Wills = attrs.field(init=False)
     leaving: bool = False
     """The broker is about to stop, and serves as before: balancers are told."""
+    neighbourhood: Neighbourhood | None = attrs.field(init=False, default=None)
+    """The other nodes; None where there can be none."""
     draining: bool = False
     connections: dict[Fd, ServedConnection] = attrs.field(factory=dict)
     admission: Admission = attrs.field(init=False)
@@ -125,11 +157,19 @@ class Services:
     def __attrs_post_init__(self) -> None:
         self.memory = MemoryBudget(self.router.office.ledger)
         self.admission = Admission(self.settings)
+        self.operators = Operators(self.settings)
         self.rights = self.router.rights
         self.rate_limits = RateLimits(self.settings)
         self.publisher = Publisher(self.router)
         self.requests = Requests(self.router)
         self.wills = Wills(self.publisher)
+        cluster = self.router.engine.cluster
+        if cluster.is_shared:
+            neighbours = Neighbours(cluster, self.name, self.started_at)
+            self.neighbourhood = Neighbourhood(
+                self.router, self.wills, self.publisher, self.requests, neighbours
+            )
+            neighbours.on_lapse.append(self._lapsed)
         self._count_memory()
         self.settings.watch(self._settings_changed)
         self._settings_changed()
@@ -194,6 +234,13 @@ class Services:
         if self.router.events is not None:
             self.router.events.emit(kind, fd, user, **fields)
 
+    def _lapsed(self) -> None:
+        """The other nodes were told that everybody here has gone, and have carried out all wills: so it
+        is made true. Clients come back, here or elsewhere, and recover."""
+        for connection in list(self.connections.values()):
+            self.wills.put(connection.peer, None)
+            connection.close(CloseCode.FORCE_RECONNECT, "this node was cut off")
+
     def _settings_changed(self) -> None:
         config = self.config
         self.log = structlog.get_logger("broker").bind()
@@ -211,3 +258,5 @@ class Services:
         for connection in self.connections.values():
             connection.peer.outbox.bound(config.outbox_bytes, config.outbox_messages)
             connection.flow.mark()
+        for desk in list(self.desks.values()):
+            desk.check_login()

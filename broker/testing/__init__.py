@@ -28,6 +28,7 @@ from broker.core.messages import Fd
 from broker.engines.engine import in_thread
 from broker.hooks import ConnectEvent, ConnectReply
 from broker.node import Node
+from broker.testing.bus import Bus, BusEngine
 from broker.testing.engines import (
     ENGINE_CONTRACT,
     OpenEngine,
@@ -40,6 +41,9 @@ from broker.transport.outbox import Outbox
 
 __all__ = [
     "ENGINE_CONTRACT",
+    "Bus",
+    "BusEngine",
+    "BusNode",
     "Closed",
     "MemoryListener",
     "Network",
@@ -51,6 +55,7 @@ __all__ = [
     "handshake",
     "name_users_by_token",
     "open_test_broker",
+    "open_test_node",
     "wait_in_line",
 ]
 
@@ -332,6 +337,30 @@ class Network:
         return peer
 
 
+class BusNode(Network):
+    """A node on a bus, and its faults."""
+
+    def __init__(self, network: Network, bus: Bus, scope: trio.CancelScope) -> None:
+        super().__init__(network.broker, network.listener)
+        engine = network.node.router.engine
+        assert isinstance(engine, BusEngine)
+        self.bus = bus
+        self.engine = engine
+        self._scope = scope
+
+    def kill(self) -> None:
+        """Have the node die as by kill -9: the others hear nothing of it."""
+        self.bus.kill(self.engine.node)
+        self._scope.cancel()
+
+    def cut(self) -> None:
+        """Cut the node off from the bus, until `mend`. Its clients notice nothing."""
+        self.bus.cut(self.engine.node)
+
+    def mend(self) -> None:
+        self.bus.mend(self.engine)
+
+
 def name_users_by_token(broker: Broker) -> Broker:
     """Take each client's token for its user, so `open_client(token="ann")` is Ann's; return the
     broker. It sets the connect hook, in place of any other."""
@@ -350,12 +379,37 @@ async def open_test_broker(broker: Broker) -> AsyncGenerator[Network, None]:
     Its wall clock goes with Trio's, so tokens expire in virtual time as well; an engine's disk is waited
     for in line.
     """
+    async with trio.open_nursery() as nursery:
+        yield await _serve(nursery, broker)
+        broker.stop()
+
+
+@asynccontextmanager
+async def open_test_node(bus: Bus, broker: Broker | None = None) -> AsyncGenerator[BusNode, None]:
+    """Serve one more node on a bus for as long as the block; then stop it, unless it was killed. Each needs
+    a `name` of its own in its settings, if names matter."""
+    broker = broker or Broker()
+    broker.open_engine = bus.open_engine
+    async with trio.open_nursery() as nursery:
+        scope = trio.CancelScope()
+        network = await _serve(nursery, broker, scope)
+        yield BusNode(network, bus, scope)
+        broker.stop()
+
+
+async def _serve(
+    nursery: trio.Nursery, broker: Broker, scope: trio.CancelScope | None = None
+) -> Network:
+    """Serve a broker in a nursery, until it is stopped or the scope is cancelled."""
     began = time.time() - trio.current_time()
     broker.wall_clock = lambda: began + trio.current_time()
     if broker.run_blocking is in_thread:
         broker.run_blocking = wait_in_line
     listener = MemoryListener()
-    async with trio.open_nursery() as nursery:
-        await nursery.start(lambda **start: broker.serve(listeners=[listener], **start))
-        yield Network(broker, listener)
-        broker.stop()
+
+    async def serve(task_status: trio.TaskStatus[list[str]]) -> None:
+        with scope or trio.CancelScope():
+            await broker.serve(listeners=[listener], task_status=task_status)
+
+    await nursery.start(serve)
+    return Network(broker, listener)

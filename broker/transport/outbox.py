@@ -385,6 +385,10 @@ class Outbox:
         self._ease()
         return before - self.messages
 
+    def note_gap(self, topic: str) -> None:
+        """Something of a topic was lost on the way here: as if it had been dropped here."""
+        self._on_drop({topic: 1})
+
     def drop_topic(self, topic: str) -> None:
         """Drop what waits of one topic, as far as it has not begun to go out."""
         if self.mail:

@@ -122,7 +122,7 @@ async def test_nobody_recovers_across_a_time_without_history(autojump_clock: Moc
         kept = {}
         for topic in ("off", "on"):
             net.broker.publish_nowait(topic, 1)
-            kept[topic] = net.broker.history(topic)[1]
+            kept[topic] = (await net.broker.history(topic))[1]
         none = TopicPattern("off", TopicRules(history_size=0))
         net.broker.reload(Config(patterns=(none,)))
         for topic in kept:

@@ -135,7 +135,7 @@ async def test_a_stop_keeps_what_was_submitted_and_refuses_what_the_disk_does_no
         assert isinstance(refusal, Refused)
         disk.release()
     async with opened(path) as (engine, _):
-        assert kept(engine, "a") == [b"1"]
+        assert await kept(engine, "a") == [b"1"]
 
 
 async def test_others_have_their_turn_while_a_large_batch_is_given_back(
@@ -195,7 +195,7 @@ async def test_a_full_disk_refuses_what_is_to_be_kept_and_nothing_else_until_the
                 await engine.remove("a")
             witness.publish("passing", b"2", rules=NO_HISTORY)
             assert witness.data("passing") == [b"2"]
-            assert kept(engine, "a") == [b"1"]
+            assert await kept(engine, "a") == [b"1"]
             fresh = engine.position("fresh")
             assert engine.view("a", Position(0, first.epoch)).recovered
             await trio.sleep(30)
@@ -207,7 +207,7 @@ async def test_a_full_disk_refuses_what_is_to_be_kept_and_nothing_else_until_the
     events = [line["event"] for line in lines if line["event"].startswith("engine_")]
     assert events == ["engine_opened", "engine_failing", "engine_recovered"]
     async with opened(path) as (engine, _):
-        assert kept(engine, "a") == [b"1", b"2"]
+        assert await kept(engine, "a") == [b"1", b"2"]
         assert engine.position("a") == Position(2, first.epoch)
         assert engine.position("fresh") == fresh
 
@@ -283,7 +283,7 @@ async def test_a_write_that_really_fails_leaves_no_hole_and_a_whole_file(
         assert position is not None
         assert position.offset == 2
     async with opened(path) as (engine, _):
-        assert kept(engine, "a") == [b"1", b"2"]
+        assert await kept(engine, "a") == [b"1", b"2"]
     file = LogFile.open(path, "power")
     assert file.problems() == []
     file.close()
@@ -422,7 +422,7 @@ async def test_epochs_begin_anew_where_the_power_may_have_taken_a_tail(
             now = engine.position("a")
             epochs.add(now.epoch)
             assert now.offset == 2
-            assert kept(engine, "a") == [b"1", b"2"]
+            assert await kept(engine, "a") == [b"1", b"2"]
             assert (now.epoch != before.epoch) is renewed
             assert (engine.position("quiet") != quiet) is renewed
             assert engine.view("a", before).recovered is not renewed
@@ -452,10 +452,10 @@ async def test_a_ttl_goes_on_while_nobody_is_there(autojump_clock: MockClock, pa
         await witness.published("b", b"3", key=Key("ann", "k"))
     await trio.sleep(40)
     async with opened(path) as (engine, _):
-        assert kept(engine, "a") == [b"2"]
+        assert await kept(engine, "a") == [b"2"]
         assert engine.keys.get("ann", ("b", "k"), trio.current_time()) is not None
         await trio.sleep(21)
-        assert kept(engine, "a") == []
+        assert await kept(engine, "a") == []
         await trio.sleep(240)
         assert engine.keys.get("ann", ("b", "k"), trio.current_time()) is None
 
@@ -469,9 +469,9 @@ async def test_a_wall_clock_that_was_set_back_makes_nothing_younger_than_new(
     url = parse_engine_url(f"sqlite:{path}")
     earlier = partial(_wall_clock, 1e9 - 10_000)
     async with open_sqlite(url, ROOM, ROOM, earlier, run_blocking=wait_in_line) as engine:
-        assert kept(engine, "a") == [b"1"]
+        assert await kept(engine, "a") == [b"1"]
         await trio.sleep(61)
-        assert kept(engine, "a") == []
+        assert await kept(engine, "a") == []
 
 
 # cleaning
@@ -510,7 +510,7 @@ async def test_a_topic_that_is_never_published_to_again_survives_a_cleaning(
         assert engine.statistics().log_bytes < 2**18
     async with opened(path) as (engine, _):
         assert engine.position("old") == position
-        assert kept(engine, "old") == [b"1", b"2"]
+        assert await kept(engine, "old") == [b"1", b"2"]
         assert engine.keys.get(None, ("old", "k"), trio.current_time()) is not None
 
 

@@ -598,7 +598,7 @@ async def test_others_have_their_turn_within_a_request_whose_own_order_is_kept(
             offsets = [each["result"]["offset"] for each in answer["result"]["responses"]]
         assert 10 < turns < 1000
         assert offsets == sorted(offsets)
-        publications, _ = net.broker.history("t")
+        publications, _ = await net.broker.history("t")
         data = [each.value for each in publications]
         between = [
             n for n in range(1, len(data)) if (data[n] == "other") is not (data[n - 1] == "other")
@@ -702,7 +702,7 @@ async def test_a_list_that_does_not_fit_is_refused_and_what_was_done_is_told(
         ]
         assert {each["error"]["code"] for each in replies if "error" in each} == {106}
         assert len(replies[6]["broadcast"]["responses"]) == 200
-        assert net.broker.history("a")[1].offset == 202
+        assert (await net.broker.history("a"))[1].offset == 202
 
 
 async def test_history_is_bounded_as_for_clients_and_pages_on(autojump_clock: MockClock) -> None:

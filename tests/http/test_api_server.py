@@ -99,7 +99,7 @@ async def test_pipelined_requests_are_answered_in_order(autojump_clock: MockCloc
                 await backend.stream.send_all(both[start : start + size])
             for _ in (1, 2):
                 assert (await backend.receive())[0] == 200
-        publications, _ = net.broker.history("t")
+        publications, _ = await net.broker.history("t")
         assert [each.value for each in publications] == [1, 2, 1, 2]
 
 

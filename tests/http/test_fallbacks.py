@@ -1121,7 +1121,7 @@ async def test_one_way_topics_are_asked_for_like_any_others(
 async def test_one_way_recovers_from_where_it_was(autojump_clock: MockClock, net: Network) -> None:
     for n in range(5):
         net.broker.publish_nowait("a", n)
-    _, position = net.broker.history("a")
+    _, position = await net.broker.history("a")
     recover = {"recover": True, "offset": 3, "epoch": position.epoch}
     async with await open_one_way(net, cf_connect=json.dumps({"subs": {"a": recover}})) as client:
         await client.object()
@@ -1689,7 +1689,7 @@ async def test_what_a_one_way_stream_has_in_hand_is_counted(autojump_clock: Mock
     async with open_test_broker(Broker()) as net:
         for _ in range(3):
             net.broker.publish_nowait("a", "x" * 500_000)
-        _, top = net.broker.history("a")
+        _, top = await net.broker.history("a")
         since = {"recover": True, "epoch": top.epoch, "offset": 0}
         before = net.broker.stats().memory.parts["outboxes"]
         reader = Stream((await net.connect(lockstep_stream_pair)).stream)

@@ -230,7 +230,7 @@ async def test_a_join_stands_behind_what_was_published_before_it() -> None:
     other = attach(router)
     newcomer = subscription(other, "a")
     router.subscribe(newcomer)
-    router.announce(newcomer)
+    router.watchers.joined(newcomer)
     publish(router, "a", b"2")
     router.leave(other)
     assert runs(watcher) == [[1], ["join"], [2], ["leave"]]
@@ -621,7 +621,9 @@ async def test_a_rule_retains_what_anyone_publishes(autojump_clock: MockClock) -
         publisher = await net.open_client()
         await publisher.send_json(*({"publish": {"channel": "t", "data": n}} for n in range(3)))
         await wait_all_tasks_blocked()
-        assert await net.broker.publish("u", 1) == Delivery(0, 0, 0, (), net.broker.history("u")[1])
+        assert await net.broker.publish("u", 1) == Delivery(
+            0, 0, 0, (), (await net.broker.history("u"))[1]
+        )
         peer = await net.open_client()
         await subscribe(peer, "t")
         assert (await next_pub(peer))["data"] == 2

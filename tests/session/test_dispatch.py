@@ -224,7 +224,7 @@ async def test_what_many_ask_for_at_once_is_done_a_few_at_a_time(
         clients = [await net.open_client() for _ in range(20)]
         fill(net)
         if "subscribe" in act:
-            epoch = net.broker.history("kept", limit=0)[1].epoch
+            epoch = (await net.broker.history("kept", limit=0))[1].epoch
             act = {"subscribe": {**act["subscribe"], "epoch": epoch}}
         await wait_all_tasks_blocked()
         load = LoopLoad(net.broker.node.router.meter)

@@ -223,7 +223,7 @@ async def test_of_two_about_one_topic_the_second_is_asked_when_the_first_is_carr
         assert ids(await replies(peer, 8)) == list(range(1, 9))
         assert app.most_at_once == 2
         for topic in "ab":
-            assert [p.value for p in net.broker.history(topic)[0]] == [0, 1, 2, 3]
+            assert [p.value for p in (await net.broker.history(topic))[0]] == [0, 1, 2, 3]
 
 
 async def test_a_run_of_publishes_to_one_topic_is_carried_out_one_by_one_beside_another(
@@ -258,7 +258,7 @@ async def test_a_change_by_the_first_counts_for_the_second_about_its_topic(
         objects = await replies(peer, 7)
         assert [o for o in objects if "error" in o] == []
         assert [o["id"] for o in objects if "id" in o] == [1, 2, 3, 4, 5]
-        assert [p.value for p in net.broker.history("a")[0]] == [1, 2]
+        assert [p.value for p in (await net.broker.history("a"))[0]] == [1, 2]
 
 
 async def test_a_command_that_nobody_is_asked_about_waits_for_its_turn(
@@ -274,7 +274,7 @@ async def test_a_command_that_nobody_is_asked_about_waits_for_its_turn(
         await peer.send_json({"id": 4, "unsubscribe": {"channel": "a"}})
         await peer.send_json({"id": 5, "history": {"channel": "a", "limit": 9}})
         await wait_all_tasks_blocked()
-        assert net.broker.history("a")[0] == []
+        assert (await net.broker.history("a"))[0] == []
         objects = await replies(peer, 6)
         assert [o.get("id") for o in objects] == [1, None, 2, 3, 4, 5]
         assert list(objects[3]["presence"]["presence"]) == [str(peer.fd)]
@@ -302,7 +302,7 @@ async def test_a_large_run_of_publishes_behind_a_question_is_kept_in_order_and_b
         assert len(connection._dispatcher.questions) <= 8  # type: ignore[attr-defined]
         await replies(peer, 1)
         await wait_all_tasks_blocked()
-        assert [p.value for p in net.broker.history("b")[0]] == list(range(100))
+        assert [p.value for p in (await net.broker.history("b"))[0]] == list(range(100))
 
 
 async def test_room_for_subscriptions_is_counted_in_turn(autojump_clock: MockClock) -> None:
@@ -446,7 +446,7 @@ async def test_the_hook_s_word_counts_for_its_own_command(autojump_clock: MockCl
         await peer.send_json(*commands)
         await replies(peer, 8)
         for text in texts:
-            assert [p.value for p in broker.history(text)[0]] == [text.upper()]
+            assert [p.value for p in (await broker.history(text))[0]] == [text.upper()]
 
 
 # the end

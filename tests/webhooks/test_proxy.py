@@ -158,12 +158,12 @@ async def test_what_is_answered_counts(autojump_clock: MockClock, backend: Backe
         assert net.broker.fds_of("ann") == [1]
         assert net.broker.topics() == {"a": 1}
         assert (await ask(peer, "subscribe"))["subscribe"]["data"] == "welcome"
-        (info,) = net.broker.presence("news").values()
+        (info,) = (await net.broker.presence("news")).values()
         assert (info.user, info.conn_info, info.chan_info) == (
             *("ann", b'{"name":"Ann"}', b'{"role":"boss"}'),
         )
         assert "publish" in await ask(peer, "publish")
-        assert net.broker.history("news")[0][0].value == {"clean": True}
+        assert (await net.broker.history("news"))[0][0].value == {"clean": True}
         assert (await ask(peer, "rpc"))["rpc"] == {"data": 3}
 
 
@@ -172,11 +172,11 @@ async def test_an_empty_result_is_a_yes(autojump_clock: MockClock, backend: Back
         peer = await net.open_client()
         assert "subscribe" in await ask(peer, "subscribe")
         assert "publish" in await ask(peer, "publish")
-        assert net.broker.history("news")[0][0].value == 1
+        assert (await net.broker.history("news"))[0][0].value == 1
         assert (await ask(peer, "rpc"))["rpc"] == {"data": None}
         backend.says["publish"] = {"result": {"data": None}}
         await ask(peer, "publish")
-        assert net.broker.history("news")[0][1].value is None
+        assert (await net.broker.history("news"))[0][1].value is None
 
 
 @pytest.mark.parametrize("kind", questions.KINDS)
@@ -630,7 +630,7 @@ async def test_a_question_of_a_client_that_has_gone_is_cancelled_at_once(
         at_the_end = len(backend.asked)
         await trio.sleep(1)
         assert len(backend.asked) == at_the_end <= asked + 2
-        assert net.broker.history("a")[0] == []
+        assert (await net.broker.history("a"))[0] == []
         assert net.broker.topics() == {}
 
 

@@ -47,7 +47,7 @@ interpreter to itself: after `BUSY_SECONDS` and the flush of the log."""
 CLIENTS: Final = frozenset(
     {
         *("pub", "sub", "push", "history", "presence", "request"),
-        *("connections", "connection", "topics", "disconnect", "trace", "top", "stats"),
+        *("connections", "connection", "topics", "disconnect", "trace", "top", "stats", "nodes"),
         *("config", "token", "engine", "bench", "version"),
     }
 )

@@ -1,0 +1,552 @@
+"""The redis engine: all nodes that name the same Redis are one broker.
+
+What is published is appended to a log that all nodes read, and counts when this node reads it back. What
+a topic keeps lies in Redis beside the log; a node fetches it when somebody first asks for it, and keeps
+it true from then on by what it reads.
+
+Rules:
+
+1. Memory changes as the log is read, in its order. A fetch is put where it belongs: what was read
+   meanwhile, and is behind it in the log, is added to it.
+2. A run that does not follow the one before means that something was lost: those who listen and count on
+   getting all are told so (`Sink.gap`) before they get it.
+3. Nobody waits for longer than `PUBLISH_SECONDS`: then a publish is refused, whatever becomes of it.
+4. While Redis is away, what is known is answered on: a subscriber of then gets what comes as all others.
+
+Not promised: that a publish is not kept which was refused as not known.
+"""
+
+import secrets
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Final, cast
+
+import attrs
+import msgspec
+import structlog
+import trio
+
+from broker.config.engine_url import RedisUrl
+from broker.config.settings import TopicRules
+from broker.core.messages import Fd, Position, Publication
+from broker.core.names import DIRECT, PERSONAL
+from broker.core.session import Parcel
+from broker.core.work import COMMAND, SLICE
+from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
+from broker.engines.memory import Memory
+from broker.engines.redis_cluster import RedisCluster
+from broker.engines.redis_link import Link, LinkLost, check_installed, use_link
+from broker.engines.redis_log import IDLE_EPOCH_MS, Draft, Flight, Logged, SharedLog
+from broker.engines.redis_outgoing import (
+    BATCH_RUNS,
+    NOT_KNOWN,
+    Item,
+    Outgoing,
+    Post,
+    decode_posted,
+)
+from broker.engines.redis_scripts import VIEW
+from broker.engines.redis_topics import UNBOUNDED, KnownTopics, Snapshot, numbered
+from broker.errors import ConfigError, ErrorCode, Refused
+
+log = structlog.get_logger("broker")
+
+FETCH_SECONDS: Final = 4.0
+"""How long a subscriber waits for what a topic keeps: as long as a publisher, about."""
+
+OPEN_SECONDS: Final = 10.0
+"""How long a start waits for Redis, which may be starting, too."""
+
+CLOSE_SECONDS: Final = 5.0
+"""How long a stop waits until what was submitted is read back."""
+
+OLDEST: Final = (6, 2)
+"""The first version whose streams are trimmed by id as they are added to."""
+
+LOADED_AT_ONCE: Final = 100
+"""Retained values in one answer: as a rule 10 KB."""
+
+OVERDUE_EVERY: Final = 0.25
+"""Seconds between two looks at what has waited for too long."""
+
+
+@attrs.define(eq=False)
+class _Fetch:
+    """A topic on its way here, and what was read of it meanwhile."""
+
+    topic: str
+    caught: list[tuple[Logged, list[Sequence[Publication]]]] = attrs.field(factory=list)
+    is_stale: bool = False
+    """Whether the log was lost meanwhile, so that it has to be fetched anew."""
+    is_over: trio.Event = attrs.field(factory=trio.Event)
+    refusal: Refused | None = None
+
+
+class RedisEngine(Memory):
+    """See the module, and `Engine` for the methods. Made by `open_redis`."""
+
+    durability: Durability = "shared"
+
+    def __init__(
+        self, shared: SharedLog, max_bytes: int, retained_bytes: int, first_fd: Fd
+    ) -> None:
+        super().__init__(UNBOUNDED, retained_bytes, _no_epoch)
+        self._store.meta_ttl = float("inf")
+        self.next_fd = first_fd
+        self._log = shared
+        self._out = Outgoing(shared.wake)
+        self.nodes = RedisCluster(shared, self._out)
+        self.cluster = self.nodes
+        self._topics = KnownTopics(self._store, max_bytes, self._is_listened_to)
+        self._reader = _Incoming(self, shared, self._out, self._topics)
+        shared.reader = self._reader
+        self._sink: Sink | None = None
+
+    def _is_listened_to(self, topic: str) -> bool:
+        return self._reader.sink is not None and self._reader.sink.wants(topic)
+
+    # publishing
+
+    def defers(self, topic: str, rules: TopicRules, *, more: bool = False) -> bool:
+        if topic.startswith(DIRECT):
+            return False
+        self.nodes.check()
+        return True
+
+    def publish(
+        self, topic: str, publications: Sequence[Publication], rules: TopicRules, now: float
+    ) -> Sequence[Publication]:
+        raise AssertionError("all that is published to a topic is deferred")
+
+    def submit(self, submission: Submission) -> None:
+        self._out.post(submission)
+
+    @property
+    def full(self) -> bool:
+        return self._out.full
+
+    async def wait_room(self) -> None:
+        await self._out.wait_room()
+
+    # reading
+
+    def knows(self, topic: str) -> bool:
+        return topic in self._topics
+
+    async def fetch(self, topics: Sequence[str]) -> None:
+        await trio.lowlevel.checkpoint()
+        with self._topics.pinned(topics):
+            while unknown := [topic for topic in topics if topic not in self._topics]:
+                for fetch in [self._reader.begin_fetch(topic) for topic in unknown]:
+                    await fetch.is_over.wait()
+                    if fetch.refusal is not None:
+                        raise fetch.refusal
+
+    def position(self, topic: str) -> Position:
+        self._topics.touch(topic)
+        return super().position(topic)
+
+    def view(self, topic: str, since: Position) -> View:
+        self._topics.touch(topic)
+        return super().view(topic, since)
+
+    def history(
+        self, topic: str, since: Position | None, limit: int, reverse: bool
+    ) -> tuple[list[Publication], Position]:
+        self._topics.touch(topic)
+        return super().history(topic, since, limit, reverse)
+
+    # forgetting
+
+    async def remove(self, topic: str) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        order = self._out.order("R", topic)
+        await order.ended.wait()
+        if order.refusal is not None:
+            raise order.refusal
+
+    def forget(self, is_over: Callable[[str], bool]) -> None:
+        # A topic that is not known here ends when it is published to without a history.
+        waiting = [item for item in self._out if isinstance(item, Post)]
+        sent = [each for flight in self._log.flights for each in flight.items]
+        on_way = [item.topic for item in [*waiting, *sent] if isinstance(item, Post)]
+        for topic in dict.fromkeys([*self._topics, *on_way]):
+            if is_over(topic):
+                self._topics.drop(topic)
+                self._out.order("F", topic)
+        for item in waiting:
+            if is_over(item.topic):
+                item.submission.keep = False
+
+    # the part of the memory that it takes
+
+    @property
+    def bytes_held(self) -> int:
+        return self._store.bytes_held + self._out.waiting
+
+    @property
+    def heaviest_bytes(self) -> int:
+        return self._store.bytes_held
+
+    def prepare(self, size: int) -> bool:
+        return True
+
+    def give_back(self, size: int) -> int:
+        before = self._store.bytes_held
+        self._topics.shrink(max(0, before - size))
+        return before - self._store.bytes_held
+
+    # fds
+
+    def note_fds(self, next_fd: Fd) -> None:
+        self.next_fd = next_fd
+
+    # life
+
+    @asynccontextmanager
+    async def running(self, sink: Sink) -> AsyncGenerator[None]:
+        try:
+            async with trio.open_nursery() as nursery:
+                self._reader.begin(sink, nursery)
+                nursery.start_soon(self._log.serve, name="engine link")
+                nursery.start_soon(self._reader.refuse_overdue, name="engine deadlines")
+                try:
+                    async with self.nodes.entered(OPEN_SECONDS):
+                        yield
+                    with trio.move_on_after(CLOSE_SECONDS):
+                        await self._reader.wait_drained()
+                        await self._leave()
+                finally:
+                    self._reader.stop()
+                    nursery.cancel_scope.cancel()
+        finally:  # what was read is given out by now
+            self._reader.settle_all()
+
+    async def _leave(self) -> None:
+        link = await self._log.wait_link()
+        with suppress(LinkLost):  # then others find out
+            await self.nodes.leave(link)
+
+    def statistics(self) -> EngineStatistics:
+        return EngineStatistics(
+            self._store.statistics(),
+            waiting=self._out.waiting,
+            batches=self._log.batches,
+            submitted=self._out.submitted,
+            failing=self._log.refusal,
+            entries=self._log.entries,
+            skipped=self._reader.skipped,
+            losses=self._log.losses,
+        )
+
+
+@attrs.define(eq=False)
+class _Incoming:
+    """What is read from the log, and what is fetched beside it."""
+
+    engine: RedisEngine
+    shared: SharedLog
+    out: Outgoing
+    topics: KnownTopics
+    sink: Sink | None = None
+    skipped: int = 0
+    _tasks: trio.Nursery | None = None
+    _fetches: dict[str, _Fetch] = attrs.field(init=False, factory=dict)
+    _drained: trio.Event = attrs.field(init=False, factory=trio.Event)
+
+    # life
+
+    def begin(self, sink: Sink, tasks: trio.Nursery) -> None:
+        self.sink, self._tasks = sink, tasks
+
+    def stop(self) -> None:
+        """Nothing more is fetched."""
+        self._tasks = None
+
+    def settle_all(self) -> None:
+        """Nothing more is read."""
+        for flight in list(self.shared.flights):
+            self.missed(flight)
+        self.out.refuse_all("the broker stops")
+        self._settle()
+
+    async def wait_drained(self) -> None:
+        while len(self.out) or any(flight.items for flight in self.shared.flights):
+            self._drained = trio.Event()
+            await self._drained.wait()
+
+    async def refuse_overdue(self) -> None:
+        """Refuse what has waited for too long, until cancelled."""
+        while True:
+            await trio.sleep(OVERDUE_EVERY)
+            if self.out.refuse_overdue(self.shared.flights, self.shared.failing):
+                self._settle()
+
+    def _settle(self) -> None:
+        if self.sink is not None:
+            self.sink.settled()
+        self._drained.set()
+
+    # the log
+
+    def gather(self) -> tuple[list[Draft], list[Item]]:
+        drafts, items = self.out.gather()
+        return drafts, items
+
+    def settled(self) -> None:
+        self._settle()
+
+    @property
+    def taken(self) -> int:
+        return self.out.taken
+
+    def heard(self, sender: str, message: bytes) -> float:
+        return self.engine.nodes.heard(sender, message)
+
+    def finished(self, flight: Flight) -> None:
+        for item in cast(Sequence[Item], flight.items):
+            self.out.note_over(item)
+
+    async def linked(self, link: Link) -> None:
+        await self.engine.nodes.linked(link)
+
+    async def beat(self, link: Link) -> None:
+        await self.engine.nodes.beat(link)
+
+    def missed(self, flight: Flight) -> None:
+        for item in cast(Sequence[Item], flight.items):
+            self.out.refuse(item, NOT_KNOWN)
+            self.out.note_over(item)
+        flight.items = ()
+
+    async def rest(self, work: float) -> float:
+        if work < SLICE:
+            return work
+        self._settle()
+        await trio.lowlevel.checkpoint()
+        return 0.0
+
+    async def load(self, link: Link) -> None:
+        retained = self.engine.retained
+        for value in retained.values():
+            retained.take((msgspec.structs.replace(value, data=b"null"),))
+        cursor = b"0"
+        while True:
+            parts = self.shared.key + ":r", cursor, b"COUNT", LOADED_AT_ONCE
+            cursor, found = await link.reader.call(b"HSCAN", *parts)
+            for name, field in _pairs(found):
+                offset, _, data = field.partition(b" ")
+                last = decode_posted(data).batches[-1].publications(name.decode())[-1]
+                retained.take([msgspec.structs.replace(last, offset=int(offset))])
+            if cursor == b"0":
+                return
+
+    async def lost(self, link: Link) -> None:
+        assert self.sink is not None
+        await self.load(link)
+        self.topics.clear()
+        for fetch in self._fetches.values():
+            fetch.is_stale = True
+        work = 0.0
+        for topic in self.sink.listened():
+            work = await self.rest(work + self.sink.gap(topic) + 1.0)
+
+    def take(self, logged: Logged, own: object | None) -> float:
+        item = cast("Item | None", own)
+        work = COMMAND
+        kind = logged.flags[0]
+        result: Position | Refused | None = None
+        if kind in "kneu":
+            work += self._take_run(logged, item if isinstance(item, Post) else None)
+        elif kind == "R" and self.topics.follows(logged.topic):
+            self.topics.remove(logged.topic)
+        elif kind == "F":
+            self.topics.drop(logged.topic)
+        elif kind in "AMNG":
+            work += self.engine.nodes.take(logged)
+        elif kind == "x":
+            text = f"user {logged.topic[len(PERSONAL) :]!r} has no connection"
+            result = Refused(ErrorCode.UNKNOWN_CHANNEL, text)
+        self._catch(logged, [])
+        if item is not None:
+            if kind in "kd" and logged.first:
+                assert isinstance(item, Post)
+                count = sum(map(len, item.submission.parcel.batches))
+                result = Position(logged.first + count - 1, logged.epoch)
+            item.end(result)
+            self.out.note_over(item)
+        return work
+
+    def _take_run(self, logged: Logged, own: Post | None) -> float:
+        """Number the publications of a run, keep them where the topic is known, give them out."""
+        topic, kind, is_retained = logged.topic, logged.flags[0], len(logged.flags) > 1
+        assert self.sink is not None
+        follows, fetch = self.topics.follows(topic), self._fetches.get(topic)
+        wanted = own or is_retained or self.sink.wants(topic)
+        if not (wanted or (kind == "k" and (follows or fetch is not None))):
+            self.skipped += 1
+            if follows and kind == "e":
+                self.topics.drop(topic)
+            return 0.0
+        parcel = _parcel_of(logged) if own is None else own.submission.parcel
+        parcel.place = logged.place * BATCH_RUNS + logged.number
+        gap = 0.0
+        if kind == "k":
+            kept = self.topics.add(logged, parcel.batches) if follows else None
+            if follows and kept is None:
+                gap = self.sink.gap(topic)
+            parcel.batches = numbered(parcel.batches, logged.first) if kept is None else kept
+            self._catch(logged, parcel.batches)
+        elif kind == "e" and follows:
+            self.topics.drop(topic)
+        return gap + self.sink.deliver(parcel, retain=is_retained)
+
+    # fetching
+
+    def _catch(self, logged: Logged, batches: list[Sequence[Publication]]) -> None:
+        fetch = self._fetches.get(logged.topic)
+        if fetch is not None and (batches or logged.flags[0] in "eRF"):
+            fetch.caught.append((logged, batches))
+
+    def begin_fetch(self, topic: str) -> _Fetch:
+        """Fetch a topic, once for all who want it. Raises `Refused` where nothing is read."""
+        fetch = self._fetches.get(topic)
+        if fetch is None:
+            if self._tasks is None:
+                raise Refused(ErrorCode.INTERNAL, "the broker stops")
+            fetch = self._fetches[topic] = _Fetch(topic)
+            self._tasks.start_soon(self._fetch, fetch, name="engine fetch")
+        return fetch
+
+    async def _fetch(self, fetch: _Fetch) -> None:
+        try:
+            with trio.move_on_after(FETCH_SECONDS) as scope:
+                while not await self._try_fetch(fetch):
+                    pass
+            if scope.cancelled_caught:
+                why = self.shared.failing or "Redis does not answer"
+                fetch.refusal = Refused(ErrorCode.INTERNAL, f"history is away: {why}")
+        finally:
+            del self._fetches[fetch.topic]
+            fetch.is_over.set()
+
+    async def _try_fetch(self, fetch: _Fetch) -> bool:
+        """Fetch a topic and put it where it belongs; whether that went well."""
+        shared, topic = self.shared, fetch.topic
+        while topic in self.out.orders:  # of this node: what was removed is not seen again
+            await shared.wait_moved()
+        link = await shared.wait_link()
+        fetch.caught, fetch.is_stale = [], False
+        parts = shared.key, topic, secrets.token_hex(4), IDLE_EPOCH_MS
+        try:
+            view = await link.reader.run(VIEW, shared.key + ":log", *parts)
+        except LinkLost as error:
+            shared.lose(str(error))
+            return False
+        snapshot = Snapshot.of(topic, view)
+        while shared.place < snapshot.place and not fetch.is_stale:
+            await shared.wait_moved()
+        if fetch.is_stale:
+            return False
+        self.topics.put(topic, snapshot)
+        for logged, batches in fetch.caught:
+            if logged.place > snapshot.place:
+                self._add_caught(logged, batches)
+        with self.topics.pinned([topic]):
+            self.topics.shrink(self.topics.max_bytes)
+        return topic in self.topics
+
+    def _add_caught(self, logged: Logged, batches: list[Sequence[Publication]]) -> None:
+        kind = logged.flags[0]
+        if kind == "k":
+            self.topics.add(logged, batches)
+        elif kind == "R":
+            self.topics.remove(logged.topic)
+        else:
+            self.topics.drop(logged.topic)
+
+
+def _parcel_of(logged: Logged) -> Parcel:
+    """The publications of another node. Its rule is that of this node's settings."""
+    posted = decode_posted(logged.data)
+    batches = [batch.publications(logged.topic) for batch in posted.batches]
+    return Parcel(
+        logged.topic,
+        "close",
+        [*batches],
+        exclude=frozenset(posted.exclude),
+        report_to=posted.report_to,
+    )
+
+
+def _pairs(fields: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """The names and values of a flat list."""
+    return zip(fields[::2], fields[1::2], strict=True)
+
+
+def _no_epoch(topic: str) -> str:
+    raise AssertionError("epochs begin in Redis alone")
+
+
+async def _attach(shared: SharedLog) -> None:
+    """Find the end of the log. Raises `ConfigError` where there is none for us."""
+    url, why = shared.url, "it does not answer"
+    faults: list[str] = []
+
+    async def begin(link: Link) -> None:
+        faults[:] = await _faults_of(link)
+        if not faults:
+            await shared.attach(link)
+
+    with trio.move_on_after(OPEN_SECONDS):
+        while True:
+            why = await use_link(url, begin)
+            if not why:
+                break
+            await trio.sleep(0.1)
+    if why or faults:
+        raise ConfigError(f"engine: no Redis at {url.where}: {why or faults[0]}")
+
+
+async def _faults_of(link: Link) -> list[str]:
+    """Why a server cannot be used, if that is so; warns of one that may forget what it should keep."""
+    try:
+        info = (await link.reader.call(b"INFO")).decode()
+    except LinkLost as error:
+        log.warning("redis_unknown", reason=str(error), detail="INFO is not allowed")
+        return []
+    fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    version = fields.get("redis_version", "")
+    if tuple(map(int, version.split(".")[:2] or [0])) < OLDEST:
+        return [f"it is Redis {version}, and 6.2 is the oldest that will do"]
+    policy = fields.get("maxmemory_policy", "")
+    if policy.startswith("allkeys"):
+        detail = "it may evict any key: what is kept may be lost, and who listens is told so"
+        log.warning("redis_evicts", policy=policy, detail=detail)
+    return []
+
+
+@asynccontextmanager
+async def open_redis(
+    url: RedisUrl,
+    max_bytes: int,
+    retained_bytes: int,
+    wall_clock: Callable[[], float],
+    first_fd: Fd = 1,
+) -> AsyncGenerator[RedisEngine]:
+    """An engine on a Redis, for as long as the block; open it around everything that publishes.
+
+    Raises `ConfigError` where there is none within `OPEN_SECONDS`.
+    """
+    check_installed(url)
+    shared = SharedLog(url, url.prefix + ":{0}", secrets.token_hex(6), retained_bytes)
+    engine = RedisEngine(shared, max_bytes, retained_bytes, first_fd)
+
+    await _attach(shared)
+    log.info("engine_opened", redis=url.where, node=shared.node)
+    async with trio.open_nursery() as upkeep:
+        upkeep.start_soon(engine.expire, name="history expiry")
+        try:
+            yield engine
+        finally:
+            upkeep.cancel_scope.cancel()

@@ -1,0 +1,195 @@
+"""The connections to Redis: the one module that knows the client library, which is coredis.
+
+A *link* is three connections that are held for as long as all is well: one that appends, one that
+reads the log, one that asks. Whatever fails on one of them is one thing, `LinkLost`: then all three
+are closed, as an answer that came too late would be taken for another.
+
+The library is imported when a link is opened, so that a broker without Redis needs none.
+"""
+
+import logging
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from hashlib import sha1
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import trio
+
+from broker.config.engine_url import RedisUrl
+from broker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from coredis.connection import BaseConnection
+    from coredis.pool import ConnectionPool
+
+CALL_SECONDS: Final = 2.0
+"""How long an answer may take. A failover takes longer, and then another server answers."""
+
+CONNECT_SECONDS: Final = 2.0
+
+
+class LinkLost(Exception):
+    """The connections to Redis are of no use any more; the text says why."""
+
+
+@attrs.define(eq=False)
+class Script:
+    """A Lua script, called by its digest."""
+
+    text: str
+    sha: bytes = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.sha = sha1(self.text.encode()).hexdigest().encode()  # noqa: S324 - Redis' own name
+
+
+Part = bytes | str | int | float
+"""A part of a command."""
+
+
+@attrs.define(eq=False)
+class Wire:
+    """One connection. Several may wait for answers at once, which come in order."""
+
+    _connection: "BaseConnection"
+
+    async def call(self, command: bytes, *parts: Part, seconds: float | None = None) -> Any:
+        """Send a command and wait for its answer. Raises `LinkLost`."""
+        try:
+            return await self._ask(command, parts, seconds or CALL_SECONDS)
+        except _foreign_errors() as error:
+            raise LinkLost(_reason(error)) from error
+
+    async def run(self, script: Script, key: str, *parts: Part) -> Any:
+        """Run a script on a key. One that the server does not know is sent along. Raises `LinkLost`."""
+        from coredis.exceptions import NoScriptError
+
+        try:
+            try:
+                return await self._ask(b"EVALSHA", (script.sha, 1, key, *parts), CALL_SECONDS)
+            except NoScriptError:
+                return await self._ask(b"EVAL", (script.text, 1, key, *parts), CALL_SECONDS)
+        except _foreign_errors() as error:
+            raise LinkLost(_reason(error)) from error
+
+    async def _ask(self, command: bytes, parts: tuple[Part, ...], seconds: float) -> Any:
+        with trio.fail_after(seconds):
+            return await self._connection.create_request(command, *parts, decode=False)
+
+
+@attrs.frozen
+class Link:
+    """Three connections to one server."""
+
+    writer: Wire
+    pump: Wire
+    reader: Wire
+
+
+Use = Callable[[Link], Awaitable[None]]
+
+
+async def use_link(url: RedisUrl, use: Use) -> str:
+    """Open a link and use it; return why it was lost, "" if `use` came to its end.
+
+    Raises nothing but what is no failure of the link. Cancelled, all is closed.
+    """
+    reason = ""
+    try:
+        async with _open_pool(url) as pool:
+            # Nothing may be raised through the pool: it makes a group of whatever it is.
+            try:
+                async with AsyncExitStack() as stack:
+                    held = [await _hold(pool, stack) for _ in range(3)]
+                    await use(Link(*held))
+            except LinkLost as error:
+                reason = str(error)
+            except _foreign_errors() as error:
+                reason = _reason(error)
+    except* _foreign_errors() as group:  # by the tasks of the pool, as it is closed
+        reason = reason or _reason(group.exceptions[0])
+    return reason
+
+
+async def _hold(pool: "ConnectionPool[Any]", stack: AsyncExitStack) -> Wire:
+    with trio.fail_after(2 * CONNECT_SECONDS):
+        return Wire(await stack.enter_async_context(pool.acquire()))
+
+
+@asynccontextmanager
+async def _open_pool(url: RedisUrl) -> AsyncGenerator["ConnectionPool[Any]"]:
+    from coredis import Sentinel
+    from coredis.connection import TCPLocation, UnixDomainSocketLocation
+    from coredis.pool import ConnectionPool
+
+    options: dict[str, Any] = {
+        "username": url.user,
+        "password": url.password,
+        "db": url.db,
+        "connect_timeout": CONNECT_SECONDS,
+        "ssl_context": _tls_context(url),
+    }
+    hosts = [TCPLocation(*each) for each in url.hosts]
+    if url.service:
+        timeouts = {"connect_timeout": CONNECT_SECONDS, "stream_timeout": CALL_SECONDS}
+        async with Sentinel(hosts, sentinel_kwargs=timeouts, **options) as sentinel:
+            async with sentinel.primary_for(url.service).connection_pool as primaries:
+                yield primaries
+    else:
+        await _probe(url)
+        location = UnixDomainSocketLocation(url.socket) if url.socket else hosts[0]
+        async with ConnectionPool(location=location, **options) as pool:
+            yield pool
+
+
+async def _probe(url: RedisUrl) -> None:
+    """Raise an `OSError` that says why, where nothing listens: the library would only say that it is so, and
+    leave half a connection behind."""
+    with trio.fail_after(CONNECT_SECONDS):
+        if url.socket:
+            stream = await trio.open_unix_socket(url.socket)
+        else:
+            stream = await trio.open_tcp_stream(*url.hosts[0])
+        await stream.aclose()
+
+
+def _tls_context(url: RedisUrl) -> ssl.SSLContext | None:
+    return ssl.create_default_context(cafile=url.ca) if url.tls else None
+
+
+def check_installed(url: RedisUrl) -> None:
+    """Get the library ready. Raises `ConfigError` where it is not installed, and for a certificate that
+    cannot be read."""
+    try:
+        import coredis  # noqa: F401 - see the module
+    except ImportError:
+        text = "engine: Redis needs the extra `redis`: pip install 'trio-broker[redis]'"
+        raise ConfigError(text) from None
+    # What it has to say about a lost connection is said by us, once.
+    logging.getLogger("coredis").setLevel(logging.CRITICAL + 1)
+    try:
+        _tls_context(url)
+    except OSError as error:
+        raise ConfigError(f"engine: ca: {error}") from error
+
+
+def _foreign_errors() -> tuple[type[Exception], ...]:
+    """All that a failure of the link may raise."""
+    from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
+    from coredis.exceptions import RedisError
+
+    broken = BrokenResourceError, ClosedResourceError, EndOfStream
+    return RedisError, *broken, OSError, trio.TooSlowError
+
+
+def _reason(error: BaseException) -> str:
+    """An error as a log tells of it, with the one that it came from."""
+    if isinstance(error, BaseExceptionGroup):
+        return _reason(error.exceptions[0])
+    if isinstance(error, trio.TooSlowError):
+        return "it does not answer"
+    text = str(error) or type(error).__name__
+    why = "" if error.__cause__ is None else _reason(error.__cause__)
+    return text if why in text else f"{text}: {why}"

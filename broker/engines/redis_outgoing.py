@@ -1,0 +1,276 @@
+"""What this node has to say to the shared log, until it is read back, or nobody waits for it any more."""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from math import inf
+from typing import Final
+
+import attrs
+import msgspec
+import trio
+from msgspec import Struct
+
+from broker.core.messages import Position
+from broker.core.names import PERSONAL
+from broker.engines.engine import Submission
+from broker.engines.records import Batch
+from broker.engines.redis_log import Draft, Flight
+from broker.errors import ErrorCode, Refused
+
+BATCH_RUNS: Final = 500
+BATCH_BYTES: Final = 2**20
+"""Runs, and bytes of data, in one batch: 4 ms of Redis, in which nobody else is served."""
+
+FULL_BYTES: Final = 4 * 2**20
+"""So much may be on its way until publishers wait."""
+
+PUBLICATION_BYTES: Final = 64
+SUBMISSION_BYTES: Final = 512
+"""What waits costs so much besides its data: each publication, and what was submitted at once."""
+
+NOTE_BYTES: Final = 256
+"""The same for what is written for other nodes."""
+
+PUBLISH_SECONDS: Final = 5.0
+"""How long a publisher waits for an answer: longer than most failovers take, shorter than clients wait for
+a reply."""
+
+LONGEST_TTL: Final = 10 * 365 * 86400.0
+"""Seconds that a history lives at most, in numbers that Redis can take."""
+
+NOT_KNOWN: Final = "not known whether it was kept: repeat it with a key"
+
+
+class Posted(Struct, array_like=True):
+    """The publications of a run as they travel, the fds that get nothing, and who wants a report."""
+
+    batches: list[Batch]
+    exclude: list[int] = []
+    report_to: str = ""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoder: Final = msgspec.msgpack.Decoder(Posted)
+decode_posted = _decoder.decode
+
+
+@attrs.define(eq=False)
+class Post:
+    """A submission on its way."""
+
+    submission: Submission
+    due: float
+    weight: int
+    is_waited_for: bool = True
+    is_over: bool = False
+
+    @property
+    def topic(self) -> str:
+        return self.submission.parcel.topic
+
+    def end(self, result: Position | Refused | None) -> None:
+        """Tell those who wait, once."""
+        dones, self.submission.dones = self.submission.dones, []
+        self.is_waited_for = False
+        for done in dones:
+            done(result)
+
+    def draft(self) -> Draft:
+        """Raises `ValueError` and `TypeError` for tags of the app's that are no texts."""
+        submission = self.submission
+        parcel, rules, key = submission.parcel, submission.rules, submission.key
+        flags = "k" if submission.keep else ("n" if rules.history_size else "e")
+        if parcel.topic.startswith(PERSONAL):
+            flags = "u"
+        if submission.retain:
+            flags += "c" if parcel.batches[-1][-1].data == b"null" else "v"
+        ttl = int(min(rules.history_ttl, LONGEST_TTL) * 1000)
+        count = sum(map(len, parcel.batches))
+        owner = "" if key is None else f"{'a' if key.owner is None else 'u' + key.owner}"
+        once = "" if key is None else f"{owner}\0{parcel.topic}\0{key.key}"
+        posted = Posted(
+            [Batch.of(each) for each in parcel.batches], list(parcel.exclude), parcel.report_to
+        )
+        return Draft(
+            flags, parcel.topic, rules.history_size, max(1, ttl), count, once, _encode(posted)
+        )
+
+
+@attrs.define(eq=False)
+class Order:
+    """A topic's publications are to be removed (`R`), or the topic is to be forgotten (`F`)."""
+
+    flag: str
+    topic: str
+    due: float
+    weight: int = SUBMISSION_BYTES
+    is_waited_for: bool = True
+    is_over: bool = False
+    ended: trio.Event = attrs.field(factory=trio.Event)
+    refusal: Refused | None = None
+
+    def end(self, result: Position | Refused | None) -> None:
+        self.is_waited_for = False
+        self.refusal = result if isinstance(result, Refused) else None
+        self.ended.set()
+
+    def draft(self) -> Draft:
+        return Draft(self.flag, self.topic)
+
+
+@attrs.define(eq=False)
+class Note:
+    """What is written for other nodes, in its order among all else: a message, a notice, a card. `draft` is
+    what is appended. A message is not sent any more after `due`; what is a fact has none."""
+
+    made: Draft
+    due: float
+    weight: int
+    is_waited_for: bool = False
+    is_over: bool = False
+
+    @property
+    def topic(self) -> str:
+        return self.made.topic
+
+    def end(self, result: Position | Refused | None) -> None:
+        """Nobody waits for it."""
+
+    def draft(self) -> Draft:
+        return self.made
+
+
+Item = Post | Order | Note
+
+
+@attrs.define(eq=False)
+class Outgoing:
+    """What waits to be appended, in its order; and the bytes of it and of what was sent."""
+
+    wake: Callable[[], None]
+    """Called when there is something to append."""
+    waiting: int = 0
+    submitted: int = 0
+    orders: Counter[str] = attrs.field(init=False, factory=Counter)
+    """Orders that are on their way, by topic."""
+    put: int = attrs.field(init=False, default=0)
+    """How many items there ever were; `taken`, how many of them wait no more."""
+    _queue: deque[Item] = attrs.field(init=False, factory=deque)
+    _room: trio.Event = attrs.field(init=False, factory=trio.Event)
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._queue)
+
+    @property
+    def full(self) -> bool:
+        return self.waiting >= FULL_BYTES
+
+    async def wait_room(self) -> None:
+        await trio.lowlevel.checkpoint()
+        while self.full:
+            await self._room.wait()
+
+    def post(self, submission: Submission) -> None:
+        batches = submission.parcel.batches
+        self.submitted += sum(map(len, batches))
+        size = sum([len(each.data) + PUBLICATION_BYTES for batch in batches for each in batch])
+        due = trio.current_time() + PUBLISH_SECONDS
+        self._put(Post(submission, due, size + SUBMISSION_BYTES))
+
+    def order(self, flag: str, topic: str) -> Order:
+        order = Order(flag, topic, trio.current_time() + PUBLISH_SECONDS)
+        self.orders[topic] += 1
+        self._put(order)
+        return order
+
+    def note(self, draft: Draft, *, lasts: bool) -> None:
+        """Have this written; `lasts`: however long that takes."""
+        due = inf if lasts else trio.current_time() + PUBLISH_SECONDS
+        self._put(Note(draft, due, len(draft.data) + len(draft.topic) + NOTE_BYTES))
+
+    @property
+    def taken(self) -> int:
+        return self.put - len(self._queue)
+
+    def _put(self, item: Item) -> None:
+        self.put += 1
+        self.waiting += item.weight
+        self._queue.append(item)
+        self.wake()
+
+    def gather(self) -> tuple[list[Draft], list[Item]]:
+        """Take as much as a batch may hold. No checkpoint."""
+        drafts: list[Draft] = []
+        items: list[Item] = []
+        size = 0
+        while self._queue and len(items) < BATCH_RUNS and size < BATCH_BYTES:
+            item = self._queue.popleft()
+            try:
+                draft = item.draft()
+            except (ValueError, TypeError) as error:
+                self.refuse(item, f"not kept: {error}")
+                self.note_over(item)
+                continue
+            size += len(draft.data)
+            drafts.append(draft)
+            items.append(item)
+        if self._queue:
+            self.wake()
+        return drafts, items
+
+    def drop_notes(self) -> None:
+        """Say nothing of what was said in the name of a node that is dead."""
+        notes = [item for item in self._queue if isinstance(item, Note)]
+        self._queue = deque([item for item in self._queue if not isinstance(item, Note)])
+        for item in notes:
+            self.note_over(item)
+
+    def note_over(self, item: Item) -> None:
+        """It is on its way no longer. Once: later calls do nothing."""
+        if item.is_over:
+            return
+        item.is_over = True
+        was_full = self.full
+        self.waiting -= item.weight
+        if isinstance(item, Order):
+            self.orders[item.topic] -= 1
+            if not self.orders[item.topic]:
+                del self.orders[item.topic]
+        if was_full and not self.full:
+            room, self._room = self._room, trio.Event()
+            room.set()
+
+    def refuse(self, item: Item, why: str) -> None:
+        """Tell those who wait for it that it is not kept, or not known to be."""
+        if item.is_waited_for:
+            item.end(Refused(ErrorCode.INTERNAL, why))
+
+    def refuse_all(self, why: str) -> None:
+        """Give up all that was not sent."""
+        while self._queue:
+            item = self._queue.popleft()
+            self.refuse(item, f"not kept: {why}")
+            self.note_over(item)
+
+    def refuse_overdue(self, flights: Sequence[Flight], why: str) -> bool:
+        """Refuse what has waited for too long; whether that was anything. What was sent stays on its way."""
+        now = trio.current_time()
+        late = [item for item in self._queue if item.due <= now]
+        if late:
+            self._queue = deque([item for item in self._queue if item.due > now])
+        for item in late:
+            self.refuse(item, f"not kept: {why or 'it took too long'}")
+            self.note_over(item)
+        found = bool(late)
+        for flight in flights:
+            if flight.is_given_up or flight.sent_at > now:
+                continue
+            late = [each for each in flight.items if isinstance(each, Item) and each.due <= now]
+            for item in late:
+                found = found or item.is_waited_for
+                self.refuse(item, NOT_KNOWN)
+            flight.is_given_up = bool(flight.items) and len(late) == len(flight.items)
+        return found

@@ -1,0 +1,177 @@
+"""What this node knows of what topics keep in Redis: all of it, or the position alone.
+
+Rules:
+
+1. A topic that is known is true up to the place in the log that was read: each run is added as it is read,
+   or the topic is known no longer.
+2. Bounded in bytes. Beyond that what was asked for longest ago gives way, and is fetched again when it is
+   asked for. A topic that somebody listens to keeps its position, as the next run has to follow it.
+3. What is asked for at this moment, `pinned`, does not give way.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import attrs
+import trio
+
+from broker.core.history import HistoryStore
+from broker.core.messages import Position, Publication
+from broker.engines.redis_log import Logged
+from broker.engines.redis_outgoing import decode_posted
+
+UNBOUNDED: Final = 2**62
+"""Bytes that the store itself may hold: the bound is kept here."""
+
+
+def numbered(batches: Sequence[Sequence[Publication]], first: int) -> list[Sequence[Publication]]:
+    """The same publications with their offsets; as they are where they have none."""
+    if not first:
+        return list(batches)
+    found: list[Sequence[Publication]] = []
+    for batch in batches:
+        found.append(
+            [
+                Publication(p.topic, p.data, p.info, offset, p.time, p.tags, p.opaque)
+                for offset, p in enumerate(batch, first)
+            ]
+        )
+        first += len(batch)
+    return found
+
+
+@attrs.frozen
+class Snapshot:
+    """What Redis keeps of a topic, as of a place in the log."""
+
+    place: int
+    position: Position
+    size: int
+    ttl: float
+    runs: list[tuple[float, list[Publication]]]
+    """Each with its age in seconds; without offsets, the last ends at the position."""
+
+    @classmethod
+    def of(cls, topic: str, view: Sequence[Any]) -> "Snapshot":
+        """What the script answers."""
+        place, now, epoch, top, size, ttl, entries = view
+        offset, most = int(top), int(size)
+        runs: list[tuple[float, list[Publication]]] = []
+        ends: list[int] = []
+        for name, (at, data) in entries:
+            batches = decode_posted(data).batches
+            runs.append(
+                (
+                    (int(now) - int(at)) / 1000,
+                    [each for batch in batches for each in batch.publications(topic)],
+                )
+            )
+            ends.append(int(name.split(b"-")[0]))
+        # Keys may have been evicted: what does not lead up to the top is of no use.
+        if not ends or ends[-1] != offset:
+            runs, ends = [], []
+        for number in range(len(ends) - 1, 0, -1):
+            if ends[number - 1] != ends[number] - len(runs[number][1]):
+                runs = runs[number:]
+                break
+        return cls(place, Position(offset, epoch.decode()), most, int(ttl) / 1000, runs)
+
+
+@attrs.define(eq=False)
+class KnownTopics:
+    """See the module. `is_listened_to` says whether a topic has listeners here."""
+
+    store: HistoryStore
+    max_bytes: int
+    is_listened_to: Callable[[str], bool]
+    # What was asked for longest ago comes first.
+    _asked: OrderedDict[str, None] = attrs.field(init=False, factory=OrderedDict)
+    _positions_only: set[str] = attrs.field(init=False, factory=set)
+    _pins: Counter[str] = attrs.field(init=False, factory=Counter)
+
+    def __contains__(self, topic: str) -> bool:
+        return topic in self._asked and topic not in self._positions_only
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._asked)
+
+    def follows(self, topic: str) -> bool:
+        """Whether anything is known of a topic, and so has to be kept true."""
+        return topic in self._asked
+
+    def touch(self, topic: str) -> None:
+        """It is asked for."""
+        self._asked.move_to_end(topic)
+
+    @contextmanager
+    def pinned(self, topics: Sequence[str]) -> Iterator[None]:
+        self._pins.update(topics)
+        try:
+            yield
+        finally:
+            self._pins.subtract(topics)
+            self._pins += Counter()  # without those that are 0
+
+    def put(self, topic: str, snapshot: Snapshot) -> None:
+        """Know a topic as it was when the snapshot was taken."""
+        now, top = trio.current_time(), snapshot.position.offset
+        first = top - sum([len(run) for _, run in snapshot.runs])
+        self.store.restore(topic, Position(first, snapshot.position.epoch), now)
+        for age, run in snapshot.runs:
+            when = now - max(0.0, age)
+            self.store.extend(topic, run, when, max(1, snapshot.size), snapshot.ttl)
+        self._asked[topic] = None
+        self._asked.move_to_end(topic)
+        self._positions_only.discard(topic)
+
+    def add(
+        self, logged: Logged, batches: Sequence[Sequence[Publication]]
+    ) -> list[Sequence[Publication]] | None:
+        """Add a run to a topic that is followed; return it with its offsets. None, and nothing is known of it
+        any more, where it does not follow what is known."""
+        topic, now = logged.topic, trio.current_time()
+        state = self.store.state(topic)
+        if state is None or state[0] != Position(logged.first - 1, logged.epoch):
+            self.drop(topic)
+            return None
+        if topic in self._positions_only:
+            found = numbered(batches, logged.first)
+            top = logged.first - 1 + sum(map(len, batches))
+            self.store.restore(topic, Position(top, logged.epoch), now)
+            return found
+        size, ttl = max(1, logged.size), logged.ttl
+        found = [self.store.extend(topic, each, now, size, ttl) for each in batches]
+        if self.store.bytes_held > self.max_bytes:
+            self.shrink(self.max_bytes)
+        return found
+
+    def remove(self, topic: str) -> None:
+        """It keeps nothing any more; its position stays."""
+        self.store.remove(topic, trio.current_time())
+
+    def drop(self, topic: str) -> None:
+        """Know nothing of it."""
+        self.store.forget_topic(topic)
+        self._asked.pop(topic, None)
+        self._positions_only.discard(topic)
+
+    def clear(self) -> None:
+        for topic in list(self._asked):
+            self.drop(topic)
+
+    def shrink(self, most: int) -> None:
+        """Come back under a bound. Linear in what is looked at: each topic once at most."""
+        for _ in range(len(self._asked)):
+            if self.store.bytes_held <= most:
+                break
+            topic = next(iter(self._asked))
+            self._asked.move_to_end(topic)
+            if topic in self._pins:
+                continue
+            if self.is_listened_to(topic):
+                self.remove(topic)
+                self._positions_only.add(topic)
+            else:
+                self.drop(topic)

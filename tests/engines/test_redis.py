@@ -1,0 +1,390 @@
+"""The redis engine against real servers: the contract, several nodes, and faults.
+
+Here time is real, as a server knows no other: nothing waits for a time that could wait for an event.
+"""
+
+import random
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+
+from broker.core.messages import Position, Publication
+from broker.engines.redis import RedisEngine, open_redis
+from broker.errors import ConfigError, Refused
+from broker.testing import ENGINE_CONTRACT, Witness
+from broker.testing.engines import has_recovered, kept, position_of
+from tests.engines.servers import BINARIES, Proxy, Server, serving
+
+ROOM = 64 * 2**20
+
+ONE = BINARIES["valkey"]
+
+
+@pytest.fixture(params=BINARIES)
+def each_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    with serving(BINARIES[request.param], tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with serving(ONE, tmp_path) as server:
+        yield server
+
+
+@asynccontextmanager
+async def opened(
+    server: Server | Proxy, *, room: int = ROOM
+) -> AsyncGenerator[tuple[RedisEngine, Witness]]:
+    """A node of its own."""
+    async with open_redis(server.url, room, room, time.time) as engine:
+        witness = Witness(engine)
+        async with engine.running(witness):
+            yield engine, witness
+
+
+@pytest.mark.parametrize("check", ENGINE_CONTRACT)
+async def test_it_keeps_the_contract(each_server: Server, check: str) -> None:
+    with trio.fail_after(60):
+        await ENGINE_CONTRACT[check](lambda: open_redis(each_server.url, ROOM, ROOM, time.time))
+
+
+# several nodes
+
+
+@attrs.define(eq=False)
+class Follower:
+    """A subscriber at one node that leaves and comes back, by the rules of clients."""
+
+    witness: Witness
+    topic: str
+    position: Position | None = None
+    seen: list[bytes] = attrs.field(factory=list)
+    unrecovered: int = 0
+
+    async def come(self) -> None:
+        engine = self.witness.engine
+        while True:
+            try:
+                await engine.fetch((self.topic,))
+                break
+            except Refused:
+                pass
+        if self.position is None:
+            self.position = engine.position(self.topic)
+            assert not self.position.offset, "nothing was published yet"
+        else:
+            view = engine.view(self.topic, self.position)
+            if not view.recovered:
+                assert view.top.epoch != self.position.epoch, "only an epoch that is over is lost"
+                self.unrecovered += 1
+                self.seen.clear()
+                self.position = view.top
+            for publication in view.missed:
+                self.take(publication)
+            assert self.position.offset == view.top.offset, "all missed are there"
+        self.witness.listeners.setdefault(self.topic, []).append(self.take)
+
+    async def come_back(self) -> None:
+        """Come, knowing what was told of gaps until then."""
+        await self.witness.engine.fetch((self.topic,))
+        self.witness.gaps[:] = [topic for topic in self.witness.gaps if topic != self.topic]
+        await self.come()
+
+    def go(self) -> None:
+        self.witness.listeners[self.topic].remove(self.take)
+
+    def take(self, publication: Publication) -> None:
+        assert self.position is not None
+        if self.topic in self.witness.gaps:
+            return  # it is told, and would not be given this
+        assert publication.offset == self.position.offset + 1, "no gap, nothing twice"
+        self.position = Position(publication.offset, self.position.epoch)
+        self.seen.append(publication.data)
+
+    async def wander(self, turns: int, chance: random.Random) -> None:
+        for _ in range(turns):
+            for _ in range(chance.randint(0, 40)):
+                await trio.lowlevel.checkpoint()
+            self.go()
+            for _ in range(chance.randint(0, 40)):
+                await trio.lowlevel.checkpoint()
+            await self.come_back()
+
+
+@attrs.define(eq=False)
+class Trial:
+    """Some nodes, with publishers and subscribers at each."""
+
+    nodes: list[Witness]
+    topics: list[str] = attrs.field(factory=lambda: [f"t{number}" for number in range(5)])
+    acked: dict[str, list[bytes]] = attrs.field(factory=dict)
+    refused: list[bytes] = attrs.field(factory=list)
+    followers: list[Follower] = attrs.field(factory=list)
+    chance: random.Random = attrs.field(factory=lambda: random.Random(7))
+
+    async def publisher(self, witness: Witness, name: str, turns: int) -> None:
+        for turn in range(turns):
+            topic = self.chance.choice(self.topics)
+            data = [
+                b"%s.%d.%d" % (name.encode(), turn, n) for n in range(self.chance.randint(1, 4))
+            ]
+            witness.publish(topic, *data, done=partial(self._tell, topic, data))
+            for _ in range(self.chance.randint(0, 20)):
+                await trio.lowlevel.checkpoint()
+
+    def _tell(self, topic: str, data: list[bytes], answer: Position | Refused | None) -> None:
+        if isinstance(answer, Position):
+            self.acked.setdefault(topic, []).extend(data)
+        else:
+            self.refused += data
+
+    async def run(self, turns: int = 60) -> None:
+        """Publish and wander, until all is answered."""
+        for witness in self.nodes:
+            for topic in self.topics[:3]:
+                follower = Follower(witness, topic)
+                self.followers.append(follower)
+                await follower.come()
+        async with trio.open_nursery() as nursery:
+            for number, witness in enumerate(self.nodes):
+                for each in range(4 // len(self.nodes) + 1):
+                    nursery.start_soon(self.publisher, witness, f"p{number}.{each}", turns)
+            for follower in self.followers:
+                nursery.start_soon(follower.wander, turns // 2, self.chance)
+        for witness in self.nodes:  # behind all that they have published
+            await witness.published("end", b"end")
+
+    async def check(self, *, epochs_change: bool = False) -> None:
+        """All nodes agree; what was acknowledged is kept, once and in order."""
+        for follower in self.followers:
+            follower.go()
+            await follower.come_back()
+        for topic in self.topics:
+            histories = []
+            for witness in self.nodes:
+                await witness.published("end", b"end")
+                await witness.engine.fetch((topic,))
+                publications, _ = witness.engine.history(topic, None, -1, False)
+                histories.append([(each.offset, each.data) for each in publications])
+            assert all(each == histories[0] for each in histories)
+            stored = [data for _, data in histories[0]]
+            assert len(set(stored)) == len(stored), "nothing twice"
+            if not epochs_change:
+                assert [offset for offset, _ in histories[0]] == list(range(1, len(stored) + 1))
+                assert set(self.acked.get(topic, ())) <= set(stored), "nothing is lost"
+                for publisher in {data.split(b".")[0] + data.split(b".")[1] for data in stored}:
+                    own = [d for d in stored if b"".join(d.split(b".")[:2]) == publisher]
+                    assert own == sorted(own, key=lambda d: [int(n) for n in d.split(b".")[2:]])
+            for follower in self.followers:
+                if follower.topic == topic:
+                    assert epochs_change or not follower.unrecovered
+                    assert follower.seen == stored
+
+
+@asynccontextmanager
+async def trial(server: Server | Proxy, nodes: int, room: int = ROOM) -> AsyncGenerator[Trial]:
+    async with AsyncExitStack() as stack:
+        found = [await stack.enter_async_context(opened(server, room=room)) for _ in range(nodes)]
+        with trio.fail_after(60):
+            yield Trial([witness for _, witness in found])
+
+
+@pytest.mark.parametrize("room", [ROOM, 0])
+@pytest.mark.parametrize("nodes", [1, 3])
+async def test_all_nodes_see_one_order(each_server: Server, nodes: int, room: int) -> None:
+    """Without room every topic is fetched each time that somebody comes, while others publish."""
+    async with trial(each_server, nodes, room) as all_nodes:
+        await all_nodes.run()
+        await all_nodes.check()
+        assert not all_nodes.refused
+
+
+# faults
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for long."""
+    monkeypatch.setattr("broker.engines.redis_link.CALL_SECONDS", 0.3)
+    monkeypatch.setattr("broker.engines.redis_log.BLOCK_SECONDS", 0.2)
+
+
+async def connected_again(trial: Trial) -> None:
+    """Wait until each node has published something, and so is in order."""
+    for witness in trial.nodes:
+        while True:
+            try:
+                await witness.published("end", b"end")
+                break
+            except Refused:
+                await trio.sleep(0.01)
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if is_true():
+            return
+        await trio.sleep(0.005)
+    raise AssertionError("it never is")
+
+
+async def kill_all(server: Server, trial: Trial) -> None:
+    for _ in range(8):
+        await server.call("CLIENT", "KILL", "TYPE", "normal")
+        await connected_again(trial)
+
+
+async def stall(server: Server, trial: Trial) -> None:
+    server.pause()
+    await trio.sleep(0.5)  # longer than a call may take, so that all links are lost
+    server.go_on()
+
+
+async def hold_commands(server: Server, trial: Trial) -> None:
+    await server.call("CLIENT", "PAUSE", "400")
+
+
+async def forget_scripts(server: Server, trial: Trial) -> None:
+    for _ in range(5):
+        await server.call("SCRIPT", "FLUSH")
+        await connected_again(trial)
+
+
+async def become_a_replica(server: Server, trial: Trial) -> None:
+    await server.call("REPLICAOF", "127.0.0.1", "1")
+    await trio.sleep(0.2)
+    await server.call("REPLICAOF", "NO", "ONE")
+
+
+async def have_no_memory(server: Server, trial: Trial) -> None:
+    await server.call("CONFIG", "SET", "maxmemory", "1")
+    await trio.sleep(0.2)
+    await server.call("CONFIG", "SET", "maxmemory", "0")
+
+
+HARMLESS = [kill_all, stall, hold_commands, forget_scripts, become_a_replica, have_no_memory]
+
+
+@pytest.mark.parametrize("fault", HARMLESS)
+async def test_a_fault_of_some_moments_loses_nothing(
+    server: Server, hurried: None, fault: Callable[[Server, Trial], Awaitable[None]]
+) -> None:
+    async with trial(server, 3) as all_nodes:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(all_nodes.run)
+            await trio.sleep(0.05)
+            await fault(server, all_nodes)
+        await all_nodes.check()
+        assert not all_nodes.refused, "it was over in time"
+
+
+async def test_a_batch_whose_answer_is_lost_is_sent_again_and_counts_once(server: Server) -> None:
+    proxy = Proxy(server, random.Random(3))
+    async with proxy.serving():
+        async with trial(proxy, 3) as all_nodes:
+            await all_nodes.run(150)
+            await all_nodes.check()
+            assert proxy.swallowed > 3
+            assert not all_nodes.refused
+
+
+async def test_who_is_behind_by_more_than_the_log_is_told(
+    server: Server, hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.engines.redis_log.LOG_BYTES", 10_000)
+    proxy = Proxy(server, random.Random(3))
+    async with proxy.serving(), opened(server) as (_, here), opened(proxy) as (slow, there):
+        follower = Follower(there, "a")
+        await follower.come()
+        await here.published("a", b"0")
+        await slow.fetch(("b",))
+        await until(lambda: bool(follower.seen))
+        proxy.passes = trio.Event()
+        for number in range(200):
+            await here.published("a", b"%d" % number * 100)
+        proxy.passes.set()
+        await until(lambda: "a" in there.gaps)
+        assert not slow.knows("b")
+        follower.go()
+        await follower.come_back()
+        assert not follower.unrecovered, "the history has it still"
+        assert len(follower.seen) == 201
+        assert slow.statistics().losses == 1
+
+
+async def test_a_topic_that_redis_has_evicted_is_a_gap_for_who_listens(server: Server) -> None:
+    async with opened(server) as (here, witness), opened(server) as (_, other):
+        position = await other.published("a", b"1")
+        assert position is not None
+        await here.fetch(("a", "b"))
+        await server.call("DEL", "broker:{0}:m:a")
+        again = await other.published("a", b"2")
+        assert again is not None
+        assert (again.offset, again.epoch != position.epoch) == (1, True)
+        await witness.published("b", b"1")
+        assert witness.gaps == ["a"]
+        assert not await has_recovered(here, "a", position)
+        await other.published("c", b"1")
+        await server.call("DEL", "broker:{0}:h:c")
+        position = await other.published("c", b"2")
+        assert await kept(here, "c") == [b"2"]
+        assert await position_of(here, "c") == position
+        assert not await has_recovered(here, "c", Position(0, position.epoch))
+
+
+async def lose_all(server: Server) -> None:
+    await server.call("FLUSHALL")
+
+
+async def begin_empty(server: Server) -> None:
+    server.end()
+    server.begin()
+
+
+async def go_back(server: Server) -> None:
+    """Begin anew from what was saved a while ago, so that a tail is lost."""
+    server.end()
+    server.begin()
+
+
+@pytest.mark.parametrize("fault", [lose_all, begin_empty, go_back])
+async def test_what_is_lost_is_told(
+    server: Server, hurried: None, fault: Callable[[Server], Awaitable[None]]
+) -> None:
+    async with trial(server, 3) as all_nodes:
+        first = all_nodes.nodes[0]
+        await all_nodes.run(20)
+        if fault is go_back:
+            await server.call("SAVE")
+            await all_nodes.nodes[1].published("t0", b"9.9.9")
+        followers = all_nodes.followers
+        epochs = [each.position and each.position.epoch for each in followers]
+        await fault(server)
+        await connected_again(all_nodes)
+        for witness in all_nodes.nodes:
+            assert {"t0", "t1", "t2"} <= set(witness.gaps), "all who listen are told"
+            assert witness.engine.statistics().losses == 1
+        for follower, epoch in zip(followers, epochs, strict=True):
+            follower.go()
+            await follower.come_back()
+            assert follower.unrecovered
+            assert follower.position is not None
+            assert follower.position.epoch != epoch
+        await first.published("t0", b"0.0.0")
+        assert (await position_of(all_nodes.nodes[2].engine, "t0")).offset == 1
+
+
+async def test_a_redis_that_is_not_there_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.engines.redis.OPEN_SECONDS", 0.3)
+    with pytest.raises(ConfigError, match=r"no Redis at .*redis\.sock"):
+        async with open_redis(Server(ONE, tmp_path).url, ROOM, ROOM, time.time):
+            raise AssertionError

@@ -1,0 +1,285 @@
+"""Nodes that share a Redis, without brokers: what they tell each other, and what becomes of the dead."""
+
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+
+from broker.config.settings import TopicRules
+from broker.core.messages import Position
+from broker.engines.cluster import Card
+from broker.engines.redis import RedisEngine, open_redis
+from broker.errors import Refused
+from broker.testing import Witness
+from broker.testing.engines import NO_HISTORY
+from tests.engines.servers import BINARIES, Server, serving
+
+ROOM = 2**20
+
+
+@pytest.fixture(params=["valkey", "redis-6.2"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    with serving(BINARIES[request.param], tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that is silent for a moment is dead."""
+    monkeypatch.setattr("broker.engines.redis_cluster.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("broker.engines.redis_cluster.LEASE_SECONDS", 0.6)
+    monkeypatch.setattr("broker.engines.redis_link.CALL_SECONDS", 0.3)
+
+
+@attrs.define(eq=False)
+class Member:
+    """A node, with all that it was told."""
+
+    engine: RedisEngine
+    witness: Witness
+    told: list[object] = attrs.field(factory=list)
+    life: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+
+    def __attrs_post_init__(self) -> None:
+        self.engine.cluster.listen(self)
+
+    @property
+    def node(self) -> str:
+        return self.engine.cluster.node
+
+    def heard(self, sender: str, message: bytes) -> float:
+        self.told.append((sender, message))
+        return 1.0
+
+    def noticed(self, node: str, name: str, value: bytes | None) -> None:
+        self.told.append((node, name, value))
+
+    def gone(self, node: str) -> None:
+        self.told.append(("gone", node))
+
+    def bury(self, node: str) -> None:
+        self.told.append(("bury", node))
+
+    def restate(self) -> None:
+        self.told.append("restate")
+
+    def lapsed(self) -> None:
+        self.told.append("lapsed")
+
+    async def until(self, what: object) -> None:
+        for _ in range(2000):
+            if what in self.told:
+                return
+            await trio.sleep(0.005)
+        raise AssertionError(f"{what} is not among {self.told}")
+
+
+@asynccontextmanager
+async def member(server: Server) -> AsyncGenerator[Member]:
+    with trio.fail_after(20):
+        async with open_redis(server.url, ROOM, ROOM, time.time) as engine:
+            witness = Witness(engine)
+            found = Member(engine, witness)
+            with found.life:
+                async with engine.running(witness):
+                    yield found
+
+
+async def killed(server: Server, prepare: Callable[[Member], None]) -> str:
+    """A node that has said something, and is no more, without a goodbye; its id."""
+    async with member(server) as one:
+        prepare(one)
+        await one.witness.published("end", b"1")
+        one.life.cancel()
+        await trio.Event().wait()
+    return one.node
+
+
+# messages
+
+
+async def test_a_message_comes_in_its_place(server: Server) -> None:
+    async with member(server) as one, member(server) as two:
+        one.engine.cluster.tell(two.node, b"1")
+        one.witness.publish("a", b"x")
+        one.engine.cluster.tell(two.node, b"2")
+        one.engine.cluster.announce(b"3")
+        one.engine.cluster.tell("nobody", b"4")
+        await one.witness.published("a", b"y")
+        await two.until((one.node, b"2"))
+        await one.until((one.node, b"3"))
+        await two.witness.published("end", b"1")
+        mail = [each for each in two.told if each != (one.node, b"3")]
+        assert mail == [(one.node, b"1"), (one.node, b"2")]
+        assert (one.node, b"3") in two.told
+        assert one.told == [(one.node, b"3")]
+
+
+async def test_notices_are_known_to_all_and_to_who_comes_later(server: Server) -> None:
+    async with member(server) as one:
+        one.engine.cluster.post("name", b"one")
+        one.engine.cluster.post("gone", b"x")
+        one.engine.cluster.post("gone", None)
+        await one.until((one.node, "gone", None))
+        async with member(server) as two:
+            assert (one.node, "name", b"one") in two.told
+            assert (one.node, "gone", b"x") not in two.told[:1]
+            one.engine.cluster.post("name", b"1")
+            await two.until((one.node, "name", b"1"))
+            two_node = two.node
+        await one.until(("gone", two_node))
+        assert ("bury", two_node) not in one.told
+
+
+async def test_cards_are_read_from_all_nodes(server: Server) -> None:
+    async with member(server) as one, member(server) as two:
+        for number, each in enumerate((one, two)):
+            for name in range(3):
+                owner = f"ann:{number}" if name else "10:x"
+                each.engine.cluster.file("d", f"{number}{name}", b"v:%d" % name, owner)
+        two.engine.cluster.file("d", "12", None)
+        two.engine.cluster.file("d", "never", None)
+        await two.engine.cluster.count("d")
+        found = await one.engine.cluster.read("d", 5)
+        assert found == {"00": b"v:0", "01": b"v:1", "02": b"v:2", "10": b"v:0", "11": b"v:1"}
+        assert await one.engine.cluster.count("d") == (5, 3)
+        assert await one.engine.cluster.count("empty") == (0, 0)
+        with pytest.raises(Refused, match="more than 4"):
+            await one.engine.cluster.read("d", 4)
+
+
+async def test_fds_are_given_out_once(server: Server) -> None:
+    async with member(server) as one, member(server) as two:
+        assert await one.engine.cluster.lease_fds(10, 0) == range(1, 11)
+        assert await two.engine.cluster.lease_fds(10, 0) == range(11, 21)
+        assert await one.engine.cluster.lease_fds(5, 100) == range(101, 106)
+
+
+async def test_a_message_to_a_user_who_is_not_there_is_refused(server: Server) -> None:
+    async with member(server) as one, member(server) as two:
+        with pytest.raises(Refused, match="user 'ann' has no connection"):
+            await one.witness.published("user:ann", b"1", rules=NO_HISTORY)
+        two.engine.cluster.file("user:ann", "7", b"")
+        await two.engine.cluster.count("user:ann")
+        assert await one.witness.published("user:ann", b"2", rules=NO_HISTORY) is None
+        await two.witness.published("end", b"1")
+        assert two.witness.data("user:ann") == [b"2"]
+
+
+async def test_a_parcel_says_where_it_stands_and_who_wants_a_report(server: Server) -> None:
+    async with member(server) as one, member(server) as two:
+        places: dict[str, list[int]] = {"one": [], "two": []}
+        for name, each in (("one", one), ("two", two)):
+            deliver = each.witness.deliver
+
+            def note(parcel: object, *, retain: bool, n: str = name, d: object = deliver) -> float:
+                places[n].append(parcel.place)  # type: ignore[attr-defined]
+                return d(parcel, retain=retain)  # type: ignore[operator, no-any-return]
+
+            each.witness.deliver = note  # type: ignore[method-assign]
+        for number in range(5):
+            one.witness.publish("a", b"%d" % number)
+        await one.witness.published("a", b"x")
+        await two.witness.published("end", b"1")
+        assert places["two"][:6] == places["one"][:6]
+        assert len(set(places["two"])) == len(places["two"])
+
+
+# the dead
+
+
+async def test_a_node_that_dies_is_declared_dead_and_buried_once(
+    server: Server, hurried: None
+) -> None:
+    async with member(server) as one, member(server) as two:
+        one.engine.cluster.file("d", "other", b"")
+
+        def prepare(dead: Member) -> None:
+            dead.engine.cluster.post("name", b"dead")
+            for number in range(30):
+                dead.engine.cluster.file("d", str(number), b"%d" % number)
+            dead.engine.cluster.file("e", "x", b"y")
+
+        dead = await killed(server, prepare)
+        assert (await one.engine.cluster.count("d"))[0] == 31
+        for each in (one, two):
+            await each.until(("gone", dead))
+        assert await one.engine.cluster.count("d") == (1, 1)
+        with trio.fail_after(3):
+            while not [each for each in (one, two) if ("bury", dead) in each.told]:
+                await one.witness.published("end", b"1")
+        (burier,) = [each for each in (one, two) if ("bury", dead) in each.told]
+        left: list[Card] = []
+        while cards := await burier.engine.cluster.leftovers(dead, 10):
+            assert len(cards) <= 10
+            left += cards
+            await burier.engine.cluster.clear(dead, cards)
+        assert sorted(int(card.value) for card in left if card.drawer == "d") == list(range(30))
+        assert [card.value for card in left if card.drawer == "e"] == [b"y"]
+        await trio.sleep(0.3)
+        assert burier.told.count(("bury", dead)) == 1
+        async with member(server) as late:
+            assert not [each for each in late.told if isinstance(each, tuple) and each[0] == dead]
+
+
+async def test_a_reaper_may_die_as_well(server: Server, hurried: None) -> None:
+    dead = await killed(server, lambda one: one.engine.cluster.file("d", "1", b"x"))
+    async with member(server) as reaper:
+        await reaper.until(("bury", dead))
+        reaper.life.cancel()
+        await trio.Event().wait()
+    async with member(server) as heir:
+        await heir.until(("bury", dead))
+        (card,) = await heir.engine.cluster.leftovers(dead, 10)
+        assert card == Card("d", "1", b"x")
+
+
+async def test_a_node_that_was_declared_dead_goes_on_as_another(
+    server: Server, hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with member(server) as one, member(server) as two:
+        before = one.node
+        one.engine.cluster.post("name", b"one")
+        await two.until((before, "name", b"one"))
+        one.engine.cluster.file("d", "1", b"x")
+        await one.engine.cluster.count("d")
+        await server.call("HDEL", "broker:{0}:nodes", before)  # as another would
+        await one.until("lapsed")
+        assert one.node != before
+        await one.witness.published("a", b"1")
+        one.engine.cluster.post("name", b"again")
+        await two.until((one.node, "name", b"again"))
+        assert await two.engine.cluster.read("d", 10) == {}
+
+
+async def test_a_store_that_is_empty_is_told_all_anew(server: Server, hurried: None) -> None:
+    async with member(server) as one, member(server) as two:
+        before = one.node
+        await server.call("FLUSHALL")
+        for each in (one, two):
+            await each.until("restate")
+            each.engine.cluster.file("d", each.node, b"")
+        assert one.node == before
+        await two.engine.cluster.count("d")
+        assert set(await one.engine.cluster.read("d", 10)) == {one.node, two.node}
+        position = await one.witness.published("a", b"1", rules=TopicRules())
+        assert isinstance(position, Position)
+        assert not [each for each in (one, two) if "lapsed" in each.told]
+
+
+async def test_who_asks_while_redis_is_away_is_refused(
+    server: Server, hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.engines.redis_cluster.ANSWER_SECONDS", 0.2)
+    async with member(server) as one:
+        server.pause()
+        with pytest.raises(Refused, match="cannot be asked"):
+            await one.engine.cluster.read("d", 1)
+        one.engine.cluster.file("d", "1", b"x")
+        server.go_on()
+        monkeypatch.setattr("broker.engines.redis_cluster.ANSWER_SECONDS", 5)
+        assert await one.engine.cluster.read("d", 1) == {"1": b"x"}

@@ -1,0 +1,203 @@
+"""Users and orders over nodes: by topic, by `broker.cluster`, by the HTTP API."""
+
+import json
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from broker import Broker, Refused
+from broker.http.api import Api
+from broker.testing import BusNode, open_test_broker
+from tests.conftest import ask, code_of
+from tests.nodes.conftest import came, settle
+
+
+async def api(net: BusNode, method: str, **params: Any) -> Any:
+    """What the HTTP API of a node answers: the result, or the error's code."""
+    answer = await Api(net.node).answer(method, json.dumps(params).encode(), net.node.new_share())
+    read = json.loads(answer.body)
+    return read["result"] if "result" in read else read["error"]["code"]
+
+
+async def test_a_user_gets_what_is_sent_to_it_wherever_it_is(
+    autojump_clock: MockClock, one: BusNode, two: BusNode
+) -> None:
+    here, there = await one.open_client(token="ann"), await two.open_client(token="ann")
+    bob = await one.open_client(token="bob")
+    assert await code_of(bob, publish={"channel": "user:ann", "data": 1}) == 0
+    assert await came(here) == await came(there) == [1]
+    await here.aclose()
+    await settle()
+    assert await code_of(bob, publish={"channel": "user:ann", "data": 2}) == 0
+    assert await came(there) == [2]
+    await there.aclose()
+    await settle()
+    assert await code_of(bob, publish={"channel": "user:ann", "data": 3}) == 102
+    with pytest.raises(Refused, match="'ann' has no connection"):
+        await one.broker.publish("user:ann", 4)
+
+
+async def test_what_goes_to_a_user_stays_in_order_with_what_goes_to_topics(
+    autojump_clock: MockClock, one: BusNode, two: BusNode
+) -> None:
+    ann = await two.open_client(token="ann")
+    await ask(ann, {"id": 1, "subscribe": {"channel": "t"}})
+    for n in range(5):
+        one.broker.publish_nowait("t", f"t{n}")
+        one.broker.publish_nowait("user:ann", f"u{n}")
+    assert await came(ann) == [f"{kind}{n}" for n in range(5) for kind in "tu"]
+
+
+async def test_publications_reach_every_node_by_topic_and_by_pattern(
+    autojump_clock: MockClock, one: BusNode, two: BusNode
+) -> None:
+    ann, bob = await one.open_client(), await two.open_client()
+    await ask(ann, {"id": 1, "subscribe": {"channel": "news.*"}})
+    await ask(bob, {"id": 1, "subscribe": {"channel": "news.eu"}})
+    assert await code_of(bob, publish={"channel": "news.eu", "data": 1}) == 0
+    assert await came(ann) == [1]
+    assert await bob.receive_all() == []
+
+
+async def test_orders_reach_connections_of_any_node(
+    autojump_clock: MockClock, one: BusNode, two: BusNode
+) -> None:
+    cluster = one.broker.cluster
+    for net in (one, two):
+        peer = await net.open_client(token="ann")
+        fd = peer.fd
+        assert await cluster.add_subscription(fd, "t", data={"a": 1})
+        assert not await cluster.add_subscription(fd, "t")
+        assert await cluster.end_subscription(fd, "t")
+        assert not await cluster.end_subscription(fd, "t")
+        assert await cluster.expire(fd, one.broker.wall_clock() + 1000)
+        await cluster.bind(fd, "eve")
+        assert await cluster.fds_of("eve") == [fd]
+        info = await cluster.connection_info(fd)
+        assert info is not None
+        assert (info.fd, info.user, info.node) == (fd, "eve", net.node.name)
+        assert await cluster.disconnect(fd, 4001, "enough")
+        assert not await cluster.disconnect(fd, 4001, "enough")
+        pushes = await came(peer)
+        assert [next(iter(each)) for each in pushes[:2]] == ["channel", "channel"]
+        assert pushes[0]["subscribe"]["data"] == {"a": 1}
+        assert pushes[-1] == 4001
+        assert await cluster.fds_of("eve") == []
+        await peer.aclose()
+        await settle()
+        assert await cluster.connection_info(fd) is None
+        with pytest.raises(KeyError):
+            await cluster.bind(fd, "x")
+    ann = await two.open_client()
+    with pytest.raises(Refused, match="107"):
+        await cluster.add_subscription(ann.fd, "")
+    with pytest.raises(ValueError, match="close code"):
+        await cluster.disconnect(1, 1)
+
+
+async def test_an_order_for_a_connection_that_has_gone_does_nothing(
+    autojump_clock: MockClock, one: BusNode, two: BusNode
+) -> None:
+    ann = await two.open_client(token="ann")
+    two.engine.lag = 0.5
+    async with trio.open_nursery() as nursery:
+
+        async def order() -> None:
+            assert not await one.broker.cluster.disconnect(ann.fd)
+
+        nursery.start_soon(order)
+        await trio.sleep(0.1)
+        await ann.aclose()
+    two.engine.lag = 0.0
+
+
+async def test_a_node_that_does_not_answer_is_no_empty_answer(
+    autojump_clock: MockClock, one: BusNode, two: BusNode
+) -> None:
+    ann = await two.open_client()
+    two.cut()
+    for call in (
+        one.broker.cluster.disconnect(ann.fd),
+        one.broker.cluster.connections(),
+        one.broker.cluster.topics(),
+        one.broker.cluster.connection_info(ann.fd),
+    ):
+        with pytest.raises(Refused) as caught:
+            await call
+        assert caught.value.temporary
+    first, second = await one.broker.cluster.nodes()
+    assert (first.name, first.alive) == ("one", True)
+    assert (second.name, second.alive, second.connections) == ("two", False, 0)
+    two.mend()
+
+
+async def test_connections_of_all_nodes_are_listed_in_the_order_of_their_fds(
+    autojump_clock: MockClock, one: BusNode, two: BusNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.session.everywhere.MOST_INFOS", 2)
+    peers = [await net.open_client() for net in (one, two, one, two, one)]
+    fds = sorted(peer.fd for peer in peers)
+    for limit in (1, 2, 3, 4, 5, 6, 100):
+        listed: list[int] = []
+        after = 0
+        while page := await one.broker.cluster.connections(after, limit):
+            assert len(page) <= limit
+            listed += [info.fd for info in page]
+            after = listed[-1]
+        assert listed == fds
+
+
+async def test_the_api_reaches_every_node(
+    autojump_clock: MockClock, one: BusNode, two: BusNode
+) -> None:
+    here, there = await one.open_client(token="ann"), await two.open_client(token="ann")
+    assert await api(one, "subscribe", user="ann", channel="t") == {}
+    assert await api(one, "publish", channel="t", data=1) != 0
+    for peer in (here, there):
+        assert (await came(peer))[-1] == 1
+    presence = await api(one, "presence", channel="t")
+    assert set(presence["presence"]) == {str(here.fd), str(there.fd)}
+    assert await api(two, "presence_stats", channel="t") == {"num_clients": 2, "num_users": 1}
+    assert (await api(two, "channels"))["channels"] == {"t": {"num_clients": 2}}
+    assert await api(one, "push", fd=there.fd, data="hi") == {"status": "forwarded"}
+    assert await came(there) == ["hi"]
+    listed = await api(one, "connections")
+    assert {fd: each["node"] for fd, each in listed["connections"].items()} == {
+        str(here.fd): "one",
+        str(there.fd): "two",
+    }
+    assert list((await api(one, "connections", node="two"))["connections"]) == [str(there.fd)]
+    assert list((await api(one, "connections", user="ann", after=here.fd))["connections"]) == [
+        str(there.fd)
+    ]
+    assert await api(one, "connections", node="three") == 107
+    assert (await api(one, "connection", fd=there.fd))["user"] == "ann"
+    nodes = (await api(one, "info"))["nodes"]
+    assert [(each["uid"], each["num_clients"]) for each in nodes] == [("one", 1), ("two", 1)]
+    assert await api(one, "unsubscribe", user="ann", channel="t") == {}
+    assert (await api(one, "presence", channel="t"))["presence"] == {}
+    assert await api(one, "refresh", user="ann", expired=True, client=str(there.fd)) == {}
+    assert (await there.receive_all())[-1] == 3005
+    kept = await two.open_client(token="ann")
+    assert await api(one, "disconnect", user="ann", whitelist=[str(kept.fd)]) == {}
+    assert (await here.receive_all())[-1] == 3503
+    assert await came(kept) == []
+    assert await api(one, "disconnect", client=str(kept.fd)) == {}
+    assert (await came(kept))[-1] == 3503
+
+
+async def test_alone_the_cluster_is_this_node(autojump_clock: MockClock) -> None:
+    broker = Broker()
+    with pytest.raises(RuntimeError, match="not serving"):
+        await broker.cluster.nodes()
+    async with open_test_broker(broker) as net:
+        ann = await net.open_client()
+        await ask(ann, {"id": 1, "subscribe": {"channel": "t"}})
+        (report,) = await broker.cluster.nodes()
+        assert (report.connections, report.alive) == (1, True)
+        assert await broker.cluster.topics() == {"t": 1}
+        assert [info.node for info in await broker.cluster.connections()] == [""]
+        assert not await broker.cluster.disconnect(99)
+        assert await broker.cluster.disconnect(ann.fd)
