@@ -443,7 +443,7 @@ class _Incoming:
         except LinkLost as error:
             shared.lose(str(error))
             return False
-        snapshot = Snapshot.of(topic, view)
+        snapshot = await Snapshot.of(topic, view)
         while shared.place < snapshot.place and not fetch.is_stale:
             await shared.wait_moved()
         if fetch.is_stale:

@@ -24,6 +24,9 @@ from broker.errors import ErrorCode, Refused
 
 log = structlog.get_logger("broker.nodes")
 
+MOST_STATED: Final = 64 * 2**20
+"""Bytes of facts that may wait while Redis is away: about 200,000 connections that come and go."""
+
 ANSWER_SECONDS: Final = 2.0
 """How long somebody waits who asks about cards."""
 
@@ -41,6 +44,7 @@ class RedisCluster:
     _hanging: dict[str, dict[str, bytes]] = attrs.field(init=False, factory=dict)
     """The notices of all nodes, by name, as the listener knows them."""
     _burying: set[str] = attrs.field(init=False, factory=set)
+    _is_given_up: bool = attrs.field(init=False, default=False)
     _entered: trio.Event = attrs.field(init=False, factory=trio.Event)
 
     @property
@@ -62,7 +66,7 @@ class RedisCluster:
 
     def post(self, name: str, value: bytes | None) -> None:
         draft = Draft("M", name) if value is None else Draft("N", name, data=value)
-        self.out.note(draft, lasts=True)
+        self._state(draft)
 
     def file(self, drawer: str, name: str, value: bytes | None, owner: str = "") -> None:
         if value is None:
@@ -70,7 +74,18 @@ class RedisCluster:
         else:
             of = owner.encode("utf-8", "surrogatepass")
             draft = Draft("C", drawer, key=name, data=b"%d:%b%b" % (len(of), of, value))
+        self._state(draft)
+
+    def _state(self, draft: Draft) -> None:
+        """Have a fact written, however long that takes. Where too many wait they are dropped, and this node
+        is given up: another in its place says what is true then."""
+        if self._is_given_up:
+            return
         self.out.note(draft, lasts=True)
+        if self.out.waiting > MOST_STATED:
+            self._is_given_up = True
+            self.out.drop_notes()
+            self.shared.lose("too much waits to be written")
 
     def check(self) -> None:
         """Raise `Refused` (100) while nothing can be said."""
@@ -140,7 +155,8 @@ class RedisCluster:
         shared = self.shared
         was_in, has_lapsed = self._entered_in, False
         found = await self._enter(link, was_in)
-        if found[0] == b"0":
+        if found[0] == b"0" or self._is_given_up:
+            self._is_given_up = False
             has_lapsed = True
             for flight in shared.become(secrets.token_hex(6)):
                 shared.reader.missed(flight)

@@ -54,6 +54,8 @@ RETRY_MAX_SECONDS: Final = 2.0
 PATIENCE_SECONDS: Final = 5.0
 """A link that is lost for less is no matter: what is said meanwhile waits."""
 
+LOST: Final = "some of the log is gone: who counts on getting all is told so"
+
 ANOTHER_LOG: Final = "the log is another one"
 
 IDLE_EPOCH_MS: Final = 86_400_000
@@ -305,9 +307,7 @@ class SharedLog:
     async def _lose_place(self, link: Link, place: int, lineage: str) -> None:
         """Go on somewhere else, or with another lineage, once the reader has dealt with that."""
         self.losses += 1
-        log.warning(
-            "log_lost", redis=self.url.where, detail="some of the log is gone; see the docs"
-        )
+        log.warning("log_lost", redis=self.url.where, detail=LOST)
         with trio.CancelScope(shield=True):
             await self.reader.lost(link)
         self.place, self.lineage, self._head = place, lineage, None
