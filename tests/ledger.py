@@ -21,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +40,8 @@ WINDOW: Final = 32
 """Publishes of one publisher that wait for an answer."""
 PUBLISHERS: Final = 4
 TOPICS: Final = ("a", "b", "c")
+Act = Callable[[Any], Coroutine[Any, Any, None]]
+
 PATIENCE: Final = 20.0
 """Seconds until a broker that does not start has failed."""
 
@@ -127,10 +131,13 @@ class Ledger:
 
     # publishers and subscribers, until their connection breaks
 
+    async def _until_broken(self, act: Act, about: Any) -> None:
+        with suppress(Closed, trio.BrokenResourceError):
+            await act(about)
+
     async def _publish(self, number: int) -> None:
-        peer = await self._connect()
         waiting: dict[int, tuple[str, str]] = {}
-        try:
+        async with await self._connect() as peer:
             while True:
                 commands: list[object] = []
                 while len(waiting) < WINDOW:
@@ -151,16 +158,13 @@ class Ledger:
                         else:
                             self.books.acked[topic].append(mark)
                             self._one_acked.set()
-        except (Closed, trio.BrokenResourceError):
-            await peer.aclose()
 
     async def _listen(self, topic: str) -> None:
-        peer = await self._connect()
         request: dict[str, Any] = {"channel": topic, "recoverable": True}
         since = self._positions.get(topic)
         if since is not None:
             request |= {"recover": True, "offset": since.offset, "epoch": since.epoch}
-        try:
+        async with await self._connect() as peer:
             result = (await peer.request(subscribe=request))["subscribe"]
             epoch, offset = result["epoch"], result.get("offset", 0)
             if since is not None:
@@ -175,8 +179,6 @@ class Ledger:
                     publication = json.loads(line).get("push", {}).get("pub")
                     if publication is not None:
                         self._take(topic, publication)
-        except (Closed, trio.BrokenResourceError):
-            await peer.aclose()
 
     def _take(self, topic: str, publication: dict[str, Any]) -> None:
         before = self._positions[topic]
@@ -193,10 +195,10 @@ class Ledger:
             try:
                 async with trio.open_nursery() as nursery:
                     for topic in TOPICS:
-                        nursery.start_soon(self._listen, topic)
+                        nursery.start_soon(self._until_broken, self._listen, topic)
                     self._one_acked = trio.Event()
                     for number in range(PUBLISHERS):
-                        nursery.start_soon(self._publish, number)
+                        nursery.start_soon(self._until_broken, self._publish, number)
                     await self._one_acked.wait()
                     await trio.sleep(seconds * (0.2 + 0.8 * self._chance.random()))
                     process.kill()

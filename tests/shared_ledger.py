@@ -9,7 +9,6 @@ import random
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +17,7 @@ import trio
 from broker.engines.redis import open_redis
 from broker.testing import Closed, Peer, Witness
 from tests.engines.servers import BINARIES, Server, serving
-from tests.ledger import PUBLISHERS, ROOM, TOPICS, Books, Ledger
+from tests.ledger import PUBLISHERS, ROOM, TOPICS, Act, Books, Ledger
 
 BROKERS: Final = 2
 
@@ -45,9 +44,9 @@ class SharedLedger(Ledger):
             except (OSError, Closed, trio.BrokenResourceError, trio.TooSlowError):
                 await trio.sleep(0.02)  # a foreign process: no clock of ours moves it
 
-    async def _again(self, act: Callable[[Any], Coroutine[Any, Any, None]], about: Any) -> None:
+    async def _again(self, act: Act, about: Any) -> None:
         while True:
-            await act(about)
+            await self._until_broken(act, about)
 
     async def run(self, kills: int, seconds: float) -> Books:
         """Have so many faults, each within so many seconds after the one before; then compare."""

@@ -24,6 +24,7 @@ from typing import Any, Final, Protocol
 import attrs
 import structlog
 import trio
+from msgspec import Struct
 
 from broker.config.engine_url import RedisUrl
 from broker.engines.redis_link import Link, LinkLost, use_link
@@ -62,8 +63,7 @@ IDLE_EPOCH_MS: Final = 86_400_000
 """An epoch that nobody asked for during a day ends, as in the other engines."""
 
 
-@attrs.frozen
-class Draft:
+class Draft(Struct, frozen=True, gc=False):
     """What is to be appended about one topic; see `redis_scripts` for the flags."""
 
     flags: str
@@ -75,8 +75,7 @@ class Draft:
     data: bytes = b""
 
 
-@attrs.frozen
-class Logged:
+class Logged(Struct, frozen=True, gc=False):
     """A part of an entry, as it is read: the same everywhere."""
 
     node: str
