@@ -16,7 +16,7 @@ import trio
 
 from broker.core.messages import Fd
 from broker.engines.cluster import BEAT_SECONDS, LEASE_SECONDS, Card, Listener
-from broker.engines.redis_link import Link, LinkLost, Script
+from broker.engines.redis_link import Link, LinkLost, Script, to_bytes, to_text
 from broker.engines.redis_log import LOG_BYTES, Draft, Logged, SharedLog
 from broker.engines.redis_outgoing import Outgoing
 from broker.engines.redis_scripts import BEAT, CLEAR, COUNT, ENTER, LEASE, LEAVE, LEFTOVERS, READ
@@ -72,7 +72,7 @@ class RedisCluster:
         if value is None:
             draft = Draft("D", drawer, key=name)
         else:
-            of = owner.encode("utf-8", "surrogatepass")
+            of = to_bytes(owner)
             draft = Draft("C", drawer, key=name, data=b"%d:%b%b" % (len(of), of, value))
         self._state(draft)
 
@@ -102,7 +102,7 @@ class RedisCluster:
         cards: dict[str, bytes] = {}
         for flat in found:
             for name, value in zip(flat[::2], flat[1::2], strict=True):
-                cards[name.decode()] = _without_owner(value)
+                cards[to_text(name)] = _without_owner(value)
         return cards
 
     async def count(self, drawer: str) -> tuple[int, int]:
@@ -118,7 +118,7 @@ class RedisCluster:
         if not flat:
             self._burying.discard(node)
         return [
-            Card(drawer.decode(), name.decode(), _without_owner(value))
+            Card(to_text(drawer), to_text(name), _without_owner(value))
             for drawer, name, value in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
         ][:most]
 
@@ -184,7 +184,7 @@ class RedisCluster:
             values = (
                 dict(zip(flat[::2], flat[1::2], strict=True)) if isinstance(flat, list) else flat
             )
-            hanging[node.decode()] = {name.decode(): value for name, value in values.items()}
+            hanging[node.decode()] = {to_text(name): value for name, value in values.items()}
         for node in [each for each in self._hanging if each not in hanging]:
             self._note_gone(node)
         for node, notices in hanging.items():

@@ -27,7 +27,7 @@ import trio
 from msgspec import Struct
 
 from broker.config.engine_url import RedisUrl
-from broker.engines.redis_link import Link, LinkLost, use_link
+from broker.engines.redis_link import Link, LinkLost, to_text, use_link
 from broker.engines.redis_scripts import APPEND, ATTACH, FORMAT, RENEW
 
 log = structlog.get_logger("broker")
@@ -438,6 +438,6 @@ def _place_of(name: bytes) -> tuple[int, int]:
 
 
 def _logged(node: str, header: bytes, data: bytes, at: float, place: int) -> Logged:
-    flags, number, first, epoch, size, ttl, topic = header.decode().split(" ", 6)
+    flags, number, first, epoch, size, ttl, topic = to_text(header).split(" ", 6)
     numbers = int(number), int(first)
     return Logged(node, flags, topic, *numbers, epoch, int(size), int(ttl) / 1000, at, place, data)

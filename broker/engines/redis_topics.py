@@ -103,6 +103,11 @@ class KnownTopics:
     def __iter__(self) -> Iterator[str]:
         return iter(self._asked)
 
+    def empty(self) -> list[str]:
+        """The topics in which nothing was published. Linear in all."""
+        states = ((topic, self.store.state(topic)) for topic in self._asked)
+        return [topic for topic, state in states if state is not None and not state[0].offset]
+
     def follows(self, topic: str) -> bool:
         """Whether anything is known of a topic, and so has to be kept true."""
         return topic in self._asked

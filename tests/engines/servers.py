@@ -4,7 +4,7 @@ import random
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -124,7 +124,7 @@ class Proxy:
             yield
 
     @asynccontextmanager
-    async def serving_on(self, listeners: Sequence[trio.abc.Listener[Any]]) -> AsyncGenerator[None]:
+    async def serving_on(self, listeners: list[Any]) -> AsyncGenerator[None]:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, self._serve, listeners)
             yield

@@ -18,6 +18,7 @@ import trustme
 
 from broker.config.engine_url import RedisUrl
 from broker.core.messages import Position, Publication
+from broker.engines.engine import Key
 from broker.engines.redis import RedisEngine, open_redis
 from broker.errors import ConfigError, Refused
 from broker.testing import ENGINE_CONTRACT, Witness
@@ -341,6 +342,37 @@ async def test_a_topic_that_redis_has_evicted_is_a_gap_for_who_listens(server: S
         assert await position_of(here, "c") == position
         assert position is not None
         assert not await has_recovered(here, "c", Position(0, position.epoch))
+
+
+async def ttl_of(server: Server, topic: str) -> int:
+    return int((await server.call("PTTL", f"broker:{{0}}:m:{topic}")).strip(b":\r\n"))
+
+
+async def test_an_epoch_that_nobody_uses_ends_soon(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(server) as (engine, witness):
+        await engine.fetch(("a",))
+        assert 800_000 < await ttl_of(server, "a") <= 900_000
+        await witness.published("a", b"1")
+        assert await ttl_of(server, "a") > 86_400_000
+        await engine.fetch(("b",))
+        monkeypatch.setattr("broker.engines.redis.EMPTY_EPOCH_MS", 10**6)
+        await engine.incoming.touch_all()
+        assert await ttl_of(server, "b") > 900_000
+
+
+async def test_odd_texts_are_no_trouble(server: Server) -> None:
+    """Half a surrogate pair, which a client may put into a key, and an app anywhere."""
+    odd = "\ud83d"
+    async with opened(server) as (engine, witness), opened(server) as (_, other):
+        key = Key(f"ann{odd}", odd)
+        position = await witness.published("a", b"1", key=key)
+        assert await other.published("a", b"1", key=key) == position
+        assert await other.published("a", b"1", key=Key("ann", odd)) != position
+        engine.cluster.file(odd, odd, b"x", odd)
+        assert await engine.cluster.read(odd, 1) == {odd: b"x"}
+        assert not engine.statistics().failing
 
 
 async def lose_all(server: Server) -> None:
