@@ -8,7 +8,7 @@
     async def answer(connection, frame):
         broker.push(connection.fd, "this is server")
 
-    trio.run(broker.serve)
+    broker.run()
 """
 
 from importlib import import_module
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Fd,
         Frame,
         Initiator,
+        Opcode,
         Position,
         Publication,
         PushResult,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
         ConnectEvent,
         Connection,
         ConnectReply,
+        Handshake,
+        HandshakeReply,
         PublishEvent,
         PublishReply,
         ReadEvent,
@@ -75,8 +78,11 @@ __all__ = [
     "EventStatistics",
     "Fd",
     "Frame",
+    "Handshake",
+    "HandshakeReply",
     "Initiator",
     "Lagged",
+    "Opcode",
     "Position",
     "Publication",
     "PublishEvent",

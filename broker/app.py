@@ -4,21 +4,25 @@
 back, upkeep, the sessions, the intake; what others need in order to finish is opened further out (docs/design/lifetimes.md).
 """
 
+import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
+import attrs
 import structlog
 import trio
 
+from broker import logs, signals
 from broker.access.jwks import open_tokens
 from broker.access.keys import warning as token_warning
 from broker.access.rights import Rights
 from broker.cluster import Cluster
-from broker.config.reload import Settings
-from broker.config.settings import Config, exposure_warning, is_loopback
+from broker.config.reload import NO_SOURCES, Settings
+from broker.config.settings import Config, exposure_warning
 from broker.core.hub import Hub
 from broker.core.messages import (
     ClientInfo,
@@ -35,9 +39,11 @@ from broker.errors import CloseCode, ConfigError, Refused, UnsubscribeCode
 from broker.events.dispatcher import hook_reader, open_events
 from broker.hooks import (
     Hooks,
+    OnBuffer,
     OnClose,
     OnConnect,
     OnEvent,
+    OnHandshake,
     OnMessage,
     OnOpen,
     OnPublish,
@@ -50,7 +56,6 @@ from broker.http.api_server import BackendServer
 from broker.http.asgi import http_app
 from broker.http.fallbacks import Fallbacks
 from broker.http.server import HttpServer
-from broker.logs import configure_if_unset
 from broker.node import BrokerStatistics, Node, node_name
 from broker.protocols.json_text import to_json
 from broker.routing.neighbourhood import Neighbourhood
@@ -60,9 +65,10 @@ from broker.routing.recipients import Peer
 from broker.routing.router import Router
 from broker.session.accept import serve_connection
 from broker.session.memory import hold_request, keep_memory, memory_fields, memory_warning
-from broker.session.orders import ServerSub
+from broker.session.orders import ServerSub, shaped
 from broker.session.services import Services
-from broker.transport.listeners import AnyListener, accept_streams, describe, open_listeners
+from broker.transport.listeners import AnyListener, accept_streams, describe
+from broker.transport.places import config_of, is_local, open_places
 from broker.transport.postman import open_post_office
 from broker.webhooks.proxy import open_questions
 from broker.webhooks.sender import open_sender
@@ -90,6 +96,9 @@ class Broker:
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or Config()
         """May be replaced until `serve` is called; then `reload` does it."""
+        self.config_sources: Mapping[str, str] = {}
+        """Where values of it were given, by setting, for whoever looks: `{"port": "BROKER_PORT"}`. What is
+        not in it is the program's own."""
         self.wall_clock: Callable[[], float] = time.time
         """Unix seconds, by which tokens expire; `open_test_broker` puts virtual time here."""
         self.run_blocking: RunBlocking = in_thread
@@ -102,11 +111,18 @@ class Broker:
         self.hooks = Hooks(self._end_by)
         self._ended_by: BaseException | None = None
         self._node: Node | None = None
+        self._places: list[str] = []
         self._next_fd: Fd = 0
         self._is_taken = False
         self._stop = trio.Event()
 
     # hooks
+
+    def on_handshake(self, hook: OnHandshake) -> OnHandshake:
+        """`(handshake)`: a peer asks for a connection, and nothing is answered yet; may return a
+        `HandshakeReply`, or raise `Refused` with an HTTP status. Also for clients without WebSocket."""
+        self.hooks.set("handshake", hook)
+        return hook
 
     def on_open(self, hook: OnOpen) -> OnOpen:
         """`(connection)`: a WebSocket was opened. Done before its first message is looked at."""
@@ -121,6 +137,23 @@ class Broker:
     def on_close(self, hook: OnClose) -> OnClose:
         """`(connection, close)`: the connection has ended. Called once for each `on_open`."""
         self.hooks.set("close", hook)
+        return hook
+
+    def on_buffer_full(self, hook: OnBuffer) -> OnBuffer:
+        """`(connection)`: more than `high_watermark_bytes` waits for a peer that takes no more just now.
+
+        Of connections that open from then on. Beside all other hooks; see `on_buffer_empty`, which
+        follows unless the connection ends.
+        """
+        self.hooks.set("buffer_full", hook)
+        return hook
+
+    def on_buffer_empty(self, hook: OnBuffer) -> OnBuffer:
+        """`(connection)`: no more than `low_watermark_bytes` waits for a peer that has been behind.
+
+        Where a peer goes back and forth while a hook runs, the two are told the last of it.
+        """
+        self.hooks.set("buffer_empty", hook)
         return hook
 
     def on_rpc(self, hook: OnRpc) -> OnRpc:
@@ -176,16 +209,76 @@ class Broker:
 
     # messages
 
-    def push(self, fd: Fd, data: object) -> PushResult:
-        """Send to one connection.
+    def push(
+        self,
+        fd: Fd,
+        data: object,
+        *,
+        opcode: int | None = None,
+        fragment_bytes: int | None = None,
+    ) -> PushResult:
+        """Send to one connection, without waiting: QUEUED means that it is on its way.
 
         A plain peer gets `str` as a text frame, `bytes` as a binary frame, anything else as JSON
         text; a Centrifuge client gets a `message` push. A peer that has not sent anything yet gets
         it when its first message tells which of them it is: it waits, as much as `outbox_bytes`; see
-        `declare_plain`. Raises `TypeError` for what JSON cannot say, and `ValueError` for text that
-        is not Unicode (a lone surrogate).
+        `declare_plain`.
+
+        For a plain peer `opcode` says whether the frame is `Opcode.TEXT` or `Opcode.BINARY`, whatever the
+        data is, and with `fragment_bytes` it is cut in fragments of so many bytes, 125 or more. Centrifuge
+        clients have frames of their own.
+
+        Raises `TypeError` for what JSON cannot say, and `ValueError` for text that is not Unicode (a
+        lone surrogate), or not UTF-8, and for another opcode.
         """
+        if opcode is not None or fragment_bytes is not None:
+            data = shaped(data, opcode, fragment_bytes)
         return PushResult.CLOSED if self._node is None else self._node.push(fd, data)
+
+    async def send(
+        self,
+        fd: Fd,
+        data: object,
+        *,
+        opcode: int | None = None,
+        fragment_bytes: int | None = None,
+    ) -> PushResult:
+        """The same as `push`, but it waits for room: until no more than `high_watermark_bytes` wait for the
+        peer. So whoever sends a lot goes on as fast as the peer takes it, and cuts nobody.
+
+        Sends to one fd are queued in the order in which they began. The deadline is the caller's: in
+        `trio.move_on_after(5)` it waits for 5 s. Cancelled, nothing was sent. `CLOSED` if the peer goes, or
+        the broker stops, before there is room; `REBOUND` if it becomes another user's; `FULL`, without
+        waiting, if as much as `connection_bytes` allows waits already, or memory is short. Raises
+        what `push` raises.
+        """
+        if opcode is not None or fragment_bytes is not None:
+            data = shaped(data, opcode, fragment_bytes)
+        if self._node is None:
+            await trio.lowlevel.checkpoint()
+            return PushResult.CLOSED
+        return await self._node.send(fd, data)
+
+    def ping(self, fd: Fd, data: bytes = b"") -> bool:
+        """Send a WebSocket Ping with up to 125 bytes of data, besides those of the broker's own heartbeat.
+
+        False if it is not here, or no WebSocket. Its answer moves `ConnectionInfo.last_received_at`.
+        Raises `ValueError` for more data.
+        """
+        return self._node is not None and self._node.ping(fd, data)
+
+    def pause(self, fd: Fd) -> bool:
+        """Read no more from one connection until `resume`; false if it is not here.
+
+        What it has sent already, one read of 64 KiB at most, may still come to your hooks. Then the
+        network holds its sender back; and for as long nothing is seen of its pings, its Close and its
+        end, so its silence is no reason to close it.
+        """
+        return self._node is not None and self._node.pause(fd)
+
+    def resume(self, fd: Fd) -> bool:
+        """Read on after `pause`; false if it is not here."""
+        return self._node is not None and self._node.resume(fd)
 
     def declare_plain(self, fd: Fd) -> bool:
         """Take a peer that has not sent anything yet for a plain one, as for a page that only listens.
@@ -366,7 +459,7 @@ class Broker:
         return self._node is not None and self._node.expire(fd, when)
 
     def exists(self, fd: Fd) -> bool:
-        """Whether this fd is a connection here, also one that is closing."""
+        """Whether this fd is a connection here, also one that is closing; no longer in `on_close`."""
         return self._node is not None and self._node.exists(fd)
 
     def is_established(self, fd: Fd) -> bool:
@@ -378,7 +471,7 @@ class Broker:
         return [] if self._node is None else self._node.connections(after, limit)
 
     def connection_info(self, fd: Fd) -> ConnectionInfo | None:
-        """A snapshot of one connection; None if it is not here."""
+        """A snapshot of one connection; None if it is not here, as `exists` says."""
         return None if self._node is None else self._node.connection_info(fd)
 
     def bind(self, fd: Fd, user: str) -> None:
@@ -398,7 +491,7 @@ class Broker:
         return [] if self._node is None else self._node.fds_of(user)
 
     def stats(self) -> BrokerStatistics:
-        """A snapshot of what is here and what has been done."""
+        """A snapshot of what is here and what has been done. Linear in the connections, 0.1 µs each."""
         return self.node.stats()
 
     @property
@@ -434,17 +527,45 @@ class Broker:
             self._ended_by = error
         self.stop()
 
-    def reload(self, config: Config) -> None:
+    def reload(self, config: Config, sources: Mapping[str, str] = NO_SOURCES) -> None:
         """Go by another config from now on, with everybody still connected.
 
         Rules and limits count from a client's next request on; who is subscribed already stays so.
         Where the broker listens and how much history it keeps cannot change while it serves: that
-        stays as it is, and one warning names it.
+        stays as it is, and one warning names it. `sources` is as `config_sources`.
         """
         if self._node is None:
-            self.config = config
+            self.config, self.config_sources = config, sources
         else:
-            self.config = self._node.reload(config).config
+            self.config = self._node.reload(config, sources).config
+
+    def listen(self, place: str) -> None:
+        """Listen on one more place: `"unix:/run/broker.sock"`, `"localhost:9502"`, `"[::]:9503"`.
+
+        Beside the one of the settings, whose TLS counts here too. A place that cannot be had when the
+        broker begins to serve is logged, and fails none of the others. Raises `ValueError` for what is
+        no place, and `RuntimeError` while the broker serves.
+        """
+        if self._is_taken:
+            raise RuntimeError("listen: say it before `serve`, which opens all places at its start")
+        config_of(place, self.config)
+        self._places.append(place)
+
+    def run(self) -> None:
+        """Serve until SIGINT (Ctrl-C) or SIGTERM: the whole of a program. Trio is started for it.
+
+        Signals count as for the command: the first drains, as `stop` does, and this returns; the
+        second cuts what is left, and `SystemExit(1)` is raised; a third ends the process at once.
+        Before it serves and after it has ended they are what they were before. In another
+        thread than the main one, where Python has no signals, only `stop` ends it. Raises what
+        `serve` raises.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            trio.run(self.serve)
+            return
+        signals.process.before_exit = logs.flush
+        if not trio.run(partial(serve_until_signal, self)):
+            sys.exit(signals.CUT_SHORT)
 
     async def serve(  # noqa: ASYNC128 - `_serve` calls `started`
         self,
@@ -455,7 +576,7 @@ class Broker:
         """Serve until `stop` is called and every connection has ended.
 
         Reports the addresses once it listens. Listens as the config says, or on `listeners`, which
-        it then closes. Raises `ConfigError` when it cannot listen or read its keys. Cancelled, it cuts every
+        it then closes; and on the places of `listen`. Raises `ConfigError` when it cannot listen or read its keys. Cancelled, it cuts every
         connection at once: the peers see no Close. Nothing it started is left when it returns.
         `SystemExit` or `KeyboardInterrupt` of a hook stops the broker as `stop` does, and is raised
         from here once all has ended.
@@ -463,13 +584,16 @@ class Broker:
         if self._is_taken:
             raise RuntimeError("this broker is serving already")
         self._is_taken = True
-        configure_if_unset(self.config.log_format, self.config.log_level)
+        logs.configure_if_unset(self.config.log_format, self.config.log_level)
         try:
             # Before anything is waited for: a `stop` that comes while we start counts.
             self._stop = trio.Event()
             self._ended_by = None
+            own, *more = self._configs()
             if listeners is None:
-                listeners = await open_listeners(self.config)
+                listeners = await open_places([own, *more])
+            elif more:
+                listeners = [*listeners, *await open_places(more)]
             await self._serve(listeners, task_status)
         finally:
             self._is_taken = False
@@ -499,7 +623,7 @@ class Broker:
                                 accept_streams, listener, take, services.admission.make_room
                             )
                         addresses = describe(listeners)
-                        _log_ready(node, addresses)
+                        _log_ready(node, addresses, self._configs())
                         task_status.started(addresses)
                         await self._stop.wait()
                         drain_seconds = node.config.drain_seconds
@@ -525,10 +649,14 @@ class Broker:
                     await listener.aclose()
         log.info("stopped")
 
+    def _configs(self) -> list[Config]:
+        """The settings, once for each place."""
+        return [self.config, *(config_of(place, self.config) for place in self._places)]
+
     async def _open_node(self, stack: AsyncExitStack) -> tuple[Node, BackendServer]:
         """Open everything that outlives the sessions, the outermost first."""
         config, opened = self.config, stack.enter_async_context
-        settings, name = Settings(config), node_name(config)
+        settings, name = Settings(config, self.config_sources), node_name(config)
 
         def now() -> float:
             return self.wall_clock()  # looked up each time: a test may move the clock
@@ -552,10 +680,10 @@ class Broker:
             self.hooks,
             router,
             tokens,
-            loopback_bind=config.unix is not None or is_loopback(config.host),
+            loopback_bind=all(map(is_local, self._configs())),
             name=name,
         )
-        node = Node(services)
+        node = Node(services, now)
         await opened(engine.running(router.returns))
         if services.neighbourhood is not None:
             await _begin_neighbourhood(services.neighbourhood)
@@ -575,9 +703,53 @@ async def _begin_neighbourhood(neighbourhood: Neighbourhood) -> None:
         raise ConfigError(text) from None
 
 
-def _log_ready(node: Node, addresses: list[str]) -> None:
+@attrs.frozen
+class _WhenServing(trio.TaskStatus[Any]):
+    """A task status that calls `begin` in the very step in which the broker says it serves."""
+
+    begin: Callable[[], None]
+
+    def started(self, value: object = None) -> None:
+        self.begin()
+
+
+async def serve_until_signal(broker: Broker, reload: Callable[[], None] | None = None) -> bool:
+    """Serve until a signal; True if everybody was told, False if a second one cut it short.
+
+    Main thread only. From the moment in which the broker serves until it has ended signals are
+    `signals.process`'s, which may have been installed before. `reload` is called for SIGHUP; without
+    it that signal is left as it is.
+    """
+    cut = trio.CancelScope()
+    token = trio.lowlevel.current_trio_token()
+
+    def obey(order: signals.Order) -> None:
+        if order == "drain":
+            broker.stop()
+        elif order == "cut":
+            cut.cancel()
+        elif reload is not None:
+            reload()
+
+    def report(place: str) -> None:
+        log.critical("stuck", at=place, detail="the event loop is busy there; ended at once")
+
+    with ExitStack() as installed:
+
+        def begin() -> None:
+            installed.enter_context(signals.process.installed())
+            installed.callback(signals.process.take_back)
+            signals.process.begin_serving(reloads=reload is not None)
+            signals.process.hand_over(lambda order: token.run_sync_soon(obey, order), report)
+
+        with cut:
+            await broker.serve(task_status=_WhenServing(begin))
+    return not cut.cancelled_caught
+
+
+def _log_ready(node: Node, addresses: list[str], places: list[Config]) -> None:
     config = node.config
-    log.info("ready", addresses=addresses)
+    log.info("ready", addresses=addresses, **({} if config.demo_page else {"demo_page": False}))
     log.info("memory", **memory_fields(node.services))
     too_much = memory_warning(node.services)
     if too_much is not None:
@@ -585,8 +757,7 @@ def _log_ready(node: Node, addresses: list[str]) -> None:
     too_many = node.services.admission.warning()
     if too_many is not None:
         log.warning("too_few_files", detail=too_many)
-    exposed = exposure_warning(config)
-    if exposed is not None:
+    for exposed in filter(None, map(exposure_warning, places)):
         log.warning("exposed", detail=exposed)
     weak = token_warning(config.tokens)
     if weak is not None:
@@ -600,7 +771,7 @@ async def _beat(node: Node) -> None:
             await trio.sleep_until(due)
             # As late as everybody else is served whose socket is ready.
             node.loop_lag.observe(max(0.0, trio.current_time() - due))
-            node.beat()
+            await node.beat()
     finally:
         # Cancelled: the sessions have ended, or everything is being cut with us.
         node.services.cut()

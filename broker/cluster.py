@@ -9,6 +9,7 @@ from broker.errors import CloseCode, UnsubscribeCode, check_close_code
 from broker.protocols.json_text import to_json
 from broker.routing.mail import Bind, Disconnect, Expire, Subscribe, Unsubscribe
 from broker.session.everywhere import Everywhere, NodeReport
+from broker.session.search import ConnectionQuery
 
 
 @attrs.frozen
@@ -73,11 +74,12 @@ class Cluster:
     async def connections(self, after: Fd = 0, limit: int = 100) -> list[ConnectionInfo]:
         """Up to `limit` connections in order of their fd, from the first beyond `after` on. All nodes have
         answered, or it raises."""
-        return (await self.everywhere().connections(after, limit)).infos
+        query = ConnectionQuery(after)
+        return [*(await self.everywhere().connections(query, limit)).connections]
 
     async def connection_info(self, fd: Fd) -> ConnectionInfo | None:
         """A snapshot of one connection; None if it is nowhere."""
-        return await self.everywhere().connection_info(fd)
+        return await self.everywhere().connection_details(fd)
 
     async def fds_of(self, user: str) -> list[Fd]:
         """All connections of a user that are not closing."""

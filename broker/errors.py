@@ -24,7 +24,7 @@ peer should come back: official clients stay away on 3500-3999 and 4500-4999, an
 everything else.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 
 
@@ -124,9 +124,15 @@ class ConfigError(BrokerError):
 
 
 class Refused(BrokerError):
-    """Raise in an authorizer or an rpc hook to answer one request with an error reply."""
+    """Raise in an authorizer or an rpc hook to answer one request with an error reply.
 
-    def __init__(self, code: int, message: str = "") -> None:
+    In `on_handshake` the answer is one of HTTP: `code` is its status, from 300 to 599, `message` its body,
+    and `headers` go along, such as `{"WWW-Authenticate": "Bearer"}`. They count there alone.
+    """
+
+    def __init__(
+        self, code: int, message: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
         if not message:
             try:
                 message = ErrorCode(code).message
@@ -135,6 +141,7 @@ class Refused(BrokerError):
         super().__init__(f"{code}: {message}")
         self.code = int(code)
         self.message = message
+        self.headers = dict(headers or {})
         self.temporary = code in (ErrorCode.INTERNAL, ErrorCode.TOO_MANY_REQUESTS)
 
 

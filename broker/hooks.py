@@ -1,20 +1,23 @@
 """Hooks: the functions of an app that a broker calls, and the values they get and give.
 
 Every hook is async and runs in the nursery of the connection it is about, for which it is called in
-the order of what the peer sends. `on_subscribe`, `on_publish`, `on_history` and `on_presence` may run
+the order of what the peer sends; `on_handshake` runs before there is one, while the peer waits. `on_subscribe`, `on_publish`, `on_history` and `on_presence` may run
 at the same time for one connection, each about another topic; what they decide is carried out in
 order. Every other hook runs when all before it are done, and nothing else runs beside it.
 
 An authorizer or `on_rpc` raises `Refused` to answer the one request with an error reply, and any
 hook of a connection `Disconnect` to send the peer away. Any other exception is logged once
 (`hook_failed`); the one request is answered with error 100, and where there is none (`on_open`,
-`on_message`) the connection ends with 1011. Cancellation reaches a hook when the connection has
+`on_message`) the connection ends with 1011; the handshake is answered with 500. Cancellation reaches a hook when the connection has
 ended and the hook is still busy `close_seconds` later.
 
 `SystemExit` and `KeyboardInterrupt`, from any hook, end the process in good order: one line says so
 (`hook_ended_the_process`), the broker stops as by `Broker.stop`, and `Broker.serve` raises the
 exception when all is done. Any other `BaseException` counts as an `Exception`; so does a
 cancellation that nobody has asked for, as a hook has when it raises what it had caught elsewhere.
+
+`on_buffer_full` and `on_buffer_empty` run in a task of their own, one at a time for a connection, and
+beside its other hooks: one of these may be the one that waits for room.
 
 `on_event` is different: it runs in a task of its own and holds up nobody; an exception is logged,
 and the next event comes. Cancellation reaches it `flush_seconds` after the last connection of a
@@ -28,6 +31,7 @@ reply of its kind has failed, as if it had raised. So `False` lets nobody in; to
 """
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -49,8 +53,64 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 
-class Connection(Protocol):
-    """One peer, as an app sees it: a WebSocket, or a client of an HTTP fallback.
+class Handshake(Protocol):
+    """The request by which a peer asks for a connection, over WebSocket or an HTTP fallback.
+
+    Nothing here waits. Texts are as they were sent where nothing else is said. What is made of headers
+    and query is made anew each time, which takes some 15 µs: keep what you need often. For annotations
+    only: `isinstance` raises `TypeError`.
+    """
+
+    @property
+    def path(self) -> str:
+        """The path, not percent-decoded, without the query."""
+
+    @property
+    def query(self) -> str:
+        """What stands behind the `?`, not percent-decoded; empty where nothing does."""
+
+    @property
+    def params(self) -> Mapping[str, str]:
+        """The parameters of the query, percent-decoded; of several with one name the last."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The header fields; names are in lower case. One that came in several lines is joined, by `, ` and
+        `cookie` by `; `."""
+
+    @property
+    def cookies(self) -> Mapping[str, str]:
+        """The cookies by their names; of several with one name the first, as browsers sort them."""
+
+    @property
+    def subprotocols(self) -> tuple[str, ...]:
+        """The WebSocket subprotocols that the peer offers, its favourite first."""
+
+    @property
+    def address(self) -> str:
+        """The peer's `HOST:PORT`, with brackets around an IPv6 host, as it was at accept; `unix` or
+        `memory` where there is no address. Behind a proxy it is the proxy's."""
+
+    @property
+    def remote_host(self) -> str:
+        """The host of `address`, without brackets; empty where there is no address."""
+
+    @property
+    def remote_port(self) -> int:
+        """The port of `address`; 0 where there is no address."""
+
+    @property
+    def transport(self) -> Transport:
+        """How the peer is carried: `websocket`, `http_stream`, `sse` or `uni_sse`."""
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """A dict for the app, to keep what it likes with the connection. The broker never looks."""
+
+
+class Connection(Handshake, Protocol):
+    """One peer, as an app sees it: a WebSocket, or a client of an HTTP fallback; with all that its
+    handshake said.
 
     Nothing here waits. To act on a connection, give its `fd` to the broker: `Broker.push`,
     `Broker.bind`, `Broker.disconnect` and the rest. A connection that has ended may be read on.
@@ -70,30 +130,8 @@ class Connection(Protocol):
         """The claims of its token once that was verified, `meta` among them; empty without one."""
 
     @property
-    def data(self) -> dict[str, Any]:
-        """A dict for the app, to keep what it likes with the connection. The broker never looks."""
-
-    @property
-    def address(self) -> str:
-        """The peer's `HOST:PORT`, with brackets around an IPv6 host, as it was at accept; `unix` or
-        `memory` where there is no address."""
-
-    @property
-    def path(self) -> str:
-        """The path of the handshake, as it was sent: not percent-decoded, without the query."""
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """The header fields of the handshake; names are in lower case. Read anew each time, which takes
-        some 15 µs: keep what you need often."""
-
-    @property
     def opened_at(self) -> float:
         """The time of accept, in Unix seconds."""
-
-    @property
-    def transport(self) -> Transport:
-        """How the peer is carried: `websocket`, `http_stream`, `sse` or `uni_sse`."""
 
     @property
     def subprotocol(self) -> str | None:
@@ -178,6 +216,65 @@ def _to_topics(topics: tuple[str, ...] | list[str] | AbstractSet[str]) -> tuple[
     return tuple(topics)
 
 
+# RFC 9110 section 5.6.2, and what goes without a doubt into a header line.
+_TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+").fullmatch
+_FIELD_VALUE = re.compile(r"[ -~]*").fullmatch
+_OURS = frozenset(
+    ("connection", "content-length", "content-type", "date", "transfer-encoding", "upgrade")
+)
+
+
+def check_headers(whose: str, headers: Any) -> None:
+    """Raise `ValueError` or `TypeError` for headers that cannot go along with an answer of ours."""
+    if not isinstance(headers, Mapping):
+        raise TypeError(f"{whose}: headers are a dict of str, not {_shown(headers)}")
+    for name, value in headers.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise TypeError(f"{whose}: a header is a str and its value one, not {_shown(value)}")
+        if not (_TOKEN(name) and _FIELD_VALUE(value)):
+            raise ValueError(f"{whose}: the header {name!r} is no name and value in ASCII")
+        if name.lower() in _OURS or name.lower().startswith("sec-websocket-"):
+            raise ValueError(f"{whose}: the header {name!r} is the broker's own")
+
+
+def _check_reply_headers(reply: object, attribute: object, value: object) -> None:
+    check_headers("HandshakeReply", value)
+
+
+def _check_cookies(reply: object, attribute: object, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"HandshakeReply: cookies are a dict of str, not {_shown(value)}")
+    for name, text in value.items():
+        check_headers("HandshakeReply: cookie", {name: text})
+
+
+def _check_subprotocol(reply: object, attribute: object, value: Any) -> None:
+    if value and not (isinstance(value, str) and _TOKEN(value)):
+        raise ValueError(f"HandshakeReply: {value!r} is no name of a subprotocol")
+
+
+@attrs.frozen
+class HandshakeReply:
+    """What goes along with the answer to a handshake: `headers`, `cookies` and the subprotocol.
+
+    A cookie is a name and what stands behind it: `{"seen": "1; Max-Age=3600; Secure; HttpOnly"}`. The
+    subprotocol is one that the peer offers; None leaves the choice to the broker, which takes one
+    of Centrifuge's, and "" agrees on none.
+
+    Raises `ValueError` for what no header line may hold, and for the headers of the handshake itself.
+    """
+
+    headers: Mapping[str, str] = attrs.field(factory=dict, validator=_check_reply_headers)
+    cookies: Mapping[str, str] = attrs.field(factory=dict, validator=_check_cookies)
+    subprotocol: str | None = attrs.field(default=None, validator=_check_subprotocol)
+
+    @property
+    def lines(self) -> tuple[tuple[str, str], ...]:
+        """The header lines that these are."""
+        cookies = [("Set-Cookie", f"{name}={text}") for name, text in self.cookies.items()]
+        return *self.headers.items(), *cookies
+
+
 @attrs.frozen
 class ConnectReply:
     """`user` and `info` are what others will see of it; `data` goes to the peer itself.
@@ -251,6 +348,7 @@ class ReadEvent:
     topic: str
 
 
+HandshakeHook: TypeAlias = Callable[[Handshake], Awaitable[HandshakeReply | None]]
 OpenHook: TypeAlias = Callable[[Connection], Awaitable[None]]
 MessageHook: TypeAlias = Callable[[Connection, Frame], Awaitable[None]]
 CloseHook: TypeAlias = Callable[[Connection, Close], Awaitable[None]]
@@ -263,8 +361,10 @@ ReadHook: TypeAlias = Callable[[ReadEvent], Awaitable[None]]
 EventHook: TypeAlias = Callable[[Event], Awaitable[None]]
 
 # So that a function which is decorated keeps its own type.
+OnHandshake = TypeVar("OnHandshake", bound=HandshakeHook)
 OnOpen = TypeVar("OnOpen", bound=OpenHook)
 OnMessage = TypeVar("OnMessage", bound=MessageHook)
+OnBuffer = TypeVar("OnBuffer", bound=OpenHook)
 OnClose = TypeVar("OnClose", bound=CloseHook)
 OnRpc = TypeVar("OnRpc", bound=RpcHook)
 OnRequest = TypeVar("OnRequest", bound=RequestHook)
@@ -334,10 +434,13 @@ _AWAY = "; to send the peer away, raise Disconnect"
 _NO = "; to say no, raise Refused"
 
 KINDS: Mapping[str, Kind] = {
+    "handshake": _reply("handshake: Handshake", HandshakeReply),
     "open": Kind((_CONNECTION,), "None", _is_none, _AWAY),
     "message": Kind((_CONNECTION, "frame: Frame"), "None", _is_none, _AWAY),
     "close": Kind((_CONNECTION, "close: Close"), "None", _is_none),
     "rpc": Kind((_CONNECTION, "method: str", "data: object"), "object", _is_anything),
+    "buffer_full": Kind((_CONNECTION,), "None", _is_none, _AWAY),
+    "buffer_empty": Kind((_CONNECTION,), "None", _is_none, _AWAY),
     "request": Kind(("request: Request",), "Response | None", _is_response),
     "connect": _reply("event: ConnectEvent", ConnectReply),
     "subscribe": _reply("event: SubscribeEvent", SubscribeReply),
@@ -390,9 +493,12 @@ class Hooks:
     """
 
     _on_ending: OnEnding | None = None
+    handshake: HandshakeHook | None = attrs.field(default=None, init=False)
     open: OpenHook | None = attrs.field(default=None, init=False)
     message: MessageHook | None = attrs.field(default=None, init=False)
     close: CloseHook | None = attrs.field(default=None, init=False)
+    buffer_full: OpenHook | None = attrs.field(default=None, init=False)
+    buffer_empty: OpenHook | None = attrs.field(default=None, init=False)
     rpc: RpcHook | None = attrs.field(default=None, init=False)
     request: RequestHook | None = attrs.field(default=None, init=False)
     connect: ConnectHook | None = attrs.field(default=None, init=False)

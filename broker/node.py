@@ -7,7 +7,7 @@ otherwise a method never waits: it is one atomic step, of which the network lear
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -15,7 +15,7 @@ import attrs
 import structlog
 import trio
 
-from broker.config.reload import Change
+from broker.config.reload import NO_SOURCES, Change
 from broker.config.settings import Config
 from broker.core.event_queue import EventKind, EventStatistics
 from broker.core.histogram import Histogram, HistogramStatistics
@@ -24,6 +24,8 @@ from broker.core.hub import HubStatistics
 from broker.core.memory import MemoryStatistics, Part
 from broker.core.messages import (
     ClientInfo,
+    ClosedConnection,
+    ConnectionDetails,
     ConnectionInfo,
     Delivery,
     Fd,
@@ -33,7 +35,7 @@ from broker.core.messages import (
 )
 from broker.core.retained import RetainedStatistics
 from broker.core.session import Decider, Grant, Subscription
-from broker.core.work import SURVEYED
+from broker.core.work import SURVEYED, SURVEYED_AT_ONCE
 from broker.engines.engine import EngineStatistics
 from broker.errors import Refused, check_close_code
 from broker.hooks import Hooks, HookStatistics
@@ -44,10 +46,13 @@ from broker.routing.retained import give_retained
 from broker.routing.router import Router
 from broker.routing.turns import Share
 from broker.session.counts import ConnectionCounts
+from broker.session.details import details_of
 from broker.session.everywhere import Everywhere, Mark, NodeReport
 from broker.session.expiry import expire
-from broker.session.orders import ServerSub
+from broker.session.orders import ServerSub, message_of
+from broker.session.search import ConnectionQuery, search
 from broker.session.services import ServedConnection, Services
+from broker.session.tracing import Traces
 from broker.transport.lane import Traffic
 from broker.transport.postman import PostStatistics
 
@@ -81,14 +86,33 @@ class BrokerStatistics:
     """By how many seconds the event loop was late, looked at once a second."""
     memory: MemoryStatistics
     """What is held for clients, by part."""
+    uptime_seconds: float
+    """Since `serve` began."""
+    bytes_received: int
+    """From all connections that ever were here."""
+
+    @property
+    def accepted(self) -> int:
+        """Connections that were ever here."""
+        return sum(self.ends.opened.values())
+
+    @property
+    def closed(self) -> int:
+        """Connections that have ended."""
+        return sum(self.ends.closed.values())
+
+    @property
+    def bytes_queued(self) -> int:
+        """Bytes that were put into outboxes: they are sent, wait, or were dropped."""
+        return self.post.bytes_queued
 
     @property
     def history(self) -> HistoryStatistics:
         return self.engine.history
 
 
-SURVEYED_AT_ONCE: Final = 100
-"""Connections between two turns of a survey: 0.3 ms."""
+BEATEN_AT_ONCE: Final = 100
+"""Connections that are pinged, or ended, in one step: up to a millisecond."""
 
 QUEUE_BYTES: Final = (0, 2**10, 2**12, 2**14, 2**16, 2**18, 2**20, 2**22)
 QUEUE_MESSAGES: Final = (0, 1, 4, 16, 64, 256, 1024, 4096, 16_384)
@@ -139,17 +163,23 @@ class Node:
     """One broker while it serves; see the module."""
 
     services: Services
+    now: Callable[[], float] = time.time
+    """Unix seconds."""
     everywhere: Everywhere = attrs.field(init=False)
     """The connections and topics of all nodes."""
+    traces: Traces = attrs.field(init=False)
     loop_lag: Histogram = attrs.field(init=False, factory=Histogram)
     """Seconds by which `beat` was called late."""
+    _began: float = attrs.field(init=False, factory=trio.current_time)
     _readers: set[Reader] = attrs.field(init=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
         services = self.services
         self.everywhere = Everywhere(self, services.router.hub, services.neighbourhood)
+        self.traces = Traces(self.services, self.now)
         self.services.memory.count(
-            Part.READERS, lambda: sum([reader.bytes_held for reader in self._readers])
+            Part.READERS,
+            lambda: sum([reader.bytes_held for reader in self._readers]) + self.traces.bytes_held,
         )
 
     @property
@@ -185,6 +215,26 @@ class Node:
         return (
             self.everywhere.push(fd, data) if connection is None else connection.orders.push(data)
         )
+
+    async def send(self, fd: Fd, data: object) -> PushResult:
+        message = message_of(data)
+        connection = self._find(fd)
+        if connection is None:
+            await trio.lowlevel.checkpoint()
+            return PushResult.CLOSED
+        return await connection.flow.send(message)
+
+    def ping(self, fd: Fd, data: bytes) -> bool:
+        connection = self._find(fd)
+        return connection is not None and connection.flow.ping(data)
+
+    def pause(self, fd: Fd) -> bool:
+        connection = self._find(fd)
+        return connection is not None and connection.flow.pause()
+
+    def resume(self, fd: Fd) -> bool:
+        connection = self._find(fd)
+        return connection is not None and connection.flow.resume()
 
     def declare_plain(self, fd: Fd) -> bool:
         connection = self._find(fd)
@@ -290,7 +340,7 @@ class Node:
         return connection is not None and expire(connection, self.services.tokens, when)
 
     def exists(self, fd: Fd) -> bool:
-        return self.services.router.hub.sessions.get(fd) is not None
+        return fd in self.services.connections
 
     def is_established(self, fd: Fd) -> bool:
         return self._find(fd) is not None
@@ -312,6 +362,27 @@ class Node:
         is_one_of_several = self.services.neighbourhood is not None
         return attrs.evolve(info, node=self.name) if is_one_of_several else info
 
+    def connection_details(self, fd: Fd) -> ConnectionDetails | None:
+        connection = self.services.connections.get(fd)
+        if connection is None:
+            return None
+        details = details_of(self.services, connection)
+        is_one_of_several = self.services.neighbourhood is not None
+        return attrs.evolve(details, node=self.name) if is_one_of_several else details
+
+    def search(self, query: ConnectionQuery) -> Iterator[Sequence[Fd]]:
+        """The fds of all connections that a query asks for, in growing order, piece by piece: others may
+        run between two of them. Each piece costs `SURVEYED_AT_ONCE` looks at most; it may be empty."""
+        return search(self.services, query)
+
+    def closed_connections(self) -> Iterator[ClosedConnection]:
+        """The connections that ended last, up to 1,000 of them, the last first."""
+        return iter(self.services.closed)
+
+    def closed_connection(self, fd: Fd) -> ClosedConnection | None:
+        """The one of these that had this fd."""
+        return self.services.closed.find(fd)
+
     def bind(self, fd: Fd, user: str) -> None:
         peer = self.services.router.hub.sessions.get(fd)
         if peer is None:
@@ -326,6 +397,7 @@ class Node:
 
     def stats(self) -> BrokerStatistics:
         router = self.services.router
+        received = [each.traffic.bytes for each in self.services.connections.values()]
         return BrokerStatistics(
             connections=len(router.hub.sessions),
             users=router.hub.sessions.statistics().users,
@@ -342,6 +414,8 @@ class Node:
             recoveries=attrs.asdict(router.recoveries),
             hooks=self.hooks.statistics(),
             loop_lag=self.loop_lag.statistics(),
+            uptime_seconds=trio.current_time() - self._began,
+            bytes_received=self.services.counts.received.bytes + sum(received),
         )
 
     @property
@@ -404,11 +478,14 @@ class Node:
 
     # life
 
-    def reload(self, config: Config) -> Change:
-        """Go by another config; atomic. Settings that need a restart stay, and are named in the log."""
+    def reload(self, config: Config, sources: Mapping[str, str] = NO_SOURCES) -> Change:
+        """Go by another config, with the `sources` of its values; atomic. Settings that need a restart
+        stay, and are named in the log."""
         if (config.log_format, config.log_level) != (self.config.log_format, self.config.log_level):
             reconfigure(config.log_format, config.log_level)  # before others bind their loggers
-        change = self.services.settings.replace(config)
+        change = self.services.settings.replace(config, sources)
+        for session in self.services.router.hub.sessions:
+            session.look_at = 0.0  # by what holds now
         if change.refused:
             log.warning(
                 "not_reloaded",
@@ -418,20 +495,31 @@ class Node:
         log.info("reloaded", settings=list(change.made))
         return change
 
-    def beat(self) -> None:
-        """Look at everything that time ends: requests, expiry, silent peers. Linear in them."""
+    async def beat(self) -> None:
+        """Look at everything that time ends: requests, expiry, silent peers.
+
+        Linear in connections, 0.05 µs for each of which nothing is due; of the others a few at once,
+        and everybody else runs in between. Cancelled, it stops there.
+        """
         now = trio.current_time()
         self.services.requests.expire(now)
+        self.traces.expire(now)
         self.note_fds()
-        for connection in list(self.services.connections.values()):
-            connection.beat(now)
+        sessions, connections = self.services.router.hub.sessions, self.services.connections
+        due = [session.fd for session in sessions if session.look_at <= now]
+        for number, fd in enumerate(due, 1):
+            if (connection := connections.get(fd)) is not None:
+                connection.beat(now)
+            if number % BEATEN_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
 
     def note_fds(self) -> None:
         """Let the engine know which fds were given out."""
         self.services.router.engine.note_fds(self.next_fd)
 
     def shut_down(self) -> None:
-        """Tell every client that the broker stops."""
+        """Tell every client that the broker stops, and who waits for something to happen."""
+        self.traces.end_all()
         for connection in list(self.services.connections.values()):
             connection.shut_down()
 

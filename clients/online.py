@@ -4,7 +4,7 @@
     python clients/online.py &
     BROKER_WEBHOOKS_URL=http://localhost:8000/events python -m broker
 
-`verify` and `Online` are what a backend of yours needs as well.
+`verify`, `Online` and `Nodes` are what a backend of yours needs as well.
 """
 
 import base64
@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from email.message import Message
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
 from typing import Any
@@ -36,7 +37,7 @@ def verify(secret: str, headers: "Mapping[str, str] | Message", body: bytes, now
 
 
 class Online:
-    """The connections of one broker. `fetch` asks its API for those beyond an fd."""
+    """The connections of one broker, or of one node of several. `fetch` asks its API for those beyond an fd."""
 
     def __init__(self, fetch: Callable[[int], Page]) -> None:
         self._fetch = fetch
@@ -92,21 +93,51 @@ class Online:
             page = self._fetch(max(self.connections))
 
 
+class Nodes:
+    """The connections of all nodes of a broker, each by its own events. `fetch` asks any node for those of
+    one, by its name, beyond an fd; "" stands for all."""
+
+    def __init__(self, fetch: Callable[[str, int], Page]) -> None:
+        self._fetch = fetch
+        self.nodes: dict[str, Online] = {}
+
+    @property
+    def connections(self) -> dict[int, dict[str, Any]]:
+        return {fd: c for node in self.nodes.values() for fd, c in node.connections.items()}
+
+    def apply(self, event: dict[str, Any]) -> None:
+        """Learn what has happened. Twice the same changes nothing."""
+        self._node(event["node"]).apply(event)
+        if event["kind"] == "died":
+            dead = self._node(event["dead"])
+            if dead.epoch == event["dead_epoch"]:  # else it is back already
+                dead.connections.clear()
+
+    def look(self) -> None:
+        """Ask who is there, for who has just started."""
+        page = self._fetch("", 0)
+        for name in page.get("nodes") or [page["node"]]:
+            self._node(name).look()
+
+    def _node(self, name: str) -> Online:
+        return self.nodes.setdefault(name, Online(partial(self._fetch, name)))
+
+
 def main() -> None:
     """Print who is online after each request, until Ctrl-C."""
     key, secret = os.environ.get("BROKER_API_KEY", ""), os.environ["BROKER_WEBHOOKS_SECRET"]
     broker = sys.argv[1] if len(sys.argv) > 1 else "http://localhost:9501"
     port = int(sys.argv[2]) if len(sys.argv) > 2 else 8000
 
-    def fetch(after: int) -> Page:
-        params = json.dumps({"after": after, "limit": 1000}).encode()
+    def fetch(node: str, after: int) -> Page:
+        params = json.dumps({"node": node, "after": after, "limit": 1000}).encode()
         headers = {"X-API-Key": key}
         request = urllib.request.Request(f"{broker}/api/connections", params, headers)
         with urllib.request.urlopen(request, timeout=5) as response:
             page: Page = json.load(response)["result"]
             return page
 
-    online, lock = Online(fetch), Lock()
+    online, lock = Nodes(fetch), Lock()
     with suppress(OSError, KeyError):  # a broker that starts after us begins with `started`
         online.look()
 

@@ -4,17 +4,13 @@ What can be read from the source is not written again: the tables of settings, c
 line options are made here, into docs/_build/generated, and included by the pages.
 """
 
-import ast
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
-import attrs
 import click
 from sphinx.application import Sphinx
 
 from broker.cli.main import main
-from broker.config.settings import Config, TokenRules, TopicRules, WebhookRules
+from broker.config.described import TABLES, described
 from broker.errors import CloseCode, ErrorCode, UnsubscribeCode
 from broker.version import VERSION
 
@@ -52,21 +48,6 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines) + "\n"
 
 
-def _field_docs(class_name: str) -> Iterator[tuple[str, str]]:
-    """Each field of a class in config.py with the string below it, and the comments as headings."""
-    source = (HERE.parent / "broker" / "config" / "settings.py").read_text(encoding="utf-8")
-    classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
-    body = next(node for node in classes if node.name == class_name).body
-    lines = source.splitlines()
-    for field, below in zip(body, [*body[1:], None], strict=True):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            comment = re.fullmatch(r"\s*# (.*)", lines[field.lineno - 2])
-            if comment:
-                yield "", comment[1]
-            doc = below.value if isinstance(below, ast.Expr) else None
-            yield field.target.id, str(doc.value) if isinstance(doc, ast.Constant) else ""
-
-
 def _default(value: object) -> str:
     if value is None:
         return "unset"
@@ -81,32 +62,22 @@ def _default(value: object) -> str:
     return f"`{value}`"
 
 
-_TABLES = ("topics", "tokens", "webhooks", "namespaces", "patterns")
-"""Fields of `Config` that have a table of their own in a file."""
-
-
 def _settings() -> str:
     text = []
-    for made, prefix in (
-        (Config(), ""),
-        (TopicRules(), "topics."),
-        (TokenRules(), "tokens."),
-        (WebhookRules(), "webhooks."),
-    ):
+    for table in TABLES:
+        prefix = f"{table}." if table else ""
         rows: list[list[str]] = []
-        known = {field.name for field in attrs.fields(type(made))}
-        for name, words in _field_docs(type(made).__name__):
-            if not name:
-                if rows:
-                    text.append(_table(["setting", "default", "why"], rows))
-                    rows = []
-                text.append(f"\n## {words[:1].upper()}{words[1:]}\n")
-            elif name in known and name not in _TABLES:
-                rows.append([f"`{prefix}{name}`", _default(getattr(made, name)), words])
         if prefix:
-            text.append(f"\n## {prefix[:-1].capitalize()}\n")
-        if rows:
-            text.append(_table(["setting", "default", "why"], rows))
+            text.append(f"\n## {table.capitalize()}\n")
+        for each in described(table):
+            if each.field is not None:
+                rows.append([f"`{prefix}{each.field.name}`", _default(each.default), each.words])
+                continue
+            if rows:
+                text.append(_table(["setting", "default", "why"], rows))
+                rows = []
+            text.append(f"\n## {each.words[:1].upper()}{each.words[1:]}\n")
+        text.append(_table(["setting", "default", "why"], rows))
     return "\n".join(text)
 
 

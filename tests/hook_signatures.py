@@ -19,6 +19,8 @@ from broker import (
     ConnectReply,
     Event,
     Frame,
+    Handshake,
+    HandshakeReply,
     PublishEvent,
     PublishReply,
     ReadEvent,
@@ -32,6 +34,15 @@ broker = Broker()
 # as they should be
 
 
+@broker.on_handshake
+async def asked(handshake: Handshake) -> HandshakeReply | None:
+    assert_type(handshake.query, str)
+    assert_type(handshake.params, Mapping[str, str])
+    assert_type(handshake.cookies, Mapping[str, str])
+    assert_type(handshake.subprotocols, tuple[str, ...])
+    return HandshakeReply({"X-Served-By": "a"}, {"seen": "1"}, "chat.v2")
+
+
 @broker.on_open
 async def opened(connection: Connection) -> None:
     assert_type(connection.fd, int)
@@ -40,12 +51,18 @@ async def opened(connection: Connection) -> None:
     assert_type(connection.data, dict[str, Any])
     assert_type(connection.headers, Mapping[str, str])
     assert_type(connection.subprotocol, str | None)
+    assert_type(connection.remote_port, int)
     connection.data["seen"] = 1
     broker.push(connection.fd, connection.info().topics)
 
 
 @broker.on_message
 async def heard(connection: Connection, frame: Frame) -> None: ...
+
+
+@broker.on_buffer_full
+@broker.on_buffer_empty
+async def filling(connection: Connection) -> None: ...
 
 
 @broker.on_close
@@ -127,6 +144,10 @@ async def opened_with_an_event(connection: ConnectEvent) -> None: ...
 async def heard_a_text(connection: Connection, frame: str) -> None: ...
 
 
+@broker.on_buffer_full  # type: ignore[type-var]
+async def filling_with_bytes(connection: Connection, waiting: int) -> None: ...
+
+
 @broker.on_close  # type: ignore[type-var]
 async def closed_with_a_code(connection: Connection, close: int) -> None: ...
 
@@ -163,6 +184,10 @@ async def may_look_back_for_another(event: PublishEvent) -> None: ...
 async def happened_for_another(event: ReadEvent) -> None: ...
 
 
+@broker.on_handshake  # type: ignore[type-var]
+async def asked_for_a_connection(connection: Connection) -> None: ...
+
+
 # another number of arguments
 
 
@@ -191,6 +216,11 @@ async def may_write_by_keyword(event: PublishEvent, *, more: int) -> None: ...
 
 
 # another answer
+
+
+@broker.on_handshake  # type: ignore[type-var]
+async def asked_and_told_no(handshake: Handshake) -> bool:
+    return False
 
 
 @broker.on_open  # type: ignore[type-var]

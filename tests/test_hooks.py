@@ -23,19 +23,25 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from structlog.testing import capture_logs
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import (
+    MockClock,
+    lockstep_stream_pair,
+    memory_stream_pair,
+    wait_all_tasks_blocked,
+)
 
 from broker import (
     Broker,
     Config,
     Connection,
     ConnectReply,
+    Handshake,
     PublishReply,
     SubscribeReply,
     WebhookRules,
 )
 from broker.hooks import KINDS, HookFailed, Hooks
-from broker.testing import Closed, MemoryListener, Network, Peer, open_test_broker
+from broker.testing import Closed, MemoryListener, Network, Peer, handshake, open_test_broker
 
 pytestmark = pytest.mark.usefixtures("logging_restored")
 
@@ -700,14 +706,16 @@ async def test_a_connection_has_all_that_its_protocol_says(
 
     peer = await net.open_websocket("/?a=1", {"X-Mine": "yes"})
     (connection,) = seen
-    members = [name for name in vars(Connection) if not name.startswith("_")]
-    assert len(members) == 13
+    of_both = [*vars(Handshake), *vars(Connection)]
+    members = [name for name in of_both if not name.startswith("_")]
+    assert len(members) == 19
     before = {name: getattr(connection, name) for name in members}
     assert before["info"]() == net.broker.connection_info(peer.fd)
     assert before["headers"]["x-mine"] == "yes"
     assert (before["fd"], before["path"], before["user"]) == (peer.fd, "/", "")
     assert (before["protocol"], before["subprotocol"]) == ("plain", None)
     assert (before["transport"], before["address"]) == ("websocket", "memory")
+    assert (before["query"], before["params"]) == ("a=1", {"a": "1"})
     assert (before["claims"], before["data"], before["is_established"]) == ({}, {}, True)
     await peer.request(connect={})
     assert connection.protocol == "centrifuge-json"
@@ -850,11 +858,13 @@ MINE = b"GET /mine HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 async def call(net: Network, kind: str) -> Any:
     """Have a hook called; the outcome: code of the Close, error reply, or status."""
-    if kind == "request":
+    if kind in ("request", "handshake"):
         async with await net.connect() as peer:
-            await peer.send(MINE)
+            await peer.send(MINE if kind == "request" else handshake())
             return int((await peer.receive_head()).split()[1])
-    async with await (net.open_client() if kind in LATER else net.open_websocket()) as peer:
+    make_pair = lockstep_stream_pair if kind.startswith("buffer") else memory_stream_pair
+    opening = net.open_client() if kind in LATER else net.open_websocket(make_pair=make_pair)
+    async with await opening as peer:
         if kind in ASKED:
             await peer.send_json({"id": 7, kind: ASKED[kind]})
             try:
@@ -865,6 +875,10 @@ async def call(net: Network, kind: str) -> Any:
             return reply["error"]
         if kind == "message":
             await peer.send_text("x")
+        elif kind.startswith("buffer"):
+            net.broker.declare_plain(peer.fd)
+            net.broker.push(peer.fd, "x" * 700_000)
+            await wait_all_tasks_blocked()
         elif kind == "close":
             await peer.send_close()
         code, _ = await peer.receive_close()
@@ -885,7 +899,8 @@ def test_an_odd_exception_is_contained_like_any_other(kind: str, odd: str) -> No
                 failed = await call(net, kind)
             assert net.broker.is_established(bystander.fd)
             await bystander.aclose()
-        expected = {"open": 1011, "message": 1011, "close": 1000, "request": 500}
+        expected = dict.fromkeys(("open", "message", "buffer_full", "buffer_empty"), 1011)
+        expected |= {"close": 1000, "request": 500, "handshake": 500}
         if kind != "event":
             assert failed == expected.get(kind, INTERNAL)
 
@@ -946,13 +961,22 @@ def test_a_hook_that_ends_the_process_has_everybody_told_before(kind: str, how: 
     assert isinstance(error, KeyboardInterrupt if how == "KeyboardInterrupt" else SystemExit)
     if kind != "event":
         assert sorted(filter(None, heard)) == [1001, 3001]
-        closed = {"open": 1001, "message": 1001, "connect": 1001, "request": 503, "close": 1000}
+        closed = {
+            "open": 1001,
+            "message": 1001,
+            "buffer_full": 1001,
+            "buffer_empty": 1001,
+            "connect": 1001,
+            "request": 503,
+            "close": 1000,
+            "handshake": 503,
+        }
         assert told == [closed.get(kind, 3001)]
     said = [line for line in lines if line["log_level"] in ("error", "critical", "warning")]
     assert {line["event"] for line in said} == {"hook_ended_the_process"}
     assert said[0]["hook"] == kind
     assert said[0]["error"] in ("SystemExit(3)", "KeyboardInterrupt()")
-    assert (said[0]["fd"] > 0) is (kind not in ("request", "event"))
+    assert (said[0]["fd"] > 0) is (kind not in ("request", "event", "handshake"))
 
 
 @pytest.mark.parametrize("where", ["body", "background"])

@@ -16,7 +16,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "broker"
 
 COMPARTMENTS = (
-    ("errors", "version"),
+    ("errors", "signals", "version"),
     ("core",),
     ("config", "hooks", "client"),
     ("transport", "engines", "logs"),
@@ -31,7 +31,7 @@ COMPARTMENTS = (
 )
 """Left to right. Rooms in one compartment do not import each other."""
 
-ROOT = {"__init__", "__main__", "app", "cluster", "errors", "hooks", "node", "version"}
+ROOT = {"__init__", "__main__", "app", "cluster", "errors", "hooks", "node", "signals", "version"}
 """The modules that are a room by themselves; `logs` and `testing` have grown into rooms of several."""
 
 NARROWER = {"client": {"core", "errors", "version"}}
@@ -207,7 +207,7 @@ def test_runs_end_in_the_router_alone() -> None:
         if room_of(module) in ("transport", "logs", "client", "cli"):
             continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Attribute):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) != "logs.flush":
                 assert node.attr != "flush", f"{module}:{node.lineno} flushes by hand"
                 if node.attr in ("offer", "offer_reply"):
                     assert module == "broker.routing.router", f"{module}:{node.lineno}"

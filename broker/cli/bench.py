@@ -15,6 +15,7 @@ Rules:
 
 import base64
 import os
+import ssl
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -66,6 +67,7 @@ class Plan:
 
     url: str
     token: str = ""
+    ssl_context: ssl.SSLContext | None = None
     topic: str = "bench"
     publishers: int = 1
     subscribers: int = 1
@@ -288,7 +290,7 @@ async def _open(plan: Plan, stack: AsyncExitStack, *, subscribe: bool) -> _Conne
     host, port, resource = split_url(plan.url)
     try:
         with trio.fail_after(CONNECT_SECONDS):
-            stream = await opener(plan.url, None)(host, port)
+            stream = await opener(plan.url, plan.ssl_context)(host, port)
             stack.push_async_callback(trio.aclose_forcefully, stream)
             connection = _Connection(stream, plan.url)
             key = base64.b64encode(os.urandom(16)).decode()

@@ -9,17 +9,25 @@ are the same. A command's name can never be mistaken for an app, which holds a c
 """
 
 import sys
-from typing import Any
+from typing import Any, Final
 
 import click
+from click.shell_completion import CompletionItem
 
-from broker.cli import signals
-from broker.cli.client_commands import bench, pub, push, sub
+from broker import signals
+from broker.cli.admin_commands import connection, connections, disconnect, stats, topics
+from broker.cli.bench_command import bench
+from broker.cli.client_commands import history, presence, pub, push, request
+from broker.cli.config_command import config
 from broker.cli.engine import engine
 from broker.cli.errors import INTERRUPTED, Mistake, ending_cause, nearest_command, one_line
 from broker.cli.nodes import nodes
 from broker.cli.serve import serve
+from broker.cli.sub_command import sub
 from broker.cli.token import token
+from broker.cli.top import top
+from broker.cli.trace_command import trace
+from broker.cli.version_command import version
 from broker.version import VERSION
 
 _OF_THE_GROUP = frozenset({"-h", "--help", "--version"})
@@ -43,19 +51,25 @@ class _ServeByDefault(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or args[0] not in {*self.commands, *_OF_THE_GROUP}:
-            if args and not args[0].startswith("-") and ":" not in args[0]:
+            is_neither = not args[:1] or not (args[0].startswith("-") or ":" in args[0])
+            if ctx.resilient_parsing and is_neither:  # for a completion
+                return super().parse_args(ctx, args)
+            if args and is_neither:
                 raise Mistake(nearest_command(args[0], ctx))
             args = ["serve", *args]
         if args[0] in signals.CLIENTS:
             signals.process.begin_client()
         return super().parse_args(ctx, args)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        found = super().shell_complete(ctx, incomplete)
+        if incomplete.startswith("-"):
+            found += self.commands["serve"].shell_complete(ctx, incomplete)
+        return found
+
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "[serve] [OPTIONS] [MODULE:ATTR]")
-        formatter.write_usage(ctx.command_path, "pub|sub|push|bench [OPTIONS] ARGUMENTS", "       ")
-        formatter.write_usage(ctx.command_path, "nodes [OPTIONS]", "       ")
-        formatter.write_usage(ctx.command_path, "token create|check [OPTIONS]", "       ")
-        formatter.write_usage(ctx.command_path, "engine check|compact PATH", "       ")
+        formatter.write_usage(ctx.command_path, "COMMAND [OPTIONS] ARGUMENTS", "       ")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of this file, the default first
@@ -80,5 +94,10 @@ def main() -> None:
     """
 
 
-for _command in (serve, pub, push, sub, nodes, token, engine, bench):
+AS_CLIENT: Final = (pub, sub, push, history, presence, request)
+AS_BACKEND: Final = (connections, connection, topics, disconnect, trace, top, stats, nodes)
+HERE: Final = (config, token, engine, bench, version)
+"""What they need: to be let in as a client, the broker's api_key, nothing of it."""
+
+for _command in (serve, *AS_CLIENT, *AS_BACKEND, *HERE):
     main.add_command(_command)

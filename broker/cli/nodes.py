@@ -1,97 +1,51 @@
 """`python -m broker nodes`: the nodes that share an engine, as one of them knows them."""
 
-import http.client
-import json
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from broker import logs
-from broker.cli.errors import Mistake, Refusal
+from broker.cli.errors import Refusal
+from broker.cli.output import echo_json, echo_table, in_time
+from broker.cli.running import Target, as_backend, ask, json_option, with_api
 
-SECONDS: Final = 10.0
-"""A node waits two seconds for the others."""
+if TYPE_CHECKING:
+    from broker.client.http_api import ApiClient
 
 _HEAD: Final = ("NODE", "STATE", "CONNECTIONS", "USERS", "SUBSCRIPTIONS", "TOPICS", "UP", "VERSION")
 
 
-def _check_url(_: click.Context, __: click.Parameter, url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise click.BadParameter(f"{url!r} is not like http://host:9501 or https://host")
-    return url.rstrip("/")
-
-
 @click.command(short_help="List the nodes that share an engine.")
-@click.option(
-    "--url", default="http://localhost:9501", show_default=True, callback=_check_url,
-    help="The address of any of them.",
-)  # fmt: skip
-@click.option(
-    "--key", default="", envvar="BROKER_API_KEY", show_envvar=True,
-    help="The key of its HTTP API.",
-)  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per line, with all fields.")
-def nodes(url: str, key: str, as_json: bool) -> None:
+@as_backend
+@json_option
+def nodes(target: Target, as_json: bool) -> None:
     """List the nodes that share an engine with the one at the URL, that one first.
 
-    Exit status 1 if one of them does not answer; 2 if the one at the URL cannot be asked.
+    Exit status 1 if one of them does not answer.
     """
-    found = _ask(url, key)
-    if as_json:
-        for node in found:
-            click.echo(json.dumps(node))
-    else:
-        for line in _table([_HEAD, *map(_row, found)]):
-            click.echo(line)
-    silent = [logs.escape(str(node["uid"])) for node in found if not node.get("alive", True)]
-    if silent:
-        raise Refusal(f"no answer from {', '.join(silent)}")
+
+    async def work(api: "ApiClient") -> None:
+        found: list[dict[str, Any]] = (await ask(api, "info"))["nodes"]
+        if as_json:
+            for node in found:
+                echo_json(node)
+        else:
+            echo_table(_HEAD, map(_row, found))
+        silent = [str(node["uid"]) for node in found if not node["alive"]]
+        if silent:
+            raise Refusal(f"no answer from {', '.join(silent)}")
+
+    with_api(target, work)
 
 
-def _ask(url: str, key: str) -> list[dict[str, Any]]:
-    if not key:
-        raise Mistake("the HTTP API asks for a key: set BROKER_API_KEY, or give --key")
-    headers = {"X-API-Key": key, "Content-Type": "application/json"}
-    try:
-        with urlopen(Request(f"{url}/api/info", b"{}", headers), timeout=SECONDS) as response:  # noqa: S310 - checked
-            found: list[dict[str, Any]] = json.load(response)["result"]["nodes"]
-            return found
-    except HTTPError as error:
-        with error:
-            text = logs.escape(error.read(500).decode("utf-8", "replace"))
-        raise Mistake(f"{url} answers {error.code}: {text}") from None
-    except (URLError, OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise Mistake(f"cannot ask {url}: {logs.escape(str(reason))}") from None
-    except (ValueError, KeyError, TypeError):
-        raise Mistake(f"{url} is no broker: it answers something else") from None
-
-
-def _row(node: dict[str, Any]) -> Sequence[str]:
-    name = logs.escape(str(node["uid"]))
-    if not node.get("alive", True):
-        return name, "no answer", "", "", "", "", "", ""
+def _row(node: Mapping[str, Any]) -> Sequence[object]:
+    if not node["alive"]:
+        return node["uid"], "no answer", "-", "-", "-", "-", "-", "-"
     counts = ("num_clients", "num_users", "num_subs", "num_channels")
-    numbers = [f"{node[each]:,}" for each in counts]
-    return name, "alive", *numbers, _time(int(node["uptime"])), logs.escape(str(node["version"]))
-
-
-def _time(seconds: int) -> str:
-    """Two units: `3 d 4 h`."""
-    days, hours, minutes = seconds // 86400, seconds // 3600 % 24, seconds // 60 % 60
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [
-            cell.rjust(width) if 2 <= at <= 5 else cell.ljust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
+    return (
+        node["uid"],
+        "alive",
+        *(node[each] for each in counts),
+        in_time(node["uptime"]),
+        node["version"],
+    )

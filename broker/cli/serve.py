@@ -14,8 +14,7 @@ import click
 import structlog
 import trio
 
-from broker import logs
-from broker.cli import signals
+from broker import logs, signals
 from broker.cli.errors import (
     Mistake,
     ending_cause,
@@ -24,11 +23,11 @@ from broker.cli.errors import (
     origin_of,
     single_cause,
 )
-from broker.cli.signals import CUT_SHORT, Order
-from broker.config.loading import load
+from broker.config.loading import Loaded, load_with_sources
 from broker.config.settings import Config, LogFormat, LogLevel, TopicRules
 from broker.core.session import SlowRule
 from broker.errors import ConfigError
+from broker.signals import CUT_SHORT
 
 if TYPE_CHECKING:
     from broker.app import Broker
@@ -170,22 +169,29 @@ def _serve_with(app: str | None, file: Path | None, options: Mapping[str, object
     broker = None if app is None else _find(app)
     base = None if broker is None else broker.config
     try:
-        config = load(file, overrides, base=base)
+        loaded = load_with_sources(file, overrides, base=base)
     except ConfigError as error:
         raise Mistake(str(error)) from error
+    config = loaded.config
     logs.configure(config.log_format, config.log_level)
     logs.capture_strays()
+    for unknown in loaded.unknown:
+        log.warning("unknown_setting", detail=str(unknown))
     if broker is None:
         from broker.cli import default_app as builtin
 
         broker = builtin.create(config)
-    broker.config = config
+    broker.config, broker.config_sources = config, loaded.sources
     # The process is ours, and its objects stay: with Python's defaults the collector walks all
     # connections again and again while they come in (3,000 connects: 1,700/s, with these 3,100/s).
     # And it is never long at it: 50,000 objects that stay are walked in 10 ms, 500,000 in 60.
     gc.freeze()
     gc.set_threshold(10_000, 5, 500)
-    source = None if file is None else _Source(file, partial(load, file, overrides, base=base))
+    source = (
+        None
+        if file is None
+        else _Source(file, partial(load_with_sources, file, overrides, base=base))
+    )
     status = _run(broker, source)
     if status:
         sys.exit(status)
@@ -216,17 +222,7 @@ class _Source:
     """Where the config comes from, and what reads it anew."""
 
     file: Path
-    read: Callable[[], Config]
-
-
-@attrs.frozen
-class _WhenServing(trio.TaskStatus[Any]):
-    """A task status that calls `begin` in the very step in which the broker says it serves."""
-
-    begin: Callable[[], None]
-
-    def started(self, value: object = None) -> None:
-        self.begin()
+    read: Callable[[], Loaded]
 
 
 async def _serve(broker: "Broker", source: _Source | None) -> bool:
@@ -234,38 +230,21 @@ async def _serve(broker: "Broker", source: _Source | None) -> bool:
 
     Until the broker serves nobody is connected, and a signal ends the process where it stands.
     """
-    cut = trio.CancelScope()
+    from broker.app import serve_until_signal
+
     hang_up, hung_up = trio.open_memory_channel[None](1)  # two in a row are one: the file is read
 
-    def obey(order: Order) -> None:
-        if order == "drain":
-            broker.stop()
-        elif order == "cut":
-            cut.cancel()
-        else:
-            with suppress(trio.WouldBlock):
-                hang_up.send_nowait(None)
+    def reload() -> None:
+        with suppress(trio.WouldBlock):
+            hang_up.send_nowait(None)
 
-    def report(place: str) -> None:
-        log.critical("stuck", at=place, detail="the event loop is busy there; ended at once")
-
-    token = trio.lowlevel.current_trio_token()
-
-    def deliver(order: Order) -> None:
-        token.run_sync_soon(obey, order)
-
-    begin = partial(signals.process.hand_over, deliver, report)
-    try:
-        with hang_up, hung_up:
-            async with trio.open_nursery() as watch:
-                if source is not None:
-                    watch.start_soon(_reload_on_signal, broker, source, hung_up)
-                with cut:
-                    await broker.serve(task_status=_WhenServing(begin))
-                watch.cancel_scope.cancel()
-    finally:
-        signals.process.take_back()
-    return not cut.cancelled_caught
+    with hang_up, hung_up:
+        async with trio.open_nursery() as watch:
+            if source is not None:
+                watch.start_soon(_reload_on_signal, broker, source, hung_up)
+            was_whole = await serve_until_signal(broker, reload)
+            watch.cancel_scope.cancel()
+    return was_whole
 
 
 async def _reload_on_signal(
@@ -280,10 +259,10 @@ async def _reload_on_signal(
     async for _ in hang_ups:
         try:
             with trio.fail_after(RELOAD_SECONDS):
-                config = await trio.to_thread.run_sync(
+                loaded = await trio.to_thread.run_sync(
                     source.read, abandon_on_cancel=True, limiter=threads
                 )
-            broker.reload(config)
+            broker.reload(loaded.config, loaded.sources)
         except ConfigError as error:
             log.error("reload_failed", detail=f"{error}; {kept}")
         except trio.TooSlowError:

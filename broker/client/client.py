@@ -31,6 +31,7 @@ from broker.client.wire import (
     read_reply,
 )
 from broker.core.messages import ClientInfo, Fd, Position, Publication
+from broker.core.topics import mistaken_for_pattern
 from broker.errors import (
     CannotConnect,
     ClientError,
@@ -251,6 +252,8 @@ class Client:
     ) -> AsyncGenerator[Subscription[Any], None]:
         topic = subscription.topic
         self._check()
+        if hint := mistaken_for_pattern(topic):
+            _log.warning("%s", hint)
         if topic in self._subscriptions:
             raise ClientError(
                 f"already subscribed to {topic!r}: iterate over that subscription, "

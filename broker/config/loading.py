@@ -10,26 +10,41 @@ value and what would be right.
 
 import difflib
 import os
+import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
 import attrs
-import cattrs
 
 from broker.config.settings import (
     Config,
-    FirstFd,
     TokenRules,
     TopicPattern,
     TopicRules,
     WebhookRules,
 )
-from broker.config.validators import expected_of, namespace_names, topic_match
+from broker.config.types import typed
+from broker.config.validators import namespace_names, topic_match
+from broker.config.variables import ENV_PREFIX, UnknownVariable, unknown_variables
 from broker.errors import ConfigError
 
-ENV_PREFIX: Final = "BROKER_"
+COMMAND_LINE: Final = "command line"
+"""The source of settings that were given as options."""
+
+
+@attrs.frozen
+class Loaded:
+    """A config, and where its values were given, by the dotted name of the setting: the path of a file, a
+    variable, `COMMAND_LINE`. What is not in it is the program's own, or as by default; see
+    `config.effective`."""
+
+    config: Config
+    sources: Mapping[str, str]
+    unknown: tuple[UnknownVariable, ...]
+    """Variables that begin as ours do and name no setting."""
 
 
 def load(
@@ -39,35 +54,91 @@ def load(
     base: Config | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Config:
+    """The config of `load_with_sources`."""
+    return load_with_sources(path, overrides, base=base, environ=environ).config
+
+
+def load_with_sources(
+    path: Path | None,
+    overrides: Mapping[str, object],
+    *,
+    base: Config | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Loaded:
     """Read a TOML file, then `BROKER_*` variables, then `overrides`; the later wins.
 
     All three are laid over `base` (the defaults if None). `overrides` is nested as the file is:
     `{"port": 9000, "topics": {"history_size": 10}}`. A variable that is empty counts as unset;
-    one that starts with `BROKER_` and names no field is somebody else's and is left alone.
+    one that names no field is left alone, but for one that looks like a secret.
 
     Raises `ConfigError`, whose one line names the source, the key and what is expected there.
     """
     values: dict[tuple[str, ...], Any] = {}
+    sources: dict[str, str] = {}
+
+    def give(key: tuple[str, ...], value: object, source: str, prefix: str) -> None:
+        values[key] = _structure(prefix, key, value)
+        sources.update(dict.fromkeys(_names_in(key, values[key]), source))
+
     if path is not None:
         for key, value in _flat(_read(path)):
-            values[key] = _structure(f"{path}: ", key, value)
-    for key, text in _from_environ(os.environ if environ is None else environ):
-        values[key] = _structure(f"{_variable(key)}: ", key, text)
+            give(key, value, str(path), f"{path}: ")
+    environ = os.environ if environ is None else environ
+    for key, value in _from_environ(environ):
+        give(key, value, _variable(key), f"{_variable(key)}: ")
     for key, value in _flat(overrides):
-        values[key] = _structure("", key, value)
+        give(key, value, COMMAND_LINE, "")
+    secrets = [_variable(key) for key, field in _KEYS.items() if not field.repr]
+    unknown = unknown_variables(environ, [*map(_variable, _KEYS)], secrets)
 
     base = base or Config()
     fields = {key[0]: value for key, value in values.items() if len(key) == 1}
-    try:
-        for table in _TABLES:
-            inner = {key[1]: value for key, value in values.items() if key[0] == table}
+    for table in _TABLES:
+        inner = {key[1]: value for key, value in values.items() if key[0] == table}
+        with _named(table, sources):
             if table == "topics":
                 fields |= _all_rules(base, inner)
             else:
                 fields[table] = attrs.evolve(getattr(base, table), **inner)
-        return attrs.evolve(base, **fields)
-    except ValueError as error:  # no single value is to blame
-        raise ConfigError(str(error)) from error
+    with _named("", sources):
+        return Loaded(attrs.evolve(base, **fields), sources, unknown)
+
+
+@contextmanager
+def _named(table: str, sources: Mapping[str, str]) -> Iterator[None]:
+    """Values that do not go together raise `ConfigError`, which names the table and all places where one
+    of them was given."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        if table:
+            text = f"{table}.{text}"
+        elif text.startswith(_NESTED):
+            text = f"topics.{text}"
+        words = {*re.findall(r"\w+", text)}
+        given = [
+            source
+            for name, source in sources.items()
+            if words & {name.rpartition(".")[2], name.split("[")[0].rpartition(".")[2]}
+            and source != COMMAND_LINE
+            and (not table or name.startswith(f"{table}."))
+        ]
+        places = " and ".join(dict.fromkeys(given))
+        raise ConfigError(f"{places}: {text}" if places else text) from error
+
+
+def _names_in(key: tuple[str, ...], value: Any) -> list[str]:
+    """The dotted names of all settings that were given under a key."""
+    if key == ("topics", "namespaces"):
+        return [f"topics.namespaces.{name}.{rule}" for name, own in value.items() for rule in own]
+    if key == ("topics", "patterns"):
+        return [
+            f"topics.patterns[{number}].{rule}"
+            for number, (_, own) in enumerate(value)
+            for rule in ("match", *own)
+        ]
+    return [".".join(key)]
 
 
 def _all_rules(base: Config, topics: dict[str, Any]) -> dict[str, Any]:
@@ -184,14 +255,11 @@ def _structure(
         return _structure_patterns(source, value)
     if key not in _KEYS:
         raise ConfigError(f"{source}unknown key {name!r}{_nearest(name, above)}")
-    try:
-        made = _converter.structure(value, _TYPES[key])
-    except Exception as error:
-        expected = expected_of(_TYPES[key])
-        # A value that is not shown in a repr is a secret, and no less so with the wrong type.
-        shown = repr(value) if _KEYS[key].repr else type(value).__name__
-        raise ConfigError(f"{source}{name} is {shown}: expected {expected}") from error
     field = _KEYS[key]
+    try:
+        made = typed(name, _TYPES[key], value, is_secret=not field.repr)
+    except ValueError as error:
+        raise ConfigError(f"{source}{error}") from error
     if field.validator is not None:
         try:
             field.validator(None, field, made)
@@ -254,39 +322,3 @@ def _nearest(name: str, above: tuple[str, ...]) -> str:
     if near:
         return f": did you mean {near[0]!r}?"
     return f": known are {', '.join(known)}"
-
-
-def _strict(*kinds: type) -> Callable[[object, Any], object]:
-    """Take values of these types as they are: "80" is not a number and true is not 1."""
-
-    def hook(value: object, hint: Any) -> object:
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise TypeError
-        return hint(value)
-
-    return hook
-
-
-def _strings(value: object, _: Any) -> tuple[str, ...]:
-    # A string is a sequence of strings too, which is never what was meant.
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-        raise TypeError
-    return tuple(value)
-
-
-def _first_fd(value: object, _: Any) -> int | Literal["clock"]:
-    if value == "clock":
-        return "clock"
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError
-    return value
-
-
-_converter: Final = cattrs.Converter()
-_converter.register_structure_hook(bool, _strict(bool))
-_converter.register_structure_hook(int, _strict(int))
-_converter.register_structure_hook(float, _strict(int, float))
-_converter.register_structure_hook(str, _strict(str))
-_converter.register_structure_hook(Path, _strict(str, Path))
-_converter.register_structure_hook_func(lambda hint: hint == tuple[str, ...], _strings)
-_converter.register_structure_hook_func(lambda hint: hint == FirstFd, _first_fd)

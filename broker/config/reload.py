@@ -9,7 +9,8 @@ Rules:
    `max_message_bytes`, are handed over when a connection is made and apply to those who come.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import attrs
@@ -46,11 +47,21 @@ def merge(old: Config, new: Config) -> Change:
     )
 
 
+NO_SOURCES: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+def _is_of(name: str, settings: Collection[str]) -> bool:
+    """Whether a value, by its dotted name, is one of these settings or in one of them."""
+    return name.partition(".")[0] in settings
+
+
 @attrs.define(eq=False)
 class Settings:
     """The config in force. `version` grows with each change of it."""
 
     config: Config
+    sources: Mapping[str, str] = attrs.field(factory=dict)
+    """Where values of it were given, by setting; see `config.effective`."""
     version: int = 0
     _watchers: list[Callable[[], None]] = attrs.field(init=False, factory=list)
 
@@ -58,10 +69,17 @@ class Settings:
         """Have `on_change` called right after each change: for what must act on it at once."""
         self._watchers.append(on_change)
 
-    def replace(self, new: Config) -> Change:
+    def replace(self, new: Config, sources: Mapping[str, str] = NO_SOURCES) -> Change:
         """Go by another config, as far as that needs no restart; atomic, and never waits."""
         change = merge(self.config, new)
         self.config = change.config
+        kept = {
+            name: source for name, source in self.sources.items() if _is_of(name, change.refused)
+        }
+        come = {
+            name: source for name, source in sources.items() if not _is_of(name, change.refused)
+        }
+        self.sources = {**come, **kept}
         self.version += 1
         for on_change in self._watchers:
             on_change()

@@ -14,9 +14,9 @@ from typing import Final, Literal
 
 import attrs
 
+from broker.config.types import converted
 from broker.config.validators import (
     backend_url,
-    choice,
     distinct_patterns,
     engine_url,
     event_kinds,
@@ -60,7 +60,7 @@ INBOX_BATCH_BYTES: Final = 64 * 2**10
 _LISTENING: Final = _needs_restart("the listeners are open")
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, field_transformer=converted)
 class TopicRules:
     """Rules of topics: their history, the rights of clients, and the treatment of a subscriber that
     cannot follow."""
@@ -91,25 +91,25 @@ class TopicRules:
     force_positioning: bool = False
     """Every subscription has a position, so that the client learns of a gap."""
 
-    may_publish: Askers = attrs.field(default="all", validator=choice(Askers))
+    may_publish: Askers = "all"
     """Which clients may publish. Your program and its hooks may always."""
 
-    may_subscribe: Joiners = attrs.field(default="all", validator=choice(Joiners))
+    may_subscribe: Joiners = "all"
     """Which clients may subscribe. A publication that comes through a pattern is judged by its own
     topic."""
 
-    may_read_presence: Askers = attrs.field(default="all", validator=choice(Askers))
+    may_read_presence: Askers = "all"
     """Which clients may ask who is subscribed."""
 
-    may_read_history: Askers = attrs.field(default="all", validator=choice(Askers))
+    may_read_history: Askers = "all"
     """Which clients may ask for what was published. Recovery asks `may_subscribe` alone."""
 
-    slow_consumer: SlowRule = attrs.field(default="close", validator=choice(SlowRule))
+    slow_consumer: SlowRule = "close"
     """When an outbox is full: `close` the connection (3008, the client comes back and recovers),
     `drop_oldest` publications, or keep only the `latest` of each topic."""
 
 
-@attrs.frozen
+@attrs.frozen(field_transformer=converted)
 class TopicPattern:
     """Rules of the topics that a pattern matches; `match` may be a single topic as well."""
 
@@ -117,7 +117,7 @@ class TopicPattern:
     rules: TopicRules
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, field_transformer=converted)
 class TokenRules:
     """Keys whose signature on a JSON Web Token counts, and the claims it must have (RFC 7519)."""
 
@@ -185,7 +185,7 @@ class TokenRules:
             )
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, field_transformer=converted)
 class WebhookRules:
     """Where events are sent, and what happens while nobody takes them."""
 
@@ -277,7 +277,7 @@ class WebhookRules:
     `X-Forwarded-For`, are passed on from `trusted_proxies` alone."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, field_transformer=converted)
 class Config:
     """The settings of one broker. Checked when made: a wrong value raises `ValueError`."""
 
@@ -302,7 +302,11 @@ class Config:
         default=("/", "/connection/websocket"),
         validator=paths,
     )
-    """`/` for a bare `new WebSocket("ws://host:9501")`, the other as Centrifugo has it."""
+    """`/` for a bare `new WebSocket("ws://host:9501")`, the other as Centrifugo has it. `/rooms/*` is all
+    below `/rooms/`, `/*` any path: your program reads it from `connection.path`."""
+    demo_page: bool = True
+    """Whether the chat at `/` is served, to try the broker with. It may do what any client may, no more. Your
+    program's `on_request` comes before it in either case."""
     fallbacks: bool = True
     """Whether clients without WebSocket are served over HTTP, on `/connection/http_stream`,
     `/connection/sse`, `/connection/uni_sse` and `/emulation`, by the same rules as all others."""
@@ -425,12 +429,18 @@ class Config:
     by side; each is carried out when its turn comes. With 8, a client that comes back with 80
     subscriptions and a hook that takes 0.1 s waits one second: official clients give up on a reply
     after five. 1: one after the other."""
-    may_send: Joiners = attrs.field(default="all", validator=choice(Joiners))
+    may_send: Joiners = "all"
     """Which clients may send direct messages: publish to `fd:7` or `user:alice`."""
 
     # the outbox of one peer
     outbox_bytes: int = attrs.field(default=2**20, validator=number(1))
     """1 MiB, as Centrifugo; NATS has 64 MiB, Redis 8 MiB for a minute. Our messages are small."""
+    high_watermark_bytes: int | None = attrs.field(default=None, validator=number(0, optional=True))
+    """When more than this waits in an outbox, `on_buffer_full` tells your program, and its `send` waits
+    for room. None: half of `outbox_bytes`, so that there is room for what is published meanwhile."""
+    low_watermark_bytes: int | None = attrs.field(default=None, validator=number(0, optional=True))
+    """When no more than this waits after that, `on_buffer_empty` tells so. None: an eighth of
+    `outbox_bytes`."""
     outbox_messages: int = attrs.field(default=16_384, validator=number(1))
     """Bounds the cost of what `outbox_bytes` does not weigh: 1 MiB of the shortest messages. One
     read from a publisher holds 500, so a thousand would cut a reader that naps for 5 ms (ADR 2)."""
@@ -516,9 +526,9 @@ class Config:
     """Under `[webhooks]` in a file."""
 
     # logs
-    log_format: LogFormat = attrs.field(default="console", validator=choice(LogFormat))
+    log_format: LogFormat = "console"
     """`console` for people, `json` for machines, `article` for the tutorial's four lines."""
-    log_level: LogLevel = attrs.field(default="info", validator=choice(LogLevel))
+    log_level: LogLevel = "info"
     """`info` tells of every connection's start and end, `debug` of every message, and of every command and
     its outcome."""
     access_log: bool = False
@@ -534,6 +544,12 @@ class Config:
                 f"{given} is {str(getattr(self, given))!r} but {missing} is not set: "
                 "TLS needs both, or neither"
             )
+        high, low = self.watermarks
+        if not low < high <= self.outbox_bytes:
+            raise ValueError(
+                f"low_watermark_bytes is {low}, high_watermark_bytes {high} and outbox_bytes "
+                f"{self.outbox_bytes}: each must be less than the next, the last two may be the same"
+            )
         least = self.outbox_most + self.max_message_bytes
         if self.connection_bytes is not None and self.connection_bytes < least:
             raise ValueError(
@@ -546,6 +562,15 @@ class Config:
     def outbox_most(self) -> int:
         """What an outbox holds at worst, but for a reply that was asked for; see `Outbox`."""
         return self.outbox_bytes + self.outbox_bytes // 4 + 2 * self.max_message_bytes
+
+    @property
+    def watermarks(self) -> tuple[int, int]:
+        """`high_watermark_bytes` and `low_watermark_bytes` as they count."""
+        high, low = self.high_watermark_bytes, self.low_watermark_bytes
+        return (
+            max(1, self.outbox_bytes // 2) if high is None else high,
+            self.outbox_bytes // 8 if low is None else low,
+        )
 
     @property
     def inbox_bytes(self) -> int:

@@ -3,7 +3,7 @@
 import ipaddress
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
 from urllib.parse import urlsplit
@@ -92,14 +92,6 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
-def choice(allowed: Any) -> Validator:
-    def check(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
-        if value not in get_args(allowed):
-            raise ValueError(f"{field.name} is {value!r}: must be {expected_of(allowed)}")
-
-    return check
-
-
 def engine_url(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
     try:
         parse_engine_url(value)
@@ -118,6 +110,10 @@ def paths(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
     for path in value:
         if not path.startswith("/"):
             raise ValueError(f'{field.name} holds {path!r}: must start with "/"')
+        if "*" in path.removesuffix("/*"):
+            raise ValueError(
+                f'{field.name} holds {path!r}: "*" stands for all below a path, at the end: "/rooms/*"'
+            )
 
 
 def secret_text(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
@@ -251,10 +247,19 @@ def topic_match(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
 
 
 def expected_of(hint: Any) -> str:
+    """What to write there, in words."""
+    if isinstance(hint, type) and attrs.has(hint):
+        return f"a {hint.__name__}"
+    if get_origin(hint) is Mapping:
+        return f"{expected_of(get_args(hint)[1])} for each name"
     if get_origin(hint) is Literal:
         return " or ".join(f'"{choice}"' for choice in get_args(hint))
     if get_origin(hint) is tuple:
-        return "a list of strings"
+        return (
+            "a list of strings"
+            if str in get_args(hint)
+            else f"a list, of {get_args(hint)[0].__name__}"
+        )
     hints = [kind for kind in get_args(hint) if kind is not type(None)] or [hint]
     words = {
         int: "a whole number",

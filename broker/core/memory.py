@@ -49,7 +49,7 @@ class Part(StrEnum):
     """The kinds of what is held."""
 
     CONNECTIONS = "connections"
-    """Accepted streams, with their tasks and sessions."""
+    """Accepted streams, with their tasks and sessions; and what is remembered of those that ended last."""
     OUTBOXES = "outboxes"
     """Messages on their way to peers, each counted once however many get it."""
     INCOMING = "incoming"

@@ -4,7 +4,7 @@ Rule: everything here is immutable, and nothing here knows a socket, a clock or 
 """
 
 from collections.abc import Mapping
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Literal, TypeAlias
 
 import attrs
@@ -88,6 +88,13 @@ class Frame:
     fin: bool = True
 
 
+class Opcode(IntEnum):
+    """What a frame with a message is; as in RFC 6455 section 5.2."""
+
+    TEXT = 1
+    BINARY = 2
+
+
 class Initiator(StrEnum):
     """The side that began a close."""
 
@@ -134,14 +141,20 @@ class PushResult(StrEnum):
 
     QUEUED = "queued"
     FULL = "full"
+    """There was no room. What is pushed to a peer that is known is the last straw then: it is closed with
+    3008. One that has not spoken yet stays, and so does one that a `send` may not wait for."""
     CLOSED = "closed"
     FORWARDED = "forwarded"
     """On its way to another node, which has the connection if anybody has."""
+    """It is not here, or on its way out."""
+    REBOUND = "rebound"
+    """It became another user's while a `send` waited, and gets nothing that was meant for the first."""
 
 
 @attrs.frozen
 class ConnectionInfo:
-    """A snapshot of one connection. `opened_at` is in Unix seconds. `app_name` and `app_version` are what
+    """A snapshot of one connection. Times are in Unix seconds; that of the last bytes sent is right to a
+    second. `bytes_queued` and `messages_queued` wait for it. `app_name` and `app_version` are what
     a Centrifuge client calls itself, the first 64 characters of each; empty for others."""
 
     fd: Fd
@@ -154,5 +167,62 @@ class ConnectionInfo:
     topics: tuple[str, ...]
     app_name: str = ""
     app_version: str = ""
+    last_received_at: float = 0.0
+    last_sent_at: float = 0.0
+    bytes_received: int = 0
+    messages_received: int = 0
+    bytes_queued: int = 0
+    messages_queued: int = 0
     node: str = ""
     """The name of the node that it is on, where there are several."""
+
+
+@attrs.frozen(kw_only=True)
+class ConnectionDetails(ConnectionInfo):
+    """A snapshot of all that is known of one connection. Messages and bytes count since it was opened.
+
+    `idle_seconds` is how long nothing came from the peer. `rtt_seconds` is the time from the last ping
+    that it answered to the answer, with whatever was queued before that ping; None before there was
+    one: a peer that is not silent, and no Centrifuge client, is not pinged. `bytes_received` are those
+    of the stream, with all headers of frames; `bytes_sent` those of frames, as the system has taken them.
+    """
+
+    established: bool
+    """Neither closing nor gone."""
+    age_seconds: float
+    """Since it was opened."""
+    idle_seconds: float
+    rtt_seconds: float | None
+    messages_sent: int
+    bytes_sent: int
+    messages_dropped: int
+    """Too slow for them."""
+    blocked: bool
+    """Its socket would not take more when it was last asked."""
+    bytes_held: int
+    """Memory, besides its outbox."""
+    limits: "ConnectionLimits"
+
+
+@attrs.frozen
+class ConnectionLimits:
+    """The bounds of one connection, as they are now. The rates are None where there is no limit."""
+
+    messages_queued: int
+    bytes_queued: int
+    topics: int
+    bytes_held: float
+    message_rate: float | None
+    byte_rate: float | None
+
+
+@attrs.frozen
+class ClosedConnection:
+    """A connection that has ended: what was known of it right before, how, and when (Unix seconds).
+
+    Of its topics there are as many as have room, `topic_count` were there. Long texts are cut."""
+
+    details: ConnectionDetails
+    close: Close
+    closed_at: float
+    topic_count: int

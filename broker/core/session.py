@@ -254,8 +254,9 @@ class Session:
 
     `conn_info` is raw JSON that others see of it. `app_name` and `app_version` are what the client calls
     itself. `claims` are those of its token, `token_user` who
-    that is for. `expires_at` and `next_expiry` are on Trio's clock: when the connection ends unless
-    it is refreshed, and when the first of it and its subscriptions does.
+    that is for. On Trio's clock are `expires_at` and `next_expiry`, when the connection ends unless
+    it is refreshed, and when the first of it and its subscriptions does; and `look_at`, before which
+    nothing about it is due: so a connection that is idle costs one comparison a second.
     """
 
     fd: Fd
@@ -268,12 +269,15 @@ class Session:
     token_user: str = ""
     expires_at: float = inf
     next_expiry: float = inf
+    look_at: float = 0.0
     usage: ConnectionUsage | None = None
     subscriptions: dict[str, Subscription] = attrs.field(factory=dict)
     subscription_bytes: int = 0
     filter_nodes: int = 0
     holding: Holding = attrs.field(factory=Holding, kw_only=True)
     """The memory that is held for this peer."""
+    answered_at: float = attrs.field(init=False, default=-inf)
+    """When the client answered a ping of its protocol last, on Trio's clock."""
     _info: ClientInfo | None = attrs.field(init=False, default=None)
 
     @property

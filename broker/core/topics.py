@@ -60,6 +60,22 @@ def is_pattern(name: str) -> bool:
     return ("*" in name or ">" in name) and _has_wildcard(name) is not None
 
 
+def mistaken_for_pattern(name: str) -> str:
+    """What to say about a name that looks like a pattern elsewhere, and is a plain topic here; "" if it
+    does not: `news*`, `a/+/b`, `a/#`. In a pattern a wildcard is a whole token between dots."""
+    if is_pattern(name) or not name:
+        return ""
+    like = name.replace("/", ".")
+    if "/" in name and {"+", "#"} & {*name.split("/")}:
+        like = ".".join({"+": "*", "#": ">"}.get(token, token) for token in name.split("/"))
+    elif "*" in name or ">" in name:
+        apart = re.sub(r"(?<=[^.*>])(?=[*>])|(?<=[*>])(?=[^.*>])", ".", like)
+        like = re.sub(r"[*>]{2,}", ">", apart)
+    else:
+        return ""
+    return f"{name!r} is the name of one topic, no pattern: did you mean {like!r}?"
+
+
 @lru_cache(CACHED)
 def check_topic(name: str, max_bytes: int) -> None:
     """Raise `ValueError` with a short reason unless `name` may be published to.

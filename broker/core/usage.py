@@ -21,6 +21,10 @@ class Bucket:
         is full, and is paid off before the next."""
         return self._left_to_pay(rate, now) + min(cost, burst) <= burst
 
+    def left(self, rate: float, burst: float, now: float) -> float:
+        """How much may be taken now."""
+        return max(0.0, burst - self._left_to_pay(rate, now))
+
     def take(self, cost: float, rate: float, now: float) -> None:
         """Take it, be it there or not."""
         self.taken = self._left_to_pay(rate, now) + cost

@@ -23,26 +23,42 @@ from typing import Annotated, Any, Final, TypeVar
 
 import attrs
 import structlog
+import trio
 from msgspec import Meta, Raw, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
+from broker.config.effective import effective
 from broker.core.braces import TooMany, alternatives
 from broker.core.history import UnrecoverablePosition
 from broker.core.hub import Listeners
 from broker.core.json_reader import AsSent, BadJson, read, read_members
 from broker.core.messages import (
     ClientInfo,
-    ConnectionInfo,
+    ClosedConnection,
+    ConnectionDetails,
     Delivery,
     Fd,
     Position,
     Publication,
 )
 from broker.core.session import Subscription
-from broker.core.work import COMMAND, ENDING, MEMBER, NAMED, READ_KILOBYTE
+from broker.core.trace import Target
+from broker.core.work import (
+    COMMAND,
+    DETAILS,
+    ENDING,
+    LISTED,
+    MEMBER,
+    NAMED,
+    READ_KILOBYTE,
+    SUBSCRIPTION,
+    SURVEYED,
+    SURVEYED_AT_ONCE,
+)
 from broker.errors import CloseCode, ErrorCode, Refused, UnsubscribeCode, check_close_code
-from broker.http.calls import Call, Listing, member, pieces
+from broker.http.calls import PIECE, Call, Listing, member, pieces
+from broker.http.stats import stats_fields
 from broker.node import Node, Publishing
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.commands import BadCommand
@@ -51,9 +67,11 @@ from broker.routing import mail
 from broker.routing.publishing import PublishOptions
 from broker.routing.reading import history_page, listing_work, presence_counts
 from broker.routing.turns import Share
-from broker.session.everywhere import Mark, NodeReport
+from broker.session.everywhere import NodeReport
 from broker.session.orders import ServerSub
 from broker.session.rpc import report
+from broker.session.search import ConnectionQuery
+from broker.session.tracing import IDLE_SECONDS
 
 log = structlog.get_logger("broker.http")
 
@@ -73,6 +91,10 @@ MAX_ALTERNATIVES: Final = 100
 MAX_PATTERN: Final = 1024
 """Characters of a pattern, and a fourth of those that it may stand for: four topics of the longest. One
 that is nothing but stars takes 12 ms to be compiled."""
+
+MAX_WAIT: Final = 25.0
+"""Seconds that a request may wait for something to be traced: below the 30 after which proxies and
+clients give a request up."""
 
 _FD = re.compile("[1-9][0-9]{0,17}", re.ASCII)
 """As `fd:N` has it: more digits than that are nobody's, and too many are no number in Python."""
@@ -167,6 +189,9 @@ class Push(Struct):
 class Connections(Struct):
     user: str = ""
     node: str = ""
+    topic: str = ""
+    address: str = ""
+    app: str = ""
     expression: str = ""
     after: Annotated[int, Meta(ge=0)] = 0
     limit: Count = 100
@@ -174,6 +199,27 @@ class Connections(Struct):
 
 class OneConnection(Struct):
     fd: Fd
+
+
+class ClosedOnes(Struct):
+    fd: Annotated[int, Meta(ge=0)] = 0
+    user: str = ""
+    limit: Count = 100
+
+
+class BeginTrace(Struct):
+    fd: Annotated[int, Meta(ge=0)] = 0
+    user: str = ""
+    topic: str = ""
+
+
+class ReadTrace(Struct):
+    trace: str
+    wait: Annotated[float, Meta(ge=0, le=MAX_WAIT)] = 0.0
+
+
+class EndTrace(Struct):
+    trace: str
 
 
 class Batch(Struct):
@@ -343,6 +389,8 @@ class _Methods:
             "push": (Push, self._push),
             "connections": (Connections, self._connections),
             "connection": (OneConnection, self._connection),
+            "closed_connections": (ClosedOnes, self._closed),
+            **_Inspection(self._node).by_name(),
         }
 
     # publications
@@ -559,22 +607,15 @@ class _Methods:
             raise Refused(ErrorCode.BAD_REQUEST, f"no node is named {params.node!r}")
         # The result holds after this event: what happens while it is written may be in it or not.
         events = self._node.stats().events.get("webhooks")
-        if params.user:
-            fds = [fd for fd in self._node.fds_of(params.user) if fd > params.after]
-        else:
-            page = self._node.router.hub.sessions.page(params.after, params.limit)
-            fds = [peer.fd for peer in page]
         found = Listing(call.room)
-        for fd in fds[: params.limit]:
-            await call.turn()
-            info = self._node.connection_info(fd)
-            if info is None:
-                continue
-            call.meter.add(COMMAND + len(info.topics) * NAMED)
-            shown = member(str(fd), _connection_info(info))
-            if found and not found.fits(shown):
+        query = ConnectionQuery(params.after, params.user, params.topic, params.address, params.app)
+        walk = self._node.search(query)
+        await call.turn(SURVEYED_AT_ONCE * NAMED)
+        while (fds := next(walk, None)) is not None:
+            call.meter.add(SURVEYED_AT_ONCE * NAMED)
+            if not await self._list(fds, found, params.limit, call):
                 break
-            found.add(shown)
+            await call.turn(SURVEYED_AT_ONCE * NAMED)
         result: dict[str, object] = {"connections": found.as_object()}
         if events is not None:
             result |= {"node": events.node, "epoch": events.epoch, "seq": events.seq}
@@ -582,26 +623,19 @@ class _Methods:
 
     async def _all_connections(self, params: Connections, call: Call) -> object:
         """The same of several nodes."""
-        everywhere = self._node.everywhere
-        marks: Mapping[str, Mark] = {}
-        if params.user:
-            fds = await call.aside(partial(everywhere.fds_of, params.user))
-            wanted = [fd for fd in fds if fd > params.after][: params.limit]
-            infos = await call.aside(partial(everywhere.infos_of, wanted))
-        else:
-            ask = partial(everywhere.connections, params.after, params.limit, params.node)
-            listed = await call.aside(ask)
-            infos, marks = listed.infos, listed.marks
+        query = ConnectionQuery(params.after, params.user, params.topic, params.address, params.app)
+        ask = partial(self._node.everywhere.connections, query, params.limit, params.node)
+        listed = await call.aside(ask)
         found = Listing(call.room)
-        for info in infos:
-            await call.turn()
-            call.meter.add(COMMAND + len(info.topics) * NAMED)
-            shown = member(str(info.fd), _connection_info(info))
+        for details in listed.connections:
+            await call.turn(DETAILS)
+            call.meter.add(DETAILS + len(details.topics) * NAMED)
+            shown = member(str(details.fd), _connection_details(details))
             if found and not found.fits(shown):
                 break
             found.add(shown)
         result: dict[str, object] = {"connections": found.as_object()}
-        told = {name: mark for name, mark in marks.items() if mark.epoch}
+        told = {name: mark for name, mark in listed.marks.items() if mark.epoch}
         if told:
             result["nodes"] = {
                 name: {"epoch": mark.epoch, "seq": mark.seq} for name, mark in told.items()
@@ -611,11 +645,100 @@ class _Methods:
             result |= {"node": params.node, "epoch": mark.epoch, "seq": mark.seq}
         return result
 
+    async def _list(self, fds: Sequence[Fd], found: Listing, limit: int, call: Call) -> bool:
+        """Put these connections on a list; false if that is full."""
+        for fd in fds:
+            await call.turn(DETAILS)
+            details = self._node.connection_details(fd)
+            if details is None:
+                continue
+            call.meter.add(DETAILS + len(details.topics) * NAMED)
+            shown = member(str(fd), _connection_details(details))
+            if found and not found.fits(shown):
+                return False
+            found.add(shown)
+            if len(found) == limit:
+                return False
+        return True
+
     async def _connection(self, params: OneConnection, call: Call) -> object:
-        info = await call.aside(partial(self._node.everywhere.connection_info, params.fd))
-        if info is None:
+        find = partial(self._node.everywhere.connection_details, params.fd)
+        details = await call.aside(find)
+        if details is None:
             raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {params.fd}")
-        return _connection_info(info)
+        call.meter.add(DETAILS + len(details.topics) * NAMED)
+        return _connection_details(details)
+
+    async def _closed(self, params: ClosedOnes, call: Call) -> object:
+        found = Listing(call.room)
+        for piece in pieces(list(self._node.closed_connections())):
+            await call.turn(len(piece) * NAMED)
+            call.meter.add(len(piece) * NAMED)
+            for closed in piece:
+                details = closed.details
+                if params.fd not in (0, details.fd) or params.user not in ("", details.user):
+                    continue
+                call.meter.add(DETAILS + len(details.topics) * NAMED)
+                found.add(written(_closed_connection(closed)))
+                if len(found) == params.limit:
+                    return {"connections": found.as_list()}
+        return {"connections": found.as_list()}
+
+
+class _Inspection:
+    """The methods by which a person looks inside: traces, what has been counted, the settings."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def by_name(self) -> dict[str, tuple[type[Struct], Callable[[Any, Call], Awaitable[object]]]]:
+        return {
+            "trace": (BeginTrace, self._trace),
+            "trace_read": (ReadTrace, self._trace_read),
+            "trace_end": (EndTrace, self._trace_end),
+            "stats": (Info, self._stats),
+            "config": (Info, self._config),
+        }
+
+    async def _trace(self, params: BeginTrace, call: Call) -> object:
+        if sum(map(bool, (params.fd, params.user, params.topic))) != 1:
+            raise Refused(ErrorCode.BAD_REQUEST, "give one of fd, user and topic")
+        call.meter.add(SUBSCRIPTION)
+        target = Target(params.fd, params.user, params.topic)
+        return {"trace": self._node.traces.begin(target, IDLE_SECONDS).id}
+
+    async def _trace_read(self, params: ReadTrace, call: Call) -> object:
+        traces = self._node.traces
+        trace = traces.find(params.trace, IDLE_SECONDS + params.wait)
+        if params.wait:
+
+            async def wait() -> None:
+                with trio.move_on_after(params.wait):
+                    await trace.wait()
+
+            await call.aside(wait)
+        entries = trace.buffer.take(PIECE)
+        call.meter.add(len(entries) * LISTED)
+        has_ended = trace.has_ended and not trace.buffer
+        if has_ended:
+            traces.end(trace)
+        missed = 0 if trace.buffer else trace.buffer.take_missed()
+        return {"entries": entries, "missed": missed, "ended": has_ended}
+
+    async def _trace_end(self, params: EndTrace, call: Call) -> object:
+        self._node.traces.end(self._node.traces.find(params.trace, IDLE_SECONDS))
+        return {}
+
+    async def _stats(self, params: Info, call: Call) -> object:
+        node = self._node
+        survey = await call.aside(node.survey)
+        call.meter.add(SURVEYED * sum(survey.connections.values()))
+        return stats_fields(node, survey)
+
+    async def _config(self, params: Info, call: Call) -> object:
+        settings = effective(self._node.config, self._node.services.settings.sources)
+        call.meter.add(len(settings) * NAMED)
+        return {"settings": [attrs.asdict(setting) for setting in settings]}
 
 
 def shown_key(header: Callable[[str], str | None]) -> str:
@@ -768,14 +891,19 @@ def _publication(publication: Publication) -> object:
     return shown
 
 
-def _connection_info(info: ConnectionInfo) -> object:
+def _connection_details(details: ConnectionDetails) -> dict[str, object]:
     """As Centrifugo PRO has it, with what we know besides."""
-    shown = attrs.asdict(info)
-    if not info.node:
+    shown = attrs.asdict(details)
+    if not details.node:
         del shown["node"]
-    protocol = shown["protocol"]
-    shown["protocol"] = protocol.removeprefix("centrifuge-")
+    shown["protocol"] = details.protocol.removeprefix("centrifuge-")
     return shown
+
+
+def _closed_connection(closed: ClosedConnection) -> dict[str, object]:
+    close = {**attrs.asdict(closed.close), "initiator": closed.close.initiator.value}
+    ended = {"closed_at": closed.closed_at, "topic_count": closed.topic_count}
+    return {**_connection_details(closed.details), **close, **ended}
 
 
 def _node_info(report: NodeReport) -> object:

@@ -83,6 +83,8 @@ def http_app(node: Node) -> Starlette:
         return JSONResponse(body, HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def page(request: Request) -> Response:
+        if not node.config.demo_page:
+            return _text(HTTPStatus.NOT_FOUND, "Nothing is here.")
         return FileResponse(HERE / "pages" / "index.html", headers=SECURITY | ASK_EACH_TIME)
 
     async def upgrade_required(request: Request) -> Response:
@@ -107,7 +109,7 @@ def http_app(node: Node) -> Starlette:
             *(
                 route
                 for path in map(route_of, node.config.websocket_paths)
-                if path != "/"
+                if path != "/" and not path.endswith("/*")
                 for route in both(path, upgrade_required, methods)
             ),
         ],

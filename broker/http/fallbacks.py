@@ -36,8 +36,9 @@ from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, read_emula
 from broker.protocols.codec import Codec
 from broker.protocols.commands import BadCommand, ConnectRequest, FaultyCommand
 from broker.protocols.json_text import to_json
-from broker.session.accept import check_page, check_welcome
+from broker.session.accept import ask_welcome, check_page, check_welcome
 from broker.session.connection import Connection
+from broker.session.handshake import Welcome
 from broker.session.memory import hold_request
 from broker.session.services import Services
 from broker.transport.head import Head, Request, refusal
@@ -71,7 +72,7 @@ _SESSION = re.compile(r"([0-9]{1,18})\.(.+)")
 
 class HttpConnection(Connection):
     """A client without WebSocket, as hooks see it. `message` is the first that it sends, and `answer`
-    the head of the response that its stream is."""
+    the head of the response that its stream is; `welcome` is what the app has said."""
 
     __slots__ = ("_line", "_secret")
 
@@ -84,9 +85,19 @@ class HttpConnection(Connection):
         address: str,
         transport: Transport,
         answer: bytes,
+        welcome: Welcome,
     ) -> None:
         behind = line.client_frame(message)
-        super().__init__(services, line, head, behind, address, transport=transport, answer=answer)
+        super().__init__(
+            services,
+            line,
+            head,
+            behind,
+            address,
+            transport=transport,
+            answer=answer,
+            welcome=welcome,
+        )
         self.subprotocol = line.codec.name
         line.connection, line.holding = self, self.holding
         self._line = line
@@ -171,9 +182,9 @@ class Fallbacks:
                 return await answering.open()
         except HeadError as error:
             # A page may not even see the status of an answer without these.
-            headers = (*error.headers, *cors)
-            exchange.note_sent(refusal(error.status, error.reason, headers))
-            raise HeadError(error.status, error.reason, headers) from None
+            error.headers = (*error.headers, *cors)
+            exchange.note_sent(refusal(error.status, error.reason, error.headers))
+            raise
         finally:
             if exchange.status:  # else it is a connection, or nobody is there any more
                 exchange.end()
@@ -241,9 +252,11 @@ class _Request:
                 line = SseStream(self.stream)
             else:
                 line = (HttpStream if codec is CENTRIFUGE_JSON else ProtobufStream)(self.stream)
-        answer = self._accept(line)
+        message = self._checked(first)
+        welcome = await ask_welcome(services, head, self.address, transport, len(message))
+        answer = self._accept(line, welcome)
         return HttpConnection(
-            services, line, head, self._checked(first), self.address, transport, answer
+            services, line, head, message, self.address, transport, answer, welcome
         )
 
     # requests
@@ -374,7 +387,7 @@ class _Request:
 
     # responses
 
-    def _accept(self, line: HttpStream) -> bytes:
+    def _accept(self, line: HttpStream, welcome: Welcome) -> bytes:
         """The head of a response that ends when its connection does, for HTTP/1.0 peers too."""
         return _head(
             "200 OK",
@@ -384,6 +397,7 @@ class _Request:
             ("X-Accel-Buffering", "no"),
             ("X-Content-Type-Options", "nosniff"),
             *self.cors,
+            *welcome.reply.lines,
         )
 
     async def _answer(self, *fields: tuple[str, str]) -> None:

@@ -72,7 +72,8 @@ def _ready_sentence(_: object, __: str, event: EventDict) -> EventDict:
             for address in addresses
             if address.startswith("ws")
         ]
-        page = f" (chat page: {pages[0]})" if pages else ""
+        has_page = event.pop("demo_page", True)
+        page = f" (chat page: {pages[0]})" if pages and has_page else ""
         event["event"] = f"Broker ready on {', '.join(addresses)}{page} - stop with Ctrl-C"
     return event
 

@@ -127,11 +127,15 @@ class Bind(Mail, frozen=True, tag="bind"):
 
 
 class ListConnections(Mail, frozen=True, tag="connections"):
-    """Those of `fds`; where there are none, up to `limit` with an fd above `after`."""
+    """Those of `fds`; where there are none, up to `limit` that fit, with an fd above `after`."""
 
     fds: list[Fd]
     after: Fd = 0
     limit: int = 0
+    user: str = ""
+    topic: str = ""
+    address: str = ""
+    app: str = ""
 
 
 class ListTopics(Mail, frozen=True, tag="topics"):

@@ -1,5 +1,7 @@
 """A node that has neighbours: the parts of it, and the tasks that keep them true."""
 
+from collections.abc import Awaitable, Callable
+
 import attrs
 import trio
 
@@ -31,6 +33,7 @@ class Neighbourhood:
     roster: CardRoster = attrs.field(init=False)
     leases: FdLeases = attrs.field(init=False)
     reaper: Reaper = attrs.field(init=False)
+    _tasks: trio.Nursery | None = attrs.field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
         router, neighbours = self.router, self.neighbours
@@ -44,6 +47,12 @@ class Neighbourhood:
         self.reaper = Reaper(neighbours, router, self.publisher, router.events)
         neighbours.calls.settle = router.returns.settled
 
+    def start_soon(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do what another node has asked for, in a task of its own; nothing while this one starts or
+        stops, which is no answer."""
+        if self._tasks is not None:
+            self._tasks.start_soon(work)
+
     async def begin(self) -> None:
         """Tell the others that this node is here, and get numbers for its connections. Raises `Refused`.
         The engine is running by then."""
@@ -55,9 +64,11 @@ class Neighbourhood:
         """Keep all of it true, until cancelled."""
         try:
             async with trio.open_nursery() as tasks:
+                self._tasks = tasks
                 tasks.start_soon(self.neighbours.calls.keep_time)
                 tasks.start_soon(self.leases.keep)
                 tasks.start_soon(self.roster.keep)
                 tasks.start_soon(self.reaper.run)
         finally:
+            self._tasks = None
             self.roster.end()  # everybody has left, or everything is being cut with us

@@ -12,20 +12,22 @@ Rules:
 import trio
 
 from broker.access.origins import page_policy
+from broker.core.messages import Transport
 from broker.errors import HeadError
 from broker.session.admission import Guest
 from broker.session.connection import Connection
-from broker.session.counts import GAVE_WAY, OTHER, REASONS, SHUTTING_DOWN, TLS
+from broker.session.counts import APP, GAVE_WAY, OTHER, REASONS, SHUTTING_DOWN, TLS
 from broker.session.ending import close_stream
+from broker.session.handshake import UNASKED, RefusedByApp, Welcome, ask_app
 from broker.session.services import ServedConnection, Services
 from broker.transport.head import (
     Head,
     Request,
     check_upgrade,
+    is_websocket_path,
     parse_head,
     read_head,
     refusal,
-    route_of,
 )
 from broker.transport.sockets import address_of, answer_and_linger, let_go, tls_fault
 
@@ -86,6 +88,8 @@ async def _receive(
 
 
 def _reason_of(services: Services, error: HeadError) -> str:
+    if isinstance(error, RefusedByApp):
+        return APP
     if error.status == 503 and services.draining:
         return SHUTTING_DOWN
     return REASONS.get(error.status, OTHER)
@@ -124,11 +128,23 @@ async def _route(
     """See to one request, the first of its connection or any later: the one place that tells by its
     head which door it came to."""
     head = request.head
-    if not (head.is_upgrade and head.route in map(route_of, services.config.websocket_paths)):
+    if not (head.is_upgrade and is_websocket_path(head.path, services.config.websocket_paths)):
         return await services.serve_http(services, stream, request, address)
     check_upgrade(head)
+    welcome = await ask_welcome(services, head, address, "websocket")
+    return Connection(services, stream, head, request.behind, address, welcome=welcome)
+
+
+async def ask_welcome(
+    services: Services, head: Head, address: str, transport: Transport, held: int = 0
+) -> Welcome:
+    """Ask the app whether a peer that may connect by our own rules may do so by its, too; see `ask_app`.
+    Raises `HeadError`."""
     check_welcome(services, head)
-    return Connection(services, stream, head, request.behind, address)
+    welcome = await ask_app(services, head, address, transport, held)
+    if welcome is not UNASKED:
+        check_welcome(services, head)  # the broker may be stopping by now, or full
+    return welcome
 
 
 def check_welcome(services: Services, head: Head) -> None:

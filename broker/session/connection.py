@@ -12,6 +12,7 @@ Rules:
 from collections.abc import Mapping
 from functools import partial
 from math import inf
+from time import time as wall_clock
 from typing import Final
 
 import attrs
@@ -26,6 +27,7 @@ from broker.errors import CloseCode, Disconnect, UnsubscribeCode
 from broker.hooks import OpenHook
 from broker.protocols.codec import Result
 from broker.routing.recipients import Peer
+from broker.session.details import details_of
 from broker.session.dispatch import Dispatcher
 from broker.session.ending import (
     close_stream,
@@ -36,6 +38,8 @@ from broker.session.ending import (
     say_goodbye,
 )
 from broker.session.expiry import end_expired
+from broker.session.flow import Flow
+from broker.session.handshake import UNASKED, Welcome, choose_subprotocol
 from broker.session.heartbeat import Heartbeat
 from broker.session.orders import Orders
 from broker.session.profile import SUBPROTOCOLS, Profile
@@ -58,22 +62,24 @@ class Connection(Profile):
         "_acceptance",
         "_closing",
         "_dispatcher",
-        "_heartbeat",
         "_io",
         "_is_seen_out",
-        "_lane",
         "_serve_until",
         "_served",
         "_services",
         "_serving",
         "_stream",
+        "_topics_left",
         "_undelivered",
         "_waiting",
+        "flow",
+        "heartbeat",
         "holding",
+        "lane",
         "orders",
-        "traffic",
     )
 
+    flow: Flow
     orders: Orders
 
     def __init__(
@@ -86,29 +92,34 @@ class Connection(Profile):
         *,
         transport: Transport = "websocket",
         answer: bytes = b"",
+        welcome: Welcome = UNASKED,
     ) -> None:
-        """`answer` is what accepts a peer that asked for no WebSocket."""
+        """`answer` is what accepts a peer that asked for no WebSocket, `welcome` what the app has said."""
         super().__init__(head, address, transport)
+        if welcome is not UNASKED:
+            self.data = welcome.data
         if transport == "websocket":
-            answer = acceptance(head, self.subprotocol)
+            self.subprotocol = choose_subprotocol(head, welcome.reply)
+            answer = acceptance(head, self.subprotocol, welcome.reply.lines)
         self._services = services
         self._stream = stream
         self._closing: Close | None = None
         self._undelivered = 0
+        self._topics_left: tuple[str, ...] = ()  # that it was subscribed to when its end began
         self._io: trio.Nursery
         self._serving: trio.CancelScope | None = None
         self._served: trio.Event | None = None
         self._serve_until = inf
         self._is_seen_out = False
         self._dispatcher: Dispatcher
-        self._heartbeat: Heartbeat
+        self.heartbeat: Heartbeat
         self._waiting = 0
         self._acceptance = answer
         self.holding = services.memory.hold(self)
-        self._lane = Lane(
+        self.lane = Lane(
             stream, behind, services.lane_limits, self.end_soon, self._take_now, self.holding
         )
-        self.traffic = self._lane.traffic
+        self.traffic = self.lane.traffic
 
     # as its transport has it
 
@@ -134,14 +145,16 @@ class Connection(Profile):
                     await self._run(peer)
             finally:
                 # In one step: a sum over those who are here and those who have ended misses nobody.
-                if services.connections.pop(peer.fd, None) is not None:
-                    services.counts.note_ended(self.traffic, peer.outbox.dropped)
                 close = attrs.evolve(self._closing or _CUT, undelivered=self._undelivered)
                 self._closing = close
+                if services.connections.pop(peer.fd, None) is not None:
+                    services.counts.note_ended(self.traffic, peer.outbox.dropped)
+                    last = attrs.evolve(details_of(services, self), topics=self._topics_left)
+                    services.closed.add(last, close, wall_clock())
                 # These point at each other. Without this they would stay until the garbage collector
                 # comes by, which is seldom, and with them all that came: half a message each.
                 self._dispatcher.let_go()
-                del self._lane, self._dispatcher, self._heartbeat, self._io, self._serving
+                del self.lane, self._dispatcher, self.heartbeat, self._io, self._serving, self.flow
                 note_closed(services, self, close, trio.current_time() - began)
                 try:
                     # The peer has no part in what the app does then.
@@ -150,14 +163,14 @@ class Connection(Profile):
                     await run_close_hook(services, self, close)  # noqa: ASYNC102 - the same
 
     async def _run(self, peer: Peer) -> None:
-        self.holding.charge(Part.CONNECTIONS, len(self._field_lines))
+        self.holding.charge(Part.CONNECTIONS, len(self._field_lines) + len(self._target))
         # The innermost block: its tasks use all that is around it.
         async with trio.open_nursery() as io:
             self._io = io
             self._open_outbox(io)
             try:
                 self._begin()
-                await self._lane.run(io)
+                await self.lane.run(io)
                 await self._see_out()
             finally:
                 # In this order: nobody delivers to an outbox without a writer.
@@ -170,7 +183,7 @@ class Connection(Profile):
         services, peer = self._services, self.peer
         config = services.config
         peer.start_soon = io.start_soon
-        peer.outbox = self._lane.outbox = Outbox(
+        peer.outbox = self.lane.outbox = Outbox(
             self._stream,
             post=services.router.office.post,
             start_writer=io.start_soon,
@@ -184,7 +197,8 @@ class Connection(Profile):
         )
         codec = SUBPROTOCOLS.get(self.subprotocol or "")
         self.orders = Orders(services.router, peer, may_be_plain=codec is None)
-        self._heartbeat = Heartbeat(self.orders, services.router, self._lane, peer.outbox)
+        self.flow = Flow(services, self, self.orders, self.lane, io.start_soon)
+        self.heartbeat = Heartbeat(self.orders, services.router, self.lane, peer.outbox)
         self._dispatcher = Dispatcher(
             services,
             peer,
@@ -228,9 +242,9 @@ class Connection(Profile):
                         await open_hook(self)
                         self._waiting -= 1
                     hook = "message"
-                    async for batch in self._lane.inbox:
+                    async for batch in self.lane.inbox:
                         await self._dispatcher.finish(batch)
-                        self._lane.note_done(batch)
+                        self.lane.note_done(batch)
                         del batch  # or it would be kept until the next one comes
                         self._waiting -= 1
                         if self._closing is not None:
@@ -266,7 +280,7 @@ class Connection(Profile):
 
         False if the connection was closing already.
         """
-        if self._closing is not None or self._lane.is_ending:
+        if self._closing is not None or self.lane.is_ending:
             return False
         # A lone surrogate, as `json.loads` may give the app one, cannot be sent.
         reason = reason.encode(errors="replace").decode()
@@ -274,7 +288,7 @@ class Connection(Profile):
         router, codec = self._services.router, self.orders.codec
         router.send(self.peer, () if codec is None else (codec.disconnect(code, reason),))
         self.peer.transition(PhaseEvent.CLOSE)
-        self._lane.close(code, reason)
+        self.lane.close(code, reason)
         self._leave(self._closing)
         self.end_soon()
         return True
@@ -291,14 +305,17 @@ class Connection(Profile):
         if self._serving is not None:
             self._serving.deadline = self._serve_until
         self._dispatcher.questions.end_soon(self._serve_until)
-        if not self._lane.has_ended:
+        if not self.lane.has_ended:
             self._see_out_beside()
 
     def _leave(self, close: Close, work: float = LEAVES_AT_ONCE) -> None:
         """Leave everything on this node that others see, once it is known how the peer ends; its will and
         its subscriptions as far as so much work goes. Nothing reaches those that are left any more."""
         services, peer = self._services, self.peer
+        if peer.subscriptions and not self._topics_left:
+            self._topics_left = tuple(peer.subscriptions)
         services.router.hub.sessions.retire(peer)
+        peer.outbox.wake()
         services.requests.leave(peer.fd)
         services.publisher.forget(peer)
         if services.wills.weigh(peer.fd) <= work:
@@ -335,12 +352,12 @@ class Connection(Profile):
         if self._closing is None:
             # All that came has been dealt with, and nobody has told the session to end.
             stall_seconds = self._services.config.stall_seconds
-            self._closing = how_it_ended(self._lane, self.peer.outbox, stall_seconds)
+            self._closing = how_it_ended(self.lane, self.peer.outbox, stall_seconds)
             self.peer.transition(PhaseEvent.CLOSE)
             self._leave(self._closing)
             await self._leave_rest(self._closing)
         seconds = self._services.config.close_seconds
-        await say_goodbye(self._lane, self.peer.outbox, seconds)
+        await say_goodbye(self.lane, self.peer.outbox, seconds)
         self._io.cancel_scope.cancel()
 
     # a peer that is too slow, or too heavy, or dead
@@ -370,7 +387,7 @@ class Connection(Profile):
 
     def give_way(self) -> None:
         """Memory is short, and this connection holds the most: end it, at once if it is ending already."""
-        if self._closing is None and not self._lane.is_ending:
+        if self._closing is None and not self.lane.is_ending:
             self._give_up("memory is short")
         else:
             self._io.cancel_scope.cancel()
@@ -393,26 +410,30 @@ class Connection(Profile):
 
     def _on_broken(self) -> None:
         """The stream is dead, or its peer takes nothing: which the lane may never see."""
-        self._lane.lost()
+        self.lane.lost()
         self._see_out_beside()
 
     # time
 
     def beat(self, now: float) -> None:
-        """Look, about once a second, at what has expired, and at a peer that is silent or stale."""
+        """Look at what has expired, and at a peer that is silent or stale; note in `look_at` until when
+        nothing of that is due."""
         if self._closing is None:
             end_expired(self, now)
         # While it waits for a hook it is not the peer who is late.
         waits_for_us = self._waiting and self.peer.phase is Phase.OPEN
         required = self._services.tokens.required
-        if not waits_for_us and self._heartbeat.is_stale(now, tokens_required=required):
+        if not waits_for_us and self.heartbeat.is_stale(now, tokens_required=required):
             self.close(CloseCode.STALE, "stale")
         if self._closing is not None:
             return
-        if not self._heartbeat.beat(now, answers_pings=self.answers_pings):
+        if not self.heartbeat.beat(now, answers_pings=self.answers_pings):
             talks = self.peer.phase is Phase.CONNECTED
             code = CloseCode.NO_PONG if talks else CloseCode.INTERNAL_ERROR
             self.close(code, "no pong", Initiator.HEARTBEAT)
+            return
+        due = now if waits_for_us else self.heartbeat.due(now, tokens_required=required)
+        self.peer.look_at = min(self.peer.next_expiry, due)
 
 
 _CUT: Final = Close(CloseCode.ABNORMAL, "cut", Initiator.SHUTDOWN)

@@ -38,12 +38,13 @@ REASONS: Final[Mapping[int, str]] = {
 GAVE_WAY: Final = "gave_way"
 SHUTTING_DOWN: Final = "shutting_down"
 TLS: Final = "tls"
+APP: Final = "app"
 OTHER: Final = "other"
 
 _CODES: Final = frozenset(map(int, CloseCode)) | {1003, 1005, 1010, 1012, 1014}
 _RANGES: Final = (3000, 3500, 4000, 4500)
 _ERRORS: Final = frozenset(map(int, ErrorCode))
-_ALL_REASONS: Final = (*REASONS.values(), GAVE_WAY, SHUTTING_DOWN, TLS)
+_ALL_REASONS: Final = (*REASONS.values(), GAVE_WAY, SHUTTING_DOWN, TLS, APP)
 _SLOW: Final = [(str(int(c)), str(Initiator.SLOW)) for c in (CloseCode.SLOW, CloseCode.ABNORMAL)]
 
 L = TypeVar("L")

@@ -132,7 +132,7 @@ class _AnswerToPing(Handler):
         return False
 
     def act(self, client: Client, command: Command, answer: object) -> None:
-        pass
+        client.peer.answered_at = trio.current_time()
 
 
 class _Unacceptable(Handler):
@@ -437,6 +437,8 @@ class Dispatcher:
                 topic = topic_of(command, method)
                 turn = Turn(client, command, handler, method, size, topic)
                 await self.questions.join(turn, following)
+            else:
+                handler.act(client, command, None)
             if not self.peer.is_established:
                 break
 

@@ -12,7 +12,8 @@ Rules:
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from math import inf
 from typing import Any, Final, Protocol
 
@@ -20,8 +21,16 @@ import attrs
 import msgspec
 
 from broker.core.hub import Hub
-from broker.core.messages import ClientInfo, ConnectionInfo, Fd, PushResult
-from broker.core.work import COMMAND, ENDING, KILOBYTE, NAMED, SUBSCRIPTION
+from broker.core.messages import ClientInfo, ConnectionDetails, Fd, PushResult
+from broker.core.work import (
+    COMMAND,
+    DETAILS,
+    ENDING,
+    KILOBYTE,
+    NAMED,
+    SUBSCRIPTION,
+    SURVEYED_AT_ONCE,
+)
 from broker.errors import ErrorCode, Refused
 from broker.protocols.json_text import to_json
 from broker.routing.mail import (
@@ -41,7 +50,9 @@ from broker.routing.neighbourhood import Neighbourhood
 from broker.routing.neighbours import Neighbours
 from broker.routing.open_calls import Answer
 from broker.routing.recipients import Peer
+from broker.routing.router import Router
 from broker.session.orders import ServerSub
+from broker.session.search import ConnectionQuery
 from broker.version import VERSION
 
 TOGETHER: Final = 100
@@ -64,14 +75,16 @@ class Acts(Protocol):
     def add_subscription(self, fd: Fd, topic: str, sub: ServerSub) -> bool: ...
     def end_subscription(self, fd: Fd, topic: str, code: int, reason: str) -> bool: ...
     def bind(self, fd: Fd, user: str) -> None: ...
-    def connection_info(self, fd: Fd) -> ConnectionInfo | None: ...
-    def connections(self, after: Fd, limit: int) -> list[ConnectionInfo]: ...
+    def connection_details(self, fd: Fd) -> ConnectionDetails | None: ...
+    def search(self, query: ConnectionQuery) -> Iterator[Sequence[Fd]]: ...
     def fds_of(self, user: str) -> list[Fd]: ...
     def push(self, fd: Fd, data: object) -> PushResult: ...
     def report(self) -> "NodeReport": ...
     def mark(self) -> "Mark": ...
     @property
     def name(self) -> str: ...
+    @property
+    def router(self) -> Router: ...
 
 
 class NodeReport(msgspec.Struct, frozen=True):
@@ -103,11 +116,11 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
 class Connections:
     """Connections, and after which event of each node that holds."""
 
-    infos: list[ConnectionInfo]
+    connections: list[ConnectionDetails]
     marks: Mapping[str, Mark]
 
 
-INFO_BYTES: Final = 200
+INFO_BYTES: Final = 500
 
 MOST_INFOS: Final = 500
 """Connections that are listed in one step: 2 ms."""
@@ -116,7 +129,7 @@ MOST_INFOS: Final = 500
 class _Page(msgspec.Struct, frozen=True, array_like=True):
     """Connections in the order of their fds; `is_cut`: there are more than fitted."""
 
-    connections: list[ConnectionInfo]
+    connections: list[ConnectionDetails]
     is_cut: bool
     node: str
     mark: Mark
@@ -246,58 +259,49 @@ class Everywhere:
 
     # who is there
 
-    async def connections(self, after: Fd, limit: int, node: str = "") -> Connections:
-        """Up to `limit` connections in the order of their fds, from the first beyond `after` on, of the
-        nodes of this name, or of all. Raises `Refused` (107) for a name that no node has."""
-        found: list[ConnectionInfo] = []
+    async def connections(
+        self, query: ConnectionQuery, limit: int, node: str = ""
+    ) -> "Connections":
+        """Up to `limit` connections that fit, in the order of their fds, of the nodes of this name, or of
+        all. Raises `Refused` (107) for a name that no node has."""
+        found: list[ConnectionDetails] = []
         marks: dict[str, Mark] = {}
         while len(found) < limit:
-            pages = await self._ask_pages(after, limit - len(found), node)
+            pages = await self._ask_pages(query, limit - len(found), node)
             marks = marks or {page.node: page.mark for page in pages}
             # Beyond the end of a page that was cut there are some of its node that nobody has told.
             seen = min([each.connections[-1].fd for each in pages if each.is_cut], default=inf)
-            infos = [info for page in pages for info in page.connections if info.fd <= seen]
-            infos.sort(key=lambda info: info.fd)
-            found += infos[: limit - len(found)]
+            fitting = [each for page in pages for each in page.connections if each.fd <= seen]
+            fitting.sort(key=lambda details: details.fd)
+            found += fitting[: limit - len(found)]
             if seen == inf:
                 break
-            after = int(seen)
+            query = attrs.evolve(query, after=int(seen))
         return Connections(found, marks)
 
-    async def _ask_pages(self, after: Fd, limit: int, node: str) -> list[_Page]:
+    async def _ask_pages(self, query: ConnectionQuery, limit: int, node: str) -> list["_Page"]:
         pages: list[_Page] = []
-        others: list[str] = []
-        here = self.acts.name
-        if node in ("", here):
-            pages.append(self._page(self.acts.connections(after, min(limit, MOST_INFOS)), limit))
+        if node in ("", self.acts.name):
+            pages.append(await self._page(self.acts.search(query), limit))
         if self.neighbourhood is not None:
             names = {other: self._neighbours.name_of(other) for other in self._neighbours.others()}
             others = [other for other, name in names.items() if node in ("", name)]
-            answers = await self._neighbours.ask_all(ListConnections([], after, limit), others)
+            ask = ListConnections(
+                [], query.after, limit, query.user, query.topic, query.address, query.app
+            )
+            answers = await self._neighbours.ask_all(ask, others)
             pages += [_page_of(_checked(answer)) for answer in answers.values()]
         if not pages:
             raise Refused(ErrorCode.BAD_REQUEST, f"no node is named {node!r}")
         return pages
 
-    async def infos_of(self, fds: Sequence[Fd]) -> list[ConnectionInfo]:
-        """Snapshots of these connections, as far as they are anywhere, in the order of the fds."""
-        by_node: dict[str | None, list[Fd]] = {}
-        for fd in fds:
-            by_node.setdefault(self._node_of(fd), []).append(fd)
-        found: list[ConnectionInfo] = []
-        for node, theirs in by_node.items():
-            for start in range(0, len(theirs), TOGETHER):
-                some = theirs[start : start + TOGETHER]
-                if node is None:
-                    found += [info for fd in some if (info := self.acts.connection_info(fd))]
-                else:
-                    answer = await self._neighbours.ask(node, ListConnections(some))
-                    found += _page_of(answer).connections
-        return sorted(found, key=lambda info: info.fd)
-
-    async def connection_info(self, fd: Fd) -> ConnectionInfo | None:
+    async def connection_details(self, fd: Fd) -> ConnectionDetails | None:
         """A snapshot of one connection; None if it is nowhere."""
-        return next(iter(await self.infos_of([fd])), None)
+        node = self._node_of(fd)
+        if node is None:
+            return self.acts.connection_details(fd)
+        page = _page_of(await self._neighbours.ask(node, ListConnections([fd])))
+        return next(iter(page.connections), None)
 
     async def fds_of(self, user: str) -> list[Fd]:
         """The connections of a user that are not closing. Raises `Refused` (106) for very many."""
@@ -343,24 +347,34 @@ class Everywhere:
         return reports
 
     def _list_connections(self, sender: str, asked: ListConnections, answer: Answer) -> float:
-        if asked.fds:
-            infos = [each for fd in asked.fds if (each := self.acts.connection_info(fd))]
-        else:
-            infos = self.acts.connections(asked.after, min(asked.limit, MOST_INFOS))
-        answer(encode(self._page(infos, asked.limit)))
-        return sum([COMMAND + len(info.topics) * NAMED for info in infos])
+        assert self.neighbourhood is not None
+        self.neighbourhood.start_soon(partial(self._list, asked, answer))
+        return COMMAND
 
-    def _page(self, infos: Sequence[ConnectionInfo], limit: int) -> _Page:
-        """As many of these as fit into one message, and one at least."""
-        size = 0
-        page: list[ConnectionInfo] = []
-        for info in infos:
-            size += INFO_BYTES + len(info.user) + len(info.path) + sum(map(len, info.topics))
-            if page and size > PAGE_BYTES:
-                break
-            page.append(info)
-        is_cut = len(page) < len(infos) or len(infos) == MOST_INFOS < limit
-        return _Page(page, is_cut, self.acts.name, self.acts.mark())
+    async def _list(self, asked: ListConnections, answer: Answer) -> None:
+        walk: Iterable[Sequence[Fd]] = [asked.fds]
+        if not asked.fds:
+            query = ConnectionQuery(asked.after, asked.user, asked.topic, asked.address, asked.app)
+            walk = self.acts.search(query)
+        answer(encode(await self._page(walk, asked.limit or len(asked.fds))))
+
+    async def _page(self, walk: Iterable[Sequence[Fd]], limit: int) -> "_Page":
+        """As many of these as fit into one message, and one at least, looked at in turns with all else."""
+        mark, size, turns = self.acts.mark(), 0, self.acts.router.turns
+        page: list[ConnectionDetails] = []
+        for fds in walk:
+            if self.neighbourhood is not None:
+                await turns.wait(SURVEYED_AT_ONCE * NAMED + len(fds) * DETAILS)
+            for fd in fds:
+                details = self.acts.connection_details(fd)
+                if details is None:
+                    continue
+                size += INFO_BYTES + len(details.user) + len(details.path)
+                size += sum(map(len, details.topics))
+                if page and (size > PAGE_BYTES or len(page) == min(limit, MOST_INFOS)):
+                    return _Page(page, len(page) < limit, self.acts.name, mark)
+                page.append(details)
+        return _Page(page, False, self.acts.name, mark)
 
     def _list_topics(self, sender: str, asked: ListTopics, answer: Answer) -> float:
         topics = self.hub.topics()

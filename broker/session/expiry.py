@@ -31,6 +31,7 @@ def deadline(tokens: Tokens, session: Session, expires_at: float | None) -> floa
         return inf
     due = trio.current_time() + (expires_at - tokens.now()) + tokens.rules.grace_seconds
     session.next_expiry = min(session.next_expiry, due)
+    session.look_at = min(session.look_at, due)
     return due
 
 

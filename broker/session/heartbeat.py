@@ -1,5 +1,7 @@
 """Pings to a silent peer, and the verdict on one that does not answer, or never says who it is."""
 
+from math import inf
+
 import trio
 
 from broker.config.settings import Config
@@ -12,13 +14,23 @@ from broker.transport.outbox import Outbox, Run
 
 
 class Heartbeat:
-    """Looked at about once a second, by `beat`.
+    """Looked at by `beat`, about once a second while something is `due`.
 
     A Centrifuge client gets a ping at each interval, as it counts on that; any other peer when it
     has been silent for so long.
     """
 
-    __slots__ = ("_due", "_lane", "_opened_at", "_orders", "_outbox", "_pinged", "_router")
+    __slots__ = (
+        "_due",
+        "_lane",
+        "_opened_at",
+        "_orders",
+        "_outbox",
+        "_pinged",
+        "_pinged_at",
+        "_router",
+        "_rtt",
+    )
 
     def __init__(self, orders: Orders, router: Router, lane: Lane, outbox: Outbox) -> None:
         self._orders = orders
@@ -27,6 +39,8 @@ class Heartbeat:
         self._outbox = outbox
         # Of the ping that is not answered yet: when, the ping, and how much had been taken by then.
         self._pinged: tuple[float, Run, int] | None = None
+        self._pinged_at = inf  # when the last ping was queued, answered or not
+        self._rtt: float | None = None  # of a ping before that
         self._opened_at = trio.current_time()
         self._due = self._opened_at + router.settings.config.ping_seconds
 
@@ -51,10 +65,33 @@ class Heartbeat:
             frame = frames.encode(frames.PING, b"")
         self._due = now + config.ping_seconds
         ping = Run((frame,), messages=0)
+        self._rtt, self._pinged_at = self.rtt, now
         self._router.send_run(self._orders.peer, ping)
         if self._pinged is None and answers_pings:
             self._pinged = now, ping, self._outbox.chunks
         return True
+
+    def due(self, now: float, *, tokens_required: bool) -> float:
+        """Until when nothing has to be looked at, unless the config changes.
+
+        That is `now` while a ping is not answered, as what excuses the peer may be over soon, and of
+        one who has to be known by then, as the app may know it no longer.
+        """
+        if self._pinged is not None:
+            return now
+        stale_at = self._opened_at + self._router.settings.config.stale_seconds
+        if self._orders.peer.phase is Phase.CONNECTED:
+            return self._due
+        if now < stale_at:
+            return min(self._due, stale_at)
+        return now if tokens_required else self._due
+
+    @property
+    def rtt(self) -> float | None:
+        """Seconds from the last ping that was answered to its answer, with all that was queued before
+        it; None before there was one."""
+        answered_at = max(self._lane.answered_at, self._orders.peer.answered_at)
+        return answered_at - self._pinged_at if answered_at >= self._pinged_at else self._rtt
 
     def is_stale(self, now: float, *, tokens_required: bool) -> bool:
         """Whether a peer has held its place for `stale_seconds` without becoming a client, where it

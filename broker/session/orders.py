@@ -4,6 +4,7 @@ Rule: a peer that has not spoken yet is not written to. Its messages and topics 
 bounds of its outbox and `max_topics`, until its first message tells which protocol it speaks.
 """
 
+import sys
 from collections.abc import Mapping
 from functools import partial
 from typing import Final, TypeAlias
@@ -12,7 +13,7 @@ import attrs
 import structlog
 
 from broker.core.memory import Part
-from broker.core.messages import PushResult
+from broker.core.messages import Opcode, PushResult
 from broker.core.names import PERSONAL, personal_topic
 from broker.core.session import Decider, Grant, Phase, PhaseEvent
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
@@ -42,10 +43,74 @@ class _Json:
     data: bytes
 
 
-Message: TypeAlias = str | bytes | _Json
+@attrs.frozen
+class Shaped:
+    """A message whose frame is the app's own wish, where a peer is plain; see `shaped`."""
+
+    message: "str | bytes | _Json"
+    opcode: int
+    fragment_bytes: int
+
+    def frame(self) -> bytes:
+        return frames.fragments(self.opcode, _bytes_of(self.message), self.fragment_bytes)
+
+
+Message: TypeAlias = str | bytes | _Json | Shaped
+
+LEAST_FRAGMENT: Final = 125
+"""Bytes of a fragment: as many as the shortest header has room for, so that headers are no more than
+a sixtieth of what is sent."""
 
 ENTRY_BYTES: Final = 64
 """A message that waits costs so much besides its data."""
+
+
+def message_of(data: object) -> Message:
+    """Data as it is sent: `str` and `bytes` as they are, anything else as JSON.
+
+    Raises `TypeError` for what JSON cannot say, and `ValueError` for text that is not Unicode.
+    """
+    message: Message = data if isinstance(data, str | bytes | Shaped) else _Json(to_json(data))
+    if isinstance(message, str):
+        message.encode()
+    return message
+
+
+def shaped(data: object, opcode: int | None, fragment_bytes: int | None) -> Shaped:
+    """Data in a frame with this opcode, in fragments of so many bytes; None for what is right.
+
+    Raises what `message_of` does, and `ValueError` for another opcode, for text that is not UTF-8,
+    and for fragments that are too small.
+    """
+    message = message_of(data)
+    assert not isinstance(message, Shaped)
+    if opcode is None:
+        opcode = Opcode.BINARY if isinstance(message, bytes) else Opcode.TEXT
+    elif opcode not in (Opcode.TEXT, Opcode.BINARY):
+        raise ValueError(
+            f"opcode {opcode} is no message: TEXT and BINARY are; a ping is `ping`, a close "
+            "`disconnect`, and fragments are made by `fragment_bytes`"
+        )
+    if isinstance(message, bytes) and opcode == Opcode.TEXT:
+        message.decode()
+    if fragment_bytes is None:
+        fragment_bytes = sys.maxsize
+    elif fragment_bytes < LEAST_FRAGMENT:
+        raise ValueError(f"fragment_bytes is {fragment_bytes}: must be at least {LEAST_FRAGMENT}")
+    return Shaped(message, opcode, fragment_bytes)
+
+
+def size_of(message: Message) -> int:
+    """The bytes of a message while it waits."""
+    if isinstance(message, Shaped):
+        message = message.message
+    return ENTRY_BYTES + len(message.data if isinstance(message, _Json) else message)
+
+
+def _bytes_of(message: str | bytes | _Json) -> bytes:
+    if isinstance(message, _Json):
+        return message.data
+    return message if isinstance(message, bytes) else message.encode()
 
 
 @attrs.frozen
@@ -82,30 +147,45 @@ class Orders:
     # messages
 
     def push(self, data: object) -> PushResult:
-        """Send one message: `str` and `bytes` as they are, anything else as JSON.
-
-        Raises `TypeError` for what JSON cannot say, and `ValueError` for text that is not Unicode.
-        """
+        """Send one message; see `message_of`."""
         if not self.peer.is_established:
             return PushResult.CLOSED
-        message: Message = data if isinstance(data, str | bytes) else _Json(to_json(data))
-        if isinstance(message, str):
-            message.encode()
+        message = message_of(data)
         if self.peer.speaks:
             return self._send(message)
-        size = ENTRY_BYTES + len(message.data if isinstance(message, _Json) else message)
-        if self._waiting_bytes + size > self.router.settings.config.outbox_bytes:
+        size = size_of(message)
+        if not self._has_room_to_wait(size):
             return PushResult.FULL
         self._waiting.append(message)
         self._waiting_bytes += size
         self.peer.holding.charge(Part.OUTBOXES, size)
         return PushResult.QUEUED
 
+    def has_room(self, size: int) -> bool:
+        """Whether a message of so many bytes may be pushed by whoever can wait for that."""
+        if not self.peer.speaks:
+            return self._has_room_to_wait(size)
+        high, _ = self.router.settings.config.watermarks
+        return self.peer.outbox.has_room(size, high)
+
+    async def wait_change(self, size: int) -> None:
+        """Wait until there may be room for a message of so many bytes, or the peer has changed: it speaks,
+        is another user's, or goes. Look again then."""
+        high, _ = self.router.settings.config.watermarks
+        await self.peer.outbox.wait_eased(high - size if self.peer.speaks else 0)
+
+    def _has_room_to_wait(self, size: int) -> bool:
+        return self._waiting_bytes + size <= self.router.settings.config.outbox_bytes
+
     def _send(self, message: Message) -> PushResult:
         return _OFFERS[self.router.send(self.peer, (self._frame(message),), messages=1)]
 
     def _frame(self, message: Message) -> bytes:
         codec = self.codec
+        if isinstance(message, Shaped):
+            if codec is None:
+                return message.frame()
+            message = message.message
         if codec is not None:
             if isinstance(message, _Json) or (isinstance(message, bytes) and codec.opaque_payloads):
                 return codec.message(message if isinstance(message, bytes) else message.data)
@@ -197,6 +277,7 @@ class Orders:
         peer, router = self.peer, self.router
         before = peer.user
         lost = router.bind(peer, user)
+        peer.outbox.wake()
         codec, config = self.codec, router.settings.config
         if codec is None:
             return
@@ -251,3 +332,4 @@ class Orders:
         messages, self._waiting, self._waiting_bytes = self._waiting, [], 0
         for message in messages:
             self._send(message)
+        self.peer.outbox.wake()

@@ -14,7 +14,8 @@ from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
 from broker.protocols.codec import Codec
 from broker.protocols.plain import PLAIN
 from broker.routing.recipients import Peer
-from broker.transport.head import Head, read_fields
+from broker.transport.head import Head, read_cookies, read_fields, read_list, read_query
+from broker.transport.lane import Traffic
 
 SUBPROTOCOLS: Final[Mapping[str, Codec]] = {
     codec.name: codec for codec in (CENTRIFUGE_JSON, CENTRIFUGE_PROTOBUF)
@@ -22,33 +23,65 @@ SUBPROTOCOLS: Final[Mapping[str, Codec]] = {
 """Subprotocols that a WebSocket handshake may ask for; without one a peer is plain, or speaks JSON."""
 
 
-class Profile:
-    """What hooks may read of one peer. `peer` is there once the connection runs."""
+class Asked:
+    """What hooks may read of the request for a connection."""
 
-    __slots__ = (
-        "_field_lines",
-        "address",
-        "data",
-        "opened_at",
-        "path",
-        "peer",
-        "subprotocol",
-        "transport",
-    )
-
-    peer: Peer
+    __slots__ = ("_field_lines", "_target", "address", "data", "transport")
 
     def __init__(self, head: Head, address: str, transport: Transport) -> None:
         self.data: dict[str, Any] = {}
         self.address = address
-        self.path = head.path
-        self._field_lines = head.field_lines
-        self.opened_at = wall_clock()
         self.transport = transport
+        self._target = head.target
+        self._field_lines = head.field_lines
+
+    @property
+    def path(self) -> str:
+        return self._target.partition("?")[0]
+
+    @property
+    def query(self) -> str:
+        return self._target.partition("?")[2]
+
+    @property
+    def params(self) -> Mapping[str, str]:
+        return read_query(self.query)
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The header fields of the handshake, read anew each time: what is kept of them is their bytes,
+        as 676 empty ones take 66 KiB in a dict, and most apps never look."""
+        return read_fields(self._field_lines)
+
+    @property
+    def cookies(self) -> Mapping[str, str]:
+        return read_cookies(self.headers.get("cookie", ""))
+
+    @property
+    def subprotocols(self) -> tuple[str, ...]:
+        return read_list(self.headers.get("sec-websocket-protocol", ""))
+
+    @property
+    def remote_host(self) -> str:
+        return self.address.rpartition(":")[0].strip("[]")
+
+    @property
+    def remote_port(self) -> int:
+        return int(self.address.rpartition(":")[2]) if ":" in self.address else 0
+
+
+class Profile(Asked):
+    """What hooks may read of one peer. `peer` is there once the connection runs."""
+
+    __slots__ = ("opened_at", "peer", "subprotocol", "traffic")
+
+    peer: Peer
+    traffic: Traffic
+
+    def __init__(self, head: Head, address: str, transport: Transport) -> None:
+        super().__init__(head, address, transport)
+        self.opened_at = wall_clock()
         self.subprotocol: str | None = None
-        if transport == "websocket":
-            offered = head.subprotocols
-            self.subprotocol = next((p for p in offered if p in SUBPROTOCOLS), None)
 
     @property
     def fd(self) -> Fd:
@@ -58,12 +91,6 @@ class Profile:
     def user(self) -> str:
         """The user that the app or a token named; "" for nobody in particular."""
         return self.peer.user
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """The header fields of the handshake, read anew each time: what is kept of them is their bytes,
-        as 676 empty ones take 66 KiB in a dict, and most apps never look."""
-        return read_fields(self._field_lines)
 
     @property
     def claims(self) -> Mapping[str, object]:
@@ -82,6 +109,7 @@ class Profile:
 
     def info(self) -> ConnectionInfo:
         """A snapshot of what is known of this connection."""
+        traffic, outbox = self.traffic, self.peer.outbox
         return ConnectionInfo(
             self.fd,
             self.user,
@@ -93,4 +121,10 @@ class Profile:
             tuple(self.peer.subscriptions),
             self.peer.app_name,
             self.peer.app_version,
+            self.opened_at + traffic.heard_at - traffic.began_at,
+            self.opened_at + max(0.0, outbox.sent_at - traffic.began_at),
+            traffic.bytes,
+            traffic.messages,
+            outbox.bytes,
+            outbox.messages,
         )

@@ -17,9 +17,10 @@ from broker.access.tokens import Tokens
 from broker.config.machine import memory_limit
 from broker.config.reload import Settings
 from broker.config.settings import Config
+from broker.core.closed_connections import ClosedConnections
 from broker.core.event_queue import EventKind
-from broker.core.memory import STREAM_BYTES, TLS_STREAM_BYTES, MemoryBudget, Part
-from broker.core.messages import ConnectionInfo, Fd, Initiator, Transport
+from broker.core.memory import STREAM_BYTES, TLS_STREAM_BYTES, Holding, MemoryBudget, Part
+from broker.core.messages import ConnectionInfo, Fd, Initiator, PushResult, Transport
 from broker.errors import CloseCode
 from broker.hooks import Hooks
 from broker.routing.neighbourhood import Neighbourhood
@@ -31,13 +32,24 @@ from broker.routing.router import Router
 from broker.routing.wills import Wills
 from broker.session.admission import Admission
 from broker.session.counts import Counts
-from broker.session.orders import Orders
+from broker.session.heartbeat import Heartbeat
+from broker.session.orders import Message, Orders
 from broker.transport.head import Request
-from broker.transport.lane import LaneLimits, Traffic
+from broker.transport.lane import Lane, LaneLimits, Traffic
 
 LAST_WORDS_SECONDS: Final = 1.0
 """For close hooks that run when all are cut: with `drain_seconds` and `flush_seconds` as they are by
 default a stop takes 9 of the 10 s that Docker gives before SIGKILL. An update of a row takes 10 ms."""
+
+
+class FlowControl(Protocol):
+    """The app's say over what comes from one connection and goes to it; see `session.flow`."""
+
+    def pause(self) -> bool: ...
+    def resume(self) -> bool: ...
+    def ping(self, data: bytes) -> bool: ...
+    async def send(self, message: Message) -> PushResult: ...
+    def mark(self) -> None: ...
 
 
 class ServedConnection(Protocol):
@@ -48,11 +60,21 @@ class ServedConnection(Protocol):
     @property
     def orders(self) -> Orders: ...
     @property
+    def flow(self) -> "FlowControl": ...
+    @property
     def transport(self) -> Transport: ...
     @property
     def protocol(self) -> str: ...
     @property
+    def address(self) -> str: ...
+    @property
     def traffic(self) -> Traffic: ...
+    @property
+    def lane(self) -> Lane: ...
+    @property
+    def heartbeat(self) -> Heartbeat: ...
+    @property
+    def holding(self) -> Holding: ...
 
     async def run(self) -> None: ...
     def info(self) -> ConnectionInfo: ...
@@ -96,6 +118,7 @@ class Services:
     connections: dict[Fd, ServedConnection] = attrs.field(factory=dict)
     admission: Admission = attrs.field(init=False)
     counts: Counts = attrs.field(init=False, factory=Counts)
+    closed: ClosedConnections = attrs.field(init=False, factory=ClosedConnections)
     # Bound once: asking for a logger anew costs 3 µs a message, said or not.
     log: structlog.typing.FilteringBoundLogger = attrs.field(init=False)
     lane_limits: LaneLimits = attrs.field(init=False)
@@ -127,7 +150,7 @@ class Services:
     def _count_memory(self) -> None:
         count, router, events = self.memory.count, self.router, self.router.events
         each = STREAM_BYTES if self.config.tls_cert is None else TLS_STREAM_BYTES
-        count(Part.CONNECTIONS, lambda: each * len(self.admission))
+        count(Part.CONNECTIONS, lambda: each * len(self.admission) + self.closed.bytes_held)
         count(Part.REQUESTS, lambda: self.requests.bytes_held)
         count(Part.KEYS, lambda: self.publisher.bytes_held)
         count(Part.HISTORY, lambda: router.engine.bytes_held)
@@ -205,3 +228,4 @@ class Services:
         self.memory.resize(memory_limit(config), config.connection_most - config.outbox_most)
         for connection in self.connections.values():
             connection.peer.outbox.bound(config.outbox_bytes, config.outbox_messages)
+            connection.flow.mark()

@@ -30,6 +30,9 @@ Message: TypeAlias = tuple[int, bytes]
 MAX_CLOSE_REASON = 123
 """A control frame carries at most 125 bytes (section 5.5), two of which are the close code."""
 
+HEADER_MOST = 10
+"""Bytes of the header of one of our own frames, at most."""
+
 MAX_BATCH = 1024
 """Frames that are taken at once: as many publications as a read of 64 KiB holds, if each is of 64
 bytes or more, so what came in one read is written to each subscriber in one go. Of the shortest a
@@ -73,6 +76,20 @@ def encode(opcode: int, payload: bytes) -> bytes:
     return header(opcode, len(payload)) + payload
 
 
+def fragments(opcode: int, payload: bytes, size: int) -> bytes:
+    """One unmasked message in fragments of `size` bytes, the last of which may be shorter (section 5.4)."""
+    if len(payload) <= size:
+        return encode(opcode, payload)
+    parts: list[Buffer] = []
+    for start in range(0, len(payload), size):
+        part = payload[start : start + size]
+        head = bytearray(header(CONTINUATION if start else opcode, len(part)))
+        if start + size < len(payload):
+            head[0] &= 0x7F
+        parts += [head, part]
+    return b"".join(parts)
+
+
 def header(opcode: int, length: int) -> bytes:
     """The header of one unmasked, unfragmented frame with a payload of so many bytes."""
     if length < 126:
@@ -90,6 +107,12 @@ def text_header(length: int) -> bytes:
 def binary_header(length: int) -> bytes:
     """The same of a binary frame; faster for short ones."""
     return _SHORT_BINARY[length] if length < 126 else header(BINARY, length)
+
+
+def payload_of(start: bytes) -> bytes:
+    """The payload of one of our own frames, as far as these first bytes of it go."""
+    long = {126: 4, 127: 10}
+    return start[long.get(start[1], 2) :]
 
 
 def close_frame(code: int, reason: str = "") -> bytes:

@@ -18,7 +18,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from http import HTTPStatus
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import attrs
 import trio
@@ -50,6 +50,7 @@ _BARE_LF = re.compile(rb"(?<!\r)\n")
 _TOKEN_BYTE = re.compile(_TOKEN[:-1].encode())
 _TLS_HANDSHAKE = 0x16  # the first byte of every TLS connection
 _CR = 0x0D
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
 @attrs.frozen
@@ -102,12 +103,12 @@ class Head:
     @property
     def is_upgrade(self) -> bool:
         """Whether the peer asks for a WebSocket; `check_upgrade` says whether it asks rightly."""
-        return "websocket" in [token.lower() for token in _tokens(self.header("upgrade"))]
+        return "websocket" in [token.lower() for token in read_list(self.header("upgrade"))]
 
     @property
     def subprotocols(self) -> tuple[str, ...]:
         """Subprotocols that the peer offers in `Sec-WebSocket-Protocol`, its favourite first."""
-        return _tokens(self.header("sec-websocket-protocol"))
+        return read_list(self.header("sec-websocket-protocol"))
 
     @property
     def origin(self) -> str | None:
@@ -131,6 +132,36 @@ class Request:
 def route_of(path: str) -> str:
     """A path without a slash at its end: `/a/` is where `/a` is. `/` stays as it is."""
     return path[:-1] if path.endswith("/") and len(path) > 1 else path
+
+
+def is_websocket_path(path: str, served: Iterable[str]) -> bool:
+    """Whether WebSockets are served on a path. `/rooms/*` serves all below `/rooms/`, `/*` every path."""
+    route = route_of(path)
+    return any(
+        path.startswith(each[:-1]) if each.endswith("/*") else route == route_of(each)
+        for each in served
+    )
+
+
+def read_query(query: str) -> dict[str, str]:
+    """The parameters of a query, percent-decoded; of several with one name the last. Linear."""
+    return dict(parse_qsl(query, keep_blank_values=True, errors="replace"))
+
+
+def read_cookies(header: str) -> dict[str, str]:
+    """The cookies of a `Cookie` header, as they were set: nothing but quotes around a value is taken off.
+
+    Of several with one name the first, as browsers send the one of the longest path first (RFC 6265
+    section 5.4).
+    """
+    cookies: dict[str, str] = {}
+    for pair in header.split(";"):
+        name, equals, value = pair.strip(" \t").partition("=")
+        if equals:
+            if len(value) > 1 and value[0] == value[-1] == '"':
+                value = value[1:-1]
+            cookies.setdefault(name.rstrip(" \t"), value)
+    return cookies
 
 
 def read_fields(lines: bytes) -> dict[str, str]:
@@ -158,7 +189,8 @@ def _text(value: str) -> str:
         return value
 
 
-def _tokens(value: str | None) -> tuple[str, ...]:
+def read_list(value: str | None) -> tuple[str, ...]:
+    """The parts of a header whose value is a list."""
     return tuple(token for piece in (value or "").split(",") if (token := piece.strip(" \t")))
 
 
@@ -241,7 +273,7 @@ def check_upgrade(head: Head) -> None:
     for name in _ONE_VALUE:
         if len(head.values(name)) > 1:
             raise HeadError(400, f"a WebSocket handshake has one {name.title()} header")
-    if "upgrade" not in [token.lower() for token in _tokens(head.header("connection"))]:
+    if "upgrade" not in [token.lower() for token in read_list(head.header("connection"))]:
         raise HeadError(400, "a WebSocket handshake has the header Connection: Upgrade")
     if not head.is_upgrade:
         raise HeadError(400, "a WebSocket handshake has the header Upgrade: websocket")
@@ -288,8 +320,11 @@ async def read_head(stream: trio.abc.ReceiveStream, limit: int) -> tuple[bytes, 
     raise HeadError(431, f"the request head is longer than {limit} bytes")
 
 
-def acceptance(head: Head, subprotocol: str | None) -> bytes:
-    """The 101 response to a head that has passed `check_upgrade` (RFC 6455 section 4.2.2)."""
+def acceptance(
+    head: Head, subprotocol: str | None, headers: Iterable[tuple[str, str]] = ()
+) -> bytes:
+    """The 101 response to a head that has passed `check_upgrade` (RFC 6455 section 4.2.2), with these
+    headers besides."""
     key = head.header("sec-websocket-key") or ""
     digest = hashlib.sha1(key.encode() + _ACCEPT_GUID, usedforsecurity=False).digest()
     lines = [
@@ -300,7 +335,8 @@ def acceptance(head: Head, subprotocol: str | None) -> bytes:
     ]
     if subprotocol is not None:
         lines.append(f"Sec-WebSocket-Protocol: {subprotocol}")
-    return "\r\n".join([*lines, "", ""]).encode()
+    lines += [f"{name}: {value}" for name, value in headers]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 def refusal(status: int, reason: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
@@ -311,7 +347,7 @@ def refusal(status: int, reason: str, headers: Iterable[tuple[str, str]] = ()) -
     """
     body = f"{reason}\n".encode()
     lines = [
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        f"HTTP/1.1 {status} {_PHRASES.get(status, 'Refused')}",
         "Content-Type: text/plain; charset=utf-8",
         f"Content-Length: {len(body)}",
     ]

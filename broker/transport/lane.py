@@ -29,6 +29,7 @@ Rules the lane keeps:
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from math import inf
 from typing import TypeAlias
 
 import attrs
@@ -87,10 +88,15 @@ def _bytes_of(batch: Batch) -> int:
 
 @attrs.define(eq=False)
 class Traffic:
-    """Messages that came, and bytes: of all frames, with their headers. Counted once a read."""
+    """Messages that came, and bytes: of all frames, with their headers. Counted once a read.
+
+    Of one connection also, on Trio's clock: when its lane was made, and when bytes came last.
+    """
 
     messages: int = 0
     bytes: int = 0
+    began_at: float = 0.0
+    heard_at: float = 0.0
 
     def add_all(self, others: "Sequence[Traffic]") -> None:
         """Linear in them, 0.1 µs each."""
@@ -100,6 +106,18 @@ class Traffic:
 
 async def _take_nothing(batch: Batch) -> Batch:
     return batch
+
+
+@attrs.frozen
+class _Shown:
+    """Takes batches, each of which `see` has seen."""
+
+    see: Callable[[Batch], None]
+    take: Callable[[Batch], Awaitable[Batch]]
+
+    async def __call__(self, batch: Batch) -> Batch:
+        self.see(batch)
+        return await self.take(batch)
 
 
 class Lane:
@@ -126,6 +144,7 @@ class Lane:
         "_holding",
         "_ignored",
         "_ignores",
+        "_is_paused",
         "_limits",
         "_on_end",
         "_open_bytes",
@@ -138,6 +157,7 @@ class Lane:
         "_take_now",
         "_to_session",
         "_waiting",
+        "answered_at",
         "close_began_here",
         "close_sent",
         "eof",
@@ -166,6 +186,7 @@ class Lane:
         self._charged = 0  # for a message that is not whole
         self._waiting = 0  # in the inbox, or taken from it and not dealt with
         self._eased: trio.Event | None = None
+        self._is_paused = False
         self._buffer: bytes | bytearray = behind
         self._limits = limits
         self._on_end = on_end
@@ -189,7 +210,8 @@ class Lane:
         self._control_tokens = float(limits.control_burst)
         self._control_seen = 0.0
         self.traffic = Traffic(bytes=len(behind))
-        self.heard_at = trio.current_time()
+        self.heard_at = self.traffic.began_at = self.traffic.heard_at = trio.current_time()
+        self.answered_at = -inf  # when a Pong came last
         self.reading = True
         # False while the session has too much to do: its peer's silence then means nothing.
         self.close_sent: tuple[int, str] | None = None
@@ -236,10 +258,28 @@ class Lane:
         self._deadline = None
         self._stop_messages()
 
+    def pause(self) -> None:
+        """Hand on no more messages from now on, and so soon read no more. What the session has already
+        goes on."""
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._is_paused = False
+        self._ease()
+
     def lost(self) -> None:
         """Nothing can be sent any more, so nothing more is read."""
         self.eof = True
         self._end()
+
+    def show(self, see: Callable[[Batch], None] | None) -> None:
+        """Show each batch that comes from now on to `see`, before it is taken; None: to nobody any
+        more. One at a time. While nobody looks it costs nothing."""
+        take = self._take_now
+        if isinstance(take, _Shown):
+            take = take.take
+        self._take_now = take if see is None else _Shown(see, take)
 
     @property
     def is_ending(self) -> bool:
@@ -324,6 +364,8 @@ class Lane:
     async def _deliver(self, batch: Batch) -> None:
         """Hand a batch to the session; wait while the inbox is full."""
         self.traffic.messages += len(batch)
+        if self._is_paused and not await self._wait_resumed(_bytes_of(batch)):
+            return
         batch = await self._take_now(batch)
         if not batch:
             return
@@ -338,9 +380,22 @@ class Lane:
         except (trio.ClosedResourceError, trio.BrokenResourceError):
             return  # the session has ended: the rest goes the way of all after our Close
         while self._is_full and not self.is_ending:
-            with self._not_reading():
-                self._eased = trio.Event()
-                await self._eased.wait()
+            await self._wait_eased()
+
+    async def _wait_resumed(self, size: int) -> bool:
+        """Keep so many bytes until they may be handed on; false if they come to nothing."""
+        self._holding.charge(Part.INCOMING, size)
+        try:
+            while self._is_paused and not self.is_ending:
+                await self._wait_eased()
+        finally:
+            self._holding.charge(Part.INCOMING, -size)
+        return not self.is_ending
+
+    async def _wait_eased(self) -> None:
+        with self._not_reading():
+            self._eased = trio.Event()
+            await self._eased.wait()
 
     def note_done(self, batch: Batch) -> None:
         """The session has dealt with a batch of the inbox."""
@@ -495,6 +550,8 @@ class Lane:
         if header.opcode == frames.PING:
             payload = frames.unmask(frame[header.size :], frame[header.size - 4 : header.size])
             self._answer(frames.encode(frames.PONG, payload))
+        else:
+            self.answered_at = trio.current_time()
 
     def _control_allowed(self) -> bool:
         now = trio.current_time()
@@ -524,8 +581,9 @@ class Lane:
                 return True
         if not data:
             return False
-        self.heard_at = trio.current_time()
-        self.traffic.bytes += len(data)
+        traffic = self.traffic
+        traffic.heard_at = self.heard_at = trio.current_time()
+        traffic.bytes += len(data)
         if self.close_sent is not None:
             self._closing_bytes += len(data)
         if self._skip:

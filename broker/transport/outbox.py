@@ -12,12 +12,14 @@ Rules:
 4. A frame that has begun to go out is finished or the connection is dead; nothing is sent twice.
 5. One write, one wait and one drop cost the same however much waits: one write is
    bounded, and a place in the mail is looked at once (see `backlog`).
-6. A peer is given up when it has taken nothing for `stall_seconds`. Only bytes that the
+6. Whoever wants to know when much waits, or waits for room, costs those nothing who deliver: `alarm_bytes`
+   is the one bound that they look at.
+7. A peer is given up when it has taken nothing for `stall_seconds`. Only bytes that the
    peer's system acknowledges count: a socket may not turn writable for long while its peer reads on.
 """
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from enum import Enum
 from math import inf
 from typing import TypeAlias
@@ -77,6 +79,16 @@ _SHARES = 64
 _SPARE_PLACES = 64
 
 
+@attrs.frozen
+class Watermarks:
+    """Bytes that wait from which on, beyond `high`, an outbox counts as filling, until no more than `low`
+    wait; `notify` is then called with whether it is. It must not wait."""
+
+    high: int
+    low: int
+    notify: Callable[[bool], None]
+
+
 class Offer(Enum):
     """The outcome of an offer."""
 
@@ -129,6 +141,7 @@ class Outbox:
         "_guarded",
         "_in_flight",
         "_ledger",
+        "_marks",
         "_on_broken",
         "_on_drop",
         "_on_slow",
@@ -143,16 +156,21 @@ class Outbox:
         "_watched",
         "_went",
         "_writing",
+        "alarm_bytes",
         "blocked",
         "bytes",
+        "bytes_sent",
         "chunks",
         "dropped",
+        "is_filling",
         "mail",
         "max_bytes",
         "max_messages",
         "messages",
+        "messages_sent",
         "replies_wait",
         "sealed",
+        "sent_at",
         "stalled",
     )
 
@@ -175,13 +193,20 @@ class Outbox:
         self.bytes = 0
         self.messages = 0
         self.max_bytes = self._bound = max_bytes
+        self.alarm_bytes = max_bytes
+        """Beyond so many bytes `overflow` has to be called."""
         self.max_messages = max_messages
         self.dropped = 0
+        self.bytes_sent = self.messages_sent = 0
+        self.sent_at = -inf  # when the system took something last, on Trio's clock
+        """Taken by the system, or by a stream that is no socket. Counted once a write."""
         self.chunks = 0
         """How often a stream, or the peer behind it, was seen to take something; 0 for a bare
         socket, which says when it is blocked."""
         self.blocked = False
         """The system would not take more: the runs that are here have to wait for the peer."""
+        self.is_filling = False
+        """Whether more than the high watermark waits, or has and not yet less than the low one."""
         self.replies_wait = False
         """Whether a reply that was too large for the bound has yet to go out."""
         self.sealed = False
@@ -208,6 +233,7 @@ class Outbox:
         self._watched = False
         self._eased: trio.Event | None = None
         self._ease_at = 0
+        self._marks: Watermarks | None = None
         self._post = post
         self._start_writer = start_writer
         self._on_slow = on_slow
@@ -240,9 +266,19 @@ class Outbox:
         The room that a large reply or message was given stays until that is out.
         """
         widened = self.max_bytes > self._bound
-        self.max_bytes = max(self.max_bytes, max_bytes) if widened else max_bytes
         self._bound = max_bytes
+        self._set_max_bytes(max(self.max_bytes, max_bytes) if widened else max_bytes)
         self.max_messages = max_messages
+
+    def mark(self, marks: Watermarks) -> None:
+        """Tell of these watermarks from now on."""
+        self._marks = marks
+        self._set_max_bytes(self.max_bytes)
+
+    def _set_max_bytes(self, max_bytes: int) -> None:
+        self.max_bytes = self.alarm_bytes = max_bytes
+        if self._marks is not None and not self.is_filling:
+            self.alarm_bytes = min(max_bytes, self._marks.high)
 
     def holds(self, run: Run) -> bool:
         """Whether some of this very run has yet to be taken by the system. Linear in what waits."""
@@ -255,9 +291,14 @@ class Outbox:
         if self.sealed:
             return Offer.SEALED
         self._append(run)
-        if self._is_over():
-            return Offer.TAKEN if self.overflow() else Offer.FULL
+        if self.bytes > self.alarm_bytes or self._is_over():
+            return self._offer_to_full()
         return Offer.TAKEN
+
+    def _offer_to_full(self) -> Offer:
+        if not self.overflow():
+            return Offer.FULL
+        return Offer.SEALED if self.sealed else Offer.TAKEN  # the stream may turn out to be dead
 
     def offer_reply(self, run: Run) -> Offer:
         """Queue a reply that the peer has asked for, of any size: to get a lot is not to be slow.
@@ -267,7 +308,7 @@ class Outbox:
         """
         total = self.bytes + run.size
         if total > self._bound and not self.sealed:
-            self.max_bytes = max(self.max_bytes, total + self._bound)
+            self._set_max_bytes(max(self.max_bytes, total + self._bound))
             self.replies_wait = True
             self._plain = False
         return self.offer(run)
@@ -292,7 +333,9 @@ class Outbox:
         False if that was not to be had, and the peer is being cut.
         """
         self._write_what_goes()
-        if not self.mail or not self._is_over():
+        if self.blocked and self.bytes > self.alarm_bytes:
+            self._note_filling()
+        if not self.mail or (self.bytes <= self.alarm_bytes and not self._is_over()):
             return True
         # With no write that waits the stream keeps up, and this tick was merely a busy one.
         if not self.blocked:
@@ -316,6 +359,7 @@ class Outbox:
             if last is not None:
                 self._append(last)
             self.sealed = True
+            self.wake()
 
     def discard(self) -> int:
         """Forget all that has not begun to go out; return how many messages that were.
@@ -358,8 +402,17 @@ class Outbox:
         self._on_slow = self._on_broken = _nothing
         self._on_drop = _nothing_dropped
         self._fileno = -1
+        self._marks = None
         self.mail.clear()
         self._reset()
+
+    def show(self, see: Callable[[Run], None] | None) -> None:
+        """Show each run that is queued from now on to `see`; None: to nobody any more. One at a time.
+
+        While nobody looks it costs nothing: the list that holds the runs is another one.
+        """
+        self.mail = list(self.mail) if see is None else _ShownMail(self.mail, see)
+        self._backlog = None
 
     # waiting
 
@@ -387,10 +440,36 @@ class Outbox:
             self._ease_at = max(self._ease_at, size)
             await self._eased.wait()
 
+    def has_room(self, size: int, most: int) -> bool:
+        """Whether a message of so many bytes may be offered by whoever can wait: no more than `most` wait
+        then, and half as many messages as may; or nothing waits at all."""
+        return not self.mail or (
+            self.bytes + size <= most and 2 * (self.messages + 1) <= self.max_messages
+        )
+
+    async def wait_eased(self, size: int) -> None:
+        """Wait until no more than `size` bytes wait, nothing at all where that is less than nothing, or
+        something else has changed: look again. Cancelled, nothing has changed by it."""
+        self._plain = False
+        if self._eased is None:
+            self._eased = trio.Event()
+            self._ease_at = 0
+        self._ease_at = max(self._ease_at, size)
+        await self._eased.wait()
+
+    def wake(self) -> None:
+        """Have those who wait look again."""
+        if self._eased is not None:
+            self._eased.set()
+            self._eased = None
+
     # emptying
 
-    def flush(self) -> None:
-        """Write what is queued, as far as the socket takes it without waiting; 256 KiB at most."""
+    def flush(self, now: float) -> None:
+        """Write what is queued, as far as the socket takes it without waiting; 256 KiB at most.
+
+        `now` is `trio.current_time()`, asked for once for all that are flushed together.
+        """
         mail = self.mail
         if not mail or self._writing:
             return
@@ -412,6 +491,9 @@ class Outbox:
             else:
                 if written == len(data):
                     mail.clear()
+                    self.bytes_sent += written
+                    self.messages_sent += self.messages
+                    self.sent_at = now
                     self.bytes = self.messages = 0
                     if not self._plain:
                         self._reset()
@@ -440,7 +522,7 @@ class Outbox:
     def _write_what_goes(self) -> None:
         """Write until the outbox is within its bounds, or the system takes no more."""
         if not self._writing:
-            self.flush()
+            self.flush(trio.current_time())
             if self.blocked:
                 return
         if self._fileno >= 0 and self.mail:
@@ -490,6 +572,8 @@ class Outbox:
         mail = self.mail
         self._plain = False
         self.bytes -= written
+        self.bytes_sent += written
+        self.sent_at = trio.current_time()
         written += self._sent
         place = self._first
         while place < len(mail):
@@ -499,6 +583,7 @@ class Outbox:
             written -= run.size
             if run is not GONE:
                 self.messages -= run.messages
+                self.messages_sent += run.messages
                 self._gone += 1
                 mail[place] = GONE
             place += 1
@@ -526,10 +611,11 @@ class Outbox:
             self.bytes = self.messages = 0
             self._reset()
         elif self._eased is not None and self.bytes <= self._ease_at and self._ease_at:
-            self._eased.set()
-            self._eased = None
+            self.wake()
+        if self.is_filling and self._marks is not None and self.bytes <= self._marks.low:
+            self._note_emptied()
         if self.bytes <= self._bound and not self.replies_wait:
-            self.max_bytes = self._bound
+            self._set_max_bytes(self._bound)
 
     def _reset(self) -> None:
         """Nothing waits: all is as at the beginning. Counts stay as they are."""
@@ -537,10 +623,10 @@ class Outbox:
         self._first = self._gone = self._sent = self._in_flight = self._begun = 0
         self._backlog = None
         self.replies_wait = False
-        self.max_bytes = self._bound
-        if self._eased is not None:
-            self._eased.set()
-            self._eased = None
+        if self.is_filling:
+            self._note_emptied()
+        self._set_max_bytes(self._bound)
+        self.wake()
 
     async def _write_blocked(self) -> None:
         """Writer task of a bare socket: runs until the outbox is empty.
@@ -549,6 +635,7 @@ class Outbox:
         """
         try:
             while self.mail:
+                self._note_filling()
                 self._went = 0
                 before = unacknowledged(self._fileno)
                 with trio.move_on_after(self._stall_seconds) as progress:
@@ -598,6 +685,7 @@ class Outbox:
                     self._guarded = True
                     self._start_writer(self._guard)
                 await self._send_chunk()
+                self._note_filling()
         finally:
             self._writing = False
 
@@ -674,6 +762,21 @@ class Outbox:
             self.abandon()
             on_broken()
 
+    # watermarks
+
+    def _note_filling(self) -> None:
+        if self._marks is not None and not self.is_filling and self.bytes > self._marks.high:
+            self.is_filling = True
+            self._plain = False
+            self._set_max_bytes(self.max_bytes)
+            self._marks.notify(True)
+
+    def _note_emptied(self) -> None:
+        self.is_filling = False
+        self._set_max_bytes(self.max_bytes)
+        if self._marks is not None:
+            self._marks.notify(False)
+
     # rules
 
     def _has_room(self, divisor: int) -> bool:
@@ -700,7 +803,7 @@ class Outbox:
         behind = self.bytes - self._on_its_way() - size
         if 4 * size <= self._bound or behind > self._bound:
             return False
-        self.max_bytes = max(self.max_bytes, self.bytes + self._bound // 4)
+        self._set_max_bytes(max(self.max_bytes, self.bytes + self._bound // 4))
         self._plain = False
         return not self._is_over()
 
@@ -734,6 +837,18 @@ class Outbox:
         self._begun = max(self._begun, self._first)
         self._sweep_up()
         self._ease()
+
+
+class _ShownMail(list[Run]):
+    """The runs that wait, each shown to `see` when it comes."""
+
+    def __init__(self, runs: Iterable[Run], see: Callable[[Run], None]) -> None:
+        super().__init__(runs)
+        self._see = see
+
+    def append(self, run: Run) -> None:
+        self._see(run)
+        super().append(run)
 
 
 def _nothing() -> None:

@@ -78,7 +78,7 @@ class PostOffice:
             mail.append(run)
             outbox.bytes += size
             outbox.messages += messages
-            if outbox.bytes > outbox.max_bytes or outbox.messages > outbox.max_messages:
+            if outbox.bytes > outbox.alarm_bytes or outbox.messages > outbox.max_messages:
                 full.append(outbox)
         self._messages_delivered += count * messages
         self._bytes_delivered += count * size
@@ -156,8 +156,9 @@ class PostOffice:
                 self._rounds += 1
                 self.before_round()
                 self._open_bag = None
+                now = trio.current_time()
                 for outbox in outboxes:
-                    outbox.flush()
+                    outbox.flush(now)
                 ledger = self.ledger
                 if ledger.bytes_held > ledger.most:
                     ledger.on_full()

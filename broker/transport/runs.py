@@ -5,7 +5,7 @@ the front of one keeps a `Rest` of it, which is its own; the bytes stay shared.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from broker.core.memory import Ledger
 from broker.core.session import SlowRule
@@ -81,6 +81,17 @@ class Run:
     def last_size(self) -> int:
         """The bytes of its last frame."""
         return len(self.frames[-1]) if self.frames else 0
+
+    def previews(self, most: int) -> Iterator[tuple[bytes, int]]:
+        """The first bytes of each frame that goes out, at most so many, and its size. Nothing is put
+        together for it."""
+        for frame in self.frames[self.first :]:
+            yield frame[:most], len(frame)
+
+    @property
+    def count(self) -> int:
+        """How many frames go out; control frames are some."""
+        return len(self.frames) - self.first
 
     def only(self, first: int, end: int) -> "Run":
         """A run of some of these frames, in the same ledger. Linear in them."""
@@ -169,6 +180,14 @@ class LateRun(Run):
     @property
     def last_size(self) -> int:
         return self.size
+
+    @property
+    def count(self) -> int:
+        return 1
+
+    def previews(self, most: int) -> Iterator[tuple[bytes, int]]:
+        head, data, tail = self._pieces
+        yield b"".join((head, data[:most], tail[: max(0, most - len(data))]))[:most], self.size
 
 
 def _references_of_a_variable() -> int:

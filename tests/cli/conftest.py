@@ -5,13 +5,25 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+)
+from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 import trio
+from click.testing import CliRunner, Result
+
+from broker.cli.main import main
 
 # A process that does not do what a test waits for fails the test, not the whole run.
 PATIENCE = 60
@@ -130,3 +142,82 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
     return tmp_path
+
+
+@attrs.define(eq=False)
+class Served:
+    """A broker that serves in a process of its own, and commands for it that run in this one."""
+
+    url: str
+    key: str
+    process: "subprocess.Popen[str]"
+
+    def invoke(self, *args: str, env: dict[str, str] | None = None) -> Result:
+        """Run a command to its end, as somebody does whose environment names this broker."""
+        environ: dict[str, str | None] = {"BROKER_URL": self.url, "BROKER_API_KEY": self.key}
+        return CliRunner().invoke(main, list(args), env={**environ, **(env or {})})
+
+    def ok(self, *args: str) -> str:
+        """What a command prints that ends well."""
+        result = self.invoke(*args)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    def json(self, *args: str) -> Any:
+        """The JSON objects that it prints, one a line."""
+        return [json.loads(line) for line in self.ok(*args, "--json").splitlines()]
+
+    def api(self, method: str, **params: object) -> Any:
+        """Call a method of the HTTP API directly."""
+        connection = HTTPConnection(self.url.removeprefix("ws://"))
+        with closing(connection):
+            headers = {"X-API-Key": self.key}
+            body = json.dumps(params, ensure_ascii=False).encode()
+            connection.request("POST", f"/api/{method}", body, headers)
+            return json.loads(connection.getresponse().read())["result"]
+
+    def wait_until(self, counter: str, least: int) -> None:
+        """Wait until a number of `stats` is so much."""
+        deadline = time.monotonic() + PATIENCE
+        while self.api("stats")[counter] < least:
+            assert time.monotonic() < deadline, f"{counter} is not {least}"
+
+
+@contextmanager
+def serve(here: Path, *args: str, **environ: str) -> Iterator[Served]:
+    """A broker as a process, with its log in JSON; `environ` has its api_key."""
+    root = str(Path(__file__).parents[2])
+    process = subprocess.Popen(
+        [sys.executable, *args, "--log-format", "json"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": root, **environ},
+    )
+    assert process.stderr is not None
+    ready = next(line for line in process.stderr if '"ready"' in line)
+    drain = threading.Thread(target=process.stderr.read)
+    drain.start()
+    try:
+        address = json.loads(ready)["addresses"][0].partition("://")[2]
+        yield Served(f"ws://{address}", environ["BROKER_API_KEY"], process)
+    finally:
+        process.terminate()
+        process.wait()
+        drain.join()
+        process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A broker whose clients are who their token says, for all tests of a module."""
+    here = tmp_path_factory.mktemp("served")
+    (here / "served_app.py").write_text(
+        "from broker import Broker, Config, ConnectReply\n"
+        "broker = Broker(Config(port=0, max_topics=500))\n"
+        "@broker.on_connect\n"
+        "async def let_in(event):\n"
+        "    return ConnectReply(user=event.token, info={'name': event.token})\n"
+    )
+    with serve(here, *COMMAND[1:], "served_app:broker", BROKER_API_KEY="s3cret") as broker:
+        yield broker

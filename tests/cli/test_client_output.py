@@ -14,8 +14,9 @@ import trio
 from click.testing import CliRunner
 
 from broker.cli.bench import BenchFailed, Plan, measure
-from broker.cli.client_commands import _as_json, _as_text, _run_as_client
 from broker.cli.main import main
+from broker.cli.output import publication_as_json, publication_as_text
+from broker.cli.running import EscapedLines, run_as_client
 from broker.client.testing import acceptance, handshake_by_hand, read_key, server_frame
 from broker.core.messages import ClientInfo, Publication
 from broker.errors import CannotConnect, ClientError, ConnectionLost, RequestFailed, Unavailable
@@ -36,7 +37,7 @@ def nasty_publication() -> Publication:
 
 
 def test_a_publication_is_one_clean_line_of_text_with_json_that_says_the_same() -> None:
-    line = _as_text(nasty_publication())
+    line = publication_as_text(nasty_publication())
     assert is_clean(line)
     assert "张三 👩‍👩‍👧" in line
     data = line[line.index(" 7 {") + 3 :]
@@ -44,7 +45,7 @@ def test_a_publication_is_one_clean_line_of_text_with_json_that_says_the_same() 
 
 
 def test_a_publication_as_json_is_one_clean_line_that_says_the_same() -> None:
-    line = _as_json(nasty_publication())
+    line = publication_as_json(nasty_publication())
     assert is_clean(line)
     assert json.loads(line) == {
         "topic": NASTY,
@@ -67,13 +68,13 @@ def test_a_publication_as_json_is_one_clean_line_that_says_the_same() -> None:
         (b'{ "a" :\t1 }', {"a": 1}),
     ],
 )
-@pytest.mark.parametrize("form", [_as_text, _as_json])
+@pytest.mark.parametrize("form", [publication_as_text, publication_as_json])
 def test_any_data_is_one_clean_line_of_json(
     form: Callable[[Publication], str], data: bytes, value: object
 ) -> None:
     line = form(Publication("t", data, None, 1))
     assert is_clean(line)
-    if form is _as_json:
+    if form is publication_as_json:
         assert json.loads(line)["data"] == value
     else:
         assert json.loads(line.removeprefix("t 1 ")) == value
@@ -97,7 +98,7 @@ def test_an_error_of_a_peers_making_is_one_clean_line(error: Exception, status: 
         raise error
 
     with pytest.raises(click.ClickException) as caught:
-        _run_as_client(fail, None)
+        run_as_client(fail, None)
     line = caught.value.format_message()
     assert is_clean(line)
     assert "张三" in line
@@ -213,10 +214,9 @@ async def test_publications_are_printed_clean_on_a_terminal_that_is_not_utf8(
 
 
 def test_the_log_of_a_client_command_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
-    from broker.cli.client_commands import _EscapedLines
 
     record = logging.LogRecord("broker.client", logging.INFO, "", 1, "lost: %s", (NASTY,), None)
-    assert is_clean(_EscapedLines("%(message)s").format(record))
+    assert is_clean(EscapedLines("%(message)s").format(record))
 
 
 # bench reads bytes itself.

@@ -302,3 +302,47 @@ def test_webhooks_are_read_from_file_and_environment(file: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         load(None, {}, environ={"BROKER_WEBHOOKS_URL": "a/b"})
     assert "webhooks.url is 'a/b': must be like" in str(raised.value)
+
+
+# values that do not go together
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "message"),
+    [
+        ("tls_cert = 'a.pem'", {}, "FILE: tls_cert is 'a.pem' but tls_key is not set: TLS needs"),
+        ("", {"BROKER_TLS_KEY": "a.pem"}, "BROKER_TLS_KEY: tls_key is 'a.pem' but tls_cert is not"),
+        (
+            "[tokens]\nhmac_secret = 'a'\nhmac_secret_file = 'b'",
+            {},
+            "FILE: tokens.hmac_secret and hmac_secret_file are both set",
+        ),
+        (
+            "[tokens]\nhmac_secret_file = 'b'",
+            {"BROKER_TOKENS_HMAC_SECRET": "a"},
+            "FILE and BROKER_TOKENS_HMAC_SECRET: tokens.hmac_secret and hmac_secret_file are both",
+        ),
+        (
+            "[tokens]\nallow_anonymous = false",
+            {},
+            "FILE: tokens.allow_anonymous is false, but there is no key to verify a token with",
+        ),
+        (
+            "connection_bytes = 1048576",
+            {"BROKER_OUTBOX_BYTES": "2000000"},
+            "FILE and BROKER_OUTBOX_BYTES: connection_bytes is 1048576: must be at least",
+        ),
+        (
+            "[[topics.patterns]]\nmatch = 'a'\n[[topics.patterns]]\nmatch = 'a'",
+            {},
+            "FILE: topics.patterns holds 'a' twice",
+        ),
+    ],
+)
+def test_values_that_do_not_go_together_are_named_by_their_places(
+    file: Path, text: str, environ: dict[str, str], message: str
+) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        load(file, {}, environ=environ)
+    assert str(raised.value).startswith(message.replace("FILE", str(file)))

@@ -11,7 +11,9 @@ from broker.config.settings import (
     NEEDS_RESTART,
     Config,
     TokenRules,
+    TopicPattern,
     TopicRules,
+    WebhookRules,
     exposure_warning,
     is_loopback,
 )
@@ -23,18 +25,35 @@ from broker.errors import ConfigError
     [
         ("port", -1, "port is -1: must be from 0 to 65535"),
         ("port", 65536, "port is 65536: must be from 0 to 65535"),
-        ("port", True, "port is True: must be from 0 to 65535"),
-        ("port", "9501", "port is '9501': must be from 0 to 65535"),
+        ("port", True, "port is True: expected a whole number"),
+        ("port", "9501", "port is '9501': expected a whole number"),
+        ("port", 1.0, "port is 1.0: expected a whole number"),
+        ("host", 5, "host is 5: expected a string"),
+        ("host", None, "host is None: expected a string"),
+        ("unix", 5, "unix is 5: expected a string with a path"),
+        ("access_log", 1, "access_log is 1: expected true or false"),
+        ("access_log", "no", "access_log is 'no': expected true or false"),
+        ("ping_seconds", "20", "ping_seconds is '20': expected a number"),
+        ("max_connections", "5", "max_connections is '5': expected a whole number"),
+        ("allowed_origins", "*", "allowed_origins is '*': expected a list of strings"),
+        ("allowed_origins", (1,), "allowed_origins is (1,): expected a list of strings"),
+        ("api_key", 12345, "api_key is int: expected a string"),
+        ("first_fd", "now", "first_fd is 'now': expected a whole number or \"clock\""),
+        ("topics", {"retain": True}, "topics is {'retain': True}: expected a TopicRules"),
+        ("topics", None, "topics is None: expected a TopicRules"),
+        ("tokens", "secret", "tokens is 'secret': expected a TokenRules"),
+        ("namespaces", {"a": {}}, "namespaces is {'a': {}}: expected a TopicRules for each name"),
+        ("patterns", ("a.*",), "patterns is ('a.*',): expected a list, of TopicPattern"),
         ("host", "a..b", "host is 'a..b': must be a name or an address"),
         ("backlog", 0, "backlog is 0: must be at least 1"),
         ("max_connections", 0, "max_connections is 0: must be at least 1"),
-        ("open_seconds", 0, "open_seconds is 0: must be more than 0"),
+        ("open_seconds", 0, "open_seconds is 0.0: must be more than 0"),
         ("ping_seconds", float("nan"), "ping_seconds is nan: must be more than 0"),
         ("drain_seconds", -0.5, "drain_seconds is -0.5: must be at least 0"),
         ("websocket_paths", ("ws",), "websocket_paths holds 'ws': must start with \"/\""),
         ("allowed_origins", ("example.com",), "allowed_origins holds 'example.com': must be like"),
         ("allowed_origins", ("https://a.b/c",), "allowed_origins holds 'https://a.b/c'"),
-        ("log_format", "xml", 'log_format is \'xml\': must be "console" or "json" or "article"'),
+        ("log_format", "xml", 'log_format is \'xml\': expected "console" or "json" or "article"'),
         ("tls_cert", Path("a.pem"), "tls_cert is 'a.pem' but tls_key is not set"),
         ("tls_key", Path("a.key"), "tls_key is 'a.key' but tls_cert is not set"),
         ("max_memory_bytes", 0, "max_memory_bytes is 0: must be at least 1"),
@@ -47,6 +66,36 @@ def test_a_wrong_value_is_refused_by_field_and_value(
     with pytest.raises(ValueError) as raised:
         attrs.evolve(Config(), **{field: value})  # type: ignore[arg-type]
     assert str(raised.value).startswith(message)
+
+
+def test_a_config_that_a_program_makes_has_the_values_of_one_from_a_file() -> None:
+    made: dict[str, Any] = {
+        "unix": "/run/broker.sock",
+        "drain_seconds": 3,
+        "allowed_origins": ["*"],
+        "patterns": [TopicPattern("a.*", TopicRules())],
+    }
+    config = Config(**made)
+    assert config.unix == Path("/run/broker.sock")
+    assert (config.drain_seconds, type(config.drain_seconds)) == (3.0, float)
+    assert config.allowed_origins == ("*",)
+    assert config.patterns == (TopicPattern("a.*", TopicRules()),)
+    assert attrs.evolve(config) == config
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TopicRules(presence=1), "presence is 1: expected true or false"),  # type: ignore[arg-type]
+        (lambda: TokenRules(hmac_secret=b"x"), "hmac_secret is bytes: expected a string"),  # type: ignore[arg-type]
+        (lambda: TopicPattern("a.*", {}), "rules is {}: expected a TopicRules"),  # type: ignore[arg-type]
+        (lambda: WebhookRules(url=3), "url is 3: expected a string"),  # type: ignore[arg-type]
+    ],
+)
+def test_the_tables_of_a_config_are_checked_as_it_is(make: Any, message: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        make()
+    assert str(raised.value) == message
 
 
 def test_the_edges_of_the_ranges_are_in() -> None:

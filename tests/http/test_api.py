@@ -732,7 +732,7 @@ async def test_history_is_bounded_as_for_clients_and_pages_on(autojump_clock: Mo
 async def test_a_page_of_connections_ends_where_there_is_no_more_room(
     autojump_clock: MockClock,
 ) -> None:
-    async with served(api_reply_bytes=600) as net:
+    async with served(api_reply_bytes=2000) as net:
         peers = [await listener(net, f"t{n}", user="u") for n in range(20)]
         for asked_by in ({}, {"user": "u"}):
             got: list[str] = []
@@ -966,3 +966,141 @@ async def test_cent_learns_what_it_does_wrong() -> None:
             with pytest.raises(CentTransportError) as caught:
                 await in_thread(client.block_user, cent.BlockUserRequest(user="u"))
             assert caught.value.status_code == 404
+
+
+# what a person looks for
+
+
+async def test_connections_are_found_by_what_is_known_of_them(autojump_clock: MockClock) -> None:
+    async with served() as net:
+        first = await net.open_client(token="ann", name="js", version="5")
+        second = await listener(net, "news", user="bob")
+        for query, fds in (
+            ({"topic": "news"}, [second.fd]),
+            ({"app": "js"}, [first.fd]),
+            ({"address": "memory"}, [first.fd, second.fd]),
+            ({"address": "10."}, []),
+            ({"user": "bob", "topic": "news", "after": second.fd}, []),
+        ):
+            listed = await result(net, "connections", **query)
+            assert [int(fd) for fd in listed["connections"]] == fds
+
+
+async def test_a_connection_is_told_in_all_detail(autojump_clock: MockClock) -> None:
+    async with served() as net, await listener(net, "t", user="x") as peer:
+        shown = await result(net, "connection", fd=peer.fd)
+        assert shown["messages_received"] == 2
+        assert shown["messages_sent"] == 2
+        assert shown["rtt_seconds"] is None
+        assert shown["limits"]["topics"] == 1000
+
+
+async def test_closed_connections_are_told_the_last_first(autojump_clock: MockClock) -> None:
+    async with served() as net:
+        peers = [await listener(net, f"t{n}", user=f"u{n % 2}") for n in range(4)]
+        for peer in peers:
+            net.broker.disconnect(peer.fd, 4000, f"bye {peer.fd}")
+            await peer.receive_close()
+            await peer.aclose()
+            await trio.sleep(1)
+        listed = (await result(net, "closed_connections"))["connections"]
+        assert [each["fd"] for each in listed] == [peer.fd for peer in reversed(peers)]
+        assert listed[0]["topics"] == ["t3"]
+        end = {key: listed[0][key] for key in ("code", "reason", "initiator", "undelivered")}
+        assert end == {
+            "code": 4000,
+            "reason": f"bye {peers[3].fd}",
+            "initiator": "server",
+            "undelivered": 0,
+        }
+        (one,) = (await result(net, "closed_connections", fd=peers[1].fd))["connections"]
+        assert one["topics"] == ["t1"]
+        of_u0 = (await result(net, "closed_connections", user="u0", limit=1))["connections"]
+        assert [each["fd"] for each in of_u0] == [peers[2].fd]
+
+
+async def test_a_trace_is_read_until_it_ends(autojump_clock: MockClock) -> None:
+    async with served() as net, await listener(net, user="ann") as peer:
+        trace = (await result(net, "trace", user="ann"))["trace"]
+        assert (await result(net, "trace_read", trace=trace))["entries"] == []
+        await peer.request(publish={"channel": "t", "data": 1})
+        read = await result(net, "trace_read", trace=trace, wait=5)
+        assert [entry["kind"] for entry in read["entries"]] == ["received", "sent"]
+        assert (read["missed"], read["ended"]) == (0, False)
+        began = trio.current_time()
+        read = await result(net, "trace_read", trace=trace, wait=5)
+        assert read["entries"] == []
+        assert trio.current_time() - began == pytest.approx(5)
+        assert await result(net, "trace_end", trace=trace) == {}
+        assert (await error(net, "trace_read", trace=trace))[0] == 102
+
+
+async def test_a_trace_of_a_connection_says_that_it_has_ended(autojump_clock: MockClock) -> None:
+    async with served() as net, await listener(net) as peer:
+        trace = (await result(net, "trace", fd=peer.fd))["trace"]
+        await peer.aclose()
+        read = await result(net, "trace_read", trace=trace, wait=5)
+        assert [entry["kind"] for entry in read["entries"]] == ["disconnected"]
+        assert read["ended"]
+        assert len(net.node.traces) == 0
+
+
+async def test_a_busy_trace_is_read_in_pieces_and_tells_what_is_missing(
+    autojump_clock: MockClock,
+) -> None:
+    async with served() as net:
+        trace = (await result(net, "trace", topic="t"))["trace"]
+        for number in range(1010):
+            net.broker.publish_nowait("t", number)
+        got, missed = [], 0
+        while read := await result(net, "trace_read", trace=trace):
+            got += [int(entry["text"]) for entry in read["entries"]]
+            missed += read["missed"]
+            if not read["entries"]:
+                break
+        assert got == list(range(1000))
+        assert missed == 10
+
+
+@pytest.mark.parametrize(
+    ("params", "code"),
+    [
+        ({}, 107),
+        ({"fd": 1, "user": "x"}, 107),
+        ({"fd": 99}, 102),
+        ({"topic": "user:x"}, 103),
+    ],
+)
+async def test_what_cannot_be_traced_is_an_error(
+    autojump_clock: MockClock, params: dict[str, object], code: int
+) -> None:
+    async with served() as net:
+        assert (await error(net, "trace", **params))[0] == code
+
+
+async def test_stats_count_what_info_counts_and_more(autojump_clock: MockClock) -> None:
+    async with served() as net, await listener(net, "t", user="x") as peer:
+        await peer.request(publish={"channel": "t", "data": 1})
+        stats = await result(net, "stats")
+        assert (stats["connections"], stats["users"], stats["published"]) == (1, 1, 1)
+        assert stats["connections_by"] == [
+            {"transport": "websocket", "protocol": "centrifuge-json", "count": 1}
+        ]
+        assert stats["messages_received"] == 3
+        assert stats["opened"]["websocket"] == 1
+        assert stats["memory"]["parts"]["connections"] > 0
+        assert sum(stats["queues"]["bytes"]["counts"]) == 1
+
+
+async def test_config_tells_the_settings_without_secrets(autojump_clock: MockClock) -> None:
+    async with served(max_topics=5) as net:
+        settings = (await result(net, "config"))["settings"]
+        by_name = {setting["name"]: setting for setting in settings}
+        assert by_name["max_topics"] == {
+            "name": "max_topics",
+            "value": 5,
+            "source": "program",
+            "needs_restart": "",
+        }
+        assert by_name["api_key"]["value"] == "(secret)"
+        assert KEY not in json.dumps(settings)

@@ -2,13 +2,14 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import h11
 import pytest
 import trio
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from trio.testing import MockClock, memory_stream_pair
 
 from broker import Broker, Config, Refused
@@ -188,3 +189,52 @@ async def test_a_hook_that_raises_costs_500_and_one_log_line(
     assert (await ask(broker, "/mine"))[0] == 500
     [record] = caplog.records
     assert (record.name, record.levelno) == ("broker.http", logging.ERROR)
+
+
+# the page
+
+
+async def test_the_page_can_be_switched_off_and_an_app_s_own_stays() -> None:
+    assert (await ask(Broker(), "/"))[0] == 200
+    assert (await ask(Broker(Config(demo_page=False)), "/"))[0] == 404
+    broker = Broker(Config(demo_page=False))
+
+    @broker.on_request
+    async def mine(request: Request) -> Response:
+        return PlainTextResponse("mine")
+
+    status, _, body = await ask(broker, "/")
+    assert (status, body) == (200, b"mine")
+
+
+def luminance(colour: str) -> float:
+    """As WCAG 2 defines it."""
+    digits = colour.removeprefix("#")
+    if len(digits) == 3:
+        digits = "".join(digit * 2 for digit in digits)
+    channels = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    red, green, blue = (
+        c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_what_can_be_typed_in_has_a_border_that_can_be_seen() -> None:
+    """WCAG 2.2, 1.4.11: 3:1 for the parts of what a person works with, in light and in dark."""
+    css = (Path(__file__).parents[2] / "broker" / "http" / "static" / "page.css").read_text("utf-8")
+    themes = re.findall(r":root \{(.*?)\}", css, re.DOTALL)
+    assert len(themes) == 2
+    for theme in themes:
+        colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]+)", theme))
+        for behind in ("page", "card"):
+            assert contrast(colours["edge"], colours[behind]) >= 3
+            for text in ("ink", "soft", "bad"):
+                assert contrast(colours[text], colours[behind]) >= 4.5
+    rules = dict(re.findall(r"^([a-z., ]+) \{ (.*?) \}", css, re.MULTILINE))
+    assert "var(--edge)" in rules["input, button"]
+    assert "var(--edge)" in rules["button.quiet"]

@@ -11,8 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 
 from broker import Broker, Config, Connection, Frame, TopicRules
+from broker.core.work import SURVEYED_AT_ONCE
 from broker.http.metrics import METRICS, exposition
-from broker.node import SURVEYED_AT_ONCE
 from broker.routing.turns import Turns
 from broker.testing import Network, handshake, name_users_by_token, open_test_broker
 from tests.conftest import served, subscribe

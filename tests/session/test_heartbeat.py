@@ -263,3 +263,26 @@ async def test_stale_seconds_may_be_changed_and_be_never(autojump_clock: MockClo
         net.broker.reload(Config(stale_seconds=20, ping_seconds=inf))
         await trio.sleep(1.1)
         assert await peer.receive_close() == STALE
+
+
+async def test_a_peer_that_the_app_knows_no_longer_is_stale(autojump_clock: MockClock) -> None:
+    async with open_test_broker(Broker(Config(tokens=TOKENS, ping_seconds=inf))) as net:
+        peer = await net.open_websocket()
+        net.broker.bind(peer.fd, "alice")
+        await trio.sleep(60)
+        assert net.broker.is_established(peer.fd)
+        net.broker.bind(peer.fd, "")
+        await trio.sleep(1.1)
+        assert await peer.receive_close() == STALE
+
+
+async def test_an_idle_connection_is_let_be_until_something_is_due(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    client, plain = await net.open_client(), await net.open_plain()
+    await trio.sleep(12)  # of both it is known whether they are stale
+    for peer in (client, plain):
+        connection = net.node.services.connections[peer.fd]
+        await trio.sleep(1.1)
+        assert connection.peer.look_at > trio.current_time() + 1
+        assert connection.peer.look_at <= trio.current_time() + 20

@@ -95,7 +95,7 @@ async def open_bench(
 
 async def _flush(outboxes: list[Outbox]) -> None:
     for outbox in outboxes:
-        outbox.flush()
+        outbox.flush(trio.current_time())
 
 
 def unfinished(length: int, opcode: int = BINARY) -> bytes:

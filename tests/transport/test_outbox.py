@@ -182,7 +182,7 @@ class Desk:
         """Offer one large frame and have it begun, so that the stream takes no more."""
         frame = frames.encode(frames.BINARY, bytes(300_000))
         self.outbox.offer(Run((frame,)))
-        self.outbox.flush()
+        self.outbox.flush(trio.current_time())
         await wait_all_tasks_blocked()
         assert self.outbox.mail
         return frame
@@ -249,7 +249,7 @@ async def test_frames_arrive_whole_and_in_order(
         sent = [frames.encode(frames.BINARY, bytes([n % 256]) * (n * 37)) for n in range(200)]
         for n in range(0, 200, 2):
             assert desk.outbox.offer(Run(sent[n : n + 2])) is Offer.TAKEN
-        desk.outbox.flush()
+        desk.outbox.flush(trio.current_time())
         assert await desk.read_frames(200) == sent
         await wait_all_tasks_blocked()
         assert desk.counts() == (0, 0, 0, False)
@@ -262,7 +262,7 @@ async def test_nothing_is_written_before_flush_and_the_post_is_told_once() -> No
         desk.outbox.offer(run_of("c"))
         assert desk.posted == 1
         assert desk.counts() == (9, 3, 0, False)
-        desk.outbox.flush()
+        desk.outbox.flush(trio.current_time())
         assert contents(await desk.read_frames(3)) == ["a", "b", "c"]
         desk.outbox.offer(run_of("d"))
         assert desk.posted == 2
@@ -272,7 +272,7 @@ async def test_a_socket_with_room_is_written_to_at_once_without_a_task() -> None
     async with open_desk() as desk:
         desk.outbox.offer(run_of("a"))
         tasks = len(trio.lowlevel.current_task().child_nurseries[-1].child_tasks)
-        desk.outbox.flush()
+        desk.outbox.flush(trio.current_time())
         assert len(trio.lowlevel.current_task().child_nurseries[-1].child_tasks) == tasks == 0
         assert not desk.outbox.mail
 
@@ -380,11 +380,11 @@ async def test_a_burst_that_the_stream_takes_is_no_reason_to_cut(
             for number in range(50):
                 desk.outbox.offer(run_of(burst * 50 + number))
                 if number == 8:
-                    desk.outbox.flush()
+                    desk.outbox.flush(trio.current_time())
                     # The rest comes while a write is on its way through the stream.
                     for _ in range(burst % 4):
                         await trio.lowlevel.checkpoint()
-            desk.outbox.flush()
+            desk.outbox.flush(trio.current_time())
             await wait_all_tasks_blocked()
         await trio.sleep(5)
         assert desk.slow == 0
@@ -398,7 +398,7 @@ async def test_a_reply_makes_itself_room_until_it_is_out(
     async with open_desk(make_pair, max_bytes=1000) as desk:
         reply = Run((frames.encode(frames.BINARY, bytes(500_000)),))
         assert desk.outbox.offer_reply(reply) is Offer.TAKEN
-        desk.outbox.flush()
+        desk.outbox.flush(trio.current_time())
         await wait_all_tasks_blocked()
         assert desk.outbox.max_bytes > 500_000
         # Beside it there is room for what there always was; not for more.
@@ -426,7 +426,7 @@ async def test_another_bound_leaves_a_reply_its_room_until_it_is_out(
         assert (desk.outbox.max_bytes, desk.outbox.replies_wait) == (2000, False)
         desk.outbox.offer_reply(Run((frames.encode(frames.BINARY, bytes(500_000)),)))
         desk.outbox.bound(3000, 60)
-        desk.outbox.flush()
+        desk.outbox.flush(trio.current_time())
         await wait_all_tasks_blocked()
         assert desk.outbox.offer(run_of("a", size=100)) is Offer.TAKEN
         assert (desk.slow, desk.outbox.replies_wait) == (0, True)
@@ -524,7 +524,7 @@ async def test_a_run_that_has_begun_to_go_out_is_not_dropped(
     async with open_desk(make_pair, max_messages=3) as desk:
         big = [frames.text_frame(bytes([65 + n]) * 150_000) for n in range(2)]
         desk.outbox.offer(Run(big, "t", "drop_oldest"))
-        desk.outbox.flush()
+        desk.outbox.flush(trio.current_time())
         await wait_all_tasks_blocked()
         desk.outbox.offer(run_of(0, 1, 2, rule="drop_oldest"))
         await wait_all_tasks_blocked()
@@ -539,7 +539,7 @@ async def test_a_topic_that_is_dropped_is_gone_but_for_what_has_begun(
     async with open_desk(make_pair) as desk:
         big = frames.text_frame(b"x" * 150_000)
         desk.outbox.offer(Run((big,), "t"))
-        desk.outbox.flush()
+        desk.outbox.flush(trio.current_time())
         await wait_all_tasks_blocked()
         desk.outbox.offer(run_of(0, 1))
         desk.outbox.offer(run_of("kept", topic="u"))
@@ -559,7 +559,7 @@ async def test_discard_finishes_the_frame_that_is_on_its_way_and_counts_the_othe
     async with open_desk(make_pair) as desk:
         big = [frames.text_frame(bytes([65 + n]) * 150_000) for n in range(3)]
         desk.outbox.offer(Run(big, "t"))
-        desk.outbox.flush()
+        desk.outbox.flush(trio.current_time())
         await wait_all_tasks_blocked()
         desk.outbox.offer(run_of("a", "b"))
         assert desk.outbox.discard() == 4
@@ -575,7 +575,7 @@ async def test_discard_drops_a_frame_of_which_no_byte_is_on_its_way(
     async with open_desk(lockstep_stream_pair) as desk:
         chunk = frames.encode(frames.BINARY, bytes(2**16 - 4))
         desk.outbox.offer(Run((chunk, text("a"))))
-        desk.outbox.flush()
+        desk.outbox.flush(trio.current_time())
         await wait_all_tasks_blocked()
         assert desk.outbox.discard() == 1
         assert await desk.read_frames() == [chunk]
@@ -595,7 +595,7 @@ async def test_a_sealed_outbox_takes_nothing_and_still_empties() -> None:
         desk.outbox.seal(run_of("last"))
         desk.outbox.seal(run_of("no"))
         assert desk.outbox.offer(run_of("no")) is Offer.SEALED
-        desk.outbox.flush()
+        desk.outbox.flush(trio.current_time())
         assert contents(await desk.read_frames(2)) == ["a", "last"]
 
 
@@ -637,7 +637,7 @@ async def test_a_slow_reader_whose_socket_does_not_turn_writable_is_not_given_up
 ) -> None:
     async with open_desk(roomy_tcp_pair) as desk:
         desk.outbox.offer(Run((bytes(4_000_000),)))
-        desk.outbox.flush()
+        desk.outbox.flush(trio.current_time())
         for _ in range(4):
             await trio.sleep(9)
             assert desk.outbox.blocked
@@ -653,7 +653,7 @@ async def test_a_dead_stream_is_told_of_once(make_pair: Callable[[], StreamPair]
         await trio.aclose_forcefully(desk.peer)
         for _ in range(3):
             desk.outbox.offer(run_of("a"))
-            desk.outbox.flush()
+            desk.outbox.flush(trio.current_time())
             await wait_all_tasks_blocked()
         assert desk.broken == 1
         assert not desk.outbox.stalled
@@ -681,7 +681,7 @@ async def test_a_write_that_was_cut_off_is_followed_by_nothing(autojump_clock: M
         assert desk.broken == 1
         assert not desk.outbox.stalled
         assert desk.outbox.offer(run_of("a")) is Offer.SEALED
-        desk.outbox.flush()
+        desk.outbox.flush(trio.current_time())
         got = bytearray()
 
         async def read() -> None:
@@ -701,7 +701,7 @@ async def test_after_abandon_not_another_byte(
         desk.outbox.offer(run_of("a"))
         desk.outbox.abandon()
         assert desk.outbox.offer(run_of("b")) is Offer.SEALED
-        desk.outbox.flush()
+        desk.outbox.flush(trio.current_time())
         await wait_all_tasks_blocked()
         assert await desk.read_frames() == []
 
@@ -807,7 +807,7 @@ async def _run_model(
                 run = Run(made, messages=0)
             else:
                 if what == "flush":
-                    outbox.flush()
+                    outbox.flush(trio.current_time())
                 elif what == "read":
                     with trio.move_on_after(1):
                         wire += await desk.peer.receive_some(which)
@@ -828,7 +828,7 @@ async def _run_model(
             if outbox.blocked and not desk.slow:
                 assert outbox.bytes <= outbox.max_bytes <= max_bytes * 5 // 4 + 2 * largest
                 assert outbox.messages <= max_messages
-        outbox.flush()
+        outbox.flush(trio.current_time())
         with trio.move_on_after(1) as scope:
             while True:
                 wire += await desk.peer.receive_some(5000)
@@ -859,7 +859,7 @@ async def test_a_slow_reader_of_a_large_reply_has_nothing_copied_but_what_it_tak
     async with open_desk(make_pair) as desk:
         desk.outbox.offer_reply(Run((bytes(20_000_000),)))
         desk.outbox.offer(run_of("small", "messages"))
-        desk.outbox.flush()
+        desk.outbox.flush(trio.current_time())
         await wait_all_tasks_blocked()
         desk.outbox.offer(run_of("behind"))
         tracemalloc.start()
@@ -877,7 +877,7 @@ async def test_one_flush_writes_a_bounded_part_and_the_writer_goes_on() -> None:
     async with open_desk(wide_socket_pair) as desk:
         for _ in range(30):
             desk.outbox.offer(Run((bytes(10_000),)))
-        desk.outbox.flush()
+        desk.outbox.flush(trio.current_time())
         assert desk.outbox.bytes == 300_000 - 256 * 1024
         assert not desk.outbox.blocked
         await wait_all_tasks_blocked()
@@ -922,7 +922,7 @@ async def test_a_steady_slow_reader_is_not_given_up_and_one_that_stops_is(
         desk.on_slow = lambda: None
         for n in range(40):
             desk.outbox.offer(Run((bytes(100_000),), f"t{n}", rule))
-        desk.outbox.flush()
+        desk.outbox.flush(trio.current_time())
         reader = desk.peer
         while isinstance(reader, trio.SSLStream):  # read what it is carried by: any part will do
             reader = reader.transport_stream
@@ -947,7 +947,7 @@ async def test_frames_that_come_while_a_writer_ends_are_written_too(
     async with open_desk(relay_memory_pair) as desk:
         for n in range(20):
             desk.outbox.offer(run_of(n))
-            desk.outbox.flush()
+            desk.outbox.flush(trio.current_time())
             for _ in range(pause):
                 await trio.lowlevel.checkpoint()
         assert contents(await desk.read_frames(20)) == [str(n) for n in range(20)]
@@ -974,7 +974,7 @@ async def test_two_messages_of_the_largest_size_and_small_ones_behind_are_no_rea
     async with open_desk(make_pair, max_bytes=MIB) as desk:
         for name in "ab":
             desk.outbox.offer(Run((large(name),), "t"))
-            desk.outbox.flush()
+            desk.outbox.flush(trio.current_time())
             await wait_all_tasks_blocked()
         for n in range(100):
             desk.outbox.offer(run_of(n, size=100))
@@ -996,7 +996,7 @@ async def test_a_peer_that_reads_nothing_of_many_large_messages_is_cut(
         desk.on_slow = desk.outbox.seal
         for name in "abcd":
             desk.outbox.offer(Run((large(name),), "t"))
-            desk.outbox.flush()
+            desk.outbox.flush(trio.current_time())
             await wait_all_tasks_blocked()
             most = max(most, desk.outbox.bytes)
         assert desk.slow == 1
@@ -1011,7 +1011,7 @@ async def test_the_newest_message_of_any_size_fits_when_the_older_are_dropped(
 ) -> None:
     async with open_desk(make_pair, max_bytes=MIB) as desk:
         desk.outbox.offer(Run((large("first"),), "t", rule))
-        desk.outbox.flush()
+        desk.outbox.flush(trio.current_time())
         await wait_all_tasks_blocked()
         if replies:
             desk.outbox.offer(Run((frames.text_frame(bytes(replies)),)))
@@ -1070,7 +1070,7 @@ async def test_many_runs_go_out_as_fast_as_the_peer_takes_them(
             nonlocal most
             for n in range(1000):
                 assert desk.outbox.offer(run_of(f"{n:04}", size=100)) is Offer.TAKEN
-                desk.outbox.flush()
+                desk.outbox.flush(trio.current_time())
                 most = max(most, desk.outbox.bytes)
                 await desk.outbox.wait_below(10_000)
 

@@ -775,7 +775,7 @@ def test_a_backend_ends_up_with_exactly_the_broker_s_connections(
 
 
 def event(kind: str, seq: int, epoch: str = "a", **fields: Any) -> dict[str, Any]:
-    if kind not in ("started", "lost", "stopped"):
+    if kind not in ("started", "lost", "stopped", "died"):
         fields = {"fd": 1, "user": "", **fields}
     return {"kind": kind, "epoch": epoch, "seq": seq, **fields}
 
@@ -824,6 +824,46 @@ def test_pages_that_were_read_one_after_another_fit_together() -> None:
     assert online.connections.keys() == {1, 3}
     online.apply(event("bound", 15, fd=3, user="newer"))
     assert online.connections[3]["user"] == "newer"
+
+
+def test_each_node_has_its_own_events_and_one_that_died_has_nobody() -> None:
+    nodes = sample["Nodes"](lambda node, after: no_api(after))
+    for name in ("one", "two"):
+        nodes.apply({**event("started", 1, epoch=name), "node": name})
+    nodes.apply({**event("bound", 2, epoch="one", fd=1, user="ann"), "node": "one"})
+    nodes.apply({**event("bound", 2, epoch="two", fd=2, user="bob"), "node": "two"})
+    assert nodes.connections.keys() == {1, 2}
+    died = event("died", 3, epoch="one", dead="two", dead_epoch="two")
+    nodes.apply({**died, "node": "one"})
+    assert nodes.connections.keys() == {1}
+
+
+def test_a_node_that_is_back_before_its_death_is_told_keeps_its_connections() -> None:
+    nodes = sample["Nodes"](lambda node, after: no_api(after))
+    for epoch in ("before", "after"):
+        nodes.apply({**event("started", 1, epoch=epoch), "node": "two"})
+    nodes.apply({**event("bound", 2, epoch="after", fd=2, user="bob"), "node": "two"})
+    nodes.apply({**event("started", 1, epoch="one"), "node": "one"})
+    died = event("died", 2, epoch="one", dead="two", dead_epoch="before")
+    nodes.apply({**died, "node": "one"})
+    assert nodes.connections.keys() == {2}
+
+
+def test_who_has_just_started_asks_for_each_node() -> None:
+    asked = []
+
+    def fetch(node: str, after: int) -> Any:
+        asked.append((node, after))
+        there = {"one": 1, "two": 2}.get(node, 0)
+        info = {"user": "", "protocol": "plain", "topics": []}
+        connections = {str(there): info} if there > after else {}
+        page = {"connections": connections, "nodes": {"one": {}, "two": {}}}
+        return page if not node else {**page, "node": node, "epoch": node, "seq": 5}
+
+    nodes = sample["Nodes"](fetch)
+    nodes.look()
+    assert nodes.connections.keys() == {1, 2}
+    assert asked == [("", 0), ("one", 0), ("one", 1), ("two", 0), ("two", 2)]
 
 
 def test_news_of_a_broker_that_is_gone_change_nothing() -> None:

@@ -77,13 +77,36 @@
     $("state").dataset.state = word;
   }
 
+  // Where tokens are required, the page asks for one; it stays in this tab.
+  const WANTS_TOKEN = [101, 109, 3500, 3502, 3507];
+
+  function askForToken() {
+    $("key").hidden = $("why").hidden = false;
+    $("token").focus();
+  }
+
+  function useToken() {
+    const token = $("token").value.trim();
+    sessionStorage.setItem("token", token);
+    centrifuge.disconnect();
+    centrifuge.setToken(token);
+    centrifuge.connect();
+  }
+
   centrifuge.on("connecting", () => state("connecting"));
+  centrifuge.on("error", ({ error }) => WANTS_TOKEN.includes(error.code) && askForToken());
   centrifuge.on("disconnected", (context) => {
     state("disconnected");
+    if (context.code === 0) return; // our own doing, to come back with another token
+    if (context.code === 1 || WANTS_TOKEN.includes(context.code)) { // 1: it has expired
+      askForToken();
+      return failed(`Disconnected: ${context.reason}. Give a token that is valid.`);
+    }
     failed(`Disconnected: ${context.reason}. Reload to try again.`);
   });
   centrifuge.on("connected", (context) => {
     state("connected");
+    $("key").hidden = $("why").hidden = !$("token").value;
     names.delete(fd);
     fd = Number(context.client);
     learnName(fd, myName());
@@ -173,6 +196,7 @@
     sessionStorage.setItem("name", myName());
     sessionStorage.setItem("room", name);
     learnName(fd, myName());
+    if ($("token").value.trim() !== (sessionStorage.getItem("token") ?? "")) useToken();
     if (room?.channel !== `room.${name}`) enter(name);
     else [...here].filter((n) => n !== fd).slice(0, INTRODUCTIONS).forEach((n) => introduce(n, false));
     $("text").focus();
@@ -220,6 +244,9 @@
   // sessionStorage is per tab: two tabs are two people.
   $("name").value = sessionStorage.getItem("name") ?? "";
   $("room").value = sessionStorage.getItem("room") ?? "lobby";
+  $("token").value = sessionStorage.getItem("token") ?? "";
+  centrifuge.setToken($("token").value);
+  $("token").addEventListener("change", useToken);
   enter($("room").value);
   centrifuge.connect();
   $("text").focus();

@@ -10,6 +10,9 @@ container, has no default action to fall back on, and would not hear a SIGTERM a
 | it serves | the first drains, the second cuts, the third ends it at once | reads the config anew |
 | it is over | the process ends at once | nothing |
 
+That is the command's process. For a program that calls `Broker.run` the handler stands for as long as
+that serves.
+
 Rule: nothing is imported here that is not loaded with the interpreter or as good as free.
 """
 
@@ -38,7 +41,13 @@ STUCK_SECONDS: Final = 2.0
 """When the process is ended even if no Python code can run, as in C code that keeps the
 interpreter to itself: after `BUSY_SECONDS` and the flush of the log."""
 
-CLIENTS: Final = frozenset({"pub", "push", "sub", "bench", "token", "engine", "nodes"})
+CLIENTS: Final = frozenset(
+    {
+        *("pub", "sub", "push", "history", "presence", "request"),
+        *("connections", "connection", "topics", "disconnect", "trace", "top", "stats", "nodes"),
+        *("config", "token", "engine", "bench", "version"),
+    }
+)
 """The commands that do not serve: a signal ends them with 128 + its number, as shells have it."""
 
 
@@ -57,6 +66,7 @@ class Signals:
         self._report: Callable[[str], object] = lambda _: None
         self._requests = 0
         self._is_hung_up = False
+        self._timer: threading.Timer | None = None
 
     def install(self) -> None:
         """Handle SIGTERM, SIGINT and SIGHUP from now on. Main thread only."""
@@ -77,6 +87,10 @@ class Signals:
         finally:
             for number in list(self._installed):
                 self._give_back(number)
+            if self._timer is not None:
+                # It has ended in time, and the process may go on.
+                self._timer.cancel()
+                faulthandler.cancel_dump_traceback_later()
             self._begin()
 
     def begin_client(self) -> None:
@@ -138,9 +152,9 @@ class Signals:
             os._exit(CUT_SHORT)
 
     def _see_that_it_ends(self) -> None:
-        timer = threading.Timer(BUSY_SECONDS, self._end_busy)
-        timer.daemon = True
-        timer.start()
+        self._timer = threading.Timer(BUSY_SECONDS, self._end_busy)
+        self._timer.daemon = True
+        self._timer.start()
         # In C, in a thread that needs no interpreter. Its dump goes nowhere: it would wait for the
         # reader of stderr as well.
         nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""`broker.cli.signals`: one handler from the first line on, and what it does when."""
+"""`broker.signals`: one handler from the first line on, and what it does when."""
 
 import signal
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from broker.cli.main import main
-from broker.cli.signals import CLIENTS, Order, Signals
+from broker.signals import CLIENTS, Order, Signals
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -31,7 +31,7 @@ def test_nothing_that_takes_time_is_imported_before_the_handler_stands() -> None
         [sys.executable, "-c", code],
         check=True,
         capture_output=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[1],
     )
     assert done.stdout == b"[]\n"
 
@@ -85,12 +85,12 @@ def test_a_signal_before_the_arguments_are_read_has_the_status_of_the_command(
 ) -> None:
     code = (
         "import signal\n"
-        "from broker.cli.signals import process\n"
+        "from broker.signals import process\n"
         "process.install()\n"
         "signal.raise_signal(signal.SIGTERM)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], check=False, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", code, *arguments], check=False, cwd=Path(__file__).parents[1]
     )
     assert done.returncode == status
 
@@ -98,7 +98,7 @@ def test_a_signal_before_the_arguments_are_read_has_the_status_of_the_command(
 def test_when_it_is_over_a_signal_ends_it_with_1() -> None:
     code = (
         "import signal\n"
-        "from broker.cli.signals import process\n"
+        "from broker.signals import process\n"
         "process.install()\n"
         "process.begin_serving(reloads=False)\n"
         "process.hand_over(print, print)\n"
@@ -110,6 +110,6 @@ def test_when_it_is_over_a_signal_ends_it_with_1() -> None:
         [sys.executable, "-c", code],
         check=False,
         capture_output=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[1],
     )
     assert (done.returncode, done.stdout) == (1, b"flushed\n")

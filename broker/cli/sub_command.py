@@ -1,0 +1,172 @@
+"""The command `sub`: prints what is published, and whatever of it was lost."""
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import click
+
+from broker.cli.errors import INTERRUPTED, Refusal
+from broker.cli.output import echo_json, publication_as_json, publication_as_text
+from broker.cli.positions import position_before, read_position
+from broker.cli.running import (
+    Target,
+    as_client,
+    check_text,
+    json_option,
+    refusal_text,
+    until_signal,
+    with_client,
+)
+from broker.core.topics import is_pattern
+from broker.errors import RequestFailed
+
+if TYPE_CHECKING:
+    from broker.client import Client, Subscription
+    from broker.core.messages import Publication
+
+TOPICS_MOST: Final = 10_000
+"""Topics of a pattern whose last offset is known: a few MB. Who has more is told of fewer losses."""
+
+
+@click.command(short_help="Print what is published to PATTERN.")
+@as_client
+@click.option("--group", default="", callback=check_text, help="Take turns with all others of it.")
+@click.option(
+    "--since", metavar="OFFSET[:EPOCH]", help="Begin behind this position, if it is kept."
+)
+@click.option("--history", "last", type=click.IntRange(1), help="Begin with the last so many kept.")
+@click.option("--count", type=click.IntRange(1), help="End after so many publications.")
+@json_option
+@click.argument("pattern", callback=check_text)
+def sub(
+    target: Target,
+    pattern: str,
+    group: str,
+    since: str | None,
+    last: int | None,
+    count: int | None,
+    as_json: bool,
+) -> None:
+    """Print what is published to PATTERN, one line each: topic, offset, data as JSON.
+
+    PATTERN is a topic, or a pattern: in news.* the star stands for one token, in news.> the
+    angle for all the rest. Quote it for the shell. Ends with Ctrl-C, exit status 130; while the
+    broker is away it waits and comes back.
+
+    Where publications are missing, a line says so: on stderr, with --json on stdout.
+    """
+    if since is not None and last is not None:
+        raise click.UsageError("--since and --history: give one of them")
+    if (since is not None or last is not None) and (group or is_pattern(pattern)):
+        raise click.UsageError("--since and --history are for one topic, without a --group")
+    was_interrupted = False
+
+    async def work(client: "Client") -> None:
+        nonlocal was_interrupted
+
+        async def follow() -> None:
+            try:
+                position = await read_position(client, pattern, since)
+                if last is not None:
+                    position = await position_before(client, pattern, last)
+                async with client.subscribe(pattern, since=position, group=group) as subscription:
+                    await _print_all(subscription, Losses(is_group=bool(group)), count, as_json)
+            except RequestFailed as error:
+                raise Refusal(f"subscribe to {pattern!r}: {refusal_text(error)}") from error
+
+        was_interrupted = await until_signal(follow)()
+
+    with_client(target, work)
+    if was_interrupted:
+        sys.exit(INTERRUPTED)
+
+
+async def _print_all(
+    subscription: "Subscription[Publication]",
+    losses: "Losses",
+    count: int | None,
+    as_json: bool,
+) -> None:
+    losses.begin(subscription)
+    _tell(losses.gap(subscription), as_json=as_json)
+    left = count
+    async for publication in subscription:
+        _tell(losses.gap(subscription), as_json=as_json)
+        _tell(losses.before(publication), as_json=as_json)
+        if as_json:
+            position = subscription.position
+            click.echo(publication_as_json(publication, "" if position is None else position.epoch))
+        else:
+            click.echo(publication_as_text(publication))
+        if left is not None:
+            left -= 1
+            if not left:
+                return
+
+
+@attrs.frozen
+class Loss:
+    """Publications that did not come. `first` and `last` are their offsets, 0 where nobody knows."""
+
+    topic: str
+    first: int = 0
+    last: int = 0
+
+    def __str__(self) -> str:
+        if not self.first:
+            return (
+                f"lost: publications of {self.topic!r} may be missing here: it was away for longer "
+                "than they are kept"
+            )
+        number = self.last - self.first + 1
+        which = f"offset {self.first}" if number == 1 else f"offsets {self.first} to {self.last}"
+        return (
+            f"lost: {number} of {self.topic!r}, {which}: this was too slow for them, or they were "
+            "not for it"
+        )
+
+
+@attrs.define(eq=False)
+class Losses:
+    """What is missing between the publications that come. Members of a group get what falls to them, so
+    of these nothing is known."""
+
+    is_group: bool = False
+    _last: dict[str, int] = attrs.field(init=False, factory=dict)
+    _gaps: int = attrs.field(init=False, default=0)
+
+    def begin(self, subscription: "Subscription[Publication]") -> None:
+        """The subscription has begun: what comes next has the offset behind its position."""
+        if subscription.position is not None:
+            self._last[subscription.topic] = subscription.position.offset
+
+    def gap(self, subscription: "Subscription[Publication]") -> Iterator[Loss]:
+        """Whether more may be missing than the offsets show: a recovery has failed."""
+        if subscription.gaps > self._gaps:
+            self._gaps = subscription.gaps
+            self._last.clear()
+            yield Loss(subscription.topic)
+
+    def before(self, publication: "Publication") -> Iterator[Loss]:
+        """What is missing right before this one."""
+        topic, offset = publication.topic, publication.offset
+        if not offset or self.is_group:
+            return
+        last = self._last.pop(topic, None)
+        if last is not None and last + 1 < offset:
+            yield Loss(topic, last + 1, offset - 1)
+        # One that comes again, such as a retained one, is no step back.
+        self._last[topic] = offset
+        if len(self._last) > TOPICS_MOST:
+            del self._last[next(iter(self._last))]
+
+
+def _tell(losses: Iterator[Loss], *, as_json: bool) -> None:
+    for loss in losses:
+        if as_json:
+            lost = loss.last - loss.first + 1 if loss.first else None
+            echo_json({"lost": lost, "topic": loss.topic, "first": loss.first, "last": loss.last})
+        else:
+            click.echo(str(loss), err=True)

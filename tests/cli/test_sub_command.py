@@ -1,0 +1,181 @@
+"""`sub`: where it begins, where it ends, and that nothing is lost without a word."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
+
+from broker import Broker, Config, TopicRules
+from broker.cli.sub_command import TOPICS_MOST, Loss, Losses, _tell
+from broker.client import Subscription, open_client
+from broker.core.messages import Position, Publication
+from broker.testing import open_test_broker
+from tests.cli.conftest import Served
+
+pytestmark = pytest.mark.usefixtures("logging_restored")
+
+
+@contextmanager
+def published(served: Served, topic: str, *values: object) -> Iterator[None]:
+    """Publish as soon as somebody listens."""
+    before = served.api("stats")["subscriptions"]
+
+    def publish() -> None:
+        served.wait_until("subscriptions", before + 1)
+        for value in values:
+            served.api("publish", channel=topic, data=value)
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    yield
+    thread.join()
+
+
+def test_it_ends_after_so_many(served: Served) -> None:
+    with published(served, "two", 1, 2, 3):
+        assert served.ok("sub", "two", "--count", "2") == "two 1 1\ntwo 2 2\n"
+
+
+def test_it_begins_with_the_last_that_are_kept(served: Served) -> None:
+    for number in range(5):
+        served.api("publish", channel="kept", data=number)
+    assert served.ok("sub", "kept", "--history", "2", "--count", "2") == "kept 4 3\nkept 5 4\n"
+    assert served.ok("sub", "kept", "--history", "99", "--count", "1") == "kept 1 0\n"
+    with published(served, "kept", "new"):
+        text = served.ok("sub", "kept", "--history", "1", "--count", "2")
+    assert text == 'kept 5 4\nkept 6 "new"\n'
+
+
+def test_it_begins_with_nothing_where_nothing_is_kept(served: Served) -> None:
+    with published(served, "empty", 1):
+        assert served.ok("sub", "empty", "--history", "5", "--count", "1") == "empty 1 1\n"
+
+
+def test_it_begins_behind_a_position(served: Served) -> None:
+    for number in range(3):
+        served.api("publish", channel="since", data=number)
+    epoch = served.api("history", channel="since")["epoch"]
+    for since in ("1", f"1:{epoch}"):
+        rows = served.json("sub", "since", "--since", since, "--count", "2")
+        assert [(row["offset"], row["epoch"]) for row in rows] == [(2, epoch), (3, epoch)]
+
+
+def test_a_position_that_is_gone_is_told(served: Served) -> None:
+    served.api("publish", channel="other", data=0)
+    with published(served, "other", 1):
+        result = served.invoke("sub", "other", "--since", "1:gone", "--count", "1")
+    assert result.stdout == "other 2 1\n"
+    assert result.stderr == (
+        "lost: publications of 'other' may be missing here: it was away for longer than they are "
+        "kept\n"
+    )
+    with published(served, "other", 1):
+        rows = served.json("sub", "other", "--since", "1:gone", "--count", "1")
+    assert rows[0] == {"lost": None, "topic": "other", "first": 0, "last": 0}
+
+
+def test_members_of_a_group_take_turns(served: Served) -> None:
+    with published(served, "work", 1):
+        assert served.ok("sub", "work", "--group", "g", "--count", "1") == "work 1 1\n"
+
+
+# losses
+
+
+def publication(topic: str, offset: int) -> Publication:
+    return Publication(topic, b"1", None, offset)
+
+
+def losses_of(offsets: list[int], **fields: Any) -> list[tuple[int, int]]:
+    losses = Losses(**fields)
+    found = [loss for offset in offsets for loss in losses.before(publication("t", offset))]
+    return [(loss.first, loss.last) for loss in found]
+
+
+@pytest.mark.parametrize(
+    ("offsets", "lost"),
+    [
+        ([1, 2, 3], []),
+        ([1, 9], [(2, 8)]),
+        ([5, 6, 8, 9, 11], [(7, 7), (10, 10)]),
+        ([5, 0, 6], []),  # one that is not kept has no offset
+        ([5, 3, 4], []),  # a retained one, or a history that has begun anew
+        ([0, 0], []),
+    ],
+)
+def test_what_is_missing_between_offsets_is_lost(
+    offsets: list[int], lost: list[tuple[int, int]]
+) -> None:
+    assert losses_of(offsets) == lost
+    assert losses_of(offsets, is_group=True) == []
+
+
+def test_each_topic_of_a_pattern_is_counted_for_itself_within_bounds() -> None:
+    losses = Losses()
+    for number in range(TOPICS_MOST + 5):
+        assert list(losses.before(publication(f"t{number}", 1))) == []
+    assert list(losses.before(publication(f"t{TOPICS_MOST}", 3))) == [Loss(f"t{TOPICS_MOST}", 2, 2)]
+    assert list(losses.before(publication("t0", 9))) == [], "the longest ago is forgotten"
+
+
+def test_a_loss_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [Loss("a\x1b", 2, 8), Loss("b", 3, 3), Loss("c")]
+    _tell(iter(found), as_json=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(r"lost: 7 of 'a\x1b', offsets 2 to 8: ")
+    assert lines[1].startswith("lost: 1 of 'b', offset 3: ")
+    assert lines[2].startswith("lost: publications of 'c' may be missing here: ")
+    _tell(iter(found), as_json=True)
+    assert [json.loads(line)["lost"] for line in capsys.readouterr().out.splitlines()] == [
+        7,
+        1,
+        None,
+    ]
+
+
+async def test_what_a_slow_subscriber_is_not_given_is_told(autojump_clock: MockClock) -> None:
+    """From offset 1 to 9, as a topic drops the oldest for those that cannot follow."""
+    rules = TopicRules(slow_consumer="drop_oldest")
+    broker = Broker(Config(topics=rules, outbox_messages=1))
+
+    async with open_test_broker(broker) as net:
+
+        async def connect(host: str, port: int) -> Any:
+            return await net.listener.connect(lockstep_stream_pair)
+
+        async with (
+            open_client("ws://test", open_stream=connect) as client,
+            client.subscribe("t", recoverable=False) as subscription,
+        ):
+            losses = Losses()
+            await wait_all_tasks_blocked()
+            found: list[Loss] = []
+            offsets: list[int] = []
+            for number in range(9):
+                net.broker.publish_nowait("t", number)
+            await wait_all_tasks_blocked()
+            net.broker.publish_nowait("t", "last")
+            while not offsets or offsets[-1] < 10:
+                each = await anext(subscription)
+                found += losses.before(each)
+                offsets.append(each.offset)
+            missing = sorted({*range(offsets[0], 11)} - {*offsets})
+            told = [number for loss in found for number in range(loss.first, loss.last + 1)]
+            assert told == missing
+
+
+def test_a_subscription_tells_from_where_it_counts() -> None:
+    losses = Losses()
+    subscription: Any = Subscription.__new__(Subscription)
+    subscription.topic, subscription.position, subscription.gaps = "t", Position(4, "e"), 0
+    losses.begin(subscription)
+    assert list(losses.gap(subscription)) == []
+    assert list(losses.before(publication("t", 7))) == [Loss("t", 5, 6)]
+    subscription.gaps = 1
+    assert list(losses.gap(subscription)) == [Loss("t")]
+    assert list(losses.gap(subscription)) == []
+    assert list(losses.before(publication("t", 90))) == [], "told already"
