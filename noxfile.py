@@ -118,6 +118,13 @@ def browser(session: nox.Session) -> None:
 
 
 @nox.session
+def screenshots(session: nox.Session) -> None:
+    """Make the pictures of the dashboard in docs/images; look at them. `-- --all DIR` makes every one."""
+    _install(session, "browser")
+    session.run("python", "docs/screenshots.py", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into docs/_build/html; a warning is an error."""
     _install(session, "docs")
@@ -183,7 +190,8 @@ import importlib.resources
 root = importlib.resources.files("broker")
 assert (root / "py.typed").is_file(), "no py.typed in the wheel"
 pages = [page.name for page in (root / "http" / "pages").iterdir()]
-assert "index.html" in pages, f"no index.html in the wheel: {pages}"
+assert {"index.html", "admin.html"} <= set(pages), f"pages are missing in the wheel: {pages}"
+assert (root / "http" / "static" / "admin" / "main.js").is_file(), "no dashboard in the wheel"
 import broker.cli.default_app, broker.client
 """
 

@@ -4,6 +4,7 @@
 back, upkeep, the sessions, the intake; what others need in order to finish is opened further out (docs/design/lifetimes.md).
 """
 
+import ssl
 import sys
 import threading
 import time
@@ -18,10 +19,13 @@ import trio
 
 from broker import logs, signals
 from broker.access.jwks import open_tokens
+from broker.access.keys import load_keys
 from broker.access.keys import warning as token_warning
 from broker.access.rights import Rights
+from broker.admin.methods import admin_methods
+from broker.admin.samples import Samples
 from broker.cluster import Cluster
-from broker.config.reload import NO_SOURCES, Settings
+from broker.config.reload import NO_SOURCES, Settings, renews
 from broker.config.settings import Config, exposure_warning
 from broker.core.hub import Hub
 from broker.core.messages import (
@@ -33,6 +37,7 @@ from broker.core.messages import (
     Publication,
     PushResult,
 )
+from broker.core.scopes import name_scope
 from broker.engines.engine import RunBlocking, in_thread
 from broker.engines.opening import OpenEngine, open_engine
 from broker.errors import CloseCode, ConfigError, Refused, UnsubscribeCode
@@ -67,8 +72,13 @@ from broker.session.accept import serve_connection
 from broker.session.memory import hold_request, keep_memory, memory_fields, memory_warning
 from broker.session.orders import ServerSub, shaped
 from broker.session.services import Services
-from broker.transport.listeners import AnyListener, accept_streams, describe
-from broker.transport.places import config_of, is_local, open_places
+from broker.transport.listeners import (
+    AnyListener,
+    accept_streams,
+    describe,
+    read_certificate,
+)
+from broker.transport.places import config_of, is_local, open_api_sockets, open_places
 from broker.transport.postman import open_post_office
 from broker.webhooks.proxy import open_questions
 from broker.webhooks.sender import open_sender
@@ -90,7 +100,8 @@ class Broker:
     """A message broker over WebSocket; `await nursery.start(broker.serve)` runs it.
 
     Unless it says otherwise a method never waits: it is one atomic step, of which the network
-    learns later. `data` is any value that JSON can say, or `msgspec.Raw` for ready JSON.
+    learns later. `data` is any value that JSON can say, or `msgspec.Raw` for ready JSON; also
+    what msgspec has a way to say, such as a date, and no set.
     """
 
     def __init__(self, config: Config | None = None) -> None:
@@ -108,6 +119,11 @@ class Broker:
         """The same for connections of all nodes, where several share an engine."""
         self.open_engine: OpenEngine = open_engine
         """Opens the engine that the config names; `broker.testing` may put another here."""
+        self.worker: int | None = None
+        """The number of this process among those of `--workers`, from 1 on; None where it is the only one."""
+        self.tls_context: ssl.SSLContext | None = None
+        """The context of listeners with TLS, into which `reload_files` reads the certificate anew. Set it
+        with `listeners` of your own."""
         self.hooks = Hooks(self._end_by)
         self._ended_by: BaseException | None = None
         self._node: Node | None = None
@@ -164,7 +180,8 @@ class Broker:
 
     def on_request(self, hook: OnRequest) -> OnRequest:
         """`(request)`: plain HTTP; returns a Starlette response, or None for what we have there
-        ourselves, such as the page at `/`. Only `/healthz` and `/readyz` do not come here."""
+        ourselves, such as the page at `/`. Only `/healthz` and `/readyz` do not come
+        here."""
         self.hooks.set("request", hook)
         return hook
 
@@ -510,8 +527,8 @@ class Broker:
     # life
 
     def stop(self) -> None:
-        """Ask `serve` to end: no more connections; those there are get what is queued for them, and
-        a Close with 1001 or 3001; after `drain_seconds` the rest is cut."""
+        """Ask `serve` to end. After `drain_notice_seconds` there are no more connections; those there are
+        get what is queued for them, and a Close with 1001 or 3001; after `drain_seconds` the rest is cut."""
         self._stop.set()
 
     def _end_by(self, kind: str, fd: Fd, error: BaseException) -> None:
@@ -551,6 +568,31 @@ class Broker:
         config_of(place, self.config)
         self._places.append(place)
 
+    async def reload_files(
+        self, config: Config | None = None, sources: Mapping[str, str] = NO_SOURCES
+    ) -> None:
+        """Read the TLS certificate and the keys of tokens again from their files, and go by another
+        config as `reload` does, if there is one.
+
+        Whoever is connected stays; the new certificate is for those who come, the new keys count from
+        the next token on. Raises `ConfigError` for a file that cannot be used, and cancelled it leaves
+        everything as it was.
+        """
+        if config is None:
+            config, sources = self.config, self.config_sources
+        if self._node is None:
+            self.config, self.config_sources = config, sources
+            return
+        node, rules = self._node, self.config.tokens
+        # Other rules that need a restart leave those that are in force, and their keys are new.
+        renewed = renews(rules, config.tokens)
+        rules = config.tokens if renewed else rules
+        keys = await trio.to_thread.run_sync(load_keys, rules, abandon_on_cancel=True)
+        if self.tls_context is not None:
+            await read_certificate(self.config, self.tls_context)
+        node.services.tokens.keys = keys
+        self.config = node.reload(config, sources, keys if renewed else None).config
+
     def run(self) -> None:
         """Serve until SIGINT (Ctrl-C) or SIGTERM: the whole of a program. Trio is started for it.
 
@@ -571,12 +613,14 @@ class Broker:
         self,
         *,
         listeners: list[AnyListener] | None = None,
+        api_listeners: list[AnyListener] | None = None,
         task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve until `stop` is called and every connection has ended.
 
-        Reports the addresses once it listens. Listens as the config says, or on `listeners`, which
-        it then closes; and on the places of `listen`. Raises `ConfigError` when it cannot listen or read its keys. Cancelled, it cuts every
+        Reports the addresses once it listens. Listens as the config says, or on `listeners`, and for the API
+        alone on `api_listeners`, which it then closes; and on the places of `listen`. Raises `ConfigError`
+        when it cannot listen or read its keys. Cancelled, it cuts every
         connection at once: the peers see no Close. Nothing it started is left when it returns.
         `SystemExit` or `KeyboardInterrupt` of a hook stops the broker as `stop` does, and is raised
         from here once all has ended.
@@ -589,50 +633,79 @@ class Broker:
             # Before anything is waited for: a `stop` that comes while we start counts.
             self._stop = trio.Event()
             self._ended_by = None
-            own, *more = self._configs()
+            own, *more = self.places
             if listeners is None:
-                listeners = await open_places([own, *more])
-            elif more:
-                listeners = [*listeners, *await open_places(more)]
-            await self._serve(listeners, task_status)
+                listeners, api_listeners = await self._open_listeners([own, *more])
+            elif more and self.worker is None:  # a worker has been given those as well
+                listeners = [*listeners, *await open_places(more, self.tls_context)]
+            await self._serve(listeners, api_listeners or [], task_status)
         finally:
             self._is_taken = False
         if self._ended_by is not None:
             raise self._ended_by
 
+    async def _open_listeners(
+        self, places: list[Config]
+    ) -> tuple[list[AnyListener], list[AnyListener]]:
+        """Listen on all places, and for the API alone. Raises `ConfigError`, with nothing open."""
+        self.tls_context = await read_certificate(self.config)
+        api: list[AnyListener] = list(await open_api_sockets(self.config))
+        try:
+            return await open_places(places, self.tls_context), api
+        except BaseException:
+            for listener in api:
+                await trio.aclose_forcefully(listener)
+            raise
+
     async def _serve(
-        self, listeners: list[AnyListener], task_status: trio.TaskStatus[list[str]]
+        self,
+        listeners: list[AnyListener],
+        api_listeners: list[AnyListener],
+        task_status: trio.TaskStatus[list[str]],
     ) -> None:
         try:
             async with AsyncExitStack() as stack:
                 node, backends = await self._open_node(stack)
-                services = node.services
+                services, samples = node.services, Samples(node)
+                services.admin = admin_methods(node, samples)
                 upkeep = await stack.enter_async_context(trio.open_nursery())
+                name_scope(upkeep, "upkeep")
                 upkeep.start_soon(_beat, node)
                 upkeep.start_soon(keep_memory, services, name="memory")
                 if services.neighbourhood is not None:
                     upkeep.start_soon(services.neighbourhood.run, name="neighbours")
+                upkeep.start_soon(samples.keep, name="admin")
                 async with trio.open_nursery() as sessions:
+                    name_scope(sessions, "sessions")
 
                     def take(stream: trio.abc.Stream) -> None:
                         sessions.start_soon(serve_connection, services, stream)
 
+                    def take_backend(stream: trio.abc.Stream) -> None:
+                        sessions.start_soon(
+                            partial(serve_connection, services, stream, is_private=True)
+                        )
+
+                    doors = [(each, take) for each in listeners]
+                    doors += [(each, take_backend) for each in api_listeners]
                     async with trio.open_nursery() as intake:
-                        for listener in listeners:
+                        name_scope(intake, "intake")
+                        for listener, door in doors:
                             intake.start_soon(
-                                accept_streams, listener, take, services.admission.make_room
+                                accept_streams, listener, door, services.admission.make_room
                             )
                         addresses = describe(listeners)
-                        _log_ready(node, addresses, self._configs())
+                        _log_ready(node, addresses, describe(api_listeners), self)
                         task_status.started(addresses)
                         await self._stop.wait()
+                        await _give_notice(node)
                         drain_seconds = node.config.drain_seconds
                         services.begin_drain(drain_seconds)
                         backends.stop()
                         log.info("stopping", connections=node.stats().connections)
                         intake.cancel_scope.cancel()
                     due = trio.current_time() + drain_seconds
-                    node.shut_down()
+                    await node.shut_down()
                     for _ in range(_TICKS_TO_TELL):
                         await trio.lowlevel.checkpoint()
                     sessions.cancel_scope.deadline = due
@@ -644,13 +717,14 @@ class Broker:
                 self._node.end_readers()
                 self._next_fd = self._node.next_fd
             self._node = None
-            for listener in listeners:
+            for listener in (*listeners, *api_listeners):
                 with suppress(OSError), trio.CancelScope(shield=True, deadline=trio.current_time()):
                     await listener.aclose()
         log.info("stopped")
 
-    def _configs(self) -> list[Config]:
-        """The settings, once for each place."""
+    @property
+    def places(self) -> list[Config]:
+        """The settings, once for each place to listen on: their own first."""
         return [self.config, *(config_of(place, self.config) for place in self._places)]
 
     async def _open_node(self, stack: AsyncExitStack) -> tuple[Node, BackendServer]:
@@ -680,7 +754,7 @@ class Broker:
             self.hooks,
             router,
             tokens,
-            loopback_bind=all(map(is_local, self._configs())),
+            loopback_bind=all(map(is_local, self.places)),
             name=name,
         )
         node = Node(services, now)
@@ -707,49 +781,71 @@ async def _begin_neighbourhood(neighbourhood: Neighbourhood) -> None:
 class _WhenServing(trio.TaskStatus[Any]):
     """A task status that calls `begin` in the very step in which the broker says it serves."""
 
-    begin: Callable[[], None]
+    begin: Callable[[list[str]], None]
 
     def started(self, value: object = None) -> None:
-        self.begin()
+        self.begin(value if isinstance(value, list) else [])
 
 
-async def serve_until_signal(broker: Broker, reload: Callable[[], None] | None = None) -> bool:
+def _nothing(*_: object) -> None: ...
+
+
+async def serve_until_signal(
+    broker: Broker,
+    reload: Callable[[], None] = _nothing,
+    *,
+    listeners: list[AnyListener] | None = None,
+    api_listeners: list[AnyListener] | None = None,
+    on_serving: Callable[[list[str]], None] = _nothing,
+    on_stop: Callable[[], None] = _nothing,
+) -> bool:
     """Serve until a signal; True if everybody was told, False if a second one cut it short.
 
     Main thread only. From the moment in which the broker serves until it has ended signals are
-    `signals.process`'s, which may have been installed before. `reload` is called for SIGHUP; without
-    it that signal is left as it is.
+    `signals.process`'s, which may have been installed before. `reload` is called for SIGHUP, `on_stop`
+    for the first that ends it, and `on_serving` with the addresses in the step in which it serves.
     """
     cut = trio.CancelScope()
     token = trio.lowlevel.current_trio_token()
 
     def obey(order: signals.Order) -> None:
         if order == "drain":
+            on_stop()
             broker.stop()
         elif order == "cut":
             cut.cancel()
-        elif reload is not None:
+        else:
             reload()
 
     def report(place: str) -> None:
         log.critical("stuck", at=place, detail="the event loop is busy there; ended at once")
 
+    # A broker of the app's own may know of no listeners but those of its settings.
+    given: dict[str, Any] = {} if listeners is None else {"listeners": listeners}
+    if api_listeners:
+        given["api_listeners"] = api_listeners
     with ExitStack() as installed:
 
-        def begin() -> None:
+        def begin(addresses: list[str]) -> None:
             installed.enter_context(signals.process.installed())
             installed.callback(signals.process.take_back)
-            signals.process.begin_serving(reloads=reload is not None)
+            signals.process.begin_serving()
             signals.process.hand_over(lambda order: token.run_sync_soon(obey, order), report)
+            on_serving(addresses)
 
         with cut:
-            await broker.serve(task_status=_WhenServing(begin))
+            await broker.serve(task_status=_WhenServing(begin), **given)
     return not cut.cancelled_caught
 
 
-def _log_ready(node: Node, addresses: list[str], places: list[Config]) -> None:
-    config = node.config
-    log.info("ready", addresses=addresses, **({} if config.demo_page else {"demo_page": False}))
+def _log_ready(node: Node, addresses: list[str], api: list[str], broker: Broker) -> None:
+    config, worker = node.config, broker.worker
+    more: dict[str, Any] = {} if config.demo_page else {"demo_page": False}
+    if api:
+        more["api"] = [each.replace("ws:", "http:", 1) for each in api]
+    log.info("ready" if worker is None else "worker_ready", addresses=addresses, **more)
+    if worker is not None and worker != 1:
+        return  # what follows is the same for all
     log.info("memory", **memory_fields(node.services))
     too_much = memory_warning(node.services)
     if too_much is not None:
@@ -757,11 +853,20 @@ def _log_ready(node: Node, addresses: list[str], places: list[Config]) -> None:
     too_many = node.services.admission.warning()
     if too_many is not None:
         log.warning("too_few_files", detail=too_many)
-    for exposed in filter(None, map(exposure_warning, places)):
+    for exposed in filter(None, map(exposure_warning, broker.places)):
         log.warning("exposed", detail=exposed)
     weak = token_warning(config.tokens)
     if weak is not None:
         log.warning("weak_secret", detail=weak)
+
+
+async def _give_notice(node: Node) -> None:
+    """Let balancers notice that this broker is about to stop, and serve meanwhile."""
+    node.services.leaving = True
+    seconds = node.config.drain_notice_seconds
+    if seconds:
+        log.info("leaving", seconds=seconds, detail="/readyz answers 503; all else is as before")
+        await trio.sleep(seconds)
 
 
 async def _beat(node: Node) -> None:

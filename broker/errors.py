@@ -20,8 +20,8 @@
         └── RequestFailed   the broker answered with an error reply
 
 A peer's fault never ends more than that peer. The range of a close code says whether the
-peer should come back: official clients stay away on 3500-3999 and 4500-4999, and reconnect on
-everything else.
+peer should come back: official clients stay away on 3500-3999, on 4500-4999 and on 1009, and
+reconnect on everything else.
 """
 
 from collections.abc import Iterable, Mapping
@@ -102,6 +102,12 @@ class CloseCode(IntEnum):
     CONNECTION_LIMIT = 3504
     PERMISSION_DENIED = 3507
     NOT_AVAILABLE = 3508
+
+
+def clients_stay_away(code: int) -> bool:
+    """Whether official clients do not come back after this close code: it is in a range for that, or they
+    have sent too large a message (1009), which they would send again."""
+    return 3500 <= code <= 3999 or 4500 <= code <= 4999 or code == CloseCode.TOO_BIG
 
 
 def check_close_code(code: int) -> None:

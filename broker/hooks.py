@@ -75,8 +75,8 @@ class Handshake(Protocol):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The header fields; names are in lower case. One that came in several lines is joined, by `, ` and
-        `cookie` by `; `."""
+        """The header fields; names are in lower case. One that came in several lines is joined, by
+        commas, and `cookie` by semicolons."""
 
     @property
     def cookies(self) -> Mapping[str, str]:
@@ -88,8 +88,13 @@ class Handshake(Protocol):
 
     @property
     def address(self) -> str:
-        """The peer's `HOST:PORT`, with brackets around an IPv6 host, as it was at accept; `unix` or
-        `memory` where there is no address. Behind a proxy it is the proxy's."""
+        """Where the client is: `HOST:PORT`, with brackets around an IPv6 host, as it was at accept; `unix`
+        or `memory` where there is no address. Behind one of `trusted_proxies` it is what that has passed
+        on: the bare host, or by the PROXY protocol also the port."""
+
+    @property
+    def peer_address(self) -> str:
+        """The same of whoever has opened the connection to us: of the proxy, where there is one between."""
 
     @property
     def remote_host(self) -> str:

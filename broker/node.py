@@ -9,12 +9,14 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 import attrs
 import structlog
 import trio
 
+from broker.access.keys import Key
 from broker.config.reload import NO_SOURCES, Change
 from broker.config.settings import Config
 from broker.core.event_queue import EventKind, EventStatistics
@@ -111,6 +113,12 @@ class BrokerStatistics:
         return self.engine.history
 
 
+GOODBYES_AT_ONCE: Final = 0.1
+"""Seconds of goodbyes that are not spread: a hundred clients that come back together are no storm."""
+
+GOODBYE_STEP: Final = 0.01
+"""Seconds between two lots of goodbyes: ten at a time, of a thousand a second."""
+
 BEATEN_AT_ONCE: Final = 100
 """Connections that are pinged, or ended, in one step: up to a millisecond."""
 
@@ -170,6 +178,10 @@ class Node:
     traces: Traces = attrs.field(init=False)
     loop_lag: Histogram = attrs.field(init=False, factory=Histogram)
     """Seconds by which `beat` was called late."""
+    worker: int = attrs.field(init=False, default=0)
+    """The number of this process among the workers of `--workers`; 0 for one alone."""
+    others: Mapping[int, Path] = attrs.field(init=False, factory=dict)
+    """The sockets where the other workers tell their metrics."""
     _began: float = attrs.field(init=False, factory=trio.current_time)
     _readers: set[Reader] = attrs.field(init=False, factory=set)
 
@@ -478,12 +490,22 @@ class Node:
 
     # life
 
-    def reload(self, config: Config, sources: Mapping[str, str] = NO_SOURCES) -> Change:
+    def reload(
+        self,
+        config: Config,
+        sources: Mapping[str, str] = NO_SOURCES,
+        keys: Sequence[Key] | None = None,
+    ) -> Change:
         """Go by another config, with the `sources` of its values; atomic. Settings that need a restart
-        stay, and are named in the log."""
+        stay, and are named in the log.
+
+        `keys` are those by its rules of tokens, read anew. Without them these rules stay, too.
+        """
         if (config.log_format, config.log_level) != (self.config.log_format, self.config.log_level):
             reconfigure(config.log_format, config.log_level)  # before others bind their loggers
-        change = self.services.settings.replace(config, sources)
+        change = self.services.settings.replace(config, sources, with_tokens=keys is not None)
+        if keys is not None:
+            self.services.tokens.rules, self.services.tokens.keys = config.tokens, keys
         for session in self.services.router.hub.sessions:
             session.look_at = 0.0  # by what holds now
         if change.refused:
@@ -517,10 +539,16 @@ class Node:
         """Let the engine know which fds were given out."""
         self.services.router.engine.note_fds(self.next_fd)
 
-    def shut_down(self) -> None:
-        """Tell every client that the broker stops, and who waits for something to happen."""
+    async def shut_down(self) -> None:
+        """Tell every client that the broker stops, `goodbye_rate` of them a second. Few are told at once."""
         self.traces.end_all()
-        for connection in list(self.services.connections.values()):
+        connections = list(self.services.connections.values())
+        spread = min(len(connections) / self.config.goodbye_rate, self.config.drain_seconds / 2)
+        began = trio.current_time()
+        for number, connection in enumerate(connections):
+            due = began + spread * number / len(connections)
+            if spread > GOODBYES_AT_ONCE and due - trio.current_time() > GOODBYE_STEP:
+                await trio.sleep_until(due)
             connection.shut_down()
 
     def end_readers(self) -> None:

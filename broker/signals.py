@@ -7,8 +7,11 @@ container, has no default action to fall back on, and would not hear a SIGTERM a
 | when | SIGTERM, SIGINT | SIGHUP |
 | --- | --- | --- |
 | it starts | the process ends at once: nobody is connected | is kept for later |
-| it serves | the first drains, the second cuts, the third ends it at once | reads the config anew |
+| it serves | the first drains, the second cuts, the third ends it at once | reads its files anew |
 | it is over | the process ends at once | nothing |
+
+SIGHUP is also how a terminal says that it ends. That is the end of a broker that was started there,
+and known by this: the terminal is gone by then. Whoever sends it to a service means a reload.
 
 That is the command's process. For a program that calls `Broker.run` the handler stands for as long as
 that serves.
@@ -58,6 +61,8 @@ class Signals:
         self.before_exit: Callable[[], object] = lambda: None
         """Called before the process ends at once; must itself end soon."""
         self._installed: dict[int, _Handler] = {}
+        self._terminals: list[int] = []
+        """Which of stdin, stdout and stderr were a terminal at the start."""
         self._begin()
 
     def _begin(self) -> None:
@@ -71,6 +76,7 @@ class Signals:
     def install(self) -> None:
         """Handle SIGTERM, SIGINT and SIGHUP from now on. Main thread only."""
         if not self._installed:
+            self._terminals = [number for number in range(3) if os.isatty(number)]
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 # None stands for a handler that was not set by Python, and cannot be put back.
                 self._installed[number] = signal.signal(number, self._handle) or signal.SIG_DFL
@@ -99,16 +105,9 @@ class Signals:
         self._give_back(signal.SIGINT)
         self._give_back(signal.SIGHUP)
 
-    def begin_serving(self, *, reloads: bool) -> None:
-        """Say that this process serves; nobody is connected yet, so a signal still ends it.
-
-        Where it has no file to read anew, SIGHUP is left to be the end of a terminal.
-        """
+    def begin_serving(self) -> None:
+        """Say that this process serves; nobody is connected yet, so a signal still ends it."""
         self._ends_with = lambda _: 0
-        if not reloads:
-            self._give_back(signal.SIGHUP)
-            if self._is_hung_up:
-                signal.raise_signal(signal.SIGHUP)
 
     def hand_over(
         self, deliver: Callable[[Order], object], report: Callable[[str], object]
@@ -134,7 +133,7 @@ class Signals:
             signal.signal(number, before)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if number == signal.SIGHUP:
+        if number == signal.SIGHUP and not _is_gone(self._terminals):
             if self._deliver is None:
                 self._is_hung_up = True
             else:
@@ -168,6 +167,11 @@ class Signals:
     def _exit(self, status: int) -> None:
         self.before_exit()
         os._exit(status)
+
+
+def _is_gone(terminals: list[int]) -> bool:
+    """Whether a terminal that was there has ended: then it is none any more."""
+    return any(not os.isatty(number) for number in terminals)
 
 
 def _status_by_number(number: int) -> int:

@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 
 from broker.cli.main import main
 from broker.config.described import TABLES, described
-from broker.errors import CloseCode, ErrorCode, UnsubscribeCode
+from broker.errors import CloseCode, ErrorCode, UnsubscribeCode, clients_stay_away
 from broker.version import VERSION
 
 project = "trio-broker"
@@ -94,7 +94,7 @@ def _codes() -> str:
         [
             f"`{c:d}`",
             _words(c.name),
-            "" if 3500 <= c <= 3999 or 4500 <= c <= 4999 else "yes",
+            "" if clients_stay_away(c) else "yes",
         ]
         for c in sorted(CloseCode)
     ]

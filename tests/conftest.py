@@ -126,6 +126,23 @@ async def subscribe(peer: Peer, topic: str, group: object = None, **fields: obje
     return reply["subscribe"]
 
 
+ADMIN_KEY = "the-key-of-operators"
+VIEW_KEY = "the-key-of-those-who-look"
+
+
+async def log_in(net: Network, key: str = ADMIN_KEY) -> Peer:
+    """An operator at the dashboard's door. Raises `Closed` where the key does not let him in."""
+    peer = await net.open_websocket("/admin/websocket")
+    reply = await peer.request(connect={"data": {"key": key}})
+    assert reply["connect"]["subs"] == {"$admin": {}}, reply
+    return peer
+
+
+async def told(peer: Peer) -> Any:
+    """The next that an operator is told of its own accord."""
+    return (await next_pub(peer))["data"]
+
+
 async def next_pub(peer: Peer) -> Any:
     """The publication that has to come next."""
     return (await peer.receive_json())["push"]["pub"]

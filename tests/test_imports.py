@@ -24,7 +24,7 @@ COMPARTMENTS = (
     ("routing", "webhooks"),
     ("session",),
     ("node",),
-    ("http", "cluster"),
+    ("http", "admin", "cluster"),
     ("app",),
     ("cli", "testing", "__init__"),
     ("__main__",),

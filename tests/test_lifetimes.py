@@ -133,6 +133,53 @@ async def objects(peer: Peer) -> AsyncIterator[Any]:
         yield closed.code
 
 
+async def test_before_a_stop_balancers_are_told_and_all_goes_on(autojump_clock: MockClock) -> None:
+    broker = Broker(Config(drain_notice_seconds=10))
+
+    async def status(net: Network, path: str) -> str:
+        async with await net.connect() as peer:
+            await peer.send(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            return (await peer.receive_head()).split()[1]
+
+    async with open_test_broker(broker) as net:
+        early = await net.open_plain()
+        assert [await status(net, path) for path in ("/readyz", "/healthz")] == ["200", "200"]
+        began = trio.current_time()
+        broker.stop()
+        await trio.sleep(9)
+        assert [await status(net, path) for path in ("/readyz", "/healthz")] == ["503", "200"]
+        late = await net.open_plain()
+        for peer in (early, late):
+            assert await peer.receive_close() == (1001, "shutdown")
+            assert trio.current_time() - began == pytest.approx(10, abs=0.5)
+            await peer.aclose()
+
+
+@pytest.mark.parametrize(
+    ("clients", "rate", "seconds"), [(50, 1000, 0), (200, 100, 2), (200, 1, 2.5)]
+)
+async def test_goodbyes_are_spread_where_many_would_come_back_at_once(
+    autojump_clock: MockClock, clients: int, rate: float, seconds: float
+) -> None:
+    """Over no more than half of what a stop has, whatever the rate."""
+    broker, heard = Broker(Config(goodbye_rate=rate, drain_seconds=5)), []
+
+    async def follow(peer: Peer) -> None:
+        assert await peer.receive_close() == (1001, "shutdown")
+        heard.append(trio.current_time())
+        await peer.aclose()
+
+    async with trio.open_nursery() as nursery:
+        async with open_test_broker(broker) as net:
+            for _ in range(clients):
+                nursery.start_soon(follow, await net.open_plain())
+            began = trio.current_time()
+    assert len(heard) == clients
+    assert max(heard) - began == pytest.approx(seconds, abs=0.1)
+    lots = Counter(round(when - began, 1) for when in heard)
+    assert max(lots.values()) <= max(clients / max(1, 10 * seconds) * 1.5, 50)
+
+
 @pytest.mark.parametrize("make_pair", [trio.testing.memory_stream_pair, LOCKSTEP])
 async def test_a_peer_that_does_not_leave_at_a_stop_is_cut_at_the_drain_deadline(
     autojump_clock: MockClock, make_pair: Any

@@ -51,21 +51,18 @@ def test_a_block_leaves_handlers_as_they_were() -> None:
     assert [signal.getsignal(number) for number in NUMBERS] == before
 
 
-def test_a_client_has_ctrl_c_back_and_serving_without_a_file_the_terminals_end(
-    handled: Signals,
-) -> None:
-    handled.begin_serving(reloads=True)
+def test_a_client_has_ctrl_c_and_the_terminals_end_back(handled: Signals) -> None:
+    handled.begin_serving()
     assert signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL
-    handled.begin_serving(reloads=False)
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
     handled.begin_client()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
 
 
 def test_signals_while_serving_are_delivered_in_order(handled: Signals) -> None:
     orders: list[Order] = []
-    handled.begin_serving(reloads=True)
+    handled.begin_serving()
     signal.raise_signal(signal.SIGHUP)
     signal.raise_signal(signal.SIGHUP)
     handled.hand_over(orders.append, lambda _: None)
@@ -100,7 +97,7 @@ def test_when_it_is_over_a_signal_ends_it_with_1() -> None:
         "import signal\n"
         "from broker.signals import process\n"
         "process.install()\n"
-        "process.begin_serving(reloads=False)\n"
+        "process.begin_serving()\n"
         "process.hand_over(print, print)\n"
         "process.before_exit = lambda: print('flushed', flush=True)\n"
         "process.take_back()\n"

@@ -21,6 +21,7 @@ import trio
 from broker.access.keys import Key, keys_of_jwks, load_keys
 from broker.access.tokens import Tokens
 from broker.config.settings import Config, TokenRules
+from broker.core.scopes import name_scope
 from broker.errors import KeysUnavailable
 from broker.transport.http_client import open_http_client, reason_of
 
@@ -138,6 +139,7 @@ async def open_tokens(config: Config, now: Callable[[], float]) -> AsyncGenerato
         open_http_client("tokens.jwks_url", "jwks") as client,
         trio.open_nursery() as nursery,
     ):
+        name_scope(nursery, "tokens")
         jwks = Jwks(partial(fetch_text, client, rules.jwks_url), rules)
         nursery.start_soon(jwks.run)
         yield Tokens(rules, keys, now, jwks)

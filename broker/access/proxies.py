@@ -1,7 +1,8 @@
 """Proxies of ours: the peers that may say for whom they ask.
 
 Anybody can send `X-Forwarded-For`. It tells something only where the peer that sent it is known to
-write it itself: a proxy that the settings name.
+write it itself: a proxy that the settings name, and in the header that they name. Any other header
+of the kind is what a client made up, as its proxy passes on what it does not know.
 
 Rules:
 
@@ -12,9 +13,9 @@ Rules:
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Final, TypeAlias
+from typing import Final, Self, TypeAlias
 
 import attrs
 
@@ -25,6 +26,7 @@ UNIX: Final = "unix"
 """Stands for every peer on a Unix socket: who reaches it is for the permissions of its directory."""
 
 FORWARDED_FOR: Final = "x-forwarded-for"
+FORWARDED: Final = "forwarded"
 REAL_IP: Final = "x-real-ip"
 
 _SET_BY_PROXIES: Final = re.compile(
@@ -38,43 +40,67 @@ def is_set_by_proxies(header: str) -> bool:
     return _SET_BY_PROXIES(header) is not None
 
 
+class ClientAddress(str):
+    """The address of a client, as a proxy of ours has passed it on; `via` is the proxy's own."""
+
+    __slots__ = ("via",)
+
+    via: str
+
+    def __new__(cls, address: str, via: str) -> Self:
+        made = super().__new__(cls, address)
+        made.via = via
+        return made
+
+
+def peer_of(address: str) -> str:
+    """The address of whoever has opened the connection: of the proxy, where one has passed on the
+    client's."""
+    return address.via if isinstance(address, ClientAddress) else address
+
+
 @attrs.frozen
 class TrustedProxies:
     """The proxies that the settings name. `trusted_proxies` makes one."""
 
     networks: tuple[Network, ...]
     unix: bool
+    header: str = FORWARDED_FOR
+    """Where they write for whom they ask, in lower case."""
 
     def trusts(self, peer: str) -> bool:
         """Whether a connection's peer, `HOST:PORT` or `unix`, is one of them."""
         host = host_of(peer)
         return self.unix and peer == UNIX if host is None else self._is_ours(host)
 
-    def client_of(self, peer: str, headers: Mapping[str, str]) -> Address | None:
-        """The address of the client that is behind a connection; None where nobody knows it: over a
-        Unix socket, or where a proxy passes on none that can be read. `headers` have lower-case
-        names."""
+    def address_of(self, peer: str, header: Callable[[str], str | None]) -> str:
+        """The address of the client that is behind a connection: a `ClientAddress` where a proxy of
+        ours has passed it on, else the peer's. `header` looks one up by its lower-case name."""
         if not self.trusts(peer):
-            return host_of(peer)
-        passed_on = headers.get(FORWARDED_FOR) or headers.get(REAL_IP) or ""
-        for text in reversed(passed_on.split(",")):
-            address = host_of(text.strip())
+            return peer
+        client = self.client_in(header(self.header) or "")
+        return peer if client is None else ClientAddress(str(client), peer)
+
+    def client_in(self, passed_on: str) -> Address | None:
+        """The address of the client in what a proxy has passed on; None where there is none, or one
+        that cannot be read."""
+        split = _split_forwarded if self.header == FORWARDED else _split_list
+        for text in reversed(split(passed_on)):
+            address = host_of(text)
             if address is None or not self._is_ours(address):
                 return address
         return None
 
-    def party_of(
-        self, user: str, peer: str, headers: Callable[[], Mapping[str, str]], alone: str
-    ) -> str:
+    def party_of(self, user: str, address: str, alone: str) -> str:
         """The party that something counts for: its user, else the address that it comes from, else,
-        where no address tells people apart, `alone`. `headers` is asked where a proxy is trusted.
+        where no address tells people apart, `alone`: over a Unix socket, or where a proxy has not said.
 
         Of IPv6 the first 64 bits are one address, as one subscriber has so many. What comes from this
         machine is as a rule what a proxy passes on.
         """
         if user:
             return f"user {user!r}"
-        client = self.client_of(peer, headers() if self.trusts(peer) else {})
+        client = None if self.trusts(address) else host_of(address)
         if client is None or client.is_loopback:
             return alone
         if isinstance(client, ipaddress.IPv6Address):
@@ -86,12 +112,47 @@ class TrustedProxies:
 
 
 @lru_cache(maxsize=16)  # a broker has one, and another after a reload
-def trusted_proxies(entries: tuple[str, ...]) -> TrustedProxies:
-    """The proxies of the setting of that name, whose entries have been checked."""
+def trusted_proxies(entries: tuple[str, ...], header: str = FORWARDED_FOR) -> TrustedProxies:
+    """The proxies of the settings `trusted_proxies` and `proxy_header`, which have been checked."""
     networks = tuple(ipaddress.ip_network(entry) for entry in entries if entry != UNIX)
-    return TrustedProxies(networks, UNIX in entries)
+    return TrustedProxies(networks, UNIX in entries, header)
 
 
+def _split_list(passed_on: str) -> list[str]:
+    return [text.strip() for text in passed_on.split(",")]
+
+
+# RFC 7239 section 4: `for=192.0.2.43;proto=http, for="[2001:db8::17]:4711"`. In quotes may stand a comma, and a
+# `for=` of whoever named the host.
+_PIECE: Final = re.compile(r'([^ \t,;="]+)=("(?:[^"\\]|\\.)*"|[^ \t,;"]*)|([,;])|[ \t]+')
+
+
+def _split_forwarded(passed_on: str) -> list[str]:
+    """What stands behind `for=`, element by element, and "" where there is none; "" alone for what is
+    no such list. Linear."""
+    found, at = [""], 0
+    while at < len(passed_on):
+        piece = _PIECE.match(passed_on, at)
+        if piece is None:
+            return [""]
+        at = piece.end()
+        if piece[3] == ",":
+            found.append("")
+        elif piece[1] is not None and piece[1].lower() == "for":
+            found[-1] = piece[2].strip('"')
+    return found
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of an address as text, without brackets; 0 and "" where there is none."""
+    host = host_of(text)
+    if host is None:
+        return "", 0
+    found = _PORT(text) if "]" in text or text.count(":") == 1 else None
+    return str(host), int(found[1]) if found else 0
+
+
+_PORT: Final = re.compile(r":([0-9]+)$").search
 _BRACKETED: Final = re.compile(r"\[([^]]*)\](?::[0-9]*)?").fullmatch
 _WITH_PORT: Final = re.compile(r"([0-9.]+):[0-9]+").fullmatch
 

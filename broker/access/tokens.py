@@ -271,9 +271,12 @@ class KeySource(Protocol):
         """The key of that name; None if there is none. Raises `KeysUnavailable`."""
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class Tokens:
-    """Verifies tokens by the settings. `now` is the wall clock, in Unix seconds."""
+    """Verifies tokens by the settings. `now` is the wall clock, in Unix seconds.
+
+    `rules` and `keys` may be replaced at any time, both at once: they count from the next token on.
+    """
 
     rules: TokenRules
     keys: Sequence[Key]

@@ -17,8 +17,8 @@ import base64
 import os
 import ssl
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import attrs
@@ -27,6 +27,7 @@ import trio
 
 from broker.client import CONNECT_SECONDS
 from broker.client.address import host_header, opener, split_url
+from broker.client.client import CLOSE_SECONDS
 from broker.config.settings import Config
 from broker.core.topics import check_topic
 from broker.errors import CannotConnect, ClientError
@@ -120,9 +121,9 @@ async def measure(plan: Plan, on_progress: Callable[[int, float], None]) -> Resu
 
 
 async def _measure(plan: Plan, on_progress: Callable[[int, float], None]) -> Result:
-    async with AsyncExitStack() as stack:
-        subscribers = await _open_all(plan, plan.subscribers, stack, subscribe=True)
-        publishers = await _open_all(plan, plan.publishers, stack, subscribe=False)
+    async with _goodbyes() as opened:
+        subscribers = await _open_all(plan, plan.subscribers, opened, subscribe=True)
+        publishers = await _open_all(plan, plan.publishers, opened, subscribe=False)
         meter = _Meter(plan)
         async with trio.open_nursery() as listening:
             for connection in subscribers:
@@ -219,6 +220,8 @@ class _Connection:
     stream: trio.abc.Stream
     url: str
     unread: bytes = b""
+    is_open: bool = False
+    """After the handshake, so that a Close frame can be sent."""
 
     async def send(self, *commands: object) -> None:
         await self.stream.send_all(
@@ -263,22 +266,52 @@ def _why(data: bytes) -> str:
 
 
 def _masked(payload: bytes) -> bytes:
-    """One text frame as a client sends it (RFC 6455 section 5.3)."""
+    """One text frame as a client sends it."""
     frame = frames.text_frame(payload)
-    head = len(frame) - len(payload)
+    return _as_client(frame, len(frame) - len(payload))
+
+
+def _as_client(frame: bytes, head: int) -> bytes:
+    """A frame as a client sends it (RFC 6455 section 5.3); `head` are the bytes before its payload."""
     mask = os.urandom(4)
-    return bytes((frame[0], frame[1] | 0x80)) + frame[2:head] + mask + frames.unmask(payload, mask)
+    masked = frames.unmask(frame[head:], mask)
+    return bytes((frame[0], frame[1] | 0x80)) + frame[2:head] + mask + masked
+
+
+@asynccontextmanager
+async def _goodbyes() -> AsyncGenerator[list[_Connection]]:
+    """Connections that are put on this list are closed when the block ends: with 1000, as a client does,
+    and by force after `CLOSE_SECONDS`."""
+    opened: list[_Connection] = []
+    try:
+        yield opened
+    finally:
+        with trio.move_on_after(CLOSE_SECONDS, shield=True):
+            async with trio.open_nursery() as leaving:
+                for connection in opened:
+                    if connection.is_open:
+                        leaving.start_soon(_say_goodbye, connection.stream)
+        with trio.CancelScope(shield=True):  # which waits for nobody
+            for connection in opened:
+                await trio.aclose_forcefully(connection.stream)
+
+
+async def _say_goodbye(stream: trio.abc.Stream) -> None:
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+        await stream.send_all(_as_client(frames.close_frame(1000), 2))
+        while await stream.receive_some(_READ):
+            pass
 
 
 async def _open_all(
-    plan: Plan, count: int, stack: AsyncExitStack, *, subscribe: bool
+    plan: Plan, count: int, all_opened: list[_Connection], *, subscribe: bool
 ) -> list[_Connection]:
     opened: list[_Connection] = []
     limiter = trio.CapacityLimiter(OPENING_AT_ONCE)
 
     async def open_one() -> None:
         async with limiter:
-            opened.append(await _open(plan, stack, subscribe=subscribe))
+            opened.append(await _open(plan, all_opened, subscribe=subscribe))
 
     async with trio.open_nursery() as nursery:
         for _ in range(count):
@@ -286,13 +319,13 @@ async def _open_all(
     return opened
 
 
-async def _open(plan: Plan, stack: AsyncExitStack, *, subscribe: bool) -> _Connection:
+async def _open(plan: Plan, opened: list[_Connection], *, subscribe: bool) -> _Connection:
     host, port, resource = split_url(plan.url)
     try:
         with trio.fail_after(CONNECT_SECONDS):
             stream = await opener(plan.url, plan.ssl_context)(host, port)
-            stack.push_async_callback(trio.aclose_forcefully, stream)
             connection = _Connection(stream, plan.url)
+            opened.append(connection)
             key = base64.b64encode(os.urandom(16)).decode()
             request = (
                 f"GET {resource} HTTP/1.1\r\nHost: {host_header(host, port)}\r\n"
@@ -304,6 +337,7 @@ async def _open(plan: Plan, stack: AsyncExitStack, *, subscribe: bool) -> _Conne
             status = connection.unread.partition(b"\r\n")[0][:200].decode("latin-1")
             if " 101 " not in f"{status} ":
                 raise BenchFailed(f"{plan.url} is no WebSocket broker: it said {status!r}")
+            connection.is_open = True
             await connection.send({"id": 1, "connect": {"token": plan.token}})
             await connection.wait_for(b'{"id":1,"connect"')
             if subscribe:

@@ -3,7 +3,7 @@
 import gc
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,11 +23,23 @@ from broker.cli.errors import (
     origin_of,
     single_cause,
 )
+from broker.cli.seat import Given, Seat, as_worker, take_given
+from broker.cli.supervisor import supervise
+from broker.cli.systemd import Notifier, take_listen_fds
 from broker.config.loading import Loaded, load_with_sources
 from broker.config.settings import Config, LogFormat, LogLevel, TopicRules
+from broker.core.scopes import name_scope
 from broker.core.session import SlowRule
 from broker.errors import ConfigError
 from broker.signals import CUT_SHORT
+from broker.transport.listeners import (
+    AnyListener,
+    listening_on,
+    read_certificate,
+    secure,
+    take_sockets,
+)
+from broker.transport.places import open_api_sockets
 
 if TYPE_CHECKING:
     from broker.app import Broker
@@ -60,7 +72,19 @@ def _setting(flag: str, words: str, *, field: str, **settings: Any) -> Callable[
 _SETTINGS: Final = (
     _setting("--host", "Address or name to listen on.", field="host"),
     _setting("--port", "TCP port; 0 lets the system choose.", field="port", type=int),
+    _setting(
+        "--api-listen", "A place of its own for the API, metrics and health: localhost:9502.",
+        field="api_listen",
+    ),
     _setting("--unix", "Listen on this Unix socket instead of TCP.", field="unix", type=_PATH),
+    _setting(
+        "--unix-mode", "Who may connect to the Unix socket, as for chmod: 0660.", field="unix_mode"
+    ),
+    _setting("--unix-group", "The group of the Unix socket, such as www-data.", field="unix_group"),
+    _setting(
+        "--workers", "Processes that serve, on one port, joined by Redis.",
+        field="workers", type=int,
+    ),
     _setting("--tls-cert", "PEM file: certificate and chain.", field="tls_cert", type=_PATH),
     _setting("--tls-key", "PEM file: the certificate's key.", field="tls_key", type=_PATH),
     _setting(
@@ -152,31 +176,47 @@ def serve(app: str | None, file: Path | None, **options: object) -> None:
     options. Without it the built-in app answers every plain message.
 
     The first signal drains: clients are told, what is queued is delivered, then the exit status
-    is 0. The second signal ends it at once, with status 1. With --config, SIGHUP reads the file
-    again and nobody is disconnected.
+    is 0. The second signal ends it at once, with status 1. SIGHUP reads the settings, the TLS
+    certificate and the keys of tokens again, and nobody is disconnected.
     """
     with signals.process.installed():
         _serve_with(app, file, options)
 
 
 def _serve_with(app: str | None, file: Path | None, options: Mapping[str, object]) -> None:
-    signals.process.begin_serving(reloads=file is not None)
+    signals.process.begin_serving()
     signals.process.before_exit = logs.flush
+    given, inherited, notifier = take_given(), take_listen_fds(), Notifier.of()
     overrides: dict[str, Any] = {"topics": {}}
     for key, value in options.items():
         if value is not None and value != ():
             (overrides["topics"] if key in _TOPIC_RULES else overrides)[key] = value
     broker = None if app is None else _find(app)
     base = None if broker is None else broker.config
-    try:
+
+    def read() -> Loaded:
         loaded = load_with_sources(file, overrides, base=base)
+        if given is not None:
+            return attrs.evolve(loaded, config=as_worker(given, loaded.config))
+        return attrs.evolve(loaded, config=listening_on(loaded.config, inherited))
+
+    try:
+        loaded = read()
     except ConfigError as error:
         raise Mistake(str(error)) from error
     config = loaded.config
-    logs.configure(config.log_format, config.log_level)
+    worker = None if given is None else given.number
+    logs.configure(config.log_format, config.log_level, worker=worker)
     logs.capture_strays()
-    for unknown in loaded.unknown:
-        log.warning("unknown_setting", detail=str(unknown))
+    if given is None:
+        for unknown in loaded.unknown:
+            log.warning("unknown_setting", detail=str(unknown))
+    if given is None and config.workers > 1:
+        places = [] if broker is None else broker.places[1:]
+        status = _run(partial(supervise, config, places, inherited, notifier))
+        if status:
+            sys.exit(status)
+        return
     if broker is None:
         from broker.cli import default_app as builtin
 
@@ -187,20 +227,20 @@ def _serve_with(app: str | None, file: Path | None, options: Mapping[str, object
     # And it is never long at it: 50,000 objects that stay are walked in 10 ms, 500,000 in 60.
     gc.freeze()
     gc.set_threshold(10_000, 5, 500)
-    source = (
-        None
-        if file is None
-        else _Source(file, partial(load_with_sources, file, overrides, base=base))
-    )
-    status = _run(broker, source)
+    broker.worker = worker
+    source = _Source("the settings" if file is None else str(file), read)
+    if given is None:
+        status = _run(partial(_serve_alone, broker, source, inherited, notifier))
+    else:
+        status = _run(partial(_serve_as_worker, broker, source, given))
     if status:
         sys.exit(status)
 
 
-def _run(broker: "Broker", source: "_Source | None") -> int:
+def _run(main: Callable[[], Awaitable[int]]) -> int:
     """Serve until the end; return the exit status. Raises `Mistake`, and what is a bug."""
     try:
-        return 0 if trio.run(_serve, broker, source) else CUT_SHORT
+        return trio.run(main)
     except BaseException as error:  # around `trio.run` nothing is cancelled
         ending = ending_cause(error)
         if ending is not None:
@@ -221,14 +261,68 @@ def _run(broker: "Broker", source: "_Source | None") -> int:
 class _Source:
     """Where the config comes from, and what reads it anew."""
 
-    file: Path
+    name: str
     read: Callable[[], Loaded]
 
 
-async def _serve(broker: "Broker", source: _Source | None) -> bool:
-    """Serve until a signal; True if everybody was told, False if a second one cut it short.
+async def _serve_alone(
+    broker: "Broker", source: _Source, inherited: Sequence[int], notifier: Notifier
+) -> int:
+    """Serve in this one process; the exit status. systemd, if it is there, is told how it goes."""
+    listeners, api_listeners = None, list[AnyListener]()
+    if inherited:
+        broker.tls_context = await read_certificate(broker.config)
+        listeners = secure(take_sockets(inherited), broker.tls_context)
+        api_listeners += await open_api_sockets(broker.config)
+    async with trio.open_nursery() as watch:
 
-    Until the broker serves nobody is connected, and a signal ends the process where it stands.
+        def begin(addresses: list[str]) -> None:
+            notifier.ready(f"serves on {', '.join(addresses)}")
+            if notifier.watchdog_seconds is not None:
+                watch.start_soon(notifier.keep_alive, notifier.watchdog_seconds / 2)
+
+        status = await _serve(broker, source, listeners, begin, notifier, api_listeners)
+        watch.cancel_scope.cancel()
+    return status
+
+
+async def _serve_as_worker(broker: "Broker", source: _Source, given: Given) -> int:
+    """Serve as one of several workers; the exit status."""
+    seat = Seat.open(given)
+    broker.tls_context = await read_certificate(broker.config)
+    listeners, gate = seat.open_listeners(broker.tls_context)
+    async with seat.leash, trio.open_nursery() as watch:
+
+        async def see_to_an_end() -> None:
+            await seat.wait_abandoned()
+            log.error("abandoned", detail="the supervisor has gone: no more connections")
+            broker.stop()
+
+        def begin(addresses: list[str]) -> None:
+            gate.count = partial(len, broker.node.services.admission)
+            watch.start_soon(gate.beat, lambda: broker.draining)
+            watch.start_soon(seat.join, broker.node)
+            watch.start_soon(seat.tell_ready, addresses)
+            watch.start_soon(see_to_an_end)
+
+        api_listeners = secure(take_sockets(given.api_sockets), None)
+        status = await _serve(broker, source, listeners, begin, Notifier(), api_listeners)
+        watch.cancel_scope.cancel()
+    return status
+
+
+async def _serve(
+    broker: "Broker",
+    source: _Source,
+    listeners: list[AnyListener] | None,
+    begin: Callable[[list[str]], None],
+    notifier: Notifier,
+    api_listeners: list[AnyListener] | None = None,
+) -> int:
+    """Serve until a signal; 0 if everybody was told, `CUT_SHORT` if a second one cut it short.
+
+    Until the broker serves nobody is connected, and a signal ends the process where it stands. `begin` is
+    called with the addresses in the step in which it serves.
     """
     from broker.app import serve_until_signal
 
@@ -240,36 +334,48 @@ async def _serve(broker: "Broker", source: _Source | None) -> bool:
 
     with hang_up, hung_up:
         async with trio.open_nursery() as watch:
-            if source is not None:
-                watch.start_soon(_reload_on_signal, broker, source, hung_up)
-            was_whole = await serve_until_signal(broker, reload)
+            name_scope(watch, "watch")
+            watch.start_soon(_reload_on_signal, broker, source, hung_up, notifier)
+            was_whole = await serve_until_signal(
+                broker,
+                reload,
+                listeners=listeners,
+                api_listeners=api_listeners,
+                on_serving=begin,
+                on_stop=notifier.stopping,
+            )
             watch.cancel_scope.cancel()
-    return was_whole
+    return 0 if was_whole else CUT_SHORT
 
 
 async def _reload_on_signal(
-    broker: "Broker", source: _Source, hang_ups: trio.MemoryReceiveChannel[None]
+    broker: "Broker",
+    source: _Source,
+    hang_ups: trio.MemoryReceiveChannel[None],
+    notifier: Notifier,
 ) -> None:
-    """Read the file in a thread, which is left to itself if the file system keeps it.
+    """Read files in a thread, which is left to itself if the file system keeps it.
 
     One at a time: a second thread would wait for the same file.
     """
     threads = trio.CapacityLimiter(1)
     kept = "the broker goes on with the old config"
     async for _ in hang_ups:
+        notifier.reloading()
         try:
             with trio.fail_after(RELOAD_SECONDS):
                 loaded = await trio.to_thread.run_sync(
                     source.read, abandon_on_cancel=True, limiter=threads
                 )
-            broker.reload(loaded.config, loaded.sources)
+                await broker.reload_files(loaded.config, loaded.sources)
         except ConfigError as error:
             log.error("reload_failed", detail=f"{error}; {kept}")
         except trio.TooSlowError:
             waited = f"not read within {RELOAD_SECONDS:g} s"
-            log.error("reload_failed", detail=f"{source.file}: {waited}; {kept}")
+            log.error("reload_failed", detail=f"{source.name}: {waited}; {kept}")
         except Exception:  # nobody who is connected has to pay for it
-            log.exception("reload_failed", detail=f"{source.file}: {kept}")
+            log.exception("reload_failed", detail=f"{source.name}: {kept}")
+        notifier.ready()
 
 
 def _find(app: str) -> "Broker":

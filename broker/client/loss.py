@@ -9,7 +9,7 @@ import trio
 import trio_websocket
 from wsproto.utilities import ProtocolError
 
-from broker.errors import CloseCode
+from broker.errors import CloseCode, clients_stay_away
 
 REASON_CHARACTERS = 500
 """Kept of a reason or message of the broker's: a Close frame carries 123 bytes, the longest of our
@@ -24,9 +24,7 @@ class Lost(Exception):
         super().__init__(code, reason)
         self.code = code
         self.reason = reason
-        # The ranges in which the official clients stay away.
-        stays_away = 3500 <= code <= 3999 or 4500 <= code <= 4999
-        self.final = stays_away if final is None else final
+        self.final = clients_stay_away(code) if final is None else final
 
 
 def shorten(text: str) -> str:
@@ -41,7 +39,7 @@ class TooLarge(Lost):
     """
 
     def __init__(self, what: str) -> None:
-        super().__init__(CloseCode.TOO_BIG, f"the broker sent {what}")
+        super().__init__(CloseCode.TOO_BIG, f"the broker sent {what}", final=False)
 
 
 def foreign(what: str, code: CloseCode = CloseCode.PROTOCOL_ERROR) -> Lost:

@@ -12,7 +12,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, get_args, get_origin, get_type_hints
@@ -76,18 +76,22 @@ def load_with_sources(
     values: dict[tuple[str, ...], Any] = {}
     sources: dict[str, str] = {}
 
-    def give(key: tuple[str, ...], value: object, source: str, prefix: str) -> None:
-        values[key] = _structure(prefix, key, value)
-        sources.update(dict.fromkeys(_names_in(key, values[key]), source))
+    def lay(layer: Mapping[tuple[str, ...], Any], source: Callable[[tuple[str, ...]], str]) -> None:
+        # A Unix socket is instead of a port: who says the one later means it.
+        if ("unix",) not in layer and not layer.keys().isdisjoint({("host",), ("port",)}):
+            values[("unix",)] = None
+            sources.pop("unix", None)
+        for key, value in layer.items():
+            place = source(key)
+            prefix = "" if place == COMMAND_LINE else f"{place}: "
+            values[key] = _structure(prefix, key, value)
+            sources.update(dict.fromkeys(_names_in(key, values[key]), place))
 
     if path is not None:
-        for key, value in _flat(_read(path)):
-            give(key, value, str(path), f"{path}: ")
+        lay(dict(_flat(_read(path))), lambda _: str(path))
     environ = os.environ if environ is None else environ
-    for key, value in _from_environ(environ):
-        give(key, value, _variable(key), f"{_variable(key)}: ")
-    for key, value in _flat(overrides):
-        give(key, value, COMMAND_LINE, "")
+    lay(dict(_from_environ(environ)), _variable)
+    lay(dict(_flat(overrides)), lambda _: COMMAND_LINE)
     secrets = [_variable(key) for key, field in _KEYS.items() if not field.repr]
     unknown = unknown_variables(environ, [*map(_variable, _KEYS)], secrets)
 

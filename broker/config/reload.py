@@ -15,7 +15,7 @@ from typing import Final
 
 import attrs
 
-from broker.config.settings import NEEDS_RESTART, Config
+from broker.config.settings import NEEDS_RESTART, Config, TokenRules
 
 FIXED: Final = tuple(
     field.name for field in attrs.fields(Config) if NEEDS_RESTART in field.metadata
@@ -32,19 +32,31 @@ class Change:
     refused: tuple[str, ...]
 
 
-def merge(old: Config, new: Config) -> Change:
-    """Lay over `old` what may change of `new`."""
+def merge(old: Config, new: Config, *, with_tokens: bool = False) -> Change:
+    """Lay over `old` what may change of `new`; `with_tokens`: the rules of tokens as well, whose keys
+    somebody has read."""
+    fixed = [name for name in FIXED if not (with_tokens and name == "tokens")]
     changed = [
         field.name
         for field in attrs.fields(Config)
         if getattr(old, field.name) != getattr(new, field.name)
     ]
-    kept = {name: getattr(old, name) for name in FIXED}
+    kept = {name: getattr(old, name) for name in fixed}
     return Change(
         attrs.evolve(new, **kept),
-        tuple(name for name in changed if name not in FIXED),
-        tuple(name for name in changed if name in FIXED),
+        tuple(name for name in changed if name not in fixed),
+        tuple(name for name in changed if name in fixed),
     )
+
+
+def renews(old: TokenRules, new: TokenRules) -> bool:
+    """Whether keys by `new` may take the place of those by `old` while tokens are verified: not where
+    another issuer would have to be asked, nor where tokens begin to count, or no longer do."""
+
+    def fixed(rules: TokenRules) -> object:
+        return rules.configured, rules.jwks_url, rules.jwks_seconds, rules.jwks_retry_seconds
+
+    return fixed(old) == fixed(new)
 
 
 NO_SOURCES: Final[Mapping[str, str]] = MappingProxyType({})
@@ -69,9 +81,15 @@ class Settings:
         """Have `on_change` called right after each change: for what must act on it at once."""
         self._watchers.append(on_change)
 
-    def replace(self, new: Config, sources: Mapping[str, str] = NO_SOURCES) -> Change:
+    def replace(
+        self,
+        new: Config,
+        sources: Mapping[str, str] = NO_SOURCES,
+        *,
+        with_tokens: bool = False,
+    ) -> Change:
         """Go by another config, as far as that needs no restart; atomic, and never waits."""
-        change = merge(self.config, new)
+        change = merge(self.config, new, with_tokens=with_tokens)
         self.config = change.config
         kept = {
             name: source for name, source in self.sources.items() if _is_of(name, change.refused)

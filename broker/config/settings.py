@@ -20,6 +20,7 @@ from broker.config.validators import (
     distinct_patterns,
     engine_url,
     event_kinds,
+    file_mode,
     first_fd,
     headers,
     host_name,
@@ -29,7 +30,9 @@ from broker.config.validators import (
     networks,
     number,
     origins,
+    path_prefix,
     paths,
+    place,
     positive,
     secret_text,
     signing_secret,
@@ -42,6 +45,7 @@ Askers = Literal["all", "subscribers", "users", "none"]
 """`subscribers` of the very topic, not of a pattern; `users`: all clients that are not anonymous."""
 Joiners = Literal["all", "users", "none"]
 """The same, for what one does before one is a subscriber."""
+ProxyHeader = Literal["x-forwarded-for", "x-real-ip", "forwarded"]
 LogFormat = Literal["console", "json", "article"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 FirstFd = int | Literal["clock"]
@@ -287,7 +291,19 @@ class Config:
     port: int = attrs.field(metadata=_LISTENING, default=9501, validator=number(0, 65535))
     """As in the Swoole tutorial. 0 lets the system choose."""
     unix: Path | None = attrs.field(default=None, metadata=_LISTENING)
-    """Listen on this Unix socket instead of TCP."""
+    """Listen on this Unix socket instead of TCP. Of `unix` and `host` or `port`, the layer that comes last
+    decides: `--port` on the command line beats `unix` in a file."""
+    unix_mode: str | None = attrs.field(default=None, metadata=_LISTENING, validator=file_mode)
+    """Who may connect to the Unix socket, in octal as for `chmod`: `"0660"` is its user and its group. Unset:
+    as the umask has it, or 0660 with `unix_group`."""
+    unix_group: str | None = attrs.field(default=None, metadata=_LISTENING)
+    """The group of the Unix socket, by name: that of a proxy which runs as another user, such as
+    `www-data`. The broker's user has to be a member of it."""
+    workers: int = attrs.field(
+        default=1, metadata=_needs_restart("the workers are there"), validator=number(1, 1024)
+    )
+    """Processes that serve, for `python -m broker`: one for each processor core at most. More than one are
+    nodes that share the sockets, joined by the Redis that `engine` names, or by one of their own."""
     tls_cert: Path | None = attrs.field(default=None, metadata=_LISTENING)
     """PEM file with the certificate and the chain above it; needs `tls_key` beside it. None:
     no TLS, which is right on loopback and behind a proxy."""
@@ -327,14 +343,37 @@ class Config:
     """Your proxies, whose `X-Forwarded-For` says for whom they ask: addresses (`192.0.2.7`), networks
     (`10.0.0.0/8`), `unix` for all that come over the Unix socket. None by default, loopback neither: a
     proxy that only passes on what it gets would pass on what a stranger made up."""
+    proxy_header: ProxyHeader = "x-forwarded-for"
+    """The header that they write. Others of the kind are what a client made up, as proxies pass on what they
+    do not know: name the one that yours sets."""
+    proxy_protocol: bool = False
+    """Whether they begin each connection with the PROXY protocol, version 1 or 2, as proxies do that pass
+    on bytes. Then that is owed; others may not send it."""
+    path_prefix: str = attrs.field(default="", validator=path_prefix)
+    """A path before all of ours, such as `/chat` where a proxy passes on `/chat/…` as it is: then
+    WebSockets are at `/chat/connection/websocket`. `/healthz` and `/readyz` are at the root as well."""
 
     api_key: str | None = attrs.field(default=None, validator=secret_text, repr=False)
     """The key that backends show as `X-API-Key` to use the HTTP API under `/api`. None: no such API.
     Better in `BROKER_API_KEY` than in a file that many can read."""
 
+    api_listen: str = attrs.field(default="", metadata=_LISTENING, validator=place)
+    """A place of its own for `/api`, `/metrics`, `/healthz` and `/readyz`, which the others then have not, but for
+    their health: `"localhost:9502"`, `"0.0.0.0:9502"`, `"unix:/run/broker-api.sock"`. So a firewall can
+    tell backends from clients. It speaks plain HTTP and asks for the same keys."""
+
     metrics_key: str | None = attrs.field(default=None, validator=secret_text, repr=False)
     """The key that opens `/metrics`, as a bearer token or as a password; so does `api_key`. With neither
     there are no metrics. Better in `BROKER_METRICS_KEY` than in a file that many can read."""
+
+    admin_key: str | None = attrs.field(default=None, validator=secret_text, repr=False)
+    """The key that lets an operator in at the dashboard, `/admin`, to look and to act. Without this and
+    `admin_view_key` there is no dashboard. Better in `BROKER_ADMIN_KEY` than in a file that many can
+    read."""
+
+    admin_view_key: str | None = attrs.field(default=None, validator=secret_text, repr=False)
+    """The key that lets somebody in at the dashboard to look at everything, payloads among it, and to
+    change nothing. Better in `BROKER_ADMIN_VIEW_KEY`."""
 
     # limits of one peer
     max_connections: int | None = attrs.field(default=None, validator=number(1, optional=True))
@@ -473,6 +512,13 @@ class Config:
     """How long a peer has to answer our Close."""
     drain_seconds: float = attrs.field(default=5.0, validator=number(0))
     """How long a stop waits for outboxes to empty: half of what Docker gives before SIGKILL."""
+    drain_notice_seconds: float = attrs.field(default=0.0, validator=number(0))
+    """How long `/readyz` answers 503 before a stop begins, and all else goes on as before: as long as a
+    balancer needs to notice, so that nobody is sent here to be refused. Two checks of it are enough. Comes on
+    top of `drain_seconds`."""
+    goodbye_rate: float = attrs.field(default=1000.0, validator=positive)
+    """Clients a second that a stop sends away, at least so many that all have heard of it after half of
+    `drain_seconds`: they come back at once, elsewhere, and a process takes some 2,000 a second."""
 
     # memory, over all
     max_memory_bytes: int | None = attrs.field(default=None, validator=number(1, optional=True))
@@ -543,6 +589,21 @@ class Config:
             raise ValueError(
                 f"{given} is {str(getattr(self, given))!r} but {missing} is not set: "
                 "TLS needs both, or neither"
+            )
+        if self.proxy_protocol and not self.trusted_proxies:
+            raise ValueError(
+                "proxy_protocol is true but trusted_proxies is not set: whose word counts? Name the "
+                'addresses of your proxies, or "unix"'
+            )
+        if self.workers > 1 and self.engine.startswith("sqlite:"):
+            raise ValueError(
+                f"workers is {self.workers} and engine is {self.engine!r}: a file belongs to one process. "
+                "Workers are joined by Redis: name one as the engine, or none to have one started"
+            )
+        if self.admin_key is not None and self.admin_key == self.admin_view_key:
+            raise ValueError(
+                "admin_key and admin_view_key are the same: who has the one may do all that the other "
+                "keeps him from; take two"
             )
         high, low = self.watermarks
         if not low < high <= self.outbox_bytes:

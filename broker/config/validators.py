@@ -12,6 +12,7 @@ import attrs
 import idna
 
 from broker.config.engine_url import parse_engine_url
+from broker.config.place import parse_place
 from broker.core.event_queue import CHOICES
 from broker.core.hosts import LITERALS, HostPattern, OriginPattern, normal_host
 from broker.core.names import RESERVED_NAMESPACES
@@ -80,6 +81,30 @@ def number(low: float, high: float = math.inf, *, optional: bool = False) -> Val
             raise ValueError(f"{field.name} is {value!r}: must be {bounds}")
 
     return check
+
+
+def path_prefix(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    if value and not (
+        isinstance(value, str) and re.fullmatch(r"(/[-._~!$&'()*+,=:@%0-9A-Za-z]+)+", value)
+    ):
+        raise ValueError(
+            f'{field.name} is {value!r}: must be like "/chat", without a slash at the end'
+        )
+
+
+def place(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    try:
+        if value:
+            parse_place(value)
+    except ValueError as error:
+        raise ValueError(f"{field.name} is {error}") from None
+
+
+def file_mode(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    if value is not None and not (
+        isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}", value, re.ASCII)
+    ):
+        raise ValueError(f'{field.name} is {value!r}: must be octal digits in quotes, as in "0660"')
 
 
 def positive(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:

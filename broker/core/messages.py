@@ -153,8 +153,7 @@ class PushResult(StrEnum):
 
 @attrs.frozen
 class ConnectionInfo:
-    """A snapshot of one connection. Times are in Unix seconds; that of the last bytes sent is right to a
-    second. `bytes_queued` and `messages_queued` wait for it. `app_name` and `app_version` are what
+    """A snapshot of one connection. Times are in Unix seconds. `bytes_queued` and `messages_queued` wait for it. `app_name` and `app_version` are what
     a Centrifuge client calls itself, the first 64 characters of each; empty for others."""
 
     fd: Fd

@@ -16,6 +16,7 @@ from broker.core.history import HistoryStore
 from broker.core.idempotency import IdempotentResults
 from broker.core.messages import Delivery, Fd, Position, Publication
 from broker.core.retained import Retained
+from broker.core.scopes import name_scope
 from broker.core.work import Meter
 from broker.engines.cluster import ALONE, Cluster
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
@@ -138,6 +139,7 @@ async def open_memory(
     """An engine for as long as the block; open it around everything that publishes."""
     engine = MemoryEngine(max_bytes, retained_bytes, first_fd)
     async with trio.open_nursery() as upkeep:
+        name_scope(upkeep, "engine")
         upkeep.start_soon(engine.expire, name="history expiry")
         try:
             yield engine

@@ -39,6 +39,7 @@ from broker.config.engine_url import EngineUrl, Sync
 from broker.config.settings import TopicRules
 from broker.core.history import History
 from broker.core.messages import Delivery, Fd, Position, Publication
+from broker.core.scopes import name_scope
 from broker.core.shares import text_bytes
 from broker.core.work import COMMAND, PUBLICATION, SLICE
 from broker.engines.engine import (
@@ -254,6 +255,7 @@ class SqliteEngine(Memory):
     @asynccontextmanager
     async def running(self, sink: Sink) -> AsyncGenerator[None]:
         async with trio.open_nursery() as nursery:
+            name_scope(nursery, "writer")
             nursery.start_soon(self._write, sink, name="engine writer")
             yield
             self._is_ending = True
@@ -703,6 +705,7 @@ async def open_sqlite(
         kept = engine.statistics().history
         log.info("engine_opened", file=str(path), publications=kept.publications)
         async with trio.open_nursery() as upkeep:
+            name_scope(upkeep, "engine")
             upkeep.start_soon(engine.expire, name="history expiry")
             try:
                 yield engine

@@ -21,6 +21,7 @@ import trio
 from broker.config.settings import WebhookRules
 from broker.core.event_queue import CHOICES, EventKind, EventQueue, EventStatistics
 from broker.core.messages import Fd
+from broker.core.scopes import name_scope
 from broker.events.feed import Feed
 from broker.hooks import EndsProcess, EventHook
 
@@ -122,6 +123,7 @@ async def open_events(
     epoch = new_epoch(started)
     feeds = []
     async with trio.open_nursery() as tasks:
+        name_scope(tasks, "events")
         for reader in readers:
             queue = EventQueue(node, epoch, started, rules.max_events, reader.kinds)
             feed = Feed(reader.name, queue)

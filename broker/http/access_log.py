@@ -15,7 +15,6 @@ import structlog
 import trio
 
 from broker.transport.head import Head
-from broker.transport.sockets import address_of
 
 log = structlog.get_logger("broker.http")
 
@@ -35,10 +34,9 @@ class Exchange:
     size: int = 0
 
     @classmethod
-    def begin(cls, stream: trio.abc.Stream, head: Head, *, is_logged: bool) -> "Exchange":
-        """A request has come. The address is taken now: after a reset there is nobody to ask."""
-        peer = address_of(stream) if is_logged else ""
-        return cls(head, is_logged, peer, trio.current_time())
+    def begin(cls, head: Head, address: str, *, is_logged: bool) -> "Exchange":
+        """A request has come from a client at this address."""
+        return cls(head, is_logged, address, trio.current_time())
 
     def note_sent(self, data: bytes) -> None:
         """Some of the answer goes out; its head may come behind that of a `100 Continue`."""

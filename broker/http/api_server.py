@@ -67,7 +67,7 @@ class BackendServer:
         stays_open = False
         try:
             source = _Source(stream, request.behind)
-            following = await self._serve(stream, source, request.head)
+            following = await self._serve(stream, source, request)
             stays_open = following is not None
             return following
         except HeadError:
@@ -83,13 +83,16 @@ class BackendServer:
                 await trio.aclose_forcefully(stream)
 
     async def _serve(
-        self, stream: trio.abc.Stream, source: "_Source", head: Head
+        self, stream: trio.abc.Stream, source: "_Source", request: Request
     ) -> Request | None:
         """The next request on the stream that is for others; None if nothing may follow."""
-        share = self._node.new_share()
+        share, head = self._node.new_share(), request.head
+        peer, address = address_of(stream), request.address
         while self._is_ours(head):
-            if not await self._answer(stream, source, head, share):
+            address = address or self._node.services.proxies.address_of(peer, head.header)
+            if not await self._answer(stream, source, head, address, share):
                 return None
+            address = ""
             following = await self._next_head(source)
             if following is None:
                 return None
@@ -122,14 +125,14 @@ class BackendServer:
         )
 
     async def _answer(
-        self, stream: trio.abc.Stream, source: "_Source", head: Head, share: Share
+        self, stream: trio.abc.Stream, source: "_Source", head: Head, address: str, share: Share
     ) -> bool:
         """Answer one request; whether another may follow."""
         is_logged = self._node.config.access_log
-        exchange = Exchange.begin(stream, head, is_logged=is_logged)
+        exchange = Exchange.begin(head, address, is_logged=is_logged)
         length = int(head.header("content-length") or 0)
         method = head.route.removeprefix(PREFIX)
-        answer = self._api.refuse(method, shown_key(head.header), address_of(stream))
+        answer = self._api.refuse(method, shown_key(head.header), address)
         if answer is None and length > BODY_BYTES:
             text = f"the body of a request has at most {BODY_BYTES} bytes"
             answer = ApiResponse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text.encode())

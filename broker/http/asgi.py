@@ -18,9 +18,11 @@ from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
+from broker.access.operators import DOOR, PAGE
 from broker.hooks import EndsProcess
 from broker.http.api import Api
-from broker.http.metrics import Metrics
+from broker.http.metrics import Metrics, exposition
+from broker.http.worker_metrics import exposition_of_all
 from broker.node import Node
 from broker.transport.head import route_of
 
@@ -37,6 +39,15 @@ SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+OPERATORS_PAGE = {
+    # No text becomes markup here, whatever a script does: trusted types allow none to make any.
+    "Content-Security-Policy": SECURITY["Content-Security-Policy"]
+    + "; require-trusted-types-for 'script'; trusted-types 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Robots-Tag": "noindex",
+}
+"""Besides `SECURITY`, of the page behind which everything can be seen and done."""
 ASK_EACH_TIME = {"Cache-Control": "no-cache"}  # the answer is a 304 while nothing has changed
 KEEP_FOR_A_YEAR = {"Cache-Control": "public, max-age=31536000, immutable"}
 
@@ -58,8 +69,8 @@ class _Assets(StaticFiles):
 
 
 def http_app(node: Node) -> Starlette:
-    """The ASGI app of a node: `/healthz`, `/readyz`, the app's hook, and behind it what we have ourselves:
-    `/`, `/static`, `/api`, `/metrics`, 426 on the WebSocket paths, 404. A hook that raises costs its peer a 500; the
+    """The ASGI app of a node: `/healthz` and `/readyz`, the app's hook, and behind it what we have ourselves:
+    `/`, `/static`, `/api`, `/metrics`, `/admin`, 426 on the WebSocket paths, 404. A hook that raises costs its peer a 500; the
     server logs it.
     """
 
@@ -72,20 +83,25 @@ def http_app(node: Node) -> Starlette:
         return JSONResponse({"status": "ok"})
 
     async def ready(request: Request) -> Response:
-        engine = node.stats().engine
-        if node.draining:
-            reason = "the broker stops"
-        elif engine.failing and node.router.engine.durability == "shared":
-            reason = f"nothing is kept: {engine.failing}"  # another node may be better off
-        else:
-            return JSONResponse({"status": "ready"})
-        body = {"status": "not ready", "reason": reason}
-        return JSONResponse(body, HTTPStatus.SERVICE_UNAVAILABLE)
+        if node.draining or node.services.leaving:
+            return JSONResponse({"status": "draining"}, HTTPStatus.SERVICE_UNAVAILABLE)
+        failing = node.stats().engine.failing
+        if failing and node.router.engine.durability == "shared":  # another may be better off
+            body = {"status": "not ready", "reason": f"nothing is kept: {failing}"}
+            return JSONResponse(body, HTTPStatus.SERVICE_UNAVAILABLE)
+        return await health(request)
 
     async def page(request: Request) -> Response:
         if not node.config.demo_page:
             return _text(HTTPStatus.NOT_FOUND, "Nothing is here.")
         return FileResponse(HERE / "pages" / "index.html", headers=SECURITY | ASK_EACH_TIME)
+
+    async def admin(request: Request) -> Response:
+        if not node.services.operators.enabled:
+            text = "The dashboard is off: set admin_key, or BROKER_ADMIN_KEY, to turn it on."
+            return _text(HTTPStatus.NOT_FOUND, text)
+        headers = SECURITY | OPERATORS_PAGE | ASK_EACH_TIME
+        return FileResponse(HERE / "pages" / "admin.html", headers=headers)
 
     async def upgrade_required(request: Request) -> Response:
         return _text(
@@ -94,6 +110,13 @@ def http_app(node: Node) -> Starlette:
             "client. There is a page to try it at /.",
             {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"},
         )
+
+    async def metrics() -> bytes:
+        return await (exposition_of_all if node.others else exposition)(node)
+
+    async def door(request: Request) -> Response:
+        enabled = node.services.operators.enabled
+        return await (upgrade_required if enabled else admin)(request)
 
     def both(path: str, answer: Endpoint, methods: list[str]) -> list[Route]:
         """A slash at the end makes no difference, as for WebSockets."""
@@ -105,7 +128,9 @@ def http_app(node: Node) -> Starlette:
             Route("/", page),
             Mount("/static", _Assets(directory=HERE / "static")),
             *both("/api/{method}", Api(node).__call__, ["POST"]),
-            *both("/metrics", Metrics(node).__call__, ["GET"]),
+            *both("/metrics", Metrics(node, metrics).__call__, ["GET"]),
+            *both(PAGE, admin, ["GET"]),
+            *both(DOOR, door, methods),
             *(
                 route
                 for path in map(route_of, node.config.websocket_paths)

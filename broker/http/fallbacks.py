@@ -171,7 +171,7 @@ class Fallbacks:
             return await self._http(stream, request)
         check_page(services, head)
         cors = _cors(head)
-        exchange = Exchange.begin(stream, head, is_logged=services.config.access_log)
+        exchange = Exchange.begin(head, address, is_logged=services.config.access_log)
         try:
             answering = _Request(services, stream, head, request.behind, cors, address, exchange)
             if head.method == "OPTIONS":

@@ -12,7 +12,7 @@ import base64
 import binascii
 import hmac
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
@@ -323,8 +323,9 @@ METRICS: Final[tuple[Metric, ...]] = (
 class Metrics:
     """Answers `GET /metrics` on behalf of a node."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, read: Callable[[], Awaitable[bytes]]) -> None:
         self._node = node
+        self._read = read
         if self._keys:
             _is_installed()  # now, as that takes 20 ms: nobody is here yet to wait for it
 
@@ -337,7 +338,7 @@ class Metrics:
                 "/metrics needs the package `prometheus-client`: pip install 'trio-broker[metrics]'"
             )
             return PlainTextResponse(f"{text}\n", HTTPStatus.NOT_IMPLEMENTED)
-        body = await exposition(self._node)
+        body = await self._read()
         headers = {"Cache-Control": "no-store"}
         return Response(body, headers=headers, media_type=MEDIA_TYPE)
 

@@ -29,6 +29,7 @@ from hypercorn.typing import LifespanState
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from broker.access.proxies import ClientAddress, split_address
 from broker.core.memory import UNCOUNTED, Holding, Part
 from broker.http.access_log import Exchange
 from broker.transport.head import Head, Request, refusal
@@ -96,18 +97,21 @@ class HttpServer:
         An app that raises is logged once, to `broker.http`, and its peer gets 500. A peer that
         ends its sending side has gone: the app is told, and no answer is sent.
         """
-        exchange = Exchange.begin(stream, request.head, is_logged=self._is_logged())
+        # Taken now: after a reset there is nobody to ask.
+        address = request.address or address_of(stream)
+        exchange = Exchange.begin(request.head, address, is_logged=self._is_logged())
         try:
             try:
-                await self._answer(stream, request, exchange)
+                await self._answer(stream, request, address, exchange)
             except* Exception:
                 logger.exception("Serving an HTTP request failed")
         finally:
             exchange.end()
             await trio.aclose_forcefully(stream)
 
-    async def _answer(self, stream: trio.abc.Stream, request: Request, exchange: Exchange) -> None:
-        peer = address_of(stream)  # after a reset there is nobody to ask
+    async def _answer(
+        self, stream: trio.abc.Stream, request: Request, peer: str, exchange: Exchange
+    ) -> None:
         secure = isinstance(stream, trio.SSLStream)
         link = (_TlsLink if secure else _Link)(stream, request, exchange, self._body_bytes)
         length = int(request.head.header("content-length") or 0)
@@ -188,7 +192,10 @@ class _Address:
     name: Any = ""
 
     @classmethod
-    def of(cls, stream: trio.abc.Stream) -> "_Address":
+    def of(cls, stream: trio.abc.Stream, client: str) -> "_Address":
+        """Those of a stream; that of its peer is the client's, where a proxy has told that."""
+        if isinstance(client, ClientAddress):
+            return cls(socket.AF_INET, split_address(client), ("", 0))
         if isinstance(stream, trio.SSLStream):
             stream = stream.transport_stream
         if isinstance(stream, trio.SocketStream):
@@ -244,7 +251,7 @@ class _Link:
     def __init__(
         self, stream: trio.abc.Stream, request: Request, exchange: Exchange, body_bytes: int
     ) -> None:
-        self.socket = _Address.of(stream)
+        self.socket = _Address.of(stream, request.address)
         self.answered = False
         self.torn = False  # a write is under way, or was cut off
         self.overrun = False

@@ -43,6 +43,7 @@ class _Threads:
 
     def __init__(self) -> None:
         self.limiter: Limiter | None = None
+        self.worker: int | None = None
         self.writers: dict[StreamName, LineWriter] = {
             "stderr": LineWriter("stderr", self._log_dropped, self._log_swallowed),
             "stdout": LineWriter("stdout", self._log_dropped),
@@ -126,8 +127,11 @@ def configure(
     level: LogLevel,
     *,
     clock: Callable[[], float] = time.monotonic,
+    worker: int | None = None,
 ) -> None:
     """Set up logging for a process that is a broker and nothing else.
+
+    Every line has the field `worker`, if there is one.
 
     Events below `level` cost next to nothing. Events that other libraries log through the
     standard library go the same way from WARNING on. `clock` counts seconds, for the limit on
@@ -137,6 +141,7 @@ def configure(
     a caller that logs never waits. At the end of the process lines that wait are written, for at
     most `FLUSH_SECONDS`.
     """
+    _threads.worker = worker
     limiter = _configure_structlog(log_format, level, _threads, clock)
     _threads.limiter = limiter
     threshold = max(level_number(level), logging.WARNING)
@@ -147,6 +152,7 @@ def configure(
                 structlog.stdlib.add_logger_name,
                 structlog.stdlib.add_log_level,
                 limiter,
+                _add_worker,
             ],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
@@ -176,7 +182,7 @@ def reconfigure(log_format: LogFormat, level: LogLevel) -> None:
         return
     output.limiter.notify_due(all_of_them=True)
     if output.sink is _threads:
-        configure(log_format, level)
+        configure(log_format, level, worker=_threads.worker)
     else:
         _configure_structlog(log_format, level, output.sink)
 
@@ -197,12 +203,18 @@ def _configure_structlog(
         if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.closed:
             sys.stdout.reconfigure(encoding="utf-8")  # byte for byte, whatever the locale
     structlog.configure(
-        processors=[*processors, limiter, *rendering(log_format)],
+        processors=[*processors, limiter, _add_worker, *rendering(log_format)],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=_Output(sink, limiter),
         cache_logger_on_first_use=False,
     )
     return limiter
+
+
+def _add_worker(_: object, __: str, event: EventDict) -> EventDict:
+    if _threads.worker is not None:
+        event["worker"] = _threads.worker
+    return event
 
 
 def _log_swallowed(swallowed: Swallowed) -> None:

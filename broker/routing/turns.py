@@ -42,6 +42,11 @@ class Turns:
         """Whether nobody waits for a turn."""
         return not (self._called or self._lot)
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for their turn."""
+        return len(self._wanted)
+
     async def wait(self, work: float | None = None) -> float:
         """Wait for a turn in which so much may be done, with all others before it having had theirs;
         return how much may be done in it. None: nobody knows.

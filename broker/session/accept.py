@@ -9,36 +9,56 @@ Rules:
 4. A place among the connections is taken when there is a connection, not before: see `admission`.
 """
 
+from typing import Final
+
 import trio
 
 from broker.access.origins import page_policy
+from broker.access.proxies import ClientAddress
 from broker.core.messages import Transport
 from broker.errors import HeadError
 from broker.session.admission import Guest
 from broker.session.connection import Connection
 from broker.session.counts import APP, GAVE_WAY, OTHER, REASONS, SHUTTING_DOWN, TLS
+from broker.session.desk import OperatorConnection
 from broker.session.ending import close_stream
 from broker.session.handshake import UNASKED, RefusedByApp, Welcome, ask_app
 from broker.session.services import ServedConnection, Services
 from broker.transport.head import (
     Head,
     Request,
+    below,
     check_upgrade,
     is_websocket_path,
     parse_head,
     read_head,
     refusal,
 )
-from broker.transport.sockets import address_of, answer_and_linger, let_go, tls_fault
+from broker.transport.proxy_protocol import read_proxy_header
+from broker.transport.sockets import (
+    address_of,
+    answer_and_linger,
+    let_go,
+    socket_below,
+    tls_fault,
+)
+
+HEALTH: Final = ("/healthz", "/readyz")
+"""Routes that need no `path_prefix`: who looks after a process asks that process."""
 
 
-async def serve_connection(services: Services, stream: trio.abc.Stream) -> None:
-    """Serve one accepted stream until it is closed. Raises nothing but `trio.Cancelled`."""
+async def serve_connection(
+    services: Services, stream: trio.abc.Stream, *, is_private: bool = False
+) -> None:
+    """Serve one accepted stream until it is closed. Raises nothing but `trio.Cancelled`.
+
+    One that is private has come to the port of its own that the API has, and gets no more than that.
+    """
     address = address_of(stream)
     with services.admission.place(stream) as guest:
         try:
             # Two steps, so that no frame holds on to the request head for as long as the peer stays.
-            connection = await _receive(services, stream, address, guest)
+            connection = await _receive(services, stream, address, guest, is_private)
             if connection is not None:
                 await connection.run()
         except trio.ClosedResourceError:
@@ -66,13 +86,13 @@ async def serve_connection(services: Services, stream: trio.abc.Stream) -> None:
 
 
 async def _receive(
-    services: Services, stream: trio.abc.Stream, address: str, guest: Guest
+    services: Services, stream: trio.abc.Stream, address: str, guest: Guest, is_private: bool
 ) -> ServedConnection | None:
     """Read request heads and see to each; a connection if one asks for it and may have it."""
     connection, answer = None, b""
     with guest.scope:
         try:
-            connection = await _see_to_requests(services, stream, address, guest)
+            connection = await _see_to_requests(services, stream, address, guest, is_private)
         except HeadError as error:
             services.counts.note_refused(_reason_of(services, error))
             services.log.info("refused", status=error.status, reason=error.reason, peer=address)
@@ -96,12 +116,15 @@ def _reason_of(services: Services, error: HeadError) -> str:
 
 
 async def _see_to_requests(
-    services: Services, stream: trio.abc.Stream, address: str, guest: Guest
+    services: Services, stream: trio.abc.Stream, address: str, guest: Guest, is_private: bool
 ) -> ServedConnection | None:
-    request = await _first_request(services, stream)
+    opened = await _first_request(services, stream, address)
     services.admission.ask(guest)
-    while request is not None:
-        outcome = await _route(services, stream, request, address)
+    if opened is None:
+        return None
+    request, address = opened
+    while True:
+        outcome = await _route(services, stream, request, address, is_private)
         if isinstance(outcome, Request):
             request = outcome
             continue
@@ -110,24 +133,49 @@ async def _see_to_requests(
                 raise HeadError(503, "no number for a connection: the engine gives none now")
             services.admission.connect(guest)
         return outcome
-    return None
 
 
-async def _first_request(services: Services, stream: trio.abc.Stream) -> Request | None:
+async def _first_request(
+    services: Services, stream: trio.abc.Stream, address: str
+) -> tuple[Request, str] | None:
+    """The first request, and the address of whoever is at the other end; None if nothing comes."""
     config = services.config
     with trio.move_on_after(config.open_seconds) as opening:
+        if config.proxy_protocol and services.proxies.trusts(address):
+            carrier = socket_below(stream)
+            told = None if carrier is None else await read_proxy_header(carrier)
+            address = address if told is None else ClientAddress(told, address)
         both = await read_head(stream, config.head_bytes)
     if opening.cancelled_caught:
         raise HeadError(408, f"no request within {config.open_seconds:g} s")
-    return None if both is None else Request(parse_head(both[0]), both[1])
+    return None if both is None else (Request(parse_head(both[0]), both[1]), address)
 
 
 async def _route(
-    services: Services, stream: trio.abc.Stream, request: Request, address: str
+    services: Services, stream: trio.abc.Stream, request: Request, address: str, is_private: bool
 ) -> ServedConnection | Request | None:
     """See to one request, the first of its connection or any later: the one place that tells by its
     head which door it came to."""
-    head = request.head
+    prefix, head = services.config.path_prefix, request.head
+    address = services.proxies.address_of(address, head.header)
+    if prefix:
+        within = below(head, prefix)
+        if within is None and head.route not in HEALTH:
+            raise HeadError(404, f"nothing is here; all is below {prefix}/")
+        if head.path == prefix and not head.is_upgrade:  # or the page's own links would lead astray
+            raise HeadError(308, f"it is at {prefix}/", (("Location", f"{prefix}/"),))
+        head = within or head
+    for_backends = head.path.startswith("/api/") or head.route == "/metrics"
+    if is_private:
+        if not for_backends and head.route not in HEALTH:
+            raise HeadError(404, "this port has /api, /metrics, /healthz and /readyz")
+    elif for_backends and services.config.api_listen:
+        raise HeadError(404, "this is at api_listen")
+    request = Request(head, request.behind, address)
+    if head.is_upgrade and services.operators.guards(head.route):
+        check_upgrade(head)
+        check_welcome(services, head)  # the app has no say about operators
+        return OperatorConnection(services, stream, head, request.behind, address)
     if not (head.is_upgrade and is_websocket_path(head.path, services.config.websocket_paths)):
         return await services.serve_http(services, stream, request, address)
     check_upgrade(head)

@@ -12,6 +12,7 @@ import attrs
 import msgspec
 
 from broker.access.tokens import ConnectionToken
+from broker.config.settings import Config
 from broker.core.event_queue import EventKind
 from broker.core.names import DIRECT, PERSONAL, personal_topic
 from broker.core.session import Decider, Grant, PhaseEvent
@@ -178,8 +179,7 @@ def _admit(
         "version": VERSION,
         **expiry_fields(services.tokens, None if token is None else token.expires_at),
         "data": msgspec.Raw(to_json(data)),
-        "ping": _whole_seconds(config.ping_seconds),
-        "pong": True,
+        **ping_fields(config),
         **client.connect_fields,
     }
     subs = _server_subs(client, user, token, reply.topics)
@@ -287,9 +287,10 @@ def _check_connections_of(client: Client, user: str) -> None:
         raise Disconnect(CloseCode.CONNECTION_LIMIT, "connection limit")
 
 
-def _whole_seconds(interval: float) -> int:
-    """A ping interval as clients know it: never less than it is, and 0 for no pings at all."""
-    return 0 if interval == inf else ceil(interval)
+def ping_fields(config: Config) -> Result:
+    """What a client is told of pings: an interval that is never less than it is, 0 for no pings at all."""
+    seconds = config.ping_seconds
+    return {"ping": 0 if seconds == inf else ceil(seconds), "pong": True}
 
 
 class Refresh(Handler):

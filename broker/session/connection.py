@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import partial
 from math import inf
 from time import time as wall_clock
-from typing import Final
+from typing import ClassVar, Final
 
 import attrs
 import trio
@@ -25,7 +25,7 @@ from broker.core.session import Phase, PhaseEvent
 from broker.core.work import ENDING, SLICE
 from broker.errors import CloseCode, Disconnect, UnsubscribeCode
 from broker.hooks import OpenHook
-from broker.protocols.codec import Result
+from broker.protocols.codec import Codec, Result
 from broker.routing.recipients import Peer
 from broker.session.details import details_of
 from broker.session.dispatch import Dispatcher
@@ -45,7 +45,7 @@ from broker.session.orders import Orders
 from broker.session.profile import SUBPROTOCOLS, Profile
 from broker.session.replies import NOTHING
 from broker.session.services import Services
-from broker.transport.head import Head, acceptance, read_fields
+from broker.transport.head import Head, acceptance
 from broker.transport.lane import Batch, Lane
 from broker.transport.outbox import Outbox
 
@@ -62,7 +62,6 @@ class Connection(Profile):
         "_acceptance",
         "_closing",
         "_dispatcher",
-        "_io",
         "_is_seen_out",
         "_serve_until",
         "_served",
@@ -75,12 +74,19 @@ class Connection(Profile):
         "flow",
         "heartbeat",
         "holding",
+        "io",
         "lane",
         "orders",
     )
 
     flow: Flow
     orders: Orders
+
+    default_codec: ClassVar[Codec | None] = None
+    """The codec of a peer that has asked for none; None where its first message decides."""
+    dispatches: ClassVar[type[Dispatcher]] = Dispatcher
+    is_apps: ClassVar[bool] = True
+    """Whether the app's `on_open` and `on_close` are told of it."""
 
     def __init__(
         self,
@@ -106,7 +112,7 @@ class Connection(Profile):
         self._closing: Close | None = None
         self._undelivered = 0
         self._topics_left: tuple[str, ...] = ()  # that it was subscribed to when its end began
-        self._io: trio.Nursery
+        self.io: trio.Nursery
         self._serving: trio.CancelScope | None = None
         self._served: trio.Event | None = None
         self._serve_until = inf
@@ -154,19 +160,20 @@ class Connection(Profile):
                 # These point at each other. Without this they would stay until the garbage collector
                 # comes by, which is seldom, and with them all that came: half a message each.
                 self._dispatcher.let_go()
-                del self.lane, self._dispatcher, self.heartbeat, self._io, self._serving, self.flow
+                del self.lane, self._dispatcher, self.heartbeat, self.io, self._serving, self.flow
                 note_closed(services, self, close, trio.current_time() - began)
                 try:
                     # The peer has no part in what the app does then.
                     await close_stream(services, self._stream)  # noqa: ASYNC102 - shields itself
                 finally:
-                    await run_close_hook(services, self, close)  # noqa: ASYNC102 - the same
+                    if self.is_apps:
+                        await run_close_hook(services, self, close)  # noqa: ASYNC102 - the same
 
     async def _run(self, peer: Peer) -> None:
         self.holding.charge(Part.CONNECTIONS, len(self._field_lines) + len(self._target))
         # The innermost block: its tasks use all that is around it.
         async with trio.open_nursery() as io:
-            self._io = io
+            self.io = io
             self._open_outbox(io)
             try:
                 self._begin()
@@ -195,11 +202,11 @@ class Connection(Profile):
             stall_seconds=config.stall_seconds,
             ledger=services.router.office.ledger,
         )
-        codec = SUBPROTOCOLS.get(self.subprotocol or "")
+        codec = SUBPROTOCOLS.get(self.subprotocol or "") or self.default_codec
         self.orders = Orders(services.router, peer, may_be_plain=codec is None)
-        self.flow = Flow(services, self, self.orders, self.lane, io.start_soon)
+        self.flow = Flow(services, self, self.orders, self.lane, io.start_soon, self.is_apps)
         self.heartbeat = Heartbeat(self.orders, services.router, self.lane, peer.outbox)
-        self._dispatcher = Dispatcher(
+        self._dispatcher = self.dispatches(
             services,
             peer,
             self.orders,
@@ -221,7 +228,7 @@ class Connection(Profile):
         services.log.info(
             "open", fd=peer.fd, peer=self.address, path=self.path, transport=self.transport
         )
-        if services.hooks.open is not None:
+        if services.hooks.open is not None and self.is_apps:
             self._waiting += 1  # all that comes waits for the hook
             self._begin_serving(services.hooks.open)
         if services.draining:
@@ -230,7 +237,7 @@ class Connection(Profile):
     def _begin_serving(self, open_hook: OpenHook | None = None) -> None:
         """Have a task that may wait for hooks: most sessions never need one."""
         self._served = trio.Event()
-        self._io.start_soon(self._serve, open_hook, self._served)
+        self.io.start_soon(self._serve, open_hook, self._served)
 
     async def _serve(self, open_hook: OpenHook | None, served: trio.Event) -> None:
         """Do what may have to wait for the app, until no more can come."""
@@ -334,7 +341,7 @@ class Connection(Profile):
     def _see_out_beside(self) -> None:
         if not self._is_seen_out:
             self._is_seen_out = True
-            self._io.start_soon(self._see_out)
+            self.io.start_soon(self._see_out)
 
     async def _see_out(self) -> None:
         """All of the end: what came is dealt with, what is queued goes out, the peer may answer.
@@ -358,7 +365,7 @@ class Connection(Profile):
             await self._leave_rest(self._closing)
         seconds = self._services.config.close_seconds
         await say_goodbye(self.lane, self.peer.outbox, seconds)
-        self._io.cancel_scope.cancel()
+        self.io.cancel_scope.cancel()
 
     # a peer that is too slow, or too heavy, or dead
 
@@ -373,8 +380,7 @@ class Connection(Profile):
     @property
     def party(self) -> str:
         """Whose memory it takes."""
-        headers = partial(read_fields, self._field_lines)
-        return self._services.party_of(self.user, self.address, headers, f"fd {self.fd}")
+        return self._services.party_of(self.user, self.address, f"fd {self.fd}")
 
     @property
     def waiting(self) -> int:
@@ -390,7 +396,7 @@ class Connection(Profile):
         if self._closing is None and not self.lane.is_ending:
             self._give_up("memory is short")
         else:
-            self._io.cancel_scope.cancel()
+            self.io.cancel_scope.cancel()
 
     def _on_drop(self, dropped: Mapping[str, int]) -> None:
         """Publications were dropped: a client that can recover them is told that there is a gap."""

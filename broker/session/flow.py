@@ -41,6 +41,8 @@ class Flow:
     _orders: Orders
     _lane: Lane
     _start_soon: Callable[[Callable[[], Awaitable[object]]], None]
+    _is_apps: bool = True
+    """Whether the app is told of its watermarks."""
     _turn: trio.StrictFIFOLock | None = attrs.field(init=False, default=None)
     _waiting: int = attrs.field(init=False, default=0)
     _told: bool = attrs.field(init=False, default=False)
@@ -109,7 +111,8 @@ class Flow:
     def mark(self) -> None:
         """Go by the watermarks of now, if anybody wants to be told of them."""
         hooks = self._services.hooks
-        if hooks.buffer_full is not None or hooks.buffer_empty is not None:
+        has_hook = hooks.buffer_full is not None or hooks.buffer_empty is not None
+        if has_hook and self._is_apps:
             high, low = self._services.config.watermarks
             self._orders.peer.outbox.mark(Watermarks(high, low, self._note))
 

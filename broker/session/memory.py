@@ -130,7 +130,7 @@ def hold_request(
 ) -> Holding:
     """What is held for a request, to be entered for as long as it is. `give_way` is called when that
     must end, perhaps several times; it must not wait."""
-    party = services.party_of("", address, head.fields, f"request {id(head)}")
+    party = services.party_of("", address, f"request {id(head)}")
     return services.memory.hold(_Request(party, give_way))
 
 

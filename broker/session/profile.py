@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from time import time as wall_clock
 from typing import Any, Final
 
+from broker.access.proxies import peer_of, split_address
 from broker.core.messages import ConnectionInfo, Fd, Transport
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
@@ -26,11 +27,12 @@ SUBPROTOCOLS: Final[Mapping[str, Codec]] = {
 class Asked:
     """What hooks may read of the request for a connection."""
 
-    __slots__ = ("_field_lines", "_target", "address", "data", "transport")
+    __slots__ = ("_field_lines", "_target", "address", "data", "peer_address", "transport")
 
     def __init__(self, head: Head, address: str, transport: Transport) -> None:
         self.data: dict[str, Any] = {}
-        self.address = address
+        self.address = str(address)  # and no more of what else it may know
+        self.peer_address = peer_of(address)
         self.transport = transport
         self._target = head.target
         self._field_lines = head.field_lines
@@ -63,11 +65,11 @@ class Asked:
 
     @property
     def remote_host(self) -> str:
-        return self.address.rpartition(":")[0].strip("[]")
+        return split_address(self.address)[0]
 
     @property
     def remote_port(self) -> int:
-        return int(self.address.rpartition(":")[2]) if ":" in self.address else 0
+        return split_address(self.address)[1]
 
 
 class Profile(Asked):

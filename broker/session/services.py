@@ -10,7 +10,8 @@ import attrs
 import structlog
 import trio
 
-from broker.access.proxies import trusted_proxies
+from broker.access.operators import Method, Operators
+from broker.access.proxies import TrustedProxies, trusted_proxies
 from broker.access.rate_limits import RateLimits
 from broker.access.rights import Rights
 from broker.access.tokens import Tokens
@@ -70,6 +71,14 @@ class ServedConnection(Protocol):
     @property
     def traffic(self) -> Traffic: ...
     @property
+    def io(self) -> trio.Nursery:
+        """The nursery of what is done for it, in the task that serves it."""
+
+    @property
+    def is_apps(self) -> bool:
+        """Whether it is the app's, and no operator's: those are not traced, as they show their keys."""
+
+    @property
     def lane(self) -> Lane: ...
     @property
     def heartbeat(self) -> Heartbeat: ...
@@ -81,6 +90,16 @@ class ServedConnection(Protocol):
     def close(self, code: int, reason: str = "", initiator: Initiator = ...) -> bool: ...
     def shut_down(self) -> bool: ...
     def beat(self, now: float) -> None: ...
+
+
+class OpenDesk(Protocol):
+    """An operator who has logged in, as the rest of his node uses him. Neither method waits."""
+
+    def check_login(self) -> None:
+        """Send him away if the key that let him in is no longer set."""
+
+    def tell(self, data: bytes) -> bool:
+        """Send him raw JSON on `$admin`; false if he has yet to take what came before."""
 
 
 HttpHandler = Callable[
@@ -107,6 +126,11 @@ class Services:
     """Unix seconds."""
     serve_http: HttpHandler = attrs.field(init=False)
     """Set before anybody is accepted: it is made of what is here."""
+    admin: Mapping[str, Method] = attrs.field(init=False, factory=dict)
+    """What operators may ask for, by name; the same."""
+    desks: dict[Fd, OpenDesk] = attrs.field(init=False, factory=dict)
+    """The operators who have logged in."""
+    operators: Operators = attrs.field(init=False)
     rights: Rights = attrs.field(init=False)
     rate_limits: RateLimits = attrs.field(init=False)
     publisher: Publisher = attrs.field(init=False)
@@ -114,6 +138,8 @@ class Services:
     wills: Wills = attrs.field(init=False)
     neighbourhood: Neighbourhood | None = attrs.field(init=False, default=None)
     """The other nodes; None where there can be none."""
+    leaving: bool = False
+    """The broker is about to stop, and serves as before: balancers are told."""
     draining: bool = False
     connections: dict[Fd, ServedConnection] = attrs.field(factory=dict)
     admission: Admission = attrs.field(init=False)
@@ -131,6 +157,7 @@ class Services:
     def __attrs_post_init__(self) -> None:
         self.memory = MemoryBudget(self.router.office.ledger)
         self.admission = Admission(self.settings)
+        self.operators = Operators(self.settings)
         self.rights = self.router.rights
         self.rate_limits = RateLimits(self.settings)
         self.publisher = Publisher(self.router)
@@ -192,12 +219,14 @@ class Services:
         """The settings of now. Nobody keeps them beyond an await."""
         return self.settings.config
 
-    def party_of(
-        self, user: str, address: str, headers: Callable[[], Mapping[str, str]], alone: str
-    ) -> str:
+    @property
+    def proxies(self) -> TrustedProxies:
+        """The proxies that may say for whom they ask."""
+        return trusted_proxies(self.config.trusted_proxies, self.config.proxy_header)
+
+    def party_of(self, user: str, address: str, alone: str) -> str:
         """Whose something is; see `TrustedProxies.party_of`."""
-        proxies = trusted_proxies(self.config.trusted_proxies)
-        return proxies.party_of(user, address, headers, alone)
+        return self.proxies.party_of(user, address, alone)
 
     def emit(self, kind: EventKind, fd: Fd, user: str, **fields: Any) -> None:
         """Note that something has happened to a connection; `fields` are those of `Event`. Never
@@ -229,3 +258,5 @@ class Services:
         for connection in self.connections.values():
             connection.peer.outbox.bound(config.outbox_bytes, config.outbox_messages)
             connection.flow.mark()
+        for desk in list(self.desks.values()):
+            desk.check_login()

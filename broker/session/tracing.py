@@ -138,13 +138,15 @@ class Traces:
     def begin(self, target: Target, idle_seconds: float = inf) -> Trace:
         """Begin a trace, which ends if nobody has read it for `idle_seconds`.
 
-        Raises `Refused`: 102 for an fd that is not here, 106 where there are `TRACES_MOST` already, 107
-        for what is neither topic nor pattern.
+        Raises `Refused`: 102 for an fd that is not here, 103 for one that is an operator's, 106 where
+        there are `TRACES_MOST` already, 107 for what is neither topic nor pattern.
         """
         if len(self._traces) >= TRACES_MOST:
             raise Refused(ErrorCode.LIMIT_EXCEEDED, f"more than {TRACES_MOST} traces at once")
         if target.fd and target.fd not in self.services.connections:
             raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {target.fd}")
+        if target.fd and not self.services.connections[target.fd].is_apps:
+            raise Refused(ErrorCode.PERMISSION_DENIED, f"fd {target.fd} is an operator's")
         trace = Trace(uuid4().hex, target, trio.current_time() + idle_seconds)
         if target.topic:
             self._listen(trace)
@@ -213,7 +215,9 @@ class Traces:
             if not trace.has_ended:
                 targets += [trace.target.fd] if trace.target.fd else []
                 targets += self.services.router.hub.sessions.fds_of(trace.target.user)
-        wanted = {fd: connections[fd] for fd in targets if fd in connections}
+        wanted = {
+            fd: connections[fd] for fd in targets if fd in connections and connections[fd].is_apps
+        }
         for fd in self._tapped.keys() - wanted.keys():
             connection = self._tapped.pop(fd)
             if fd in connections:

@@ -127,6 +127,21 @@ class Request:
 
     head: Head
     behind: bytes = attrs.field(repr=False)
+    address: str = ""
+    """Where its client is, as far as somebody has found that out."""
+
+
+def below(head: Head, prefix: str) -> Head | None:
+    """The head of a request as it would be without a prefix of its path; None for one that is not below
+    it. `/chat` is below `/chat`, as `/`."""
+    rest = head.target.removeprefix(prefix)
+    if len(rest) == len(head.target) or rest[:1] not in ("", "/", "?"):
+        return None
+    target = rest if rest.startswith("/") else f"/{rest}"
+    path, _, query = target.partition("?")
+    start = len(head.method) + 1
+    raw = head.raw[:start] + target.encode("ascii") + head.raw[start + len(head.target) :]
+    return attrs.evolve(head, target=target, path=path, query=query, raw=raw)
 
 
 def route_of(path: str) -> str:

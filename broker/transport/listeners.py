@@ -5,19 +5,23 @@ An address that the system refuses becomes a `ConfigError` that names it and the
 
 import errno
 import os
+import shutil
 import socket
 import ssl
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
 
+import attrs
 import structlog
 import trio
 
-from broker.config.settings import Config
+from broker.config.settings import Config, is_loopback
 from broker.errors import ConfigError
+from broker.transport.gate import GatedListener
 
 AnyListener: TypeAlias = trio.abc.Listener[trio.abc.Stream]
 
@@ -57,55 +61,172 @@ async def accept_streams(
                 take(stream)
 
 
-async def open_listeners(config: Config) -> list[AnyListener]:
-    """Listen as the config says. The caller owns the listeners. Raises `ConfigError`."""
-    context = None
-    if config.tls_cert is not None:  # it reads files, which a loop that serves must not wait for
-        context = await trio.to_thread.run_sync(_tls_context, config, abandon_on_cancel=True)
+async def open_listeners(
+    config: Config, context: ssl.SSLContext | None = None
+) -> list[AnyListener]:
+    """Listen as the config says, over TLS by a context that was read before, or is read now.
+
+    The caller owns the listeners. Raises `ConfigError`.
+    """
+    context = context or await read_certificate(config)
+    return secure(await open_sockets(config), context)
+
+
+async def open_sockets(config: Config) -> list[trio.SocketListener]:
+    """Listen as the config says, but for TLS. The caller owns them. Raises `ConfigError`.
+
+    A name may have several addresses, as `localhost` has. Those that this machine has not, such as
+    `::1` where IPv6 is off, are left out with a line in the log, unless there is no other.
+    """
     try:
         if config.unix is not None:
-            plain = [await _open_unix(config.unix, config.backlog)]
+            sockets = [
+                await open_unix(config.unix, config.backlog, partial(_set_owners, config=config))
+            ]
         else:
-            plain = await _open_tcp(config.host, config.port, config.backlog)
+            sockets = await _open_tcp(config.host, config.port, config.backlog)
     except UnicodeError:  # of the IDNA codec, for what cannot be a host name
         raise ConfigError(_no_such_host(config)) from None
     except OSError as error:
         raise ConfigError(_explain(config, error)) from None
-    for listener in plain:
+    for listener in sockets:
         # Behind our own heartbeat: the system gives up on a peer that stopped acknowledging.
         give_up = int(min((config.ping_seconds + config.pong_seconds) * 1000, 2**31 - 1))
         with suppress(OSError, AttributeError):  # Unix sockets; systems other than Linux
             listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, give_up)
+    return sockets
+
+
+def take_sockets(filenos: Iterable[int]) -> list[trio.SocketListener]:
+    """Listen on sockets that another process has opened, which are ours from now on.
+
+    Raises `ConfigError` for a number that is no listening socket of streams.
+    """
+    taken = []
+    for number in filenos:
+        try:
+            sock = socket.socket(fileno=number)
+            if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                sock.close()
+                raise OSError(errno.EINVAL, "not a listening socket")
+            sock.set_inheritable(False)
+            taken.append(trio.SocketListener(trio.socket.from_stdlib_socket(sock)))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"file {number}, given to listen on: {reason}") from None
+    return taken
+
+
+def listening_on(config: Config, filenos: Iterable[int]) -> Config:
+    """The config with the place of sockets that another process has opened: of the first that other
+    machines can reach, else of the first."""
+    places = []
+    for number in filenos:
+        with suppress(OSError), socket.socket(fileno=os.dup(number)) as sock:
+            places.append(sock.getsockname())
+    for name in sorted(places, key=_is_local)[:1]:
+        if isinstance(name, tuple):
+            return attrs.evolve(config, host=name[0], port=name[1], unix=None)
+        return attrs.evolve(config, unix=Path(os.fsdecode(name)))
+    return config
+
+
+def _is_local(name: object) -> bool:
+    return not isinstance(name, tuple) or is_loopback(name[0])
+
+
+def secure(
+    plain: Sequence[trio.abc.Listener[trio.SocketStream]], context: ssl.SSLContext | None
+) -> list[AnyListener]:
+    """The same listeners, with TLS where there is a certificate."""
     if context is None:
         return list(plain)
     return [trio.SSLListener(listener, context, https_compatible=True) for listener in plain]
 
 
+_NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+
+
 async def _open_tcp(host: str, port: int, backlog: int) -> list[trio.SocketListener]:
-    listeners = await trio.open_tcp_listeners(port, host=host or None, backlog=backlog)
-    if port == 0 and len(listeners) > 1:
-        # The system chose a port for each family: have one for all.
-        first, *others = listeners
-        listeners = [first]
-        for other in others:
-            address = other.socket.getsockname()[0]
-            await other.aclose()
-            chosen = first.socket.getsockname()[1]
-            with suppress(OSError):
-                listeners += await trio.open_tcp_listeners(chosen, host=address, backlog=backlog)
+    """A listener for each address of a name, all on one port. Raises `OSError`, with nothing open."""
+    found = await trio.socket.getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    listeners: list[trio.SocketListener] = []
+    absent: list[tuple[str, OSError]] = []
+    try:
+        for family, address in dict.fromkeys((family, where) for family, _, _, _, where in found):
+            chosen = listeners[0].socket.getsockname()[1] if listeners else port
+            try:
+                where = (address[0], chosen, *address[2:])
+                listeners.append(await _listen(family, where, backlog))
+            except OSError as error:
+                # Of a port that the system chose, the other family may have been taken by another.
+                if error.errno not in _NOT_HERE and not (listeners and port == 0):
+                    raise
+                absent.append((str(address[0]), error))
+        if not listeners:
+            raise absent[0][1]
+    except BaseException:
+        for listener in listeners:
+            listener.socket.close()
+        raise
+    for name, why in absent:
+        log.info("address_left_out", address=name, reason=why.strerror, detail="others are open")
     return listeners
 
 
-async def _open_unix(path: Path, backlog: int) -> trio.SocketListener:
+async def _listen(family: int, address: tuple[str | int, ...], backlog: int) -> trio.SocketListener:
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # `::` is IPv6 alone, as IPv4 has a socket of its own where it is asked for.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        await sock.bind(address)
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketListener(sock)
+
+
+async def open_unix(
+    path: Path, backlog: int = 128, prepare: Callable[[Path], None] = lambda _: None
+) -> trio.SocketListener:
+    """Listen on a Unix socket; one that nobody listens on any more is replaced. Raises `OSError`.
+
+    `prepare` is called with it before anybody can connect.
+    """
     listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         await _remove_stale(path)
         await listener.bind(os.fspath(path))
+        prepare(path)
         listener.listen(backlog)
     except BaseException:
         listener.close()
         raise
     return trio.SocketListener(listener)
+
+
+def _set_owners(path: Path, config: Config) -> None:
+    """Give a new socket to the group, and the mode, of the settings. Raises `ConfigError`."""
+    if config.unix_group is not None:
+        try:
+            shutil.chown(path, group=config.unix_group)
+        except LookupError:
+            raise ConfigError(
+                f"unix_group is {config.unix_group!r}: there is no such group"
+            ) from None
+        except PermissionError:
+            raise ConfigError(
+                f"unix_group is {config.unix_group!r}: only a member of that group may give it the "
+                f"socket {path} (systemd: SupplementaryGroups={config.unix_group})"
+            ) from None
+    mode = config.unix_mode or ("0660" if config.unix_group is not None else None)
+    if mode is not None:
+        path.chmod(int(mode, 8))
 
 
 async def _remove_stale(path: Path) -> None:
@@ -124,9 +245,27 @@ async def _remove_stale(path: Path) -> None:
             raise OSError(errno.EADDRINUSE, "in use")
 
 
-def _tls_context(config: Config) -> ssl.SSLContext | None:
+async def read_certificate(
+    config: Config, into: ssl.SSLContext | None = None
+) -> ssl.SSLContext | None:
+    """The certificate of the settings, read in a thread; None without one. Raises `ConfigError`.
+
+    With `into`, a context that listeners have, whoever comes from then on is shown it.
+    """
     if config.tls_cert is None or config.tls_key is None:
         return None
+    # Files, which a loop that serves must not wait for.
+    context = await trio.to_thread.run_sync(_tls_context, config, abandon_on_cancel=True)
+    if into is None:
+        return context
+    # It has been read: so it can be, and does not leave a certificate with another's key.
+    into.load_cert_chain(config.tls_cert, config.tls_key, password="")
+    return into
+
+
+def _tls_context(config: Config) -> ssl.SSLContext:
+    assert config.tls_cert is not None
+    assert config.tls_key is not None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["http/1.1"])
     for path in (config.tls_cert, config.tls_key):
@@ -171,7 +310,7 @@ def _describe(listener: AnyListener) -> str:
     if isinstance(listener, trio.SSLListener):
         scheme = "wss"
         listener = listener.transport_listener
-    if not isinstance(listener, trio.SocketListener):
+    if not isinstance(listener, trio.SocketListener | GatedListener):
         return "memory:"
     name = listener.socket.getsockname()
     if not isinstance(name, tuple):

@@ -3,41 +3,28 @@
 Rule: one that cannot be had is told of, and fails no other. Without any there is nothing to serve.
 """
 
+import ssl
 from collections.abc import Sequence
-from contextlib import suppress
-from math import inf
 from pathlib import Path
-from typing import Final
 
 import attrs
 import structlog
 import trio
 
+from broker.config.place import parse_place
 from broker.config.settings import Config, is_loopback
 from broker.errors import ConfigError
-from broker.transport.listeners import AnyListener, open_listeners
+from broker.transport.listeners import AnyListener, open_sockets, read_certificate, secure
 
 log = structlog.get_logger("broker")
-
-_UNIX: Final = "unix:"
 
 
 def config_of(place: str, config: Config) -> Config:
     """The settings, with this place in place of their own. Raises `ValueError` for what is no place."""
-    if place.startswith(_UNIX):
-        path = place.removeprefix(_UNIX)
-        if not path:
-            raise ValueError(f'{place!r} names no file: "unix:/run/broker.sock"')
-        return attrs.evolve(config, unix=Path(path))
-    host, colon, port = place.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if not (colon and host and port.isascii() and port.isdigit()) or (
-        ":" in host and not bracketed
-    ):
-        raise ValueError(
-            f'{place!r} is no place to listen on: "HOST:PORT", "[::1]:9501", or "unix:/run/broker.sock"'
-        )
-    return attrs.evolve(config, host=host.strip("[]"), port=int(port), unix=None)
+    where = parse_place(place)
+    if isinstance(where, Path):
+        return attrs.evolve(config, unix=where)
+    return attrs.evolve(config, host=where[0], port=where[1], unix=None)
 
 
 def is_local(config: Config) -> bool:
@@ -45,26 +32,45 @@ def is_local(config: Config) -> bool:
     return config.unix is not None or is_loopback(config.host)
 
 
-async def open_places(configs: Sequence[Config]) -> list[AnyListener]:
-    """Listen as each of these says. The caller owns the listeners.
+async def open_places(
+    configs: Sequence[Config], context: ssl.SSLContext | None = None
+) -> list[AnyListener]:
+    """Listen as each of these says, over TLS by a context that was read before, or is read now from the
+    first. The caller owns the listeners.
 
     What cannot be had is logged. Raises `ConfigError`, the first of all, if nothing can.
     """
-    opened: list[AnyListener] = []
+    context = context or await read_certificate(configs[0])
+    return secure(await open_sockets_of(configs), context)
+
+
+async def open_sockets_of(configs: Sequence[Config]) -> list[trio.SocketListener]:
+    """The same, but for TLS."""
+    opened: list[trio.SocketListener] = []
     failures: list[ConfigError] = []
     try:
         for config in configs:
             try:
-                opened += await open_listeners(config)
+                opened += await open_sockets(config)
             except ConfigError as error:
                 failures.append(error)
     except BaseException:
         for listener in opened:
-            with suppress(OSError), trio.CancelScope(shield=True, deadline=-inf):
-                await listener.aclose()
+            listener.socket.close()
         raise
     if not opened and failures:
         raise failures[0]
     for failure in failures:
         log.error("not_listening", reason=str(failure), detail="all other places are served")
     return opened
+
+
+async def open_api_sockets(config: Config) -> list[trio.SocketListener]:
+    """Listen where the API alone is, if `api_listen` says so. The caller owns them. Raises `ConfigError`."""
+    if not config.api_listen:
+        return []
+    try:
+        return await open_sockets(config_of(config.api_listen, config))
+    except ConfigError as error:
+        reason = str(error).partition(": stop what listens there")[0]
+        raise ConfigError(f"api_listen: {reason}") from None

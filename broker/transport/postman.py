@@ -15,6 +15,7 @@ import attrs
 import trio
 
 from broker.core.memory import Ledger
+from broker.core.scopes import name_scope
 from broker.transport.outbox import Outbox
 from broker.transport.runs import Run
 
@@ -174,6 +175,7 @@ async def open_post_office() -> AsyncGenerator[PostOffice, None]:
     words get out; runs that are still queued in outboxes when the block ends are not written."""
     office = PostOffice()
     async with trio.open_nursery() as postman:
+        name_scope(postman, "post office")
         postman.start_soon(office._carry, name="postman")
         try:
             yield office

@@ -130,15 +130,15 @@ class _Trouble:
 
 
 def forwarded(
-    settings: Settings, names: tuple[str, ...], address: str, headers: Mapping[str, str]
+    settings: Settings, names: tuple[str, ...], peer_address: str, headers: Mapping[str, str]
 ) -> dict[str, str]:
     """The headers of a handshake that a backend is shown, of those that `names` lists.
 
     Headers that only proxies set are left out unless the peer is one of ours; `X-Forwarded-For` and
     `X-Real-IP` then say the peer's own address, where it has one.
     """
-    from_proxy = trusted_proxies(settings.config.trusted_proxies).trusts(address)
-    peer = host_of(address)
+    peer = host_of(peer_address)
+    from_proxy = trusted_proxies(settings.config.trusted_proxies).trusts(peer_address)
     shown: dict[str, str] = {}
     for name in map(str.lower, names):
         if from_proxy or not is_set_by_proxies(name):
@@ -191,12 +191,11 @@ class Question(Generic[R]):
         }
         body, rules = to_json(question), self.rules
         headers = forwarded(
-            self.settings, rules.forward_headers, connection.address, connection.headers
+            self.settings, rules.forward_headers, connection.peer_address, connection.headers
         )
         party = trusted_proxies(self.settings.config.trusted_proxies).party_of(
             connection.user if user is None else user,
             connection.address,
-            lambda: connection.headers,
             f"fd {connection.fd}",
         )
         try:

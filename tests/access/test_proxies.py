@@ -1,10 +1,14 @@
 """Which peers may say for whom they ask, and for whom they do."""
 
-import ipaddress
-
 import pytest
 
-from broker.access.proxies import host_of, is_set_by_proxies, trusted_proxies
+from broker.access.proxies import (
+    host_of,
+    is_set_by_proxies,
+    peer_of,
+    split_address,
+    trusted_proxies,
+)
 
 
 @pytest.mark.parametrize(
@@ -62,28 +66,85 @@ def test_a_peer_is_trusted_by_its_address_alone(
 
 
 @pytest.mark.parametrize(
-    "peer, headers, client",
+    "peer, passed_on, client",
     [
-        ("203.0.113.9:1", {"x-forwarded-for": "1.1.1.1"}, "203.0.113.9"),  # nobody we trust
-        ("10.0.0.1:1", {"x-forwarded-for": "198.51.100.4"}, "198.51.100.4"),
-        ("10.0.0.1:1", {"x-forwarded-for": "6.6.6.6, 198.51.100.4"}, "198.51.100.4"),
-        ("10.0.0.1:1", {"x-forwarded-for": "6.6.6.6, 198.51.100.4,10.0.0.2"}, "198.51.100.4"),
-        ("10.0.0.1:1", {"x-forwarded-for": "[2001:db8::7]:4711"}, "2001:db8::7"),
-        ("10.0.0.1:1", {"x-real-ip": "198.51.100.4"}, "198.51.100.4"),
-        ("10.0.0.1:1", {"x-forwarded-for": "6.6.6.6, unknown"}, None),
-        ("10.0.0.1:1", {"x-forwarded-for": "10.0.0.2"}, None),
-        ("10.0.0.1:1", {"x-forwarded-for": ""}, None),
-        ("10.0.0.1:1", {}, None),
-        ("unix", {"x-forwarded-for": "198.51.100.4"}, "198.51.100.4"),
-        ("memory", {"x-forwarded-for": "198.51.100.4"}, None),
+        ("203.0.113.9:1", "1.1.1.1", None),  # nobody we trust
+        ("10.0.0.1:1", "198.51.100.4", "198.51.100.4"),
+        ("10.0.0.1:1", "6.6.6.6, 198.51.100.4", "198.51.100.4"),
+        ("10.0.0.1:1", "6.6.6.6, 198.51.100.4,10.0.0.2", "198.51.100.4"),
+        ("10.0.0.1:1", "[2001:db8::7]:4711", "2001:db8::7"),
+        ("10.0.0.1:1", "6.6.6.6, unknown", None),
+        ("10.0.0.1:1", "10.0.0.2", None),
+        ("10.0.0.1:1", "", None),
+        ("unix", "198.51.100.4", "198.51.100.4"),
+        ("memory", "198.51.100.4", None),
     ],
 )
 def test_the_client_is_the_last_that_is_no_proxy_of_ours(
-    peer: str, headers: dict[str, str], client: str | None
+    peer: str, passed_on: str, client: str | None
 ) -> None:
     proxies = trusted_proxies(("10.0.0.0/8", "unix"))
-    expected = None if client is None else ipaddress.ip_address(client)
-    assert proxies.client_of(peer, headers) == expected
+    address = proxies.address_of(peer, {"x-forwarded-for": passed_on}.get)
+    assert address == (client or peer)
+    assert peer_of(address) == peer
+
+
+@pytest.mark.parametrize("header", ["x-forwarded-for", "x-real-ip", "forwarded"])
+def test_a_header_that_the_proxy_does_not_write_says_nothing(header: str) -> None:
+    proxies = trusted_proxies(("unix",), header)
+    made_up = {"x-forwarded-for": "6.6.6.6", "x-real-ip": "6.6.6.6", "forwarded": "for=6.6.6.6"}
+    del made_up[header]
+    assert proxies.address_of("unix", made_up.get) == "unix"
+    right = "for=1.1.1.1" if header == "forwarded" else "1.1.1.1"
+    assert proxies.address_of("unix", {**made_up, header: right}.get) == "1.1.1.1"
+
+
+@pytest.mark.parametrize(
+    "forwarded, client",
+    [
+        ("for=192.0.2.43", "192.0.2.43"),
+        ("For=192.0.2.43;proto=https;by=10.0.0.9", "192.0.2.43"),
+        ('for=6.6.6.6, for="[2001:db8:cafe::17]:4711"', "2001:db8:cafe::17"),
+        ('for=6.6.6.6,for="192.0.2.43:80"; host=x ', "192.0.2.43"),
+        ("for=192.0.2.43, for=10.0.0.2", "192.0.2.43"),
+        ('for=192.0.2.43;host="x, for=6.6.6.6"', "192.0.2.43"),
+        ('for=192.0.2.43;host="x;for=6.6.6.6\\", for=6.6.6.6"', "192.0.2.43"),
+        ("for=unknown", None),
+        ("for=_hidden, for=_SEVKISEK", None),
+        ("for=6.6.6.6, proto=https", None),
+        ("for=6.6.6.6, ", None),
+        ('for=6.6.6.6, host="', None),
+        ('host="for=6.6.6.6', None),
+        ("for=6.6.6.6 for", None),
+        ("192.0.2.43", None),
+        ("", None),
+    ],
+)
+def test_forwarded_is_read_as_the_rfc_has_it(forwarded: str, client: str | None) -> None:
+    proxies = trusted_proxies(("10.0.0.0/8",), "forwarded")
+    address = proxies.client_in(forwarded)
+    assert (None if address is None else str(address)) == client
+
+
+def test_a_long_header_is_read_in_its_own_time() -> None:
+    proxies = trusted_proxies(("10.0.0.0/8",), "forwarded")
+    for text in ("a" * 8000, "a=" * 4000, 'a="' + "\\a" * 4000, "," * 8000, "for=," * 1600):
+        assert proxies.client_in(text) is None
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("192.0.2.7:80", ("192.0.2.7", 80)),
+        ("192.0.2.7", ("192.0.2.7", 0)),
+        ("[2001:db8::7]:80", ("2001:db8::7", 80)),
+        ("[2001:db8::7]", ("2001:db8::7", 0)),
+        ("2001:db8::7", ("2001:db8::7", 0)),
+        ("unix", ("", 0)),
+    ],
+)
+def test_host_and_port_of_an_address(text: str, expected: tuple[str, int]) -> None:
+    assert split_address(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -103,24 +164,19 @@ def test_headers_of_proxies_are_told_from_those_of_clients(header: str, expected
 
 
 @pytest.mark.parametrize(
-    "user, peer, passed_on, party",
+    "user, address, party",
     [
-        ("ann", "203.0.113.9:1", "", "user 'ann'"),
-        ("", "203.0.113.9:1", "", "address 203.0.113.9"),
-        ("", "[::ffff:203.0.113.9]:1", "", "address 203.0.113.9"),
-        ("", "[2001:db8:1:2:3::4]:1", "", "address 2001:db8:1:2::/64"),
-        ("", "203.0.113.9:1", "1.1.1.1", "address 203.0.113.9"),
-        ("", "10.0.0.1:1", "1.1.1.1", "address 1.1.1.1"),
-        ("", "10.0.0.1:1", "", "fd 7"),
-        ("", "127.0.0.1:1", "", "fd 7"),
-        ("", "[::1]:1", "", "fd 7"),
-        ("", "unix", "", "fd 7"),
-        ("", "memory", "", "fd 7"),
+        ("ann", "203.0.113.9:1", "user 'ann'"),
+        ("", "203.0.113.9:1", "address 203.0.113.9"),
+        ("", "203.0.113.9", "address 203.0.113.9"),
+        ("", "[::ffff:203.0.113.9]:1", "address 203.0.113.9"),
+        ("", "[2001:db8:1:2:3::4]:1", "address 2001:db8:1:2::/64"),
+        ("", "10.0.0.1:1", "fd 7"),
+        ("", "127.0.0.1:1", "fd 7"),
+        ("", "[::1]:1", "fd 7"),
+        ("", "unix", "fd 7"),
+        ("", "memory", "fd 7"),
     ],
 )
-def test_a_party_is_a_user_or_else_an_address(
-    user: str, peer: str, passed_on: str, party: str
-) -> None:
-    headers = {"x-forwarded-for": passed_on} if passed_on else {}
-    proxies = trusted_proxies(("10.0.0.0/8",))
-    assert proxies.party_of(user, peer, lambda: headers, "fd 7") == party
+def test_a_party_is_a_user_or_else_an_address(user: str, address: str, party: str) -> None:
+    assert trusted_proxies(("10.0.0.0/8",)).party_of(user, address, "fd 7") == party

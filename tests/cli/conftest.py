@@ -79,6 +79,7 @@ async def _running(
     cwd: Path | None = None,
     env: dict[str, str] | None = None,
     command: tuple[str, ...] = COMMAND,
+    pass_fds: tuple[int, ...] = (),
 ) -> AsyncIterator[Running]:
     root = str(Path(__file__).parents[2])
     environ = {**os.environ, "PYTHONPATH": root, **(env or {})}
@@ -90,6 +91,7 @@ async def _running(
                 stderr=subprocess.PIPE,
                 cwd=cwd,
                 env=environ,
+                pass_fds=pass_fds,
             )
             it = Running(process)
             assert process.stdout is not None

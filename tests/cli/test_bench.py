@@ -4,10 +4,11 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import attrs
 import pytest
 import trio
 
-from broker import Broker, Config
+from broker import Broker, Close, Config, Connection
 from broker.cli.bench import SMALLEST, BenchFailed, Plan, measure
 from broker.errors import CannotConnect, ClientError
 
@@ -50,6 +51,31 @@ async def test_without_subscribers_it_waits_until_all_was_taken() -> None:
     async with serving() as url:
         result = await measure(Plan(url=url, subscribers=0, messages=50), quiet)
     assert (result.published, result.delivered, result.latency) == (50, 0, {})
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+async def test_every_connection_is_closed_with_1000(ends_well: bool) -> None:
+    broker = Broker(Config(host="127.0.0.1", port=0, drain_seconds=0))
+    codes: list[int] = []
+    all_closed = trio.Event()
+
+    @broker.on_close
+    async def note(connection: Connection, close: Close) -> None:
+        codes.append(close.code)
+        if len(codes) == 5:
+            all_closed.set()
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            (url,) = await nursery.start(broker.serve)
+            plan = Plan(url=url, publishers=2, subscribers=3, seconds=60, rate=50)
+            with trio.CancelScope() as measuring:
+                if ends_well:
+                    plan = attrs.evolve(plan, seconds=None, messages=10)
+                await measure(plan, lambda count, _: None if ends_well else measuring.cancel())
+            await all_closed.wait()
+            broker.stop()
+    assert codes == [1000] * 5
 
 
 async def test_a_broker_that_stops_ends_it_with_its_last_words() -> None:

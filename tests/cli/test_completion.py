@@ -33,7 +33,7 @@ def completed(*words: str) -> list[str]:
         (("--max-c",), ["--max-connections"]),
         (("--port", "9000", "--hist"), ["--history-size", "--history-ttl"]),
         (("nonsense", "x"), []),
-        (("config", ""), ["check", "show", "init"]),
+        (("config", ""), ["check", "init", "show"]),
         (("sub", "--s"), ["--since"]),
         (("serve", "--slow-consumer", ""), ["close", "drop_oldest", "latest"]),
     ],

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 import trio
+import trustme
 from click.testing import CliRunner
 
 from broker.cli.main import main
@@ -156,11 +158,11 @@ HANDSHAKE = (
 )
 
 
-async def ask_for_websocket(url: str) -> trio.SocketStream:
+async def ask_for_websocket(url: str, handshake: bytes = HANDSHAKE) -> trio.SocketStream:
     """Connect and send a handshake; the answer is left to the caller."""
     host, _, port = url.removeprefix("ws://").rpartition(":")
     stream = await trio.open_tcp_stream(host, int(port))
-    await stream.send_all(HANDSHAKE)
+    await stream.send_all(handshake)
     return stream
 
 
@@ -364,16 +366,71 @@ async def test_a_reload_that_comes_during_the_start_is_kept_for_later(
         assert await it.stop(signal.SIGTERM) == 0
 
 
-async def test_without_a_file_to_reload_the_end_of_a_terminal_is_the_end(
+async def test_a_reload_without_a_file_is_harmless(running: "Runner") -> None:
+    async with running(*SERVE) as it:
+        url = await it.url()
+        it.process.send_signal(signal.SIGHUP)
+        await it.wait_for('"reloaded"')
+        async with await ask_for_websocket(url) as peer:
+            assert b" 101 " in await peer.receive_some()
+        assert await it.stop(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("moment", ["importing", "ready"])
+async def test_the_end_of_its_terminal_is_the_end(
+    running: "Runner", tmp_path: Path, moment: str
+) -> None:
+    stop = "while True: pass\n" if moment == "importing" else ""
+    here = app(tmp_path, f"say('importing')\n{stop}")
+    master, terminal = os.openpty()
+    script = f"import os; os.dup2({terminal}, 0); from broker.__main__ import run; run()"
+    command = (sys.executable, "-c", script)
+    async with running("app:broker", command=command, cwd=here, pass_fds=(terminal,)) as it:
+        os.close(terminal)
+        await it.wait_for(moment)
+        os.close(master)
+        assert await it.stop(signal.SIGHUP) == 0
+    assert b"reloaded" not in it.stderr
+
+
+async def test_a_new_certificate_is_shown_to_those_who_come(
     running: "Runner", tmp_path: Path
 ) -> None:
-    async with running(*SERVE) as it:
-        await it.url()
-        assert await it.stop(signal.SIGHUP) == -signal.SIGHUP
-    here = app(tmp_path, "say('importing')\nfor _ in range(10**6): pass\n")
-    async with running("app:broker", cwd=here) as it:
-        await it.wait_for("importing")
-        assert await it.stop(signal.SIGHUP) == -signal.SIGHUP
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+
+    def issue() -> ssl.SSLContext:
+        authority, context = trustme.CA(), ssl.create_default_context()
+        authority.configure_trust(context)
+        issued = authority.issue_cert("localhost")
+        issued.private_key_pem.write_to_path(key)
+        issued.cert_chain_pems[0].write_to_path(cert)
+        return context
+
+    async def greet(url: str, context: ssl.SSLContext) -> trio.SSLStream[trio.SocketStream]:
+        plain = await ask_for_websocket(url.replace("wss:", "ws:"), b"")
+        stream = trio.SSLStream(plain, context, server_hostname="localhost", https_compatible=True)
+        await stream.send_all(HANDSHAKE)
+        assert b" 101 " in await stream.receive_some()
+        return stream
+
+    old = issue()
+    options = ("--host", "127.0.0.1", "--tls-cert", str(cert), "--tls-key", str(key))
+    async with running(*SERVE, *options) as it:
+        url = await it.url()
+        stays = await greet(url, old)
+        new = issue()
+        it.process.send_signal(signal.SIGHUP)
+        await it.wait_for('"reloaded"')
+        await (await greet(url, new)).aclose()
+        key.write_text("half of a copy")
+        it.process.send_signal(signal.SIGHUP)
+        failed = await it.wait_for("reload_failed")
+        assert "are not a PEM certificate and its unencrypted key" in failed
+        await (await greet(url, new)).aclose()
+        await stays.send_all(b"\x81\x82\0\0\0\0hi")
+        assert b"this is server" in await stays.receive_some()
+        await stays.aclose()
+        assert await it.stop(signal.SIGTERM) == 0
 
 
 # Logs

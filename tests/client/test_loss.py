@@ -13,7 +13,7 @@ from broker.errors import CloseCode
 
 def test_a_close_code_says_whether_to_come_back() -> None:
     final = [code for code in range(1000, 5000) if Lost(code, "").final]
-    assert final == [*range(3500, 4000), *range(4500, 5000)]
+    assert final == [1009, *range(3500, 4000), *range(4500, 5000)]
 
 
 @pytest.mark.parametrize(
@@ -52,5 +52,6 @@ def test_a_long_reason_is_cut() -> None:
 def test_a_peer_that_breaks_the_protocol_is_1002_and_one_that_sends_too_much_1009() -> None:
     assert foreign("x").code == CloseCode.PROTOCOL_ERROR
     assert TooLarge("x").code == CloseCode.TOO_BIG
+    assert not TooLarge("x").final, "it was the broker that sent too much"
     assert not foreign("x").final
     assert not TooLarge("x").final

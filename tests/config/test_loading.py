@@ -304,6 +304,28 @@ def test_webhooks_are_read_from_file_and_environment(file: Path) -> None:
     assert "webhooks.url is 'a/b': must be like" in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "environ", "options", "unix"),
+    [
+        ("unix = '/a'", {}, {}, "/a"),
+        ("unix = '/a'", {}, {"port": 1}, None),
+        ("unix = '/a'", {}, {"host": "::1"}, None),
+        ("unix = '/a'", {"BROKER_PORT": "1"}, {}, None),
+        ("unix = '/a'\nport = 1", {}, {}, "/a"),
+        ("port = 1", {"BROKER_UNIX": "/b"}, {}, "/b"),
+        ("port = 1", {"BROKER_UNIX": "/b"}, {"port": 2}, None),
+        ("unix = '/a'", {}, {"port": 1, "unix": "/c"}, "/c"),
+    ],
+)
+def test_of_a_unix_socket_and_a_port_the_later_layer_decides(
+    tmp_path: Path, file: str, environ: dict[str, str], options: dict[str, object], unix: str | None
+) -> None:
+    path = tmp_path / "broker.toml"
+    path.write_text(file)
+    config = load(path, options, environ=environ)
+    assert config.unix == (None if unix is None else Path(unix))
+
+
 # values that do not go together
 
 

@@ -14,9 +14,19 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
 from websockets.sync.client import connect
 
-from broker import Broker, Config, PushResult, TopicPattern, TopicRules, logs
+from broker import (
+    Broker,
+    Config,
+    ConfigError,
+    PushResult,
+    TokenRules,
+    TopicPattern,
+    TopicRules,
+    logs,
+)
+from broker.access.minting import mint
 from broker.config.reload import FIXED, Settings, merge
-from broker.testing import handshake, open_test_broker
+from broker.testing import Closed, handshake, open_test_broker
 from tests.conftest import code_of
 
 
@@ -255,3 +265,50 @@ async def test_less_room_for_retained_values_counts_at_once(autojump_clock: Mock
         for topic, count in (("a", 0), ("b", 1)):
             async with net.broker.subscribe(topic) as messages:
                 assert messages.bytes_waiting == count
+
+
+async def test_keys_of_tokens_are_read_again(autojump_clock: MockClock, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("a" * 32)
+    rules = TokenRules(hmac_secret_file=secret)
+    async with open_test_broker(Broker(Config(tokens=rules))) as net:
+
+        async def enters_with(key: str) -> bool:
+            token = mint({"sub": "ann"}, (key * 32).encode(), "HS256")
+            async with await net.open_websocket() as peer:
+                await peer.send_json({"id": 1, "connect": {"token": token}})
+                try:
+                    return "connect" in await peer.receive_json()
+                except Closed:
+                    return False
+
+        assert await enters_with("a")
+        secret.write_text("b" * 32)
+        assert await enters_with("a"), "not read before it is said"
+        await net.broker.reload_files()
+        assert await enters_with("b")
+        assert not await enters_with("a")
+        # A rule that may change, and a key beside it.
+        await net.broker.reload_files(Config(tokens=TokenRules(hmac_secret="c" * 32)))
+        assert await enters_with("c")
+        assert net.broker.config.tokens.hmac_secret == "c" * 32
+        # One that may not: tokens would no longer count.
+        with capture_logs() as lines:
+            await net.broker.reload_files(Config(max_topics=9))
+        assert [each["settings"] for each in lines if each["event"] == "not_reloaded"] == [
+            ["tokens"]
+        ]
+        assert net.broker.config.max_topics == 9
+        assert not await enters_with("a")
+        secret.unlink()
+        broken = Config(tokens=rules, max_topics=10)
+        with pytest.raises(ConfigError, match="cannot read"):
+            await net.broker.reload_files(broken)
+        assert net.broker.config.max_topics == 9
+        assert await enters_with("c")
+
+
+async def test_before_it_serves_files_are_not_read(tmp_path: Path) -> None:
+    broker = Broker()
+    await broker.reload_files(Config(tokens=TokenRules(hmac_secret_file=tmp_path / "no")))
+    assert broker.config.tokens.configured

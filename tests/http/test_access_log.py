@@ -10,7 +10,7 @@ import structlog
 import trio
 from starlette.requests import Request
 from starlette.responses import Response
-from trio.testing import MockClock, memory_stream_pair
+from trio.testing import MockClock
 
 from broker import Broker, Config
 from broker.http.access_log import Exchange
@@ -123,8 +123,7 @@ async def test_an_app_that_raises_is_a_500(autojump_clock: MockClock) -> None:
 
 
 async def test_the_status_is_that_behind_a_continue() -> None:
-    ours, _ = memory_stream_pair()
-    exchange = Exchange.begin(ours, parse_head(request("POST /x")), is_logged=True)
+    exchange = Exchange.begin(parse_head(request("POST /x")), "memory", is_logged=True)
     exchange.note_sent(b"HTTP/1.1 100 Continue\r\n\r\n")
     exchange.note_sent(b"HTTP/1.1 201 Created\r\n\r\n")
     exchange.note_sent(b"HTTP/1.1 500 is what a body may begin with")

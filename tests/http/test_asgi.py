@@ -78,8 +78,8 @@ async def test_the_page_refers_to_nothing_but_files_that_are_here() -> None:
     ]
     assert len(links) >= 5
     for link in links:
-        assert link.startswith("/static/")
-        status, headers, _ = await ask(Broker(), link)
+        assert link.startswith("static/")
+        status, headers, _ = await ask(Broker(), f"/{link}")
         assert status == 200
         assert headers["x-content-type-options"] == "nosniff"
 
@@ -106,14 +106,6 @@ async def test_health_is_503_while_draining() -> None:
         assert (status, json.loads(body)) == (200, {"status": "ok"})
     status, _, body = await ask_node(net.node, "/healthz")
     assert (status, json.loads(body)) == (503, {"status": "draining"})
-
-
-async def test_a_broker_that_stops_is_not_ready() -> None:
-    async with open_test_broker(Broker()) as net:
-        status, _, body = await ask_node(net.node, "/readyz")
-        assert (status, json.loads(body)) == (200, {"status": "ready"})
-    status, _, body = await ask_node(net.node, "/readyz")
-    assert (status, json.loads(body)["reason"]) == (503, "the broker stops")
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -238,3 +230,74 @@ def test_what_can_be_typed_in_has_a_border_that_can_be_seen() -> None:
     rules = dict(re.findall(r"^([a-z., ]+) \{ (.*?) \}", css, re.MULTILINE))
     assert "var(--edge)" in rules["input, button"]
     assert "var(--edge)" in rules["button.quiet"]
+
+
+# the dashboard
+
+HERE = Path(__file__).parents[2] / "broker" / "http"
+ADMIN = [HERE / "pages" / "admin.html", *sorted((HERE / "static" / "admin").iterdir())]
+
+
+@pytest.mark.parametrize("path", ["/admin", "/admin/", "/admin/websocket"])
+async def test_without_a_key_there_is_no_dashboard(path: str) -> None:
+    status, _, body = await ask(Broker(), path)
+    assert status == 404
+    assert b"BROKER_ADMIN_KEY" in body
+
+
+@pytest.mark.parametrize("field", ["admin_key", "admin_view_key"])
+async def test_the_dashboard_is_held_to_this_port_and_to_text(field: str) -> None:
+    for path in ("/admin", "/admin/"):
+        broker = Broker(Config(**{field: "some-key"}))  # type: ignore[arg-type]
+        status, headers, body = await ask(broker, path)
+        assert status == 200
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "require-trusted-types-for 'script'; trusted-types 'none'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert "unsafe" not in policy
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["cross-origin-opener-policy"] == "same-origin"
+        assert "set-cookie" not in headers
+        assert b"some-key" not in body
+
+
+async def test_the_dashboards_door_says_426() -> None:
+    assert (await ask(Broker(Config(admin_key="some-key")), "/admin/websocket"))[0] == 426
+
+
+async def test_the_app_may_have_an_admin_page_of_its_own() -> None:
+    broker = Broker(Config(admin_key="some-key"))
+
+    @broker.on_request
+    async def answer(request: Request) -> Response | None:
+        return JSONResponse({"mine": True}) if request.url.path == "/admin" else None
+
+    assert (await ask(broker, "/admin"))[2] == b'{"mine":true}'
+
+
+async def test_the_dashboard_refers_to_nothing_but_files_that_are_here() -> None:
+    links = re.findall(r'(?:src|href)="(/[^"]*)"', ADMIN[0].read_text("utf-8"))
+    assert len(links) >= 5
+    imported = [
+        f"/static/admin/{name}"
+        for path in ADMIN[1:]
+        for name in re.findall(r'from "\./([^"]*)"', path.read_text("utf-8"))
+    ]
+    assert len(imported) >= 5
+    for link in {*links, *imported}:
+        assert (await ask(Broker(), link))[0] == 200, link
+
+
+MARKUP = re.compile(
+    r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|createContextualFragment|eval\(|"
+    r"new Function|javascript:|DOMParser|srcdoc|https?://(?!www\.w3\.org/2000/svg)"
+)
+
+
+@pytest.mark.parametrize("path", ADMIN, ids=lambda path: path.name)
+def test_the_dashboard_makes_no_markup_of_text_and_has_nothing_inline(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert not MARKUP.findall(text)
+    if path.suffix == ".html":
+        assert not re.findall(r"\bstyle=|\bon\w+=|<style|<script(?![^>]*\bsrc=)", text)

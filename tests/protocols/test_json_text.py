@@ -2,6 +2,7 @@
 
 import json
 from base64 import b64encode
+from datetime import date
 
 import msgspec
 import pytest
@@ -49,6 +50,27 @@ def test_ready_json_of_an_app_has_no_line_ends_when_it_goes_out(value: object) -
     written = to_json(value)
     assert b"\n" not in written
     assert json.loads(written) == json.loads(msgspec.json.encode(value))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{1, 2}, frozenset(), [{1}], ({1},), {"a": {"b": [1, {2}]}}, {"a": 1, "b": frozenset("x")}],
+)
+def test_a_set_is_a_type_error_wherever_it_lies(value: object) -> None:
+    with pytest.raises(TypeError, match="a set has no order"):
+        to_json(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ([1, (2, {"a": [None]})], b'[1,[2,{"a":[null]}]]'),
+        (date(2026, 1, 2), b'"2026-01-02"'),
+        (float("inf"), b"null"),
+    ],
+)
+def test_what_msgspec_can_say_goes_as_it_says_it(value: object, text: bytes) -> None:
+    assert to_json(value) == text
 
 
 def test_a_value_that_json_cannot_say_is_a_type_error() -> None:

@@ -221,7 +221,7 @@ async def test_all_topics_are_left_before_the_app_learns_that_a_connection_has_e
         if is_cut:
             connection = net.node.services.connections[peer.fd]
             assert isinstance(connection, ServingConnection)
-            connection._io.cancel_scope.cancel()
+            connection.io.cancel_scope.cancel()
         else:
             await peer.aclose()
         await wait_all_tasks_blocked()

@@ -1,6 +1,7 @@
 """Where a broker listens, what it says when it cannot, and that what it opened can be spoken to."""
 
 import errno
+import grp
 import os
 import socket
 import ssl
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from math import inf
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import pytest
 import structlog
@@ -28,7 +30,9 @@ from broker.transport.listeners import (
     AnyListener,
     accept_streams,
     describe,
+    listening_on,
     open_listeners,
+    take_sockets,
 )
 
 
@@ -117,7 +121,134 @@ async def test_behind_our_heartbeat_the_system_gives_up_on_a_silent_network() ->
         await client.aclose()
 
 
+AddressInfo: TypeAlias = tuple[int, int, int, str, tuple[str | int, ...]]
+
+
+class Names(trio.abc.HostnameResolver):
+    """A name has the addresses that a test says."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.addresses = addresses
+
+    async def getaddrinfo(
+        self,
+        host: bytes | None,
+        port: bytes | str | int | None,
+        family: int = 0,
+        type: int = 0,  # noqa: A002 - trio's name
+        proto: int = 0,
+        flags: int = 0,
+    ) -> list[Any]:
+        found: list[AddressInfo] = []
+        for each in self.addresses:
+            is_six = ":" in each
+            where: tuple[str | int, ...] = (each, int(port or 0), *((0, 0) if is_six else ()))
+            kind = socket.AF_INET6 if is_six else socket.AF_INET
+            found.append((kind, socket.SOCK_STREAM, 6, "", where))
+        return found
+
+    async def getnameinfo(self, sockaddr: Any, flags: int) -> tuple[str, str]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("absent", ["192.0.2.1", "2001:db8::1"])
+async def test_an_address_of_a_name_that_is_not_here_does_not_fail_the_others(absent: str) -> None:
+    trio.socket.set_custom_hostname_resolver(Names(absent, "127.0.0.1"))
+    with structlog.testing.capture_logs() as lines:
+        async with opened(Config(host="two.example", port=0)) as listeners:
+            assert [each.rpartition(":")[0] for each in describe(listeners)] == ["ws://127.0.0.1"]
+    (line,) = lines
+    assert (line["event"], line["address"], line["log_level"]) == (
+        "address_left_out",
+        absent,
+        "info",
+    )
+    trio.socket.set_custom_hostname_resolver(Names(absent))
+    assert "not an address of this machine" in await refusal_of(Config(host="two.example", port=0))
+
+
+async def test_a_port_that_is_taken_on_one_address_of_a_name_is_a_mistake() -> None:
+    """To serve on the other alone would be to share the name with somebody else."""
+    with socket.create_server(("127.0.0.2", 0)) as taken:
+        trio.socket.set_custom_hostname_resolver(Names("127.0.0.1", "127.0.0.2"))
+        config = Config(host="two.example", port=taken.getsockname()[1])
+        assert "is already in use" in await refusal_of(config)
+        with socket.create_server(("127.0.0.1", config.port)):
+            pass  # nothing was left open
+
+
+# Sockets of another process
+
+
+async def test_sockets_of_another_process_are_listened_on() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (listener,) = take_sockets([os.dup(server.fileno())])
+        client = await trio.open_tcp_stream(*server.getsockname())
+        await (await listener.accept()).aclose()
+        await client.aclose()
+        await listener.aclose()
+
+
+def test_a_file_that_does_not_listen_is_refused_by_its_number() -> None:
+    with socket.socket() as quiet:
+        number = os.dup(quiet.fileno())
+        for _ in range(2):  # the second time it is closed
+            with pytest.raises(ConfigError, match=f"file {number}, given to listen on: "):
+                take_sockets([number])
+
+
+@pytest.mark.parametrize(
+    ("addresses", "expected"),
+    [
+        (["127.0.0.1"], ("127.0.0.1", None)),
+        (["127.0.0.1", "0.0.0.0"], ("0.0.0.0", None)),
+        (["unix", "0.0.0.0"], ("0.0.0.0", None)),
+        (["unix"], ("localhost", "unix")),
+        ([], ("localhost", None)),
+    ],
+)
+def test_what_others_can_reach_counts_as_the_place_of_given_sockets(
+    tmp_path: Path, addresses: list[str], expected: tuple[str, str | None]
+) -> None:
+    sockets = []
+    for name in addresses:
+        if name == "unix":
+            sockets.append(socket.socket(socket.AF_UNIX))
+            sockets[-1].bind(str(tmp_path / "unix"))
+        else:
+            sockets.append(socket.create_server((name, 0)))
+    config = listening_on(Config(), [each.fileno() for each in sockets])
+    assert (config.host, config.unix and config.unix.name) == expected
+    for each in sockets:
+        each.close()
+
+
 # Unix sockets
+
+
+@pytest.mark.parametrize(
+    ("fields", "mode"),
+    [({"unix_mode": "0666"}, 0o666), ({"unix_mode": "600"}, 0o600), ({"unix_group": ""}, 0o660)],
+)
+async def test_a_unix_socket_is_for_whom_the_settings_say(
+    tmp_path: Path, fields: dict[str, str], mode: int
+) -> None:
+    path = tmp_path / "broker.sock"
+    if "unix_group" in fields:
+        fields = {"unix_group": grp.getgrgid(os.getgid()).gr_name}
+    async with opened(Config(unix=path, **fields)):  # type: ignore[arg-type]
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+async def test_a_group_that_is_not_there_is_named(tmp_path: Path) -> None:
+    config = Config(unix=tmp_path / "broker.sock", unix_group="no-such-group")
+    assert "unix_group is 'no-such-group'" in await refusal_of(config)
+
+
+@pytest.mark.parametrize("mode", ["rw", "0999", "7", "66666", ""])
+def test_a_mode_is_octal_in_quotes(mode: str) -> None:
+    with pytest.raises(ValueError, match="must be octal digits in quotes"):
+        Config(unix_mode=mode)
 
 
 async def test_a_unix_socket_is_spoken_to_by_its_path(tmp_path: Path) -> None:

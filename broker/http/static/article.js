@@ -2,7 +2,8 @@
 "use strict";
 
 (() => {
-  const address = location.origin.replace(/^http/, "ws");
+  // The page and the broker are at one place, which a proxy may have put below a path of its own.
+  const address = new URL(".", location.href).href.replace(/^http/, "ws").replace(/\/$/, "");
   const run = document.getElementById("run");
   const log = document.getElementById("log");
   document.getElementById("address").textContent = address;

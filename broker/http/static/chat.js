@@ -65,12 +65,12 @@
   // the connection
 
   // Some networks let no WebSocket pass: then the same goes over plain HTTP.
-  const at = (transport) => `${location.origin}/connection/${transport}`;
+  const at = (path) => new URL(path, location.href).href;
   const centrifuge = new Centrifuge([
-    { transport: "websocket", endpoint: at("websocket").replace(/^http/, "ws") },
-    { transport: "http_stream", endpoint: at("http_stream") },
-    { transport: "sse", endpoint: at("sse") },
-  ]);
+    { transport: "websocket", endpoint: at("connection/websocket").replace(/^http/, "ws") },
+    { transport: "http_stream", endpoint: at("connection/http_stream") },
+    { transport: "sse", endpoint: at("connection/sse") },
+  ], { emulationEndpoint: at("emulation") });
 
   function state(word) {
     $("state").textContent = word;

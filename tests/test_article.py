@@ -1,0 +1,89 @@
+"""The article, retold: both of its programs, in both languages, print what its page says."""
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tests.conftest import PATIENCE
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["article.md", "article.zh.md"]
+
+
+def program(page: str, language: str) -> str:
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    found = re.search(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def printed(page: str) -> tuple[list[str], list[str]]:
+    """The lines of server and page, as the table has them; on both sides the same."""
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    table = re.findall(r"^\| (.+?) \| `(.+?)` \| `(.+?)` \|$", text, re.MULTILINE)
+    assert len(table) == 7
+    assert all(theirs == ours for _, theirs, ours in table)
+    server = [line for who, line, _ in table if who.startswith(("server", "服务器"))]
+    return server, [line for _, line, _ in table if line not in server]
+
+
+def test_both_languages_have_the_same_programs_and_lines() -> None:
+    for language in ("python", "javascript"):
+        assert len({program(page, language) for page in PAGES}) == 1
+    assert printed(PAGES[0]) == printed(PAGES[1])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_server_and_page_print_the_lines_of_the_table(
+    page: str, missing: Callable[[str], NoReturn], tmp_path: Path
+) -> None:
+    node = shutil.which("node")
+    if node is None:
+        missing("node is not installed (Debian: apt-get install nodejs)")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def written(language: str, name: str) -> Path:
+        code = program(page, language).replace("9501", str(port)).replace("5000", "50")
+        (tmp_path / name).write_text(code, "utf-8")
+        return tmp_path / name
+
+    server = subprocess.Popen(
+        [sys.executable, str(written("python", "article.py"))],
+        env={"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "PATH": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+    try:
+        assert server.stderr is not None
+        for line in server.stderr:  # it ends where the process does
+            if "ready on" in line:
+                break
+        client = subprocess.run(
+            [node, "--experimental-websocket", str(written("javascript", "page.mjs"))],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=3 * PATIENCE,
+            check=False,
+        )
+        server.send_signal(signal.SIGINT)
+        output, errors = server.communicate(timeout=PATIENCE)
+    finally:
+        server.kill()
+        server.wait()
+    lines, said = printed(page)
+    assert client.stdout.splitlines() == said, client.stderr
+    assert output.splitlines() == lines
+    assert server.returncode == 0
+    assert "Traceback" not in errors

@@ -1,0 +1,148 @@
+"""How-to pages with the JavaScript SDK: their modules, run under Node with the bundle that our own page has."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import jwt
+import pytest
+
+from tests.conftest import HMAC_SECRET, PATIENCE, Process
+
+ROOT = Path(__file__).parent.parent
+BUNDLE = ROOT / "broker" / "http" / "static" / "vendor" / "centrifuge-5.8.0.js"
+
+HEAD = """\
+import { readFileSync } from "node:fs";
+import vm from "node:vm";
+vm.runInThisContext(readFileSync(%r, "utf-8"));
+const url = process.argv[2];
+const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
+const opened = [];
+async function open(options = {}) {
+  const client = new Centrifuge(`${url}/connection/websocket`, options);
+  opened.push(client);
+  client.connect();
+  await client.ready(5000);
+  return client;
+}
+async function until(what, is) {
+  for (let n = 0; n < 500; n++) {
+    if (is()) return;
+    await sleep(10);
+  }
+  throw new Error(`never ${what}`);
+}
+function check(is, what) {
+  if (!is) throw new Error(what);
+}
+"""
+FOOT = "opened.forEach((client) => client.disconnect());\nprocess.exit(0);\n"
+
+TYPING = """
+import { typingIndicator } from "./typing.mjs";
+const [ann, ben, carl] = [await open(), await open(), await open()];
+const shown = [];
+const annTypes = typingIndicator(ann, "7", () => check(false, "nobody types but ann"), 400);
+typingIndicator(ben, "7", (names) => shown.push(names.join()), 400);
+typingIndicator(carl, "8", () => check(false, "another room"), 400);
+await until("subscribed", () => ann.getSubscription("typing.7").state === "subscribed");
+await until("subscribed", () => ben.getSubscription("typing.7").state === "subscribed");
+let published = 0;
+const publish = ann.getSubscription("typing.7").publish.bind(ann.getSubscription("typing.7"));
+ann.getSubscription("typing.7").publish = (data) => { published++; return publish(data); };
+for (let n = 0; n < 20; n++) annTypes.typed();
+await until("shown", () => shown.length === 1);
+check(published === 1, `told ${published} times`);
+await until("quiet", () => shown.length === 2);
+await sleep(250);
+annTypes.typed();
+await until("shown again", () => shown.length === 3);
+annTypes.sent();
+await until("sent", () => shown.length === 4);
+annTypes.typed();
+await until("shown once more", () => shown.length === 5);
+ann.disconnect();
+await until("left", () => shown.length === 6);
+check(shown.join("|") === "fd 1||fd 1||fd 1|", shown.join("|"));
+"""
+
+PRIVATE = """
+import { privateMessages } from "./private.mjs";
+const tokens = process.argv.slice(3);
+const [ann, phone, ben] = [await open({ token: tokens[0] }), await open({ token: tokens[0] }), await open({ token: tokens[1] })];
+const got = [[], [], []];
+const annSends = privateMessages(ann, (user, text) => got[0].push(`${user}: ${text}`));
+privateMessages(phone, (user, text) => got[1].push(`${user}: ${text}`));
+const benSends = privateMessages(ben, (user, text) => got[2].push(`${user}: ${text}`));
+check(await annSends("ben", "hello"), "ben is here");
+check(await benSends("ann", "hi"), "ann is here");
+check(!(await annSends("carl", "hello?")), "carl is not here");
+await until("received", () => got.flat().length === 3);
+await sleep(100);
+check(JSON.stringify(got) === '[["ben: hi"],["ben: hi"],["ann: hello"]]', JSON.stringify(got));
+"""
+
+
+@pytest.fixture(scope="session")
+def node(missing: Callable[[str], NoReturn]) -> list[str]:
+    path = shutil.which("node")
+    if path is None:
+        missing("node is not installed (Debian: apt-get install nodejs)")
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
+    major = int(version.stdout.removeprefix("v").partition(".")[0])
+    if major < 20:
+        missing("node is older than 20, and has no WebSocket")
+    # From 22 on it is there without.
+    return [path] if major >= 22 else [path, "--experimental-websocket"]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / "docs" / "howto" / page).read_text("utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def run(node: list[str], folder: Path, program: str, *arguments: str) -> None:
+    (folder / "main.mjs").write_text(HEAD % str(BUNDLE) + program + FOOT, "utf-8")
+    done = subprocess.run(
+        [*node, "main.mjs", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=3 * PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_typing_indicator_of_its_page_works(
+    node: list[str], start_broker: Callable[..., Process], tmp_path: Path
+) -> None:
+    (tmp_path / "broker.toml").write_text(blocks("typing-indicator.md", "toml")[0], "utf-8")
+    module, _ = blocks("typing-indicator.md", "javascript")
+    (tmp_path / "typing.mjs").write_text(module, "utf-8")
+    broker = start_broker("--config", str(tmp_path / "broker.toml"))
+    run(node, tmp_path, TYPING, broker.ws)
+
+
+def test_private_messages_of_their_page_reach_one_person(
+    node: list[str],
+    start_broker: Callable[..., Process],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BROKER_TOKENS_HMAC_SECRET", HMAC_SECRET)
+    module, _ = blocks("private-messages.md", "javascript")
+    (tmp_path / "private.mjs").write_text(module, "utf-8")
+    tokens = [jwt.encode({"sub": user}, HMAC_SECRET, "HS256") for user in ("ann", "ben")]
+    run(node, tmp_path, PRIVATE, start_broker().ws, *tokens)
+
+
+@pytest.mark.parametrize("page", ["typing-indicator.md", "private-messages.md"])
+def test_what_stands_on_the_page_is_javascript(node: list[str], tmp_path: Path, page: str) -> None:
+    for block in blocks(page, "javascript"):
+        (tmp_path / "page.mjs").write_text(block, "utf-8")
+        subprocess.run([node[0], "--check", "page.mjs"], cwd=tmp_path, check=True)
