@@ -6,7 +6,7 @@ The order matters: signals are obeyed before anything is imported that takes tim
 import sys
 
 from broker.cli import start
-from broker.signals import process
+from broker.process.signals import process
 
 
 def run() -> None:

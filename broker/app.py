@@ -17,14 +17,13 @@ import attrs
 import structlog
 import trio
 
-from broker import logs, signals
+from broker import logs
 from broker.access.jwks import open_tokens
 from broker.access.keys import load_keys
 from broker.access.keys import warning as token_warning
 from broker.access.rights import Rights
 from broker.admin.methods import admin_methods
 from broker.admin.samples import Samples
-from broker.cluster import Cluster
 from broker.config.reload import NO_SOURCES, Settings, renews
 from broker.config.settings import Config, exposure_warning
 from broker.core.hub import Hub
@@ -62,6 +61,7 @@ from broker.http.asgi import http_app
 from broker.http.fallbacks import Fallbacks
 from broker.http.server import HttpServer
 from broker.node import BrokerStatistics, Node, node_name
+from broker.process import signals
 from broker.protocols.json_text import to_json
 from broker.routing.neighbourhood import Neighbourhood
 from broker.routing.publishing import PublishOptions
@@ -69,6 +69,7 @@ from broker.routing.reader import Reader
 from broker.routing.recipients import Peer
 from broker.routing.router import Router
 from broker.session.accept import serve_connection
+from broker.session.cluster import Cluster
 from broker.session.memory import hold_request, keep_memory, memory_fields, memory_warning
 from broker.session.orders import ServerSub, shaped
 from broker.session.services import Services
@@ -115,15 +116,15 @@ class Broker:
         self.run_blocking: RunBlocking = in_thread
         """Waits for the engine's disk; `open_test_broker` waits in line, as virtual time does not wait
         for threads."""
-        self.cluster = Cluster(lambda: self.node.everywhere)
-        """The same for connections of all nodes, where several share an engine."""
-        self.open_engine: OpenEngine = open_engine
-        """Opens the engine that the config names; `broker.testing` may put another here."""
         self.worker: int | None = None
         """The number of this process among those of `--workers`, from 1 on; None where it is the only one."""
         self.tls_context: ssl.SSLContext | None = None
         """The context of listeners with TLS, into which `reload_files` reads the certificate anew. Set it
         with `listeners` of your own."""
+        self.cluster = Cluster(lambda: self.node.everywhere)
+        """The same for connections of all nodes, where several share an engine."""
+        self.open_engine: OpenEngine = open_engine
+        """Opens the engine that the config names; `broker.testing` may put another here."""
         self.hooks = Hooks(self._end_by)
         self._ended_by: BaseException | None = None
         self._node: Node | None = None
@@ -180,8 +181,7 @@ class Broker:
 
     def on_request(self, hook: OnRequest) -> OnRequest:
         """`(request)`: plain HTTP; returns a Starlette response, or None for what we have there
-        ourselves, such as the page at `/`. Only `/healthz` and `/readyz` do not come
-        here."""
+        ourselves, such as the page at `/`. Only `/healthz` and `/readyz` do not come here."""
         self.hooks.set("request", hook)
         return hook
 
@@ -672,9 +672,9 @@ class Broker:
                 name_scope(upkeep, "upkeep")
                 upkeep.start_soon(_beat, node)
                 upkeep.start_soon(keep_memory, services, name="memory")
+                upkeep.start_soon(samples.keep, name="admin")
                 if services.neighbourhood is not None:
                     upkeep.start_soon(services.neighbourhood.run, name="neighbours")
-                upkeep.start_soon(samples.keep, name="admin")
                 async with trio.open_nursery() as sessions:
                     name_scope(sessions, "sessions")
 

@@ -254,6 +254,8 @@ class Listings:
 
     async def _kept(self, topic: str) -> dict[str, object]:
         router = self.node.router
+        if not router.engine.knows(topic):
+            await router.engine.fetch((topic,))
         publications, top = history_page(router, topic, None, HISTORY, True)
         await self._turn(listing_work(publications))
         retained = router.retained.get(topic)

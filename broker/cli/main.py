@@ -14,7 +14,6 @@ from typing import Any, Final
 import click
 from click.shell_completion import CompletionItem
 
-from broker import signals
 from broker.cli.admin_commands import connection, connections, disconnect, stats, topics
 from broker.cli.bench_command import bench
 from broker.cli.client_commands import history, presence, pub, push, request
@@ -28,6 +27,7 @@ from broker.cli.token import token
 from broker.cli.top import top
 from broker.cli.trace_command import trace
 from broker.cli.version_command import version
+from broker.process import signals
 from broker.version import VERSION
 
 _OF_THE_GROUP = frozenset({"-h", "--help", "--version"})

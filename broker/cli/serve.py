@@ -14,7 +14,7 @@ import click
 import structlog
 import trio
 
-from broker import logs, signals
+from broker import logs
 from broker.cli.errors import (
     Mistake,
     ending_cause,
@@ -31,7 +31,8 @@ from broker.config.settings import Config, LogFormat, LogLevel, TopicRules
 from broker.core.scopes import name_scope
 from broker.core.session import SlowRule
 from broker.errors import ConfigError
-from broker.signals import CUT_SHORT
+from broker.process import signals
+from broker.process.signals import CUT_SHORT
 from broker.transport.listeners import (
     AnyListener,
     listening_on,

@@ -34,7 +34,6 @@ import msgspec
 import structlog
 import trio
 
-from broker import signals
 from broker.cli.private_redis import open_private_redis
 from broker.cli.restarts import DEATHS, Restarts
 from broker.cli.seat import VARIABLE, Given
@@ -42,7 +41,8 @@ from broker.cli.systemd import Notifier
 from broker.config.settings import Config
 from broker.errors import ConfigError
 from broker.node import node_name
-from broker.signals import CUT_SHORT, Order
+from broker.process import signals
+from broker.process.signals import CUT_SHORT, Order
 from broker.transport.gate import Counts, make_shared
 from broker.transport.listeners import take_sockets
 from broker.transport.places import open_api_sockets, open_sockets_of

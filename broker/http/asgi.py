@@ -83,13 +83,15 @@ def http_app(node: Node) -> Starlette:
         return JSONResponse({"status": "ok"})
 
     async def ready(request: Request) -> Response:
+        engine = node.stats().engine
         if node.draining or node.services.leaving:
-            return JSONResponse({"status": "draining"}, HTTPStatus.SERVICE_UNAVAILABLE)
-        failing = node.stats().engine.failing
-        if failing and node.router.engine.durability == "shared":  # another may be better off
-            body = {"status": "not ready", "reason": f"nothing is kept: {failing}"}
-            return JSONResponse(body, HTTPStatus.SERVICE_UNAVAILABLE)
-        return await health(request)
+            reason = "the broker stops"
+        elif engine.failing and node.router.engine.durability == "shared":
+            reason = f"nothing is kept: {engine.failing}"  # another node may be better off
+        else:
+            return JSONResponse({"status": "ready"})
+        body = {"status": "not ready", "reason": reason}
+        return JSONResponse(body, HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def page(request: Request) -> Response:
         if not node.config.demo_page:

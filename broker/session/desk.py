@@ -57,7 +57,7 @@ class _Login(Handler):
         request, services, peer = command.connect, client.services, client.peer
         assert request is not None
         connection = client.connection
-        place = services.party_of("", connection.address, lambda: connection.headers, _THIS_MACHINE)
+        place = services.party_of("", connection.address, _THIS_MACHINE)
         about = {"fd": peer.fd, "peer": connection.address}
         try:
             shown = _key_in(bytes(request.data))

@@ -136,10 +136,10 @@ class Services:
     publisher: Publisher = attrs.field(init=False)
     requests: Requests = attrs.field(init=False)
     wills: Wills = attrs.field(init=False)
-    neighbourhood: Neighbourhood | None = attrs.field(init=False, default=None)
-    """The other nodes; None where there can be none."""
     leaving: bool = False
     """The broker is about to stop, and serves as before: balancers are told."""
+    neighbourhood: Neighbourhood | None = attrs.field(init=False, default=None)
+    """The other nodes; None where there can be none."""
     draining: bool = False
     connections: dict[Fd, ServedConnection] = attrs.field(factory=dict)
     admission: Admission = attrs.field(init=False)

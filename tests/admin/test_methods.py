@@ -281,9 +281,9 @@ async def test_acts_do_what_they_say(
     assert push == {"message": {"data": {"hello": [1, None]}}}
     report = await done(peer, "admin.publish", topic="news", data="x", retain=True)
     assert (report["matched"], report["offset"]) == (2, 1)
-    assert net.broker.history("news")[0][0].value == "x"
+    assert (await net.broker.history("news"))[0][0].value == "x"
     await done(peer, "admin.publish", topic="news", data=None, skip_history=True)
-    assert len(net.broker.history("news")[0]) == 1
+    assert len((await net.broker.history("news"))[0]) == 1
     await done(peer, "admin.unsubscribe", fd=2, topic="news")
     assert net.broker.topics() == {"news": 1}
     await done(peer, "admin.kick", fd=3)

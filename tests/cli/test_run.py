@@ -89,7 +89,8 @@ def test_after_a_cut_the_process_may_go_on() -> None:
     """Nothing of what guards a cut ends the process once the cut is done."""
     program = (
         "import os, signal, threading, time, trio\n"
-        "from broker import Broker, Config, signals\n"
+        "from broker import Broker, Config\n"
+        "from broker.process import signals\n"
         "broker = Broker(Config(port=0, host='127.0.0.1', log_level='error'))\n"
         "@broker.on_event\n"
         "async def event(it):\n"

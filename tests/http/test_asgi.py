@@ -108,6 +108,14 @@ async def test_health_is_503_while_draining() -> None:
     assert (status, json.loads(body)) == (503, {"status": "draining"})
 
 
+async def test_a_broker_that_stops_is_not_ready() -> None:
+    async with open_test_broker(Broker()) as net:
+        status, _, body = await ask_node(net.node, "/readyz")
+        assert (status, json.loads(body)) == (200, {"status": "ready"})
+    status, _, body = await ask_node(net.node, "/readyz")
+    assert (status, json.loads(body)["reason"]) == (503, "the broker stops")
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_the_websocket_path_says_426_and_what_to_do(method: str) -> None:
     status, headers, body = await ask(Broker(), "/connection/websocket", method)

@@ -106,7 +106,7 @@ async def test_an_operator_has_no_command_but_rpc(
     peer = await log_in(net, key)
     assert await code_of(peer, **command) == DENIED
     assert net.node.stats().published == 0
-    assert not net.broker.history("news")[0]
+    assert not (await net.broker.history("news"))[0]
 
 
 @pytest.mark.parametrize("method", ["publish", "request", "reply", "will", "anything"])
@@ -300,7 +300,7 @@ async def test_a_publish_that_waits_for_the_engine_asks_for_the_right_when_it_go
     net.broker.reload(Config(admin_view_key=VIEW_KEY))
     room.set()
     await peer.receive_close()
-    assert net.broker.history("news")[0] == []
+    assert (await net.broker.history("news"))[0] == []
 
 
 async def test_a_dashboard_that_nobody_reads_holds_little_and_harms_nobody(

@@ -1,4 +1,4 @@
-"""`broker.signals`: one handler from the first line on, and what it does when."""
+"""`broker.process.signals`: one handler from the first line on, and what it does when."""
 
 import signal
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from broker.cli.main import main
-from broker.signals import CLIENTS, Order, Signals
+from broker.process.signals import CLIENTS, Order, Signals
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -82,7 +82,7 @@ def test_a_signal_before_the_arguments_are_read_has_the_status_of_the_command(
 ) -> None:
     code = (
         "import signal\n"
-        "from broker.signals import process\n"
+        "from broker.process.signals import process\n"
         "process.install()\n"
         "signal.raise_signal(signal.SIGTERM)\n"
     )
@@ -95,7 +95,7 @@ def test_a_signal_before_the_arguments_are_read_has_the_status_of_the_command(
 def test_when_it_is_over_a_signal_ends_it_with_1() -> None:
     code = (
         "import signal\n"
-        "from broker.signals import process\n"
+        "from broker.process.signals import process\n"
         "process.install()\n"
         "process.begin_serving()\n"
         "process.hand_over(print, print)\n"

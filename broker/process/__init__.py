@@ -1,0 +1,1 @@
+"""Signals: what the system asks of this process."""
