@@ -34,11 +34,14 @@ class Direct(Mail, frozen=True, tag="direct"):
 
 
 class Pushed(Mail, frozen=True, tag="pushed"):
-    """A push to a connection; `kind` says what its data are: `text`, `bytes`, `json`."""
+    """A push to a connection; `kind` says what its data are: `text`, `bytes`, `json`. The frame has this
+    opcode, and fragments of so many bytes, where these are not 0."""
 
     fd: Fd
     kind: str
     data: bytes
+    opcode: int = 0
+    fragment_bytes: int = 0
 
 
 class Came(Mail, frozen=True, tag="came"):
