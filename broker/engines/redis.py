@@ -567,7 +567,7 @@ async def open_redis(
     Raises `ConfigError` where there is none within `OPEN_SECONDS`.
     """
     check_installed(url)
-    shared = SharedLog(url, url.prefix + ":{0}", secrets.token_hex(6), retained_bytes)
+    shared = SharedLog(url, url.key, secrets.token_hex(6), retained_bytes)
     engine = RedisEngine(shared, max_bytes, retained_bytes, first_fd)
 
     await _attach(shared)
