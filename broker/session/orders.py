@@ -70,10 +70,10 @@ def message_of(data: object) -> Message:
 
     Raises `TypeError` for what JSON cannot say, and `ValueError` for text that is not Unicode.
     """
-    message: Message = data if isinstance(data, str | bytes | Shaped) else _Json(to_json(data))
-    if isinstance(message, str):
-        message.encode()
-    return message
+    if isinstance(data, str):
+        data.encode()
+        return data
+    return data if isinstance(data, (bytes, Shaped)) else _Json(to_json(data))
 
 
 def shaped(data: object, opcode: int | None, fragment_bytes: int | None) -> Shaped:
@@ -182,6 +182,8 @@ class Orders:
 
     def _frame(self, message: Message) -> bytes:
         codec = self.codec
+        if codec is None and isinstance(message, str):  # as most are that are pushed often
+            return frames.text_frame(message.encode())
         if isinstance(message, Shaped):
             if codec is None:
                 return message.frame()
