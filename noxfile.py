@@ -170,7 +170,8 @@ def hostile(session: nox.Session) -> None:
 def ledger(session: nox.Session) -> None:
     """Kill a broker 20 times while it is published to, and compare what it keeps with what it said.
 
-    `-- --kills 200` does so more often, `-- --sync process` with a file that nobody waits for.
+    `-- --kills 200` does so more often, `-- --sync process` with a file that nobody waits for, and
+    `-- --redis` with two brokers on one Redis, which has faults as well.
     """
     _install(session, "tests")
     session.run("python", "-m", "tests.ledger", *session.posargs)

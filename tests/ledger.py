@@ -21,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +31,7 @@ import trio
 
 from broker.config.engine_url import parse_engine_url
 from broker.core.messages import Position
+from broker.engines.engine import Engine
 from broker.engines.sqlite import open_sqlite
 from broker.testing import Closed, Peer, handshake
 
@@ -37,6 +40,8 @@ WINDOW: Final = 32
 """Publishes of one publisher that wait for an answer."""
 PUBLISHERS: Final = 4
 TOPICS: Final = ("a", "b", "c")
+Act = Callable[[Any], Coroutine[Any, Any, None]]
+
 PATIENCE: Final = 20.0
 """Seconds until a broker that does not start has failed."""
 
@@ -83,11 +88,10 @@ class Books:
 class Ledger:
     """One run: a broker on a file, its publishers and subscribers, and their books."""
 
-    def __init__(self, directory: Path, query: str, chance: random.Random) -> None:
+    def __init__(self, directory: Path, engine: str, chance: random.Random) -> None:
         self.books = Books()
         self._socket = directory / "socket"
-        self._file = directory / "log.db"
-        self._query = query
+        self._engine = engine
         self._chance = chance
         self._numbers = dict.fromkeys(range(PUBLISHERS), 0)
         self._positions: dict[str, Position] = {}
@@ -106,32 +110,34 @@ class Ledger:
         }
         root = str(Path(__file__).parents[1])
         environ = {**os.environ, "PYTHONPATH": root, **{k: str(v) for k, v in settings.items()}}
-        engine = f"sqlite:{self._file}{self._query}"
-        return subprocess.Popen(
-            [sys.executable, "-m", "broker", "--unix", str(self._socket), "--engine", engine],
-            env=environ,
-        )
+        command = [sys.executable, "-m", "broker", "--unix", str(self._socket)]
+        return subprocess.Popen([*command, "--engine", self._engine], env=environ)
 
     async def _connect(self) -> Peer:
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                peer = Peer(await trio.open_unix_socket(str(self._socket)))
+                return await self._try_connect()
             except OSError:
                 assert time.monotonic() < deadline, "the broker does not start"
                 await trio.sleep(0.02)  # a foreign process: no clock of ours moves it
-                continue
-            await peer.send(handshake())
-            await peer.receive_head()
-            await peer.request(connect={})
-            return peer
+
+    async def _try_connect(self) -> Peer:
+        peer = Peer(await trio.open_unix_socket(str(self._socket)))
+        await peer.send(handshake())
+        await peer.receive_head()
+        await peer.request(connect={})
+        return peer
 
     # publishers and subscribers, until their connection breaks
 
+    async def _until_broken(self, act: Act, about: Any) -> None:
+        with suppress(Closed, trio.BrokenResourceError):
+            await act(about)
+
     async def _publish(self, number: int) -> None:
-        peer = await self._connect()
         waiting: dict[int, tuple[str, str]] = {}
-        try:
+        async with await self._connect() as peer:
             while True:
                 commands: list[object] = []
                 while len(waiting) < WINDOW:
@@ -152,16 +158,13 @@ class Ledger:
                         else:
                             self.books.acked[topic].append(mark)
                             self._one_acked.set()
-        except (Closed, trio.BrokenResourceError):
-            await peer.aclose()
 
     async def _listen(self, topic: str) -> None:
-        peer = await self._connect()
         request: dict[str, Any] = {"channel": topic, "recoverable": True}
         since = self._positions.get(topic)
         if since is not None:
             request |= {"recover": True, "offset": since.offset, "epoch": since.epoch}
-        try:
+        async with await self._connect() as peer:
             result = (await peer.request(subscribe=request))["subscribe"]
             epoch, offset = result["epoch"], result.get("offset", 0)
             if since is not None:
@@ -176,8 +179,6 @@ class Ledger:
                     publication = json.loads(line).get("push", {}).get("pub")
                     if publication is not None:
                         self._take(topic, publication)
-        except (Closed, trio.BrokenResourceError):
-            await peer.aclose()
 
     def _take(self, topic: str, publication: dict[str, Any]) -> None:
         before = self._positions[topic]
@@ -194,10 +195,10 @@ class Ledger:
             try:
                 async with trio.open_nursery() as nursery:
                     for topic in TOPICS:
-                        nursery.start_soon(self._listen, topic)
+                        nursery.start_soon(self._until_broken, self._listen, topic)
                     self._one_acked = trio.Event()
                     for number in range(PUBLISHERS):
-                        nursery.start_soon(self._publish, number)
+                        nursery.start_soon(self._until_broken, self._publish, number)
                     await self._one_acked.wait()
                     await trio.sleep(seconds * (0.2 + 0.8 * self._chance.random()))
                     process.kill()
@@ -209,31 +210,35 @@ class Ledger:
         return self.books
 
     async def _compare(self) -> None:
+        async with open_sqlite(parse_engine_url(self._engine), ROOM, ROOM, time.time) as engine:
+            self._compare_with(engine)
+
+    def _compare_with(self, engine: Engine) -> None:
         books = self.books
-        url = parse_engine_url(f"sqlite:{self._file}{self._query}")
-        async with open_sqlite(url, ROOM, ROOM, time.time) as engine:
-            for topic in TOPICS:
-                publications, top = engine.history(topic, None, -1, False)
-                marks = [str(each.value) for each in publications]
-                offsets = [each.offset for each in publications]
-                books.kept += len(marks)
-                books.gaps += offsets != list(range(1, top.offset + 1))
-                books.duplicates += len(marks) - len(set(marks))
-                books.lost += len(set(books.acked[topic]) - set(marks))
-                last: dict[str, int] = {}
-                for mark in marks:
-                    publisher, _, number = mark.partition(".")
-                    books.order_violations += last.get(publisher, 0) >= int(number)
-                    last[publisher] = int(number)
-                seen = books.seen[topic]
-                position = self._positions[topic]
-                books.wrong += seen != marks[position.offset - len(seen) : position.offset]
+        for topic in TOPICS:
+            publications, top = engine.history(topic, None, -1, False)
+            marks = [str(each.value) for each in publications]
+            offsets = [each.offset for each in publications]
+            books.kept += len(marks)
+            books.gaps += offsets != list(range(1, top.offset + 1))
+            books.duplicates += len(marks) - len(set(marks))
+            books.lost += len(set(books.acked[topic]) - set(marks))
+            last: dict[str, int] = {}
+            for mark in marks:
+                publisher, _, number = mark.partition(".")
+                books.order_violations += last.get(publisher, 0) >= int(number)
+                last[publisher] = int(number)
+            seen = books.seen[topic]
+            position = self._positions[topic]
+            books.wrong += seen != marks[position.offset - len(seen) : position.offset]
 
 
 async def keep(kills: int, seconds: float, query: str = "", seed: int = 0) -> Books:
     """The books of one run in a directory of its own."""
     with tempfile.TemporaryDirectory() as directory:
-        return await Ledger(Path(directory), query, random.Random(seed)).run(kills, seconds)
+        path = Path(directory)
+        engine = f"sqlite:{path / 'log.db'}{query}"
+        return await Ledger(path, engine, random.Random(seed)).run(kills, seconds)
 
 
 def main() -> int:
@@ -241,7 +246,14 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=1.0, help="of load before each kill")
     parser.add_argument("--sync", choices=["power", "process"], default="power")
+    parser.add_argument("--redis", action="store_true", help="two brokers on one, and its faults")
     options = parser.parse_args()
+    if options.redis:
+        from tests.shared_ledger import keep_shared
+
+        books = trio.run(keep_shared, options.kills, options.seconds)
+        print(f"two brokers on one redis, faults: {books}")
+        return 0 if books.is_clean else 1
     books = trio.run(keep, options.kills, options.seconds, f"?sync={options.sync}")
     print(f"sqlite, sync={options.sync}, SIGKILL: {books}")
     return 0 if books.is_clean else 1

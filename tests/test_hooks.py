@@ -708,13 +708,14 @@ async def test_a_connection_has_all_that_its_protocol_says(
     (connection,) = seen
     of_both = [*vars(Handshake), *vars(Connection)]
     members = [name for name in of_both if not name.startswith("_")]
-    assert len(members) == 19
+    assert len(members) == 20
     before = {name: getattr(connection, name) for name in members}
     assert before["info"]() == net.broker.connection_info(peer.fd)
     assert before["headers"]["x-mine"] == "yes"
     assert (before["fd"], before["path"], before["user"]) == (peer.fd, "/", "")
     assert (before["protocol"], before["subprotocol"]) == ("plain", None)
     assert (before["transport"], before["address"]) == ("websocket", "memory")
+    assert before["peer_address"] == "memory"
     assert (before["query"], before["params"]) == ("a=1", {"a": "1"})
     assert (before["claims"], before["data"], before["is_established"]) == ({}, {}, True)
     await peer.request(connect={})

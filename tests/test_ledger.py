@@ -6,6 +6,7 @@ Few kills, as each costs the start of a process; `nox -s ledger` does as many as
 import pytest
 
 from tests.ledger import keep
+from tests.shared_ledger import keep_shared
 
 
 @pytest.mark.parametrize("query", ["", "?sync=process"])
@@ -14,3 +15,9 @@ async def test_nothing_acknowledged_is_lost_to_a_kill(query: str) -> None:
     assert books.is_clean, str(books)
     assert sum(map(len, books.acked.values())) > 100
     assert books.recoveries == 6
+
+
+async def test_brokers_on_one_redis_lose_nothing_to_any_fault() -> None:
+    books = await keep_shared(faults=4, seconds=0.3)
+    assert books.is_clean, str(books)
+    assert sum(map(len, books.acked.values())) > 100

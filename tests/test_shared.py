@@ -16,7 +16,7 @@ import trio
 
 from broker import Broker, Config, Refused, TopicPattern, TopicRules
 from broker.testing import Network, Peer, name_users_by_token, open_test_broker
-from tests.conftest import code_of, next_pub, rpc, subscribe
+from tests.conftest import code_of, done, next_pub, rpc, subscribe
 from tests.engines.servers import BINARIES, Server, serving
 from tests.http.test_asgi import ask_node
 
@@ -171,6 +171,37 @@ async def test_the_last_value_is_known_to_all_and_after_a_restart(config: Config
                     "last",
                     "other",
                 ]
+
+
+# others
+
+
+async def test_fds_users_presence_requests_and_groups_are_those_of_all(config: Config) -> None:
+    async with two(config) as (here, there):
+        ann, bob = await here.open_client(token="ann"), await there.open_client(token="bob")
+        assert ann.fd != bob.fd
+        await done(ann, "publish", topic=f"fd:{bob.fd}", data=1)
+        assert (await next_pub(bob))["data"] == 1
+        await done(ann, "publish", topic="user:bob", data=2)
+        assert (await next_pub(bob))["data"] == 2
+        assert (await rpc(ann, "publish", topic="user:eve", data=3))["error"]["code"] == 102
+        for peer in (ann, bob):
+            await subscribe(peer, "a")
+            await subscribe(peer, "work", group="g")
+        reply = await ann.request(presence={"channel": "a"})
+        assert set(reply["presence"]["presence"]) == {str(ann.fd), str(bob.fd)}
+        reply = await bob.request(presence_stats={"channel": "a"})
+        assert reply["presence_stats"] == {"num_clients": 2, "num_users": 2}
+        for number in range(20):
+            await here.broker.publish("work", number)
+        await there.broker.publish("a", "end")
+        got: dict[Peer, list[int]] = {ann: [], bob: []}
+        for peer, found in got.items():
+            while (data := (await next_pub(peer))["data"]) != "end":
+                found.append(data)
+        assert sorted(got[ann] + got[bob]) == list(range(20))
+        assert got[ann]
+        assert got[bob]
 
 
 # what goes wrong

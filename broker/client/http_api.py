@@ -134,11 +134,16 @@ class ApiClient:
             self._connection = h11.Connection(h11.CLIENT)
             try:
                 with trio.fail_after(CONNECT_SECONDS):
-                    self._stream = await self._open_stream(self._host, self._port)
+                    stream = await self._open_stream(self._host, self._port)
+                    self._stream = stream
+                    if isinstance(stream, trio.SSLStream):
+                        await stream.do_handshake()
             except trio.TooSlowError:
+                await self.aclose()
                 text = f"cannot connect to {self.url}: no answer within {CONNECT_SECONDS:g} s"
                 raise CannotConnect(text) from None
             except LOSSES as error:
+                await self.aclose()
                 raise CannotConnect(
                     f"cannot connect to {self.url}: {explain(error).reason}"
                 ) from None

@@ -74,7 +74,7 @@ def explain(error: BaseException) -> Lost:
     if isinstance(error, OSError) and error.__cause__ is not None and error.errno is None:
         # Trio says that all addresses failed, and keeps the reasons in a group.
         return explain(error.__cause__)
-    text = str(error)
+    text = str(error) or str(error.__cause__ or "")  # of a broken stream, such as TLS
     if isinstance(error, OSError) and error.errno is not None:
         # Trio adds the address to the text, which the caller has named already.
         text = os.strerror(error.errno) if error.errno > 0 else error.strerror or text

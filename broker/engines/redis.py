@@ -35,7 +35,7 @@ from broker.core.work import COMMAND, SLICE
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
 from broker.engines.memory import Memory
 from broker.engines.redis_cluster import RedisCluster
-from broker.engines.redis_link import Link, LinkLost, check_installed, use_link
+from broker.engines.redis_link import Link, LinkLost, check_installed, to_text, use_link
 from broker.engines.redis_log import IDLE_EPOCH_MS, Draft, Flight, Logged, SharedLog
 from broker.engines.redis_outgoing import (
     BATCH_RUNS,
@@ -45,7 +45,7 @@ from broker.engines.redis_outgoing import (
     Post,
     decode_posted,
 )
-from broker.engines.redis_scripts import VIEW
+from broker.engines.redis_scripts import TOUCH, VIEW
 from broker.engines.redis_topics import UNBOUNDED, KnownTopics, Snapshot, numbered
 from broker.errors import ConfigError, ErrorCode, Refused
 
@@ -65,6 +65,14 @@ OLDEST: Final = (6, 2)
 
 LOADED_AT_ONCE: Final = 100
 """Retained values in one answer: as a rule 10 KB."""
+
+EMPTY_EPOCH_MS: Final = 900_000
+"""An epoch in which nothing was published ends so long after nobody listens any more: else whoever may
+subscribe could fill Redis with the names of topics that nobody uses."""
+
+TOUCH_EVERY: Final = 300.0
+TOUCHED_AT_ONCE: Final = 100
+"""Seconds between two rounds in which they are kept alive, and topics in one step: 0.1 ms of Redis."""
 
 OVERDUE_EVERY: Final = 0.25
 """Seconds between two looks at what has waited for too long."""
@@ -98,12 +106,12 @@ class RedisEngine(Memory):
         self.nodes = RedisCluster(shared, self._out)
         self.cluster = self.nodes
         self._topics = KnownTopics(self._store, max_bytes, self._is_listened_to)
-        self._reader = _Incoming(self, shared, self._out, self._topics)
-        shared.reader = self._reader
+        self.incoming = _Incoming(self, shared, self._out, self._topics)
+        shared.reader = self.incoming
         self._sink: Sink | None = None
 
     def _is_listened_to(self, topic: str) -> bool:
-        return self._reader.sink is not None and self._reader.sink.wants(topic)
+        return self.incoming.sink is not None and self.incoming.sink.wants(topic)
 
     # publishing
 
@@ -137,7 +145,7 @@ class RedisEngine(Memory):
         await trio.lowlevel.checkpoint()
         with self._topics.pinned(topics):
             while unknown := [topic for topic in topics if topic not in self._topics]:
-                for fetch in [self._reader.begin_fetch(topic) for topic in unknown]:
+                for fetch in [self.incoming.begin_fetch(topic) for topic in unknown]:
                     await fetch.is_over.wait()
                     if fetch.refusal is not None:
                         raise fetch.refusal
@@ -207,20 +215,21 @@ class RedisEngine(Memory):
     async def running(self, sink: Sink) -> AsyncGenerator[None]:
         try:
             async with trio.open_nursery() as nursery:
-                self._reader.begin(sink, nursery)
+                self.incoming.begin(sink, nursery)
                 nursery.start_soon(self._log.serve, name="engine link")
-                nursery.start_soon(self._reader.refuse_overdue, name="engine deadlines")
+                nursery.start_soon(self.incoming.refuse_overdue, name="engine deadlines")
+                nursery.start_soon(self.incoming.touch, name="engine upkeep")
                 try:
                     async with self.nodes.entered(OPEN_SECONDS):
                         yield
                     with trio.move_on_after(CLOSE_SECONDS):
-                        await self._reader.wait_drained()
+                        await self.incoming.wait_drained()
                         await self._leave()
                 finally:
-                    self._reader.stop()
+                    self.incoming.stop()
                     nursery.cancel_scope.cancel()
         finally:  # what was read is given out by now
-            self._reader.settle_all()
+            self.incoming.settle_all()
 
     async def _leave(self) -> None:
         link = await self._log.wait_link()
@@ -235,7 +244,7 @@ class RedisEngine(Memory):
             submitted=self._out.submitted,
             failing=self._log.refusal,
             entries=self._log.entries,
-            skipped=self._reader.skipped,
+            skipped=self.incoming.skipped,
             losses=self._log.losses,
         )
 
@@ -281,6 +290,25 @@ class _Incoming:
             await trio.sleep(OVERDUE_EVERY)
             if self.out.refuse_overdue(self.shared.flights, self.shared.failing):
                 self._settle()
+
+    async def touch(self) -> None:
+        """Keep epochs alive in which nothing was published while somebody listens, until cancelled."""
+        while True:
+            await trio.sleep(TOUCH_EVERY)
+            await self.touch_all()
+
+    async def touch_all(self) -> None:
+        shared, sink = self.shared, self.sink
+        assert sink is not None
+        empty = [topic for topic in self.topics.empty() if sink.wants(topic)]
+        for first in range(0, len(empty), TOUCHED_AT_ONCE):
+            link = await shared.wait_link()
+            some = empty[first : first + TOUCHED_AT_ONCE]
+            try:
+                key = shared.key + ":log"
+                await link.reader.run(TOUCH, key, shared.key, EMPTY_EPOCH_MS, *some)
+            except LinkLost as error:
+                shared.lose(str(error))
 
     def _settle(self) -> None:
         if self.sink is not None:
@@ -336,7 +364,7 @@ class _Incoming:
             cursor, found = await link.reader.call(b"HSCAN", *parts)
             for name, field in _pairs(found):
                 offset, _, data = field.partition(b" ")
-                last = decode_posted(data).batches[-1].publications(name.decode())[-1]
+                last = decode_posted(data).batches[-1].publications(to_text(name))[-1]
                 retained.take([msgspec.structs.replace(last, offset=int(offset))])
             if cursor == b"0":
                 return
@@ -437,13 +465,13 @@ class _Incoming:
             await shared.wait_moved()
         link = await shared.wait_link()
         fetch.caught, fetch.is_stale = [], False
-        parts = shared.key, topic, secrets.token_hex(4), IDLE_EPOCH_MS
+        parts = shared.key, topic, secrets.token_hex(4), IDLE_EPOCH_MS, EMPTY_EPOCH_MS
         try:
             view = await link.reader.run(VIEW, shared.key + ":log", *parts)
         except LinkLost as error:
             shared.lose(str(error))
             return False
-        snapshot = Snapshot.of(topic, view)
+        snapshot = await Snapshot.of(topic, view)
         while shared.place < snapshot.place and not fetch.is_stale:
             await shared.wait_moved()
         if fetch.is_stale:

@@ -16,13 +16,16 @@ import trio
 
 from broker.core.messages import Fd
 from broker.engines.cluster import BEAT_SECONDS, LEASE_SECONDS, Card, Listener
-from broker.engines.redis_link import Link, LinkLost, Script
+from broker.engines.redis_link import Link, LinkLost, Script, to_bytes, to_text
 from broker.engines.redis_log import LOG_BYTES, Draft, Logged, SharedLog
 from broker.engines.redis_outgoing import Outgoing
 from broker.engines.redis_scripts import BEAT, CLEAR, COUNT, ENTER, LEASE, LEAVE, LEFTOVERS, READ
 from broker.errors import ErrorCode, Refused
 
 log = structlog.get_logger("broker.nodes")
+
+MOST_STATED: Final = 64 * 2**20
+"""Bytes of facts that may wait while Redis is away: about 200,000 connections that come and go."""
 
 ANSWER_SECONDS: Final = 2.0
 """How long somebody waits who asks about cards."""
@@ -41,6 +44,7 @@ class RedisCluster:
     _hanging: dict[str, dict[str, bytes]] = attrs.field(init=False, factory=dict)
     """The notices of all nodes, by name, as the listener knows them."""
     _burying: set[str] = attrs.field(init=False, factory=set)
+    _is_given_up: bool = attrs.field(init=False, default=False)
     _entered: trio.Event = attrs.field(init=False, factory=trio.Event)
 
     @property
@@ -62,15 +66,26 @@ class RedisCluster:
 
     def post(self, name: str, value: bytes | None) -> None:
         draft = Draft("M", name) if value is None else Draft("N", name, data=value)
-        self.out.note(draft, lasts=True)
+        self._state(draft)
 
     def file(self, drawer: str, name: str, value: bytes | None, owner: str = "") -> None:
         if value is None:
             draft = Draft("D", drawer, key=name)
         else:
-            of = owner.encode("utf-8", "surrogatepass")
+            of = to_bytes(owner)
             draft = Draft("C", drawer, key=name, data=b"%d:%b%b" % (len(of), of, value))
+        self._state(draft)
+
+    def _state(self, draft: Draft) -> None:
+        """Have a fact written, however long that takes. Where too many wait they are dropped, and this node
+        is given up: another in its place says what is true then."""
+        if self._is_given_up:
+            return
         self.out.note(draft, lasts=True)
+        if self.out.waiting > MOST_STATED:
+            self._is_given_up = True
+            self.out.drop_notes()
+            self.shared.lose("too much waits to be written")
 
     def check(self) -> None:
         """Raise `Refused` (100) while nothing can be said."""
@@ -87,7 +102,7 @@ class RedisCluster:
         cards: dict[str, bytes] = {}
         for flat in found:
             for name, value in zip(flat[::2], flat[1::2], strict=True):
-                cards[name.decode()] = _without_owner(value)
+                cards[to_text(name)] = _without_owner(value)
         return cards
 
     async def count(self, drawer: str) -> tuple[int, int]:
@@ -103,7 +118,7 @@ class RedisCluster:
         if not flat:
             self._burying.discard(node)
         return [
-            Card(drawer.decode(), name.decode(), _without_owner(value))
+            Card(to_text(drawer), to_text(name), _without_owner(value))
             for drawer, name, value in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
         ][:most]
 
@@ -140,7 +155,8 @@ class RedisCluster:
         shared = self.shared
         was_in, has_lapsed = self._entered_in, False
         found = await self._enter(link, was_in)
-        if found[0] == b"0":
+        if found[0] == b"0" or self._is_given_up:
+            self._is_given_up = False
             has_lapsed = True
             for flight in shared.become(secrets.token_hex(6)):
                 shared.reader.missed(flight)
@@ -168,7 +184,7 @@ class RedisCluster:
             values = (
                 dict(zip(flat[::2], flat[1::2], strict=True)) if isinstance(flat, list) else flat
             )
-            hanging[node.decode()] = {name.decode(): value for name, value in values.items()}
+            hanging[node.decode()] = {to_text(name): value for name, value in values.items()}
         for node in [each for each in self._hanging if each not in hanging]:
             self._note_gone(node)
         for node, notices in hanging.items():

@@ -34,6 +34,14 @@ class LinkLost(Exception):
     """The connections to Redis are of no use any more; the text says why."""
 
 
+def to_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def to_text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
+
+
 @attrs.define(eq=False)
 class Script:
     """A Lua script, called by its digest."""
@@ -45,8 +53,8 @@ class Script:
         self.sha = sha1(self.text.encode()).hexdigest().encode()  # noqa: S324 - Redis' own name
 
 
-Part = bytes | str | int | float
-"""A part of a command."""
+Part = bytes | str | int
+"""A part of a command. A text may have half a surrogate pair, which the app may give it."""
 
 
 @attrs.define(eq=False)
@@ -76,7 +84,8 @@ class Wire:
 
     async def _ask(self, command: bytes, parts: tuple[Part, ...], seconds: float) -> Any:
         with trio.fail_after(seconds):
-            return await self._connection.create_request(command, *parts, decode=False)
+            written = [to_bytes(each) if isinstance(each, str) else each for each in parts]
+            return await self._connection.create_request(command, *written, decode=False)
 
 
 @attrs.frozen

@@ -24,9 +24,10 @@ from typing import Any, Final, Protocol
 import attrs
 import structlog
 import trio
+from msgspec import Struct
 
 from broker.config.engine_url import RedisUrl
-from broker.engines.redis_link import Link, LinkLost, use_link
+from broker.engines.redis_link import Link, LinkLost, to_text, use_link
 from broker.engines.redis_scripts import APPEND, ATTACH, FORMAT, RENEW
 
 log = structlog.get_logger("broker")
@@ -54,14 +55,15 @@ RETRY_MAX_SECONDS: Final = 2.0
 PATIENCE_SECONDS: Final = 5.0
 """A link that is lost for less is no matter: what is said meanwhile waits."""
 
+LOST: Final = "some of the log is gone: who counts on getting all is told so"
+
 ANOTHER_LOG: Final = "the log is another one"
 
 IDLE_EPOCH_MS: Final = 86_400_000
 """An epoch that nobody asked for during a day ends, as in the other engines."""
 
 
-@attrs.frozen
-class Draft:
+class Draft(Struct, frozen=True, gc=False):
     """What is to be appended about one topic; see `redis_scripts` for the flags."""
 
     flags: str
@@ -73,8 +75,7 @@ class Draft:
     data: bytes = b""
 
 
-@attrs.frozen
-class Logged:
+class Logged(Struct, frozen=True, gc=False):
     """A part of an entry, as it is read: the same everywhere."""
 
     node: str
@@ -305,9 +306,7 @@ class SharedLog:
     async def _lose_place(self, link: Link, place: int, lineage: str) -> None:
         """Go on somewhere else, or with another lineage, once the reader has dealt with that."""
         self.losses += 1
-        log.warning(
-            "log_lost", redis=self.url.where, detail="some of the log is gone; see the docs"
-        )
+        log.warning("log_lost", redis=self.url.where, detail=LOST)
         with trio.CancelScope(shield=True):
             await self.reader.lost(link)
         self.place, self.lineage, self._head = place, lineage, None
@@ -439,6 +438,6 @@ def _place_of(name: bytes) -> tuple[int, int]:
 
 
 def _logged(node: str, header: bytes, data: bytes, at: float, place: int) -> Logged:
-    flags, number, first, epoch, size, ttl, topic = header.decode().split(" ", 6)
+    flags, number, first, epoch, size, ttl, topic = to_text(header).split(" ", 6)
     numbers = int(number), int(first)
     return Logged(node, flags, topic, *numbers, epoch, int(size), int(ttl) / 1000, at, place, data)

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from broker.core.messages import Position
 from broker.core.names import PERSONAL
-from broker.engines.engine import Submission
+from broker.engines.engine import Key, Submission
 from broker.engines.records import Batch
 from broker.engines.redis_log import Draft, Flight
 from broker.errors import ErrorCode, Refused
@@ -86,14 +86,19 @@ class Post:
             flags += "c" if parcel.batches[-1][-1].data == b"null" else "v"
         ttl = int(min(rules.history_ttl, LONGEST_TTL) * 1000)
         count = sum(map(len, parcel.batches))
-        owner = "" if key is None else f"{'a' if key.owner is None else 'u' + key.owner}"
-        once = "" if key is None else f"{owner}\0{parcel.topic}\0{key.key}"
+        once = "" if key is None else _name_of(key, parcel.topic)
         posted = Posted(
             [Batch.of(each) for each in parcel.batches], list(parcel.exclude), parcel.report_to
         )
         return Draft(
             flags, parcel.topic, rules.history_size, max(1, ttl), count, once, _encode(posted)
         )
+
+
+def _name_of(key: Key, topic: str) -> str:
+    """Another one for each owner, topic and key."""
+    owner = "" if key.owner is None else f"u{key.owner}"
+    return f"{len(owner)}:{owner}{len(topic)}:{topic}{key.key}"
 
 
 @attrs.define(eq=False)

@@ -228,19 +228,30 @@ return {1, lineage, last}
 VIEW: Final = Script(
     _COMMON
     + """
--- ARGV: p, topic, token, ms of an idle epoch.
+-- ARGV: p, topic, token, ms of an idle epoch, and of one in which nothing was published.
 local topic, idle = ARGV[2], tonumber(ARGV[4])
 local lineage, last = state(ARGV[3])
 local ms = now()
 local epoch, top, size, ttl, touched, lives = epoch_of(topic, lineage)
 local m = p .. ':m:' .. topic
-if touched + math.max(idle, ttl) / 8 < ms then
+if top == 0 then
+  redis.call('HSET', m, 'e', epoch, 't', 0, 's', 0, 'l', 0, 'x', 0, 'y', 0)
+  redis.call('PEXPIRE', m, ARGV[5])
+elseif touched + math.max(idle, ttl) / 8 < ms then
   redis.call('HSET', m, 'e', epoch, 't', text(top), 's', text(size), 'l', text(ttl), 'x', text(ms), 'y', text(lives))
   redis.call('PEXPIRE', m, text(math.max(idle, ttl) * 1.25 + 1000))
 end
 local runs = {}
 if size > 0 then runs = redis.call('XRANGE', p .. ':h:' .. topic, text(math.max(0, top - size + 1)) .. '-0', '+') end
 return {last, text(ms), epoch, text(top), text(size), text(ttl), runs}
+"""
+)
+
+TOUCH: Final = Script(
+    """
+-- ARGV: p, ms, then topics in which nothing was published, and to which somebody listens.
+for i = 3, #ARGV do redis.call('PEXPIRE', ARGV[1] .. ':m:' .. ARGV[i], ARGV[2]) end
+return 1
 """
 )
 

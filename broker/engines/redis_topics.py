@@ -19,6 +19,7 @@ import trio
 
 from broker.core.history import HistoryStore
 from broker.core.messages import Position, Publication
+from broker.core.work import COMMAND, PUBLICATION, SLICE
 from broker.engines.redis_log import Logged
 from broker.engines.redis_outgoing import decode_posted
 
@@ -54,12 +55,13 @@ class Snapshot:
     """Each with its age in seconds; without offsets, the last ends at the position."""
 
     @classmethod
-    def of(cls, topic: str, view: Sequence[Any]) -> "Snapshot":
-        """What the script answers."""
+    async def of(cls, topic: str, view: Sequence[Any]) -> "Snapshot":
+        """What the script answers. Others run while it is decoded."""
         place, now, epoch, top, size, ttl, entries = view
         offset, most = int(top), int(size)
         runs: list[tuple[float, list[Publication]]] = []
         ends: list[int] = []
+        work = 0.0
         for name, (at, data) in entries:
             batches = decode_posted(data).batches
             runs.append(
@@ -69,6 +71,10 @@ class Snapshot:
                 )
             )
             ends.append(int(name.split(b"-")[0]))
+            work += COMMAND + PUBLICATION * len(runs[-1][1])
+            if work >= SLICE:
+                work = 0.0
+                await trio.lowlevel.checkpoint()
         # Keys may have been evicted: what does not lead up to the top is of no use.
         if not ends or ends[-1] != offset:
             runs, ends = [], []
@@ -96,6 +102,11 @@ class KnownTopics:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._asked)
+
+    def empty(self) -> list[str]:
+        """The topics in which nothing was published. Linear in all."""
+        states = ((topic, self.store.state(topic)) for topic in self._asked)
+        return [topic for topic, state in states if state is not None and not state[0].offset]
 
     def follows(self, topic: str) -> bool:
         """Whether anything is known of a topic, and so has to be kept true."""

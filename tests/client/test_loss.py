@@ -16,6 +16,12 @@ def test_a_close_code_says_whether_to_come_back() -> None:
     assert final == [1009, *range(3500, 4000), *range(4500, 5000)]
 
 
+def broken_by(cause: Exception) -> Exception:
+    error = trio.BrokenResourceError()
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     "error, code, reason",
     [
@@ -26,6 +32,7 @@ def test_a_close_code_says_whether_to_come_back() -> None:
         (trio_websocket.ConnectionClosed(CloseReason(3500, "no")), 3500, "no"),
         (OSError(errno.ECONNREFUSED, "x (127.0.0.1)"), 1006, "connection refused"),
         (trio.BrokenResourceError(), 1006, "brokenResourceError"),
+        (broken_by(OSError("Bad certificate")), 1006, "bad certificate"),
         (ExceptionGroup("", [ExceptionGroup("", [TimeoutError("Slow")])]), 1006, "slow"),
     ],
 )

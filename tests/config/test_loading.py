@@ -368,3 +368,26 @@ def test_values_that_do_not_go_together_are_named_by_their_places(
     with pytest.raises(ConfigError) as raised:
         load(file, {}, environ=environ)
     assert str(raised.value).startswith(message.replace("FILE", str(file)))
+
+
+def test_the_errors_that_the_how_to_shows_are_those_that_are_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "configure.md").read_text("utf-8")
+    shown = [line for line in page.splitlines() if line.startswith("Error: ")]
+    monkeypatch.chdir(tmp_path)
+    raised = []
+    given: list[tuple[str, dict[str, str], dict[str, object]]] = [
+        ("prot = 1", {}, {}),
+        ("port = '9501'", {}, {}),
+        ("", {"BROKER_PORT": "tcp://10.0.0.1:9501"}, {}),
+        ("[tokens]\nhmac_secret_file = 'a'", {"BROKER_TOKENS_HMAC_SECRET": "b"}, {}),
+        ("", {}, {"allowed_origins": ["https://example.com/"]}),
+        ("", {}, {"allowed_origins": ["https://bücher.example"]}),
+    ]
+    for text, environ, options in given:
+        Path("broker.toml").write_text(text)
+        with pytest.raises(ConfigError) as error:
+            load(Path("broker.toml"), options, environ=environ)
+        raised.append(f"Error: {error.value}")
+    assert raised == shown

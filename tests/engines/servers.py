@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import trio
@@ -120,13 +120,17 @@ class Proxy:
         listener = trio.socket.socket(trio.socket.AF_UNIX)
         await listener.bind(str(self.socket))
         listener.listen(16)
+        async with self.serving_on([trio.SocketListener(listener)]):
+            yield
+
+    @asynccontextmanager
+    async def serving_on(self, listeners: list[Any]) -> AsyncGenerator[None]:
         async with trio.open_nursery() as nursery:
-            listeners = [trio.SocketListener(listener)]
             nursery.start_soon(trio.serve_listeners, self._serve, listeners)
             yield
             nursery.cancel_scope.cancel()
 
-    async def _serve(self, client: trio.SocketStream) -> None:
+    async def _serve(self, client: trio.abc.Stream) -> None:
         async with await self.server.connect() as server, client:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._pass_on, server, client, nursery.cancel_scope)
@@ -143,7 +147,7 @@ class Proxy:
                 nursery.cancel_scope.cancel()
 
     async def _pass_on(
-        self, server: trio.SocketStream, client: trio.SocketStream, scope: trio.CancelScope
+        self, server: trio.SocketStream, client: trio.abc.Stream, scope: trio.CancelScope
     ) -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             async for data in server:

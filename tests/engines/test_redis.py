@@ -4,6 +4,7 @@ Here time is real, as a server knows no other: nothing waits for a time that cou
 """
 
 import random
+import ssl
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,8 +14,11 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+import trustme
 
+from broker.config.engine_url import RedisUrl
 from broker.core.messages import Position, Publication
+from broker.engines.engine import Key
 from broker.engines.redis import RedisEngine, open_redis
 from broker.errors import ConfigError, Refused
 from broker.testing import ENGINE_CONTRACT, Witness
@@ -336,7 +340,39 @@ async def test_a_topic_that_redis_has_evicted_is_a_gap_for_who_listens(server: S
         position = await other.published("c", b"2")
         assert await kept(here, "c") == [b"2"]
         assert await position_of(here, "c") == position
+        assert position is not None
         assert not await has_recovered(here, "c", Position(0, position.epoch))
+
+
+async def ttl_of(server: Server, topic: str) -> int:
+    return int((await server.call("PTTL", f"broker:{{0}}:m:{topic}")).strip(b":\r\n"))
+
+
+async def test_an_epoch_that_nobody_uses_ends_soon(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(server) as (engine, witness):
+        await engine.fetch(("a",))
+        assert 800_000 < await ttl_of(server, "a") <= 900_000
+        await witness.published("a", b"1")
+        assert await ttl_of(server, "a") > 86_400_000
+        await engine.fetch(("b",))
+        monkeypatch.setattr("broker.engines.redis.EMPTY_EPOCH_MS", 10**6)
+        await engine.incoming.touch_all()
+        assert await ttl_of(server, "b") > 900_000
+
+
+async def test_odd_texts_are_no_trouble(server: Server) -> None:
+    """Half a surrogate pair, which a client may put into a key, and an app anywhere."""
+    odd = "\ud83d"
+    async with opened(server) as (engine, witness), opened(server) as (_, other):
+        key = Key(f"ann{odd}", odd)
+        position = await witness.published("a", b"1", key=key)
+        assert await other.published("a", b"1", key=key) == position
+        assert await other.published("a", b"1", key=Key("ann", odd)) != position
+        engine.cluster.file(odd, odd, b"x", odd)
+        assert await engine.cluster.read(odd, 1) == {odd: b"x"}
+        assert not engine.statistics().failing
 
 
 async def lose_all(server: Server) -> None:
@@ -379,6 +415,34 @@ async def test_what_is_lost_is_told(
             assert follower.position.epoch != epoch
         await first.published("t0", b"0.0.0")
         assert (await position_of(all_nodes.nodes[2].engine, "t0")).offset == 1
+
+
+async def test_a_server_over_tls_has_to_be_who_it_says(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    listeners = await trio.open_ssl_over_tcp_listeners(0, context, host="127.0.0.1")
+    port = listeners[0].transport_listener.socket.getsockname()[1]  # type: ignore[attr-defined]
+    url = RedisUrl((("localhost", port),), tls=True, ca=tmp_path / "ca.pem")
+    async with Proxy(server, random.Random(3)).serving_on(listeners):
+        async with open_redis(url, ROOM, ROOM, time.time) as engine:
+            witness = Witness(engine)
+            async with engine.running(witness):
+                await witness.published("a", b"1")
+        monkeypatch.setattr("broker.engines.redis.OPEN_SECONDS", 0.3)
+        for wrong in (
+            attrs.evolve(url, ca=None),
+            attrs.evolve(url, hosts=(("127.0.0.1", port),)),
+        ):
+            with pytest.raises(ConfigError, match="no Redis at"):
+                async with open_redis(wrong, ROOM, ROOM, time.time):
+                    raise AssertionError
+    with pytest.raises(ConfigError, match="engine: ca: "):
+        async with open_redis(attrs.evolve(url, ca=tmp_path / "none"), ROOM, ROOM, time.time):
+            raise AssertionError
 
 
 async def test_a_redis_that_is_not_there_is_an_error_that_names_it(

@@ -95,7 +95,7 @@ async def killed(server: Server, prepare: Callable[[Member], None]) -> str:
         prepare(one)
         await one.witness.published("end", b"1")
         one.life.cancel()
-        await trio.Event().wait()
+        await trio.lowlevel.checkpoint()
     return one.node
 
 
@@ -231,7 +231,7 @@ async def test_a_reaper_may_die_as_well(server: Server, hurried: None) -> None:
     async with member(server) as reaper:
         await reaper.until(("bury", dead))
         reaper.life.cancel()
-        await trio.Event().wait()
+        await trio.lowlevel.checkpoint()
     async with member(server) as heir:
         await heir.until(("bury", dead))
         (card,) = await heir.engine.cluster.leftovers(dead, 10)
@@ -269,6 +269,24 @@ async def test_a_store_that_is_empty_is_told_all_anew(server: Server, hurried: N
         position = await one.witness.published("a", b"1", rules=TopicRules())
         assert isinstance(position, Position)
         assert not [each for each in (one, two) if "lapsed" in each.told]
+
+
+async def test_a_node_whose_facts_are_too_many_while_redis_is_away_goes_on_as_another(
+    server: Server, hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.engines.redis_cluster.MOST_STATED", 100_000)
+    async with member(server) as one:
+        before = one.node
+        server.pause()
+        for number in range(1000):
+            one.engine.cluster.file("d", str(number), b"x")
+        assert one.engine.statistics().waiting < 100_000
+        await trio.sleep(0.4)
+        server.go_on()
+        await one.until("lapsed")
+        assert one.node != before
+        one.engine.cluster.file("d", "new", b"y")
+        assert (await one.engine.cluster.read("d", 2000)).get("new") == b"y"
 
 
 async def test_who_asks_while_redis_is_away_is_refused(

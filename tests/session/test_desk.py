@@ -243,6 +243,23 @@ async def test_who_may_only_look_changes_nothing(
     assert await client.receive_all() == []
 
 
+async def test_who_may_only_look_begins_nothing_that_takes_more(
+    net: Network, autojump_clock: object
+) -> None:
+    began = []
+
+    async def look(params: Any, asker: Asker) -> object:
+        began.append(params)
+        return {}
+
+    methods = dict(net.node.services.admin)
+    params = methods["admin.overview"].params
+    net.node.services.admin = {**methods, "admin.slow": Method(params, Role.FULL, look=look)}
+    peer = await log_in(net, VIEW_KEY)
+    assert (await rpc(peer, "admin.slow"))["error"]["code"] == DENIED
+    assert began == []
+
+
 @pytest.mark.parametrize(
     ("new", "ends"),
     [

@@ -1,0 +1,76 @@
+"""The options that commands have in common, and where their values come from."""
+
+import json
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.cli.conftest import COMMAND, Served, serve
+
+pytestmark = pytest.mark.usefixtures("logging_restored")
+
+
+def test_ca_names_the_certificates_to_trust_for_both_ways_to_a_broker(tmp_path: Path) -> None:
+    ca, stranger = trustme.CA(), trustme.CA()
+    issued = ca.issue_cert("localhost", "127.0.0.1")
+    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    stranger.cert_pem.write_to_path(str(tmp_path / "other.pem"))
+    issued.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    for number, blob in enumerate(issued.cert_chain_pems):
+        blob.write_to_path(str(tmp_path / "cert.pem"), append=number > 0)
+    tls = ("--host", "127.0.0.1", "--tls-cert", "cert.pem", "--tls-key", "key.pem", "--port", "0")
+    with serve(tmp_path, *COMMAND[1:], *tls, BROKER_API_KEY="s3cret") as served:
+        secure = Served(served.url.replace("ws://", "wss://"), "s3cret", served.process)
+        for command in (("pub", "news", "1"), ("topics",), ("connections",)):
+            assert secure.invoke(*command, "--ca", str(tmp_path / "ca.pem")).exit_code == 0
+            by_variable = secure.invoke(*command, env={"BROKER_CA": str(tmp_path / "ca.pem")})
+            assert by_variable.exit_code == 0
+            refused = secure.invoke(*command, "--ca", str(tmp_path / "other.pem"))
+            assert refused.exit_code == 2
+            assert refused.stderr.count("\n") == 1
+            assert "certificate verify failed" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "environ", "user"),
+    [
+        ((), {}, ""),
+        ((), {"BROKER_TOKEN": "ann"}, "ann"),
+        (("--token", "bob"), {"BROKER_TOKEN": "ann"}, "bob"),
+    ],
+)
+def test_an_option_goes_before_its_variable(
+    served: Served, options: tuple[str, ...], environ: dict[str, str], user: str
+) -> None:
+    topic = f"by.{user}.{len(options)}"
+    assert served.invoke("pub", topic, "1", *options, env=environ).exit_code == 0
+    (publication,) = served.api("history", channel=topic, limit=-1)["publications"]
+    assert publication["info"]["user"] == user
+
+
+def test_the_api_may_be_named_by_its_own_address(served: Served) -> None:
+    url = served.url.replace("ws://", "http://")
+    assert served.invoke("stats", "--url", url).exit_code == 0
+    result = served.invoke("stats", "--url", f"{url}/elsewhere")
+    assert result.exit_code == 2
+    assert "/elsewhere" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("pub", "sub", "history", "presence", "request", "connections", "connection", "topics"),
+        *("disconnect", "trace", "top", "stats", "config", "config show", "version", "bench"),
+    ],
+)
+def test_every_command_helps_by_h_alone(served: Served, command: str) -> None:
+    text = served.ok(*command.split(), "-h")
+    assert text.startswith("Usage: ")
+    assert served.key not in text
+
+
+def test_json_is_one_object_a_line(served: Served) -> None:
+    for command in (("stats",), ("version",), ("config", "show", "--all"), ("connections",)):
+        for line in served.ok(*command, "--json").splitlines():
+            assert isinstance(json.loads(line), dict)
