@@ -89,7 +89,14 @@ def sdk_js(session: nox.Session) -> None:
     _install(session, "browser")
     _install_sdks(session)
     session.run(
-        *("python", "-m", "pytest", "tests/sdk/test_sdk_javascript.py", "tests/browser"),
+        *(
+            "python",
+            "-m",
+            "pytest",
+            "-m",
+            "browser or sdk",
+            "--ignore=tests/sdk/test_sdk_python.py",
+        ),
         *session.posargs,
     )
 
