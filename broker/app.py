@@ -640,7 +640,7 @@ class Broker:
             if listeners is None:
                 listeners, api_listeners = await self._open_listeners([own, *more])
             elif more and self.worker is None:  # a worker has been given those as well
-                listeners = [*listeners, *await open_places(more, self.tls_context)]
+                listeners = [*listeners, *await open_places(more, self.tls_context, others=True)]
             await self._serve(listeners, api_listeners or [], task_status)
         finally:
             self._is_taken = False
