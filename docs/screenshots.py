@@ -170,7 +170,7 @@ def take(everything: Path | None) -> None:
         for screen, options in SCREENS.items():
             for theme in ("light", "dark"):
                 context = browser.new_context(color_scheme=theme, **options)
-                context.set_default_timeout(15_000)
+                context.set_default_timeout(60_000)
                 page = context.new_page()
                 page.goto(f"{URL}/admin")
                 if everything:

@@ -11,7 +11,7 @@ admin.topics                  search, limit                      those with the 
 admin.topic                   topic, after                       who listens, what is kept, its rules
 admin.tree                    fd                                 the nursery tree, or one connection's
 admin.budgets                                                    memory by part, places, turns
-admin.engine                                                     what is kept, events, hooks, this node
+admin.engine                                                     what is kept, events, hooks, all nodes
 admin.config                                                     settings, each with its source
 admin.trace                   one of fd, user, topic             {}; what it sees comes on `$admin`
 admin.untrace                                                    {}
@@ -31,7 +31,7 @@ from typing import Annotated, Any, Final
 import attrs
 import structlog
 import trio
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Raw, Struct, structs
 
 from broker import logs
 from broker.access.operators import Asker, Method, Role
@@ -122,7 +122,7 @@ def admin_methods(node: Node, samples: Samples) -> Mapping[str, Method]:
         "admin.topic": Method(OneTopic, view, look=looks.topic),
         "admin.tree": Method(Tree, view, look=looks.tree),
         "admin.budgets": Method(Nothing, view, act=looks.budgets),
-        "admin.engine": Method(Nothing, view, act=looks.engine),
+        "admin.engine": Method(Nothing, view, look=looks.engine),
         "admin.config": Method(Nothing, view, act=looks.config),
         "admin.trace": Method(Traced, view, act=looks.trace),
         "admin.untrace": Method(Nothing, view, act=looks.untrace),
@@ -199,8 +199,9 @@ class _Looks:
             "retained_bytes": services.config.retained_bytes,
         }
 
-    def engine(self, params: Nothing, asker: Asker) -> object:
+    async def engine(self, params: Nothing, asker: Asker) -> object:
         node = self._node
+        nodes = await node.everywhere.nodes()
         stats = node.stats()
         hooks = [
             {
@@ -213,7 +214,7 @@ class _Looks:
             for (hook, asked), each in stats.hooks.items()
         ]
         return {
-            "nodes": [{"name": node.name, "version": VERSION, "started_at": node.started_at}],
+            "nodes": [structs.asdict(each) for each in nodes],
             "kind": node.config.engine.partition(":")[0],
             "durability": node.router.engine.durability,
             "engine": attrs.asdict(stats.engine),

@@ -57,7 +57,7 @@ export function brief(value) {
 export function bytes(value) {
   if (!Number.isFinite(value)) return "no limit";
   let unit = 0;
-  while (value >= 1024 && unit < 4) { value /= 1024; unit += 1; }
+  while (value >= 1023.5 && unit < 4) { value /= 1024; unit += 1; }
   const digits = unit === 0 || value >= 100 || value % 1 === 0 ? 0 : value >= 10 ? 1 : 2;
   return `${value.toFixed(digits)} ${["B", "KiB", "MiB", "GiB", "TiB"][unit]}`;
 }

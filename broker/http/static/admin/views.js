@@ -197,7 +197,7 @@ export class Connection extends View {
     try {
       const tree = await this.session.call("tree", { fd: this.fd });
       if (!this.shown) { this.shown = h("div"); this.element.append(card("Its tasks", this.shown)); }
-      fill(this.shown, h("ul.tree", {}, scope(tree)));
+      fill(this.shown, h("ul.tree", {}, scope(tree, true)));
     } catch { this.tree = false; }
   }
 }
@@ -232,7 +232,7 @@ export class Closed extends View {
     const page = await this.session.call("closed", asked);
     if (asked.search !== this.search.value || asked.skip !== this.skip) return;
     this.next = page.next;
-    this.total.textContent = `the last ${count(page.all)}, 1,000 at most`;
+    this.total.textContent = `the last ${count(page.all)}; 1,000 are kept`;
     fill(this.list, table("Connections that have ended",
       [["fd"], ["User"], ["Address"], ["By"], ["Code", "num"], ["Reason"], ["Had subscribed to"], ["In / out", "num"], ["Undelivered", "num"], ["Lasted", "num"], ["When", "num"]],
       page.rows.map((row) => [
@@ -404,16 +404,17 @@ export class Trace extends View {
 
 const KINDS = { received: "accent", sent: "calm", published: "good", disconnected: "bad", connected: "good" };
 
-function scope(each) {
+function scope(each, alone = false) {
   const label = h("span.scope", { class: each.kind },
     h("b", {}, each.name),
     each.kind === "tasks" && h("span.soft", {}, ` ${count(each.count)} more`),
     each.deadline !== null && h("span.badge.high", {}, `ends in ${span(Math.max(0, each.deadline))}`),
     each.cancelled && badge("cancelled", "bad"), each.shielded && badge("shielded", "calm"),
     each.function && h("code.soft", {}, each.function));
-  const more = each.fd && h("li", {}, h("span.scope", {}, link(["connections", each.fd], h("span.soft", {}, "who it is"))));
-  return h("li", {}, each.children.length
-    ? h("details", { open: true }, h("summary", {}, label), h("ul", {}, more, each.children.map(scope)))
+  // Beside what opens and closes, as one thing to press has no other in it.
+  const who = each.fd && !alone && link(["connections", each.fd], "who it is");
+  return h("li", {}, who, each.children.length
+    ? h("details", { open: true }, h("summary", {}, label), h("ul", {}, each.children.map((child) => scope(child))))
     : label);
 }
 
@@ -471,8 +472,12 @@ export class Engine extends View {
     const now = await this.session.call("engine"), { engine } = now, { history } = engine;
     fill(this.body,
       engine.failing && h("div.card.alarm", { role: "alert" }, h("strong", {}, "Nothing is kept now: "), visible(engine.failing)),
-      card("Nodes", table("Nodes", [["Name"], ["Version"], ["Since", "num"], ["Up", "num"]], now.nodes.map((node) => [
-        h("b", {}, said(node.name)), node.version, when(node.started_at), span(Math.max(0, Date.now() / 1000 - node.started_at))]))),
+      card("Nodes", table("Nodes", [["Name"], ["Version"], ["Up", "num"], ["Connections", "num"], ["Users", "num"], ["Subscriptions", "num"], ["Published", "num"], ["Delivered", "num"]],
+        now.nodes.map((node, place) => [
+          h("span", {}, h("b", {}, said(node.name)), place === 0 && [" ", badge("this page", "accent")], !node.alive && [" ", badge("does not answer", "bad")]),
+          said(node.version), node.alive ? span(Math.floor(node.uptime)) : "–", count(node.connections), count(node.users), count(node.subscriptions),
+          brief(node.messages_published), brief(node.messages_delivered)])),
+      now.nodes.length > 1 && h("span.soft", {}, "the other pages show this one")),
       h("div.two", {},
         card("What is kept", facts([
           ["Engine", now.kind, `survives: ${now.durability === "none" ? "nothing, it is memory" : now.durability}`],
