@@ -35,6 +35,9 @@ Missing = Callable[[str], NoReturn]
 
 CLIENT = "127.0.0.2"
 
+START_SECONDS = 60
+"""Until a program that is not up has failed: long, as many tests may share a processor."""
+
 APP = """
 import trio
 from broker import Broker, Config
@@ -123,16 +126,18 @@ def place() -> Iterator[Place]:
 
 
 @contextmanager
-def running(command: list[str], is_up: Callable[[], bool], **options: object) -> Iterator[None]:
+def running(
+    command: list[str], is_up: Callable[[], bool], **options: object
+) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a program for a block, which begins when it is up."""
     process = subprocess.Popen(command, **options)  # type: ignore[call-overload]
     try:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + START_SECONDS
         while not is_up():
             assert process.poll() is None, f"{command[0]} has ended"
             assert time.monotonic() < deadline, f"{command[0]} does not answer"
             time.sleep(0.02)  # a foreign process: no clock of ours moves it
-        yield
+        yield process
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -150,7 +155,7 @@ def accepts(port: int) -> bool:
 
 
 @contextmanager
-def broker(place: Place, settings: Path) -> Iterator[None]:
+def broker(place: Place, settings: Path) -> Iterator["subprocess.Popen[bytes]"]:
     (place.directory / "app.py").write_text(APP)
     is_unix = "unix" in tomllib.loads(settings.read_text())
 
@@ -162,8 +167,8 @@ def broker(place: Place, settings: Path) -> Iterator[None]:
         is_up,
         cwd=place.directory,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    ):
-        yield
+    ) as process:
+        yield process
 
 
 @pytest.fixture
@@ -281,27 +286,21 @@ def test_haproxy_takes_out_a_broker_that_is_about_to_stop(
         page.close()
         return answer
 
-    (place.directory / "app.py").write_text(APP)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "broker", "--config", str(settings), "app:broker"],
-        cwd=place.directory,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    with running([haproxy, "-db", "-f", str(path)], lambda: accepts(place.port)):
-        try:
-            deadline = time.monotonic() + PATIENCE
-            while status() != 200:
-                assert time.monotonic() < deadline
-            process.send_signal(signal.SIGTERM)
-            # Within the notice, and so before the broker refuses anybody.
-            while status() != 503:
-                assert time.monotonic() < deadline
-            assert accepts(place.broker_port)
-            assert process.poll() is None
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(PATIENCE) == 1
-        finally:
-            process.kill()
+    with (
+        broker(place, settings) as process,
+        running([haproxy, "-db", "-f", str(path)], lambda: accepts(place.port)),
+    ):
+        deadline = time.monotonic() + PATIENCE
+        while status() != 200:
+            assert time.monotonic() < deadline
+        process.send_signal(signal.SIGTERM)
+        # Within the notice, and so before the broker refuses anybody.
+        while status() != 503:
+            assert time.monotonic() < deadline
+        assert accepts(place.broker_port)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 1
 
 
 def test_caddy_as_its_own_user_reaches_the_unix_socket(
