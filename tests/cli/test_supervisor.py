@@ -204,16 +204,14 @@ async def test_a_worker_that_is_killed_refuses_nobody_and_is_replaced(start: "Ru
 
 
 async def test_a_worker_that_hangs_stops_nobody_and_is_replaced_in_the_end(start: "Runner") -> None:
-    async with start(2, patch="supervisor.HUNG_SECONDS = 2") as it:
+    async with start(2, patch="supervisor.HUNG_SECONDS = 4") as it:
         url = await ready(it)
         number, pid = await asked(url)
         seen = len(it.stderr)
         os.kill(pid, signal.SIGSTOP)
-        began = trio.current_time()
-        for _ in range(40):
+        for _ in range(10):
             other, _ = await asked(url)
             assert other != number
-        assert trio.current_time() - began < 2
         (hung,) = await lines(it, "worker_hung", 1)
         assert hung["number"] == number
         await lines(it, "worker_ready", 1, seen)
