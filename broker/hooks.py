@@ -234,12 +234,16 @@ def check_headers(whose: str, headers: Any) -> None:
     if not isinstance(headers, Mapping):
         raise TypeError(f"{whose}: headers are a dict of str, not {_shown(headers)}")
     for name, value in headers.items():
-        if not (isinstance(name, str) and isinstance(value, str)):
-            raise TypeError(f"{whose}: a header is a str and its value one, not {_shown(value)}")
-        if not (_TOKEN(name) and _FIELD_VALUE(value)):
-            raise ValueError(f"{whose}: the header {name!r} is no name and value in ASCII")
+        _check_pair(f"{whose}: the header", name, value)
         if name.lower() in _OURS or name.lower().startswith("sec-websocket-"):
             raise ValueError(f"{whose}: the header {name!r} is the broker's own")
+
+
+def _check_pair(what: str, name: Any, value: Any) -> None:
+    if not (isinstance(name, str) and isinstance(value, str)):
+        raise TypeError(f"{what} {name!r} is a str and has one, not {_shown(value)}")
+    if not (_TOKEN(name) and _FIELD_VALUE(value)):
+        raise ValueError(f"{what} {name!r} is no name and value in ASCII")
 
 
 def _check_reply_headers(reply: object, attribute: object, value: object) -> None:
@@ -250,7 +254,7 @@ def _check_cookies(reply: object, attribute: object, value: Any) -> None:
     if not isinstance(value, Mapping):
         raise TypeError(f"HandshakeReply: cookies are a dict of str, not {_shown(value)}")
     for name, text in value.items():
-        check_headers("HandshakeReply: cookie", {name: text})
+        _check_pair("HandshakeReply: the cookie", name, text)
 
 
 def _check_subprotocol(reply: object, attribute: object, value: Any) -> None:

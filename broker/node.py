@@ -51,6 +51,7 @@ from broker.session.counts import ConnectionCounts
 from broker.session.details import details_of
 from broker.session.everywhere import Everywhere, Mark, NodeReport
 from broker.session.expiry import expire
+from broker.session.inspection import Inspection
 from broker.session.orders import ServerSub, message_of
 from broker.session.search import ConnectionQuery, search
 from broker.session.services import ServedConnection, Services
@@ -174,6 +175,7 @@ class Node:
     now: Callable[[], float] = time.time
     """Unix seconds."""
     everywhere: Everywhere = attrs.field(init=False)
+    inspection: Inspection = attrs.field(init=False)
     """The connections and topics of all nodes."""
     traces: Traces = attrs.field(init=False)
     loop_lag: Histogram = attrs.field(init=False, factory=Histogram)
@@ -188,7 +190,8 @@ class Node:
     def __attrs_post_init__(self) -> None:
         services = self.services
         self.everywhere = Everywhere(self, services.router.hub, services.neighbourhood)
-        self.traces = Traces(self.services, self.now)
+        self.traces = Traces(services, self.now)
+        self.inspection = Inspection(services, self.traces)
         self.services.memory.count(
             Part.READERS,
             lambda: sum([reader.bytes_held for reader in self._readers]) + self.traces.bytes_held,

@@ -4,6 +4,7 @@ import http.client
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -243,6 +244,23 @@ def missing() -> Callable[[str], NoReturn]:
         pytest.skip(what)
 
     return give_up
+
+
+@pytest.fixture(scope="session")
+def node(missing: Callable[[str], NoReturn]) -> list[str]:
+    """The command that runs JavaScript for browsers: Node, with what of theirs it lacks."""
+    path = shutil.which("node")
+    if path is None:
+        missing("node is not installed (Debian: apt-get install nodejs npm)")
+    asked = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
+    major = int(asked.stdout.removeprefix("v").partition(".")[0])
+    sdk = Path(__file__).parent / "sdk"
+    command = [path, "--import", (sdk / "globals.mjs").as_uri()]
+    if major >= 22 or (sdk / "node_modules" / "ws").is_dir():
+        return command
+    if major < 20:
+        missing("node has no WebSocket: run `npm ci` in tests/sdk, or `nox -s sdk_js`")
+    return [*command, "--experimental-websocket"]
 
 
 @pytest.fixture

@@ -1,14 +1,11 @@
 """The article, retold: both of its programs, in both languages, print what its page says."""
 
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
@@ -41,13 +38,11 @@ def test_both_languages_have_the_same_programs_and_lines() -> None:
     assert printed(PAGES[0]) == printed(PAGES[1])
 
 
+@pytest.mark.sdk
 @pytest.mark.parametrize("page", PAGES)
 def test_server_and_page_print_the_lines_of_the_table(
-    page: str, missing: Callable[[str], NoReturn], tmp_path: Path
+    page: str, node: list[str], tmp_path: Path
 ) -> None:
-    node = shutil.which("node")
-    if node is None:
-        missing("node is not installed (Debian: apt-get install nodejs)")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
 
@@ -70,7 +65,7 @@ def test_server_and_page_print_the_lines_of_the_table(
             if "ready on" in line:
                 break
         client = subprocess.run(
-            [node, "--experimental-websocket", str(written("javascript", "page.mjs"))],
+            [*node, str(written("javascript", "page.mjs"))],
             capture_output=True,
             text=True,
             encoding="utf-8",

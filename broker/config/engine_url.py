@@ -4,6 +4,7 @@
 
 ========================================================  ==========================================
 `redis://[user:password@]host[:port][/db]`                a server; `rediss://` for TLS
+`redis://host:port,host:port`                             a cluster: any of its nodes
 `redis+unix:///path/to/redis.sock`                        the same over a Unix socket
 `redis+sentinel://host:port,host:port/service[/db]`       the primary that Sentinels name
 ========================================================  ==========================================
@@ -32,8 +33,8 @@ _EXAMPLES: Final = (
 
 @attrs.frozen
 class RedisUrl:
-    """A Redis as a setting names it. `hosts` are those of Sentinels where there is a `service`, and none
-    where there is a `socket`."""
+    """A Redis as a setting names it. `hosts` are those of Sentinels where there is a `service`, else of
+    nodes of a cluster where there are several, and none where there is a `socket`."""
 
     hosts: tuple[tuple[str, int], ...] = ()
     socket: str = ""
@@ -44,7 +45,12 @@ class RedisUrl:
     tls: bool = False
     ca: Path | None = None
     prefix: str = "broker"
-    """What the names of all keys begin with: brokers with the same are one."""
+    """In the names of all keys: brokers with the same are one."""
+
+    @property
+    def key(self) -> str:
+        """What the names of all keys begin with; in braces, so that a cluster keeps them together."""
+        return f"{{{self.prefix}}}"
 
     @property
     def where(self) -> str:
@@ -113,7 +119,7 @@ def _redis_url(kind: str, text: str) -> RedisUrl:
             raise ValueError('Sentinels are like "redis+sentinel://a:26379,b:26379/service"')
         service, *steps = steps
     hosts = _hosts(names, SENTINEL_PORT if service else REDIS_PORT)
-    if not hosts or len(steps) > 1 or (len(hosts) > 1 and not service):
+    if not hosts or len(steps) > 1:
         raise ValueError(_EXAMPLES)
     if steps:
         url = attrs.evolve(url, db=_number(steps[0], "the database"))

@@ -16,7 +16,7 @@ Not promised: an order between topics; that a publication is kept for its whole 
 Every method is called in Trio's thread, and none is async that does not say what it waits for.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
@@ -134,10 +134,10 @@ class Sink(Protocol):
     def listened(self) -> Sequence[str]:
         """The topics with listeners here. Linear in them."""
 
-    def gap(self, topic: str) -> float:
-        """Something was lost before what comes next: end the subscriptions that count on getting all,
-        so that these recover, or learn what they have missed. Returns the work. No checkpoint; linear
-        in those who listen."""
+    def gap(self, topic: str) -> Iterator[float]:
+        """Something was lost before what comes next: end the subscriptions of now that count on getting
+        all, so that these recover, or learn what they have missed. One by one, each with its work, so
+        that others may run in between; nothing is delivered meanwhile."""
 
 
 class Engine(Protocol):

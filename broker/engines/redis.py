@@ -262,6 +262,7 @@ class _Incoming:
     _tasks: trio.Nursery | None = None
     _fetches: dict[str, _Fetch] = attrs.field(init=False, factory=dict)
     _drained: trio.Event = attrs.field(init=False, factory=trio.Event)
+    _gaps: list[str] = attrs.field(init=False, factory=list)
 
     # life
 
@@ -375,9 +376,16 @@ class _Incoming:
         self.topics.clear()
         for fetch in self._fetches.values():
             fetch.is_stale = True
-        work = 0.0
-        for topic in self.sink.listened():
-            work = await self.rest(work + self.sink.gap(topic) + 1.0)
+        self._gaps = list(self.sink.listened())
+        await self.tell_gaps()
+
+    async def tell_gaps(self) -> None:
+        assert self.sink is not None
+        gaps, self._gaps, work = self._gaps, [], 0.0
+        for topic in gaps:
+            work = await self.rest(work + COMMAND)
+            for done in self.sink.gap(topic):
+                work = await self.rest(work + done)
 
     def take(self, logged: Logged, own: object | None) -> float:
         item = cast("Item | None", own)
@@ -385,6 +393,10 @@ class _Incoming:
         kind = logged.flags[0]
         result: Position | Refused | None = None
         if kind in "kneu":
+            if kind == "k" and not self.topics.precedes(logged):
+                self.topics.drop(logged.topic)
+                self._gaps = [logged.topic]
+                return -1.0
             work += self._take_run(logged, item if isinstance(item, Post) else None)
         elif kind == "R" and self.topics.follows(logged.topic):
             self.topics.remove(logged.topic)
@@ -418,16 +430,13 @@ class _Incoming:
             return 0.0
         parcel = _parcel_of(logged) if own is None else own.submission.parcel
         parcel.place = logged.place * BATCH_RUNS + logged.number
-        gap = 0.0
         if kind == "k":
             kept = self.topics.add(logged, parcel.batches) if follows else None
-            if follows and kept is None:
-                gap = self.sink.gap(topic)
             parcel.batches = numbered(parcel.batches, logged.first) if kept is None else kept
             self._catch(logged, parcel.batches)
         elif kind == "e" and follows:
             self.topics.drop(topic)
-        return gap + self.sink.deliver(parcel, retain=is_retained)
+        return self.sink.deliver(parcel, retain=is_retained)
 
     # fetching
 
@@ -567,7 +576,7 @@ async def open_redis(
     Raises `ConfigError` where there is none within `OPEN_SECONDS`.
     """
     check_installed(url)
-    shared = SharedLog(url, url.prefix + ":{0}", secrets.token_hex(6), retained_bytes)
+    shared = SharedLog(url, url.key, secrets.token_hex(6), retained_bytes)
     engine = RedisEngine(shared, max_bytes, retained_bytes, first_fd)
 
     await _attach(shared)

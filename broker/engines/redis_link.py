@@ -21,7 +21,7 @@ from broker.config.engine_url import RedisUrl
 from broker.errors import ConfigError
 
 if TYPE_CHECKING:
-    from coredis.connection import BaseConnection
+    from coredis.connection import BaseConnection, TCPLocation
     from coredis.pool import ConnectionPool
 
 CALL_SECONDS: Final = 2.0
@@ -147,21 +147,56 @@ async def _open_pool(url: RedisUrl) -> AsyncGenerator["ConnectionPool[Any]"]:
             async with sentinel.primary_for(url.service).connection_pool as primaries:
                 yield primaries
     else:
-        await _probe(url)
-        location = UnixDomainSocketLocation(url.socket) if url.socket else hosts[0]
+        location: Any
+        if url.socket:
+            await _probe(url.socket)
+            location = UnixDomainSocketLocation(url.socket)
+        else:
+            location = await _home(url, options)
         async with ConnectionPool(location=location, **options) as pool:
             yield pool
 
 
-async def _probe(url: RedisUrl) -> None:
+async def _probe(where: "str | TCPLocation") -> None:
     """Raise an `OSError` that says why, where nothing listens: the library would only say that it is so, and
     leave half a connection behind."""
     with trio.fail_after(CONNECT_SECONDS):
-        if url.socket:
-            stream = await trio.open_unix_socket(url.socket)
+        if isinstance(where, str):
+            stream = await trio.open_unix_socket(where)
         else:
-            stream = await trio.open_tcp_stream(*url.hosts[0])
+            stream = await trio.open_tcp_stream(where.host, where.port)
         await stream.aclose()
+
+
+async def _home(url: RedisUrl, options: dict[str, Any]) -> "TCPLocation":
+    """Where our keys are: of a cluster, the node that its nodes name. Raises an `OSError` where none can be
+    reached, and what else a link may be lost to."""
+    from coredis.connection import TCPLocation
+    from coredis.exceptions import MovedError
+    from coredis.pool import ConnectionPool
+
+    failure: Exception = OSError("no host is named")
+    for host in [TCPLocation(*each) for each in url.hosts]:
+        try:
+            await _probe(host)
+        except (OSError, trio.TooSlowError) as error:
+            failure = error
+            continue
+        home, refusal = host, None
+        async with ConnectionPool(location=host, **options) as pool:
+            try:
+                with trio.fail_after(CALL_SECONDS):
+                    async with pool.acquire() as connection:
+                        await connection.create_request(b"EXISTS", to_bytes(url.key + ":log"))
+            except MovedError as moved:
+                home = TCPLocation(moved.host or host.host, moved.port)
+            except _foreign_errors() as error:  # nothing may be raised through the pool
+                refusal = error
+        if refusal is None:
+            await _probe(home)
+            return home
+        failure = refusal
+    raise failure
 
 
 def _tls_context(url: RedisUrl) -> ssl.SSLContext | None:

@@ -118,7 +118,12 @@ class LogReader(Protocol):
         """Take what is to be appended now, as much as a batch may hold. No checkpoint."""
 
     def take(self, logged: Logged, own: object | None) -> float:
-        """Take what was read, `own` if it comes from this node and is known; return its work. No checkpoint."""
+        """Take what was read, `own` if it comes from this node and is known; return its work. No checkpoint.
+
+        Below 0 where nothing was taken, as something is missing before it: again after `tell_gaps`."""
+
+    async def tell_gaps(self) -> None:
+        """Tell those who listen to what has turned out to have a gap."""
 
     async def rest(self, work: float) -> float:
         """Called between two parts of an entry: others may run if that was much; return what is left."""
@@ -408,7 +413,11 @@ class SharedLog:
         for i in range(2, len(fields), 2):
             logged = _logged(node, fields[i], fields[i + 1], int(ms) / 1000, place)
             own = None if flight is None else flight.items[logged.number]
-            work = await self.reader.rest(work + self.reader.take(logged, own))
+            done = self.reader.take(logged, own)
+            if done < 0:
+                await self.reader.tell_gaps()
+                done = self.reader.take(logged, own)
+            work = await self.reader.rest(work + done)
         if flight is not None:
             self.reader.finished(flight)
         self.place, self._head = place, head

@@ -137,14 +137,18 @@ class KnownTopics:
         self._asked.move_to_end(topic)
         self._positions_only.discard(topic)
 
+    def precedes(self, logged: Logged) -> bool:
+        """Whether what is known of a topic is all that was before a run; true of one that is not followed."""
+        state = self.store.state(logged.topic)
+        return state is None or state[0] == Position(logged.first - 1, logged.epoch)
+
     def add(
         self, logged: Logged, batches: Sequence[Sequence[Publication]]
     ) -> list[Sequence[Publication]] | None:
         """Add a run to a topic that is followed; return it with its offsets. None, and nothing is known of it
         any more, where it does not follow what is known."""
         topic, now = logged.topic, trio.current_time()
-        state = self.store.state(topic)
-        if state is None or state[0] != Position(logged.first - 1, logged.epoch):
+        if self.store.state(topic) is None or not self.precedes(logged):
             self.drop(topic)
             return None
         if topic in self._positions_only:

@@ -23,7 +23,6 @@ from typing import Annotated, Any, Final, TypeVar
 
 import attrs
 import structlog
-import trio
 from msgspec import Meta, Raw, Struct
 from starlette.requests import Request
 from starlette.responses import Response
@@ -57,7 +56,7 @@ from broker.core.work import (
     SURVEYED_AT_ONCE,
 )
 from broker.errors import CloseCode, ErrorCode, Refused, UnsubscribeCode, check_close_code
-from broker.http.calls import PIECE, Call, Listing, member, pieces
+from broker.http.calls import Call, Listing, member, pieces
 from broker.http.stats import stats_fields
 from broker.node import Node, Publishing
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
@@ -71,7 +70,6 @@ from broker.session.everywhere import NodeReport
 from broker.session.orders import ServerSub
 from broker.session.rpc import report
 from broker.session.search import ConnectionQuery
-from broker.session.tracing import IDLE_SECONDS
 
 log = structlog.get_logger("broker.http")
 
@@ -670,19 +668,15 @@ class _Methods:
         return _connection_details(details)
 
     async def _closed(self, params: ClosedOnes, call: Call) -> object:
-        found = Listing(call.room)
-        for piece in pieces(list(self._node.closed_connections())):
-            await call.turn(len(piece) * NAMED)
-            call.meter.add(len(piece) * NAMED)
-            for closed in piece:
-                details = closed.details
-                if params.fd not in (0, details.fd) or params.user not in ("", details.user):
-                    continue
-                call.meter.add(DETAILS + len(details.topics) * NAMED)
-                found.add(written(_closed_connection(closed)))
-                if len(found) == params.limit:
-                    return {"connections": found.as_list()}
-        return {"connections": found.as_list()}
+        inspection = self._node.inspection
+        listed = Listing(call.room)
+        ask = partial(inspection.closed, params.fd, params.user, params.limit)
+        call.meter.add(len(self._node.services.closed) * NAMED)
+        for closed in await call.aside(ask):
+            await call.turn(DETAILS)
+            call.meter.add(DETAILS + len(closed.details.topics) * NAMED)
+            listed.add(written(_closed_connection(closed)))
+        return {"connections": listed.as_list()}
 
 
 class _Inspection:
@@ -705,28 +699,16 @@ class _Inspection:
             raise Refused(ErrorCode.BAD_REQUEST, "give one of fd, user and topic")
         call.meter.add(SUBSCRIPTION)
         target = Target(params.fd, params.user, params.topic)
-        return {"trace": self._node.traces.begin(target, IDLE_SECONDS).id}
+        begin = partial(self._node.inspection.begin, target)
+        return {"trace": await call.aside(begin)}
 
     async def _trace_read(self, params: ReadTrace, call: Call) -> object:
-        traces = self._node.traces
-        trace = traces.find(params.trace, IDLE_SECONDS + params.wait)
-        if params.wait:
-
-            async def wait() -> None:
-                with trio.move_on_after(params.wait):
-                    await trace.wait()
-
-            await call.aside(wait)
-        entries = trace.buffer.take(PIECE)
-        call.meter.add(len(entries) * LISTED)
-        has_ended = trace.has_ended and not trace.buffer
-        if has_ended:
-            traces.end(trace)
-        missed = 0 if trace.buffer else trace.buffer.take_missed()
-        return {"entries": entries, "missed": missed, "ended": has_ended}
+        read = await call.aside(partial(self._node.inspection.read, params.trace, params.wait))
+        call.meter.add(len(read.entries) * LISTED)
+        return {"entries": read.entries, "missed": read.missed, "ended": read.has_ended}
 
     async def _trace_end(self, params: EndTrace, call: Call) -> object:
-        self._node.traces.end(self._node.traces.find(params.trace, IDLE_SECONDS))
+        await call.aside(partial(self._node.inspection.end, params.trace))
         return {}
 
     async def _stats(self, params: Info, call: Call) -> object:

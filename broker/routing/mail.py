@@ -34,11 +34,14 @@ class Direct(Mail, frozen=True, tag="direct"):
 
 
 class Pushed(Mail, frozen=True, tag="pushed"):
-    """A push to a connection; `kind` says what its data are: `text`, `bytes`, `json`."""
+    """A push to a connection; `kind` says what its data are: `text`, `bytes`, `json`. The frame has this
+    opcode, and fragments of so many bytes, where these are not 0."""
 
     fd: Fd
     kind: str
     data: bytes
+    opcode: int = 0
+    fragment_bytes: int = 0
 
 
 class Came(Mail, frozen=True, tag="came"):
@@ -142,6 +145,33 @@ class ListTopics(Mail, frozen=True, tag="topics"):
     most_bytes: int
 
 
+class ListClosed(Mail, frozen=True, tag="closed"):
+    """The connections that ended last: that of an fd, those of a user, or all; up to `limit`."""
+
+    fd: Fd
+    user: str
+    limit: int
+
+
+class Trace(Mail, frozen=True, tag="trace"):
+    """Begin to trace; the answer is an id."""
+
+    fd: Fd
+    user: str
+    topic: str
+
+
+class ReadTrace(Mail, frozen=True, tag="read_trace"):
+    """What a trace has seen since; wait so many seconds until there is something."""
+
+    trace: str
+    wait: float
+
+
+class EndTrace(Mail, frozen=True, tag="end_trace"):
+    trace: str
+
+
 class Report(Mail, frozen=True, tag="report"):
     """How a node is."""
 
@@ -162,6 +192,10 @@ Body: TypeAlias = (
     | Bind
     | ListConnections
     | ListTopics
+    | ListClosed
+    | Trace
+    | ReadTrace
+    | EndTrace
     | Report
 )
 

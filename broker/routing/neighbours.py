@@ -213,7 +213,7 @@ class Neighbours:
                 hook(node, name[len(prefix) :], value)
 
     def gone(self, node: str) -> None:
-        log.info("node_gone", node=self.name_of(node))
+        log.info("node_gone", node=self.name_of(node), id=node)
         self._forget_node(node)
 
     def _forget_node(self, node: str) -> None:
@@ -250,7 +250,7 @@ class Neighbours:
         is_new = node not in self._nodes
         self._nodes[node] = NodeInfo(node, name, float(started_at))
         if is_new and node != self.id:
-            log.info("node_came", node=name)
+            log.info("node_came", node=name, id=node)
 
     def _block(self, node: str, first: str, value: bytes | None) -> None:
         if value is None:

@@ -72,18 +72,18 @@ class Reaper:
 
     async def _see_to(self, node: str) -> None:
         cluster, me = self.neighbours.cluster, self.neighbours.id
-        log.warning("burying", node=node)
+        log.warning("burying", id=node)
         while me == self.neighbours.id:  # else it has died itself, and somebody else goes on
             try:
                 cards = await cluster.leftovers(node, AT_ONCE)
                 if not cards:
-                    log.info("buried", node=node)
+                    log.info("buried", id=node)
                     return
                 for card in cards:
                     await self._deal_with(node, card)
                 await cluster.clear(node, cards)
             except Refused as refusal:
-                log.warning("burial_waits", node=node, reason=refusal.message)
+                log.warning("burial_waits", id=node, reason=refusal.message)
                 await trio.sleep(RETRY_SECONDS)
 
     async def _deal_with(self, node: str, card: Card) -> None:

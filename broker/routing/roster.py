@@ -157,8 +157,7 @@ class CardRoster:
         return rules is not None and rules.presence and not is_pattern(name)
 
     def _file(self, drawer: str, fd: Fd, value: bytes | None, *, owner: str = "") -> None:
-        if fd > self._former:
-            self._cluster.file(drawer, str(fd), value, owner)
+        self._cluster.file(drawer, str(fd), value, owner)
 
     # what happens elsewhere
 

@@ -14,7 +14,7 @@ Rules:
 3. Nobody waits for a slow reader here; its outbox's rule deals with it.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 from typing import Any, Final
@@ -110,15 +110,15 @@ class Returns:
     def listened(self) -> Sequence[str]:
         return [each.name for each in self._hub.named() if not is_pattern(each.name)]
 
-    def gap(self, topic: str) -> float:
-        work = 0.0
+    def gap(self, topic: str) -> Iterator[float]:
         for subscription in self._hub.subscriptions(topic):
-            work += PEER
             peer = subscription.subscriber
-            if subscription.recoverable and isinstance(peer, Peer):
-                work += SUBSCRIPTION
+            is_here = peer.subscriptions.get(topic) is subscription
+            if is_here and subscription.recoverable and isinstance(peer, Peer):
                 peer.outbox.note_gap(topic)
-        return work
+                yield SUBSCRIPTION
+            else:
+                yield PEER
 
 
 class Router:

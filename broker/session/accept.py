@@ -10,6 +10,7 @@ Rules:
 """
 
 from typing import Final
+from urllib.parse import unquote
 
 import trio
 
@@ -33,6 +34,7 @@ from broker.transport.head import (
     parse_head,
     read_head,
     refusal,
+    route_of,
 )
 from broker.transport.proxy_protocol import read_proxy_header
 from broker.transport.sockets import (
@@ -165,9 +167,10 @@ async def _route(
         if head.path == prefix and not head.is_upgrade:  # or the page's own links would lead astray
             raise HeadError(308, f"it is at {prefix}/", (("Location", f"{prefix}/"),))
         head = within or head
-    for_backends = head.path.startswith("/api/") or head.route == "/metrics"
+    path = route_of(unquote(head.path))  # as the pages are told apart, in the end
+    for_backends = path.startswith("/api/") or path == "/metrics"
     if is_private:
-        if not for_backends and head.route not in HEALTH:
+        if not for_backends and path not in HEALTH:
             raise HeadError(404, "this port has /api, /metrics, /healthz and /readyz")
     elif for_backends and services.config.api_listen:
         raise HeadError(404, "this is at api_listen")

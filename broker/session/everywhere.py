@@ -51,7 +51,7 @@ from broker.routing.neighbours import Neighbours
 from broker.routing.open_calls import Answer
 from broker.routing.recipients import Peer
 from broker.routing.router import Router
-from broker.session.orders import ServerSub
+from broker.session.orders import ServerSub, Shaped, shaped
 from broker.session.search import ConnectionQuery
 from broker.version import VERSION
 
@@ -213,12 +213,16 @@ class Everywhere:
         node = self._node_of(fd)
         if node is None:
             return PushResult.CLOSED
+        opcode = fragment_bytes = 0
+        if isinstance(data, Shaped):
+            opcode, fragment_bytes, data = data.opcode, data.fragment_bytes, data.value
         if isinstance(data, str):
-            body = Pushed(fd, "text", data.encode())
+            kind, payload = "text", data.encode()
         elif isinstance(data, bytes):
-            body = Pushed(fd, "bytes", data)
+            kind, payload = "bytes", data
         else:
-            body = Pushed(fd, "json", to_json(data))
+            kind, payload = "json", to_json(data)
+        body = Pushed(fd, kind, payload, opcode, fragment_bytes)
         try:
             self._neighbours.note(node, body)
         except Refused:
@@ -247,6 +251,8 @@ class Everywhere:
             data = pushed.data.decode()
         elif pushed.kind == "json":
             data = msgspec.Raw(pushed.data)
+        if pushed.opcode:
+            data = shaped(data, pushed.opcode, pushed.fragment_bytes)
         self.acts.push(pushed.fd, data)
         return COMMAND + len(pushed.data) / 1024 * KILOBYTE
 

@@ -86,7 +86,8 @@ async def ask_app(
         services.log.error("hook_failed", hook="handshake", peer=address, reason="too slow")
         raise HeadError(503, "the server is busy")
     reply = reply or HandshakeReply()
-    if reply.subprotocol and reply.subprotocol not in head.subprotocols:
+    is_chosen = transport == "websocket" and reply.subprotocol
+    if is_chosen and reply.subprotocol not in head.subprotocols:
         detail = f"subprotocol {reply.subprotocol!r} is not one that the peer offers"
         services.log.error("hook_failed", hook="handshake", peer=address, reason=detail)
         raise HeadError(500, "internal error")

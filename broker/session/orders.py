@@ -10,6 +10,7 @@ from functools import partial
 from typing import Final, TypeAlias
 
 import attrs
+import msgspec
 import structlog
 
 from broker.core.memory import Part
@@ -50,6 +51,12 @@ class Shaped:
     message: "str | bytes | _Json"
     opcode: int
     fragment_bytes: int
+
+    @property
+    def value(self) -> str | bytes | msgspec.Raw:
+        """The message itself, as it may be pushed."""
+        message = self.message
+        return msgspec.Raw(message.data) if isinstance(message, _Json) else message
 
     def frame(self) -> bytes:
         return frames.fragments(self.opcode, _bytes_of(self.message), self.fragment_bytes)

@@ -12,7 +12,7 @@ an empty one. It takes virtual time: an engine that waits for a disk does so in 
 """
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Final, TypeAlias, TypeVar
@@ -76,9 +76,9 @@ class Witness:
     def listened(self) -> Sequence[str]:
         return list(self.listeners)
 
-    def gap(self, topic: str) -> float:
+    def gap(self, topic: str) -> Iterator[float]:
         self.gaps.append(topic)
-        return 0.0
+        yield 0.0
 
     def publish(
         self,

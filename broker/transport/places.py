@@ -33,18 +33,21 @@ def is_local(config: Config) -> bool:
 
 
 async def open_places(
-    configs: Sequence[Config], context: ssl.SSLContext | None = None
+    configs: Sequence[Config], context: ssl.SSLContext | None = None, *, others: bool = False
 ) -> list[AnyListener]:
     """Listen as each of these says, over TLS by a context that was read before, or is read now from the
     first. The caller owns the listeners.
 
-    What cannot be had is logged. Raises `ConfigError`, the first of all, if nothing can.
+    What cannot be had is logged. Raises `ConfigError`, the first of all, if nothing can, and there are
+    no `others` that listen already.
     """
     context = context or await read_certificate(configs[0])
-    return secure(await open_sockets_of(configs), context)
+    return secure(await open_sockets_of(configs, others=others), context)
 
 
-async def open_sockets_of(configs: Sequence[Config]) -> list[trio.SocketListener]:
+async def open_sockets_of(
+    configs: Sequence[Config], *, others: bool = False
+) -> list[trio.SocketListener]:
     """The same, but for TLS."""
     opened: list[trio.SocketListener] = []
     failures: list[ConfigError] = []
@@ -58,7 +61,7 @@ async def open_sockets_of(configs: Sequence[Config]) -> list[trio.SocketListener
         for listener in opened:
             listener.socket.close()
         raise
-    if not opened and failures:
+    if not opened and failures and not others:
         raise failures[0]
     for failure in failures:
         log.error("not_listening", reason=str(failure), detail="all other places are served")

@@ -5,7 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
+
+from tests.conftest import HMAC_SECRET
 
 pytestmark = pytest.mark.browser
 
@@ -111,6 +114,31 @@ def test_a_direct_message_reaches_one_fd_only(
     # The public message comes to the third as well, and is all it got.
     jonas.say("for all")
     third.shows(f"fd {jonas.fd} for all")
+
+
+def test_where_a_token_is_required_the_page_asks_for_one_and_keeps_it(
+    context: Any, start_broker: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROKER_TOKENS_HMAC_SECRET", HMAC_SECRET)
+    broker = start_broker()
+    page = context.new_page()
+    page.goto(broker.http)
+    field = page.get_by_label("Token")
+    field.wait_for()
+    field.fill("no.such.token")
+    field.press("Enter")
+    page.get_by_text("Give a token that is valid").first.wait_for()
+    field.fill(jwt.encode({"sub": "mei"}, HMAC_SECRET, "HS256"))
+    field.press("Enter")
+    page.locator("#state[data-state=connected]").wait_for()
+    page.locator("#people li").wait_for()  # the room has been entered
+    page.reload()
+    page.locator("#state[data-state=connected]").wait_for()
+
+
+def test_the_page_asks_for_no_token_where_none_is_needed(two_tabs: tuple[Tab, Tab]) -> None:
+    mei, _ = two_tabs
+    assert not mei.page.get_by_label("Token").is_visible()
 
 
 def test_a_message_to_nobody_is_given_back(context: Any, start_broker: Callable[..., Any]) -> None:

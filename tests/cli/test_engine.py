@@ -101,7 +101,7 @@ def test_a_broker_whose_file_cannot_be_used_does_not_start(tmp_path: Path) -> No
     assert line == f"Error: engine: {letter} is not a database; name another file"
 
 
-@pytest.mark.parametrize("url", ["redis://x", "sqlite:", "sqlite:x?sync=never", "sqlite"])
+@pytest.mark.parametrize("url", ["redes://x", "sqlite:", "sqlite:x?sync=never", "sqlite"])
 def test_what_names_no_engine_is_told_what_would(url: str) -> None:
     result = CliRunner().invoke(main, ["--port", "0", "--engine", url])
     assert result.exit_code == 2

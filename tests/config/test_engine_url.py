@@ -41,6 +41,7 @@ def test_what_names_none_is_refused(text: str) -> None:
             RedisUrl((("::1", 7000),), user="ann", password="p@ss", db=3, tls=True,
                      ca=Path("/etc/ca.pem"), prefix="app"),
         ),
+        ("redis://a,b:7000", RedisUrl((("a", 6379), ("b", 7000)))),
         ("redis://:secret@h?db=2", RedisUrl((("h", 6379),), password="secret", db=2)),
         ("redis+unix:///run/r.sock?db=1", RedisUrl(socket="/run/r.sock", db=1)),
         (
@@ -57,7 +58,7 @@ def test_a_redis_is_named(text: str, url: RedisUrl) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("redis://", "must be"), ("redis://a,b", "must be"), ("redis://a/b", "number"),
+        ("redis://", "must be"), ("redis://a,:1", "must be"), ("redis://a/b", "number"),
         ("redis://a/1/2", "must be"), ("redis://a?x=1", "and not x"), ("redis://a?db=-1", "number"),
         ("redis://a?prefix=", "prefix is"), ("redis://a?prefix={x}", "prefix is"),
         ("redis+unix://", "Unix socket"), ("redis+unix://host/x", "Unix socket"),

@@ -328,7 +328,7 @@ async def test_a_topic_that_redis_has_evicted_is_a_gap_for_who_listens(server: S
         position = await other.published("a", b"1")
         assert position is not None
         await here.fetch(("a", "b"))
-        await server.call("DEL", "broker:{0}:m:a")
+        await server.call("DEL", "{broker}:m:a")
         again = await other.published("a", b"2")
         assert again is not None
         assert (again.offset, again.epoch != position.epoch) == (1, True)
@@ -336,7 +336,7 @@ async def test_a_topic_that_redis_has_evicted_is_a_gap_for_who_listens(server: S
         assert witness.gaps == ["a"]
         assert not await has_recovered(here, "a", position)
         await other.published("c", b"1")
-        await server.call("DEL", "broker:{0}:h:c")
+        await server.call("DEL", "{broker}:h:c")
         position = await other.published("c", b"2")
         assert await kept(here, "c") == [b"2"]
         assert await position_of(here, "c") == position
@@ -345,7 +345,7 @@ async def test_a_topic_that_redis_has_evicted_is_a_gap_for_who_listens(server: S
 
 
 async def ttl_of(server: Server, topic: str) -> int:
-    return int((await server.call("PTTL", f"broker:{{0}}:m:{topic}")).strip(b":\r\n"))
+    return int((await server.call("PTTL", f"{{broker}}:m:{topic}")).strip(b":\r\n"))
 
 
 async def test_an_epoch_that_nobody_uses_ends_soon(

@@ -247,7 +247,7 @@ async def test_a_node_that_was_declared_dead_goes_on_as_another(
         await two.until((before, "name", b"one"))
         one.engine.cluster.file("d", "1", b"x")
         await one.engine.cluster.count("d")
-        await server.call("HDEL", "broker:{0}:nodes", before)  # as another would
+        await server.call("HDEL", "{broker}:nodes", before)  # as another would
         await one.until("lapsed")
         assert one.node != before
         await one.witness.published("a", b"1")

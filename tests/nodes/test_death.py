@@ -314,6 +314,33 @@ async def test_the_backend_is_told_of_a_node_that_died(autojump_clock: MockClock
     await settle()
 
 
+async def test_a_burial_lasts_until_the_backend_was_told(
+    autojump_clock: MockClock, bus: Bus
+) -> None:
+    """So another node tells it, if this one dies with the event in its queue."""
+    backend, silent = Backend(), name_users_by_token(Broker(Config(name="one")))
+    heard = trio.Event()
+
+    @silent.on_event
+    async def hang(event: Event) -> None:
+        if event.kind == "died":
+            heard.set()
+            await trio.sleep_forever()
+
+    async with open_test_node(bus, silent) as one:
+        async with open_test_node(bus, backend.broker("two")) as two:
+            async with open_test_node(bus, backend.broker("three")) as three:
+                two.engine.beating_since = trio.current_time() + 5  # so it is not the first
+                three.kill()
+                await heard.wait()
+                await trio.sleep(5)
+                assert len(bus.seats) == 3
+                one.kill()
+                await trio.sleep(2 * DEAD)
+                assert {each.dead for each in backend.take("died")} == {"one", "three"}
+                assert bus.seats.keys() == {two.engine.node}
+
+
 async def test_a_node_that_stops_in_good_order_has_not_died(
     autojump_clock: MockClock, bus: Bus
 ) -> None:

@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from broker import Refused
+from broker import Opcode, Refused
 from broker.core.messages import Delivery, PushResult
 from broker.routing.fd_leases import FIRST_LEASE
 from broker.routing.forwarding import MOST_BYTES, SHARE
@@ -126,6 +126,10 @@ async def test_a_push_goes_to_any_node(
     assert await plain.receive_frame() == (2, b"bytes")
     assert await plain.receive_text() == '{"a":1}'
     assert await came(client) == ["text", "Ynl0ZXM=", {"a": 1}]
+    one.broker.push(plain.fd, "text", opcode=Opcode.BINARY)
+    one.broker.push(plain.fd, [1] * 100, fragment_bytes=125)
+    assert await plain.receive_frame() == (2, b"text")
+    assert [len((await plain.receive_frame())[1]) for _ in range(2)] == [125, 76]
     assert one.broker.push(10**9, "x") is PushResult.CLOSED
     with pytest.raises(TypeError):
         one.broker.push(plain.fd, object())

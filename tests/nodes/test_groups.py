@@ -108,6 +108,21 @@ async def test_what_nobody_anywhere_wants_goes_round_once(
     assert told == 10
 
 
+async def test_it_is_passed_on_until_somebody_wants_it(
+    autojump_clock: MockClock, bus: Bus, one: BusNode, two: BusNode
+) -> None:
+    def wanting(value: str) -> dict[str, Any]:
+        return {"op": "and", "nodes": [{"key": "k", "cmp": "eq", "val": value}]}
+
+    async with node(bus, "three") as three:
+        for net, value in ((one, "x"), (two, "x"), (three, "a")):
+            peer = await net.open_client()
+            await join(peer, "jobs", tf=wanting(value))
+        for number in range(20):
+            await one.broker.publish("jobs", number, tags={"k": "a"})
+        assert sorted(await came(peer)) == list(range(20))
+
+
 async def test_the_share_of_a_dead_node_falls_to_the_others_when_that_is_known(
     autojump_clock: MockClock, bus: Bus, one: BusNode
 ) -> None:
@@ -158,6 +173,18 @@ async def test_a_reader_of_the_program_is_a_member(
                 async for publication in reader:
                     got[publication.value] += 1  # type: ignore[index]
         assert got == Counter(range(20))
+
+
+async def test_readers_are_told_anew_to_a_store_that_lost_them(
+    autojump_clock: MockClock, bus: Bus, one: BusNode
+) -> None:
+    async with one.broker.subscribe("jobs", group="g") as reader:
+        await settle()
+        bus.lose_all()
+        await settle()
+        one.broker.publish_nowait("jobs", 1)
+        with trio.fail_after(1):
+            assert (await reader.receive()).value == 1
 
 
 # requests
@@ -305,6 +332,23 @@ async def test_a_report_counts_all_nodes(
     assert (result["matched"], result["queued"]) == (1, 1)
     delivery = await one.broker.publish("nobody", 1, report=True)
     assert (delivery.matched, delivery.complete) == (0, True)
+
+
+async def test_a_report_does_not_wait_for_a_node_that_has_gone(
+    autojump_clock: MockClock, one: BusNode, two: BusNode
+) -> None:
+    two.engine.lag = 0.5
+    before = trio.current_time()
+    async with trio.open_nursery() as nursery:
+
+        async def leave() -> None:
+            await trio.sleep(0.1)
+            one.bus.leave(two.engine.node)
+
+        nursery.start_soon(leave)
+        assert (await one.broker.publish("t", 1, report=True)).complete
+    assert trio.current_time() - before < 0.2
+    two.engine.lag = 0.0
 
 
 async def test_a_report_without_a_node_says_so(

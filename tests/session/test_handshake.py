@@ -213,6 +213,16 @@ async def test_the_app_chooses_among_the_subprotocols_that_are_offered(
     assert chosen == [agreed]
 
 
+async def test_a_subprotocol_is_for_websockets_alone(autojump_clock: MockClock) -> None:
+    broker = broker_with(giving(HandshakeReply(subprotocol="chat.v2")))
+    async with open_test_broker(broker) as net:
+        assert (await answer_to(net, DOORS["sse"])).startswith("HTTP/1.1 200 ")
+
+
+def test_a_cookie_may_have_the_name_of_a_header() -> None:
+    assert HandshakeReply(cookies={"date": "1"}).lines == (("Set-Cookie", "date=1"),)
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [

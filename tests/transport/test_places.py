@@ -101,6 +101,18 @@ async def test_listeners_of_one_s_own_and_places_go_together(tmp_path: Path) -> 
             broker.stop()
 
 
+async def test_listeners_of_one_s_own_are_served_where_no_place_can_be_had() -> None:
+    broker = Broker()
+    broker.listen("unix:/nowhere/at/all.sock")
+    with trio.fail_after(20), capture_logs() as lines:
+        async with trio.open_nursery() as nursery:
+            memory = MemoryListener()
+            await nursery.start(lambda **s: broker.serve(listeners=[memory], **s))
+            await greet(await memory.connect())
+            broker.stop()
+    assert [line["event"] for line in lines].count("not_listening") == 1
+
+
 async def test_a_place_that_others_can_reach_is_warned_about_and_counts_for_origins(
     tmp_path: Path,
 ) -> None:

