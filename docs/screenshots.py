@@ -1,7 +1,7 @@
 """Make the pictures of the dashboard for the docs: `nox -s screenshots`.
 
 A broker of its own, with people in it, is looked at in Chromium: desktop and phone, light and dark. The
-pictures are JPEG-free PNG files of `docs/images/`; look at them before they are committed.
+pictures are `dashboard-*.png` in `docs/images/`; look at them before they are committed.
 """
 
 import os
