@@ -169,6 +169,8 @@ class Subscribe(Handler):
         assert request is not None
         router, name = client.services.router, request.channel
         try:
+            # Before its rules are looked up: they are remembered by name.
+            router.rights.check_listenable(name)
             group = _group_of(client, request)
             return [name] if is_recoverable(router, name, request, group) else ()
         except Refused:
