@@ -172,7 +172,8 @@ async def test_goodbyes_are_spread_where_many_would_come_back_at_once(
     async with trio.open_nursery() as nursery:
         async with open_test_broker(broker) as net:
             for _ in range(clients):
-                nursery.start_soon(follow, await net.open_plain())
+                peer = await net.open_plain()
+                nursery.start_soon(follow, peer)
             began = trio.current_time()
     assert len(heard) == clients
     assert max(heard) - began == pytest.approx(seconds, abs=0.1)
