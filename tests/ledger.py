@@ -97,9 +97,8 @@ class Ledger:
         self._positions: dict[str, Position] = {}
         self._one_acked = trio.Event()
 
-    def _start(self) -> "subprocess.Popen[bytes]":
-        self._socket.unlink(missing_ok=True)
-        settings = {
+    def _settings(self) -> dict[str, object]:
+        return {
             "BROKER_HISTORY_BYTES": ROOM,
             "BROKER_TOPICS_HISTORY_SIZE": 10**7,
             "BROKER_TOPICS_HISTORY_TTL": 10**6,
@@ -108,6 +107,10 @@ class Ledger:
             "BROKER_OUTBOX_MESSAGES": 10**6,
             "BROKER_LOG_LEVEL": "warning",
         }
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        self._socket.unlink(missing_ok=True)
+        settings = self._settings()
         root = str(Path(__file__).parents[1])
         environ = {**os.environ, "PYTHONPATH": root, **{k: str(v) for k, v in settings.items()}}
         command = [sys.executable, "-m", "broker", "--unix", str(self._socket)]
@@ -247,7 +250,16 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="of load before each kill")
     parser.add_argument("--sync", choices=["power", "process"], default="power")
     parser.add_argument("--redis", action="store_true", help="two brokers on one, and its faults")
+    parser.add_argument(
+        "--workers", action="store_true", help="two workers, one of which is killed"
+    )
     options = parser.parse_args()
+    if options.workers:
+        from tests.worker_ledger import keep_workers
+
+        books = trio.run(keep_workers, options.kills, options.seconds)
+        print(f"two workers, SIGKILL of one: {books}")
+        return 0 if books.is_clean else 1
     if options.redis:
         from tests.shared_ledger import keep_shared
 

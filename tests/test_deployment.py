@@ -35,6 +35,9 @@ Missing = Callable[[str], NoReturn]
 
 CLIENT = "127.0.0.2"
 
+START_SECONDS = 60
+"""Until a program that is not up has failed: long, as many tests may share a processor."""
+
 APP = """
 import trio
 from broker import Broker, Config
@@ -123,16 +126,18 @@ def place() -> Iterator[Place]:
 
 
 @contextmanager
-def running(command: list[str], is_up: Callable[[], bool], **options: object) -> Iterator[None]:
+def running(
+    command: list[str], is_up: Callable[[], bool], **options: object
+) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a program for a block, which begins when it is up."""
     process = subprocess.Popen(command, **options)  # type: ignore[call-overload]
     try:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + START_SECONDS
         while not is_up():
             assert process.poll() is None, f"{command[0]} has ended"
             assert time.monotonic() < deadline, f"{command[0]} does not answer"
             time.sleep(0.02)  # a foreign process: no clock of ours moves it
-        yield
+        yield process
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -150,7 +155,7 @@ def accepts(port: int) -> bool:
 
 
 @contextmanager
-def broker(place: Place, settings: Path) -> Iterator[None]:
+def broker(place: Place, settings: Path) -> Iterator["subprocess.Popen[bytes]"]:
     (place.directory / "app.py").write_text(APP)
     is_unix = "unix" in tomllib.loads(settings.read_text())
 
@@ -162,14 +167,16 @@ def broker(place: Place, settings: Path) -> Iterator[None]:
         is_up,
         cwd=place.directory,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    ):
-        yield
+    ) as process:
+        yield process
 
 
 @pytest.fixture
 def program(missing: Missing) -> Callable[[str], str]:
     def find(name: str) -> str:
-        return shutil.which(name) or missing(f"{name} is not installed (Debian: {name})")
+        # Debian has servers where only root's PATH leads.
+        found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+        return found or missing(f"{name} is not installed (Debian: {name})")
 
     return find
 
@@ -190,7 +197,7 @@ def as_other(missing: Missing) -> Callable[[str], str]:
     return check
 
 
-def nginx(place: Place, server: str, user: str) -> list[str]:
+def nginx(program: str, place: Place, server: str, user: str) -> list[str]:
     """The command that runs nginx with this, whose workers are another user."""
     path = place.directory / "nginx.conf"
     temporary = "".join(
@@ -201,16 +208,15 @@ def nginx(place: Place, server: str, user: str) -> list[str]:
         f"user {user};\ndaemon off;\npid {place.directory}/nginx.pid;\nerror_log stderr;\n"
         f"events {{}}\nhttp {{\naccess_log off;\n{temporary}\n{place.fill(server)}\n}}\n"
     )
-    return ["nginx", "-p", str(place.directory), "-c", str(path)]
+    return [program, "-p", str(place.directory), "-c", str(path)]
 
 
 def test_nginx_as_its_own_user_reaches_the_unix_socket(
     place: Place, program: Callable[[str], str], as_other: Callable[[str], str]
 ) -> None:
-    program("nginx")
     settings, _ = blocks("nginx.md", "toml")
     server, _ = blocks("nginx.md", "nginx")
-    command = nginx(place, server, as_other("www-data"))
+    command = nginx(program("nginx"), place, server, as_other("www-data"))
     with (
         broker(place, place.settings(settings)),
         running(command, lambda: accepts(place.port)),
@@ -226,12 +232,11 @@ def test_nginx_as_its_own_user_reaches_the_unix_socket(
 def test_nginx_with_a_path_of_its_own(
     place: Place, program: Callable[[str], str], as_other: Callable[[str], str]
 ) -> None:
-    program("nginx")
     settings, prefix = blocks("nginx.md", "toml")
     server, location = blocks("nginx.md", "nginx")
     whole = re.sub(r"    location / \{.*?\n    \}\n", lambda _: location, server, flags=re.DOTALL)
     assert whole != server
-    command = nginx(place, whole, as_other("www-data"))
+    command = nginx(program("nginx"), place, whole, as_other("www-data"))
     with (
         broker(place, place.settings(settings, prefix)),
         running(command, lambda: accepts(place.port)),
@@ -269,7 +274,12 @@ def test_haproxy_takes_out_a_broker_that_is_about_to_stop(
     haproxy, path = program("haproxy"), place.directory / "haproxy.cfg"
     text = place.fill(blocks("deploy.md", "text")[0]).replace("inter 2s", "inter 100ms")
     path.write_text(text)
-    settings = place.settings(blocks("deploy.md", "toml")[0])
+    # Longer than on the page, where nobody else has the processor.
+    text = blocks("deploy.md", "toml")[0].replace(
+        "drain_notice_seconds = 5", "drain_notice_seconds = 60"
+    )
+    assert "= 60" in text
+    settings = place.settings(text)
 
     def status() -> int:
         page = http.client.HTTPSConnection("127.0.0.1", place.port, context=place.trust)
@@ -281,27 +291,21 @@ def test_haproxy_takes_out_a_broker_that_is_about_to_stop(
         page.close()
         return answer
 
-    (place.directory / "app.py").write_text(APP)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "broker", "--config", str(settings), "app:broker"],
-        cwd=place.directory,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    with running([haproxy, "-db", "-f", str(path)], lambda: accepts(place.port)):
-        try:
-            deadline = time.monotonic() + PATIENCE
-            while status() != 200:
-                assert time.monotonic() < deadline
-            process.send_signal(signal.SIGTERM)
-            # Within the notice, and so before the broker refuses anybody.
-            while status() != 503:
-                assert time.monotonic() < deadline
-            assert accepts(place.broker_port)
-            assert process.poll() is None
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(PATIENCE) == 1
-        finally:
-            process.kill()
+    with (
+        broker(place, settings) as process,
+        running([haproxy, "-db", "-f", str(path)], lambda: accepts(place.port)),
+    ):
+        deadline = time.monotonic() + PATIENCE
+        while status() != 200:
+            assert time.monotonic() < deadline
+        process.send_signal(signal.SIGTERM)
+        # Within the notice, and so before the broker refuses anybody.
+        while status() != 503:
+            assert time.monotonic() < deadline
+        assert accepts(place.broker_port)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 1
 
 
 def test_caddy_as_its_own_user_reaches_the_unix_socket(

@@ -7,6 +7,7 @@ import pytest
 
 from tests.ledger import keep
 from tests.shared_ledger import keep_shared
+from tests.worker_ledger import keep_workers
 
 
 @pytest.mark.parametrize("query", ["", "?sync=process"])
@@ -19,5 +20,11 @@ async def test_nothing_acknowledged_is_lost_to_a_kill(query: str) -> None:
 
 async def test_brokers_on_one_redis_lose_nothing_to_any_fault() -> None:
     books = await keep_shared(faults=4, seconds=0.3)
+    assert books.is_clean, str(books)
+    assert sum(map(len, books.acked.values())) > 100
+
+
+async def test_workers_lose_nothing_to_the_kill_of_one() -> None:
+    books = await keep_workers(kills=2, seconds=0.3)
     assert books.is_clean, str(books)
     assert sum(map(len, books.acked.values())) > 100

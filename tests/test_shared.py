@@ -53,7 +53,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def one(config: Config) -> AsyncGenerator[Network]:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with open_test_broker(name_users_by_token(Broker(config))) as net:
             yield net
 
@@ -226,7 +226,7 @@ async def test_who_counts_on_getting_all_is_told_of_a_loss(server: Server, confi
 
 
 async def test_what_is_known_is_answered_while_redis_is_away(
-    server: Server, config: Config, hurried: None
+    server: Server, config: Config, hurried: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with two(config) as (here, there):
         peer = await there.open_client()
@@ -250,6 +250,8 @@ async def test_what_is_known_is_answered_while_redis_is_away(
         assert (await ask_node(there.node, "/healthz"))[0] == 200
         await rpc(other, "publish", topic=f"fd:{peer.fd}", data=4)
         assert (await next_pub(peer))["data"] == 4
+        monkeypatch.setattr("broker.engines.redis.FETCH_SECONDS", 30)
+        monkeypatch.setattr("broker.engines.redis_link.CALL_SECONDS", 2)
         server.go_on()
         assert await code_of(other, subscribe={"channel": "not known 2", "recoverable": True}) == 0
         assert (await ask_node(there.node, "/readyz"))[0] == 200

@@ -9,6 +9,7 @@ a backlog of its own, and reset what waits in that of a dead one (ADR 26).
 | all are ready | one line `ready`, and systemd is told |
 | a worker dies | another takes its place, at first after 0.1 s |
 | five that were young die within 10 s, or five before all were ready | the others drain, exit status 3 |
+| one cannot start, as its settings are wrong by now | it is tried again every 5 s; the others go on |
 | a worker's event loop stands still for 30 s | it is killed, which is a death |
 | SIGTERM, SIGINT | all drain; the status is 0 if all have ended well |
 | a second one | all are cut; who is there after 3 s is killed; the status is 1 |
@@ -35,7 +36,7 @@ import structlog
 import trio
 
 from broker.cli.private_redis import open_private_redis
-from broker.cli.restarts import DEATHS, Restarts
+from broker.cli.restarts import DEATHS, LONGEST_PAUSE, Restarts
 from broker.cli.seat import VARIABLE, Given
 from broker.cli.systemd import Notifier
 from broker.config.settings import Config
@@ -198,10 +199,7 @@ class Supervisor:
                 self.status = MISTAKE
                 self.stop()
                 return
-            pause = self._restarts.pause(lived, trio.current_time())
-            self._failed_starts += not self._has_served
-            if self._failed_starts == DEATHS:  # however long each took
-                pause = None
+            pause = self._pause(status, lived)
             how = _in_words(status)
             log.error("worker_died", number=worker.number, how=how, restart_seconds=pause)
             if pause is None:
@@ -209,6 +207,16 @@ class Supervisor:
                 return
             with trio.move_on_after(pause):
                 await self._stopping.wait()
+
+    def _pause(self, status: int, lived: float) -> float | None:
+        """Seconds until the next process takes the place of one that died; None to give up."""
+        if status == MISTAKE:
+            # A file that is being written, a Redis that is away: no reason to end those that serve.
+            return LONGEST_PAUSE
+        self._failed_starts += not self._has_served
+        if self._failed_starts == DEATHS:  # however long each took
+            return None
+        return self._restarts.pause(lived, trio.current_time())
 
     async def _run(self, worker: _Worker) -> int:
         """Run one process in this place until it has died; its exit status, below 0 for a signal."""

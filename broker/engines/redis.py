@@ -87,7 +87,7 @@ class _Fetch:
     is_stale: bool = False
     """Whether the log was lost meanwhile, so that it has to be fetched anew."""
     is_over: trio.Event = attrs.field(factory=trio.Event)
-    refusal: Refused | None = None
+    refusal: str = ""
 
 
 class RedisEngine(Memory):
@@ -147,8 +147,8 @@ class RedisEngine(Memory):
             while unknown := [topic for topic in topics if topic not in self._topics]:
                 for fetch in [self.incoming.begin_fetch(topic) for topic in unknown]:
                     await fetch.is_over.wait()
-                    if fetch.refusal is not None:
-                        raise fetch.refusal
+                    if fetch.refusal:
+                        raise Refused(ErrorCode.INTERNAL, fetch.refusal)
 
     def position(self, topic: str) -> Position:
         self._topics.touch(topic)
@@ -462,7 +462,7 @@ class _Incoming:
                     pass
             if scope.cancelled_caught:
                 why = self.shared.failing or "Redis does not answer"
-                fetch.refusal = Refused(ErrorCode.INTERNAL, f"history is away: {why}")
+                fetch.refusal = f"history is away: {why}"
         finally:
             del self._fetches[fetch.topic]
             fetch.is_over.set()

@@ -325,8 +325,10 @@ class SharedLog:
         for flight in list(self._flights):
             if flight.counter <= done:
                 flight.is_answered = True
+                self.written = max(self.written, flight.up_to)
             elif flight.is_given_up:
                 self._flights.remove(flight)
+                self.reader.missed(flight)
             else:
                 flight.is_answered = False  # what was applied is gone with the log
 

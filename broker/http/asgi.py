@@ -11,9 +11,16 @@ from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 
+import trio
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import (
+    FileResponse,
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+)
 from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
@@ -103,7 +110,12 @@ def http_app(node: Node) -> Starlette:
             text = "The dashboard is off: set admin_key, or BROKER_ADMIN_KEY, to turn it on."
             return _text(HTTPStatus.NOT_FOUND, text)
         headers = SECURITY | OPERATORS_PAGE | ASK_EACH_TIME
-        return FileResponse(HERE / "pages" / "admin.html", headers=headers)
+        file, prefix = HERE / "pages" / "admin.html", node.config.path_prefix
+        if not prefix:
+            return FileResponse(file, headers=headers)
+        # With and without a slash at its end the page is the same, so its links are none of its place.
+        text = await trio.Path(file).read_text("utf-8")
+        return HTMLResponse(text.replace('="/static/', f'="{prefix}/static/'), headers=headers)
 
     async def upgrade_required(request: Request) -> Response:
         return _text(

@@ -37,14 +37,21 @@ class OpenCalls:
     def __len__(self) -> int:
         return len(self._calls)
 
+    @property
+    def deadlines(self) -> int:
+        """Deadlines that are remembered, of calls too that were answered in the last seconds."""
+        return len(self._due)
+
     def next_number(self) -> int:
         """A number that no call had."""
         self._last += 1
         return self._last
 
     def add(self, number: int, node: str, answer: Answer, seconds: float) -> None:
-        """A node was asked, and has so many seconds to answer."""
+        """A node was asked, and has so many seconds to answer; with `inf` as long as it lives."""
         self._calls[number] = _Open(node, answer)
+        if seconds == inf:
+            return
         due = trio.current_time() + seconds
         if not self._due or due < self._due[0][0]:
             self._sooner.set()

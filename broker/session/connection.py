@@ -271,7 +271,7 @@ class Connection(Profile):
         """
         if not (self._waiting or self._dispatcher.questions):
             try:
-                batch = await self._dispatcher.take_read(batch)
+                batch = await self._dispatcher.work_off(batch, is_read=True)
             except Disconnect as order:
                 self.close(order.code, order.reason)
         if batch and self._closing is None:

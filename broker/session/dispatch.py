@@ -221,20 +221,19 @@ class Dispatcher:
             self.settle()
         return batch[done:]
 
-    async def take_read(self, batch: Batch) -> Batch:
-        """`work_off` a batch that has just been read, which is a checkpoint."""
-        self._share.renew()
-        return await self.work_off(batch)
-
-    async def work_off(self, batch: Batch) -> Batch:
+    async def work_off(self, batch: Batch, *, is_read: bool = False) -> Batch:
         """Take a batch, in as many turns as that needs; return what is left for `finish`.
 
-        Raises `Disconnect`. Cancelled, it leaves what it has not begun.
+        `is_read`: it has just been read, and others ran meanwhile. Raises `Disconnect`. Cancelled, it
+        leaves what it has not begun.
         """
-        self._share.left -= len(batch) * FRAME
+        share = self._share
+        if is_read and share.turns.latest is share:
+            share.renew()
+        share.left -= len(batch) * FRAME
         batch = self.take(batch)
-        while self._share.is_used_up and self.peer.is_established:
-            await self._share.wait_turn()
+        while share.is_used_up and self.peer.is_established:
+            await share.wait_turn()
             batch = self.take(batch)
         return [] if batch and not self.peer.is_established else batch
 

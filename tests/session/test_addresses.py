@@ -1,6 +1,7 @@
 """Where clients are, as proxies tell it; and the path that a proxy passes on: by real sockets."""
 
 import json
+import re
 import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable
@@ -214,6 +215,17 @@ async def test_all_is_below_the_prefix_but_for_its_health(
 async def test_websockets_are_below_it_as_well(path: Path, target: str, status: int) -> None:
     async with served(path, path_prefix="/chat") as (connect, _), await connect() as peer:
         assert f" {status} " in await enter(peer, target)
+
+
+@pytest.mark.parametrize("target", ["/chat/admin", "/chat/admin/"])
+async def test_the_dashboard_finds_its_files_below_it(path: Path, target: str) -> None:
+    fields: dict[str, Any] = {"path_prefix": "/chat", "admin_key": "k" * 32, "asks_app": False}
+    async with served(path, **fields) as (connect, _), await connect() as peer:
+        await peer.send(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        page = (await peer.receive_eof()).decode()
+    links = re.findall(r'(?:href|src)="(/[^"]*)"', page)
+    assert len(links) > 3
+    assert all(link.startswith("/chat/static/") for link in links)
 
 
 @pytest.mark.parametrize("prefix", ["chat", "/chat/", "/", "//", "/a b", "/a?b", "/a#b"])

@@ -212,6 +212,21 @@ async def test_two_traces_of_one_connection_see_the_same_until_one_ends(
             assert await settled(second) == []
 
 
+async def test_all_traces_of_a_topic_are_one_subscription_and_each_sees_all(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_test_broker(Broker()) as net:
+        traces = [net.node.traces.begin(Target(topic="t")) for _ in range(3)]
+        assert net.broker.topics() == {"t": 1}
+        for left in (3, 2, 1):
+            net.broker.publish_nowait("t", left)
+            await wait_all_tasks_blocked()
+            seen = [[e.text for e in trace.buffer.take()] for trace in traces]
+            assert seen == [[str(left)]] * left
+            net.node.traces.end(traces.pop())
+            assert net.broker.topics() == ({"t": 1} if traces else {})
+
+
 async def test_what_waits_in_an_outbox_still_goes_out_when_a_trace_begins_and_ends(
     autojump_clock: MockClock,
 ) -> None:
