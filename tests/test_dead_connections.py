@@ -190,9 +190,14 @@ async def come_and_go(net: Network, kind: Leaver) -> None:
 
 
 def ours() -> "Counter[str]":
-    """How many objects there are of each class of ours, but for those of the log."""
+    """How many objects there are of each class of ours, but for those of the log, and for what is remembered
+    of the connections that ended last."""
     names = (f"{type(each).__module__}.{type(each).__qualname__}" for each in gc.get_objects())
-    return Counter(name for name in names if re.match(r"broker\.(?!logs)", name))
+    return Counter(
+        name
+        for name in names
+        if re.match(r"broker\.(?!logs|core\.messages\.(Close|Connection))", name)
+    )
 
 
 async def check_nothing_is_left(net: Network, kind: Leaver) -> None:
