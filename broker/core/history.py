@@ -39,7 +39,7 @@ from typing import Final
 
 import attrs
 
-from broker.core.messages import Position, Publication
+from broker.core.messages import ClientInfo, Position, Publication
 from broker.core.shares import Account, Shares, owner_of, tags_bytes, text_bytes
 from broker.core.work import EVICTED, FIRST, Meter
 from broker.errors import BrokerError
@@ -243,14 +243,7 @@ class HistoryStore:
             return publications
         if not publications:
             return publications
-        history = self._kept.get(topic)
-        if history is None:
-            history = self._wake(topic, now, ttl)
-        else:
-            self._kept.move_to_end(history.topic)
-            if history.ttl != ttl:
-                history.ttl = ttl
-                self._schedule(history)
+        history = self._to_extend(topic, now, ttl)
         # Called directly, as this is a hot line: attrs.evolve takes several times as long. The topic
         # is the text we have, so that a thousand publications share one.
         topic, offset, ring = history.topic, history.top, history.ring
@@ -275,6 +268,72 @@ class HistoryStore:
             ring.append((now, kept, extra))
             more += len(data) + PUBLICATION_BYTES + extra
         history.top = offset
+        self._settle(history, payer, before, more, now, size)
+        return published
+
+    def extend_run(
+        self,
+        topic: str,
+        contents: Sequence[bytes],
+        info: ClientInfo | None,
+        opaque: bool,
+        now: float,
+        size: int,
+        ttl: float,
+    ) -> Sequence[Publication]:
+        """`extend` by what one publisher says in a row, without tags. The publications are made here,
+        and so once: that is a third less work than to make them before."""
+        if size <= 0 or ttl <= 0:
+            self.forget_topic(topic)
+            return [Publication(topic, data, info, 0, 0, None, opaque) for data in contents]
+        if not contents:
+            return ()
+        history = self._to_extend(topic, now, ttl)
+        topic, offset, ring = history.topic, history.top, history.ring
+        before, more = len(ring), 0
+        payer = None
+        if history.payer is not None:
+            payer = self._payer_if_sole(history, history.payer, info)
+        published: list[Publication] = []
+        if len(contents) > size:  # a ring would not hold them
+            for data in contents[:-size]:
+                offset += 1
+                published.append(Publication(topic, data, info, offset, 0, None, opaque))
+            contents = contents[-size:]
+        for data in contents:
+            offset += 1
+            kept = Publication(topic, data, info, offset, 0, None, opaque)
+            published.append(kept)
+            ring.append((now, kept, 0))
+            more += len(data)
+        history.top = offset
+        more += len(contents) * PUBLICATION_BYTES
+        self._settle(history, payer, before, more, now, size)
+        return published
+
+    def _to_extend(self, topic: str, now: float, ttl: float) -> History:
+        """The history of a topic that is published to now, with this ttl."""
+        history = self._kept.get(topic)
+        if history is None:
+            return self._wake(topic, now, ttl)
+        self._kept.move_to_end(history.topic)
+        if history.ttl != ttl:
+            history.ttl = ttl
+            self._schedule(history)
+        return history
+
+    def _settle(
+        self,
+        history: History,
+        payer: Publisher | None,
+        before: int,
+        more: int,
+        now: float,
+        size: int,
+    ) -> None:
+        """Account for `more` bytes of publications at the top, of a ring that had `before`, and drop those
+        beyond `size`."""
+        ring = history.ring
         if history.charged and payer is None:
             while len(ring) > size:
                 more -= self._drop_charged(history)
@@ -288,7 +347,6 @@ class HistoryStore:
             self._charge_sole(history, payer, more, now)
         elif self._bytes > self._charge_from:
             self._charge(history, now)
-        return published
 
     def position(self, topic: str, now: float) -> Position:
         """The topic's top and epoch.
@@ -578,14 +636,20 @@ class HistoryStore:
     ) -> Publisher | None:
         """Its payer, if that is the owner of all that is kept of a topic and of all that comes, and
         everything is charged already: then a sum is charged, in a fifth of the time."""
-        if self._uncharged or len(history.members) > 1:
-            return None
-        if history.charged < history.top or payer not in history.members:
-            return None
         info = publications[0].info
         for each in publications:
             if each.info is not info:
                 return None
+        return self._payer_if_sole(history, payer, info)
+
+    def _payer_if_sole(
+        self, history: History, payer: Publisher, info: ClientInfo | None
+    ) -> Publisher | None:
+        """The same where one publisher has said all that comes."""
+        if self._uncharged or len(history.members) > 1:
+            return None
+        if history.charged < history.top or payer not in history.members:
+            return None
         return payer if owner_of(info) == payer.owner else None
 
     def _charge_sole(self, history: History, payer: Publisher, more: int, now: float) -> None:

@@ -26,7 +26,7 @@ import trio
 from broker.config.settings import TopicRules
 from broker.core.history import HistoryStatistics
 from broker.core.idempotency import IdempotentResults
-from broker.core.messages import Delivery, Fd, Position, Publication
+from broker.core.messages import ClientInfo, Delivery, Fd, Position, Publication
 from broker.core.retained import Retained
 from broker.core.session import Parcel
 from broker.core.work import Meter
@@ -176,6 +176,18 @@ class Engine(Protocol):
         """Keep publications now, where they are not deferred; return them with their offsets. No
         checkpoint. `now` is `trio.current_time()`: asked for once a run, as it costs more than the
         rest."""
+
+    def publish_run(
+        self,
+        topic: str,
+        contents: Sequence[bytes],
+        info: ClientInfo | None,
+        opaque: bool,
+        rules: TopicRules,
+        now: float,
+    ) -> Sequence[Publication]:
+        """The same for what one publisher says in a row, without tags or time: to make the publications
+        here, where their offsets are known, is a third less work."""
 
     def submit(self, submission: Submission) -> None:
         """Take what is to be kept. Never waits, never calls a `Done` itself.

@@ -14,7 +14,7 @@ import trio
 from broker.config.settings import TopicRules
 from broker.core.history import HistoryStore
 from broker.core.idempotency import IdempotentResults
-from broker.core.messages import Delivery, Fd, Position, Publication
+from broker.core.messages import ClientInfo, Delivery, Fd, Position, Publication
 from broker.core.retained import Retained
 from broker.core.scopes import name_scope
 from broker.core.work import Meter
@@ -49,6 +49,22 @@ class Memory:
 
     async def fetch(self, topics: Sequence[str]) -> None:
         await trio.lowlevel.checkpoint()
+
+    def publish(
+        self, topic: str, publications: Sequence[Publication], rules: TopicRules, now: float
+    ) -> Sequence[Publication]:
+        raise AssertionError("what has a history is deferred")
+
+    def publish_run(
+        self,
+        topic: str,
+        contents: Sequence[bytes],
+        info: ClientInfo | None,
+        opaque: bool,
+        rules: TopicRules,
+        now: float,
+    ) -> Sequence[Publication]:
+        raise AssertionError("what has a history is deferred")
 
     def position(self, topic: str) -> Position:
         return self._store.position(topic, trio.current_time())
@@ -107,6 +123,18 @@ class MemoryEngine(Memory):
     ) -> Sequence[Publication]:
         size, ttl = rules.history_size, rules.history_ttl
         return self._store.extend(topic, publications, now, size, ttl)
+
+    def publish_run(
+        self,
+        topic: str,
+        contents: Sequence[bytes],
+        info: ClientInfo | None,
+        opaque: bool,
+        rules: TopicRules,
+        now: float,
+    ) -> Sequence[Publication]:
+        size, ttl = rules.history_size, rules.history_ttl
+        return self._store.extend_run(topic, contents, info, opaque, now, size, ttl)
 
     def submit(self, submission: Submission) -> None:
         raise AssertionError("nothing is deferred")

@@ -121,11 +121,6 @@ class RedisEngine(Memory):
         self.nodes.check()
         return True
 
-    def publish(
-        self, topic: str, publications: Sequence[Publication], rules: TopicRules, now: float
-    ) -> Sequence[Publication]:
-        raise AssertionError("all that is published to a topic is deferred")
-
     def submit(self, submission: Submission) -> None:
         self._out.post(submission)
 

@@ -192,11 +192,6 @@ class SqliteEngine(Memory):
             raise self._refusal()
         return True
 
-    def publish(
-        self, topic: str, publications: Sequence[Publication], rules: TopicRules, now: float
-    ) -> Sequence[Publication]:
-        raise AssertionError("what has a history is deferred")
-
     def submit(self, submission: Submission) -> None:
         batches = submission.parcel.batches
         self._submitted += sum(map(len, batches))

@@ -216,9 +216,12 @@ class Router:
         work = 0.0 if self._run.batches else self._run_work
         topic = self._run_topic
         publications: Sequence[Publication]
-        publications = [Publication(topic, data, info, 0, 0, None, opaque) for data in contents]
         if self._run_keeps:
-            publications = self.engine.publish(topic, publications, self._run_rules, self._run_now)
+            publications = self.engine.publish_run(
+                topic, contents, info, opaque, self._run_rules, self._run_now
+            )
+        else:
+            publications = [Publication(topic, data, info, 0, 0, None, opaque) for data in contents]
         self._run.batches.append(publications)
         count, size = len(publications), sum(map(len, contents))
         self.published += count

@@ -26,7 +26,7 @@ import trio
 
 from broker.config.settings import Config, TopicRules
 from broker.core.history import HistoryStore
-from broker.core.messages import Fd, Position, Publication
+from broker.core.messages import Fd, Position
 from broker.core.names import PERSONAL
 from broker.core.session import Parcel
 from broker.core.work import SLICE
@@ -337,11 +337,6 @@ class BusEngine(Memory):
     def defers(self, topic: str, rules: TopicRules, *, more: bool = False) -> bool:
         self._check()
         return True
-
-    def publish(
-        self, topic: str, publications: Sequence[Publication], rules: TopicRules, now: float
-    ) -> Sequence[Publication]:
-        raise AssertionError("everything is deferred")
 
     def submit(self, submission: Submission) -> None:
         self._check()

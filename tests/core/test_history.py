@@ -7,7 +7,7 @@ from itertools import count, pairwise, product
 import attrs
 import msgspec
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -79,6 +79,33 @@ def test_several_at_once_are_kept_as_one_by_one(before: str, count: int) -> None
     assert everything(stores[0], "a") == everything(stores[1], "a") == (before + more)[-4:]
     assert stores[0].statistics() == stores[1].statistics()
     assert stores[0].position("a", 0.0).offset == stores[1].position("a", 0.0).offset
+
+
+RUNS = st.tuples(
+    st.sampled_from("ab"),
+    st.lists(st.binary(max_size=40), max_size=9),
+    st.sampled_from([None, ClientInfo("7"), ClientInfo("8", "alice")]),
+    st.booleans(),
+    st.integers(0, 5),
+    st.sampled_from([0.0, 10.0, 20.0]),
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(RUNS, max_size=30), st.sampled_from([PLENTY, 2000, 4000]))
+def test_a_run_is_kept_as_its_publications_are(
+    runs: list[tuple[str, list[bytes], ClientInfo | None, bool, int, float]], room: int
+) -> None:
+    whole, made = store_of(room), store_of(room)
+    for now, (topic, contents, info, opaque, size, ttl) in enumerate(runs):
+        before = [Publication(topic, data, info, opaque=opaque) for data in contents]
+        expected = made.extend(topic, before, now, size, ttl)
+        assert list(whole.extend_run(topic, contents, info, opaque, now, size, ttl)) == list(
+            expected
+        )
+        assert whole.statistics() == made.statistics()
+        assert whole.bytes_held == made.bytes_held
+        assert whole.read(topic, now, None, -1) == made.read(topic, now, None, -1)
 
 
 def test_offsets_start_at_1_and_grow_by_one_per_topic() -> None:
