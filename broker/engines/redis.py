@@ -211,7 +211,7 @@ class RedisEngine(Memory):
         try:
             async with trio.open_nursery() as nursery:
                 self.incoming.begin(sink, nursery)
-                nursery.start_soon(self._log.serve, name="engine link")
+                nursery.start_soon(self._log.serve, name="engine link")  # noqa: ASYNC113 - `entered` waits for it
                 nursery.start_soon(self.incoming.refuse_overdue, name="engine deadlines")
                 nursery.start_soon(self.incoming.touch, name="engine upkeep")
                 try:

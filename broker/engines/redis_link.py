@@ -221,10 +221,10 @@ def check_installed(url: RedisUrl) -> None:
 
 def _foreign_errors() -> tuple[type[Exception], ...]:
     """All that a failure of the link may raise."""
-    from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
+    import anyio
     from coredis.exceptions import RedisError
 
-    broken = BrokenResourceError, ClosedResourceError, EndOfStream
+    broken = anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream
     return RedisError, *broken, OSError, trio.TooSlowError
 
 

@@ -407,7 +407,7 @@ async def _serve(
         broker.run_blocking = wait_in_line
     listener = MemoryListener()
 
-    async def serve(task_status: trio.TaskStatus[list[str]]) -> None:
+    async def serve(task_status: trio.TaskStatus[list[str]]) -> None:  # noqa: ASYNC128 - handed on
         with scope or trio.CancelScope():
             await broker.serve(listeners=[listener], task_status=task_status)
 

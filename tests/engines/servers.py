@@ -132,7 +132,7 @@ class Proxy:
     @asynccontextmanager
     async def serving_on(self, listeners: list[Any]) -> AsyncGenerator[None]:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.serve_listeners, self._serve, listeners)
+            nursery.start_soon(trio.serve_listeners, self._serve, listeners)  # noqa: ASYNC113 - they listen already
             yield
             nursery.cancel_scope.cancel()
 

@@ -205,7 +205,7 @@ class Trial:
 async def trial(server: Server | Proxy, nodes: int, room: int = ROOM) -> AsyncGenerator[Trial]:
     async with AsyncExitStack() as stack:
         found = [await stack.enter_async_context(opened(server, room=room)) for _ in range(nodes)]
-        with trio.fail_after(120):
+        with trio.fail_after(120):  # noqa: ASYNC100 - for the block of the caller
             yield Trial([witness for _, witness in found])
 
 
