@@ -554,7 +554,7 @@ async def test_without_a_url_nothing_is_needed_and_nothing_sent(
         ({"events": ("opened", "closed")}, "events holds 'closed': known are opened, connected"),
         ({"batch_events": 0}, "batch_events is 0: must be at least 1"),
         ({"max_events": 0}, "max_events is 0"),
-        ({"retry_seconds": 0}, "retry_seconds is 0: must be more than 0"),
+        ({"retry_seconds": 0}, "retry_seconds is 0.0: must be more than 0"),
         ({"flush_seconds": -1}, "flush_seconds is -1"),
     ],
 )
