@@ -346,7 +346,7 @@ async def test_a_reload_of_a_bad_file_changes_nothing(
         assert failed["detail"].endswith("; the broker goes on with the old config")
         async with await ask_for_websocket(url) as peer:
             assert b" 101 " in await peer.receive_some()
-            assert await it.stop(signal.SIGTERM) == 0
+        assert await it.stop(signal.SIGTERM) == 0
 
 
 async def test_a_reload_that_comes_during_the_start_is_kept_for_later(
