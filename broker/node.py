@@ -438,10 +438,15 @@ class Node:
         """Unix seconds."""
         return self.services.started_at
 
+    @property
+    def webhooks(self) -> EventStatistics | None:
+        """How far the events for the backend are; None where none is told of any."""
+        events = self.router.events
+        return None if events is None else events.statistics().get("webhooks")
+
     def mark(self) -> Mark:
         """The last event that the backend is told of, at most when it is told of any."""
-        events = self.router.events
-        told = None if events is None else events.statistics().get("webhooks")
+        told = self.webhooks
         return Mark() if told is None else Mark(told.epoch, told.seq)
 
     def report(self) -> NodeReport:

@@ -98,6 +98,17 @@ class Memory:
     def give_back(self, size: int) -> int:
         return self._store.give_back(size, trio.current_time())
 
+    @asynccontextmanager
+    async def expiring(self) -> AsyncGenerator[None]:
+        """Free what is past its time, for as long as the block."""
+        async with trio.open_nursery() as upkeep:
+            name_scope(upkeep, "engine")
+            upkeep.start_soon(self.expire, name="history expiry")
+            try:
+                yield
+            finally:
+                upkeep.cancel_scope.cancel()
+
     async def expire(self) -> None:
         """Free what is past its time, until cancelled."""
         while True:
@@ -166,10 +177,5 @@ async def open_memory(
 ) -> AsyncGenerator[MemoryEngine]:
     """An engine for as long as the block; open it around everything that publishes."""
     engine = MemoryEngine(max_bytes, retained_bytes, first_fd)
-    async with trio.open_nursery() as upkeep:
-        name_scope(upkeep, "engine")
-        upkeep.start_soon(engine.expire, name="history expiry")
-        try:
-            yield engine
-        finally:
-            upkeep.cancel_scope.cancel()
+    async with engine.expiring():
+        yield engine

@@ -30,6 +30,7 @@ from broker.config.engine_url import RedisUrl
 from broker.config.settings import TopicRules
 from broker.core.messages import Fd, Position, Publication
 from broker.core.names import DIRECT, PERSONAL
+from broker.core.scopes import name_scope
 from broker.core.session import Parcel
 from broker.core.work import COMMAND, SLICE
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
@@ -210,6 +211,7 @@ class RedisEngine(Memory):
     async def running(self, sink: Sink) -> AsyncGenerator[None]:
         try:
             async with trio.open_nursery() as nursery:
+                name_scope(nursery, "writer")
                 self.incoming.begin(sink, nursery)
                 nursery.start_soon(self._log.serve, name="engine link")  # noqa: ASYNC113 - `entered` waits for it
                 nursery.start_soon(self.incoming.refuse_overdue, name="engine deadlines")
@@ -576,9 +578,5 @@ async def open_redis(
 
     await _attach(shared)
     log.info("engine_opened", redis=url.where, node=shared.node)
-    async with trio.open_nursery() as upkeep:
-        upkeep.start_soon(engine.expire, name="history expiry")
-        try:
-            yield engine
-        finally:
-            upkeep.cancel_scope.cancel()
+    async with engine.expiring():
+        yield engine

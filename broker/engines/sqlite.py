@@ -699,13 +699,8 @@ async def open_sqlite(
     try:
         kept = engine.statistics().history
         log.info("engine_opened", file=str(path), publications=kept.publications)
-        async with trio.open_nursery() as upkeep:
-            name_scope(upkeep, "engine")
-            upkeep.start_soon(engine.expire, name="history expiry")
-            try:
-                yield engine
-            finally:
-                upkeep.cancel_scope.cancel()
+        async with engine.expiring():
+            yield engine
     finally:
         with trio.CancelScope(shield=True):  # a commit, and it has no end but the disk's
             await run_blocking(engine.close)  # noqa: ASYNC102

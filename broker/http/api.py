@@ -604,7 +604,7 @@ class _Methods:
         if params.node not in ("", self._node.name):
             raise Refused(ErrorCode.BAD_REQUEST, f"no node is named {params.node!r}")
         # The result holds after this event: what happens while it is written may be in it or not.
-        events = self._node.stats().events.get("webhooks")
+        events = self._node.webhooks
         found = Listing(call.room)
         query = ConnectionQuery(params.after, params.user, params.topic, params.address, params.app)
         walk = self._node.search(query)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 
+import attrs
 import trio
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -75,49 +76,64 @@ class _Assets(StaticFiles):
         return response
 
 
-def http_app(node: Node) -> Starlette:
-    """The ASGI app of a node: `/healthz` and `/readyz`, the app's hook, and behind it what we have ourselves:
-    `/`, `/static`, `/api`, `/metrics`, `/admin`, 426 on the WebSocket paths, 404. A hook that raises costs its peer a 500; the
-    server logs it.
-    """
+@attrs.frozen
+class _Health:
+    """`/healthz` and `/readyz`. Anybody may ask for them at any rate, so they look at no connection."""
 
-    async def health(request: Request) -> Response:
-        if node.draining:
+    node: Node
+
+    async def alive(self, request: Request) -> Response:
+        if self.node.draining:
             return JSONResponse({"status": "draining"}, HTTPStatus.SERVICE_UNAVAILABLE)
-        failing = node.stats().engine.failing
+        failing = self._failing
         if failing:  # sessions and reading go on, so it is no reason to take the broker out
             return JSONResponse({"status": "degraded", "reason": f"nothing is kept: {failing}"})
         return JSONResponse({"status": "ok"})
 
-    async def ready(request: Request) -> Response:
-        engine = node.stats().engine
+    async def ready(self, request: Request) -> Response:
+        node, failing = self.node, self._failing
         if node.draining or node.services.leaving:
             reason = "the broker stops"
-        elif engine.failing and node.router.engine.durability == "shared":
-            reason = f"nothing is kept: {engine.failing}"  # another node may be better off
+        elif failing and node.router.engine.durability == "shared":
+            reason = f"nothing is kept: {failing}"  # another node may be better off
         else:
             return JSONResponse({"status": "ready"})
         body = {"status": "not ready", "reason": reason}
         return JSONResponse(body, HTTPStatus.SERVICE_UNAVAILABLE)
 
-    async def page(request: Request) -> Response:
-        if not node.config.demo_page:
+    @property
+    def _failing(self) -> str:
+        return self.node.router.engine.statistics().failing
+
+
+@attrs.frozen
+class _Pages:
+    """Pages, and what is said on the paths that are for WebSockets."""
+
+    node: Node
+
+    async def page(self, request: Request) -> Response:
+        if not self.node.config.demo_page:
             return _text(HTTPStatus.NOT_FOUND, "Nothing is here.")
         return FileResponse(HERE / "pages" / "index.html", headers=SECURITY | ASK_EACH_TIME)
 
-    async def admin(request: Request) -> Response:
-        if not node.services.operators.enabled:
+    async def admin(self, request: Request) -> Response:
+        if not self.node.services.operators.enabled:
             text = "The dashboard is off: set admin_key, or BROKER_ADMIN_KEY, to turn it on."
             return _text(HTTPStatus.NOT_FOUND, text)
         headers = SECURITY | OPERATORS_PAGE | ASK_EACH_TIME
-        file, prefix = HERE / "pages" / "admin.html", node.config.path_prefix
+        file, prefix = HERE / "pages" / "admin.html", self.node.config.path_prefix
         if not prefix:
             return FileResponse(file, headers=headers)
         # With and without a slash at its end the page is the same, so its links are none of its place.
         text = await trio.Path(file).read_text("utf-8")
         return HTMLResponse(text.replace('="/static/', f'="{prefix}/static/'), headers=headers)
 
-    async def upgrade_required(request: Request) -> Response:
+    async def admin_door(self, request: Request) -> Response:
+        enabled = self.node.services.operators.enabled
+        return await (self.upgrade_required if enabled else self.admin)(request)
+
+    async def upgrade_required(self, request: Request) -> Response:
         return _text(
             HTTPStatus.UPGRADE_REQUIRED,
             "This path speaks WebSocket: open it with `new WebSocket(...)` or a Centrifuge "
@@ -125,12 +141,16 @@ def http_app(node: Node) -> Starlette:
             {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"},
         )
 
+
+def http_app(node: Node) -> Starlette:
+    """The ASGI app of a node: `/healthz` and `/readyz`, the app's hook, and behind it what we have ourselves:
+    `/`, `/static`, `/api`, `/metrics`, `/admin`, 426 on the WebSocket paths, 404. A hook that raises costs its peer a 500; the
+    server logs it.
+    """
+    health, pages = _Health(node), _Pages(node)
+
     async def metrics() -> bytes:
         return await (exposition_of_all if node.others else exposition)(node)
-
-    async def door(request: Request) -> Response:
-        enabled = node.services.operators.enabled
-        return await (upgrade_required if enabled else admin)(request)
 
     def both(path: str, answer: Endpoint, methods: list[str]) -> list[Route]:
         """A slash at the end makes no difference, as for WebSockets."""
@@ -139,17 +159,17 @@ def http_app(node: Node) -> Starlette:
     methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
     ours = Router(
         [
-            Route("/", page),
+            Route("/", pages.page),
             Mount("/static", _Assets(directory=HERE / "static")),
             *both("/api/{method}", Api(node).__call__, ["POST"]),
             *both("/metrics", Metrics(node, metrics).__call__, ["GET"]),
-            *both(PAGE, admin, ["GET"]),
-            *both(DOOR, door, methods),
+            *both(PAGE, pages.admin, ["GET"]),
+            *both(DOOR, pages.admin_door, methods),
             *(
                 route
                 for path in map(route_of, node.config.websocket_paths)
                 if path != "/" and not path.endswith("/*")
-                for route in both(path, upgrade_required, methods)
+                for route in both(path, pages.upgrade_required, methods)
             ),
         ],
         # A redirect would name the scheme and host that a proxy asked us for.
@@ -173,7 +193,11 @@ def http_app(node: Node) -> Starlette:
             await response(scope, receive, send)
 
     return Starlette(
-        routes=[Route("/healthz", health), Route("/readyz", ready), Mount("/", hook_first)]
+        routes=[
+            Route("/healthz", health.alive),
+            Route("/readyz", health.ready),
+            Mount("/", hook_first),
+        ]
     )
 
 

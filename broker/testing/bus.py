@@ -88,12 +88,8 @@ class Bus:
     ) -> AsyncGenerator["BusEngine"]:
         """The engine of one more node; put it in place of `Broker.open_engine`."""
         engine = BusEngine(self, config.history_bytes, config.retained_bytes, first_fd)
-        async with trio.open_nursery() as upkeep:
-            upkeep.start_soon(engine.expire, name="history expiry")
-            try:
-                yield engine
-            finally:
-                upkeep.cancel_scope.cancel()
+        async with engine.expiring():
+            yield engine
 
     def new_epoch(self, topic: str) -> str:
         return self._epochs.setdefault(topic, secrets.token_hex(4))
