@@ -188,6 +188,16 @@ def ledger(session: nox.Session) -> None:
 
 
 @nox.session
+def simulate(session: nox.Session) -> None:
+    """Play the whole broker under chance, seed by seed, on virtual time; a failing seed is made short.
+
+    `-- --seeds 100000` plays more, `-- --seed 17` one of them, twice, and shows it.
+    """
+    _install(session, "tests")
+    session.run("python", "-m", "tests.simulation", *session.posargs)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build sdist and wheel, and start the broker from the wheel alone."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "release"))
