@@ -13,6 +13,7 @@ import time
 import traceback
 from typing import Final
 
+from tests.simulation.planted import PLANTED, SEEDS, find_all
 from tests.simulation.script import Script, write
 from tests.simulation.seeds import Played, play_all
 from tests.simulation.shrinker import shrink
@@ -26,6 +27,8 @@ def main() -> int:
     options = _options()
     if options.seed is not None:
         return _show(_chosen(options))
+    if options.planted is not None:
+        return _plant(options)
     began = time.monotonic()
     failed: list[Played] = []
     count = messages = steps = size = 0
@@ -58,6 +61,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--quick", action="store_true", help="do not make failures short")
     parser.add_argument("--until-failure", action="store_true", help="stop at the first")
+    parser.add_argument(
+        "--planted", nargs="?", const="", help="plant faults, all or those named so, and find each"
+    )
     return parser.parse_args()
 
 
@@ -83,6 +89,18 @@ def _print_script(script: Script) -> None:
     print(f"  {script.engine}, {script.nodes} node(s), {hooks}, {witness} a witness")
     for number, step in script.steps:
         print(f"  {number:3} {step}")
+
+
+def _plant(options: argparse.Namespace) -> int:
+    """Plant one fault after the other, and see which seed finds it."""
+    faults = tuple(each for each in PLANTED if options.planted in each.name)
+    count = 0
+    for found in find_all(faults, options.jobs):
+        count += found.seed >= 0
+        by = f"seed {found.seed}" if found.seed >= 0 else "NOT FOUND"
+        print(f"{by:12} {found.mutant.name}: {found.failure}", flush=True)
+    print(f"{count} of {len(faults)} planted faults found, each within {SEEDS} seeds")
+    return 0 if count == len(faults) else 1
 
 
 def _show(script: Script) -> int:
