@@ -10,35 +10,20 @@ called so after a minute, and not where they cannot even be collected. The exit 
 
 import argparse
 import os
-import queue
-import re
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Final
 
-import attrs
-
-from tests.mutants.mutant import Mutant, copied_tree, environment
+from tests.mutants.mutant import Mutant, copied_tree
+from tests.mutants.runs import run, warm_up
 from tests.mutants.table import MUTANTS
+from tests.mutants.trials import try_all
 
-SECONDS: Final = 60.0
-"""For the tests of one: an assertion that comes later is a hang."""
-
-FAILED: Final = 1
-"""The exit status of pytest where tests failed; any other says that it could not run them."""
-
-
-@attrs.frozen
-class Verdict:
-    mutant: Mutant
-    caught_by: str
-    """The test that has failed; "" where it was not caught."""
-    detail: str
-    seconds: float
+ALL_SECONDS: Final = 1200.0
+"""For all tests on the tree as it is."""
 
 
 def main() -> int:
@@ -53,7 +38,7 @@ def main() -> int:
     if not options.quick and not _pass_as_they_are(chosen):
         return 2
     caught = 0
-    for verdict in _try_all(chosen, options.jobs):
+    for verdict in try_all(chosen, options.jobs):
         caught += bool(verdict.caught_by)
         said = verdict.caught_by or f"NOT CAUGHT: {verdict.detail}"
         print(f"{verdict.seconds:5.1f} s  {verdict.mutant.name:75} {said}", flush=True)
@@ -73,59 +58,15 @@ def _options() -> argparse.Namespace:
 
 def _pass_as_they_are(chosen: Sequence[Mutant]) -> bool:
     tests = sorted({test for mutant in chosen for test in mutant.tests})
-    done = _run(tests, Path.cwd(), seconds=None)
-    print(done.stdout.strip().split("\n")[-1])
-    if done.returncode:
-        print(done.stdout + done.stderr, file=sys.stderr)
-    return not done.returncode
-
-
-def _try_all(chosen: Sequence[Mutant], jobs: int) -> Iterator[Verdict]:
-    """Each worker has a copy of its own, in which one guard at a time is broken."""
-    left, found = iter(chosen), queue.SimpleQueue[Verdict]()
-
-    def work() -> None:
-        with copied_tree() as root:
-            for mutant in left:  # a list's iterator gives each to one thread
-                found.put(_try(mutant, root))
-
-    workers = [threading.Thread(target=work, daemon=True) for _ in range(jobs)]
-    for worker in workers:
-        worker.start()
-    for _ in chosen:
-        yield found.get()
-    for worker in workers:
-        worker.join()
-
-
-def _try(mutant: Mutant, root: Path) -> Verdict:
-    began = time.monotonic()
-    with mutant.planted(root):
-        try:
-            done = _run(mutant.tests, root, seconds=SECONDS)
-        except subprocess.TimeoutExpired:
-            return Verdict(mutant, "", "it hangs", time.monotonic() - began)
-    seconds = time.monotonic() - began
-    found = re.search(r"^(?:FAILED|ERROR) ([^ ]+)", done.stdout, re.MULTILINE)
-    if done.returncode == FAILED and found is not None:
-        return Verdict(mutant, found[1], "", seconds)
-    last = (done.stdout + done.stderr).strip().split("\n")[-1]
-    return Verdict(mutant, "", last, seconds)
-
-
-def _run(
-    tests: Sequence[str], root: Path, seconds: float | None
-) -> "subprocess.CompletedProcess[str]":
-    options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=line"]
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *tests],
-        cwd=root,
-        env=environment(root),
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
+    with (
+        copied_tree() as root,
+        ProcessPoolExecutor(1, get_context("spawn"), warm_up, (root,)) as pool,
+    ):
+        done = pool.submit(run, tests, ALL_SECONDS).result()
+    print(done.output.strip().split("\n")[-1], flush=True)
+    if done.status:
+        print(done.output, file=sys.stderr)
+    return not done.status
 
 
 if __name__ == "__main__":
