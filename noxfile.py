@@ -177,6 +177,17 @@ def hostile(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """A million inputs for all that reads bytes of strangers, guided by what they reach; half an hour.
+
+    `-- --only head tokens` fuzzes some targets, `-- --runs 50000` less; `-- --tcp 50000` breaks so many
+    connections to a running broker instead, beside clients that must not notice.
+    """
+    _install(session, "fuzz")
+    session.run("python", "-m", "tests.fuzz", *session.posargs)
+
+
+@nox.session
 def ledger(session: nox.Session) -> None:
     """Kill a broker 20 times while it is published to, and compare what it keeps with what it said.
 
