@@ -188,6 +188,17 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def world(session: nox.Session) -> None:
+    """Faults of the world beside clients that must not notice: links, disks, clocks, memory, names, stops.
+
+    Needs Linux, root, and Debian's packages iproute2 and faketime; 20 minutes. `-- --list` names the faults,
+    `-- --only 'disk/*'` makes some of them.
+    """
+    _install(session, "sdk")
+    session.run("python", "-m", "tests.world", *session.posargs)
+
+
+@nox.session
 def ledger(session: nox.Session) -> None:
     """Kill a broker 20 times while it is published to, and compare what it keeps with what it said.
 
