@@ -65,6 +65,29 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def tests_compiled(session: nox.Session) -> None:
+    """All tests on the package of a compiled wheel, in a folder of its own; needs a C compiler."""
+    tree = Path(session.create_tmp()) / "tree"
+    shutil.rmtree(tree, ignore_errors=True)
+    ignored = (".git", ".nox", ".venv", ".*_cache", "node_modules", "__pycache__", "_build")
+    shutil.copytree(Path.cwd(), tree, ignore=shutil.ignore_patterns(*ignored))
+    shutil.rmtree(tree / "broker")
+    _install(session, "browser", "sdk")
+    _install_sdks(session)
+    session.run(
+        *("python", "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tree)),
+        env={"TRIO_BROKER_COMPILE": "1"},
+    )
+    (wheel,) = tree.glob("*.whl")
+    shutil.unpack_archive(wheel, tree, "zip")
+    if (JS / "node_modules").exists():
+        (tree / JS / "node_modules").symlink_to((JS / "node_modules").resolve())
+    with session.chdir(tree):
+        session.run("python", "-m", "broker", "--version", env={"PYTHONPATH": str(tree)})
+        session.run("python", "-m", "pytest", *session.posargs, env={"PYTHONPATH": str(tree)})
+
+
+@nox.session
 def coverage(session: nox.Session) -> None:
     """The same tests, with what they cover: by itself, as counting makes them half as slow again."""
     _install(session, "browser", "sdk")
@@ -214,5 +237,5 @@ import broker.cli.default_app, broker.client
 
 
 def _python_files() -> list[str]:
-    places = ("broker", "clients", "tests", "benchmarks", "noxfile.py")
+    places = ("broker", "clients", "tests", "benchmarks", "hatch_build.py", "noxfile.py")
     return [place for place in places if Path(place).exists()]
