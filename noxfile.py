@@ -108,7 +108,10 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def sdk_js(session: nox.Session) -> None:
-    """The official JavaScript SDK from npm, under Node and in Chromium, with WebSocket and without."""
+    """The official JavaScript SDK from npm, under Node and in Chromium, with WebSocket and without.
+
+    `-- --engine redis` does it on a Valkey of its own, `-- --engine sqlite` on a file, `-- --engine URL` there.
+    """
     _install(session, "browser")
     _install_sdks(session)
     session.run(
@@ -126,7 +129,10 @@ def sdk_js(session: nox.Session) -> None:
 
 @nox.session
 def sdk_python(session: nox.Session) -> None:
-    """centrifuge-python's own tests, unchanged, against our broker on port 8000."""
+    """centrifuge-python's own tests, unchanged, against our broker on port 8000.
+
+    `-- --engine redis` does it on a Valkey of its own, `-- --engine sqlite` on a file, `-- --engine URL` there.
+    """
     _install(session, "sdk")
     out = Path(session.create_tmp())
     shutil.rmtree(out / "own", ignore_errors=True)
@@ -137,7 +143,7 @@ def sdk_python(session: nox.Session) -> None:
     (sdist,) = (out / "own").glob("*.tar.gz")
     shutil.unpack_archive(sdist, out / "own", filter="data")
     (unpacked,) = (each for each in (out / "own").iterdir() if each.is_dir())
-    session.run("python", "tests/sdk/centrifuge_python.py", str(unpacked), *session.posargs)
+    session.run("python", "-m", "tests.sdk.centrifuge_python", str(unpacked), *session.posargs)
 
 
 @nox.session
