@@ -213,13 +213,12 @@ class CentrifugeJson(Codec):
         if first.info is not self._info or name is not self._name:
             self._remember(name, first.info)
         head, info = self._head, self._info_field
-        if first.offset:
-            return [
-                frames.text_frame(b'%b%b%b,"offset":%d}}}' % (head, p.data, info, p.offset))
-                for p in publications
-            ]
-        tail = info + b"}}}"
-        return [frames.text_frame(head + p.data + tail) for p in publications]
+        if not first.offset:
+            return frames.text_frames(head, [p.data for p in publications], info + b"}}}")
+        if publications[-1].offset - first.offset != len(publications) - 1:
+            return [self.publication(name, publication) for publication in publications]
+        contents = [p.data for p in publications]
+        return frames.text_frames(head, contents, info + b',"offset":', first.offset, b"}}}")
 
     def _remember(self, name: str, info: ClientInfo | None) -> None:
         """Write what all publications of a publisher under a name have in common."""
