@@ -321,8 +321,7 @@ DEADLINES: Final = (
         "    with trio.move_on_after(seconds) as answering:\n",
         "    with trio.CancelScope() as answering:\n",
         (
-            "tests/session/test_ending.py",
-            "tests/test_lifetimes.py",
+            "tests/session/test_ending.py::test_a_goodbye_that_nobody_takes_is_over_close_seconds_later",
         ),
     ),
     Mutant(
@@ -421,7 +420,7 @@ CONTAINMENT: Final = (
         """        except LookupError:
             services.log.exception("connection_failed", peer=address)
 """,
-        ("tests/session/test_accept.py",),
+        ("tests/session/test_accept.py::test_a_mistake_of_ours_ends_one_connection_and_is_logged",),
     ),
     Mutant(
         "`meet` lets a group of exceptions out",
@@ -430,10 +429,7 @@ CONTAINMENT: Final = (
                 raise ours from None
 """,
         "            raise\n",
-        (
-            "tests/session/test_accept.py",
-            "tests/session/test_connection.py",
-        ),
+        ("tests/session/test_accept.py::test_a_mistake_of_ours_ends_one_connection_and_is_logged",),
     ),
     Mutant(
         "a hook for messages takes all down",
@@ -523,8 +519,7 @@ ORDER: Final = (
             router.send(self.peer, (codec.disconnect(code, reason),))
 """,
         (
-            "tests/session/test_connection.py",
-            "tests/session/test_orders.py",
+            "tests/session/test_ending.py::test_a_close_stands_behind_what_was_published_in_the_same_step",
         ),
     ),
     Mutant(

@@ -9,15 +9,18 @@ command that plays just that. The exit status is 1 if any has failed.
 import argparse
 import os
 import sys
+import tempfile
 import time
 import traceback
+from pathlib import Path
 from typing import Final
 
+from tests.engines.servers import BINARIES, serving
 from tests.simulation.planted import PLANTED, SEEDS, find_all
+from tests.simulation.play import simulate
 from tests.simulation.script import Script, write
 from tests.simulation.seeds import Played, play_all
 from tests.simulation.shrinker import shrink
-from tests.simulation.world import simulate
 
 MOST_SHOWN: Final = 5
 """Failures that are made short and shown."""
@@ -29,11 +32,21 @@ def main() -> int:
         return _show(_chosen(options))
     if options.planted is not None:
         return _plant(options)
+    if not options.redis:
+        return _play_seeds(options)
+    name, binary = next(iter(BINARIES.items()))
+    print(f"two nodes on {name}, in real time: a seed is nearly the same run each time")
+    with tempfile.TemporaryDirectory() as directory, serving(binary, Path(directory)) as server:
+        options.engine, options.quick = "redis", True
+        return _play_seeds(options, f"redis+unix://{server.socket}")
+
+
+def _play_seeds(options: argparse.Namespace, server: str = "") -> int:
     began = time.monotonic()
     failed: list[Played] = []
     count = messages = steps = size = 0
     seeds = range(options.first, options.first + options.seeds)
-    for played in play_all(seeds, options.engine, options.jobs):
+    for played in play_all(seeds, options.engine, options.jobs, server):
         outcome = played.outcome
         count, messages = count + 1, messages + outcome.messages
         steps, size = max(steps, outcome.most_steps), max(size, outcome.most_bytes)
@@ -61,6 +74,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--quick", action="store_true", help="do not make failures short")
     parser.add_argument("--until-failure", action="store_true", help="stop at the first")
+    parser.add_argument("--redis", action="store_true", help="two nodes on a real Valkey, or Redis")
     parser.add_argument(
         "--planted", nargs="?", const="", help="plant faults, all or those named so, and find each"
     )

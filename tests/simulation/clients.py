@@ -316,6 +316,8 @@ class Client:
 
     def drop(self, how: str, quarters: int) -> None:
         """Lose the connection, and of what has come all but the first `quarters`."""
+        if how == "vanish" and self.world.is_real:
+            how = "reset"  # half a minute until it is missed
         conn = self.conn
         if conn is None:
             return
@@ -384,7 +386,7 @@ class Client:
             conn.wire.send(client_frame(frames.PONG, said["pong"]))
         elif "text" in said:
             conn.is_open = True
-            self.world.check_plain(conn, said["text"])
+            self.world.checks.plain(conn, said["text"])
         elif "push" in said:
             self._hear_push(conn, said["push"])
         else:
@@ -401,7 +403,7 @@ class Client:
             if code not in ERRORS[asked.kind]:
                 raise AssertionError(f"{asked.kind} of {asked.topic!r} was refused: {error}")
             if asked.kind in ("publish", "subscribe"):
-                self.world.check_refusal(conn, asked, code)
+                self.world.checks.refusal(conn, asked, code)
             return
         getattr(self, f"_{asked.kind}_done")(conn, asked, said)
 
@@ -411,7 +413,7 @@ class Client:
         conn.is_open = True
         conn.fd = int(reply["client"])
         self._session, self._node = reply.get("session", ""), reply.get("node", "")
-        self.world.check_connected(conn)
+        self.world.checks.connected(conn)
         for topic in reply.get("subs", {}):
             if topic.startswith("fd:"):
                 assert topic == f"fd:{conn.fd}", "another's fd"
@@ -424,7 +426,7 @@ class Client:
     def _subscribe_done(self, conn: Conn, asked: Asked, said: Said) -> None:
         topic, reply, world = asked.topic, said["subscribe"], self.world
         assert topic not in self.subs, "subscribed twice"
-        world.check_may_subscribe(conn, asked)
+        world.checks.may_subscribe(conn, asked)
         fields = asked.sub
         group = (fields.get("data") or {}).get("group", "") if fields else ""
         sub = Sub(topic, group=group, tag=fields.get("tf", {}).get("val", "") if fields else "")
@@ -438,7 +440,7 @@ class Client:
         assert reply.get("was_recovering", False) == fields.get("recover", False)
         if reply.get("recovered"):
             assert (epoch, offset) == (fields["epoch"], fields.get("offset", 0)), "not from there"
-            world.check_recovered(conn, topic, epoch, offset, missed, sub)
+            world.checks.recovered(conn, topic, epoch, offset, missed, sub)
         else:
             assert not missed, "publications without a recovery"
             sub.may_get_retained = True
@@ -456,7 +458,7 @@ class Client:
     def _publish_done(self, conn: Conn, asked: Asked, said: Said) -> None:
         number = asked.number
         self.ledger.acknowledged[number] = trio.current_time()
-        self.world.check_published(conn, asked)
+        self.world.checks.published(conn, asked)
         if "rpc" in said:
             report = said["rpc"]["data"]
             assert report["matched"] == report["queued"] + report["dropped"], report
@@ -464,9 +466,9 @@ class Client:
 
     def _history_done(self, conn: Conn, asked: Asked, said: Said) -> None:
         reply, topic = said["history"], asked.topic
-        self.world.check_may_read(conn, asked)
+        self.world.checks.may_read(conn, asked)
         publications = reply.get("publications", [])
-        self.world.check_length(publications, asked.limit)
+        self.world.checks.length(publications, asked.limit)
         for before, one in zip([None, *publications], publications, strict=False):
             if before is not None:
                 assert one["offset"] == before["offset"] + 1, "a hole in the history"
@@ -475,13 +477,13 @@ class Client:
             assert publications[-1]["offset"] <= reply["offset"]
 
     def _presence_done(self, conn: Conn, asked: Asked, said: Said) -> None:
-        self.world.check_may_read(conn, asked)
+        self.world.checks.may_read(conn, asked)
         for client, info in said["presence"].get("presence", {}).items():
             assert info["client"] == client
-            self.world.check_present(conn, int(client))
+            self.world.checks.present(conn, int(client))
 
     def _presence_stats_done(self, conn: Conn, asked: Asked, said: Said) -> None:
-        self.world.check_may_read(conn, asked)
+        self.world.checks.may_read(conn, asked)
 
     def _call_done(self, conn: Conn, asked: Asked, said: Said) -> None:
         assert said["rpc"]["data"] == {"called": asked.number}
@@ -500,7 +502,7 @@ class Client:
         if "disconnect" in push:
             return
         if "message" in push:
-            self.world.check_message(conn, push["message"]["data"])
+            self.world.checks.message(conn, push["message"]["data"])
             return
         topic = push["channel"]
         if "unsubscribe" in push:
@@ -578,7 +580,7 @@ class Client:
         sub.retained.add(topic)
         sent = self.ledger.sent[number_of(publication["data"])]
         assert sent.topic == topic
-        self.world.check_rights(conn, sub, sent, topic)
+        self.world.checks.rights(conn, sub, sent, topic)
 
     def _see(self, conn: Conn, sub: Sub, topic: str, publication: Said, live: bool = True) -> None:
         number, offset = number_of(publication["data"]), publication.get("offset", 0)
@@ -588,14 +590,14 @@ class Client:
         if sub.tag:
             tags = sent.tags or {}
             assert tags.get("k") == sub.tag, f"{number} has the tags {tags}, asked for {sub.tag}"
-        self.world.check_rights(conn, sub, sent, topic)
+        self.world.checks.rights(conn, sub, sent, topic)
         key = topic, sent.sender
         newest = sub.newest.get(key, 0)
         assert newest < number, f"{number} of {sent.sender} came behind {newest} on {sub.name}"
         sub.newest[key] = number
         sub.seen.append(number)
         if sub.group:
-            self.world.check_group(conn, sub, sent)
+            self.world.checks.group(conn, sub, sent)
         if sub.positioned:
             spot = self.spots[topic]
             if sub.tag or topic in conn.without_echo:

@@ -239,6 +239,19 @@ class Read:
 
 
 @attrs.frozen
+class ReadMuch:
+    """Ask for more than one answer may hold."""
+
+    turns: int
+    client: int
+
+    async def do(self, world: "World") -> None:
+        await AppPublish(0, 0, "news", 9, "", True).do(world)
+        await world.turns(3)
+        world.clients[self.client].read_history("news", -1)
+
+
+@attrs.frozen
 class Call:
     turns: int
     client: int
@@ -290,7 +303,7 @@ class Mood:
     mood: str
 
     async def do(self, world: "World") -> None:
-        world.moods.by_kind[self.kind] = self.mood
+        world.app.moods.by_kind[self.kind] = self.mood
 
 
 @attrs.frozen
@@ -300,9 +313,9 @@ class Release:
 
     async def do(self, world: "World") -> None:
         if self.calm:
-            world.moods.calm()
+            world.app.moods.calm()
         else:
-            world.moods.release()
+            world.app.moods.release()
 
 
 @attrs.frozen
@@ -317,7 +330,7 @@ class WhileAHookWaits:
 
     async def do(self, world: "World") -> None:
         client = world.clients[self.client]
-        world.moods.by_kind[self.kind] = "waits"
+        world.app.moods.by_kind[self.kind] = "waits"
         if self.kind == "subscribe":
             client.subscribe("vip")
         else:
@@ -327,7 +340,7 @@ class WhileAHookWaits:
             world.reload(is_open=False, outbox_messages=world.outbox_messages)
         else:
             world.bind(client, self.user)
-        world.moods.calm()
+        world.app.moods.calm()
 
 
 @attrs.frozen
@@ -614,6 +627,8 @@ class _Writer:
         return Will(turns, client, self.chance.choice(("news", "live")), self.chance.random() < 0.3)
 
     def _read(self, turns: int, client: int, topic: str) -> Step:
+        if self.chance.random() < 0.25:
+            return ReadMuch(turns, client)
         what = self.chance.choice(("history", "history", "presence", "presence_stats"))
         return Read(turns, client, topic, what, self.chance.choice((-1, 0, 3, 50)))
 

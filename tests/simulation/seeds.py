@@ -6,8 +6,9 @@ from typing import Final
 
 import attrs
 
+from tests.simulation.play import Outcome, simulate
 from tests.simulation.script import write
-from tests.simulation.world import Engine, Outcome, simulate
+from tests.simulation.world import Engine
 
 AT_ONCE: Final = 10
 """Seeds that a process takes at a time."""
@@ -19,9 +20,12 @@ class Played:
     outcome: Outcome
 
 
-def play_all(seeds: range, engine: Engine | None, processes: int) -> Iterator[Played]:
-    """Play each, in any order. Close the iterator to stop before the end."""
-    work = [(seed, engine) for seed in seeds]
+def play_all(
+    seeds: range, engine: Engine | None, processes: int, server: str = ""
+) -> Iterator[Played]:
+    """Play each, in any order; on the real server at this URL, if there is one. Close the iterator to stop
+    before the end."""
+    work = [(seed, engine, server) for seed in seeds]
     if processes == 1:
         yield from map(_play, work)
         return
@@ -30,6 +34,9 @@ def play_all(seeds: range, engine: Engine | None, processes: int) -> Iterator[Pl
         yield from pool.imap_unordered(_play, work, AT_ONCE)
 
 
-def _play(work: tuple[int, Engine | None]) -> Played:
-    seed, engine = work
-    return Played(seed, attrs.evolve(simulate(write(seed, engine)), error=None))
+def _play(work: tuple[int, Engine | None, str]) -> Played:
+    seed, engine, server = work
+    script = write(seed, engine)
+    if server:
+        script = attrs.evolve(script, engine_url=f"{server}?prefix=seed{seed}")
+    return Played(seed, attrs.evolve(simulate(script), error=None))

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Callable
 
+from tests.simulation.play import Outcome, simulate
 from tests.simulation.script import Script
-from tests.simulation.world import Outcome, simulate
 
 
 def shrink(

@@ -7,9 +7,10 @@ from pathlib import Path
 import attrs
 import pytest
 
+from tests.simulation.play import Outcome, simulate
 from tests.simulation.script import Script, write
 from tests.simulation.shrinker import shrink
-from tests.simulation.world import Engine, Outcome, simulate
+from tests.simulation.world import Engine
 
 ROOT = Path(__file__).parents[2]
 SEEDS = 500

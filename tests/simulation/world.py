@@ -7,44 +7,31 @@ At the end everybody goes, and nothing may be left.
 
 import hashlib
 import json
-import logging
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import attrs
-import structlog
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import wait_all_tasks_blocked
 
 from broker import (
     Broker,
-    Close,
     Config,
-    ConnectEvent,
-    Connection,
-    ConnectReply,
-    Disconnect,
-    Frame,
-    PublishEvent,
     Refused,
-    SubscribeEvent,
-    TopicPattern,
-    TopicRules,
 )
-from broker.core.memory import Part
 from broker.engines.sqlite_file import NotWritten
 from broker.testing import Bus, wait_in_line
+from tests.simulation.app import App
 from tests.simulation.bystander import Bystander
 from tests.simulation.carriers import post
-from tests.simulation.chances import WALL_BEGAN, decided_by
-from tests.simulation.clients import Asked, Client, Conn, Sub
-from tests.simulation.ledger import Ledger, Sent, Told, Witness, number_of
+from tests.simulation.chances import WALL_BEGAN
+from tests.simulation.checks import Checks
+from tests.simulation.clients import Client, Conn
+from tests.simulation.ledger import Ledger, Witness
 from tests.simulation.network import Door, Wire
+from tests.simulation.settings import API_KEY, CONFIG, RULES, TOPICS, config_of
 
 if TYPE_CHECKING:
     from tests.simulation.script import Script
@@ -53,71 +40,11 @@ T = TypeVar("T")
 
 Engine = Literal["memory", "sqlite", "bus", "redis"]
 
-RULES: Final = {
-    "news": TopicRules(history_size=10, history_ttl=30.0, retain=True),
-    "chat": TopicRules(history_size=8, history_ttl=30.0, slow_consumer="drop_oldest"),
-    "tick": TopicRules(history_size=20, history_ttl=30.0, slow_consumer="latest"),
-    "live": TopicRules(history_size=0, slow_consumer="drop_oldest"),
-    "vip": TopicRules(history_size=6, history_ttl=30.0, may_subscribe="users", may_publish="users"),
-    "work": TopicRules(history_size=5, history_ttl=30.0),
-}
-TOPICS: Final = tuple(RULES)
+GONE_SECONDS: Final = 60
+"""So long it takes at most until everybody is gone who has gone, whatever the way."""
 
-CLOSED: Final = attrs.evolve(RULES["vip"], may_subscribe="none", may_publish="none")
-"""The rules of `vip` while it is closed to everybody."""
-
-API_KEY: Final = "the key of this simulation"
-
-CONFIG: Final = Config(
-    hook_decides_patterns=True,
-    patterns=tuple(TopicPattern(name, rules) for name, rules in RULES.items()),
-    outbox_messages=40,
-    outbox_bytes=16 * 2**10,
-    history_reply_bytes=6 * 2**10,
-    history_max_limit=12,
-    api_key=API_KEY,
-    log_level="error",
-)
-
-GOING: Final = (1000, 1005)
-
-
-EXPECTED: Final = ("hook_failed", "node_lapsed", "engine_failing", "not_subscribed")
-"""Lines that the log may have: what was done to the broker on purpose."""
-
-
-class Violation(AssertionError):
-    """Something that has to be true is not."""
-
-
-@attrs.define(eq=False)
-class Moods:
-    """How the app's hooks behave at the moment: each kind is `calm`, `waits`, `raises` or `ends`."""
-
-    by_kind: dict[str, str] = attrs.field(factory=dict)
-    _held: trio.Event = attrs.field(factory=trio.Event)
-
-    async def at(self, kind: str) -> None:
-        mood = self.by_kind.get(kind, "calm")
-        if mood == "waits":
-            await self._held.wait()
-        elif mood == "naps":
-            for _ in range(3):
-                await trio.lowlevel.checkpoint()
-        elif mood == "raises":
-            raise LookupError("a mistake of the app's")
-        elif mood == "refuses":
-            raise Refused(103)
-        elif mood == "ends":
-            raise Disconnect(4000, "the app says so")
-
-    def release(self) -> None:
-        self._held.set()
-        self._held = trio.Event()
-
-    def calm(self) -> None:
-        self.by_kind.clear()
-        self.release()
+MOST_STEPS: Final = 200_000
+"""Steps of all tasks in one simulation: twenty times of what the longest ones take."""
 
 
 class Steps(trio.abc.Instrument):
@@ -151,7 +78,8 @@ class World:
         self.script = script
         self.ledger = Ledger()
         self.wires_chance = chance_for("wires")
-        self.moods = Moods()
+        self.app = App(self)
+        self.checks = Checks(self)
         self.conns: dict[int, Conn] = {}
         self.by_fd: dict[int, Conn] = {}
         self.clients = [Client(self, number) for number in range(script.clients)]
@@ -203,211 +131,12 @@ class World:
         before = [is_open for at, is_open in self.vip if at <= since]
         return any(before[-1:]) or any(is_open for at, is_open in self.vip if at > since)
 
-    # the app
-
-    def app(self, seat: int) -> Broker:
-        config = attrs.evolve(self.config, engine=self.script.engine_url)
-        if self.script.engine in ("bus", "redis"):
-            config = attrs.evolve(config, name=f"node {seat}")
-        broker = Broker(config)
-        hooks = self.script.hooks
-        broker.on_connect(self._on_connect)
-        broker.on_close(self._on_close)
-        broker.on_message(self._on_message)
-        broker.on_rpc(self._on_rpc)
-        if "open" in hooks:
-            broker.on_open(self._on_open)
-        if "subscribe" in hooks:
-            broker.on_subscribe(self._on_subscribe)
-        if "publish" in hooks:
-            broker.on_publish(self._on_publish)
-        if "read" in hooks:
-            broker.on_history(self._on_read)
-            broker.on_presence(self._on_read)
-        return broker
-
     @property
     def config(self) -> Config:
-        _, is_open = self.vip[-1]
-        rules = RULES if is_open else {**RULES, "vip": CLOSED}
-        patterns = tuple(TopicPattern(name, each) for name, each in rules.items())
-        return attrs.evolve(CONFIG, patterns=patterns, outbox_messages=self.outbox_messages)
-
-    def _conn(self, connection: Connection) -> Conn | None:
-        """The connection of ours that a hook is about; None for a bystander's."""
-        number = connection.params.get("c")
-        if number is None:
-            return None
-        conn = self.conns[int(number)]
-        conn.let_in = True
-        if not conn.fd:
-            conn.fd = connection.fd
-        assert conn.fd == connection.fd, f"fd {connection.fd} was {conn.fd}"
-        before = self.by_fd.setdefault(conn.fd, conn)
-        assert before is conn, f"the fd {conn.fd} was used again"
-        return conn
-
-    async def _mood(self, kind: str, conn: Conn | None) -> None:
-        if conn is None:
-            return
-        mood = self.moods.by_kind.get(kind, "calm")
-        # Without its connect, what a client has sent behind that is no command either.
-        if mood == "ends" or kind in ("open", "connect", "message"):
-            conn.causes |= {"server"} if mood in ("raises", "refuses", "ends") else set()
-        await self.moods.at(kind)
-
-    async def _on_open(self, connection: Connection) -> None:
-        await self._mood("open", self._conn(connection))
-
-    async def _on_connect(self, event: ConnectEvent) -> ConnectReply:
-        conn = self._conn(event.connection)
-        await self._mood("connect", conn)
-        if conn is not None:
-            conn.users.append((self.ledger.changed(), event.token))
-        return ConnectReply(user=event.token)
-
-    async def _on_message(self, connection: Connection, frame: Frame) -> None:
-        conn = self._conn(connection)
-        await self._mood("message", conn)
-        self.seat_of(conn).broker.push(connection.fd, f"heard {frame.data!r}")
-
-    async def _on_close(self, connection: Connection, close: Close) -> None:
-        conn = self._conn(connection)
-        if conn is not None and not self.has_failed:
-            conn.closes += 1
-            if conn.closes > 1:
-                raise Violation(f"the close hook of fd {conn.fd} was called twice")
-            self._check_close(conn, close)
-            if self.moods.by_kind.get("close") in ("waits", "naps"):
-                await self.moods.at("close")
-
-    async def _on_rpc(self, connection: Connection, method: str, data: object) -> object:
-        await self._mood("rpc", self._conn(connection))
-        return {"called": data}
-
-    async def _on_subscribe(self, event: SubscribeEvent) -> None:
-        conn = self._conn(event.connection)
-        await self._mood("subscribe", conn)
-        self.ledger.decided["subscribe", event.connection.fd, event.topic] = self.ledger.changes
-
-    async def _on_publish(self, event: PublishEvent) -> None:
-        conn = self._conn(event.connection)
-        await self._mood("publish", conn)
-        if conn is not None:
-            number = number_of(json.loads(event.data))
-            self.ledger.decided["publish", number] = self.ledger.changes
-
-    async def _on_read(self, event: Any) -> None:
-        await self._mood("read", self._conn(event.connection))
+        return config_of(self.vip[-1][1], self.outbox_messages)
 
     def seat_of(self, conn: Conn | None) -> Seat:
         return self.seats[0 if conn is None else conn.node % len(self.seats)]
-
-    # what clients ask
-
-    def _check_close(self, conn: Conn, close: Close) -> None:
-        who, code = close.initiator.value, close.code
-        causes = set(conn.causes)
-        if conn.wire.was_stalled or conn.wire.has_vanished:
-            causes |= {"slow", "heartbeat"}
-        if who not in causes:
-            raise Violation(f"fd {conn.fd} was ended by {who} ({code}), true is {sorted(causes)}")
-        if who == "client":
-            if code not in conn.codes:
-                raise Violation(f"fd {conn.fd} closed with {conn.codes}, told is {code}")
-        elif who == "network" and code != 1006:
-            raise Violation(f"fd {conn.fd} was lost, told is {code}")
-
-    def check_connected(self, conn: Conn) -> None:
-        before = self.by_fd.setdefault(conn.fd, conn)
-        assert before is conn, f"the fd {conn.fd} was used again"
-
-    def _decided(self, key: object, asked: Asked) -> int:
-        return max(asked.since, self.ledger.decided.get(key, 0))
-
-    def check_may_subscribe(self, conn: Conn, asked: Asked) -> None:
-        since = self._decided(("subscribe", conn.fd, asked.topic), asked)
-        if asked.topic == "vip":
-            assert any(conn.could_be(since)), "nobody is subscribed to what is for users"
-            assert self.vip_open(since), "somebody is subscribed to what is closed"
-
-    def check_published(self, conn: Conn, asked: Asked) -> None:
-        if asked.topic == "vip":
-            since = self._decided(("publish", asked.number), asked)
-            assert any(conn.could_be(since)), "nobody published to what is for users"
-            assert self.vip_open(since), "somebody published to what is closed"
-        if asked.topic in RULES and self.script.has_witness:
-            number = asked.number
-            if len(self.seats) == 1 and not self.living:
-                return
-            self.ledger.check_later(partial(self._check_told, number, len(self.seats)))
-
-    def _check_told(self, number: int, seats: int) -> None:
-        if seats == len(self.seats) and not any(seat.is_cut for seat in self.seats):
-            assert self.ledger.was_published(number), f"{number} is acknowledged, not delivered"
-
-    def check_refusal(self, conn: Conn, asked: Asked, code: int) -> None:
-        """An innocent request to an open topic is not refused."""
-        calm = not self.moods.by_kind and self.script.engine in ("memory", "sqlite")
-        if calm and code == 103 and asked.kind == "subscribe":
-            hooked = {"subscribe"} & self.script.hooks
-            assert asked.topic == "vip" or hooked, f"{asked.topic} is open"
-
-    def check_may_read(self, conn: Conn, asked: Asked) -> None:
-        if asked.topic == "vip" and "vip" not in conn.client.subs:
-            assert any(conn.could_be(asked.since)), "nobody reads what is for users"
-            assert self.vip_open(asked.since), "somebody reads what is closed"
-
-    def check_length(self, publications: Sequence[Any], limit: int) -> None:
-        most = CONFIG.history_max_limit if limit < 0 else min(limit, CONFIG.history_max_limit)
-        assert len(publications) <= most, (
-            f"{len(publications)} publications, and the limit is {most}"
-        )
-        self._check_bytes(publications, "a history")
-
-    def _check_bytes(self, publications: Sequence[Any], what: str) -> None:
-        size = sum(len(str(each["data"])) for each in publications)
-        most = CONFIG.history_reply_bytes
-        assert len(publications) < 2 or size <= most, f"{what} of {size} bytes"
-
-    def check_recovered(
-        self,
-        conn: Conn,
-        topic: str,
-        epoch: str,
-        offset: int,
-        missed: Sequence[Any],
-        sub: Sub,
-    ) -> None:
-        self._check_bytes(missed, "a recovery")
-
-    def check_rights(self, conn: Conn, sub: Sub, sent: Sent, topic: str) -> None:
-        if topic != "vip":
-            return
-        if sub.name != topic:
-            assert any(conn.could_be(sent.at)), f"{sent.number} is for users"
-            assert self.vip_open(sent.at), f"{sent.number} is for nobody"
-        elif "subscribe" not in self.script.hooks:  # else the hook's yes outlives a bind
-            assert any(conn.could_be(sent.at)), f"{sent.number} is for users"
-
-    def check_group(self, conn: Conn, sub: Sub, sent: Sent) -> None:
-        key = f"{sub.group} of {sub.name}", sent.number
-        before = self.ledger.group_members.setdefault(key, conn.fd)
-        assert before == conn.fd, f"{key} came to fd {before} and to fd {conn.fd}"
-
-    def check_present(self, conn: Conn, fd: int) -> None:
-        other = self.by_fd.get(fd)
-        assert other is None or other.let_in, f"fd {fd} is present and was never here"
-
-    def check_message(self, conn: Conn, data: Any) -> None:
-        assert data == f"for {conn.fd}" or str(data).startswith("heard"), data
-
-    def check_plain(self, conn: Conn, text: str) -> None:
-        if text.isdigit():
-            sent = self.ledger.sent[int(text)]
-            assert sent.topic == f"fd:{conn.fd}" or sent.topic[5:] in conn.could_be(sent.at), text
-        else:
-            assert text == f"for {conn.fd}" or text.startswith("heard"), text
 
     # brokers
 
@@ -417,7 +146,7 @@ class World:
 
     async def open_seat(self, number: int, broker: Broker | None = None) -> Seat:
         """Start a broker, new or once more, in the place of this number."""
-        broker = broker or self.app(number)
+        broker = broker or self.app.broker(number)
         if self.script.engine == "bus":
             broker.open_engine = self.bus.open_engine
         broker.wall_clock = lambda: WALL_BEGAN + trio.current_time()
@@ -457,7 +186,8 @@ class World:
         seat = self.seats[number % len(self.seats)]
         self.disk_fails = False  # or it could not even be opened
         await self._end(seat, kindly)
-        await self.open_seat(seat.number, seat.broker if self.script.engine != "bus" else None)
+        is_one_of_many = self.script.engine in ("bus", "redis")
+        await self.open_seat(seat.number, None if is_one_of_many else seat.broker)
         if self.script.engine == "memory":
             self.forget_histories()
 
@@ -479,7 +209,7 @@ class World:
         for client in self.clients:
             if client.conn is not None and client.conn.node % len(self.seats) == seat.number:
                 client.drop("reset", 4)
-        await wait_all_tasks_blocked()
+        await self.still()
 
     def _harm(self, seat: Seat) -> None:
         """Whoever is there may be sent away now, and may miss something."""
@@ -515,20 +245,34 @@ class World:
         return moved
 
     async def turns(self, count: int) -> None:
+        if self.is_real:
+            await trio.sleep(0.01)
         for _ in range(count):
             await trio.lowlevel.checkpoint()
         self.pump()
 
+    @property
+    def is_real(self) -> bool:
+        """Whether a real server has a part in it, and so the real time."""
+        return self.script.engine == "redis"
+
+    async def still(self) -> None:
+        """Until all tasks wait; where a server may be about to answer, for a while more."""
+        if self.is_real:
+            await trio.sleep(0.04)
+        await wait_all_tasks_blocked()
+
     async def settle(self) -> None:
         """Until nothing moves but with time."""
         while True:
-            await wait_all_tasks_blocked()
+            await self.still()
+            assert self.steps.taken < MOST_STEPS, "something never comes to rest"
             if not self.pump():
                 break
         self.ledger.check()
 
     async def sleep(self, seconds: float) -> None:
-        until = trio.current_time() + seconds
+        until = trio.current_time() + (min(seconds, 0.2) if self.is_real else seconds)
         while (left := until - trio.current_time()) > 0:
             await trio.sleep(min(left, 2.0))
             await self.settle()
@@ -594,7 +338,7 @@ class World:
 
     async def rest(self) -> None:
         """Everybody is calm, every wire is whole: then nothing may be missing."""
-        self.moods.calm()
+        self.app.moods.calm()
         self.disk_fails = False
         for wire in self.wires:
             wire.heal()
@@ -605,10 +349,10 @@ class World:
         await self.sleep(1.5)
         await self.settle()
         for client in self.clients:
-            self._check_client(client)
+            self.checks.client(client)
         if self.script.engine in ("memory", "sqlite"):
             for topic in TOPICS:
-                await self._check_topic(topic)
+                await self.checks.topic(topic)
         for client in self.clients:
             conn = client.conn
             if conn is not None:
@@ -617,83 +361,6 @@ class World:
                 witness = self.seat_of(conn).witness
                 for sub in client.subs.values():
                     sub.rested, sub.seen, sub.place = True, [], len(witness.order)
-
-    def _check_client(self, client: Client) -> None:
-        conn = client.conn
-        if conn is None or not conn.is_open:
-            return
-        open_asked = [a for a in client.asked.values() if a.kind != "request"]
-        assert not open_asked, f"no answer to {open_asked}"
-        if not self.script.has_witness or not conn.rested or conn.harmed:
-            return
-        for sub in client.subs.values():
-            if sub.rested and not sub.group and sub.is_on:
-                self._check_sub(conn, sub)
-
-    def _check_sub(self, conn: Conn, sub: Sub) -> None:
-        """All that was published since the last rest has come, or is reported as dropped."""
-        witness = self.seat_of(conn).witness
-        told = [each for each in witness.order[sub.place :] if self._is_for(conn, sub, *each)]
-        expected = [number for _, number in told]
-        certain = [n for t, n in told if t != "vip"]
-        if sub.seen == expected:
-            return
-        seen = [n for n in sub.seen if self.ledger.sent[n].topic != "vip"]
-        missing = sorted(set(certain) - set(seen))
-        assert not set(sub.seen) - set(expected), "more came than was published"
-        if not missing:
-            assert seen == certain, f"{sub.name}: {seen} is not the order {certain}"
-            return
-        seat = self.seat_of(conn)
-        details = seat.broker.node.connection_details(conn.fd)
-        dropped = 0 if details is None else details.messages_dropped
-        assert len(missing) <= dropped, f"{missing} never came on {sub.name} to fd {conn.fd}"
-
-    def _is_for(self, conn: Conn, sub: Sub, topic: str, number: int) -> bool:
-        sent = self.ledger.sent[number]
-        if sub.name not in (topic, ">"):
-            return False
-        if sub.tag and (sent.tags or {}).get("k") != sub.tag:
-            return False
-        return conn.fd not in sent.not_to
-
-    async def _check_topic(self, topic: str) -> None:
-        """What is acknowledged is kept, who is positioned is at the top, and presence is right."""
-        seat = self.seats[0]
-        rules = RULES[topic]
-        publications, position = await seat.broker.history(topic)
-        kept = [number_of(each.value) for each in publications]
-        for each in publications:
-            self.ledger.saw(topic, position.epoch, each.offset, number_of(each.value))
-        told = self.told(topic)
-        now = trio.current_time()
-        sure = [
-            each.number
-            for each in told[-rules.history_size :]
-            if each.at > max(self.sure_from[topic], now - rules.history_ttl + 0.1)
-        ]
-        if rules.history_size and self.script.has_witness:
-            assert kept[len(kept) - len(sure) :] == sure, f"{topic} keeps {kept}, not {sure}"
-        present = {int(client) for client in await seat.broker.presence(topic)}
-        here = set()
-        for client in self.clients:
-            conn, sub = client.conn, client.subs.get(topic)
-            if conn is not None and sub is not None and sub.is_on:
-                here.add(conn.fd)
-                spot = client.spots.get(topic)
-                gaps = sub.tag or topic in conn.without_echo
-                if sub.positioned and not gaps and spot is not None:
-                    assert (spot.epoch, spot.offset) == (position.epoch, position.offset), (
-                        f"fd {conn.fd} is at {spot.offset} of {topic}, which is at {position.offset}"
-                    )
-        for bystander in self.bystanders:
-            present.discard(bystander.fd)
-        going = {conn.fd for conn in self.conns.values() if conn.wire.is_over and not conn.closes}
-        assert here <= present <= here | going, f"{present} are present on {topic}, not {here}"
-
-    def told(self, topic: str) -> list[Told]:
-        """All that was ever delivered to a topic, over restarts."""
-        return [each for one in self.ledger.witnesses for each in one.told.get(topic, ())]
 
     # the beginning and the end
 
@@ -743,9 +410,13 @@ class World:
             client.drop("half_close", 4)
         for bystander in self.bystanders:
             bystander.leave()
-        await self.sleep(45.0)
+        for _ in range(GONE_SECONDS):  # a client that has vanished is missed by its pings
+            if not any(seat.broker.node.services.admission.count() for seat in self.living):
+                break
+            await self.sleep(1.0)
+        await self.sleep(1.0)
         for seat in self.living:
-            self._check_nothing_left(seat)
+            self.checks.nothing_left(seat)
         for seat in self.living:
             seat.broker.stop()
         while self.living:
@@ -755,99 +426,3 @@ class World:
         for conn in self.conns.values():
             if conn.let_in:
                 assert conn.closes == 1, f"the close hook of fd {conn.fd}: {conn.closes} times"
-
-    def _check_nothing_left(self, seat: Seat) -> None:
-        node = seat.broker.node
-        services, router = node.services, node.router
-        assert not services.connections, f"{len(services.connections)} connections are left"
-        assert services.admission.count() == 0, "streams are left"
-        assert not len(services.requests), "requests are left"
-        assert not len(services.wills), "wills are left"
-        assert not [t for t in router.hub.topics() if t != ">"], f"{router.hub.topics()} are left"
-        parts = node.stats().memory.parts
-        for part in (Part.OUTBOXES, Part.INCOMING, Part.SUBSCRIPTIONS, Part.WILLS, Part.REQUESTS):
-            assert not parts.get(part, 0), f"{parts[part]} bytes of {part} are left"
-
-
-# runs
-
-
-@attrs.frozen
-class Outcome:
-    """How a simulation ended: `failure` is what was violated, "" for nothing."""
-
-    trace: str
-    failure: str
-    most_steps: int = 0
-    most_bytes: int = 0
-    messages: int = 0
-    error: BaseException | None = None
-
-
-def simulate(script: "Script") -> Outcome:
-    """Play a script, from nothing to nothing."""
-    if script.engine != "sqlite" or script.engine_url != "memory":
-        return _simulate(script)
-    with tempfile.TemporaryDirectory() as directory:
-        # What waits for the power to fail would only take longer.
-        url = f"sqlite:{directory}/log.db?sync=process"
-        return _simulate(attrs.evolve(script, engine_url=url))
-
-
-def _simulate(script: "Script") -> Outcome:
-    with decided_by(script.seed) as chance_for, _logged() as lines:
-        world: World | None = None
-
-        async def play() -> None:
-            nonlocal world
-            world = World(script, chance_for)
-            await world.play()
-
-        error: BaseException | None = None
-        try:
-            trio.run(play, clock=MockClock(autojump_threshold=0))
-        except Exception as caught:  # noqa: BLE001 - it is what the simulation has found
-            error = caught
-        assert world is not None
-        failure = _failure_of(error, lines)
-        world.trace.update(failure.encode())
-        digest = world.trace.hexdigest()
-        sent = len(world.ledger.sent)
-    return Outcome(digest, failure, world.most_steps, world.most_bytes, sent, error)
-
-
-def _failure_of(error: BaseException | None, lines: Sequence[Any]) -> str:
-    """What was wrong, in a line: of several things the first in the log, as it came first."""
-    for line in lines:
-        found = line.get("exc_info")
-        if isinstance(found, AssertionError):
-            return f"{type(found).__name__}: {found}"
-        if line["event"] not in EXPECTED:
-            return f"logged: {line['event']} {found!r}"
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if error is None:
-        return ""
-    return f"{type(error).__name__}: {error}".split("\n")[0]
-
-
-@contextmanager
-def _logged() -> Iterator[list[Any]]:
-    """What the broker logs of errors, meanwhile."""
-    before = structlog.get_config() if structlog.is_configured() else None
-    lines: list[Any] = []
-
-    def note(logger: object, method: str, line: Any) -> Any:
-        if line.get("exc_info") is True:
-            line["exc_info"] = sys.exc_info()[1]
-        lines.append(line)
-        raise structlog.DropEvent
-
-    level = structlog.make_filtering_bound_logger(logging.ERROR)
-    structlog.configure([note], wrapper_class=level, cache_logger_on_first_use=False)
-    try:
-        yield lines
-    finally:
-        structlog.reset_defaults()
-        if before is not None:
-            structlog.configure(**before)
