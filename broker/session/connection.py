@@ -134,6 +134,11 @@ class Connection(Profile):
         """Whether silence after a ping means that the peer is gone."""
         return True
 
+    @property
+    def can_subscribe(self) -> bool:
+        """Whether its client can send a command: else it goes on, after a gap, with its next connect."""
+        return True
+
     def connect_fields(self) -> Result:
         """Fields that the transport adds to the reply to `connect`."""
         return NOTHING
@@ -406,7 +411,8 @@ class Connection(Profile):
         # overflow once more, and that end everything, they are behind a gap all the same.
         self._services.router.drop_topics(self.peer, [gap.name for gap in gaps])
         self._services.counts.gaps += len(gaps)
-        if any(gap.server_side for gap in gaps):  # which it recovers with its next connect
+        if any(gap.server_side or not self.can_subscribe for gap in gaps):
+            # Which it recovers with its next connect.
             self.close(CloseCode.INSUFFICIENT_STATE, "insufficient state")
             return
         for gap in gaps:
