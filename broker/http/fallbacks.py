@@ -25,7 +25,7 @@ import trio
 
 from broker.core.json_reader import BadJson, members, one_text, read
 from broker.core.memory import Holding, Part
-from broker.core.messages import Position, Transport
+from broker.core.messages import ONE_WAY, Position, Transport
 from broker.core.work import READ_KILOBYTE
 from broker.errors import HeadError
 from broker.http.access_log import Exchange
@@ -106,11 +106,7 @@ class HttpConnection(Connection):
 
     @property
     def is_one_way(self) -> bool:
-        return self.transport == "uni_sse"
-
-    @property
-    def can_subscribe(self) -> bool:
-        return not self.is_one_way
+        return self.transport in ONE_WAY
 
     @property
     def answers_pings(self) -> bool:

@@ -20,7 +20,7 @@ import trio
 
 from broker.core.event_queue import EventKind
 from broker.core.memory import Part
-from broker.core.messages import Close, Initiator, Transport
+from broker.core.messages import ONE_WAY, Close, Initiator, Transport
 from broker.core.session import Phase, PhaseEvent
 from broker.core.work import ENDING, SLICE
 from broker.errors import CloseCode, Disconnect, UnsubscribeCode
@@ -132,11 +132,6 @@ class Connection(Profile):
     @property
     def answers_pings(self) -> bool:
         """Whether silence after a ping means that the peer is gone."""
-        return True
-
-    @property
-    def can_subscribe(self) -> bool:
-        """Whether its client can send a command: else it goes on, after a gap, with its next connect."""
         return True
 
     def connect_fields(self) -> Result:
@@ -411,7 +406,7 @@ class Connection(Profile):
         # overflow once more, and that end everything, they are behind a gap all the same.
         self._services.router.drop_topics(self.peer, [gap.name for gap in gaps])
         self._services.counts.gaps += len(gaps)
-        if any(gap.server_side or not self.can_subscribe for gap in gaps):
+        if any(gap.server_side or self.transport in ONE_WAY for gap in gaps):
             # Which it recovers with its next connect.
             self.close(CloseCode.INSUFFICIENT_STATE, "insufficient state")
             return
