@@ -56,6 +56,7 @@ from broker.core.work import (
     SURVEYED_AT_ONCE,
 )
 from broker.errors import CloseCode, ErrorCode, Refused, UnsubscribeCode, check_close_code
+from broker.events.spans import TAG, is_sampled
 from broker.http.calls import Call, Listing, member, pieces
 from broker.http.stats import stats_fields
 from broker.node import Node, Publishing
@@ -281,7 +282,8 @@ class Api:
         method = request.path_params["method"]
         answer = self.refuse(method, shown_key(request.headers.get), peer_of(request))
         if answer is None:
-            answer = await self.answer(method, await request.body(), self._node.new_share())
+            trace = request.headers.get(TAG, "")
+            answer = await self.answer(method, await request.body(), self._node.new_share(), trace)
         return Response(
             answer.body, answer.status, headers=answer.headers, media_type=answer.media_type
         )
@@ -329,12 +331,17 @@ class Api:
             return ApiResponse(HTTPStatus.UNAUTHORIZED, text.encode(), headers=headers)
         return None
 
-    async def answer(self, method: str, body: bytes, share: Share) -> "ApiResponse":
+    async def answer(
+        self, method: str, body: bytes, share: Share, traceparent: str = ""
+    ) -> "ApiResponse":
         """Carry out a method that `refuse` let pass, for the connection whose share of the loop it is.
+        `traceparent` names the trace that its publications belong to, where they say nothing themselves.
 
         A request with little to do is done in one step. Cancelled, what was done is done.
         """
         call = Call(share, self._node.router.meter, self._node.config.api_reply_bytes)
+        if self._node.router.spans is not None:
+            call.traceparent = traceparent
         try:
             reading = len(body) / 1024 * READ_KILOBYTE
             await call.turn(reading)
@@ -442,7 +449,7 @@ class _Methods:
     # publications
 
     async def _publish(self, params: Publish, call: Call) -> object:
-        data, options = _publication_of(params)
+        data, options = _publication_of(params, call.traceparent)
         await call.turn(self._node.router.weigh(params.channel))
         publishing = self._node.publish_soon(params.channel, data, options)
         if publishing.result is None:
@@ -450,7 +457,7 @@ class _Methods:
         return _published(publishing.result, params)
 
     async def _broadcast(self, params: Broadcast, call: Call) -> object:
-        data, options = _publication_of(params)
+        data, options = _publication_of(params, call.traceparent)
         begun: list[Publishing | bytes] = []
         is_kept = True
         for channel in params.channels:
@@ -851,12 +858,15 @@ def _response(ended: Publishing, content: _Content) -> bytes:
     return written({"result": _published(ended.result, content)})
 
 
-def _publication_of(content: _Content) -> tuple[bytes, PublishOptions]:
+def _publication_of(content: _Content, traceparent: str) -> tuple[bytes, PublishOptions]:
     """What is to be published. Raises `Refused` (107)."""
+    tags = content.tags
+    if is_sampled(traceparent):
+        tags = {TAG: traceparent, **(tags or {})}
     opaque = _bytes(content.b64data)
     options = PublishOptions(
         exclude=content.exclude,
-        tags=content.tags,
+        tags=tags,
         opaque=bool(opaque),
         skip_history=content.skip_history,
         retain=content.retain,
