@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2024.10"
 nox.options.sessions = ["lint", "types", "docs", "build", "tests"]
@@ -174,6 +175,23 @@ def hostile(session: nox.Session) -> None:
     """
     _install(session, "tests")
     session.run("python", "-m", "tests.hostile", *session.posargs)
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Known faults in what is installed with the broker, all its extras too, by the index's advisories.
+
+    Fails where it finds one, and as well where the advisory service cannot be reached: then nothing
+    is known, which is not the same as nothing found.
+    """
+    extras = ",".join(PYPROJECT["project"]["optional-dependencies"])
+    session.install("-e", f".[{extras}]")
+    session.install(*nox.project.dependency_groups(PYPROJECT, "audit"))
+    command = ("pip-audit", "--skip-editable", "--progress-spinner", "off", *session.posargs)
+    try:
+        session.run(*command)
+    except CommandFailed:
+        session.error("a fault is known, or the advisory service was not reached: see above")
 
 
 @nox.session
