@@ -221,6 +221,16 @@ def world(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """2,000 clients for half an hour, with all that happens in a year: nothing lost, nothing twice, nothing grows.
+
+    `-- --minutes N --connections N --deliveries N --churn N` for another load. Needs Linux and two cores.
+    """
+    _install(session, "sdk")
+    session.run("python", "-m", "tests.soak", *session.posargs)
+
+
+@nox.session
 def ledger(session: nox.Session) -> None:
     """Kill a broker 20 times while it is published to, and compare what it keeps with what it said.
 

@@ -177,6 +177,10 @@ class Target:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
+    def signal_backend(self, number: signal.Signals) -> None:
+        if self._backend is not None:
+            self._backend.send_signal(number)
+
     def kill(self) -> None:
         for process in (self.process, self._backend):
             if process is not None:
