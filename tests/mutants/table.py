@@ -11,8 +11,8 @@ CAPS: Final = (
     Mutant(
         "a message of any size",
         "broker/transport/lane.py",
-        "        if total > self._limits.max_message_bytes:\n",
-        "        if total > 2**40:\n",
+        '            return f"a message of more than {self._limits.max_message_bytes} bytes"\n',
+        "            pass\n",
         (
             "tests/transport/test_lane.py::test_over_the_limit_nothing_is_kept_and_the_close_behind_is_seen",
         ),
