@@ -240,7 +240,7 @@ class Dispatcher:
     async def pay(self, work: float) -> None:
         """Wait until so much may be done for this peer before its messages are there, and count it. Returns
         at once, without a checkpoint, where that is so now. Cancelled, it has counted nothing."""
-        await self._share.wait_room(work)
+        await self._share.wait_slice(work)
         self._share.spend(work)
         self.services.router.meter.add(work)
 

@@ -600,7 +600,9 @@ class Lane:
         most = self._limits.max_message_bytes
         if self.inflater is not None and (header.rsv or self.inflater.is_open):
             # What cannot be compressed gets larger by some per cent at worst.
-            most += most // 16 + 64 + self.inflater.open_bytes - self.inflater.size
+            most += most // 16 + 64
+            if self.inflater.is_open:
+                most += self.inflater.open_bytes - self.inflater.size
         if total > most:
             return f"a message of more than {self._limits.max_message_bytes} bytes"
         if fragments > self._limits.max_fragments:

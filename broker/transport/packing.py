@@ -51,7 +51,7 @@ class Packing:
     bytes_before: int = 0
     bytes_after: int = 0
     _left: float = attrs.field(init=False, default=DEFLATE_BURST)
-    _at: float = attrs.field(init=False, factory=trio.current_time)
+    _at: float = attrs.field(init=False, default=0.0)
 
     def admits(self, size: int) -> bool:
         """Whether data of so many bytes are to be compressed now; they count as if they were."""

@@ -32,12 +32,6 @@ def packed() -> PackedCodecs:
     return PackedCodecs(Packer(Untimed(Settings(CONFIG), Meter()), 15))
 
 
-@pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here runs in Trio, so there is no time."""
-    monkeypatch.setattr("trio.current_time", lambda: 0.0)
-
-
 def said(frame: bytes) -> bytes:
     """A frame as it was before it was packed."""
     header = frames.read_header(frame)

@@ -12,8 +12,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from broker import Broker, Config, Connection, Frame
 from broker.core.memory import Part
 from broker.core.trace import Target
+from broker.core.work import SLICE
 from broker.session.compression import WINDOWS
-from broker.testing import Closed, Network, client_frame, handshake, open_test_broker
+from broker.testing import Network, client_frame, handshake, open_test_broker
 from broker.transport import frames
 from broker.transport.extensions import Deflate
 from broker.transport.frames import BINARY, CONTINUATION, PING, PONG
@@ -361,22 +362,23 @@ async def test_an_open_message_has_its_time_and_then_it_is_cut(autojump_clock: M
 async def test_bombs_wait_their_turn_and_a_bystander_does_not(autojump_clock: MockClock) -> None:
     """The work between two of a bystander's answers is bounded, however many send bombs."""
     bomb = deflated_frame(BINARY, deflated(bytes(10**6)))
-    tables = deflated_frame(BINARY, b"\x00\x00\x00\xff\xff" * 50_000)
+    nothing = deflated_frame(BINARY, b"\x00\x00\x00\xff\xff" * 50_000 + b"\x00")
     async with open_test_broker(make_broker()) as net:
         meter = net.node.router.meter
         bystander = await open_plain(net)
         bombers = [await open_plain(net) for _ in range(100)]
         for number, peer in enumerate(bombers):
-            await peer.send(bomb if number % 2 else tables)
-        worst = 0.0
-        before = meter.done
-        for _ in range(100):
+            await peer.send(bomb if number % 2 else nothing)
+        before, took = meter.done, []
+        for _ in range(30):  # as many as he may send at once himself
             start = meter.done
             await bystander.send(client_frame(frames.TEXT, b"?"))
             assert await bystander.receive_message() == (False, b"?")
-            worst = max(worst, meter.done - start)
-        assert meter.done - before > 100_000  # there was much to do meanwhile
-        assert worst < 100 * 250 + 10_000  # the burst of each, and a round or two
+            took.append(meter.done - start)
+        assert max(took) < 10 * SLICE  # his message passes through some tasks
+        assert meter.done - before > 100_000  # and it was never his turn by chance alone
+        for peer in bombers:
+            assert len((await peer.receive_message())[1]) in (0, 10**6)
 
 
 async def test_a_message_that_is_open_is_charged_with_its_window(autojump_clock: MockClock) -> None:
@@ -441,8 +443,6 @@ async def test_windows_have_a_part_of_the_memory_and_who_comes_then_has_none(
         await small.send(deflated_frame(frames.TEXT, deflated(TEXT, 9)))
         assert await small.receive_message() == (True, TEXT)
         assert 2 * window < compression.windows_bytes < 3 * window
-        with pytest.raises(Closed):
-            await peers[0].receive_frame()
 
 
 async def test_a_reload_turns_it_off_for_what_comes_next_and_breaks_nobody(
