@@ -205,7 +205,7 @@ async def test_what_is_to_be_done_by_itself_is_alone_in_its_round(
             before = done
             await trio.lowlevel.checkpoint()
             rounds.append(done - before)
-    assert max(rounds) <= SLICE
+    assert max(rounds) <= 2 * SLICE  # one before, and one after somebody looked
 
 
 async def test_a_share_fills_with_time(autojump_clock: MockClock) -> None:
