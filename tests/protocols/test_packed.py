@@ -10,7 +10,7 @@ from broker.core.messages import ClientInfo, Position, Publication
 from broker.core.work import Meter
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
-from broker.protocols.codec import Codec
+from broker.protocols.codec import Codec, PeerCodec
 from broker.protocols.packed import PackedCodecs
 from broker.protocols.plain import PLAIN
 from broker.transport import frames
@@ -54,8 +54,8 @@ PUBLICATIONS = [
 
 
 @pytest.mark.parametrize("plain", [CENTRIFUGE_JSON, CENTRIFUGE_PROTOBUF, PLAIN])
-def test_publications_are_the_same(packed: PackedCodecs, plain: Codec) -> None:
-    codec = packed.of(plain) if isinstance(plain, Codec) else packed.plain
+def test_publications_are_the_same(packed: PackedCodecs, plain: PeerCodec) -> None:
+    codec: PeerCodec = packed.of(plain) if isinstance(plain, Codec) else packed.plain
     assert codec.name == plain.name
     assert codec.opaque_payloads == plain.opaque_payloads
     for each in PUBLICATIONS:

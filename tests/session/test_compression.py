@@ -3,6 +3,7 @@
 import os
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import structlog.testing
@@ -37,7 +38,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def make_broker(**settings: object) -> Broker:
+def make_broker(**settings: Any) -> Broker:
     """It echoes what plain peers send."""
     broker = Broker(Config(**{"compression": True, **settings}))
 
