@@ -65,6 +65,29 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def tests_compiled(session: nox.Session) -> None:
+    """All tests on the package of a compiled wheel, in a folder of its own; needs a C compiler."""
+    tree = Path(session.create_tmp()) / "tree"
+    shutil.rmtree(tree, ignore_errors=True)
+    ignored = (".git", ".nox", ".venv", ".*_cache", "node_modules", "__pycache__", "_build")
+    shutil.copytree(Path.cwd(), tree, ignore=shutil.ignore_patterns(*ignored))
+    shutil.rmtree(tree / "broker")
+    _install(session, "browser", "sdk")
+    _install_sdks(session)
+    session.run(
+        *("python", "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tree)),
+        env={"TRIO_BROKER_COMPILE": "1"},
+    )
+    (wheel,) = tree.glob("*.whl")
+    shutil.unpack_archive(wheel, tree, "zip")
+    if (JS / "node_modules").exists():
+        (tree / JS / "node_modules").symlink_to((JS / "node_modules").resolve())
+    with session.chdir(tree):
+        session.run("python", "-m", "broker", "--version", env={"PYTHONPATH": str(tree)})
+        session.run("python", "-m", "pytest", *session.posargs, env={"PYTHONPATH": str(tree)})
+
+
+@nox.session
 def coverage(session: nox.Session) -> None:
     """The same tests, with what they cover: by itself, as counting makes them half as slow again."""
     _install(session, "browser", "sdk")
@@ -183,6 +206,28 @@ def hostile(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """A million inputs for all that reads bytes of strangers, guided by what they reach; half an hour.
+
+    `-- --only head tokens` fuzzes some targets, `-- --runs 50000` less; `-- --tcp 50000` breaks so many
+    connections to a running broker instead, beside clients that must not notice.
+    """
+    _install(session, "fuzz")
+    session.run("python", "-m", "tests.fuzz", *session.posargs)
+
+
+@nox.session
+def world(session: nox.Session) -> None:
+    """Faults of the world beside clients that must not notice: links, disks, clocks, memory, names, stops.
+
+    Needs Linux, root, and Debian's packages iproute2 and faketime; 20 minutes. `-- --list` names the faults,
+    `-- --only 'disk/*'` makes some of them.
+    """
+    _install(session, "sdk")
+    session.run("python", "-m", "tests.world", *session.posargs)
+
+
+@nox.session
 def ledger(session: nox.Session) -> None:
     """Kill a broker 20 times while it is published to, and compare what it keeps with what it said.
 
@@ -220,5 +265,5 @@ import broker.cli.default_app, broker.client
 
 
 def _python_files() -> list[str]:
-    places = ("broker", "clients", "tests", "benchmarks", "noxfile.py")
+    places = ("broker", "clients", "tests", "benchmarks", "hatch_build.py", "noxfile.py")
     return [place for place in places if Path(place).exists()]
