@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2024.10"
 nox.options.sessions = ["lint", "types", "docs", "build", "tests"]
@@ -62,6 +63,29 @@ def tests(session: nox.Session) -> None:
     _install(session, "browser", "sdk")
     _install_sdks(session)
     session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def tests_compiled(session: nox.Session) -> None:
+    """All tests on the package of a compiled wheel, in a folder of its own; needs a C compiler."""
+    tree = Path(session.create_tmp()) / "tree"
+    shutil.rmtree(tree, ignore_errors=True)
+    ignored = (".git", ".nox", ".venv", ".*_cache", "node_modules", "__pycache__", "_build")
+    shutil.copytree(Path.cwd(), tree, ignore=shutil.ignore_patterns(*ignored))
+    shutil.rmtree(tree / "broker")
+    _install(session, "browser", "sdk")
+    _install_sdks(session)
+    session.run(
+        *("python", "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tree)),
+        env={"TRIO_BROKER_COMPILE": "1"},
+    )
+    (wheel,) = tree.glob("*.whl")
+    shutil.unpack_archive(wheel, tree, "zip")
+    if (JS / "node_modules").exists():
+        (tree / JS / "node_modules").symlink_to((JS / "node_modules").resolve())
+    with session.chdir(tree):
+        session.run("python", "-m", "broker", "--version", env={"PYTHONPATH": str(tree)})
+        session.run("python", "-m", "pytest", *session.posargs, env={"PYTHONPATH": str(tree)})
 
 
 @nox.session
@@ -183,6 +207,59 @@ def hostile(session: nox.Session) -> None:
 
 
 @nox.session
+def audit(session: nox.Session) -> None:
+    """Known faults in what is installed with the broker, all its extras too, by the index's advisories.
+
+    Fails where it finds one, and as well where the advisory service cannot be reached: then nothing
+    is known, which is not the same as nothing found.
+    """
+    extras = ",".join(PYPROJECT["project"]["optional-dependencies"])
+    session.install("-e", f".[{extras}]")
+    installed = session.run("python", "-m", "pip", "freeze", "--exclude-editable", silent=True)
+    listed = Path(session.create_tmp()) / "installed.txt"
+    listed.write_text(str(installed))
+    session.install(*nox.project.dependency_groups(PYPROJECT, "audit"))
+    # Not strict, it would pass over what the service does not answer for.
+    options = ("--strict", "--disable-pip", "--no-deps", "--progress-spinner", "off")
+    try:
+        session.run("pip-audit", *options, "-r", str(listed), *session.posargs)
+    except CommandFailed:
+        session.error("a fault is known, or the advisory service did not answer: see above")
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """A million inputs for all that reads bytes of strangers, guided by what they reach; half an hour.
+
+    `-- --only head tokens` fuzzes some targets, `-- --runs 50000` less; `-- --tcp 50000` breaks so many
+    connections to a running broker instead, beside clients that must not notice.
+    """
+    _install(session, "fuzz")
+    session.run("python", "-m", "tests.fuzz", *session.posargs)
+
+
+@nox.session
+def world(session: nox.Session) -> None:
+    """Faults of the world beside clients that must not notice: links, disks, clocks, memory, names, stops.
+
+    Needs Linux, root, and Debian's packages iproute2 and faketime; 20 minutes. `-- --list` names the faults,
+    `-- --only 'disk/*'` makes some of them.
+    """
+    _install(session, "sdk")
+    session.run("python", "-m", "tests.world", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """2,000 clients for half an hour, with all that happens in a year: nothing lost, nothing twice, nothing grows.
+
+    `-- --minutes N --connections N --deliveries N --churn N` for another load. Needs Linux and two cores.
+    """
+    _install(session, "sdk")
+    session.run("python", "-m", "tests.soak", *session.posargs)
+
+
+@nox.session
 def ledger(session: nox.Session) -> None:
     """Kill a broker 20 times while it is published to, and compare what it keeps with what it said.
 
@@ -220,5 +297,5 @@ import broker.cli.default_app, broker.client
 
 
 def _python_files() -> list[str]:
-    places = ("broker", "clients", "tests", "benchmarks", "noxfile.py")
+    places = ("broker", "clients", "tests", "benchmarks", "hatch_build.py", "noxfile.py")
     return [place for place in places if Path(place).exists()]
