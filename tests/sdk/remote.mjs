@@ -11,7 +11,7 @@ const tell = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
 
 /** What was published, as the test is told; a request is answered as well. */
 function published(topic, { data, tags, info }) {
-  tell({ event: "publication", topic, data, from: info?.client, retained: Boolean(tags?.retained) });
+  tell({ event: "publication", topic, data, sender: info?.client, retained: Boolean(tags?.retained) });
   const reply_to = tags?.reply_to;
   if (reply_to) client.rpc("reply", { reply_to, data: { twice: 2 * data } });
 }
@@ -31,7 +31,7 @@ const actions = {
       const sub = client.newSubscription(topic, options);
       sub.on("publication", (context) => published(topic, context));
       for (const event of ["join", "leave"]) {
-        sub.on(event, ({ info }) => tell({ event, topic, from: info.client }));
+        sub.on(event, ({ info }) => tell({ event, topic, sender: info.client }));
       }
       sub.on("subscribed", ({ wasRecovering, recovered }) => {
         tell({ event: "subscribed", topic, wasRecovering, recovered });
