@@ -19,6 +19,9 @@ import attrs
 
 OURS: Final = ("broker", "tests", "clients")
 
+BROKEN: Final = 70
+"""The status of a run in which pytest itself has raised."""
+
 LOOKS_EVERY: Final = 0.02
 """Seconds between two looks at whether a run has ended: it is another process, and no clock of ours moves it."""
 
@@ -58,7 +61,7 @@ def run(tests: Sequence[str], seconds: float) -> Run:
 
 def _be_pytest(tests: Sequence[str], output: IO[str]) -> None:
     """The forked process: it never returns."""
-    status = 70
+    status = BROKEN
     try:
         os.setpgid(0, 0)  # what it starts ends with it
         os.dup2(output.fileno(), 1)
@@ -68,9 +71,9 @@ def _be_pytest(tests: Sequence[str], output: IO[str]) -> None:
         # Plugins were imported before; their own assertions say less for that.
         options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
         status = int(pytest.main([*options, *tests]))
-    except BaseException:  # noqa: BLE001 - it must not go on as a copy of its parent
-        traceback.print_exc()
-    finally:
+    finally:  # it must not go on as a copy of its parent
+        if status == BROKEN:
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
