@@ -341,7 +341,7 @@ class Metrics:
             return refusal
         if not _is_installed():
             text = (
-                "/metrics needs the package `prometheus-client`: pip install 'trio-broker[metrics]'"
+                "/metrics needs the package `prometheus-client`: pip install '.[metrics]'"
             )
             return PlainTextResponse(f"{text}\n", HTTPStatus.NOT_IMPLEMENTED)
         body = await self._read()
