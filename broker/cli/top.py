@@ -114,9 +114,7 @@ def _open_screen() -> "Screen":
     try:
         return Screen()
     except ModuleNotFoundError:
-        raise Mistake(
-            "top needs the package `rich`: pip install '.[top]', or use --json"
-        ) from None
+        raise Mistake("top needs the package `rich`: pip install '.[top]', or use --json") from None
 
 
 class Screen:
