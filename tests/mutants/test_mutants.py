@@ -18,7 +18,7 @@ LEAST = 60
 
 
 @cache
-def tests_in(path: str) -> frozenset[str]:
+def functions_in(path: str) -> frozenset[str]:
     tree = ast.parse((ROOT / path).read_text("utf-8"))
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     return frozenset(node.name for node in ast.walk(tree) if isinstance(node, functions))
@@ -35,7 +35,7 @@ def test_the_tests_that_should_see_it_are_there(mutant: Mutant) -> None:
     assert mutant.tests
     for test in mutant.tests:
         path, _, name = test.partition("::")
-        assert not name or name in tests_in(path), test
+        assert not name or name in functions_in(path), test
 
 
 def test_there_are_as_many_as_we_say_and_each_has_a_name_of_its_own() -> None:

@@ -133,6 +133,6 @@ class Ledger:
     def was_published(self, number: int) -> bool:
         """Whether any node has delivered it, or what had its key."""
         sent = self.sent[number]
-        if sent.once in self.keys:
-            return True
+        if sent.once is not None and (sent.once in self.keys or self._keys_from):
+            return True  # or what had its key before keys were counted anew
         return any((sent.topic, number) in each.place for each in self.witnesses)

@@ -132,12 +132,11 @@ PLANTED: Final = (
     Mutant(
         "two runs change places",
         "broker/transport/outbox.py",
-        "        self.mail.append(run)\n        self.bytes += run.size\n",
-        """        place = len(self.mail)
-        if place > self._begun + 1 and self.mail[-1] is not GONE:
-            place -= 1
-        self.mail.insert(place, run)
-        self.bytes += run.size
+        '        self._begun = self._first + len(parts)\n        return b"".join(parts)\n',
+        """        self._begun = self._first + len(parts)
+        if len(parts) > 2:
+            parts[1], parts[2] = parts[2], parts[1]
+        return b"".join(parts)
 """,
     ),
     Mutant(
