@@ -229,6 +229,11 @@ class CentrifugeJson(Codec):
     def frame(self, replies: Sequence[bytes]) -> bytes:
         return frames.text_frame(replies[0] if len(replies) == 1 else b"\n".join(replies))
 
+    def published(self, request_ids: Sequence[int]) -> Sequence[bytes]:
+        # In one piece, as a busy publisher wants an answer to each: a tenth of the price of one by one.
+        between = ',"publish":{}}\n{"id":'
+        return (f'{{"id":{between.join(map(str, request_ids))},"publish":{{}}}}'.encode(),)
+
     def payload(self, publication: Publication) -> Raw:
         data = publication.data
         return Raw(opaque_json(data) if publication.opaque else data)
