@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2024.10"
 nox.options.sessions = ["lint", "types", "docs", "build", "tests"]
@@ -108,7 +109,10 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def sdk_js(session: nox.Session) -> None:
-    """The official JavaScript SDK from npm, under Node and in Chromium, with WebSocket and without."""
+    """The official JavaScript SDK from npm, under Node and in Chromium, with WebSocket and without.
+
+    `-- --engine redis` does it on a Valkey of its own, `-- --engine sqlite` on a file, `-- --engine URL` there.
+    """
     _install(session, "browser")
     _install_sdks(session)
     session.run(
@@ -126,7 +130,10 @@ def sdk_js(session: nox.Session) -> None:
 
 @nox.session
 def sdk_python(session: nox.Session) -> None:
-    """centrifuge-python's own tests, unchanged, against our broker on port 8000."""
+    """centrifuge-python's own tests, unchanged, against our broker on port 8000.
+
+    `-- --engine redis` does it on a Valkey of its own, `-- --engine sqlite` on a file, `-- --engine URL` there.
+    """
     _install(session, "sdk")
     out = Path(session.create_tmp())
     shutil.rmtree(out / "own", ignore_errors=True)
@@ -137,7 +144,7 @@ def sdk_python(session: nox.Session) -> None:
     (sdist,) = (out / "own").glob("*.tar.gz")
     shutil.unpack_archive(sdist, out / "own", filter="data")
     (unpacked,) = (each for each in (out / "own").iterdir() if each.is_dir())
-    session.run("python", "tests/sdk/centrifuge_python.py", str(unpacked), *session.posargs)
+    session.run("python", "-m", "tests.sdk.centrifuge_python", str(unpacked), *session.posargs)
 
 
 @nox.session
@@ -200,11 +207,65 @@ def hostile(session: nox.Session) -> None:
 
 
 @nox.session
+def audit(session: nox.Session) -> None:
+    """Known faults in what is installed with the broker, all its extras too, by the index's advisories.
+
+    Fails where it finds one, and as well where the advisory service cannot be reached: then nothing
+    is known, which is not the same as nothing found.
+    """
+    extras = ",".join(PYPROJECT["project"]["optional-dependencies"])
+    session.install("-e", f".[{extras}]")
+    installed = session.run("python", "-m", "pip", "freeze", "--exclude-editable", silent=True)
+    listed = Path(session.create_tmp()) / "installed.txt"
+    listed.write_text(str(installed))
+    session.install(*nox.project.dependency_groups(PYPROJECT, "audit"))
+    # Not strict, it would pass over what the service does not answer for.
+    options = ("--strict", "--disable-pip", "--no-deps", "--progress-spinner", "off")
+    try:
+        session.run("pip-audit", *options, "-r", str(listed), *session.posargs)
+    except CommandFailed:
+        session.error("a fault is known, or the advisory service did not answer: see above")
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """A million inputs for all that reads bytes of strangers, guided by what they reach; half an hour.
+
+    `-- --only head tokens` fuzzes some targets, `-- --runs 50000` less; `-- --tcp 50000` breaks so many
+    connections to a running broker instead, beside clients that must not notice.
+    """
+    _install(session, "fuzz")
+    session.run("python", "-m", "tests.fuzz", *session.posargs)
+
+
+@nox.session
+def world(session: nox.Session) -> None:
+    """Faults of the world beside clients that must not notice: links, disks, clocks, memory, names, stops.
+
+    Needs Linux, root, and Debian's packages iproute2 and faketime; 20 minutes. `-- --list` names the faults,
+    `-- --only 'disk/*'` makes some of them.
+    """
+    _install(session, "sdk")
+    session.run("python", "-m", "tests.world", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """2,000 clients for half an hour, with all that happens in a year: nothing lost, nothing twice, nothing grows.
+
+    `-- --minutes N --connections N --deliveries N --churn N` for another load. Needs Linux and two cores.
+    """
+    _install(session, "sdk")
+    session.run("python", "-m", "tests.soak", *session.posargs)
+
+
+@nox.session
 def ledger(session: nox.Session) -> None:
     """Kill a broker 20 times while it is published to, and compare what it keeps with what it said.
 
     `-- --kills 200` does so more often, `-- --sync process` with a file that nobody waits for, and
-    `-- --redis` with two brokers on one Redis, which has faults as well, `-- --workers` with two workers.
+    `-- --redis` with two brokers on one Redis and its faults by turns, `--fault NAME` with one of them (flush,
+    snapshot and failover lose something, and everybody has to be told), `-- --workers` with two workers.
     """
     _install(session, "tests")
     session.run("python", "-m", "tests.ledger", *session.posargs)

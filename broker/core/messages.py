@@ -19,6 +19,9 @@ Fd: TypeAlias = int
 Transport: TypeAlias = Literal["websocket", "http_stream", "sse", "uni_sse"]
 """How a peer is carried, in the words of the SDKs."""
 
+ONE_WAY: Final = frozenset({"uni_sse"})
+"""Those whose clients can send no command after the first."""
+
 
 class Position(msgspec.Struct, frozen=True):
     """A place in one topic's history: everything up to and including `offset`, in this `epoch`."""

@@ -21,6 +21,7 @@ import trio
 
 from broker.core.memory import Part
 from broker.errors import HeadError
+from broker.events.spans import TAG
 from broker.http.access_log import Exchange
 from broker.http.api import Api, ApiResponse, shown_key
 from broker.http.server import BODY_BYTES, REQUEST_SECONDS, HttpServer, end_politely
@@ -147,7 +148,8 @@ class BackendServer:
                 if body is None:
                     return False
                 # However long it takes while others have their turns: it is done to its end.
-                answer = await self._api.answer(method, body, share)
+                trace = head.header(TAG) or ""
+                answer = await self._api.answer(method, body, share, trace)
             holding.charge(Part.OUTBOXES, len(answer.body))
             closing = (
                 not body_read

@@ -5,6 +5,7 @@ Publications are put together from bytes, as payloads are never parsed on their 
 Rule: encodes and decodes, and decides nothing.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
@@ -48,6 +49,9 @@ _AT_ONCE = 256
 _LARGE = 2**17
 """Bytes in which there may be publishes enough to be worth counting: 2 ms. A read is half of that."""
 
+# Two objects in one line, or so it seems: a string may hold it as well. The decoder of lines takes them.
+_touch = re.compile(rb"}[ \t\r]*{").search
+
 
 def decode(payload: bytes) -> Commands:
     """The commands of one message: one JSON object, or several joined by newlines.
@@ -60,8 +64,9 @@ def decode(payload: bytes) -> Commands:
         if payload.count(b"{") <= _AT_ONCE if has_lines else are_few(payload):
             if not payload.isascii():
                 payload.decode()
-            commands = _decoder.decode_lines(payload) if has_lines else [_decoder.decode(payload)]
-            if commands:
+            if not has_lines:
+                return [_decoder.decode(payload)]
+            if _touch(payload) is None and (commands := _decoder.decode_lines(payload)):
                 return commands
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass  # perhaps for the sake of one of them
@@ -179,8 +184,6 @@ class CentrifugeJson(Codec):
         if info is not self._info or name is not self._name:
             self._remember(name, info)
         head, tail = self._head, self._info_field
-        if publication.offset:
-            tail = b'%b,"offset":%d' % (tail, publication.offset)
         tags, data = publication.tags, publication.data
         if name != publication.topic:
             tail += b',"channel":' + _string(publication.topic)
@@ -191,6 +194,8 @@ class CentrifugeJson(Codec):
             tail += b',"time":%d' % publication.time
         if publication.opaque:
             data = self._json_of(data)
+        if publication.offset:  # last, where a stream of events looks for it
+            tail = b'%b,"offset":%d' % (tail, publication.offset)
         tail += b"}}}"
         header = frames.text_header(len(head) + len(data) + len(tail))
         return header + head, data, tail
