@@ -1,7 +1,7 @@
 """Targets of compression: how it is offered, and messages that come compressed."""
 
 import zlib
-from typing import Final
+from typing import Final, cast
 
 from wsproto.extensions import PerMessageDeflate
 from wsproto.frame_protocol import FrameProtocol, ParseFailed
@@ -80,7 +80,7 @@ def _by_wsproto(data: bytes) -> bytes | None:
     frame[0] |= RSV1
     protocol.receive_bytes(bytes(frame))
     try:
-        return b"".join(bytes(each.payload) for each in protocol.received_frames())  # type: ignore[arg-type]
+        return b"".join(cast(bytes, each.payload) for each in protocol.received_frames())
     except (ParseFailed, zlib.error):
         return None
 
