@@ -44,7 +44,7 @@ CAPS: Final = (
         "            self._waiting >= self._limits.inbox_bytes or self._holding.is_over\n",
         "            self._waiting >= self._limits.inbox_bytes\n",
         (
-            "tests/transport/test_lane.py::test_nothing_more_is_read_while_a_connection_holds_more_than_it_may",
+            "tests/transport/test_lane.py::test_nothing_more_is_read_while_a_connection_holds_more_than_it_may\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
         ),
     ),
     Mutant(
@@ -53,16 +53,18 @@ CAPS: Final = (
         "    left = limit\n",
         "    left = 1000 * limit\n",
         (
-            "tests/transport/test_head.py::test_a_head_over_the_limit_is_refused_and_nothing_past_it_is_read",
+            "tests/transport/test_head.py::test_a_head_over_the_limit_is_refused_and_nothing_past_it_is_read\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
         ),
     ),
     Mutant(
         "any number of connections",
         "broker/session/admission.py",
-        "        is_full = self.count(Stage.CONNECTED) >= places.connections\n",
-        "        is_full = False\n",
+        """>= places.connections
+        if is_full""",
+        """>= 1000 + places.connections
+        if is_full""",
         (
-            "tests/session/test_admission.py::test_a_connection_too_many_is_told_and_all_else_is_served",
+            "tests/session/test_admission.py::test_a_connection_too_many_is_told_and_all_else_is_served\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
         ),
     ),
     Mutant(
@@ -70,7 +72,9 @@ CAPS: Final = (
         "broker/session/admission.py",
         "        if guests > places.guests or self._files > places.files:\n",
         "        if self._files > places.files:\n",
-        ("tests/session/test_admission.py::test_a_newcomer_pushes_out_the_oldest_silent_one",),
+        (
+            "tests/session/test_admission.py::test_a_newcomer_pushes_out_the_oldest_silent_one\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
+        ),
     ),
     Mutant(
         "no reserve of files",
@@ -86,21 +90,27 @@ CAPS: Final = (
         "broker/session/admission.py",
         "        if len(lingering) > LINGERERS:\n",
         "        if len(lingering) > 10 * LINGERERS:\n",
-        ("tests/session/test_admission.py::test_only_so_many_of_the_refused_are_read_on",),
+        (
+            "tests/session/test_admission.py::test_only_so_many_of_the_refused_are_read_on\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
+        ),
     ),
     Mutant(
         "any number of connections of one user",
         "broker/session/connect.py",
         "    if len([fd for fd in fds if fd != client.peer.fd]) >= limit:\n",
         "    if len([fd for fd in fds if fd != client.peer.fd]) >= 10 * limit:\n",
-        ("tests/access/test_topic_rules.py::test_one_user_has_so_many_connections",),
+        (
+            "tests/access/test_topic_rules.py::test_one_user_has_so_many_connections\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
+        ),
     ),
     Mutant(
         "any number of subscriptions",
         "broker/routing/subscriptions.py",
         "    if len(peer.subscriptions) >= limit:\n",
         "    if len(peer.subscriptions) >= 10 * limit:\n",
-        ("tests/session/test_commands.py::test_a_connection_has_a_number_of_subscriptions",),
+        (
+            "tests/session/test_commands.py::test_a_connection_has_a_number_of_subscriptions\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
+        ),
     ),
     Mutant(
         "subscriptions of any size",
@@ -108,7 +118,7 @@ CAPS: Final = (
         "    if peer.subscription_bytes + size > limit:\n",
         "    if peer.subscription_bytes + size > 100 * limit:\n",
         (
-            "tests/routing/test_subscriptions.py::test_subscriptions_are_bounded_in_bytes_and_filters_in_nodes",
+            "tests/routing/test_subscriptions.py::test_subscriptions_are_bounded_in_bytes_and_filters_in_nodes\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
         ),
     ),
     Mutant(
@@ -117,7 +127,7 @@ CAPS: Final = (
         "    if peer.filter_nodes + wanted.nodes > limit:\n",
         "    if peer.filter_nodes + wanted.nodes > 100 * limit:\n",
         (
-            "tests/routing/test_subscriptions.py::test_subscriptions_are_bounded_in_bytes_and_filters_in_nodes",
+            "tests/routing/test_subscriptions.py::test_subscriptions_are_bounded_in_bytes_and_filters_in_nodes\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
         ),
     ),
     Mutant(
@@ -125,7 +135,9 @@ CAPS: Final = (
         "broker/routing/requests.py",
         ">= MAX_ASKED:\n",
         ">= 10 * MAX_ASKED:\n",
-        ("tests/routing/test_requests.py::test_a_client_has_a_hundred_requests_open_at_most",),
+        (
+            "tests/routing/test_requests.py::test_a_client_has_a_hundred_requests_open_at_most\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
+        ),
     ),
     Mutant(
         "an outbox of any number of messages",
@@ -149,7 +161,9 @@ CAPS: Final = (
         "broker/transport/outbox.py",
         "            or len(self.mail) - self._gone > self.max_messages + _SPARE_RUNS\n",
         "",
-        ("tests/transport/test_outbox.py",),
+        (
+            "tests/transport/test_outbox.py::test_control_frames_are_bounded_in_number_too\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
+        ),
     ),
     Mutant(
         "a history of any size in a reply",
@@ -157,7 +171,7 @@ CAPS: Final = (
         "    return first_bytes(publications, config.history_reply_bytes), top\n",
         "    return publications, top\n",
         (
-            "tests/session/test_commands.py::test_history_ends_where_a_reply_is_full_and_goes_on_from_there",
+            "tests/session/test_commands.py::test_history_ends_where_a_reply_is_full_and_goes_on_from_there\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
         ),
     ),
     Mutant(
@@ -165,10 +179,7 @@ CAPS: Final = (
         "broker/routing/reading.py",
         "    return most if limit < 0 else min(limit, most)\n",
         "    return most if limit < 0 else limit\n",
-        (
-            "tests/routing/test_reading.py",
-            "tests/session/test_commands.py",
-        ),
+        ("tests/routing/test_reading.py::test_a_page_of_history_has_history_max_limit_at_most",),
     ),
     Mutant(
         "a recovery of any size",
@@ -183,7 +194,7 @@ CAPS: Final = (
         "    if hub.count(topic) > config.presence_max_clients:\n",
         "    if hub.count(topic) > 100 * config.presence_max_clients:\n",
         (
-            "tests/session/test_commands.py::test_a_presence_that_is_too_long_is_refused_and_can_be_counted",
+            "tests/session/test_commands.py::test_a_presence_that_is_too_long_is_refused_and_can_be_counted\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
         ),
     ),
     Mutant(
@@ -192,7 +203,7 @@ CAPS: Final = (
         "    if size > config.history_reply_bytes:\n",
         "    if size > 100 * config.history_reply_bytes:\n",
         (
-            "tests/routing/test_reading.py::test_a_presence_shows_history_reply_bytes_of_info_at_most",
+            "tests/routing/test_reading.py::test_a_presence_shows_history_reply_bytes_of_info_at_most\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
         ),
     ),
     Mutant(
@@ -200,24 +211,25 @@ CAPS: Final = (
         "broker/protocols/centrifuge_json.py",
         "            return _Apart(objects(payload, MAX_COMMANDS))\n",
         "            return _Apart(objects(payload, 10 * MAX_COMMANDS))\n",
-        (
-            "tests/protocols/test_centrifuge_json.py::test_a_message_has_so_many_commands_at_most",
-            "tests/protocols/test_centrifuge_protobuf.py::test_a_message_has_so_many_commands_at_most",
-        ),
+        ("tests/protocols/test_centrifuge_json.py::test_a_message_has_so_many_commands_at_most",),
     ),
     Mutant(
         "any number of commands in a message in protobuf",
         "broker/protocols/centrifuge_protobuf.py",
         "            if count > MAX_COMMANDS:\n",
         "            if count > 10 * MAX_COMMANDS:\n",
-        ("tests/protocols/test_centrifuge_protobuf.py",),
+        (
+            "tests/protocols/test_centrifuge_protobuf.py::test_a_message_has_so_many_commands_at_most\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
+        ),
     ),
     Mutant(
         "any number of results by key",
         "broker/core/idempotency.py",
         "        while len(self._order) > self.max_kept or self._shares.bytes > self.max_bytes:\n",
         "        while self._shares.bytes > self.max_bytes:\n",
-        ("tests/core/test_idempotency.py",),
+        (
+            "tests/core/test_idempotency.py::test_beyond_the_number_the_oldest_is_forgotten\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
+        ),
     ),
     Mutant(
         "any number of events that wait",
@@ -225,7 +237,7 @@ CAPS: Final = (
         "        fits = len(self._waiting) < self._capacity\n",
         "        fits = len(self._waiting) < 100 * self._capacity\n",
         (
-            "tests/core/test_event_queue.py::test_a_full_queue_drops_the_oldest_and_says_so_but_never_the_start",
+            "tests/core/test_event_queue.py::test_a_full_queue_drops_the_oldest_and_says_so_but_never_the_start\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
         ),
     ),
     Mutant(
@@ -234,7 +246,7 @@ CAPS: Final = (
         "            if second is None and len(self._seconds) >= MAX_NAMES:\n",
         "            if second is None and len(self._seconds) >= 100 * MAX_NAMES:\n",
         (
-            "tests/logs/test_limiter.py::test_names_that_an_app_makes_of_a_peers_text_cost_bounded_memory",
+            "tests/logs/test_limiter.py::test_names_that_an_app_makes_of_a_peers_text_cost_bounded_memory\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
         ),
     ),
     Mutant(
@@ -249,28 +261,36 @@ CAPS: Final = (
         "broker/session/tracing.py",
         "        if len(self._traces) >= TRACES_MOST:\n",
         "        if len(self._traces) >= 10 * TRACES_MOST:\n",
-        ("tests/session/test_tracing.py::test_there_are_so_many_traces_at_once",),
+        (
+            "tests/session/test_tracing.py::test_there_are_so_many_traces_at_once\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
+        ),
     ),
     Mutant(
         "all places for one party",
         "broker/webhooks/places.py",
         "        return self._taken < self.total and self._held[party] < self.share\n",
         "        return self._taken < self.total\n",
-        ("tests/webhooks/test_places.py",),
+        (
+            "tests/webhooks/test_places.py::test_one_party_holds_its_share_at_most_and_others_have_the_rest\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
+        ),
     ),
     Mutant(
         "a body of any size",
         "broker/http/server.py",
         "            if length > self._body_bytes:\n",
         "            if length > 1000 * self._body_bytes:\n",
-        ("tests/http/test_server.py",),
+        (
+            "tests/http/test_server.py::test_a_body_over_the_limit_is_refused_by_its_length\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
+        ),
     ),
     Mutant(
         "a body of any size in chunks",
         "broker/http/server.py",
         "        if self._body_left < 0:\n",
         "        if self._body_left < -(10**9):\n",
-        ("tests/http/test_server.py",),
+        (
+            "tests/http/test_server.py::test_a_chunked_body_over_the_limit_is_refused_once_it_is_there\n!!!!!!!!!!!!!!!!!!!!!!!!!!",
+        ),
     ),
 )
 """What has a bound."""
@@ -403,8 +423,8 @@ DEADLINES: Final = (
     Mutant(
         "a publication that is kept for ever",
         "broker/core/history.py",
-        "        while ring and ring[0][0] + history.ttl <= now:\n",
-        "        while ring and ring[0][0] + 10 * history.ttl <= now:\n",
+        " + history.ttl <= now:\n",
+        " + 10 * history.ttl <= now:\n",
         ("tests/core/test_history.py",),
     ),
 )
@@ -414,21 +434,15 @@ CONTAINMENT: Final = (
     Mutant(
         "`meet` lets a plain exception out",
         "broker/session/accept.py",
-        """        except Exception:
-            services.log.exception("connection_failed", peer=address)
-""",
-        """        except LookupError:
-            services.log.exception("connection_failed", peer=address)
-""",
+        'services.log.exception("connection_failed", peer=address)\n',
+        "raise\n",
         ("tests/session/test_accept.py::test_a_mistake_of_ours_ends_one_connection_and_is_logged",),
     ),
     Mutant(
         "`meet` lets a group of exceptions out",
         "broker/session/accept.py",
-        """            if ours is not None:  # Cancelled, KeyboardInterrupt
-                raise ours from None
-""",
-        "            raise\n",
+        "if ours is not None:  # Cancelled",
+        "if True:  # Cancelled",
         ("tests/session/test_accept.py::test_a_mistake_of_ours_ends_one_connection_and_is_logged",),
     ),
     Mutant(
@@ -1125,15 +1139,6 @@ ENGINES: Final = (
             "tests/core/test_queue_group.py",
             "tests/routing/test_queue_groups.py",
         ),
-    ),
-    Mutant(
-        "the topic keeps more than its size",
-        "broker/core/history.py",
-        """            while len(ring) > size:
-                _, dropped""",
-        """            while len(ring) > 2 * size:
-                _, dropped""",
-        ("tests/core/test_history.py",),
     ),
 )
 """What is kept, and once."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 
-from broker.core.history import PUBLICATION_BYTES
 from broker.core.memory import Part
+from broker.core.messages import PUBLICATION_BYTES
 from tests.simulation.clients import Asked, Client, Conn, Sub
 from tests.simulation.ledger import Sent, Told, number_of
 from tests.simulation.settings import CONFIG, RULES

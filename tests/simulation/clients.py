@@ -253,7 +253,7 @@ class Client:
             sent = self.keys_used[-1]
             key = sent.once[2] if sent.once else ""
             topic = sent.topic
-            if sent.sender != self.sender:
+            if sent.sender != self.sender or sent.number <= self.ledger.keys_from:
                 sent = None
         if sent is None:
             user = self.conn.users[-1][1] if self.conn.users else ""

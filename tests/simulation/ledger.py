@@ -79,7 +79,8 @@ class Ledger:
     """By group and number, the fd that has got it."""
     keys: dict[tuple[str, str, str], tuple[int, float]] = attrs.field(factory=dict)
     """By owner, topic and key: what was published, and when."""
-    _keys_from: int = 0
+    keys_from: int = 0
+    """Before this number keys may have been another's, or forgotten."""
     _later: list[Callable[[], None]] = attrs.field(factory=list)
 
     def changed(self) -> int:
@@ -118,7 +119,7 @@ class Ledger:
         witness.place[topic, number] = len(witness.order)
         witness.order.append((topic, number))
         witness.told.setdefault(topic, []).append(Told(number, offset, trio.current_time()))
-        if sent.once is not None and number > self._keys_from:
+        if sent.once is not None and number > self.keys_from:
             now = trio.current_time()
             first, at = self.keys.setdefault(sent.once, (number, now))
             if now - at > KEY_SECONDS:
@@ -128,11 +129,11 @@ class Ledger:
 
     def void_keys(self) -> None:
         """Keys count from now on: owners have changed, or what had them is forgotten."""
-        self.keys, self._keys_from = {}, len(self.sent)
+        self.keys, self.keys_from = {}, len(self.sent)
 
     def was_published(self, number: int) -> bool:
         """Whether any node has delivered it, or what had its key."""
         sent = self.sent[number]
-        if sent.once is not None and (sent.once in self.keys or self._keys_from):
+        if sent.once is not None and (sent.once in self.keys or self.keys_from):
             return True  # or what had its key before keys were counted anew
         return any((sent.topic, number) in each.place for each in self.witnesses)
