@@ -144,7 +144,7 @@ class Proxy:
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     async for data in client:
                         if b"EVALSHA" in data and self.chance.random() < 0.05:
-                            self.swallowed.append(data)
+                            self.swallowed.append(bytes(data))
                             nursery.cancel_scope.cancel()
                             with trio.CancelScope(shield=True):
                                 await trio.lowlevel.checkpoint()  # it reads no more
