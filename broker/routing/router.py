@@ -26,7 +26,7 @@ from broker.config.reload import Settings
 from broker.config.settings import TopicRules
 from broker.core.event_queue import EventKind
 from broker.core.hub import Hub
-from broker.core.messages import ClientInfo, Publication
+from broker.core.messages import ClientInfo, Publication, Series
 from broker.core.names import DIRECT, PERSONAL, direct_fd, is_connection_name
 from broker.core.retained import Retained
 from broker.core.session import Audience, Parcel, Recipient, Report, Subscriber, Subscription
@@ -226,7 +226,7 @@ class Router:
                 topic, contents, info, opaque, self._run_rules, self._run_now
             )
         else:
-            publications = [Publication(topic, data, info, 0, 0, None, opaque) for data in contents]
+            publications = Series(topic, contents, info, 0, opaque)
         self._run.batches.append(publications)
         count, size = len(publications), sum(map(len, contents))
         self.published += count
