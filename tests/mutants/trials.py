@@ -61,7 +61,7 @@ def _try(mutant: Mutant, root: Path) -> Verdict:
     seconds = time.monotonic() - began
     if done.timed_out:
         return Verdict(mutant, "", "it hangs", seconds)
-    found = re.search(r"^(?:FAILED|ERROR) ([^ ]+)", done.output, re.MULTILINE)
+    found = re.search(r"^(?:FAILED|ERROR) ([^ \n]+)", done.output, re.MULTILINE)
     if done.status == FAILED and found is not None:
         return Verdict(mutant, found[1], "", seconds)
     return Verdict(mutant, "", done.output.strip().split("\n")[-1], seconds)
