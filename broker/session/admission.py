@@ -16,8 +16,7 @@ Rules:
 
 import resource
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import StrEnum
 from functools import lru_cache
 from typing import Final
@@ -144,9 +143,8 @@ class Admission:
     def _own_files(self) -> int:
         return OWN_FILES + self.settings.config.webhooks.most_requests
 
-    @contextmanager
-    def place(self, stream: trio.abc.Stream) -> Iterator[Guest]:
-        """A place for an accepted stream, for as long as the block. Another may have to give way."""
+    def welcome(self, stream: trio.abc.Stream) -> Guest:
+        """Give a place to an accepted stream, until `see_off`. Another may have to give way."""
         guest = Guest(holds_file=socket_below(stream) is not None)
         self._by_stream[stream] = guest
         self._enter(guest, Stage.SILENT)
@@ -154,11 +152,11 @@ class Admission:
         guests = self._here - len(self._guests[Stage.CONNECTED])
         if guests > places.guests or self._files > places.files:
             self.make_room()
-        try:
-            yield guest
-        finally:
-            del self._by_stream[stream]
-            self._leave(guest)
+        return guest
+
+    def see_off(self, stream: trio.abc.Stream) -> None:
+        """Take the place of a stream back, which is closed by now."""
+        self._leave(self._by_stream.pop(stream))
 
     def make_room(self) -> None:
         """Have one guest give way, if there is any that can."""
