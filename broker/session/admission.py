@@ -182,7 +182,9 @@ class Admission:
     def trust(self, stream: trio.abc.Stream) -> None:
         """It has shown the key of the HTTP API. Beyond `Places.backends` that counts for nothing."""
         guest = self._by_stream.get(stream)
-        if guest is not None and self.count(Stage.BACKEND) < self.places.backends:
+        if guest is None or guest.stage is Stage.BACKEND:
+            return
+        if len(self._guests[Stage.BACKEND]) < self.places.backends:
             self._move(guest, Stage.BACKEND)
 
     def check_connections(self) -> None:
