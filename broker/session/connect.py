@@ -97,7 +97,7 @@ class Connect(Handler):
         return (
             services.hooks.connect is not None
             or services.tokens.may_wait
-            or services.router.engine.durability == "shared"  # it may have topics to fetch
+            or client.may_lack
         )
 
     def topics(self, client: Client, command: Command, answer: object) -> Sequence[str]:
