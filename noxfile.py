@@ -65,6 +65,29 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def tests_compiled(session: nox.Session) -> None:
+    """All tests on the package of a compiled wheel, in a folder of its own; needs a C compiler."""
+    tree = Path(session.create_tmp()) / "tree"
+    shutil.rmtree(tree, ignore_errors=True)
+    ignored = (".git", ".nox", ".venv", ".*_cache", "node_modules", "__pycache__", "_build")
+    shutil.copytree(Path.cwd(), tree, ignore=shutil.ignore_patterns(*ignored))
+    shutil.rmtree(tree / "broker")
+    _install(session, "browser", "sdk")
+    _install_sdks(session)
+    session.run(
+        *("python", "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tree)),
+        env={"TRIO_BROKER_COMPILE": "1"},
+    )
+    (wheel,) = tree.glob("*.whl")
+    shutil.unpack_archive(wheel, tree, "zip")
+    if (JS / "node_modules").exists():
+        (tree / JS / "node_modules").symlink_to((JS / "node_modules").resolve())
+    with session.chdir(tree):
+        session.run("python", "-m", "broker", "--version", env={"PYTHONPATH": str(tree)})
+        session.run("python", "-m", "pytest", *session.posargs, env={"PYTHONPATH": str(tree)})
+
+
+@nox.session
 def coverage(session: nox.Session) -> None:
     """The same tests, with what they cover: by itself, as counting makes them half as slow again."""
     _install(session, "browser", "sdk")
@@ -85,7 +108,10 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def sdk_js(session: nox.Session) -> None:
-    """The official JavaScript SDK from npm, under Node and in Chromium, with WebSocket and without."""
+    """The official JavaScript SDK from npm, under Node and in Chromium, with WebSocket and without.
+
+    `-- --engine redis` does it on a Valkey of its own, `-- --engine sqlite` on a file, `-- --engine URL` there.
+    """
     _install(session, "browser")
     _install_sdks(session)
     session.run(
@@ -103,7 +129,10 @@ def sdk_js(session: nox.Session) -> None:
 
 @nox.session
 def sdk_python(session: nox.Session) -> None:
-    """centrifuge-python's own tests, unchanged, against our broker on port 8000."""
+    """centrifuge-python's own tests, unchanged, against our broker on port 8000.
+
+    `-- --engine redis` does it on a Valkey of its own, `-- --engine sqlite` on a file, `-- --engine URL` there.
+    """
     _install(session, "sdk")
     out = Path(session.create_tmp())
     shutil.rmtree(out / "own", ignore_errors=True)
@@ -114,7 +143,7 @@ def sdk_python(session: nox.Session) -> None:
     (sdist,) = (out / "own").glob("*.tar.gz")
     shutil.unpack_archive(sdist, out / "own", filter="data")
     (unpacked,) = (each for each in (out / "own").iterdir() if each.is_dir())
-    session.run("python", "tests/sdk/centrifuge_python.py", str(unpacked), *session.posargs)
+    session.run("python", "-m", "tests.sdk.centrifuge_python", str(unpacked), *session.posargs)
 
 
 @nox.session
@@ -177,6 +206,28 @@ def hostile(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """A million inputs for all that reads bytes of strangers, guided by what they reach; half an hour.
+
+    `-- --only head tokens` fuzzes some targets, `-- --runs 50000` less; `-- --tcp 50000` breaks so many
+    connections to a running broker instead, beside clients that must not notice.
+    """
+    _install(session, "fuzz")
+    session.run("python", "-m", "tests.fuzz", *session.posargs)
+
+
+@nox.session
+def world(session: nox.Session) -> None:
+    """Faults of the world beside clients that must not notice: links, disks, clocks, memory, names, stops.
+
+    Needs Linux, root, and Debian's packages iproute2 and faketime; 20 minutes. `-- --list` names the faults,
+    `-- --only 'disk/*'` makes some of them.
+    """
+    _install(session, "sdk")
+    session.run("python", "-m", "tests.world", *session.posargs)
+
+
+@nox.session
 def ledger(session: nox.Session) -> None:
     """Kill a broker 20 times while it is published to, and compare what it keeps with what it said.
 
@@ -214,5 +265,5 @@ import broker.cli.default_app, broker.client
 
 
 def _python_files() -> list[str]:
-    places = ("broker", "clients", "tests", "benchmarks", "noxfile.py")
+    places = ("broker", "clients", "tests", "benchmarks", "hatch_build.py", "noxfile.py")
     return [place for place in places if Path(place).exists()]

@@ -14,6 +14,8 @@ PLOT = DOCS / "images" / "bench.svg"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 OURS = "broker"
+COMPILED = "compiled"
+"""The broker with its loops over bytes in C."""
 PEERS = ("nats", "uws", "picows", "websockets", "nchan", "ceiling")
 LOAD_LIMIT = 0.85
 """CPU of the generator above which it may be what limits the figure."""
@@ -135,7 +137,8 @@ def _rows(runs: Runs) -> Iterator[tuple[Scenario, Metric]]:
 
 
 def _table(runs: Runs) -> list[str]:
-    shown = [peer for peer in PEERS if any(peer in servers for servers in runs.values())]
+    known = (COMPILED, *PEERS)
+    shown = [peer for peer in known if any(peer in servers for servers in runs.values())]
     head = ["scenario", "figure", "rounds", OURS, *shown]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for scenario, metric in _rows(runs):
@@ -237,8 +240,8 @@ def _failed(runs: Runs) -> Iterator[str]:
 
 def _goals(runs: Runs) -> list[str]:
     lines = [
-        "| goal | asked | measured | | per second of the server's CPU |",
-        "| --- | --- | --- | --- | --- |",
+        "| goal | asked | measured | | per second of the server's CPU | compiled |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     titles = {scenario.name: scenario.title for scenario in SCENARIOS}
     for goal in GOALS:
@@ -256,14 +259,16 @@ def _goals(runs: Runs) -> list[str]:
         if goal.metric in _RATES:
             per_cpu = _goal_ratio(runs, goal, _per_cpu)
         cost = "" if per_cpu is None else f"{per_cpu:.2f}×"
+        compiled = _goal_ratio(runs, goal, _values, COMPILED)
+        other = "" if compiled is None else f"{compiled:.2f}×" if sign else f"{compiled:.3g}{unit}"
         lines.append(
-            f"| {titles[goal.scenario]}, {words} | {asked} | {measured} | {met} | {cost} |"
+            f"| {titles[goal.scenario]}, {words} | {asked} | {measured} | {met} | {cost} | {other} |"
         )
     return lines
 
 
-def _goal_ratio(runs: Runs, goal: Goal, values: Values) -> float | None:
-    ours = values(runs, goal.scenario, OURS, goal.metric)
+def _goal_ratio(runs: Runs, goal: Goal, values: Values, ours_is: str = OURS) -> float | None:
+    ours = values(runs, goal.scenario, ours_is, goal.metric)
     if not goal.versus:
         return _middle(ours)
     scenario, slash, server = goal.versus.partition("/")

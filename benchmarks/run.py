@@ -120,12 +120,12 @@ class Bench:
         try:
             return _measure_quietly(task.scenario, task.server, self._scratch, self._patience)
         except Missing as reason:
-            if name.startswith((report.OURS, OLD)):
+            if name.startswith((report.OURS, report.COMPILED, OLD)):
                 _give_up(str(reason))
             self.left_out[name] = str(reason)
             print(f"LEFT OUT: {name}: {reason}", flush=True)
         except NotStarted as reason:
-            if name.startswith((report.OURS, OLD)):
+            if name.startswith((report.OURS, report.COMPILED, OLD)):
                 _give_up(str(reason), reason.status)
             return {"error": str(reason)}
         return None

@@ -16,7 +16,7 @@ Metric = Literal[
 ]  # fmt: skip
 
 FAST = ("broker", "nats", "ceiling")
-PEERS = ("broker", "nats", "uws", "picows", "websockets", "ceiling")
+PEERS = ("broker", "compiled", "nats", "uws", "picows", "websockets", "ceiling")
 FANOUT = (*PEERS[:-1], "nchan", "ceiling")
 
 OTHER_ROUNDS = 0.4
@@ -100,7 +100,8 @@ SCENARIOS = (
     ),
     Scenario(
         name="rooms", title="1,000 topics × 10 subscribers", subs=10_000, pubs=1000, topics=1000,
-        window=8, warm=1, servers=("broker", "nats", "uws", "picows", "ceiling"),
+        window=8, warm=1,
+        servers=("broker", "compiled", "nats", "uws", "picows", "ceiling"),
     ),
     *(
         Scenario(
@@ -147,7 +148,7 @@ SCENARIOS = (
     ),
     Scenario(
         name="reply", title="1→1, 16 a write, each publish answered", burst=16, window=4096, reply=True,
-        servers=("broker", "nats"),
+        servers=("broker", "compiled", "nats"),
     ),
     *(
         # A topic for each connection: nchan loses messages of a channel that gets 33,000 a second.

@@ -240,6 +240,37 @@ def _relay(port: int, scratch: Path) -> list[str]:
     return [str(build("relay", scratch)), str(port)]
 
 
+COMPILED = HERE / "out" / "compiled"
+"""Where the package of a compiled wheel is put."""
+
+
+def _compiled(port: int, scratch: Path) -> list[str]:
+    """The broker of this checkout as `TRIO_BROKER_COMPILE=1 pip install .` has it; built once a run."""
+    wheels = scratch / "wheels"
+    if not wheels.exists():
+        python = _python("hatchling")
+        build = [
+            python,
+            "-m",
+            "hatchling",
+            "build",
+            "--target",
+            "wheel",
+            "--directory",
+            str(wheels),
+        ]
+        environment = {**os.environ, "TRIO_BROKER_COMPILE": "1"}
+        done = subprocess.run(
+            build, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise Missing(f"it cannot be compiled: {done.stderr.strip()[-300:]}")
+        (wheel,) = wheels.glob("*.whl")
+        shutil.rmtree(COMPILED, ignore_errors=True)
+        shutil.unpack_archive(wheel, COMPILED, "zip")
+    return _broker()(port, scratch)
+
+
 def broker_of(tree: Path, name: str) -> Server:
     """The broker as another checkout has it."""
     return Server(name, _broker(), _broker_talk, tree)
@@ -249,6 +280,7 @@ SERVERS = {
     server.name: server
     for server in (
         Server("broker", _broker(), _broker_talk),
+        Server("compiled", _compiled, _broker_talk, COMPILED),
         Server("broker without history", _broker("--history-size", "0"), _broker_talk),
         Server("nats", _nats, _nats_talk),
         Server("uws", _script("uws_peer.py", "socketify"), _path_talk),

@@ -31,8 +31,17 @@ from trio.testing import MockClock
 from broker import Broker, Config, logs
 from broker.engines.sqlite_file import NotWritten
 from broker.testing import Network, Peer, name_users_by_token, open_test_broker
+from tests.engines.servers import ENGINES, engine_of
 
 T = TypeVar("T")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    kinds = ", ".join(ENGINES)
+    text = f"the engine of brokers that are started as processes: {kinds}, or a URL"
+    parser.addoption("--engine", default="memory", help=text)
+    text = "how many scripts the tests of recovery run on each engine; by default what there is time for"
+    parser.addoption("--scripts", type=int, default=None, help=text)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -264,7 +273,22 @@ def node(missing: Callable[[str], NoReturn]) -> list[str]:
 
 
 @pytest.fixture
-def start_broker(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+def how_many_scripts(request: pytest.FixtureRequest) -> int | None:
+    """What `--scripts` says, if it is there."""
+    count: int | None = request.config.getoption("--scripts")
+    return count
+
+
+@pytest.fixture
+def engine_options(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[str]]:
+    """What names the engine that `--engine` asks for, with nothing in it; no option for memory."""
+    kind = request.config.getoption("--engine")
+    with engine_of(kind, tmp_path) as engine:
+        yield [] if kind == "memory" else ["--engine", engine]
+
+
+@pytest.fixture
+def start_broker(tmp_path: Path, engine_options: list[str]) -> Iterator[Callable[..., Process]]:
     """Start `python -m broker` with these options; ended with the test at the latest."""
     started = []
 
@@ -277,7 +301,7 @@ def start_broker(tmp_path: Path) -> Iterator[Callable[..., Process]]:
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "broker", "--host", "127.0.0.1"),
-                    *("--port", str(port), *options),
+                    *("--port", str(port), *engine_options, *options),
                 ],
                 stdout=file,
                 env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},

@@ -84,6 +84,17 @@ def test_a_row_needs_no_peer(report: ModuleType) -> None:
     assert row(report, broker=rounds(1, 40, 60)) == ["2", "**50**"]
 
 
+def test_the_compiled_broker_has_a_column_and_is_held_to_the_same_goals(
+    report: ModuleType,
+) -> None:
+    servers = {"nats": rounds(1, 20), "compiled": rounds(1, 80), "broker": rounds(1, 40)}
+    assert row(report, **servers) == ["1", "**40**", "80 (0.5×)", "20 (2×)"]
+    shown = text(report, **servers)
+    goal = "| 100→100, each to all, deliveries/s | ≥ 1.5× nats | 2.00× | met | 2.00× | 4.00× |"
+    assert goal in shown
+    assert "No peer does better" in shown
+
+
 def test_a_server_that_fails_is_named(report: ModuleType) -> None:
     ours = rounds(1, 40, 60)
     assert row(report, broker=ours, uws=rounds(1, None, None)) == ["2", "**50**", "fails"]

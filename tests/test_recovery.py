@@ -8,15 +8,19 @@ done things.
 What is true is told by one witness in the broker's own program per topic: the order in which it was
 published. A client is held to it by the rules of `Client`. And a broker that never recovers would
 keep these; so what is kept for sure has to be recovered.
+
+Brokers that share a Redis are held to the same by `test_recovery_shared`. `--scripts N` runs so many on
+each engine, in place of as many as there is time for.
 """
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Protocol, TypeAlias
 
 import attrs
+import pytest
 import trio
 import trio.testing
 from hypothesis import given, settings
@@ -35,7 +39,8 @@ from broker import (
 from broker.testing import Network, client_frame, handshake, open_test_broker
 from broker.transport import frames
 
-EXAMPLES = 1000
+EXAMPLES = {"memory": 1000, "sqlite": 250}
+"""A script on a file takes four times as long."""
 
 PERSONAL = "#u"
 """Every client's by its user: the server subscribes it, and it recovers with `connect`."""
@@ -147,6 +152,7 @@ class Client:
         self._last_id = 1
         self._of_pattern: dict[str, int] = {}
         self._may_get_retained: set[str] = set()
+        self._joins = 0
 
     # what it does
 
@@ -157,7 +163,11 @@ class Client:
         self.wire = wire = Wire()
         self._buffer, self._is_open, self._last_id = b"", False, 1
         self._asked, self._on, self._of_pattern = {}, {}, {}
-        await self.world.net.listener.connect(lambda: (wire.far_end, wire.far_end))
+        nets = self.world.nets
+        await nets[(self.number + self._joins) % len(nets)].listener.connect(
+            lambda: (wire.far_end, wire.far_end)
+        )
+        self._joins += 1
         spot = self.spots.get(PERSONAL)
         subs = {} if spot is None else {PERSONAL: {"recover": True, **attrs.asdict(spot)}}
         self._asked[1] = Asked(PERSONAL, spot is not None, self.world.count(PERSONAL))
@@ -386,9 +396,17 @@ class Told:
 class World:
     """The broker, its clients, and what is true."""
 
+    keeps_all = False
+    """Whether what is kept survives the end of the broker."""
+    is_shared = False
+    """Whether there are other brokers, so that its own memory does not bound what is kept."""
+
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
-        self.net: Network
+        self.brokers = [broker]
+        """All that are one with it, too."""
+        self.nets: list[Network] = []
+        """Where clients join, by turns: the broker, or each of some that are one."""
         self.clients = [Client(self, number) for number in range(3)]
         self.told: dict[str, list[Told]] = {topic: [] for topic in TOPICS}
         self.acknowledged: list[int] = []
@@ -475,9 +493,26 @@ class World:
 
     # what happens
 
+    @asynccontextmanager
+    async def opened(self) -> AsyncGenerator[None]:
+        """The broker serves, and a witness listens to each topic, for as long as the block; which has to stop
+        the broker."""
+        async with open_test_broker(self.broker) as net, trio.open_nursery() as witnesses:
+            self.nets = [net]
+            await self.begin_witnesses(self.broker, witnesses)
+            yield
+
+    async def begin_witnesses(self, broker: Broker, tasks: trio.Nursery) -> None:
+        for topic in TOPICS:
+            await tasks.start(self._witness, broker, topic)
+
+    async def quiet(self) -> None:
+        """Wait until nothing moves any more."""
+        await wait_all_tasks_blocked()
+
     async def settle(self) -> None:
         """Until nothing moves any more; then the clients read, and all is checked."""
-        await wait_all_tasks_blocked()
+        await self.quiet()
         for client in self.clients:
             client.read()
         self.check()
@@ -491,8 +526,10 @@ class World:
         if not for_good:
             self.hold = trio.Event()
 
-    async def witness(self, topic: str, *, task_status: trio.TaskStatus[None]) -> None:
-        async with self.broker.subscribe(topic, capacity=10_000) as messages:
+    async def _witness(
+        self, broker: Broker, topic: str, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        async with broker.subscribe(topic, capacity=10_000) as messages:
             task_status.started()
             async for told in messages:
                 if told.tags:
@@ -641,7 +678,7 @@ class Swamp:
         await Stall(self.client, False).do(world)
         # A message on its way by then is never dropped.
         Publish(self.first, 1, "app", 0).send(world)
-        await wait_all_tasks_blocked()
+        await world.quiet()
         Publish(self.first, self.count // 3, "app", 0).send(world)
         Publish(self.topic, self.count, "app", 0).send(world)
         for _ in range(self.turns):
@@ -666,7 +703,7 @@ class SubscribeAcross:
         client.unsubscribe(self.topic)
         await world.settle()
         client.subscribe(self.topic, self.how, "hold")
-        await wait_all_tasks_blocked()
+        await world.quiet()
         self.publish.send(world)
         for _ in range(self.turns):
             await trio.lowlevel.checkpoint()
@@ -725,7 +762,8 @@ class Squeeze:
 
     async def do(self, world: World) -> None:
         world.broker.publish_nowait("other", "x" * CONFIG.history_bytes)
-        world.check_later(world.trimmed)
+        if not world.is_shared:
+            world.check_later(world.trimmed)
 
 
 @attrs.frozen
@@ -739,7 +777,7 @@ class Forget:
         await world.settle()
         for client in world.clients:
             client.drop(4)
-        await wait_all_tasks_blocked()
+        await world.quiet()
         for topic in TOPICS:
             await world.broker.remove_history(topic)
         for number in range(CONFIG.history_bytes // 256):
@@ -796,28 +834,28 @@ SETTLE = 8
 turns = st.integers(0, SETTLE)
 """How often the event loop turns before the next step; so many: until nothing moves."""
 
+Script: TypeAlias = list[tuple[Step | Restart, int]]
+
 scripts = st.lists(st.tuples(steps, turns), max_size=30)
 
 
-async def scripted(script: list[tuple[Step | Restart, int]], engine: str = "memory") -> None:
-    broker = Broker(attrs.evolve(CONFIG, engine=engine))
-    world = World(broker)
+async def play(script: Script, world: World) -> None:
+    """Have a script happen to a world; see the module."""
 
-    @broker.on_connect
     async def welcome(event: ConnectEvent) -> ConnectReply:
         return ConnectReply(user="u")
 
-    broker.on_subscribe(world.authorize)
+    for broker in world.brokers:
+        broker.on_connect(welcome)
+        broker.on_subscribe(world.authorize)
     for client in world.clients[:2]:
         client.wanted = dict.fromkeys(TOPICS[:-1])
-    remaining: Iterator[tuple[Step | Restart, int]] = iter(script)
+    remaining = iter(script)
     restart: Restart | None = None
     more = True
     while more:
         with trio.CancelScope() as power:
-            async with open_test_broker(broker) as world.net, trio.open_nursery() as witnesses:
-                for topic in TOPICS:
-                    await witnesses.start(world.witness, topic)
+            async with world.opened():
                 await world.note_epochs()
                 for client in world.clients:
                     await client.join(at_once=True)
@@ -836,32 +874,47 @@ async def scripted(script: list[tuple[Step | Restart, int]], engine: str = "memo
                             await trio.lowlevel.checkpoint()
                 if restart is None:
                     await world.finish()
-                broker.stop()
+                world.broker.stop()
                 if restart is not None and not restart.kindly:
                     await wait_all_tasks_blocked()
                     power.cancel()
         if restart is not None:
             for client in world.clients:
                 client.drop(restart.quarters)
+            await world.quiet()
             world.check()
-            if engine == "memory":
+            if not world.keeps_all:
                 world.trimmed()
 
 
-@settings(max_examples=EXAMPLES, deadline=None, report_multiple_bugs=False)
-@given(scripts)
-def test_recovery_never_loses_duplicates_or_reorders(
-    script: list[tuple[Step | Restart, int]],
-) -> None:
-    trio.run(scripted, script, clock=MockClock(autojump_threshold=0))
+def hold(act: Callable[[Script], None], examples: int) -> None:
+    """Have so many scripts made up and acted."""
+
+    @settings(max_examples=examples, deadline=None, report_multiple_bugs=False)
+    @given(scripts)
+    def some(script: Script) -> None:
+        act(script)
+
+    some()
 
 
-@settings(max_examples=EXAMPLES // 4, deadline=None, report_multiple_bugs=False)
-@given(scripts)
-def test_nor_does_it_on_an_engine_that_keeps_all_of_it_in_a_file(
-    script: list[tuple[Step | Restart, int]],
-) -> None:
+def on_memory(script: Script) -> None:
+    trio.run(play, script, World(Broker(CONFIG)), clock=MockClock(autojump_threshold=0))
+
+
+def on_sqlite(script: Script) -> None:
     with tempfile.TemporaryDirectory() as directory:
         # What waits for the power to fail would only take longer.
         engine = f"sqlite:{directory}/log.db?sync=process"
-        trio.run(scripted, script, engine, clock=MockClock(autojump_threshold=0))
+        world = World(Broker(attrs.evolve(CONFIG, engine=engine)))
+        world.keeps_all = True
+        trio.run(play, script, world, clock=MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize(
+    ("engine", "act"), [("memory", on_memory), ("sqlite", on_sqlite)], ids=["memory", "sqlite"]
+)
+def test_recovery_never_loses_duplicates_or_reorders(
+    engine: str, act: Callable[[Script], None], how_many_scripts: int | None
+) -> None:
+    hold(act, how_many_scripts or EXAMPLES[engine])

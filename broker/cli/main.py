@@ -28,6 +28,7 @@ from broker.cli.top import top
 from broker.cli.trace_command import trace
 from broker.cli.version_command import version
 from broker.process import signals
+from broker.transport.frames import BUILD
 from broker.version import VERSION
 
 _OF_THE_GROUP = frozenset({"-h", "--help", "--version"})
@@ -85,7 +86,7 @@ class _ServeByDefault(click.Group):
 
 
 @click.group(cls=_ServeByDefault, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(VERSION, prog_name="trio-broker")
+@click.version_option(f"{VERSION} ({BUILD})", prog_name="trio-broker")
 def main() -> None:
     """A pub/sub broker over WebSocket, on Trio.
 

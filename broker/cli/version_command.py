@@ -10,6 +10,7 @@ import click
 
 from broker.cli.output import echo_fields, echo_json
 from broker.cli.running import json_option
+from broker.transport.frames import BUILD
 from broker.version import VERSION
 
 _PACKAGES: Final = ("trio", "trio-websocket", "wsproto", "hypercorn", "msgspec")
@@ -21,7 +22,12 @@ _PACKAGES: Final = ("trio", "trio-websocket", "wsproto", "hypercorn", "msgspec")
 def version(as_json: bool) -> None:
     """Show the versions of the broker, of Python and of the packages that matter to it: what a report
     of a fault should have."""
-    found = {"trio-broker": VERSION, "python": platform.python_version(), "system": sys.platform}
+    found = {
+        "trio-broker": VERSION,
+        "build": BUILD,
+        "python": platform.python_version(),
+        "system": sys.platform,
+    }
     for package in _PACKAGES:
         try:
             found[package] = version_of(package)

@@ -29,6 +29,7 @@ from broker.core.histogram import HistogramStatistics
 from broker.http.api import peer_of, shown_key
 from broker.logs import LogStatistics
 from broker.node import BrokerStatistics, Node, Survey
+from broker.transport.frames import BUILD
 from broker.version import VERSION
 
 if TYPE_CHECKING:
@@ -55,8 +56,13 @@ class Snapshot:
 
 
 Value: TypeAlias = float | HistogramStatistics
-Values: TypeAlias = Value | Mapping[str, Value] | Mapping[tuple[str, str], Value]
-"""One value; or one by label, or by two."""
+Values: TypeAlias = (
+    Value
+    | Mapping[str, Value]
+    | Mapping[tuple[str, str], Value]
+    | Mapping[tuple[str, str, str], Value]
+)
+"""One value; or one by label, or by several."""
 
 Kind: TypeAlias = Literal["gauge", "counter", "histogram", "gauge histogram"]
 
@@ -105,8 +111,8 @@ def _resident_bytes(_: Snapshot) -> float:
 METRICS: Final[tuple[Metric, ...]] = (
     # the broker
     _gauge(
-        "broker_info", "1, with the name and the version of this broker as labels.",
-        lambda of: {(of.node.name, VERSION): 1}, "node", "version",
+        "broker_info", "1, with the name, the version and the build of this broker as labels.",
+        lambda of: {(of.node.name, VERSION, BUILD): 1}, "node", "version", "build",
     ),
     _gauge("broker_draining", "1 while the broker stops.", lambda of: of.node.draining),
     _gauge(
@@ -422,7 +428,6 @@ def _family(metric: Metric, snapshot: Snapshot) -> "Family":
     )
 
     values = metric.read(snapshot)
-    by_label: Mapping[str, Value] | Mapping[tuple[str, str], Value]
     by_label = values if isinstance(values, Mapping) else {"": values}
     labels = metric.labels
     family: CounterMetricFamily | GaugeMetricFamily
@@ -442,7 +447,7 @@ def _family(metric: Metric, snapshot: Snapshot) -> "Family":
     return family
 
 
-def _texts(label: str | tuple[str, str], labels: tuple[str, ...]) -> tuple[str, ...]:
+def _texts(label: str | tuple[str, ...], labels: tuple[str, ...]) -> tuple[str, ...]:
     if not labels:
         return ()
     return label if isinstance(label, tuple) else (label,)

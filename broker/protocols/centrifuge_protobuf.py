@@ -47,7 +47,8 @@ class Kind(Enum):
 
     UINT32 = "uint32"
     UINT64 = "uint64"
-    INT = "int32 or int64"
+    INT32 = "int32"
+    INT64 = "int64"
     BOOL = "bool"
     STRING = "string"
     BYTES = "bytes"
@@ -91,8 +92,14 @@ Type: TypeAlias = Kind | Message | Many | Keyed
 
 _EMPTY = Raw(b"")
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
-_VARINTS = (Kind.UINT32, Kind.UINT64, Kind.INT, Kind.BOOL)
-UINT32, UINT64, INT, BOOL, STRING, BYTES = Kind
+_VARINTS = (Kind.UINT32, Kind.UINT64, Kind.INT32, Kind.INT64, Kind.BOOL)
+UINT32, UINT64, INT32, INT64, BOOL, STRING, BYTES = Kind
+_RANGES: dict[Type, tuple[int, int]] = {
+    UINT32: (0, 2**32),
+    UINT64: (0, 2**64),
+    INT32: (-(2**31), 2**31),
+    INT64: (-(2**63), 2**63),
+}
 
 
 def _varint(number: int) -> bytes:
@@ -130,8 +137,8 @@ _SUBSCRIBE = Message(
         "join_leave": (11, BOOL),
         "delta": (12, STRING),
         "tf": (13, _FILTER),
-        "flag": (14, INT),
-        "type": (15, INT),
+        "flag": (14, INT64),
+        "type": (15, INT32),
     },
     commands.SubscribeRequest,
 )
@@ -143,14 +150,14 @@ _CONNECT = Message(
         "name": (4, STRING),
         "version": (5, STRING),
         "headers": (6, Keyed(STRING)),
-        "flag": (7, INT),
+        "flag": (7, INT64),
     },
     commands.ConnectRequest,
 )
 _CHANNEL = Message({"channel": (1, STRING)}, commands.ChannelRequest)
 _SINCE = Message({"offset": (1, UINT64), "epoch": (2, STRING)}, commands.StreamPosition)
 _HISTORY = Message(
-    {"channel": (1, STRING), "limit": (7, INT), "since": (8, _SINCE), "reverse": (9, BOOL)},
+    {"channel": (1, STRING), "limit": (7, INT32), "since": (8, _SINCE), "reverse": (9, BOOL)},
     commands.HistoryRequest,
 )
 COMMAND = Message(
@@ -198,7 +205,7 @@ _PUBLICATION = Message(
         "info": (5, _INFO),
         "offset": (6, UINT64),
         "tags": (7, Keyed(STRING)),
-        "time": (9, INT),
+        "time": (9, INT64),
         "channel": (10, STRING),
     }
 )
@@ -265,7 +272,7 @@ REPLY = Message(
                     "pong": (8, BOOL),
                     "session": (9, STRING),
                     "node": (10, STRING),
-                    "time": (11, INT),
+                    "time": (11, INT64),
                 }
             ),
         ),
@@ -450,9 +457,12 @@ def read_emulation(body: bytes) -> EmulationRequest:
 def _scalar(kind: Type, number: int) -> int | bool:
     if kind is BOOL:
         return number != 0
-    if number >= (2**32 if kind is UINT32 else 2**64):
+    if kind in (INT32, INT64) and number >= 2**63:
+        number -= 2**64
+    least, end = _RANGES[kind]
+    if not least <= number < end:
         raise BadCommand(f"{number} is out of range")
-    return number - 2**64 if kind is INT and number >= 2**63 else number
+    return number
 
 
 # writing

@@ -43,7 +43,7 @@ class PeerCodec(Protocol):
 
     def publications(self, name: str, publications: Sequence[Publication]) -> Sequence[bytes]:
         """A ready frame each of several publications of one topic, from one publisher, all with the
-        same tags."""
+        same tags, in the order of their offsets."""
 
     def pieces(self, name: str, publication: Publication) -> tuple[bytes, bytes, bytes]:
         """The same frame in three pieces: the data, the same for all names, between two of a few bytes."""
@@ -89,7 +89,7 @@ class Codec(ABC):
 
     def publications(self, name: str, publications: Sequence[Publication]) -> Sequence[bytes]:
         """A ready frame each of several publications of one topic, from one publisher, all with the
-        same tags."""
+        same tags, in the order of their offsets."""
         return [self.publication(name, publication) for publication in publications]
 
     @abstractmethod

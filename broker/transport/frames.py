@@ -11,6 +11,9 @@ Four readers of the same bytes:
 
 Rule: nothing here judges a peer. Frames that these do not take are left, byte for byte, for the
 full RFC 6455 implementation behind it.
+
+The loops over bytes are there in C as well, in compiled_frames.c, for builds that were asked for it. They
+replace those of here at the end of this module; `BUILD` says which there are.
 """
 
 import struct
@@ -69,6 +72,19 @@ def binary_frame(payload: bytes) -> bytes:
     if len(payload) < 126:
         return _SHORT_BINARY[len(payload)] + payload
     return encode(BINARY, payload)
+
+
+def text_frames(
+    before: bytes, contents: list[bytes], behind: bytes, first: int = 0, end: bytes = b"", /
+) -> list[bytes]:
+    """A text frame for each of `contents`, with what stands before and behind; and with `end` behind a
+    number, which is `first` in the first frame and grows by one."""
+    if end:
+        return [
+            text_frame(b"%b%b%b%d%b" % (before, data, behind, number, end))
+            for number, data in enumerate(contents, first)
+        ]
+    return [text_frame(before + data + behind) for data in contents]
 
 
 def encode(opcode: int, payload: bytes) -> bytes:
@@ -142,7 +158,7 @@ def is_legal_close(payload: bytes) -> bool:
     return len(payload) >= 2 and (named or 3000 <= code <= 4999)
 
 
-def unmask(payload: Buffer, mask: Buffer) -> bytes:
+def unmask(payload: Buffer, mask: Buffer, /) -> bytes:
     """Apply a 4-byte mask (section 5.3). The same call masks and unmasks."""
     length = len(payload)
     # One XOR over two big integers: linear, and about 1 GB/s.
@@ -322,3 +338,17 @@ def read_header(buffer: Buffer, start: int = 0) -> Header | None:
         if have < size:
             return None
     return Header(first >= 0x80, first & 0x70, first & 0x0F, masked, length, size)
+
+
+BUILD = "pure"
+"""`compiled` where the loops over bytes are those in C; see docs/howto/compile.md."""
+
+try:
+    import broker.transport.compiled_frames as compiled_frames
+except ImportError:  # nobody has asked for it
+    pass
+else:
+    BUILD = "compiled"
+    unmask = compiled_frames.unmask
+    take_messages = compiled_frames.take_messages
+    text_frames = compiled_frames.text_frames

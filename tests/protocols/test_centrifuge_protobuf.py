@@ -104,7 +104,8 @@ def compare(message: Message, official: Any, seen: set[int]) -> None:
             of = {
                 Kind.UINT32: [field.TYPE_UINT32],
                 Kind.UINT64: [field.TYPE_UINT64],
-                Kind.INT: [field.TYPE_INT32, field.TYPE_INT64],
+                Kind.INT32: [field.TYPE_INT32],
+                Kind.INT64: [field.TYPE_INT64],
                 Kind.BOOL: [field.TYPE_BOOL],
                 Kind.STRING: [field.TYPE_STRING],
                 Kind.BYTES: [field.TYPE_BYTES],
@@ -486,6 +487,14 @@ def test_the_highest_number_of_a_field_is_one_that_nobody_knows() -> None:
     body = b"\xf8\xff\xff\xff\x0f\x00\x08\x07"
     (command,) = CENTRIFUGE_PROTOBUF.decode(varint(len(body)) + body)
     assert command.id == schema.Command.FromString(body).id == 7
+
+
+@pytest.mark.parametrize("limit", [2**31, -(2**31) - 1, 2**40, -(2**63)])
+def test_a_limit_that_is_no_int32_is_refused(limit: int) -> None:
+    history = b"\x38" + varint(limit % 2**64)
+    command = b"\x08\x01\x52" + delimited(history)
+    with pytest.raises(BadCommand, match="out of range"):
+        list(CENTRIFUGE_PROTOBUF.decode(delimited(command)))
 
 
 @pytest.mark.parametrize("body", [b"\x00\x00", b"\x02\x00", b"\x80\x80\x80\x80\x10\x00"])

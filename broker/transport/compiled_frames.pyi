@@ -1,0 +1,9 @@
+"""The functions of `frames` that compiled_frames.c has as well; there where the build has made it."""
+
+from broker.transport.frames import Buffer, Message
+
+def unmask(payload: Buffer, mask: Buffer, /) -> bytes: ...
+def take_messages(buffer: Buffer, limit: int, most: int = ...) -> tuple[list[Message], int]: ...
+def text_frames(
+    before: bytes, contents: list[bytes], behind: bytes, first: int = ..., end: bytes = ..., /
+) -> list[bytes]: ...
