@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2024.10"
 nox.options.sessions = ["lint", "types", "docs", "build", "tests"]
@@ -206,6 +207,27 @@ def hostile(session: nox.Session) -> None:
 
 
 @nox.session
+def audit(session: nox.Session) -> None:
+    """Known faults in what is installed with the broker, all its extras too, by the index's advisories.
+
+    Fails where it finds one, and as well where the advisory service cannot be reached: then nothing
+    is known, which is not the same as nothing found.
+    """
+    extras = ",".join(PYPROJECT["project"]["optional-dependencies"])
+    session.install("-e", f".[{extras}]")
+    installed = session.run("python", "-m", "pip", "freeze", "--exclude-editable", silent=True)
+    listed = Path(session.create_tmp()) / "installed.txt"
+    listed.write_text(str(installed))
+    session.install(*nox.project.dependency_groups(PYPROJECT, "audit"))
+    # Not strict, it would pass over what the service does not answer for.
+    options = ("--strict", "--disable-pip", "--no-deps", "--progress-spinner", "off")
+    try:
+        session.run("pip-audit", *options, "-r", str(listed), *session.posargs)
+    except CommandFailed:
+        session.error("a fault is known, or the advisory service did not answer: see above")
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """A million inputs for all that reads bytes of strangers, guided by what they reach; half an hour.
 
@@ -225,6 +247,16 @@ def world(session: nox.Session) -> None:
     """
     _install(session, "sdk")
     session.run("python", "-m", "tests.world", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """2,000 clients for half an hour, with all that happens in a year: nothing lost, nothing twice, nothing grows.
+
+    `-- --minutes N --connections N --deliveries N --churn N` for another load. Needs Linux and two cores.
+    """
+    _install(session, "sdk")
+    session.run("python", "-m", "tests.soak", *session.posargs)
 
 
 @nox.session

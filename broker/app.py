@@ -41,6 +41,7 @@ from broker.engines.engine import RunBlocking, in_thread
 from broker.engines.opening import OpenEngine, open_engine
 from broker.errors import CloseCode, ConfigError, Refused, UnsubscribeCode
 from broker.events.dispatcher import hook_reader, open_events
+from broker.events.spans import open_spans
 from broker.hooks import (
     Hooks,
     OnBuffer,
@@ -738,6 +739,7 @@ class Broker:
         def now() -> float:
             return self.wall_clock()  # looked up each time: a test may move the clock
 
+        spans = await opened(open_spans(config))
         sender = await opened(open_sender(config.webhooks, now))
         await opened(open_questions(settings, self.hooks, now))
         tokens = await opened(open_tokens(config, now))
@@ -752,6 +754,7 @@ class Broker:
         rights = Rights(settings, self.hooks, tokens.enabled)
         hub: Hub[Peer] = Hub(engine.next_fd)
         router = Router(hub, engine, office, rights, events)
+        router.spans = spans
         services = Services(
             settings,
             self.hooks,

@@ -18,6 +18,7 @@ from broker.cli.admin_commands import connection, connections, disconnect, stats
 from broker.cli.bench_command import bench
 from broker.cli.client_commands import history, presence, pub, push, request
 from broker.cli.config_command import config
+from broker.cli.describe_commands import asyncapi, openapi
 from broker.cli.engine import engine
 from broker.cli.errors import INTERRUPTED, Mistake, ending_cause, nearest_command, one_line
 from broker.cli.nodes import nodes
@@ -97,7 +98,7 @@ def main() -> None:
 
 AS_CLIENT: Final = (pub, sub, push, history, presence, request)
 AS_BACKEND: Final = (connections, connection, topics, disconnect, trace, top, stats, nodes)
-HERE: Final = (config, token, engine, bench, version)
+HERE: Final = (config, token, engine, bench, openapi, asyncapi, version)
 """What they need: to be let in as a client, the broker's api_key, nothing of it."""
 
 for _command in (serve, *AS_CLIENT, *AS_BACKEND, *HERE):

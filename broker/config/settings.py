@@ -48,6 +48,7 @@ Joiners = Literal["all", "users", "none"]
 ProxyHeader = Literal["x-forwarded-for", "x-real-ip", "forwarded"]
 LogFormat = Literal["console", "json", "article"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+SpanExport = Literal["off", "console", "otlp", "program"]
 FirstFd = int | Literal["clock"]
 
 NEEDS_RESTART: Final = "needs_restart"
@@ -580,6 +581,11 @@ class Config:
     access_log: bool = False
     """Whether each HTTP request is logged: method, path, status, time. Off: a broker behind a proxy has
     those lines twice."""
+
+    spans: SpanExport = attrs.field(default="off", metadata=_needs_restart("the exporter is there"))
+    """Where spans of OpenTelemetry go, of publications whose tag `traceparent` says that their trace is
+    sampled: `otlp` to a collector, by `OTEL_EXPORTER_OTLP_ENDPOINT`, `console` to stdout, `program` to the
+    tracer provider that your program has set. Needs `pip install '.[tracing]'`."""
 
     def __attrs_post_init__(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):

@@ -5,7 +5,7 @@ Rule: everything here is immutable, and nothing here knows a socket, a clock or 
 
 from collections.abc import Mapping
 from enum import IntEnum, StrEnum
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import attrs
 import msgspec
@@ -18,6 +18,9 @@ Fd: TypeAlias = int
 
 Transport: TypeAlias = Literal["websocket", "http_stream", "sse", "uni_sse"]
 """How a peer is carried, in the words of the SDKs."""
+
+ONE_WAY: Final = frozenset({"uni_sse"})
+"""Those whose clients can send no command after the first."""
 
 
 class Position(msgspec.Struct, frozen=True):

@@ -19,11 +19,11 @@ from contextlib import suppress
 from fnmatch import translate
 from functools import partial
 from http import HTTPStatus
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import attrs
 import structlog
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Raw, Struct, field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -56,6 +56,7 @@ from broker.core.work import (
     SURVEYED_AT_ONCE,
 )
 from broker.errors import CloseCode, ErrorCode, Refused, UnsubscribeCode, check_close_code
+from broker.events.spans import TAG, is_sampled
 from broker.http.calls import Call, Listing, member, pieces
 from broker.http.stats import stats_fields
 from broker.node import Node, Publishing
@@ -77,7 +78,6 @@ S = TypeVar("S", bound=Struct)
 
 Offset = Annotated[int, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=1, le=10_000)]
-_ABSENT = Raw(b"")
 
 MAX_COMMANDS: Final = 25_000
 """In one batch: as many of the shortest publications as 1 MiB has. Each of what is nothing at all would
@@ -99,7 +99,7 @@ _FD = re.compile("[1-9][0-9]{0,17}", re.ASCII)
 
 
 class _Content(Struct, kw_only=True):
-    data: Raw = _ABSENT
+    data: Raw = field(default_factory=Raw)
     b64data: str = ""
     """Base64 of any bytes; those that are JSON are taken for it."""
     tags: dict[str, str] | None = None
@@ -128,9 +128,9 @@ class _Target(Struct, kw_only=True):
 
 class Subscribe(_Target, kw_only=True):
     channel: str
-    info: Raw = _ABSENT
+    info: Raw = field(default_factory=Raw)
     b64info: str = ""
-    data: Raw = _ABSENT
+    data: Raw = field(default_factory=Raw)
     b64data: str = ""
     recover_since: dict[str, object] | None = None
     override: dict[str, object] | None = None
@@ -181,7 +181,7 @@ class Info(Struct):
 
 class Push(Struct):
     fd: Fd
-    data: Raw = _ABSENT
+    data: Raw = field(default_factory=Raw)
 
 
 class Connections(Struct):
@@ -225,6 +225,34 @@ class Batch(Struct):
     parallel: bool = False
 
 
+PARAMETERS: Final[Mapping[str, type[Struct]]] = {
+    "publish": Publish,
+    "broadcast": Broadcast,
+    "subscribe": Subscribe,
+    "unsubscribe": Unsubscribe,
+    "disconnect": DisconnectParams,
+    "refresh": Refresh,
+    "presence": Channel,
+    "presence_stats": Channel,
+    "history": History,
+    "history_remove": Channel,
+    "channels": Channels,
+    "info": Info,
+    "push": Push,
+    "connections": Connections,
+    "connection": OneConnection,
+    "closed_connections": ClosedOnes,
+    "trace": BeginTrace,
+    "trace_read": ReadTrace,
+    "trace_end": EndTrace,
+    "stats": Info,
+    "config": Info,
+}
+"""The methods, each with the kind of its parameters. `batch` is none of them: it holds such."""
+
+CarryOut: TypeAlias = "Callable[[Any, Call], Awaitable[object]]"
+
+
 @attrs.frozen
 class ApiResponse:
     """The response of the API to one request: status, body, type."""
@@ -254,10 +282,29 @@ class Api:
         method = request.path_params["method"]
         answer = self.refuse(method, shown_key(request.headers.get), peer_of(request))
         if answer is None:
-            answer = await self.answer(method, await request.body(), self._node.new_share())
+            trace = request.headers.get(TAG, "")
+            answer = await self.answer(method, await request.body(), self._node.new_share(), trace)
         return Response(
             answer.body, answer.status, headers=answer.headers, media_type=answer.media_type
         )
+
+    def described(
+        self, description: Callable[[], object]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """An endpoint that tells a description of the API, to whoever may use it: there are names in it."""
+
+        async def answer(request: Request) -> Response:
+            name = request.url.path.rpartition("/")[2]
+            refusal = self._refuse_key(name, shown_key(request.headers.get), peer_of(request))
+            if refusal is not None:
+                return Response(
+                    *(refusal.body, refusal.status),
+                    headers=refusal.headers,
+                    media_type=refusal.media_type,
+                )
+            return Response(written(description()), media_type="application/json")
+
+        return answer
 
     def refuse(self, method: str, key: str, peer: str) -> "ApiResponse | None":
         """The answer to who may not call `method`, or to a method that is not there; else None.
@@ -265,6 +312,13 @@ class Api:
         Asked before the body is read. The comparison takes as long for any key of that length. A wrong
         one is logged with the address of its peer.
         """
+        refusal = self._refuse_key(method, key, peer)
+        if refusal is None and method not in self._methods and method != "batch":
+            text = f"No such method; known are {', '.join([*self._methods, 'batch'])}."
+            return ApiResponse(HTTPStatus.NOT_FOUND, text.encode())
+        return refusal
+
+    def _refuse_key(self, method: str, key: str, peer: str) -> "ApiResponse | None":
         ours = self._node.config.api_key
         if ours is None:
             text = "The HTTP API is off: set api_key, or BROKER_API_KEY, to turn it on."
@@ -275,17 +329,19 @@ class Api:
             text = "Wrong or missing API key: send it as X-API-Key."
             headers = {"WWW-Authenticate": "apikey"}
             return ApiResponse(HTTPStatus.UNAUTHORIZED, text.encode(), headers=headers)
-        if method not in self._methods and method != "batch":
-            text = f"No such method; known are {', '.join([*self._methods, 'batch'])}."
-            return ApiResponse(HTTPStatus.NOT_FOUND, text.encode())
         return None
 
-    async def answer(self, method: str, body: bytes, share: Share) -> "ApiResponse":
+    async def answer(
+        self, method: str, body: bytes, share: Share, traceparent: str = ""
+    ) -> "ApiResponse":
         """Carry out a method that `refuse` let pass, for the connection whose share of the loop it is.
+        `traceparent` names the trace that its publications belong to, where they say nothing themselves.
 
         A request with little to do is done in one step. Cancelled, what was done is done.
         """
         call = Call(share, self._node.router.meter, self._node.config.api_reply_bytes)
+        if self._node.router.spans is not None:
+            call.traceparent = traceparent
         try:
             reading = len(body) / 1024 * READ_KILOBYTE
             await call.turn(reading)
@@ -347,9 +403,8 @@ class Api:
 
     async def _answer(self, method: str, params: bytes, name: str, call: Call) -> bytes | _Later:
         """The result under this name, or the error; or `_Later` for one of them."""
-        kind, carry_out = self._methods[method]
         try:
-            result = await carry_out(_decode(params, kind), call)
+            result = await self._methods[method](_decode(params, PARAMETERS[method]), call)
             if isinstance(result, _Later):
                 return _Later(partial(self._finish, method, name, result))
             return written({name: result})
@@ -369,32 +424,32 @@ class _Methods:
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    def by_name(self) -> dict[str, tuple[type[Struct], Callable[[Any, Call], Awaitable[object]]]]:
-        """The methods, each with the kind of its parameters."""
+    def by_name(self) -> dict[str, CarryOut]:
+        """What carries out each method; of which kind its parameters are is in `PARAMETERS`."""
         return {
-            "publish": (Publish, self._publish),
-            "broadcast": (Broadcast, self._broadcast),
-            "subscribe": (Subscribe, self._subscribe),
-            "unsubscribe": (Unsubscribe, self._unsubscribe),
-            "disconnect": (DisconnectParams, self._disconnect),
-            "refresh": (Refresh, self._refresh),
-            "presence": (Channel, self._presence),
-            "presence_stats": (Channel, self._presence_stats),
-            "history": (History, self._history),
-            "history_remove": (Channel, self._history_remove),
-            "channels": (Channels, self._channels),
-            "info": (Info, self._info),
-            "push": (Push, self._push),
-            "connections": (Connections, self._connections),
-            "connection": (OneConnection, self._connection),
-            "closed_connections": (ClosedOnes, self._closed),
+            "publish": self._publish,
+            "broadcast": self._broadcast,
+            "subscribe": self._subscribe,
+            "unsubscribe": self._unsubscribe,
+            "disconnect": self._disconnect,
+            "refresh": self._refresh,
+            "presence": self._presence,
+            "presence_stats": self._presence_stats,
+            "history": self._history,
+            "history_remove": self._history_remove,
+            "channels": self._channels,
+            "info": self._info,
+            "push": self._push,
+            "connections": self._connections,
+            "connection": self._connection,
+            "closed_connections": self._closed,
             **_Inspection(self._node).by_name(),
         }
 
     # publications
 
     async def _publish(self, params: Publish, call: Call) -> object:
-        data, options = _publication_of(params)
+        data, options = _publication_of(params, call.traceparent)
         await call.turn(self._node.router.weigh(params.channel))
         publishing = self._node.publish_soon(params.channel, data, options)
         if publishing.result is None:
@@ -402,7 +457,7 @@ class _Methods:
         return _published(publishing.result, params)
 
     async def _broadcast(self, params: Broadcast, call: Call) -> object:
-        data, options = _publication_of(params)
+        data, options = _publication_of(params, call.traceparent)
         begun: list[Publishing | bytes] = []
         is_kept = True
         for channel in params.channels:
@@ -685,13 +740,13 @@ class _Inspection:
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    def by_name(self) -> dict[str, tuple[type[Struct], Callable[[Any, Call], Awaitable[object]]]]:
+    def by_name(self) -> dict[str, CarryOut]:
         return {
-            "trace": (BeginTrace, self._trace),
-            "trace_read": (ReadTrace, self._trace_read),
-            "trace_end": (EndTrace, self._trace_end),
-            "stats": (Info, self._stats),
-            "config": (Info, self._config),
+            "trace": self._trace,
+            "trace_read": self._trace_read,
+            "trace_end": self._trace_end,
+            "stats": self._stats,
+            "config": self._config,
         }
 
     async def _trace(self, params: BeginTrace, call: Call) -> object:
@@ -803,12 +858,15 @@ def _response(ended: Publishing, content: _Content) -> bytes:
     return written({"result": _published(ended.result, content)})
 
 
-def _publication_of(content: _Content) -> tuple[bytes, PublishOptions]:
+def _publication_of(content: _Content, traceparent: str) -> tuple[bytes, PublishOptions]:
     """What is to be published. Raises `Refused` (107)."""
+    tags = content.tags
+    if is_sampled(traceparent):
+        tags = {TAG: traceparent, **(tags or {})}
     opaque = _bytes(content.b64data)
     options = PublishOptions(
         exclude=content.exclude,
-        tags=content.tags,
+        tags=tags,
         opaque=bool(opaque),
         skip_history=content.skip_history,
         retain=content.retain,
@@ -856,10 +914,10 @@ def _bytes(b64data: str) -> bytes:
 
 def _client_info(info: ClientInfo) -> object:
     shown: dict[str, object] = {"client": info.client, "user": info.user}
-    for field in ("conn_info", "chan_info"):
-        raw = getattr(info, field)
+    for name in ("conn_info", "chan_info"):
+        raw = getattr(info, name)
         if raw is not None:
-            shown[field] = Raw(raw)
+            shown[name] = Raw(raw)
     return shown
 
 

@@ -25,6 +25,7 @@ import trio
 
 from broker.core.memory import Part
 from broker.errors import HeadError
+from broker.events.spans import TAG
 from broker.http.access_log import Exchange
 from broker.http.api import Api, ApiResponse, shown_key
 from broker.http.server import BODY_BYTES, REQUEST_SECONDS, HttpServer, end_politely
@@ -160,7 +161,7 @@ class BackendServer:
                 if body is None:
                     return False
                 # However long it takes while others have their turns: it is done to its end.
-                answer = await self._api.answer(asked.method, body, share)
+                answer = await self._api.answer(asked.method, body, share, asked.trace)
             closing = not body_read or self._node.draining or asked.closing
             response = _response(answer, closing=closing)
             if len(response) > SMALL:
@@ -188,6 +189,8 @@ class _Asked:
     key: str
     closing: bool
     """Whether the peer wants no other request to follow."""
+    trace: str
+    """The trace that the request is part of; "" for none."""
 
     @classmethod
     def of(cls, head: Head) -> "_Asked":
@@ -204,6 +207,7 @@ class _Asked:
             head.route.removeprefix(PREFIX),
             shown_key(head.header),
             "close" in (head.header("connection") or "").lower(),
+            head.header(TAG) or "",
         )
 
 

@@ -29,7 +29,11 @@ from starlette.types import Receive, Scope, Send
 from broker.access.operators import DOOR, PAGE
 from broker.hooks import EndsProcess
 from broker.http.api import Api
+from broker.http.asyncapi import PATH as ASYNCAPI
+from broker.http.asyncapi import asyncapi
 from broker.http.metrics import Metrics, exposition
+from broker.http.openapi import PATH as OPENAPI
+from broker.http.openapi import openapi
 from broker.http.worker_metrics import exposition_of_all
 from broker.node import Node
 from broker.transport.head import route_of
@@ -147,7 +151,7 @@ def http_app(node: Node) -> Starlette:
     `/`, `/static`, `/api`, `/metrics`, `/admin`, 426 on the WebSocket paths, 404. A hook that raises costs its peer a 500; the
     server logs it.
     """
-    health, pages = _Health(node), _Pages(node)
+    health, pages, api = _Health(node), _Pages(node), Api(node)
 
     async def metrics() -> bytes:
         return await (exposition_of_all if node.others else exposition)(node)
@@ -161,7 +165,11 @@ def http_app(node: Node) -> Starlette:
         [
             Route("/", pages.page),
             Mount("/static", _Assets(directory=HERE / "static")),
-            *both("/api/{method}", Api(node).__call__, ["POST"]),
+            *both("/api/{method}", api.__call__, ["POST"]),
+            Route(
+                OPENAPI, api.described(lambda: openapi(node.config.path_prefix)), methods=["GET"]
+            ),
+            Route(ASYNCAPI, api.described(lambda: asyncapi(node.config)), methods=["GET"]),
             *both("/metrics", Metrics(node, metrics).__call__, ["GET"]),
             *both(PAGE, pages.admin, ["GET"]),
             *both(DOOR, pages.admin_door, methods),

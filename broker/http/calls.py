@@ -40,6 +40,8 @@ class Call:
     share: Share
     meter: Meter
     room: int
+    traceparent: str = ""
+    """The trace that the request belongs to (W3C Trace Context)."""
     _begun_at: float = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:

@@ -25,10 +25,11 @@ import trio
 
 from broker.core.json_reader import BadJson, members, one_text, read
 from broker.core.memory import Holding, Part
-from broker.core.messages import Transport
+from broker.core.messages import ONE_WAY, Position, Transport
 from broker.core.work import READ_KILOBYTE
 from broker.errors import HeadError
 from broker.http.access_log import Exchange
+from broker.http.event_ids import Positions
 from broker.http.server import REQUEST_SECONDS
 from broker.http.streams import CONNECT_ID, HttpStream, ProtobufStream, SseStream, UniSseStream
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
@@ -105,7 +106,7 @@ class HttpConnection(Connection):
 
     @property
     def is_one_way(self) -> bool:
-        return self.transport == "uni_sse"
+        return self.transport in ONE_WAY
 
     @property
     def answers_pings(self) -> bool:
@@ -207,7 +208,7 @@ class _Request:
         """Say what a page of another origin may ask."""
         await self._answer(
             ("Access-Control-Allow-Methods", "GET, POST"),
-            ("Access-Control-Allow-Headers", "Content-Type"),
+            ("Access-Control-Allow-Headers", "Content-Type, Last-Event-ID"),
             ("Access-Control-Max-Age", str(PREFLIGHT_SECONDS)),
         )
 
@@ -244,8 +245,9 @@ class _Request:
             raise HeadError(415, "events are text: for protobuf there is /connection/http_stream")
         line: HttpStream
         if transport == "uni_sse":
-            first, subs = await self._one_way()
-            line = UniSseStream(self.stream, subs)
+            positions = Positions.read(head.header("last-event-id") or "")
+            first, subs = await self._one_way(positions)
+            line = UniSseStream(self.stream, subs, positions)
         else:
             first = await self._first_message(codec)
             if transport == "sse":
@@ -303,8 +305,10 @@ class _Request:
             raise HeadError(400, "cf_connect holds the connect command alone")
         return message
 
-    async def _one_way(self) -> tuple[bytes, dict[str, dict[str, msgspec.Raw]]]:
-        """The connect command of a one-way client, and the topics it asks for."""
+    async def _one_way(
+        self, positions: Positions
+    ) -> tuple[bytes, dict[str, dict[str, msgspec.Raw]]]:
+        """The connect command of a one-way client, and the topics it asks for, from where it was."""
         if self.head.method == "POST":
             command = await self._body(self.services.config.max_message_bytes)
             topics, token = [], ""
@@ -325,9 +329,21 @@ class _Request:
         except BadJson as error:
             raise HeadError(400, f"not a connect request: {error}") from None
         subs |= {topic: {} for topic in topics if topic not in subs}
+        subs = {topic: {"recoverable": msgspec.Raw(b"true"), **sub} for topic, sub in subs.items()}
         fields: dict[str, object] = {name: msgspec.Raw(value) for name, value in request.items()}
         fields |= {"token": token} if token else {}
-        return to_json({"id": CONNECT_ID, "connect": fields}), subs
+        first = to_json({"id": CONNECT_ID, "connect": fields})
+        # A topic that it did not ask for may be one that the server gives it.
+        given: dict[str, object] = dict(subs)
+        for topic, position in positions.of(subs).items():
+            since = _recovering(position)
+            given[topic] = {**subs.get(topic, {}), **since}
+            if topic in subs:
+                subs[topic] |= since
+        recovering = to_json({"id": CONNECT_ID, "connect": {**fields, "subs": given}})
+        # Its own command fits, and an id must not be the reason for a refusal.
+        fits = len(recovering) <= self.services.config.max_message_bytes
+        return recovering if positions and fits else first, subs
 
     def _parameters(self) -> dict[str, list[str]]:
         try:
@@ -404,6 +420,15 @@ class _Request:
         answer = _head("204 No Content", *fields, *self.cors)
         self.exchange.note_sent(answer)
         await answer_and_linger(self.stream, answer, self.services.config.close_seconds)
+
+
+def _recovering(position: Position) -> dict[str, msgspec.Raw]:
+    """The fields of a subscribe command that goes on from there."""
+    return {
+        "recover": msgspec.Raw(b"true"),
+        "epoch": msgspec.Raw(to_json(position.epoch)),
+        "offset": msgspec.Raw(b"%d" % position.offset),
+    }
 
 
 def _emulated(codec: Codec, body: bytes) -> tuple[str, bytes]:

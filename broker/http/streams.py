@@ -14,6 +14,7 @@ Rule 4  A stream has no task, and holds one message at most that was not read ye
         commands of a one-way client, each as large as any message may be.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -21,7 +22,9 @@ import msgspec
 import trio
 
 from broker.core.memory import UNCOUNTED, Holding, Part
+from broker.core.messages import Position
 from broker.errors import CloseCode, ErrorCode
+from broker.http.event_ids import Positions
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, is_disconnect
 from broker.protocols.codec import Codec
@@ -223,8 +226,28 @@ class _Error(msgspec.Struct):
     temporary: bool = False
 
 
+class _Listed(msgspec.Struct):
+    offset: int = 0
+
+
+class _Subscribed(msgspec.Struct):
+    """What the outcome of a subscription says of the place where its reader is."""
+
+    offset: int = 0
+    epoch: str = ""
+    publications: list[_Listed] = []
+
+    @property
+    def position(self) -> Position | None:
+        """The place behind all that came with it; None where nothing can be recovered."""
+        if not self.epoch:
+            return None
+        last = self.publications[-1].offset if self.publications else 0
+        return Position(max(self.offset, last), self.epoch)
+
+
 class _Connected(msgspec.Struct):
-    subs: dict[str, msgspec.Raw] = {}
+    subs: dict[str, _Subscribed] = {}
 
 
 class _Reply(msgspec.Struct):
@@ -234,26 +257,61 @@ class _Reply(msgspec.Struct):
     error: _Error | None = None
 
 
+class _Push(msgspec.Struct):
+    channel: str = ""
+    subscribe: _Subscribed | None = None
+    unsubscribe: dict[str, msgspec.Raw] | None = None
+
+
 _replies = msgspec.json.Decoder(_Reply)
+_subscribed = msgspec.json.Decoder(_Subscribed)
+_connected = msgspec.json.Decoder(_Connected)
+_pushes = msgspec.json.Decoder(_Push)
+_topics = msgspec.json.Decoder(str)
+
+_publication = re.compile(rb'{"channel":("(?:[^"\\]|\\.)*"),"pub":').match
+# The codec writes the offset last. In a payload as many braces would follow, and then those of the push.
+_offset = re.compile(rb',"offset":([0-9]+)}}$').search
+_OFFSET_BYTES = 40
+"""The end of a push that is kept, to find the offset in it."""
+_FIRST_BYTES = 4096
+"""The beginning of a push that is kept: longer than any topic, and than most subscriptions."""
+_SHORT_ID = 256
+"""Bytes of an id that goes with every event; a longer one goes when as many bytes of events have gone."""
 
 
 class UniSseStream(HttpStream):
     """Server-sent events for a reader that can send nothing: pushes, without `push` around them.
 
     `subs` are the topics it asked for, with the fields of their subscribe commands; each is
-    subscribed to once it is connected, unless its token did so. The outcome is a push.
+    subscribed to once it is connected, unless its token did so. The outcome is a push. `positions` is
+    where the reader was before; what moves it on has an id that names them all.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, stream: trio.abc.Stream, subs: Mapping[str, Mapping[str, msgspec.Raw]]
+        self,
+        stream: trio.abc.Stream,
+        subs: Mapping[str, Mapping[str, msgspec.Raw]],
+        positions: Positions | None = None,
     ) -> None:
         super().__init__(stream)
         self._subs = subs
         self._topics: Sequence[str] = ()  # of the subscribe commands, in order
         self._line = bytearray()  # the part of one that has come and was not passed on
         self._is_push = False
+        self._first, self._size, self._last = b"", 0, b""  # of the push that is passed on
+        self._positions = Positions() if positions is None else positions
+        self._has_moved = False  # since its last id
+        self._since_id = 0  # bytes
+
+    def _translate(self, data: bytes) -> bytes:
+        written = super()._translate(data)
+        if self._has_moved and self._frame < 0:
+            # Behind all that goes out at once: an id without data is no event, and is kept all the same.
+            written += self._id() + b"\n"
+        return written
 
     def _translate_piece(self, piece: bytes, is_last: bool) -> bytes:
         *whole, rest = piece.split(b"\n")
@@ -269,27 +327,81 @@ class UniSseStream(HttpStream):
             del line[: len(_PUSH)]
             self._is_push, written = True, b"data: "
         if self._is_push:
-            written += line[:-1]  # the last byte may be the brace that closes what was opened
+            text = bytes(line[:-1])  # the last byte may be the brace that closes what was opened
             del line[:-1]
+            self._note(text)
+            written += text
         if is_end:
-            written += b"\n\n" if self._is_push else self._answer(bytes(line))
+            written += self._end_of_push() if self._is_push else self._answer(bytes(line))
             line.clear()
             self._is_push = False
         return written
+
+    def _note(self, text: bytes) -> None:
+        """Keep of a push what says where the reader is then."""
+        if self._size < _FIRST_BYTES:
+            self._first += text[: _FIRST_BYTES - self._size]
+        self._size += len(text)
+        self._last = (self._last + text)[-_OFFSET_BYTES:]
+
+    def _end_of_push(self) -> bytes:
+        first, size, last = self._first, self._size, self._last
+        self._first, self._size, self._last = b"", 0, b""
+        self._since_id += size
+        if match := _publication(first):
+            offset = _offset(last)
+            if offset and self._positions.move(_topics.decode(match[1]), int(offset[1])):
+                self._has_moved = True
+        elif size > _FIRST_BYTES:
+            self._positions.has_others = True  # perhaps a subscription: its place is not known
+        else:
+            push = _pushes.decode(first)
+            if push.subscribe is not None:
+                self._begin_at(push.channel, push.subscribe.position)
+            elif push.unsubscribe is not None:
+                self._begin_at(push.channel, None)
+        return b"\n" + self._end_of_event()
+
+    def _begin_at(self, topic: str, position: Position | None) -> None:
+        if position is not None:
+            self._positions.set(topic, position)
+        elif topic in self._positions:
+            self._positions.forget(topic)
+        else:
+            return
+        self._has_moved = True
+
+    def _end_of_event(self) -> bytes:
+        """The rest of an event behind its data: its id, if it has one."""
+        if not self._has_moved:
+            return b"\n"
+        size = self._positions.size
+        if size > _SHORT_ID and self._since_id < size:
+            return b"\n"
+        return self._id() + b"\n"
+
+    def _id(self) -> bytes:
+        self._has_moved, self._since_id = False, 0
+        return b"id: %b\n" % self._positions.written()
 
     def _answer(self, line: bytes) -> bytes:
         """Translate a ping, or the reply to one of our commands."""
         if line == b"{}":
             return b":\n\n"
+        self._since_id += len(line)
         reply = _replies.decode(line)
         if reply.id == CONNECT_ID:
             return self._connected(reply)
         topic = self._topics[reply.id - CONNECT_ID - 1]
         if reply.error is not None:
             outcome = b'"unsubscribe":' + _coded(reply.error.code, reply.error.message)
+            if not reply.error.temporary:
+                self._begin_at(topic, None)
         else:
             outcome = b'"subscribe":' + bytes(reply.subscribe)
-        return b'data: {"channel":%b,%b}\n\n' % (to_json(topic), outcome)
+            self._begin_at(topic, _subscribed.decode(reply.subscribe).position)
+        data = b'data: {"channel":%b,%b}\n' % (to_json(topic), outcome)
+        return data + self._end_of_event()
 
     def _connected(self, reply: _Reply) -> bytes:
         if reply.error is not None:
@@ -297,7 +409,7 @@ class UniSseStream(HttpStream):
             self.connection.close(_close_code(reply.error), reply.error.message)
             return b""
         result = bytes(reply.connect)
-        there = msgspec.json.decode(result, type=_Connected).subs
+        there = _connected.decode(result).subs
         self._topics = [topic for topic in self._subs if topic not in there]
         commands = [
             to_json({"id": number, "subscribe": {**self._subs[topic], "channel": topic}})
@@ -306,7 +418,10 @@ class UniSseStream(HttpStream):
         if commands:
             self._queue(*commands)  # one by one: together they may be too large for a message
         self._subs = {}
-        return b'data: {"connect":' + result + b"}\n\n"
+        self._positions.keep({*there, *self._topics})
+        for topic, subscribed in there.items():
+            self._begin_at(topic, subscribed.position)
+        return b'data: {"connect":' + result + b"}\n" + self._end_of_event()
 
 
 def _close_code(error: _Error) -> CloseCode:

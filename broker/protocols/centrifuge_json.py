@@ -184,8 +184,6 @@ class CentrifugeJson(Codec):
         if info is not self._info or name is not self._name:
             self._remember(name, info)
         head, tail = self._head, self._info_field
-        if publication.offset:
-            tail = b'%b,"offset":%d' % (tail, publication.offset)
         tags, data = publication.tags, publication.data
         if name != publication.topic:
             tail += b',"channel":' + _string(publication.topic)
@@ -196,6 +194,8 @@ class CentrifugeJson(Codec):
             tail += b',"time":%d' % publication.time
         if publication.opaque:
             data = self._json_of(data)
+        if publication.offset:  # last, where a stream of events looks for it
+            tail = b'%b,"offset":%d' % (tail, publication.offset)
         tail += b"}}}"
         header = frames.text_header(len(head) + len(data) + len(tail))
         return header + head, data, tail

@@ -50,6 +50,7 @@ from broker.core.work import (
 from broker.engines.engine import Done, Engine, Key, Submission
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
 from broker.events.dispatcher import Events
+from broker.events.spans import Spans
 from broker.routing.elsewhere import Groups, Way, Ways
 from broker.routing.queue_groups import GroupRecipient
 from broker.routing.recipients import Peer, PeerAudience, SlowMailbox
@@ -146,6 +147,8 @@ class Router:
         """Tells another node what became of its publication here."""
         self.groups: Groups | None = None
         """Queue groups over nodes; None where those here are all."""
+        self.spans: Spans | None = None
+        """Makes spans of publications that carry a trace; None where they are off."""
         self.published = 0
         self.tallies = Tallies()
         self.tallies.count_by(self.settings.config.namespaces)
@@ -280,14 +283,23 @@ class Router:
         self.published += 1
         if ":" in parcel.topic:
             self.tallies.note(parcel.topic, 1)
+        span = None if self.spans is None else self.spans.publish(parcel)
         if defers:
-            return _hand_over(self.engine, Submission(parcel, rules, keep, retain, key), recipients)
+            submission = Submission(parcel, rules, keep, retain, key)
+            if span is not None:
+                submission.dones.append(span.done)
+            return _hand_over(self.engine, submission, recipients)
         if keep:
             now = trio.current_time()
             parcel.batches[0] = self.engine.publish(parcel.topic, (publication,), rules, now)
         if retain and not rules.retain:
             recipients.append(self.retained)
+        if self.spans is not None:
+            self.spans.deliver(parcel)
         _deliver(parcel, recipients, self.office, self.meter)
+        if span is not None:
+            kept = parcel.batches[0][0].offset
+            span.done(self.engine.position(parcel.topic) if kept else None)
         return None
 
     def _resolve_parcel(
@@ -366,6 +378,8 @@ class Router:
             count = sum(map(len, parcel.batches))
             size = sum([len(each.data) for batch in parcel.batches for each in batch])
             total += work + _encoding_work(len(listeners) or 1, count, size)
+        if self.spans is not None:
+            self.spans.deliver(parcel)
         before = self.meter.done
         if parcel.report_to and parcel.report is None:
             parcel.report = Report()

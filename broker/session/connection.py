@@ -19,7 +19,7 @@ import trio
 
 from broker.core.event_queue import EventKind
 from broker.core.memory import Part
-from broker.core.messages import Close, Initiator, Transport
+from broker.core.messages import ONE_WAY, Close, Initiator, Transport
 from broker.core.session import Phase, PhaseEvent
 from broker.core.work import ENDING, SLICE
 from broker.errors import CloseCode, Disconnect, UnsubscribeCode
@@ -411,7 +411,8 @@ class Connection(Profile):
         # overflow once more, and that end everything, they are behind a gap all the same.
         self._services.router.drop_topics(self.peer, [gap.name for gap in gaps])
         self._services.counts.gaps += len(gaps)
-        if any(gap.server_side for gap in gaps):  # which it recovers with its next connect
+        if any(gap.server_side or self.transport in ONE_WAY for gap in gaps):
+            # Which it recovers with its next connect.
             self.close(CloseCode.INSUFFICIENT_STATE, "insufficient state")
             return
         for gap in gaps:

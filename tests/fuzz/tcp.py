@@ -68,7 +68,7 @@ async def _attack(seed: int, start: int, stop: int, field: Field) -> Sequence[st
     async def one_by_one() -> None:
         for number in numbers:
             try:
-                await _connection(field, seed, number)
+                await broken_connection(field, seed, number)
             except Ended:
                 pass
 
@@ -98,7 +98,8 @@ def bytes_of(seed: int, number: int) -> bytes:
     return data
 
 
-async def _connection(field: Field, seed: int, number: int) -> None:
+async def broken_connection(field: Field, seed: int, number: int) -> None:
+    """The connection of this number: always the same bytes, and the same end. Raises `Ended`."""
     chance = random.Random(number)
     data = bytes_of(seed, number)
     cuts = sorted(chance.randrange(len(data) + 1) for _ in range(chance.randrange(3)))

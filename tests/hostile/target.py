@@ -174,6 +174,10 @@ class Target:
             return "runs on"
         return f"exit {status}" if status >= 0 else f"signal {-status}"
 
+    def signal_backend(self, number: signal.Signals) -> None:
+        if self._backend is not None:
+            self._backend.send_signal(number)
+
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 

@@ -1,0 +1,198 @@
+"""What the methods of the HTTP API answer, as types: for its description, and for those who read it.
+
+The answers themselves are written piece by piece, as some are long. Tests compare both.
+"""
+
+from typing import Any
+
+from msgspec import UNSET, Struct, UnsetType
+
+from broker.config.effective import EffectiveSetting
+from broker.core.messages import ConnectionDetails
+from broker.core.trace import Entry
+
+
+class Nothing(Struct):
+    """It is done; there is nothing to tell."""
+
+
+class Error(Struct):
+    """Why a command was refused; the codes are those of error replies to clients."""
+
+    code: int
+    message: str
+
+
+class Published(Struct):
+    """Where a publication is in its topic's history, if it has one; and what became of it, if that was
+    asked for by `report`. `complete` is there, and false, where a node has not answered."""
+
+    offset: int | UnsetType = UNSET
+    epoch: str | UnsetType = UNSET
+    matched: int | UnsetType = UNSET
+    queued: int | UnsetType = UNSET
+    dropped: int | UnsetType = UNSET
+    failed: list[int] | UnsetType = UNSET
+    complete: bool | UnsetType = UNSET
+
+
+class Response(Struct):
+    """Of one topic of a broadcast: one of the two."""
+
+    result: Published | UnsetType = UNSET
+    error: Error | UnsetType = UNSET
+
+
+class Broadcasted(Struct):
+    responses: list[Response]
+
+
+class Client(Struct):
+    """A client, as others see it. `client` is its fd in decimal."""
+
+    client: str
+    user: str
+    conn_info: Any = UNSET
+    chan_info: Any = UNSET
+
+
+class Presence(Struct):
+    """Who is subscribed, by their fds in decimal."""
+
+    presence: dict[str, Client]
+
+
+class PresenceStats(Struct):
+    num_clients: int
+    num_users: int
+
+
+class KeptPublication(Struct):
+    data: Any
+    offset: int
+    tags: dict[str, str] | UnsetType = UNSET
+    info: Client | UnsetType = UNSET
+
+
+class HistoryPage(Struct):
+    """A part of what is kept, and the top of the topic: while the last `offset` in the list is below that,
+    there is more."""
+
+    publications: list[KeptPublication]
+    offset: int
+    epoch: str
+
+
+class NumClients(Struct):
+    num_clients: int
+
+
+class ChannelList(Struct):
+    channels: dict[str, NumClients]
+
+
+class NodeMetrics(Struct):
+    """What a node has counted in `interval` seconds, which is since it began."""
+
+    interval: float
+    items: dict[str, float]
+
+
+class NodeInfo(Struct):
+    """One node; `alive` says whether it has answered."""
+
+    uid: str
+    name: str
+    version: str
+    alive: bool
+    num_clients: int
+    num_users: int
+    num_subs: int
+    num_channels: int
+    uptime: int
+    metrics: NodeMetrics
+
+
+class NodeList(Struct):
+    nodes: list[NodeInfo]
+
+
+class Pushed(Struct):
+    """What became of it: `queued`, `full`, `closed`, or `forwarded` to another node."""
+
+    status: str
+
+
+class Mark(Struct):
+    """The last event of a node that had happened when the answer was begun."""
+
+    epoch: str
+    seq: int
+
+
+class ConnectionPage(Struct):
+    """Connections by their fds in decimal, lowest first. The last page is the one that is empty."""
+
+    connections: dict[str, ConnectionDetails]
+    node: str | UnsetType = UNSET
+    epoch: str | UnsetType = UNSET
+    seq: int | UnsetType = UNSET
+    nodes: dict[str, Mark] | UnsetType = UNSET
+
+
+class ClosedDetails(Struct):
+    """What was known of a connection right before it ended, with how and when it did."""
+
+    fd: int
+    user: str
+    address: str
+    transport: str
+    protocol: str
+    topics: list[str]
+    code: int
+    reason: str
+    initiator: str
+    undelivered: int
+    closed_at: float
+    topic_count: int
+
+
+class ClosedList(Struct):
+    """The last that ended comes first."""
+
+    connections: list[ClosedDetails]
+
+
+class TraceBegun(Struct):
+    trace: str
+
+
+class TraceRead(Struct):
+    entries: list[Entry]
+    missed: int
+    ended: bool
+
+
+class Stats(Struct):
+    """What is here now, and what was counted since the start; more than is named here."""
+
+    node: str
+    version: str
+    uptime: float
+    draining: bool
+    connections: int
+    users: int
+    topics: int
+    subscriptions: int
+    published: int
+    delivered: int
+
+
+class Settings(Struct):
+    settings: list[EffectiveSetting]
+
+
+class Replies(Struct):
+    """Of a batch: each command's result under its method's name, or its error."""
+
+    replies: list[dict[str, Any]]
