@@ -264,7 +264,8 @@ def ledger(session: nox.Session) -> None:
     """Kill a broker 20 times while it is published to, and compare what it keeps with what it said.
 
     `-- --kills 200` does so more often, `-- --sync process` with a file that nobody waits for, and
-    `-- --redis` with two brokers on one Redis, which has faults as well, `-- --workers` with two workers.
+    `-- --redis` with two brokers on one Redis and its faults by turns, `--fault NAME` with one of them (flush,
+    snapshot and failover lose something, and everybody has to be told), `-- --workers` with two workers.
     """
     _install(session, "tests")
     session.run("python", "-m", "tests.ledger", *session.posargs)

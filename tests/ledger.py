@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +42,9 @@ WINDOW: Final = 32
 PUBLISHERS: Final = 4
 TOPICS: Final = ("a", "b", "c")
 Act = Callable[[Any], Coroutine[Any, Any, None]]
+
+LATE_SECONDS: Final = 1.0
+"""Another broker may hand out what it had read for so long after a subscriber was told of a loss."""
 
 PATIENCE: Final = 20.0
 """Seconds until a broker that does not start has failed."""
@@ -63,6 +67,18 @@ class Books:
     """Publications that a subscriber was told differently from what is kept."""
     kept: int = 0
     kills: int = 0
+    histories: int = 0
+    """Questions for history that were answered."""
+    away: int = 0
+    """Those that were answered with 100, temporary: what is asked for cannot be fetched now."""
+    strange: list[str] = attrs.field(factory=list)
+    """Other errors that these were answered with."""
+    may_tell: bool = False
+    """Whether the fault is one that takes what was acknowledged, if it says so: by a new epoch."""
+    untold: int = 0
+    """Times that a subscriber was not told of a loss."""
+    told: int = 0
+    """Acknowledged publications of epochs that have ended, which every subscriber was told."""
 
     @property
     def is_clean(self) -> bool:
@@ -72,16 +88,22 @@ class Books:
             or self.duplicates
             or self.order_violations
             or self.wrong
-            or self.unrecovered
+            or self.strange
+            or self.untold
+            or (self.unrecovered and not self.may_tell)
         )
 
     def __str__(self) -> str:
         acked = sum(map(len, self.acked.values()))
+        strange = "".join(f"; {each}" for each in sorted(set(self.strange)))
+        told = f" and told {self.told}, untold {self.untold}" if self.may_tell else ""
+        asked = f"; history asked {self.histories} times, away {self.away} times"
         return (
-            f"{self.kills} kills: {acked} acknowledged, {self.kept} kept, lost {self.lost}, "
+            f"{self.kills} times: {acked} acknowledged, {self.kept} kept, lost {self.lost}{told}, "
             f"gaps {self.gaps}, duplicates {self.duplicates}, "
             f"order violations {self.order_violations}, wrong {self.wrong}; "
             f"{self.recoveries} recoveries, {self.unrecovered} not recovered"
+            f"{asked if self.histories else ''}{strange}"
         )
 
 
@@ -96,6 +118,10 @@ class Ledger:
         self._numbers = dict.fromkeys(range(PUBLISHERS), 0)
         self._positions: dict[str, Position] = {}
         self._one_acked = trio.Event()
+        self._acked_at: dict[str, float] = {}
+        self._told = trio.Event()
+        self._told_at: dict[str, float] = {}
+        """When a topic's subscriber was told that it did not recover."""
 
     def _settings(self) -> dict[str, object]:
         return {
@@ -160,6 +186,7 @@ class Ledger:
                             self.books.refused += 1
                         else:
                             self.books.acked[topic].append(mark)
+                            self._acked_at[mark] = trio.current_time()
                             self._one_acked.set()
 
     async def _listen(self, topic: str) -> None:
@@ -172,16 +199,24 @@ class Ledger:
             epoch, offset = result["epoch"], result.get("offset", 0)
             if since is not None:
                 self.books.recoveries += 1
-                self.books.unrecovered += not result.get("recovered")
-                offset = since.offset
+                if result.get("recovered"):
+                    offset = since.offset
+                else:
+                    self.books.unrecovered += 1
+                    self.books.seen[topic] = []
+                    self._told_at[topic] = trio.current_time()
+                    self._told.set()
+                    self._told = trio.Event()
             self._positions[topic] = Position(offset, epoch)
             for publication in result.get("publications", ()):
                 self._take(topic, publication)
             while True:
                 for line in (await peer.receive_text()).split("\n"):
-                    publication = json.loads(line).get("push", {}).get("pub")
-                    if publication is not None:
-                        self._take(topic, publication)
+                    push = json.loads(line).get("push", {})
+                    if "unsubscribe" in push:
+                        return  # and come back
+                    if "pub" in push:
+                        self._take(topic, push["pub"])
 
     def _take(self, topic: str, publication: dict[str, Any]) -> None:
         before = self._positions[topic]
@@ -225,7 +260,11 @@ class Ledger:
             books.kept += len(marks)
             books.gaps += offsets != list(range(1, top.offset + 1))
             books.duplicates += len(marks) - len(set(marks))
-            books.lost += len(set(books.acked[topic]) - set(marks))
+            told_at = self._told_at.get(topic, -inf) + LATE_SECONDS if books.may_tell else -inf
+            for mark in set(books.acked[topic]) - set(marks):
+                was_told = self._acked_at[mark] < told_at
+                books.told += was_told
+                books.lost += not was_told
             last: dict[str, int] = {}
             for mark in marks:
                 publisher, _, number = mark.partition(".")
@@ -245,26 +284,27 @@ async def keep(kills: int, seconds: float, query: str = "", seed: int = 0) -> Bo
 
 
 def main() -> int:
+    from tests.shared_ledger import FAULTS, USUAL, keep_shared
+    from tests.worker_ledger import keep_workers
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=1.0, help="of load before each kill")
     parser.add_argument("--sync", choices=["power", "process"], default="power")
     parser.add_argument("--redis", action="store_true", help="two brokers on one, and its faults")
+    parser.add_argument("--fault", default="", help=f"with --redis: one of {', '.join(FAULTS)}")
     parser.add_argument(
         "--workers", action="store_true", help="two workers, one of which is killed"
     )
     options = parser.parse_args()
     if options.workers:
-        from tests.worker_ledger import keep_workers
-
         books = trio.run(keep_workers, options.kills, options.seconds)
         print(f"two workers, SIGKILL of one: {books}")
         return 0 if books.is_clean else 1
     if options.redis:
-        from tests.shared_ledger import keep_shared
-
-        books = trio.run(keep_shared, options.kills, options.seconds)
-        print(f"two brokers on one redis, faults: {books}")
+        kinds = (options.fault,) if options.fault else USUAL
+        books = trio.run(keep_shared, options.kills, options.seconds, 0, "valkey", kinds)
+        print(f"two brokers on one redis, {', '.join(kinds)}: {books}")
         return 0 if books.is_clean else 1
     books = trio.run(keep, options.kills, options.seconds, f"?sync={options.sync}")
     print(f"sqlite, sync={options.sync}, SIGKILL: {books}")

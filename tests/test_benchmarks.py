@@ -188,3 +188,36 @@ async def test_publications_refused_by_http_are_not_counted(generator: Path) -> 
     status, output, complaints = await drive(generator, "wrong", **ONE)
     assert (status, output) == (1, "")
     assert "HTTP/1.1 401" in complaints
+
+
+@pytest.fixture
+def scale(report: ModuleType) -> ModuleType:
+    import scale  # type: ignore[import-not-found]
+
+    found: ModuleType = scale
+    return found
+
+
+def test_the_page_about_scale_has_the_tables_as_they_are_reckoned(scale: ModuleType) -> None:
+    page = (HERE.parent / "docs" / "scale.md").read_text("utf-8")
+    assert scale.with_tables(page) == page, "run python benchmarks/scale.py --write"
+    for each in scale.COSTS:
+        assert each.command in page
+
+
+def test_more_of_anything_needs_more(scale: ModuleType) -> None:
+    usual = scale.Load(1_000_000)
+    for more in ({"connections": 3_000_000}, {"publishes": 0.05}, {"listeners": 100}):
+        heavy = scale.need(scale.attrs.evolve(usual, **more), shared=True)
+        assert heavy.nodes > scale.need(usual, shared=True).nodes
+    with pytest.raises(ValueError, match="one process"):
+        scale.need(usual, shared=False)
+    busy = scale.need(scale.Load(10_000_000), shared=True)
+    assert busy.logs > 1
+    assert max(busy.redis_busy, busy.node_busy) <= scale.BUSY
+
+
+def test_all_come_back_after_a_node_has_died(scale: ModuleType) -> None:
+    alone, many = scale.storm(1000, 1), scale.storm(1000, 10)
+    assert 0 < many[1] <= alone[1] < 20
+    assert max(alone[2], many[2]) <= scale.BUSY

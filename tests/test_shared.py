@@ -146,6 +146,16 @@ async def test_what_the_server_subscribes_is_recovered_too(config: Config) -> No
         assert (await next_pub(again))["data"] == 2
 
 
+async def test_a_report_counts_all_also_those_where_nobody_listens(config: Config) -> None:
+    async with two(config) as (here, there):
+        for topic in ("a", "passing", "last"):
+            delivery = await here.broker.publish(topic, 1, report=True)
+            assert (delivery.complete, delivery.matched) == (True, 0)
+            await subscribe(await there.open_client(), topic)
+            delivery = await here.broker.publish(topic, 2, report=True)
+            assert (delivery.complete, delivery.matched) == (True, 1)
+
+
 async def test_a_key_counts_at_all(config: Config) -> None:
     async with two(config) as (here, there):
         first = await here.broker.publish("a", 1, key="k")

@@ -384,6 +384,16 @@ class _Incoming:
             for done in self.sink.gap(topic):
                 work = await self.rest(work + done)
 
+    def skips(self, flags: str, topic: str) -> bool:
+        # With more flags it is the last value of its topic, which all nodes know, or wants a report.
+        if flags not in ("k", "n", "e") or topic in self._fetches or self.topics.follows(topic):
+            return False
+        assert self.sink is not None
+        if self.sink.wants(topic):
+            return False
+        self.skipped += 1
+        return True
+
     def take(self, logged: Logged, own: object | None) -> float:
         item = cast("Item | None", own)
         work = COMMAND
@@ -416,10 +426,10 @@ class _Incoming:
 
     def _take_run(self, logged: Logged, own: Post | None) -> float:
         """Number the publications of a run, keep them where the topic is known, give them out."""
-        topic, kind, is_retained = logged.topic, logged.flags[0], len(logged.flags) > 1
+        topic, kind, options = logged.topic, logged.flags[0], logged.flags[1:]
         assert self.sink is not None
         follows, fetch = self.topics.follows(topic), self._fetches.get(topic)
-        wanted = own or is_retained or self.sink.wants(topic)
+        wanted = own or options or self.sink.wants(topic)
         if not (wanted or (kind == "k" and (follows or fetch is not None))):
             self.skipped += 1
             if follows and kind == "e":
@@ -433,7 +443,7 @@ class _Incoming:
             self._catch(logged, parcel.batches)
         elif kind == "e" and follows:
             self.topics.drop(topic)
-        return self.sink.deliver(parcel, retain=is_retained)
+        return self.sink.deliver(parcel, retain="v" in options or "c" in options)
 
     # fetching
 

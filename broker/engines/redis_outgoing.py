@@ -84,6 +84,8 @@ class Post:
             flags = "u"
         if submission.retain:
             flags += "c" if parcel.batches[-1][-1].data == b"null" else "v"
+        if parcel.report_to:
+            flags += "r"
         ttl = int(min(rules.history_ttl, LONGEST_TTL) * 1000)
         count = sum(map(len, parcel.batches))
         once = "" if key is None else _name_of(key, parcel.topic)

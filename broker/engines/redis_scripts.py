@@ -36,6 +36,7 @@ reader sees that it misses one. The flags of a run:
 `e`   the same of a topic without history: its epoch, if it had one, is over
 `v`   its last publication is the topic's retained value
 `c`   the same, and that is null: there is none any more
+`r`   behind these: somebody wants a report of it, also from nodes where nobody listens
 `d`   a repetition of a publish with a key: it is not published again
 `u`   as `n`, to a user who is connected somewhere
 `x`   the same to one who is not: nobody gets it
@@ -201,8 +202,8 @@ for i = 8, #ARGV, 7 do
       redis.call('HDEL', p .. ':n:' .. node, topic)
     end
     first = text(first)
-    local last_flag = string.sub(flags, 2)
-    if last_flag ~= '' then
+    local last_flag = string.match(flags, '[vc]')
+    if last_flag then
       local offset = kind == 'k' and text(first + tonumber(ARGV[i + 4]) - 1) or '0'
       retain(topic, offset .. ' ' .. data, last_flag == 'c')
     end

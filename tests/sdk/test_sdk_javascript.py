@@ -1,11 +1,10 @@
 """The npm package `centrifuge`, unmodified, under Node; each scenario is one function there."""
 
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
@@ -25,18 +24,6 @@ RUNS = [
     *((scenario, "json", how) for how in ("http_stream", "sse") for scenario in OVER_HTTP),
     *((scenario, "protobuf", "http_stream") for scenario in OVER_HTTP),
 ]
-
-
-@pytest.fixture(scope="session")
-def node(missing: Callable[[str], NoReturn]) -> str:
-    path = shutil.which("node")
-    if path is None:
-        missing("node is not installed (Debian: apt-get install nodejs npm)")
-    if not (HERE / "node_modules" / "centrifuge").is_dir():
-        missing(
-            "the JavaScript SDK is not installed: run `npm ci` in tests/sdk, or `nox -s sdk_js`"
-        )
-    return path
 
 
 def test_the_scenarios_were_found() -> None:
