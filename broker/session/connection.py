@@ -149,30 +149,25 @@ class Connection(Profile):
                 await self._run(peer)
         finally:
             try:
-                await self._end(peer, trio.current_time() - began)  # noqa: ASYNC102 - shields itself
+                # In one step: a sum over those who are here and those who have ended misses nobody.
+                close = self._closing = (self._closing or _CUT).with_undelivered(self._undelivered)
+                if services.connections.pop(peer.fd, None) is not None:
+                    services.counts.note_ended(self.traffic, peer.outbox.dropped)
+                    last = details_of(services, self, self._topics_left)
+                    services.closed.add(last, close, wall_clock())
+                # These point at each other. Without this they would stay until the garbage collector
+                # comes by, which is seldom, and with them all that came: half a message each.
+                self._dispatcher.let_go()
+                del self.lane, self._dispatcher, self.heartbeat, self.io, self._serving, self.flow
+                note_closed(services, peer, self.address, close, trio.current_time() - began)
+                try:
+                    # The peer has no part in what the app does then.
+                    await close_stream(services, self._stream)  # noqa: ASYNC102 - shields itself
+                finally:
+                    if self.is_apps:
+                        await run_close_hook(services, self, close)  # noqa: ASYNC102 - the same
             finally:
                 services.router.hub.detach(peer)
-
-    async def _end(self, peer: Peer, seconds: float) -> None:
-        """Note how it has ended, and tell everybody who wants to know, whatever happens around here."""
-        services = self._services
-        # In one step: a sum over those who are here and those who have ended misses nobody.
-        close = self._closing = (self._closing or _CUT).with_undelivered(self._undelivered)
-        if services.connections.pop(peer.fd, None) is not None:
-            services.counts.note_ended(self.traffic, peer.outbox.dropped)
-            last = details_of(services, self, self._topics_left)
-            services.closed.add(last, close, wall_clock())
-        # These point at each other. Without this they would stay until the garbage collector comes by,
-        # which is seldom, and with them all that came: half a message each.
-        self._dispatcher.let_go()
-        del self.lane, self._dispatcher, self.heartbeat, self.io, self._serving, self.flow
-        note_closed(services, peer, self.address, close, seconds)
-        try:
-            # The peer has no part in what the app does then.
-            await close_stream(services, self._stream)
-        finally:
-            if self.is_apps:
-                await run_close_hook(services, self, close)  # noqa: ASYNC102 - shields itself
 
     async def _run(self, peer: Peer) -> None:
         self.holding.charge(Part.CONNECTIONS, len(self._field_lines) + len(self._target))
