@@ -487,6 +487,21 @@ class Config:
     stall_seconds: float = attrs.field(default=10.0, validator=positive)
     """A peer that accepts no byte for this long is cut; NATS waits 10 s as well."""
 
+    # compression
+    compression: bool = False
+    """Whether clients that offer it, as all browsers do, get and may send compressed messages
+    (permessage-deflate, RFC 7692): JSON of 1 KiB becomes a third. Off, as with Centrifugo and Swoole: where a
+    message holds a secret beside what a stranger chose, its length tells of the secret, TLS or not; and
+    a message for one client costs as much time as all else about it. One for many is compressed once.
+    Where compressing would take more than half of the time, messages go as they are."""
+    compression_min_bytes: int = attrs.field(default=512, validator=number(0))
+    """Messages that are smaller are not compressed: it takes 8 µs and saves less than 300 bytes. Larger than
+    300 KB neither, as everybody would wait for that."""
+    compression_client_context: bool = False
+    """Whether clients may refer to what they sent before, so that small messages that are alike get smaller
+    still. That takes 42 KiB for each client of the kind; together an eighth of `max_memory_bytes` at most, and
+    those who come then compress each message by itself."""
+
     # connections and their names
     name: str = attrs.field(default="", metadata=_needs_restart("others know this broker by it"))
     """This broker's name: in events, in the HTTP API and in the reply to `connect`. The same after

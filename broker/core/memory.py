@@ -52,6 +52,8 @@ class Part(StrEnum):
     """Accepted streams, with their tasks and sessions; and what is remembered of those that ended last."""
     OUTBOXES = "outboxes"
     """Messages on their way to peers, each counted once however many get it."""
+    WINDOWS = "windows"
+    """What clients sent last, as the messages that they compress refer to it."""
     INCOMING = "incoming"
     """What peers have sent and was not dealt with yet: parts of messages, bodies, commands that wait."""
     SUBSCRIPTIONS = "subscriptions"

@@ -484,10 +484,13 @@ class _Incoming:
         parts = shared.key, topic, secrets.token_hex(4), IDLE_EPOCH_MS, EMPTY_EPOCH_MS
         try:
             view = await link.reader.run(VIEW, shared.key + ":log", *parts)
+            snapshot = await Snapshot.of(topic, view)
         except LinkLost as error:
             shared.lose(str(error))
             return False
-        snapshot = await Snapshot.of(topic, view)
+        except (ValueError, IndexError) as error:
+            fetch.refusal = f"history is away: what is kept is not ours: {error}"[:200]
+            return True
         while shared.place < snapshot.place and not fetch.is_stale:
             await shared.wait_moved()
         if fetch.is_stale:

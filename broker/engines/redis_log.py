@@ -62,6 +62,8 @@ LOST: Final = "some of the log is gone: who counts on getting all is told so"
 
 ANOTHER_LOG: Final = "the log is another one"
 
+MISREAD: Final = "something in the log is not ours: does another program use the same prefix?"
+
 IDLE_EPOCH_MS: Final = 86_400_000
 """An epoch that nobody asked for during a day ends, as in the other engines."""
 
@@ -275,6 +277,10 @@ class SharedLog:
             await task(link)
         except LinkLost as error:
             self.lose(str(error))
+        except (ValueError, IndexError) as error:
+            # Another program's, or a newer version's: whoever runs it has to look, and we stay.
+            log.error("log_misread", redis=self.url.where, reason=str(error)[:200])
+            self.lose(MISREAD)
 
     async def attach(self, link: Link) -> None:
         """Find our place in the log again; the first time, its end. Raises `LinkLost`."""

@@ -45,6 +45,14 @@ class Plain:
         """One JSON value as a text frame."""
         return frames.text_frame(_text(data))
 
+    def text_frame(self, payload: bytes) -> bytes:
+        """One message of the app, which must be UTF-8."""
+        return frames.text_frame(payload)
+
+    def binary_frame(self, payload: bytes) -> bytes:
+        """One message of the app."""
+        return frames.binary_frame(payload)
+
 
 def _text(data: bytes) -> bytes:
     return str(value_of(data)).encode() if data[:1] == b'"' else data

@@ -13,6 +13,7 @@ from broker.core.messages import ClientInfo, Publication
 from broker.core.names import DIRECT
 from broker.core.session import Audience, Parcel, Recipient, Session, SlowRule, Subscription
 from broker.protocols.codec import PeerCodec
+from broker.protocols.packed import PackedCodecs
 from broker.routing.letters import Letters
 from broker.transport.outbox import Outbox, Run
 from broker.transport.postman import PostOffice
@@ -29,6 +30,8 @@ class Peer(Session):
 
     office: PostOffice = attrs.field(kw_only=True)
     codec: PeerCodec | None = None
+    packed: PackedCodecs | None = attrs.field(init=False, default=None)
+    """Where it wants compressed frames, the codecs that write them: `codec` is one of these then."""
     outbox: Outbox = attrs.field(init=False)
     start_soon: Callable[[Callable[[], Awaitable[object]]], None] = attrs.field(init=False)
     """Starts a task that ends with the connection at the latest."""

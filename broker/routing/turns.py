@@ -134,3 +134,12 @@ class Share(Allowance):
             self.refill(trio.current_time())
         if not self.has_room(work):
             await self.wait_turn()
+
+    async def wait_slice(self, work: float) -> None:
+        """As `wait_room`, for what nobody gains by if others do theirs in the same round: alone in it, for
+        a slice."""
+        if self.is_low:
+            self.refill(trio.current_time())
+        if not self.admits(work):
+            self.want_turn()
+            await self.wait_turn()

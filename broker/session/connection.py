@@ -44,7 +44,9 @@ from broker.session.orders import Orders
 from broker.session.profile import SUBPROTOCOLS, Profile
 from broker.session.replies import NOTHING
 from broker.session.services import Services
+from broker.transport.extensions import Deflate
 from broker.transport.head import Head, acceptance
+from broker.transport.inflating import Inflater
 from broker.transport.lane import Batch, Lane
 from broker.transport.outbox import Outbox
 
@@ -60,6 +62,7 @@ class Connection(Profile):
     __slots__ = (
         "_acceptance",
         "_closing",
+        "_deflate",
         "_dispatcher",
         "_is_seen_out",
         "_serve_until",
@@ -99,13 +102,17 @@ class Connection(Profile):
         answer: bytes = b"",
         welcome: Welcome = UNASKED,
     ) -> None:
-        """`answer` is what accepts a peer that asked for no WebSocket, `welcome` what the app has said."""
+        """`answer` is what accepts a peer that asked for no WebSocket, `welcome` what the app has said. Raises
+        `HeadError` for extensions that are none."""
         super().__init__(head, address, transport)
         if welcome is not UNASKED:
             self.data = welcome.data
+        self._deflate: Deflate | None = None
         if transport == "websocket":
             self.subprotocol = choose_subprotocol(head, welcome.reply)
-            answer = acceptance(head, self.subprotocol, welcome.reply.lines)
+            self._deflate = deflate = services.compression.agree(head)
+            extensions = "" if deflate is None else deflate.answer
+            answer = acceptance(head, self.subprotocol, welcome.reply.lines, extensions)
         self._services = services
         self._stream = stream
         self._closing: Close | None = None
@@ -145,7 +152,7 @@ class Connection(Profile):
         make_peer = partial(Peer, office=services.router.office, holding=self.holding)
         peer = self.peer = services.router.hub.attach(make_peer)
         try:
-            with self.holding:
+            with self.holding, services.compression.window(self._deflate, self.holding):
                 await self._run(peer)
         finally:
             try:
@@ -215,6 +222,11 @@ class Connection(Profile):
             self.connect_fields,
             io.start_soon,
         )
+        if self._deflate is not None:
+            compression = services.compression
+            peer.packed = compression.codecs(self._deflate)
+            inflater = Inflater(self._deflate, compression.inflated)
+            self.lane.inflate_with(inflater, self._dispatcher.pay)
 
     def _begin(self) -> None:
         services, peer = self._services, self.peer

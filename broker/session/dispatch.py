@@ -239,6 +239,13 @@ class Dispatcher:
             batch = self.take(batch)
         return [] if batch and not self.peer.is_established else batch
 
+    async def pay(self, work: float) -> None:
+        """Wait until so much may be done for this peer before its messages are there, and count it. Returns
+        at once, without a checkpoint, where that is so now. Cancelled, it has counted nothing."""
+        await self._share.wait_slice(work)
+        self._share.spend(work)
+        self.services.router.meter.add(work)
+
     async def finish(self, batch: Batch) -> None:
         """Carry out what `take` has left of a batch, waiting for whoever is asked.
 
@@ -287,6 +294,8 @@ class Dispatcher:
         """Take the peer for a client, if that is what its first message says; None for a plain one."""
         if self.peer.phase is Phase.OPEN and (self.codec is not None or is_connect(payload)):
             codec = self.codec or CENTRIFUGE_JSON
+            if self.peer.packed is not None:
+                codec = self.peer.packed.of(codec)
             self.client = Client(
                 self.services,
                 self.peer,

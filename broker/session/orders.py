@@ -21,7 +21,7 @@ from broker.errors import ErrorCode, Refused, UnsubscribeCode
 from broker.protocols.codec import Codec
 from broker.protocols.commands import SubscribeRequest
 from broker.protocols.json_text import to_json
-from broker.protocols.plain import PLAIN
+from broker.protocols.plain import PLAIN, Plain
 from broker.routing.recipients import Peer
 from broker.routing.router import Router
 from broker.routing.subscriptions import Plan, check_subscribable, plan_subscription
@@ -151,6 +151,12 @@ class Orders:
             return codec
         return None
 
+    @property
+    def _plain(self) -> Plain:
+        """How the peer is written to where it speaks no protocol."""
+        packed = self.peer.packed
+        return PLAIN if packed is None else packed.plain
+
     # messages
 
     def push(self, data: object) -> PushResult:
@@ -189,8 +195,9 @@ class Orders:
 
     def _frame(self, message: Message) -> bytes:
         codec = self.codec
+        plain = self._plain
         if codec is None and isinstance(message, str):  # as most are that are pushed often
-            return frames.text_frame(message.encode())
+            return plain.text_frame(message.encode())
         if isinstance(message, Shaped):
             if codec is None:
                 return message.frame()
@@ -200,10 +207,10 @@ class Orders:
                 return codec.message(message if isinstance(message, bytes) else message.data)
             return codec.message(to_json(message))
         if isinstance(message, _Json):
-            return PLAIN.message(message.data)
+            return plain.message(message.data)
         if isinstance(message, bytes):
-            return frames.binary_frame(message)
-        return frames.text_frame(message.encode())
+            return plain.binary_frame(message)
+        return plain.text_frame(message.encode())
 
     # topics
 
@@ -315,7 +322,7 @@ class Orders:
         if self.peer.phase is not Phase.OPEN or not self.may_be_plain:
             return False
         self.router.send(self.peer, ())  # a run that is open does not know of it
-        self.peer.codec = PLAIN
+        self.peer.codec = self._plain
         self.peer.transition(PhaseEvent.MESSAGE)
         topics, self._topics = self._topics, {}
         for topic, sub in topics.items():

@@ -32,6 +32,7 @@ from broker.routing.requests import Requests
 from broker.routing.router import Router
 from broker.routing.wills import Wills
 from broker.session.admission import Admission
+from broker.session.compression import Compression
 from broker.session.counts import Counts
 from broker.session.heartbeat import Heartbeat
 from broker.session.orders import Message, Orders
@@ -149,6 +150,7 @@ class Services:
     log: structlog.typing.FilteringBoundLogger = attrs.field(init=False)
     lane_limits: LaneLimits = attrs.field(init=False)
     memory: MemoryBudget = attrs.field(init=False)
+    compression: Compression = attrs.field(init=False)
     logs_commands: bool = attrs.field(init=False, default=False)
     """Whether every command is logged: then none takes the way where many are carried out as one."""
     _cut_at: float = attrs.field(init=False, default=inf)
@@ -156,6 +158,7 @@ class Services:
 
     def __attrs_post_init__(self) -> None:
         self.memory = MemoryBudget(self.router.office.ledger)
+        self.compression = Compression(self.settings, self.router.meter, self.memory)
         self.admission = Admission(self.settings)
         self.operators = Operators(self.settings)
         self.rights = self.router.rights

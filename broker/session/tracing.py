@@ -35,7 +35,8 @@ from broker.core.trace import START_MOST, TEXT_MOST, Entry, Target, TraceBuffer,
 from broker.errors import ErrorCode, Refused
 from broker.events.dispatcher import Events
 from broker.session.services import ServedConnection, Services
-from broker.transport.frames import BINARY, HEADER_MOST, payload_of
+from broker.transport.frames import BINARY, HEADER_MOST, RSV1, payload_of
+from broker.transport.inflating import preview
 from broker.transport.lane import Batch
 from broker.transport.runs import Run
 
@@ -259,9 +260,11 @@ class Traces:
 
         def entries() -> Iterator[Entry]:
             for start, size in run.previews(START_MOST + HEADER_MOST):
-                text, is_cut = shown_text(
-                    payload_of(start), size - len(start) + len(payload_of(start))
-                )
+                payload, behind = payload_of(start), size - len(start)
+                if start[0] & 0xF0 == 0x80 | RSV1:
+                    payload = preview(payload, START_MOST)
+                    behind += len(payload) == START_MOST  # how much more, nobody has counted
+                text, is_cut = shown_text(payload, len(payload) + behind)
                 yield Entry(now, "sent", fd, user, run.topic, 0, size, text, is_cut)
 
         for trace in self._of(fd, user):

@@ -26,6 +26,9 @@ CLOSE = 0x8
 PING = 0x9
 PONG = 0xA
 
+RSV1 = 0x40
+"""The bit of a first byte by which a message says that it is compressed (RFC 7692 section 6)."""
+
 Buffer: TypeAlias = bytes | bytearray
 Message: TypeAlias = tuple[int, bytes]
 """Opcode (TEXT or BINARY) and payload. A text payload is valid UTF-8."""

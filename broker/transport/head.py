@@ -336,10 +336,13 @@ async def read_head(stream: trio.abc.ReceiveStream, limit: int) -> tuple[bytes, 
 
 
 def acceptance(
-    head: Head, subprotocol: str | None, headers: Iterable[tuple[str, str]] = ()
+    head: Head,
+    subprotocol: str | None,
+    headers: Iterable[tuple[str, str]] = (),
+    extensions: str = "",
 ) -> bytes:
     """The 101 response to a head that has passed `check_upgrade` (RFC 6455 section 4.2.2), with these
-    headers besides."""
+    headers besides, and the extensions that were agreed on."""
     key = head.header("sec-websocket-key") or ""
     digest = hashlib.sha1(key.encode() + _ACCEPT_GUID, usedforsecurity=False).digest()
     lines = [
@@ -350,6 +353,8 @@ def acceptance(
     ]
     if subprotocol is not None:
         lines.append(f"Sec-WebSocket-Protocol: {subprotocol}")
+    if extensions:
+        lines.append(f"Sec-WebSocket-Extensions: {extensions}")
     lines += [f"{name}: {value}" for name, value in headers]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 

@@ -2,6 +2,8 @@
 
 - The **fast lane** takes whole simple data frames straight from the read buffer, and hands them to the
   session in batches. A well-formed Close or Ping is answered here as well, and a Pong needs no answer.
+- What came **compressed**, where that was agreed on, is inflated here, a step at a time, each of which
+  its peer pays for. A message of several frames is put together here as well.
 - The **slow lane** is trio-websocket, which applies RFC 6455 to everything else: fragments, and
   whatever is illegal. It is opened when it is first needed, as most peers never need it. Fragments
   that came together are joined before, as it takes 11 µs for each.
@@ -37,6 +39,7 @@ import trio
 
 from broker.core.memory import UNCOUNTED, Holding, Part
 from broker.transport import frames
+from broker.transport.inflating import BadDeflate, Inflater, TooLarge
 from broker.transport.outbox import Outbox, Run
 from broker.transport.slow_lane import SlowLane, open_slow_lane
 from broker.transport.sockets import receive_some
@@ -104,6 +107,10 @@ class Traffic:
         self.bytes += sum([each.bytes for each in others])
 
 
+async def _pay_nothing(work: float) -> None:
+    pass
+
+
 async def _take_nothing(batch: Batch) -> Batch:
     return batch
 
@@ -142,6 +149,7 @@ class Lane:
         "_control_seen",
         "_control_tokens",
         "_deadline",
+        "_deflated",
         "_eased",
         "_end_seen",
         "_hands_on",
@@ -155,6 +163,7 @@ class Lane:
         "_open_bytes",
         "_open_fragments",
         "_open_opcode",
+        "_pay",
         "_skip",
         "_slow",
         "_slow_opcode",
@@ -167,6 +176,7 @@ class Lane:
         "eof",
         "has_ended",
         "heard_at",
+        "inflater",
         "outbox",
         "peer_close",
         "reading",
@@ -209,6 +219,10 @@ class Lane:
         self._ignores = False  # all that comes, but for the end
         self._ignored = 0  # bytes of it
         self._skip = 0  # bytes to come that belong to a frame nobody wants
+        self.inflater: Inflater | None = None
+        """Where the peer may send compressed messages; set before `run`."""
+        self._pay: Callable[[float], Awaitable[None]] = _pay_nothing
+        self._deflated: frames.Header | None = None  # of the compressed frame that has come
         self._deadline: float | None = None  # for the message that is not whole yet
         self._control_tokens = float(limits.control_burst)
         self._control_seen = 0.0
@@ -237,6 +251,8 @@ class Lane:
                 slow = self._next_slow()
                 if slow:
                     await self._take_slow(slow, nursery)
+                elif self._deflated is not None:
+                    await self._take_deflated(self._deflated)
                 elif self.close_sent is not closing:
                     continue  # the rest is for the other way of looking at it
                 elif not await self._read():
@@ -248,6 +264,9 @@ class Lane:
             self._buffer = b""
             self._holding.charge(Part.INCOMING, -self._charged)
             self._charged = 0
+            if self.inflater is not None:
+                self._forget_deflated()
+                self.inflater = None
             if self._slow is not None:
                 self._slow.let_go()
                 self._slow = None
@@ -260,6 +279,11 @@ class Lane:
             self.outbox.seal(Run((frames.close_frame(code, reason),), messages=0))
         self._deadline = None
         self._stop_messages()
+
+    def inflate_with(self, inflater: Inflater, pay: Callable[[float], Awaitable[None]]) -> None:
+        """Take compressed messages from now on. `pay` is told before each step what that costs, and waits
+        until it may be taken."""
+        self.inflater, self._pay = inflater, pay
 
     def pause(self) -> None:
         """Hand on no more messages from now on, and so soon read no more. What the session has already
@@ -372,6 +396,72 @@ class Lane:
             payload = await self._slow.get_message()
             await self._deliver([(opcode, payload)])
 
+    # compressed messages
+
+    @property
+    def _inflates(self) -> bool:
+        """Whether the message that is open is a compressed one."""
+        return self.inflater is not None and self.inflater.is_open
+
+    def _is_deflated(self, header: frames.Header) -> bool:
+        """Whether this may be the first frame of a compressed message (RFC 7692 section 6.1)."""
+        return (
+            self.inflater is not None
+            and header.rsv == frames.RSV1
+            and header.opcode in (frames.TEXT, frames.BINARY)
+            and header.masked
+            and (not self._open_opcode or self.inflater.is_open)
+        )
+
+    async def _take_deflated(self, header: frames.Header) -> None:
+        """Inflate the frame at the front, and hand on the message that it may complete."""
+        self._deflated = None
+        inflater, frame = self.inflater, self._take_front(header.size + header.length)
+        assert inflater is not None, "or no frame had come here"
+        if (header.opcode == frames.CONTINUATION) != inflater.is_open or not header.is_shortest:
+            self._refuse(1002, "expected the next frame of a compressed message")
+            return
+        if not inflater.is_open:
+            inflater.begin(header.opcode)
+            self._open_opcode = header.opcode
+            self._open_bytes = self._open_fragments = 0
+        self._open_fragments += 1
+        payload = frames.unmask(frame[header.size :], frame[header.size - 4 : header.size])
+        try:
+            await self._inflate(inflater, payload, header.fin)
+            if header.fin and self.close_sent is None:
+                self._open_opcode = self._open_bytes = self._open_fragments = 0
+                self._deadline = None
+                message = inflater.take()
+                await self._deliver([message])
+        except TooLarge:
+            self.close(1009, f"a message of more than {self._limits.max_message_bytes} bytes")
+            self._forget_deflated()
+        except BadDeflate as error:
+            self._refuse(1007, str(error))
+
+    async def _inflate(self, inflater: Inflater, payload: bytes, fin: bool) -> None:
+        """Inflate the payload of a frame in as many steps as that takes. Raises what `Inflater.inflate` does."""
+        for work in inflater.inflate(payload, self._limits.max_message_bytes, is_last=fin):
+            self._charge(len(self._buffer) + len(payload) + inflater.open_bytes)
+            await self._pay(work)
+            if self.close_sent is not None:
+                return
+        self._open_bytes = inflater.open_bytes
+        if not fin:
+            self._start_deadline()
+
+    def _refuse(self, code: int, reason: str) -> None:
+        """Close for what a peer has sent, behind which nothing is parsed."""
+        self.close(code, reason)
+        self._forget_deflated()
+        self._begin_to_ignore()
+
+    def _forget_deflated(self) -> None:
+        if self.inflater is not None:
+            self.inflater.drop()
+        self._open_opcode = self._open_bytes = self._open_fragments = 0
+
     def _answer(self, frame: bytes) -> None:
         """Send the answer to a ping."""
         self.outbox.offer(Run((frame,), messages=0))
@@ -445,7 +535,7 @@ class Lane:
         """The whole frame at the front of the buffer, and fragments behind it, joined; empty when
         more bytes are needed."""
         slow = self._next_slow_frame()
-        if slow is None or not self._open_opcode:
+        if slow is None or not self._open_opcode or self._inflates:
             return slow or b""
         return slow + self._take_fragments()
 
@@ -475,13 +565,13 @@ class Lane:
                 return None
             size = header.size + header.length
             if self.close_sent is not None:
-                if not header.is_legal:
+                if not (header.is_legal or self._is_deflated(header)):
                     self._end()
                     return None
                 if header.opcode != frames.CLOSE:
                     self._skip_front(size)
                     continue
-            elif not header.is_legal:
+            elif not (header.is_legal or self._is_deflated(header)):
                 # trio-websocket finds the words for it, and needs no more than the header.
                 broken = self._take_front(header.size)
                 self._skip_front(header.length)
@@ -501,6 +591,9 @@ class Lane:
                     return frame
                 continue
             if not header.is_control:
+                if header.rsv or self._inflates:
+                    self._deflated = header
+                    return None
                 self._count_fragment(header)
             elif not self._control_allowed():
                 self.close(1008, "too many control frames")
@@ -520,7 +613,13 @@ class Lane:
         if header.opcode == frames.CONTINUATION:
             total += self._open_bytes
             fragments += self._open_fragments
-        if total > self._limits.max_message_bytes:
+        most = self._limits.max_message_bytes
+        if self.inflater is not None and (header.rsv or self.inflater.is_open):
+            # What cannot be compressed gets larger by some per cent at worst.
+            most += most // 16 + 64
+            if self.inflater.is_open:
+                most += self.inflater.open_bytes - self.inflater.size
+        if total > most:
             return f"a message of more than {self._limits.max_message_bytes} bytes"
         if fragments > self._limits.max_fragments:
             return f"a message of more than {self._limits.max_fragments} fragments"
@@ -585,8 +684,7 @@ class Lane:
             return True
         unfinished = len(self._buffer) + self._open_bytes
         if self._charged or unfinished > _CHARGED_FROM:
-            self._holding.charge(Part.INCOMING, unfinished - self._charged)
-            self._charged = unfinished
+            self._charge(unfinished)
         size = _READ_WHEN_BUSY if self._waiting else _READ
         if self._deadline is None:
             data = await receive_some(self._stream, size)
@@ -616,6 +714,11 @@ class Lane:
             # A bytearray from here on: many small reads would copy all of a bytes object each time.
             self._buffer = bytearray(self._buffer) + data
         return True
+
+    def _charge(self, unfinished: int) -> None:
+        """Charge what is held for a message that is not whole."""
+        self._holding.charge(Part.INCOMING, unfinished - self._charged)
+        self._charged = unfinished
 
     def _start_deadline(self) -> None:
         if self._deadline is None:

@@ -21,6 +21,7 @@ from broker.config.engine_url import RedisUrl
 from broker.core.messages import Position, Publication
 from broker.engines.engine import Key
 from broker.engines.redis import RedisEngine, open_redis
+from broker.engines.redis_log import MISREAD
 from broker.errors import ConfigError, Refused
 from broker.testing import ENGINE_CONTRACT, Witness
 from broker.testing.engines import has_recovered, kept, position_of
@@ -402,6 +403,19 @@ async def test_odd_texts_are_no_trouble(server: Server) -> None:
         engine.cluster.file(odd, odd, b"x", odd)
         assert await engine.cluster.read(odd, 1) == {odd: b"x"}
         assert not engine.statistics().failing
+
+
+async def test_what_another_program_writes_into_the_log_ends_no_broker(server: Server) -> None:
+    async with opened(server) as (engine, witness):
+        await witness.published("a", b"1")
+        shared = engine.incoming.shared
+        with trio.fail_after(60):
+            while shared.failing != MISREAD:
+                await server.call("XADD", f"{shared.key}:log", "*", "of", "another program")
+                await trio.sleep(0.01)
+        await server.call("FLUSHALL")
+        with trio.fail_after(60):
+            await witness.published("b", b"2")
 
 
 async def lose_all(server: Server) -> None:

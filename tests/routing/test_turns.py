@@ -180,6 +180,34 @@ async def test_what_is_left_of_a_turn_is_not_for_an_act_that_is_larger(
     assert not share.has_room(BURST)
 
 
+async def test_what_is_to_be_done_by_itself_is_alone_in_its_round(
+    autojump_clock: MockClock,
+) -> None:
+    turns = Turns()
+    shares = [Share(turns=turns) for _ in range(5)]
+    rounds: list[float] = []
+    done = 0.0
+
+    async def work(share: Share) -> None:
+        nonlocal done
+        for _ in range(10):
+            await share.wait_slice(SLICE / 2)
+            share.spend(SLICE / 2)
+            done += SLICE / 2
+
+    async with trio.open_nursery() as nursery:
+        for share in shares:
+            with assert_no_checkpoints():  # its burst
+                await share.wait_slice(BURST)
+            share.spend(BURST)
+            nursery.start_soon(work, share)
+        while done < 5 * 10 * SLICE / 2:
+            before = done
+            await trio.lowlevel.checkpoint()
+            rounds.append(done - before)
+    assert max(rounds) <= 2 * SLICE  # one before, and one after somebody looked
+
+
 async def test_a_share_fills_with_time(autojump_clock: MockClock) -> None:
     share = Share(turns=Turns())
     share.spend(BURST + DEBT)
