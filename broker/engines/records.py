@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from broker.config.engine_url import Sync
-from broker.core.messages import ClientInfo, Publication
+from broker.core.messages import ClientInfo, Publication, Series
 
 FORMAT: Final = 1
 """Stands in the file itself; a broker opens what has this number or a lower one."""
@@ -47,6 +47,8 @@ class Batch(Struct, array_like=True):
         if info is not None:
             by = Publisher(info.client, info.user, info.conn_info, info.chan_info)
         tags = None if first.tags is None else dict(first.tags)
+        if isinstance(publications, Series):
+            return cls([*publications.contents], by, tags, first.opaque)
         return cls([each.data for each in publications], by, tags, first.opaque)
 
     def publications(self, topic: str) -> list[Publication]:

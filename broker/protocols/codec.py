@@ -142,6 +142,10 @@ class Codec(ABC):
     def reply(self, request_id: int, method: str, result: Result) -> bytes:
         return self.encode({"id": request_id, method: result})
 
+    def published(self, request_ids: Sequence[int]) -> Sequence[bytes]:
+        """The replies to publishes, for `frame`: as many pieces as it takes."""
+        return [self.reply(request_id, "publish", {}) for request_id in request_ids]
+
     def error(self, request_id: int, code: int, message: str, temporary: bool) -> bytes:
         error: dict[str, object] = {"code": code, "message": message}
         if temporary:

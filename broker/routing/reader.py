@@ -5,8 +5,7 @@ from math import inf
 
 import trio
 
-from broker.core.history import PUBLICATION_BYTES
-from broker.core.messages import ClientInfo, Fd, Publication
+from broker.core.messages import PUBLICATION_BYTES, ClientInfo, Fd, Publication
 from broker.core.session import Audience, Parcel, Recipient, SlowRule, Subscription
 from broker.errors import Lagged
 

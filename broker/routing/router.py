@@ -25,7 +25,7 @@ from broker.access.rights import Rights
 from broker.config.settings import TopicRules
 from broker.core.event_queue import EventKind
 from broker.core.hub import Hub
-from broker.core.messages import ClientInfo, Publication
+from broker.core.messages import ClientInfo, Publication, Series
 from broker.core.names import DIRECT, PERSONAL, direct_fd, is_connection_name
 from broker.core.session import Audience, Parcel, Recipient, Report, Subscriber, Subscription
 from broker.core.topics import is_pattern
@@ -224,7 +224,7 @@ class Router:
                 topic, contents, info, opaque, self._run_rules, self._run_now
             )
         else:
-            publications = [Publication(topic, data, info, 0, 0, None, opaque) for data in contents]
+            publications = Series(topic, contents, info, 0, opaque)
         self._run.batches.append(publications)
         count, size = len(publications), sum(map(len, contents))
         self.published += count
