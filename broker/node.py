@@ -59,7 +59,7 @@ from broker.session.tracing import Traces
 from broker.transport.lane import Traffic
 from broker.transport.postman import PostStatistics
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 
 @attrs.frozen

@@ -22,7 +22,7 @@ import trio
 from broker.cli.restarts import Restarts
 from broker.errors import ConfigError
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 PROGRAMS: Final = ("valkey-server", "redis-server")
 

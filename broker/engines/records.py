@@ -8,8 +8,8 @@ Rule: a format that was once written can be read for good. A record may get fiel
 defaults; anything else is another `FORMAT`, which older brokers refuse.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, TypeAlias
 from zlib import crc32
 
 import msgspec
@@ -137,7 +137,7 @@ class Meta(Struct, array_like=True, frozen=True):
     """No connection has had this fd or a higher one."""
 
 
-encode = msgspec.msgpack.Encoder().encode
+encode: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
 _decoder: Final = msgspec.msgpack.Decoder(Record)
 _meta_decoder: Final = msgspec.msgpack.Decoder(Meta)
 LENGTH: Final = 4

@@ -70,7 +70,7 @@ from broker.engines.records import (
 from broker.engines.sqlite_file import LogFile, NotWritten, damaged
 from broker.errors import ConfigError, ErrorCode, Refused
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 BATCH_PUBLICATIONS: Final = 8192
 """Publications in one commit: 20 ms of work to give them back, and twice as many are no faster."""

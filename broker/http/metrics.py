@@ -35,7 +35,7 @@ from broker.version import VERSION
 if TYPE_CHECKING:
     from prometheus_client import Metric as Family
 
-log = structlog.get_logger("broker.http")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker.http")
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -6,7 +6,7 @@ Rule: encodes and decodes, and decides nothing.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import attrs
@@ -176,8 +176,10 @@ class CentrifugeJson(Codec):
         self._opaque = self._opaque_json = b""
 
     # No call around a call: these are on the hot path.
-    decode = staticmethod(decode)
-    decode_publishes = staticmethod(decode_publishes)
+    decode: Callable[[bytes], Commands] = staticmethod(decode)
+    decode_publishes: Callable[[Sequence[bytes]], Sequence[PublishCommand] | None] = staticmethod(
+        decode_publishes
+    )
 
     def pieces(self, name: str, publication: Publication) -> tuple[bytes, bytes, bytes]:
         info = publication.info
@@ -234,7 +236,7 @@ class CentrifugeJson(Codec):
             self._head = b'{"push":{"channel":' + _string(name) + b',"pub":{"data":'
             self._name = name
 
-    encode = staticmethod(written)
+    encode: Callable[[object], bytes] = staticmethod(written)
 
     def frame(self, replies: Sequence[bytes]) -> bytes:
         return frames.text_frame(replies[0] if len(replies) == 1 else b"\n".join(replies))

@@ -21,7 +21,7 @@ class Reader:
     user = ""
 
     def __init__(self, capacity: int, max_bytes: float = inf) -> None:
-        self.bytes_held = 0
+        self.bytes_held: int = 0
         """What the publications take that wait."""
         self._max_bytes = max_bytes
         self.subscriptions: dict[str, Subscription] = {}

@@ -305,8 +305,27 @@ async def test_a_batch_whose_answer_is_lost_is_sent_again_and_counts_once(server
         async with trial(proxy, 3) as all_nodes:
             await all_nodes.run(150)
             await all_nodes.check()
-            assert proxy.swallowed > 3
+            assert len(proxy.swallowed) > 3
             assert not all_nodes.refused
+
+
+async def test_a_batch_that_arrives_after_all_was_sent_again_counts_for_nothing(
+    server: Server,
+) -> None:
+    """As from a connection that was given up, and that Redis reads later."""
+    proxy = Proxy(server, random.Random(3))
+    async with proxy.serving():
+        async with trial(proxy, 1) as one_node:
+            await one_node.run(150)
+            late = [each for each in proxy.swallowed if b"p0." in each]
+            for request in late:
+                async with await server.connect() as stream:
+                    await stream.send_all(request)
+                    assert (await stream.receive_some()).startswith(b"*3\r\n:0\r\n"), (
+                        "it was applied"
+                    )
+            assert late
+            await one_node.check()
 
 
 async def test_who_is_behind_by_more_than_the_log_is_told(
