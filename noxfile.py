@@ -273,6 +273,27 @@ def ledger(session: nox.Session) -> None:
 
 
 @nox.session
+def simulate(session: nox.Session) -> None:
+    """Play the whole broker under chance, seed by seed, on virtual time; a failing seed is made short.
+
+    `-- --seeds 100000` plays more, `-- --seed 17` one of them, twice, and shows it; `-- --planted` plants faults
+    in the broker and finds them, `-- --redis` has two nodes on a real one.
+    """
+    _install(session, "tests")
+    session.run("python", "-m", "tests.simulation", *session.posargs)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Break some 120 guards of the broker, one by one, and see that the tests notice.
+
+    `-- --list` names them, `-- --only 'any number'` tries some.
+    """
+    _install(session, "tests")
+    session.run("python", "-m", "tests.mutants", *session.posargs)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build sdist and wheel, check both, and start the broker from the wheel alone; its types are all known."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "release"))
