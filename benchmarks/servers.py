@@ -23,6 +23,7 @@ STOP_SECONDS = 10.0
 
 SERVER_CORE, LOAD_CORE = 0, 1
 API_KEY = "bench"
+ADMIN_KEY = "bench: a key of a length that is enough"
 
 
 class Missing(Exception):
@@ -48,6 +49,8 @@ class Server:
     command: Callable[[int, Path], list[str]]
     talk: Callable[[Scenario], dict[str, object]]
     directory: Path = ROOT
+    is_watched: bool = False
+    """Whether somebody looks at it meanwhile: `watcher.py`."""
 
 
 # how the generator talks
@@ -60,7 +63,8 @@ def _broker_talk(scenario: Scenario) -> dict[str, object]:
     if scenario.kind == "http":
         return _broker_http_talk(scenario)
     direct = scenario.kind == "direct"
-    subscribe = '{"id":2,"subscribe":{"channel":"' + TOPIC + '"}}'
+    since = ',"recover":true,"offset":0,"epoch":""' if scenario.recover else ""
+    subscribe = '{"id":2,"subscribe":{"channel":"' + TOPIC + '"' + since + "}}"
     reply = '"id":7,' if scenario.reply else ""
     channel = "fd:%F" if direct else TOPIC
     talk: dict[str, object] = {
@@ -315,6 +319,13 @@ def pinned(core: int, argv: list[str]) -> list[str]:
     return ["taskset", "-c", str(core), *argv]
 
 
+def _watch(port: int) -> "subprocess.Popen[bytes]":
+    """Somebody who looks, on the core of the load."""
+    argv = [sys.executable, str(HERE / "watcher.py"), str(port)]
+    environment = {**os.environ, "BROKER_API_KEY": API_KEY, "BROKER_ADMIN_KEY": ADMIN_KEY}
+    return subprocess.Popen(pinned(LOAD_CORE, argv), env=environment, stdin=subprocess.DEVNULL)
+
+
 @contextmanager
 def running(server: Server, scratch: Path) -> Iterator[tuple[int, int]]:
     """Run a server for the block, on its core; yields its process id and its port."""
@@ -323,13 +334,22 @@ def running(server: Server, scratch: Path) -> Iterator[tuple[int, int]]:
     with (scratch / "server.log").open("w+") as log:
         process = subprocess.Popen(
             pinned(SERVER_CORE, argv), cwd=server.directory,
-            env={**os.environ, "GOMAXPROCS": "1", "BROKER_API_KEY": API_KEY},
+            env={**os.environ, "GOMAXPROCS": "1", "BROKER_API_KEY": API_KEY,
+                 "BROKER_ADMIN_KEY": ADMIN_KEY},
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
+        watcher = None
         try:
             _wait_listening(server, process, port, scratch)
+            if server.is_watched:
+                watcher = _watch(port)
             yield process.pid, port
+            if watcher is not None and watcher.poll() is not None:
+                raise NotStarted("the watcher ended before the run did")
         finally:
+            if watcher is not None:
+                watcher.kill()
+                watcher.wait()
             process.send_signal(signal.SIGTERM)
             try:
                 process.wait(STOP_SECONDS)
