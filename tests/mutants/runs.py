@@ -38,6 +38,9 @@ def warm_up(root: Path) -> None:
     """Import what the tests below `root` import of others; forget what is ours. Call it once, in a process
     with one thread."""
     os.chdir(root)
+    sys.dont_write_bytecode = (
+        False  # to compile all of it again in each run takes longer than most tests
+    )
     sys.path[:] = [str(root), *(each for each in sys.path if each not in ("", str(Path.cwd())))]
     for name in ("pytest", "hypothesis", "pytest_trio.plugin", "tests.conftest"):
         importlib.import_module(name)

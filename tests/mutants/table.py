@@ -290,7 +290,9 @@ DEADLINES: Final = (
         "broker/session/accept.py",
         "    with trio.move_on_after(config.open_seconds) as opening:\n",
         "    with trio.move_on_after(1000 * config.open_seconds) as opening:\n",
-        ("tests/session/test_accept.py",),
+        (
+            "tests/session/test_accept.py::test_a_request_that_does_not_come_in_open_seconds_is_answered_408",
+        ),
     ),
     Mutant(
         "a stale peer stays",
@@ -308,7 +310,7 @@ DEADLINES: Final = (
         "broker/session/heartbeat.py",
         "        return tokens_required and not (peer.user or self._orders.app_vouches)\n",
         "        return False\n",
-        ("tests/session/test_heartbeat.py",),
+        ("tests/session/test_heartbeat.py::test_a_peer_that_has_to_connect_and_does_not_is_stale",),
     ),
     Mutant(
         "a ping that is never answered",
@@ -1064,28 +1066,36 @@ ENGINES: Final = (
         "broker/engines/redis_log.py",
         "        if int(before) != self.place or lineage != self.lineage:\n",
         "        if lineage != self.lineage:\n",
-        ("tests/engines/test_redis.py",),
+        (
+            "tests/engines/test_redis_log.py::test_an_entry_that_names_another_before_it_is_a_loss_that_is_told",
+        ),
     ),
     Mutant(
         "redis: another lineage is as good",
         "broker/engines/redis_log.py",
         "        if int(before) != self.place or lineage != self.lineage:\n",
         "        if int(before) != self.place:\n",
-        ("tests/engines/test_redis.py",),
+        (
+            "tests/engines/test_redis_log.py::test_an_entry_of_another_lineage_is_a_loss_though_the_place_is_ours",
+        ),
     ),
     Mutant(
         "redis: a batch is sent again that was applied",
         "broker/engines/redis_log.py",
         "            if flight.counter <= done:\n",
         "            if flight.counter <= done - 1:\n",
-        ("tests/engines/test_redis.py",),
+        (
+            "tests/engines/test_redis_log.py::test_what_was_applied_is_not_sent_again_and_all_behind_it_is",
+        ),
     ),
     Mutant(
         "redis: a view is not merged with what came meanwhile",
         "broker/engines/redis_topics.py",
         "        return state is None or state[0] == Position(logged.first - 1, logged.epoch)\n",
         "        return True\n",
-        ("tests/engines/test_redis.py",),
+        (
+            "tests/engines/test_redis_log.py::test_a_run_that_does_not_follow_a_view_makes_its_topic_unknown",
+        ),
     ),
     Mutant(
         "redis: keys that were evicted are not noticed",
@@ -1094,14 +1104,18 @@ ENGINES: Final = (
             runs, ends = [], []
 """,
         "",
-        ("tests/engines/test_redis.py",),
+        (
+            "tests/engines/test_redis_log.py::test_a_view_has_what_leads_up_to_the_top_and_nothing_else",
+        ),
     ),
     Mutant(
         "a will of a dead node is published by each that buries it",
         "broker/routing/reaper.py",
         "        options = PublishOptions(retain=will.retain, key=key, on_behalf_of=will.info)\n",
         "        options = PublishOptions(retain=will.retain, on_behalf_of=will.info)\n",
-        ("tests/nodes/test_death.py",),
+        (
+            "tests/nodes/test_death.py::test_a_will_is_published_once_though_the_node_that_did_so_dies_before_it_is_cleared",
+        ),
     ),
     Mutant(
         "a queue group gives to two",

@@ -1,14 +1,16 @@
 """Presence, joins and leaves over nodes, and what becomes of them when a node dies."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
+import pytest
 import trio
 from trio.testing import MockClock
 
 from broker import Broker, Config, TopicRules
 from broker.core.event_queue import Event
-from broker.engines.cluster import LEASE_SECONDS
+from broker.engines.cluster import LEASE_SECONDS, Card
 from broker.testing import Bus, BusNode, Peer, name_users_by_token, open_test_node
 from tests.conftest import ask, code_of
 from tests.nodes.conftest import came, node, settle
@@ -149,6 +151,31 @@ async def test_a_will_of_a_killed_node_is_published_once(
         newcomer = await three.open_client()
         (_, push) = await ask(newcomer, {"id": 1, "subscribe": {"channel": "t"}})
         assert push["push"]["pub"]["data"] == "bob's"
+
+
+async def test_a_will_is_published_once_though_the_node_that_did_so_dies_before_it_is_cleared(
+    autojump_clock: MockClock, bus: Bus, one: BusNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clearing = trio.Event()
+
+    async def never_get_to_it(node: str, cards: Sequence[Card]) -> None:
+        clearing.set()
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(one.engine, "clear", never_get_to_it)
+    async with node(bus, "two") as two, node(bus, "three") as three:
+        ann, bob = await two.open_client(token="ann"), await three.open_client(token="bob")
+        await ask(ann, {"id": 1, "subscribe": {"channel": "t"}})
+        await bob.request(rpc={"method": "will", "data": {"topic": "t", "data": "bob's"}})
+        two.engine.beating_since = trio.current_time() + 5  # and so is not the first
+        three.kill()
+        with trio.fail_after(DEAD):
+            await clearing.wait()
+        assert await came(ann) == ["bob's"]
+        one.kill()
+        await trio.sleep(DEAD)
+        assert bus.seats.keys() == {two.engine.node}, "it has gone on with that"
+        assert await came(ann) == []
 
 
 async def test_two_nodes_bury_a_dead_one_once(

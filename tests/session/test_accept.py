@@ -171,6 +171,22 @@ async def test_a_browser_s_own_headers_keep_nobody_out(
         assert "connect" in await peer.receive_json()
 
 
+@pytest.mark.parametrize("begun", [b"", handshake()[:-1]], ids=["silence", "half a request"])
+async def test_a_request_that_does_not_come_in_open_seconds_is_answered_408(
+    autojump_clock: MockClock, net: Network, begun: bytes
+) -> None:
+    async with await connect(net) as peer:
+        began = trio.current_time()
+        for at in range(len(begun)):  # what trickles in buys no time
+            await peer.send(begun[at : at + 1])
+            await trio.sleep(0.01)
+        await trio.sleep_until(began + net.broker.config.open_seconds - 0.1)
+        assert net.broker.stats().refused == 0
+        await trio.sleep(0.2)
+        assert net.broker.stats().refused == 1
+        assert (await peer.receive_head()).startswith("HTTP/1.1 408 ")
+
+
 @pytest.mark.parametrize("host", ["xn--strae-oqa.de", "xn--ls8h.la:9501", "xn--a", "a.xn--fiqs8s"])
 async def test_any_a_label_is_served(autojump_clock: MockClock, net: Network, host: str) -> None:
     for sent in (handshake(host=host), f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()):

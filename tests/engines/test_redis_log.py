@@ -1,0 +1,161 @@
+"""What is read from a log in Redis is taken only where it follows what is known: in memory, with the answers
+that a server would give."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import msgspec
+import trio
+
+from broker.config.engine_url import RedisUrl
+from broker.core.history import HistoryStore
+from broker.core.messages import Position
+from broker.engines.records import Batch
+from broker.engines.redis_link import Link, Script, Wire
+from broker.engines.redis_log import Draft, Flight, Logged, SharedLog
+from broker.engines.redis_outgoing import Posted
+from broker.engines.redis_scripts import FORMAT
+from broker.engines.redis_topics import KnownTopics, Snapshot
+
+LIFE = "life-1"
+
+
+@attrs.define(eq=False)
+class Reader:
+    """It notes what it is told, and has nothing to say."""
+
+    losses: int = 0
+    taken: int = 0
+    topics: list[str] = attrs.field(factory=list)
+
+    def gather(self) -> tuple[Sequence[Draft], Sequence[object]]:
+        return (), ()
+
+    def skips(self, flags: str, topic: str) -> bool:
+        return False
+
+    def take(self, logged: Logged, own: object | None) -> float:
+        self.topics.append(logged.topic)
+        return 0.0
+
+    async def tell_gaps(self) -> None:
+        raise AssertionError("nothing has a gap")
+
+    async def rest(self, work: float) -> float:
+        return work
+
+    def settled(self) -> None:
+        pass
+
+    def finished(self, flight: Flight) -> None:
+        pass
+
+    def heard(self, sender: str, message: bytes) -> float:
+        return 0.0
+
+    def missed(self, flight: Flight) -> None:
+        pass
+
+    async def linked(self, link: Link) -> None:
+        pass
+
+    async def beat(self, link: Link) -> None:
+        await trio.sleep_forever()
+
+    async def load(self, link: Link) -> None:
+        pass
+
+    async def lost(self, link: Link) -> None:
+        self.losses += 1
+
+
+class Answering(Wire):
+    """Each script is answered the same."""
+
+    def __init__(self, answer: list[Any]) -> None:
+        self.answer = answer
+
+    async def run(self, script: Script, key: str, *parts: bytes | str | int) -> Any:
+        return self.answer
+
+
+def link_to(place: int, *, lineage: str = LIFE, done: int = 0) -> Link:
+    """To a server whose log ends at a place, and that has applied so many batches of ours."""
+    wire = Answering([lineage.encode(), place, place, b"", None, done, FORMAT])
+    return Link(wire, wire, wire)
+
+
+async def log_at(place: int) -> tuple[SharedLog, Reader]:
+    log, reader = SharedLog(RedisUrl(), "broker", "me", 0), Reader()
+    log.reader = reader
+    await log.attach(link_to(place))
+    return log, reader
+
+
+def entry(before: int, *, lineage: str = LIFE) -> list[bytes]:
+    """Of another node, with one part."""
+    head = f"other 1 {before} {lineage} 1700000000000".encode()
+    return [b"h", head, b"k 0 1 e1 10 60000 t", b""]
+
+
+async def test_an_entry_that_follows_is_taken() -> None:
+    log, reader = await log_at(5)
+    await log._take(link_to(6), 6, entry(5))
+    assert (log.place, reader.topics, reader.losses) == (6, ["t"], 0)
+
+
+async def test_an_entry_that_names_another_before_it_is_a_loss_that_is_told() -> None:
+    log, reader = await log_at(5)
+    await log._take(link_to(8), 8, entry(7))
+    assert (reader.losses, log.losses) == (1, 1)
+    assert (log.place, reader.topics) == (8, ["t"])
+
+
+async def test_an_entry_of_another_lineage_is_a_loss_though_the_place_is_ours() -> None:
+    log, reader = await log_at(5)
+    await log._take(link_to(6, lineage="life-2"), 6, entry(5, lineage="life-2"))
+    assert (reader.losses, log.losses) == (1, 1)
+    assert (log.place, log.lineage) == (6, "life-2")
+
+
+async def test_what_was_applied_is_not_sent_again_and_all_behind_it_is() -> None:
+    log, _ = await log_at(5)
+    log._flights.extend(Flight(counter, (), (), 0.0, up_to=counter) for counter in (1, 2, 3))
+    await log.attach(link_to(7, done=2))
+    assert [flight.is_answered for flight in log.flights] == [True, True, False]
+    assert log.written == 2
+
+
+def logged(first: int, epoch: str = "e1") -> Logged:
+    return Logged("other", "k", "t", 0, first, epoch, 10, 60.0, 0.0, 9, b"")
+
+
+async def view(entries: dict[int, list[bytes]], top: int) -> Snapshot:
+    """What Redis says of topic `t`, each run under the offset of its last publication."""
+    kept = [
+        [b"%d-0" % end, [b"1000", msgspec.msgpack.encode(Posted([Batch(data)]))]]
+        for end, data in entries.items()
+    ]
+    return await Snapshot.of("t", [5, 2000, b"e1", top, 10, 60_000, kept])
+
+
+async def test_a_run_that_does_not_follow_a_view_makes_its_topic_unknown() -> None:
+    for first, epoch, follows in [(3, "e1", True), (4, "e1", False), (3, "e2", False)]:
+        topics = KnownTopics(HistoryStore(2**20, lambda _: "e0"), 2**20, lambda _: True)
+        topics.put("t", await view({2: [b"1", b"2"]}, top=2))
+        run = logged(first, epoch)
+        assert topics.precedes(run) is follows
+        found = topics.add(run, [Batch([b"3"]).publications("t")])
+        assert (found is not None) is follows
+        assert topics.follows("t") is follows
+
+
+async def test_a_view_has_what_leads_up_to_the_top_and_nothing_else() -> None:
+    whole = await view({2: [b"1", b"2"], 3: [b"3"]}, top=3)
+    assert [len(run) for _, run in whole.runs] == [2, 1]
+    middle_is_gone = await view({1: [b"1"], 3: [b"3"]}, top=3)
+    assert [[each.data for each in run] for _, run in middle_is_gone.runs] == [[b"3"]]
+    end_is_gone = await view({2: [b"1", b"2"]}, top=3)
+    assert end_is_gone.runs == []
+    assert end_is_gone.position == Position(3, "e1")
