@@ -17,10 +17,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker.config.engine_url import parse_engine_url
 from broker.config.settings import TopicRules
-from broker.core.messages import ClientInfo, Position
+from broker.core.messages import ClientInfo, Position, Publication
 from broker.core.session import Parcel
 from broker.core.work import SLICE
-from broker.engines.engine import Key
+from broker.engines.engine import Key, Submission
 from broker.engines.records import Meta
 from broker.engines.sqlite import FULL_BYTES, SqliteEngine, open_sqlite
 from broker.engines.sqlite_file import LogFile
@@ -50,11 +50,15 @@ async def opened(
     waits = disk or wait_in_line
     async with open_sqlite(url, room, room, clock, run_blocking=waits, **options) as engine:
         witness = Witness(engine)
-        if not runs:
-            yield engine, witness
-            return
-        async with engine.running(witness):
-            yield engine, witness
+        try:
+            if not runs:
+                yield engine, witness
+                return
+            async with engine.running(witness):
+                yield engine, witness
+        finally:
+            if disk is not None:
+                disk.release()  # a test that fails meanwhile ends, too
 
 
 def _wall_clock(began: float) -> float:
@@ -254,6 +258,26 @@ async def test_what_waits_behind_a_commit_that_fails_is_refused_with_it(
             disk.release()
         assert len(removed) == 1
         assert [type(each) for each in witness.answers] == [Refused, Refused]
+        assert engine.statistics().waiting == 0
+        disk.failure = ""
+
+
+async def test_what_was_let_in_before_the_disk_failed_and_is_submitted_later_is_refused(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    disk = Disk()
+    async with opened(path, disk=disk) as (engine, witness):
+        rules = TopicRules(history_size=10, history_ttl=60)
+        assert engine.defers("a", rules)
+        disk.failure = "database or disk is full"
+        witness.publish("b", b"1")
+        await wait_all_tasks_blocked()
+        assert engine.statistics().failing == disk.failure
+        witness.answers.clear()
+        parcel = Parcel("a", "close", [[Publication("a", b"2")]])
+        engine.submit(Submission(parcel, rules, True, False, None, [witness.answers.append]))
+        await wait_all_tasks_blocked()
+        assert [type(each) for each in witness.answers] == [Refused]
         assert engine.statistics().waiting == 0
         disk.failure = ""
 

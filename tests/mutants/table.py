@@ -562,7 +562,9 @@ ORDER: Final = (
         "broker/routing/subscriptions.py",
         "                position = Position(request.offset, position.epoch)\n",
         "                pass\n",
-        ("tests/routing/test_subscriptions.py",),
+        (
+            "tests/routing/test_subscriptions.py::test_topics_of_the_connect_reply_are_recovered_through_connect",
+        ),
     ),
     Mutant(
         "an outbox is flushed out of order",
@@ -593,7 +595,9 @@ ORDER: Final = (
         """                    await self._give_back(batch, sink)
                     await self._commit(batch)
 """,
-        ("tests/engines/test_sqlite.py",),
+        (
+            "tests/engines/test_sqlite.py::test_what_comes_while_a_commit_is_under_way_is_in_the_next_one",
+        ),
     ),
 )
 """The order of things."""
@@ -1032,7 +1036,9 @@ ENGINES: Final = (
                         done(None)
                     item.dones.clear()
             await self._run_blocking""",
-        ("tests/engines/test_sqlite.py",),
+        (
+            "tests/engines/test_sqlite.py::test_what_comes_while_a_commit_is_under_way_is_in_the_next_one",
+        ),
     ),
     Mutant(
         "an epoch that is not written",
@@ -1041,14 +1047,18 @@ ENGINES: Final = (
         return new_epoch(topic)
 """,
         "        return new_epoch(topic)\n",
-        ("tests/engines/test_sqlite.py",),
+        (
+            "tests/engines/test_sqlite.py::test_a_full_disk_refuses_what_is_to_be_kept_and_nothing_else_until_there_is_room",
+        ),
     ),
     Mutant(
         "fds that are not leased",
         "broker/engines/sqlite.py",
         "        if next_fd + FD_LEASE // 2 > self._meta.next_fd:\n",
         "        if next_fd + FD_LEASE // 2 > self._meta.next_fd + 10 * FD_LEASE:\n",
-        ("tests/engines/test_sqlite.py",),
+        (
+            "tests/engines/test_sqlite.py::test_fds_go_on_after_a_kill_beyond_all_that_may_have_been_given_out",
+        ),
     ),
     Mutant(
         "what comes while the disk fails is not refused",
@@ -1059,7 +1069,9 @@ ENGINES: Final = (
         """            self._refuse([], sink, self._failing)
             self._queue.clear()
 """,
-        ("tests/engines/test_sqlite.py",),
+        (
+            "tests/engines/test_sqlite.py::test_what_was_let_in_before_the_disk_failed_and_is_submitted_later_is_refused",
+        ),
     ),
     Mutant(
         "redis: nobody looks for what is before an entry",

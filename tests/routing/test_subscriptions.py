@@ -62,6 +62,8 @@ async def test_topics_of_the_connect_reply_are_recovered_through_connect(
         assert {*again} == {"news", "chat", f"fd:{back.fd}", "user:alice"}
         assert (again["news"]["recovered"], again["chat"]["recovered"]) == (True, False)
         assert [pub["data"] for pub in again["news"]["publications"]] == [1, 2]
+        # A client counts on from what it has asked for; one that has lost its place goes on from the top.
+        assert again["news"]["offset"] == subs["news"]["offset"] == 0
         net.broker.publish_nowait("news", 3)
         (push,) = await receive_pushes(back, 1)
         assert push["pub"] == {"data": 3, "offset": 3}

@@ -202,6 +202,8 @@ async def test_ten_fragments_pass_and_eleven_do_not() -> None:
         assert await bench.lane.inbox.receive() == [(TEXT, b"az")]
         assert await bench.lane.inbox.receive() == [(TEXT, b"az")]
         await bench.peer.send(first + middle * 9 + last)
+        await wait_all_tasks_blocked()
+        assert bench.lane.close_sent is not None
         assert await close_code(bench) == 1009
 
 
@@ -220,7 +222,7 @@ async def test_a_message_that_is_not_whole_in_time_is_a_violation(
         await trio.sleep(29.9)
         assert not bench.lane.is_ending
         await trio.sleep(0.2)
-        assert bench.lane.is_ending
+        assert bench.lane.close_sent is not None
         assert await close_code(bench) == 1008
 
 
@@ -253,6 +255,8 @@ async def test_control_frames_have_a_burst_and_then_a_rate(autojump_clock: MockC
         await wait_all_tasks_blocked()
         assert not bench.lane.is_ending
         await bench.peer.send(client_frame(PONG))
+        await wait_all_tasks_blocked()
+        assert bench.lane.close_sent is not None
         assert await close_code(bench) == 1008
 
 
