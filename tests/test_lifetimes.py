@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 import trustme
@@ -548,24 +549,29 @@ async def test_a_hook_that_raises_ends_its_own_connection_only(
     autojump_clock: MockClock,
     hook: str,
     fail: Callable[..., Awaitable[None]],
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """And it is the hook that the log names, not the connection."""
     broker = Broker()
-    async with open_test_broker(broker) as net:
-        bystander, reader = await net.open_client(), await net.open_client()
-        await reader.request(subscribe={"channel": "news"})
-        getattr(broker, hook)(fail)
-        peer = await net.open_plain()
-        await peer.send_text("x")
-        if hook == "on_close":
-            await peer.aclose()
-        else:
-            assert await peer.receive_close() == (1011, "internal error")
-            await peer.send_close(1011)
-        await wait_all_tasks_blocked()
-        assert not broker.exists(peer.fd)
-        await bystander.request(publish={"channel": "news", "data": "still here"})
-        assert (await reader.receive_json())["push"]["pub"]["data"] == "still here"
+    with structlog.testing.capture_logs() as lines:
+        async with open_test_broker(broker) as net:
+            bystander, reader = await net.open_client(), await net.open_client()
+            await reader.request(subscribe={"channel": "news"})
+            getattr(broker, hook)(fail)
+            peer = await net.open_plain()
+            await peer.send_text("x")
+            if hook == "on_close":
+                await peer.aclose()
+            else:
+                assert await peer.receive_close() == (1011, "internal error")
+                await peer.send_close(1011)
+            await wait_all_tasks_blocked()
+            assert not broker.exists(peer.fd)
+            await bystander.request(publish={"channel": "news", "data": "still here"})
+            assert (await reader.receive_json())["push"]["pub"]["data"] == "still here"
+    failures = [line for line in lines if line["log_level"] == "error"]
+    assert {(line["event"], line.get("hook")) for line in failures} == {
+        ("hook_failed", hook.removeprefix("on_"))
+    }
 
 
 async def test_a_hook_may_clean_up_slowly_and_even_fail_at_it_when_it_is_cancelled(

@@ -349,7 +349,9 @@ DEADLINES: Final = (
         "broker/transport/outbox.py",
         "        deadline = inf if self._guarded else trio.current_time() + self._stall_seconds\n",
         "        deadline = inf\n",
-        ("tests/transport/test_outbox.py",),
+        (
+            "tests/transport/test_outbox.py::test_a_peer_that_takes_nothing_for_the_stall_time_is_given_up",
+        ),
     ),
     Mutant(
         "a stop that waits for ever",
@@ -372,7 +374,9 @@ DEADLINES: Final = (
         "broker/session/questions.py",
         "                turn.scope.deadline = due\n",
         "                turn.scope.deadline = due + 1000\n",
-        ("tests/session/test_questions.py",),
+        (
+            "tests/session/test_questions.py::test_hooks_have_close_seconds_also_where_the_peer_stays",
+        ),
     ),
     Mutant(
         "last words without an end",
@@ -395,21 +399,21 @@ DEADLINES: Final = (
         "broker/routing/requests.py",
         "        while self._due and self._due[0][0] <= now:\n",
         "        while self._due and self._due[0][0] <= now - 1000:\n",
-        ("tests/routing/test_requests.py",),
+        ("tests/routing/test_requests.py::test_a_request_fails_when_its_time_is_over",),
     ),
     Mutant(
         "a key that holds for ever",
         "broker/core/idempotency.py",
         "            if kept.due > now:\n",
         "            if kept.due > now - 10_000:\n",
-        ("tests/core/test_idempotency.py",),
+        ("tests/core/test_idempotency.py::test_a_result_is_kept_until_its_time_is_over",),
     ),
     Mutant(
         "a publication that is kept for ever",
         "broker/core/history.py",
         " + history.ttl <= now:\n",
         " + 10 * history.ttl <= now:\n",
-        ("tests/core/test_history.py",),
+        ("tests/core/test_history.py::test_when_all_has_expired_only_who_missed_nothing_recovers",),
     ),
 )
 """What has an end."""
@@ -423,7 +427,7 @@ CONTAINMENT: Final = (
         ("tests/session/test_accept.py::test_a_mistake_of_ours_ends_one_connection_and_is_logged",),
     ),
     Mutant(
-        "a hook for messages takes all down",
+        "a hook for messages that fails is called a mistake of ours",
         "broker/session/connection.py",
         """                except Exception as error:  # noqa: BLE001 - it ends this connection, and no other
                     end_by(self._services, self.fd, error, hook)
@@ -431,13 +435,10 @@ CONTAINMENT: Final = (
         """                except LookupError as error:
                     end_by(self._services, self.fd, error, hook)
                 # Questions""",
-        (
-            "tests/session/test_connection.py",
-            "tests/test_lifetimes.py",
-        ),
+        ("tests/test_lifetimes.py::test_a_hook_that_raises_ends_its_own_connection_only",),
     ),
     Mutant(
-        "a close hook takes all down",
+        "a close hook that fails is called a mistake of ours",
         "broker/session/ending.py",
         """        except Exception:
             services.log.exception("hook_failed", hook="close", fd=connection.fd)
@@ -445,10 +446,7 @@ CONTAINMENT: Final = (
         """        except LookupError:
             services.log.exception("hook_failed", hook="close", fd=connection.fd)
 """,
-        (
-            "tests/session/test_ending.py",
-            "tests/test_lifetimes.py",
-        ),
+        ("tests/test_lifetimes.py::test_a_hook_that_raises_ends_its_own_connection_only",),
     ),
     Mutant(
         "an odd exception of a hook is let through",
@@ -464,10 +462,7 @@ CONTAINMENT: Final = (
             raise
 """,
         "        raise\n",
-        (
-            "tests/session/test_dispatch.py",
-            "tests/session/test_commands.py",
-        ),
+        ("tests/session/test_commands.py::test_each_hook_may_refuse_or_fail_and_the_client_stays",),
     ),
     Mutant(
         "an accept that fails ends the listener",
@@ -496,7 +491,9 @@ CONTAINMENT: Final = (
             self._begin_to_ignore()
 """,
         "            self.close(*error)\n",
-        ("tests/transport/test_lane.py",),
+        (
+            "tests/transport/test_lane.py::test_behind_a_broken_frame_nothing_counts_and_the_next_word_is_the_end",
+        ),
     ),
 )
 """What fails, and takes nothing else along."""
@@ -520,10 +517,7 @@ ORDER: Final = (
         self._end_run()
 """,
         '        """The same for a run that the caller has made, to look for it in the outbox later."""\n',
-        (
-            "tests/routing/test_router.py",
-            "tests/session/test_dispatch.py",
-        ),
+        ("tests/session/test_dispatch.py::test_commands_behind_a_connect_wait_for_it",),
     ),
     Mutant(
         "a new subscriber gets what was published before",
@@ -532,7 +526,7 @@ ORDER: Final = (
         self._end_run()
 """,
         '        """Add a subscription; those who watch its topic learn of it with the next `announce`."""\n',
-        ("tests/routing/test_router.py",),
+        ("tests/routing/test_router.py::test_a_run_ends_at_anything_that_comes_between",),
     ),
     Mutant(
         "one who leaves misses what was published before",
@@ -541,21 +535,25 @@ ORDER: Final = (
         self._end_run()
 """,
         '        """Remove a subscription and tell those who watch; None if there was none."""\n',
-        ("tests/routing/test_router.py",),
+        ("tests/routing/test_router.py::test_a_run_ends_at_anything_that_comes_between",),
     ),
     Mutant(
         "questions about one topic overtake each other",
         "broker/session/questions.py",
         "            topic is not None and turn.topic == topic for turn in self._turns\n",
         "            False for turn in self._turns\n",
-        ("tests/session/test_questions.py",),
+        (
+            "tests/session/test_questions.py::test_of_two_about_one_topic_the_second_is_asked_when_the_first_is_carried_out",
+        ),
     ),
     Mutant(
         "a question is carried out before one that came earlier",
         "broker/session/questions.py",
         "            while self._turns and not self._turns[0].is_open:\n",
         "            while self._turns and (len(self._turns) > 1 or not self._turns[0].is_open):\n",
-        ("tests/session/test_questions.py",),
+        (
+            "tests/session/test_questions.py::test_replies_come_in_order_whichever_answer_was_there_first",
+        ),
     ),
     Mutant(
         "a recovery answers the top",
@@ -575,7 +573,7 @@ ORDER: Final = (
         """        self.mail.insert(max(self._begun, len(self.mail) - 1), run)
         self.bytes += run.size
 """,
-        ("tests/transport/test_outbox.py",),
+        ("tests/transport/test_outbox.py::test_frames_arrive_whole_and_in_order",),
     ),
     Mutant(
         "a partial write is sent again from its start",
@@ -584,7 +582,7 @@ ORDER: Final = (
             parts[0] = memoryview(parts[0])[self._sent :]
 """,
         "",
-        ("tests/transport/test_outbox.py",),
+        ("tests/transport/test_outbox.py::test_frames_arrive_whole_and_in_order",),
     ),
     Mutant(
         "an answer to a publish comes before it is kept",
@@ -614,21 +612,23 @@ RIGHTS: Final = (
         grant = Grant(name, Decider.HOOK, peer.user)
         if reply.info is not None:
 """,
-        ("tests/test_rights_at_the_act.py",),
+        ("tests/test_rights_at_the_act.py::test_reading_is_closed_to_those_who_may_not_subscribe",),
     ),
     Mutant(
         "the rules are not asked again after the hook, to publish by a call",
         "broker/session/rpc.py",
         "            client.services.rights.check_publish(client.peer, params.target)\n",
         "            pass\n",
-        ("tests/test_rights_at_the_act.py",),
+        ("tests/test_rights_at_the_act.py::test_a_right_that_goes_while_a_hook_waits_is_gone",),
     ),
     Mutant(
         "the rules are not asked again after the hook, to read a history",
         "broker/session/commands.py",
         '        services.rights.check_read(client.peer, request.channel, "history")\n',
         "",
-        ("tests/test_rights_at_the_act.py",),
+        (
+            "tests/test_rights_at_the_act.py::test_a_topic_is_read_by_subscribers_alone_where_a_hook_decides",
+        ),
     ),
     Mutant(
         "the rules are not asked again after the hook, to read presence",
@@ -637,17 +637,16 @@ RIGHTS: Final = (
         return topic
 """,
         "        return topic\n",
-        ("tests/test_rights_at_the_act.py",),
+        (
+            "tests/test_rights_at_the_act.py::test_a_topic_is_read_by_subscribers_alone_where_a_hook_decides",
+        ),
     ),
     Mutant(
         "a token of another is as good",
         "broker/session/commands.py",
         "        if wanted != given:\n",
         '        if wanted != given and what == "topic":\n',
-        (
-            "tests/session/test_commands.py",
-            "tests/test_rights_at_the_act.py",
-        ),
+        ("tests/session/test_commands.py::test_a_token_that_is_given_must_be_good",),
     ),
     Mutant(
         "anybody may subscribe to a connection's own name",
@@ -656,11 +655,7 @@ RIGHTS: Final = (
             raise Refused(DENIED, "only an fd itself gets what is sent to it")
 """,
         "",
-        (
-            "tests/access/test_rights.py",
-            "tests/routing/test_subscriptions.py",
-            "tests/session/test_commands.py",
-        ),
+        ("tests/access/test_rights.py::test_some_names_nobody_can_listen_to",),
     ),
     Mutant(
         "anybody may subscribe to a user's own name",
@@ -669,31 +664,21 @@ RIGHTS: Final = (
             raise Refused(DENIED, "only a user gets what is sent to it")
 """,
         "",
-        (
-            "tests/access/test_rights.py",
-            "tests/routing/test_subscriptions.py",
-            "tests/session/test_commands.py",
-        ),
+        ("tests/access/test_rights.py::test_some_names_nobody_can_listen_to",),
     ),
     Mutant(
         "a pattern brings what its subscriber may not have",
         "broker/access/rights.py",
         "            return among and allows(rules.may_subscribe, user)\n",
         "            return among\n",
-        (
-            "tests/access/test_rights.py",
-            "tests/test_rights_at_the_act.py",
-        ),
+        ("tests/access/test_rights.py::test_through_a_pattern_nobody_gets_more_than_by_name",),
     ),
     Mutant(
         "a pattern brings private topics",
         "broker/access/rights.py",
         "            if private or (hook_decides and by in (Decider.RULES, Decider.HOOK)):\n",
         "            if hook_decides and by in (Decider.RULES, Decider.HOOK):\n",
-        (
-            "tests/access/test_rights.py",
-            "tests/test_rights_at_the_act.py",
-        ),
+        ("tests/access/test_rights.py::test_through_a_pattern_nobody_gets_more_than_by_name",),
     ),
     Mutant(
         "who has become another keeps what was his",
@@ -705,9 +690,7 @@ RIGHTS: Final = (
         return True
 """,
         (
-            "tests/access/test_rights.py",
-            "tests/session/test_orders.py",
-            "tests/test_rights_at_the_act.py",
+            "tests/access/test_rights.py::test_a_subscription_outlives_a_change_of_its_user_where_he_may_have_it",
         ),
     ),
     Mutant(
@@ -716,9 +699,7 @@ RIGHTS: Final = (
         "            return grant.user == session.user\n",
         "            return True\n",
         (
-            "tests/access/test_rights.py",
-            "tests/session/test_orders.py",
-            "tests/test_rights_at_the_act.py",
+            "tests/access/test_rights.py::test_a_subscription_outlives_a_change_of_its_user_where_he_may_have_it",
         ),
     ),
     Mutant(
@@ -730,7 +711,7 @@ RIGHTS: Final = (
         """        before = session.user
         session.user = user
 """,
-        ("tests/core/test_registry.py",),
+        ("tests/core/test_registry.py::test_a_user_has_many_fds_and_an_fd_one_user",),
     ),
     Mutant(
         "a reader needs no subscription where a hook decides",
@@ -739,10 +720,7 @@ RIGHTS: Final = (
                 raise Refused(DENIED, "only subscribers may read this topic")
 """,
         "",
-        (
-            "tests/access/test_rights.py",
-            "tests/session/test_commands.py",
-        ),
+        ("tests/access/test_rights.py::test_nobody_reads_a_topic_that_he_may_not_subscribe_to",),
     ),
     Mutant(
         "anybody may send",
@@ -751,10 +729,7 @@ RIGHTS: Final = (
                 raise Refused(DENIED)
             return config.may_send""",
         "            return config.may_send",
-        (
-            "tests/access/test_rights.py",
-            "tests/session/test_commands.py",
-        ),
+        ("tests/access/test_rights.py::test_a_direct_message_is_for_those_who_may_send",),
     ),
     Mutant(
         "a retained value for who may not have it",
@@ -762,10 +737,7 @@ RIGHTS: Final = (
         "            rules is None or not router.rights.receives(rules, value.topic, subscription)\n",
         "            rules is None\n",
         (
-            "tests/access/test_rights.py",
-            "tests/session/test_commands.py",
-            "tests/routing/test_router.py",
-            "tests/test_rights_at_the_act.py",
+            "tests/access/test_rights.py::test_nobody_gets_through_a_group_or_a_retained_value_what_it_may_not_subscribe_to",
         ),
     ),
     Mutant(
@@ -773,7 +745,7 @@ RIGHTS: Final = (
         "broker/routing/requests.py",
         "        if request is None or request.responder != responder:\n",
         "        if request is None:\n",
-        ("tests/routing/test_requests.py",),
+        ("tests/routing/test_requests.py::test_only_the_one_who_was_asked_may_answer",),
     ),
     Mutant(
         "a page of another origin",
@@ -782,34 +754,28 @@ RIGHTS: Final = (
         raise HeadError(403, reason)
 """,
         "",
-        (
-            "tests/session/test_accept.py",
-            "tests/session/test_handshake.py",
-        ),
+        ("tests/session/test_accept.py::test_a_kept_connection_is_served_as_a_fresh_one",),
     ),
     Mutant(
         "any key of the HTTP API",
         "broker/http/api.py",
         "        if not hmac.compare_digest(key.encode(), ours.encode()):\n",
         "        if len(key) != len(ours):\n",
-        ("tests/http/test_api.py",),
+        ("tests/http/test_api.py::test_only_the_key_opens_it",),
     ),
     Mutant(
         "a session of another is spoken for",
         "broker/http/fallbacks.py",
         "        return compare_digest(self._secret.encode(), secret.encode())\n",
         "        return bool(secret)\n",
-        ("tests/http/test_fallbacks.py",),
+        ("tests/http/test_fallbacks.py::test_a_session_is_reached_by_its_own_name_only",),
     ),
     Mutant(
         "a key counts for all connections without a user",
         "broker/routing/publishing.py",
         "        owner = owner_of(None if by is None else by.info)\n",
         '        owner = owner_of(by.info) if by is not None and by.user else "nobody"\n',
-        (
-            "tests/routing/test_publishing.py",
-            "tests/session/test_rpc.py",
-        ),
+        ("tests/routing/test_publishing.py::test_a_key_is_its_publishers_own_and_its_topics",),
     ),
     Mutant(
         "a stranger says for whom it asks",
@@ -818,17 +784,14 @@ RIGHTS: Final = (
             return peer
 """,
         "",
-        ("tests/access/test_proxies.py",),
+        ("tests/access/test_proxies.py::test_the_client_is_the_last_that_is_no_proxy_of_ours",),
     ),
     Mutant(
         "an operator who may look acts",
         "broker/access/operators.py",
         "        return role is Role.VIEW or operator.role is Role.FULL\n",
         "        return True\n",
-        (
-            "tests/access/test_operators.py",
-            "tests/admin/test_methods.py",
-        ),
+        ("tests/access/test_operators.py::test_each_key_gives_its_role",),
     ),
     Mutant(
         "wrong keys at any rate",
@@ -846,7 +809,9 @@ RIGHTS: Final = (
                 break
             stop""",
         "            stop",
-        ("tests/transport/test_frames.py",),
+        (
+            "tests/transport/test_frames.py::test_the_fast_lane_leaves_what_is_not_simple_byte_for_byte",
+        ),
     ),
     Mutant(
         "text that is no UTF-8",
@@ -855,14 +820,16 @@ RIGHTS: Final = (
                 payload.decode()
 """,
         "",
-        ("tests/transport/test_frames.py",),
+        (
+            "tests/transport/test_frames.py::test_the_fast_lane_leaves_what_is_not_simple_byte_for_byte",
+        ),
     ),
     Mutant(
         "a body whose end two parsers see in two places",
         "broker/transport/head.py",
         '    if codings and (lengths or head.version == "1.0"):\n',
         '    if codings and head.version == "1.0":\n',
-        ("tests/transport/test_head.py",),
+        ("tests/transport/test_head.py::test_a_header_is_one_line_with_one_meaning",),
     ),
     Mutant(
         "a tags filter is ignored in a recovery",
@@ -870,8 +837,7 @@ RIGHTS: Final = (
         "                missed = [each for each in missed if wanted.matches(each.tags)]\n",
         "                pass\n",
         (
-            "tests/routing/test_subscriptions.py",
-            "tests/session/test_commands.py",
+            "tests/routing/test_subscriptions.py::test_recovery_picks_too_and_a_pattern_says_its_topic_beside_the_tags",
         ),
     ),
 )
@@ -920,7 +886,9 @@ BUDGETS: Final = (
         "broker/core/memory.py",
         "        return max(0, self.bytes + holder.own_waiting() - FREE_BYTES)\n",
         "        return self.bytes + holder.own_waiting()\n",
-        ("tests/core/test_memory.py",),
+        (
+            "tests/core/test_memory.py::test_the_heaviest_gives_way_first_and_no_more_than_is_needed",
+        ),
     ),
     Mutant(
         "newcomers though memory is short",
@@ -1009,8 +977,7 @@ BUDGETS: Final = (
         "        peer.holding.charge(Part.WILLS, more)\n",
         "        peer.holding.charge(Part.WILLS, 0)\n",
         (
-            "tests/session/test_memory.py",
-            "tests/routing/test_wills.py",
+            "tests/session/test_memory.py::test_close_to_the_limit_a_large_will_is_refused_and_a_small_one_is_not",
         ),
     ),
     Mutant(
