@@ -291,7 +291,7 @@ def _measure_quietly(scenario: Scenario, server: Server, scratch: Path, patience
 
 
 def _measure(scenario: Scenario, server: Server, scratch: Path) -> Run:
-    with running(server, scratch) as (pid, port):
+    with running(server.of(scenario), scratch) as (pid, port):
         talk: dict[str, object] = {
             "host": "127.0.0.1", "port": port, "pid": pid,
             "subs": scenario.subs, "pubs": scenario.pubs, "topics": scenario.topics,
@@ -303,6 +303,10 @@ def _measure(scenario: Scenario, server: Server, scratch: Path) -> Run:
             # Two patterns a step, and at most the 1,000 a connection that the broker allows.
             connections = max(1, scenario.patterns // 1000)
             talk |= {"fill": connections, "fill-count": scenario.patterns // connections // 2}
+        if scenario.words:
+            talk |= {"words": 1, "frames": 1}
+        if scenario.deflate:
+            talk["upgrade"] = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
         talk |= server.talk(scenario)
         argv = [str(scratch / "load")]
         for key, value in talk.items():
