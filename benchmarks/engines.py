@@ -22,9 +22,9 @@ from pathlib import Path
 
 import attrs
 import trio
-from run import Run, _measure
+from run import Run, _measure, drive
 from scenarios import Scenario
-from servers import SERVERS, Missing, Server, _broker, build, free_port
+from servers import SERVERS, Missing, Server, _broker, build, free_port, running
 
 from broker.cli.private_redis import find_program
 from broker.config.engine_url import parse_engine_url
@@ -34,6 +34,8 @@ from broker.core.session import Parcel
 from broker.engines.engine import Submission
 from broker.engines.sqlite import open_sqlite
 from broker.errors import Refused
+from broker.testing import client_frame, handshake
+from broker.transport import frames
 
 SECONDS = 2.0
 PAYLOAD = b'"%s"' % (b"x" * 126)
@@ -61,6 +63,8 @@ ROWS = (
     Row("the same, 100 publishers to a topic each, redis to memory", "100 redis", "100 memory", "≥", 0.5),
     Row("fan-out 1→100, redis to memory", "fan-100 redis", "fan-100 memory", "≥", 0.75),
     Row("fan-out 1→1,000, redis to memory", "fan-1000 redis", "fan-1000 memory", "≥", 0.75),
+    Row("recoveries of 100 publications of a hot topic: redis to memory", "recover redis", "recover memory", "≥", 0.5),
+    Row("two workers to one, by the CPU that each delivery takes: what two cores would do", "workers 2", "workers 1", "≥", 1.7),
     Row("a lone publish, p50 in ms: sqlite less one fsync and memory", "lone sqlite", "lone memory + fsync", "-", 0.4),
     Row("a lone publish, p50 in ms: redis less memory", "lone redis", "lone memory", "-", 1.2),
 )  # fmt: skip
@@ -69,6 +73,9 @@ WS = Scenario(name="ws", title="", burst=16, window=4096, payload=128, reply=Tru
 HUNDRED = Scenario(name="100", title="", subs=100, pubs=100, topics=100, window=64, payload=128)
 FAN_100 = Scenario(name="fan-100", title="", subs=100, burst=16)
 FAN_1000 = Scenario(name="fan-1000", title="", subs=1000, burst=16)
+PACED = Scenario(name="workers", title="", subs=100, rate=200, payload=128, seconds=4)
+RECOVERING = 16
+"""Recoveries under way."""
 LONE = Scenario(name="lone", title="", rate=100, payload=128, seconds=3)
 
 
@@ -237,6 +244,92 @@ def _served(scenario: Scenario, kind: str, scratch: Path, figure: Callable[[Run]
     return figure(run)
 
 
+def _recoveries(kind: str, scratch: Path) -> float:
+    """Recoveries a second of one client that subscribes from the beginning of 100 publications, and leaves,
+    again and again."""
+
+    def text(*commands: object) -> bytes:
+        return client_frame(frames.TEXT, "\n".join(map(json.dumps, commands)).encode())
+
+    def until(mark: bytes, count: int = 1) -> bytes:
+        came = b""
+        while came.count(mark) < count:
+            came += link.recv(2**18)
+        return came
+
+    data = "x" * 126
+    publishes = [{"id": 9, "publish": {"channel": "hot", "data": data}} for _ in range(100)]
+    with _engine(kind, scratch) as server, running(server, scratch) as (_, port):
+        with socket.create_connection(("127.0.0.1", port)) as link:
+            link.sendall(handshake("/connection/websocket", host="127.0.0.1"))
+            until(b"\r\n\r\n")
+            fresh = {"id": 2, "subscribe": {"channel": "hot", "recoverable": True}}
+            leave = {"id": 3, "unsubscribe": {"channel": "hot"}}
+            link.sendall(text({"id": 1, "connect": {}}, fresh, leave, *publishes))
+            came = until(b'"id":9', 100)
+            epoch = came.partition(b'"epoch":"')[2].partition(b'"')[0].decode()
+            since = {"recover": True, "offset": 0, "epoch": epoch}
+            again = {"id": 4, "subscribe": {"channel": "hot", "recoverable": True, **since}}
+            one = text(again, leave)
+            link.sendall(one * RECOVERING)
+            done, began, left = 0, time.perf_counter(), b""
+            while (passed := time.perf_counter() - began) < SECONDS:
+                came = left + link.recv(2**18)
+                found = came.count(b'"recovered":true')
+                left = came[-15:]
+                link.sendall(one * found)
+                done += found
+    return done / passed
+
+
+def _for_cpu(workers: int, scratch: Path) -> float:
+    """Deliveries for each second of CPU that the workers take, without what joins them; of two, what two cores
+    do."""
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place, "redis.sock")
+        argv = [_redis_program(), "--port", "0", "--unixsocket", str(path), "--save", ""]
+        options = ("--workers", str(workers)) if workers > 1 else ()
+        with _process([*argv, "--dir", place], partial(_to_unix, path)):
+            command = _broker(*options, "--engine", f"redis+unix://{path}")
+            server = Server("workers", command, SERVERS["broker"].talk)
+            with running(server, scratch) as (pid, port):
+                before = _at_rest(pid)
+                run = drive(PACED, server, scratch, pid, port)
+                after = _tree_cpu(pid)
+    if "error" in run:
+        raise Missing(f"workers {workers}: {run['error']}")
+    seconds = PACED.seconds + PACED.warm
+    return workers * float(run["deliveries_per_second"]) * seconds / (after - before)
+
+
+def _at_rest(pid: int) -> float:
+    """The same, once all of them have started: the port is there before the workers are."""
+    quiet, before = 0, _tree_cpu(pid)
+    while quiet < 3:
+        time.sleep(1)
+        now = _tree_cpu(pid)
+        quiet, before = (quiet + 1 if now - before < 0.05 else 0), now
+    return before
+
+
+def _tree_cpu(pid: int) -> float:
+    """Seconds of CPU of a process and of those that it has started."""
+    stats = {}
+    for each in Path("/proc").iterdir():
+        if each.name.isdigit():
+            try:
+                fields = (each / "stat").read_text("utf-8").rpartition(") ")[2].split()
+            except OSError:  # it has ended
+                continue
+            ticks = int(fields[11]) + int(fields[12])
+            stats[int(each.name)] = int(fields[1]), ticks / os.sysconf("SC_CLK_TCK")
+    ours, more = {pid}, {pid}
+    while more:
+        more = {child for child, (parent, _) in stats.items() if parent in more}
+        ours |= more
+    return sum(stats[each][1] for each in ours)
+
+
 def _measures(scratch: Path) -> Mapping[str, Callable[[], float]]:
     """What is measured, by the name that the rows use."""
     measures: dict[str, Callable[[], float]] = {}
@@ -249,6 +342,10 @@ def _measures(scratch: Path) -> Mapping[str, Callable[[], float]]:
     for scenario in (WS, HUNDRED, FAN_100, FAN_1000):
         for kind in ("memory", "redis", *(["sqlite"] if scenario is WS else ())):
             measures[f"{scenario.name} {kind}"] = partial(_served, scenario, kind, scratch, rate)
+    for kind in ("memory", "redis"):
+        measures[f"recover {kind}"] = partial(_recoveries, kind, scratch)
+    for workers in (1, 2):
+        measures[f"workers {workers}"] = partial(_for_cpu, workers, scratch)
     for kind in ("memory", "sqlite", "redis"):
         p50: Callable[[Run], float] = lambda run: float(run["p50_ms"])  # noqa: E731
         measures[f"lone {kind}"] = partial(_served, LONE, kind, scratch, p50)

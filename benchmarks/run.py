@@ -292,36 +292,41 @@ def _measure_quietly(scenario: Scenario, server: Server, scratch: Path, patience
 
 def _measure(scenario: Scenario, server: Server, scratch: Path) -> Run:
     with running(server.of(scenario), scratch) as (pid, port):
-        talk: dict[str, object] = {
-            "host": "127.0.0.1", "port": port, "pid": pid,
-            "subs": scenario.subs, "pubs": scenario.pubs, "topics": scenario.topics,
-            "payload": scenario.payload, "window": scenario.actual_window,
-            "burst": scenario.burst, "rate": scenario.rate, "at-once": scenario.at_once,
-            "seconds": scenario.seconds, "warm": scenario.warm,
-        }  # fmt: skip
-        if scenario.patterns:
-            # Two patterns a step, and at most the 1,000 a connection that the broker allows.
-            connections = max(1, scenario.patterns // 1000)
-            talk |= {"fill": connections, "fill-count": scenario.patterns // connections // 2}
-        if scenario.words:
-            talk |= {"words": 1, "frames": 1}
-        if scenario.deflate:
-            talk["upgrade"] = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
-        talk |= server.talk(scenario)
-        argv = [str(scratch / "load")]
-        for key, value in talk.items():
-            argv += [f"--{key}", str(value)]
-        try:
-            done = subprocess.run(
-                pinned(LOAD_CORE, argv), capture_output=True, text=True, timeout=RUN_SECONDS,
-                check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return {"error": f"nothing measured within {RUN_SECONDS:g} s"}
-        if done.returncode:
-            return {"error": done.stderr.strip()[-300:] or f"load: status {done.returncode}"}
-        run: Run = json.loads(done.stdout)
-        return run
+        return drive(scenario, server, scratch, pid, port)
+
+
+def drive(scenario: Scenario, server: Server, scratch: Path, pid: int, port: int) -> Run:
+    """Have the generator drive a server that runs; what it has measured, or its `error`."""
+    talk: dict[str, object] = {
+        "host": "127.0.0.1", "port": port, "pid": pid,
+        "subs": scenario.subs, "pubs": scenario.pubs, "topics": scenario.topics,
+        "payload": scenario.payload, "window": scenario.actual_window,
+        "burst": scenario.burst, "rate": scenario.rate, "at-once": scenario.at_once,
+        "seconds": scenario.seconds, "warm": scenario.warm,
+    }  # fmt: skip
+    if scenario.patterns:
+        # Two patterns a step, and at most the 1,000 a connection that the broker allows.
+        connections = max(1, scenario.patterns // 1000)
+        talk |= {"fill": connections, "fill-count": scenario.patterns // connections // 2}
+    if scenario.words:
+        talk |= {"words": 1, "frames": 1}
+    if scenario.deflate:
+        talk["upgrade"] = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
+    talk |= server.talk(scenario)
+    argv = [str(scratch / "load")]
+    for key, value in talk.items():
+        argv += [f"--{key}", str(value)]
+    try:
+        done = subprocess.run(
+            pinned(LOAD_CORE, argv), capture_output=True, text=True, timeout=RUN_SECONDS,
+            check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"error": f"nothing measured within {RUN_SECONDS:g} s"}
+    if done.returncode:
+        return {"error": done.stderr.strip()[-300:] or f"load: status {done.returncode}"}
+    run: Run = json.loads(done.stdout)
+    return run
 
 
 def _give_up(words: str, status: int | None = None) -> NoReturn:

@@ -85,7 +85,7 @@ from broker.transport.postman import open_post_office
 from broker.webhooks.proxy import open_questions
 from broker.webhooks.sender import open_sender
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 _SHOWN: Final = 200
 """Characters of an exception in a log line: it may hold a megabyte of what a peer sent."""
@@ -107,7 +107,7 @@ class Broker:
     """
 
     def __init__(self, config: Config | None = None) -> None:
-        self.config = config or Config()
+        self.config: Config = config or Config()
         """May be replaced until `serve` is called; then `reload` does it."""
         self.config_sources: Mapping[str, str] = {}
         """Where values of it were given, by setting, for whoever looks: `{"port": "BROKER_PORT"}`. What is
@@ -122,11 +122,11 @@ class Broker:
         self.tls_context: ssl.SSLContext | None = None
         """The context of listeners with TLS, into which `reload_files` reads the certificate anew. Set it
         with `listeners` of your own."""
-        self.cluster = Cluster(lambda: self.node.everywhere)
+        self.cluster: Cluster = Cluster(lambda: self.node.everywhere)
         """The same for connections of all nodes, where several share an engine."""
         self.open_engine: OpenEngine = open_engine
         """Opens the engine that the config names; `broker.testing` may put another here."""
-        self.hooks = Hooks(self._end_by)
+        self.hooks: Hooks = Hooks(self._end_by)
         self._ended_by: BaseException | None = None
         self._node: Node | None = None
         self._places: list[str] = []

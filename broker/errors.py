@@ -145,10 +145,10 @@ class Refused(BrokerError):
             except ValueError:
                 message = "refused"
         super().__init__(f"{code}: {message}")
-        self.code = int(code)
+        self.code: int = int(code)
         self.message = message
-        self.headers = dict(headers or {})
-        self.temporary = code in (ErrorCode.INTERNAL, ErrorCode.TOO_MANY_REQUESTS)
+        self.headers: dict[str, str] = dict(headers or {})
+        self.temporary: bool = code in (ErrorCode.INTERNAL, ErrorCode.TOO_MANY_REQUESTS)
 
 
 class Disconnect(BrokerError):
@@ -160,7 +160,7 @@ class Disconnect(BrokerError):
     def __init__(self, code: int, reason: str = "") -> None:
         check_close_code(code)
         super().__init__(f"{code}: {reason}")
-        self.code = int(code)
+        self.code: int = int(code)
         self.reason = reason
 
 
@@ -172,7 +172,7 @@ class HeadError(BrokerError):
         super().__init__(f"{status}: {reason}")
         self.status = status
         self.reason = reason
-        self.headers = tuple(headers)
+        self.headers: tuple[tuple[str, str], ...] = tuple(headers)
 
 
 class TokenRefused(BrokerError):

@@ -59,7 +59,7 @@ from broker.session.tracing import Traces
 from broker.transport.lane import Traffic
 from broker.transport.postman import PostStatistics
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 
 @attrs.frozen
@@ -410,9 +410,10 @@ class Node:
     def fds_of(self, user: str) -> list[Fd]:
         return list(self.services.router.hub.sessions.fds_of(user))
 
-    def stats(self) -> BrokerStatistics:
+    def stats(self, survey: Survey | None = None) -> BrokerStatistics:
+        """A snapshot; one step. Linear in the connections, 0.4 µs each, unless a `survey` of this moment
+        has looked at them already."""
         router = self.services.router
-        received = [each.traffic.bytes for each in self.services.connections.values()]
         return BrokerStatistics(
             connections=len(router.hub.sessions),
             users=router.hub.sessions.statistics().users,
@@ -430,7 +431,7 @@ class Node:
             hooks=self.hooks.statistics(),
             loop_lag=self.loop_lag.statistics(),
             uptime_seconds=trio.current_time() - self._began,
-            bytes_received=self.services.counts.received.bytes + sum(received),
+            bytes_received=self._received() if survey is None else survey.received.bytes,
         )
 
     @property
@@ -465,6 +466,10 @@ class Node:
             connections_refused=statistics.refused,
             history_publications_evicted=statistics.history.publications_evicted,
         )
+
+    def _received(self) -> int:
+        here = [each.traffic.bytes for each in self.services.connections.values()]
+        return self.services.counts.received.bytes + sum(here)
 
     async def survey(self) -> Survey:
         """Look at every connection. Linear in them, in turns: others are served in between.

@@ -1,15 +1,14 @@
 """How Sphinx builds the documentation: `nox -s docs`.
 
-What can be read from the source is not written again: the tables of settings, codes and command
-line options are made here, into docs/_build/generated, and included by the pages.
+What can be read from the source is not written again: the tables of settings and codes are made here,
+into docs/_build/generated, and included by the pages; sphinx-click and autodoc make the rest.
 """
 
+import re
 from pathlib import Path
 
-import click
 from sphinx.application import Sphinx
 
-from broker.cli.main import main
 from broker.config.described import TABLES, described
 from broker.errors import CloseCode, ErrorCode, UnsubscribeCode, clients_stay_away
 from broker.version import VERSION
@@ -18,7 +17,7 @@ project = "trio-broker"
 author = copyright = "the trio-broker authors"
 release = version = VERSION
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click", "sphinx_copybutton"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
@@ -30,6 +29,9 @@ default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
+autodoc_default_options = {"members": True, "undoc-members": True}  # every public field
+# What a terminal shows before a command is not copied, nor what the command prints.
+copybutton_prompt_text = "$ "
 nitpicky = True
 # References that we write name what is public, `broker.Broker`. Signatures also name where a thing
 # is defined, and other projects' types: those have no pages here, and no network is needed.
@@ -110,27 +112,20 @@ def _codes() -> str:
     )
 
 
-def _command_line() -> str:
-    parts = []
-    root = click.Context(main, info_name="python -m broker")
-    for name, command in main.commands.items():
-        ctx = click.Context(command, info_name=name, parent=root, max_content_width=90)
-        parts.append(f"## {name}\n\n```text\n{command.get_help(ctx)}\n```\n")
-        for inner_name, inner in getattr(command, "commands", {}).items():
-            below = click.Context(inner, info_name=inner_name, parent=ctx, max_content_width=90)
-            parts.append(f"### {name} {inner_name}\n\n```text\n{inner.get_help(below)}\n```\n")
-    return "\n".join(parts)
-
-
 def _generate(_: Sphinx) -> None:
     GENERATED.mkdir(parents=True, exist_ok=True)
     for name, text in (
         ("settings.md", _settings()),
         ("codes.md", _codes()),
-        ("command-line.md", _command_line()),
     ):
         (GENERATED / name).write_text(text, encoding="utf-8")
 
 
+def _escape(app: Sphinx, ctx: object, lines: list[str]) -> None:
+    """Help is text for a terminal, in which `BROKER_*` is no markup."""
+    lines[:] = [re.sub(r"(?<=\w)_(?!\w)|[*|]", r"\\\g<0>", line) for line in lines]
+
+
 def setup(app: Sphinx) -> None:
     app.connect("builder-inited", _generate)
+    app.connect("sphinx-click-process-description", _escape)

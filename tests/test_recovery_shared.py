@@ -22,7 +22,7 @@ from broker.testing import Network, open_test_broker
 from tests.engines.servers import BINARIES, Server, serving
 from tests.test_recovery import CONFIG, Script, World, hold, play
 
-EXAMPLES = 12
+EXAMPLES = 10
 """A script takes a third of a second, most of it in opening and closing brokers."""
 
 IDLE_SECONDS = 0.003

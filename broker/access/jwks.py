@@ -28,7 +28,7 @@ from broker.transport.http_client import open_http_client, reason_of
 if TYPE_CHECKING:
     from httpx2 import AsyncClient
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 FETCH_SECONDS = 10.0
 """An issuer that takes longer is as good as down; clients wait meanwhile."""

@@ -25,7 +25,7 @@ MIN_RSA_BITS: Final = 2048
 MIN_SECRET_BYTES: Final = 32
 """RFC 7518 section 3.2, for HS256. A shorter secret works and is warned about."""
 
-NEEDS_CRYPTO: Final = "needs the package `cryptography`: pip install 'trio-broker[tokens]'"
+NEEDS_CRYPTO: Final = "needs the package `cryptography`: pip install '.[tokens]'"
 
 
 class _PreparedHmac(HMACAlgorithm):

@@ -18,7 +18,9 @@ class RuleBook:
     """
 
     def __init__(self, config: Config) -> None:
-        self.only = None if config.namespaces or config.patterns else config.topics
+        self.only: TopicRules | None = (
+            None if config.namespaces or config.patterns else config.topics
+        )
         """The rules of all topics, where none has others: saves a tenth of a run's cost."""
         self._default = config.topics
         self._namespaces = config.namespaces

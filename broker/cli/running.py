@@ -116,17 +116,23 @@ def _with(names: tuple[str, ...], options: dict[str, Any]) -> Callable[[Callable
     return decorate
 
 
-as_client = _with(("url", "token", "ca"), _options(_check_url, ""))
+as_client: Callable[[Callable[..., None]], Any] = _with(
+    ("url", "token", "ca"), _options(_check_url, "")
+)
 """Gives a command the options of a client; it gets a `Target`."""
 
-as_client_or_backend = _with(
+as_client_or_backend: Callable[[Callable[..., None]], Any] = _with(
     ("url", "token", "ca", "api_key"), _options(_check_url, ", for what only a backend may")
 )
 
-as_backend = _with(("url", "api_key", "ca"), _options(_check_api_url, ""))
+as_backend: Callable[[Callable[..., None]], Any] = _with(
+    ("url", "api_key", "ca"), _options(_check_api_url, "")
+)
 """Gives a command the options of one that uses the HTTP API; it gets a `Target`."""
 
-json_option = click.option("--json", "as_json", is_flag=True, help="JSON, one object a line.")
+json_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+    "--json", "as_json", is_flag=True, help="JSON, one object a line."
+)
 
 
 def with_client(target: Target, work: "Callable[[Client], Awaitable[None]]") -> None:

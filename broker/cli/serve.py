@@ -45,7 +45,7 @@ from broker.transport.places import open_api_sockets
 if TYPE_CHECKING:
     from broker.app import Broker
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 RELOAD_SECONDS: Final = 5.0
 """How long a config file may take to be read, as from a mount that hangs, or a FIFO. A disk takes

@@ -48,7 +48,7 @@ from broker.transport.gate import Counts, make_shared
 from broker.transport.listeners import take_sockets
 from broker.transport.places import open_api_sockets, open_sockets_of
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 GAVE_UP: Final = 3
 """Exit status when what dies again and again was given up; as gunicorn has it."""

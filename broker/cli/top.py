@@ -59,7 +59,7 @@ class Look:
 def top(target: Target, seconds: float, count: int | None, as_json: bool) -> None:
     """Watch a running broker: what goes through it, what waits, who was closed last.
 
-    Needs Rich, pip install 'trio-broker[top]', but for --json. Ends with Ctrl-C, exit status 130.
+    Needs Rich, pip install '.[top]', but for --json. Ends with Ctrl-C, exit status 130.
     """
     screen = None if as_json else _open_screen()
     was_interrupted = False
@@ -114,9 +114,7 @@ def _open_screen() -> "Screen":
     try:
         return Screen()
     except ModuleNotFoundError:
-        raise Mistake(
-            "top needs the package `rich`: pip install 'trio-broker[top]', or use --json"
-        ) from None
+        raise Mistake("top needs the package `rich`: pip install '.[top]', or use --json") from None
 
 
 class Screen:

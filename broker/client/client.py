@@ -98,7 +98,7 @@ class Client:
     ) -> None:
         self.url = url
         self._held = Held()
-        self.messages = Messages(self._wake_reader, self._held)
+        self.messages: Messages = Messages(self._wake_reader, self._held)
         """Publications for this fd, as an async iterator."""
         self._host, self._port, self._resource = address
         self._open_stream = open_stream

@@ -88,10 +88,10 @@ class Link:
         self.welcomed = False
         self.ping = 0
         self.pong = False
-        self.server_topics = ServerTopics()
-        self.closing = False
-        self.written = trio.Event()
-        self.room = trio.Event()
+        self.server_topics: ServerTopics = ServerTopics()
+        self.closing: bool = False
+        self.written: trio.Event = trio.Event()
+        self.room: trio.Event = trio.Event()
         self._last_id = 0
         self._unheard: set[int] | None = set()
         self._pong_waits = False

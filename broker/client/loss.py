@@ -24,7 +24,7 @@ class Lost(Exception):
         super().__init__(code, reason)
         self.code = code
         self.reason = reason
-        self.final = clients_stay_away(code) if final is None else final
+        self.final: bool = clients_stay_away(code) if final is None else final
 
 
 def shorten(text: str) -> str:

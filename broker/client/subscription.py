@@ -181,9 +181,9 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
         self.position: Position | None = since
         """Where the iterator is: pass it as `since` later, in another process too. None for a
         pattern, and where the topic keeps no history."""
-        self.recovered = False
+        self.recovered: bool = False
         """Whether the last subscribe that had a past to recover got all of it."""
-        self.gaps = 0
+        self.gaps: int = 0
         """How often publications may have been missed before what the iterator yields next:
         after a reconnect or an "insufficient state" that could not be recovered from. To be
         told at once, compare it after each item; then load what you need anew."""
@@ -316,7 +316,7 @@ class Messages(AsyncIterator[Publication]):
     """
 
     def __init__(self, taken: Callable[[], None], held: Held) -> None:
-        self.dropped = 0
+        self.dropped: int = 0
         # Publications that nobody has asked for have bounds of their own, and make nobody wait.
         self._inbox = Inbox(taken, Held())
         self._held = held

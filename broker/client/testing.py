@@ -114,7 +114,7 @@ class FakeBroker:
         self.nursery = nursery
         self.dials: list[float] = []
         self.down = False
-        self.fds = 0
+        self.fds: int = 0
         self.pair: Callable[[], tuple[trio.abc.Stream, trio.abc.Stream]] = memory_stream_pair
         self._send, self._dialled = trio.open_memory_channel[trio.abc.Stream](math.inf)
 

@@ -121,7 +121,7 @@ class EventQueue:
         self.begin(epoch, now)
         self._delivered = self._dropped = 0
         self.failures = 0
-        self.seconds = Histogram()
+        self.seconds: Histogram = Histogram()
 
     def begin(self, epoch: str, now: float) -> None:
         """Begin a new epoch: whoever was here has gone, and what waits is told by that."""

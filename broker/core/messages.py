@@ -3,9 +3,9 @@
 Rule: everything here is immutable, and nothing here knows a socket, a clock or a wire format.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum, StrEnum
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, overload
 
 import attrs
 import msgspec
@@ -77,6 +77,62 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
             if self.opaque:
                 return self.data
             raise
+
+
+PUBLICATION_BYTES: Final = 288
+"""Bytes of one publication that somebody holds, besides its data and tags."""
+
+
+class Series(Sequence[Publication]):
+    """What one publisher says in a row: publications without tags of one topic, whose offsets have no gap.
+
+    They are made when somebody asks for one; whoever only writes them looks at the fields. `first` is
+    the offset of the first, 0 where none has one. `contents` is not to be changed any more.
+    """
+
+    __slots__ = ("_made", "contents", "first", "info", "opaque", "topic")
+
+    def __init__(
+        self,
+        topic: str,
+        contents: Sequence[bytes],
+        info: ClientInfo | None = None,
+        first: int = 0,
+        opaque: bool = False,
+    ) -> None:
+        self.topic = topic
+        self.contents = contents
+        self.info = info
+        self.first = first
+        self.opaque = opaque
+        self._made: list[Publication] | None = None
+
+    def __len__(self) -> int:
+        return len(self.contents)
+
+    def __iter__(self) -> Iterator[Publication]:
+        return iter(self._all())
+
+    @overload
+    def __getitem__(self, place: int) -> Publication: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Publication]: ...
+    def __getitem__(self, place: int | slice) -> Publication | Sequence[Publication]:
+        if isinstance(place, slice) or self._made is not None:
+            return self._all()[place]
+        data = self.contents[place]
+        offset = self.first + place % len(self.contents) if self.first else 0
+        return Publication(self.topic, data, self.info, offset, 0, None, self.opaque)
+
+    def _all(self) -> list[Publication]:
+        if self._made is None:
+            topic, info, opaque = self.topic, self.info, self.opaque
+            step = 1 if self.first else 0
+            self._made = [
+                Publication(topic, data, info, self.first + step * place, 0, None, opaque)
+                for place, data in enumerate(self.contents)
+            ]
+        return self._made
 
 
 @attrs.frozen

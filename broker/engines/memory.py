@@ -39,9 +39,9 @@ class Memory:
     def __init__(
         self, max_bytes: int, retained_bytes: int, new_epoch: Callable[[str], str]
     ) -> None:
-        self.retained = Retained(retained_bytes)
+        self.retained: Retained = Retained(retained_bytes)
         self.keys: IdempotentResults[Delivery] = IdempotentResults()
-        self.meter = Meter()
+        self.meter: Meter = Meter()
         self._store = HistoryStore(max_bytes, new_epoch, meter=self.meter)
 
     def knows(self, topic: str) -> bool:

@@ -8,15 +8,15 @@ Rule: a format that was once written can be read for good. A record may get fiel
 defaults; anything else is another `FORMAT`, which older brokers refuse.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, TypeAlias
 from zlib import crc32
 
 import msgspec
 from msgspec import Struct
 
 from broker.config.engine_url import Sync
-from broker.core.messages import ClientInfo, Publication
+from broker.core.messages import ClientInfo, Publication, Series
 
 FORMAT: Final = 1
 """Stands in the file itself; a broker opens what has this number or a lower one."""
@@ -47,6 +47,8 @@ class Batch(Struct, array_like=True):
         if info is not None:
             by = Publisher(info.client, info.user, info.conn_info, info.chan_info)
         tags = None if first.tags is None else dict(first.tags)
+        if isinstance(publications, Series):
+            return cls([*publications.contents], by, tags, first.opaque)
         return cls([each.data for each in publications], by, tags, first.opaque)
 
     def publications(self, topic: str) -> list[Publication]:
@@ -135,7 +137,7 @@ class Meta(Struct, array_like=True, frozen=True):
     """No connection has had this fd or a higher one."""
 
 
-encode = msgspec.msgpack.Encoder().encode
+encode: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
 _decoder: Final = msgspec.msgpack.Decoder(Record)
 _meta_decoder: Final = msgspec.msgpack.Decoder(Meta)
 LENGTH: Final = 4

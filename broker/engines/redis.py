@@ -33,6 +33,7 @@ from broker.core.names import DIRECT, PERSONAL
 from broker.core.scopes import name_scope
 from broker.core.session import Parcel
 from broker.core.work import COMMAND, SLICE
+from broker.engines.cluster import Cluster
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
 from broker.engines.memory import Memory
 from broker.engines.redis_cluster import RedisCluster
@@ -50,7 +51,7 @@ from broker.engines.redis_scripts import TOUCH, VIEW
 from broker.engines.redis_topics import UNBOUNDED, KnownTopics, Snapshot, numbered
 from broker.errors import ConfigError, ErrorCode, Refused
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 FETCH_SECONDS: Final = 4.0
 """How long a subscriber waits for what a topic keeps: as long as a publisher, about."""
@@ -101,13 +102,13 @@ class RedisEngine(Memory):
     ) -> None:
         super().__init__(UNBOUNDED, retained_bytes, _no_epoch)
         self._store.meta_ttl = float("inf")
-        self.next_fd = first_fd
+        self.next_fd: Fd = first_fd
         self._log = shared
         self._out = Outgoing(shared.wake)
-        self.nodes = RedisCluster(shared, self._out)
-        self.cluster = self.nodes
+        self.nodes: RedisCluster = RedisCluster(shared, self._out)
+        self.cluster: Cluster = self.nodes
         self._topics = KnownTopics(self._store, max_bytes, self._is_listened_to)
-        self.incoming = _Incoming(self, shared, self._out, self._topics)
+        self.incoming: _Incoming = _Incoming(self, shared, self._out, self._topics)
         shared.reader = self.incoming
         self._sink: Sink | None = None
 
@@ -484,10 +485,13 @@ class _Incoming:
         parts = shared.key, topic, secrets.token_hex(4), IDLE_EPOCH_MS, EMPTY_EPOCH_MS
         try:
             view = await link.reader.run(VIEW, shared.key + ":log", *parts)
+            snapshot = await Snapshot.of(topic, view)
         except LinkLost as error:
             shared.lose(str(error))
             return False
-        snapshot = await Snapshot.of(topic, view)
+        except (ValueError, IndexError) as error:
+            fetch.refusal = f"history is away: what is kept is not ours: {error}"[:200]
+            return True
         while shared.place < snapshot.place and not fetch.is_stale:
             await shared.wait_moved()
         if fetch.is_stale:

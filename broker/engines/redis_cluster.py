@@ -22,7 +22,7 @@ from broker.engines.redis_outgoing import Outgoing
 from broker.engines.redis_scripts import BEAT, CLEAR, COUNT, ENTER, LEASE, LEAVE, LEFTOVERS, READ
 from broker.errors import ErrorCode, Refused
 
-log = structlog.get_logger("broker.nodes")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker.nodes")
 
 MOST_STATED: Final = 64 * 2**20
 """Bytes of facts that may wait while Redis is away: about 200,000 connections that come and go."""

@@ -209,7 +209,7 @@ def check_installed(url: RedisUrl) -> None:
     try:
         import coredis  # noqa: F401 - see the module
     except ImportError:
-        text = "engine: Redis needs the extra `redis`: pip install 'trio-broker[redis]'"
+        text = "engine: Redis needs the extra `redis`: pip install '.[redis]'"
         raise ConfigError(text) from None
     # What it has to say about a lost connection is said by us, once.
     logging.getLogger("coredis").setLevel(logging.CRITICAL + 1)

@@ -30,7 +30,7 @@ from broker.config.engine_url import RedisUrl
 from broker.engines.redis_link import Link, LinkLost, to_text, use_link
 from broker.engines.redis_scripts import APPEND, ATTACH, FORMAT, RENEW
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 LOG_BYTES: Final = 64 * 2**20
 """So much of the log is kept: a node that is behind by more has lost something. Ten seconds of all that
@@ -61,6 +61,8 @@ SKIPPED: Final = 2.0
 LOST: Final = "some of the log is gone: who counts on getting all is told so"
 
 ANOTHER_LOG: Final = "the log is another one"
+
+MISREAD: Final = "something in the log is not ours: does another program use the same prefix?"
 
 IDLE_EPOCH_MS: Final = 86_400_000
 """An epoch that nobody asked for during a day ends, as in the other engines."""
@@ -171,15 +173,17 @@ class SharedLog:
     def __init__(self, url: RedisUrl, key: str, node: str, retained_bytes: int) -> None:
         self.url = url
         self.key = key
-        self.node = node
+        self.node: str = node
         self._retained_bytes = retained_bytes
-        self.place = -1
+        self.place: Any = -1
         """-1 before the first link."""
-        self.lineage = ""
-        self.failing = ""
+        self.lineage: Any = ""
+        self.failing: str = ""
         """Why there is no link; "" while there is one."""
-        self.failing_since = 0.0
-        self.batches = self.entries = self.losses = 0
+        self.failing_since: float = 0.0
+        self.batches: int = 0
+        self.entries: int = 0
+        self.losses: int = 0
         self.link: Link | None = None
         self.reader: LogReader
         self._head: bytes | None = None
@@ -187,7 +191,7 @@ class SharedLog:
         self._server_lineage = ""
         self.inbox: tuple[int, int] = (0, 0)
         """The last message for this node that was read."""
-        self.written = 0
+        self.written: int = 0
         """How much of all that was ever put is in Redis."""
         self._mail: deque[tuple[tuple[int, int], str, bytes]] = deque()
         self._flights: deque[Flight] = deque()
@@ -275,6 +279,10 @@ class SharedLog:
             await task(link)
         except LinkLost as error:
             self.lose(str(error))
+        except (ValueError, IndexError) as error:
+            # Another program's, or a newer version's: whoever runs it has to look, and we stay.
+            log.error("log_misread", redis=self.url.where, reason=str(error)[:200])
+            self.lose(MISREAD)
 
     async def attach(self, link: Link) -> None:
         """Find our place in the log again; the first time, its end. Raises `LinkLost`."""

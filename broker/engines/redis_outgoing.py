@@ -51,7 +51,7 @@ class Posted(Struct, array_like=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decoder: Final = msgspec.msgpack.Decoder(Posted)
-decode_posted = _decoder.decode
+decode_posted: Callable[[bytes], Posted] = _decoder.decode
 
 
 @attrs.define(eq=False)

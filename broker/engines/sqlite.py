@@ -70,7 +70,7 @@ from broker.engines.records import (
 from broker.engines.sqlite_file import LogFile, NotWritten, damaged
 from broker.errors import ConfigError, ErrorCode, Refused
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 BATCH_PUBLICATIONS: Final = 8192
 """Publications in one commit: 20 ms of work to give them back, and twice as many are no faster."""
@@ -625,7 +625,7 @@ def _record_of(item: Submission | _Removal, at: int) -> Run | Removed | None:
 def _runs_of(history: History, now: float, at: int) -> Iterator[Run]:
     """What a topic keeps as runs: a new one where the time is another, a new batch where the publisher is."""
     size, run, last, last_when = len(history.ring), None, None, 0.0
-    for when, each, _ in history.ring:
+    for when, each in history.dated():
         if run is None or when != last_when:
             if run is not None:
                 yield run

@@ -42,9 +42,11 @@ class LogFile:
 
     def __init__(self, path: Path, db: sqlite3.Connection, meta: Meta) -> None:
         self.path = path
-        self.meta = meta
+        self.meta: Meta = meta
         """As it stands in the file."""
         self._db = db
+        self.last_seq: int
+        self.bytes: int
         self.last_seq, self.bytes = self._measure()
 
     @classmethod

@@ -25,7 +25,7 @@ from broker.core.scopes import name_scope
 from broker.events.feed import Feed
 from broker.hooks import EndsProcess, EventHook
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 LOOK_SECONDS: Final = 1.0
 """Between two looks at whether an event was told."""
@@ -42,7 +42,7 @@ class Events:
     def __init__(self, feeds: Sequence[Feed], now: Callable[[], float], epoch: str) -> None:
         self._feeds = feeds
         self._now = now
-        self.epoch = epoch
+        self.epoch: str = epoch
 
     def emit(self, kind: EventKind, fd: Fd, user: str, **fields: Any) -> None:
         """Something has happened to a connection; `fields` are those of `Event`. Never waits."""

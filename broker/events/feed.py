@@ -9,7 +9,7 @@ import trio
 
 from broker.core.event_queue import Event, EventKind, EventQueue
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 
 @attrs.define(eq=False)

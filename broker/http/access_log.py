@@ -16,7 +16,7 @@ import trio
 
 from broker.transport.head import Head
 
-log = structlog.get_logger("broker.http")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker.http")
 
 MOST: Final = 200
 """Characters of a path, or of what a client calls itself."""

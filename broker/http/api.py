@@ -72,7 +72,7 @@ from broker.session.orders import ServerSub
 from broker.session.rpc import report
 from broker.session.search import ConnectionQuery
 
-log = structlog.get_logger("broker.http")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker.http")
 
 S = TypeVar("S", bound=Struct)
 

@@ -30,7 +30,7 @@ from broker.routing.turns import Share
 from broker.transport.head import Head, Request, parse_head, read_head
 from broker.transport.sockets import address_of
 
-logger = logging.getLogger("broker.http")
+logger: logging.Logger = logging.getLogger("broker.http")
 
 IDLE_SECONDS: Final = 75.0
 """As nginx: longer than connection pools keep what they do not use, so they close first."""

@@ -99,7 +99,7 @@ class HttpConnection(Connection):
             answer=answer,
             welcome=welcome,
         )
-        self.subprotocol = line.codec.name
+        self.subprotocol: str = line.codec.name
         line.connection, line.holding = self, self.holding
         self._line = line
         self._secret = token_urlsafe(16)

@@ -35,7 +35,7 @@ from broker.version import VERSION
 if TYPE_CHECKING:
     from prometheus_client import Metric as Family
 
-log = structlog.get_logger("broker.http")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker.http")
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -340,9 +340,7 @@ class Metrics:
         if refusal is not None:
             return refusal
         if not _is_installed():
-            text = (
-                "/metrics needs the package `prometheus-client`: pip install 'trio-broker[metrics]'"
-            )
+            text = "/metrics needs the package `prometheus-client`: pip install '.[metrics]'"
             return PlainTextResponse(f"{text}\n", HTTPStatus.NOT_IMPLEMENTED)
         body = await self._read()
         headers = {"Cache-Control": "no-store"}
@@ -394,7 +392,8 @@ def _shown_key(request: Request) -> str:
 
 async def exposition(node: Node) -> bytes:
     """All metrics of a node as text. Takes turns with everybody else; cancelled, nothing is left behind."""
-    snapshot = Snapshot(node, node.stats(), await node.survey(), logs.statistics())
+    survey = await node.survey()
+    snapshot = Snapshot(node, node.stats(survey), survey, logs.statistics())
     text = b""
     for first in range(0, len(METRICS), METRICS_AT_ONCE):
         await trio.lowlevel.checkpoint()

@@ -35,8 +35,8 @@ from broker.http.access_log import Exchange
 from broker.transport.head import Head, Request, refusal
 from broker.transport.sockets import address_of
 
-log = structlog.get_logger("broker.http")
-logger = logging.getLogger("broker.http")  # Hypercorn's as well
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker.http")
+logger: logging.Logger = logging.getLogger("broker.http")  # Hypercorn's as well
 
 REQUEST_SECONDS = 30.0
 """For all of one request: its body, the app's work and the response; our largest page at 6 KB/s."""

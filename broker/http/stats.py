@@ -15,7 +15,7 @@ from broker.version import VERSION
 def stats_fields(node: Node, survey: Survey) -> dict[str, object]:
     """What is here now, and what was counted since the start. `survey` is a walk over the connections of
     this moment."""
-    statistics = node.stats()
+    statistics = node.stats(survey)
     return {
         "node": node.name,
         "version": VERSION,

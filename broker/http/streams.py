@@ -53,16 +53,18 @@ class HttpStream(RelayStream):
     First comes a response head, which goes out as it is. `connection` is set before that.
     """
 
-    media_type: ClassVar = "application/x-ndjson"
+    media_type: ClassVar[str] = "application/x-ndjson"
     codec: ClassVar[Codec] = CENTRIFUGE_JSON
-    opcode: ClassVar = frames.TEXT
+    opcode: ClassVar[int] = frames.TEXT
     """Of the frames in which that codec's messages go both ways."""
     connection: "Connection"
+    pieces: int
     holding: Holding = UNCOUNTED
     """What is charged for what it has in hand: that of its connection, once there is one."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream = self.transport_stream = stream
+        self.transport_stream: trio.abc.Stream = stream
+        self._stream = stream
         self._is_head = True
         self._buffer = bytearray()
         self._frame = -1  # opcode of the frame that is being passed on; -1 between frames
@@ -192,9 +194,9 @@ class HttpStream(RelayStream):
 class ProtobufStream(HttpStream):
     """A response in protobuf: each reply and push is behind its length, as it is in a frame."""
 
-    media_type = "application/octet-stream"
-    codec = CENTRIFUGE_PROTOBUF
-    opcode = frames.BINARY
+    media_type: ClassVar[str] = "application/octet-stream"
+    codec: ClassVar[Codec] = CENTRIFUGE_PROTOBUF
+    opcode: ClassVar[int] = frames.BINARY
 
     def _is_disconnect(self, start: bytes) -> bool:
         return is_disconnect(start)

@@ -17,7 +17,7 @@ from broker.http.metrics import exposition
 from broker.node import Node
 from broker.transport.listeners import accept_streams
 
-log = structlog.get_logger("broker.http")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker.http")
 
 ANSWER_SECONDS: Final = 3.0
 """For a worker's text: ten thousand connections take 25 ms. One that hangs must not make the scrape

@@ -24,7 +24,7 @@ FLUSH_SECONDS: Final = 1.0
 """How long an end of the process waits, at most, for lines to be taken. A reader that lives takes
 all that may wait in milliseconds, and a supervisor gives a stop 10 s (Docker) or more."""
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 
 class _Sink(Protocol):

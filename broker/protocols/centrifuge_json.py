@@ -6,7 +6,7 @@ Rule: encodes and decodes, and decides nothing.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import attrs
@@ -23,7 +23,7 @@ from broker.core.json_reader import (
     one_text,
     read_text,
 )
-from broker.core.messages import ClientInfo, Publication
+from broker.core.messages import ClientInfo, Publication, Series
 from broker.protocols.codec import Codec, Commands, shown_tags
 from broker.protocols.commands import (
     MAX_COMMANDS,
@@ -176,8 +176,10 @@ class CentrifugeJson(Codec):
         self._opaque = self._opaque_json = b""
 
     # No call around a call: these are on the hot path.
-    decode = staticmethod(decode)
-    decode_publishes = staticmethod(decode_publishes)
+    decode: Callable[[bytes], Commands] = staticmethod(decode)
+    decode_publishes: Callable[[Sequence[bytes]], Sequence[PublishCommand] | None] = staticmethod(
+        decode_publishes
+    )
 
     def pieces(self, name: str, publication: Publication) -> tuple[bytes, bytes, bytes]:
         info = publication.info
@@ -207,18 +209,23 @@ class CentrifugeJson(Codec):
         return self._opaque_json
 
     def publications(self, name: str, publications: Sequence[Publication]) -> Sequence[bytes]:
-        first = publications[0]
-        if not _is_simple(name, first):
+        if isinstance(publications, Series):
+            said = publications
+            contents, info, offset = [*said.contents], said.info, said.first
+            is_simple = name == said.topic and not said.opaque
+        else:
+            first, last = publications[0], publications[-1]
+            contents, info, offset = [p.data for p in publications], first.info, first.offset
+            has_gaps = offset and last.offset - offset != len(contents) - 1
+            is_simple = _is_simple(name, first) and not has_gaps
+        if not is_simple:
             return [self.publication(name, publication) for publication in publications]
-        if first.info is not self._info or name is not self._name:
-            self._remember(name, first.info)
-        head, info = self._head, self._info_field
-        if not first.offset:
-            return frames.text_frames(head, [p.data for p in publications], info + b"}}}")
-        if publications[-1].offset - first.offset != len(publications) - 1:
-            return [self.publication(name, publication) for publication in publications]
-        contents = [p.data for p in publications]
-        return frames.text_frames(head, contents, info + b',"offset":', first.offset, b"}}}")
+        if info is not self._info or name is not self._name:
+            self._remember(name, info)
+        head, info_field = self._head, self._info_field
+        if offset:
+            return frames.text_frames(head, contents, info_field + b',"offset":', offset, b"}}}")
+        return frames.text_frames(head, contents, info_field + b"}}}")
 
     def _remember(self, name: str, info: ClientInfo | None) -> None:
         """Write what all publications of a publisher under a name have in common."""
@@ -229,10 +236,15 @@ class CentrifugeJson(Codec):
             self._head = b'{"push":{"channel":' + _string(name) + b',"pub":{"data":'
             self._name = name
 
-    encode = staticmethod(written)
+    encode: Callable[[object], bytes] = staticmethod(written)
 
     def frame(self, replies: Sequence[bytes]) -> bytes:
         return frames.text_frame(replies[0] if len(replies) == 1 else b"\n".join(replies))
+
+    def published(self, request_ids: Sequence[int]) -> Sequence[bytes]:
+        # In one piece, as a busy publisher wants an answer to each: a tenth of the price of one by one.
+        between = ',"publish":{}}\n{"id":'
+        return (f'{{"id":{between.join(map(str, request_ids))},"publish":{{}}}}'.encode(),)
 
     def payload(self, publication: Publication) -> Raw:
         data = publication.data

@@ -64,7 +64,7 @@ class Codec(ABC):
     """Whether payloads may be bytes that are not JSON."""
 
     @abstractmethod
-    def decode(self, payload: bytes) -> Commands:
+    def decode(self, payload: bytes, /) -> Commands:
         """The commands of one message: one at least. A `FaultyCommand` is one of them.
 
         Raises `BadCommand`, also for a message with nothing in it; perhaps only when it comes to
@@ -72,7 +72,7 @@ class Codec(ABC):
         """
 
     @abstractmethod
-    def decode_publishes(self, payloads: Sequence[bytes]) -> Sequence[PublishCommand] | None:
+    def decode_publishes(self, payloads: Sequence[bytes], /) -> Sequence[PublishCommand] | None:
         """The commands of messages that are one publish each and nothing else; None for any others.
 
         On the hot path, so it may also give up on a publish that is written in an unusual way.
@@ -141,6 +141,10 @@ class Codec(ABC):
 
     def reply(self, request_id: int, method: str, result: Result) -> bytes:
         return self.encode({"id": request_id, method: result})
+
+    def published(self, request_ids: Sequence[int]) -> Sequence[bytes]:
+        """The replies to publishes, for `frame`: as many pieces as it takes."""
+        return [self.reply(request_id, "publish", {}) for request_id in request_ids]
 
     def error(self, request_id: int, code: int, message: str, temporary: bool) -> bytes:
         error: dict[str, object] = {"code": code, "message": message}

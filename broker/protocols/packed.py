@@ -37,7 +37,7 @@ class _Packed:
 class PackedJson(_Packed, CentrifugeJson):
     """As `CENTRIFUGE_JSON`."""
 
-    writer = CENTRIFUGE_JSON
+    writer: ClassVar[PeerCodec] = CENTRIFUGE_JSON
 
     def frame(self, replies: Sequence[bytes]) -> bytes:
         return self._packer.pack(super().frame(replies))
@@ -46,7 +46,7 @@ class PackedJson(_Packed, CentrifugeJson):
 class PackedProtobuf(_Packed, CentrifugeProtobuf):
     """As `CENTRIFUGE_PROTOBUF`."""
 
-    writer = CENTRIFUGE_PROTOBUF
+    writer: ClassVar[PeerCodec] = CENTRIFUGE_PROTOBUF
 
     def frame(self, replies: Sequence[bytes]) -> bytes:
         return self._packer.pack(super().frame(replies))
@@ -55,7 +55,7 @@ class PackedProtobuf(_Packed, CentrifugeProtobuf):
 class PackedPlain(_Packed, Plain):
     """As `PLAIN`."""
 
-    writer = PLAIN
+    writer: ClassVar[PeerCodec] = PLAIN
 
     def message(self, data: bytes) -> bytes:
         return self._packer.pack(super().message(data))
@@ -71,7 +71,7 @@ class PackedCodecs:
     """The codecs of all peers whose frames go through one packer."""
 
     def __init__(self, packer: Packer) -> None:
-        self.plain = PackedPlain(packer)
+        self.plain: PackedPlain = PackedPlain(packer)
         self._by_name: dict[str, Codec] = {
             codec.name: codec for codec in (PackedJson(packer), PackedProtobuf(packer))
         }

@@ -20,7 +20,7 @@ from broker.engines.cluster import Cluster
 from broker.errors import Refused
 from broker.routing.neighbours import FDS, Neighbours
 
-log = structlog.get_logger("broker.nodes")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker.nodes")
 
 FIRST_LEASE: Final = 1024
 MOST_LEASED: Final = 2**16

@@ -28,7 +28,7 @@ from broker.errors import Refused
 from broker.routing.mail import Body, Call, Mail, Note, Result, read, write
 from broker.routing.open_calls import CALL_SECONDS, Answer, OpenCalls, unanswered
 
-log = structlog.get_logger("broker.nodes")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker.nodes")
 
 NODE: Final = "node"
 """The notice with which a node begins: its name, and when it has started."""
@@ -63,9 +63,9 @@ class Neighbours:
 
     def __init__(self, cluster: Cluster, name: str, started_at: float) -> None:
         self.cluster = cluster
-        self.blocks = FdBlocks()
-        self.calls = OpenCalls()
-        self.misread = 0
+        self.blocks: FdBlocks = FdBlocks()
+        self.calls: OpenCalls = OpenCalls()
+        self.misread: int = 0
         """Messages that could not be read."""
         self.on_gone: list[Callable[[str], None]] = []
         self.on_restate: list[Callable[[], None]] = []

@@ -5,8 +5,7 @@ from math import inf
 
 import trio
 
-from broker.core.history import PUBLICATION_BYTES
-from broker.core.messages import ClientInfo, Fd, Publication
+from broker.core.messages import PUBLICATION_BYTES, ClientInfo, Fd, Publication
 from broker.core.session import Audience, Parcel, Recipient, SlowRule, Subscription
 from broker.errors import Lagged
 
@@ -22,7 +21,7 @@ class Reader:
     user = ""
 
     def __init__(self, capacity: int, max_bytes: float = inf) -> None:
-        self.bytes_held = 0
+        self.bytes_held: int = 0
         """What the publications take that wait."""
         self._max_bytes = max_bytes
         self.subscriptions: dict[str, Subscription] = {}

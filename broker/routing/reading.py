@@ -9,8 +9,7 @@ Rules:
 
 from collections.abc import Mapping, Sequence
 
-from broker.core.history import PUBLICATION_BYTES
-from broker.core.messages import ClientInfo, Position, Publication
+from broker.core.messages import PUBLICATION_BYTES, ClientInfo, Position, Publication
 from broker.core.work import KILOBYTE, LISTED, MEMBER
 from broker.errors import ErrorCode, Refused
 from broker.routing.router import Router

@@ -27,7 +27,7 @@ from broker.routing.publishing import Publisher, PublishOptions
 from broker.routing.roster import EVENTS, IN, WILLS, LastWill, info_of
 from broker.routing.router import Router
 
-log = structlog.get_logger("broker.nodes")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker.nodes")
 
 AT_ONCE: Final = 100
 """Cards of one step."""

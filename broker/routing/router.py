@@ -22,11 +22,13 @@ from typing import Any, Final
 import trio
 
 from broker.access.rights import Rights
+from broker.config.reload import Settings
 from broker.config.settings import TopicRules
 from broker.core.event_queue import EventKind
 from broker.core.hub import Hub
-from broker.core.messages import ClientInfo, Publication
+from broker.core.messages import ClientInfo, Publication, Series
 from broker.core.names import DIRECT, PERSONAL, direct_fd, is_connection_name
+from broker.core.retained import Retained
 from broker.core.session import Audience, Parcel, Recipient, Report, Subscriber, Subscription
 from broker.core.topics import is_pattern
 from broker.core.work import (
@@ -138,8 +140,8 @@ class Router:
         self.office = office
         self.rights = rights
         self.events = events
-        self.settings = rights.settings
-        self.retained = engine.retained
+        self.settings: Settings = rights.settings
+        self.retained: Retained = engine.retained
         self._may_defer = engine.durability != "none" or engine.cluster.is_shared
         self.ways: Ways | None = None
         """The ways to connections of other nodes; None where there can be none."""
@@ -149,13 +151,13 @@ class Router:
         """Queue groups over nodes; None where those here are all."""
         self.spans: Spans | None = None
         """Makes spans of publications that carry a trace; None where they are off."""
-        self.published = 0
-        self.tallies = Tallies()
+        self.published: int = 0
+        self.tallies: Tallies = Tallies()
         self.tallies.count_by(self.settings.config.namespaces)
-        self.recoveries = Recoveries()
-        self.meter = engine.meter
-        self.turns = Turns()
-        self.watchers = Watchers(hub, rights, office, self.meter, self._end_run)
+        self.recoveries: Recoveries = Recoveries()
+        self.meter: Meter = engine.meter
+        self.turns: Turns = Turns()
+        self.watchers: Watchers = Watchers(hub, rights, office, self.meter, self._end_run)
         self._run_topic = ""
         self._run_rules = self.settings.config.topics
         self._run_keeps = False  # its history, at once
@@ -168,7 +170,7 @@ class Router:
         self._run_most = RUN_BYTES
         self._run_width = 1  # audiences, and one where there are none
         self._run_work = 0.0  # of its fan-out
-        self.returns = Returns(self.fan_out, hub)
+        self.returns: Returns = Returns(self.fan_out, hub)
         office.before_round = self._end_run
         self.settings.watch(self._settings_changed)
         self._settings_changed()  # what the engine has kept may be of other settings
@@ -224,7 +226,7 @@ class Router:
                 topic, contents, info, opaque, self._run_rules, self._run_now
             )
         else:
-            publications = [Publication(topic, data, info, 0, 0, None, opaque) for data in contents]
+            publications = Series(topic, contents, info, 0, opaque)
         self._run.batches.append(publications)
         count, size = len(publications), sum(map(len, contents))
         self.published += count

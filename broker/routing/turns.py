@@ -99,7 +99,7 @@ class Share(Allowance):
         """Have the next turn now, if rule 4 gives it; the caller has come through a checkpoint since its
         last work, at which everybody else ran."""
         if self.turns.latest is self and self.turns.is_free:
-            self.slice = SLICE
+            self.slice: float = SLICE
 
     def begin(self) -> bool:
         """Count the time that has passed; whether anything at all may be done."""

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from functools import partial
 from math import inf
 from time import time as wall_clock
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import attrs
 import trio
 
 from broker.core.event_queue import EventKind
-from broker.core.memory import Part
+from broker.core.memory import Holding, Part
 from broker.core.messages import ONE_WAY, Close, Initiator, Transport
 from broker.core.session import Phase, PhaseEvent
 from broker.core.work import ENDING, SLICE
@@ -48,7 +48,7 @@ from broker.session.services import Services
 from broker.transport.extensions import Deflate
 from broker.transport.head import Head, acceptance
 from broker.transport.inflating import Inflater
-from broker.transport.lane import Batch, Lane
+from broker.transport.lane import Batch, Lane, Traffic
 from broker.transport.outbox import Outbox
 
 LEAVES_AT_ONCE: Final = 100.0
@@ -107,10 +107,10 @@ class Connection(Profile):
         `HeadError` for extensions that are none."""
         super().__init__(head, address, transport)
         if welcome is not UNASKED:
-            self.data = welcome.data
+            self.data: dict[str, Any] = welcome.data
         self._deflate: Deflate | None = None
         if transport == "websocket":
-            self.subprotocol = choose_subprotocol(head, welcome.reply)
+            self.subprotocol: str | None = choose_subprotocol(head, welcome.reply)
             self._deflate = deflate = services.compression.agree(head)
             extensions = "" if deflate is None else deflate.answer
             answer = acceptance(head, self.subprotocol, welcome.reply.lines, extensions)
@@ -128,11 +128,11 @@ class Connection(Profile):
         self.heartbeat: Heartbeat
         self._waiting = 0
         self._acceptance = answer
-        self.holding = services.memory.hold(self)
-        self.lane = Lane(
+        self.holding: Holding = services.memory.hold(self)
+        self.lane: Lane = Lane(
             stream, behind, services.lane_limits, self.end_soon, self._take_now, self.holding
         )
-        self.traffic = self.lane.traffic
+        self.traffic: Traffic = self.lane.traffic
 
     # as its transport has it
 

@@ -7,7 +7,7 @@ passes by no hook.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import ClassVar, Final
 
 import attrs
 import trio
@@ -19,7 +19,7 @@ from broker.core.messages import Fd, Publication
 from broker.core.session import PhaseEvent
 from broker.errors import CloseCode, Disconnect, ErrorCode, Refused
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
-from broker.protocols.codec import Result
+from broker.protocols.codec import Codec, Result
 from broker.protocols.commands import Command
 from broker.protocols.json_text import to_json, written
 from broker.session.commands import Handler
@@ -215,6 +215,6 @@ class OperatorConnection(Connection):
 
     __slots__ = ()
 
-    default_codec = CENTRIFUGE_JSON
-    dispatches = Desk
+    default_codec: ClassVar[Codec | None] = CENTRIFUGE_JSON
+    dispatches: ClassVar[type[Dispatcher]] = Desk
     is_apps = False

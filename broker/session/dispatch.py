@@ -106,7 +106,7 @@ def publish(client: Client, request_id: int, topic: str, data: bytes) -> None:
     if dones is not None:
         client.answer_when_kept(dones, (request_id,))
     elif request_id:
-        client.add_reply(client.publish_reply(request_id, refusal))
+        client.answer_publishes((request_id,), refusal)
     if client.services.logs_commands:
         _log_command(client, request_id, "publish", topic, refusal)
     del refusal  # see the module: it holds this frame
@@ -370,8 +370,7 @@ class Dispatcher:
         if dones is not None:
             client.answer_when_kept(dones, answered)
         else:
-            for request_id in answered:
-                client.add_reply(client.publish_reply(request_id, refusal))
+            client.answer_publishes(answered, refusal)
         del refusal  # see the module: it holds this frame
         self._share.spend(router.meter.done - before)
         return True

@@ -26,7 +26,7 @@ from broker.core.memory import Holding, MemoryBudget
 from broker.session.services import Services
 from broker.transport.head import Head
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 BEAT: Final = 1.0
 PAUSE: Final = 0.05

@@ -28,7 +28,7 @@ from broker.routing.subscriptions import Plan, check_subscribable, plan_subscrip
 from broker.transport import frames
 from broker.transport.outbox import Offer
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 _OFFERS = {
     Offer.TAKEN: PushResult.QUEUED,

@@ -31,8 +31,8 @@ class Asked:
 
     def __init__(self, head: Head, address: str, transport: Transport) -> None:
         self.data: dict[str, Any] = {}
-        self.address = str(address)  # and no more of what else it may know
-        self.peer_address = peer_of(address)
+        self.address: str = str(address)  # and no more of what else it may know
+        self.peer_address: str = peer_of(address)
         self.transport = transport
         self._target = head.target
         self._field_lines = head.field_lines
@@ -82,7 +82,7 @@ class Profile(Asked):
 
     def __init__(self, head: Head, address: str, transport: Transport) -> None:
         super().__init__(head, address, transport)
-        self.opened_at = wall_clock()
+        self.opened_at: float = wall_clock()
         self.subprotocol: str | None = None
 
     @property

@@ -78,15 +78,16 @@ class Client:
 
     # replies
 
-    def add_reply(self, reply: bytes) -> None:
-        """Answer a publish, when the batch is done."""
-        self._replies.append(reply)
+    def answer_publishes(self, request_ids: Sequence[int], refusal: Refused | None) -> None:
+        """Answer publishes, when the batch is done: all were carried out, or all were refused."""
+        self._replies += self._publish_replies(request_ids, refusal)
 
-    def publish_reply(self, request_id: int, refusal: Refused | None) -> bytes:
-        """The answer to a publish that was carried out, or refused; not framed yet."""
+    def _publish_replies(
+        self, request_ids: Sequence[int], refusal: Refused | None
+    ) -> Sequence[bytes]:
         if refusal is not None:
-            return self.error(request_id, refusal)
-        return self.codec.reply(request_id, "publish", NOTHING)
+            return [self.error(each, refusal) for each in request_ids]
+        return self.codec.published(request_ids) if request_ids else ()
 
     def answer_when_kept(self, dones: list[Done], request_ids: Sequence[int]) -> None:
         """Answer these publishes when the engine has kept them, together with all others of its
@@ -98,7 +99,7 @@ class Client:
         self, request_ids: Sequence[int], result: Position | Refused | None
     ) -> None:
         refusal = result if isinstance(result, Refused) else None
-        self.kept([self.publish_reply(each, refusal) for each in request_ids if each])
+        self.kept(self._publish_replies([each for each in request_ids if each], refusal))
 
     def kept(self, replies: Sequence[bytes]) -> None:
         """One of what is `pending` is kept, or refused; send these with all answers of its batch."""

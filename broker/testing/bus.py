@@ -30,7 +30,7 @@ from broker.core.messages import Fd, Position
 from broker.core.names import PERSONAL
 from broker.core.session import Parcel
 from broker.core.work import SLICE
-from broker.engines.cluster import BEAT_SECONDS, LEASE_SECONDS, Card, Listener
+from broker.engines.cluster import BEAT_SECONDS, LEASE_SECONDS, Card, Cluster, Listener
 from broker.engines.engine import (
     Durability,
     EngineStatistics,
@@ -312,12 +312,12 @@ class BusEngine(Memory):
         super().__init__(max_bytes, retained_bytes, bus.new_epoch)
         self.bus = bus
         self._max_bytes = max_bytes
-        self.cluster = self
+        self.cluster: Cluster = self
         self.next_fd = first_fd
-        self.node = secrets.token_hex(4)
+        self.node: str = secrets.token_hex(4)
         self.listener: Listener
         self.is_cut = self.is_killed = False
-        self.lag = 0.0
+        self.lag: float = 0.0
         """Seconds that this node reads behind the others."""
         self._sink: Sink
         self._writes: deque[tuple[Write, Submission | None, int]] = deque()
@@ -326,7 +326,7 @@ class BusEngine(Memory):
         self._open: dict[Submission, int] = {}
         self._news = trio.lowlevel.ParkingLot()
         self._written = trio.Event()
-        self.beating_since = 0.0
+        self.beating_since: float = 0.0
 
     # publishing
 

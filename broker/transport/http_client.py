@@ -39,7 +39,7 @@ async def open_http_client(setting: str, extra: str) -> AsyncGenerator["AsyncCli
         from httpx2 import AsyncClient, Limits
     except ModuleNotFoundError:
         raise ConfigError(
-            f"{setting} needs the package `httpx2`: pip install 'trio-broker[{extra}]'"
+            f"{setting} needs the package `httpx2`: pip install '.[{extra}]'"
         ) from None
     # A request that waited for a connection in there would wait in the time that the other side has.
     limits = Limits(max_connections=None, max_keepalive_connections=None)

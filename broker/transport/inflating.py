@@ -68,7 +68,7 @@ class Inflater:
         self._came = 0  # bytes of the open message, as they came
         self._pieces: list[bytes] = []
         self._zlib: zlib._Decompress | None = None
-        self.size = 0
+        self.size: int = 0
         """Bytes of the open message so far, inflated."""
 
     @property

@@ -204,7 +204,8 @@ class Lane:
         # Not `open_memory_channel[Batch]`: that costs 12 µs more, a thirtieth of a whole connect.
         inbox: tuple[trio.MemorySendChannel[Batch], trio.MemoryReceiveChannel[Batch]]
         inbox = trio.open_memory_channel(limits.inbox_batches)
-        self._to_session, self.inbox = inbox
+        self._to_session = inbox[0]
+        self.inbox: trio.MemoryReceiveChannel[Batch] = inbox[1]
         self._ended = trio.Event()
         self._slow: SlowLane | None = None
         self._slow_opcode = 0  # of the message whose last frame trio-websocket has just been given
@@ -223,15 +224,16 @@ class Lane:
         self._deadline: float | None = None  # for the message that is not whole yet
         self._control_tokens = float(limits.control_burst)
         self._control_seen = 0.0
-        self.traffic = Traffic(bytes=len(behind))
-        self.heard_at = self.traffic.began_at = self.traffic.heard_at = trio.current_time()
-        self.answered_at = -inf  # when a Pong came last
-        self.reading = True
+        self.traffic: Traffic = Traffic(bytes=len(behind))
+        self.heard_at: float = trio.current_time()
+        self.traffic.began_at = self.traffic.heard_at = self.heard_at
+        self.answered_at: float = -inf  # when a Pong came last
+        self.reading: bool = True
         # False while the session has too much to do: its peer's silence then means nothing.
         self.close_sent: tuple[int, str] | None = None
-        self.close_began_here = False
+        self.close_began_here: bool = False
         self.peer_close: tuple[int, str] | None = None
-        self.eof = False
+        self.eof: bool = False
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Read until the peer is done. `nursery` is the connection's: the slow lane lives there."""

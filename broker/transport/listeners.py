@@ -25,7 +25,7 @@ from broker.transport.gate import GatedListener
 
 AnyListener: TypeAlias = trio.abc.Listener[trio.abc.Stream]
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 ACCEPT_PAUSE: Final = 0.1
 """Seconds without an accept after one that failed, as trio and nginx (0.5 s) have it: a file may be

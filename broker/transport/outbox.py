@@ -190,28 +190,30 @@ class Outbox:
     ) -> None:
         self.mail: list[Run] = []
         """The runs that wait, `GONE` where one has left its place; empty when nothing waits."""
-        self.bytes = 0
-        self.messages = 0
-        self.max_bytes = self._bound = max_bytes
-        self.alarm_bytes = max_bytes
+        self.bytes: int = 0
+        self.messages: int = 0
+        self.max_bytes: int = max_bytes
+        self._bound = max_bytes
+        self.alarm_bytes: int = max_bytes
         """Beyond so many bytes `overflow` has to be called."""
-        self.max_messages = max_messages
-        self.dropped = 0
-        self.bytes_sent = self.messages_sent = 0
-        self.sent_at = -inf  # when the system took something last, on Trio's clock
+        self.max_messages: int = max_messages
+        self.dropped: int = 0
+        self.bytes_sent: int = 0
+        self.messages_sent: int = 0
+        self.sent_at: float = -inf  # when the system took something last, on Trio's clock
         """Taken by the system, or by a stream that is no socket. Counted once a write."""
-        self.chunks = 0
+        self.chunks: int = 0
         """How often a stream, or the peer behind it, was seen to take something; 0 for a bare
         socket, which says when it is blocked."""
-        self.blocked = False
+        self.blocked: bool = False
         """The system would not take more: the runs that are here have to wait for the peer."""
-        self.is_filling = False
+        self.is_filling: bool = False
         """Whether more than the high watermark waits, or has and not yet less than the low one."""
-        self.replies_wait = False
+        self.replies_wait: bool = False
         """Whether a reply that was too large for the bound has yet to go out."""
-        self.sealed = False
+        self.sealed: bool = False
         """Nothing more is taken; queued runs still go out."""
-        self.stalled = False
+        self.stalled: bool = False
         """The peer took nothing for `stall_seconds`, so it was given up."""
         self._stream = stream
         self._fileno = fileno_of(stream)

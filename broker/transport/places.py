@@ -16,7 +16,7 @@ from broker.config.settings import Config, is_loopback
 from broker.errors import ConfigError
 from broker.transport.listeners import AnyListener, open_sockets, read_certificate, secure
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 
 def config_of(place: str, config: Config) -> Config:

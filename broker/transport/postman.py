@@ -48,11 +48,11 @@ class PostOffice:
         self._messages_delivered = 0
         self._bytes_delivered = 0
         self._rounds = 0
-        self.ledger = Ledger()
+        self.ledger: Ledger = Ledger()
         """Of all runs that this office delivers; its outboxes enter in it what is offered."""
         self.before_round: Callable[[], None] = _nothing
         """Called at the start of each round: the last chance to deliver something with it."""
-        self.judged = 0
+        self.judged: int = 0
         """How many full outboxes were judged by their rules since the last `take_judged`."""
 
     def deliver(self, run: Run, outboxes: Iterable[Outbox]) -> int:

@@ -53,9 +53,9 @@ class Run:
         self._ledger: Ledger | None = None
         count = len(frames)
         self.frames = frames
-        self.first = 0
+        self.first: int = 0
         """Which of the frames is the first that goes out."""
-        self.topic = topic
+        self.topic: str = topic
         self.rule: SlowRule = rule
         if count == 1:
             self.data = data = frames[0]
@@ -65,7 +65,7 @@ class Run:
             self.data = data = b"".join(frames)
             self.size = size = len(data)
             self.bytes_held = _RUN_OVERHEAD + count * _FRAME_OVERHEAD + 2 * size
-        self.messages = count if messages < 0 else messages
+        self.messages: int = count if messages < 0 else messages
 
     def enter(self, ledger: Ledger) -> None:
         """Count this run in `ledger` for as long as somebody needs it; once, in the first."""
@@ -109,15 +109,15 @@ class Rest(Run):
 
     def __init__(self, whole: Run) -> None:
         self._ledger = None
-        self.bytes_held = _RUN_OVERHEAD + whole.bytes_held
+        self.bytes_held: int = _RUN_OVERHEAD + whole.bytes_held
         self._whole = whole  # is held, and counted, for as long as a part of it is
-        self.frames = whole.frames
-        self.first = whole.first
-        self.topic = whole.topic
-        self.rule = whole.rule
-        self.data = memoryview(whole.data)
-        self.size = whole.size
-        self.messages = whole.messages
+        self.frames: Sequence[bytes] = whole.frames
+        self.first: int = whole.first
+        self.topic: str = whole.topic
+        self.rule: SlowRule = whole.rule
+        self.data: bytes | memoryview = memoryview(whole.data)
+        self.size: int = whole.size
+        self.messages: int = whole.messages
 
     def drop_front(self, count: int, size: int) -> None:
         """Drop the next `count` frames, of `size` bytes together. Constant in what stays."""
@@ -161,17 +161,18 @@ class LateRun(Run):
         self._shared = shared
         self.first = 0
         self.topic = topic
-        self.rule = rule
+        self.rule: SlowRule = rule
         self.messages = 1
-        self.size = sum(map(len, pieces))
-        self.bytes_held = _RUN_OVERHEAD + 3 * _FRAME_OVERHEAD + self.size - len(pieces[1])
+        self.size: int = sum(map(len, pieces))
+        self.bytes_held: int = _RUN_OVERHEAD + 3 * _FRAME_OVERHEAD + self.size - len(pieces[1])
 
     def __getattr__(self, name: str) -> object:
         # Only asked for what has not been set.
         if name not in ("data", "frames"):
             raise AttributeError(name)
-        self.data = data = b"".join(self._pieces)
-        self.frames = (data,)
+        data = b"".join(self._pieces)
+        self.data: bytes | memoryview = data
+        self.frames: Sequence[bytes] = (data,)
         self.bytes_held += self.size
         if self._ledger is not None:
             self._ledger.bytes_held += self.size

@@ -53,7 +53,7 @@ from broker.protocols.json_text import opaque_json, to_json
 from broker.transport.http_client import Backend, RequestFailed, open_http_client
 from broker.webhooks.places import NoPlace, Places
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 KINDS = ("connect", "subscribe", "publish", "rpc")
 

@@ -26,7 +26,7 @@ from broker.events.dispatcher import EventReader
 from broker.events.feed import Feed
 from broker.transport.http_client import Backend, RequestFailed, open_http_client
 
-log = structlog.get_logger("broker")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 RETRY_AFTER_MOST = 3600.0
 """Seconds that a backend may put us off for; with more, a mistake there would be the end here."""

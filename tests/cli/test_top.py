@@ -105,6 +105,6 @@ def test_without_rich_it_says_how_to_get_it(
     result = served.invoke("top", "--count", "1")
     assert result.exit_code == 2
     assert result.stderr == (
-        "Error: top needs the package `rich`: pip install 'trio-broker[top]', or use --json\n"
+        "Error: top needs the package `rich`: pip install '.[top]', or use --json\n"
     )
     assert served.invoke("top", "--count", "1", "--json").exit_code == 0

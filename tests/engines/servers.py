@@ -106,7 +106,8 @@ class Proxy:
 
     server: Server
     chance: random.Random
-    swallowed: int = 0
+    swallowed: list[bytes] = attrs.field(factory=list)
+    """The requests whose answers were."""
     passes: trio.Event = attrs.field(factory=trio.Event)
     """Nothing passes until it is set."""
 
@@ -143,7 +144,7 @@ class Proxy:
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     async for data in client:
                         if b"EVALSHA" in data and self.chance.random() < 0.05:
-                            self.swallowed += 1
+                            self.swallowed.append(bytes(data))
                             nursery.cancel_scope.cancel()
                             with trio.CancelScope(shield=True):
                                 await trio.lowlevel.checkpoint()  # it reads no more

@@ -21,6 +21,7 @@ from broker.config.engine_url import RedisUrl
 from broker.core.messages import Position, Publication
 from broker.engines.engine import Key
 from broker.engines.redis import RedisEngine, open_redis
+from broker.engines.redis_log import MISREAD
 from broker.errors import ConfigError, Refused
 from broker.testing import ENGINE_CONTRACT, Witness
 from broker.testing.engines import has_recovered, kept, position_of
@@ -304,8 +305,27 @@ async def test_a_batch_whose_answer_is_lost_is_sent_again_and_counts_once(server
         async with trial(proxy, 3) as all_nodes:
             await all_nodes.run(150)
             await all_nodes.check()
-            assert proxy.swallowed > 3
+            assert len(proxy.swallowed) > 3
             assert not all_nodes.refused
+
+
+async def test_a_batch_that_arrives_after_all_was_sent_again_counts_for_nothing(
+    server: Server,
+) -> None:
+    """As from a connection that was given up, and that Redis reads later."""
+    proxy = Proxy(server, random.Random(3))
+    async with proxy.serving():
+        async with trial(proxy, 1) as one_node:
+            await one_node.run(150)
+            late = [each for each in proxy.swallowed if b"p0." in each]
+            for request in late:
+                async with await server.connect() as stream:
+                    await stream.send_all(request)
+                    assert (await stream.receive_some()).startswith(b"*3\r\n:0\r\n"), (
+                        "it was applied"
+                    )
+            assert late
+            await one_node.check()
 
 
 async def test_who_is_behind_by_more_than_the_log_is_told(
@@ -402,6 +422,19 @@ async def test_odd_texts_are_no_trouble(server: Server) -> None:
         engine.cluster.file(odd, odd, b"x", odd)
         assert await engine.cluster.read(odd, 1) == {odd: b"x"}
         assert not engine.statistics().failing
+
+
+async def test_what_another_program_writes_into_the_log_ends_no_broker(server: Server) -> None:
+    async with opened(server) as (engine, witness):
+        await witness.published("a", b"1")
+        shared = engine.incoming.shared
+        with trio.fail_after(60):
+            while shared.failing != MISREAD:
+                await server.call("XADD", f"{shared.key}:log", "*", "of", "another program")
+                await trio.sleep(0.01)
+        await server.call("FLUSHALL")
+        with trio.fail_after(60):
+            await witness.published("b", b"2")
 
 
 async def lose_all(server: Server) -> None:

@@ -81,7 +81,7 @@ def _kept(engine: SqliteEngine) -> tuple[Any, ...]:
         assert state is not None
         position, history = state
         # When each of them goes is by its own time, in whole milliseconds.
-        ring = [] if history is None else [(round(now - at), each) for at, each, _ in history.ring]
+        ring = [] if history is None else [(round(now - at), each) for at, each in history.dated()]
         topics[topic] = position, [each for _, each in ring]
     values = {value.topic: value for value in engine.retained.values()}
     return topics, values

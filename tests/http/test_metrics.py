@@ -110,7 +110,7 @@ async def test_without_the_library_it_says_what_to_install(
     broker = Broker(Config(metrics_key=KEY))
     status, _, body = await ask(broker, "/metrics", Authorization=f"Bearer {KEY}")
     assert status == 501
-    assert b"pip install 'trio-broker[metrics]'" in body
+    assert b"pip install '.[metrics]'" in body
 
 
 async def test_it_is_only_read() -> None:

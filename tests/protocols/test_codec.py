@@ -108,6 +108,13 @@ def test_text_that_is_not_unicode_goes_out_with_a_replacement(
     assert history["publications"][0]["tags"] == {clean(one): clean(other)}
 
 
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
+@pytest.mark.parametrize("ids", [[1], [7, 2**32 - 1, 8]])
+def test_publishes_are_answered_in_one_frame_as_one_by_one(codec: Codec, ids: list[int]) -> None:
+    one_by_one = [codec.reply(each, "publish", {}) for each in ids]
+    assert codec.frame(codec.published(ids)) == codec.frame(one_by_one)
+
+
 def test_a_pattern_s_listeners_are_told_the_topic_in_the_tags() -> None:
     publication = Publication("news.a", b"1", tags={"k": "v", "topic": "x"})
     assert shown_tags("news.a", publication) == {"k": "v", "topic": "x"}

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.config.settings import Config, TopicRules
-from broker.core.history import PUBLICATION_BYTES
-from broker.core.messages import Position, Publication
+from broker.core.messages import PUBLICATION_BYTES, Position, Publication
 from broker.core.work import LISTED, MEMBER
 from broker.errors import Refused
 from broker.routing.reading import (

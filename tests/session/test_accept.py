@@ -258,3 +258,45 @@ async def test_with_tokens_only_the_page_of_our_own_and_listed_ones_may_connect(
         await peer.send(handshake(headers=headers, host="localhost:9501"))
         assert (await peer.receive_head()).startswith(f"HTTP/1.1 {status} ")
         await peer.aclose()
+
+
+class Faulty(trio.abc.Stream):
+    """A stream that brings some bytes, and then an exception which no stream should raise."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.is_closed = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await trio.lowlevel.checkpoint()
+        data, self._data = self._data, b""
+        if not data:
+            raise ZeroDivisionError("a mistake of ours")
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("data", [b"", handshake()], ids=["before", "behind the handshake"])
+async def test_a_mistake_of_ours_ends_one_connection_and_is_logged(
+    net: Network, data: bytes
+) -> None:
+    """An exception by itself, and one in the group of a connection's tasks."""
+    stream = Faulty(data)
+    with structlog.testing.capture_logs() as lines:
+        await net.listener.connect(lambda: (stream, stream))
+        await wait_all_tasks_blocked()
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == [
+        "connection_failed"
+    ]
+    assert stream.is_closed
+    assert net.streams == 0
+    await net.open_plain()  # everybody else is served

@@ -195,3 +195,36 @@ async def test_the_close_hook_runs_also_where_the_whole_broker_is_cut(
     assert ends.closes == [Close(1006, "cut", Initiator.SHUTDOWN)]
     with pytest.raises(Closed, match="None"):
         await peer.receive_text()
+
+
+async def test_a_goodbye_that_nobody_takes_is_over_close_seconds_later(
+    autojump_clock: MockClock,
+) -> None:
+    """What is queued has `close_seconds` to go out, however patient the outbox is."""
+    ends = Ends(stall_seconds=1000, ping_seconds=1000, close_seconds=3)
+    async with open_test_broker(ends.broker) as net:
+        peer = await net.open_plain(make_pair=LOCKSTEP)
+        ends.broker.push(peer.fd, "nobody reads this")
+        await wait_all_tasks_blocked()
+        assert ends.broker.disconnect(peer.fd, 4000)
+        await trio.sleep(2.9)
+        assert not ends.closes
+        await trio.sleep(0.3)
+        assert [close.code for close in ends.closes] == [4000]
+        assert not net.streams
+
+
+async def test_a_close_stands_behind_what_was_published_in_the_same_step() -> None:
+    broker = Broker()
+    async with open_test_broker(broker) as net:
+        plain, client = await net.open_plain(), await net.open_client()
+        for peer in (plain, client):
+            assert broker.add_subscription(peer.fd, "news")
+        await client.receive_text()  # the push that tells so
+        broker.publish_nowait("news", 1)
+        for peer in (plain, client):
+            broker.disconnect(peer.fd, 4000, "done")
+        assert await plain.receive_text() == "1"
+        assert (await client.receive_json())["push"]["pub"]["data"] == 1
+        for peer in (plain, client):
+            assert await peer.receive_close() == (4000, "done")

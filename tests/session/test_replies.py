@@ -31,12 +31,12 @@ async def test_replies_to_publishes_wait_for_the_end_of_their_batch_or_another_r
 ) -> None:
     client, peer = await client_of(net)
     for number in (1, 2):
-        client.add_reply(client.codec.reply(number, "publish", {}))
+        client.answer_publishes([number], None)
     assert net.outbox(peer.fd).messages == 0
     client.reply(3, "presence_stats", {"num_clients": 1})
     client.settle()
     client.refuse(4, Refused(103))
-    client.add_reply(client.codec.reply(5, "publish", {}))
+    client.answer_publishes([5], None)
     for _ in range(2):  # once
         client.settle()
     texts = [await peer.receive_text() for _ in range(4)]

@@ -26,7 +26,7 @@ import trio
 
 from tests.fuzz.tcp import broken_connection
 from tests.hostile.bystander import Heard, open_pair
-from tests.hostile.field import MIB, Field
+from tests.hostile.field import MIB, Api, Field
 from tests.hostile.judge import log_errors
 from tests.hostile.target import LOAD_CORE, ROOT, Sample, Setup, Target, scratch_directory
 from tests.hostile.wire import Ended, Peer, connect, frame, handshake
@@ -71,26 +71,33 @@ class Run:
 async def _publish(run: Run) -> None:
     """Publish to each topic in turn, by the clock."""
     async with trio.open_nursery() as nursery:
-        api = await Field(run.target, nursery).keep_api()
-        subscribers = run.options.connections / TOPICS
-        rate = run.options.deliveries / subscribers / TURNS
-        topics = itertools.cycle(run.published)
-        due, owed = trio.current_time(), 0.0
-        while True:
-            owed += rate
-            commands = []
-            for _ in range(int(owed)):
-                topic = next(topics)
-                run.published[topic] += 1
-                data = {"n": run.published[topic]}
-                commands.append({"publish": {"channel": topic, "data": data}})
-            owed -= len(commands)
-            answer = await api.call("batch", commands=commands)
-            wrong = [each for each in answer["replies"] if "error" in each]
-            if wrong:
-                run.trouble.append(f"a publish was refused: {wrong[0]}")
-            due += 1 / TURNS
-            await trio.sleep_until(due)
+        field = Field(run.target, nursery)
+        try:
+            await _publish_on(run, await field.keep_api())
+        finally:
+            await field.close()  # noqa: ASYNC102 - shields itself, waits for nobody
+
+
+async def _publish_on(run: Run, api: Api) -> None:
+    subscribers = run.options.connections / TOPICS
+    rate = run.options.deliveries / subscribers / TURNS
+    topics = itertools.cycle(run.published)
+    due, owed = trio.current_time(), 0.0
+    while True:
+        owed += rate
+        commands = []
+        for _ in range(int(owed)):
+            topic = next(topics)
+            run.published[topic] += 1
+            data = {"n": run.published[topic]}
+            commands.append({"publish": {"channel": topic, "data": data}})
+        owed -= len(commands)
+        answer = await api.call("batch", commands=commands)
+        wrong = [each for each in answer["replies"] if "error" in each]
+        if wrong:
+            run.trouble.append(f"a publish was refused: {wrong[0]}")
+        due += 1 / TURNS
+        await trio.sleep_until(due)
 
 
 async def _break_connections(run: Run, number: int) -> None:

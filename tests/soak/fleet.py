@@ -10,7 +10,8 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import centrifuge.protocol.client_pb2 as schema
@@ -71,6 +72,16 @@ class _Reader:
                 self.fleet.lost += max(0, number - self.last - 1)
                 self.fleet.twice += number <= self.last
             self.last = max(self.last, number)
+
+
+@asynccontextmanager
+async def _closing(peer: Peer) -> AsyncGenerator[None]:
+    """Close a connection behind the block, without a word."""
+    try:
+        yield
+    finally:
+        with trio.CancelScope(shield=True):
+            await peer.aclose()
 
 
 class _Fleet:
@@ -142,15 +153,24 @@ class _Fleet:
         return ""
 
     async def _stay(self, kind: str, peer: Peer, reader: _Reader, session: str) -> None:
-        try:
-            if kind in ("json", "protobuf", "plain"):
-                await self._follow_frames(peer, reader)
-            async with trio.open_nursery() as nursery:
-                if session:
-                    nursery.start_soon(self._pong, session)
+        async with _closing(peer):
+            how = await self._follow(kind, peer, reader, session)
+        self.ended[f"{kind}: {how}"] += 1
+
+    async def _follow(self, kind: str, peer: Peer, reader: _Reader, session: str) -> str:
+        """Read to the end; how that came."""
+        how = ""
+        async with trio.open_nursery() as nursery:
+            if session:
+                nursery.start_soon(self._pong, session)
+            try:
+                if kind in ("json", "protobuf", "plain"):
+                    await self._follow_frames(peer, reader)
                 await self._follow_lines(peer, reader)
-        except Ended as ended:
-            self.ended[f"{kind}: {ended.how}"] += 1
+            except Ended as ended:
+                how = ended.how
+            nursery.cancel_scope.cancel()
+        return how
 
     async def _follow_frames(self, peer: Peer, reader: _Reader) -> None:
         while True:
@@ -180,18 +200,18 @@ class _Fleet:
             await trio.sleep(PONG_SECONDS)
             try:
                 peer = Peer(await connect(self.address))
-                await peer.send(request("POST /emulation", [("Connection", "close")], body))
-                await peer.head()
-                await peer.aclose()
+                async with _closing(peer):
+                    await peer.send(request("POST /emulation", [("Connection", "close")], body))
+                    await peer.head()
             except Ended as ended:
                 self.ended[f"a pong: {ended.how}"] += 1
 
     async def _api(self, method: str, **params: object) -> None:
         peer = Peer(await connect(self.address))
         fields = [("X-API-Key", API_KEY), ("Connection", "close")]
-        await peer.send(request(f"POST /api/{method}", fields, msgspec.json.encode(params)))
-        assert b"error" not in (await peer.response()).body
-        await peer.aclose()
+        async with _closing(peer):
+            await peer.send(request(f"POST /api/{method}", fields, msgspec.json.encode(params)))
+            assert b"error" not in (await peer.response()).body
 
     # those that come and go
 
@@ -204,30 +224,35 @@ class _Fleet:
             self.came += 1
             try:
                 peer = Peer(await connect(self.address))
-                await self._start_plain(peer, topic)
-                await peer.call(connect={})
-                asked: dict[str, object] = {"channel": topic, "recoverable": True}
-                if offset >= 0:
-                    asked |= {"recover": True, "epoch": epoch, "offset": offset}
-                found = (await peer.call(subscribe=asked))["subscribe"]
-                if offset >= 0 and not found.get("recovered"):
-                    self.gaps += 1
-                    offset = -1
-                if offset < 0:
-                    offset = found.get("offset", 0)
-                epoch = found["epoch"]
-                offset = self._follow(found.get("publications", ()), offset)
-                answer = await peer.rpc("quick")
-                self.asked["refused" if "error" in answer else "answered"] += 1
-                with trio.move_on_after(chance.expovariate(1 / STAY_SECONDS)):
-                    while True:
-                        offset = self._follow(await peer.publications(), offset)
-                await self._leave(peer, chance)
+                async with _closing(peer):
+                    epoch, offset = await self._visit(peer, topic, epoch, offset)
+                    with trio.move_on_after(chance.expovariate(1 / STAY_SECONDS)):
+                        while True:
+                            offset = self._count(await peer.publications(), offset)
+                    await self._leave(peer, chance)
             except Ended as ended:
                 self.ended[f"came: {ended.how}"] += 1
             await trio.sleep(AWAY_SECONDS * chance.random())
 
-    def _follow(self, publications: Any, offset: int) -> int:
+    async def _visit(self, peer: Peer, topic: str, epoch: str, offset: int) -> tuple[str, int]:
+        """Come back to a topic, recover, and ask the backend; where the topic is."""
+        await self._start_plain(peer, topic)
+        await peer.call(connect={})
+        asked: dict[str, object] = {"channel": topic, "recoverable": True}
+        if offset >= 0:
+            asked |= {"recover": True, "epoch": epoch, "offset": offset}
+        found = (await peer.call(subscribe=asked))["subscribe"]
+        if offset >= 0 and not found.get("recovered"):
+            self.gaps += 1
+            offset = -1
+        if offset < 0:
+            offset = found.get("offset", 0)
+        offset = self._count(found.get("publications", ()), offset)
+        answer = await peer.rpc("quick")
+        self.asked["refused" if "error" in answer else "answered"] += 1
+        return found["epoch"], offset
+
+    def _count(self, publications: Any, offset: int) -> int:
         for each in publications:
             self.deliveries += 1
             self.lost += max(0, each["offset"] - offset - 1)
@@ -242,7 +267,6 @@ class _Fleet:
             case 1:
                 await peer.send(frame(CLOSE, b"\x03\xe8"))
                 await peer.ending(2)
-        await peer.aclose()
 
     # reports
 

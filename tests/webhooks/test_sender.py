@@ -529,7 +529,7 @@ async def test_without_its_package_a_url_is_a_mistake_in_the_settings(
     with pytest.raises(ConfigError) as raised:
         await broker_of().serve(listeners=[])
     assert str(raised.value) == (
-        "webhooks.url needs the package `httpx2`: pip install 'trio-broker[webhooks]'"
+        "webhooks.url needs the package `httpx2`: pip install '.[webhooks]'"
     )
 
 

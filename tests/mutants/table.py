@@ -1,0 +1,1133 @@
+"""Guards of the broker that are broken on purpose, each with the tests that have to see it.
+
+A guard is a line that keeps a promise: take it out, and what it guards against comes true.
+"""
+
+from typing import Final
+
+from tests.mutants.mutant import Mutant
+
+CAPS: Final = (
+    Mutant(
+        "a message of any size",
+        "broker/transport/lane.py",
+        '            return f"a message of more than {self._limits.max_message_bytes} bytes"\n',
+        "            pass\n",
+        (
+            "tests/transport/test_lane.py::test_over_the_limit_nothing_is_kept_and_the_close_behind_is_seen",
+        ),
+    ),
+    Mutant(
+        "any number of fragments",
+        "broker/transport/lane.py",
+        "        if fragments > self._limits.max_fragments:\n",
+        "        if fragments > 2**40:\n",
+        ("tests/transport/test_lane.py::test_ten_fragments_pass_and_eleven_do_not",),
+    ),
+    Mutant(
+        "any number of control frames",
+        "broker/transport/lane.py",
+        "            elif not self._control_allowed():\n",
+        "            elif not self._control_allowed() and False:\n",
+        ("tests/transport/test_lane.py::test_control_frames_have_a_burst_and_then_a_rate",),
+    ),
+    Mutant(
+        "an inbox without a bound in bytes",
+        "broker/transport/lane.py",
+        "            self._waiting >= self._limits.inbox_bytes or self._holding.is_over\n",
+        "            self._holding.is_over\n",
+        ("tests/transport/test_lane.py::test_a_busy_session_leaves_large_messages_unread_too",),
+    ),
+    Mutant(
+        "a connection that is full is read on",
+        "broker/transport/lane.py",
+        "            self._waiting >= self._limits.inbox_bytes or self._holding.is_over\n",
+        "            self._waiting >= self._limits.inbox_bytes\n",
+        (
+            "tests/transport/test_lane.py::test_nothing_more_is_read_while_a_connection_holds_more_than_it_may",
+        ),
+    ),
+    Mutant(
+        "a request head of any length",
+        "broker/transport/head.py",
+        "    left = limit\n",
+        "    left = 1000 * limit\n",
+        (
+            "tests/transport/test_head.py::test_a_head_over_the_limit_is_refused_and_nothing_past_it_is_read",
+        ),
+    ),
+    Mutant(
+        "any number of connections",
+        "broker/session/admission.py",
+        """>= places.connections
+        if is_full""",
+        """>= 1000 + places.connections
+        if is_full""",
+        (
+            "tests/session/test_admission.py::test_a_connection_too_many_is_told_and_all_else_is_served",
+        ),
+    ),
+    Mutant(
+        "any number of guests",
+        "broker/session/admission.py",
+        "        if guests > places.guests or self._files > places.files:\n",
+        "        if self._files > places.files:\n",
+        ("tests/session/test_admission.py::test_a_newcomer_pushes_out_the_oldest_silent_one",),
+    ),
+    Mutant(
+        "no reserve of files",
+        "broker/session/admission.py",
+        "        files = file_limit - own\n",
+        "        files = file_limit\n",
+        (
+            "tests/session/test_admission.py::test_the_broker_keeps_files_of_its_own_whatever_strangers_do",
+        ),
+    ),
+    Mutant(
+        "any number of the refused linger",
+        "broker/session/admission.py",
+        "        if len(lingering) > LINGERERS:\n",
+        "        if len(lingering) > 10 * LINGERERS:\n",
+        ("tests/session/test_admission.py::test_only_so_many_of_the_refused_are_read_on",),
+    ),
+    Mutant(
+        "any number of connections of one user",
+        "broker/session/connect.py",
+        "    if len([fd for fd in fds if fd != client.peer.fd]) >= limit:\n",
+        "    if len([fd for fd in fds if fd != client.peer.fd]) >= 10 * limit:\n",
+        ("tests/access/test_topic_rules.py::test_one_user_has_so_many_connections",),
+    ),
+    Mutant(
+        "any number of subscriptions",
+        "broker/routing/subscriptions.py",
+        "    if len(peer.subscriptions) >= limit:\n",
+        "    if len(peer.subscriptions) >= 10 * limit:\n",
+        ("tests/session/test_commands.py::test_a_connection_has_a_number_of_subscriptions",),
+    ),
+    Mutant(
+        "subscriptions of any size",
+        "broker/routing/subscriptions.py",
+        "    if peer.subscription_bytes + size > limit:\n",
+        "    if peer.subscription_bytes + size > 100 * limit:\n",
+        (
+            "tests/routing/test_subscriptions.py::test_subscriptions_are_bounded_in_bytes_and_filters_in_nodes",
+        ),
+    ),
+    Mutant(
+        "filters with any number of nodes",
+        "broker/routing/subscriptions.py",
+        "    if peer.filter_nodes + wanted.nodes > limit:\n",
+        "    if peer.filter_nodes + wanted.nodes > 100 * limit:\n",
+        (
+            "tests/routing/test_subscriptions.py::test_subscriptions_are_bounded_in_bytes_and_filters_in_nodes",
+        ),
+    ),
+    Mutant(
+        "any number of open requests",
+        "broker/routing/requests.py",
+        ">= MAX_ASKED:\n",
+        ">= 10 * MAX_ASKED:\n",
+        ("tests/routing/test_requests.py::test_a_client_has_a_hundred_requests_open_at_most",),
+    ),
+    Mutant(
+        "an outbox of any number of messages",
+        "broker/transport/outbox.py",
+        """            or self.messages > self.max_messages
+            # Control""",
+        "            # Control",
+        ("tests/transport/test_outbox.py::test_over_its_bound_an_outbox_is_slow_and_not_before",),
+    ),
+    Mutant(
+        "an outbox of any number of bytes",
+        "broker/transport/outbox.py",
+        """            self.bytes > self.max_bytes
+            or self.messages""",
+        """            self.bytes > 1000 * self.max_bytes
+            or self.messages""",
+        ("tests/transport/test_outbox.py::test_over_its_bound_an_outbox_is_slow_and_not_before",),
+    ),
+    Mutant(
+        "control frames in any number in an outbox",
+        "broker/transport/outbox.py",
+        "            or len(self.mail) - self._gone > self.max_messages + _SPARE_RUNS\n",
+        "",
+        ("tests/transport/test_outbox.py::test_control_frames_are_bounded_in_number_too",),
+    ),
+    Mutant(
+        "a history of any size in a reply",
+        "broker/routing/reading.py",
+        "    return first_bytes(publications, config.history_reply_bytes), top\n",
+        "    return publications, top\n",
+        (
+            "tests/session/test_commands.py::test_history_ends_where_a_reply_is_full_and_goes_on_from_there",
+        ),
+    ),
+    Mutant(
+        "any number of publications in a reply",
+        "broker/routing/reading.py",
+        "    return most if limit < 0 else min(limit, most)\n",
+        "    return most if limit < 0 else limit\n",
+        ("tests/routing/test_reading.py::test_a_page_of_history_has_history_max_limit_at_most",),
+    ),
+    Mutant(
+        "a recovery of any size",
+        "broker/routing/subscriptions.py",
+        "            if size > (most if room is None else room) and (",
+        "            if size > 1000 * (most if room is None else room) and (",
+        ("tests/session/test_commands.py::test_a_recovery_of_more_than_a_reply_may_hold_is_none",),
+    ),
+    Mutant(
+        "a presence of any number",
+        "broker/routing/reading.py",
+        "    if hub.count(topic) > config.presence_max_clients:\n",
+        "    if hub.count(topic) > 100 * config.presence_max_clients:\n",
+        (
+            "tests/session/test_commands.py::test_a_presence_that_is_too_long_is_refused_and_can_be_counted",
+        ),
+    ),
+    Mutant(
+        "a presence of any size",
+        "broker/routing/reading.py",
+        "    if size > config.history_reply_bytes:\n",
+        "    if size > 100 * config.history_reply_bytes:\n",
+        (
+            "tests/routing/test_reading.py::test_a_presence_shows_history_reply_bytes_of_info_at_most",
+        ),
+    ),
+    Mutant(
+        "any number of commands in a message",
+        "broker/protocols/centrifuge_json.py",
+        "            return _Apart(objects(payload, MAX_COMMANDS))\n",
+        "            return _Apart(objects(payload, 10 * MAX_COMMANDS))\n",
+        ("tests/protocols/test_centrifuge_json.py::test_a_message_has_so_many_commands_at_most",),
+    ),
+    Mutant(
+        "any number of commands in a message in protobuf",
+        "broker/protocols/centrifuge_protobuf.py",
+        "            if count > MAX_COMMANDS:\n",
+        "            if count > 10 * MAX_COMMANDS:\n",
+        (
+            "tests/protocols/test_centrifuge_protobuf.py::test_a_message_has_so_many_commands_at_most",
+        ),
+    ),
+    Mutant(
+        "any number of results by key",
+        "broker/core/idempotency.py",
+        "        while len(self._order) > self.max_kept or self._shares.bytes > self.max_bytes:\n",
+        "        while self._shares.bytes > self.max_bytes:\n",
+        ("tests/core/test_idempotency.py::test_beyond_the_number_the_oldest_is_forgotten",),
+    ),
+    Mutant(
+        "any number of events that wait",
+        "broker/core/event_queue.py",
+        "        fits = len(self._waiting) < self._capacity\n",
+        "        fits = len(self._waiting) < 100 * self._capacity\n",
+        (
+            "tests/core/test_event_queue.py::test_a_full_queue_drops_the_oldest_and_says_so_but_never_the_start",
+        ),
+    ),
+    Mutant(
+        "any number of names in the log",
+        "broker/logs/limiter.py",
+        "            if second is None and len(self._seconds) >= MAX_NAMES:\n",
+        "            if second is None and len(self._seconds) >= 100 * MAX_NAMES:\n",
+        (
+            "tests/logs/test_limiter.py::test_names_that_an_app_makes_of_a_peers_text_cost_bounded_memory",
+        ),
+    ),
+    Mutant(
+        "any number of questions at once",
+        "broker/session/questions.py",
+        "        while len(self._turns) >= at_once or any(\n",
+        "        while len(self._turns) >= 100 * at_once or any(\n",
+        ("tests/session/test_questions.py::test_as_many_are_asked_at_once_as_the_settings_say",),
+    ),
+    Mutant(
+        "any number of traces",
+        "broker/session/tracing.py",
+        "        if len(self._traces) >= TRACES_MOST:\n",
+        "        if len(self._traces) >= 10 * TRACES_MOST:\n",
+        ("tests/session/test_tracing.py::test_there_are_so_many_traces_at_once",),
+    ),
+    Mutant(
+        "all places for one party",
+        "broker/webhooks/places.py",
+        "        return self._taken < self.total and self._held[party] < self.share\n",
+        "        return self._taken < self.total\n",
+        (
+            "tests/webhooks/test_places.py::test_one_party_holds_its_share_at_most_and_others_have_the_rest",
+        ),
+    ),
+    Mutant(
+        "a body of any size",
+        "broker/http/server.py",
+        "            if length > self._body_bytes:\n",
+        "            if length > 1000 * self._body_bytes:\n",
+        ("tests/http/test_server.py::test_a_body_over_the_limit_is_refused_by_its_length",),
+    ),
+    Mutant(
+        "a body of any size in chunks",
+        "broker/http/server.py",
+        "        if self._body_left < 0:\n",
+        "        if self._body_left < -(10**9):\n",
+        (
+            "tests/http/test_server.py::test_a_chunked_body_over_the_limit_is_refused_once_it_is_there",
+        ),
+    ),
+)
+"""What has a bound."""
+
+DEADLINES: Final = (
+    Mutant(
+        "a message that is never whole",
+        "broker/transport/lane.py",
+        "            self._deadline = trio.current_time() + self._limits.message_seconds\n",
+        "            self._deadline = trio.current_time() + 1000 * self._limits.message_seconds\n",
+        ("tests/transport/test_lane.py::test_a_message_that_is_not_whole_in_time_is_a_violation",),
+    ),
+    Mutant(
+        "a request that never comes",
+        "broker/session/accept.py",
+        "    with trio.move_on_after(config.open_seconds) as opening:\n",
+        "    with trio.move_on_after(1000 * config.open_seconds) as opening:\n",
+        ("tests/session/test_accept.py",),
+    ),
+    Mutant(
+        "a stale peer stays",
+        "broker/session/heartbeat.py",
+        """        if not self._orders.may_be_plain:
+            return True
+""",
+        """        if not self._orders.may_be_plain:
+            return False
+""",
+        ("tests/session/test_heartbeat.py::test_a_peer_that_has_to_connect_and_does_not_is_stale",),
+    ),
+    Mutant(
+        "a stale peer without its token stays",
+        "broker/session/heartbeat.py",
+        "        return tokens_required and not (peer.user or self._orders.app_vouches)\n",
+        "        return False\n",
+        ("tests/session/test_heartbeat.py",),
+    ),
+    Mutant(
+        "a ping that is never answered",
+        "broker/session/heartbeat.py",
+        "        elif now - pinged_at < config.pong_seconds:\n",
+        "        elif now - pinged_at < 1000 * config.pong_seconds:\n",
+        ("tests/session/test_heartbeat.py::test_a_client_that_does_not_answer_is_sent_away",),
+    ),
+    Mutant(
+        "goodbye without a deadline for what is queued",
+        "broker/session/ending.py",
+        "    with trio.move_on_after(seconds) as answering:\n",
+        "    with trio.CancelScope() as answering:\n",
+        (
+            "tests/session/test_ending.py::test_a_goodbye_that_nobody_takes_is_over_close_seconds_later",
+        ),
+    ),
+    Mutant(
+        "goodbye without a deadline for the answer",
+        "broker/session/ending.py",
+        "        answering.deadline = trio.current_time() + seconds\n",
+        "        answering.deadline = inf\n",
+        ("tests/test_hostile.py::test_s2_who_ignores_our_close_is_cut",),
+    ),
+    Mutant(
+        "a peer that takes nothing stays, on a socket",
+        "broker/transport/outbox.py",
+        "                with trio.move_on_after(self._stall_seconds) as progress:\n",
+        "                with trio.move_on_after(1000 * self._stall_seconds) as progress:\n",
+        (
+            "tests/transport/test_outbox.py::test_a_peer_that_takes_nothing_for_the_stall_time_is_given_up",
+        ),
+    ),
+    Mutant(
+        "a peer that takes nothing stays, on a stream",
+        "broker/transport/outbox.py",
+        "        deadline = inf if self._guarded else trio.current_time() + self._stall_seconds\n",
+        "        deadline = inf\n",
+        ("tests/transport/test_outbox.py",),
+    ),
+    Mutant(
+        "a stop that waits for ever",
+        "broker/app.py",
+        "                    sessions.cancel_scope.deadline = due\n",
+        "                    sessions.cancel_scope.deadline = due + 1000\n",
+        ("tests/test_lifetimes.py::test_a_stop_has_its_bound_however_the_hooks_hang",),
+    ),
+    Mutant(
+        "a hook that hangs is never cancelled",
+        "broker/session/connection.py",
+        "            self._serving.deadline = self._serve_until\n",
+        "            self._serving.deadline = self._serve_until + 1000\n",
+        (
+            "tests/test_lifetimes.py::test_a_hook_that_hangs_is_cancelled_close_seconds_after_the_end",
+        ),
+    ),
+    Mutant(
+        "questions that outlive their client",
+        "broker/session/questions.py",
+        "                turn.scope.deadline = due\n",
+        "                turn.scope.deadline = due + 1000\n",
+        ("tests/session/test_questions.py",),
+    ),
+    Mutant(
+        "last words without an end",
+        "broker/session/services.py",
+        "            seconds = min(seconds, LAST_WORDS_SECONDS)\n",
+        "            pass\n",
+        ("tests/session/test_services.py::test_last_words_that_begin_in_a_cut_have_a_second",),
+    ),
+    Mutant(
+        "a stop does not shorten last words",
+        "broker/session/services.py",
+        "            scope.deadline = min(scope.deadline, self._cut_at)\n",
+        "            pass\n",
+        (
+            "tests/session/test_services.py::test_a_stop_shortens_the_last_words_that_are_being_said",
+        ),
+    ),
+    Mutant(
+        "a request that is never answered",
+        "broker/routing/requests.py",
+        "        while self._due and self._due[0][0] <= now:\n",
+        "        while self._due and self._due[0][0] <= now - 1000:\n",
+        ("tests/routing/test_requests.py",),
+    ),
+    Mutant(
+        "a key that holds for ever",
+        "broker/core/idempotency.py",
+        "            if kept.due > now:\n",
+        "            if kept.due > now - 10_000:\n",
+        ("tests/core/test_idempotency.py",),
+    ),
+    Mutant(
+        "a publication that is kept for ever",
+        "broker/core/history.py",
+        " + history.ttl <= now:\n",
+        " + 10 * history.ttl <= now:\n",
+        ("tests/core/test_history.py",),
+    ),
+)
+"""What has an end."""
+
+CONTAINMENT: Final = (
+    Mutant(
+        "`meet` lets a plain exception out",
+        "broker/session/accept.py",
+        'services.log.exception("connection_failed", peer=address)\n',
+        "raise\n",
+        ("tests/session/test_accept.py::test_a_mistake_of_ours_ends_one_connection_and_is_logged",),
+    ),
+    Mutant(
+        "`meet` lets a group of exceptions out",
+        "broker/session/accept.py",
+        "if ours is not None:  # Cancelled",
+        "if True:  # Cancelled",
+        ("tests/session/test_accept.py::test_a_mistake_of_ours_ends_one_connection_and_is_logged",),
+    ),
+    Mutant(
+        "a hook for messages takes all down",
+        "broker/session/connection.py",
+        """                except Exception as error:  # noqa: BLE001 - it ends this connection, and no other
+                    end_by(self._services, self.fd, error, hook)
+                # Questions""",
+        """                except LookupError as error:
+                    end_by(self._services, self.fd, error, hook)
+                # Questions""",
+        (
+            "tests/session/test_connection.py",
+            "tests/test_lifetimes.py",
+        ),
+    ),
+    Mutant(
+        "a close hook takes all down",
+        "broker/session/ending.py",
+        """        except Exception:
+            services.log.exception("hook_failed", hook="close", fd=connection.fd)
+""",
+        """        except LookupError:
+            services.log.exception("hook_failed", hook="close", fd=connection.fd)
+""",
+        (
+            "tests/session/test_ending.py",
+            "tests/test_lifetimes.py",
+        ),
+    ),
+    Mutant(
+        "an odd exception of a hook is let through",
+        "broker/hooks.py",
+        "            raise raised from error  # noqa: ASYNC104 - all that was asked for goes on\n",
+        "            raise\n",
+        ("tests/test_hooks.py::test_an_odd_exception_is_contained_like_any_other",),
+    ),
+    Mutant(
+        "an authorizer that fails ends the connection",
+        "broker/session/dispatch.py",
+        """        if method == "send":
+            raise
+""",
+        "        raise\n",
+        (
+            "tests/session/test_dispatch.py",
+            "tests/session/test_commands.py",
+        ),
+    ),
+    Mutant(
+        "an accept that fails ends the listener",
+        "broker/transport/listeners.py",
+        """            except OSError as error:
+                reason = f"{errno""",
+        """            except LookupError as error:
+                reason = f"{errno""",
+        (
+            "tests/session/test_admission.py::test_an_accept_that_finds_no_file_ends_nothing_and_is_tried_again",
+        ),
+    ),
+    Mutant(
+        "the close hook is cut off with the broker",
+        "broker/session/services.py",
+        "        with trio.CancelScope(shield=True, deadline=deadline) as scope:\n",
+        "        with trio.CancelScope(shield=False, deadline=deadline) as scope:\n",
+        (
+            "tests/session/test_ending.py::test_the_close_hook_runs_also_where_the_whole_broker_is_cut",
+        ),
+    ),
+    Mutant(
+        "after a broken frame more is parsed",
+        "broker/transport/lane.py",
+        """            self.close(*error)
+            self._begin_to_ignore()
+""",
+        "            self.close(*error)\n",
+        ("tests/transport/test_lane.py",),
+    ),
+)
+"""What fails, and takes nothing else along."""
+
+ORDER: Final = (
+    Mutant(
+        "close overtakes the open run",
+        "broker/session/connection.py",
+        "        router.send(self.peer, () if codec is None else (codec.disconnect(code, reason),))\n",
+        """        if codec is not None:
+            router.send(self.peer, (codec.disconnect(code, reason),))
+""",
+        (
+            "tests/session/test_ending.py::test_a_close_stands_behind_what_was_published_in_the_same_step",
+        ),
+    ),
+    Mutant(
+        "a reply overtakes what was published before",
+        "broker/routing/router.py",
+        """        \"\"\"The same for a run that the caller has made, to look for it in the outbox later.\"\"\"
+        self._end_run()
+""",
+        '        """The same for a run that the caller has made, to look for it in the outbox later."""\n',
+        (
+            "tests/routing/test_router.py",
+            "tests/session/test_dispatch.py",
+        ),
+    ),
+    Mutant(
+        "a new subscriber gets what was published before",
+        "broker/routing/router.py",
+        """        \"\"\"Add a subscription; those who watch its topic learn of it with the next `announce`.\"\"\"
+        self._end_run()
+""",
+        '        """Add a subscription; those who watch its topic learn of it with the next `announce`."""\n',
+        ("tests/routing/test_router.py",),
+    ),
+    Mutant(
+        "one who leaves misses what was published before",
+        "broker/routing/router.py",
+        """        \"\"\"Remove a subscription and tell those who watch; None if there was none.\"\"\"
+        self._end_run()
+""",
+        '        """Remove a subscription and tell those who watch; None if there was none."""\n',
+        ("tests/routing/test_router.py",),
+    ),
+    Mutant(
+        "questions about one topic overtake each other",
+        "broker/session/questions.py",
+        "            topic is not None and turn.topic == topic for turn in self._turns\n",
+        "            False for turn in self._turns\n",
+        ("tests/session/test_questions.py",),
+    ),
+    Mutant(
+        "a question is carried out before one that came earlier",
+        "broker/session/questions.py",
+        "            while self._turns and not self._turns[0].is_open:\n",
+        "            while self._turns and (len(self._turns) > 1 or not self._turns[0].is_open):\n",
+        ("tests/session/test_questions.py",),
+    ),
+    Mutant(
+        "a recovery answers the top",
+        "broker/routing/subscriptions.py",
+        "                position = Position(request.offset, position.epoch)\n",
+        "                pass\n",
+        ("tests/routing/test_subscriptions.py",),
+    ),
+    Mutant(
+        "an outbox is flushed out of order",
+        "broker/transport/outbox.py",
+        """        self.mail.append(run)
+        self.bytes += run.size
+""",
+        """        self.mail.insert(max(self._begun, len(self.mail) - 1), run)
+        self.bytes += run.size
+""",
+        ("tests/transport/test_outbox.py",),
+    ),
+    Mutant(
+        "a partial write is sent again from its start",
+        "broker/transport/outbox.py",
+        """        if self._sent:
+            parts[0] = memoryview(parts[0])[self._sent :]
+""",
+        "",
+        ("tests/transport/test_outbox.py",),
+    ),
+    Mutant(
+        "an answer to a publish comes before it is kept",
+        "broker/engines/sqlite.py",
+        """                    await self._commit(batch)
+                    await self._give_back(batch, sink)
+""",
+        """                    await self._give_back(batch, sink)
+                    await self._commit(batch)
+""",
+        ("tests/engines/test_sqlite.py",),
+    ),
+)
+"""The order of things."""
+
+RIGHTS: Final = (
+    Mutant(
+        "the rules are not asked again after the hook, to subscribe",
+        "broker/session/commands.py",
+        """        grant = services.rights.grant(peer, name, token)
+        if reply.info is not None:
+""",
+        """        from broker.core.session import Decider, Grant
+
+        grant = Grant(name, Decider.HOOK, peer.user)
+        if reply.info is not None:
+""",
+        ("tests/test_rights_at_the_act.py",),
+    ),
+    Mutant(
+        "the rules are not asked again after the hook, to publish by a call",
+        "broker/session/rpc.py",
+        "            client.services.rights.check_publish(client.peer, params.target)\n",
+        "            pass\n",
+        ("tests/test_rights_at_the_act.py",),
+    ),
+    Mutant(
+        "the rules are not asked again after the hook, to read a history",
+        "broker/session/commands.py",
+        '        services.rights.check_read(client.peer, request.channel, "history")\n',
+        "",
+        ("tests/test_rights_at_the_act.py",),
+    ),
+    Mutant(
+        "the rules are not asked again after the hook, to read presence",
+        "broker/session/commands.py",
+        """        client.services.rights.check_read(client.peer, topic, "presence")
+        return topic
+""",
+        "        return topic\n",
+        ("tests/test_rights_at_the_act.py",),
+    ),
+    Mutant(
+        "a token of another is as good",
+        "broker/session/commands.py",
+        "        if wanted != given:\n",
+        '        if wanted != given and what == "topic":\n',
+        (
+            "tests/session/test_commands.py",
+            "tests/test_rights_at_the_act.py",
+        ),
+    ),
+    Mutant(
+        "anybody may subscribe to a connection's own name",
+        "broker/access/rights.py",
+        """        if name.startswith(DIRECT):
+            raise Refused(DENIED, "only an fd itself gets what is sent to it")
+""",
+        "",
+        (
+            "tests/access/test_rights.py",
+            "tests/routing/test_subscriptions.py",
+            "tests/session/test_commands.py",
+        ),
+    ),
+    Mutant(
+        "anybody may subscribe to a user's own name",
+        "broker/access/rights.py",
+        """        if name.startswith(PERSONAL):
+            raise Refused(DENIED, "only a user gets what is sent to it")
+""",
+        "",
+        (
+            "tests/access/test_rights.py",
+            "tests/routing/test_subscriptions.py",
+            "tests/session/test_commands.py",
+        ),
+    ),
+    Mutant(
+        "a pattern brings what its subscriber may not have",
+        "broker/access/rights.py",
+        "            return among and allows(rules.may_subscribe, user)\n",
+        "            return among\n",
+        (
+            "tests/access/test_rights.py",
+            "tests/test_rights_at_the_act.py",
+        ),
+    ),
+    Mutant(
+        "a pattern brings private topics",
+        "broker/access/rights.py",
+        "            if private or (hook_decides and by in (Decider.RULES, Decider.HOOK)):\n",
+        "            if hook_decides and by in (Decider.RULES, Decider.HOOK):\n",
+        (
+            "tests/access/test_rights.py",
+            "tests/test_rights_at_the_act.py",
+        ),
+    ),
+    Mutant(
+        "who has become another keeps what was his",
+        "broker/access/rights.py",
+        """            return rules is not None and allows(rules.may_subscribe, session.user)
+        return True
+""",
+        """            return rules is not None
+        return True
+""",
+        (
+            "tests/access/test_rights.py",
+            "tests/session/test_orders.py",
+            "tests/test_rights_at_the_act.py",
+        ),
+    ),
+    Mutant(
+        "a token's subscription outlives its user",
+        "broker/access/rights.py",
+        "            return grant.user == session.user\n",
+        "            return True\n",
+        (
+            "tests/access/test_rights.py",
+            "tests/session/test_orders.py",
+            "tests/test_rights_at_the_act.py",
+        ),
+    ),
+    Mutant(
+        "a user who has been another gets the former's",
+        "broker/core/registry.py",
+        """        before = self._release(session)
+        session.user = user
+""",
+        """        before = session.user
+        session.user = user
+""",
+        ("tests/core/test_registry.py",),
+    ),
+    Mutant(
+        "a reader needs no subscription where a hook decides",
+        "broker/access/rights.py",
+        """            if self.hook_decides and hook is None:
+                raise Refused(DENIED, "only subscribers may read this topic")
+""",
+        "",
+        (
+            "tests/access/test_rights.py",
+            "tests/session/test_commands.py",
+        ),
+    ),
+    Mutant(
+        "anybody may send",
+        "broker/access/rights.py",
+        """            if not allows(config.may_send, session.user):
+                raise Refused(DENIED)
+            return config.may_send""",
+        "            return config.may_send",
+        (
+            "tests/access/test_rights.py",
+            "tests/session/test_commands.py",
+        ),
+    ),
+    Mutant(
+        "a retained value for who may not have it",
+        "broker/routing/retained.py",
+        "            rules is None or not router.rights.receives(rules, value.topic, subscription)\n",
+        "            rules is None\n",
+        (
+            "tests/access/test_rights.py",
+            "tests/session/test_commands.py",
+            "tests/routing/test_router.py",
+            "tests/test_rights_at_the_act.py",
+        ),
+    ),
+    Mutant(
+        "a reply of one who was not asked",
+        "broker/routing/requests.py",
+        "        if request is None or request.responder != responder:\n",
+        "        if request is None:\n",
+        ("tests/routing/test_requests.py",),
+    ),
+    Mutant(
+        "a page of another origin",
+        "broker/session/accept.py",
+        """    if reason is not None:
+        raise HeadError(403, reason)
+""",
+        "",
+        (
+            "tests/session/test_accept.py",
+            "tests/session/test_handshake.py",
+        ),
+    ),
+    Mutant(
+        "any key of the HTTP API",
+        "broker/http/api.py",
+        "        if not hmac.compare_digest(key.encode(), ours.encode()):\n",
+        "        if len(key) != len(ours):\n",
+        ("tests/http/test_api.py",),
+    ),
+    Mutant(
+        "a session of another is spoken for",
+        "broker/http/fallbacks.py",
+        "        return compare_digest(self._secret.encode(), secret.encode())\n",
+        "        return bool(secret)\n",
+        ("tests/http/test_fallbacks.py",),
+    ),
+    Mutant(
+        "a key counts for all connections without a user",
+        "broker/routing/publishing.py",
+        "        owner = owner_of(None if by is None else by.info)\n",
+        '        owner = owner_of(by.info) if by is not None and by.user else "nobody"\n',
+        (
+            "tests/routing/test_publishing.py",
+            "tests/session/test_rpc.py",
+        ),
+    ),
+    Mutant(
+        "a stranger says for whom it asks",
+        "broker/access/proxies.py",
+        """        if not self.trusts(peer):
+            return peer
+""",
+        "",
+        ("tests/access/test_proxies.py",),
+    ),
+    Mutant(
+        "an operator who may look acts",
+        "broker/access/operators.py",
+        "        return role is Role.VIEW or operator.role is Role.FULL\n",
+        "        return True\n",
+        (
+            "tests/access/test_operators.py",
+            "tests/admin/test_methods.py",
+        ),
+    ),
+    Mutant(
+        "wrong keys at any rate",
+        "broker/access/operators.py",
+        "            if not guesses.has(1, rate, GUESSES, now):\n",
+        "            if not guesses.has(1, rate, 1000 * GUESSES, now):\n",
+        (
+            "tests/access/test_operators.py::test_who_guesses_is_slowed_down_and_the_right_key_with_him_but_nobody_elsewhere",
+        ),
+    ),
+    Mutant(
+        "a frame without a mask",
+        "broker/transport/frames.py",
+        """            elif length < 0:  # not masked
+                break
+            stop""",
+        "            stop",
+        ("tests/transport/test_frames.py",),
+    ),
+    Mutant(
+        "text that is no UTF-8",
+        "broker/transport/frames.py",
+        """            if first == _FIN_TEXT and not payload.isascii():
+                payload.decode()
+""",
+        "",
+        ("tests/transport/test_frames.py",),
+    ),
+    Mutant(
+        "a body whose end two parsers see in two places",
+        "broker/transport/head.py",
+        '    if codings and (lengths or head.version == "1.0"):\n',
+        '    if codings and head.version == "1.0":\n',
+        ("tests/transport/test_head.py",),
+    ),
+    Mutant(
+        "a tags filter is ignored in a recovery",
+        "broker/routing/subscriptions.py",
+        "                missed = [each for each in missed if wanted.matches(each.tags)]\n",
+        "                pass\n",
+        (
+            "tests/routing/test_subscriptions.py",
+            "tests/session/test_commands.py",
+        ),
+    ),
+)
+"""Who may do what."""
+
+BUDGETS: Final = (
+    Mutant(
+        "close to the limit anybody gets more",
+        "broker/core/memory.py",
+        "        if budget.held + size <= NEAR * budget.limit:\n",
+        "        if budget.held + size <= 100 * budget.limit:\n",
+        ("tests/core/test_memory.py::test_close_to_the_limit_who_is_heavy_gets_no_more",),
+    ),
+    Mutant(
+        "one connection may hold anything",
+        "broker/core/memory.py",
+        "        if self.bytes + size > budget.connection_room:\n",
+        "        if self.bytes + size > 100 * budget.connection_room:\n",
+        ("tests/session/test_memory.py::test_a_connection_has_a_bound_on_all_that_it_holds",),
+    ),
+    Mutant(
+        "what was charged is not given back",
+        "broker/core/memory.py",
+        "            self.budget.charge(part, -held)\n",
+        "            pass\n",
+        (
+            "tests/session/test_memory.py::test_all_that_was_charged_is_given_back_when_all_have_gone",
+        ),
+    ),
+    Mutant(
+        "the lightest gives way first",
+        "broker/core/memory.py",
+        "            heap.append((-sum(excess for excess, _, _ in members), number, members))\n",
+        "            heap.append((sum(excess for excess, _, _ in members), number, members))\n",
+        ("tests/session/test_memory.py::test_the_heaviest_gives_way_and_the_small_notice_nothing",),
+    ),
+    Mutant(
+        "a thousand connections of one party are a thousand",
+        "broker/core/memory.py",
+        "                members = parties.setdefault(holding.holder.party, [])\n",
+        '                members = parties.setdefault(f"{number}", [])\n',
+        ("tests/core/test_memory.py::test_a_thousand_connections_of_one_party_are_one",),
+    ),
+    Mutant(
+        "who holds little gives way",
+        "broker/core/memory.py",
+        "        return max(0, self.bytes + holder.own_waiting() - FREE_BYTES)\n",
+        "        return self.bytes + holder.own_waiting()\n",
+        ("tests/core/test_memory.py",),
+    ),
+    Mutant(
+        "newcomers though memory is short",
+        "broker/session/accept.py",
+        """    if services.memory.is_exhausted:
+        raise HeadError(503, "memory is short")
+""",
+        "",
+        ("tests/session/test_memory.py::test_where_nobody_holds_much_newcomers_are_refused",),
+    ),
+    Mutant(
+        "one sender fills the outbox of who is behind",
+        "broker/routing/letters.py",
+        "            own is not None and own.is_over(self.outbox, SHARE)\n",
+        "            False\n",
+        (
+            "tests/routing/test_letters.py::test_a_publisher_has_a_quarter_of_the_outbox_of_who_is_behind",
+        ),
+    ),
+    Mutant(
+        "all senders fill the outbox of who is behind",
+        "broker/routing/letters.py",
+        "        return self._total.is_over(self.outbox, SHARE // 2) or (\n",
+        "        return (\n",
+        (
+            "tests/routing/test_letters.py::test_others_have_shares_of_their_own_and_all_together_a_half",
+        ),
+    ),
+    Mutant(
+        "requests at any rate",
+        "broker/access/rate_limits.py",
+        "        if all(bucket.has(cost, rate, burst, now) for bucket, cost, rate, burst in demands):\n",
+        "        if True:\n",
+        ("tests/access/test_rate_limits.py::test_requests_beyond_the_rate_are_answered_with_111",),
+    ),
+    Mutant(
+        "who goes on beyond the rate stays",
+        "broker/access/rate_limits.py",
+        "        if not usage.excess.has(1, config.excess_rate, config.excess_burst, now):\n",
+        "        if not usage.excess.has(1, config.excess_rate, 1000 * config.excess_burst, now):\n",
+        ("tests/access/test_rate_limits.py::test_a_connection_that_goes_on_for_long_is_sent_away",),
+    ),
+    Mutant(
+        "a session takes the loop for itself",
+        "broker/routing/turns.py",
+        """        if self.admits(work):
+            return True
+        self.is_used_up = True
+""",
+        """        return True
+        self.is_used_up = True
+""",
+        (
+            "tests/session/test_dispatch.py::test_a_thousand_commands_at_once_leave_others_their_turn",
+        ),
+    ),
+    Mutant(
+        "everybody's turn at once",
+        "broker/routing/turns.py",
+        "        while self._lot and left > 0:\n",
+        "        while self._lot:\n",
+        ("tests/session/test_dispatch.py::test_what_many_ask_for_at_once_is_done_a_few_at_a_time",),
+    ),
+    Mutant(
+        "any share of the room is the first to give way",
+        "broker/core/idempotency.py",
+        """            heaviest = self._shares.heaviest()
+            assert heaviest is not None
+            self._drop(next(iter(heaviest.kept.values())))
+""",
+        "            self._drop(next(iter(self._order)))\n",
+        ("tests/core/test_idempotency.py::test_a_flood_of_keys_costs_others_nothing",),
+    ),
+    Mutant(
+        "a reply beside a reply",
+        "broker/session/dispatch.py",
+        "        return self.peer.outbox.replies_wait and self.peer.is_established\n",
+        "        return False\n",
+        (
+            "tests/session/test_dispatch.py::test_a_client_that_asks_for_a_lot_gets_all_of_it_one_after_the_other",
+        ),
+    ),
+    Mutant(
+        "a will that weighs nothing",
+        "broker/routing/wills.py",
+        "        peer.holding.charge(Part.WILLS, more)\n",
+        "        peer.holding.charge(Part.WILLS, 0)\n",
+        (
+            "tests/session/test_memory.py",
+            "tests/routing/test_wills.py",
+        ),
+    ),
+    Mutant(
+        "a trace at any rate",
+        "broker/core/trace.py",
+        "        left = int(self._bucket.left(RATE, ENTRIES_MOST, now))\n",
+        "        left = ENTRIES_MOST\n",
+        ("tests/core/test_trace.py::test_a_reader_that_keeps_up_gets_so_many_a_second",),
+    ),
+)
+"""Who pays."""
+
+ENGINES: Final = (
+    Mutant(
+        "acknowledged before it is committed",
+        "broker/engines/sqlite.py",
+        """        if batch.row or batch.meta is not None:
+            await self._run_blocking""",
+        """        if batch.row or batch.meta is not None:
+            for item in batch.items:
+                if isinstance(item, Submission):
+                    for done in item.dones:
+                        done(None)
+                    item.dones.clear()
+            await self._run_blocking""",
+        ("tests/engines/test_sqlite.py",),
+    ),
+    Mutant(
+        "an epoch that is not written",
+        "broker/engines/sqlite.py",
+        """        self._note_unwritten(topic)
+        return new_epoch(topic)
+""",
+        "        return new_epoch(topic)\n",
+        ("tests/engines/test_sqlite.py",),
+    ),
+    Mutant(
+        "fds that are not leased",
+        "broker/engines/sqlite.py",
+        "        if next_fd + FD_LEASE // 2 > self._meta.next_fd:\n",
+        "        if next_fd + FD_LEASE // 2 > self._meta.next_fd + 10 * FD_LEASE:\n",
+        ("tests/engines/test_sqlite.py",),
+    ),
+    Mutant(
+        "what comes while the disk fails is not refused",
+        "broker/engines/sqlite.py",
+        """            self._refuse(list(self._queue), sink, self._failing)
+            self._queue.clear()
+""",
+        """            self._refuse([], sink, self._failing)
+            self._queue.clear()
+""",
+        ("tests/engines/test_sqlite.py",),
+    ),
+    Mutant(
+        "redis: nobody looks for what is before an entry",
+        "broker/engines/redis_log.py",
+        "        if int(before) != self.place or lineage != self.lineage:\n",
+        "        if lineage != self.lineage:\n",
+        ("tests/engines/test_redis.py",),
+    ),
+    Mutant(
+        "redis: another lineage is as good",
+        "broker/engines/redis_log.py",
+        "        if int(before) != self.place or lineage != self.lineage:\n",
+        "        if int(before) != self.place:\n",
+        ("tests/engines/test_redis.py",),
+    ),
+    Mutant(
+        "redis: a batch is sent again that was applied",
+        "broker/engines/redis_log.py",
+        "            if flight.counter <= done:\n",
+        "            if flight.counter <= done - 1:\n",
+        ("tests/engines/test_redis.py",),
+    ),
+    Mutant(
+        "redis: a view is not merged with what came meanwhile",
+        "broker/engines/redis_topics.py",
+        "        return state is None or state[0] == Position(logged.first - 1, logged.epoch)\n",
+        "        return True\n",
+        ("tests/engines/test_redis.py",),
+    ),
+    Mutant(
+        "redis: keys that were evicted are not noticed",
+        "broker/engines/redis_topics.py",
+        """        if not ends or ends[-1] != offset:
+            runs, ends = [], []
+""",
+        "",
+        ("tests/engines/test_redis.py",),
+    ),
+    Mutant(
+        "a will of a dead node is published by each that buries it",
+        "broker/routing/reaper.py",
+        "        options = PublishOptions(retain=will.retain, key=key, on_behalf_of=will.info)\n",
+        "        options = PublishOptions(retain=will.retain, on_behalf_of=will.info)\n",
+        ("tests/nodes/test_death.py",),
+    ),
+    Mutant(
+        "a queue group gives to two",
+        "broker/routing/queue_groups.py",
+        "            shares.setdefault(member, []).append(publication)\n",
+        """            for each in {member, next(iter(self.group.members.values()))}:
+                shares.setdefault(each, []).append(publication)
+""",
+        ("tests/routing/test_queue_groups.py::test_each_publication_goes_to_one_member_in_turn",),
+    ),
+)
+"""What is kept, and once."""
+
+MUTANTS: Final = (
+    *CAPS,
+    *DEADLINES,
+    *CONTAINMENT,
+    *ORDER,
+    *RIGHTS,
+    *BUDGETS,
+    *ENGINES,
+)
