@@ -39,6 +39,7 @@ async def test_websockets_understands_and_is_understood(offer: dict[str, Any], k
     def talk(address: str) -> None:
         factory = ClientPerMessageDeflateFactory(**{"client_max_window_bits": True, **offer})
         with connect(address, extensions=[factory], compression=None) as socket:
+            assert socket.response is not None
             answer = socket.response.headers["Sec-WebSocket-Extensions"]
             assert answer.startswith("permessage-deflate; server_no_context_takeover")
             for text in TEXTS * 2:
