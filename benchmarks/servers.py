@@ -23,6 +23,7 @@ STOP_SECONDS = 10.0
 
 SERVER_CORE, LOAD_CORE = 0, 1
 API_KEY = "bench"
+ADMIN_KEY = "bench: a key of a length that is enough"
 
 
 class Missing(Exception):
@@ -48,6 +49,8 @@ class Server:
     command: Callable[[int, Path], list[str]]
     talk: Callable[[Scenario], dict[str, object]]
     directory: Path = ROOT
+    is_watched: bool = False
+    """Whether somebody looks at it meanwhile: `watcher.py`."""
     deflating: Callable[[int, Path], list[str]] | None = None
     """The command where it is to compress what it sends to those who offer that."""
 
@@ -336,6 +339,13 @@ def pinned(core: int, argv: list[str]) -> list[str]:
     return ["taskset", "-c", str(core), *argv]
 
 
+def _watch(port: int) -> "subprocess.Popen[bytes]":
+    """Somebody who looks, on the core of the load."""
+    argv = [sys.executable, str(HERE / "watcher.py"), str(port)]
+    environment = {**os.environ, "BROKER_API_KEY": API_KEY, "BROKER_ADMIN_KEY": ADMIN_KEY}
+    return subprocess.Popen(pinned(LOAD_CORE, argv), env=environment, stdin=subprocess.DEVNULL)
+
+
 @contextmanager
 def running(server: Server, scratch: Path) -> Iterator[tuple[int, int]]:
     """Run a server for the block, on its core; yields its process id and its port."""
@@ -344,13 +354,22 @@ def running(server: Server, scratch: Path) -> Iterator[tuple[int, int]]:
     with (scratch / "server.log").open("w+") as log:
         process = subprocess.Popen(
             pinned(SERVER_CORE, argv), cwd=server.directory,
-            env={**os.environ, "GOMAXPROCS": "1", "BROKER_API_KEY": API_KEY},
+            env={**os.environ, "GOMAXPROCS": "1", "BROKER_API_KEY": API_KEY,
+                 "BROKER_ADMIN_KEY": ADMIN_KEY},
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
+        watcher = None
         try:
             _wait_listening(server, process, port, scratch)
+            if server.is_watched:
+                watcher = _watch(port)
             yield process.pid, port
+            if watcher is not None and watcher.poll() is not None:
+                raise NotStarted("the watcher ended before the run did")
         finally:
+            if watcher is not None:
+                watcher.kill()
+                watcher.wait()
             process.send_signal(signal.SIGTERM)
             try:
                 process.wait(STOP_SECONDS)

@@ -29,8 +29,10 @@ FOUND: Final = Path("fuzz-found")
 SILENCE_SECONDS: Final = 60
 """An input that takes longer is a finding, whatever it does."""
 MEMORY_MIB: Final = 2048
-KEPT: Final = 40
-"""Inputs of a target that `--keep` leaves in the corpus: the shortest that reach most."""
+KEPT: Final = 20
+"""Inputs that `--keep` adds to the corpus of a target."""
+SMALL: Final = 400
+"""Bytes of one that is kept."""
 
 
 def main() -> int:
@@ -94,7 +96,7 @@ def _guided(target: Target, runs: int, options: argparse.Namespace) -> tuple[int
         took = time.monotonic() - began
         kept = len(list(grown.iterdir()))
         if options.keep:
-            _keep(target, [grown, seeds])
+            _keep(target, grown)
     came = sorted(set(FOUND.iterdir()) - before)
     ran = [int(number) for number in re.findall(r"number_of_executed_units: (\d+)", done.stderr)]
     count = ran[-1] if ran else 0
@@ -108,24 +110,14 @@ def _guided(target: Target, runs: int, options: argparse.Namespace) -> tuple[int
     return count, came
 
 
-def _keep(target: Target, places: list[Path]) -> None:
-    """Put the shortest inputs that together reach all into the corpus, as far as there is room."""
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as least:
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "tests.fuzz.guided", target.name),
-                *("-merge=1", "-max_len=400", least, *map(str, places)),
-            ],
-            capture_output=True,
-            check=True,
-        )
-        chosen = sorted(Path(least).iterdir(), key=lambda path: path.stat().st_size, reverse=True)
-        where = CORPUS / target.name
-        where.mkdir(parents=True, exist_ok=True)
-        for path in chosen[:KEPT]:
-            data = path.read_bytes()
-            if data not in target.seeds:
-                (where / sha1(data).hexdigest()[:12]).write_bytes(data)
+def _keep(target: Target, grown: Path) -> None:
+    """Put the small inputs that reached something new, the last of them first, into the corpus."""
+    small = [path for path in grown.iterdir() if path.stat().st_size <= SMALL]
+    small.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    where = CORPUS / target.name
+    where.mkdir(parents=True, exist_ok=True)
+    for path in small[:KEPT]:
+        (where / path.name[:12]).write_bytes(path.read_bytes())
 
 
 def _options() -> argparse.Namespace:
