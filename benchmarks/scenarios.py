@@ -48,6 +48,8 @@ class Scenario:
     patterns: int = 0
     at_once: int = 64
     reply: bool = False
+    recover: bool = False
+    """Whether subscribers ask for what they have missed, as an SDK does that comes back."""
     words: bool = False
     """Payloads are text, of words and numbers; what goes out counts in bytes as well."""
     deflate: bool = False
@@ -138,6 +140,11 @@ SCENARIOS = (
         subs=5000, pubs=0, at_once=5000, seconds=0.5, warm=0, metric="connects_per_second",
         servers=PEERS[:-1],
     ),
+    Scenario(
+        name="resume", title="5,000 come back: connect, subscribe, recover", kind="connections",
+        subs=5000, pubs=0, seconds=0.5, warm=0, recover=True, metric="connects_per_second",
+        servers=("broker", "nats"),
+    ),
     *(
         Scenario(
             name=f"patterns-{n}", title=f"1→1, 16 a write, {n:,} patterns that do not match",
@@ -192,10 +199,20 @@ GOALS = (
     *(Goal(f"1-1-burst-{b}", _RATE, "nats", "≥", 0.6) for b in (1, 16, 128)),
     Goal("paced-1000", "p50_ms", "nats", "≤", 0.8),
     Goal("paced-1000", "p99_ms", "nats", "≤", 0.8),
-    Goal("paced-1000", "p50_ms", "picows", "≤", 1.2),
+    Goal("paced-1000", "p50_ms", "picows", "≤", 1.05),
+    Goal("paced-1000", "p50_ms", "uws", "≤", 1.2),
     Goal("paced-1000", "p99_ms", "picows", "≤", 1.2),
+    Goal("1-100-burst-1", _RATE, "ceiling", "≥", 0.5),
+    Goal("1-100-burst-16", _RATE, "ceiling", "≥", 0.8),
+    Goal("1-1000-burst-16", _RATE, "ceiling", "≥", 0.8),
     Goal("100-100", _RATE, "nats", "≥", 1.5),
-    Goal("idle", "kib_per_connection", "", "≤", 20),
+    Goal("rooms", _RATE, "uws", "≥", 1),
+    Goal("reply", _RATE, "nats", "≥", 0.4),
+    Goal("http-1", "publishes_per_second", "nchan", "≥", 1),
+    Goal("http-8", "publishes_per_second", "nchan", "≥", 0.4),
+    Goal("storm", "noticed_seconds", "nats", "≤", 1.5),
+    Goal("resume", "connects_per_second", "nats", "≥", 1),
+    Goal("idle", "kib_per_connection", "", "≤", 9),
     Goal("idle", "kib_per_connection", "nats", "≤", 0.5),
     Goal("idle", "connects_per_second", "nats", "≥", 0.8),
     Goal("idle", "connects_per_second", "websockets", "≥", 1.3),

@@ -71,7 +71,8 @@ def _broker_talk(scenario: Scenario) -> dict[str, object]:
     if scenario.kind == "http":
         return _broker_http_talk(scenario)
     direct = scenario.kind == "direct"
-    subscribe = '{"id":2,"subscribe":{"channel":"' + TOPIC + '"}}'
+    since = ',"recover":true,"offset":0,"epoch":""' if scenario.recover else ""
+    subscribe = '{"id":2,"subscribe":{"channel":"' + TOPIC + '"' + since + "}}"
     reply = '"id":7,' if scenario.reply else ""
     channel = "fd:%F" if direct else TOPIC
     talk: dict[str, object] = {
