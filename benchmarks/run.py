@@ -6,6 +6,7 @@ a round before their median is. The figures go to results.json, and from there i
 the plot of docs/benchmarks.md; `--report` writes those again without measuring. What no goal asks for
 is measured in the first of the rounds only.
 
+`--watched` measures the broker by itself and with metrics and dashboard open, by turns, and prints both.
 `--against TREE` measures the broker here and in another checkout, or at another commit, instead, in
 turns, and prints old, new and their ratio; it stores nothing.
 """
@@ -139,8 +140,13 @@ def main() -> None:
     # Ten thousand connections need as many files.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if options.against:
-        _compare_trees(options)
+    if options.watched:
+        _compare_pair(
+            options, attrs.evolve(SERVERS[report.OURS], name=OLD), "unwatched", watched=True
+        )
+    elif options.against:
+        with _tree(options.against) as (tree, commit):
+            _compare_pair(options, broker_of(tree, OLD), commit)
     else:
         _compare_servers(options)
 
@@ -189,14 +195,16 @@ def _rounds(scenario: Scenario, server: str, options: argparse.Namespace) -> int
     return math.ceil(rounds * OTHER_ROUNDS)
 
 
-def _compare_trees(options: argparse.Namespace) -> None:
+def _compare_pair(
+    options: argparse.Namespace, other: Server, what: str, *, watched: bool = False
+) -> None:
     ours = report.OURS
     chosen = [
         s for s in SCENARIOS
         if (s.name in options.scenario if options.scenario else has_goal(s.name, ours))
     ]  # fmt: skip
-    with tempfile.TemporaryDirectory() as directory, _tree(options.against) as (tree, commit):
-        pair = (broker_of(tree, OLD), SERVERS[ours])
+    with tempfile.TemporaryDirectory() as directory:
+        pair = (other, attrs.evolve(SERVERS[ours], is_watched=watched))
         tasks = [
             Task(number, scenario, server)
             for number in range(options.rounds)
@@ -209,7 +217,8 @@ def _compare_trees(options: argparse.Namespace) -> None:
             run["round"] = str(task.number)
             servers = runs.setdefault(task.scenario.name, {})
             servers.setdefault(task.server.name, []).append(run)
-    print(f"\nOld: {commit}. New: {_commit()}.\n\n" + report.trees(runs, OLD))
+    new = "watched" if watched else _commit()
+    print(f"\nOld: {what}. New: {new}.\n\n" + report.trees(runs, OLD))
 
 
 @contextmanager
@@ -260,6 +269,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--against", metavar="TREE", help="another checkout, or a revision, to compare with"
     )
+    parser.add_argument(
+        "--watched", action="store_true", help="compare with metrics and dashboard open"
+    )
     return parser.parse_args()
 
 
@@ -291,7 +303,7 @@ def _measure_quietly(scenario: Scenario, server: Server, scratch: Path, patience
 
 
 def _measure(scenario: Scenario, server: Server, scratch: Path) -> Run:
-    with running(server, scratch) as (pid, port):
+    with running(server.of(scenario), scratch) as (pid, port):
         return drive(scenario, server, scratch, pid, port)
 
 
@@ -308,6 +320,10 @@ def drive(scenario: Scenario, server: Server, scratch: Path, pid: int, port: int
         # Two patterns a step, and at most the 1,000 a connection that the broker allows.
         connections = max(1, scenario.patterns // 1000)
         talk |= {"fill": connections, "fill-count": scenario.patterns // connections // 2}
+    if scenario.words:
+        talk |= {"words": 1, "frames": 1}
+    if scenario.deflate:
+        talk["upgrade"] = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
     talk |= server.talk(scenario)
     argv = [str(scratch / "load")]
     for key, value in talk.items():

@@ -12,7 +12,7 @@ import attrs
 Kind = Literal["topic", "direct", "connections", "http"]
 Metric = Literal[
     "deliveries_per_second", "publishes_per_second", "p50_ms", "p99_ms", "p999_ms",
-    "connects_per_second", "kib_per_connection", "noticed_seconds",
+    "connects_per_second", "kib_per_connection", "noticed_seconds", "bytes_per_delivery",
 ]  # fmt: skip
 
 FAST = ("broker", "nats", "ceiling")
@@ -48,6 +48,12 @@ class Scenario:
     patterns: int = 0
     at_once: int = 64
     reply: bool = False
+    recover: bool = False
+    """Whether subscribers ask for what they have missed, as an SDK does that comes back."""
+    words: bool = False
+    """Payloads are text, of words and numbers; what goes out counts in bytes as well."""
+    deflate: bool = False
+    """Subscribers offer permessage-deflate, and servers are told to compress."""
     seconds: float = 2
     warm: float = 0.5
 
@@ -108,6 +114,15 @@ SCENARIOS = (
         )
         for size, words in ((16, "16 B"), (1024, "1 KiB"), (16_384, "16 KiB"))
     ),
+    *(
+        Scenario(
+            name=f"text-{size}{'-deflate' * deflate}",
+            title=f"1→100, {words} of text each{', compressed' * deflate}",
+            subs=100, payload=size, words=True, deflate=deflate, servers=("broker", "uws"),
+        )
+        for size, words in ((1024, "1 KiB"), (16_384, "16 KiB"))
+        for deflate in (False, True)
+    ),
     Scenario(
         name="paced-1000", title="1→1,000, 50 a second", subs=1000, rate=50, metric="p50_ms",
         servers=PEERS, seconds=3,
@@ -124,6 +139,11 @@ SCENARIOS = (
         name="storm", title="5,000 connects, then 5,000 disconnects at once", kind="connections",
         subs=5000, pubs=0, at_once=5000, seconds=0.5, warm=0, metric="connects_per_second",
         servers=PEERS[:-1],
+    ),
+    Scenario(
+        name="resume", title="5,000 come back: connect, subscribe, recover", kind="connections",
+        subs=5000, pubs=0, seconds=0.5, warm=0, recover=True, metric="connects_per_second",
+        servers=("broker", "nats"),
     ),
     *(
         Scenario(
@@ -179,10 +199,20 @@ GOALS = (
     *(Goal(f"1-1-burst-{b}", _RATE, "nats", "≥", 0.6) for b in (1, 16, 128)),
     Goal("paced-1000", "p50_ms", "nats", "≤", 0.8),
     Goal("paced-1000", "p99_ms", "nats", "≤", 0.8),
-    Goal("paced-1000", "p50_ms", "picows", "≤", 1.2),
+    Goal("paced-1000", "p50_ms", "picows", "≤", 1.05),
+    Goal("paced-1000", "p50_ms", "uws", "≤", 1.2),
     Goal("paced-1000", "p99_ms", "picows", "≤", 1.2),
+    Goal("1-100-burst-1", _RATE, "ceiling", "≥", 0.5),
+    Goal("1-100-burst-16", _RATE, "ceiling", "≥", 0.8),
+    Goal("1-1000-burst-16", _RATE, "ceiling", "≥", 0.8),
     Goal("100-100", _RATE, "nats", "≥", 1.5),
-    Goal("idle", "kib_per_connection", "", "≤", 20),
+    Goal("rooms", _RATE, "uws", "≥", 1),
+    Goal("reply", _RATE, "nats", "≥", 0.4),
+    Goal("http-1", "publishes_per_second", "nchan", "≥", 1),
+    Goal("http-8", "publishes_per_second", "nchan", "≥", 0.4),
+    Goal("storm", "noticed_seconds", "nats", "≤", 1.5),
+    Goal("resume", "connects_per_second", "nats", "≥", 1),
+    Goal("idle", "kib_per_connection", "", "≤", 9),
     Goal("idle", "kib_per_connection", "nats", "≤", 0.5),
     Goal("idle", "connects_per_second", "nats", "≥", 0.8),
     Goal("idle", "connects_per_second", "websockets", "≥", 1.3),

@@ -23,6 +23,7 @@ STOP_SECONDS = 10.0
 
 SERVER_CORE, LOAD_CORE = 0, 1
 API_KEY = "bench"
+ADMIN_KEY = "bench: a key of a length that is enough"
 
 
 class Missing(Exception):
@@ -48,6 +49,16 @@ class Server:
     command: Callable[[int, Path], list[str]]
     talk: Callable[[Scenario], dict[str, object]]
     directory: Path = ROOT
+    is_watched: bool = False
+    """Whether somebody looks at it meanwhile: `watcher.py`."""
+    deflating: Callable[[int, Path], list[str]] | None = None
+    """The command where it is to compress what it sends to those who offer that."""
+
+    def of(self, scenario: Scenario) -> "Server":
+        """As it is run for a scenario."""
+        if scenario.deflate and self.deflating is not None:
+            return attrs.evolve(self, command=self.deflating)
+        return self
 
 
 # how the generator talks
@@ -60,7 +71,8 @@ def _broker_talk(scenario: Scenario) -> dict[str, object]:
     if scenario.kind == "http":
         return _broker_http_talk(scenario)
     direct = scenario.kind == "direct"
-    subscribe = '{"id":2,"subscribe":{"channel":"' + TOPIC + '"}}'
+    since = ',"recover":true,"offset":0,"epoch":""' if scenario.recover else ""
+    subscribe = '{"id":2,"subscribe":{"channel":"' + TOPIC + '"' + since + "}}"
     reply = '"id":7,' if scenario.reply else ""
     channel = "fd:%F" if direct else TOPIC
     talk: dict[str, object] = {
@@ -161,6 +173,12 @@ def _broker(*options: str) -> Callable[[int, Path], list[str]]:
     ]
 
 
+def _deflating_broker(port: int, scratch: Path) -> list[str]:
+    config = scratch / "deflate.toml"
+    config.write_text("compression = true\n")
+    return _broker("--config", str(config))(port, scratch)
+
+
 def _nats(port: int, scratch: Path) -> list[str]:
     program = shutil.which(
         "nats-server", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -231,8 +249,10 @@ def _nchan(port: int, scratch: Path) -> list[str]:
     return [program, "-c", str(config)]
 
 
-def _script(name: str, *modules: str) -> Callable[[int, Path], list[str]]:
-    return lambda port, _: [_python(*modules), str(HERE / "peers" / name), str(port)]
+def _script(
+    name: str, *modules: str, options: tuple[str, ...] = ()
+) -> Callable[[int, Path], list[str]]:
+    return lambda port, _: [_python(*modules), str(HERE / "peers" / name), str(port), *options]
 
 
 def _relay(port: int, scratch: Path) -> list[str]:
@@ -278,11 +298,16 @@ def broker_of(tree: Path, name: str) -> Server:
 SERVERS = {
     server.name: server
     for server in (
-        Server("broker", _broker(), _broker_talk),
+        Server("broker", _broker(), _broker_talk, deflating=_deflating_broker),
         Server("compiled", _compiled, _broker_talk, COMPILED),
         Server("broker without history", _broker("--history-size", "0"), _broker_talk),
         Server("nats", _nats, _nats_talk),
-        Server("uws", _script("uws_peer.py", "socketify"), _path_talk),
+        Server(
+            "uws",
+            _script("uws_peer.py", "socketify"),
+            _path_talk,
+            deflating=_script("uws_peer.py", "socketify", options=("deflate",)),
+        ),
         Server("picows", _script("picows_peer.py", "picows", "uvloop"), _path_talk),
         Server("websockets", _script("websockets_peer.py", "websockets", "uvloop"), _path_talk),
         Server("nchan", _nchan, _path_talk),
@@ -315,6 +340,13 @@ def pinned(core: int, argv: list[str]) -> list[str]:
     return ["taskset", "-c", str(core), *argv]
 
 
+def _watch(port: int) -> "subprocess.Popen[bytes]":
+    """Somebody who looks, on the core of the load."""
+    argv = [sys.executable, str(HERE / "watcher.py"), str(port)]
+    environment = {**os.environ, "BROKER_API_KEY": API_KEY, "BROKER_ADMIN_KEY": ADMIN_KEY}
+    return subprocess.Popen(pinned(LOAD_CORE, argv), env=environment, stdin=subprocess.DEVNULL)
+
+
 @contextmanager
 def running(server: Server, scratch: Path) -> Iterator[tuple[int, int]]:
     """Run a server for the block, on its core; yields its process id and its port."""
@@ -323,13 +355,22 @@ def running(server: Server, scratch: Path) -> Iterator[tuple[int, int]]:
     with (scratch / "server.log").open("w+") as log:
         process = subprocess.Popen(
             pinned(SERVER_CORE, argv), cwd=server.directory,
-            env={**os.environ, "GOMAXPROCS": "1", "BROKER_API_KEY": API_KEY},
+            env={**os.environ, "GOMAXPROCS": "1", "BROKER_API_KEY": API_KEY,
+                 "BROKER_ADMIN_KEY": ADMIN_KEY},
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
+        watcher = None
         try:
             _wait_listening(server, process, port, scratch)
+            if server.is_watched:
+                watcher = _watch(port)
             yield process.pid, port
+            if watcher is not None and watcher.poll() is not None:
+                raise NotStarted("the watcher ended before the run did")
         finally:
+            if watcher is not None:
+                watcher.kill()
+                watcher.wait()
             process.send_signal(signal.SIGTERM)
             try:
                 process.wait(STOP_SECONDS)

@@ -41,20 +41,22 @@ class ClosedConnections:
     """About what they take."""
 
     def add(self, details: ConnectionDetails, close: Close, closed_at: float) -> None:
-        topics = _that_fit(details.topics)
-        kept = attrs.evolve(
-            details,
-            established=False,
-            user=details.user[:TEXT_MOST],
-            path=details.path[:TEXT_MOST],
-            topics=topics,
+        topics_before = len(details.topics)
+        details, close = _cut(details), _cut_reason(close)
+        texts = "".join(
+            (
+                details.user,
+                details.path,
+                close.reason,
+                details.app_name,
+                details.app_version,
+                *details.topics,
+            )
         )
-        close = attrs.evolve(close, reason=close.reason[:TEXT_MOST])
-        texts = (kept.user, kept.path, close.reason, kept.app_name, kept.app_version, *topics)
-        size = _FIXED + sum([len(text.encode(errors="replace")) for text in texts])
+        size = _FIXED + (len(texts) if texts.isascii() else len(texts.encode(errors="replace")))
         if len(self._closed) == CLOSED_MOST:
             self.bytes_held -= self._closed[0][1]
-        self._closed.append((ClosedConnection(kept, close, closed_at, len(details.topics)), size))
+        self._closed.append((ClosedConnection(details, close, closed_at, topics_before), size))
         self.bytes_held += size
 
     def __len__(self) -> int:
@@ -67,6 +69,27 @@ class ClosedConnections:
     def find(self, fd: Fd) -> ClosedConnection | None:
         """The one that had this fd. Linear in them."""
         return next((closed for closed in self if closed.details.fd == fd), None)
+
+
+def _cut(details: ConnectionDetails) -> ConnectionDetails:
+    """The same with its long texts cut; most have none."""
+    topics = _that_fit(details.topics)
+    is_long = max(len(details.user), len(details.path)) > TEXT_MOST
+    if not (is_long or details.established or len(topics) < len(details.topics)):
+        return details
+    return attrs.evolve(
+        details,
+        established=False,
+        user=details.user[:TEXT_MOST],
+        path=details.path[:TEXT_MOST],
+        topics=topics,
+    )
+
+
+def _cut_reason(close: Close) -> Close:
+    if len(close.reason) <= TEXT_MOST:
+        return close
+    return attrs.evolve(close, reason=close.reason[:TEXT_MOST])
 
 
 def _that_fit(topics: tuple[str, ...]) -> tuple[str, ...]:

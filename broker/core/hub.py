@@ -9,7 +9,6 @@ Rules:
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
@@ -131,16 +130,15 @@ class Hub(Generic[S]):
             len(self.sessions), len(self._topics), len(self._patterns), self._subscriptions
         )
 
-    @contextmanager
-    def attached(self, make: Callable[[Fd], S]) -> Iterator[S]:
-        """Have a session here for as long as the block; sync, so the registry is never stale."""
-        session = self.sessions.attach(make)
-        try:
-            yield session
-        finally:
-            self.leave_all(session)
-            self.sessions.detach(session.fd)
-            session.transition(PhaseEvent.GONE)
+    def attach(self, make: Callable[[Fd], S]) -> S:
+        """Have a session here, with the next fd, until `detach`; see `Registry.attach`."""
+        return self.sessions.attach(make)
+
+    def detach(self, session: S) -> None:
+        """Forget a session, and all that it was subscribed to. Sync, so nothing here is ever stale."""
+        self.leave_all(session)
+        self.sessions.detach(session.fd)
+        session.transition(PhaseEvent.GONE)
 
     def subscribe(self, subscription: Subscription) -> None:
         """Add it. Raises `KeyError` if this subscriber already listens to that name."""

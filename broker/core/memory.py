@@ -133,7 +133,7 @@ class Holding:
     bytes: int = 0
     is_closed: bool = False
     has_given_way: bool = False
-    _parts: "Counter[Part]" = attrs.field(init=False, factory=Counter)
+    _parts: dict[Part, int] = attrs.field(init=False, factory=dict)
 
     def __enter__(self) -> "Holding":
         self.budget.add(self)
@@ -157,7 +157,7 @@ class Holding:
         """Hold more bytes, or fewer if negative."""
         if not self.is_closed:
             self.bytes += more
-            self._parts[part] += more
+            self._parts[part] = self._parts.get(part, 0) + more
             self.budget.charge(part, more)
 
     def refusal(self, size: int) -> str:

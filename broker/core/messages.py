@@ -174,6 +174,10 @@ class Close:
     initiator: Initiator
     undelivered: int = 0
 
+    def with_undelivered(self, undelivered: int) -> "Close":
+        """The same end, with so many messages that were never written."""
+        return Close(self.code, self.reason, self.initiator, undelivered)
+
 
 @attrs.frozen
 class Delivery:

@@ -14,9 +14,13 @@ Rule 2  A peer's fault ends with its connection: nothing leaves `serve` but a ca
 
 import logging
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
+from math import inf
+from time import time
 from typing import Final
 
+import attrs
 import trio
 
 from broker.core.memory import Part
@@ -27,8 +31,8 @@ from broker.http.api import Api, ApiResponse, shown_key
 from broker.http.server import BODY_BYTES, REQUEST_SECONDS, HttpServer, end_politely
 from broker.node import Node
 from broker.routing.turns import Share
-from broker.transport.head import Head, Request, parse_head, read_head
-from broker.transport.sockets import address_of
+from broker.transport.head import CHUNK, Head, Request, parse_head, read_head
+from broker.transport.sockets import address_of, receive_some, write_now
 
 logger: logging.Logger = logging.getLogger("broker.http")
 
@@ -37,6 +41,9 @@ IDLE_SECONDS: Final = 75.0
 
 SEND_BYTES: Final = 64 * 2**10
 """Handed to a stream at once: four TLS records, 0.1 ms."""
+
+SMALL: Final = 4096
+"""A body or an answer of up to so many bytes is part of what any accepted stream is counted with."""
 
 PREFIX: Final = "/api/"
 
@@ -62,13 +69,14 @@ class BackendServer:
         after a cancellation. Raises `HeadError` for what comes next and is not acceptable, with the
         stream left open for its answer.
         """
-        if not self._is_ours(request.head):
+        asked = _Asked.of(request.head)
+        if not self._is_ours(asked):
             await self._http.serve(stream, request)
             return None
         stays_open = False
         try:
             source = _Source(stream, request.behind)
-            following = await self._serve(stream, source, request)
+            following = await self._serve(stream, source, asked, request.address)
             stays_open = following is not None
             return following
         except HeadError:
@@ -84,86 +92,123 @@ class BackendServer:
                 await trio.aclose_forcefully(stream)
 
     async def _serve(
-        self, stream: trio.abc.Stream, source: "_Source", request: Request
+        self, stream: trio.abc.Stream, source: "_Source", asked: "_Asked", address: str
     ) -> Request | None:
         """The next request on the stream that is for others; None if nothing may follow."""
-        share, head = self._node.new_share(), request.head
-        peer, address = address_of(stream), request.address
-        while self._is_ours(head):
-            address = address or self._node.services.proxies.address_of(peer, head.header)
-            if not await self._answer(stream, source, head, address, share):
-                return None
-            address = ""
-            following = await self._next_head(source)
-            if following is None:
-                return None
-            head = following
-        return Request(head, source.take_rest())
+        share, peer = self._node.new_share(), address_of(stream)
+        with trio.CancelScope() as idle:
+            while self._is_ours(asked):
+                header = asked.head.header
+                address = address or self._node.services.proxies.address_of(peer, header)
+                if not await self._answer(stream, source, asked, address, share):
+                    return None
+                address = ""
+                both = await self._next_head(source, idle)
+                if both is None:
+                    return None
+                raw, behind = both
+                source.put_back(behind)
+                # A backend sends the same head again and again: the same bytes say the same.
+                if raw != asked.head.raw:
+                    asked = _Asked.of(parse_head(raw))
+            return Request(asked.head, source.take_rest())
+        return None  # nothing has come for so long
 
-    async def _next_head(self, source: "_Source") -> Head | None:
+    async def _next_head(
+        self, source: "_Source", idle: trio.CancelScope
+    ) -> tuple[bytes, bytes] | None:
+        """The next head, and what came behind it; None if none comes. `idle` is cancelled when none has
+        come in time, or need not be waited for any more."""
         if self._node.draining and not source.has_more:
             return None  # the stop came while the last answer was on its way
-        with trio.move_on_after(IDLE_SECONDS) as idle:
-            self._idle.add(idle)
-            try:
-                both = await read_head(source, self._node.config.head_bytes)
-            finally:
-                self._idle.discard(idle)
-            if both is not None:
-                source.put_back(both[1])
-                return parse_head(both[0])
-        return None
+        idle.deadline = trio.current_time() + IDLE_SECONDS
+        self._idle.add(idle)
+        try:
+            return await read_head(source, self._node.config.head_bytes)
+        finally:
+            self._idle.discard(idle)
+            idle.deadline = inf
 
-    def _is_ours(self, head: Head) -> bool:
-        return (
-            head.method == "POST"
-            and head.path.startswith(PREFIX)
-            and head.version == "1.1"
-            and head.header("content-length") is not None
-            and head.header("expect") is None
-            and not head.is_upgrade
-            and self._node.hooks.request is None  # else the app is asked first
-        )
+    def _is_ours(self, asked: "_Asked") -> bool:
+        return asked.is_for_api and self._node.hooks.request is None  # else the app is asked first
 
     async def _answer(
-        self, stream: trio.abc.Stream, source: "_Source", head: Head, address: str, share: Share
+        self,
+        stream: trio.abc.Stream,
+        source: "_Source",
+        asked: "_Asked",
+        address: str,
+        share: Share,
     ) -> bool:
         """Answer one request; whether another may follow."""
-        is_logged = self._node.config.access_log
-        exchange = Exchange.begin(head, address, is_logged=is_logged)
-        length = int(head.header("content-length") or 0)
-        method = head.route.removeprefix(PREFIX)
-        answer = self._api.refuse(method, shown_key(head.header), address)
+        services, length = self._node.services, asked.length
+        exchange = Exchange.begin(asked.head, address, is_logged=self._node.config.access_log)
+        answer = self._api.refuse(asked.method, asked.key, address)
         if answer is None and length > BODY_BYTES:
             text = f"the body of a request has at most {BODY_BYTES} bytes"
             answer = ApiResponse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text.encode())
         body_read = answer is None
-        with self._node.services.memory.hold() as holding:
+        with services.memory.hold() as holding:
             if answer is None:
-                self._node.services.admission.trust(stream)
-                holding.charge(Part.INCOMING, length)
-                body = None
-                with trio.move_on_after(REQUEST_SECONDS):
-                    body = await source.read(length)
+                services.admission.trust(stream)
+                body = source.take(length)
+                if body is None:
+                    holding.charge(Part.INCOMING, length)
+                    with trio.move_on_after(REQUEST_SECONDS):
+                        body = await source.read(length)
+                elif length > SMALL:
+                    holding.charge(Part.INCOMING, length)
                 if body is None:
                     return False
                 # However long it takes while others have their turns: it is done to its end.
-                trace = head.header(TAG) or ""
-                answer = await self._api.answer(method, body, share, trace)
-            holding.charge(Part.OUTBOXES, len(answer.body))
-            closing = (
-                not body_read
-                or self._node.draining
-                or "close" in (head.header("connection") or "").lower()
-            )
+                answer = await self._api.answer(asked.method, body, share, asked.trace)
+            closing = not body_read or self._node.draining or asked.closing
             response = _response(answer, closing=closing)
+            if len(response) > SMALL:
+                holding.charge(Part.OUTBOXES, len(response))
             exchange.note_sent(response)
             exchange.end()
-            with trio.move_on_after(REQUEST_SECONDS) as sending:
-                await _send(stream, response)
-                if closing:
-                    await end_politely(stream)
-        return not (closing or sending.cancelled_caught)
+            rest = response[write_now(stream, response) :]
+            if rest or closing:
+                with trio.move_on_after(REQUEST_SECONDS) as sending:
+                    await _send(stream, rest)
+                    if closing:
+                        await end_politely(stream)
+                return not (closing or sending.cancelled_caught)
+        return True
+
+
+@attrs.frozen
+class _Asked:
+    """A request head, and what it says to the API."""
+
+    head: Head
+    is_for_api: bool
+    length: int
+    method: str
+    key: str
+    closing: bool
+    """Whether the peer wants no other request to follow."""
+    trace: str
+    """The trace that the request is part of; "" for none."""
+
+    @classmethod
+    def of(cls, head: Head) -> "_Asked":
+        length = head.header("content-length")
+        return cls(
+            head,
+            head.method == "POST"
+            and head.path.startswith(PREFIX)
+            and head.version == "1.1"
+            and length is not None
+            and head.header("expect") is None
+            and not head.is_upgrade,
+            int(length or 0),
+            head.route.removeprefix(PREFIX),
+            shown_key(head.header),
+            "close" in (head.header("connection") or "").lower(),
+            head.header(TAG) or "",
+        )
 
 
 class _Source(trio.abc.ReceiveStream):
@@ -178,7 +223,7 @@ class _Source(trio.abc.ReceiveStream):
             await trio.lowlevel.checkpoint()
             data, self._pending = self._pending[:max_bytes], self._pending[max_bytes:]
             return data
-        return await self._stream.receive_some(max_bytes)
+        return await receive_some(self._stream, max_bytes or CHUNK)
 
     @property
     def has_more(self) -> bool:
@@ -192,11 +237,18 @@ class _Source(trio.abc.ReceiveStream):
         rest, self._pending = self._pending, b""
         return rest
 
+    def take(self, size: int) -> bytes | None:
+        """Exactly `size` bytes, if they are here already."""
+        if len(self._pending) < size:
+            return None
+        data, self._pending = self._pending[:size], self._pending[size:]
+        return data
+
     async def read(self, size: int) -> bytes | None:
         """Exactly `size` bytes; None if the stream ends before."""
         data = bytearray(self.take_rest())
         while len(data) < size:
-            more = await self._stream.receive_some(2**16)
+            more = await receive_some(self._stream, 2**16)
             if not more:
                 return None
             data += more
@@ -214,10 +266,16 @@ async def _send(stream: trio.abc.SendStream, data: bytes) -> None:
         await stream.send_all(whole[start : start + SEND_BYTES])
 
 
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    """A time as HTTP has it (RFC 9110 section 5.6.7)."""
+    return formatdate(second, usegmt=True)
+
+
 def _response(answer: ApiResponse, *, closing: bool) -> bytes:
     lines = [
         f"HTTP/1.1 {answer.status:d} {answer.status.phrase}",
-        f"Date: {formatdate(usegmt=True)}",
+        f"Date: {_date(int(time()))}",
         f"Content-Type: {answer.media_type}",
         f"Content-Length: {len(answer.body)}",
         *(f"{name}: {value}" for name, value in answer.headers.items()),

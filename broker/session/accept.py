@@ -57,34 +57,35 @@ async def serve_connection(
     One that is private has come to the port of its own that the API has, and gets no more than that.
     """
     address = address_of(stream)
-    with services.admission.place(stream) as guest:
-        try:
-            # Two steps, so that no frame holds on to the request head for as long as the peer stays.
-            connection = await _receive(services, stream, address, guest, is_private)
-            if connection is not None:
-                await connection.run()
-        except trio.ClosedResourceError:
+    guest = services.admission.welcome(stream)
+    try:
+        # Two steps, so that no frame holds on to the request head for as long as the peer stays.
+        connection = await _receive(services, stream, address, guest, is_private)
+        if connection is not None:
+            await connection.run()
+    except trio.ClosedResourceError:
+        services.log.debug("lost", peer=address)
+    except trio.BrokenResourceError as error:
+        fault = tls_fault(error)
+        if fault is None:
             services.log.debug("lost", peer=address)
-        except trio.BrokenResourceError as error:
-            fault = tls_fault(error)
-            if fault is None:
-                services.log.debug("lost", peer=address)
-            else:
-                services.counts.note_refused(TLS)
-                services.log.info("tls_failed", reason=fault, peer=address)
-        except Exception:
-            services.log.exception("connection_failed", peer=address)
-        except BaseExceptionGroup as group:
-            failures, ours = group.split(Exception)
-            if failures is not None:
-                services.log.error("connection_failed", peer=address, exc_info=failures)
-            if ours is not None:  # Cancelled, KeyboardInterrupt
-                raise ours from None
+        else:
+            services.counts.note_refused(TLS)
+            services.log.info("tls_failed", reason=fault, peer=address)
+    except Exception:
+        services.log.exception("connection_failed", peer=address)
+    except BaseExceptionGroup as group:
+        failures, ours = group.split(Exception)
+        if failures is not None:
+            services.log.error("connection_failed", peer=address, exc_info=failures)
+        if ours is not None:  # Cancelled, KeyboardInterrupt
+            raise ours from None
+    finally:
+        try:
+            await close_stream(services, stream, at_once=guest.gave_way)  # noqa: ASYNC102 - shields itself
         finally:
-            try:
-                await close_stream(services, stream, at_once=guest.gave_way)  # noqa: ASYNC102 - shields itself
-            finally:
-                let_go(stream)
+            let_go(stream)
+            services.admission.see_off(stream)
 
 
 async def _receive(

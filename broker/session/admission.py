@@ -16,9 +16,9 @@ Rules:
 
 import resource
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from enum import Enum
+from collections.abc import Callable
+from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 import attrs
@@ -58,6 +58,7 @@ class Places:
     """Of these, files that connections may hold."""
 
     @classmethod
+    @lru_cache(maxsize=8)
     def of(
         cls, max_connections: int | None, file_limit: int, own_files: int = OWN_FILES
     ) -> "Places":
@@ -78,7 +79,7 @@ class Places:
         )
 
 
-class Stage(Enum):
+class Stage(StrEnum):
     """What an accepted stream is, and how it gives way."""
 
     SILENT = "silent"
@@ -118,6 +119,7 @@ class Admission:
     file_limit: Callable[[], int] = file_limit
     _guests: dict[Stage, dict[Guest, None]] = attrs.field(init=False)
     _by_stream: dict[trio.abc.Stream, Guest] = attrs.field(init=False, factory=dict)
+    _here: int = attrs.field(init=False, default=0)
     _files: int = attrs.field(init=False, default=0)
     _connection_files: int = attrs.field(init=False, default=0)
 
@@ -130,7 +132,7 @@ class Admission:
 
     def count(self, *stages: Stage) -> int:
         """Streams in these stages; without any, all that are here."""
-        return sum(len(self._guests[stage]) for stage in stages or self._guests)
+        return sum(len(self._guests[stage]) for stage in stages) if stages else self._here
 
     @property
     def places(self) -> Places:
@@ -141,21 +143,20 @@ class Admission:
     def _own_files(self) -> int:
         return OWN_FILES + self.settings.config.webhooks.most_requests
 
-    @contextmanager
-    def place(self, stream: trio.abc.Stream) -> Iterator[Guest]:
-        """A place for an accepted stream, for as long as the block. Another may have to give way."""
+    def welcome(self, stream: trio.abc.Stream) -> Guest:
+        """Give a place to an accepted stream, until `see_off`. Another may have to give way."""
         guest = Guest(holds_file=socket_below(stream) is not None)
         self._by_stream[stream] = guest
         self._enter(guest, Stage.SILENT)
         places = self.places
-        guests = self.count() - self.count(Stage.CONNECTED)
+        guests = self._here - len(self._guests[Stage.CONNECTED])
         if guests > places.guests or self._files > places.files:
             self.make_room()
-        try:
-            yield guest
-        finally:
-            del self._by_stream[stream]
-            self._leave(guest)
+        return guest
+
+    def see_off(self, stream: trio.abc.Stream) -> None:
+        """Take the place of a stream back, which is closed by now."""
+        self._leave(self._by_stream.pop(stream))
 
     def make_room(self) -> None:
         """Have one guest give way, if there is any that can."""
@@ -181,13 +182,15 @@ class Admission:
     def trust(self, stream: trio.abc.Stream) -> None:
         """It has shown the key of the HTTP API. Beyond `Places.backends` that counts for nothing."""
         guest = self._by_stream.get(stream)
-        if guest is not None and self.count(Stage.BACKEND) < self.places.backends:
+        if guest is None or guest.stage is Stage.BACKEND:
+            return
+        if len(self._guests[Stage.BACKEND]) < self.places.backends:
             self._move(guest, Stage.BACKEND)
 
     def check_connections(self) -> None:
         """Raise `HeadError` (503) if there is no place for a connection more."""
         places = self.places
-        is_full = self.count(Stage.CONNECTED) >= places.connections
+        is_full = len(self._guests[Stage.CONNECTED]) >= places.connections
         if is_full or self._connection_files >= places.connection_files:
             raise HeadError(503, "too many connections")
 
@@ -220,12 +223,14 @@ class Admission:
     def _enter(self, guest: Guest, stage: Stage) -> None:
         guest.stage = stage
         self._guests[stage][guest] = None
+        self._here += 1
         self._files += guest.holds_file
         self._connection_files += guest.holds_file and stage is Stage.CONNECTED
 
     def _leave(self, guest: Guest) -> None:
         if guest.stage is not Stage.GONE:
             del self._guests[guest.stage][guest]
+            self._here -= 1
             self._files -= guest.holds_file
             self._connection_files -= guest.holds_file and guest.stage is Stage.CONNECTED
             guest.stage = Stage.GONE

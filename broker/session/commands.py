@@ -161,7 +161,7 @@ class Subscribe(Handler):
         return (
             services.hooks.subscribe is not None
             or services.tokens.may_wait
-            or client.lacks(self.topics(client, command, None))
+            or (client.may_lack and client.lacks(self.topics(client, command, None)))
         )
 
     def topics(self, client: Client, command: Command, answer: object) -> Sequence[str]:

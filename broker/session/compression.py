@@ -5,7 +5,7 @@ of them have one bound together, and who comes when that is reached has its mess
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final
 
 import attrs
@@ -21,6 +21,8 @@ from broker.transport.packing import Packer, Packing
 
 WINDOWS: Final = 8
 """The part of all memory for windows that clients keep, as a divisor: 12,000 of them in 4 GiB."""
+
+_NO_WINDOW: Final = nullcontext()
 
 
 @attrs.define(eq=False)
@@ -53,10 +55,14 @@ class Compression:
     def _has_room(self, size: int) -> bool:
         return not size or WINDOWS * (self.windows_bytes + size) <= self.memory.limit
 
-    @contextmanager
-    def window(self, deflate: Deflate | None, holding: Holding) -> Iterator[None]:
+    def window(self, deflate: Deflate | None, holding: Holding) -> AbstractContextManager[None]:
         """Hold what the client keeps for as long as the block."""
-        size = 0 if deflate is None else deflate.kept_bytes
+        if deflate is None or not deflate.kept_bytes:
+            return _NO_WINDOW
+        return self._held(deflate.kept_bytes, holding)
+
+    @contextmanager
+    def _held(self, size: int, holding: Holding) -> Iterator[None]:
         self.windows_bytes += size
         holding.charge(Part.WINDOWS, size)
         try:

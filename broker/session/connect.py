@@ -94,11 +94,7 @@ class _ConnectAnswer:
 class Connect(Handler):
     def must_ask(self, client: Client, command: Command) -> bool:
         services = client.services
-        return (
-            services.hooks.connect is not None
-            or services.tokens.may_wait
-            or services.router.engine.durability == "shared"  # it may have topics to fetch
-        )
+        return services.hooks.connect is not None or services.tokens.may_wait or client.may_lack
 
     def topics(self, client: Client, command: Command, answer: object) -> Sequence[str]:
         request, router = command.connect, client.services.router

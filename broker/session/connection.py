@@ -15,7 +15,6 @@ from math import inf
 from time import time as wall_clock
 from typing import Any, ClassVar, Final
 
-import attrs
 import trio
 
 from broker.core.event_queue import EventKind
@@ -151,30 +150,31 @@ class Connection(Profile):
         """Accept, serve, say goodbye."""
         services, began = self._services, trio.current_time()
         make_peer = partial(Peer, office=services.router.office, holding=self.holding)
-        with services.router.hub.attached(make_peer) as peer:
-            self.peer = peer
+        peer = self.peer = services.router.hub.attach(make_peer)
+        try:
+            with self.holding, services.compression.window(self._deflate, self.holding):
+                await self._run(peer)
+        finally:
             try:
-                with self.holding, services.compression.window(self._deflate, self.holding):
-                    await self._run(peer)
-            finally:
                 # In one step: a sum over those who are here and those who have ended misses nobody.
-                close = attrs.evolve(self._closing or _CUT, undelivered=self._undelivered)
-                self._closing = close
+                close = self._closing = (self._closing or _CUT).with_undelivered(self._undelivered)
                 if services.connections.pop(peer.fd, None) is not None:
                     services.counts.note_ended(self.traffic, peer.outbox.dropped)
-                    last = attrs.evolve(details_of(services, self), topics=self._topics_left)
+                    last = details_of(services, self, self._topics_left)
                     services.closed.add(last, close, wall_clock())
                 # These point at each other. Without this they would stay until the garbage collector
                 # comes by, which is seldom, and with them all that came: half a message each.
                 self._dispatcher.let_go()
                 del self.lane, self._dispatcher, self.heartbeat, self.io, self._serving, self.flow
-                note_closed(services, self, close, trio.current_time() - began)
+                note_closed(services, peer, self.address, close, trio.current_time() - began)
                 try:
                     # The peer has no part in what the app does then.
                     await close_stream(services, self._stream)  # noqa: ASYNC102 - shields itself
                 finally:
                     if self.is_apps:
                         await run_close_hook(services, self, close)  # noqa: ASYNC102 - the same
+            finally:
+                services.router.hub.detach(peer)
 
     async def _run(self, peer: Peer) -> None:
         self.holding.charge(Part.CONNECTIONS, len(self._field_lines) + len(self._target))

@@ -17,6 +17,7 @@ Rules:
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from operator import attrgetter
 from typing import Final
 
 import attrs
@@ -55,6 +56,7 @@ from broker.transport.lane import Batch
 Sized = tuple[Command, float]
 """A command, and its share of the bytes of its message."""
 
+_REQUESTS_OF: Final = attrgetter(*METHODS)
 _PONG: Final = Command()
 
 _FEW: Final = 32
@@ -476,7 +478,8 @@ class Dispatcher:
 
     def _handler(self, command: Command) -> tuple[Handler, str]:
         """The handler of a command, and the name of its method; "" where it is not just one."""
-        methods = [method for method in METHODS if getattr(command, method) is not None]
+        requests = _REQUESTS_OF(command)
+        methods = [name for name, each in zip(METHODS, requests, strict=True) if each is not None]
         if not methods and not command.id:
             return _ANSWER_TO_PING, ""
         if isinstance(command, FaultyCommand):

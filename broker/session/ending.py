@@ -4,13 +4,13 @@ from contextlib import suppress
 from math import inf
 from typing import Final
 
-import attrs
 import trio
 
 from broker.core.event_queue import EventKind
 from broker.core.messages import Close, Fd, Initiator
 from broker.errors import CloseCode, Disconnect
 from broker.hooks import Connection, EndsProcess
+from broker.routing.recipients import Peer
 from broker.session.services import Services
 from broker.transport.lane import Lane
 from broker.transport.outbox import Outbox
@@ -50,6 +50,8 @@ def how_it_ended(lane: Lane, outbox: Outbox, stall_seconds: float) -> Close:
 
 async def say_goodbye(lane: Lane, outbox: Outbox, seconds: float) -> None:
     """Let what is queued go out, and give the peer time to answer our Close: `seconds` each."""
+    if lane.has_ended and not outbox.mail:
+        return
     with trio.move_on_after(seconds) as answering:
         await outbox.wait_empty()
         # The queue may have taken its time, at the pace of a slow but living peer.
@@ -62,8 +64,11 @@ async def say_goodbye(lane: Lane, outbox: Outbox, seconds: float) -> None:
 async def close_stream(
     services: Services, stream: trio.abc.Stream, *, at_once: bool = False
 ) -> None:
-    """Close a stream for good. TLS says goodbye before, for no longer than `_TLS_GOODBYE`; not
-    `at_once`, and not if all is being cancelled."""
+    """Close a stream for good; again, if it is closed already. A bare socket takes no waiting. TLS says
+    goodbye before, for no longer than `_TLS_GOODBYE`; not `at_once`, and not if all is being cancelled."""
+    if isinstance(stream, trio.SocketStream):
+        stream.socket.close()
+        return
     with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         if at_once or trio.current_effective_deadline() == -inf:
             await trio.aclose_forcefully(stream)
@@ -72,21 +77,25 @@ async def close_stream(
                 await stream.aclose()
 
 
-def note_closed(services: Services, connection: Connection, close: Close, seconds: float) -> None:
+def note_closed(services: Services, peer: Peer, address: str, close: Close, seconds: float) -> None:
     """Tell the log and the readers of events, once, that a connection has ended, after so long."""
-    fields = {**attrs.asdict(close), "initiator": close.initiator.value}
+    fields = {
+        "code": close.code,
+        "reason": close.reason,
+        "initiator": close.initiator.value,
+        "undelivered": close.undelivered,
+    }
     services.counts.note_closed(close)
-    services.emit(EventKind.DISCONNECTED, connection.fd, connection.user, **fields)
-    info = connection.info()
+    services.emit(EventKind.DISCONNECTED, peer.fd, peer.user, **fields)
     services.log.info(
         "close",
-        fd=info.fd,
-        user=info.user,
-        peer=info.address,
+        fd=peer.fd,
+        user=peer.user,
+        peer=address,
         **fields,
         seconds=round(seconds, 1),
-        app_name=info.app_name,
-        app_version=info.app_version,
+        app_name=peer.app_name,
+        app_version=peer.app_version,
     )
 
 

@@ -66,6 +66,11 @@ class Client:
 
     # what topics keep
 
+    @property
+    def may_lack(self) -> bool:
+        """Whether there may be topics of which the engine does not know here what it keeps."""
+        return self.services.router.engine.durability == "shared"
+
     def lacks(self, topics: Sequence[str]) -> bool:
         """Whether the engine has to be waited for to know what these topics keep."""
         engine = self.services.router.engine

@@ -127,6 +127,9 @@ class _Shown:
         return await self.take(batch)
 
 
+_Inbox: TypeAlias = tuple[trio.MemorySendChannel[Batch], trio.MemoryReceiveChannel[Batch]]
+
+
 class Lane:
     """Reads one peer, once `run` is started.
 
@@ -148,10 +151,12 @@ class Lane:
         "_deadline",
         "_deflated",
         "_eased",
-        "_ended",
+        "_end_seen",
+        "_hands_on",
         "_holding",
         "_ignored",
         "_ignores",
+        "_inbox",
         "_is_paused",
         "_limits",
         "_on_end",
@@ -164,14 +169,13 @@ class Lane:
         "_slow_opcode",
         "_stream",
         "_take_now",
-        "_to_session",
         "_waiting",
         "answered_at",
         "close_began_here",
         "close_sent",
         "eof",
+        "has_ended",
         "heard_at",
-        "inbox",
         "inflater",
         "outbox",
         "peer_close",
@@ -201,12 +205,10 @@ class Lane:
         self._limits = limits
         self._on_end = on_end
         self._take_now = take_now
-        # Not `open_memory_channel[Batch]`: that costs 12 µs more, a thirtieth of a whole connect.
-        inbox: tuple[trio.MemorySendChannel[Batch], trio.MemoryReceiveChannel[Batch]]
-        inbox = trio.open_memory_channel(limits.inbox_batches)
-        self._to_session = inbox[0]
-        self.inbox: trio.MemoryReceiveChannel[Batch] = inbox[1]
-        self._ended = trio.Event()
+        self._inbox: _Inbox | None = None
+        self._hands_on = True
+        self.has_ended = False
+        self._end_seen: trio.Event | None = None
         self._slow: SlowLane | None = None
         self._slow_opcode = 0  # of the message whose last frame trio-websocket has just been given
         self._open_opcode = 0  # of the fragmented message that is open
@@ -238,7 +240,7 @@ class Lane:
     async def run(self, nursery: trio.Nursery) -> None:
         """Read until the peer is done. `nursery` is the connection's: the slow lane lives there."""
         try:
-            while not self._ended.is_set():
+            while not self.has_ended:
                 if self._ignores:
                     await self._ignore()
                     continue
@@ -254,7 +256,7 @@ class Lane:
                     await self._take_deflated(self._deflated)
                 elif self.close_sent is not closing:
                     continue  # the rest is for the other way of looking at it
-                elif not self._ended.is_set() and not await self._read():
+                elif not await self._read():
                     self.lost()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.lost()
@@ -312,14 +314,26 @@ class Lane:
         """Whether no more messages will come, whoever began it."""
         return self.close_sent is not None or self.peer_close is not None or self.eof
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing more is expected of the peer: it has closed, or answered our Close."""
-        return self._ended.is_set()
-
     async def wait_ended(self) -> None:
-        """Wait until the peer has answered our Close, or is gone."""
-        await self._ended.wait()
+        """Wait until the peer has answered our Close, or is gone; returns at once if it has."""
+        if not self.has_ended:
+            self._end_seen = self._end_seen or trio.Event()
+            await self._end_seen.wait()
+
+    @property
+    def inbox(self) -> trio.MemoryReceiveChannel[Batch]:
+        """The batches that wait for the session, made when the first does: it takes 2 KiB, and most
+        sessions never let any wait."""
+        return self._open_inbox()[1]
+
+    def _open_inbox(self) -> "_Inbox":
+        if self._inbox is None:
+            # Not `open_memory_channel[Batch]`, which costs 12 µs more.
+            inbox: _Inbox = trio.open_memory_channel(self._limits.inbox_batches)
+            self._inbox = inbox
+            if not self._hands_on:
+                inbox[0].close()
+        return self._inbox
 
     # the two lanes
 
@@ -464,11 +478,12 @@ class Lane:
         size = _bytes_of(batch)
         self._waiting += size
         self._holding.charge(Part.INCOMING, size)
+        to_session, _ = self._open_inbox()
         try:
-            self._to_session.send_nowait(batch)
+            to_session.send_nowait(batch)
         except trio.WouldBlock:
             with self._not_reading(), suppress(trio.ClosedResourceError, trio.BrokenResourceError):
-                await self._to_session.send(batch)
+                await to_session.send(batch)
         except (trio.ClosedResourceError, trio.BrokenResourceError):
             return  # the session has ended: the rest goes the way of all after our Close
         while self._is_full and not self.is_ending:
@@ -573,7 +588,7 @@ class Lane:
                 return None
             if header.opcode == frames.CLOSE:
                 frame = self._take_close(header)
-                if frame is not None or self._ended.is_set():
+                if frame is not None or self.has_ended:
                     return frame
                 continue
             if not header.is_control:
@@ -665,7 +680,9 @@ class Lane:
     # the buffer
 
     async def _read(self) -> bool:
-        """Read once more from the socket; false at its end."""
+        """Read once more from the socket, unless the peer is done; false at its end."""
+        if self.has_ended:
+            return True
         unfinished = len(self._buffer) + self._open_bytes
         if self._charged or unfinished > _CHARGED_FROM:
             self._charge(unfinished)
@@ -728,10 +745,14 @@ class Lane:
         self._drop_front(here)
 
     def _stop_messages(self) -> None:
-        self._to_session.close()
+        self._hands_on = False
+        if self._inbox is not None:
+            self._inbox[0].close()
         self._ease()
         self._on_end()
 
     def _end(self) -> None:
-        self._ended.set()
+        self.has_ended = True
+        if self._end_seen is not None:
+            self._end_seen.set()
         self._stop_messages()

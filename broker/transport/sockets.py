@@ -106,6 +106,18 @@ async def receive_some(stream: trio.abc.ReceiveStream, most: int) -> bytes | byt
             raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
 
 
+def write_now(stream: object, data: bytes) -> int:
+    """Hand to a bare socket what it takes without waiting; how many bytes that was. None of a stream that
+    is no bare socket, and of one that is dead, which whoever sends the rest will be told."""
+    fileno = fileno_of(stream)
+    if fileno < 0:
+        return 0
+    try:
+        return os.write(fileno, data)
+    except OSError:
+        return 0
+
+
 def address_of(stream: trio.abc.Stream) -> str:
     """Where a stream's peer is, as text; `unix` or `memory` where that has no address."""
     if isinstance(stream, trio.SSLStream):

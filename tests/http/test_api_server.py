@@ -261,9 +261,11 @@ async def test_what_a_request_asks_for_is_done_however_long_that_takes(
 ) -> None:
     answer = Api.answer
 
-    async def slowly(self: Api, method: str, body: bytes, share: Share) -> ApiResponse:
+    async def slowly(
+        self: Api, method: str, body: bytes, share: Share, trace: str = ""
+    ) -> ApiResponse:
         await trio.sleep(100)
-        return await answer(self, method, body, share)
+        return await answer(self, method, body, share, trace)
 
     monkeypatch.setattr(Api, "answer", slowly)
     async with connected() as (_, backend):

@@ -117,13 +117,16 @@ class Guests:
         self.places = places
         self.all: list[Guest] = []
         self.streams: list[trio.abc.Stream] = []
-        self.stack = ExitStack()
 
     def come(self, count: int = 1) -> list[Guest]:
         for _ in range(count):
             self.streams.append(memory_stream_pair()[0])
-            self.all.append(self.stack.enter_context(self.places.place(self.streams[-1])))
+            self.all.append(self.places.welcome(self.streams[-1]))
         return self.all[-count:]
+
+    def go(self) -> None:
+        while self.streams:
+            self.places.see_off(self.streams.pop())
 
     @property
     def away(self) -> list[int]:
@@ -136,7 +139,7 @@ class Guests:
 async def guests() -> AsyncIterator[Guests]:
     found = Guests(admission(5))
     yield found
-    found.stack.close()
+    found.go()
     assert found.places.count() == 0
 
 
@@ -205,14 +208,14 @@ async def test_the_one_that_gave_way_gets_no_other_place(guests: Guests) -> None
     assert guests.places.count() == MAX_GUESTS
 
 
-async def test_a_place_among_the_connections_is_free_with_its_block(guests: Guests) -> None:
+async def test_a_place_among_the_connections_is_free_when_it_is_taken_back(guests: Guests) -> None:
     for guest in guests.come(5):
         guests.places.connect(guest)
     (late,) = guests.come()
     with pytest.raises(HeadError, match="503: too many connections"):
         guests.places.connect(late)
     assert late.stage is Stage.SILENT
-    guests.stack.close()
+    guests.go()
     guests.places.check_connections()
 
 
@@ -229,16 +232,18 @@ async def test_sockets_leave_files_for_the_broker_itself(max_connections: int | 
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
     async with listener:
-        with came.stack:
-            for _ in range(7):
-                came.streams.append(await trio.open_tcp_stream("127.0.0.1", port))
-                came.all.append(came.stack.enter_context(places.place(came.streams[-1])))
-            assert came.away == [0]
-            for guest in came.all[1:5]:
-                places.connect(guest)
-            with pytest.raises(HeadError, match="503"):
-                places.connect(came.all[5])
-        for stream in came.streams:
+        for _ in range(7):
+            came.streams.append(await trio.open_tcp_stream("127.0.0.1", port))
+            came.all.append(places.welcome(came.streams[-1]))
+        assert came.away == [0]
+        for guest in came.all[1:5]:
+            places.connect(guest)
+        with pytest.raises(HeadError, match="503"):
+            places.connect(came.all[5])
+        streams = list(came.streams)
+        came.go()
+        assert len(places) == 0
+        for stream in streams:
             await stream.aclose()
 
 

@@ -289,7 +289,7 @@ async def test_after_our_close_all_is_thrown_away_up_to_the_peers(cut: int) -> N
         bench.lane.close(3000, "enough")
         await bench.peer.send(wire[cut:])
         await wait_all_tasks_blocked()
-        assert not bench.lane._ended.is_set()
+        assert not bench.lane.has_ended
         await bench.peer.send_close(3000)
         await bench.lane.wait_ended()
         got = []
