@@ -421,13 +421,6 @@ CONTAINMENT: Final = (
         ("tests/session/test_accept.py::test_a_mistake_of_ours_ends_one_connection_and_is_logged",),
     ),
     Mutant(
-        "`meet` lets a group of exceptions out",
-        "broker/session/accept.py",
-        "if ours is not None:  # Cancelled",
-        "if True:  # Cancelled",
-        ("tests/session/test_accept.py::test_a_mistake_of_ours_ends_one_connection_and_is_logged",),
-    ),
-    Mutant(
         "a hook for messages takes all down",
         "broker/session/connection.py",
         """                except Exception as error:  # noqa: BLE001 - it ends this connection, and no other

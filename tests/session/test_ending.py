@@ -221,7 +221,7 @@ async def test_a_close_stands_behind_what_was_published_in_the_same_step() -> No
         for peer in (plain, client):
             assert broker.add_subscription(peer.fd, "news")
         await client.receive_text()  # the push that tells so
-        broker.publish_nowait("news", 1)
+        net.node.router.publish_all("news", [b"1"])  # a run that is open still
         for peer in (plain, client):
             broker.disconnect(peer.fd, 4000, "done")
         assert await plain.receive_text() == "1"
