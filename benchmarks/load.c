@@ -28,6 +28,10 @@
  * a filling subscription, `%F` what followed `--fd-token` in the greeting of the subscriber with the
  * same number; `|` parts frames, `\n` and `\r` stand for themselves.
  *
+ * With `--frames 1` it counts frames instead of markers, for servers that send one for each publication:
+ * what is compressed has no markers. With `--words 1` a payload is text, of words and numbers, not one
+ * letter over and over.
+ *
  * Prints one JSON object. Build: cc -O2 -o load load.c
  */
 #define _GNU_SOURCE
@@ -89,6 +93,7 @@ static const char *prefix = "", *suffix = "", *fd_token = "";
 static const char *http = "", *http_headers = "", *batch_open = "", *batch_between = "", *batch_close = "";
 static int port, subs = 1, pubs = 1, topics = 1, fill = 0, fill_count = 0, server_pid = 0;
 static int payload = 64, opcode = 1, window = 256, burst = 1, batch = 1, at_once = 64;
+static int frames = 0, words = 0;
 static int step = 1; /* publications a write: --burst, or --batch */
 static double seconds = 3, warm = 0.5, rate = 0;
 static struct peer *peers, *subscribers, *publishers;
@@ -256,8 +261,14 @@ static void queue_texts(struct peer *p, const char *texts, int number) {
 /* publishing */
 
 static size_t put_payload(char *to) {
-    memcpy(to, "#@", 2);
-    memset(to + 2, 'x', payload - 2);
+    static const char *const said[] = {"symbol", "price", "volume", "venue", "side", "buy", "sell", "open", "bid", "ask"};
+    uint32_t chance = 1;
+    size_t n = sprintf(to, "#@");
+    while (words && n + 40 < (size_t)payload) {
+        chance = chance * 1103515245u + 12345u;
+        n += sprintf(to + n, "%s %s %u, ", said[(chance >> 16) % 10], said[(chance >> 24) % 10], (chance >> 8) % 100000);
+    }
+    memset(to + n, 'x', payload - n);
     return payload;
 }
 
@@ -365,6 +376,40 @@ static int publish_allowed(void) {
 
 /* reading */
 
+/* Deliveries by the headers of frames alone. `tail` holds the start of a header that is not whole. */
+static void count_frames(struct peer *p, char *data, size_t len) {
+    uint64_t count = 0;
+    char *end = data + len;
+    p->tail_len = 0;
+    while (data < end) {
+        if (p->skip) {
+            size_t n = (size_t)(end - data) < p->skip ? (size_t)(end - data) : p->skip;
+            data += n;
+            p->skip -= n;
+            continue;
+        }
+        size_t have = end - data, size = have < 2 ? 2 : (data[1] & 127) == 127 ? 10 : (data[1] & 127) == 126 ? 4 : 2;
+        if (have < size) {
+            p->tail_len = have;
+            memcpy(p->tail, data, have);
+            break;
+        }
+        unsigned char *at = (unsigned char *)data;
+        uint64_t length = at[1] & 127;
+        if (size > 2) {
+            length = 0;
+            for (size_t i = 2; i < size; i++) length = length << 8 | at[i];
+        }
+        count += (at[0] & 15) == 1 || (at[0] & 15) == 2;
+        data += size;
+        p->skip = length;
+    }
+    if (!count || p->role != SUBSCRIBES) return;
+    received += count;
+    topic_of[p->topic].received += count;
+    if (rate == 0) may_publish(p->topic);
+}
+
 static void count_markers(struct peer *p, char *data, size_t len) {
     size_t need = rate > 0 ? STAMP + 2 : 2, rest = payload - need;
     uint64_t count = 0, arrived = rate > 0 ? now_ns() : 0;
@@ -467,6 +512,7 @@ static void read_from(struct peer *p) {
     bytes_in += n;
     if (p->phase != READY) greet(p, buffer, n);
     else if (*http && p->role == PUBLISHES) take_answer(p, buffer, n);
+    else if (frames) count_frames(p, buffer, n + p->tail_len);
     else count_markers(p, buffer, n + p->tail_len);
 }
 
@@ -554,7 +600,7 @@ int main(int argc, char **argv) {
         TEXT("--host", host) INT("--port", port) TEXT("--path", path) TEXT("--pub-path", pub_path)
         INT("--subs", subs) INT("--pubs", pubs) INT("--topics", topics) INT("--pid", server_pid)
         INT("--payload", payload) INT("--opcode", opcode) INT("--window", window)
-        INT("--burst", burst) INT("--at-once", at_once)
+        INT("--burst", burst) INT("--at-once", at_once) INT("--frames", frames) INT("--words", words)
         REAL("--seconds", seconds) REAL("--warm", warm) REAL("--rate", rate)
         TEXT("--sub-hello", sub_hello) TEXT("--pub-hello", pub_hello)
         TEXT("--sub-ready", sub_ready) TEXT("--pub-ready", pub_ready)
@@ -681,13 +727,13 @@ int main(int argc, char **argv) {
     uint64_t got = received - received_before;
     qsort(samples, sample_count, sizeof *samples, compare);
     printf("{\"deliveries_per_second\": %.0f, \"publishes_per_second\": %.0f, "
-           "\"megabytes_per_second\": %.1f, \"seconds\": %.3f, \"lost_connections\": %d, "
+           "\"megabytes_per_second\": %.1f, \"bytes_per_delivery\": %.0f, \"seconds\": %.3f, \"lost_connections\": %d, "
            "\"stalled\": %s, \"connects_per_second\": %.0f, \"kib_per_connection\": %.2f, "
            "\"noticed_seconds\": %.3f, \"connect_cpu_ms\": %.4f, \"leave_cpu_ms\": %.4f, \"load_cpu\": %.3f, \"server_cpu\": %.3f, \"others_cpu\": %.3f, "
            "\"latest_ms\": %.3f, \"samples\": %llu, \"p50_ms\": %.3f, \"p99_ms\": %.3f, "
            "\"p999_ms\": %.3f}\n",
            got / elapsed, (published - published_before) / elapsed, (bytes_in - bytes_before) / elapsed / 1e6,
-           elapsed, lost_before, stalled ? "true" : "false", (all - mark) / connect_seconds,
+           got ? (double)(bytes_in - bytes_before) / got : 0, elapsed, lost_before, stalled ? "true" : "false", (all - mark) / connect_seconds,
            server_pid ? (kib_after - kib_before) / (all - mark) : 0, noticed,
            connect_cpu * 1e3 / (all - mark), leave_cpu * 1e3 / all, cpu, server,
            others > 0 ? others : 0, latest_ns / 1e6, (unsigned long long)sample_count, percentile(.5),

@@ -34,6 +34,7 @@ _UNITS: dict[Metric, tuple[str, str]] = {
     "connects_per_second": ("connects/s", ""),
     "kib_per_connection": ("memory each", " KiB"),
     "noticed_seconds": ("all gone after", " s"),
+    "bytes_per_delivery": ("bytes each", ""),
 }
 
 _RATES = ("deliveries_per_second", "publishes_per_second", "connects_per_second")
@@ -83,6 +84,8 @@ def _metrics(scenario: Scenario) -> tuple[Metric, ...]:
         return ("connects_per_second", "noticed_seconds")
     if scenario.kind == "connections":
         return ("kib_per_connection", "connects_per_second", "noticed_seconds")
+    if scenario.words:
+        return (scenario.metric, "bytes_per_delivery")
     return (scenario.metric,)
 
 

@@ -303,7 +303,7 @@ def _measure_quietly(scenario: Scenario, server: Server, scratch: Path, patience
 
 
 def _measure(scenario: Scenario, server: Server, scratch: Path) -> Run:
-    with running(server, scratch) as (pid, port):
+    with running(server.of(scenario), scratch) as (pid, port):
         return drive(scenario, server, scratch, pid, port)
 
 
@@ -320,6 +320,10 @@ def drive(scenario: Scenario, server: Server, scratch: Path, pid: int, port: int
         # Two patterns a step, and at most the 1,000 a connection that the broker allows.
         connections = max(1, scenario.patterns // 1000)
         talk |= {"fill": connections, "fill-count": scenario.patterns // connections // 2}
+    if scenario.words:
+        talk |= {"words": 1, "frames": 1}
+    if scenario.deflate:
+        talk["upgrade"] = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
     talk |= server.talk(scenario)
     argv = [str(scratch / "load")]
     for key, value in talk.items():

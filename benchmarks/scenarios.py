@@ -12,7 +12,7 @@ import attrs
 Kind = Literal["topic", "direct", "connections", "http"]
 Metric = Literal[
     "deliveries_per_second", "publishes_per_second", "p50_ms", "p99_ms", "p999_ms",
-    "connects_per_second", "kib_per_connection", "noticed_seconds",
+    "connects_per_second", "kib_per_connection", "noticed_seconds", "bytes_per_delivery",
 ]  # fmt: skip
 
 FAST = ("broker", "nats", "ceiling")
@@ -50,6 +50,10 @@ class Scenario:
     reply: bool = False
     recover: bool = False
     """Whether subscribers ask for what they have missed, as an SDK does that comes back."""
+    words: bool = False
+    """Payloads are text, of words and numbers; what goes out counts in bytes as well."""
+    deflate: bool = False
+    """Subscribers offer permessage-deflate, and servers are told to compress."""
     seconds: float = 2
     warm: float = 0.5
 
@@ -109,6 +113,15 @@ SCENARIOS = (
             servers=("broker", "nats", "uws", "picows", "ceiling"),
         )
         for size, words in ((16, "16 B"), (1024, "1 KiB"), (16_384, "16 KiB"))
+    ),
+    *(
+        Scenario(
+            name=f"text-{size}{'-deflate' * deflate}",
+            title=f"1→100, {words} of text each{', compressed' * deflate}",
+            subs=100, payload=size, words=True, deflate=deflate, servers=("broker", "uws"),
+        )
+        for size, words in ((1024, "1 KiB"), (16_384, "16 KiB"))
+        for deflate in (False, True)
     ),
     Scenario(
         name="paced-1000", title="1→1,000, 50 a second", subs=1000, rate=50, metric="p50_ms",

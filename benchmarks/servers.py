@@ -51,6 +51,14 @@ class Server:
     directory: Path = ROOT
     is_watched: bool = False
     """Whether somebody looks at it meanwhile: `watcher.py`."""
+    deflating: Callable[[int, Path], list[str]] | None = None
+    """The command where it is to compress what it sends to those who offer that."""
+
+    def of(self, scenario: Scenario) -> "Server":
+        """As it is run for a scenario."""
+        if scenario.deflate and self.deflating is not None:
+            return attrs.evolve(self, command=self.deflating)
+        return self
 
 
 # how the generator talks
@@ -165,6 +173,12 @@ def _broker(*options: str) -> Callable[[int, Path], list[str]]:
     ]
 
 
+def _deflating_broker(port: int, scratch: Path) -> list[str]:
+    config = scratch / "deflate.toml"
+    config.write_text("compression = true\n")
+    return _broker("--config", str(config))(port, scratch)
+
+
 def _nats(port: int, scratch: Path) -> list[str]:
     program = shutil.which(
         "nats-server", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -235,8 +249,10 @@ def _nchan(port: int, scratch: Path) -> list[str]:
     return [program, "-c", str(config)]
 
 
-def _script(name: str, *modules: str) -> Callable[[int, Path], list[str]]:
-    return lambda port, _: [_python(*modules), str(HERE / "peers" / name), str(port)]
+def _script(
+    name: str, *modules: str, options: tuple[str, ...] = ()
+) -> Callable[[int, Path], list[str]]:
+    return lambda port, _: [_python(*modules), str(HERE / "peers" / name), str(port), *options]
 
 
 def _relay(port: int, scratch: Path) -> list[str]:
@@ -282,11 +298,16 @@ def broker_of(tree: Path, name: str) -> Server:
 SERVERS = {
     server.name: server
     for server in (
-        Server("broker", _broker(), _broker_talk),
+        Server("broker", _broker(), _broker_talk, deflating=_deflating_broker),
         Server("compiled", _compiled, _broker_talk, COMPILED),
         Server("broker without history", _broker("--history-size", "0"), _broker_talk),
         Server("nats", _nats, _nats_talk),
-        Server("uws", _script("uws_peer.py", "socketify"), _path_talk),
+        Server(
+            "uws",
+            _script("uws_peer.py", "socketify"),
+            _path_talk,
+            deflating=_script("uws_peer.py", "socketify", options=("deflate",)),
+        ),
         Server("picows", _script("picows_peer.py", "picows", "uvloop"), _path_talk),
         Server("websockets", _script("websockets_peer.py", "websockets", "uvloop"), _path_talk),
         Server("nchan", _nchan, _path_talk),

@@ -122,8 +122,11 @@ NAMED: Final = 0.5
 ENDING: Final = 250.0
 """A connection that is closed, besides its subscriptions: 40 at once, the rest in its own tasks."""
 
-INFLATED: Final = 8.0
-"""A frame that comes compressed, besides its bytes."""
+INFLATED: Final = 40.0
+"""A frame that comes compressed, besides its bytes: taken by itself, and handed on by itself."""
+
+INFLATE_STEP: Final = 4.0
+"""A step of it: a message may have a block that ends its stream in every two bytes."""
 
 TAKEN_KILOBYTE: Final = 16.0
 """A kibibyte of one: what is usual takes 4 to 8, blocks of one byte each 80."""

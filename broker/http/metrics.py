@@ -29,6 +29,7 @@ from broker.core.histogram import HistogramStatistics
 from broker.http.api import peer_of, shown_key
 from broker.logs import LogStatistics
 from broker.node import BrokerStatistics, Node, Survey
+from broker.session.compression import Compression
 from broker.transport.frames import BUILD
 from broker.version import VERSION
 
@@ -77,6 +78,16 @@ class Metric:
     help: str
     read: Callable[[Snapshot], Values]
     labels: tuple[str, ...] = ()
+
+
+def _compressed_bytes(compression: Compression) -> Mapping[tuple[str, str], Value]:
+    packing, inflated = compression.packing, compression.inflated
+    return {
+        ("sent", "no"): packing.bytes_before,
+        ("sent", "yes"): packing.bytes_after,
+        ("received", "no"): inflated.bytes_after,
+        ("received", "yes"): inflated.bytes_before,
+    }
 
 
 def _gauge(name: str, text: str, read: Callable[[Snapshot], Values], *labels: str) -> Metric:
@@ -201,6 +212,18 @@ METRICS: Final[tuple[Metric, ...]] = (
     _counter(
         "broker_recoveries", "Recoveries of clients that came back.",
         lambda of: of.stats.recoveries, "outcome",
+    ),
+    _counter(
+        "broker_compressed_messages",
+        "Messages that were compressed; one that is sent counts once, for all who get it.",
+        lambda of: {
+            "sent": of.node.services.compression.packing.messages,
+            "received": of.node.services.compression.inflated.messages,
+        }, "direction",
+    ),
+    _counter(
+        "broker_compressed_bytes", "Their bytes, compressed and not.",
+        lambda of: _compressed_bytes(of.node.services.compression), "direction", "compressed",
     ),
     # what waits
     _waiting(

@@ -14,7 +14,13 @@ from typing import Final
 
 import attrs
 
-from broker.core.work import INFLATED, INFLATED_KILOBYTE, OVERHEAD_KILOBYTE, TAKEN_KILOBYTE
+from broker.core.work import (
+    INFLATE_STEP,
+    INFLATED,
+    INFLATED_KILOBYTE,
+    OVERHEAD_KILOBYTE,
+    TAKEN_KILOBYTE,
+)
 from broker.transport.extensions import Deflate, window_bytes
 from broker.transport.frames import TEXT, Buffer
 
@@ -99,7 +105,11 @@ class Inflater:
                 rest = self._step(rest, limit)
                 made = self.size - size
                 overhead = max(0, before - len(rest) - made)
-                work = made / 1024 * INFLATED_KILOBYTE + overhead / 1024 * OVERHEAD_KILOBYTE
+                work = (
+                    INFLATE_STEP
+                    + made / 1024 * INFLATED_KILOBYTE
+                    + overhead / 1024 * OVERHEAD_KILOBYTE
+                )
         yield work
         if is_last:
             self._check_end()

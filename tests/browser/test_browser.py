@@ -463,3 +463,30 @@ def test_a_browser_that_opens_the_websocket_path_is_told_what_it_is(
     answer = page.goto(f"{start_broker().http}/connection/websocket")
     assert answer.status == 426
     assert "speaks WebSocket" in page.inner_text("body")
+
+
+COMPRESSED = """() => new Promise((resolve, reject) => {
+  const socket = new WebSocket(`ws://${location.host}/connection/websocket`);
+  const text = "one and the same ".repeat(2000);
+  const say = (...commands) => socket.send(commands.map(c => JSON.stringify(c)).join("\\n"));
+  socket.onopen = () => say({id: 1, connect: {}}, {id: 2, subscribe: {channel: "news"}},
+                            {id: 3, publish: {channel: "news", data: {text}}});
+  socket.onmessage = ({data}) => {
+    for (const line of data.split("\\n")) {
+      const pub = JSON.parse(line).push?.pub;
+      if (pub) resolve([socket.extensions, pub.data.text === text]);
+    }
+  };
+  socket.onclose = ({code}) => reject(new Error(`closed with ${code}`));
+})"""
+
+
+def test_messages_go_compressed_both_ways_where_the_settings_say_so(
+    context: Any, start_broker: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROKER_COMPRESSION", "true")
+    page = context.new_page()
+    page.goto(start_broker().http)
+    extensions, is_what_was_sent = page.evaluate(COMPRESSED)
+    assert extensions.startswith("permessage-deflate")
+    assert is_what_was_sent is True

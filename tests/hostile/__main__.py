@@ -21,7 +21,16 @@ from pathlib import Path
 
 import trio
 
-from tests.hostile import floods, frames, heads, messages, process, rights, slow  # noqa: F401
+from tests.hostile import (  # noqa: F401
+    bombs,
+    floods,
+    frames,
+    heads,
+    messages,
+    process,
+    rights,
+    slow,
+)
 from tests.hostile.field import TABLE, Input
 from tests.hostile.judge import HEADER, Verdict, as_record, line_of
 from tests.hostile.runner import run_all

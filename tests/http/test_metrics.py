@@ -8,7 +8,12 @@ import pytest
 import structlog
 import trio
 from prometheus_client.parser import text_string_to_metric_families
-from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
+from trio.testing import (
+    MockClock,
+    lockstep_stream_pair,
+    memory_stream_pair,
+    wait_all_tasks_blocked,
+)
 
 from broker import Broker, Config, Connection, Frame, TopicRules
 from broker.core.work import SURVEYED_AT_ONCE
@@ -16,6 +21,7 @@ from broker.http.metrics import METRICS, exposition
 from broker.routing.turns import Turns
 from broker.testing import Network, handshake, name_users_by_token, open_test_broker
 from tests.conftest import served, subscribe
+from tests.deflated import OFFER, TEXT, DeflatingPeer, message
 from tests.http.test_asgi import ask
 
 KEY = "m3trics"
@@ -236,6 +242,22 @@ async def test_messages_bytes_and_publications_by_namespace(
     assert after["broker_history_publications"] == 3
     assert after["broker_history_topics"] == 2
     assert after["broker_subscriptions"] == 1
+
+
+async def test_what_compression_comes_to(autojump_clock: MockClock) -> None:
+    broker = Broker(Config(compression=True, metrics_key=KEY))
+    async with open_test_broker(broker) as net:
+        peer = DeflatingPeer(await net.open_plain(headers=OFFER))
+        net.broker.push(peer.fd, TEXT)
+        assert await peer.receive_message() == (True, TEXT)
+        await peer.send(message(TEXT))
+        await wait_all_tasks_blocked()
+        found = await read(net)
+    for direction in ("sent", "received"):
+        assert found[f"broker_compressed_messages_total{{direction={direction}}}"] == 1
+        size = "broker_compressed_bytes_total{{compressed={},direction={}}}".format
+        assert found[size("no", direction)] == len(TEXT)
+        assert 0 < found[size("yes", direction)] < len(TEXT) / 5
 
 
 async def test_error_replies_by_code(autojump_clock: MockClock, net: Network) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.core.work import INFLATED, OVERHEAD_KILOBYTE
+from broker.core.work import INFLATE_STEP, INFLATED, OVERHEAD_KILOBYTE
 from broker.transport.extensions import Deflate, window_bytes
 from broker.transport.frames import BINARY, TEXT
 from broker.transport.inflating import (
@@ -175,6 +175,14 @@ def make_empty_block() -> bytes:
         block |= value << at
         at += width
     return block.to_bytes(at // 8, "little")
+
+
+def test_a_stream_that_ends_and_begins_anew_costs_each_time() -> None:
+    inflater = make()
+    inflater.begin(BINARY)
+    prices = list(inflater.inflate(b"\x03\x00" * 10_000, 2**20, is_last=True))
+    assert inflater.take() == (BINARY, b"")
+    assert sum(prices) > 10_000 * INFLATE_STEP
 
 
 def test_a_small_message_costs_little() -> None:
