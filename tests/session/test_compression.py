@@ -382,6 +382,24 @@ async def test_bombs_wait_their_turn_and_a_bystander_does_not(autojump_clock: Mo
             assert len((await peer.receive_message())[1]) in (0, 10**6)
 
 
+async def test_large_frames_that_come_at_once_are_unmasked_in_turns(
+    autojump_clock: MockClock,
+) -> None:
+    """A frame of a mebibyte takes 4 ms before anybody can look into it."""
+    large = deflated_frame(BINARY, b"\xff" * 2**20)
+    async with open_test_broker(make_broker()) as net:
+        bystander = await open_plain(net)
+        peers = [await open_plain(net) for _ in range(50)]
+        for peer in peers:
+            await peer.send(large)
+        await bystander.send(client_frame(frames.TEXT, b"?"))
+        assert await bystander.receive_message() == (False, b"?")
+        bad = [peer for peer in peers if not net.outbox(peer.fd).sealed]
+        assert len(bad) > 30  # have yet to be looked at
+        for peer in peers:
+            assert (await peer.receive_close())[0] == 1007
+
+
 async def test_a_message_that_is_open_is_charged_with_its_window(autojump_clock: MockClock) -> None:
     async with open_test_broker(make_broker()) as net:
         statistics = net.node.services.memory.statistics
