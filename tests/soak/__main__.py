@@ -47,7 +47,7 @@ SLOPE_MIB: Final = 1.0
 P99_MS: Final = 50.0
 
 CONFIG: Final = (
-    'log_level = "{level}"\nmessage_rate = {rate}\n'
+    'log_level = "{level}"\nmessage_rate = {rate}\nmessage_burst = 100000\n'
     "[topics]\nhistory_size = 1000\nhistory_ttl = 60\n"
     '[[topics.patterns]]\nmatch = "talk"\nhistory_size = 0\n'
 )
@@ -114,7 +114,7 @@ async def _break_connections(run: Run, number: int) -> None:
 
 
 async def _reload(run: Run) -> None:
-    for level, rate in itertools.cycle((("info", "1000"), ("warning", "inf"))):
+    for level, rate in itertools.cycle((("info", "100000"), ("warning", "inf"))):
         await trio.sleep(RELOAD_SECONDS)
         run.target.config_file.write_text(CONFIG.format(level=level, rate=rate))
         run.target.signal(signal.SIGHUP)

@@ -41,7 +41,6 @@ SHARES: Final = {"json": 55, "protobuf": 15, "http_stream": 10, "sse": 10, "uni_
 STAY_SECONDS: Final = 4.0
 """So long one that comes and goes stays, on average."""
 AWAY_SECONDS: Final = 0.5
-PONG_SECONDS: Final = 15.0
 
 _numbers: Final = re.compile(rb'"n":(\d+)[,}]').findall
 
@@ -161,12 +160,10 @@ class _Fleet:
         """Read to the end; how that came."""
         how = ""
         async with trio.open_nursery() as nursery:
-            if session:
-                nursery.start_soon(self._pong, session)
             try:
                 if kind in ("json", "protobuf", "plain"):
                     await self._follow_frames(peer, reader)
-                await self._follow_lines(peer, reader)
+                await self._follow_lines(peer, reader, session, nursery)
             except Ended as ended:
                 how = ended.how
             nursery.cancel_scope.cancel()
@@ -186,25 +183,25 @@ class _Fleet:
             else:
                 reader.take(payload)
 
-    async def _follow_lines(self, peer: Peer, reader: _Reader) -> None:
+    async def _follow_lines(
+        self, peer: Peer, reader: _Reader, session: str, nursery: trio.Nursery
+    ) -> None:
         buffer = b""
         while True:
-            lines, end, rest = (buffer + await peer.read()).rpartition(b"\n")
-            buffer = rest
-            if end:
-                reader.take(lines)
+            *lines, buffer = (buffer + await peer.read()).split(b"\n")
+            reader.take(b"\n".join(lines))
+            if session and (b"{}" in lines or b"data: {}" in lines):
+                nursery.start_soon(self._pong, session)
 
     async def _pong(self, session: str) -> None:
         body = msgspec.json.encode({"session": session, "node": "", "data": "{}"})
-        while True:
-            await trio.sleep(PONG_SECONDS)
-            try:
-                peer = Peer(await connect(self.address))
-                async with _closing(peer):
-                    await peer.send(request("POST /emulation", [("Connection", "close")], body))
-                    await peer.head()
-            except Ended as ended:
-                self.ended[f"a pong: {ended.how}"] += 1
+        try:
+            peer = Peer(await connect(self.address))
+            async with _closing(peer):
+                await peer.send(request("POST /emulation", [("Connection", "close")], body))
+                await peer.head()
+        except Ended as ended:
+            self.ended[f"a pong: {ended.how}"] += 1
 
     async def _api(self, method: str, **params: object) -> None:
         peer = Peer(await connect(self.address))
