@@ -47,7 +47,7 @@ def lint(session: nox.Session) -> None:
     # 9xx: a function here may return without a checkpoint, and its docstring says so.
     session.run(
         *("flake8", "--select=ASYNC1,ASYNC2,ASYNC3", "--extend-ignore=ASYNC114,ASYNC124,ASYNC240"),
-        *_python_files(),
+        *_async_files(),
     )
 
 
@@ -346,6 +346,7 @@ import broker.cli.default_app, broker.client
 """
 
 
-def _python_files() -> list[str]:
-    places = ("broker", "clients", "tests", "benchmarks", "hatch_build.py", "noxfile.py")
-    return [place for place in places if Path(place).exists()]
+def _async_files() -> list[str]:
+    """Code of ours that is async at all: flake8-async takes 2 ms a line. Tests have ruff's part of its rules."""
+    files = (file for place in ("broker", "clients") for file in sorted(Path(place).rglob("*.py")))
+    return [str(file) for file in files if "async " in file.read_text("utf-8")]

@@ -174,8 +174,10 @@ def _to_unix(path: Path) -> socket.socket:
 
 
 def _xadd(scratch: Path, window: int) -> float:
-    path = scratch / "aof.sock"
-    argv = [_redis_program(), "--port", "0", "--unixsocket", str(path), "--dir", str(scratch)]
+    # Its own directory: what a former one has written would be read first, and all be refused meanwhile.
+    place = tempfile.mkdtemp(dir=scratch)
+    path = Path(place, "aof.sock")
+    argv = [_redis_program(), "--port", "0", "--unixsocket", str(path), "--dir", place]
     argv += ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
     command = b"*5\r\n$4\r\nXADD\r\n$3\r\nlog\r\n$1\r\n*\r\n$1\r\nd\r\n$128\r\n%s\r\n" % PAYLOAD
     with _process(argv, partial(_to_unix, path)) as link:

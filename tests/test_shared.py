@@ -156,6 +156,15 @@ async def test_a_report_counts_all_also_those_where_nobody_listens(config: Confi
             assert (delivery.complete, delivery.matched) == (True, 1)
 
 
+async def test_what_is_known_stays_true_where_nobody_listens(config: Config) -> None:
+    async with two(config) as (here, there):
+        for number in (1, 2, 3):
+            await here.broker.publish("a", number)
+            await there.broker.publish("b", number)  # answered behind what is in "a"
+            publications, _ = await there.broker.history("a")
+            assert [each.value for each in publications] == list(range(1, number + 1))
+
+
 async def test_a_key_counts_at_all(config: Config) -> None:
     async with two(config) as (here, there):
         first = await here.broker.publish("a", 1, key="k")

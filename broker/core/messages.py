@@ -100,11 +100,11 @@ class Series(Sequence[Publication]):
         first: int = 0,
         opaque: bool = False,
     ) -> None:
-        self.topic = topic
-        self.contents = contents
-        self.info = info
-        self.first = first
-        self.opaque = opaque
+        self.topic: str = topic
+        self.contents: Sequence[bytes] = contents
+        self.info: ClientInfo | None = info
+        self.first: int = first
+        self.opaque: bool = opaque
         self._made: list[Publication] | None = None
 
     def __len__(self) -> int:

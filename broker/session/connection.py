@@ -150,7 +150,8 @@ class Connection(Profile):
         """Accept, serve, say goodbye."""
         services, began = self._services, trio.current_time()
         make_peer = partial(Peer, office=services.router.office, holding=self.holding)
-        peer = self.peer = services.router.hub.attach(make_peer)
+        self.peer: Peer = services.router.hub.attach(make_peer)
+        peer = self.peer
         try:
             with self.holding, services.compression.window(self._deflate, self.holding):
                 await self._run(peer)

@@ -208,7 +208,7 @@ class Lane:
         self._take_now = take_now
         self._inbox: _Inbox | None = None
         self._hands_on = True
-        self.has_ended = False
+        self.has_ended: bool = False
         self._end_seen: trio.Event | None = None
         self._slow: SlowLane | None = None
         self._slow_opcode = 0  # of the message whose last frame trio-websocket has just been given

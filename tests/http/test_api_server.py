@@ -91,6 +91,26 @@ async def test_requests_follow_each_other_on_one_connection(autojump_clock: Mock
         assert net.streams == 1
 
 
+async def test_a_head_that_comes_again_is_judged_again(autojump_clock: MockClock) -> None:
+    async with connected() as (net, backend):
+        for key, status in ((KEY, 200), ("another", 401)):
+            net.broker.reload(Config(api_key=key))
+            await backend.send("/api/publish", publish(1))
+            assert (await backend.receive())[0] == status
+
+
+async def test_two_heads_by_turns_are_told_apart(autojump_clock: MockClock) -> None:
+    async with connected() as (net, backend):
+        for size in (1, 100_000, 2, 100_000, 3):
+            await backend.send("/api/publish", publish("x" * size))
+            assert (await backend.receive())[0] == 200
+            await backend.send("/api/info")
+            _, _, body = await backend.receive()
+            assert "nodes" in msgspec.json.decode(body)["result"]
+        publications, _ = await net.broker.history("t")
+        assert [len(str(each.value)) for each in publications] == [1, 100_000, 2, 100_000, 3]
+
+
 async def test_pipelined_requests_are_answered_in_order(autojump_clock: MockClock) -> None:
     async with connected() as (net, backend):
         both = b"".join(request("/api/publish", publish(n), KEY) for n in (1, 2))
