@@ -29,8 +29,7 @@ COMPRESSED = ("12.*", "13.*")
 COMPRESSED_CASES = 216
 
 MESSAGES = 3
-"""Messages of each of these cases, so that all take seconds. They have 1,000, with which they take a quarter
-of an hour."""
+"""Messages of each of these cases, in place of 1,000, so that all take seconds."""
 
 
 async def test_by_default_the_rfc_6455_suite_finds_no_fault_but_that_some_is_too_large(

@@ -125,6 +125,9 @@ ENDING: Final = 250.0
 INFLATED: Final = 40.0
 """A frame that comes compressed, besides its bytes: taken by itself, and handed on by itself."""
 
+UNMASKED_KILOBYTE: Final = 4.0
+"""A kibibyte of a large one that is unmasked, in one step."""
+
 INFLATE_STEP: Final = 4.0
 """A step of it: a message may have a block that ends its stream in every two bytes."""
 

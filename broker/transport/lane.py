@@ -38,6 +38,7 @@ import attrs
 import trio
 
 from broker.core.memory import UNCOUNTED, Holding, Part
+from broker.core.work import UNMASKED_KILOBYTE
 from broker.transport import frames
 from broker.transport.inflating import BadDeflate, Inflater, TooLarge
 from broker.transport.outbox import Outbox, Run
@@ -416,9 +417,15 @@ class Lane:
 
     async def _take_deflated(self, header: frames.Header) -> None:
         """Inflate the frame at the front, and hand on the message that it may complete."""
-        self._deflated = None
-        inflater, frame = self.inflater, self._take_front(header.size + header.length)
+        self._deflated, inflater = None, self.inflater
         assert inflater is not None, "or no frame had come here"
+        if header.length > _CHARGED_FROM:
+            await self._pay(header.length / 1024 * UNMASKED_KILOBYTE)
+            if self.close_sent is not None:
+                return  # what is in the buffer is passed over now
+        mask = self._buffer[header.size - 4 : header.size]
+        payload = frames.unmask(self._buffer[header.size : header.size + header.length], mask)
+        self._drop_front(header.size + header.length)  # before much may come of it
         if (header.opcode == frames.CONTINUATION) != inflater.is_open or not header.is_shortest:
             self._refuse(1002, "expected the next frame of a compressed message")
             return
@@ -427,7 +434,6 @@ class Lane:
             self._open_opcode = header.opcode
             self._open_bytes = self._open_fragments = 0
         self._open_fragments += 1
-        payload = frames.unmask(frame[header.size :], frame[header.size - 4 : header.size])
         try:
             await self._inflate(inflater, payload, header.fin)
             if header.fin and self.close_sent is None:

@@ -155,20 +155,20 @@ async def _windows(field: Field) -> Sequence[str]:
 
 
 @hostile(
-    "bomb/2,000 idle clients that keep a window", SOURCE, "served",
+    "bomb/1,000 idle clients that keep a window", SOURCE, "served",
     setup=KEEPING, seconds=60.0, peak_mib=KEEPING_MIB, fresh=True,
 )  # fmt: skip
 async def _keep(field: Field) -> Sequence[str]:
     """Each has its window filled, and stays."""
     message = frame(BINARY, deflated(bytes(range(256)) * 160), rsv=RSV1)
     peers = []
-    for _ in range(2000):
+    for _ in range(1000):
         peer = await field.open_ws(fields=OFFER)
         await peer.send(message)
         peers.append(peer)
     await trio.sleep(0.5)
     gone = 0
-    for peer in peers[::100]:
+    for peer in peers[::50]:
         await peer.send(message)
         await peer.send(frame(PING, b"?"))
         try:

@@ -13,7 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from broker import Broker, Config, Connection, Frame
 from broker.core.memory import Part
 from broker.core.trace import Target
-from broker.core.work import SLICE
+from broker.core.work import SLICE, UNMASKED_KILOBYTE
 from broker.session.compression import WINDOWS
 from broker.testing import Network, client_frame, handshake, open_test_broker
 from broker.transport import frames
@@ -380,6 +380,27 @@ async def test_bombs_wait_their_turn_and_a_bystander_does_not(autojump_clock: Mo
         assert meter.done - before > 100_000  # and it was never his turn by chance alone
         for peer in bombers:
             assert len((await peer.receive_message())[1]) in (0, 10**6)
+
+
+async def test_large_frames_that_come_at_once_are_unmasked_in_turns(
+    autojump_clock: MockClock,
+) -> None:
+    """A frame of a mebibyte takes 4 ms before anybody can look into it."""
+    large = deflated_frame(BINARY, b"\xff" * 2**20)
+    async with open_test_broker(make_broker()) as net:
+        bystander = await open_plain(net)
+        peers = [await open_plain(net) for _ in range(50)]
+        meter = net.node.router.meter
+        before, each = meter.done, 1024 * UNMASKED_KILOBYTE
+        for peer in peers:
+            await peer.send(large)
+        sent = meter.done
+        await bystander.send(client_frame(frames.TEXT, b"?"))
+        assert await bystander.receive_message() == (False, b"?")
+        assert meter.done - sent < 10 * each
+        for peer in peers:
+            assert (await peer.receive_close())[0] == 1007
+        assert meter.done - before > 50 * each
 
 
 async def test_a_message_that_is_open_is_charged_with_its_window(autojump_clock: MockClock) -> None:
