@@ -60,10 +60,10 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests: `sdk` and `browser` in one environment with the rest."""
+    """All tests, two at a time: `sdk` and `browser` in one environment with the rest."""
     _install(session, "browser", "sdk")
     _install_sdks(session)
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
 
 
 @nox.session
