@@ -13,11 +13,11 @@ Rule 2  A peer's fault ends with its connection: nothing leaves `serve` but a ca
 """
 
 import logging
+import time
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 from math import inf
-from time import time
 from typing import Final
 
 import attrs
@@ -275,7 +275,7 @@ def _date(second: int) -> str:
 def _response(answer: ApiResponse, *, closing: bool) -> bytes:
     lines = [
         f"HTTP/1.1 {answer.status:d} {answer.status.phrase}",
-        f"Date: {_date(int(time()))}",
+        f"Date: {_date(int(time.time()))}",
         f"Content-Type: {answer.media_type}",
         f"Content-Length: {len(answer.body)}",
         *(f"{name}: {value}" for name, value in answer.headers.items()),

@@ -48,7 +48,7 @@ CLIENTS: Final = frozenset(
     {
         *("pub", "sub", "push", "history", "presence", "request"),
         *("connections", "connection", "topics", "disconnect", "trace", "top", "stats", "nodes"),
-        *("config", "token", "engine", "bench", "version"),
+        *("config", "token", "engine", "bench", "openapi", "asyncapi", "version"),
     }
 )
 """The commands that do not serve: a signal ends them with 128 + its number, as shells have it."""
