@@ -699,8 +699,9 @@ class Broker:
                                 accept_streams, listener, door, services.admission.make_room
                             )
                         addresses = describe(listeners)
-                        _log_ready(node, addresses, describe(api_listeners), self)
+                        # First: who reads that it is ready may send a signal at once.
                         task_status.started(addresses)
+                        _log_ready(node, addresses, describe(api_listeners), self)
                         await self._stop.wait()
                         await _give_notice(node)
                         drain_seconds = node.config.drain_seconds
