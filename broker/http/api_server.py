@@ -168,7 +168,9 @@ class BackendServer:
                 holding.charge(Part.OUTBOXES, len(response))
             exchange.note_sent(response)
             exchange.end()
-            rest = response[write_now(stream, response) :]
+            # Most go out at once; a long one in pieces, between which others have their turn.
+            sent = write_now(stream, response) if len(response) <= SEND_BYTES else 0
+            rest = response[sent:]
             if rest or closing:
                 with trio.move_on_after(REQUEST_SECONDS) as sending:
                     await _send(stream, rest)

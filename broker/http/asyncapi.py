@@ -66,20 +66,14 @@ def _servers(config: Config) -> dict[str, Any]:
             "host": f"{host}:{config.port}",
             "pathname": f"{config.path_prefix}{path}",
             "protocol": protocol,
-            **(security if _has_tokens(config) else {}),
+            **(security if config.tokens.configured else {}),
         }
         for path in paths
     }
 
 
-def _has_tokens(config: Config) -> bool:
-    rules = config.tokens
-    given = rules.hmac_secret, rules.hmac_secret_file, rules.public_keys, rules.jwks_url
-    return any(map(bool, given))
-
-
 def _security(config: Config) -> dict[str, Any]:
-    if not _has_tokens(config):
+    if not config.tokens.configured:
         return {}
     token = {
         "type": "http",
@@ -130,23 +124,21 @@ def _channel(topics: _Topics) -> dict[str, Any]:
 
 
 def _operations(topics: _Topics) -> dict[str, Any]:
-    channel = {"$ref": f"#/channels/{topics.key}"}
-    found: dict[str, Any] = {}
-    if topics.rules.may_publish != "none":
-        found[f"publish_{topics.key}"] = {
-            "action": "receive",
-            "channel": channel,
-            "summary": f"A client publishes: {_WHO[topics.rules.may_publish]}",
-            "messages": [{"$ref": f"#/channels/{topics.key}/messages/publish"}],
+    rules = topics.rules
+    channel = f"#/channels/{topics.key}"
+    return {
+        f"{name}_{topics.key}": {
+            "action": action,
+            "channel": {"$ref": channel},
+            "summary": f"{summary}: {_WHO[may]}",
+            "messages": [{"$ref": f"{channel}/messages/{message}"}],
         }
-    if topics.rules.may_subscribe != "none":
-        found[f"subscribe_{topics.key}"] = {
-            "action": "send",
-            "channel": channel,
-            "summary": f"A subscriber is told: {_WHO[topics.rules.may_subscribe]}",
-            "messages": [{"$ref": f"#/channels/{topics.key}/messages/publication"}],
-        }
-    return found
+        for name, action, summary, message, may in (
+            ("publish", "receive", "A client publishes", "publish", rules.may_publish),
+            ("subscribe", "send", "A subscriber is told", "publication", rules.may_subscribe),
+        )
+        if may != "none"
+    }
 
 
 _WHO: Final[Mapping[str, str]] = {

@@ -119,7 +119,6 @@ class Admission:
     file_limit: Callable[[], int] = file_limit
     _guests: dict[Stage, dict[Guest, None]] = attrs.field(init=False)
     _by_stream: dict[trio.abc.Stream, Guest] = attrs.field(init=False, factory=dict)
-    _here: int = attrs.field(init=False, default=0)
     _files: int = attrs.field(init=False, default=0)
     _connection_files: int = attrs.field(init=False, default=0)
 
@@ -132,7 +131,8 @@ class Admission:
 
     def count(self, *stages: Stage) -> int:
         """Streams in these stages; without any, all that are here."""
-        return sum(len(self._guests[stage]) for stage in stages) if stages else self._here
+        counted = map(self._guests.__getitem__, stages) if stages else self._guests.values()
+        return sum(map(len, counted))
 
     @property
     def places(self) -> Places:
@@ -149,7 +149,7 @@ class Admission:
         self._by_stream[stream] = guest
         self._enter(guest, Stage.SILENT)
         places = self.places
-        guests = self._here - len(self._guests[Stage.CONNECTED])
+        guests = self.count() - len(self._guests[Stage.CONNECTED])
         if guests > places.guests or self._files > places.files:
             self.make_room()
         return guest
@@ -223,14 +223,12 @@ class Admission:
     def _enter(self, guest: Guest, stage: Stage) -> None:
         guest.stage = stage
         self._guests[stage][guest] = None
-        self._here += 1
         self._files += guest.holds_file
         self._connection_files += guest.holds_file and stage is Stage.CONNECTED
 
     def _leave(self, guest: Guest) -> None:
         if guest.stage is not Stage.GONE:
             del self._guests[guest.stage][guest]
-            self._here -= 1
             self._files -= guest.holds_file
             self._connection_files -= guest.holds_file and guest.stage is Stage.CONNECTED
             guest.stage = Stage.GONE

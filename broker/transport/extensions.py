@@ -34,6 +34,7 @@ _TOKEN = r"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
 # `a`, `a=1`, `a="1"`; a quoted value has to be a token as well, once its backslashes are taken off.
 _NAME = re.compile(rf"[ \t]*({_TOKEN})[ \t]*")
 _VALUE = re.compile(rf'=[ \t]*(?:({_TOKEN})|"((?:[^"\\]|\\.)*)")[ \t]*')
+_EMPTY = re.compile(r"[ \t]*(?:,|\Z)")
 _IS_TOKEN = re.compile(_TOKEN).fullmatch
 _BITS = re.compile("[89]|1[0-5]").fullmatch
 
@@ -114,10 +115,10 @@ def _read(offers: str) -> Iterator[_Offer]:
     while at < end:
         match = _NAME.match(offers, at)
         if match is None:
-            blank = offers[at:].lstrip(" \t")
-            if blank and not blank.startswith(","):
+            match = _EMPTY.match(offers, at)
+            if match is None:
                 raise _malformed()
-            at = end - len(blank) + 1
+            at = match.end()
             continue
         at = match.end()
         parameters: list[tuple[str, str | None]] = []
