@@ -12,9 +12,9 @@ TEXT = ('{"symbol":"ACME","price":101.25,"volume":1200,"venue":"XETR"}' * 20).en
 """1.2 KB that compress well."""
 
 
-def deflated(data: bytes, bits: int = 15, *, final: bool = False) -> bytes:
+def deflated(data: bytes, bits: int = 15, *, final: bool = False, level: int = 9) -> bytes:
     """What stands in a compressed message of these data; `final`: in a last block, as some write it."""
-    deflater = zlib.compressobj(9, zlib.DEFLATED, -bits)
+    deflater = zlib.compressobj(level, zlib.DEFLATED, -bits)
     if final:
         return deflater.compress(data) + deflater.flush() + b"\x00"
     return (deflater.compress(data) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]

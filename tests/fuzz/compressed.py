@@ -16,6 +16,7 @@ from broker.transport.inflating import (
     Inflater,
     TooLarge,
 )
+from tests.deflated import deflated
 from tests.fuzz.target import target
 
 LIMIT: Final = 2**16
@@ -85,16 +86,11 @@ def _by_wsproto(data: bytes) -> bytes | None:
         return None
 
 
-def _deflated(data: bytes, level: int = 6) -> bytes:
-    packer = zlib.compressobj(level, wbits=-15)
-    return (packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH))[:-4]
-
-
 SEEDS: Final = (
-    _deflated(b'{"id":1,"connect":{}}'),
-    _deflated(b"a" * 5000),
-    _deflated(b"stored", 0),
-    _deflated(bytes(2**18)),
+    deflated(b'{"id":1,"connect":{}}'),
+    deflated(b"a" * 5000),
+    deflated(b"stored", level=0),
+    deflated(bytes(2**18)),
     b"\x00",
     b"\xf2\x48\xcd\xc9\xc9\x07\x00",  # "Hello" (RFC 7692 section 7.2.3.1)
     b"\xf3\x48\xcd\xc9\xc9\x07\x00\x00",  # with a block that is the last (section 7.2.3.4)
@@ -114,5 +110,5 @@ def inflating(data: bytes) -> None:
     if how == "whole" and theirs is not None:
         # What stands behind a last block, wsproto does not read (section 7.2.3.4).
         assert payload.startswith(theirs)
-    packed = _deflated(data[:LIMIT])
+    packed = deflated(data[:LIMIT])
     assert _inflated(packed, 100, keeps=True) == ("whole", data[:LIMIT])

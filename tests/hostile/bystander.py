@@ -20,6 +20,7 @@ from typing import Any, Final
 import attrs
 import trio
 
+from tests.hostile.orders import answer, orders
 from tests.hostile.target import LOAD_CORE, ROOT, waited_of
 from tests.hostile.wire import (
     PING,
@@ -94,7 +95,7 @@ class _Bystanders:
             nursery.start_soon(self._ping, talker)
             nursery.start_soon(self._read, talker)
             nursery.start_soon(self._read, listener)
-            _answer({})
+            answer({})
             await self._obey()
             nursery.cancel_scope.cancel()
 
@@ -107,17 +108,12 @@ class _Bystanders:
         return peer
 
     async def _obey(self) -> None:
-        orders = trio.lowlevel.FdStream(os.dup(0))
-        pending = b""
-        async for data in orders:
-            pending += data
-            *lines, pending = pending.split(b"\n")
-            for line in lines:
-                if line == b"begin":
-                    self._window = _Window(self._next)
-                    _answer({})
-                else:
-                    _answer(attrs.asdict(await self._end()))
+        async for line in orders():
+            if line == b"begin":
+                self._window = _Window(self._next)
+                answer({})
+            else:
+                answer(attrs.asdict(await self._end()))
 
     async def _end(self) -> Heard:
         window, last = self._window, self._next
@@ -197,11 +193,6 @@ class _Bystanders:
         sent = self._sent.pop(number, None)
         if sent is not None and number >= self._window.first:
             self._window.took[number] = now - sent
-
-
-def _answer(values: object) -> None:
-    sys.stdout.write(json.dumps(values) + "\n")
-    sys.stdout.flush()
 
 
 class Pair:

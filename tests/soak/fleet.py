@@ -5,10 +5,8 @@ have missed. The publications of a topic are numbered, so each client knows what
 """
 
 import json
-import os
 import random
 import re
-import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
@@ -19,6 +17,7 @@ import msgspec
 import trio
 
 from tests.conftest import delimited
+from tests.hostile.orders import answer, orders
 from tests.hostile.target import API_KEY
 from tests.hostile.wire import (
     BINARY,
@@ -284,27 +283,17 @@ class _Fleet:
 
 
 async def _run() -> None:
-    orders = trio.lowlevel.FdStream(os.dup(0))
-    buffer = b""
     fleet: _Fleet | None = None
     async with trio.open_nursery() as nursery:
-        async for data in orders:
-            buffer += data
-            *lines, buffer = buffer.split(b"\n")
-            for line in lines:
-                order = json.loads(line)
-                if fleet is None:
-                    fleet = _Fleet(order, nursery)
-                    await fleet.open()
-                    _answer({"ready": True})
-                else:
-                    _answer(fleet.report(order))
+        async for line in orders():
+            order = json.loads(line)
+            if fleet is None:
+                fleet = _Fleet(order, nursery)
+                await fleet.open()
+                answer({"ready": True})
+            else:
+                answer(fleet.report(order))
         nursery.cancel_scope.cancel()
-
-
-def _answer(values: object) -> None:
-    sys.stdout.write(json.dumps(values) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

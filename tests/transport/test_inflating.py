@@ -21,6 +21,7 @@ from broker.transport.inflating import (
 )
 from tests.deflated import TEXT as SOME
 from tests.deflated import deflated
+from tests.hostile.bombs import tables
 
 ALONE = Deflate()
 KEEPS = Deflate(client_keeps=True)
@@ -153,8 +154,7 @@ def test_each_step_is_small_and_its_price_is_known_before_it() -> None:
 
 def test_what_is_all_tables_and_no_data_is_dear() -> None:
     """A block without data, in 90 bits: its tables are the work."""
-    nothing = make_empty_block()
-    blocks = b"".join([nothing] * 1000) + b"\x00"
+    blocks = tables(1000)
     inflater = make()
     inflater.begin(BINARY)
     prices = list(inflater.inflate(blocks, 2**20, is_last=True))
@@ -162,19 +162,6 @@ def test_what_is_all_tables_and_no_data_is_dear() -> None:
     assert len(prices) > len(blocks) // STEP_BYTES
     assert sum(prices) > len(blocks) / 1024 * OVERHEAD_KILOBYTE
     assert max(prices) < 1000
-
-
-def make_empty_block() -> bytes:
-    """Eight blocks with tables of their own and nothing else, which are 90 bytes."""
-    order = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1]
-    bits = [(0, 1), (2, 2), (0, 5), (0, 5), (len(order) - 4, 4)]
-    bits += [(1 if each in (18, 1) else 0, 3) for each in order]
-    bits += [(1, 1), (138 - 11, 7), (1, 1), (118 - 11, 7), (0, 1), (0, 1), (0, 1)]
-    block = at = 0
-    for value, width in bits * 8:
-        block |= value << at
-        at += width
-    return block.to_bytes(at // 8, "little")
 
 
 def test_a_stream_that_ends_and_begins_anew_costs_each_time() -> None:

@@ -6,8 +6,6 @@ it missed, and how many have been ended.
 """
 
 import json
-import os
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
@@ -15,6 +13,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
+from tests.hostile.orders import answer, orders
 from tests.hostile.wire import Ended, Peer, Tcp, connect, handshake, request
 
 TOPIC: Final = "far"
@@ -86,26 +85,16 @@ class _Crowd:
 
 
 async def _run() -> None:
-    orders = trio.lowlevel.FdStream(os.dup(0))
-    buffer = b""
     crowd: _Crowd | None = None
     async with trio.open_nursery() as nursery:
-        async for data in orders:
-            buffer += data
-            *lines, buffer = buffer.split(b"\n")
-            for line in lines:
-                if crowd is None:
-                    crowd = _Crowd(json.loads(line))
-                    await crowd.open(nursery)
-                    _answer({"ready": True})
-                else:
-                    _answer(crowd.report())
+        async for line in orders():
+            if crowd is None:
+                crowd = _Crowd(json.loads(line))
+                await crowd.open(nursery)
+                answer({"ready": True})
+            else:
+                answer(crowd.report())
         nursery.cancel_scope.cancel()
-
-
-def _answer(values: object) -> None:
-    sys.stdout.write(json.dumps(values) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":
