@@ -7,8 +7,6 @@ judged is what `tests.hostile` judges: the bystanders, memory, files, connection
 
 # ruff: noqa: T201 - a program, whose output this is
 
-import gc
-import os
 import random
 from collections.abc import Sequence
 from functools import partial
@@ -18,16 +16,13 @@ import trio
 
 from tests.fuzz.mutator import input_of
 from tests.fuzz.table import TARGETS
+from tests.hostile.aloud import run_aloud
 from tests.hostile.field import Field, Input
-from tests.hostile.judge import HEADER, Verdict, line_of
-from tests.hostile.runner import run_all
-from tests.hostile.target import LOAD_CORE
 from tests.hostile.wire import TEXT, Ended, Peer, frame, handshake, request
 
 PORTION: Final = 5000
 """Connections between two looks at what is left: one row."""
 AT_ONCE: Final = 50
-NICE: Final = 5
 
 WAYS: Final = ("head", "lane", "session", "http", "proxy_protocol", "api")
 """The targets whose inputs are sent, each as its clients would."""
@@ -46,17 +41,7 @@ def run(count: int, seed: int) -> int:
         )
         for start in range(0, count, PORTION)
     ]
-    os.sched_setaffinity(0, {LOAD_CORE})
-    os.nice(NICE)
-    gc.freeze()
-    print(HEADER, flush=True)
-    verdicts: list[Verdict] = []
-
-    def tell(verdict: Verdict) -> None:
-        verdicts.append(verdict)
-        print(line_of(verdict), flush=True)
-
-    trio.run(run_all, entries, tell)
+    verdicts = run_aloud(entries)
     bad = [verdict for verdict in verdicts if not verdict.is_good]
     print(f"\n{count} connections, {len(bad)} of {len(verdicts)} rows not as they should be")
     return 1 if bad else 0

@@ -11,15 +11,11 @@ The exit status is 1 if any row is not as it should be.
 import argparse
 import gc
 import json
-import os
 import resource
 import sys
 import time
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
-
-import trio
 
 from tests.hostile import (  # noqa: F401
     bombs,
@@ -31,13 +27,11 @@ from tests.hostile import (  # noqa: F401
     rights,
     slow,
 )
+from tests.hostile.aloud import run_aloud
 from tests.hostile.field import TABLE, Input
-from tests.hostile.judge import HEADER, Verdict, as_record, line_of
-from tests.hostile.runner import run_all
+from tests.hostile.judge import Verdict, as_record
 from tests.hostile.target import BROKER_CORE, LOAD_CORE
 
-NICE = 5
-"""How far the attackers stand behind the bystanders on the core that they share."""
 FILES = 4096
 """Open files that an attack with a thousand peers needs."""
 
@@ -63,22 +57,12 @@ def _run(chosen: list[Input], *, once: bool) -> list[Verdict]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < FILES:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, hard), hard))
-    os.sched_setaffinity(0, {LOAD_CORE})
-    os.nice(NICE)
-    gc.freeze()
     gc.set_threshold(50_000, 10, 50)
     print(f"The broker is on core {BROKER_CORE}, bystanders and attackers are on {LOAD_CORE}.")
     if BROKER_CORE == LOAD_CORE:
         print("There is only one: the times below are theirs together.")
-    print(HEADER, flush=True)
-    verdicts: list[Verdict] = []
-
-    def tell(verdict: Verdict) -> None:
-        verdicts.append(verdict)
-        print(line_of(verdict), flush=True)
-
     began = time.monotonic()
-    trio.run(partial(run_all, chosen, tell, once=once))
+    verdicts = run_aloud(chosen, once=once)
     bad = [verdict for verdict in verdicts if not verdict.is_good]
     minutes = (time.monotonic() - began) / 60
     print(f"\n{len(verdicts)} inputs in {minutes:.1f} min, {len(bad)} not as they should be")

@@ -25,6 +25,7 @@ import attrs
 import trio
 
 from tests.fuzz.tcp import broken_connection
+from tests.hostile.aloud import NICE
 from tests.hostile.bystander import Heard, open_pair
 from tests.hostile.field import MIB, Api, Field
 from tests.hostile.judge import log_errors
@@ -39,7 +40,6 @@ WARM_SHARE: Final = 0.25
 RELOAD_SECONDS: Final = 20.0
 FLAP_SECONDS: Final = 7.0
 FILES: Final = 16384
-NICE: Final = 5
 TURNS: Final = 10
 """A second, in which it is published."""
 SLOPE_MIB: Final = 1.0

@@ -9,24 +9,16 @@ of its own. The exit status is 1 if any row is not as it should be, or could not
 # ruff: noqa: T201 - a program, whose output this is
 
 import argparse
-import gc
-import os
 import resource
 import sys
 import time
 from fnmatch import fnmatchcase
-from functools import partial
 
-import trio
-
-from tests.hostile.judge import HEADER, Verdict, line_of
-from tests.hostile.runner import run_all
-from tests.hostile.target import LOAD_CORE
+from tests.hostile.aloud import run_aloud
 from tests.world.faults import FAULTS
 from tests.world.places import enter
 from tests.world.returning import ROUNDS, SIGNALS, keep_returning
 
-NICE = 5
 FILES = 4096
 
 
@@ -63,17 +55,7 @@ def main() -> int:
 
 
 def _run_faults(chosen: list, *, once: bool) -> tuple[int, int]:  # type: ignore[type-arg]
-    os.sched_setaffinity(0, {LOAD_CORE})
-    os.nice(NICE)
-    gc.freeze()
-    print(HEADER, flush=True)
-    verdicts: list[Verdict] = []
-
-    def tell(verdict: Verdict) -> None:
-        verdicts.append(verdict)
-        print(line_of(verdict), flush=True)
-
-    trio.run(partial(run_all, chosen, tell, once=once))
+    verdicts = run_aloud(chosen, once=once)
     return sum(verdict.is_good for verdict in verdicts), len(verdicts)
 
 
