@@ -248,8 +248,7 @@ def run_as_client(run: Callable[[_T], Awaitable[None]], argument: _T) -> None:
             sys.exit(INTERRUPTED)
         if isinstance(cause, ClientError):
             if isinstance(cause, CannotConnect):
-                text = f"{cause}; start a broker there, or name another with --url"
-                raise Mistake(text) from error
+                raise Mistake(f"{cause}; {_way_out(str(cause))}") from error
             if type(cause) is ClientError:  # the root class: the request cannot be carried out
                 raise Mistake(str(cause)) from error
             later = isinstance(cause, RequestFailed) and cause.temporary
@@ -257,6 +256,12 @@ def run_as_client(run: Callable[[_T], Awaitable[None]], argument: _T) -> None:
         if cause is not error and isinstance(cause, Exception):
             raise cause from None  # click knows its own, and a closed pipe
         raise
+
+
+def _way_out(reason: str) -> str:
+    if "certificate verify failed" in reason.lower():
+        return "name the authority that has signed its certificate by --ca"
+    return "start a broker there, or name another with --url"
 
 
 def refusal_text(error: RequestFailed) -> str:
