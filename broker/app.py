@@ -767,7 +767,7 @@ class Broker:
             name=name,
         )
         node = Node(services, now)
-        node.views.offer(VIEW, view_of(AskedStats, partial(stats_of, node)))
+        node.views.add(VIEW, view_of(AskedStats, partial(stats_of, node)))
         await opened(engine.running(router.returns))
         if services.neighbourhood is not None:
             await _begin_neighbourhood(services.neighbourhood)

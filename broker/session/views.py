@@ -71,7 +71,7 @@ class Views:
         if self._neighbours is not None:
             self._neighbours.on(Look, self._look)
 
-    def offer(self, name: str, view: View) -> None:
+    def add(self, name: str, view: View) -> None:
         """Let this be seen of this node, by whoever may look."""
         self._views[name] = view
 

@@ -35,7 +35,7 @@ def offer(net: BusNode, seen: list[str]) -> None:
         seen.append("done")
         return {"of": net.node.name, "text": "x" * params.size}
 
-    net.node.views.offer("test", view_of(Params, look))
+    net.node.views.add("test", view_of(Params, look))
 
 
 async def test_counters_are_summed_and_each_node_has_its_own(
