@@ -6,7 +6,7 @@ import logging
 import signal
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -237,6 +237,12 @@ def run_as_client(run: Callable[[_T], Awaitable[None]], argument: _T) -> None:
         if cause is not error and isinstance(cause, Exception):
             raise cause from None  # click knows its own, and a closed pipe
         raise
+
+
+def check_all_answered(silent: Sequence[str]) -> None:
+    """Raise `Refusal` where nodes of these names have not answered: what was printed is not of all."""
+    if silent:
+        raise Refusal(f"no answer from {', '.join(silent)}")
 
 
 def refusal_text(error: RequestFailed) -> str:
