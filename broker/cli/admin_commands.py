@@ -20,6 +20,7 @@ from broker.cli.running import (
     Target,
     as_backend,
     ask,
+    check_all_answered,
     check_name,
     check_text,
     json_option,
@@ -284,18 +285,63 @@ def disconnect(target: Target, user: str, code: int, reason: str, fds: tuple[int
 
 @click.command(short_help="Show what is here, and what was counted since the start.")
 @as_backend
+@click.option("--node", default="", callback=check_text, help="Of the node of this name alone.")
 @json_option
-def stats(target: Target, as_json: bool) -> None:
-    """Show what is here, and what was counted since the broker began to serve."""
+def stats(target: Target, node: str, as_json: bool) -> None:
+    """Show what is here, and what was counted since the broker began to serve: of all nodes together,
+    then of each.
+
+    Exit status 1 if a node does not answer: the sums are of the others.
+    """
 
     async def work(api: "ApiClient") -> None:
-        found = await ask(api, "stats")
+        found = await ask(api, "stats", {"node": node})
         if as_json:
             echo_json(found)
         else:
             echo_fields(_stats_in_words(found))
+            if len(found["nodes"]) > 1:
+                click.echo()
+                echo_table(_NODES_HEAD, map(_node_row, found["nodes"]))
+        check_all_answered(silent_nodes(found))
 
     with_api(target, work)
+
+
+_NODES_HEAD: Final = (
+    *("NODE", "UP", "CONNECTIONS", "USERS", "TOPICS", "SUBSCRIPTIONS"),
+    *("PUBLISHED", "DELIVERED", "RECEIVED", "QUEUED", "MEMORY"),
+)
+
+
+def silent_nodes(found: Row) -> Sequence[str]:
+    """The names of the nodes in an answer of `stats` that have given none."""
+    return [node["node"] for node in found["nodes"] if not node["alive"]]
+
+
+def _node_row(node: Row) -> Sequence[object]:
+    if not node["alive"]:
+        return node["node"], "no answer", *["-"] * (len(_NODES_HEAD) - 2)
+    counts = ("connections", "users", "topics", "subscriptions", "published", "delivered")
+    return (
+        node["node"],
+        in_time(node["uptime"]) + (", draining" if node["draining"] else ""),
+        *(f"{node[each]:,}" for each in counts),
+        in_bytes(node["bytes_received"]),
+        in_bytes(node["bytes_queued"]),
+        in_bytes(node["memory"]["held"]),
+    )
+
+
+def _of_which(found: Row) -> Mapping[str, object]:
+    nodes, silent = found["nodes"], silent_nodes(found)
+    if len(nodes) == 1:
+        return {
+            "node": f"{found['node']}, version {found['version']}",
+            "up": in_time(found["uptime"]) + (", draining" if found["draining"] else ""),
+        }
+    without = f", without {', '.join(silent)}" if silent else ""
+    return {"nodes": f"{len(nodes) - len(silent)} of {len(nodes)}{without}"}
 
 
 def _stats_in_words(found: Row) -> Mapping[str, object]:
@@ -308,8 +354,7 @@ def _stats_in_words(found: Row) -> Mapping[str, object]:
         f"{each['count']:,} × {each['code']} by {each['initiator']}" for each in found["closed"]
     )
     return {
-        "node": f"{found['node']}, version {found['version']}",
-        "up": in_time(found["uptime"]) + (", draining" if found["draining"] else ""),
+        **_of_which(found),
         "connections": f"{found['connections']:,} of {found['connections_max']:,}"
         + (f": {by}" if by else ""),
         "users": f"{found['users']:,}",

@@ -6,7 +6,7 @@ import logging
 import signal
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -262,6 +262,12 @@ def _way_out(reason: str) -> str:
     if "certificate verify failed" in reason.lower():
         return "name the authority that has signed its certificate by --ca"
     return "start a broker there, or name another with --url"
+
+
+def check_all_answered(silent: Sequence[str]) -> None:
+    """Raise `Refusal` where nodes of these names have not answered: what was printed is not of all."""
+    if silent:
+        raise Refusal(f"no answer from {', '.join(silent)}")
 
 
 def refusal_text(error: RequestFailed) -> str:
