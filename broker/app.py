@@ -61,6 +61,7 @@ from broker.http.api_server import BackendServer
 from broker.http.asgi import http_app
 from broker.http.fallbacks import Fallbacks
 from broker.http.server import HttpServer
+from broker.http.stats import VIEW, AskedStats, stats_of
 from broker.node import BrokerStatistics, Node, node_name
 from broker.process import signals
 from broker.protocols.json_text import to_json
@@ -74,6 +75,7 @@ from broker.session.cluster import Cluster
 from broker.session.memory import hold_request, keep_memory, memory_fields, memory_warning
 from broker.session.orders import ServerSub, shaped
 from broker.session.services import Services
+from broker.session.views import view_of
 from broker.transport.listeners import (
     AnyListener,
     accept_streams,
@@ -765,6 +767,7 @@ class Broker:
             name=name,
         )
         node = Node(services, now)
+        node.views.add(VIEW, view_of(AskedStats, partial(stats_of, node)))
         await opened(engine.running(router.returns))
         if services.neighbourhood is not None:
             await _begin_neighbourhood(services.neighbourhood)

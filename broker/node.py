@@ -56,6 +56,7 @@ from broker.session.orders import ServerSub, message_of
 from broker.session.search import ConnectionQuery, search
 from broker.session.services import ServedConnection, Services
 from broker.session.tracing import Traces
+from broker.session.views import Views
 from broker.transport.lane import Traffic
 from broker.transport.postman import PostStatistics
 
@@ -175,8 +176,11 @@ class Node:
     now: Callable[[], float] = time.time
     """Unix seconds."""
     everywhere: Everywhere = attrs.field(init=False)
-    inspection: Inspection = attrs.field(init=False)
     """The connections and topics of all nodes."""
+    inspection: Inspection = attrs.field(init=False)
+    """Traces and ended connections of all nodes."""
+    views: Views = attrs.field(init=False)
+    """What is to be seen of all nodes."""
     traces: Traces = attrs.field(init=False)
     loop_lag: Histogram = attrs.field(init=False, factory=Histogram)
     """Seconds by which `beat` was called late."""
@@ -192,6 +196,7 @@ class Node:
         self.everywhere = Everywhere(self, services.router.hub, services.neighbourhood)
         self.traces = Traces(services, self.now)
         self.inspection = Inspection(services, self.traces)
+        self.views = Views(services.neighbourhood, services.name)
         self.services.memory.count(
             Part.READERS,
             lambda: sum([reader.bytes_held for reader in self._readers]) + self.traces.bytes_held,

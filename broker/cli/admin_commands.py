@@ -2,7 +2,6 @@
 disconnect, stats."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -17,7 +16,17 @@ from broker.cli.output import (
     in_milliseconds,
     in_time,
 )
-from broker.cli.running import Target, as_backend, ask, check_text, json_option, with_api
+from broker.cli.running import (
+    Target,
+    as_backend,
+    ask,
+    check_all_answered,
+    check_name,
+    check_text,
+    json_option,
+    read_fd,
+    with_api,
+)
 from broker.errors import CloseCode, ErrorCode, RequestFailed
 
 if TYPE_CHECKING:
@@ -35,7 +44,7 @@ _SHOWN: Final = 60
 @click.command(short_help="List the connections that are here.")
 @as_backend
 @click.option("--user", default="", callback=check_text, help="Those of this user.")
-@click.option("--topic", default="", callback=check_text, help="Those that are subscribed to it.")
+@click.option("--topic", default="", callback=check_name, help="Those that are subscribed to it.")
 @click.option("--address", default="", callback=check_text, help="Whose address begins so: 10.1.")
 @click.option("--app", default="", callback=check_text, help="Whose client calls itself so: js.")
 @click.option(
@@ -154,7 +163,7 @@ def _topics(row: Row) -> str:
 @click.command(short_help="Show all that is known of the connection FD.")
 @as_backend
 @json_option
-@click.argument("fd", type=click.IntRange(min=1))
+@click.argument("fd", type=read_fd)
 def connection(target: Target, fd: int, as_json: bool) -> None:
     """Show all that is known of the connection FD: here, or among the last 1,000 that have ended,
     with why it did. Exit status 1 if it is neither."""
@@ -245,7 +254,7 @@ def topics(target: Target, pattern: str, as_json: bool) -> None:
     help="Close code. After 3500 to 3999 and 4500 to 4999 official clients stay away.",
 )
 @click.option("--reason", default="force disconnect", show_default=True, callback=check_text)
-@click.argument("fds", metavar="[FD]...", type=click.IntRange(min=1), nargs=-1)
+@click.argument("fds", metavar="[FD]...", type=read_fd, nargs=-1)
 def disconnect(target: Target, user: str, code: int, reason: str, fds: tuple[int, ...]) -> None:
     """Close the connections FD, or all of --user, once they have got what is queued for them.
 
@@ -258,11 +267,14 @@ def disconnect(target: Target, user: str, code: int, reason: str, fds: tuple[int
     async def work(api: "ApiClient") -> None:
         missing = []
         for fd in fds:
-            with suppress(RequestFailed):
+            try:
                 await ask(api, "connection", {"fd": fd})
-                await ask(api, "disconnect", {"client": str(fd), "disconnect": order})
+            except RequestFailed as error:
+                if error.code != ErrorCode.UNKNOWN_CHANNEL:
+                    raise
+                missing.append(str(fd))
                 continue
-            missing.append(str(fd))
+            await ask(api, "disconnect", {"client": str(fd), "disconnect": order})
         if user:
             await ask(api, "disconnect", {"user": user, "disconnect": order})
         if missing:
@@ -273,18 +285,63 @@ def disconnect(target: Target, user: str, code: int, reason: str, fds: tuple[int
 
 @click.command(short_help="Show what is here, and what was counted since the start.")
 @as_backend
+@click.option("--node", default="", callback=check_text, help="Of the node of this name alone.")
 @json_option
-def stats(target: Target, as_json: bool) -> None:
-    """Show what is here, and what was counted since the broker began to serve."""
+def stats(target: Target, node: str, as_json: bool) -> None:
+    """Show what is here, and what was counted since the broker began to serve: of all nodes together,
+    then of each.
+
+    Exit status 1 if a node does not answer: the sums are of the others.
+    """
 
     async def work(api: "ApiClient") -> None:
-        found = await ask(api, "stats")
+        found = await ask(api, "stats", {"node": node})
         if as_json:
             echo_json(found)
         else:
             echo_fields(_stats_in_words(found))
+            if len(found["nodes"]) > 1:
+                click.echo()
+                echo_table(_NODES_HEAD, map(_node_row, found["nodes"]))
+        check_all_answered(silent_nodes(found))
 
     with_api(target, work)
+
+
+_NODES_HEAD: Final = (
+    *("NODE", "UP", "CONNECTIONS", "USERS", "TOPICS", "SUBSCRIPTIONS"),
+    *("PUBLISHED", "DELIVERED", "RECEIVED", "QUEUED", "MEMORY"),
+)
+
+
+def silent_nodes(found: Row) -> Sequence[str]:
+    """The names of the nodes in an answer of `stats` that have given none."""
+    return [node["node"] for node in found["nodes"] if not node["alive"]]
+
+
+def _node_row(node: Row) -> Sequence[object]:
+    if not node["alive"]:
+        return node["node"], "no answer", *["-"] * (len(_NODES_HEAD) - 2)
+    counts = ("connections", "users", "topics", "subscriptions", "published", "delivered")
+    return (
+        node["node"],
+        in_time(node["uptime"]) + (", draining" if node["draining"] else ""),
+        *(f"{node[each]:,}" for each in counts),
+        in_bytes(node["bytes_received"]),
+        in_bytes(node["bytes_queued"]),
+        in_bytes(node["memory"]["held"]),
+    )
+
+
+def _of_which(found: Row) -> Mapping[str, object]:
+    nodes, silent = found["nodes"], silent_nodes(found)
+    if len(nodes) == 1:
+        return {
+            "node": f"{found['node']}, version {found['version']}",
+            "up": in_time(found["uptime"]) + (", draining" if found["draining"] else ""),
+        }
+    without = f", without {', '.join(silent)}" if silent else ""
+    return {"nodes": f"{len(nodes) - len(silent)} of {len(nodes)}{without}"}
 
 
 def _stats_in_words(found: Row) -> Mapping[str, object]:
@@ -297,8 +354,7 @@ def _stats_in_words(found: Row) -> Mapping[str, object]:
         f"{each['count']:,} × {each['code']} by {each['initiator']}" for each in found["closed"]
     )
     return {
-        "node": f"{found['node']}, version {found['version']}",
-        "up": in_time(found["uptime"]) + (", draining" if found["draining"] else ""),
+        **_of_which(found),
         "connections": f"{found['connections']:,} of {found['connections_max']:,}"
         + (f": {by}" if by else ""),
         "users": f"{found['users']:,}",

@@ -5,9 +5,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from broker.cli.errors import Refusal
 from broker.cli.output import echo_json, echo_table, in_time
-from broker.cli.running import Target, as_backend, ask, json_option, with_api
+from broker.cli.running import (
+    Target,
+    as_backend,
+    ask,
+    check_all_answered,
+    json_option,
+    with_api,
+)
 
 if TYPE_CHECKING:
     from broker.client.http_api import ApiClient
@@ -31,9 +37,7 @@ def nodes(target: Target, as_json: bool) -> None:
                 echo_json(node)
         else:
             echo_table(_HEAD, map(_row, found))
-        silent = [str(node["uid"]) for node in found if not node["alive"]]
-        if silent:
-            raise Refusal(f"no answer from {', '.join(silent)}")
+        check_all_answered([str(node["uid"]) for node in found if not node["alive"]])
 
     with_api(target, work)
 

@@ -9,6 +9,7 @@ import click
 import trio
 
 from broker import logs
+from broker.cli.admin_commands import silent_nodes
 from broker.cli.errors import INTERRUPTED, Mistake
 from broker.cli.output import clock, echo_json, in_bytes, in_time
 from broker.cli.running import Target, as_backend, ask, json_option, until_signal, with_api
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
-CLOSED_SHOWN: Final = 10
+ROWS_SHOWN: Final = 10
+"""Connections that are heavy, and those that ended."""
 
 RATES: Final = (
     ("published", "published"),
@@ -34,15 +36,29 @@ RATES: Final = (
 )
 """Counters that are shown as rates, and what they are called."""
 
+RATE_NAMES: Final = tuple(name for name, _ in RATES)
+
+
+Rates = Mapping[str, float]
+
 
 @attrs.frozen
 class Look:
-    """One look at a broker: its counters, the connections that ended last, and how much the counters have
-    grown a second since the look before, 0 at the first."""
+    """One look at a broker: its counters, and how much they have grown a second since the look before, 0 at
+    the first; of all nodes, and of each in the order of `nodes` in its counters."""
 
     stats: Row
-    closed: Sequence[Row]
-    rates: Mapping[str, float]
+    rates: Rates
+    by_node: Sequence[Rates]
+
+    @classmethod
+    def of(cls, before: Row | None, now: Row) -> "Look":
+        """`before` is None at the first look. What a node has grown by is of the time between its own two
+        answers; one that did not answer at both has no part in a sum."""
+        known = {} if before is None else {node["id"]: node for node in before["nodes"]}
+        by_node = [_rates(known.get(node["id"]), node) for node in now["nodes"]]
+        total = {name: round(sum(rates[name] for rates in by_node), 1) for name, _ in RATES}
+        return cls(now, total, by_node)
 
 
 @click.command(short_help="Watch a running broker.")
@@ -57,7 +73,8 @@ class Look:
 @click.option("--count", type=click.IntRange(1), help="End after so many looks.")
 @json_option
 def top(target: Target, seconds: float, count: int | None, as_json: bool) -> None:
-    """Watch a running broker: what goes through it, what waits, who was closed last.
+    """Watch a running broker, all nodes of it: what goes through it, what waits, on which node and for
+    whom, who was closed last.
 
     Needs Rich, pip install '.[top]', but for --json. Ends with Ctrl-C, exit status 130.
     """
@@ -85,11 +102,10 @@ async def _watch(
     try:
         while True:
             due = trio.current_time() + seconds
-            stats = await ask(api, "stats")
-            closed = (await ask(api, "closed_connections", {"limit": CLOSED_SHOWN}))["connections"]
-            look = Look(stats, closed, _rates(before, stats))
+            stats = await ask(api, "stats", {"rows": ROWS_SHOWN})
+            look = Look.of(before, stats)
             if screen is None:
-                echo_json({"rates": look.rates, "stats": stats})
+                echo_json({"rates": look.rates, "rates_by_node": _named(look), "stats": stats})
             else:
                 screen.show(look)
             before = stats
@@ -103,10 +119,19 @@ async def _watch(
             screen.close()
 
 
+def _named(look: Look) -> list[Row]:
+    nodes = look.stats["nodes"]
+    return [
+        {"node": node["node"], **rates} for node, rates in zip(nodes, look.by_node, strict=True)
+    ]
+
+
 def _rates(before: Row | None, now: Row) -> dict[str, float]:
-    if before is None or before["uptime"] >= now["uptime"]:  # the first, or the broker began anew
-        return {name: 0.0 for name, _ in RATES}
+    if before is None or not (before["alive"] and now["alive"]):
+        return dict.fromkeys(RATE_NAMES, 0.0)
     seconds = now["uptime"] - before["uptime"]
+    if seconds <= 0:  # it began anew
+        return dict.fromkeys(RATE_NAMES, 0.0)
     return {name: round((now[name] - before[name]) / seconds, 1) for name, _ in RATES}
 
 
@@ -147,10 +172,22 @@ def drawn(look: Look) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    stats = look.stats
+    parts: list[RenderableType] = [Text(logs.escape(_head(look.stats)), style="bold")]
+    if silent := silent_nodes(look.stats):
+        text = f"no answer from {', '.join(silent)}: the sums are without"
+        parts.append(Text(logs.escape(text), style="bold red"))
+    nodes = [_nodes(look)] if len(look.stats["nodes"]) > 1 else []
+    for table in (_numbers(look), *nodes, _heaviest(look), _ends(look)):
+        parts += [Text(), table]
+    return Group(*parts)
+
+
+def _head(stats: Row) -> str:
+    nodes = stats["nodes"]
+    if len(nodes) > 1:
+        return f"{sum(node['alive'] for node in nodes)} of {len(nodes)} nodes, by {stats['node']}"
     state = ", draining" if stats["draining"] else ""
-    head = f"{stats['node']}  {stats['version']}  up {in_time(stats['uptime'])}{state}"
-    return Group(Text(logs.escape(head), style="bold"), Text(), _numbers(look), Text(), _ends(look))
+    return f"{stats['node']}  {stats['version']}  up {in_time(stats['uptime'])}{state}"
 
 
 def _table(*heads: str) -> "Table":
@@ -197,13 +234,59 @@ def _lag(lag: Row) -> str:
     return f"> {lag['bounds'][-1] * 1000:g} ms"
 
 
+def _nodes(look: Look) -> "Table":
+    """A line for each node."""
+    table = _table(
+        "NODE", "UP", "CONNECTIONS", "PUBLISHED/S", "DELIVERED/S", "MEMORY", "BEHIND", "LAG"
+    )
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for node, rates in zip(look.stats["nodes"], look.by_node, strict=True):
+        if not node["alive"]:
+            _add(table, node["node"], "no answer", *["-"] * 6)
+            continue
+        _add(
+            table,
+            node["node"],
+            in_time(node["uptime"]) + (", draining" if node["draining"] else ""),
+            f"{node['connections']:,}",
+            f"{rates['published']:,.0f}",
+            f"{rates['delivered']:,.0f}",
+            in_bytes(node["memory"]["held"]),
+            f"{_behind(node['queues']['messages']):,}",
+            _lag(node["loop_lag"]),
+        )
+    return table
+
+
+def _heaviest(look: Look) -> "Table":
+    heads = ("HEAVIEST", "USER", "ADDRESS", "APP", "WAITS", "IN", "OUT")
+    table = _table(*heads, *_on_node(look))
+    for column in table.columns[4:7]:
+        column.justify = "right"
+    for row in look.stats["heaviest"]:
+        sizes = [in_bytes(row[f"bytes_{each}"]) for each in ("queued", "received", "sent")]
+        who = row["fd"], row["user"] or "-", row["address"], row["app_name"] or "-"
+        _add(table, *who, *sizes, *_on_node(look, row["node"]))
+    return table
+
+
+def _on_node(look: Look, cell: str = "NODE") -> tuple[str, ...]:
+    """A column that is there where there are several nodes."""
+    return (cell,) if len(look.stats["nodes"]) > 1 else ()
+
+
 def _ends(look: Look) -> "Table":
+    table = _table("CLOSED", "FD", "USER", "ADDRESS", "WHY", *_on_node(look))
+    for row in look.stats["closed_last"]:
+        why = f"{row['code']} {row['reason']}".rstrip() + f", by {row['initiator']}"
+        who = clock(row["closed_at"]), row["fd"], row["user"] or "-", row["address"]
+        _add(table, *who, why, *_on_node(look, row["node"]))
+    return table
+
+
+def _add(table: "Table", *cells: object) -> None:
     from rich.text import Text
 
-    table = _table("CLOSED", "FD", "USER", "ADDRESS", "WHY")
-    for row in look.closed:
-        why = f"{row['code']} {row['reason']}".rstrip() + f", by {row['initiator']}"
-        cells = (clock(row["closed_at"]), row["fd"], row["user"] or "-", row["address"], why)
-        # As `Text`: a name in brackets is no markup.
-        table.add_row(*(Text(logs.escape(str(cell))) for cell in cells))
-    return table
+    # As `Text`: a name in brackets is no markup.
+    table.add_row(*(Text(logs.escape(str(cell))) for cell in cells))

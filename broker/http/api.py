@@ -52,13 +52,13 @@ from broker.core.work import (
     NAMED,
     READ_KILOBYTE,
     SUBSCRIPTION,
-    SURVEYED,
     SURVEYED_AT_ONCE,
 )
 from broker.errors import CloseCode, ErrorCode, Refused, UnsubscribeCode, check_close_code
 from broker.events.spans import TAG, is_sampled
 from broker.http.calls import Call, Listing, member, pieces
-from broker.http.stats import stats_fields
+from broker.http.stats import VIEW, Rows
+from broker.http.sums import whole
 from broker.node import Node, Publishing
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.commands import BadCommand
@@ -179,6 +179,12 @@ class Info(Struct):
     pass
 
 
+class AskStats(Struct):
+    node: str = ""
+    """The name of one; else all are asked."""
+    rows: Rows = 0
+
+
 class Push(Struct):
     fd: Fd
     data: Raw = field(default_factory=Raw)
@@ -245,7 +251,7 @@ PARAMETERS: Final[Mapping[str, type[Struct]]] = {
     "trace": BeginTrace,
     "trace_read": ReadTrace,
     "trace_end": EndTrace,
-    "stats": Info,
+    "stats": AskStats,
     "config": Info,
 }
 """The methods, each with the kind of its parameters. `batch` is none of them: it holds such."""
@@ -766,11 +772,13 @@ class _Inspection:
         await call.aside(partial(self._node.inspection.end, params.trace))
         return {}
 
-    async def _stats(self, params: Info, call: Call) -> object:
-        node = self._node
-        survey = await call.aside(node.survey)
-        call.meter.add(SURVEYED * sum(survey.connections.values()))
-        return stats_fields(node, survey)
+    async def _stats(self, params: AskStats, call: Call) -> object:
+        views = self._node.views
+        ids = [each.id for each in views.nodes() if params.node in ("", each.name)]
+        if not ids:
+            raise Refused(ErrorCode.BAD_REQUEST, f"no node is named {params.node!r}")
+        seen = await call.aside(partial(views.of_all, VIEW, {"rows": params.rows}, ids))
+        return whole(seen, params.rows)
 
     async def _config(self, params: Info, call: Call) -> object:
         settings = effective(self._node.config, self._node.services.settings.sources)

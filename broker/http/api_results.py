@@ -173,8 +173,49 @@ class TraceRead(Struct):
     ended: bool
 
 
+class HeavyConnection(Struct):
+    """For whom much waits, or has gone both ways. `node` is the name of the one that it is on."""
+
+    node: str
+    fd: int
+    user: str
+    address: str
+    app_name: str
+    app_version: str
+    bytes_queued: int
+    messages_dropped: int
+    bytes_received: int
+    bytes_sent: int
+
+
+class EndedConnection(Struct):
+    """How a connection ended, and on which node it was."""
+
+    node: str
+    fd: int
+    user: str
+    address: str
+    closed_at: float
+    code: int
+    reason: str
+    initiator: str
+
+
+class NodeStats(Struct):
+    """Of one node: `alive` says whether it has answered; if not there is the `reason`, else all of what
+    stands in the sums."""
+
+    node: str
+    id: str
+    alive: bool
+    reason: str | UnsetType = UNSET
+    connections: int | UnsetType = UNSET
+
+
 class Stats(Struct):
-    """What is here now, and what was counted since the start; more than is named here."""
+    """What is here now, and what was counted since the start; more than is named here. Sums over the nodes
+    that have answered, but `node`, `version`, `uptime` and `draining`: those are of the one that was asked.
+    `nodes` are all, each with its own; `heaviest` and `closed_last` are there if `rows` was."""
 
     node: str
     version: str
@@ -186,6 +227,9 @@ class Stats(Struct):
     subscriptions: int
     published: int
     delivered: int
+    nodes: list[NodeStats]
+    heaviest: list[HeavyConnection] | UnsetType = UNSET
+    closed_last: list[EndedConnection] | UnsetType = UNSET
 
 
 class Settings(Struct):

@@ -1,20 +1,84 @@
-"""The counters of a broker in one JSON object, for people and their scripts; for machines there is
-`/metrics`.
+"""The counters of a node in one JSON object, for people and their scripts; for machines there is
+`/metrics`. Those of several nodes are put together in `sums`.
 """
 
+import heapq
 import time
 from collections.abc import Mapping
+from itertools import islice
+from typing import Annotated, Final
 
 import attrs
+from msgspec import Meta, Struct
 
 from broker.core.histogram import HistogramStatistics
+from broker.core.messages import ClosedConnection, ConnectionDetails
+from broker.core.work import DETAILS, SURVEYED, SURVEYED_AT_ONCE
 from broker.node import BrokerStatistics, Node, Survey
+from broker.session.services import ServedConnection
 from broker.version import VERSION
 
+VIEW: Final = "stats"
+"""What nodes ask each other for these by."""
 
-def stats_fields(node: Node, survey: Survey) -> dict[str, object]:
-    """What is here now, and what was counted since the start. `survey` is a walk over the connections of
-    this moment."""
+Rows = Annotated[int, Meta(ge=0, le=100)]
+
+
+class AskedStats(Struct):
+    rows: Rows = 0
+    """So many connections are told as well: the heaviest, and those that ended last."""
+
+
+async def stats_of(node: Node, asked: AskedStats) -> dict[str, object]:
+    """What is here now, and what was counted since the start. Linear in the connections, in turns with
+    everything else."""
+    survey = await node.survey()
+    node.router.meter.add(SURVEYED * sum(survey.connections.values()))
+    found = _fields(node, survey)
+    if asked.rows:
+        found["heaviest"] = await _heaviest(node, asked.rows)
+        found["closed_last"] = [_ended(each) for each in islice(node.services.closed, asked.rows)]
+    return found
+
+
+def _weight(connection: ServedConnection) -> tuple[int, int]:
+    """What waits for it, and of those that are alike, what has gone both ways."""
+    outbox = connection.peer.outbox
+    return outbox.bytes, outbox.bytes_sent + connection.traffic.bytes
+
+
+async def _heaviest(node: Node, most: int) -> list[dict[str, object]]:
+    turns, connections = node.router.turns, node.services.connections
+    here, top = list(connections.values()), list[ServedConnection]()
+    for first in range(0, len(here), SURVEYED_AT_ONCE):
+        piece = here[first : first + SURVEYED_AT_ONCE]
+        await turns.wait(len(piece) * SURVEYED)
+        node.router.meter.add(len(piece) * SURVEYED)
+        top = heapq.nlargest(most, [*top, *piece], key=_weight)
+    await turns.wait(len(top) * DETAILS)
+    node.router.meter.add(len(top) * DETAILS)
+    details = [node.connection_details(each.peer.fd) for each in top]
+    return [_row(each) for each in details if each is not None]
+
+
+def _row(details: ConnectionDetails) -> dict[str, object]:
+    fields = ("fd", "user", "address", "app_name", "app_version")
+    sizes = ("bytes_queued", "messages_dropped", "bytes_received", "bytes_sent")
+    return {name: getattr(details, name) for name in (*fields, *sizes)}
+
+
+def _ended(closed: ClosedConnection) -> dict[str, object]:
+    close, details = closed.close, closed.details
+    return {
+        **{name: getattr(details, name) for name in ("fd", "user", "address")},
+        "closed_at": closed.closed_at,
+        "code": close.code,
+        "reason": close.reason,
+        "initiator": close.initiator.value,
+    }
+
+
+def _fields(node: Node, survey: Survey) -> dict[str, object]:
     statistics = node.stats(survey)
     return {
         "node": node.name,

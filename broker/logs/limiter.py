@@ -23,11 +23,13 @@ LINES_A_SECOND: Final = {
     "refused": 1,
     "tls_failed": 1,
     "token_refused": 1,
+    "no_pattern": 1,
 }
 """Events below a warning that strangers cause at will, and how many of each are written.
 
 Five connections a second are a quiet broker, which logs each one; a person can still read ten
-lines a second. A refusal is a mistake: one a second shows which, as with a warning.
+lines a second. A refusal is a mistake, and so is a pattern that is none: one a second shows which, as with
+a warning.
 """
 
 SECOND: Final = 1.0

@@ -176,6 +176,13 @@ class Report(Mail, frozen=True, tag="report"):
     """How a node is."""
 
 
+class Look(Mail, frozen=True, tag="look"):
+    """One of the things to be seen of a node, by its name; `params` and the answer are JSON."""
+
+    name: str
+    params: bytes
+
+
 Body: TypeAlias = (
     Direct
     | Pushed
@@ -197,6 +204,7 @@ Body: TypeAlias = (
     | ReadTrace
     | EndTrace
     | Report
+    | Look
 )
 
 

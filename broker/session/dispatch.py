@@ -64,6 +64,9 @@ _FEW: Final = 32
 _LARGE: Final = BURST / DECODED_KILOBYTE * 1024
 """Bytes of a message that nobody may take apart without a turn: 16 KB."""
 
+_HUGE: Final = 2**17
+"""Bytes of a publish that is no case for the hot path: to decode it is most of the work, 0.3 ms."""
+
 
 class Publish(Handler):
     """The one command that is answered when its batch is done."""
@@ -187,6 +190,7 @@ class Dispatcher:
     client: Client | None = attrs.field(init=False, default=None)
     _left: Iterator[Sized] | None = attrs.field(init=False, default=None)  # of a begun message
     _share: Share = attrs.field(init=False)
+    _read: int = attrs.field(init=False, default=0)  # see `work_off`
     questions: Questions = attrs.field(init=False)
     """The commands that wait for an answer, their own or one before it."""
 
@@ -222,15 +226,18 @@ class Dispatcher:
             self.settle()
         return batch[done:]
 
-    async def work_off(self, batch: Batch, *, is_read: bool = False) -> Batch:
+    async def work_off(self, batch: Batch, *, read: int = 0) -> Batch:
         """Take a batch, in as many turns as that needs; return what is left for `finish`.
 
-        `is_read`: it has just been read, and others ran meanwhile. Raises `Disconnect`. Cancelled, it
-        leaves what it has not begun.
+        `read`: bytes of this peer that have been read by now. Where they are more than they were, others ran
+        meanwhile; one read may come in a thousand batches, between which nobody else has run. Raises
+        `Disconnect`. Cancelled, it leaves what it has not begun.
         """
         share = self._share
-        if is_read and share.turns.latest is share:
-            share.renew()
+        if read > self._read:
+            self._read = read
+            if share.turns.latest is share:
+                share.renew()
         share.left -= len(batch) * FRAME
         batch = self.take(batch)
         while share.is_used_up and self.peer.is_established:
@@ -322,6 +329,8 @@ class Dispatcher:
         if client is None or self._left is not None or not self._may_publish_now or not batch:
             return 0
         payloads = [payload for _, payload in batch]
+        if len(payloads[0]) > _HUGE:
+            return 0  # to be taken apart in a turn, at its price
         if len(payloads) > _FEW:
             # As many as there is room for at most; to decode all of them is half of the work.
             del payloads[int(max(self._share.slice, self._share.left) / PUBLICATION) + 1 :]
@@ -446,7 +455,8 @@ class Dispatcher:
                 turn = Turn(client, command, handler, method, size, topic)
                 await self.questions.join(turn, following)
             else:
-                handler.act(client, command, None)
+                await self._share.wait_room(handler.weigh(client, command))
+                self._act(client, command, handler, method, size)
             if not self.peer.is_established:
                 break
 

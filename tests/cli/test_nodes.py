@@ -1,4 +1,4 @@
-"""`python -m broker nodes`, against brokers in processes of their own, and against what is none."""
+"""`nodes` and `stats` of several, against brokers in processes of their own, and against what is none."""
 
 import json
 import threading
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 from click.testing import CliRunner, Result
 
@@ -14,8 +15,8 @@ from tests.conftest import Process
 from tests.engines.servers import BINARIES, serving
 
 
-def run(*arguments: str, key: str = "s3cret") -> Result:
-    return CliRunner().invoke(main, ["nodes", *arguments], env={"BROKER_API_KEY": key})
+def run(*arguments: str, command: str = "nodes", key: str = "s3cret") -> Result:
+    return CliRunner().invoke(main, [command, *arguments], env={"BROKER_API_KEY": key})
 
 
 def test_it_lists_the_nodes_that_share_a_redis(
@@ -38,6 +39,14 @@ def test_it_lists_the_nodes_that_share_a_redis(
         ]
         lines = run("--url", one.http, "--json").stdout.splitlines()
         assert [json.loads(line)["uid"] for line in lines] == ["one", "two"]
+        lines = run("--url", one.http, command="stats").stdout.splitlines()
+        assert lines[0].split() == ["nodes", "2", "of", "2"]
+        assert lines[-3].split()[:3] == ["NODE", "UP", "CONNECTIONS"]
+        assert [line.split()[0] for line in lines[-2:]] == ["one", "two"]
+        of_two = run("--url", one.http, "--node", "two", "--json", command="stats").stdout
+        assert json.loads(of_two)["node"] == "two"
+        looks = run("--url", one.http, "--count", "1", "--json", command="top").stdout
+        assert [each["node"] for each in json.loads(looks)["rates_by_node"]] == ["one", "two"]
 
 
 @contextmanager
@@ -77,3 +86,39 @@ def test_a_node_that_does_not_answer_is_named() -> None:
     assert "no answer" in result.stdout
     assert "\x1b" not in result.output
     assert "no answer from tw\\x1bo" in result.stderr
+
+
+def test_sums_without_a_node_say_so() -> None:
+    counted = dict.fromkeys(
+        [
+            "connections",
+            "connections_max",
+            "users",
+            "topics",
+            "patterns",
+            "subscriptions",
+            "published",
+            "delivered",
+            "gaps",
+            "messages_received",
+            "bytes_received",
+            "messages_queued",
+            "bytes_queued",
+            "messages_dropped",
+        ],
+        1,
+    )
+    lists: dict[str, Any] = {"connections_by": [], "closed": [], "refused": {}, "errors": {}}
+    one = {"node": "one", "version": "1", "uptime": 5.0, "draining": False, **counted, **lists}
+    one["memory"] = {"held": 1, "limit": 2}
+    silent = {"node": "tw\x1bo", "id": "2", "alive": False, "reason": "x"}
+    nodes = [{**one, "id": "1", "alive": True}, silent]
+    with answering(200, json.dumps({"result": {**one, "nodes": nodes}}).encode()) as url:
+        for options in ((), ("--json",)):
+            result = run("--url", url, *options, command="stats")
+            assert result.exit_code == 1
+            assert "\x1b" not in result.output
+            assert result.stderr == "Error: no answer from tw\\x1bo\n"
+        lines = run("--url", url, command="stats").stdout.splitlines()
+    assert lines[0].split(maxsplit=1) == ["nodes", r"1 of 2, without tw\x1bo"]
+    assert lines[-1].split()[:3] == [r"tw\x1bo", "no", "answer"]

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from broker.cli.top import Look, _rates, drawn
+from broker.cli.top import Look, drawn
 from tests.cli.conftest import Served
 
-STATS: dict[str, Any] = {
+NODE: dict[str, Any] = {
     "node": "a\x1b[2J",
+    "id": "",
+    "alive": True,
     "version": "1",
     "uptime": 10.0,
     "draining": True,
@@ -42,32 +44,79 @@ CLOSED = {
     "code": 3008,
     "reason": "slow",
     "initiator": "slow",
+    "node": "b",
+}
+HEAVY = {
+    "fd": 8,
+    "user": "[b]",
+    "address": "10.0.0.2:5",
+    "app_name": "js",
+    "app_version": "5",
+    "bytes_queued": 2048,
+    "messages_dropped": 3,
+    "bytes_received": 1,
+    "bytes_sent": 5,
+    "node": "b",
 }
 
 
-def test_a_look_is_drawn_clean_and_without_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    look = Look(STATS, [CLOSED], {**_rates(None, STATS), "delivered": 1500.0, "bytes_queued": 3e6})
-    Console(file=sys.stdout, width=100).print(drawn(look))
+def stats(*nodes: dict[str, Any]) -> dict[str, Any]:
+    return {**NODE, "nodes": list(nodes), "heaviest": [HEAVY], "closed_last": [CLOSED]}
+
+
+def printed(look: Look, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    Console(file=sys.stdout, width=120).print(drawn(look))
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert "\x9b" not in out
-    lines = out.splitlines()
-    assert lines[0].rstrip() == r"a\x1b[2J  1  up 10s, draining"
+    return [line.rstrip() for line in out.splitlines()]
+
+
+def test_a_look_is_drawn_clean_and_without_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    before = stats({**NODE, "uptime": 8.0, "delivered": 0, "bytes_queued": -6_000_000})
+    lines = printed(Look.of(before, stats(NODE)), capsys)
+    assert lines[0] == r"a\x1b[2J  1  up 10s, draining"
     assert any(
         line.split() == ["behind", "34", "connections", "bytes", "out", "2.9M", "4.0K"]
         for line in lines
     )
-    assert any("1,500" in line and "1,000" in line for line in lines)
-    assert "< 10 ms" in out
+    assert any("500" in line and "1,000" in line for line in lines)
+    assert any("< 10 ms" in line for line in lines)
+    assert any(line.split() == ["8", "[b]", "10.0.0.2:5", "js", "2.0K", "1", "5"] for line in lines)
     assert r"[red]\x9b" in lines[-1]
-    assert lines[-1].rstrip().endswith("3008 slow, by slow")
+    assert lines[-1].endswith("3008 slow, by slow")
+    assert not any("NODE" in line for line in lines)
 
 
-def test_rates_are_of_the_time_between_two_looks() -> None:
-    later = {**STATS, "uptime": 12.0, "published": 150}
-    assert _rates(STATS, later)["published"] == 25.0
-    assert _rates(None, later)["published"] == 0.0
-    assert _rates(later, STATS)["published"] == 0.0, "a broker that began anew"
+def test_several_nodes_have_a_line_each_and_who_is_silent_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = {**NODE, "node": "b", "id": "2", "connections": 5, "draining": False}
+    dead = {"node": "c\x1b", "id": "3", "alive": False, "reason": "x"}
+    lines = printed(Look.of(None, stats(NODE, other, dead)), capsys)
+    assert lines[0] == r"2 of 3 nodes, by a\x1b[2J"
+    assert lines[1] == r"no answer from c\x1b: the sums are without"
+    rows = [line.split() for line in lines]
+    assert ["b", "10s", "5", "0", "0", "1.0M", "34", "<", "10", "ms"] in rows
+    assert [r"c\x1b", "no", "answer", *["-"] * 6] in rows
+    assert any(row[:1] == ["8"] and row[-1] == "b" for row in rows)
+    assert rows[-1][-1] == "b"
+
+
+def test_rates_are_of_the_time_between_two_answers_of_a_node() -> None:
+    later = {**NODE, "uptime": 12.0, "published": 150}
+    other = {**NODE, "id": "2", "uptime": 100.0}
+    other_later = {**other, "uptime": 104.0, "published": 120}
+    look = Look.of(stats(NODE, other), stats(later, other_later))
+    assert [rates["published"] for rates in look.by_node] == [25.0, 5.0]
+    assert look.rates["published"] == 30.0
+    assert Look.of(None, stats(later)).rates["published"] == 0.0
+    assert Look.of(stats(later), stats(NODE)).rates["published"] == 0.0, "one that began anew"
+    silent = {"node": "b", "id": "2", "alive": False, "reason": "x"}
+    for before, now in ((silent, other_later), (other, silent)):
+        look = Look.of(stats(NODE, before), stats(later, now))
+        assert look.rates["published"] == 25.0
+        assert look.by_node[1]["published"] == 0.0
 
 
 def test_top_looks_as_often_as_it_is_told(served: Served) -> None:

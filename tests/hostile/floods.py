@@ -793,6 +793,23 @@ async def _churn(field: Field) -> Sequence[str]:
     return ["served"]
 
 
+@hostile("flood/50 x the last byte of 1 MB at once", ISSUE, "served", attackers=50, fresh=True,
+         seconds=30.0, peak_mib=192.0)  # fmt: skip
+async def _last_bytes(field: Field) -> Sequence[str]:
+    """50 messages of the largest size are there, but for a byte that all send at the same moment."""
+    peers = await field.open_clients(50)
+    message = frame(TEXT, LARGE_PUBLISH)
+    for _ in range(5):
+        for peer in peers:
+            await peer.send(message[:-1])
+        await trio.sleep(0.3)
+        for peer in peers:
+            await peer.send(message[-1:])
+    for peer in peers:
+        await peer.call(rpc={"method": "frobnicate"})
+    return ["served"]
+
+
 @hostile("flood/16 peers that were sent away", ISSUE, "served", attackers=16)
 async def _sent_away(field: Field) -> Sequence[str]:
     await _flooders(field, 16, frame(3) + frame(TEXT, b"x" * 100) * 5000, reads=False)

@@ -57,6 +57,20 @@ CAPS: Final = (
         ),
     ),
     Mutant(
+        "any number of looks at a node from others",
+        "broker/session/views.py",
+        "        if self._at_work >= AT_ONCE:\n",
+        "        if self._at_work >= 1000 * AT_ONCE:\n",
+        ("tests/nodes/test_views.py::test_a_node_that_is_asked_too_much_says_so_and_goes_on",),
+    ),
+    Mutant(
+        "a look at a node has any number of bytes",
+        "broker/session/views.py",
+        "                if len(shown) > MOST_BYTES:\n",
+        "                if len(shown) > 1000 * MOST_BYTES:\n",
+        ("tests/nodes/test_views.py::test_a_node_that_is_asked_too_much_says_so_and_goes_on",),
+    ),
+    Mutant(
         "any number of connections",
         "broker/session/admission.py",
         """>= places.connections
@@ -278,6 +292,13 @@ CAPS: Final = (
 """What has a bound."""
 
 DEADLINES: Final = (
+    Mutant(
+        "a look at a node goes on though nobody waits for it",
+        "broker/session/views.py",
+        "            with trio.move_on_after(CALL_SECONDS):  # then nobody waits for it any more\n",
+        "            with trio.move_on_after(1000):\n",
+        ("tests/nodes/test_views.py::test_a_node_that_is_asked_too_much_says_so_and_goes_on",),
+    ),
     Mutant(
         "a message that is never whole",
         "broker/transport/lane.py",

@@ -34,6 +34,7 @@ from broker.core.work import (
     PUBLICATION,
     ROUND,
     SLICE,
+    UNMASKED_KILOBYTE,
     Meter,
 )
 from broker.protocols.commands import MAX_COMMANDS
@@ -482,6 +483,27 @@ async def test_a_large_message_is_not_taken_apart_before_its_turn(
     await wait_all_tasks_blocked()
     assert published[:1] == ([0] if pings else []), "what was published when it went into the queue"
     assert router.published == 1
+
+
+async def test_large_publishes_that_end_together_are_unmasked_in_turns(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    """To unmask a mebibyte takes 4 ms, and to decode it as much again."""
+    command = {"publish": {"channel": "a", "data": "x" * 10**6}}
+    sent = client_frame(frames.TEXT, json.dumps(command).encode())
+    clients = [await net.open_client() for _ in range(20)]
+    load = LoopLoad(net.node.router.meter)
+    trio.lowlevel.add_instrument(load)
+    async with trio.open_nursery() as nursery:
+        for client in clients:
+            nursery.start_soon(client.send, sent)
+    await wait_all_tasks_blocked()
+    trio.lowlevel.remove_instrument(load)
+    unmasked = len(sent) / 1024 * UNMASKED_KILOBYTE
+    assert sum(load.rounds) > 20 * unmasked
+    assert max(load.rounds) < 8 * unmasked
+    for client in clients:
+        await client.request(presence_stats={"channel": "a"})
 
 
 @pytest.mark.parametrize("codec", ["json", "protobuf"])
