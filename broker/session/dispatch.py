@@ -15,7 +15,6 @@ Rules:
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import chain
 from operator import attrgetter
 from typing import Final
@@ -516,11 +515,21 @@ class Dispatcher:
         if method != "publish":
             client.settle()
         before = self.services.router.meter.done
-        with _failures_answered(client, command, method):
+        try:
             answer = None if turn is None else turn.take_answer()
             result = handler.act(client, command, answer)
             if result is not None and command.id:
                 client.reply(command.id, method, result)
+        except Exception as error:
+            self._note_outcome(client, command, method, error)
+            if isinstance(error, Disconnect) or (method == "send" and not isinstance(error, Refused)):
+                raise
+            _answer_failure(client, command, method, error)
+        else:
+            # What a publish has come to is logged where it is carried out; the answer to a ping has no
+            # method, and says nothing.
+            if method not in ("publish", ""):
+                self._note_outcome(client, command, method)
         work = COMMAND + size / 1024 * DECODED_KILOBYTE
         self._share.spend(work + self.services.router.meter.done - before)
 
@@ -539,9 +548,14 @@ class Dispatcher:
     def _refuse_excess(self, client: Client, command: Command) -> None:
         refusal = Refused(ErrorCode.TOO_MANY_REQUESTS)
         client.refuse(command.id, refusal)
+        self._note_outcome(client, command, self._handler(command)[1], refusal)
+
+    def _note_outcome(
+        self, client: Client, command: Command, method: str, outcome: Exception | None = None
+    ) -> None:
+        """Log how a command ended, where all are logged."""
         if self.services.logs_commands:
-            _, method = self._handler(command)
-            _log_command(client, command.id, method, _subject(command, method), refusal)
+            _log_command(client, command.id, method, _subject(command, method), outcome)
 
     def _is_within(self, size: float) -> bool:
         limits, peer = self.services.rate_limits, self.peer
@@ -569,31 +583,13 @@ def _with_following(commands: Iterator[Sized]) -> Iterator[tuple[Sized, Command 
         current = following
 
 
-@contextmanager
-def _failures_answered(client: Client, command: Command, method: str) -> Iterator[None]:
-    """Answer a command that was refused, or whose hook has failed; log it where all are logged."""
-    outcome: Exception | None = None
-    try:
-        yield
-    except Refused as refusal:
-        outcome = refusal
-        client.refuse(command.id, refusal)
-    except Disconnect as order:
-        outcome = order
-        raise
-    except Exception as error:
-        outcome = error
-        if method == "send":
-            raise
-        client.services.log.exception("hook_failed", hook=method, fd=client.peer.fd)
-        client.refuse(command.id, Refused(ErrorCode.INTERNAL))
-    finally:
-        # A publish that was carried out has been logged, with what became of it; the answer to a ping
-        # has no method, and says nothing.
-        is_news = outcome is not None or method not in ("publish", "")
-        if client.services.logs_commands and is_news:
-            _log_command(client, command.id, method, _subject(command, method), outcome)
-        del outcome  # see the module: it holds this frame
+def _answer_failure(client: Client, command: Command, method: str, error: Exception) -> None:
+    """Answer a command that was refused, or whose hook has failed."""
+    if isinstance(error, Refused):
+        client.refuse(command.id, error)
+        return
+    client.services.log.exception("hook_failed", hook=method, fd=client.peer.fd)
+    client.refuse(command.id, Refused(ErrorCode.INTERNAL))
 
 
 def _subject(command: Command, method: str) -> str:
