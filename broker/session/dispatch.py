@@ -522,7 +522,9 @@ class Dispatcher:
                 client.reply(command.id, method, result)
         except Exception as error:
             self._note_outcome(client, command, method, error)
-            if isinstance(error, Disconnect) or (method == "send" and not isinstance(error, Refused)):
+            if isinstance(error, Disconnect) or (
+                method == "send" and not isinstance(error, Refused)
+            ):
                 raise
             _answer_failure(client, command, method, error)
         else:

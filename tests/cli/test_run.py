@@ -177,10 +177,11 @@ async def test_a_sample_ends_by_ctrl_c_without_a_word(
         command = (sys.executable, str(ROOT / "clients" / name))
         environ = {"BROKER_WEBHOOKS_SECRET": "whsec_" + "A" * 32, "BROKER_API_KEY": "x"}
         async with running(*args, command=command, env=environ) as sample:
-            if name == "online.py":
-                await sample.wait_for("listening on", into="stdout")
+            if name in ("online.py", "article.py"):
+                begun = "listening on" if name == "online.py" else "打开连接"
+                await sample.wait_for(begun, into="stdout")
             else:
-                await it.wait_for('"connected"' if name != "article.py" else '"open"')
+                await it.wait_for('"connected"')
             assert await sample.stop(signal.SIGINT) == status
         assert sample.stderr.decode() == ""
 
