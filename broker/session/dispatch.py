@@ -590,8 +590,7 @@ def _answer_failure(client: Client, command: Command, method: str, error: Except
     if isinstance(error, Refused):
         client.refuse(command.id, error)
         return
-    log = client.services.log
-    log.exception("hook_failed", hook=method, fd=client.peer.fd)  # noqa: LOG004 - called where it is handled
+    client.services.log.exception("hook_failed", hook=method, fd=client.peer.fd)
     client.refuse(command.id, Refused(ErrorCode.INTERNAL))
 
 

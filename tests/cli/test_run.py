@@ -162,7 +162,6 @@ async def test_a_program_that_a_page_prints_ends_by_ctrl_c_without_a_traceback(
     ("script", "begun", "status"),
     [
         ("direct.py --url {url}", "fd", 130),
-        ("chat.py --url {url}", "came", 0),
         ("article.py --url {url} --wait 600", "打开连接", 130),
         ("online.py http://localhost:1 0", "listening on", 0),
     ],
