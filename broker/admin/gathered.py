@@ -9,7 +9,7 @@ Rules:
 """
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any, Final, TypeAlias
 
@@ -54,7 +54,7 @@ class _Part:
 
     def rows(self) -> list[Row]:
         """Its rows, with its name."""
-        return [{"node": self.name, **row} for row in self.shown["rows"]]
+        return [{**row, "node": self.name} for row in self.shown["rows"]]
 
 
 @attrs.frozen
@@ -87,7 +87,7 @@ class Gathered:
 
     async def connections(self, asked: Search) -> Row:
         """A page of connections: in the order of fds, `next` is to be asked `after` for the one behind it."""
-        found = await self._ask("connections", asked, asked.node)
+        found = await self._ask("connections", asked, [asked.node])
         field = _MOST.get(asked.order)
         if field is None:
             rows, next_fd = found.rows_by_fd(asked.limit)
@@ -106,7 +106,7 @@ class Gathered:
 
     async def closed(self, asked: SearchClosed) -> Row:
         """A page of connections that have ended; `next` is to be asked `before` for the one behind it."""
-        found = await self._ask("closed", asked, asked.node)
+        found = await self._ask("closed", asked, [asked.node])
         # Behind the last of a page that was cut there are some of its node that nobody has told.
         ends = [part.shown["next"] for part in found.parts if part.shown["next"] is not None]
         seen = max(ends, default=[-inf, 0])
@@ -120,7 +120,7 @@ class Gathered:
         """The topics and patterns with the most subscribers, of those that are among the first of a node;
         `on` has how many each node has. `found` is how many match at most: one that two nodes have counts
         twice."""
-        first = await self._ask("topics", asked, asked.node)
+        first = await self._ask("topics", asked, [asked.node])
         rows: dict[str, Row] = {}
         for part in first.parts:
             for row in part.shown["rows"]:
@@ -129,9 +129,9 @@ class Gathered:
         missing = first.missing
         if len(first.parts) > 1:
             # A node may have some more of those that are not among its own first.
-            names = [row["name"] for row in largest]
-            counts = await self._ask("counts", Names(names), asked.node)
-            missing = missing or counts.missing
+            names = Names([row["name"] for row in largest])
+            counts = await self._ask("counts", names, [part.id for part in first.parts])
+            missing = [*missing, *counts.missing]
             largest = [_counted(row, place, counts.parts) for place, row in enumerate(largest)]
             largest.sort(key=_subscribers, reverse=True)
         return {
@@ -144,7 +144,7 @@ class Gathered:
     async def topic(self, asked: OneTopic) -> Row:
         """One topic: who listens, a page of them beyond an fd; what is kept, the newest first; its rules.
         Raises `Refused` for what is neither topic nor pattern."""
-        found = await self._ask("members", asked, asked.node)
+        found = await self._ask("members", asked, [asked.node])
         rows, next_fd = found.rows_by_fd(PAGE)
         return {
             **_decode(await self.node.views.of("", "kept", {"topic": asked.topic})),
@@ -158,15 +158,16 @@ class Gathered:
 
     async def ticks(self) -> list[Row]:
         """The last sample of each node, by its id and name; or why there is none."""
-        found = await self._ask("tick", _Nothing(), "")
+        found = await self._ask("tick", _Nothing(), [])
         shown = [{"id": part.id, "name": part.name, "tick": part.shown} for part in found.parts]
         return [*shown, *found.missing]
 
-    async def _ask(self, view: str, params: Struct, node: NodeId) -> _Asked:
+    async def _ask(self, view: str, params: Struct, nodes: Sequence[NodeId]) -> _Asked:
+        """Of the nodes of these ids, or of all; `[""]` is all as well."""
         views, router = self.node.views, self.node.router
-        seen = await views.of_all(view, params, [node] if node else [])
+        seen = await views.of_all(view, params, [each for each in nodes if each])
         if not seen:
-            raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no node has the id {node!r}")
+            raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no node has the id {nodes[0]!r}")
         parts: list[_Part] = []
         missing: list[Row] = []
         for each in seen:
