@@ -1,6 +1,7 @@
 """The configurations that the pages print are run: with the programs that they are for, as other users."""
 
 import http.client
+import json
 import os
 import pwd
 import re
@@ -229,6 +230,34 @@ def test_nginx_as_its_own_user_reaches_the_unix_socket(
             place.talk()
 
 
+def test_the_ten_minutes_of_the_page_end_as_it_says(
+    place: Place, program: Callable[[str], str], as_other: Callable[[str], str]
+) -> None:
+    """With a certificate that is made as it is printed, and the request that is printed."""
+    (settings, _), (server, _) = blocks("nginx.md", "toml"), blocks("nginx.md", "nginx")
+    text = (HOWTO / "deploy.md").read_text("utf-8")
+    make = re.search(r"^ +openssl req .*\\\n.*$", text, re.MULTILINE)
+    ask = re.search(r"^curl .+$", text, re.MULTILINE)
+    answer = re.search(r"^`(\{.+\})` is the answer", text, re.MULTILINE)
+    assert make is not None
+    assert ask is not None
+    assert answer is not None
+    program("openssl")
+    program("curl")
+    subprocess.run(["sh", "-c", place.fill(make[0])], check=True, capture_output=True)
+    command = nginx(program("nginx"), place, server, as_other("www-data"))
+    here = place.fill(ask[0]).replace(":443:", f":{place.port}:")
+    here = here.replace("//example.com/", f"//example.com:{place.port}/")
+    with (
+        broker(place, place.settings(settings)),
+        running(command, lambda: accepts(place.port)),
+    ):
+        done = subprocess.run(
+            ["sh", "-c", here], check=True, capture_output=True, text=True, timeout=PATIENCE
+        )
+    assert done.stdout == answer[1]
+
+
 def test_nginx_with_a_path_of_its_own(
     place: Place, program: Callable[[str], str], as_other: Callable[[str], str]
 ) -> None:
@@ -404,6 +433,43 @@ def test_the_container_runs_as_nobody_and_asks_what_there_is() -> None:
     extras = re.findall(r"'\.\[([\w,]+)\]'", text)[0].split(",")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert set(extras) <= set(project["optional-dependencies"])
-    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)
-    for name in " ".join(copied).split():
-        assert (ROOT / name).exists(), name
+
+
+def test_what_the_container_has_copied_is_enough_to_build(tmp_path: Path) -> None:
+    text = (ROOT / "Containerfile").read_text("utf-8")
+    for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE):
+        *names, into = line.split()
+        for name in names:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, tmp_path / into)
+            else:
+                shutil.copy(ROOT / name, tmp_path / into)
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel"]
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
+    assert len([*(tmp_path / "dist").glob("*.whl")]) == 1
+
+
+@pytest.mark.parametrize("environ", [{}, {"BROKER_PORT": "0"}], ids=["9501", "another port"])
+def test_the_container_is_healthy_at_its_port(environ: dict[str, str]) -> None:
+    text = (ROOT / "Containerfile").read_text("utf-8")
+    port = free_port()
+    if environ:
+        environ = {"BROKER_PORT": str(port)}
+    else:
+        text = text.replace("9501", str(port))
+    found = re.search(r"^HEALTHCHECK .*\\\n +CMD (\[.+\])$", text, re.MULTILINE)
+    assert found is not None
+    program, *arguments = json.loads(found[1])
+    assert program == "python"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environ}
+
+    def health() -> int:
+        check = [sys.executable, *arguments]
+        return subprocess.run(
+            check, env=env, check=False, capture_output=True, timeout=PATIENCE
+        ).returncode
+
+    assert health() == 1
+    command = [sys.executable, "-m", "broker", "--port", str(port)]
+    with running(command, lambda: accepts(port), env=env):
+        assert health() == 0

@@ -70,6 +70,8 @@ class TrustedProxies:
 
     def trusts(self, peer: str) -> bool:
         """Whether a connection's peer, `HOST:PORT` or `unix`, is one of them."""
+        if not self.networks:
+            return self.unix and peer == UNIX
         host = host_of(peer)
         return self.unix and peer == UNIX if host is None else self._is_ours(host)
 

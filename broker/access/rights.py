@@ -35,13 +35,15 @@ from broker.core.names import (
     users_of,
 )
 from broker.core.session import Decider, Grant, Session, Subscription
-from broker.core.topics import is_pattern
+from broker.core.topics import is_pattern, mistaken_for_pattern
 from broker.errors import ErrorCode, Refused
 from broker.hooks import Hooks
 
 Reading: TypeAlias = Literal["history", "presence"]
 
 DENIED: Final = ErrorCode.PERMISSION_DENIED
+
+NOT_AMONG: Final = "behind '#' this name lists users, and this one is not among them"
 
 
 def allows(who: Askers, user: str, *, subscribed: bool = False) -> bool:
@@ -127,8 +129,10 @@ class Rights:
             raise Refused(DENIED)
         if is_private(name) and not self.hook_decides:
             raise Refused(DENIED)
-        if not (allows(self.rules_of(name).may_subscribe, user) and admits_user(name, user)):
+        if not allows(self.rules_of(name).may_subscribe, user):
             raise Refused(DENIED)
+        if not admits_user(name, user):
+            raise Refused(DENIED, mistaken_for_pattern(name) or NOT_AMONG)
         if not self.hook_decides:
             return Grant(name, Decider.RULES, user)
         if is_pattern(name) and not self.hook_decides_patterns:
@@ -203,14 +207,15 @@ class Rights:
         rules. 108 where there is none: no topic, or rules that keep it off."""
         check_name(topic, self.settings.config.max_topic_bytes)
         if is_pattern(topic) or is_connection_name(topic):
-            raise Refused(ErrorCode.NOT_AVAILABLE)
+            kind = "a pattern" if is_pattern(topic) else "an fd or a user"
+            raise Refused(ErrorCode.NOT_AVAILABLE, f"{kind} has no {what}: ask for one topic")
         rules = self.rules_of(topic)
         if what == "history":
             there, who, hook = rules.history_size > 0, rules.may_read_history, self.hooks.history
         else:
             there, who, hook = rules.presence, rules.may_read_presence, self.hooks.presence
         if not there:
-            raise Refused(ErrorCode.NOT_AVAILABLE)
+            raise Refused(ErrorCode.NOT_AVAILABLE, f"the rules of this topic keep no {what}")
         self._check_access(session, who, topic)
         if topic not in session.subscriptions:
             if not allows(rules.may_subscribe, session.user):

@@ -2,7 +2,6 @@
 disconnect, stats."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -22,8 +21,10 @@ from broker.cli.running import (
     as_backend,
     ask,
     check_all_answered,
+    check_name,
     check_text,
     json_option,
+    read_fd,
     with_api,
 )
 from broker.errors import CloseCode, ErrorCode, RequestFailed
@@ -43,7 +44,7 @@ _SHOWN: Final = 60
 @click.command(short_help="List the connections that are here.")
 @as_backend
 @click.option("--user", default="", callback=check_text, help="Those of this user.")
-@click.option("--topic", default="", callback=check_text, help="Those that are subscribed to it.")
+@click.option("--topic", default="", callback=check_name, help="Those that are subscribed to it.")
 @click.option("--address", default="", callback=check_text, help="Whose address begins so: 10.1.")
 @click.option("--app", default="", callback=check_text, help="Whose client calls itself so: js.")
 @click.option(
@@ -169,7 +170,7 @@ def _topics(row: Row) -> str:
 @click.command(short_help="Show all that is known of the connection FD.")
 @as_backend
 @json_option
-@click.argument("fd", type=click.IntRange(min=1))
+@click.argument("fd", type=read_fd)
 def connection(target: Target, fd: int, as_json: bool) -> None:
     """Show all that is known of the connection FD: here, or among the last 1,000 that have ended,
     with why it did. Exit status 1 if it is neither."""
@@ -262,7 +263,7 @@ def topics(target: Target, pattern: str, as_json: bool) -> None:
     help="Close code. After 3500 to 3999 and 4500 to 4999 official clients stay away.",
 )
 @click.option("--reason", default="force disconnect", show_default=True, callback=check_text)
-@click.argument("fds", metavar="[FD]...", type=click.IntRange(min=1), nargs=-1)
+@click.argument("fds", metavar="[FD]...", type=read_fd, nargs=-1)
 def disconnect(target: Target, user: str, code: int, reason: str, fds: tuple[int, ...]) -> None:
     """Close the connections FD, or all of --user, once they have got what is queued for them.
 
@@ -275,11 +276,14 @@ def disconnect(target: Target, user: str, code: int, reason: str, fds: tuple[int
     async def work(api: "ApiClient") -> None:
         missing = []
         for fd in fds:
-            with suppress(RequestFailed):
+            try:
                 await ask(api, "connection", {"fd": fd})
-                await ask(api, "disconnect", {"client": str(fd), "disconnect": order})
+            except RequestFailed as error:
+                if error.code != ErrorCode.UNKNOWN_CHANNEL:
+                    raise
+                missing.append(str(fd))
                 continue
-            missing.append(str(fd))
+            await ask(api, "disconnect", {"client": str(fd), "disconnect": order})
         if user:
             await ask(api, "disconnect", {"user": user, "disconnect": order})
         if missing:

@@ -28,6 +28,7 @@ import trio
 from broker.client import CONNECT_SECONDS
 from broker.client.address import host_header, opener, split_url
 from broker.client.client import CLOSE_SECONDS
+from broker.client.loss import explain
 from broker.config.settings import Config
 from broker.core.topics import check_topic
 from broker.errors import CannotConnect, ClientError
@@ -348,7 +349,7 @@ async def _open(plan: Plan, opened: list[_Connection], *, subscribe: bool) -> _C
     except trio.TooSlowError:
         raise CannotConnect(f"{plan.url}: no answer within {CONNECT_SECONDS:g} s") from None
     except (OSError, trio.BrokenResourceError) as error:
-        raise CannotConnect(f"cannot connect to {plan.url}: {error}") from error
+        raise CannotConnect(f"cannot connect to {plan.url}: {explain(error).reason}") from error
 
 
 async def _publish(connection: _Connection, meter: _Meter, number: int) -> None:

@@ -24,8 +24,10 @@ from broker.cli.running import (
     as_client,
     as_client_or_backend,
     ask,
+    check_name,
     check_text,
     json_option,
+    read_fd,
     refusal_text,
     with_api,
     with_client,
@@ -76,7 +78,7 @@ def _check_tags(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -
     "--rate", type=click.FloatRange(0, min_open=True), help="Publications a second, at most."
 )
 @json_option
-@click.argument("topic", callback=check_text)
+@click.argument("topic", callback=check_name)
 @click.argument("data", callback=check_text)
 def pub(
     target: Target,
@@ -137,7 +139,7 @@ async def _publish(
 
 @click.command(short_help="Send DATA to the one connection FD.")
 @as_client
-@click.argument("fd", type=click.IntRange(min=1))
+@click.argument("fd", type=read_fd)
 @click.argument("data", callback=check_text)
 def push(target: Target, fd: int, data: str) -> None:
     """Send DATA to the one connection FD.
@@ -160,7 +162,7 @@ def push(target: Target, fd: int, data: str) -> None:
 @click.option("--since", metavar="OFFSET[:EPOCH]", help="Only what was published after that.")
 @click.option("--reverse", is_flag=True, help="The newest first.")
 @json_option
-@click.argument("topic", callback=check_text)
+@click.argument("topic", callback=check_name)
 def history(
     target: Target, topic: str, limit: int | None, since: str | None, reverse: bool, as_json: bool
 ) -> None:
@@ -186,7 +188,7 @@ def history(
 @click.command(short_help="Print who is subscribed to TOPIC.")
 @as_client
 @json_option
-@click.argument("topic", callback=check_text)
+@click.argument("topic", callback=check_name)
 def presence(target: Target, topic: str, as_json: bool) -> None:
     """Print the clients that are subscribed to TOPIC, one line each: fd, user, what they say of
     themselves."""

@@ -4,6 +4,7 @@ import difflib
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 import click
@@ -38,6 +39,8 @@ def one_line() -> Iterator[None]:
     """Click puts the usage before a mistake if it knows the command; the mistake is enough."""
     try:
         yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise  # a group without a command: its help is the answer
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else "python -m broker"
         text = error.format_message().removesuffix(".")  # click's own end with one
@@ -103,5 +106,8 @@ def nearest_command(name: str, ctx: click.Context) -> str:
     near = [
         command for command in commands if name.startswith(command)
     ] or difflib.get_close_matches(name, commands, n=1, cutoff=0.5)
+    module = name.removesuffix(".py")
+    if name != module or (not near and Path(f"{name}.py").is_file()):
+        near = [f"{module}:broker"]
     hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(commands)}"
     return f"{name!r} is neither a command nor MODULE:ATTR, such as chat.server:broker; {hint}"

@@ -7,6 +7,7 @@ import signal
 import ssl
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -17,7 +18,9 @@ import trio
 
 from broker import logs
 from broker.cli.errors import INTERRUPTED, Mistake, Refusal, single_cause
-from broker.errors import CannotConnect, ClientError, RequestFailed
+from broker.core.names import DIRECT, direct_fd
+from broker.core.topics import mistaken_for_pattern
+from broker.errors import CannotConnect, ClientError, Refused, RequestFailed
 
 if TYPE_CHECKING:
     from broker.client import Client
@@ -66,6 +69,23 @@ def check_text(_: click.Context, __: click.Parameter, text: str) -> str:
     except UnicodeEncodeError:  # the system's way to hand on bytes that are no text
         raise click.BadParameter(f"{text!r} is not UTF-8") from None
     return text
+
+
+def read_fd(text: str) -> int:
+    """The fd of an argument: its type. Raises `click.BadParameter`."""
+    with suppress(Refused):
+        fd = direct_fd(f"{DIRECT}{text}")
+        assert fd is not None
+        return fd
+    raise click.BadParameter(f"{text!r} is no fd: expected a number from 1 on")
+
+
+def check_name(_: click.Context, __: click.Parameter, name: str) -> str:
+    """As `check_text`, of a topic; says so where it looks like a pattern and is none."""
+    check_text(_, __, name)
+    if hint := mistaken_for_pattern(name):
+        click.echo(logs.escape(f"note: {hint}"), err=True)
+    return name
 
 
 def _check_url(_: click.Context, __: click.Parameter, url: str) -> str:
@@ -228,8 +248,7 @@ def run_as_client(run: Callable[[_T], Awaitable[None]], argument: _T) -> None:
             sys.exit(INTERRUPTED)
         if isinstance(cause, ClientError):
             if isinstance(cause, CannotConnect):
-                text = f"{cause}; start a broker there, or name another with --url"
-                raise Mistake(text) from error
+                raise Mistake(f"{cause}; {_way_out(str(cause))}") from error
             if type(cause) is ClientError:  # the root class: the request cannot be carried out
                 raise Mistake(str(cause)) from error
             later = isinstance(cause, RequestFailed) and cause.temporary
@@ -237,6 +256,12 @@ def run_as_client(run: Callable[[_T], Awaitable[None]], argument: _T) -> None:
         if cause is not error and isinstance(cause, Exception):
             raise cause from None  # click knows its own, and a closed pipe
         raise
+
+
+def _way_out(reason: str) -> str:
+    if "certificate verify failed" in reason.lower():
+        return "name the authority that has signed its certificate by --ca"
+    return "start a broker there, or name another with --url"
 
 
 def check_all_answered(silent: Sequence[str]) -> None:

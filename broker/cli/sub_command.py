@@ -19,8 +19,8 @@ from broker.cli.running import (
     until_signal,
     with_client,
 )
-from broker.core.topics import is_pattern
-from broker.errors import RequestFailed
+from broker.core.topics import is_pattern, matches
+from broker.errors import ErrorCode, RequestFailed
 
 if TYPE_CHECKING:
     from broker.client import Client, Subscription
@@ -56,6 +56,8 @@ def sub(
     broker is away it waits and comes back.
 
     Where publications are missing, a line says so: on stderr, with --json on stdout.
+
+    What the token, or the broker's app, has subscribed this client to is printed as it comes.
     """
     if since is not None and last is not None:
         raise click.UsageError("--since and --history: give one of them")
@@ -67,6 +69,7 @@ def sub(
         nonlocal was_interrupted
 
         async def follow() -> None:
+            position = None
             try:
                 position = await read_position(client, pattern, since)
                 if last is not None:
@@ -74,7 +77,12 @@ def sub(
                 async with client.subscribe(pattern, since=position, group=group) as subscription:
                     await _print_all(subscription, Losses(is_group=bool(group)), count, as_json)
             except RequestFailed as error:
-                raise Refusal(f"subscribe to {pattern!r}: {refusal_text(error)}") from error
+                by_server = error.code == ErrorCode.ALREADY_SUBSCRIBED
+                if not by_server or position is not None or group:
+                    raise Refusal(f"subscribe to {pattern!r}: {refusal_text(error)}") from error
+            else:
+                return
+            await _print_messages(client, pattern, count, as_json)
 
         was_interrupted = await until_signal(follow)()
 
@@ -94,16 +102,33 @@ async def _print_all(
     left = count
     async for publication in subscription:
         _tell(losses.gap(subscription), as_json=as_json)
-        _tell(losses.before(publication), as_json=as_json)
-        if as_json:
-            position = subscription.position
-            click.echo(publication_as_json(publication, "" if position is None else position.epoch))
-        else:
-            click.echo(publication_as_text(publication))
+        position = subscription.position
+        _print(publication, losses, "" if position is None else position.epoch, as_json=as_json)
         if left is not None:
             left -= 1
             if not left:
                 return
+
+
+async def _print_messages(client: "Client", pattern: str, count: int | None, as_json: bool) -> None:
+    """The same where the server has subscribed us: its publications come among the messages for this fd."""
+    losses, left = Losses(), count
+    async for publication in client.messages:
+        if not matches(pattern, publication.topic):
+            continue
+        _print(publication, losses, "", as_json=as_json)
+        if left is not None:
+            left -= 1
+            if not left:
+                return
+
+
+def _print(publication: "Publication", losses: "Losses", epoch: str, *, as_json: bool) -> None:
+    _tell(losses.before(publication), as_json=as_json)
+    if as_json:
+        click.echo(publication_as_json(publication, epoch))
+    else:
+        click.echo(publication_as_text(publication))
 
 
 @attrs.frozen

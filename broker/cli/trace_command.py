@@ -15,13 +15,12 @@ from broker.cli.running import (
     Target,
     as_backend,
     ask,
-    check_text,
+    check_name,
     json_option,
     until_signal,
     with_api,
 )
 from broker.core.names import DIRECT, PERSONAL, direct_fd
-from broker.core.topics import mistaken_for_pattern
 from broker.errors import ClientError, Refused
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ BEGIN_SECONDS: Final = 10.0
 @as_backend
 @click.option("--count", type=click.IntRange(1), help="End after so many lines.")
 @json_option
-@click.argument("what", metavar="FD|TOPIC|user:NAME", callback=check_text)
+@click.argument("what", metavar="FD|TOPIC|user:NAME", callback=check_name)
 def trace(target: Target, what: str, count: int | None, as_json: bool) -> None:
     """Print what a connection (7, fd:7), a user (user:ann) or a topic (news, 'news.*') does.
 
@@ -46,8 +45,6 @@ def trace(target: Target, what: str, count: int | None, as_json: bool) -> None:
     broker shows 500 a second at most; a line says how many are missing. Tokens are not shown.
     Ends with the connection, or with Ctrl-C, exit status 130.
     """
-    if hint := mistaken_for_pattern(what):
-        click.echo(f"note: {hint}", err=True)
     params = _target(what)
     was_interrupted = False
 

@@ -86,7 +86,8 @@ class Client:
     connection like any other: the log tells why, requests raise `ConnectionLost` with 1002, 1008
     or 1009, and the next connection is tried after a wait.
 
-    `data` is any value that JSON can hold, or `msgspec.Raw` for ready JSON.
+    `data` is any value that JSON can hold, or `msgspec.Raw` for ready JSON; `TypeError` for what JSON
+    cannot, such as a set, with nothing sent.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from broker.core.event_queue import CHOICES
 from broker.core.hosts import LITERALS, HostPattern, OriginPattern, normal_host
 from broker.core.names import RESERVED_NAMESPACES
 from broker.core.signing import key_of
-from broker.core.topics import check_pattern, check_topic, is_pattern
+from broker.core.topics import check_pattern, check_topic, is_pattern, mistaken_for_pattern
 
 Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
@@ -269,6 +269,9 @@ def topic_match(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
         (check_pattern if is_pattern(value) else check_topic)(value, 255)
     except ValueError as error:
         raise ValueError(f"{field.name} is {value!r}: {error}") from error
+    # Rules that match nothing leave open what they were to close.
+    if hint := mistaken_for_pattern(value):
+        raise ValueError(f"{field.name}: {hint}")
 
 
 def expected_of(hint: Any) -> str:

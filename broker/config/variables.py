@@ -49,8 +49,10 @@ def unknown_variables(
         is_ours = name.startswith(ENV_PREFIX) and environ[name]
         if not is_ours or name in known or name in OF_COMMANDS or _is_injected(name, environ[name]):
             continue
-        unknown = UnknownVariable(name, _nearest(name, known))
-        if _SECRET.search(name.removeprefix(ENV_PREFIX)) or unknown.nearest in secrets:
+        looks_secret = _SECRET.search(name.removeprefix(ENV_PREFIX)) is not None
+        # Who gives a secret means no port.
+        unknown = UnknownVariable(name, _nearest(name, secrets if looks_secret else known))
+        if looks_secret or unknown.nearest in secrets:
             raise ConfigError(f"{unknown} A secret that does not count would leave the broker open")
         found.append(unknown)
     return tuple(found)

@@ -168,7 +168,7 @@ class Holding:
         budget = self.budget
         if self.bytes + size > budget.connection_room:
             return f"more than {budget.connection_room:.0f} bytes for one connection"
-        if budget.held + size <= NEAR * budget.limit:
+        if budget.has_room(size):
             return ""
         if self.bytes + size <= FREE_BYTES and not budget.is_exhausted:
             return ""
@@ -210,6 +210,8 @@ class MemoryBudget:
     on_short: Callable[[], None] = lambda: None
     refused: int = 0
     gave_way: int = 0
+    _seen: float = attrs.field(init=False, default=0.0)  # that was held at the last look
+    _unseen: float = attrs.field(init=False, default=inf)  # that has come since then, or more
     _exhausted: bool = attrs.field(init=False, default=False)
     _counts: dict[Part, Callable[[], int]] = attrs.field(init=False, factory=dict)
     _charged: "Counter[Part]" = attrs.field(init=False, factory=Counter)
@@ -245,9 +247,23 @@ class MemoryBudget:
         self._charged[part] += more
         self._charged_bytes += more
         if more > 0:
-            self.look()
+            self._note(more)
 
     # looking
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes more fit below the limit, with room to spare."""
+        self._note(0)
+        if self._seen + self._unseen + size > NEAR * self.limit:
+            self.look()
+        return self._seen + size <= NEAR * self.limit
+
+    def _note(self, more: int) -> None:
+        """Count what comes, and look when it is enough: to ask all parts costs as much as a subscription."""
+        # A charge may come with a stream, which counts for itself, as all kept data do.
+        self._unseen += max(more, STREAM_BYTES)
+        if self._unseen >= FREE_BYTES or self._seen + self._unseen > self.limit:
+            self.look()
 
     @property
     def held(self) -> int:
@@ -263,7 +279,9 @@ class MemoryBudget:
         """See whether memory is short, and say how much more the runs may take."""
         besides = self._held_besides_runs()
         self.runs.most = self.limit - besides
-        if besides + self.runs.bytes_held > self.limit:
+        self._seen, self._unseen = besides + self.runs.bytes_held, 0.0
+        if self._seen > self.limit:
+            self._unseen = inf  # and so at every charge
             self.on_short()
 
     @property

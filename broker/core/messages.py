@@ -207,9 +207,9 @@ class PushResult(StrEnum):
     """There was no room. What is pushed to a peer that is known is the last straw then: it is closed with
     3008. One that has not spoken yet stays, and so does one that a `send` may not wait for."""
     CLOSED = "closed"
+    """It is not here, or on its way out."""
     FORWARDED = "forwarded"
     """On its way to another node, which has the connection if anybody has."""
-    """It is not here, or on its way out."""
     REBOUND = "rebound"
     """It became another user's while a `send` waited, and gets nothing that was meant for the first."""
 

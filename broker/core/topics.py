@@ -61,19 +61,39 @@ def is_pattern(name: str) -> bool:
 
 
 def mistaken_for_pattern(name: str) -> str:
-    """What to say about a name that looks like a pattern elsewhere, and is a plain topic here; "" if it
-    does not: `news*`, `a/+/b`, `a/#`. In a pattern a wildcard is a whole token between dots."""
-    if is_pattern(name) or not name:
+    """What to say about a name that is a pattern elsewhere and a plain topic here; "" if there is nothing.
+
+    In a pattern a wildcard is a whole token between dots::
+
+        news*    news:*    a/+/b    a/#    news.#    news/>    news.**    one line, with the nearest pattern
+        news.*   a.b       a->b     c/c++  user#1,2                       nothing to say
+    """
+    if _has_sign(name) is None or is_pattern(name):
         return ""
-    like = name.replace("/", ".")
-    if "/" in name and {"+", "#"} & {*name.split("/")}:
-        like = ".".join({"+": "*", "#": ">"}.get(token, token) for token in name.split("/"))
-    elif "*" in name or ">" in name:
-        apart = re.sub(r"(?<=[^.*>])(?=[*>])|(?<=[*>])(?=[^.*>])", ".", like)
-        like = re.sub(r"[*>]{2,}", ">", apart)
-    else:
+    like = ".".join(map(_apart, _separators.split(name.strip("/"))))
+    # Two stars mean any number of tokens, which only the end of a pattern can say.
+    like = re.sub(r"\*\*\Z", ">", like).replace("**", "*")
+    try:
+        check_pattern(like, len(name) * 8)
+    except ValueError:
         return ""
-    return f"{name!r} is the name of one topic, no pattern: did you mean {like!r}?"
+    hint = f"{name!r} is the name of one topic, no pattern: did you mean {like!r}?"
+    return hint if like.count(".") == name.count(".") else f"{hint} Names are split at dots"
+
+
+def _apart(token: str) -> str:
+    """A token with each star on its own, without what stood between it and the name: `news:*`."""
+    if "*" not in token:
+        return _WHOLE.get(token, token)
+    words = [word if word[0] == "*" else word.strip(":_-") for word in _star_or_text.findall(token)]
+    return ".".join(word if word[0] != "*" else word[:2] for word in words if word)
+
+
+_has_sign = re.compile("[*>+#]").search
+_separators = re.compile("[./]")
+_star_or_text = re.compile(r"\*+|[^*]+")
+_WHOLE: Final = {"+": "*", "#": ">"}
+"""Wildcards of MQTT and AMQP, each a whole token there too."""
 
 
 @lru_cache(CACHED)

@@ -23,11 +23,13 @@ LINES_A_SECOND: Final = {
     "refused": 1,
     "tls_failed": 1,
     "token_refused": 1,
+    "no_pattern": 1,
 }
 """Events below a warning that strangers cause at will, and how many of each are written.
 
 Five connections a second are a quiet broker, which logs each one; a person can still read ten
-lines a second. A refusal is a mistake: one a second shows which, as with a warning.
+lines a second. A refusal is a mistake, and so is a pattern that is none: one a second shows which, as with
+a warning.
 """
 
 SECOND: Final = 1.0
@@ -90,6 +92,19 @@ class Limiter:
         self._seconds: dict[_Key, _Second] = {}
         self._pending = 0
 
+    def swallows(self, name: str) -> bool:
+        """Whether a line below a warning is one too many of its name now. It is counted then, and need not
+        be made: that would cost five times as much."""
+        limit = LINES_A_SECOND.get(name)
+        second = self._seconds.get((name, "", "")) if limit else None
+        if second is None or limit is None or second.passed < limit:
+            return False
+        with self._lock:
+            if self._clock() - second.since >= self._interval:
+                return False
+            self._count_swallowed(second)
+        return True
+
     def __call__(self, _: object, method: str, event: EventDict) -> EventDict:
         name = str(event["event"])
         if name in UNLIMITED:
@@ -117,8 +132,7 @@ class Limiter:
                 if second.passed < limit:
                     second.passed += 1
                     return 0
-                self._pending += not second.swallowed
-                second.swallowed += 1
+                self._count_swallowed(second)
                 raise structlog.DropEvent
             if second is None and len(self._seconds) >= MAX_NAMES:
                 self._forget_quiet(now)
@@ -127,6 +141,10 @@ class Limiter:
                 return 0
             self._pending -= 1
             return second.swallowed
+
+    def _count_swallowed(self, second: _Second) -> None:
+        self._pending += not second.swallowed
+        second.swallowed += 1
 
     def _forget_quiet(self, now: float) -> None:
         """Make room: names that have nothing to notify of go, the quiet ones or, if need be, all."""

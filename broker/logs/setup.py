@@ -202,13 +202,28 @@ def _configure_structlog(
         threshold = logging.DEBUG  # the article tells of every message
         if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.closed:
             sys.stdout.reconfigure(encoding="utf-8")  # byte for byte, whatever the locale
+    made = structlog.make_filtering_bound_logger(threshold)
     structlog.configure(
         processors=[*processors, limiter, _add_worker, *rendering(log_format)],
-        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        wrapper_class=made if log_format == "article" else _lidded(made, limiter),
         logger_factory=_Output(sink, limiter),
         cache_logger_on_first_use=False,
     )
     return limiter
+
+
+def _lidded(
+    made: type[structlog.typing.FilteringBoundLogger], limiter: Limiter
+) -> type[structlog.typing.FilteringBoundLogger]:
+    """A logger that makes no line of what would be swallowed: in a storm of connections that is nearly all."""
+
+    def info(
+        logger: structlog.typing.FilteringBoundLogger, event: str, *args: object, **fields: object
+    ) -> None:
+        if not limiter.swallows(event):
+            made.info(logger, event, *args, **fields)
+
+    return type("LiddedLogger", (made,), {"info": info})
 
 
 def _add_worker(_: object, __: str, event: EventDict) -> EventDict:

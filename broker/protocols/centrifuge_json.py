@@ -141,6 +141,8 @@ def decode_publishes(payloads: Sequence[bytes]) -> Sequence[PublishCommand] | No
         return None
     if len(joined) > _LARGE and not are_few(joined):
         return None  # several in one payload, perhaps
+    if min(payloads)[:1] < b"{":
+        return None  # one may be blank, which is no line to the decoder, and another hold two
     try:
         if not joined.isascii():
             joined.decode()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import msgspec
 
 from broker.core.json_reader import BadJson, mended_text, one_text
+from broker.core.values import LEAVES, check_sets
 from broker.protocols.commands import BadCommand
 
 _encoder = msgspec.json.Encoder()
@@ -18,24 +19,9 @@ def to_json(value: object) -> bytes:
     Raises `TypeError` for what JSON cannot say, such as a set, which has no order, and `ValueError` for
     text that is not Unicode: half of a surrogate pair.
     """
-    if type(value) in _CONTAINERS:
-        _check_sets(value)
+    if type(value) not in LEAVES:
+        check_sets(value)
     return one_line(_encoder.encode(value))
-
-
-_SETS = (set, frozenset)
-_CONTAINERS = (dict, list, tuple, *_SETS)
-
-
-def _check_sets(value: object) -> None:
-    """Raise `TypeError` for a set, in whatever lists and dicts it lies: msgspec would say it as a list.
-    0.05 µs for each value in them."""
-    if isinstance(value, _SETS):
-        raise TypeError("a set has no order, and JSON no sets: make it a list")
-    inner = value.values() if isinstance(value, dict) else value
-    for each in inner:  # type: ignore[attr-defined]
-        if type(each) in _CONTAINERS:
-            _check_sets(each)
 
 
 def written(value: object) -> bytes:

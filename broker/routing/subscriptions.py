@@ -6,20 +6,22 @@ Rules:
    a position that cannot be recovered, where the client asked for that.
 2. To begin is one atomic step. Publications before it are in the result, if the client recovers;
    those after it come behind the result.
-3. A successful recovery is answered with the position that was asked for: clients keep the position
+3. A topic that looks like a pattern is one; a line in the log says which pattern may have been meant.
+4. A successful recovery is answered with the position that was asked for: clients keep the position
    of the reply before they hand out what it brings, each of which moves it on.
 """
 
 from typing import Final
 
 import attrs
+import structlog
 from msgspec import Raw
 
 from broker.core.messages import Position, Publication
 from broker.core.names import DIRECT, PERSONAL
 from broker.core.session import Grant, Subscription, subscription_bytes
 from broker.core.tags import CompiledFilter
-from broker.core.topics import is_pattern
+from broker.core.topics import is_pattern, mistaken_for_pattern
 from broker.core.work import FILTER_KILOBYTE, FILTER_NODE
 from broker.errors import ErrorCode, Refused
 from broker.protocols.codec import Codec
@@ -28,6 +30,8 @@ from broker.routing.reading import listed_bytes, listing_work
 from broker.routing.recipients import Peer
 from broker.routing.retained import give_retained
 from broker.routing.router import Router
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 REJECT_UNRECOVERED: Final = 2
 """Subscribe flag: answer 112 instead of `recovered: false`. Flag 1 offers to take numbers in place
@@ -96,6 +100,9 @@ class Plan:
             wanted=self.wanted,
         )
         self.router.subscribe(subscription)
+        # No error, as it is a topic like others: official clients may well have such names.
+        if hint := mistaken_for_pattern(self.grant.name):
+            log.info("no_pattern", fd=self.peer.fd, topic=self.grant.name, detail=hint)
         return Opened(subscription, result, size)
 
     def _recover(self, codec: Codec, room: int | None) -> tuple[dict[str, object], int]:

@@ -176,11 +176,12 @@ async def _route(
     elif for_backends and services.config.api_listen:
         raise HeadError(404, "this is at api_listen")
     request = Request(head, request.behind, address)
-    if head.is_upgrade and services.operators.guards(head.route):
+    upgrades = head.is_upgrade
+    if upgrades and services.operators.guards(head.route):
         check_upgrade(head)
         check_welcome(services, head)  # the app has no say about operators
         return OperatorConnection(services, stream, head, request.behind, address)
-    if not (head.is_upgrade and is_websocket_path(head.path, services.config.websocket_paths)):
+    if not (upgrades and is_websocket_path(head.path, services.config.websocket_paths)):
         return await services.serve_http(services, stream, request, address)
     check_upgrade(head)
     welcome = await ask_welcome(services, head, address, "websocket")

@@ -117,6 +117,9 @@ class Admission:
 
     settings: Settings
     file_limit: Callable[[], int] = file_limit
+    places: Places = attrs.field(init=False)
+    """By the settings of now, and the limit on files that held when the last stream came: the system may
+    change it any time."""
     _guests: dict[Stage, dict[Guest, None]] = attrs.field(init=False)
     _by_stream: dict[trio.abc.Stream, Guest] = attrs.field(init=False, factory=dict)
     _files: int = attrs.field(init=False, default=0)
@@ -124,6 +127,8 @@ class Admission:
 
     def __attrs_post_init__(self) -> None:
         self._guests = {stage: {} for stage in Stage if stage is not Stage.GONE}
+        self.settings.watch(self._count_places)
+        self._count_places()
 
     def __len__(self) -> int:
         """Streams that are not closed yet, those among them that give way."""
@@ -135,22 +140,21 @@ class Admission:
         return sum(map(len, counted))
 
     @property
-    def places(self) -> Places:
-        """The places by the settings and the limit of now, which the system may change any time."""
-        return Places.of(self.settings.config.max_connections, self.file_limit(), self._own_files)
-
-    @property
     def _own_files(self) -> int:
         return OWN_FILES + self.settings.config.webhooks.most_requests
 
+    def _count_places(self) -> None:
+        most = self.settings.config.max_connections
+        self.places = Places.of(most, self.file_limit(), self._own_files)
+
     def welcome(self, stream: trio.abc.Stream) -> Guest:
         """Give a place to an accepted stream, until `see_off`. Another may have to give way."""
+        self._count_places()
         guest = Guest(holds_file=socket_below(stream) is not None)
         self._by_stream[stream] = guest
         self._enter(guest, Stage.SILENT)
-        places = self.places
         guests = self.count() - len(self._guests[Stage.CONNECTED])
-        if guests > places.guests or self._files > places.files:
+        if guests > self.places.guests or self._files > self.places.files:
             self.make_room()
         return guest
 

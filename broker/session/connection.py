@@ -223,11 +223,11 @@ class Connection(Profile):
             self.connect_fields,
             io.start_soon,
         )
+        self.lane.pay_by(self._dispatcher.pay)
         if self._deflate is not None:
             compression = services.compression
             peer.packed = compression.codecs(self._deflate)
-            inflater = Inflater(self._deflate, compression.inflated)
-            self.lane.inflate_with(inflater, self._dispatcher.pay)
+            self.lane.inflater = Inflater(self._deflate, compression.inflated)
 
     def _begin(self) -> None:
         services, peer = self._services, self.peer
@@ -284,7 +284,7 @@ class Connection(Profile):
         """
         if not (self._waiting or self._dispatcher.questions):
             try:
-                batch = await self._dispatcher.work_off(batch, is_read=True)
+                batch = await self._dispatcher.work_off(batch, read=self.traffic.bytes)
             except Disconnect as order:
                 self.close(order.code, order.reason)
         if batch and self._closing is None:

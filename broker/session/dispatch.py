@@ -15,7 +15,6 @@ Rules:
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import chain
 from operator import attrgetter
 from typing import Final
@@ -64,6 +63,9 @@ _FEW: Final = 32
 
 _LARGE: Final = BURST / DECODED_KILOBYTE * 1024
 """Bytes of a message that nobody may take apart without a turn: 16 KB."""
+
+_HUGE: Final = 2**17
+"""Bytes of a publish that is no case for the hot path: to decode it is most of the work, 0.3 ms."""
 
 
 class Publish(Handler):
@@ -188,6 +190,7 @@ class Dispatcher:
     client: Client | None = attrs.field(init=False, default=None)
     _left: Iterator[Sized] | None = attrs.field(init=False, default=None)  # of a begun message
     _share: Share = attrs.field(init=False)
+    _read: int = attrs.field(init=False, default=0)  # see `work_off`
     questions: Questions = attrs.field(init=False)
     """The commands that wait for an answer, their own or one before it."""
 
@@ -223,15 +226,18 @@ class Dispatcher:
             self.settle()
         return batch[done:]
 
-    async def work_off(self, batch: Batch, *, is_read: bool = False) -> Batch:
+    async def work_off(self, batch: Batch, *, read: int = 0) -> Batch:
         """Take a batch, in as many turns as that needs; return what is left for `finish`.
 
-        `is_read`: it has just been read, and others ran meanwhile. Raises `Disconnect`. Cancelled, it
-        leaves what it has not begun.
+        `read`: bytes of this peer that have been read by now. Where they are more than they were, others ran
+        meanwhile; one read may come in a thousand batches, between which nobody else has run. Raises
+        `Disconnect`. Cancelled, it leaves what it has not begun.
         """
         share = self._share
-        if is_read and share.turns.latest is share:
-            share.renew()
+        if read > self._read:
+            self._read = read
+            if share.turns.latest is share:
+                share.renew()
         share.left -= len(batch) * FRAME
         batch = self.take(batch)
         while share.is_used_up and self.peer.is_established:
@@ -323,6 +329,8 @@ class Dispatcher:
         if client is None or self._left is not None or not self._may_publish_now or not batch:
             return 0
         payloads = [payload for _, payload in batch]
+        if len(payloads[0]) > _HUGE:
+            return 0  # to be taken apart in a turn, at its price
         if len(payloads) > _FEW:
             # As many as there is room for at most; to decode all of them is half of the work.
             del payloads[int(max(self._share.slice, self._share.left) / PUBLICATION) + 1 :]
@@ -447,7 +455,8 @@ class Dispatcher:
                 turn = Turn(client, command, handler, method, size, topic)
                 await self.questions.join(turn, following)
             else:
-                handler.act(client, command, None)
+                await self._share.wait_room(handler.weigh(client, command))
+                self._act(client, command, handler, method, size)
             if not self.peer.is_established:
                 break
 
@@ -506,11 +515,21 @@ class Dispatcher:
         if method != "publish":
             client.settle()
         before = self.services.router.meter.done
-        with _failures_answered(client, command, method):
+        try:
             answer = None if turn is None else turn.take_answer()
             result = handler.act(client, command, answer)
             if result is not None and command.id:
                 client.reply(command.id, method, result)
+        except Exception as error:
+            self._note_outcome(client, command, method, error)
+            if isinstance(error, Disconnect) or (method == "send" and not isinstance(error, Refused)):
+                raise
+            _answer_failure(client, command, method, error)
+        else:
+            # What a publish has come to is logged where it is carried out; the answer to a ping has no
+            # method, and says nothing.
+            if method not in ("publish", ""):
+                self._note_outcome(client, command, method)
         work = COMMAND + size / 1024 * DECODED_KILOBYTE
         self._share.spend(work + self.services.router.meter.done - before)
 
@@ -529,9 +548,14 @@ class Dispatcher:
     def _refuse_excess(self, client: Client, command: Command) -> None:
         refusal = Refused(ErrorCode.TOO_MANY_REQUESTS)
         client.refuse(command.id, refusal)
+        self._note_outcome(client, command, self._handler(command)[1], refusal)
+
+    def _note_outcome(
+        self, client: Client, command: Command, method: str, outcome: Exception | None = None
+    ) -> None:
+        """Log how a command ended, where all are logged."""
         if self.services.logs_commands:
-            _, method = self._handler(command)
-            _log_command(client, command.id, method, _subject(command, method), refusal)
+            _log_command(client, command.id, method, _subject(command, method), outcome)
 
     def _is_within(self, size: float) -> bool:
         limits, peer = self.services.rate_limits, self.peer
@@ -559,31 +583,13 @@ def _with_following(commands: Iterator[Sized]) -> Iterator[tuple[Sized, Command 
         current = following
 
 
-@contextmanager
-def _failures_answered(client: Client, command: Command, method: str) -> Iterator[None]:
-    """Answer a command that was refused, or whose hook has failed; log it where all are logged."""
-    outcome: Exception | None = None
-    try:
-        yield
-    except Refused as refusal:
-        outcome = refusal
-        client.refuse(command.id, refusal)
-    except Disconnect as order:
-        outcome = order
-        raise
-    except Exception as error:
-        outcome = error
-        if method == "send":
-            raise
-        client.services.log.exception("hook_failed", hook=method, fd=client.peer.fd)
-        client.refuse(command.id, Refused(ErrorCode.INTERNAL))
-    finally:
-        # A publish that was carried out has been logged, with what became of it; the answer to a ping
-        # has no method, and says nothing.
-        is_news = outcome is not None or method not in ("publish", "")
-        if client.services.logs_commands and is_news:
-            _log_command(client, command.id, method, _subject(command, method), outcome)
-        del outcome  # see the module: it holds this frame
+def _answer_failure(client: Client, command: Command, method: str, error: Exception) -> None:
+    """Answer a command that was refused, or whose hook has failed."""
+    if isinstance(error, Refused):
+        client.refuse(command.id, error)
+        return
+    client.services.log.exception("hook_failed", hook=method, fd=client.peer.fd)
+    client.refuse(command.id, Refused(ErrorCode.INTERNAL))
 
 
 def _subject(command: Command, method: str) -> str:

@@ -16,7 +16,8 @@ Nothing here knows paths that are served, origins that are allowed, or users.
 import base64
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from urllib.parse import parse_qsl, urlsplit
 
@@ -69,17 +70,27 @@ class Head:
     version: str
     headers: tuple[tuple[str, str], ...]
     raw: bytes = attrs.field(repr=False)
+    _by_name: Mapping[str, Sequence[str]] = attrs.field(init=False, eq=False, repr=False)
 
-    def values(self, name: str) -> list[str]:
+    @_by_name.default
+    def _found_by_name(self) -> Mapping[str, Sequence[str]]:
+        found: dict[str, list[str]] = {}
+        for name, value in self.headers:
+            found.setdefault(name, []).append(value)
+        return found
+
+    def values(self, name: str) -> Sequence[str]:
         """Every value of the header `name` (lower-case), in order."""
-        return [value for key, value in self.headers if key == name]
+        return self._by_name.get(name, ())
 
     def header(self, name: str) -> str | None:
         """The header `name` (any case), or None; one that came in several lines is joined to a list
         (RFC 9110 section 5.3)."""
         name = name.lower()
         values = self.values(name)
-        return _joint(name).join(values) if values else None
+        if len(values) > 1:
+            return _joint(name).join(values)
+        return values[0] if values else None
 
     def fields(self) -> dict[str, str]:
         """All headers as an app sees them, by their lower-case names.
@@ -244,13 +255,19 @@ def _check_host(head: Head) -> None:
     hosts = head.values("host")
     if len(hosts) > 1 or (not hosts and head.version == "1.1"):
         raise HeadError(400, "a request has exactly one Host header")
-    for host in hosts:
-        try:
-            if len(host) > _HOST_LENGTH or not _HOST.fullmatch(host) or _NO_LABEL(host):
-                raise ValueError
-            urlsplit(f"//{host}").port  # noqa: B018  # raises on a bad IPv6 address or port
-        except ValueError:
-            raise HeadError(400, "the Host header is not HOST or HOST:PORT") from None
+    if hosts and not _is_host(hosts[0]):
+        raise HeadError(400, "the Host header is not HOST or HOST:PORT")
+
+
+@lru_cache(maxsize=64)  # a server has few names, and a client asks for one of them each time
+def _is_host(host: str) -> bool:
+    if len(host) > _HOST_LENGTH or not _HOST.fullmatch(host) or _NO_LABEL(host):
+        return False
+    try:
+        urlsplit(f"//{host}").port  # noqa: B018  # raises on a bad IPv6 address or port
+    except ValueError:
+        return False
+    return True
 
 
 def _check_framing(head: Head) -> None:
@@ -275,14 +292,15 @@ def check_upgrade(head: Head) -> None:
     if head.method != "GET":
         raise HeadError(400, "a WebSocket handshake is a GET request")
     for name, value in head.headers:
-        own = name in _HANDSHAKE_FIELDS or name.startswith("sec-websocket-")
-        if own and not value.isascii():
+        if value.isascii():
+            continue
+        if name in _HANDSHAKE_FIELDS or name.startswith("sec-websocket-"):
             raise HeadError(400, f"the {name.title()} header of a WebSocket handshake is ASCII")
     if not head.target.startswith("/"):
         raise HeadError(400, "a WebSocket handshake names a path that starts with /")
     if not head.host:
         raise HeadError(400, "a WebSocket handshake names its Host")
-    if head.values("transfer-encoding") or head.values("content-length") not in ([], ["0"]):
+    if head.values("transfer-encoding") or head.header("content-length") not in (None, "0"):
         raise HeadError(400, "a WebSocket handshake has no body")
     # No lists: of several lines one server would take the first and another the last.
     for name in _ONE_VALUE:

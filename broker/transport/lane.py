@@ -62,6 +62,10 @@ _IGNORED_PAUSE = 0.1
 # Frames that are passed over before others get their turn: a millisecond.
 _PASSED_AT_ONCE = 4096
 
+# A frame that is larger waits for its turn before it is unmasked: a mebibyte takes 4 ms, and fifty peers may
+# send the last byte of one at the same moment. What is smaller came in two reads.
+_UNMASKED_AT_ONCE = 2 * _READ
+
 # What came of a message that is not whole is charged once it is more than this: so nothing is charged
 # for the part of a frame that most reads of a busy publisher end with.
 _CHARGED_FROM = 16 * 2**10
@@ -247,6 +251,8 @@ class Lane:
                     continue
                 closing = self.close_sent
                 if closing is None:
+                    if len(self._buffer) > _UNMASKED_AT_ONCE:
+                        await self._pay_for_front()
                     await self._take_fast()
                 else:
                     await self._pass_over()
@@ -282,10 +288,10 @@ class Lane:
         self._deadline = None
         self._stop_messages()
 
-    def inflate_with(self, inflater: Inflater, pay: Callable[[float], Awaitable[None]]) -> None:
-        """Take compressed messages from now on. `pay` is told before each step what that costs, and waits
-        until it may be taken."""
-        self.inflater, self._pay = inflater, pay
+    def pay_by(self, pay: Callable[[float], Awaitable[None]]) -> None:
+        """Tell `pay`, before each step that takes long, what that costs; it waits until it may be taken.
+        Called before `run`; without it nobody waits."""
+        self._pay = pay
 
     def pause(self) -> None:
         """Hand on no more messages from now on, and so soon read no more. What the session has already
@@ -337,6 +343,14 @@ class Lane:
         return self._inbox
 
     # the two lanes
+
+    async def _pay_for_front(self) -> None:
+        """Wait for the turn in which a large frame is unmasked that has come; a compressed one has its own."""
+        header = frames.read_header(self._buffer)
+        if header is None or header.rsv or self._inflates or header.length <= _UNMASKED_AT_ONCE:
+            return
+        if header.size + header.length <= len(self._buffer):
+            await self._pay(header.length / 1024 * UNMASKED_KILOBYTE)
 
     async def _take_fast(self) -> None:
         """Send to the session what the front of the buffer has for the fast lane."""
@@ -423,6 +437,12 @@ class Lane:
             await self._pay(header.length / 1024 * UNMASKED_KILOBYTE)
             if self.close_sent is not None:
                 return  # what is in the buffer is passed over now
+        if (
+            not isinstance(self._buffer, bytearray)
+            and len(self._buffer) > header.size + header.length
+        ):
+            # A read may be thousands of these, and each would have all behind it copied.
+            self._buffer = bytearray(self._buffer)
         mask = self._buffer[header.size - 4 : header.size]
         payload = frames.unmask(self._buffer[header.size : header.size + header.length], mask)
         self._drop_front(header.size + header.length)  # before much may come of it

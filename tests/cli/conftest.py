@@ -219,7 +219,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "broker = Broker(Config(port=0, max_topics=500))\n"
         "@broker.on_connect\n"
         "async def let_in(event):\n"
-        "    return ConnectReply(user=event.token, info={'name': event.token})\n"
+        "    topics = ('of.server',) if event.token == 'reader' else ()\n"
+        "    return ConnectReply(user=event.token, info={'name': event.token}, topics=topics)\n"
     )
     with serve(here, *COMMAND[1:], "served_app:broker", BROKER_API_KEY="s3cret") as broker:
         yield broker

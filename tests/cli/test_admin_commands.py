@@ -108,6 +108,23 @@ def test_why_a_connection_was_closed_is_told_with_what_it_had_subscribed_to(
     assert served.json("connections", "--closed", "--user", "carl")[0]["fd"] == fd
 
 
+def test_an_order_that_is_refused_is_told_as_it_is(served: Served) -> None:
+    """And not as that of a connection that is not here."""
+    with subscriber(served, "here", "eve") as fd:
+        result = served.invoke("disconnect", str(fd), "--code", "99")
+        assert (result.exit_code, "code" in result.stderr) == (1, True), result.stderr
+        assert "no connection has fd" not in result.stderr
+        assert "connected" in served.ok("connection", str(fd))
+
+
+@pytest.mark.parametrize("command", ["connection", "disconnect", "push"])
+@pytest.mark.parametrize("fd", ["x", "0", "-", "07", "9" * 19, "1.5", "１"])
+def test_what_is_no_fd_is_told(served: Served, command: str, fd: str) -> None:
+    result = served.invoke(command, fd, *(["1"] if command == "push" else []))
+    assert result.exit_code == 2
+    assert f"{fd!r} is no fd: expected a number from 1 on" in result.stderr
+
+
 def test_all_connections_of_a_user_are_closed(served: Served) -> None:
     with subscriber(served, "x", "dora") as fd:
         assert served.ok("disconnect", "--user", "dora") == ""

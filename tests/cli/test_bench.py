@@ -97,7 +97,9 @@ async def test_a_pattern_is_refused_before_anything_is_sent() -> None:
 
 
 async def test_nobody_there_is_told_with_the_url() -> None:
-    with pytest.raises(ClientError, match=r"cannot connect to ws://127\.0\.0\.1:1") as caught:
+    with pytest.raises(
+        ClientError, match=r"cannot connect to ws://127\.0\.0\.1:1: connection refused"
+    ) as caught:
         await measure(Plan(url="ws://127.0.0.1:1", messages=1), quiet)
     assert type(caught.value) is CannotConnect
 

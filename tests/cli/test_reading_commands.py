@@ -86,8 +86,16 @@ def test_history_is_printed_as_it_is_asked_for(served: Served) -> None:
     [
         ("history past --since 1:other", "the broker refused: unrecoverable position (112)", 1),
         ("history past --since x", "--since 'x' is not like OFFSET or OFFSET:EPOCH", 2),
-        ("history a.*", "Error: history of 'a.*': the broker refused: ", 1),
-        ("presence a.*", "Error: presence of 'a.*': the broker refused: ", 1),
+        (
+            "history a.*",
+            "Error: history of 'a.*': the broker refused: a pattern has no history: ask for one t",
+            1,
+        ),
+        (
+            "presence a.*",
+            "Error: presence of 'a.*': the broker refused: a pattern has no presence: ask for one",
+            1,
+        ),
         ("request fd:99999 1", "Error: request to 'fd:99999': ", 1),
         (
             "request nobody-there 1",
@@ -106,6 +114,16 @@ def test_a_refusal_names_what_was_asked_for(
     assert result.exit_code == status
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command", ["history n*", "presence n*", "pub n* 1", "connections --topic n*"]
+)
+def test_a_topic_that_looks_like_a_pattern_is_told(served: Served, command: str) -> None:
+    result = served.invoke(*command.split())
+    assert result.exit_code == 0
+    hint = "note: 'n*' is the name of one topic, no pattern: did you mean 'n.*'?"
+    assert result.stderr == f"{hint} Names are split at dots\n"
 
 
 def test_presence_and_request_reach_a_client(served: Served) -> None:

@@ -40,6 +40,16 @@ def test_it_ends_after_so_many(served: Served) -> None:
         assert served.ok("sub", "two", "--count", "2") == "two 1 1\ntwo 2 2\n"
 
 
+def test_it_prints_what_the_server_has_subscribed_it_to(served: Served) -> None:
+    for pattern in ("of.server", "of.*"):
+        with published(served, "of.server", 1, 2, 3):
+            rows = served.json("sub", pattern, "--token", "reader", "--count", "3")
+        assert [row["data"] for row in rows] == [1, 2, 3]
+    refused = served.invoke("sub", "of.server", "--token", "reader", "--since", "1")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "already subscribed (105)" in refused.stderr
+
+
 def test_it_begins_with_the_last_that_are_kept(served: Served) -> None:
     for number in range(5):
         served.api("publish", channel="kept", data=number)

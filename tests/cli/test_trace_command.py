@@ -105,7 +105,7 @@ def test_a_name_that_looks_like_a_pattern_is_noted(served: Served) -> None:
     with meanwhile(lambda: served.wait_until("traces", 1), publish(served, "a/+/b", 1)):
         result = served.invoke("trace", "a/+/b", "--count", "1")
     assert result.stderr == (
-        "note: 'a/+/b' is the name of one topic, no pattern: did you mean 'a.*.b'?\n"
+        "note: 'a/+/b' is the name of one topic, no pattern: did you mean 'a.*.b'? Names are split at dots\n"
     )
 
 

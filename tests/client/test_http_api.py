@@ -46,6 +46,8 @@ async def test_an_error_reply_is_raised_and_the_connection_goes_on(
         with pytest.raises(RequestFailed, match="no connection has fd 9") as failed:
             await api.call("connection", {"fd": 9})
         assert failed.value.code == 102
+        with pytest.raises(TypeError, match="a set has no order"):
+            await api.call("publish", {"channel": "t", "data": {1, 2}})
         await api.call("info")
         assert net.streams == 1
 

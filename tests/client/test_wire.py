@@ -40,8 +40,9 @@ def test_half_a_surrogate_pair_goes_as_its_escape() -> None:
 
 
 def test_data_that_json_cannot_hold_is_a_type_error() -> None:
-    with pytest.raises(TypeError):
-        encode({"publish": {"data": object()}})
+    for data in (object(), {1, 2}, {"a": [frozenset()]}):
+        with pytest.raises(TypeError):
+            encode({"publish": {"data": data}})
 
 
 @pytest.mark.parametrize(

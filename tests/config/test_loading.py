@@ -261,6 +261,10 @@ def test_rules_of_the_program_stay_where_the_file_has_none(file: Path) -> None:
             "topics.patterns[0].match is 'a.>.b': '>' is the last token of a pattern or not in it",
         ),
         (
+            '[[topics.patterns]]\nmatch = "admin*"\nmay_subscribe = "none"',
+            "topics.patterns[0].match: 'admin*' is the name of one topic, no pattern: did you mean 'adm",
+        ),
+        (
             '[[topics.patterns]]\nmatch = "a"\n[[topics.patterns]]\nmatch = "b"\npresence = 1',
             "topics.patterns[1].presence is 1: expected true or false",
         ),

@@ -84,6 +84,11 @@ def test_a_password_that_is_near_nothing_is_an_error_too() -> None:
         load(None, {}, environ={"BROKER_ADMIN_PASSWORD": "x"})
 
 
+def test_a_secret_is_never_taken_for_another_kind_of_setting() -> None:
+    with pytest.raises(ConfigError, match="there is no such setting; the settings page lists them"):
+        load(None, {}, environ={"BROKER_PASSWORD": "x"})  # not BROKER_PORT, which is near
+
+
 def test_a_file_has_no_part_in_it(tmp_path: Path) -> None:
     file = tmp_path / "broker.toml"
     file.write_text("port = 1")

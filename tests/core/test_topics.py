@@ -20,6 +20,7 @@ from broker.core.topics import (
     check_topic,
     is_pattern,
     matches,
+    mistaken_for_pattern,
 )
 
 TOPICS = [
@@ -93,6 +94,82 @@ def test_a_malformed_pattern_is_neither_topic_nor_pattern(name: str, reason: str
         check_pattern(name, 255)
     with pytest.raises(ValueError, match="this is a pattern"):
         check_topic(name, 255)
+
+
+@pytest.mark.parametrize(
+    "name, pattern",
+    [
+        ("news*", "news.*"),
+        ("*news", "*.news"),
+        ("a*b", "a.*.b"),
+        ("news.**", "news.>"),
+        ("**", ">"),
+        ("news/*", "news.*"),
+        ("/news/>", "news.>"),
+        ("a/**/b", "a.*.b"),
+        ("news:*", "news.*"),
+        ("chat:room-*", "chat:room.*"),
+        ("a:*:b", "a.*.b"),
+        ("a/+/b", "a.*.b"),
+        ("a/#", "a.>"),
+        ("news.#", "news.>"),
+        ("news.+", "news.*"),
+        ("#", ">"),
+        ("新闻*", "新闻.*"),
+        ("*" * 255, ">"),
+    ],
+)
+def test_a_topic_that_is_a_pattern_elsewhere_is_told_with_the_nearest_pattern(
+    name: str, pattern: str
+) -> None:
+    check_topic(name, 255)
+    check_pattern(pattern, 255)
+    hint = mistaken_for_pattern(name)
+    assert hint.startswith(
+        f"{name!r} is the name of one topic, no pattern: did you mean {pattern!r}?"
+    )
+    assert hint.endswith("Names are split at dots") == (name.count(".") != pattern.count("."))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "",
+            "news",
+            "news:europe",
+            "$private",
+            "user#1,2",
+            "a..b",
+            "chat index",
+            "a/b",
+            *PATTERNS,
+        ),
+        *(
+            "a->b",
+            "a>b",
+            ">>",
+            "=>",
+            "c/c++",
+            "C#",
+            "#general",
+            "a + b",
+            "a/>/b",
+            "\ud800*",
+            "\x00*",
+        ),
+    ],
+)
+def test_of_other_names_there_is_nothing_to_tell(name: str) -> None:
+    assert mistaken_for_pattern(name) == ""
+
+
+@given(st.text(alphabet="a.*>+#/:-\x00\ud800", max_size=12))
+def test_what_is_told_names_a_pattern_and_never_fails(name: str) -> None:
+    hint = mistaken_for_pattern(name)
+    if hint:
+        assert not is_pattern(name)
+        check_pattern(hint.rpartition("did you mean '")[2].partition("'?")[0], 255)
 
 
 def test_the_bounds_themselves_are_allowed() -> None:

@@ -9,7 +9,7 @@ import trio
 from tests.deflated import deflated
 from tests.hostile.field import Attack, Field, Input, add, hostile, unless
 from tests.hostile.target import Setup
-from tests.hostile.wire import BINARY, CLOSE, CONTINUATION, PING, TEXT, Ended, Peer, frame
+from tests.hostile.wire import BINARY, CLOSE, CONTINUATION, PING, TEXT, Ended, Peer, frame, text
 
 SOURCE: Final = "RFC 7692"
 RSV1: Final = 0x40
@@ -59,6 +59,7 @@ FRAGMENTS: Final = frame(BINARY, deflated(bytes(10**6)), rsv=RSV1, fin=False) + 
     for _ in range(3)
 )
 TINY: Final = frame(TEXT, b"\x00", rsv=RSV1) * 2_000
+PONGS: Final = text({"id": 1, "connect": {}}) + frame(TEXT, deflated(b"{}"), rsv=RSV1) * 20_000
 
 
 def _ends(*pieces: bytes) -> Attack:
@@ -83,6 +84,7 @@ for name, data, outcome in (
     ("empty blocks", EMPTY, "close 1000"),
     ("50,000 last blocks", FINALS, "close 1000"),
     ("2,000 empty messages", TINY, "close 1000"),
+    ("20,000 pongs, thousands a read", PONGS, "close 1000"),
     ("no DEFLATE", frame(BINARY, b"\xff" * 1000, rsv=RSV1), "close 1007"),
     ("RSV1 on a continuation",
      frame(TEXT, b"\x00", rsv=RSV1, fin=False) + frame(CONTINUATION, rsv=RSV1), "close 1002"),

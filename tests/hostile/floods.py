@@ -5,8 +5,10 @@ The rows of issue 9, and their kin. Those that hold memory say how much the brok
 
 import itertools
 import random
+from base64 import urlsafe_b64encode
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -43,6 +45,9 @@ HOLES_MIB: Final = 2 * BUDGET_MIB
 """What the process may take with the holes that many large blocks leave, before they are given back."""
 
 HISTORY: Final = Setup(env=BUDGET)
+SLOW_CURVE: Final = Setup(
+    toml=f"[tokens]\npublic_keys = ['{Path(__file__).with_name('es384.pem')}']\nallow_anonymous = true\n"
+)
 HISTORY_MIB: Final = 57
 """As many publications of 1 MB fit into `history_bytes`, 64 MiB, with what they cost besides."""
 
@@ -752,6 +757,20 @@ async def _presence(field: Field) -> Sequence[str]:
     return ["served"]
 
 
+@hostile(
+    "flood/16 clients show tokens of a slow curve", ISSUE, "served", attackers=16, setup=SLOW_CURVE
+)
+async def _tokens(field: Field) -> Sequence[str]:
+    """To refuse a signature by P-384 takes as long as a hundred other commands."""
+    head, claims = (
+        urlsafe_b64encode(each).decode() for each in (b'{"alg":"ES384"}', b'{"sub":"eve"}')
+    )
+    shown = f"{head.rstrip('=')}.{claims.rstrip('=')}.{urlsafe_b64encode(b's' * 96).decode()}"
+    data = text(*({"id": n, "subscribe": {"channel": "t", "token": shown}} for n in range(2, 200)))
+    await _flooders(field, 16, data)
+    return ["served"]
+
+
 @hostile("flood/16 clients send empty fragments", ISSUE, "served", attackers=16, p50_ms=20.0)
 async def _fragments(field: Field) -> Sequence[str]:
     data = frame(TEXT, fin=False) + frame(CONTINUATION, fin=False) * 10_000
@@ -790,6 +809,23 @@ async def _churn(field: Field) -> Sequence[str]:
         {"id": 9, "unsubscribe": {"channel": "door"}},
     )
     await _flooders(field, 16, data * 100)
+    return ["served"]
+
+
+@hostile("flood/50 x the last byte of 1 MB at once", ISSUE, "served", attackers=50, fresh=True,
+         seconds=30.0, peak_mib=192.0)  # fmt: skip
+async def _last_bytes(field: Field) -> Sequence[str]:
+    """50 messages of the largest size are there, but for a byte that all send at the same moment."""
+    peers = await field.open_clients(50)
+    message = frame(TEXT, LARGE_PUBLISH)
+    for _ in range(5):
+        for peer in peers:
+            await peer.send(message[:-1])
+        await trio.sleep(0.3)
+        for peer in peers:
+            await peer.send(message[-1:])
+    for peer in peers:
+        await peer.call(rpc={"method": "frobnicate"})
     return ["served"]
 
 

@@ -498,6 +498,13 @@ def test_publishes_in_any_script_are_read_together() -> None:
     assert [msgspec.json.decode(each.publish.data) for each in commands] == words
 
 
+@pytest.mark.parametrize("blank", [b"", b" ", b"\t\r "])
+def test_two_publishes_in_one_payload_do_not_stand_for_a_blank_one(blank: bytes) -> None:
+    publish = b'{"publish":{"channel":"a","data":1}}'
+    assert decode_publishes([publish, publish * 2, blank]) is None
+    assert decode_publishes([publish, publish, publish]) is not None
+
+
 @pytest.mark.parametrize("between", [b"", b" ", b"\t", b"\r"])
 @pytest.mark.parametrize("line_end", [b"", b"\n", b"\n{}"])
 def test_two_objects_in_one_line_are_refused_whatever_else_is_there(

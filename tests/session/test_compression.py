@@ -13,7 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from broker import Broker, Config, Connection, Frame
 from broker.core.memory import Part
 from broker.core.trace import Target
-from broker.core.work import SLICE, UNMASKED_KILOBYTE
+from broker.core.work import INFLATED, SLICE, UNMASKED_KILOBYTE
 from broker.session.compression import WINDOWS
 from broker.testing import Network, client_frame, handshake, open_test_broker
 from broker.transport import frames
@@ -380,6 +380,34 @@ async def test_bombs_wait_their_turn_and_a_bystander_does_not(autojump_clock: Mo
         assert meter.done - before > 100_000  # and it was never his turn by chance alone
         for peer in bombers:
             assert len((await peer.receive_message())[1]) in (0, 10**6)
+
+
+async def test_a_thousand_messages_in_one_read_leave_others_their_turn(
+    autojump_clock: MockClock,
+) -> None:
+    """Each is handed on by itself, with nobody else in between: which is no reason for a new slice."""
+    command = deflated(b'{"id":1,"presence_stats":{"channel":"t"}}')
+    async with open_test_broker(make_broker()) as net:
+        peer = await net.open_websocket(headers=OFFER)
+        await peer.request(connect={})
+        meter, longest = net.node.router.meter, 0.0
+        async with trio.open_nursery() as nursery:
+
+            async def look() -> None:
+                nonlocal longest
+                done = meter.done
+                while True:
+                    await trio.lowlevel.checkpoint()
+                    longest, done = max(longest, meter.done - done), meter.done
+
+            await peer.send(deflated_frame(frames.TEXT, command) * 1000)
+            nursery.start_soon(look)
+            got = 0
+            while got < 1000:
+                got += (await peer.receive_text()).count("presence_stats")
+            nursery.cancel_scope.cancel()
+        assert meter.done > 1000 * INFLATED
+        assert longest < 3 * SLICE
 
 
 async def test_large_frames_that_come_at_once_are_unmasked_in_turns(

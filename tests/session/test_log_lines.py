@@ -72,6 +72,46 @@ async def test_the_api_tells_the_name_too(autojump_clock: MockClock) -> None:
         assert (info.fd, info.app_name, info.app_version) == (peer.fd, "chat-app", "")
 
 
+# names
+
+
+@pytest.mark.parametrize("protocol", ["centrifuge", "program", "plain"])
+async def test_a_topic_that_looks_like_a_pattern_is_subscribed_to_and_told(
+    autojump_clock: MockClock, protocol: str
+) -> None:
+    broker = name_users_by_token(Broker())
+    async with open_test_broker(broker) as net:
+        with structlog.testing.capture_logs() as lines:
+            if protocol == "plain":
+                plain = await net.open_plain()
+                assert broker.add_subscription(plain.fd, "news*")
+            else:
+                peer = await net.open_client(token="ann")
+                if protocol == "program":
+                    assert broker.add_subscription(peer.fd, "news*")
+                else:
+                    await ask(peer, {"id": 2, "subscribe": {"channel": "news*"}})
+                    await ask(peer, {"id": 3, "subscribe": {"channel": "news.*"}})
+            await trio.sleep(1)
+        assert (await broker.publish("news*", 1)).matched == 1
+    [line] = named(lines, "no_pattern")
+    assert (line["topic"], line["log_level"]) == ("news*", "info")
+    assert "did you mean 'news.*'?" in line["detail"]
+
+
+async def test_a_name_for_users_alone_says_so_and_which_pattern_was_meant(
+    autojump_clock: MockClock,
+) -> None:
+    async with served() as net:
+        peer = await net.open_client(token="ann")
+        for name, text in (
+            ("news.#", "'news.#' is the name of one topic, no pattern: did you mean 'news.>'?"),
+            ("news#bob", "behind '#' this name lists users, and this one is not among them"),
+        ):
+            reply = await peer.request(subscribe={"channel": name})
+            assert reply["error"] == {"code": 103, "message": text}
+
+
 # commands
 
 
