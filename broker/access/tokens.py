@@ -15,6 +15,7 @@ Rules:
 
 import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final, Protocol, TypeVar
 
 import attrs
@@ -25,6 +26,7 @@ from msgspec import Raw, Struct
 from broker.access.keys import ALGORITHMS, HMAC, JWS, Key
 from broker.config.settings import TokenRules
 from broker.core.json_reader import BadJson, one_text, read, value_of
+from broker.core.work import SIGNATURE, TOKEN, WIDE_SIGNATURE
 from broker.errors import KeysUnavailable, TokenExpired, TokenInvalid
 
 MAX_TTL: Final = 2**32 - 1
@@ -143,6 +145,29 @@ def read_header(token: str, max_bytes: int) -> Header:
     if not isinstance(algorithm, str) or not isinstance(kid, str) or algorithm not in ALGORITHMS:
         raise TokenInvalid(f"algorithm {algorithm!r}")
     return Header(algorithm, kid)
+
+
+class _Algorithm(Struct):
+    alg: str = ""
+
+
+_WORK: Final = {
+    algorithm: WIDE_SIGNATURE if algorithm in ("ES384", "ES512") else SIGNATURE
+    for algorithm in ALGORITHMS - HMAC
+}
+"""Of one signature; those by HMAC are part of what a token costs in any case."""
+
+_USUAL_HEADER: Final = 512
+
+
+@lru_cache(maxsize=64)  # all tokens of an issuer begin alike
+def _work_of(start: str) -> float:
+    """The work of one signature as the first part of a token names it."""
+    try:
+        found = msgspec.json.decode(jwt.utils.base64url_decode(start), type=_Algorithm)
+    except (ValueError, RecursionError):  # it will be refused
+        return 0.0
+    return _WORK.get(found.alg, 0.0)
 
 
 def read_connection(
@@ -298,14 +323,23 @@ class Tokens:
         """Whether a key may have to be fetched before a token can be verified."""
         return self.source is not None
 
+    def weigh(self, token: str) -> float:
+        """The work that it takes to verify a token, at most: by what it says of itself, and as `core.work` has
+        it. 0 for none, and where none counts."""
+        if not token or not self.enabled or len(token) > self.rules.max_bytes:
+            return 0.0
+        start = token.partition(".")[0]
+        work_of = _work_of if len(start) <= _USUAL_HEADER else _work_of.__wrapped__
+        return TOKEN + work_of(start) * (len(self.keys) + (self.source is not None))
+
     async def connection(self, token: str) -> ConnectionToken:
         """Raises `TokenInvalid`, `TokenExpired` or `KeysUnavailable`. May wait for keys."""
-        await self._fetch_key(token)
+        await self.wait_key(token)
         return self.connection_nowait(token)
 
     async def subscription(self, token: str) -> SubscriptionToken:
         """Raises `TokenInvalid`, `TokenExpired` or `KeysUnavailable`. May wait for keys."""
-        await self._fetch_key(token)
+        await self.wait_key(token)
         return self.subscription_nowait(token)
 
     def connection_nowait(self, token: str) -> ConnectionToken:
@@ -330,7 +364,9 @@ class Tokens:
         # No one asks the issuer for a key that cannot be there.
         return self.source is not None and bool(header.kid) and header.algorithm not in HMAC
 
-    async def _fetch_key(self, token: str) -> None:
+    async def wait_key(self, token: str) -> None:
+        """Wait for the key that a token names, if it has to be fetched. Raises `TokenInvalid` for what has no
+        header, and `KeysUnavailable`."""
         header = read_header(token, self.rules.max_bytes)
         if not self._asks_source(header):
             return

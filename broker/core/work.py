@@ -122,6 +122,16 @@ NAMED: Final = 0.5
 ENDING: Final = 250.0
 """A connection that is closed, besides its subscriptions: 40 at once, the rest in its own tasks."""
 
+TOKEN: Final = 40.0
+"""A token that is read, besides its signature."""
+
+SIGNATURE: Final = 120.0
+"""A signature that is verified by RSA, EdDSA or the curve P-256, once for each key that fits. Measured 60 to
+200; by HMAC 5."""
+
+WIDE_SIGNATURE: Final = 600.0
+"""The same by P-384 or P-521. Measured 500 to 900."""
+
 INFLATED: Final = 70.0
 """A frame that comes compressed, besides its bytes: taken by itself, and handed on by itself. Measured 55 to 85."""
 

@@ -44,11 +44,20 @@ REQUEST_SECONDS = 30.0
 BODY_BYTES = 2**20
 """Bytes that a peer may send behind its head."""
 
+FREE_CHUNKS = 64
+CHUNK_SIZE = 256
+"""What a chunk of a body has at least, on average, behind the first few. Each takes 35 µs however small it is,
+and a read may hold ten thousand of one byte. What sends its body in chunks sends kilobytes at a time."""
+
 LINGER_SECONDS = 1.0
 """How long we read on after the answer. To close with bytes unread makes TCP send a reset, which
 can destroy the answer on its way (RFC 9112 section 9.6); nginx lingers 5 s for large uploads."""
 
 LINGER_BYTES = 2**20
+
+TOO_MANY_CHUNKS = (
+    f"comes in chunks of {CHUNK_SIZE} bytes on average, behind the first {FREE_CHUNKS}"
+)
 
 NOT_REPLAYED = {b"upgrade", b"http2-settings"}
 
@@ -117,8 +126,9 @@ class HttpServer:
         length = int(request.head.header("content-length") or 0)
         held = self._hold(peer, request.head, link.give_way)
         with trio.move_on_after(self._request_seconds) as request_bound, held as link.holding:
-            if length > self._body_bytes:
-                link.overrun = True
+            link.check_body(length)
+            if link.overrun:
+                pass
             elif held.refusal(length):
                 link.short = True
             else:
@@ -130,7 +140,7 @@ class HttpServer:
             if link.answered:
                 pass
             elif link.overrun:
-                text = f"the body of a request has at most {self._body_bytes} bytes"
+                text = f"the body of a request {link.overrun}"
                 await _refuse(stream, exchange, 413, text, peer)
             elif link.short:
                 await _refuse(stream, exchange, 503, "memory is short", peer)
@@ -221,7 +231,11 @@ class _OneRequest:
 
     def __init__(self) -> None:
         self._parser = h11.Connection(h11.SERVER)
+        self._chunks = 0
+        self._bytes = 0
         self.is_whole = False
+        self.is_crumbled = False
+        """Whether its body comes in too many chunks; then it is whole, as nothing more is of interest."""
 
     def take(self, data: bytes) -> bytes:
         """Of the bytes that come next, those that belong to the request; none are the end of all."""
@@ -230,7 +244,13 @@ class _OneRequest:
         try:
             self._parser.receive_data(data)
             while (event := self._parser.next_event()) is not h11.NEED_DATA:
-                if isinstance(event, h11.EndOfMessage):
+                if isinstance(event, h11.Data):
+                    self._bytes += len(event.data)
+                    self._chunks += event.chunk_start
+                    if self._chunks > FREE_CHUNKS + self._bytes / CHUNK_SIZE:
+                        self.is_whole = self.is_crumbled = True
+                        return b""
+                elif isinstance(event, h11.EndOfMessage):
                     self.is_whole = True
                     behind, _ = self._parser.trailing_data
                     return data[: len(data) - len(behind)]
@@ -254,7 +274,7 @@ class _Link:
         self.socket = _Address.of(stream, request.address)
         self.answered = False
         self.torn = False  # a write is under way, or was cut off
-        self.overrun = False
+        self.overrun = ""  # the bound that its body breaks, in words
         self.short = False  # memory is, so no more of the body is taken
         self.holding = UNCOUNTED
         self._stream = stream
@@ -262,7 +282,8 @@ class _Link:
         self._request = _OneRequest()
         head = _replayed(request.head)
         self._pending = self._request.take(head + request.behind)
-        self._body_left = body_bytes - (len(self._pending) - len(head))
+        self._body_bytes = self._body_left = body_bytes
+        self._body_left -= max(0, len(self._pending) - len(head))
         self._behind_left = LINGER_BYTES
         self.over = trio.CancelScope()
         self._closed = False
@@ -281,11 +302,18 @@ class _Link:
         body = self._request.take(bytes(data))
         self._body_left -= len(body)
         self.holding.charge(Part.INCOMING, len(body))
-        if self._body_left < 0:
-            self.overrun = True
+        self.check_body()
+        if self.overrun:
             self._close()
             raise trio.ClosedResourceError
         return body
+
+    def check_body(self, length: int = 0) -> None:
+        """Note whether the body breaks a bound: what came of it, or so many bytes that are to come."""
+        if self._request.is_crumbled:
+            self.overrun = TOO_MANY_CHUNKS
+        elif self._body_left < 0 or length > self._body_bytes:
+            self.overrun = f"has at most {self._body_bytes} bytes"
 
     async def _see_the_peer_leave(self) -> None:
         """Return when the peer has ended its side, whatever it sends before that."""

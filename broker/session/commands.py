@@ -108,13 +108,29 @@ def refusal_of(error: TokenRefused) -> Refused:
 # subscriptions
 
 
+async def pay_for_token(client: Client, token: str) -> None:
+    """Wait for the turn in which a token is verified, and count that. For who waited for its key: a thousand
+    may have waited for the same."""
+    router, work = client.services.router, client.services.tokens.weigh(token)
+    await router.turns.wait(work)
+    router.meter.add(work)
+
+
+def weigh_token(client: Client, token: str) -> float:
+    """The work of a token that is verified in the step of its command."""
+    tokens = client.services.tokens
+    return 0.0 if tokens.may_wait else tokens.weigh(token)
+
+
 async def ask_subscription_token(client: Client, token: str) -> SubscriptionToken | None:
     """Verify a subscription token, waiting for keys; None for none, or where none counts."""
     tokens = client.services.tokens
     if not token or not tokens.enabled:
         return None
     try:
-        return await tokens.subscription(token)
+        await tokens.wait_key(token)
+        await pay_for_token(client, token)
+        return tokens.subscription_nowait(token)
     except TokenRefused as error:
         note_refused(client, error)
         raise refusal_of(error) from None
@@ -125,6 +141,7 @@ def subscription_token(client: Client, token: str) -> SubscriptionToken | None:
     tokens = client.services.tokens
     if not token or not tokens.enabled:
         return None
+    client.services.router.meter.add(tokens.weigh(token))
     try:
         return tokens.subscription_nowait(token)
     except TokenRefused as error:
@@ -196,9 +213,10 @@ class Subscribe(Handler):
     def weigh(self, client: Client, command: Command) -> float:
         request = command.subscribe
         assert request is not None
-        if not request.recover:
-            return 0.0
-        return weigh_recovery(client.services.router, request.channel, request.offset)
+        work = weigh_token(client, request.token)
+        if request.recover:
+            work += weigh_recovery(client.services.router, request.channel, request.offset)
+        return work
 
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
         request = command.subscribe
@@ -259,6 +277,10 @@ class SubRefresh(Handler):
     async def ask(self, client: Client, command: Command) -> object:
         assert command.sub_refresh is not None
         return await ask_subscription_token(client, command.sub_refresh.token)
+
+    def weigh(self, client: Client, command: Command) -> float:
+        assert command.sub_refresh is not None
+        return weigh_token(client, command.sub_refresh.token)
 
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
         request, services = command.sub_refresh, client.services

@@ -29,7 +29,13 @@ from broker.protocols.codec import Result
 from broker.protocols.commands import Command, ConnectRequest, SubscribeRequest
 from broker.protocols.json_text import to_json
 from broker.routing.subscriptions import Opened, Plan, is_recoverable, plan_subscription
-from broker.session.commands import Handler, note_refused, refusal_of
+from broker.session.commands import (
+    Handler,
+    note_refused,
+    pay_for_token,
+    refusal_of,
+    weigh_token,
+)
 from broker.session.expiry import deadline, expiry_fields
 from broker.session.orders import ServerSub
 from broker.session.replies import Client
@@ -48,8 +54,11 @@ async def ask_connection_token(client: Client, token: str) -> ConnectionToken | 
     """
     if not _counts(client, token):
         return None
+    tokens = client.services.tokens
     try:
-        return await client.services.tokens.connection(token)
+        await tokens.wait_key(token)
+        await pay_for_token(client, token)
+        return tokens.connection_nowait(token)
     except TokenRefused as error:
         raise _verdict(client, error) from None
 
@@ -58,6 +67,7 @@ def connection_token(client: Client, token: str) -> ConnectionToken | None:
     """The same by the keys that are here."""
     if not _counts(client, token):
         return None
+    client.services.router.meter.add(client.services.tokens.weigh(token))
     try:
         return client.services.tokens.connection_nowait(token)
     except TokenRefused as error:
@@ -131,6 +141,10 @@ class Connect(Handler):
             )
             reply = await client.services.hooks.connect(event)
         return _ConnectAnswer(token, reply or ConnectReply())
+
+    def weigh(self, client: Client, command: Command) -> float:
+        assert command.connect is not None
+        return weigh_token(client, command.connect.token)
 
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
         request = command.connect
@@ -296,6 +310,10 @@ class Refresh(Handler):
     async def ask(self, client: Client, command: Command) -> object:
         assert command.refresh is not None
         return await ask_connection_token(client, command.refresh.token)
+
+    def weigh(self, client: Client, command: Command) -> float:
+        assert command.refresh is not None
+        return weigh_token(client, command.refresh.token)
 
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
         assert command.refresh is not None

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from broker.access.keys import ALGORITHMS, Key, keys_of_jwks, load_keys, warning
+from broker.access.keys import ALGORITHMS, Key, keys_of_jwks, load_keys, public_key, warning
 from broker.access.minting import algorithm_of, mint
 from broker.access.tokens import (
     ConnectionToken,
@@ -35,6 +35,7 @@ from broker.access.tokens import (
 )
 from broker.config.settings import TokenRules
 from broker.core.names import may_cover_private
+from broker.core.work import SIGNATURE, TOKEN, WIDE_SIGNATURE
 from broker.errors import ConfigError, TokenExpired, TokenInvalid, TokenRefused
 from tests.conftest import HMAC_SECRET
 
@@ -84,6 +85,31 @@ def subscription(token: str, rules: TokenRules = RULES, now: float = NOW) -> Sub
 
 def b64(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+# what they cost
+
+
+@pytest.mark.parametrize("algorithm", sorted([*PRIVATE, "HS256"]))
+def test_a_token_is_weighed_by_what_it_says_of_its_signature(algorithm: str) -> None:
+    private = PRIVATE.get(algorithm)
+    secret = HMAC_SECRET.encode() if private is None else private_pem(private)
+    keys = [public_key(each.public_key()) for each in (RSA, PRIVATE["ES384"])]
+    tokens = Tokens(TokenRules(), keys, lambda: NOW)
+    signature = {"HS256": 0.0, "ES384": WIDE_SIGNATURE, "ES512": WIDE_SIGNATURE}
+    each = signature.get(algorithm, SIGNATURE)
+    assert tokens.weigh(mint({"sub": "alice"}, secret, algorithm)) == TOKEN + 2 * each
+
+
+@pytest.mark.parametrize("bad", ["a.b.c", "e30.e30.", "W10.e30.", "\ud800.a", "." * 5, "x" * 600])
+def test_what_is_no_token_is_weighed_as_one_without_a_signature(bad: str) -> None:
+    assert Tokens(TokenRules(), load_keys(RULES), lambda: NOW).weigh(bad) == TOKEN
+
+
+def test_where_nothing_is_verified_a_token_weighs_nothing() -> None:
+    tokens = Tokens(TokenRules(), load_keys(RULES), lambda: NOW)
+    assert tokens.weigh("") == tokens.weigh("x" * 10_000) == 0
+    assert Tokens(TokenRules(), (), lambda: NOW).weigh("a.b.c") == 0
 
 
 # algorithms and keys

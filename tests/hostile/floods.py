@@ -5,8 +5,10 @@ The rows of issue 9, and their kin. Those that hold memory say how much the brok
 
 import itertools
 import random
+from base64 import urlsafe_b64encode
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -43,6 +45,9 @@ HOLES_MIB: Final = 2 * BUDGET_MIB
 """What the process may take with the holes that many large blocks leave, before they are given back."""
 
 HISTORY: Final = Setup(env=BUDGET)
+SLOW_CURVE: Final = Setup(
+    toml=f"[tokens]\npublic_keys = ['{Path(__file__).with_name('es384.pem')}']\nallow_anonymous = true\n"
+)
 HISTORY_MIB: Final = 57
 """As many publications of 1 MB fit into `history_bytes`, 64 MiB, with what they cost besides."""
 
@@ -749,6 +754,20 @@ async def _presence(field: Field) -> Sequence[str]:
         await peer.call(subscribe={"channel": "crowd"})
     asked = text(*({"id": n, "presence": {"channel": "crowd"}} for n in range(2, 200)))
     await _flooders(field, 16, asked)
+    return ["served"]
+
+
+@hostile(
+    "flood/16 clients show tokens of a slow curve", ISSUE, "served", attackers=16, setup=SLOW_CURVE
+)
+async def _tokens(field: Field) -> Sequence[str]:
+    """To refuse a signature by P-384 takes as long as a hundred other commands."""
+    head, claims = (
+        urlsafe_b64encode(each).decode() for each in (b'{"alg":"ES384"}', b'{"sub":"eve"}')
+    )
+    shown = f"{head.rstrip('=')}.{claims.rstrip('=')}.{urlsafe_b64encode(b's' * 96).decode()}"
+    data = text(*({"id": n, "subscribe": {"channel": "t", "token": shown}} for n in range(2, 200)))
+    await _flooders(field, 16, data)
     return ["served"]
 
 

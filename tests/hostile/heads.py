@@ -334,6 +334,23 @@ async def _fins(field: Field) -> Sequence[str]:
     return unless(len(lines) > 120 and f"{len(lines)} log lines", "served")
 
 
+@hostile(
+    "head/50 bodies of 10,000 one-byte chunks", "RFC 9112 7.1", "413", attackers=50, seconds=20.0
+)
+async def _crumbs(field: Field) -> Sequence[str]:
+    """Each chunk is looked at by itself, so they are bounded by their number, as fragments are."""
+    head = request("POST /", [("Transfer-Encoding", "chunked")])
+    answers: set[str] = set()
+    for _ in range(4):
+        peers = [await field.connect() for _ in range(50)]
+        for peer in peers:
+            await peer.send(head + b"1\r\nx\r\n" * 10_000)
+        for peer in peers:
+            answers.add(str((await peer.head()).status))
+            await peer.aclose()
+    return sorted(answers)
+
+
 # kept connections: proxies reuse what they have
 
 

@@ -20,9 +20,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 
-from broker.http.server import HttpServer
+from broker.http.server import FREE_CHUNKS, HttpServer
 from broker.transport.head import Request as HeadAndBehind
 from broker.transport.head import parse_head, read_head
+
+CRUMB = b"1\r\nx\r\n"
+USUAL = b"200\r\n%b\r\n" % (b"x" * 512)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -271,7 +274,42 @@ async def test_a_body_over_the_limit_is_refused_by_its_length() -> None:
 async def test_a_chunked_body_over_the_limit_is_refused_once_it_is_there() -> None:
     server = HttpServer(app_of(echo), body_bytes=1000)
     sent = request("POST / HTTP/1.1", "Transfer-Encoding: chunked")
-    assert parsed(await exchange(server, sent + b"1\r\nx\r\n" * 5000))[0].status_code == 413
+    chunk = b"64\r\n%b\r\n" % (b"x" * 100)
+    with structlog.testing.capture_logs() as lines:
+        assert parsed(await exchange(server, sent + chunk * 11))[0].status_code == 413
+    assert lines[0]["reason"] == "the body of a request has at most 1000 bytes"
+    assert parsed(await exchange(server, sent + chunk * 9 + b"0\r\n\r\n"))[0].status_code == 200
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize(
+    "body, status",
+    [
+        (CRUMB * FREE_CHUNKS + b"0\r\n\r\n", 200),
+        (USUAL * 1000 + b"0\r\n\r\n", 200),
+        (CRUMB * (FREE_CHUNKS + 1), 413),
+        (USUAL * 100 + CRUMB * 1000, 413),
+    ],
+)
+async def test_a_body_in_crumbs_is_refused_before_all_are_looked_at(
+    body: bytes, status: int, at_once: bool
+) -> None:
+    """Ten thousand chunks of a byte come in one read, and each takes as long as one of a kilobyte."""
+    head = request("POST / HTTP/1.1", "Transfer-Encoding: chunked")
+    ours, theirs = memory_stream_pair()
+    with structlog.testing.capture_logs() as lines, trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, HttpServer(app_of(echo)), theirs)
+            await ours.send_all(head + body if at_once else head)
+            if not at_once:
+                await trio.testing.wait_all_tasks_blocked()
+                await ours.send_all(body)
+            assert parsed(await read_all(ours))[0].status_code == status
+            await ours.aclose()
+    reasons = [each["reason"] for each in lines if each["event"] == "refused"]
+    assert [reason.partition(" comes ")[2][:32] for reason in reasons] == (
+        ["in chunks of 256 bytes on averag"] if status == 413 else []
+    )
 
 
 async def test_an_app_that_leaves_the_body_unread_is_no_deadlock() -> None:
@@ -279,7 +317,8 @@ async def test_an_app_that_leaves_the_body_unread_is_no_deadlock() -> None:
         await trio.testing.wait_all_tasks_blocked()
         return PlainTextResponse("done")
 
-    sent = request("POST / HTTP/1.1", "Transfer-Encoding: chunked") + b"1\r\nx\r\n" * 1000
+    chunk = b"100\r\n%b\r\n" % (b"x" * 256)
+    sent = request("POST / HTTP/1.1", "Transfer-Encoding: chunked") + chunk * 1000
     with trio.fail_after(5):
         assert parsed(await exchange(HttpServer(app_of(careless)), sent))[1] == b"done"
 

@@ -3,11 +3,15 @@
 import json
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final
 
 import centrifuge.protocol.client_pb2 as schema
+import jwt
 import pytest
 import trio
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
 
 from broker import (
@@ -20,6 +24,8 @@ from broker import (
     Initiator,
     PublishEvent,
     PublishReply,
+    SubscribeEvent,
+    TokenRules,
     TopicRules,
 )
 from broker.core.work import (
@@ -34,7 +40,9 @@ from broker.core.work import (
     PUBLICATION,
     ROUND,
     SLICE,
+    TOKEN,
     UNMASKED_KILOBYTE,
+    WIDE_SIGNATURE,
     Meter,
 )
 from broker.protocols.commands import MAX_COMMANDS
@@ -244,6 +252,43 @@ async def test_what_many_ask_for_at_once_is_done_a_few_at_a_time(
         assert len([each for each in load.rounds if each > most / 2]) >= min(
             20, together / (2 * ROUND)
         )
+
+
+@pytest.mark.parametrize("asks", [False, True], ids=["at once", "by a hook"])
+async def test_tokens_that_many_show_are_verified_a_few_at_a_time(
+    autojump_clock: MockClock, tmp_path: Path, asks: bool
+) -> None:
+    """A signature may take as long as a hundred other commands, and a bad one costs its bearer nothing."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "key.pem").write_bytes(public)
+    rules = TokenRules(public_keys=(str(tmp_path / "key.pem"),), allow_anonymous=True)
+    broker = Broker(Config(tokens=rules))
+    if asks:
+
+        @broker.on_subscribe
+        async def let_in(event: SubscribeEvent) -> None:
+            pass
+
+    shown = jwt.encode({"channel": "t"}, ec.generate_private_key(ec.SECP384R1()), "ES384")
+    command = json.dumps({"id": 2, "subscribe": {"channel": "t", "token": shown}})
+    async with open_test_broker(broker) as net:
+        clients = [await net.open_client() for _ in range(10)]
+        await wait_all_tasks_blocked()
+        load = LoopLoad(net.node.router.meter)
+        trio.lowlevel.add_instrument(load)
+        async with trio.open_nursery() as nursery:
+            for client in clients:
+                nursery.start_soon(client.send_text, "\n".join([command] * 5))
+        await wait_all_tasks_blocked()
+        trio.lowlevel.remove_instrument(load)
+        each = TOKEN + WIDE_SIGNATURE
+        assert sum(load.rounds) > 50 * each
+        assert max(load.rounds) < ROUND + 3 * each
+        for client in clients:
+            refused = 0
+            while refused < 5:
+                refused += (await client.receive_text()).count('"code":103')
 
 
 async def test_hundreds_that_go_at_once_leave_a_few_at_a_time(autojump_clock: MockClock) -> None:
