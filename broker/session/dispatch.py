@@ -522,7 +522,9 @@ class Dispatcher:
                 client.reply(command.id, method, result)
         except Exception as error:
             self._note_outcome(client, command, method, error)
-            if isinstance(error, Disconnect) or (method == "send" and not isinstance(error, Refused)):
+            if isinstance(error, Disconnect) or (
+                method == "send" and not isinstance(error, Refused)
+            ):
                 raise
             _answer_failure(client, command, method, error)
         else:
@@ -588,7 +590,9 @@ def _answer_failure(client: Client, command: Command, method: str, error: Except
     if isinstance(error, Refused):
         client.refuse(command.id, error)
         return
-    client.services.log.exception("hook_failed", hook=method, fd=client.peer.fd)
+    client.services.log.exception(  # noqa: LOG004 - called while the exception is handled
+        "hook_failed", hook=method, fd=client.peer.fd
+    )
     client.refuse(command.id, Refused(ErrorCode.INTERNAL))
 
 
