@@ -672,15 +672,9 @@ class Broker:
         try:
             async with AsyncExitStack() as stack:
                 node, backends = await self._open_node(stack)
-                services, samples = node.services, Samples(node)
-                services.admin = admin_methods(node, samples)
+                services = node.services
                 upkeep = await stack.enter_async_context(trio.open_nursery())
-                name_scope(upkeep, "upkeep")
-                upkeep.start_soon(_beat, node)
-                upkeep.start_soon(keep_memory, services, name="memory")
-                upkeep.start_soon(samples.keep, name="admin")
-                if services.neighbourhood is not None:
-                    upkeep.start_soon(services.neighbourhood.run, name="neighbours")
+                _start_upkeep(node, upkeep)
                 async with trio.open_nursery() as sessions:
                     name_scope(sessions, "sessions")
 
@@ -846,6 +840,18 @@ async def serve_until_signal(
         with cut:
             await broker.serve(task_status=_WhenServing(begin), **given)
     return not cut.cancelled_caught
+
+
+def _start_upkeep(node: Node, upkeep: trio.Nursery) -> None:
+    """Start the tasks that run beside the sessions, for as long as there may be any."""
+    name_scope(upkeep, "upkeep")
+    services, samples = node.services, Samples(node)
+    services.admin = admin_methods(node, samples)
+    upkeep.start_soon(_beat, node)
+    upkeep.start_soon(keep_memory, services, name="memory")
+    upkeep.start_soon(samples.keep, name="admin")
+    if services.neighbourhood is not None:
+        upkeep.start_soon(services.neighbourhood.run, name="neighbours")
 
 
 def _log_ready(node: Node, addresses: list[str], api: list[str], broker: Broker) -> None:

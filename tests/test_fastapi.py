@@ -119,3 +119,52 @@ def test_who_is_no_member_or_nobody_is_refused(backend: Backend) -> None:
     assert backend.ask("/rooms/8/messages", "ann", {"text": "let me in"}) == 403
     backend.broker.stop()
     assert backend.ask("/rooms/7/messages", "ann", {"text": "nobody there"}) == 502
+
+
+def shell(beginning: str) -> str:
+    """The block of shell that begins so."""
+    blocks = re.findall(r"```shell\n(.*?)```", PAGE, re.DOTALL)
+    (found,) = (block for block in blocks if block.startswith(beginning))
+    return str(found)
+
+
+def test_what_is_typed_to_try_it_prints_what_the_page_says(
+    backend: Backend, tmp_path: Path
+) -> None:
+    def fill(text: str) -> str:
+        return text.replace("localhost:8000", backend.url).replace(
+            "python -m", f"{sys.executable} -m"
+        )
+
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "BROKER_URL": backend.broker.ws}
+    with (tmp_path / "ann.txt").open("wb") as output:
+        ann = subprocess.Popen(
+            ["sh", "-c", f"{fill(shell('TOKEN=')).rstrip()} --count 1"], env=env, stdout=output
+        )
+    try:
+        deadline = time.monotonic() + 3 * PATIENCE
+        while ann.poll() is None:
+            assert time.monotonic() < deadline
+            told = subprocess.run(
+                ["sh", "-c", fill(shell("curl "))], check=True, capture_output=True, text=True
+            )
+            assert re.fullmatch(r'\{"offset":\d+\}', told.stdout)
+    finally:
+        ann.kill()
+        ann.wait()
+    line = (tmp_path / "ann.txt").read_text("utf-8")
+    assert re.sub(r"(?<=room.7 )\d+", "1", line) in PAGE
+    assert line
+
+
+def test_both_terminals_have_the_same_secrets(tmp_path: Path) -> None:
+    make = shell("echo ").partition("python -m")[0]
+    subprocess.run(["sh", "-ec", make], cwd=tmp_path, check=True)
+    assert (tmp_path / "secrets.env").stat().st_mode & 0o077 == 0
+    assert shell(". ./secrets.env").endswith("uvicorn backend:app --port 8000\n")
+    for name in ("BROKER_API_KEY", "BROKER_TOKENS_HMAC_SECRET"):
+        show = f'. ./secrets.env && env | grep "^{name}="'
+        done = subprocess.run(
+            ["sh", "-ec", show], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        assert len(done.stdout) == len(f"{name}=\n") + 64

@@ -151,35 +151,9 @@ def http_app(node: Node) -> Starlette:
     `/`, `/static`, `/api`, `/metrics`, `/admin`, 426 on the WebSocket paths, 404. A hook that raises costs its peer a 500; the
     server logs it.
     """
-    health, pages, api = _Health(node), _Pages(node), Api(node)
-
-    async def metrics() -> bytes:
-        return await (exposition_of_all if node.others else exposition)(node)
-
-    def both(path: str, answer: Endpoint, methods: list[str]) -> list[Route]:
-        """A slash at the end makes no difference, as for WebSockets."""
-        return [Route(each, answer, methods=methods) for each in (path, f"{path}/")]
-
-    methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+    health = _Health(node)
     ours = Router(
-        [
-            Route("/", pages.page),
-            Mount("/static", _Assets(directory=HERE / "static")),
-            *both("/api/{method}", api.__call__, ["POST"]),
-            Route(
-                OPENAPI, api.described(lambda: openapi(node.config.path_prefix)), methods=["GET"]
-            ),
-            Route(ASYNCAPI, api.described(lambda: asyncapi(node.config)), methods=["GET"]),
-            *both("/metrics", Metrics(node, metrics).__call__, ["GET"]),
-            *both(PAGE, pages.admin, ["GET"]),
-            *both(DOOR, pages.admin_door, methods),
-            *(
-                route
-                for path in map(route_of, node.config.websocket_paths)
-                if path != "/" and not path.endswith("/*")
-                for route in both(path, pages.upgrade_required, methods)
-            ),
-        ],
+        _routes(node),
         # A redirect would name the scheme and host that a proxy asked us for.
         redirect_slashes=False,
         default=_text(HTTPStatus.NOT_FOUND, "Nothing is here. The page is at /."),
@@ -207,6 +181,37 @@ def http_app(node: Node) -> Starlette:
             Mount("/", hook_first),
         ]
     )
+
+
+def _routes(node: Node) -> list[Route | Mount]:
+    """What we have ourselves, path by path."""
+    pages, api = _Pages(node), Api(node)
+
+    async def metrics() -> bytes:
+        return await (exposition_of_all if node.others else exposition)(node)
+
+    def both(path: str, answer: Endpoint, methods: list[str]) -> list[Route]:
+        """A slash at the end makes no difference, as for WebSockets."""
+        return [Route(each, answer, methods=methods) for each in (path, f"{path}/")]
+
+    every_method = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+    described = api.described(lambda: openapi(node.config.path_prefix))
+    return [
+        Route("/", pages.page),
+        Mount("/static", _Assets(directory=HERE / "static")),
+        *both("/api/{method}", api.__call__, ["POST"]),
+        Route(OPENAPI, described, methods=["GET"]),
+        Route(ASYNCAPI, api.described(lambda: asyncapi(node.config)), methods=["GET"]),
+        *both("/metrics", Metrics(node, metrics).__call__, ["GET"]),
+        *both(PAGE, pages.admin, ["GET"]),
+        *both(DOOR, pages.admin_door, every_method),
+        *(
+            route
+            for path in map(route_of, node.config.websocket_paths)
+            if path != "/" and not path.endswith("/*")
+            for route in both(path, pages.upgrade_required, every_method)
+        ),
+    ]
 
 
 def _text(status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None) -> Response:

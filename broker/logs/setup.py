@@ -203,9 +203,11 @@ def _configure_structlog(
         if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.closed:
             sys.stdout.reconfigure(encoding="utf-8")  # byte for byte, whatever the locale
     made = structlog.make_filtering_bound_logger(threshold)
+    # A program that embeds a broker may put processors of its own in place of ours, to see all lines.
+    is_lidded = sink is _threads and log_format != "article"
     structlog.configure(
         processors=[*processors, limiter, _add_worker, *rendering(log_format)],
-        wrapper_class=made if log_format == "article" else _lidded(made, limiter),
+        wrapper_class=_lidded(made, limiter) if is_lidded else made,
         logger_factory=_Output(sink, limiter),
         cache_logger_on_first_use=False,
     )

@@ -590,9 +590,7 @@ def _answer_failure(client: Client, command: Command, method: str, error: Except
     if isinstance(error, Refused):
         client.refuse(command.id, error)
         return
-    client.services.log.exception(  # noqa: LOG004 - called while the exception is handled
-        "hook_failed", hook=method, fd=client.peer.fd
-    )
+    client.services.log.error("hook_failed", hook=method, fd=client.peer.fd, exc_info=error)
     client.refuse(command.id, Refused(ErrorCode.INTERNAL))
 
 

@@ -174,6 +174,33 @@ class Outbox:
         "stalled",
     )
 
+    mail: list[Run]
+    """The runs that wait, `GONE` where one has left its place; empty when nothing waits."""
+    messages: int
+    max_bytes: int
+    alarm_bytes: int
+    """Beyond so many bytes `overflow` has to be called."""
+    max_messages: int
+    dropped: int
+    bytes_sent: int
+    """Taken by the system, or by a stream that is no socket. Counted once a write."""
+    messages_sent: int
+    sent_at: float
+    """When the system took something last, on Trio's clock."""
+    chunks: int
+    """How often a stream, or the peer behind it, was seen to take something; 0 for a bare socket,
+    which says when it is blocked."""
+    blocked: bool
+    """The system would not take more: the runs that are here have to wait for the peer."""
+    is_filling: bool
+    """Whether more than the high watermark waits, or has and not yet less than the low one."""
+    replies_wait: bool
+    """Whether a reply that was too large for the bound has yet to go out."""
+    sealed: bool
+    """Nothing more is taken; queued runs still go out."""
+    stalled: bool
+    """The peer took nothing for `stall_seconds`, so it was given up."""
+
     def __init__(
         self,
         stream: trio.abc.SendStream,
@@ -188,33 +215,15 @@ class Outbox:
         stall_seconds: float,
         ledger: Ledger | None = None,
     ) -> None:
-        self.mail: list[Run] = []
-        """The runs that wait, `GONE` where one has left its place; empty when nothing waits."""
+        self.mail = []
         self.bytes: int = 0
-        self.messages: int = 0
-        self.max_bytes: int = max_bytes
-        self._bound = max_bytes
-        self.alarm_bytes: int = max_bytes
-        """Beyond so many bytes `overflow` has to be called."""
-        self.max_messages: int = max_messages
-        self.dropped: int = 0
-        self.bytes_sent: int = 0
-        self.messages_sent: int = 0
-        self.sent_at: float = -inf  # when the system took something last, on Trio's clock
-        """Taken by the system, or by a stream that is no socket. Counted once a write."""
-        self.chunks: int = 0
-        """How often a stream, or the peer behind it, was seen to take something; 0 for a bare
-        socket, which says when it is blocked."""
-        self.blocked: bool = False
-        """The system would not take more: the runs that are here have to wait for the peer."""
-        self.is_filling: bool = False
-        """Whether more than the high watermark waits, or has and not yet less than the low one."""
-        self.replies_wait: bool = False
-        """Whether a reply that was too large for the bound has yet to go out."""
-        self.sealed: bool = False
-        """Nothing more is taken; queued runs still go out."""
-        self.stalled: bool = False
-        """The peer took nothing for `stall_seconds`, so it was given up."""
+        self.messages = self.dropped = 0
+        self.max_bytes = self.alarm_bytes = self._bound = max_bytes
+        self.max_messages = max_messages
+        self.bytes_sent = self.messages_sent = self.chunks = 0
+        self.sent_at = -inf
+        self.blocked = self.is_filling = self.replies_wait = False
+        self.sealed = self.stalled = False
         self._stream = stream
         self._fileno = fileno_of(stream)
         self._below = None if self._fileno >= 0 else socket_below(stream)
