@@ -28,7 +28,7 @@ NARROWEST: Final = 9
 read no more than that has to do without."""
 
 INFLATE_BYTES: Final = 10 * 2**10
-"""What zlib holds to inflate one stream, besides its window: 9.5 KiB of 1.2.13, and Python's object."""
+"""Bytes that zlib holds to inflate one stream, besides its window: 9.5 KiB of 1.2.13, and Python's object."""
 
 _TOKEN = r"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
 # `a`, `a=1`, `a="1"`; a quoted value has to be a token as well, once its backslashes are taken off.
@@ -43,8 +43,8 @@ _Offer = tuple[str, list[tuple[str, str | None]]]
 
 @attrs.frozen
 class Deflate:
-    """What was agreed on. Bits are those of a window: `server_bits` of what we send at most, `client_bits` of
-    what comes. `client_keeps`: a message that comes may refer to those before it."""
+    """The compression that both sides agreed on. Bits are those of a window: `server_bits` of ours at most,
+    `client_bits` of the client's. `client_keeps`: a message of the client may refer to those before it."""
 
     server_bits: int = WIDEST
     client_bits: int = WIDEST

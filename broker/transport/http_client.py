@@ -30,7 +30,7 @@ MAX_ANSWER_BYTES = 64 * 2**10
 
 @asynccontextmanager
 async def open_http_client(setting: str, extra: str) -> AsyncGenerator["AsyncClient"]:
-    """What makes requests for as long as the block. It has no deadlines of its own.
+    """A client that makes requests for as long as the block. It has no deadlines of its own.
 
     Raises `ConfigError` if the package for it is missing, in the name of the `setting` that needs
     it and the `extra` that it comes with.

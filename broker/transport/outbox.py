@@ -12,8 +12,8 @@ Rules:
 4. A frame that has begun to go out is finished or the connection is dead; nothing is sent twice.
 5. One write, one wait and one drop cost the same however much waits: one write is
    bounded, and a place in the mail is looked at once (see `backlog`).
-6. Whoever wants to know when much waits, or waits for room, costs those nothing who deliver: `alarm_bytes`
-   is the one bound that they look at.
+6. Delivery costs no more where somebody wants to know when much waits, or waits for room: it looks at one
+   bound, `alarm_bytes`.
 7. A peer is given up when it has taken nothing for `stall_seconds`. Only bytes that the
    peer's system acknowledges count: a socket may not turn writable for long while its peer reads on.
 """
@@ -544,7 +544,7 @@ class Outbox:
             self._went += before - self.bytes
 
     def _front(self, runs: int, most: int) -> tuple[list[bytes | memoryview], int]:
-        """What goes out next, in at most so many runs and `most` bytes; and its size in bytes."""
+        """The parts that go out next, of at most so many runs and `most` bytes; and their size in bytes."""
         parts: list[bytes | memoryview] = []
         size = -self._sent
         for run in self.mail[self._first : self._first + runs]:
