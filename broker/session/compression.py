@@ -35,7 +35,7 @@ class Compression:
     packing: Packing = attrs.field(init=False)
     inflated: Inflated = attrs.field(init=False, factory=Inflated)
     windows_bytes: int = attrs.field(init=False, default=0)
-    """What clients keep now."""
+    """Bytes of the windows that are kept for clients now."""
     _packed: dict[int, PackedCodecs] = attrs.field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:

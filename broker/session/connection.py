@@ -2,11 +2,11 @@
 
 Rules:
 
-1. Whatever goes wrong with one peer ends that peer.
+1. A fault of one peer ends that peer.
 2. Ending is asked for before it is enforced. `Connection.close` sends a Close frame and gives a
    running hook, then the peer, `close_seconds` each; only then is anything cut.
-3. The session owns who the peer is, the dispatcher what it says, `Orders` what the server wants of
-   it. Here is when each begins and ends.
+3. The session owns who the peer is, the dispatcher what it says, `Orders` what the server wants of it. This
+   module owns when each begins and ends.
 """
 
 from collections.abc import Mapping
@@ -392,16 +392,16 @@ class Connection(Profile):
 
     @property
     def party(self) -> str:
-        """Whose memory it takes."""
+        """The party whose memory it takes."""
         return self._services.party_of(self.user, self.address, f"fd {self.fd}")
 
     @property
     def waiting(self) -> int:
-        """What waits in its outbox, in bytes."""
+        """Bytes that wait in its outbox."""
         return self.peer.outbox.bytes
 
     def own_waiting(self) -> int:
-        """About what of that no other outbox holds."""
+        """About how many of those no other outbox holds."""
         return self.peer.outbox.own_bytes()
 
     def give_way(self) -> None:

@@ -8,8 +8,8 @@ message, until the garbage collector comes by. So none stays in a variable that 
 
 Rules:
 
-1. Nothing overtakes: a command is carried out when all that came before it are. What hooks are asked
-   about different topics they are asked side by side (`questions`).
+1. Nothing overtakes: a command is carried out when all that came before it are. Hooks are asked about
+   different topics side by side (`questions`).
 2. A peer that has had its turn goes behind all others, in the middle of a message if need be.
 3. A client that has yet to take a large reply is served on when it has.
 """
@@ -400,7 +400,7 @@ class Dispatcher:
 
     def _may_take_apart(self, payload: bytes) -> bool:
         """Whether a message may be decoded in this turn, if it is not yet; notes that the turn is over
-        if not. What is in it is weighed later, one command after the other."""
+        if not. Its commands are weighed later, one after the other."""
         if len(payload) <= _LARGE or self._left is not None or self._share.slice > 0:
             return True
         self._share.want_turn()
@@ -473,7 +473,7 @@ class Dispatcher:
                 await self.services.router.engine.wait_room()
         if turn.failure is None:
             await self._share.wait_room(handler.weigh(client, command))
-            # What may have to be waited for comes last: what is known is so until the next checkpoint.
+            # The step that may have to wait comes last: all that is known holds until the next checkpoint.
             try:
                 await client.fetch(handler.topics(client, command, turn.answer))
             except Refused as refusal:
@@ -528,8 +528,8 @@ class Dispatcher:
                 raise
             _answer_failure(client, command, method, error)
         else:
-            # What a publish has come to is logged where it is carried out; the answer to a ping has no
-            # method, and says nothing.
+            # The outcome of a publish is logged where it is carried out; the answer to a ping has no method,
+            # and says nothing.
             if method not in ("publish", ""):
                 self._note_outcome(client, command, method)
         work = COMMAND + size / 1024 * DECODED_KILOBYTE

@@ -1,7 +1,6 @@
 """A connection as an app sees it: who it is and where it comes from. Nothing here does anything.
 
-What its session knows (user, claims, subscriptions) is asked of that; the rest is as it was at the
-handshake.
+The session is asked for what it knows (user, claims, subscriptions); the rest is as it was at the handshake.
 """
 
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ SUBPROTOCOLS: Final[Mapping[str, Codec]] = {
 
 
 class Asked:
-    """What hooks may read of the request for a connection."""
+    """The part of a request for a connection that hooks may read."""
 
     __slots__ = ("_field_lines", "_target", "address", "data", "peer_address", "transport")
 
@@ -73,7 +72,7 @@ class Asked:
 
 
 class Profile(Asked):
-    """What hooks may read of one peer. `peer` is there once the connection runs."""
+    """The part of a connection that hooks may read. `peer` is there once the connection runs."""
 
     __slots__ = ("opened_at", "peer", "subprotocol", "traffic")
 

@@ -5,10 +5,10 @@ Rules:
 
 1. A command is carried out when all that came before it are, whichever answer was there first. So
    replies and effects come in the order of the commands, as if there had been one at a time.
-2. Of two commands about one topic the second is asked about when the first is carried out, since
-   what is asked may depend on it.
-3. A command about no topic goes alone: who the client is, and what a call of the app's does, may
-   matter for everything behind it.
+2. Of two commands about one topic the second is asked about when the first is carried out, since the question
+   may depend on it.
+3. A command about no topic goes alone: it may change who the client is, or call the app, and that may matter
+   for everything behind it.
 4. Each question is a task in the connection's own nursery, and so is gone when the connection is.
    Where a backend is asked, it is cancelled as soon as the client has gone; a hook of the app has
    until the end that `end_soon` sets.
@@ -182,7 +182,7 @@ class Questions:
         return True
 
     def _enter(self, turn: Turn) -> None:
-        """What a turn asks for is kept with it, and may be all of a message."""
+        """Add a turn, and charge its command, which may be all of a message."""
         self._turns.append(turn)
         turn.client.peer.holding.charge(Part.INCOMING, int(turn.size))
 

@@ -128,7 +128,7 @@ class Services:
     serve_http: HttpHandler = attrs.field(init=False)
     """Set before anybody is accepted: it is made of what is here."""
     admin: Mapping[str, Method] = attrs.field(init=False, factory=dict)
-    """What operators may ask for, by name; the same."""
+    """The methods that operators may call, by name; set like `serve_http`."""
     desks: dict[Fd, OpenDesk] = attrs.field(init=False, factory=dict)
     """The operators who have logged in."""
     operators: Operators = attrs.field(init=False)
@@ -228,7 +228,7 @@ class Services:
         return trusted_proxies(self.config.trusted_proxies, self.config.proxy_header)
 
     def party_of(self, user: str, address: str, alone: str) -> str:
-        """Whose something is; see `TrustedProxies.party_of`."""
+        """The party that something counts for; see `TrustedProxies.party_of`."""
         return self.proxies.party_of(user, address, alone)
 
     def emit(self, kind: EventKind, fd: Fd, user: str, **fields: Any) -> None:

@@ -84,8 +84,8 @@ class Trace:
             await self._came.wait()
 
     async def receive(self) -> list[Entry]:
-        """What has come since, at least one entry; an empty list once it has ended. Cancelled, nothing is
-        lost."""
+        """The entries since the last call, at least one; an empty list once the trace has ended. Cancelled,
+        nothing is lost."""
         await trio.lowlevel.checkpoint()
         await self.wait()
         return self.buffer.take()
@@ -128,7 +128,7 @@ class Traces:
 
     @property
     def bytes_held(self) -> int:
-        """What the entries take that wait."""
+        """Bytes of the entries that wait."""
         return sum([trace.buffer.bytes_held for trace in self._traces.values()])
 
     def __len__(self) -> int:
