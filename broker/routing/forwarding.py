@@ -39,7 +39,7 @@ _counts: Final = msgspec.msgpack.Decoder(tuple[int, int, list[Fd]])
 
 @attrs.define(eq=False)
 class _OnItsWay:
-    """What one node has yet to answer, in bytes."""
+    """The bytes of requests that one node has yet to answer."""
 
     total: int = 0
     of: dict[Owner, int] = attrs.field(factory=dict)
@@ -90,7 +90,7 @@ class Forwarding:
         try:
             self.neighbours.call(node, body, answer)
         except Refused as refusal:
-            # Who has published adds what wants to know of it only now.
+            # The publisher fills `dones` only after this call, so it is told in a later step.
             trio.lowlevel.current_trio_token().run_sync_soon(self._failed, answer, refusal)
 
     def _failed(self, answer: Answer, refusal: Refused) -> None:

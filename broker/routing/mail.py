@@ -1,4 +1,4 @@
-"""What nodes say to each other, and how it is written: msgpack, a tag and fields in their order.
+"""The messages between nodes, and how they are written: msgpack, a tag and fields in their order.
 
 Rules:
 
@@ -87,7 +87,7 @@ class Dealt(Mail, frozen=True, tag="dealt"):
 
 
 class Counted(Mail, frozen=True, tag="counted"):
-    """What became of a publication on the node that says this."""
+    """The outcome of a publication on the node that sends this."""
 
     number: int
     matched: int
@@ -162,7 +162,7 @@ class Trace(Mail, frozen=True, tag="trace"):
 
 
 class ReadTrace(Mail, frozen=True, tag="read_trace"):
-    """What a trace has seen since; wait so many seconds until there is something."""
+    """Ask for the entries of a trace since the last read; the node waits up to `wait` seconds for one."""
 
     trace: str
     wait: float

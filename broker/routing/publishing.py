@@ -54,7 +54,7 @@ FD_BYTES: Final = 36
 """An fd in a report that is kept: a number, and its place in the tuple."""
 
 _KeptAs: TypeAlias = tuple[Owner, tuple[str, str]]
-"""Whose key it is; the topic and the key."""
+"""The owner of the key; the topic and the key."""
 
 
 class CountsEverywhere(Protocol):
@@ -145,7 +145,7 @@ class Publisher:
 
     @property
     def bytes_held(self) -> int:
-        """What the results take that are kept by key."""
+        """Bytes of the results that are kept by key."""
         return self.router.engine.keys.bytes_held
 
     def forget(self, by: Session) -> None:
@@ -168,7 +168,7 @@ class Publisher:
         parcel = Parcel(
             topic, "close", [(publication,)], exclude=frozenset(options.exclude), report=report
         )
-        # What goes to one connection is counted by its node, and answered.
+        # A publication to one connection is counted by the connection's node, which answers.
         counts = self.everywhere if options.report and direct_fd(topic) is None else None
         if counts is not None and done is not None:
             counts.mark(parcel)
@@ -202,6 +202,6 @@ def _tell(done: OnDelivery, report: Report, result: Position | Refused | None) -
 
 
 def delivery_of(report: Report, position: Position | None) -> Delivery:
-    """What became of a publication, as it was counted."""
+    """The outcome of a publication, as it was counted."""
     dropped = report.matched - report.queued
     return Delivery(report.matched, report.queued, dropped, tuple(report.failed), position)

@@ -1,10 +1,10 @@
-"""What a topic keeps and who is there, in as much as one reply may hold.
+"""The history and the presence of a topic, within the size of one reply.
 
 Rules:
 
 1. A reply is bounded in time and in bytes, whoever asks. A history is cut, and the asker can see by the
    last offset and the top that there is more; a recovery and a presence are whole or not given.
-2. What is listed is charged in the step in which it is.
+2. A list is charged in the step that makes it.
 """
 
 from collections.abc import Mapping, Sequence
