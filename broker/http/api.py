@@ -271,7 +271,7 @@ class ApiResponse:
 
 @attrs.frozen
 class _Later:
-    """What has begun, and is answered when the engine has kept it."""
+    """A method that has begun, and is answered when the engine has kept its publication."""
 
     wait: Callable[[], Awaitable[Any]]
 
@@ -425,13 +425,13 @@ class Api:
 
 
 class _Methods:
-    """What may be called. Each method waits for its turns by its `Call`, and decides anew in each."""
+    """The methods of the API. Each waits for its turns by its `Call`, and decides anew in each."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
 
     def by_name(self) -> dict[str, CarryOut]:
-        """What carries out each method; of which kind its parameters are is in `PARAMETERS`."""
+        """The function that carries out each method; the type of its parameters is in `PARAMETERS`."""
         return {
             "publish": self._publish,
             "broadcast": self._broadcast,
@@ -867,7 +867,7 @@ def _response(ended: Publishing, content: _Content) -> bytes:
 
 
 def _publication_of(content: _Content, traceparent: str) -> tuple[bytes, PublishOptions]:
-    """What is to be published. Raises `Refused` (107)."""
+    """The data and the options to publish with. Raises `Refused` (107)."""
     tags = content.tags
     if is_sampled(traceparent):
         tags = {TAG: traceparent, **(tags or {})}

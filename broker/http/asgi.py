@@ -184,7 +184,7 @@ def http_app(node: Node) -> Starlette:
 
 
 def _routes(node: Node) -> list[Route | Mount]:
-    """What we have ourselves, path by path."""
+    """The broker's own routes, path by path."""
     pages, api = _Pages(node), Api(node)
 
     async def metrics() -> bytes:

@@ -64,7 +64,7 @@ NOT_REPLAYED = {b"upgrade", b"http2-settings"}
 T = TypeVar("T")
 
 Hold: TypeAlias = Callable[[str, Head, Callable[[], None]], Holding]
-"""What is held for a request of a peer with this address; the function is called to end it."""
+"""Makes the holding of a request, by the address of its peer; the function is called to end the request."""
 
 
 class HttpServer:

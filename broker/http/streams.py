@@ -60,7 +60,7 @@ class HttpStream(RelayStream):
     connection: "Connection"
     pieces: int
     holding: Holding = UNCOUNTED
-    """What is charged for what it has in hand: that of its connection, once there is one."""
+    """The holding that is charged for its data: that of its connection, once there is one."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.transport_stream: trio.abc.Stream = stream
@@ -233,7 +233,7 @@ class _Listed(msgspec.Struct):
 
 
 class _Subscribed(msgspec.Struct):
-    """What the outcome of a subscription says of the place where its reader is."""
+    """The fields of a subscription's outcome that say where its reader is."""
 
     offset: int = 0
     epoch: str = ""
