@@ -1,19 +1,19 @@
-"""What an engine is to the rest of the broker: *the log decides, memory answers*.
+"""The engine, as the rest of the broker sees it: *the log decides, memory answers*.
 
-A publication is appended to a log; what comes back from it gets its offsets, is fanned out and is
+A publication is appended to a log. It comes back from there, and then gets its offset, is fanned out and is
 acknowledged, in the order of the log. An engine without a log gives it back at once.
 
 All engines promise:
 
 1. Per topic one order, and offsets without a hole, the same for everybody.
-2. What a `Done` was told is kept, as far as `durability` says; and it was delivered before that.
+2. A `Done` without a refusal means: the publication is kept, as far as `durability` says, and delivered.
 3. Nothing is delivered twice within one epoch. An epoch that anybody was told of is never used for
    another count: after a loss there is a new one.
 
-Not promised: an order between topics; that a publication is kept for its whole ttl; that what was
-*not* acknowledged is gone: a process that was killed may have kept it.
+Not promised: an order between topics; that a publication is kept for its whole ttl; that one which was *not*
+acknowledged is gone: a process that was killed may have kept it.
 
-Every method is called in Trio's thread, and none is async that does not say what it waits for.
+Every method is called in Trio's thread, and each async one says what it waits for.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -36,8 +36,8 @@ from broker.errors import Refused
 T = TypeVar("T")
 
 Durability: TypeAlias = Literal["none", "process", "power", "shared"]
-"""What a `Done` survives: nothing, the death of this process, the loss of power; or whatever the server
-survives that this process shares with others."""
+"""The faults that an acknowledged publication survives: none, the death of this process, the loss of power;
+or the faults that a server survives which this process shares with others."""
 
 Done: TypeAlias = Callable[["Position | Refused | None"], None]
 """Called once for what was submitted: with the topic's position right behind it, None where no history
@@ -82,7 +82,7 @@ class Submission:
 
 @attrs.frozen
 class View:
-    """What a subscriber that begins now is told.
+    """The answer to a subscriber that begins now.
 
     `missed` is all that was published after its position, if it has `recovered`; `top` is where it
     goes on from.
@@ -147,9 +147,9 @@ class Engine(Protocol):
     meter: Meter
     """The one of its broker, to which it adds the work that is not every publication's; see `core.work`."""
     cluster: Cluster
-    """The nodes that share it. What those are told, and what they publish, comes from one log: each
-    parcel on all nodes, with the same `place`, `exclude` and `report_to`; on the node that has submitted
-    it, it is that very parcel. One with `report_to` is delivered whether anybody `wants` it or not."""
+    """The nodes that share it. Their messages and publications come from one log: each parcel on all nodes,
+    with the same `place`, `exclude` and `report_to`; the node that has submitted it gets that very parcel.
+    One with `report_to` is delivered whether anybody `wants` it or not."""
 
     @property
     def retained(self) -> Retained:
@@ -157,7 +157,7 @@ class Engine(Protocol):
 
     @property
     def keys(self) -> IdempotentResults[Delivery]:
-        """What became of publishes with a key."""
+        """The outcomes of publishes with a key."""
 
     # publishing
 
@@ -221,8 +221,8 @@ class Engine(Protocol):
         """Where a topic is; begins an epoch if there is none."""
 
     def view(self, topic: str, since: Position) -> View:
-        """What a subscriber has missed that has everything up to `since`. Whatever `Sink.deliver` got
-        before is in it, whatever it gets later is not."""
+        """The publications that a subscriber has missed which has everything up to `since`. All that
+        `Sink.deliver` got before is in the view, and nothing that it gets later."""
 
     def history(
         self, topic: str, since: Position | None, limit: int, reverse: bool

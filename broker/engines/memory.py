@@ -31,8 +31,8 @@ def new_epoch(topic: str) -> str:
 
 
 class Memory:
-    """What an engine keeps in this process, and answers from; see `HistoryStore` for the exact meaning
-    of each method."""
+    """The memory of an engine, from which it answers; see `HistoryStore` for the exact meaning of each
+    method."""
 
     cluster: Cluster = ALONE
 
