@@ -4,10 +4,10 @@ Rules:
 
 1. A key opens one door, `DOOR`, and is looked at there alone. It stands in no URL, no cookie and no
    header, so no page of somebody else's can have a browser show it.
-2. A right is asked for at the act, by the keys of now: with a key that is no longer set nobody may do
-   anything more, however long ago he logged in.
-3. Whoever guesses is slowed down by where he comes from. While he is, the right key is not looked at
-   either, so to go on guessing tells him nothing.
+2. A right is asked for at the act, by the keys of now: nobody may do anything more with a key that is no
+   longer set, however long ago he logged in.
+3. A stranger who guesses is slowed down, by the address that he comes from. Meanwhile the right key is not
+   looked at either, so that further guesses tell him nothing.
 """
 
 import hmac

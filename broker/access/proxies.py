@@ -97,8 +97,8 @@ class TrustedProxies:
         """The party that something counts for: its user, else the address that it comes from, else,
         where no address tells people apart, `alone`: over a Unix socket, or where a proxy has not said.
 
-        Of IPv6 the first 64 bits are one address, as one subscriber has so many. What comes from this
-        machine is as a rule what a proxy passes on.
+        Of IPv6 the first 64 bits count as one address, because one subscriber has so many. A connection from
+        this machine is as a rule one that a proxy passes on.
         """
         if user:
             return f"user {user!r}"
@@ -130,8 +130,8 @@ _PIECE: Final = re.compile(r'([^ \t,;="]+)=("(?:[^"\\]|\\.)*"|[^ \t,;"]*)|([,;])
 
 
 def _split_forwarded(passed_on: str) -> list[str]:
-    """What stands behind `for=`, element by element, and "" where there is none; "" alone for what is
-    no such list. Linear."""
+    """The values of `for=`, one for each element, and "" where there is none; "" alone for a text that is no
+    such list. Linear."""
     found, at = [""], 0
     while at < len(passed_on):
         piece = _PIECE.match(passed_on, at)
