@@ -71,7 +71,7 @@ class Events:
                 marks.append((feed, told.epoch, told.seq, told.dropped))
             while not all(feed.queue.has_told(e, seq) for feed, e, seq, _ in marks):  # noqa: ASYNC110 - nobody is in a hurry
                 await trio.sleep(LOOK_SECONDS)
-            # What was dropped meanwhile may have been this.
+            # An event that was dropped meanwhile may have been this one.
             untold = [
                 feed for feed, _, _, dropped in marks if feed.queue.statistics().dropped != dropped
             ]
