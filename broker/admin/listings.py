@@ -83,8 +83,8 @@ _FIELDS: Final = ("fd", "user", "address", "topic", "client")
 
 @attrs.frozen
 class _Wanted:
-    """What is searched for: `user:ann` in one field, `ann` in all. An fd and a topic are compared as a
-    whole, all else by any part of it, in upper or lower case."""
+    """A search: `user:ann` looks in one field, `ann` in all. An fd and a topic are compared as a whole, all
+    else by any part of it, in upper or lower case."""
 
     field: str
     """"" for all."""
@@ -162,7 +162,7 @@ class Listings:
                 next_fd = found[-1].peer.fd
                 break
         await self._turn(len(found) * SHOWN)
-        # Who has gone meanwhile has nothing left that could be shown.
+        # A connection that has gone meanwhile has nothing left to show.
         left = [each for each in found if each.peer.fd in services.connections]
         rows = [self.connection(each) for each in left]
         return {"rows": rows, "next": next_fd, "all": len(services.connections)}

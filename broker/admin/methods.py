@@ -1,4 +1,4 @@
-"""What operators may ask for, by name: `admin.*`, called by `rpc` at the dashboard's door.
+"""The methods for operators, by name: `admin.*`, called by `rpc` at the dashboard's door.
 
 ============================  =================================  =====================================
 method                        asks with                          answered with
@@ -134,7 +134,7 @@ def admin_methods(node: Node, samples: Samples) -> Mapping[str, Method]:
 
 
 class _Looks:
-    """What changes nothing."""
+    """The methods that change nothing."""
 
     def __init__(self, node: Node, samples: Samples) -> None:
         self._node = node
@@ -297,7 +297,7 @@ def _in_words(value: object) -> str:
 
 
 class _Acts:
-    """What changes something. Each act is logged, with who asked for it."""
+    """The methods that change something. Each act is logged, with the operator who asked for it."""
 
     def __init__(self, node: Node) -> None:
         self._node = node

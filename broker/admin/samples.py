@@ -132,7 +132,7 @@ class Samples:
 
     async def _traffic(self) -> Traffic:
         services, router = self._node.services, self._node.router
-        # Who ends from here on is still in this list, and among those that have ended for the next.
+        # A connection that ends from here on is still in this list; the next look has it among the ended.
         here, total = list(services.connections.values()), attrs.evolve(services.counts.received)
         for first in range(0, len(here), AT_ONCE):
             piece = here[first : first + AT_ONCE]
