@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from broker.core.messages import Publication
 
 TOPICS_MOST: Final = 10_000
-"""Topics of a pattern whose last offset is known: a few MB. Who has more is told of fewer losses."""
+"""Topics of a pattern whose last offset is known: a few MB. With more topics fewer losses are reported."""
 
 
 @click.command(short_help="Print what is published to PATTERN.")
@@ -57,7 +57,8 @@ def sub(
 
     Where publications are missing, a line says so: on stderr, with --json on stdout.
 
-    What the token, or the broker's app, has subscribed this client to is printed as it comes.
+    Publications of topics to which the token, or the broker's app, has subscribed this client are printed as
+    they come.
     """
     if since is not None and last is not None:
         raise click.UsageError("--since and --history: give one of them")
@@ -155,8 +156,8 @@ class Loss:
 
 @attrs.define(eq=False)
 class Losses:
-    """What is missing between the publications that come. Members of a group get what falls to them, so
-    of these nothing is known."""
+    """The losses between the publications that come. Members of a group get only their own part, so for them
+    no loss is known."""
 
     is_group: bool = False
     _last: dict[str, int] = attrs.field(init=False, factory=dict)
@@ -175,7 +176,7 @@ class Losses:
             yield Loss(subscription.topic)
 
     def before(self, publication: "Publication") -> Iterator[Loss]:
-        """What is missing right before this one."""
+        """The losses right before this publication."""
         topic, offset = publication.topic, publication.offset
         if not offset or self.is_group:
             return

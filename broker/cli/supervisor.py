@@ -16,7 +16,7 @@ a backlog of its own, and reset what waits in that of a dead one (ADR 26).
 | SIGHUP | each reads its settings again |
 | the supervisor itself dies | each worker drains, as its leash ends |
 
-Rule: no client is known here. What goes wrong with one cannot reach this process.
+Rule: no client is known here. A fault of a client cannot reach this process.
 """
 
 import os
@@ -67,10 +67,10 @@ CUT_SECONDS: Final = 3.0
 async def open_engine_for_workers(
     config: Config, give_up: Callable[[str], None]
 ) -> AsyncGenerator[str]:
-    """What joins the workers, as the setting `engine` names it, for as long as the block.
+    """The engine that joins the workers, as a value of the setting `engine`, for as long as the block.
 
-    Where that is a Redis of our own which dies again and again, `give_up` is told. Raises `ConfigError`
-    if there is none, or it does not start.
+    If it is a Redis of our own which dies again and again, `give_up` is told. Raises `ConfigError` if there
+    is none, or it does not start.
     """
     if config.engine != "memory":
         yield config.engine
@@ -107,7 +107,7 @@ class Supervisor:
     directory: str
     """For the sockets of the workers among themselves; only this user may enter it."""
     engine: str = ""
-    """What joins the workers; set before `run`."""
+    """The engine that joins the workers; set before `run`."""
     status: int = 0
     _workers: list[_Worker] = attrs.field(init=False)
     _shared: int = attrs.field(init=False)
