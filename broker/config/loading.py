@@ -38,7 +38,7 @@ COMMAND_LINE: Final = "command line"
 @attrs.frozen
 class Loaded:
     """A config, and where its values were given, by the dotted name of the setting: the path of a file, a
-    variable, `COMMAND_LINE`. What is not in it is the program's own, or as by default; see
+    variable, `COMMAND_LINE`. A setting that is not in it has the program's own value or the default; see
     `config.effective`."""
 
     config: Config

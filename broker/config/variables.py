@@ -50,7 +50,7 @@ def unknown_variables(
         if not is_ours or name in known or name in OF_COMMANDS or _is_injected(name, environ[name]):
             continue
         looks_secret = _SECRET.search(name.removeprefix(ENV_PREFIX)) is not None
-        # Who gives a secret means no port.
+        # Somebody who gives a secret does not mean a port.
         unknown = UnknownVariable(name, _nearest(name, secrets if looks_secret else known))
         if looks_secret or unknown.nearest in secrets:
             raise ConfigError(f"{unknown} A secret that does not count would leave the broker open")
