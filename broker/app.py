@@ -293,9 +293,9 @@ class Broker:
     def pause(self, fd: Fd) -> bool:
         """Read no more from one connection until `resume`; false if it is not here.
 
-        What it has sent already, one read of 64 KiB at most, may still come to your hooks. Then the
-        network holds its sender back; and for as long nothing is seen of its pings, its Close and its
-        end, so its silence is no reason to close it.
+        Messages that it has sent already, one read of 64 KiB at most, may still come to your hooks. Then the
+        network holds its sender back. Until `resume` nothing is seen of its pings, its Close and its end, so
+        its silence is no reason to close it.
         """
         return self._node is not None and self._node.pause(fd)
 
@@ -330,11 +330,11 @@ class Broker:
 
         `bytes` go out as they are to clients over protobuf, as a binary frame to plain peers, and
         in base64 to those who read JSON, unless they are JSON. The fds of `exclude` get nothing;
-        subscribers may pick by `tags`, and see them; with `skip_history` it is not kept; with
-        `retain` whoever subscribes later gets it at once. A second publish to the topic with the
-        same `key` within five minutes publishes nothing and returns what the first did. What is returned
-        counts who listens on this node; with `report` on all that share the engine, which takes a
-        second at most: see `Delivery.complete`.
+        subscribers may pick by `tags`, and see them; with `skip_history` it is not kept; with `retain` later
+        subscribers get it at once. A second publish to the topic with the same `key` within five minutes
+        publishes nothing and returns the result of the first. The result counts those who listen on this
+        node; with `report` on all nodes that share the engine, which takes a second at most: see
+        `Delivery.complete`.
 
         Raises `Refused` for what is no topic and for an fd or a user that is not here, and 100 where
         it cannot be kept, as on a full disk; `TypeError` for what JSON cannot say. Cancelled before
@@ -580,9 +580,8 @@ class Broker:
         """Read the TLS certificate and the keys of tokens again from their files, and go by another
         config as `reload` does, if there is one.
 
-        Whoever is connected stays; the new certificate is for those who come, the new keys count from
-        the next token on. Raises `ConfigError` for a file that cannot be used, and cancelled it leaves
-        everything as it was.
+        Connections stay. The new certificate is for those who come, the new keys count from the next token
+        on. Raises `ConfigError` for a file that cannot be used; cancelled, it leaves everything as it was.
         """
         if config is None:
             config, sources = self.config, self.config_sources
