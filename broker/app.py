@@ -372,10 +372,10 @@ class Broker:
     async def request(self, to: str, data: object) -> object:
         """Ask a client, by `fd:N`, or one member of a queue group, by a topic; return its answer.
 
-        Waits until the answer comes; set a deadline around it. Raises `Refused`: what the client
-        refused with, or 503 when nobody is there to ask or the one who was asked goes away; and
-        `ValueError` for an answer that is nested too deeply for Python.
-        Cancelled, it no longer waits for the answer, which the client may still give.
+        Waits until the answer comes; set a deadline around it. Raises `Refused`: the client's own refusal, or
+        503 when nobody is there to ask or the one who was asked goes away; and `ValueError` for an answer
+        that is nested too deeply for Python. Cancelled, it no longer waits for the answer, which the client
+        may still give.
         """
         return await self.node.request(to, to_json(data))
 
@@ -514,7 +514,7 @@ class Broker:
         return [] if self._node is None else self._node.fds_of(user)
 
     def stats(self) -> BrokerStatistics:
-        """A snapshot of what is here and what has been done. Linear in the connections, 0.1 µs each."""
+        """A snapshot of the state now and of all counts so far. Linear in the connections, 0.1 µs each."""
         return self.node.stats()
 
     @property

@@ -1,8 +1,8 @@
 """Proxies of ours: the peers that may say for whom they ask.
 
 Anybody can send `X-Forwarded-For`. It tells something only where the peer that sent it is known to
-write it itself: a proxy that the settings name, and in the header that they name. Any other header
-of the kind is what a client made up, as its proxy passes on what it does not know.
+write it itself: a proxy that the settings name, and in the header that they name. A client may have made up
+any other header of the kind, because its proxy passes on headers that it does not know.
 
 Rules:
 

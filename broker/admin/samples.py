@@ -2,10 +2,10 @@
 
 Rules:
 
-1. Samples are read from what the broker counts anyway. All are of constant cost but one, what came from
-   those who are here now, which is a sum over them and is taken in turns.
-2. They are taken while there is a dashboard, watched or not: who opens it sees the last quarter of an
-   hour, which is what he came for.
+1. Samples are read from what the broker counts anyway. All are of constant cost but one: the traffic of the
+   connections that are here now, a sum over them that is taken in turns.
+2. They are taken while there is a dashboard, watched or not: an operator who opens it sees the last quarter
+   of an hour.
 3. An operator who does not read is told nothing more until he has; see `Desk.tell`.
 """
 

@@ -1,4 +1,4 @@
-"""The command `sub`: prints what is published, and whatever of it was lost."""
+"""The command `sub`: prints publications, and says where some were lost."""
 
 import sys
 from collections.abc import Iterator

@@ -73,8 +73,8 @@ class Look:
 @click.option("--count", type=click.IntRange(1), help="End after so many looks.")
 @json_option
 def top(target: Target, seconds: float, count: int | None, as_json: bool) -> None:
-    """Watch a running broker, all nodes of it: what goes through it, what waits, on which node and for
-    whom, who was closed last.
+    """Watch a running broker, all nodes of it: the traffic, the bytes that wait, on which node and for whom,
+    and the connections that were closed last.
 
     Needs Rich, pip install '.[top]', but for --json. Ends with Ctrl-C, exit status 130.
     """

@@ -124,7 +124,7 @@ class EventQueue:
         self.seconds: Histogram = Histogram()
 
     def begin(self, epoch: str, now: float) -> None:
-        """Begin a new epoch: whoever was here has gone, and what waits is told by that."""
+        """Begin a new epoch. Events that wait are forgotten: the epoch tells that everybody has gone."""
         self._epoch = epoch
         # Beside the others, so that it cannot be dropped.
         self._started = Event(kind=EventKind.STARTED, node=self._node, epoch=epoch, seq=1, time=now)

@@ -210,9 +210,9 @@ class Subscriber(Protocol):
 class Subscription:
     """One subscriber's interest in one topic or pattern.
 
-    With a `group`, it gets what falls to it of what the group gets. `server_side`: the client has
-    not asked for it, and will not subscribe again by itself. `wanted` picks publications by their
-    tags. `expires_at` is on the clock of whoever ends it then; it alone may change.
+    With a `group`, it gets its part of the group's publications. `server_side`: the client has not asked for
+    it, and will not subscribe again by itself. `wanted` picks publications by their tags. `expires_at` is on
+    the clock of whoever ends it then; it alone may change.
     """
 
     subscriber: Subscriber

@@ -105,7 +105,7 @@ class EngineStatistics:
     submitted: int = 0
     """Publications that went by `submit`."""
     log_bytes: int = 0
-    """Bytes of the log: what it keeps, and what the next cleaning takes out."""
+    """Bytes of the log: those that it keeps, and those that the next cleaning takes out."""
     failing: str = ""
     """Why nothing is kept now, such as a full disk; "" while all is well."""
     entries: int = 0
@@ -135,9 +135,9 @@ class Sink(Protocol):
         """The topics with listeners here. Linear in them."""
 
     def gap(self, topic: str) -> Iterator[float]:
-        """Something was lost before what comes next: end the subscriptions of now that count on getting
-        all, so that these recover, or learn what they have missed. One by one, each with its work, so
-        that others may run in between; nothing is delivered meanwhile."""
+        """Something was lost before the next publication: end the present subscriptions that count on getting
+        all, so that they recover, or learn of their loss. One by one, each with its work, so that others may
+        run in between; nothing is delivered meanwhile."""
 
 
 class Engine(Protocol):
@@ -232,7 +232,7 @@ class Engine(Protocol):
     def peek(
         self, topic: str, since: int | None, limit: int, reverse: bool = False
     ) -> list[Publication]:
-        """About what `history` would list, to know what that is going to cost."""
+        """About the publications that `history` would list, to know its cost before."""
 
     # forgetting
 
@@ -248,7 +248,7 @@ class Engine(Protocol):
 
     @property
     def bytes_held(self) -> int:
-        """Bytes of what is kept, and of what waits for that."""
+        """Bytes of publications that are kept, and of those that wait for that."""
 
     @property
     def heaviest_bytes(self) -> int:

@@ -178,7 +178,7 @@ class RedisCluster:
         return await link.reader.run(ENTER, shared.key + ":log", *parts)
 
     def _learn(self, found: Sequence[Any]) -> None:
-        """Tell the listener what is different from what it knows."""
+        """Tell the listener every difference to the facts that it has."""
         hanging: dict[str, dict[str, bytes]] = {}
         for node, flat in zip(found[::2], found[1::2], strict=True):
             values = (

@@ -117,7 +117,7 @@ class Flight:
 
 
 class LogReader(Protocol):
-    """Gets what is read from a log, and has what is to be appended: the engine."""
+    """Gets the entries that are read from a log, and has the drafts to append: the engine."""
 
     def gather(self) -> tuple[Sequence[Draft], Sequence[object]]:
         """Take what is to be appended now, as much as a batch may hold. No checkpoint."""
@@ -132,7 +132,7 @@ class LogReader(Protocol):
         Below 0 where nothing was taken, as something is missing before it: again after `tell_gaps`."""
 
     async def tell_gaps(self) -> None:
-        """Tell those who listen to what has turned out to have a gap."""
+        """Tell the subscribers of topics that have turned out to have a gap."""
 
     async def rest(self, work: float) -> float:
         """Called between two parts of an entry: others may run if that was much; return what is left."""

@@ -118,7 +118,7 @@ class _Removal:
 
 @attrs.define(eq=False)
 class _Cleaning:
-    """Where the cleaning of a log is: what has yet to be written anew, then what is to be deleted."""
+    """The state of a log's cleaning: rows that have yet to be written anew, then rows to delete."""
 
     up_to: int
     """The last row before it began."""
@@ -406,7 +406,7 @@ class SqliteEngine(Memory):
         sink.settled()
 
     async def _sit_out(self, error: NotWritten, sink: Sink) -> None:
-        """Refuse what waits and what comes, until the file takes something again."""
+        """Refuse all publications that wait or come, until the file takes something again."""
         self._failing = str(error)
         self._cleaning = None
         log.error("engine_failing", file=str(self._file.path), reason=self._failing)

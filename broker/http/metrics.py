@@ -3,7 +3,7 @@
 Rule 1  Nothing is counted for Prometheus. Each metric is one line of `METRICS`: its name, what it says,
         and where in a snapshot it stands. A snapshot is taken for each request, and dropped with it.
 Rule 2  Labels are from bounded sets, so the number of series is bounded whatever peers do.
-Rule 3  Who asks shows a key: how many connections there are, of whom and how slow, is nobody else's
+Rule 3  A request shows a key: how many connections there are, of whom and how slow, is nobody else's
         business. Nothing is looked at before the key.
 Rule 4  What is linear in connections is done in turns, and the text is written a few metrics at a time.
 """

@@ -71,7 +71,8 @@ class HttpServer:
     """Serves an ASGI app to connections that others have accepted.
 
     `request_seconds` is for all of one request, `body_bytes` what a peer may send behind its head;
-    what it has sent is charged to what `hold` returns. Requests are logged while `is_logged` says so.
+    bytes that it has sent are charged to the holding that `hold` returns. Requests are logged while
+    `is_logged` says so.
     """
 
     def __init__(

@@ -4,8 +4,8 @@ Rules:
 
 1. A node trusts the others: what may be said was decided where it was asked for. But a node may be of
    another version: what cannot be read is dropped and counted, never raised.
-2. A field is only ever added at the end, with a default. Then a node reads what an older one has
-   written, and leaves out what a newer one has added.
+2. A field is only ever added at the end, with a default. Then a node reads the mail of an older one, and
+   skips fields that a newer one has added.
 """
 
 from collections.abc import Sequence

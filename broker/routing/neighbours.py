@@ -1,4 +1,4 @@
-"""This node among the others: what comes from them, what goes to them, and who answers.
+"""This node among the others: the mail from them, the mail to them, and the answers.
 
 The ways of a message: a *note* wants no answer; a *call* is answered once, by its result, or by a
 refusal of ours when its node has died or its time is over. A module that serves other nodes registers
@@ -37,8 +37,8 @@ FDS: Final = "fds "
 """How the notice of a block of fds begins; then comes its first number. It says where the block ends."""
 
 Handler: TypeAlias = Callable[[str, Any, Answer], float]
-"""Does what a node asks for: its id, what it says, and where the answer goes, which a note has no need
-of. Returns the work of it."""
+"""Carries out a request: the id of the node that asks, its mail, and the way of the answer, which a note does
+not need. Returns the work of it."""
 
 OnNotice: TypeAlias = Callable[[str, str, bytes | None], None]
 

@@ -74,7 +74,7 @@ class Publisher:
     router: Router
     everywhere: CountsEverywhere | None = attrs.field(init=False, default=None)
     """None where there is one node."""
-    # Publishes with a key that are not kept yet, and who else waits for what becomes of them.
+    # Publishes with a key that are not kept yet, and others who wait for their outcome.
     _underway: dict[_KeptAs, list[OnDelivery]] = attrs.field(init=False, factory=dict)
 
     def weigh(self, topic: str) -> float:
@@ -130,9 +130,9 @@ class Publisher:
         return delivery
 
     def check_later(self, topic: str, *, retain: bool) -> None:
-        """Raise `Refused` for what could never be published, whoever is here by then: 107 for what is
-        no topic and for `retain` where there is none, 102 for what is no fd, 108 where connections have
-        no names."""
+        """Raise `Refused` for a publication that could never be published, whoever is here by then: 107 for a
+        name that is no topic and for `retain` where there is none, 102 for one that is no fd, 108 where
+        connections have no names."""
         self._check_retain(topic, retain=retain)
         if is_connection_name(topic):
             self.router.check_direct()

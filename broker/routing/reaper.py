@@ -58,7 +58,7 @@ class Reaper:
             self._start(node)
 
     async def run(self) -> None:
-        """Bury whoever has died, until cancelled."""
+        """Bury nodes that have died, until cancelled."""
         async with trio.open_nursery() as burials:
 
             def start(node: str) -> None:

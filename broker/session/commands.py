@@ -78,8 +78,8 @@ class Handler(ABC):
         return client.pending > 0
 
     def topics(self, client: Client, command: Command, answer: object) -> Sequence[str]:
-        """The topics of which `act` needs to know what they keep, by what is true now. `answer` is None
-        before anybody was asked."""
+        """The topics whose history or position `act` needs, by the state of now. `answer` is None before
+        anybody was asked."""
         return ()
 
     @abstractmethod

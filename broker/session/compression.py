@@ -1,4 +1,4 @@
-"""Compression of one broker's messages: who may have it, and what it comes to.
+"""Compression of one broker's messages: who may have it, and how much was saved.
 
 Rule: a window that a client keeps is memory that cannot be taken back while it is connected. So all
 of them have one bound together, and who comes when that is reached has its messages compressed one by one.

@@ -102,7 +102,7 @@ class Connection(Profile):
         answer: bytes = b"",
         welcome: Welcome = UNASKED,
     ) -> None:
-        """`answer` is what accepts a peer that asked for no WebSocket, `welcome` what the app has said. Raises
+        """`answer` accepts a peer that asked for no WebSocket, `welcome` is the answer of the app. Raises
         `HeadError` for extensions that are none."""
         super().__init__(head, address, transport)
         if welcome is not UNASKED:
@@ -357,7 +357,7 @@ class Connection(Profile):
             self.io.start_soon(self._see_out)
 
     async def _see_out(self) -> None:
-        """All of the end: what came is dealt with, what is queued goes out, the peer may answer.
+        """The whole end: commands that came are carried out, queued messages go out, the peer may answer.
 
         Begun when the lane is done, and beside it when we are done with a peer that goes on.
         """

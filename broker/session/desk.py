@@ -1,9 +1,9 @@
 """The desk: a session at the dashboard's door, where an operator logs in and asks for things (ADR 30).
 
 It speaks the protocol of all clients, and shares nothing with them but that: its `connect` shows a key,
-its `rpc` calls are those of the room `admin`, and every other command is refused. So what an operator
-may do is decided here, whatever the app's hooks, tokens and rules say of clients; and the key
-passes by no hook.
+its `rpc` calls are those of the room `admin`, and every other command is refused. So the rights of an
+operator are decided here, whatever the app's hooks, tokens and rules say of clients; and the key passes by no
+hook.
 """
 
 from collections.abc import Awaitable, Callable

@@ -253,7 +253,8 @@ class Dispatcher:
         self.services.router.meter.add(work)
 
     async def finish(self, batch: Batch) -> None:
-        """Carry out what `take` has left of a batch, waiting for whoever is asked.
+        """Carry out the commands that `take` has left of a batch, and wait for the answers of those who are
+        asked.
 
         It may return while `questions` are open. Raises `Disconnect`, and what the app's hook for
         plain messages raises. Cancelled, it leaves what it has not begun.
@@ -461,8 +462,8 @@ class Dispatcher:
                 break
 
     async def carry_out(self, turn: Turn) -> None:
-        """Do what a command asks for, now that its turn has come, when the peer has taken what came
-        before and others have had theirs."""
+        """Carry out a command, now that its turn has come, when the peer has taken everything before it and
+        others have had their turn."""
         if self._peer_is_behind:
             await self.peer.outbox.wait_empty()
         client, command, handler = turn.client, turn.command, turn.handler

@@ -74,8 +74,8 @@ class Heartbeat:
     def due(self, now: float, *, tokens_required: bool) -> float:
         """Until when nothing has to be looked at, unless the config changes.
 
-        That is `now` while a ping is not answered, as what excuses the peer may be over soon, and of
-        one who has to be known by then, as the app may know it no longer.
+        That is `now` while a ping is not answered, because the peer's excuse may be over soon; and for a peer
+        that has to be known by then, because the app may know it no longer.
         """
         if self._pinged is not None:
             return now

@@ -204,7 +204,7 @@ class Services:
                 self._last_words.discard(scope)
 
     def begin_drain(self, seconds: float) -> None:
-        """The broker stops, and cuts in so many seconds whoever is still there."""
+        """The broker stops; clients that are still there after so many seconds are cut."""
         self.draining = True
         self._end_by(trio.current_time() + seconds + LAST_WORDS_SECONDS)
 

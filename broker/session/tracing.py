@@ -1,10 +1,10 @@
-"""Live traces: what one connection, one user or one topic does, for who looks.
+"""Live traces: all that one connection, one user or one topic does, for those who look.
 
 Rules:
 
-1. While nobody looks it costs nothing: a connection that is traced has another list for what is queued
-   and another taker of what comes, a traced topic one subscriber more, and events go by way of here only
-   while there is a trace.
+1. While nobody looks it costs nothing: a traced connection has another list for queued messages and another
+   taker of those that come, a traced topic one subscriber more, and events go by way of here only while there
+   is a trace.
 2. Nobody waits for who looks; see `core.trace` for the bounds of each, and `TRACES_MOST` for how many.
 3. A trace of a connection ends with it. That of a user goes on with whatever connections the user has.
 """

@@ -187,8 +187,8 @@ class _Reader:
 
 
 async def check_order(open_engine: OpenEngine) -> None:
-    """Per topic one order without a hole, the same for all, whoever comes and goes meanwhile; and
-    nothing is acknowledged before it is delivered."""
+    """Per topic one order without a hole, the same for all, also while others come and go; and nothing is
+    acknowledged before it is delivered."""
     chance = random.Random(7)  # noqa: S311 - the same each time
     topics = [f"t{number}" for number in range(5)]
     async with open_engine() as engine:

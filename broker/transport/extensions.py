@@ -5,8 +5,8 @@ Rules:
 1. An offer that cannot be taken is passed over, and the next one is looked at; if none can, there
    is no compression. Only a header that is no list of extensions at all breaks the handshake,
    as RFC 6455 section 9.1 asks.
-2. We never keep what we sent to compress the next message by (`server_no_context_takeover`): so one
-   message is compressed once for all who get it.
+2. We never keep sent messages to compress the next one by (`server_no_context_takeover`): so one message is
+   compressed once for all who get it.
 3. Clients keep theirs only where the caller lets them: it is a window here for each of them.
 """
 

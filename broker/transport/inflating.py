@@ -3,7 +3,7 @@
 Rules:
 
 1. One step takes at most `STEP_BYTES` and makes at most `PIECE_BYTES`, whatever the peer has sent. It
-   says what it will cost before it is taken, so that whoever calls can let others go first.
+   says what it will cost before it is taken, so that the caller can let others go first.
 2. Nothing here holds more than one message, and none that is larger than it may be.
 3. A message that is not one whole DEFLATE stream up to its end is refused: nothing is guessed.
 """

@@ -617,7 +617,7 @@ class Outbox:
             self._backlog = None
 
     def _ease(self) -> None:
-        """Some has gone: tell who waits for that, and give back what room is not needed now."""
+        """Some bytes have gone: tell those who wait for that, and give back room that is not needed now."""
         if not self.mail:
             self.bytes = self.messages = 0
             self._reset()
