@@ -254,8 +254,8 @@ class Listings:
         ]
 
     async def members(self, asked: OneTopic) -> dict[str, object]:
-        """Who listens to a topic: a page of them beyond an fd. Raises `Refused` for what is neither topic
-        nor pattern."""
+        """A page of those who listen to a topic, beyond an fd. Raises `Refused` for a name that is neither
+        topic nor pattern."""
         router, name = self.node.router, asked.topic
         router.rights.check_listenable(name)
         members = router.hub.subscriptions(name) if not is_pattern(name) else []
@@ -285,7 +285,7 @@ class Listings:
         }
 
     async def kept(self, name: str) -> dict[str, object]:
-        """What is known of a topic besides: its rules; what it keeps, the newest first, and retains."""
+        """The other facts about a topic: its rules; its history, the newest first; and its retained value."""
         rules = attrs.asdict(self.node.router.rights.rules_of(name))
         shown: dict[str, object] = {"name": name, "pattern": is_pattern(name), "rules": rules}
         return shown if is_pattern(name) else shown | await self._kept(name)

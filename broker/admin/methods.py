@@ -308,7 +308,7 @@ class _Following:
 
 
 class _Looks:
-    """What operators may ask for that changes nothing, of any node."""
+    """The methods for operators that change nothing, about any node."""
 
     def __init__(self, node: Node, gathered: Gathered) -> None:
         self._node = node
