@@ -267,7 +267,7 @@ class Broker:
         fragment_bytes: int | None = None,
     ) -> PushResult:
         """The same as `push`, to a connection of this node, but it waits for room: until no more than `high_watermark_bytes` wait for the
-        peer. So whoever sends a lot goes on as fast as the peer takes it, and cuts nobody.
+        peer. So a program that sends a lot goes on as fast as the peer takes it, and cuts nobody.
 
         Sends to one fd are queued in the order in which they began. The deadline is the caller's: in
         `trio.move_on_after(5)` it waits for 5 s. Cancelled, nothing was sent. `CLOSED` if the peer goes, or
@@ -415,7 +415,7 @@ class Broker:
         return await self.node.history(topic, since, limit, reverse)
 
     async def remove_history(self, topic: str) -> None:
-        """Forget what a topic keeps; its position stays, so who was away learns of the loss.
+        """Forget what a topic keeps; its position stays, so a client that was away learns of the loss.
 
         Returns when that is kept, too. Raises `Refused` (100) where it cannot be. Cancelled, it may
         be done or not.
@@ -694,7 +694,7 @@ class Broker:
                                 accept_streams, listener, door, services.admission.make_room
                             )
                         addresses = describe(listeners)
-                        # First: who reads that it is ready may send a signal at once.
+                        # First: a program that reads that it is ready may send a signal at once.
                         task_status.started(addresses)
                         _log_ready(node, addresses, describe(api_listeners), self)
                         await self._stop.wait()

@@ -82,7 +82,7 @@ class Asker(Protocol):
 @attrs.frozen
 class Method:
     """Something that operators may ask for. It either looks, which may take its turns, or acts, in one
-    step. Both get the parameters, and who asks; what they return goes out as JSON."""
+    step. Both get the parameters, and the operator who asks; what they return goes out as JSON."""
 
     params: type[Struct]
     role: Role
@@ -107,7 +107,7 @@ class Operators:
         return route == DOOR and self.enabled
 
     def admit(self, shown: str, place: str, now: float) -> Operator:
-        """The right that a key gives to who comes from a place. Raises `KeyRefused`.
+        """The right that a key gives to somebody who comes from a place. Raises `KeyRefused`.
 
         The comparisons take as long for any key of a length.
         """

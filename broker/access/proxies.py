@@ -7,8 +7,8 @@ any other header of the kind, because its proxy passes on headers that it does n
 Rules:
 
 1. A peer is trusted by its address alone, and none is by default.
-2. Of the addresses that a proxy passes on, the last one that is no proxy's own is the client's: what
-   stands before it came from the client.
+2. Of the addresses that a proxy passes on, the last one that is no proxy's own is the client's: all before it
+   came from the client.
 """
 
 import ipaddress
@@ -23,7 +23,7 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 UNIX: Final = "unix"
-"""Stands for every peer on a Unix socket: who reaches it is for the permissions of its directory."""
+"""Stands for every peer on a Unix socket: the permissions of its directory say who reaches it."""
 
 FORWARDED_FOR: Final = "x-forwarded-for"
 FORWARDED: Final = "forwarded"

@@ -5,7 +5,7 @@ Rules:
 
 1. An answer has `PAGE` rows at most, however many there are, and about `PAGE_BYTES`; what it costs to search
    goes by turns.
-2. A list is of the moments in which it was searched: who came and went meanwhile may be in it or not.
+2. A list is of the moments in which it was searched: one that came or went meanwhile may be in it or not.
 3. Payloads are shown as text, and cut: a page is read by a person.
 """
 

@@ -79,7 +79,7 @@ TRACED_AT_ONCE: Final = 100
 """Entries of a trace in one publication: a page."""
 
 TRACE_WAIT: Final = 1.0
-"""Seconds that a trace is waited for at once: who has gone meanwhile is found out after that."""
+"""Seconds that a trace is waited for at once: an operator who has gone meanwhile is noticed after that."""
 
 TOPICS: Final = 1000
 """Of one connection that are shown: 250 KB at most."""

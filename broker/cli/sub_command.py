@@ -164,7 +164,7 @@ class Losses:
     _gaps: int = attrs.field(init=False, default=0)
 
     def begin(self, subscription: "Subscription[Publication]") -> None:
-        """The subscription has begun: what comes next has the offset behind its position."""
+        """The subscription has begun: the next publication has the offset behind its position."""
         if subscription.position is not None:
             self._last[subscription.topic] = subscription.position.offset
 

@@ -1,8 +1,8 @@
 """`--workers N`: a process that serves nobody and keeps N others that do.
 
 It opens the listening sockets once. All workers inherit them, so a worker that dies or is replaced
-refuses nobody: what comes waits in the backlog for the others. SO_REUSEPORT would give each worker
-a backlog of its own, and reset what waits in that of a dead one (ADR 26).
+refuses nobody: new connections wait in the backlog for the others. SO_REUSEPORT would give each worker a
+backlog of its own, and reset what waits in that of a dead one (ADR 26).
 
 | what happens | what is done |
 | --- | --- |
@@ -51,7 +51,7 @@ from broker.transport.places import open_api_sockets, open_sockets_of
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 GAVE_UP: Final = 3
-"""Exit status when what dies again and again was given up; as gunicorn has it."""
+"""Exit status when a process that dies again and again was given up; as gunicorn has it."""
 
 MISTAKE: Final = 2
 """Exit status of a worker that cannot start with its settings. It has said why."""

@@ -77,7 +77,7 @@ def load_with_sources(
     sources: dict[str, str] = {}
 
     def lay(layer: Mapping[tuple[str, ...], Any], source: Callable[[tuple[str, ...]], str]) -> None:
-        # A Unix socket is instead of a port: who says the one later means it.
+        # A Unix socket is instead of a port: the one that is said later counts.
         if ("unix",) not in layer and not layer.keys().isdisjoint({("host",), ("port",)}):
             values[("unix",)] = None
             sources.pop("unix", None)

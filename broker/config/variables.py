@@ -1,7 +1,7 @@
 """Environment variables that begin as ours do, and are no setting: a slip of the pen, mostly.
 
 Rule: one that Kubernetes sets for a service is nobody's slip. One that looks like a secret is an error,
-as a secret that does not count leaves the broker open.
+because a secret that does not count leaves the broker open.
 """
 
 import difflib

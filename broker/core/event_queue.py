@@ -43,7 +43,7 @@ class EventKind(StrEnum):
     DISCONNECTED = "disconnected"
     """A connection has ended; one for each `opened`."""
     LOST = "lost"
-    """Events were dropped here, as the queue was full."""
+    """Events were dropped here, because the queue was full."""
     DIED = "died"
     """Another node that shares the engine has died without a goodbye: nobody is connected to it."""
     STOPPED = "stopped"

@@ -175,7 +175,7 @@ class History:
 
 
 def _numbered(topic: str, publications: Sequence[Publication], top: int) -> list[Publication]:
-    """Publications that get their offsets and are not kept, as a ring would not hold them."""
+    """Publications that get their offsets and are not kept, because a ring would not hold them."""
     return [
         Publication(topic, p.data, p.info, offset, p.time, p.tags, p.opaque)
         for offset, p in enumerate(publications, top + 1)
@@ -249,8 +249,8 @@ class HistoryStore:
         if not publications:
             return publications
         history = self._to_extend(topic, now, ttl)
-        # Called directly, as this is a hot line: attrs.evolve takes several times as long. The topic
-        # is the text we have, so that a thousand publications share one.
+        # Called directly, because this is a hot line: attrs.evolve takes several times as long. The topic is
+        # the text we have, so that a thousand publications share one.
         topic, offset, ring = history.topic, history.top, history.ring
         before, more = len(ring), 0
         published: list[Publication] = []

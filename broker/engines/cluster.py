@@ -115,8 +115,8 @@ class Cluster(Protocol):
     def post(self, name: str, value: bytes | None) -> None:
         """Put up a notice of this node, in place of the last of this name; None takes it down.
 
-        Never waits, never raises: what cannot be written now is asked for by `Listener.restate`. In the
-        log, so all nodes know the same at the same place. For few and small ones: every node holds them.
+        Never waits, never raises: a notice that cannot be written now is asked for by `Listener.restate`. In
+        the log, so all nodes know the same at the same place. For few and small ones: every node holds them.
         """
 
     # cards

@@ -176,7 +176,7 @@ class Engine(Protocol):
         self, topic: str, publications: Sequence[Publication], rules: TopicRules, now: float
     ) -> Sequence[Publication]:
         """Keep publications now, where they are not deferred; return them with their offsets. No
-        checkpoint. `now` is `trio.current_time()`: asked for once a run, as it costs more than the
+        checkpoint. `now` is `trio.current_time()`: asked for once a run, because it costs more than the
         rest."""
 
     def publish_run(
@@ -207,9 +207,9 @@ class Engine(Protocol):
         """Wait until there is room again; others may have taken it by then. Cancelled, nothing
         happens."""
 
-    # reading: one atomic step each, with no checkpoint, so that what is published meanwhile falls
-    # either before it or behind it, never in between and never into both. About a topic that it knows:
-    # whoever reads fetches it first, and then decides anew whether it still may.
+    # reading: one atomic step each, with no checkpoint, so that a publication of that time falls either
+    # before it or behind it, never in between and never into both. About a topic that it knows: a reader
+    # fetches it first, and then decides anew whether it still may.
 
     def knows(self, topic: str) -> bool:
         """Whether what follows may be asked about a topic, until the next checkpoint. An engine that

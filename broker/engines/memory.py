@@ -1,7 +1,7 @@
 """The memory engine: no log, and so nothing is deferred. History in this process, gone when it ends.
 
-Each method is one atomic step with no checkpoint, so what is published while a client recovers
-falls either into its recovery or behind it, never in between and never into both.
+Each method is one atomic step with no checkpoint, so a publication while a client recovers falls either into
+its recovery or behind it, never in between and never into both.
 """
 
 import secrets

@@ -75,7 +75,7 @@ class Snapshot:
             if work >= SLICE:
                 work = 0.0
                 await trio.lowlevel.checkpoint()
-        # Keys may have been evicted: what does not lead up to the top is of no use.
+        # Keys may have been evicted: entries that do not lead up to the top are of no use.
         if not ends or ends[-1] != offset:
             runs, ends = [], []
         for number in range(len(ends) - 1, 0, -1):

@@ -10,8 +10,8 @@ delete all rows before that.
 
 Rules:
 
-1. Memory changes when the log has, in its order. Only epochs begin and are forgotten at once, as who
-   subscribes does not wait: then the topic is unwritten, and the next commit says first where it is.
+1. Memory changes when the log has, in its order. Only epochs begin and are forgotten at once, because a
+   subscriber does not wait: then the topic is unwritten, and the next commit says first where it is.
 2. Offsets are given when a commit has succeeded, never before: one that fails leaves no hole.
 3. While a topic has something on its way, all that is published to it goes that way.
 

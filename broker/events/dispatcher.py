@@ -32,7 +32,7 @@ LOOK_SECONDS: Final = 1.0
 
 
 def new_epoch(now: float) -> str:
-    """The time is for who reads it; chance makes an epoch different from all others."""
+    """The time is for the reader; chance makes an epoch different from all others."""
     return f"{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
 
 

@@ -297,7 +297,7 @@ class Api:
     def described(
         self, description: Callable[[], object]
     ) -> Callable[[Request], Awaitable[Response]]:
-        """An endpoint that tells a description of the API, to whoever may use it: there are names in it."""
+        """An endpoint with a description of the API, for those who may use the API: there are names in it."""
 
         async def answer(request: Request) -> Response:
             name = request.url.path.rpartition("/")[2]
@@ -313,7 +313,7 @@ class Api:
         return answer
 
     def refuse(self, method: str, key: str, peer: str) -> "ApiResponse | None":
-        """The answer to who may not call `method`, or to a method that is not there; else None.
+        """The answer to a client that may not call `method`, or to a method that is not there; else None.
 
         Asked before the body is read. The comparison takes as long for any key of that length. A wrong
         one is logged with the address of its peer.
@@ -664,7 +664,7 @@ class _Methods:
             return await self._all_connections(params, call)
         if params.node not in ("", self._node.name):
             raise Refused(ErrorCode.BAD_REQUEST, f"no node is named {params.node!r}")
-        # The result holds after this event: what happens while it is written may be in it or not.
+        # The result holds after this event: changes while it is written may be in it or not.
         events = self._node.webhooks
         found = Listing(call.room)
         query = ConnectionQuery(params.after, params.user, params.topic, params.address, params.app)

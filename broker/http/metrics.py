@@ -379,7 +379,7 @@ class Metrics:
         return [key for key in (config.metrics_key, config.api_key) if key is not None]
 
     def _refuse(self, request: Request) -> Response | None:
-        """The answer to who may not read this, or where it is off; else None."""
+        """The answer to a client that may not read this, or where it is off; else None."""
         ours = self._keys
         if not ours:
             text = "The metrics are off: set metrics_key, or BROKER_METRICS_KEY, to turn them on."

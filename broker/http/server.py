@@ -196,7 +196,7 @@ async def _end(stream: trio.abc.Stream) -> None:
 
 @attrs.frozen
 class _Address:
-    """The addresses that Hypercorn asks a socket for. Taken once, as a socket forgets its peer after a reset."""
+    """The addresses that Hypercorn asks a socket for. Taken once: a socket forgets its peer after a reset."""
 
     family: int = socket.AF_UNIX  # Hypercorn's word for: no address
     peer: Any = ""

@@ -135,7 +135,7 @@ class HttpStream(RelayStream):
         return data
 
     async def aclose(self) -> None:
-        """Close the stream; requests that wait to deliver need not, and what was not read is dropped."""
+        """Close the stream; requests that wait to deliver need not, and unread data are dropped."""
         self._has_ended = True
         self._was_cut_off = bool(self._unread)
         self._unread = b""

@@ -1,7 +1,7 @@
 """Direct messages to connections of other nodes: sent to their node, and answered for by it.
 
-So a publisher learns the same as on one node: that nobody is there (102), or that too much of it waits
-for who is behind (111).
+So a publisher learns the same as on one node: that nobody is there (102), or that too much of it waits for a
+connection that is behind (111).
 
 Rule: of what is on its way to one node and not answered yet, one publisher may have a quarter of
 `MOST_BYTES`. A node that hangs costs those who write to it, and no others.
@@ -141,5 +141,5 @@ class Forwarding:
 
 
 def no_connection(fd: Fd) -> Refused:
-    """The answer to who wants something of a connection that is nowhere."""
+    """The answer to a request about a connection that is nowhere."""
     return Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")

@@ -2,8 +2,8 @@
 
 Rules:
 
-1. A node trusts the others: what may be said was decided where it was asked for. But a node may be of
-   another version: what cannot be read is dropped and counted, never raised.
+1. A node trusts the others: what may be said was decided where it was asked for. But a node may be of another
+   version: mail that cannot be read is dropped and counted, never raised.
 2. A field is only ever added at the end, with a default. Then a node reads the mail of an older one, and
    skips fields that a newer one has added.
 """

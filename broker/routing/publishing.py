@@ -28,11 +28,11 @@ class PublishOptions:
     """Everything that one publication may ask for.
 
     The fds of `exclude` get nothing; subscribers may pick by `tags`, and see them. `opaque` data are
-    bytes that may be anything, not JSON. With `skip_history` the publication is not kept, so who is
-    away now misses it. `retain` makes it the topic's last value, whatever its rules. A second
-    publish with the same `key`, by the same publisher to the same topic within five minutes, does
-    nothing and gets the report of the first; "" is no key. With `report` the counts are those of all nodes. `on_behalf_of` is the client that others see
-    as its publisher, where this program publishes for one that has gone.
+    bytes that may be anything, not JSON. With `skip_history` the publication is not kept, so a client that is
+    away now misses it. `retain` makes it the topic's last value, whatever its rules. A second publish with
+    the same `key`, by the same publisher to the same topic within five minutes, does nothing and gets the
+    report of the first; "" is no key. With `report` the counts are those of all nodes. `on_behalf_of` is the
+    client that others see as its publisher, where this program publishes for one that has gone.
     """
 
     exclude: Collection[Fd] = ()

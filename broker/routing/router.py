@@ -208,11 +208,11 @@ class Router:
         """Publish several things without tags to one topic in their order, or to one fd by `fd:N`.
 
         The contents are raw JSON; `opaque` ones may be anything. They reach the outboxes when the
-        run ends. 0.7 µs a publication, where one by one takes 2. Where the engine has to keep them
-        first, they do so later, and a list is returned: who wants to know adds a `Done` to it at
-        once. Raises `Refused`, with nothing published: 102 for an fd that is not here and for an
-        unknown namespace, 107 for what is no topic, 100 while the engine can keep nothing, 111 for an fd
-        that is behind and for which too much of this publisher waits.
+        run ends. 0.7 µs a publication, where one by one takes 2. Where the engine has to keep them first,
+        they do so later, and a list is returned: a caller that wants to know adds a `Done` to it at once.
+        Raises `Refused`, with nothing published: 102 for an fd that is not here and for an unknown namespace,
+        107 for what is no topic, 100 while the engine can keep nothing, 111 for an fd that is behind and for
+        which too much of this publisher waits.
         """
         if topic != self._run_topic or not topic:
             self._begin_run(topic)

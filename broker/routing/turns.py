@@ -117,7 +117,7 @@ class Share(Allowance):
         return False
 
     def want_turn(self) -> None:
-        """Note that what comes has to wait for a turn, as nobody knows how much it is."""
+        """Note that the next work has to wait for a turn, because nobody knows how much it is."""
         self.is_used_up = True
         self._wanted = None
 

@@ -46,7 +46,7 @@ from broker.transport.sockets import (
 )
 
 HEALTH: Final = ("/healthz", "/readyz")
-"""Routes that need no `path_prefix`: who looks after a process asks that process."""
+"""Routes that need no `path_prefix`: a watcher of a process asks that process."""
 
 
 async def serve_connection(

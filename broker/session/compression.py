@@ -1,7 +1,7 @@
 """Compression of one broker's messages: who may have it, and how much was saved.
 
-Rule: a window that a client keeps is memory that cannot be taken back while it is connected. So all
-of them have one bound together, and who comes when that is reached has its messages compressed one by one.
+Rule: a window that a client keeps is memory that cannot be taken back while it is connected. So all of them
+have one bound together; a client that comes when it is reached has its messages compressed one by one.
 """
 
 from collections.abc import Iterator

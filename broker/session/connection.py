@@ -314,7 +314,7 @@ class Connection(Profile):
         return True
 
     def shut_down(self) -> bool:
-        """Close because the broker stops: 3001 to who knows that code, 1001 to all others."""
+        """Close because the broker stops: 3001 to those who know that code, 1001 to all others."""
         code = CloseCode.GOING_AWAY if self.orders.codec is None else CloseCode.SHUTDOWN
         return self.close(code, "shutdown", Initiator.SHUTDOWN)
 

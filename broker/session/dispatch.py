@@ -438,7 +438,7 @@ class Dispatcher:
         return True
 
     async def _finish_commands(self, client: Client, batch: Batch) -> None:
-        """The same for what is left, waiting for whoever is asked, for the peer, and for its turn."""
+        """The same for all that is left: waits for those who are asked, for the peer, and for its turn."""
         begun, self._left = self._left, None
         rest = batch if begun is None else batch[1:]
         messages = (self._commands(client, payload) for _, payload in rest)

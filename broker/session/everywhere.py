@@ -108,7 +108,7 @@ class NodeReport(msgspec.Struct, frozen=True):
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True):
-    """The last event of a node that its backend is told of: what was asked holds after it."""
+    """The last event of a node that its backend is told of: the answer holds after it."""
 
     epoch: str = ""
     seq: int = 0

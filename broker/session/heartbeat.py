@@ -16,8 +16,8 @@ from broker.transport.outbox import Outbox, Run
 class Heartbeat:
     """Looked at by `beat`, about once a second while something is `due`.
 
-    A Centrifuge client gets a ping at each interval, as it counts on that; any other peer when it
-    has been silent for so long.
+    A Centrifuge client gets a ping at each interval, because it counts on that; any other peer when it has
+    been silent for so long.
     """
 
     __slots__ = (
@@ -97,9 +97,9 @@ class Heartbeat:
         """Whether a peer has held its place for `stale_seconds` without becoming a client, where it
         has to become one.
 
-        That is so of a peer which asked for a subprotocol or came over HTTP, as it cannot be plain;
-        and with `tokens_required` of every other, but for one that the app knows: by a user, or as
-        plain by its own word. A plain peer where anybody may come is as good as a client.
+        That is so of a peer which asked for a subprotocol or came over HTTP, because it cannot be plain; and
+        with `tokens_required` of every other, but for one that the app knows: by a user, or as plain by its
+        own word. A plain peer where anybody may come is as good as a client.
         """
         peer = self._orders.peer
         if peer.phase is Phase.CONNECTED:

@@ -50,8 +50,8 @@ class Asked:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The header fields of the handshake, read anew each time: what is kept of them is their bytes,
-        as 676 empty ones take 66 KiB in a dict, and most apps never look."""
+        """The header fields of the handshake, read anew each time: only their bytes are kept, because 676
+        empty ones take 66 KiB in a dict, and most apps never look."""
         return read_fields(self._field_lines)
 
     @property

@@ -125,8 +125,8 @@ class Questions:
         """Carry a command out when its turn comes, and ask about it as soon as may be.
 
         Returns once the next command, `following` if that is known, may be looked at. Waits for an
-        answer only where nothing can be asked beside. Raises nothing: what fails is answered, or ends
-        the connection.
+        answer only where nothing can be asked beside. Raises nothing: a failure is answered, or ends the
+        connection.
         """
         client, command = turn.client, turn.command
         config, hooks = client.services.config, client.services.hooks

@@ -5,7 +5,7 @@ Rules:
 1. While nobody looks it costs nothing: a traced connection has another list for queued messages and another
    taker of those that come, a traced topic one subscriber more, and events go by way of here only while there
    is a trace.
-2. Nobody waits for who looks; see `core.trace` for the bounds of each, and `TRACES_MOST` for how many.
+2. Nobody waits for those who look; see `core.trace` for the bounds of each, and `TRACES_MOST` for how many.
 3. A trace of a connection ends with it. That of a user goes on with whatever connections the user has.
 """
 
@@ -160,7 +160,7 @@ class Traces:
         return trace
 
     def end(self, trace: Trace) -> None:
-        """End a trace; entries that are there can still be taken by who holds it."""
+        """End a trace; its holder can still take the entries that are there."""
         if self._traces.pop(trace.id, None) is None:
             return
         trace.end()
@@ -194,7 +194,7 @@ class Traces:
                 self.end(trace)
 
     def end_all(self) -> None:
-        """The broker stops: who waits for an entry waits no longer."""
+        """The broker stops: nobody waits for an entry any longer."""
         for trace in self._traces.values():
             trace.end()
 

@@ -253,7 +253,7 @@ class Bus:
 
 
 def _copy(parcel: Parcel) -> Parcel:
-    """As another node reads it: it knows nothing of who waits for it here."""
+    """As another node reads it: it knows nothing of those who wait for it here."""
     return attrs.evolve(
         parcel, batches=[list(batch) for batch in parcel.batches], report=None, shared=None
     )
@@ -550,7 +550,7 @@ class BusEngine(Memory):
                 self._lapse()
 
     def _lapse(self) -> None:
-        """It was declared dead: what waits is refused, and it goes on as another."""
+        """It was declared dead: all that waits is refused, and it goes on as another."""
         self._writes.clear()
         self._reads.clear()
         self._bytes = 0

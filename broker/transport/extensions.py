@@ -78,7 +78,8 @@ def choose_deflate(offers: str, may_keep: bool = False) -> Deflate | None:
 
 
 def _take(parameters: list[tuple[str, str | None]], may_keep: bool) -> Deflate | None:
-    """Section 7.1: what is unknown, given twice or has a bad value is to be declined."""
+    """None for an offer to decline, by section 7.1: a parameter is unknown, given twice, or of a bad
+    value."""
     given = dict(parameters)
     if len(given) < len(parameters):
         return None

@@ -35,8 +35,8 @@ BEAT: Final = 0.5
 """Seconds between two signs of life."""
 
 SILENCE: Final = 2.0
-"""Seconds without a sign of life until a process counts for nothing: four beats, as a pause of the
-event loop of a second is no death."""
+"""Seconds without a sign of life until a process counts for nothing: four beats, because a pause of the event
+loop of a second is no death."""
 
 _CELLS: Final = 2  # for each: connections, and milliseconds of the monotonic clock at its last beat
 _PASSING: Final = frozenset(

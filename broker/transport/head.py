@@ -34,7 +34,7 @@ CHUNK = 4096  # a browser's head is 500 bytes to 2 KiB: one read, and little to 
 _TOKEN = r"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~]+) HTTP/([0-9]\.[0-9])")
 # RFC 9112 section 5: no space before the colon, no folding. h11 lets control characters pass
-# in values; we do not, as no browser sends any.
+# in values; we do not, because no browser sends any.
 _FIELD_LINE = re.compile(rf"({_TOKEN}):[ \t]*([\t -~\x80-\xff]*)")
 # RFC 9110 section 7.2: `example.org`, `example.org:9501`, `[::1]:9501`, or nothing at all.
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[-A-Za-z0-9._~!$&'()*+;=%]*)(:[0-9]*)?")

@@ -3,10 +3,10 @@
 Rules:
 
 1. A request is signed, as `signing` says, so a backend can tell that it comes from here.
-2. Redirects are not followed and cookies not kept: who is asked is for the settings to say.
+2. Redirects are not followed and cookies not kept: the settings alone say who is asked.
 3. Of an answer that is too long, no more is read than shows it.
 4. A request that fails raises one error, `RequestFailed`, whose text says why.
-5. How many requests there are at once is for who makes them to bound: nothing waits here.
+5. The caller bounds the number of requests at once: nothing waits here.
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping

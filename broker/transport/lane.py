@@ -54,7 +54,7 @@ _READ = 64 * 2**10
 _CLOSING_BYTES = 10 * 2**20
 _CLOSING_FRAMES = 2**16
 
-# Bytes that nobody looks at are read at full speed up to here, as they may have been on their way when
+# Bytes that nobody looks at are read at full speed up to here, because they may have been on their way when
 # we sent our Close; then ten times a second, which slows their sender.
 _IGNORED_BYTES = 2**20
 _IGNORED_PAUSE = 0.1

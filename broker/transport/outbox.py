@@ -258,8 +258,8 @@ class Outbox:
         return OutboxStatistics(self.bytes, self.messages, self.dropped, self.blocked, held)
 
     def own_bytes(self) -> int:
-        """About how much memory would be free if all that waits were dropped: what other outboxes hold
-        as well counts by a share. Looks at some of the runs only."""
+        """About how much memory would be free if all that waits were dropped: runs that other outboxes hold
+        as well count by a share. Looks at some of the runs only."""
         if not self.mail:
             return 0
         waiting = len(self.mail) - self._first
@@ -325,7 +325,7 @@ class Outbox:
         return self.offer(run)
 
     def is_behind(self) -> bool:
-        """Whether the peer leaves more than an eighth of the bound waiting: what goes, goes first.
+        """Whether the peer leaves more than an eighth of the bound waiting, after all that can go has gone.
 
         A stream that is no socket does not say whether it would take more. It is behind when it was
         seen to be, a few turns of the loop later, and when a half is waiting.
