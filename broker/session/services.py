@@ -77,7 +77,7 @@ class ServedConnection(Protocol):
 
     @property
     def is_apps(self) -> bool:
-        """Whether it is the app's, and no operator's: those are not traced, as they show their keys."""
+        """Whether it is the app's, and no operator's: those are not traced, because they show their keys."""
 
     @property
     def lane(self) -> Lane: ...
