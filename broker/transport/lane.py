@@ -711,7 +711,9 @@ class Lane:
             return True
         unfinished = len(self._buffer) + self._open_bytes
         if self._charged or unfinished > _CHARGED_FROM:
-            self._charge(unfinished)
+            # A buffer that grows has an eighth more than what is in it.
+            spare = len(self._buffer) >> 3 if isinstance(self._buffer, bytearray) else 0
+            self._charge(unfinished + spare)
         size = _READ_WHEN_BUSY if self._waiting else _READ
         if self._deadline is None:
             data = await receive_some(self._stream, size)
