@@ -94,7 +94,7 @@ class Handshake(Protocol):
 
     @property
     def peer_address(self) -> str:
-        """The same of whoever has opened the connection to us: of the proxy, where there is one between."""
+        """The same of the peer that opened the connection to us: of the proxy, where there is one between."""
 
     @property
     def remote_host(self) -> str:

@@ -54,7 +54,7 @@ class ClientAddress(str):
 
 
 def peer_of(address: str) -> str:
-    """The address of whoever has opened the connection: of the proxy, where one has passed on the
+    """The address of the peer that has opened the connection: of the proxy, where one has passed on the
     client's."""
     return address.via if isinstance(address, ClientAddress) else address
 
@@ -124,8 +124,8 @@ def _split_list(passed_on: str) -> list[str]:
     return [text.strip() for text in passed_on.split(",")]
 
 
-# RFC 7239 section 4: `for=192.0.2.43;proto=http, for="[2001:db8::17]:4711"`. In quotes may stand a comma, and a
-# `for=` of whoever named the host.
+# RFC 7239 section 4: `for=192.0.2.43;proto=http, for="[2001:db8::17]:4711"`. In quotes there may be a comma,
+# and a `for=` of the one who named the host.
 _PIECE: Final = re.compile(r'([^ \t,;="]+)=("(?:[^"\\]|\\.)*"|[^ \t,;"]*)|([,;])|[ \t]+')
 
 

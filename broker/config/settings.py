@@ -336,18 +336,18 @@ class Config:
     hosts: tuple[str, ...] = attrs.field(default=(), validator=hosts)
     """Names under which browsers reach this broker, as a proxy passes them on in `Host`:
     `example.com`, `example.com:8443`, `*.example.com` (all below it), `*` for any. A page that asks us
-    under another name is refused with 403, as its owner may have made that name lead here (DNS
-    rebinding). Always ours are loopback names, IP addresses, `host` and the hosts of `allowed_origins`.
-    Not looked at with `tls_cert`, whose names browsers check; nor on an open bind where neither
-    `hosts` nor `allowed_origins`, `[tokens]` or `connect_url` is set, as that serves everybody."""
+    under another name is refused with 403, because its owner may have made that name lead here (DNS
+    rebinding). Always ours are loopback names, IP addresses, `host` and the hosts of `allowed_origins`. Not
+    looked at with `tls_cert`, whose names browsers check; nor on an open bind where neither `hosts` nor
+    `allowed_origins`, `[tokens]` or `connect_url` is set, as that serves everybody."""
 
     trusted_proxies: tuple[str, ...] = attrs.field(default=(), validator=networks)
     """Your proxies, whose `X-Forwarded-For` says for whom they ask: addresses (`192.0.2.7`), networks
-    (`10.0.0.0/8`), `unix` for all that come over the Unix socket. None by default, loopback neither: a
-    proxy that only passes on what it gets would pass on what a stranger made up."""
+    (`10.0.0.0/8`), `unix` for all that come over the Unix socket. None by default, loopback neither: a proxy
+    that only passes headers on would pass on those that a stranger made up."""
     proxy_header: ProxyHeader = "x-forwarded-for"
-    """The header that they write. Others of the kind are what a client made up, as proxies pass on what they
-    do not know: name the one that yours sets."""
+    """The header that they write. A client may have made up others of the kind, because proxies pass on
+    headers that they do not know: name the one that yours sets."""
     proxy_protocol: bool = False
     """Whether they begin each connection with the PROXY protocol, version 1 or 2, as proxies do that pass
     on bytes. Then that is owed; others may not send it."""
@@ -456,8 +456,8 @@ class Config:
     there, and its client asks again from the last offset that it has got. A recovery that would bring more
     is answered with `recovered: false`. Four messages of the largest size, or 13,000 small ones."""
     history_max_limit: int = attrs.field(default=300, validator=number(1))
-    """Publications in one answer to a history request, as Centrifugo: 1,000 of 1 MiB would fill the
-    outbox of whoever asks."""
+    """Publications in one answer to a history request, as Centrifugo: 1,000 of 1 MiB would fill the outbox of
+    the asker."""
     presence_max_clients: int = attrs.field(default=5000, validator=number(1))
     """Clients in one answer to a presence request, with `history_reply_bytes` of what they show of
     themselves; where there are more it is 106, and `presence_stats` counts them. 5,000 take 7 ms in JSON
@@ -561,7 +561,8 @@ class Config:
     to longest ago loses some: each user, the app, and all clients without a user count as one."""
     retained_bytes: int = attrs.field(default=8 * 2**20, validator=number(0))
     """Last values retained for new subscribers, all topics together: about 8,000 small ones.
-    Beyond it, whoever takes most of it loses the value retained longest ago, as with `history_bytes`."""
+    Beyond it, the owner that takes most of it loses the value retained longest ago, as with
+    `history_bytes`."""
     topics: TopicRules = attrs.field(factory=TopicRules)
     """The rules of every topic that has no others; in a file they stand under `[topics]`."""
     namespaces: Mapping[str, TopicRules] = attrs.field(factory=dict, validator=namespace_names)
@@ -673,8 +674,8 @@ class Config:
 def exposure_warning(config: Config) -> str | None:
     """Say in one line what a bind beyond loopback lays open; None if nothing is.
 
-    A Unix socket is guarded by its directory's permissions, tokens that are needed keep out who
-    has none, and whoever lists origins has thought about who may connect: none is warned about.
+    Three cases bring no warning: a Unix socket is guarded by its directory's permissions, tokens that are
+    needed keep out those who have none, and somebody who lists origins has thought about who may connect.
     """
     if config.unix is not None or config.allowed_origins or is_loopback(config.host):
         return None

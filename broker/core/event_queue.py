@@ -2,9 +2,9 @@
 
 Rules:
 
-1. Within an epoch events are numbered 1, 2, 3 … without a gap. The first is `started`; with it the
-   reader forgets whoever was here in an earlier epoch. A node that was cut off from its neighbours for
-   so long that they told its end begins a new one.
+1. Within an epoch events are numbered 1, 2, 3 … without a gap. The first is `started`; with it the reader
+   forgets everybody who was here in an earlier epoch. A node that was cut off from its neighbours for so long
+   that they told its end begins a new one.
 2. Writing never fails and never waits: when a queue is full, its oldest event is dropped.
 3. Nothing is lost without a word: where events were dropped, the reader gets `lost` in their place,
    which has the number of the last of them. `started` is never dropped.

@@ -212,7 +212,7 @@ class Subscription:
 
     With a `group`, it gets its part of the group's publications. `server_side`: the client has not asked for
     it, and will not subscribe again by itself. `wanted` picks publications by their tags. `expires_at` is on
-    the clock of whoever ends it then; it alone may change.
+    the clock of the code that ends it then; it alone may change.
     """
 
     subscriber: Subscriber

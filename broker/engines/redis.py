@@ -69,7 +69,7 @@ LOADED_AT_ONCE: Final = 100
 """Retained values in one answer: as a rule 10 KB."""
 
 EMPTY_EPOCH_MS: Final = 900_000
-"""An epoch in which nothing was published ends so long after nobody listens any more: else whoever may
+"""An epoch in which nothing was published ends so long after nobody listens any more: else anybody who may
 subscribe could fill Redis with the names of topics that nobody uses."""
 
 TOUCH_EVERY: Final = 300.0

@@ -1,8 +1,8 @@
 """The way of a publication from its publisher to the outboxes of those who listen.
 
-Publications to one topic that come in a row, from whomever, are joined into a *run* before they fan
-out, so a thousand subscribers cost one append each per run, not per publication. The hot path of
-the broker is `Router.publish_all` and the end of a run, then `PostOffice.deliver`.
+Publications to one topic that come in a row, from any publishers, are joined into a *run* before they fan
+out, so a thousand subscribers cost one append each per run, not per publication. The hot path of the broker
+is `Router.publish_all` and the end of a run, then `PostOffice.deliver`.
 
 Rules:
 

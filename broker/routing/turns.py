@@ -1,7 +1,7 @@
 """The queue of those who have used up their share of the loop, and one party's share of it.
 
-A party is whoever causes work: a session, or one connection of a backend. How much it may do at once,
-and how fast it may do more, is said in `core.work`; here it waits for its turn.
+A party is a cause of work: a session, or one connection of a backend. How much it may do at once, and how
+fast it may do more, is said in `core.work`; here it waits for its turn.
 
 Rules:
 

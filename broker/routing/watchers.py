@@ -30,7 +30,7 @@ class Watchers:
     office: PostOffice
     meter: Meter
     end_run: Callable[[], None]
-    """Sends out the open run: whoever it reaches was here before."""
+    """Sends out the open run: all that it reaches were here before."""
     roster: Roster | None = None
 
     def joined(self, subscription: Subscription) -> None:

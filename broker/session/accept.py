@@ -141,7 +141,7 @@ async def _see_to_requests(
 async def _first_request(
     services: Services, stream: trio.abc.Stream, address: str
 ) -> tuple[Request, str] | None:
-    """The first request, and the address of whoever is at the other end; None if nothing comes."""
+    """The first request, and the address of the other end; None if nothing comes."""
     config = services.config
     with trio.move_on_after(config.open_seconds) as opening:
         if config.proxy_protocol and services.proxies.trusts(address):

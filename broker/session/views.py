@@ -72,7 +72,7 @@ class Views:
             self._neighbours.on(Look, self._look)
 
     def add(self, name: str, view: View) -> None:
-        """Let this be seen of this node, by whoever may look."""
+        """Let this be seen of this node, by those who may look."""
         self._views[name] = view
 
     # asking

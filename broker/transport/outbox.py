@@ -452,8 +452,8 @@ class Outbox:
             await self._eased.wait()
 
     def has_room(self, size: int, most: int) -> bool:
-        """Whether a message of so many bytes may be offered by whoever can wait: no more than `most` wait
-        then, and half as many messages as may; or nothing waits at all."""
+        """Whether a message of so many bytes may be offered by a sender that can wait: no more than `most`
+        wait then, and half as many messages as may; or nothing waits at all."""
         return not self.mail or (
             self.bytes + size <= most and 2 * (self.messages + 1) <= self.max_messages
         )

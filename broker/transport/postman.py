@@ -121,7 +121,7 @@ class PostOffice:
             self._judge(())
 
     def take_judged(self) -> int:
-        """How many full outboxes were judged since this was last asked, for whoever pays for them."""
+        """How many full outboxes were judged since this was last asked, for the one who pays for them."""
         judged, self.judged = self.judged, 0
         return judged
 
