@@ -1,8 +1,10 @@
-"""Lists for operators: connections and topics, searched in turns and a page at a time.
+"""Lists of one node for operators: connections and topics, searched in turns and a page at a time. Those
+of all nodes are put together in `gathered`.
 
 Rules:
 
-1. An answer has `PAGE` rows at most, however many there are; what it costs to search goes by turns.
+1. An answer has `PAGE` rows at most, however many there are, and about `PAGE_BYTES`; what it costs to search
+   goes by turns.
 2. A list is of the moments in which it was searched: who came and went meanwhile may be in it or not.
 3. Payloads are shown as text, and cut: a page is read by a person.
 """
@@ -18,9 +20,9 @@ from broker.core.hub import Listeners
 from broker.core.messages import ClosedConnection, ConnectionDetails, Fd, Publication
 from broker.core.topics import is_pattern
 from broker.core.work import MEMBER, NAMED, SURVEYED_AT_ONCE
-from broker.errors import ErrorCode, Refused
 from broker.node import Node
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
+from broker.protocols.json_text import written
 from broker.routing.reading import history_page, listing_work
 from broker.session.details import details_of
 from broker.session.search import ConnectionQuery
@@ -29,14 +31,19 @@ from broker.session.services import ServedConnection
 PAGE: Final = 100
 """Rows of one answer."""
 
+PAGE_BYTES: Final = 2**19
+"""Of all rows of one answer, and one more: half of what a node may tell another at once. Strangers choose
+paths, names and topics; a usual row has 800."""
+
 AT_ONCE: Final = 100
 """Connections or topics that are looked at between two turns: 0.1 ms."""
 
 LOOKED_AT: Final = 1.0
 """Work of one that is compared with what is searched for."""
 
-SHOWN: Final = 14.0
-"""Work of a connection in a list: all that is known of it, read and written."""
+SHOWN: Final = 30.0
+"""Work of a connection in a list: all that is known of it, read and written; then, as those of all nodes
+are, read and written once more."""
 
 SHOWN_BYTES: Final = 4096
 """Characters of a payload."""
@@ -45,6 +52,7 @@ HISTORY: Final = 50
 """Publications of a topic's history that are shown, the newest."""
 
 Text = Annotated[str, Meta(max_length=256)]
+NodeId = Annotated[str, Meta(max_length=64)]
 Limit = Annotated[int, Meta(ge=1, le=PAGE)]
 T = TypeVar("T")
 
@@ -59,6 +67,8 @@ class Search(Struct, forbid_unknown_fields=True):
     after: Annotated[int, Meta(ge=0)] = 0
     limit: Limit = PAGE
     order: Order = "fd"
+    node: NodeId = ""
+    """The id of one node; else all are asked."""
 
 
 class SearchTopics(Struct, forbid_unknown_fields=True):
@@ -66,14 +76,29 @@ class SearchTopics(Struct, forbid_unknown_fields=True):
 
     search: Text = ""
     limit: Limit = PAGE
+    node: NodeId = ""
+
+
+class Names(Struct, forbid_unknown_fields=True):
+    """Topics and patterns whose subscribers are to be counted."""
+
+    names: Annotated[list[str], Meta(max_length=PAGE)]
+
+
+class OneTopic(Struct, forbid_unknown_fields=True):
+    topic: Annotated[str, Meta(max_length=1024)]
+    after: Annotated[int, Meta(ge=0)] = 0
+    node: NodeId = ""
 
 
 class SearchClosed(Struct, forbid_unknown_fields=True):
-    """Connections that have ended to be listed, the last first, without the first `skip` of them."""
+    """Connections that have ended to be listed, the last first: those before one that is named by when it
+    ended and by its fd."""
 
     search: Text = ""
-    skip: Annotated[int, Meta(ge=0)] = 0
+    before: tuple[float, int] | None = None
     limit: Limit = PAGE
+    node: NodeId = ""
 
 
 # what is searched for
@@ -164,7 +189,9 @@ class Listings:
         await self._turn(len(found) * SHOWN)
         # Who has gone meanwhile has nothing left that could be shown.
         left = [each for each in found if each.peer.fd in services.connections]
-        rows = [self.connection(each) for each in left]
+        rows, is_cut = _fitting([self.connection(each) for each in left])
+        if is_cut and most is None:
+            next_fd = left[len(rows) - 1].peer.fd
         return {"rows": rows, "next": next_fd, "all": len(services.connections)}
 
     def connection(self, connection: ServedConnection, topics: int = 3) -> dict[str, object]:
@@ -174,26 +201,25 @@ class Listings:
         return shown
 
     async def closed(self, asked: SearchClosed) -> dict[str, object]:
-        """A page of connections that have ended; `next` is to be skipped for the one behind it."""
+        """A page of connections that have ended; `next` is to be asked `before` for the one behind it, None
+        at the end."""
         wanted, closed = _Wanted.of(asked.search), self.node.services.closed
-        rows: list[dict[str, object]] = []
-        skip, passed, next_skip = asked.skip, 0, 0
+        fitting: list[ClosedConnection] = []
         for piece in _pieces(list(closed)):
             await self._turn(len(piece) * LOOKED_AT)
-            for each in piece:
-                if not wanted.fits_closed(each):
-                    continue
-                passed += 1
-                if passed <= skip:
-                    continue
-                if len(rows) == asked.limit:
-                    next_skip = passed - 1
-                    break
-                rows.append(closed_row(each, topics=3))
-            if next_skip:
-                break
-        await self._turn(len(rows) * SHOWN)
-        return {"rows": rows, "next": next_skip, "all": len(closed)}
+            fitting += [
+                each
+                for each in piece
+                if wanted.fits_closed(each)
+                and (asked.before is None or _ended(each) < asked.before)
+            ]
+        fitting.sort(key=_ended, reverse=True)  # a clock may be set back
+        page = fitting[: asked.limit]
+        await self._turn(len(page) * SHOWN)
+        rows, _ = _fitting([closed_row(each, topics=3) for each in page])
+        is_more = len(rows) < len(fitting)
+        last = _ended(page[len(rows) - 1]) if is_more else None
+        return {"rows": rows, "next": last, "all": len(closed)}
 
     async def topics(self, asked: SearchTopics) -> dict[str, object]:
         """The topics and patterns that have the most subscribers; `found` is how many match."""
@@ -217,40 +243,52 @@ class Listings:
         ]
         return {"rows": rows, "found": found, "all": len(named)}
 
-    async def topic(self, name: str, after: Fd) -> dict[str, object]:
-        """One topic: who listens, a page of them beyond an fd; what it keeps, the newest first; its
-        rules. Raises `Refused` for what is neither topic nor pattern."""
-        router = self.node.router
+    async def counts(self, asked: Names) -> list[list[int]]:
+        """Of each of these topics how many subscribers, queue groups and watchers it has."""
+        await self._turn(len(asked.names) * NAMED)
+        hub = self.node.router.hub
+        found = [hub.find(name) for name in asked.names]
+        return [
+            [0, 0, 0] if each is None else [len(each), len(each.groups), len(each.watchers)]
+            for each in found
+        ]
+
+    async def members(self, asked: OneTopic) -> dict[str, object]:
+        """Who listens to a topic: a page of them beyond an fd. Raises `Refused` for what is neither topic
+        nor pattern."""
+        router, name = self.node.router, asked.topic
         router.rights.check_listenable(name)
         members = router.hub.subscriptions(name) if not is_pattern(name) else []
         count = router.hub.count(name)
-        clients = [each for each in members if each.subscriber.fd > after]
+        clients = [each for each in members if each.subscriber.fd > asked.after]
         await self._turn(len(members) * MEMBER / 10)
         page = heapq.nsmallest(PAGE + 1, clients, key=lambda each: each.subscriber.fd)
         await self._turn(len(page) * MEMBER)
-        more = len(page) > PAGE
-        rows = [
-            {
-                "fd": each.subscriber.fd,
-                "user": each.subscriber.user,
-                "by": each.grant.by,
-                "group": each.group,
-                "info": None if each.grant.info is None else _text(each.grant.info),
-            }
-            for each in page[:PAGE]
-        ]
-        shown: dict[str, object] = {
-            "name": name,
-            "pattern": is_pattern(name),
+        rows, _ = _fitting(
+            [
+                {
+                    "fd": each.subscriber.fd,
+                    "user": each.subscriber.user,
+                    "by": each.grant.by,
+                    "group": each.group,
+                    "info": None if each.grant.info is None else _text(each.grant.info),
+                }
+                for each in page[:PAGE]
+            ]
+        )
+        is_more = len(page) > len(rows)
+        return {
             "subscribers": count,
             "in_program": sum(1 for each in members if not each.subscriber.fd),
             "rows": rows,
-            "next": page[PAGE - 1].subscriber.fd if more else 0,
-            "rules": attrs.asdict(router.rights.rules_of(name)),
+            "next": page[len(rows) - 1].subscriber.fd if is_more else 0,
         }
-        if not is_pattern(name):
-            shown |= await self._kept(name)
-        return shown
+
+    async def kept(self, name: str) -> dict[str, object]:
+        """What is known of a topic besides: its rules; what it keeps, the newest first, and retains."""
+        rules = attrs.asdict(self.node.router.rights.rules_of(name))
+        shown: dict[str, object] = {"name": name, "pattern": is_pattern(name), "rules": rules}
+        return shown if is_pattern(name) else shown | await self._kept(name)
 
     async def _kept(self, topic: str) -> dict[str, object]:
         router = self.node.router
@@ -270,6 +308,20 @@ class Listings:
         """Wait for a turn in which so much may be done, and charge it."""
         await self.node.router.turns.wait(work)
         self.node.router.meter.add(work)
+
+
+def _fitting(rows: list[dict[str, object]]) -> tuple[list[dict[str, object]], bool]:
+    """As many of these as fit into an answer, and one at least; whether some did not."""
+    size = 0
+    for number, row in enumerate(rows):
+        size += len(written(row))
+        if size > PAGE_BYTES and number:
+            return rows[:number], True
+    return rows, False
+
+
+def _ended(closed: ClosedConnection) -> tuple[float, int]:
+    return closed.closed_at, closed.details.fd
 
 
 def _details(details: ConnectionDetails, topics: int) -> dict[str, object]:
@@ -308,11 +360,3 @@ def payload(data: bytes) -> dict[str, object]:
 
 def _text(data: bytes) -> str:
     return data[:SHOWN_BYTES].decode(errors="replace")
-
-
-def found_connection(node: Node, fd: Fd) -> ServedConnection:
-    """A connection that is here. Raises `Refused` (102)."""
-    connection = node.services.connections.get(fd)
-    if connection is None:
-        raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
-    return connection

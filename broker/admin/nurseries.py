@@ -30,8 +30,10 @@ ALIKE: Final = 3
 LISTED: Final = 0.2
 """Work of one task, as `core.work` has it."""
 
+_STREAM: Final = "broker.session.accept.serve_connection"
+
 _WORDS: Final = {
-    "broker.session.accept.serve_connection": "stream",
+    _STREAM: "stream",
     "broker.session.connection.Connection._serve": "serving",
     "broker.session.connection.Connection._see_out": "goodbye",
     "broker.session.questions.Questions._ask": "question",
@@ -74,11 +76,13 @@ class _Builder:
     """Builds a tree of `MOST` rows at most. The connections that it knows by their fd are the first few,
     and the one that is asked for."""
 
-    def __init__(self, services: Services, fd: Fd | None, asker: Fd) -> None:
+    def __init__(self, services: Services, fd: Fd | None) -> None:
         connections = services.connections
         few = [*islice(connections, ALIKE), *([] if fd is None else [fd])]
         self._fds = {connections[each].io.parent_task: each for each in few}
-        self._ours = _above(connections[asker].io)[1:]
+        # Who asks is a task of ours: for a connection, which is as any other, or for another node.
+        above = _above(trio.lowlevel.current_task().parent_nursery)
+        self._ours = [task for task in above if task.name != _STREAM]
         self._left = MOST
         self._now = trio.current_time()
 
@@ -148,20 +152,17 @@ def _above(nursery: trio.Nursery | None) -> list[trio.lowlevel.Task]:
     return found
 
 
-async def nursery_tree(services: Services, fd: Fd | None, asker: Fd) -> Scope:
-    """The tree of the whole process, or of the task that serves one connection. `asker` is another, or
-    the same, which is here.
+async def nursery_tree(services: Services, fd: Fd | None) -> Scope:
+    """The tree of the whole process, or of the task that serves one connection; for a task of this broker.
 
     Raises `Refused` (102) where that is not here.
     """
     work = len(services.connections) * LISTED
     await services.router.turns.wait(work)
     services.router.meter.add(work)
-    if asker not in services.connections:
-        raise Refused(ErrorCode.UNKNOWN_CHANNEL)  # gone while it waited
     if fd is not None and fd not in services.connections:
         raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
-    builder = _Builder(services, fd, asker)
+    builder = _Builder(services, fd)
     if fd is not None:
         return builder.task(services.connections[fd].io.parent_task)
     root = trio.lowlevel.current_root_task()

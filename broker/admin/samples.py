@@ -85,6 +85,11 @@ class Samples:
         """All samples that are kept, the oldest first, as columns have names."""
         return {"fields": FIELDS, "rows": list(self._kept)}
 
+    @property
+    def last(self) -> tuple[float, ...] | None:
+        """The last; None where none is kept."""
+        return self._kept[-1] if self._kept else None
+
     async def keep(self) -> None:
         """Take a sample a second and tell all operators of it, until cancelled."""
         due = trio.current_time()

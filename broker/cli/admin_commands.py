@@ -119,15 +119,21 @@ def _echo_here(rows: Sequence[Row]) -> None:
             in_bytes(row["bytes_received"]),
             in_bytes(row["bytes_sent"]),
             in_bytes(row["bytes_queued"]),
+            *_on_node(rows, row.get("node")),
             _topics(row),
         )
         for row in rows
     ]
-    echo_table([*head, "TOPICS"], table)
+    echo_table([*head, *_on_node(rows, "NODE"), "TOPICS"], table)
+
+
+def _on_node(rows: Sequence[Row], cell: str | None) -> Sequence[str]:
+    """A column that is there where there are several nodes."""
+    return (cell or "-",) if any("node" in row for row in rows) else ()
 
 
 def _echo_closed(rows: Sequence[Row]) -> None:
-    head = ("CLOSED", "FD", "USER", "ADDRESS", "APP", "CODE", "REASON", "BY", "LOST", "TOPICS")
+    head = ("CLOSED", "FD", "USER", "ADDRESS", "APP", "CODE", "REASON", "BY", "LOST")
     table = [
         (
             date(row["closed_at"]),
@@ -139,11 +145,12 @@ def _echo_closed(rows: Sequence[Row]) -> None:
             row["reason"] or "-",
             row["initiator"],
             row["undelivered"],
+            *_on_node(rows, row.get("node")),
             _topics(row),
         )
         for row in rows
     ]
-    echo_table(head, table)
+    echo_table([*head, *_on_node(rows, "NODE"), "TOPICS"], table)
 
 
 def _app(row: Row) -> str:
@@ -198,6 +205,8 @@ def _in_words(row: Row) -> Mapping[str, object]:
         words["undelivered"] = row["undelivered"]
     else:
         words["state"] = "connected" if row["established"] else "closing"
+    if "node" in row:
+        words["node"] = row["node"]
     return words | {
         "user": row["user"] or "-",
         "address": row["address"],

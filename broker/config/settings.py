@@ -288,7 +288,8 @@ class Config:
 
     # where to listen
     host: str = attrs.field(metadata=_LISTENING, default="localhost", validator=host_name)
-    """Loopback, both families: a wider bind is a decision, not a default."""
+    """Loopback, both families: a wider bind is a decision, not a default. `0.0.0.0` is IPv4 alone, `::` is
+    IPv6 alone, and an empty one is both."""
     port: int = attrs.field(metadata=_LISTENING, default=9501, validator=number(0, 65535))
     """As in the Swoole tutorial. 0 lets the system choose."""
     unix: Path | None = attrs.field(default=None, metadata=_LISTENING)

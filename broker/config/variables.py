@@ -53,7 +53,10 @@ def unknown_variables(
         # Who gives a secret means no port.
         unknown = UnknownVariable(name, _nearest(name, secrets if looks_secret else known))
         if looks_secret or unknown.nearest in secrets:
-            raise ConfigError(f"{unknown} A secret that does not count would leave the broker open")
+            end = "" if unknown.nearest else "."
+            raise ConfigError(
+                f"{unknown}{end} A secret that does not count would leave the broker open"
+            )
         found.append(unknown)
     return tuple(found)
 

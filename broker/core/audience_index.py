@@ -9,7 +9,7 @@ shown to those filters alone that its own tags lead to. By example::
     type == "sale" and room == "7"   under room=7 where that place has fewer than type=sale, and asked
     price > 100,  room != "7"        filed nowhere, and asked for each publication that has tags
 
-What has no tags finds those who want it without asking any.
+A publication without tags finds those who want it, and no filter is asked.
 
 Rules:
 

@@ -23,7 +23,7 @@ class TooMany(ValueError):
 
 @attrs.define
 class _Level:
-    """What stands between two braces, or outside of all, as far as it was read."""
+    """The text between two braces, or outside of all braces, as far as it was read."""
 
     found: set[str] = attrs.field(factory=set)
     """The alternatives before the last comma."""

@@ -473,7 +473,7 @@ class HistoryStore:
 
     @property
     def heaviest_bytes(self) -> int:
-        """What the owner holds that would give way, as far as it is charged."""
+        """The bytes of the owner that would give way first, as far as they are charged."""
         heaviest = self._shares.heaviest()
         return 0 if heaviest is None else heaviest.bytes
 

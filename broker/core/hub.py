@@ -145,7 +145,7 @@ class Hub(Generic[S]):
         subscriber, name = subscription.subscriber, subscription.name
         if name in subscriber.subscriptions:
             raise KeyError(name)
-        listeners = self._find(name)
+        listeners = self.find(name)
         if listeners is None:
             listeners = Listeners(name)
             if is_pattern(name):
@@ -162,7 +162,7 @@ class Hub(Generic[S]):
         if subscription is None:
             return None
         self._subscriptions -= 1
-        listeners = self._find(name)
+        listeners = self.find(name)
         assert listeners is not None
         listeners.remove(subscription)
         if not listeners.members:
@@ -212,7 +212,7 @@ class Hub(Generic[S]):
 
     def group(self, name: str, group: str) -> QueueGroup | None:
         """The members of a queue group on a topic or pattern; None if it has none here."""
-        listeners = self._find(name)
+        listeners = self.find(name)
         return None if listeners is None else listeners.groups.get(group)
 
     def subscriptions(self, topic: str) -> list[Subscription]:
@@ -225,12 +225,13 @@ class Hub(Generic[S]):
 
     def count(self, name: str) -> int:
         """How many subscriptions a topic or pattern has."""
-        listeners = self._find(name)
+        listeners = self.find(name)
         return 0 if listeners is None else len(listeners)
 
     def topics(self) -> dict[str, int]:
         """How many subscriptions each topic and pattern has. Linear in these."""
         return {listeners.name: len(listeners) for listeners in self.named()}
 
-    def _find(self, name: str) -> Listeners | None:
+    def find(self, name: str) -> Listeners | None:
+        """The listeners of one topic or pattern, by its very name."""
         return self._patterns.get(name) if is_pattern(name) else self._topics.get(name)

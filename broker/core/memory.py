@@ -11,9 +11,9 @@ Rules:
 2. Kept data are entitled to one half of the budget, all else to the other. When memory is short, what
    is over its half gives way first.
 3. Of connections and requests the heaviest party gives way first, and of that its heaviest holding.
-   Who holds less than `FREE_BYTES` never does. Where nobody holds more, kept data give way; and if
-   there are none either, newcomers are refused.
-4. Close to the limit, who holds more than that gets no more. So who asks can bring nobody else down.
+   A holding of less than `FREE_BYTES` never does. Where none is larger, kept data give way; and if there are
+   none either, newcomers are refused.
+4. Close to the limit, a holding of more than that gets no more. So nobody can bring another down by asking.
 5. Nothing here waits, or does anything to anybody. It is said who has to give way; see `session.memory`.
 
 Not promised: that the process takes no more than this. Python, buffers of the system, and holes
@@ -31,7 +31,7 @@ from typing import Final, Protocol
 import attrs
 
 FREE_BYTES: Final = 64 * 2**10
-"""What everybody may hold, however short memory is: one read of a socket, a hundred subscriptions."""
+"""Bytes that everybody may hold, however short memory is: one read of a socket, a hundred subscriptions."""
 
 NEAR: Final = 0.9
 """Part of the limit up to which anybody may ask for more, and down to which is given way: the rest is
@@ -53,9 +53,9 @@ class Part(StrEnum):
     OUTBOXES = "outboxes"
     """Messages on their way to peers, each counted once however many get it."""
     WINDOWS = "windows"
-    """What clients sent last, as the messages that they compress refer to it."""
+    """The last bytes that clients sent, because the messages that they compress refer to them."""
     INCOMING = "incoming"
-    """What peers have sent and was not dealt with yet: parts of messages, bodies, commands that wait."""
+    """Bytes of peers that were not dealt with yet: parts of messages, bodies, commands that wait."""
     SUBSCRIPTIONS = "subscriptions"
     WILLS = "wills"
     REQUESTS = "requests"
@@ -82,7 +82,7 @@ class MemoryStatistics:
     held: int
     parts: Mapping[str, int]
     refused: int
-    """Commands and requests that were refused as memory was short."""
+    """Commands and requests that were refused because memory was short."""
     gave_way: int
     """Connections and requests that were ended for that."""
 
@@ -92,7 +92,7 @@ class Ledger:
     """How many bytes the runs hold that were entered here and are still needed by somebody; and how many
     messages and bytes were ever offered to single outboxes: replies, pushes, control frames.
 
-    Whoever adds to it looks now and then whether that is more than `most`, and calls `on_full`.
+    Those who add to it look now and then whether that is more than `most`, and call `on_full`.
     """
 
     bytes_held: int = 0
@@ -107,14 +107,14 @@ class Holder(Protocol):
 
     @property
     def party(self) -> str:
-        """Whose it is: a user, or an address."""
+        """The user, or the address, that it belongs to."""
 
     @property
     def waiting(self) -> int:
-        """What waits in its outbox at most, in bytes. Constant."""
+        """Bytes that wait in its outbox, at most. Constant time."""
 
     def own_waiting(self) -> int:
-        """About what would be free if that were dropped: of what others get as well, a share."""
+        """About how many bytes would be free if those were dropped; data of several outboxes count in part."""
 
     def give_way(self) -> None:
         """End, as memory is short. Never waits; called once more while it still holds something."""
@@ -122,10 +122,10 @@ class Holder(Protocol):
 
 @attrs.define(eq=False)
 class Holding:
-    """What is held for one holder, besides its outbox; `bytes` of all parts together.
+    """The memory that is held for one holder, besides its outbox; `bytes` is the sum of all parts.
 
     As a context manager it is part of its budget for as long as the block; afterwards it holds
-    nothing, and a charge changes nothing. `holder` is None for what never gives way.
+    nothing, and a charge changes nothing. `holder` is None for a holding that never gives way.
     """
 
     budget: "MemoryBudget" = attrs.field(factory=lambda: MemoryBudget())  # noqa: PLW0108 - defined below
@@ -163,7 +163,7 @@ class Holding:
     def refusal(self, size: int) -> str:
         """Why so many bytes more cannot be had; "" if they can.
 
-        What is granted has to be charged in the same step.
+        The caller charges the bytes in the same step, if it takes them.
         """
         budget = self.budget
         if self.bytes + size > budget.connection_room:
@@ -189,7 +189,7 @@ class Holding:
 
     @property
     def excess(self) -> int:
-        """What would be free if its holder gave way, beyond `FREE_BYTES`."""
+        """The bytes that would be free if its holder gave way, beyond `FREE_BYTES`."""
         holder = self.holder
         if holder is None or self.bytes + holder.waiting <= FREE_BYTES:
             return 0

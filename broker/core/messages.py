@@ -84,7 +84,7 @@ PUBLICATION_BYTES: Final = 288
 
 
 class Series(Sequence[Publication]):
-    """What one publisher says in a row: publications without tags of one topic, whose offsets have no gap.
+    """Publications of one publisher in a row, without tags, of one topic. Their offsets have no gap.
 
     They are made when somebody asks for one; whoever only writes them looks at the fields. `first` is
     the offset of the first, 0 where none has one. `contents` is not to be changed any more.
@@ -148,7 +148,7 @@ class Frame:
 
 
 class Opcode(IntEnum):
-    """What a frame with a message is; as in RFC 6455 section 5.2."""
+    """The kind of a frame that carries a message; the numbers are those of RFC 6455 section 5.2."""
 
     TEXT = 1
     BINARY = 2
@@ -204,8 +204,8 @@ class PushResult(StrEnum):
 
     QUEUED = "queued"
     FULL = "full"
-    """There was no room. What is pushed to a peer that is known is the last straw then: it is closed with
-    3008. One that has not spoken yet stays, and so does one that a `send` may not wait for."""
+    """There was no room. A peer that is known is closed then, with 3008. One that has not spoken yet stays,
+    and so does one that a `send` may not wait for."""
     CLOSED = "closed"
     """It is not here, or on its way out."""
     FORWARDED = "forwarded"

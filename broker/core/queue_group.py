@@ -20,8 +20,8 @@ class QueueGroup:
 
     members: "OrderedDict[Subscriber, Subscription]" = attrs.field(factory=OrderedDict)
     looks: int = attrs.field(init=False, default=0)
-    """How many members were looked at when something was last dealt out. Who was not fit then is
-    rarely fit a moment later, so the next will cost as much."""
+    """How many members were looked at when something was last dealt out. A member that was not fit then is
+    rarely fit a moment later, so the next deal will cost as much."""
 
     def __len__(self) -> int:
         return len(self.members)

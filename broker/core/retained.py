@@ -124,7 +124,7 @@ class Retained:
 
     @property
     def heaviest_bytes(self) -> int:
-        """What the owner holds that would give way."""
+        """The bytes of the owner that would give way first."""
         heaviest = self._shares.heaviest()
         return 0 if heaviest is None else heaviest.bytes
 

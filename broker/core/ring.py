@@ -1,7 +1,7 @@
-"""What one topic keeps, oldest first, in three columns: its data, when it was published, and the rest.
+"""The publications of one topic that are kept, oldest first, in three columns: data, time, and the rest.
 
-Most of what is kept in a row is of one publisher, in one batch: so the rest is one object that all of
-it shares, and a publication takes little more than its data. It is made anew when it is read.
+Most publications in a row are of one publisher and one batch. These share one object for the rest, so each
+takes little more than its data. A publication is made anew when it is read.
 
 Rule: what is charged for a publication when it comes is what is given back when it goes.
 """
@@ -19,12 +19,12 @@ KEPT_BYTES: Final = 120
 three places of 8 bytes, of which there may be twice as many and an eighth as those in use."""
 
 SHAPE_BYTES: Final = 128
-"""Bytes of what publications in a row have in common, where something else is before them: one object for
-the first, one for all behind it. An empty ring is charged with the room for those at its front."""
+"""Bytes of the fields that publications in a row have in common, where something else is before them: one
+object for the first, one for all behind it. An empty ring is charged for those at its front."""
 
 
 class Shape(msgspec.Struct, frozen=True, gc=False):
-    """What publications in a row have in common, besides the topic; `extra` is charged for each."""
+    """The fields that publications in a row share, besides the topic; `extra` is charged for each."""
 
     info: ClientInfo | None
     tags: Mapping[str, str] | None
@@ -109,7 +109,7 @@ class Ring:
         return len(self._contents[place]) + KEPT_BYTES + self._shapes[place].extra
 
     def info(self, place: int) -> ClientInfo | None:
-        """Who has published it."""
+        """The client that published it."""
         return self._shapes[self._first + place].info
 
     def when(self, place: int) -> float:

@@ -1,8 +1,8 @@
 """The names of scopes, for whoever looks at the nursery tree as it is: those of docs/design/lifetimes.md.
 
-Rule: a name is a label and nothing more. Whoever opens a scope that is there once in a broker names it
-in the same step; what each connection opens is told by the tasks in it, as a name for each would cost
-every handshake.
+Rule: a name is a label and nothing more. A scope that is there once in a broker is named in the same step in
+which it is opened. The scopes of a connection have no names, which would cost every handshake: the tasks in
+them tell what they are.
 """
 
 from typing import TypeVar

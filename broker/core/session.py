@@ -104,8 +104,8 @@ class Grant:
 class Report:
     """Recipients that one publication was meant for, as they are counted.
 
-    `failed` are the fds of clients that did not take it. Readers in this program have none. What became
-    of clients is known when all have it, and a full outbox was judged: `settle` counts them.
+    `failed` are the fds of clients that did not take it. Readers in this program have none. The outcome for
+    clients is known when all have it, and a full outbox was judged: `settle` counts them.
     """
 
     matched: int = 0
@@ -143,7 +143,7 @@ class Parcel:
     place: int = 0
     """Where its first publication stands in a log that nodes share: the same number on all of them."""
     report_to: str = ""
-    """Who wants to know what became of it on other nodes, as its own node has written that."""
+    """The node that wants to know the outcome on other nodes, and its number for that, as it wrote them."""
 
 
 class Recipient(Protocol):

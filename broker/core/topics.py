@@ -61,7 +61,7 @@ def is_pattern(name: str) -> bool:
 
 
 def mistaken_for_pattern(name: str) -> str:
-    """What to say about a name that is a pattern elsewhere and a plain topic here; "" if there is nothing.
+    """A hint about a name that is a pattern elsewhere and a plain topic here; "" for any other name.
 
     In a pattern a wildcard is a whole token between dots::
 

@@ -1,10 +1,10 @@
-"""What one trace has seen and its reader has yet to take.
+"""The entries that one trace has noted and its reader has yet to take.
 
 Rules:
 
 1. A trace never slows down what it looks at: it holds `ENTRIES_MOST` entries at most, each with
-   `TEXT_MOST` characters, and takes `RATE` a second. Whatever does not fit is counted, and the reader is
-   told how many that were, and where.
+   `TEXT_MOST` characters, and takes `RATE` a second. Entries that do not fit are counted, and the reader is
+   told how many they were, and where.
 2. Secrets stay inside: tokens, sessions and headers of a `connect` are not shown.
 3. Time is an argument.
 """
@@ -22,7 +22,7 @@ from broker.core.messages import Fd
 from broker.core.usage import Bucket
 
 ENTRIES_MOST: Final = 1000
-"""That wait to be taken: ten screens."""
+"""Entries that wait to be taken: ten screens."""
 
 ENTRY_BYTES: Final = 300
 """An entry besides its text."""
@@ -36,7 +36,7 @@ RATE: Final = 500.0
 
 @attrs.frozen
 class Target:
-    """What is traced: the one of these three that is not empty."""
+    """The connection, the user or the topic that is traced: the one field that is not empty."""
 
     fd: Fd = 0
     user: str = ""

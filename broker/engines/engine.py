@@ -114,6 +114,8 @@ class EngineStatistics:
     """Publications in these that nobody here wanted, in runs."""
     losses: int = 0
     """Times that some of that log was lost."""
+    misread: int = 0
+    """Entries of that log, or parts of one, that could not be read and were passed over."""
 
 
 class Sink(Protocol):

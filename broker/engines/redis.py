@@ -244,6 +244,7 @@ class RedisEngine(Memory):
             entries=self._log.entries,
             skipped=self.incoming.skipped,
             losses=self._log.losses,
+            misread=self._log.misread,
         )
 
 

@@ -13,13 +13,15 @@ Rules:
    told (`lost`) before it gets anything else; so it is when another lineage begins.
 4. Where the log was cut, a new lineage begins, whoever finds out first.
 5. An entry is given out as a whole, whatever becomes of the link meanwhile.
+6. What cannot be read is passed over, said and counted, be it another program's entry or a part of one of
+   ours: nobody's mistake in Redis may stop what others publish. An entry of another program is taken out.
 """
 
 import random
 import secrets
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import attrs
 import structlog
@@ -61,8 +63,6 @@ SKIPPED: Final = 2.0
 LOST: Final = "some of the log is gone: who counts on getting all is told so"
 
 ANOTHER_LOG: Final = "the log is another one"
-
-MISREAD: Final = "something in the log is not ours: does another program use the same prefix?"
 
 IDLE_EPOCH_MS: Final = 86_400_000
 """An epoch that nobody asked for during a day ends, as in the other engines."""
@@ -184,6 +184,7 @@ class SharedLog:
         self.batches: int = 0
         self.entries: int = 0
         self.losses: int = 0
+        self.misread: int = 0
         self.link: Link | None = None
         self.reader: LogReader
         self._head: bytes | None = None
@@ -279,10 +280,6 @@ class SharedLog:
             await task(link)
         except LinkLost as error:
             self.lose(str(error))
-        except (ValueError, IndexError) as error:
-            # Another program's, or a newer version's: whoever runs it has to look, and we stay.
-            log.error("log_misread", redis=self.url.where, reason=str(error)[:200])
-            self.lose(MISREAD)
 
     async def attach(self, link: Link) -> None:
         """Find our place in the log again; the first time, its end. Raises `LinkLost`."""
@@ -391,14 +388,27 @@ class SharedLog:
             options = b"COUNT", READ_ENTRIES, b"BLOCK", block, b"STREAMS", key, inbox, *places
             read = await link.pump.call(b"XREAD", *options, seconds=BLOCK_SECONDS + 2) or {}
             for name, fields in read.get(inbox.encode(), ()):
+                if _place_of(name)[0] > self.place + 2 * LOG_BYTES:  # ours would be lost by now
+                    await self._take_out(link, inbox, name)
+                    continue
                 self.inbox = _place_of(name)
-                self._mail.append((self.inbox, fields[0].decode(), fields[1]))
+                self._mail.append((self.inbox, fields[0].decode(errors="replace"), fields[1]))
             for name, fields in read.get(key.encode(), ()):
                 with trio.CancelScope(shield=True):
-                    await self._take(link, _place_of(name)[0], fields)
+                    await self._take(link, name, fields)
             with trio.CancelScope(shield=True):
                 await self._hand_out_mail()
             self._check_alive()
+
+    async def _take_out(self, link: Link, key: str, name: bytes) -> None:
+        """Take out what another program has put into a stream of ours."""
+        self._note_misread(f"an entry of another program in {key}: is the prefix in use?", name)
+        await link.pump.call(b"XDEL", key, name)
+
+    def _note_misread(self, reason: str, name: bytes) -> None:
+        self.misread += 1
+        place = name.decode(errors="replace")
+        log.error("log_misread", redis=self.url.where, entry=place, reason=reason[:200])
 
     async def _hand_out_mail(self) -> None:
         """Hand out the messages whose batches were read: they come behind what is in these."""
@@ -414,35 +424,43 @@ class SharedLog:
             oldest.sent_at = trio.current_time()
             raise LinkLost("what is appended does not come back")
 
-    async def _take(self, link: Link, place: int, fields: Sequence[bytes]) -> None:
-        head = fields[1]
-        node, counter, before, lineage, ms = head.decode().split(" ")
+    async def _take(self, link: Link, name: bytes, fields: Sequence[bytes]) -> None:
+        head, place = _Head.read(fields), _place_of(name)[0]
+        if head is None:
+            await self._take_out(link, f"{self.key}:log", name)
+            return
+        lineage, before = head.lineage, head.before
         if lineage != self.lineage:
             # Either some of the log is gone behind our place, or it is another log, of which we have missed
             # the first entries: also where the places are the same.
             found = await self._look(link)
             if not self._is_head(found[4]):
                 raise LinkLost(ANOTHER_LOG)
-        if int(before) != self.place or lineage != self.lineage:
-            await self._lose_place(link, int(before), lineage)
-        flight = self._own_flight(int(counter)) if node == self.node else None
+        if before != self.place or lineage != self.lineage:
+            await self._lose_place(link, before, lineage)
+        flight = self._own_flight(head.counter) if head.node == self.node else None
         work = 0.0
         for i in range(2, len(fields), 2):
-            words = to_text(fields[i]).split(" ", 6)
-            if flight is None and self.reader.skips(words[0], words[6]):
-                work += SKIPPED
-                continue
-            logged = _logged(node, words, fields[i + 1], int(ms) / 1000, place)
-            own = None if flight is None else flight.items[logged.number]
-            done = self.reader.take(logged, own)
-            if done < 0:
-                await self.reader.tell_gaps()
+            try:
+                words = to_text(fields[i]).split(" ", 6)
+                if flight is None and self.reader.skips(words[0], words[6]):
+                    work += SKIPPED
+                    continue
+                logged = _logged(head.node, words, fields[i + 1], head.at, place)
+                own = None if flight is None else flight.items[logged.number]
                 done = self.reader.take(logged, own)
+                if done < 0:
+                    await self.reader.tell_gaps()
+                    done = self.reader.take(logged, own)
+            except (ValueError, IndexError) as error:
+                # A mistake of another version. Of a topic that is kept, what comes next has a gap before it.
+                self._note_misread(str(error), name)
+                done = SKIPPED
             work = await self.reader.rest(work + done)
         await self.reader.rest(work)
         if flight is not None:
             self.reader.finished(flight)
-        self.place, self._head = place, head
+        self.place, self._head = place, fields[1]
         self.entries += 1
         if self._mail:
             await self._hand_out_mail()
@@ -457,6 +475,26 @@ class SharedLog:
                 return flight
             self.reader.missed(flight)
         return None
+
+
+class _Head(NamedTuple):
+    """The head of an entry; see `redis_scripts`."""
+
+    node: str
+    counter: int
+    before: int
+    lineage: str
+    at: float
+    """When, in Unix seconds."""
+
+    @classmethod
+    def read(cls, fields: Sequence[bytes]) -> "_Head | None":
+        """The head of an entry; None for one that is none of ours."""
+        try:
+            node, counter, before, lineage, ms = fields[1].decode().split(" ")
+            return cls(node, int(counter), int(before), lineage, int(ms) / 1000)
+        except (ValueError, IndexError):
+            return None
 
 
 class Task(Protocol):

@@ -76,12 +76,25 @@ local function state(token)
   redis.call('HSET', p .. ':state', 'l', token, 'b', 0, 'r', 0, 'v', 1)
   return token, 0, 0
 end
+-- Append to a stream; false where another program has put what stands in the way: an entry under a higher id, or
+-- no stream. Then all of it is gone.
+local function put(key, ...)
+  local done = redis.pcall('XADD', key, ...)
+  local why = type(done) == 'table' and done.err
+  if not why then return true end
+  if not (string.find(why, 'smaller') or string.find(why, 'exhausted') or string.find(why, 'WRONGTYPE')) then error(why) end
+  redis.call('DEL', key)
+  return false
+end
 -- Put an entry into the log; the fields after the first two are headers and data of so many bytes.
 local function enter(node, counter, last, lineage, ms, fields, bytes, most)
   fields[1], fields[2] = '', table.concat({node, counter, text(last), lineage, text(ms)}, ' ')
   last = last + bytes + #fields[2]
-  local id = text(last)
-  redis.call('XADD', p .. ':log', 'MINID', '~', text(math.max(0, last - tonumber(most))), id .. '-0', unpack(fields))
+  local id, oldest = text(last), text(math.max(0, last - tonumber(most)))
+  -- Who was behind is told so, as this entry names the one before it.
+  if not put(p .. ':log', 'MINID', '~', oldest, id .. '-0', unpack(fields)) then
+    put(p .. ':log', 'MINID', '~', oldest, id .. '-0', unpack(fields))
+  end
   redis.call('HSET', p .. ':state', 'b', id)
   return last
 end
@@ -103,7 +116,8 @@ local function take_out(node, drawer, name)
 end
 -- The epoch of a topic; a new one where it has none of this lineage.
 local function epoch_of(topic, lineage)
-  local m = redis.call('HMGET', p .. ':m:' .. topic, 'e', 't', 's', 'l', 'x', 'y')
+  local m = redis.pcall('HMGET', p .. ':m:' .. topic, 'e', 't', 's', 'l', 'x', 'y')
+  if m.err then redis.call('DEL', p .. ':m:' .. topic) end  -- another program's: it is no hash
   if m[1] and string.sub(m[1], 1, #lineage) == lineage then
     return m[1], tonumber(m[2]), tonumber(m[3]), tonumber(m[4]), tonumber(m[5]), tonumber(m[6])
   end
@@ -139,7 +153,10 @@ local function keep(topic, size, ttl, count, data)
   if prolong then lives = ms + ttl + math.floor(ttl / 4) + 1000 end
   redis.call('HSET', m, 'e', epoch, 't', text(top), 's', size, 'l', text(ttl), 'x', text(touched), 'y', text(lives))
   if touch then redis.call('PEXPIRE', m, text(math.max(idle, ttl) * 1.25 + 1000)) end
-  redis.call('XADD', h, 'MINID', '~', text(math.max(0, top - size + 1)) .. '-0', text(top) .. '-0', text(ms), data)
+  if not put(h, 'MINID', '~', text(math.max(0, top - size + 1)) .. '-0', text(top) .. '-0', text(ms), data) then
+    redis.call('DEL', m)
+    return keep(topic, size, ttl, count, data)  -- in another epoch: what was kept is gone
+  end
   if prolong then redis.call('PEXPIRE', h, text(lives - ms)) end
   return first, epoch
 end
@@ -219,7 +236,8 @@ end
 last = enter(node, ARGV[3], last, lineage, ms, fields, bytes, ARGV[5])
 for n, each in ipairs(told) do
   local oldest = text(math.max(0, last - tonumber(ARGV[5])))
-  redis.call('XADD', p .. ':in:' .. each[1], 'MINID', '~', oldest, text(last) .. '-' .. n, node, each[2])
+  local inbox, id = p .. ':in:' .. each[1], text(last) .. '-' .. n
+  if not put(inbox, 'MINID', '~', oldest, id, node, each[2]) then put(inbox, 'MINID', '~', oldest, id, node, each[2]) end
 end
 redis.call('SET', done, ARGV[3], 'EX', 86400)
 return {1, lineage, last}
@@ -243,7 +261,8 @@ elseif touched + math.max(idle, ttl) / 8 < ms then
   redis.call('PEXPIRE', m, text(math.max(idle, ttl) * 1.25 + 1000))
 end
 local runs = {}
-if size > 0 then runs = redis.call('XRANGE', p .. ':h:' .. topic, text(math.max(0, top - size + 1)) .. '-0', '+') end
+if size > 0 then runs = redis.pcall('XRANGE', p .. ':h:' .. topic, text(math.max(0, top - size + 1)) .. '-0', '+') end
+if runs.err then runs = {} end  -- another program's: it is no stream
 return {last, text(ms), epoch, text(top), text(size), text(ttl), runs}
 """
 )
@@ -261,7 +280,12 @@ ATTACH: Final = Script(
     + """
 -- ARGV: p, node, token, place or '' for the last entry.
 -- Returns the lineage, the last entry, the one where the lineage began, the first one that is there, the head
--- of the one at the place, the last batch of this node, the format.
+-- of the one at the place, the last batch of this node, the format. What another program has put in place of the
+-- streams of this node is taken away.
+for _, key in ipairs({KEYS[1], p .. ':in:' .. ARGV[2]}) do
+  local kind = redis.call('TYPE', key).ok
+  if kind ~= 'stream' and kind ~= 'none' then redis.call('DEL', key) end
+end
 local lineage, last, began = state(ARGV[3])
 local place = ARGV[4] == '' and text(last) or ARGV[4]
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]

@@ -31,7 +31,7 @@ UNKNOWN: Final = Position(0, "?")
 
 _OTHERS: Final = b"*"
 _ENTRY = r"[A-Za-z0-9._~%-]+:[A-Za-z0-9._~%-]+:[0-9]{1,15}"
-_id = re.compile(rf"(?P<entries>{_ENTRY}(?:,{_ENTRY})*)?(?P<others>(?:^|,)\*)?").fullmatch
+_id = re.compile(rf"(?P<entries>{_ENTRY}(?:,{_ENTRY})*)?(?P<others>(?:^|(?<!^),)\*)?").fullmatch
 _OFFSET_DIGITS: Final = 15
 
 

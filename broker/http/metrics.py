@@ -288,6 +288,10 @@ METRICS: Final[tuple[Metric, ...]] = (
         "broker_engine_losses", "Times that some of that log was lost.",
         lambda of: of.stats.engine.losses,
     ),
+    _counter(
+        "broker_engine_misread", "What of that log could not be read, and was passed over.",
+        lambda of: of.stats.engine.misread,
+    ),
     # memory
     _gauge(
         "broker_memory_bytes", "What is held for clients, by part.",

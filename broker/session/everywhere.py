@@ -187,7 +187,7 @@ class Everywhere:
 
     def is_elsewhere(self, fd: Fd) -> bool:
         """Whether a connection may be on another node."""
-        return self._node_of(fd) is not None
+        return self.node_of(fd) is not None
 
     async def order(self, fds: Sequence[Fd], make: Callable[[list[Fd]], Body]) -> int:
         """Give an order to connections, node by node and some at a time, in their order on each; return
@@ -197,7 +197,7 @@ class Everywhere:
         """
         by_node: dict[str | None, list[Fd]] = {}
         for fd in fds:
-            by_node.setdefault(self._node_of(fd), []).append(fd)
+            by_node.setdefault(self.node_of(fd), []).append(fd)
         done = 0
         for node, theirs in by_node.items():
             for start in range(0, len(theirs), TOGETHER):
@@ -213,7 +213,7 @@ class Everywhere:
 
         Raises `TypeError` for what JSON cannot say, `ValueError` for text that is not Unicode.
         """
-        node = self._node_of(fd)
+        node = self.node_of(fd)
         if node is None:
             return PushResult.CLOSED
         opcode = fragment_bytes = 0
@@ -232,7 +232,9 @@ class Everywhere:
             return PushResult.CLOSED  # nothing can be told: as if its node were gone
         return PushResult.FORWARDED
 
-    def _node_of(self, fd: Fd) -> str | None:
+    def node_of(self, fd: Fd) -> str | None:
+        """The id of the other node that may have, or have had, a connection; None for this one, and for an fd
+        that is nobody's."""
         if self.neighbourhood is None or self.hub.sessions.get(fd) is not None:
             return None
         return self._neighbours.node_of(fd)
@@ -306,7 +308,7 @@ class Everywhere:
 
     async def connection_details(self, fd: Fd) -> ConnectionDetails | None:
         """A snapshot of one connection; None if it is nowhere."""
-        node = self._node_of(fd)
+        node = self.node_of(fd)
         if node is None:
             return self.acts.connection_details(fd)
         page = _page_of(await self._neighbours.ask(node, ListConnections([fd])))

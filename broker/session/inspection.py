@@ -103,7 +103,12 @@ class Inspection:
                 fitting.append(closed)
                 if len(fitting) == limit:
                     break
-        return fitting
+        return fitting if self._neighbourhood is None else list(map(self._of_here, fitting))
+
+    def _of_here(self, closed: ClosedConnection) -> ClosedConnection:
+        """With the name of this node, as there are several."""
+        details = attrs.evolve(closed.details, node=self.services.name)
+        return attrs.evolve(closed, details=details)
 
     def _list_closed(self, sender: str, asked: ListClosed, answer: Answer) -> float:
         found = self._closed_here(asked.fd, asked.user, min(asked.limit, CLOSED_AT_ONCE))

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.engines.servers import BINARIES, serving
+
 pytestmark = pytest.mark.browser
 
 AXE = (Path(__file__).parent / "vendor" / "axe-4.14.1.js").read_text("utf-8")
@@ -323,3 +325,51 @@ def test_a_line_that_is_cut_comes_back_by_itself(context: Any, broker: Any) -> N
     desk.page.locator("#line[data-state=connecting]").wait_for()
     desk.page.locator("#line[data-state=connected]").wait_for()
     assert len(lines) == 2
+
+
+def test_all_nodes_are_on_one_page_and_one_can_be_chosen(
+    context: Any, tmp_path: Path, start_broker: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from playwright.sync_api import expect
+
+    monkeypatch.setenv("BROKER_ADMIN_KEY", KEY)
+    with serving(BINARIES["valkey"], tmp_path) as server:
+        brokers = []
+        for name in ("one", NASTY):
+            monkeypatch.setenv("BROKER_NAME", name)
+            brokers.append(start_broker("--engine", f"redis+unix://{server.socket}"))
+        one, two = brokers
+        away = context.new_page()
+        away.goto(two.http)
+        away.locator("#state[data-state=connected]").wait_for()
+        desk = Desk(context, one)
+        page = desk.page
+        which = page.get_by_label("Node", exact=True)
+        expect(which.locator("option")).to_have_count(3)
+        expect(page.locator("tr", has_text="onerror").first).to_contain_text("Show")
+        expect(page.locator(".tile").first).to_contain_text("2")  # the page itself is one of them
+        assert desk.axe() == []
+        desk.go("connections")
+        expect(page.locator("tbody tr")).to_have_count(2)
+        expect(page.locator("tbody tr", has_text="onerror")).to_have_count(1)
+        which.select_option(index=2)
+        expect(page.locator("tbody tr")).to_have_count(1)
+        page.set_viewport_size({"width": 390, "height": 844})
+        for name in ("overview", "budgets", "engine", "tree", "topics"):
+            page.evaluate("(to) => { location.hash = to }", f"#/{name}")
+            page.locator("#view h1").wait_for()
+            expect(page.locator("#view")).to_contain_text(
+                "onerror" if name != "topics" else "Topics"
+            )
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+            assert desk.axe() == [], name
+        desk.page.evaluate("(to) => { location.hash = to }", "#/connections")
+        page.locator("tbody a").first.click()
+        page.get_by_role("button", name="Disconnect").click()
+        page.get_by_role("dialog").get_by_role("button", name="Disconnect").click()
+        page.get_by_text("How it ended").wait_for()
+        two.process.kill()
+        page.evaluate("(to) => { location.hash = to }", "#/closed")
+        page.get_by_text("Not all is here").wait_for()
+        assert page.locator("#view img").count() == 0
+        assert desk.wrong == []

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+import structlog.testing
 import trio
 import trio.lowlevel
 import trustme
@@ -21,7 +22,6 @@ from broker.config.engine_url import RedisUrl
 from broker.core.messages import Position, Publication
 from broker.engines.engine import Key
 from broker.engines.redis import RedisEngine, open_redis
-from broker.engines.redis_log import MISREAD
 from broker.errors import ConfigError, Refused
 from broker.testing import ENGINE_CONTRACT, Witness
 from broker.testing.engines import has_recovered, kept, position_of
@@ -424,17 +424,55 @@ async def test_odd_texts_are_no_trouble(server: Server) -> None:
         assert not engine.statistics().failing
 
 
-async def test_what_another_program_writes_into_the_log_ends_no_broker(server: Server) -> None:
-    async with opened(server) as (engine, witness):
+BEHIND_ALL = "18446744073709551615-18446744073709551615"
+
+
+@pytest.mark.parametrize("place", ["*", BEHIND_ALL, "{}-7"], ids=["now", "last", "between"])
+async def test_what_another_program_writes_into_the_log_stops_nobody(
+    server: Server, place: str
+) -> None:
+    """It may stand behind all that is ours, so that nothing can be appended behind it."""
+    async with opened(server) as (engine, witness), opened(server) as (_, other):
         await witness.published("a", b"1")
         shared = engine.incoming.shared
-        with trio.fail_after(60):
-            while shared.failing != MISREAD:
-                await server.call("XADD", f"{shared.key}:log", "*", "of", "another program")
+        with structlog.testing.capture_logs() as lines, trio.fail_after(60):
+            place = place.format(shared.place)
+            await server.call("XADD", f"{shared.key}:log", place, "of", "another program")
+            while not engine.statistics().misread:  # noqa: ASYNC110 - a statistic sets no event
                 await trio.sleep(0.01)
-        await server.call("FLUSHALL")
+            await witness.published("a", b"2")
+            await other.published("a", b"3")
+            await witness.published("b", b"4")
+        assert [each.data for each in witness.delivered["a"]] == [b"1", b"2", b"3"]
+        assert engine.statistics().losses == 0
+        assert not engine.statistics().failing
+        (line,) = [each for each in lines if each["event"] == "log_misread"][:1]
+        assert "another program" in line["reason"]
+
+
+@pytest.mark.parametrize("spoilt", ["h", "m", "log", "in"])
+@pytest.mark.parametrize("how", ["behind", "no stream"])
+async def test_what_another_program_writes_over_a_key_is_told_as_a_loss_and_stops_nobody(
+    server: Server, spoilt: str, how: str
+) -> None:
+    async with opened(server) as (engine, witness):
+        first = await witness.published("a", b"1")
+        key = engine.incoming.shared.key
+        name = {"log": f"{key}:log", "in": f"{key}:in:{engine.incoming.shared.node}"}
+        wanted = name.get(spoilt, f"{key}:{spoilt}:a")
+        if how == "behind" and spoilt != "m":
+            await server.call("XADD", wanted, BEHIND_ALL, "of", "another program")
+        else:
+            await server.call("SET", wanted, "of another program")
         with trio.fail_after(60):
             await witness.published("b", b"2")
+            second = await witness.published("a", b"3")
+            third = await witness.published("a", b"4")
+        assert first is not None
+        assert second is not None
+        assert third == Position(second.offset + 1, second.epoch)
+        assert (second.epoch == first.epoch) is (spoilt in ("log", "in"))
+        assert [each.data for each in witness.delivered["a"]][-2:] == [b"3", b"4"]
 
 
 async def lose_all(server: Server) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import attrs
 import msgspec
+import pytest
+import structlog.testing
 import trio
 
 from broker.config.engine_url import RedisUrl
@@ -75,6 +77,12 @@ class Answering(Wire):
 
     def __init__(self, answer: list[Any]) -> None:
         self.answer = answer
+        self.calls: list[tuple[bytes | str | int, ...]] = []
+
+    async def call(
+        self, command: bytes, *parts: bytes | str | int, seconds: float | None = None
+    ) -> Any:
+        self.calls.append((command, *parts))
 
     async def run(self, script: Script, key: str, *parts: bytes | str | int) -> Any:
         return self.answer
@@ -101,22 +109,53 @@ def entry(before: int, *, lineage: str = LIFE) -> list[bytes]:
 
 async def test_an_entry_that_follows_is_taken() -> None:
     log, reader = await log_at(5)
-    await log._take(link_to(6), 6, entry(5))
+    await log._take(link_to(6), b"6-0", entry(5))
     assert (log.place, reader.topics, reader.losses) == (6, ["t"], 0)
 
 
 async def test_an_entry_that_names_another_before_it_is_a_loss_that_is_told() -> None:
     log, reader = await log_at(5)
-    await log._take(link_to(8), 8, entry(7))
+    await log._take(link_to(8), b"8-0", entry(7))
     assert (reader.losses, log.losses) == (1, 1)
     assert (log.place, reader.topics) == (8, ["t"])
 
 
 async def test_an_entry_of_another_lineage_is_a_loss_though_the_place_is_ours() -> None:
     log, reader = await log_at(5)
-    await log._take(link_to(6, lineage="life-2"), 6, entry(5, lineage="life-2"))
+    await log._take(link_to(6, lineage="life-2"), b"6-0", entry(5, lineage="life-2"))
     assert (reader.losses, log.losses) == (1, 1)
     assert (log.place, log.lineage) == (6, "life-2")
+
+
+@pytest.mark.parametrize(
+    "header", [b"", b"k", b"k 1 one e1 10 60000 t", b"k 1 1 e1 10 60000", b"\xff 1 1 e1 10 60000 t"]
+)
+async def test_a_part_that_cannot_be_read_is_passed_over_and_counted(header: bytes) -> None:
+    log, reader = await log_at(5)
+    head, *rest = entry(5)
+    with structlog.testing.capture_logs() as lines:
+        await log._take(link_to(6), b"6-0", [head, rest[0], header, b"", *rest[1:]])
+    assert (log.place, reader.topics, log.misread) == (6, ["t"], 1)
+    assert [line["event"] for line in lines] == ["log_misread"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [[b"of", b"another"], [b"", b""], [b"", b"a b c d e"], [b"", b"n 1 2 l 3 4"], [b"", b"\xff"]],
+)
+async def test_an_entry_of_another_program_is_taken_out_and_changes_nothing(
+    fields: list[bytes],
+) -> None:
+    log, reader = await log_at(5)
+    link = link_to(6)
+    with structlog.testing.capture_logs() as lines:
+        await log._take(link, b"1700000000000-3", fields)
+    assert (log.place, reader.topics, reader.losses, log.misread) == (5, [], 0, 1)
+    assert isinstance(link.pump, Answering)
+    assert link.pump.calls == [(b"XDEL", "broker:log", b"1700000000000-3")]
+    assert "another program" in lines[0]["reason"]
+    await log._take(link_to(6), b"6-0", entry(5))
+    assert (log.place, reader.topics, reader.losses) == (6, ["t"], 0)
 
 
 async def test_what_was_applied_is_not_sent_again_and_all_behind_it_is() -> None:

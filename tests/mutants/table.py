@@ -64,6 +64,15 @@ CAPS: Final = (
         ("tests/nodes/test_views.py::test_a_node_that_is_asked_too_much_says_so_and_goes_on",),
     ),
     Mutant(
+        "a page of rows that strangers have filled does not fit between nodes",
+        "broker/admin/listings.py",
+        "        if size > PAGE_BYTES and number:\n",
+        "        if size > 1000 * PAGE_BYTES and number:\n",
+        (
+            "tests/nodes/test_dashboard.py::test_a_page_has_as_many_rows_as_fit_and_the_next_has_the_others",
+        ),
+    ),
+    Mutant(
         "a look at a node has any number of bytes",
         "broker/session/views.py",
         "                if len(shown) > MOST_BYTES:\n",

@@ -2,7 +2,7 @@
 
 import { brief, bytes, h, span } from "./dom.js";
 
-const WINDOW = 900;
+export const WINDOW = 900;
 
 // The samples that came, as columns by name.
 export class Samples {

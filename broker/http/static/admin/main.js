@@ -1,7 +1,7 @@
 // The shell: log in, find the page that the address names, keep it fresh, and do what is clicked.
 
 import { h, icon, visible } from "./dom.js";
-import { Samples } from "./charts.js";
+import { Fleet } from "./fleet.js";
 import { Session } from "./session.js";
 import * as views from "./views.js";
 
@@ -14,7 +14,7 @@ const PAGES = [
 
 const $ = (id) => document.getElementById(id);
 const session = new Session();
-const samples = new Samples();
+const fleet = new Fleet();
 let view = null, fresh = 0, patience = 0, busy = false;
 
 // log in
@@ -44,17 +44,35 @@ function wait() {
 async function enter() {
   $("key").value = "";
   try {
-    session.facts = await session.call("overview");
+    fleet.begin(await session.call("overview"));
   } catch (error) { tell(error.message, true); return; }
-  samples.reset(session.facts.samples);
-  $("node").textContent = visible(session.facts.node);
-  $("version").textContent = session.facts.version;
+  name();
   $("role").textContent = session.role === "full" ? "full access" : "view only";
-  document.title = `${visible(session.facts.node)} – trio-broker`;
   const first = $("app").hidden;
   $("login").hidden = true;
   $("app").hidden = false;
   if (first || !view) go(); else { view.id = null; view.begun = false; refresh(); }
+}
+
+// Whose page this is, and the nodes that can be chosen.
+function name() {
+  const here = fleet.nodes.get(fleet.here), which = $("which");
+  const called = fleet.several ? `${fleet.nodes.size} nodes` : visible(here.name);
+  $("node").textContent = called;
+  $("version").textContent = fleet.several ? `page of ${visible(here.name)}` : here.facts.version;
+  document.title = `${called} – trio-broker`;
+  which.hidden = !fleet.several;
+  which.replaceChildren(h("option", { value: "" }, "All nodes"),
+    ...fleet.all.map(({ id, name }) => h("option", { value: id }, visible(name))));
+  which.value = fleet.chosen;
+}
+
+$("which").addEventListener("change", () => choose($("which").value));
+
+function choose(id) {
+  fleet.chosen = id;
+  $("which").value = id;
+  go();
 }
 
 function leave({ reason, code }) {
@@ -85,7 +103,7 @@ function go() {
   }
   if (view instanceof views.Trace && Kind === views.Trace) return;
   view?.end();
-  view = new Kind(session, samples, args);
+  view = new Kind(session, fleet, args);
   $("view").replaceChildren(view.element);
   $("view").scrollTop = 0;
   for (const each of $("nav").children) {
@@ -111,6 +129,8 @@ async function refresh() {
   if (asked && session.state === "connected" && !busy && !document.hidden) {
     busy = true;
     try {
+      if (await fleet.refresh(session)) name();
+      asked.mark();
       await asked.refresh();
       asked.element.querySelector(":scope > .failed")?.remove();
     } catch (error) {
@@ -126,13 +146,14 @@ async function refresh() {
 document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
 
 session.addEventListener("told", ({ detail }) => {
-  if (detail.tick) { samples.add(detail.tick); if (!document.hidden) view?.tick(); }
+  if (detail.tick) { fleet.add(fleet.here, detail.tick); if (!document.hidden) view?.tick(); }
   else view?.told(detail);
 });
 
 // acts
 
 const ACTS = {
+  async choose({ node }) { choose(node); },
   async kick({ fd }) {
     const said = await ask(`Disconnect fd ${fd}`, "It gets what is queued for it, then this code and reason.", [
       { name: "code", label: "Code", value: "3503", options: [["3503", "3503, and stay away"], ["3011", "3011, and come back at once"]] },

@@ -6,13 +6,15 @@ import { Chart } from "./charts.js";
 const MAY_ACT = "full";
 
 class View {
-  constructor(session, samples, args) {
-    Object.assign(this, { session, samples, args });
+  constructor(session, fleet, args) {
+    Object.assign(this, { session, fleet, args });
     this.element = h("div.page");
     this.build();
   }
 
   get acts() { return this.session.role === MAY_ACT; }
+  get samples() { return this.fleet.samples; }
+  get which() { return { node: this.fleet.chosen }; }
   build() {}
   async refresh() {}
   tick() {}
@@ -21,7 +23,26 @@ class View {
   end() {}
 
   heading(title, ...aside) { return h("div.title", {}, h("h1", {}, title), h("div.aside", {}, aside)); }
+
+  // The place where a page that is of one node alone says of which; `mark` is called before each refresh.
+  whose = h("div.aside");
+  mark() {
+    const { several, chosen, one } = this.fleet;
+    fill(this.whose, several && badge(visible(one.name), "accent"), several && !chosen && h("span.soft", {}, "one node at a time: choose it in the menu"));
+  }
+
+  // A table of rows, each of which is on a node: which, where there are several.
+  nodeTable(caption, columns, rows, cells, empty) {
+    const { several } = this.fleet;
+    return table(caption, several ? [...columns, ["Node"]] : columns,
+      rows.map((row) => several ? [...cells(row), said(row.node)] : cells(row)), empty);
+  }
 }
+
+// Who has not answered: what is there is not in a list.
+const missing = (page) => page.missing.length > 0 && h("p.card.alarm", { role: "alert" },
+  h("strong", {}, "Not all is here: "), page.missing.map(({ name, reason }) => [said(name), `: ${visible(reason)}. `]));
+const on = (counts) => Object.entries(counts).map(([name, number]) => [said(name), h("span.soft", {}, ` ${count(number)}`), " "]);
 
 function badge(text, kind = "") { return h("span.badge", { class: kind }, text); }
 
@@ -62,16 +83,18 @@ export class Overview extends View {
     ];
     this.heavy = h("div");
     this.closed = h("div");
+    this.nodes = h("div");
     this.element.append(this.heading("Overview"), this.tiles, h("div.charts", {}, this.charts.map((each) => each.element)),
+      this.nodes,
       h("div.two", {},
         card("Longest queues", this.heavy, link(["connections"], "All connections")),
         card("Ended last", this.closed, link(["closed"], "All of them"))));
   }
 
   tick() {
-    const now = this.samples.last;
+    const { samples, fleet } = this, now = samples.last;
     if (!now) return;
-    const { samples } = this, { places } = this.session.facts, limit = this.session.facts.memory_limit ?? Infinity;
+    const places = fleet.limit("places"), limit = fleet.limit("memory_limit");
     const tile = (name, value, note, kind = "") => h("div.tile", { class: kind }, h("span", {}, name), h("b.num", {}, value), h("small", {}, note));
     const late = now.lag > 0.25 ? "bad" : now.lag > 0.05 ? "warn" : "";
     fill(this.tiles,
@@ -84,16 +107,30 @@ export class Overview extends View {
       tile("Loop late by", span(now.lag), `CPU ${Math.round(samples.rate("cpu") * 100)} %, RSS ${bytes(now.resident)}`, late),
       tile("Cut as too slow", count(now.slow), `${count(now.refused)} refused, ${count(now.errors)} errors`));
     this.charts.forEach((each) => each.draw(samples));
+    this.showNodes();
+  }
+
+  showNodes() {
+    const { fleet } = this;
+    if (!fleet.several || fleet.chosen) { fill(this.nodes); return; }
+    fill(this.nodes, card("Nodes", table("Nodes", [["Node"], ["Connections", "num"], ["Published a second", "num"], ["Delivered a second", "num"], ["Wait", "num"], ["Memory held", "num"], ["Loop late by", "num"], ["Show", "num", true]],
+      fleet.all.map(({ id, name, samples, reason }) => {
+        const now = samples.last;
+        const called = h("span", {}, h("b", {}, said(name)), id === fleet.here && [" ", badge("this page", "accent")],
+          reason ? [" ", badge("does not answer", "bad")] : !now && [" ", badge("keeps no samples", "high")]);
+        const figures = now && !reason ? [count(now.connections), brief(samples.rate("published")), brief(samples.rate("delivered")), bytes(now.queued), bytes(now.held), span(now.lag)] : Array(6).fill("–");
+        return [called, ...figures, h("button.small", { type: "button", "data-act": "choose", "data-node": id, "aria-label": `Show ${visible(name)} alone` }, "Show")];
+      })), h("span.soft", {}, "the figures above are sums; the loop is the latest of all")));
   }
 
   async refresh() {
     const [heavy, closed] = await Promise.all([
-      this.session.call("connections", { order: "queue", limit: 6 }), this.session.call("closed", { limit: 6 })]);
-    fill(this.heavy, table("Connections with the longest queues", [["fd"], ["User"], ["Client"], ["Queue", "num"], ["Dropped", "num"]],
-      heavy.rows.map((row) => [link(["connections", row.fd], row.fd), said(row.user), client(row), queue(row), count(row.messages_dropped)]),
+      this.session.call("connections", { order: "queue", limit: 6, ...this.which }), this.session.call("closed", { limit: 6, ...this.which })]);
+    fill(this.heavy, missing(heavy), this.nodeTable("Connections with the longest queues", [["fd"], ["User"], ["Client"], ["Queue", "num"], ["Dropped", "num"]],
+      heavy.rows, (row) => [link(["connections", row.fd], row.fd), said(row.user), client(row), queue(row), count(row.messages_dropped)],
       nothing("Nobody is here", "Open the page at / in another tab, and it appears here.")));
-    fill(this.closed, table("Connections that ended last", [["fd"], ["User"], ["By"], ["Code", "num"], ["Reason"], ["When", "num"]],
-      closed.rows.map((row) => [link(["connections", row.fd], row.fd), said(row.user), closer(row.close), row.close.code, said(row.close.reason), when(row.closed_at)]),
+    fill(this.closed, missing(closed), this.nodeTable("Connections that ended last", [["fd"], ["User"], ["By"], ["Code", "num"], ["Reason"], ["When", "num"]],
+      closed.rows, (row) => [link(["connections", row.fd], row.fd), said(row.user), closer(row.close), row.close.code, said(row.close.reason), when(row.closed_at)],
       nothing("Nothing has ended yet")));
   }
 
@@ -129,17 +166,17 @@ export class Connections extends View {
   restart() { this.after = 0; this.before = []; this.refresh(); }
 
   async refresh() {
-    const asked = { search: this.search.value, after: this.after, order: this.order.value };
+    const asked = { search: this.search.value, after: this.after, order: this.order.value, ...this.which };
     const page = await this.session.call("connections", asked);
     if (asked.search !== this.search.value || asked.order !== this.order.value || asked.after !== this.after) return;
     this.next = page.next;
     this.total.textContent = `${count(page.all)} here`;
-    fill(this.list, table("Connections",
+    fill(this.list, missing(page), this.nodeTable("Connections",
       [["fd"], ["User"], ["Address"], ["Client"], ["Topics"], ["RTT", "num"], ["Idle", "num"], ["In / out", "num"], ["Queue", "num"], ["Since", "num"]],
-      page.rows.map((row) => [
+      page.rows, (row) => [
         link(["connections", row.fd], row.fd), said(row.user), h("code", {}, said(row.address)), client(row), topics(row),
         row.rtt_seconds === null ? h("span.none", {}, "–") : span(row.rtt_seconds), idle(row),
-        both(row.messages_received, row.messages_sent), queue(row), when(row.opened_at)]),
+        both(row.messages_received, row.messages_sent), queue(row), when(row.opened_at)],
       this.search.value ? nothing("No connection is like that", "An fd and a topic are looked for as a whole, all else by any part of it.",
         /^\d+$/.test(this.search.value.trim()) && link(["connections", this.search.value.trim()], `How fd ${this.search.value.trim()} ended`))
         : nothing("Nobody is here", "Open the page at / in another tab, and it appears here.")));
@@ -174,6 +211,7 @@ export class Connection extends View {
         ["Undelivered", count(close.undelivered), "messages were queued, and never written"]])),
       h("div.two", {},
         card("Who", facts([
+          this.fleet.several && ["Node", said(found.node)],
           ["User", row.user ? link(["connections", "search", `user:${row.user}`], said(row.user)) : said("")],
           ["Address", h("code", {}, said(row.address))], ["Client", client(row)],
           ["Speaks", `${row.protocol} over ${row.transport}`], ["Path", h("code", {}, said(row.path))], ["Since", when(row.opened_at)]])),
@@ -211,10 +249,11 @@ const CODES = {
 const meaning = (code) => CODES[code] || "";
 
 export class Closed extends View {
-  skip = 0;
+  from = null;
+  before = [];
 
   build() {
-    const bar = searchBar("Search connections that have ended", "fd, user:ann, address:10.1., topic:news, client:js", () => { this.skip = 0; this.refresh(); });
+    const bar = searchBar("Search connections that have ended", "fd, user:ann, address:10.1., topic:news, client:js", () => { this.from = null; this.before = []; this.refresh(); });
     this.search = bar.input;
     this.total = h("span.soft");
     this.list = h("div");
@@ -222,29 +261,30 @@ export class Closed extends View {
     this.element.append(this.heading("Ended connections", this.total), bar.element, h("section.card.flush", {}, this.list), this.pages);
     this.pages.addEventListener("click", (event) => {
       const to = event.target.dataset?.page;
-      if (!to) return;
-      this.skip = to === "next" ? this.next : Math.max(0, this.skip - 100);
+      if (to === "next") { this.before.push(this.from); this.from = this.next; }
+      else if (to === "back") this.from = this.before.pop();
+      else return;
       this.refresh();
     });
   }
 
   async refresh() {
-    const asked = { search: this.search.value, skip: this.skip };
+    const asked = { search: this.search.value, before: this.from, ...this.which };
     const page = await this.session.call("closed", asked);
-    if (asked.search !== this.search.value || asked.skip !== this.skip) return;
+    if (asked.search !== this.search.value || asked.before !== this.from) return;
     this.next = page.next;
-    this.total.textContent = `the last ${count(page.all)}; 1,000 are kept`;
-    fill(this.list, table("Connections that have ended",
+    this.total.textContent = `the last ${count(page.all)}; ${this.fleet.several ? "each node keeps 1,000" : "1,000 are kept"}`;
+    fill(this.list, missing(page), this.nodeTable("Connections that have ended",
       [["fd"], ["User"], ["Address"], ["By"], ["Code", "num"], ["Reason"], ["Had subscribed to"], ["In / out", "num"], ["Undelivered", "num"], ["Lasted", "num"], ["When", "num"]],
-      page.rows.map((row) => [
+      page.rows, (row) => [
         link(["connections", row.fd], row.fd), said(row.user), h("code", {}, said(row.address)), closer(row.close),
         h("span", { title: meaning(row.close.code) }, row.close.code), said(row.close.reason), topics(row),
         both(row.messages_received, row.messages_sent), row.close.undelivered ? h("span.warn", {}, count(row.close.undelivered)) : h("span.none", {}, "0"),
-        span(row.closed_at - row.opened_at), when(row.closed_at)]),
+        span(row.closed_at - row.opened_at), when(row.closed_at)],
       this.search.value ? nothing("None of the last 1,000 is like that") : nothing("Nothing has ended yet", "Who closed, why, and what it had subscribed to is kept here for the last 1,000.")));
     fill(this.pages,
-      this.skip > 0 && h("button", { type: "button", "data-page": "back" }, "Back"),
-      page.next > 0 && h("button", { type: "button", "data-page": "next" }, "Next 100"));
+      this.before.length > 0 && h("button", { type: "button", "data-page": "back" }, "Back"),
+      page.next && h("button", { type: "button", "data-page": "next" }, "Next 100"));
   }
 }
 
@@ -259,14 +299,16 @@ export class Topics extends View {
   }
 
   async refresh() {
-    const search = this.search.value, page = await this.session.call("topics", { search });
+    const search = this.search.value, page = await this.session.call("topics", { search, ...this.which });
     if (search !== this.search.value) return;
-    this.total.textContent = page.found > page.rows.length ? `the ${page.rows.length} largest of ${count(page.found)}` : `${count(page.found)} with subscribers`;
+    const { several, chosen } = this.fleet, together = several && !chosen;
+    this.total.textContent = page.rows.length < 100 ? `${count(page.rows.length)} with subscribers`
+      : together ? "the largest of the first 100 of each node" : `the ${page.rows.length} largest of ${count(page.found)}`;
     const most = Math.max(1, ...page.rows.map((row) => row.subscribers));
-    fill(this.list, table("Topics", [["Topic"], ["Subscribers", "num"], ["Share", "share", true], ["Queue groups", "num"], ["Watch who comes", "num"]],
+    fill(this.list, missing(page), table("Topics", [["Topic"], ["Subscribers", "num"], ["Share", "share", true], ["Queue groups", "num"], ["Watch who comes", "num"], ...(together ? [["On"]] : [])],
       page.rows.map((row) => [
         h("span", {}, link(["topics", row.name], h("code", {}, said(row.name))), row.pattern && [" ", badge("pattern", "calm")]),
-        count(row.subscribers), share(row.subscribers / most), row.groups || h("span.none", {}, "0"), row.watchers || h("span.none", {}, "0")]),
+        count(row.subscribers), share(row.subscribers / most), row.groups || h("span.none", {}, "0"), row.watchers || h("span.none", {}, "0"), ...(together ? [h("span", {}, on(row.on))] : [])]),
       search ? nothing("No topic with subscribers is like that", "Topics that only keep history are found by their whole name: type it into the address, behind #/topics/.")
         : nothing("Nobody has subscribed", "A topic appears as soon as somebody listens to it.")));
   }
@@ -294,21 +336,21 @@ export class Topic extends View {
   }
 
   async refresh() {
-    const found = await this.session.call("topic", { topic: this.topic, after: this.after });
+    const found = await this.session.call("topic", { topic: this.topic, after: this.after, ...this.which });
     this.next = found.next;
     const { rules } = found;
-    fill(this.body,
+    fill(this.body, missing(found),
       h("div.tiles.few", {},
-        [["Subscribers", count(found.subscribers), found.in_program ? `${found.in_program} in this program` : "connections"],
+        [["Subscribers", count(found.subscribers), found.in_program ? `${found.in_program} in the program` : "connections"],
           !found.pattern && ["Published", count(found.offset), `epoch ${found.epoch || "–"}`],
           !found.pattern && ["Keeps", count(rules.history_size), rules.history_size ? `at most, for ${span(rules.history_ttl)}` : "no history"]]
           .filter(Boolean).map(([name, value, note]) => h("div.tile", {}, h("span", {}, name), h("b.num", {}, value), h("small", {}, note)))),
       h("div.two", {},
         card("Who listens", found.pattern ? nothing("This is a pattern", "Who listens by it is found under Connections, with topic: and its name.") : [
-          table("Subscribers", [["fd"], ["User"], ["Let in by"], ["Group"]], found.rows.map((row) => [
-            row.fd ? link(["connections", row.fd], row.fd) : "program", said(row.user), badge(row.by, "calm"), said(row.group)]), nothing("Nobody listens")),
+          this.nodeTable("Subscribers", [["fd"], ["User"], ["Let in by"], ["Group"]], found.rows, (row) => [
+            row.fd ? link(["connections", row.fd], row.fd) : "program", said(row.user), badge(row.by, "calm"), said(row.group)], nothing("Nobody listens")),
           h("div.pages", {}, this.after > 0 && h("button", { type: "button", "data-page": "first" }, "First"),
-            found.next > 0 && h("button", { type: "button", "data-page": "next" }, "Next 100"))]),
+            found.next > 0 && h("button", { type: "button", "data-page": "next" }, "Next 100"))], this.fleet.several && h("span.soft", {}, on(found.on))),
         card("Rules", facts([
           ["May subscribe", rules.may_subscribe], ["May publish", rules.may_publish],
           ["History", rules.history_size ? `${count(rules.history_size)} for ${span(rules.history_ttl)}` : "none"],
@@ -361,7 +403,9 @@ export class Trace extends View {
     try {
       const { trace } = await this.session.call("trace", { [kind]: kind === "fd" ? Number(value) : value });
       this.id = trace;
-      this.note.textContent = `tracing ${kind} ${visible(value)}`;
+      const { several, here, nodes } = this.fleet;
+      const where = !several ? "" : kind === "user" ? ", on the nodes that are here now" : kind === "topic" ? `, who subscribes on ${visible(nodes.get(here).name)} alone` : "";
+      this.note.textContent = `tracing ${kind} ${visible(value)}${where}`;
     } catch (error) {
       this.id = null;
       this.note.textContent = error.message;
@@ -370,8 +414,9 @@ export class Trace extends View {
 
   told(data) {
     if (!data.trace || data.trace !== this.id) return;
-    if (data.ended) { this.note.textContent = "it has ended"; this.id = null; return; }
     this.waiting.push(...data.entries);
+    if (data.missed) this.missed += data.missed;
+    if (data.ended) { this.note.textContent = data.why ? `it has ended: ${visible(data.why)}` : "it has ended"; this.id = null; }
     if (this.waiting.length > LINES) { this.missed += this.waiting.length - LINES; this.waiting.splice(0, this.waiting.length - LINES); }
     if (!this.paused) this.show();
   }
@@ -387,7 +432,7 @@ export class Trace extends View {
     lines.querySelector(".empty")?.remove();
     const missed = this.missed;
     this.missed = 0;
-    if (missed) lines.append(h("li.gap", {}, `${count(missed)} not shown: too many for a page`));
+    if (missed) lines.append(h("li.gap", {}, `${count(missed)} not shown: more than anybody reads`));
     for (const each of this.waiting) {
       if (each.missed) lines.append(h("li.gap", {}, `${count(each.missed)} not shown: faster than anybody reads`));
       lines.append(h("li", { class: each.kind },
@@ -422,12 +467,12 @@ function scope(each, alone = false) {
 export class Tree extends View {
   build() {
     this.body = h("div");
-    this.element.append(this.heading("Nursery tree"),
+    this.element.append(this.heading("Nursery tree", this.whose),
       h("p.lead", {}, "Every task of this process, in the scope that ends it. What others need in order to finish is opened further out."),
       card(null, this.body));
   }
 
-  async refresh() { fill(this.body, h("ul.tree", {}, scope(await this.session.call("tree")))); }
+  async refresh() { fill(this.body, h("ul.tree", {}, scope(await this.session.call("tree", this.which)))); }
 }
 
 const PARTS = {
@@ -437,10 +482,10 @@ const PARTS = {
 };
 
 export class Budgets extends View {
-  build() { this.body = h("div.page"); this.element.append(this.heading("Budgets"), this.body); }
+  build() { this.body = h("div.page"); this.element.append(this.heading("Budgets", this.whose), this.body); }
 
   async refresh() {
-    const now = await this.session.call("budgets"), { memory, places } = now;
+    const now = await this.session.call("budgets", this.which), { memory, places } = now;
     const before = this.before, seconds = before && (performance.now() - before.at) / 1000;
     const busy = before ? Math.max(0, (now.work - before.work) / seconds / 1e6) : 0;
     this.before = { work: now.work, at: performance.now() };
@@ -467,10 +512,10 @@ export class Budgets extends View {
 }
 
 export class Engine extends View {
-  build() { this.body = h("div.page"); this.element.append(this.heading("Engine and nodes"), this.body); }
+  build() { this.body = h("div.page"); this.element.append(this.heading("Engine and nodes", this.whose), this.body); }
 
   async refresh() {
-    const now = await this.session.call("engine"), { engine } = now, { history } = engine;
+    const now = await this.session.call("engine", this.which), { engine } = now, { history } = engine;
     fill(this.body,
       engine.failing && h("div.card.alarm", { role: "alert" }, h("strong", {}, "Nothing is kept now: "), visible(engine.failing)),
       card("Nodes", table("Nodes", [["Name"], ["Version"], ["Up", "num"], ["Connections", "num"], ["Users", "num"], ["Subscriptions", "num"], ["Published", "num"], ["Delivered", "num"]],
@@ -478,7 +523,7 @@ export class Engine extends View {
           h("span", {}, h("b", {}, said(node.name)), place === 0 && [" ", badge("this page", "accent")], !node.alive && [" ", badge("does not answer", "bad")]),
           said(node.version), node.alive ? span(Math.floor(node.uptime)) : "–", count(node.connections), count(node.users), count(node.subscriptions),
           brief(node.messages_published), brief(node.messages_delivered)])),
-      now.nodes.length > 1 && h("span.soft", {}, "the other pages show this one")),
+      now.nodes.length > 1 && h("span.soft", {}, "all else on this page is of ", said(this.fleet.one.name))),
       h("div.two", {},
         card("What is kept", facts([
           ["Engine", now.kind, `survives: ${now.durability === "none" ? "nothing, it is memory" : now.durability}`],
@@ -503,10 +548,10 @@ export class Config extends View {
     const bar = searchBar("Search settings", "Any part of a name", () => this.show());
     this.search = bar.input;
     this.list = h("div");
-    this.element.append(this.heading("Effective config"), bar.element, h("section.card.flush", {}, this.list));
+    this.element.append(this.heading("Effective config", this.whose), bar.element, h("section.card.flush", {}, this.list));
   }
 
-  async refresh() { this.rows = (await this.session.call("config")).rows; this.show(); }
+  async refresh() { this.rows = (await this.session.call("config", this.which)).rows; this.show(); }
 
   show() {
     const text = this.search.value.trim().toLowerCase();
