@@ -33,13 +33,15 @@ if __name__ == "__main__":
     parser.add_argument("--url", default="ws://localhost:9501")
     parser.add_argument("--wait", type=float, default=5, help="seconds from answer to close")
     args = parser.parse_args()
+    status: str | int = 0
     try:
         trio.run(main, args.url, args.wait)
-    except (HandshakeError, ValueError) as error:
-        reason: BaseException = error
+    except* (HandshakeError, ValueError) as errors:
+        reason: BaseException = errors
         while below := getattr(reason, "exceptions", [reason.__cause__])[0]:
             reason = below
         text = str(reason) or type(reason).__name__
-        sys.exit(f"cannot connect to {args.url}: {text if text.isprintable() else repr(text)}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+        status = f"cannot connect to {args.url}: {text if text.isprintable() else repr(text)}"
+    except* KeyboardInterrupt:
+        status = 130
+    sys.exit(status)

@@ -47,9 +47,11 @@ if __name__ == "__main__":
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show it all
     if args.fd is not None and args.data is None:
         parser.error("DATA is missing: what shall be sent to FD?")
+    status: str | int = 0
     try:
         trio.run(main, args.url, args.fd, args.data)
-    except ClientError as error:
-        sys.exit(escape(f"direct: {error}"))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except* ClientError as errors:
+        status = escape(f"direct: {errors.exceptions[0]}")
+    except* KeyboardInterrupt:
+        status = 130
+    sys.exit(status)

@@ -36,9 +36,11 @@ if __name__ == "__main__":
     parser.add_argument("data", metavar="DATA", type=value)
     parser.add_argument("--url", default="ws://localhost:9501")
     args = parser.parse_args()
+    status: str | int = 0
     try:
         trio.run(main, args.url, args.topic, args.data)
-    except ClientError as error:
-        sys.exit(escape(f"publish: {error}"))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except* ClientError as errors:
+        status = escape(f"publish: {errors.exceptions[0]}")
+    except* KeyboardInterrupt:
+        status = 130
+    sys.exit(status)

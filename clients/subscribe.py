@@ -45,9 +45,11 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show it all
+    status: str | int = 0
     try:
         trio.run(main, args.url, args.topic, args.history)
-    except ClientError as error:
-        sys.exit(escape(f"subscribe: {error}"))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except* ClientError as errors:
+        status = escape(f"subscribe: {errors.exceptions[0]}")
+    except* KeyboardInterrupt:
+        status = 130
+    sys.exit(status)

@@ -91,10 +91,11 @@ class Place:
         with (
             socket.create_connection(("127.0.0.1", self.port), source_address=(CLIENT, 0)) as sock,
             connect(
-                f"wss://example.com{path}",
+                f"wss://example.com:{self.port}{path}",
                 sock=sock,
                 ssl=self.trust,
-                origin=Origin("https://example.com"),
+                # As a browser has it: with the port, which nginx leaves out of `$host`.
+                origin=Origin(f"https://example.com:{self.port}"),
                 additional_headers={"X-Forwarded-For": "6.6.6.6", "Forwarded": "for=6.6.6.6"},
                 open_timeout=PATIENCE,
             ) as client,

@@ -60,7 +60,7 @@ def test_what_looks_like_a_setting_is_one(name: str) -> None:
     known = SETTINGS | others
     strangers = {word for word in words - known if not word.startswith(("on_", "tls_failed"))}
     assert strangers <= {
-        *("hook_failed", "node_lapsed", "too_few_files", "broker_loop_lag_seconds"),
+        *("hook_failed", "node_lapsed", "no_pattern", "too_few_files", "broker_loop_lag_seconds"),
         *("add_subscription", "declare_plain", "max_memory_bytes"),
     }
 

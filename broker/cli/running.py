@@ -8,6 +8,7 @@ import ssl
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -196,14 +197,17 @@ async def ask(
     raise Refusal(f"{api.url}: no answer to {method} within {ANSWER_SECONDS + wait:g} s")
 
 
-def until_signal(work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[bool]]:
+def until_signal(
+    work: Callable[[], Awaitable[None]],
+    numbers: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM),
+) -> Callable[[], Awaitable[bool]]:
     """Do something until it ends by itself, or a signal ends it: then it is cancelled, and the result
     is true."""
 
     async def run() -> bool:
         has_ended = False
         async with trio.open_nursery() as nursery:
-            await nursery.start(_cancel_on_signal, nursery.cancel_scope)
+            await nursery.start(_cancel_on_signal, nursery.cancel_scope, numbers)
             await work()
             has_ended = True
             nursery.cancel_scope.cancel()
@@ -213,9 +217,11 @@ def until_signal(work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[
 
 
 async def _cancel_on_signal(
-    scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    scope: trio.CancelScope,
+    numbers: tuple[signal.Signals, ...],
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*numbers) as signals:
         task_status.started()
         await anext(signals)
         scope.cancel()
@@ -237,11 +243,14 @@ class EscapedLines(logging.Formatter):
 
 
 def run_as_client(run: Callable[[_T], Awaitable[None]], argument: _T) -> None:
-    """Run Trio; a broker that is away or refuses becomes one line."""
+    """Run Trio until it ends, or Ctrl-C ends it; a broker that is away or refuses becomes one line."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
     try:
-        trio.run(run, argument)
+        # A `KeyboardInterrupt` would be raised in whatever task is at work, and may be lost there: as
+        # the context of an error of that task, or in a callback.
+        if trio.run(until_signal(partial(run, argument), (signal.SIGINT,))):
+            sys.exit(INTERRUPTED)
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
         cause = single_cause(error)
         if isinstance(cause, KeyboardInterrupt):

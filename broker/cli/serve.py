@@ -71,7 +71,11 @@ def _setting(flag: str, words: str, *, field: str, **settings: Any) -> Callable[
 
 # Settings that are changed often enough to be typed. Every field can be set by file and environment.
 _SETTINGS: Final = (
-    _setting("--host", "Address or name to listen on.", field="host"),
+    _setting(
+        "--host",
+        "Address or name to listen on; 0.0.0.0 is IPv4 alone, :: IPv6 alone, an empty one both.",
+        field="host",
+    ),
     _setting("--port", "TCP port; 0 lets the system choose.", field="port", type=int),
     _setting(
         "--api-listen", "A place of its own for the API, metrics and health: localhost:9502.",

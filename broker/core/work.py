@@ -45,8 +45,8 @@ FRAME: Final = 0.3
 """A frame that comes, besides the command in it."""
 
 PUBLICATION: Final = 0.7
-"""One publication of a run: made, kept, encoded; and as much for each audience beside the first, as
-each has it encoded under a name of its own. One alone costs `COMMAND` less a reply."""
+"""One publication of a run: made, kept, encoded; and as much for each audience beside the first, because each
+has it encoded under a name of its own. One alone costs `COMMAND` less a reply."""
 
 ALONE: Final = 1.5
 """A publish that is decided and carried out by itself, where those around it are to other topics, or
@@ -59,6 +59,10 @@ two bytes, of which a message may have 16,384."""
 READ_KILOBYTE: Final = 6.0
 """A kibibyte of JSON that a backend has sent: checked, then read. Measured 2 to 5; 16 where it is all
 empty objects."""
+
+READ_OBJECT: Final = 4.0
+"""An object in what a client without WebSocket begins with: a command that is told apart, or a topic of a
+one-way client. Measured 1 to 4."""
 
 KILOBYTE: Final = 2.0
 """A kibibyte that is encoded or copied on its way out, once for each audience."""

@@ -1,8 +1,8 @@
-"""What a log holds: records, in the order in which they count.
+"""The records of a log, in the order in which they count.
 
-A commit is one row of records. Read from the first row to the last they give what is kept; **offsets
-are not in them**: they follow from the order, by the same steps before a restart and after it. So a
-commit that fails leaves no hole.
+A commit is one row of records. Read from the first row to the last, they give all that is kept; **offsets are
+not in them**: they follow from the order, by the same steps before a restart and after it. So a commit that
+fails leaves no hole.
 
 Rule: a format that was once written can be read for good. A record may get fields at its end, with
 defaults; anything else is another `FORMAT`, which older brokers refuse.
@@ -89,7 +89,7 @@ class Begin(Struct, array_like=True, tag=2):
 
 
 class Removed(Struct, array_like=True, tag=3):
-    """What a topic keeps was removed; its epoch and count go on."""
+    """The publications of a topic were removed; its epoch and count go on."""
 
     topic: str
 
@@ -129,7 +129,7 @@ Record: TypeAlias = Run | Begin | Removed | Forgotten | Renewed | Value | Once
 
 
 class Meta(Struct, array_like=True, frozen=True):
-    """What is true of the whole file, in a row of its own that is replaced."""
+    """Facts about the whole file, in a row of its own that is replaced."""
 
     boot_id: str = ""
     """Of the machine's run in which the file was opened last."""

@@ -26,7 +26,7 @@ import trio
 from broker.core.json_reader import BadJson, members, one_text, read
 from broker.core.memory import Holding, Part
 from broker.core.messages import ONE_WAY, Position, Transport
-from broker.core.work import READ_KILOBYTE
+from broker.core.work import READ_KILOBYTE, READ_OBJECT
 from broker.errors import HeadError
 from broker.http.access_log import Exchange
 from broker.http.event_ids import Positions
@@ -65,8 +65,8 @@ JSON: Final = frozenset(
 )
 """The media types of bodies, as the official SDKs have them, and of what says nothing better."""
 
-SMALL_BODY: Final = 16 * 2**10
-"""A body that is decoded in no more time than a turn takes to come: 50 µs."""
+FREE_WORK: Final = 50.0
+"""µs of decoding for which nobody waits for a turn: as long as a turn takes to come."""
 
 _SESSION = re.compile(r"([0-9]{1,18})\.(.+)")
 
@@ -316,6 +316,7 @@ class _Request:
             parameters = self._parameters()
             command = parameters.get("cf_connect", ["{}"])[0].encode()
             topics = parameters.get("topic", [])
+            await self._take_turn((command.count(b"{") + len(topics)) * READ_OBJECT)
             token = parameters.get("token", [""])[0]
         try:
             request = members(one_text(command))
@@ -364,14 +365,17 @@ class _Request:
                 raise HeadError(503, reason)
             with trio.move_on_after(REQUEST_SECONDS) as reading, short:
                 body = await self._read(size, holding)
-                # Its caller decodes it in the same step, and others may have come to their end with it.
-                if size > SMALL_BODY:
-                    await self.services.router.turns.wait(size / 1024 * READ_KILOBYTE)
+                await self._take_turn(size / 1024 * READ_KILOBYTE + body.count(b"{") * READ_OBJECT)
         if short.cancelled_caught:
             raise HeadError(503, "memory is short")
         if reading.cancelled_caught:
             raise HeadError(408, f"a body comes within {REQUEST_SECONDS:g} s")
         return body
+
+    async def _take_turn(self, work: float) -> None:
+        """Wait for the turn in which what was asked is decoded: others may have come to their end with it."""
+        if work > FREE_WORK:
+            await self.services.router.turns.wait(work)
 
     async def _read(self, size: int, holding: Holding) -> bytes:
         body = bytearray(self.behind)

@@ -168,3 +168,13 @@ def test_version_is_printed() -> None:
     result = CliRunner().invoke(main, ["--version"])
     assert result.exit_code == 0
     assert result.stdout == f"trio-broker, version {VERSION} ({BUILD})\n"
+
+
+@pytest.mark.usefixtures("logging_restored")
+@pytest.mark.parametrize("group", ["config", "token", "engine"])
+def test_a_group_without_a_command_shows_its_help(group: str) -> None:
+    result = CliRunner().invoke(main, [group])
+    assert result.exit_code == 2
+    assert result.output.startswith("Usage: ")
+    assert "Error" not in result.output
+    assert "\nCommands:\n" in result.output

@@ -1,6 +1,7 @@
 """`Broker.run`: a whole program, which signals end as they end the command."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,6 +114,70 @@ def test_after_a_cut_the_process_may_go_on() -> None:
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert (done.stdout, done.stderr, done.returncode) == ("status 1\nstill here\n", "", 0)
+
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "docs/howto/unix-socket.md",
+]
+SERVES = re.compile(r"^ *broker\.run\(\)$|nursery\.start\(broker\.serve\)", re.MULTILINE)
+PRINTED = {
+    f"{page.name} {number}": code
+    for page in PAGES
+    for number, code in enumerate(
+        re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    )
+    if SERVES.search(code)
+}
+
+
+def test_the_programs_that_serve_are_found() -> None:
+    pages = {name.partition(" ")[0] for name in PRINTED}
+    assert pages == {"README.md", "article.md", "article.zh.md", "tutorial.md", "unix-socket.md"}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+async def test_a_program_that_a_page_prints_ends_by_ctrl_c_without_a_traceback(
+    running: "Runner", tmp_path: Path, name: str
+) -> None:
+    code = PRINTED[name]
+    for shown, here in (
+        ("Broker()", "__import__('broker').Broker(__import__('broker').Config(port=0))"),
+        ("port=9501", "port=0"),
+        ("[::]:9502", "127.0.0.1:0"),
+        ("/run/broker/", ""),
+    ):
+        code = code.replace(shown, here)
+    assert "port=0" in code
+    (tmp_path / "program.py").write_text(code, "utf-8")
+    async with running("program.py", command=(sys.executable,), cwd=tmp_path) as it:
+        await it.wait_for("ready on")
+        assert await it.stop(signal.SIGINT) == 0
+    assert "Traceback" not in it.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("script", "begun", "status"),
+    [
+        ("direct.py --url {url}", "fd", 130),
+        ("article.py --url {url} --wait 600", "打开连接", 130),
+        ("online.py http://localhost:1 0", "listening on", 0),
+    ],
+)
+async def test_a_sample_ends_by_ctrl_c_without_a_word(
+    running: "Runner", script: str, begun: str, status: int
+) -> None:
+    program = PROGRAM.format(drain=0)
+    async with running("-c", program, command=(sys.executable,)) as it:
+        name, *args = script.format(url=await it.url()).split()
+        command = (sys.executable, str(ROOT / "clients" / name))
+        environ = {"BROKER_WEBHOOKS_SECRET": "whsec_" + "A" * 32, "BROKER_API_KEY": "x"}
+        async with running(*args, command=command, env=environ) as sample:
+            await sample.wait_for(begun, into="stdout")
+            assert await sample.stop(signal.SIGINT) == status
+        assert sample.stderr.decode() == ""
 
 
 def test_in_another_thread_stop_ends_it(capsys: pytest.CaptureFixture[str]) -> None:

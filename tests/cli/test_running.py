@@ -1,12 +1,16 @@
 """The options that commands have in common, and where their values come from."""
 
 import json
+import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import trio
 import trustme
 
-from tests.cli.conftest import COMMAND, Served, serve
+from broker.cli.running import run_as_client
+from tests.cli.conftest import COMMAND, PATIENCE, Served, serve
 
 pytestmark = pytest.mark.usefixtures("logging_restored")
 
@@ -69,6 +73,25 @@ def test_every_command_helps_by_h_alone(served: Served, command: str) -> None:
     text = served.ok(*command.split(), "-h")
     assert text.startswith("Usage: ")
     assert served.key not in text
+
+
+def test_ctrl_c_is_not_lost_in_whatever_task_is_at_work(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def at_work() -> None:
+        with suppress(KeyboardInterrupt):  # as in a callback, where Python drops it
+            signal.raise_signal(signal.SIGINT)
+        await trio.sleep_forever()
+
+    async def run(_: None) -> None:
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(at_work)
+
+    with pytest.raises(SystemExit) as ended:
+        run_as_client(run, None)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == ""
 
 
 def test_json_is_one_object_a_line(served: Served) -> None:

@@ -85,7 +85,9 @@ def test_a_password_that_is_near_nothing_is_an_error_too() -> None:
 
 
 def test_a_secret_is_never_taken_for_another_kind_of_setting() -> None:
-    with pytest.raises(ConfigError, match="there is no such setting; the settings page lists them"):
+    with pytest.raises(
+        ConfigError, match=r"there is no such setting; the settings page lists them\. A secret"
+    ):
         load(None, {}, environ={"BROKER_PASSWORD": "x"})  # not BROKER_PORT, which is near
 
 

@@ -829,6 +829,21 @@ async def _last_bytes(field: Field) -> Sequence[str]:
     return ["served"]
 
 
+@hostile("flood/50 x uni_sse with 900 topics at once", ISSUE, "200", attackers=50, seconds=30.0,
+         peak_mib=96.0, left_mib=48.0)  # fmt: skip
+async def _one_way_lists(field: Field) -> Sequence[str]:
+    """Lists of 9 KB, that all end at the same moment: each topic is read, and subscribed to."""
+    asked = request("POST /connection/uni_sse", [("Content-Type", "application/json")],
+                    msgspec.json.encode({"subs": {f"t{n}": {} for n in range(900)}}))  # fmt: skip
+    peers = [await field.connect() for _ in range(50)]
+    for peer in peers:
+        await peer.send(asked[:-1])
+    await trio.sleep(0.3)
+    for peer in peers:
+        await peer.send(asked[-1:])
+    return sorted({str((await peer.head()).status) for peer in peers})
+
+
 @hostile("flood/16 peers that were sent away", ISSUE, "served", attackers=16)
 async def _sent_away(field: Field) -> Sequence[str]:
     await _flooders(field, 16, frame(3) + frame(TEXT, b"x" * 100) * 5000, reads=False)

@@ -240,6 +240,26 @@ def test_what_can_be_typed_in_has_a_border_that_can_be_seen() -> None:
     assert "var(--edge)" in rules["button.quiet"]
 
 
+def test_what_can_be_typed_in_at_the_dashboard_has_one_too() -> None:
+    path = Path(__file__).parents[2] / "broker" / "http" / "static" / "admin" / "admin.css"
+    css = path.read_text("utf-8")
+    colours = {
+        name: (light, dark)
+        for name, light, dark in re.findall(r"--([a-z-]+): light-dark\((#\w+), (#\w+)\)", css)
+    }
+    for theme in (0, 1):
+        for behind in ("page", "card", "raised"):
+            assert contrast(colours["edge"][theme], colours[behind][theme]) >= 3
+            for text in ("ink", "soft", "faint", "bad", "warn", "good"):
+                assert contrast(colours[text][theme], colours[behind][theme]) >= 4.5
+    rules = dict(re.findall(r"^([a-z., ]+) \{ (.*?) \}", css, re.MULTILINE))
+    assert "border: 1px solid var(--edge)" in rules["button, .button, input, select, textarea"]
+    # Whatever takes it away again is no field to type in.
+    for selector, rule in re.findall(r"^ *([^{}\n]+) \{ (.*?) \}", css, re.MULTILINE):
+        if re.search(r"\b(input|select|textarea)\b", selector):
+            assert "border-color" not in rule, selector
+
+
 # the dashboard
 
 HERE = Path(__file__).parents[2] / "broker" / "http"

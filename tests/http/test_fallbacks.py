@@ -1896,6 +1896,34 @@ async def test_large_bodies_that_end_together_are_decoded_in_turns(
             await peer.aclose()
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_long_lists_of_topics_that_come_together_are_read_in_turns(
+    autojump_clock: MockClock, method: str
+) -> None:
+    """A topic in nine bytes takes as long as a hundred bytes of another body."""
+    async with open_test_broker(Broker()) as net:
+        query, body = "&".join(f"topic={n}" for n in range(600)), ""
+        if method == "POST":
+            query, body = "", json.dumps({"subs": {f"t{n}": {} for n in range(600)}})
+        asked = f"{method} /connection/uni_sse?{query} HTTP/1.1\r\nHost: localhost\r\n"
+        asked += f"Content-Length: {len(body)}\r\n\r\n{body}"
+        begun = [0]
+        async with trio.open_nursery() as nursery:
+            peers = [await net.connect() for _ in range(20)]
+            for peer in peers:
+                await peer.send(asked[:-1].encode())
+            await wait_all_tasks_blocked()
+            for peer in peers:
+                nursery.start_soon(peer.send, asked[-1:].encode())
+            while begun[-1] < 20:
+                await trio.lowlevel.checkpoint()
+                begun.append(len(net.node.services.connections))
+        # A round of the queue has room for three of them, and they pass through some tasks.
+        assert max(after - before for before, after in pairwise(begun)) <= 6
+        for peer in peers:
+            await peer.aclose()
+
+
 async def test_messages_behind_a_busy_session_are_bounded_together(
     autojump_clock: MockClock,
 ) -> None:
