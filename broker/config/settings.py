@@ -60,7 +60,7 @@ def _needs_restart(reason: str) -> dict[str, str]:
 
 
 INBOX_BATCH_BYTES: Final = 64 * 2**10
-"""What one read brings at most."""
+"""Bytes that one read brings at most."""
 
 _LISTENING: Final = _needs_restart("the listeners are open")
 
@@ -296,8 +296,8 @@ class Config:
     """Listen on this Unix socket instead of TCP. Of `unix` and `host` or `port`, the layer that comes last
     decides: `--port` on the command line beats `unix` in a file."""
     unix_mode: str | None = attrs.field(default=None, metadata=_LISTENING, validator=file_mode)
-    """Who may connect to the Unix socket, in octal as for `chmod`: `"0660"` is its user and its group. Unset:
-    as the umask has it, or 0660 with `unix_group`."""
+    """The rights to connect to the Unix socket, in octal as for `chmod`: `"0660"` lets its user and its group
+    in. Unset: as the umask has it, or 0660 with `unix_group`."""
     unix_group: str | None = attrs.field(default=None, metadata=_LISTENING)
     """The group of the Unix socket, by name: that of a proxy which runs as another user, such as
     `www-data`. The broker's user has to be a member of it."""
@@ -548,12 +548,12 @@ class Config:
     engine: str = attrs.field(
         default="memory", validator=engine_url, metadata=_needs_restart("the engine is open")
     )
-    """What keeps history, retained values and idempotency keys. `memory`: this process, so they end with
-    it, and nobody waits for a disk. `sqlite:PATH`: a file of this broker's own as well; a publication
-    is acknowledged and delivered once it is there, and survives the loss of power. With
-    `?sync=process` behind the path it survives a crash of the process alone, and nothing waits for
-    the disk. `redis://HOST:PORT/DB`, `rediss://…`, `redis+unix://PATH`, `redis+sentinel://…`: a Redis or
-    Valkey; all brokers that name the same one, and the same `?prefix=NAME` if there is one, are one broker."""
+    """The store of history, retained values and idempotency keys. `memory`: this process, so they end with
+    it, and nobody waits for a disk. `sqlite:PATH`: a file of this broker's own as well; a publication is
+    acknowledged and delivered once it is there, and survives the loss of power. With `?sync=process` behind
+    the path it survives a crash of the process alone, and nothing waits for the disk. `redis://HOST:PORT/DB`,
+    `rediss://…`, `redis+unix://PATH`, `redis+sentinel://…`: a Redis or Valkey; all brokers that name the same
+    one, and the same `?prefix=NAME` if there is one, are one broker."""
     history_bytes: int = attrs.field(
         metadata=_needs_restart("the engine has its room"), default=64 * 2**20, validator=number(0)
     )
@@ -643,7 +643,7 @@ class Config:
 
     @property
     def outbox_most(self) -> int:
-        """What an outbox holds at worst, but for a reply that was asked for; see `Outbox`."""
+        """Bytes that an outbox holds at worst, besides a reply that was asked for; see `Outbox`."""
         return self.outbox_bytes + self.outbox_bytes // 4 + 2 * self.max_message_bytes
 
     @property
@@ -657,7 +657,7 @@ class Config:
 
     @property
     def inbox_bytes(self) -> int:
-        """What may wait for a busy session before we stop reading from its peer."""
+        """Bytes that may wait for a busy session before we stop reading from its peer."""
         return self.inbox_batches * INBOX_BATCH_BYTES
 
     @property

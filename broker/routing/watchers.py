@@ -1,4 +1,4 @@
-"""Those who watch topics: clients that asked to be told who comes and goes.
+"""Watchers of topics: clients that asked to be told who comes and goes.
 
 Rule: they are told in the step in which it happens; those on other nodes by the roster, at its place
 in the log.

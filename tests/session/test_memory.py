@@ -34,7 +34,7 @@ from broker.transport.frames import TEXT
 from tests.conftest import code_of, next_pub, rpc, subscribe
 
 MIB = 2**20
-BIG = "x" * 900_000
+BIG = "x" * 800_000
 ALIVE = ("connections", "outboxes", "incoming", "subscriptions", "wills", "requests", "readers")
 """The parts that go when everybody has gone."""
 
