@@ -9,7 +9,7 @@ defaults; anything else is another `FORMAT`, which older brokers refuse.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 from zlib import crc32
 
 import msgspec
@@ -77,12 +77,15 @@ class Run(Struct, array_like=True, tag=1):
     owner: str | None = None
 
 
+Offset: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
 class Begin(Struct, array_like=True, tag=2):
     """A topic is in this epoch, at this offset, and keeps nothing but what the next runs bring."""
 
     topic: str
     epoch: str
-    top: int
+    top: Offset
 
 
 class Removed(Struct, array_like=True, tag=3):
@@ -107,7 +110,7 @@ class Value(Struct, array_like=True, tag=6):
     """The value that a topic retains: a batch of one."""
 
     topic: str
-    offset: int
+    offset: Offset
     batch: Batch
 
 
@@ -118,7 +121,7 @@ class Once(Struct, array_like=True, tag=7):
     key: str
     owner: str | None
     at: int
-    offset: int
+    offset: Offset
     epoch: str
 
 

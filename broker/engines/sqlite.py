@@ -562,8 +562,10 @@ class SqliteEngine(Memory):
         elif isinstance(record, Renewed):
             self._store.renew(partial(_renewed, record.salt))
         elif isinstance(record, Value):
-            (value,) = record.batch.publications(record.topic)
-            self.retained.take([msgspec.structs.replace(value, offset=record.offset)])
+            values = record.batch.publications(record.topic)
+            if len(values) != 1:
+                raise BadRecord(f"a topic retains {len(values)} values")
+            self.retained.take([msgspec.structs.replace(values[0], offset=record.offset)])
         else:
             position = Position(record.offset, record.epoch) if record.offset else None
             self._keep_key(record.owner, record.topic, record.key, position, when(record.at))
