@@ -112,7 +112,7 @@ class Broker:
         self.config: Config = config or Config()
         """May be replaced until `serve` is called; then `reload` does it."""
         self.config_sources: Mapping[str, str] = {}
-        """Where values of it were given, by setting, for whoever looks: `{"port": "BROKER_PORT"}`. What is
+        """Where values of it were given, by setting, for those who look: `{"port": "BROKER_PORT"}`. What is
         not in it is the program's own."""
         self.wall_clock: Callable[[], float] = time.time
         """Unix seconds, by which tokens expire; `open_test_broker` puts virtual time here."""
@@ -267,7 +267,7 @@ class Broker:
         fragment_bytes: int | None = None,
     ) -> PushResult:
         """The same as `push`, to a connection of this node, but it waits for room: until no more than `high_watermark_bytes` wait for the
-        peer. So whoever sends a lot goes on as fast as the peer takes it, and cuts nobody.
+        peer. So a program that sends a lot goes on as fast as the peer takes it, and cuts nobody.
 
         Sends to one fd are queued in the order in which they began. The deadline is the caller's: in
         `trio.move_on_after(5)` it waits for 5 s. Cancelled, nothing was sent. `CLOSED` if the peer goes, or
@@ -293,9 +293,9 @@ class Broker:
     def pause(self, fd: Fd) -> bool:
         """Read no more from one connection until `resume`; false if it is not here.
 
-        What it has sent already, one read of 64 KiB at most, may still come to your hooks. Then the
-        network holds its sender back; and for as long nothing is seen of its pings, its Close and its
-        end, so its silence is no reason to close it.
+        Messages that it has sent already, one read of 64 KiB at most, may still come to your hooks. Then the
+        network holds its sender back. Until `resume` nothing is seen of its pings, its Close and its end, so
+        its silence is no reason to close it.
         """
         return self._node is not None and self._node.pause(fd)
 
@@ -330,11 +330,11 @@ class Broker:
 
         `bytes` go out as they are to clients over protobuf, as a binary frame to plain peers, and
         in base64 to those who read JSON, unless they are JSON. The fds of `exclude` get nothing;
-        subscribers may pick by `tags`, and see them; with `skip_history` it is not kept; with
-        `retain` whoever subscribes later gets it at once. A second publish to the topic with the
-        same `key` within five minutes publishes nothing and returns what the first did. What is returned
-        counts who listens on this node; with `report` on all that share the engine, which takes a
-        second at most: see `Delivery.complete`.
+        subscribers may pick by `tags`, and see them; with `skip_history` it is not kept; with `retain` later
+        subscribers get it at once. A second publish to the topic with the same `key` within five minutes
+        publishes nothing and returns the result of the first. The result counts those who listen on this
+        node; with `report` on all nodes that share the engine, which takes a second at most: see
+        `Delivery.complete`.
 
         Raises `Refused` for what is no topic and for an fd or a user that is not here, and 100 where
         it cannot be kept, as on a full disk; `TypeError` for what JSON cannot say. Cancelled before
@@ -372,10 +372,10 @@ class Broker:
     async def request(self, to: str, data: object) -> object:
         """Ask a client, by `fd:N`, or one member of a queue group, by a topic; return its answer.
 
-        Waits until the answer comes; set a deadline around it. Raises `Refused`: what the client
-        refused with, or 503 when nobody is there to ask or the one who was asked goes away; and
-        `ValueError` for an answer that is nested too deeply for Python.
-        Cancelled, it no longer waits for the answer, which the client may still give.
+        Waits until the answer comes; set a deadline around it. Raises `Refused`: the client's own refusal, or
+        503 when nobody is there to ask or the one who was asked goes away; and `ValueError` for an answer
+        that is nested too deeply for Python. Cancelled, it no longer waits for the answer, which the client
+        may still give.
         """
         return await self.node.request(to, to_json(data))
 
@@ -415,7 +415,7 @@ class Broker:
         return await self.node.history(topic, since, limit, reverse)
 
     async def remove_history(self, topic: str) -> None:
-        """Forget what a topic keeps; its position stays, so who was away learns of the loss.
+        """Forget what a topic keeps; its position stays, so a client that was away learns of the loss.
 
         Returns when that is kept, too. Raises `Refused` (100) where it cannot be. Cancelled, it may
         be done or not.
@@ -514,7 +514,7 @@ class Broker:
         return [] if self._node is None else self._node.fds_of(user)
 
     def stats(self) -> BrokerStatistics:
-        """A snapshot of what is here and what has been done. Linear in the connections, 0.1 µs each."""
+        """A snapshot of the state now and of all counts so far. Linear in the connections, 0.1 µs each."""
         return self.node.stats()
 
     @property
@@ -580,9 +580,8 @@ class Broker:
         """Read the TLS certificate and the keys of tokens again from their files, and go by another
         config as `reload` does, if there is one.
 
-        Whoever is connected stays; the new certificate is for those who come, the new keys count from
-        the next token on. Raises `ConfigError` for a file that cannot be used, and cancelled it leaves
-        everything as it was.
+        Connections stay. The new certificate is for those who come, the new keys count from the next token
+        on. Raises `ConfigError` for a file that cannot be used; cancelled, it leaves everything as it was.
         """
         if config is None:
             config, sources = self.config, self.config_sources
@@ -695,7 +694,7 @@ class Broker:
                                 accept_streams, listener, door, services.admission.make_room
                             )
                         addresses = describe(listeners)
-                        # First: who reads that it is ready may send a signal at once.
+                        # First: a program that reads that it is ready may send a signal at once.
                         task_status.started(addresses)
                         _log_ready(node, addresses, describe(api_listeners), self)
                         await self._stop.wait()

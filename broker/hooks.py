@@ -56,8 +56,8 @@ if TYPE_CHECKING:
 class Handshake(Protocol):
     """The request by which a peer asks for a connection, over WebSocket or an HTTP fallback.
 
-    Nothing here waits. Texts are as they were sent where nothing else is said. What is made of headers
-    and query is made anew each time, which takes some 15 µs: keep what you need often. For annotations
+    Nothing here waits. Texts are as they were sent where nothing else is said. The values of headers and
+    query are read anew each time, which takes some 15 µs: keep those that you need often. For annotations
     only: `isinstance` raises `TypeError`.
     """
 
@@ -67,7 +67,7 @@ class Handshake(Protocol):
 
     @property
     def query(self) -> str:
-        """What stands behind the `?`, not percent-decoded; empty where nothing does."""
+        """The text behind the `?`, not percent-decoded; empty where there is none."""
 
     @property
     def params(self) -> Mapping[str, str]:
@@ -94,7 +94,7 @@ class Handshake(Protocol):
 
     @property
     def peer_address(self) -> str:
-        """The same of whoever has opened the connection to us: of the proxy, where there is one between."""
+        """The same of the peer that opened the connection to us: of the proxy, where there is one between."""
 
     @property
     def remote_host(self) -> str:
@@ -264,11 +264,11 @@ def _check_subprotocol(reply: object, attribute: object, value: Any) -> None:
 
 @attrs.frozen
 class HandshakeReply:
-    """What goes along with the answer to a handshake: `headers`, `cookies` and the subprotocol.
+    """The parts that go along with the answer to a handshake: `headers`, `cookies` and the subprotocol.
 
-    A cookie is a name and what stands behind it: `{"seen": "1; Max-Age=3600; Secure; HttpOnly"}`. The
-    subprotocol is one that the peer offers; None leaves the choice to the broker, which takes one
-    of Centrifuge's, and "" agrees on none.
+    A cookie is a name, with its value and attributes: `{"seen": "1; Max-Age=3600; Secure; HttpOnly"}`. The
+    subprotocol is one that the peer offers; None leaves the choice to the broker, which takes one of
+    Centrifuge's, and "" agrees on none.
 
     Raises `ValueError` for what no header line may hold, and for the headers of the handshake itself.
     """

@@ -89,7 +89,7 @@ class BrokerStatistics:
     loop_lag: HistogramStatistics
     """By how many seconds the event loop was late, looked at once a second."""
     memory: MemoryStatistics
-    """What is held for clients, by part."""
+    """Bytes that are held for clients, by part."""
     uptime_seconds: float
     """Since `serve` began."""
     bytes_received: int
@@ -151,7 +151,7 @@ class Publishing:
     """A publication on its way, until the engine has kept it."""
 
     result: Delivery | Refused | None = attrs.field(init=False, default=None)
-    """What became of it; None until that is known."""
+    """The outcome; None until it is known."""
     _ended: trio.Event = attrs.field(init=False, factory=trio.Event)
 
     def end(self, result: Delivery | Refused) -> None:
@@ -159,8 +159,8 @@ class Publishing:
         self._ended.set()
 
     async def wait(self) -> Delivery:
-        """What became of it. Raises `Refused` if it is not kept. Cancelled, it is published all the
-        same, unless it is refused."""
+        """Wait for the outcome. Raises `Refused` if it is not kept. Cancelled, it is published all the same,
+        unless it is refused."""
         await self._ended.wait()
         assert self.result is not None
         if isinstance(self.result, Refused):
@@ -180,7 +180,7 @@ class Node:
     inspection: Inspection = attrs.field(init=False)
     """Traces and ended connections of all nodes."""
     views: Views = attrs.field(init=False)
-    """What is to be seen of all nodes."""
+    """Views of all nodes."""
     traces: Traces = attrs.field(init=False)
     loop_lag: Histogram = attrs.field(init=False, factory=Histogram)
     """Seconds by which `beat` was called late."""
@@ -221,7 +221,7 @@ class Node:
 
     @property
     def router(self) -> Router:
-        """Who listens, what is kept, and what all of that costs."""
+        """The router: it knows who listens, what is kept, and what all of that costs."""
         return self.services.router
 
     def new_share(self) -> Share:
@@ -479,11 +479,10 @@ class Node:
     async def survey(self) -> Survey:
         """Look at every connection. Linear in them, in turns: others are served in between.
 
-        What is counted never goes down from one survey to the next. Cancelled, nothing is left behind.
+        A counter never goes down from one survey to the next. Cancelled, nothing is left behind.
         """
         connections = self.services.connections
-        # Who ends from here on is still in this list, and among those that have ended for the next
-        # survey only.
+        # A connection that ends from here on is still in this list; the next survey has it among the ended.
         here, counts = list(connections.items()), self.services.counts
         received, dropped = attrs.evolve(counts.received), counts.dropped
         kinds: Counter[tuple[str, str]] = Counter()

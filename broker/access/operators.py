@@ -4,10 +4,10 @@ Rules:
 
 1. A key opens one door, `DOOR`, and is looked at there alone. It stands in no URL, no cookie and no
    header, so no page of somebody else's can have a browser show it.
-2. A right is asked for at the act, by the keys of now: with a key that is no longer set nobody may do
-   anything more, however long ago he logged in.
-3. Whoever guesses is slowed down by where he comes from. While he is, the right key is not looked at
-   either, so to go on guessing tells him nothing.
+2. A right is asked for at the act, by the keys of now: nobody may do anything more with a key that is no
+   longer set, however long ago he logged in.
+3. A stranger who guesses is slowed down, by the address that he comes from. Meanwhile the right key is not
+   looked at either, so that further guesses tell him nothing.
 """
 
 import hmac
@@ -82,7 +82,7 @@ class Asker(Protocol):
 @attrs.frozen
 class Method:
     """Something that operators may ask for. It either looks, which may take its turns, or acts, in one
-    step. Both get the parameters, and who asks; what they return goes out as JSON."""
+    step. Both get the parameters, and the operator who asks; what they return goes out as JSON."""
 
     params: type[Struct]
     role: Role
@@ -107,7 +107,7 @@ class Operators:
         return route == DOOR and self.enabled
 
     def admit(self, shown: str, place: str, now: float) -> Operator:
-        """The right that a key gives to who comes from a place. Raises `KeyRefused`.
+        """The right that a key gives to somebody who comes from a place. Raises `KeyRefused`.
 
         The comparisons take as long for any key of a length.
         """

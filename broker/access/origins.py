@@ -90,10 +90,10 @@ class PagePolicy:
 
 
 def page_policy(config: Config, *, loopback_bind: bool, users_matter: bool) -> PagePolicy:
-    """The policy that follows from the settings: cheap, as one is kept for each that are alike.
+    """The policy that follows from the settings: cheap, because one is kept for all settings that are alike.
 
     `loopback_bind` says whether this machine alone can reach us, its proxies among all else;
-    `users_matter` whether clients are told apart by who they are.
+    `users_matter` whether clients are told apart by their users.
     """
     has_certificate = config.tls_cert is not None
     return _policy(

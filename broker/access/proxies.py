@@ -1,14 +1,14 @@
 """Proxies of ours: the peers that may say for whom they ask.
 
 Anybody can send `X-Forwarded-For`. It tells something only where the peer that sent it is known to
-write it itself: a proxy that the settings name, and in the header that they name. Any other header
-of the kind is what a client made up, as its proxy passes on what it does not know.
+write it itself: a proxy that the settings name, and in the header that they name. A client may have made up
+any other header of the kind, because its proxy passes on headers that it does not know.
 
 Rules:
 
 1. A peer is trusted by its address alone, and none is by default.
-2. Of the addresses that a proxy passes on, the last one that is no proxy's own is the client's: what
-   stands before it came from the client.
+2. Of the addresses that a proxy passes on, the last one that is no proxy's own is the client's: all before it
+   came from the client.
 """
 
 import ipaddress
@@ -23,7 +23,7 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 UNIX: Final = "unix"
-"""Stands for every peer on a Unix socket: who reaches it is for the permissions of its directory."""
+"""Stands for every peer on a Unix socket: the permissions of its directory say who reaches it."""
 
 FORWARDED_FOR: Final = "x-forwarded-for"
 FORWARDED: Final = "forwarded"
@@ -54,7 +54,7 @@ class ClientAddress(str):
 
 
 def peer_of(address: str) -> str:
-    """The address of whoever has opened the connection: of the proxy, where one has passed on the
+    """The address of the peer that has opened the connection: of the proxy, where one has passed on the
     client's."""
     return address.via if isinstance(address, ClientAddress) else address
 
@@ -97,8 +97,8 @@ class TrustedProxies:
         """The party that something counts for: its user, else the address that it comes from, else,
         where no address tells people apart, `alone`: over a Unix socket, or where a proxy has not said.
 
-        Of IPv6 the first 64 bits are one address, as one subscriber has so many. What comes from this
-        machine is as a rule what a proxy passes on.
+        Of IPv6 the first 64 bits count as one address, because one subscriber has so many. A connection from
+        this machine is as a rule one that a proxy passes on.
         """
         if user:
             return f"user {user!r}"
@@ -124,14 +124,14 @@ def _split_list(passed_on: str) -> list[str]:
     return [text.strip() for text in passed_on.split(",")]
 
 
-# RFC 7239 section 4: `for=192.0.2.43;proto=http, for="[2001:db8::17]:4711"`. In quotes may stand a comma, and a
-# `for=` of whoever named the host.
+# RFC 7239 section 4: `for=192.0.2.43;proto=http, for="[2001:db8::17]:4711"`. In quotes there may be a comma,
+# and a `for=` of the one who named the host.
 _PIECE: Final = re.compile(r'([^ \t,;="]+)=("(?:[^"\\]|\\.)*"|[^ \t,;"]*)|([,;])|[ \t]+')
 
 
 def _split_forwarded(passed_on: str) -> list[str]:
-    """What stands behind `for=`, element by element, and "" where there is none; "" alone for what is
-    no such list. Linear."""
+    """The values of `for=`, one for each element, and "" where there is none; "" alone for a text that is no
+    such list. Linear."""
     found, at = [""], 0
     while at < len(passed_on):
         piece = _PIECE.match(passed_on, at)

@@ -1,8 +1,8 @@
 """JSON Web Tokens: the user of a client, and the topics it may subscribe to (RFC 7515, 7519).
 
-The claims are Centrifugo's, so what mints tokens for Centrifugo mints them for us: a *connection
-token* says who connects (`sub`, `info`, `channels`, `subs`, `meta`), a *subscription token* lets one
-user subscribe to one `channel`.
+The claims are Centrifugo's, so a program that mints tokens for Centrifugo mints them for us: a *connection
+token* says who connects (`sub`, `info`, `channels`, `subs`, `meta`), a *subscription token* lets one user
+subscribe to one `channel`.
 
 Rules:
 
@@ -132,7 +132,7 @@ class Header:
 
 
 def read_header(token: str, max_bytes: int) -> Header:
-    """Raises `TokenInvalid` for what has no header, or one that asks for what we do not know."""
+    """Raises `TokenInvalid` for a text without a header, and for a header that asks for something unknown."""
     if len(token) > max_bytes:
         raise TokenInvalid(f"longer than {max_bytes} bytes")
     try:

@@ -1,1 +1,1 @@
-"""What operators see of a node and may do to it: the methods behind the dashboard (ADR 30)."""
+"""The methods behind the dashboard (ADR 30): operators look at a node by them, and act on it."""

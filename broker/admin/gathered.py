@@ -5,7 +5,7 @@ Rules:
 1. Each node gives its bounded part of a page, as `listings` makes it; see `session.views`. A row says by
    `node` where it is.
 2. A list that lacks a node says so: `missing` has its name, and why it has not answered.
-3. What is put together is charged, and goes by turns.
+3. The work of putting them together is charged, and done in turns.
 """
 
 import heapq
@@ -46,7 +46,7 @@ _decode: Final = msgspec.json.Decoder().decode
 
 @attrs.frozen
 class _Part:
-    """What one node has given: a page, or whatever else it is."""
+    """The answer of one node: a page, or another view."""
 
     id: str
     name: str

@@ -5,7 +5,7 @@ Rules:
 
 1. An answer has `PAGE` rows at most, however many there are, and about `PAGE_BYTES`; what it costs to search
    goes by turns.
-2. A list is of the moments in which it was searched: who came and went meanwhile may be in it or not.
+2. A list is of the moments in which it was searched: one that came or went meanwhile may be in it or not.
 3. Payloads are shown as text, and cut: a page is read by a person.
 """
 
@@ -108,8 +108,8 @@ _FIELDS: Final = ("fd", "user", "address", "topic", "client")
 
 @attrs.frozen
 class _Wanted:
-    """What is searched for: `user:ann` in one field, `ann` in all. An fd and a topic are compared as a
-    whole, all else by any part of it, in upper or lower case."""
+    """A search: `user:ann` looks in one field, `ann` in all. An fd and a topic are compared as a whole, all
+    else by any part of it, in upper or lower case."""
 
     field: str
     """"" for all."""
@@ -187,7 +187,7 @@ class Listings:
                 next_fd = found[-1].peer.fd
                 break
         await self._turn(len(found) * SHOWN)
-        # Who has gone meanwhile has nothing left that could be shown.
+        # A connection that has gone meanwhile has nothing left to show.
         left = [each for each in found if each.peer.fd in services.connections]
         rows, is_cut = _fitting([self.connection(each) for each in left])
         if is_cut and most is None:
@@ -254,8 +254,8 @@ class Listings:
         ]
 
     async def members(self, asked: OneTopic) -> dict[str, object]:
-        """Who listens to a topic: a page of them beyond an fd. Raises `Refused` for what is neither topic
-        nor pattern."""
+        """A page of those who listen to a topic, beyond an fd. Raises `Refused` for a name that is neither
+        topic nor pattern."""
         router, name = self.node.router, asked.topic
         router.rights.check_listenable(name)
         members = router.hub.subscriptions(name) if not is_pattern(name) else []
@@ -285,7 +285,7 @@ class Listings:
         }
 
     async def kept(self, name: str) -> dict[str, object]:
-        """What is known of a topic besides: its rules; what it keeps, the newest first, and retains."""
+        """The other facts about a topic: its rules; its history, the newest first; and its retained value."""
         rules = attrs.asdict(self.node.router.rights.rules_of(name))
         shown: dict[str, object] = {"name": name, "pattern": is_pattern(name), "rules": rules}
         return shown if is_pattern(name) else shown | await self._kept(name)

@@ -1,4 +1,4 @@
-"""What operators may ask for, by name: `admin.*`, called by `rpc` at the dashboard's door.
+"""The methods for operators, by name: `admin.*`, called by `rpc` at the dashboard's door.
 
 ============================  =================================  =====================================
 method                        asks with                          answered with
@@ -79,7 +79,7 @@ TRACED_AT_ONCE: Final = 100
 """Entries of a trace in one publication: a page."""
 
 TRACE_WAIT: Final = 1.0
-"""Seconds that a trace is waited for at once: who has gone meanwhile is found out after that."""
+"""Seconds that a trace is waited for at once: an operator who has gone meanwhile is noticed after that."""
 
 TOPICS: Final = 1000
 """Of one connection that are shown: 250 KB at most."""
@@ -169,7 +169,7 @@ def admin_methods(node: Node, samples: Samples) -> Mapping[str, Method]:
 
 
 class _Shown:
-    """What this node shows, to its own operators and to those of other nodes. It changes nothing."""
+    """The views of this node, for its own operators and those of other nodes. They change nothing."""
 
     def __init__(self, node: Node, samples: Samples) -> None:
         self._node = node
@@ -308,7 +308,7 @@ class _Following:
 
 
 class _Looks:
-    """What operators may ask for that changes nothing, of any node."""
+    """The methods for operators that change nothing, about any node."""
 
     def __init__(self, node: Node, gathered: Gathered) -> None:
         self._node = node
@@ -410,7 +410,7 @@ def _in_words(value: object) -> str:
 
 
 class _Acts:
-    """What changes something. Each act is logged, with who asked for it."""
+    """The methods that change something. Each act is logged, with the operator who asked for it."""
 
     def __init__(self, node: Node) -> None:
         self._node = node

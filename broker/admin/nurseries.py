@@ -80,7 +80,7 @@ class _Builder:
         connections = services.connections
         few = [*islice(connections, ALIKE), *([] if fd is None else [fd])]
         self._fds = {connections[each].io.parent_task: each for each in few}
-        # Who asks is a task of ours: for a connection, which is as any other, or for another node.
+        # The asker is a task of ours: for a connection, which is like any other, or for another node.
         above = _above(trio.lowlevel.current_task().parent_nursery)
         self._ours = [task for task in above if task.name != _STREAM]
         self._left = MOST

@@ -2,10 +2,10 @@
 
 Rules:
 
-1. Samples are read from what the broker counts anyway. All are of constant cost but one, what came from
-   those who are here now, which is a sum over them and is taken in turns.
-2. They are taken while there is a dashboard, watched or not: who opens it sees the last quarter of an
-   hour, which is what he came for.
+1. Samples are read from what the broker counts anyway. All are of constant cost but one: the traffic of the
+   connections that are here now, a sum over them that is taken in turns.
+2. They are taken while there is a dashboard, watched or not: an operator who opens it sees the last quarter
+   of an hour.
 3. An operator who does not read is told nothing more until he has; see `Desk.tell`.
 """
 
@@ -137,7 +137,7 @@ class Samples:
 
     async def _traffic(self) -> Traffic:
         services, router = self._node.services, self._node.router
-        # Who ends from here on is still in this list, and among those that have ended for the next.
+        # A connection that ends from here on is still in this list; the next look has it among the ended.
         here, total = list(services.connections.values()), attrs.evolve(services.counts.received)
         for first in range(0, len(here), AT_ONCE):
             piece = here[first : first + AT_ONCE]

@@ -1,8 +1,8 @@
 """Measure what a broker sustains, from outside: publishers and subscribers in one process.
 
-The connections are bare: frames made ahead, and what comes in is counted, not parsed, so that one
-core can ask for more than most deployments will. It still is one process on one core: a broker that
-can do more is held back by it, and one on the same core shares it.
+The connections are bare: frames are made ahead, and frames that come are counted, not parsed, so that one
+core can ask for more than most deployments will. It still is one process on one core: a broker that can do
+more is held back by it, and one on the same core shares it.
 
 Rules:
 

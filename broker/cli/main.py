@@ -99,7 +99,7 @@ def main() -> None:
 AS_CLIENT: Final = (pub, sub, push, history, presence, request)
 AS_BACKEND: Final = (connections, connection, topics, disconnect, trace, top, stats, nodes)
 HERE: Final = (config, token, engine, bench, openapi, asyncapi, version)
-"""What they need: to be let in as a client, the broker's api_key, nothing of it."""
+"""The commands by what they need of a broker: to be let in as a client, its api_key, nothing."""
 
 for _command in (serve, *AS_CLIENT, *AS_BACKEND, *HERE):
     main.add_command(_command)

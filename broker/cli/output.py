@@ -1,8 +1,8 @@
-r"""What commands print: text of one line, JSON of one line, tables.
+r"""The output of commands: text of one line, JSON of one line, tables.
 
-Rule: nothing that a broker sends reaches the terminal but as text of one line. Control characters
-and what turns the writing direction come out as escapes: in JSON as JSON's own (`\u009b`), so that
-it says the same, elsewhere as Python's (`\x9b`).
+Rule: everything that a broker sends reaches the terminal as text of one line. Control characters, and
+characters that turn the writing direction, come out as escapes: in JSON as JSON's own (`\u009b`), so that its
+meaning stays the same, elsewhere as Python's (`\x9b`).
 """
 
 import re
@@ -78,7 +78,7 @@ def raw_json(data: bytes | None) -> str:
 
 
 def client_fields(info: "ClientInfo") -> dict[str, object]:
-    """Who is subscribed, as JSON has it."""
+    """The JSON fields of a subscribed client."""
     fields: dict[str, object] = {"client": info.client, "user": info.user}
     for name in ("conn_info", "chan_info"):
         data = getattr(info, name)

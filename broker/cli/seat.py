@@ -55,7 +55,7 @@ class Given(msgspec.Struct, frozen=True):
 
 
 def take_given(environ: MutableMapping[str, str] = os.environ) -> Given | None:
-    """What a supervisor has given to this process; None if it is nobody's worker."""
+    """The seat that a supervisor has given to this process; None if it is nobody's worker."""
     text = environ.pop(VARIABLE, None)
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""The command `sub`: prints what is published, and whatever of it was lost."""
+"""The command `sub`: prints publications, and says where some were lost."""
 
 import sys
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from broker.core.messages import Publication
 
 TOPICS_MOST: Final = 10_000
-"""Topics of a pattern whose last offset is known: a few MB. Who has more is told of fewer losses."""
+"""Topics of a pattern whose last offset is known: a few MB. With more topics fewer losses are reported."""
 
 
 @click.command(short_help="Print what is published to PATTERN.")
@@ -57,7 +57,8 @@ def sub(
 
     Where publications are missing, a line says so: on stderr, with --json on stdout.
 
-    What the token, or the broker's app, has subscribed this client to is printed as it comes.
+    Publications of topics to which the token, or the broker's app, has subscribed this client are printed as
+    they come.
     """
     if since is not None and last is not None:
         raise click.UsageError("--since and --history: give one of them")
@@ -155,15 +156,15 @@ class Loss:
 
 @attrs.define(eq=False)
 class Losses:
-    """What is missing between the publications that come. Members of a group get what falls to them, so
-    of these nothing is known."""
+    """The losses between the publications that come. Members of a group get only their own part, so for them
+    no loss is known."""
 
     is_group: bool = False
     _last: dict[str, int] = attrs.field(init=False, factory=dict)
     _gaps: int = attrs.field(init=False, default=0)
 
     def begin(self, subscription: "Subscription[Publication]") -> None:
-        """The subscription has begun: what comes next has the offset behind its position."""
+        """The subscription has begun: the next publication has the offset behind its position."""
         if subscription.position is not None:
             self._last[subscription.topic] = subscription.position.offset
 
@@ -175,7 +176,7 @@ class Losses:
             yield Loss(subscription.topic)
 
     def before(self, publication: "Publication") -> Iterator[Loss]:
-        """What is missing right before this one."""
+        """The losses right before this publication."""
         topic, offset = publication.topic, publication.offset
         if not offset or self.is_group:
             return

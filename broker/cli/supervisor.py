@@ -1,8 +1,8 @@
 """`--workers N`: a process that serves nobody and keeps N others that do.
 
 It opens the listening sockets once. All workers inherit them, so a worker that dies or is replaced
-refuses nobody: what comes waits in the backlog for the others. SO_REUSEPORT would give each worker
-a backlog of its own, and reset what waits in that of a dead one (ADR 26).
+refuses nobody: new connections wait in the backlog for the others. SO_REUSEPORT would give each worker a
+backlog of its own, and reset what waits in that of a dead one (ADR 26).
 
 | what happens | what is done |
 | --- | --- |
@@ -16,7 +16,7 @@ a backlog of its own, and reset what waits in that of a dead one (ADR 26).
 | SIGHUP | each reads its settings again |
 | the supervisor itself dies | each worker drains, as its leash ends |
 
-Rule: no client is known here. What goes wrong with one cannot reach this process.
+Rule: no client is known here. A fault of a client cannot reach this process.
 """
 
 import os
@@ -51,7 +51,7 @@ from broker.transport.places import open_api_sockets, open_sockets_of
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 GAVE_UP: Final = 3
-"""Exit status when what dies again and again was given up; as gunicorn has it."""
+"""Exit status when a process that dies again and again was given up; as gunicorn has it."""
 
 MISTAKE: Final = 2
 """Exit status of a worker that cannot start with its settings. It has said why."""
@@ -67,10 +67,10 @@ CUT_SECONDS: Final = 3.0
 async def open_engine_for_workers(
     config: Config, give_up: Callable[[str], None]
 ) -> AsyncGenerator[str]:
-    """What joins the workers, as the setting `engine` names it, for as long as the block.
+    """The engine that joins the workers, as a value of the setting `engine`, for as long as the block.
 
-    Where that is a Redis of our own which dies again and again, `give_up` is told. Raises `ConfigError`
-    if there is none, or it does not start.
+    If it is a Redis of our own which dies again and again, `give_up` is told. Raises `ConfigError` if there
+    is none, or it does not start.
     """
     if config.engine != "memory":
         yield config.engine
@@ -107,7 +107,7 @@ class Supervisor:
     directory: str
     """For the sockets of the workers among themselves; only this user may enter it."""
     engine: str = ""
-    """What joins the workers; set before `run`."""
+    """The engine that joins the workers; set before `run`."""
     status: int = 0
     _workers: list[_Worker] = attrs.field(init=False)
     _shared: int = attrs.field(init=False)

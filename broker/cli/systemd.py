@@ -1,9 +1,8 @@
-"""What systemd and a service tell each other: sockets it has opened, and how the service is.
+"""The messages between systemd and a service: sockets that systemd has opened, and the service's state.
 
 See sd_listen_fds(3) and sd_notify(3). Nothing here is missed where there is no systemd.
 
-Rule: what is told in the environment is for this process, so it is taken out: a child must not
-take it for its own.
+Rule: variables for this process are taken out of the environment: a child must not take them for its own.
 """
 
 import os

@@ -53,8 +53,8 @@ class Look:
 
     @classmethod
     def of(cls, before: Row | None, now: Row) -> "Look":
-        """`before` is None at the first look. What a node has grown by is of the time between its own two
-        answers; one that did not answer at both has no part in a sum."""
+        """`before` is None at the first look. The growth of a node is over the time between its own two
+        answers; a node that did not answer at both has no part in a sum."""
         known = {} if before is None else {node["id"]: node for node in before["nodes"]}
         by_node = [_rates(known.get(node["id"]), node) for node in now["nodes"]]
         total = {name: round(sum(rates[name] for rates in by_node), 1) for name, _ in RATES}
@@ -73,8 +73,8 @@ class Look:
 @click.option("--count", type=click.IntRange(1), help="End after so many looks.")
 @json_option
 def top(target: Target, seconds: float, count: int | None, as_json: bool) -> None:
-    """Watch a running broker, all nodes of it: what goes through it, what waits, on which node and for
-    whom, who was closed last.
+    """Watch a running broker, all nodes of it: the traffic, the bytes that wait, on which node and for whom,
+    and the connections that were closed last.
 
     Needs Rich, pip install '.[top]', but for --json. Ends with Ctrl-C, exit status 130.
     """

@@ -14,7 +14,7 @@ from broker.transport.frames import BUILD
 from broker.version import VERSION
 
 _PACKAGES: Final = ("trio", "trio-websocket", "wsproto", "hypercorn", "msgspec")
-"""Whose versions matter in a report of a fault."""
+"""Packages whose versions matter in a report of a fault."""
 
 
 @click.command(short_help="Show the versions of this and of what it stands on.")

@@ -1,4 +1,4 @@
-"""The broker's HTTP API from outside, for whoever has its key: one request after the other.
+"""The broker's HTTP API from outside, for those who have its key: one request after the other.
 
 Rule: foreign exceptions become a `ClientError` here, and nothing that the other side sends is kept
 beyond `MAX_ANSWER_BYTES`.

@@ -163,7 +163,7 @@ def encode(command: Mapping[str, object]) -> bytes:
 
 
 def read_lines(message: str) -> Iterator[str]:
-    """The objects of one message, as text; one at a time, as a message may hold millions."""
+    """The objects of one message, as text; one at a time, because a message may hold millions."""
     start = 0
     while start < len(message):
         end = message.find("\n", start)

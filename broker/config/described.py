@@ -1,4 +1,4 @@
-"""What is written about each setting, read from the source: its heading, and the reason of its default."""
+"""The words about each setting, read from the source: its heading, and the reason of its default."""
 
 import ast
 import inspect

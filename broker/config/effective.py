@@ -67,7 +67,7 @@ def _of_table(
         name, value = f"{prefix}{field.name}", getattr(table, field.name)
         source = _source(name, value, getattr(usual, field.name), sources)
         if isinstance(table, TopicRules) and source == DEFAULT:
-            # What a namespace or a pattern leaves out is as in [topics].
+            # A rule that a namespace or a pattern leaves out is as in [topics].
             source = sources.get(f"topics.{field.name}", DEFAULT)
         yield EffectiveSetting(name, _shown(field, value), source, reason)
 

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import attrs
 
 Sync: TypeAlias = Literal["power", "process"]
-"""What an acknowledged publication survives: the loss of power, or the death of the process."""
+"""The fault that an acknowledged publication survives: the loss of power, or the death of the process."""
 
 REDIS_SCHEMES: Final = ("redis", "rediss", "redis+unix", "redis+sentinel")
 
@@ -49,7 +49,7 @@ class RedisUrl:
 
     @property
     def key(self) -> str:
-        """What the names of all keys begin with; in braces, so that a cluster keeps them together."""
+        """The beginning of all keys' names; in braces, so that a cluster keeps them together."""
         return f"{{{self.prefix}}}"
 
     @property

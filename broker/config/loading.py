@@ -38,7 +38,7 @@ COMMAND_LINE: Final = "command line"
 @attrs.frozen
 class Loaded:
     """A config, and where its values were given, by the dotted name of the setting: the path of a file, a
-    variable, `COMMAND_LINE`. What is not in it is the program's own, or as by default; see
+    variable, `COMMAND_LINE`. A setting that is not in it has the program's own value or the default; see
     `config.effective`."""
 
     config: Config
@@ -77,7 +77,7 @@ def load_with_sources(
     sources: dict[str, str] = {}
 
     def lay(layer: Mapping[tuple[str, ...], Any], source: Callable[[tuple[str, ...]], str]) -> None:
-        # A Unix socket is instead of a port: who says the one later means it.
+        # A Unix socket is instead of a port: the one that is said later counts.
         if ("unix",) not in layer and not layer.keys().isdisjoint({("host",), ("port",)}):
             values[("unix",)] = None
             sources.pop("unix", None)

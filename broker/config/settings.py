@@ -60,7 +60,7 @@ def _needs_restart(reason: str) -> dict[str, str]:
 
 
 INBOX_BATCH_BYTES: Final = 64 * 2**10
-"""What one read brings at most."""
+"""Bytes that one read brings at most."""
 
 _LISTENING: Final = _needs_restart("the listeners are open")
 
@@ -296,8 +296,8 @@ class Config:
     """Listen on this Unix socket instead of TCP. Of `unix` and `host` or `port`, the layer that comes last
     decides: `--port` on the command line beats `unix` in a file."""
     unix_mode: str | None = attrs.field(default=None, metadata=_LISTENING, validator=file_mode)
-    """Who may connect to the Unix socket, in octal as for `chmod`: `"0660"` is its user and its group. Unset:
-    as the umask has it, or 0660 with `unix_group`."""
+    """The rights to connect to the Unix socket, in octal as for `chmod`: `"0660"` lets its user and its group
+    in. Unset: as the umask has it, or 0660 with `unix_group`."""
     unix_group: str | None = attrs.field(default=None, metadata=_LISTENING)
     """The group of the Unix socket, by name: that of a proxy which runs as another user, such as
     `www-data`. The broker's user has to be a member of it."""
@@ -336,18 +336,18 @@ class Config:
     hosts: tuple[str, ...] = attrs.field(default=(), validator=hosts)
     """Names under which browsers reach this broker, as a proxy passes them on in `Host`:
     `example.com`, `example.com:8443`, `*.example.com` (all below it), `*` for any. A page that asks us
-    under another name is refused with 403, as its owner may have made that name lead here (DNS
-    rebinding). Always ours are loopback names, IP addresses, `host` and the hosts of `allowed_origins`.
-    Not looked at with `tls_cert`, whose names browsers check; nor on an open bind where neither
-    `hosts` nor `allowed_origins`, `[tokens]` or `connect_url` is set, as that serves everybody."""
+    under another name is refused with 403, because its owner may have made that name lead here (DNS
+    rebinding). Always ours are loopback names, IP addresses, `host` and the hosts of `allowed_origins`. Not
+    looked at with `tls_cert`, whose names browsers check; nor on an open bind where neither `hosts` nor
+    `allowed_origins`, `[tokens]` or `connect_url` is set, as that serves everybody."""
 
     trusted_proxies: tuple[str, ...] = attrs.field(default=(), validator=networks)
     """Your proxies, whose `X-Forwarded-For` says for whom they ask: addresses (`192.0.2.7`), networks
-    (`10.0.0.0/8`), `unix` for all that come over the Unix socket. None by default, loopback neither: a
-    proxy that only passes on what it gets would pass on what a stranger made up."""
+    (`10.0.0.0/8`), `unix` for all that come over the Unix socket. None by default, loopback neither: a proxy
+    that only passes headers on would pass on those that a stranger made up."""
     proxy_header: ProxyHeader = "x-forwarded-for"
-    """The header that they write. Others of the kind are what a client made up, as proxies pass on what they
-    do not know: name the one that yours sets."""
+    """The header that they write. A client may have made up others of the kind, because proxies pass on
+    headers that they do not know: name the one that yours sets."""
     proxy_protocol: bool = False
     """Whether they begin each connection with the PROXY protocol, version 1 or 2, as proxies do that pass
     on bytes. Then that is owed; others may not send it."""
@@ -456,8 +456,8 @@ class Config:
     there, and its client asks again from the last offset that it has got. A recovery that would bring more
     is answered with `recovered: false`. Four messages of the largest size, or 13,000 small ones."""
     history_max_limit: int = attrs.field(default=300, validator=number(1))
-    """Publications in one answer to a history request, as Centrifugo: 1,000 of 1 MiB would fill the
-    outbox of whoever asks."""
+    """Publications in one answer to a history request, as Centrifugo: 1,000 of 1 MiB would fill the outbox of
+    the asker."""
     presence_max_clients: int = attrs.field(default=5000, validator=number(1))
     """Clients in one answer to a presence request, with `history_reply_bytes` of what they show of
     themselves; where there are more it is 106, and `presence_stats` counts them. 5,000 take 7 ms in JSON
@@ -548,12 +548,12 @@ class Config:
     engine: str = attrs.field(
         default="memory", validator=engine_url, metadata=_needs_restart("the engine is open")
     )
-    """What keeps history, retained values and idempotency keys. `memory`: this process, so they end with
-    it, and nobody waits for a disk. `sqlite:PATH`: a file of this broker's own as well; a publication
-    is acknowledged and delivered once it is there, and survives the loss of power. With
-    `?sync=process` behind the path it survives a crash of the process alone, and nothing waits for
-    the disk. `redis://HOST:PORT/DB`, `rediss://…`, `redis+unix://PATH`, `redis+sentinel://…`: a Redis or
-    Valkey; all brokers that name the same one, and the same `?prefix=NAME` if there is one, are one broker."""
+    """The store of history, retained values and idempotency keys. `memory`: this process, so they end with
+    it, and nobody waits for a disk. `sqlite:PATH`: a file of this broker's own as well; a publication is
+    acknowledged and delivered once it is there, and survives the loss of power. With `?sync=process` behind
+    the path it survives a crash of the process alone, and nothing waits for the disk. `redis://HOST:PORT/DB`,
+    `rediss://…`, `redis+unix://PATH`, `redis+sentinel://…`: a Redis or Valkey; all brokers that name the same
+    one, and the same `?prefix=NAME` if there is one, are one broker."""
     history_bytes: int = attrs.field(
         metadata=_needs_restart("the engine has its room"), default=64 * 2**20, validator=number(0)
     )
@@ -561,7 +561,8 @@ class Config:
     to longest ago loses some: each user, the app, and all clients without a user count as one."""
     retained_bytes: int = attrs.field(default=8 * 2**20, validator=number(0))
     """Last values retained for new subscribers, all topics together: about 8,000 small ones.
-    Beyond it, whoever takes most of it loses the value retained longest ago, as with `history_bytes`."""
+    Beyond it, the owner that takes most of it loses the value retained longest ago, as with
+    `history_bytes`."""
     topics: TopicRules = attrs.field(factory=TopicRules)
     """The rules of every topic that has no others; in a file they stand under `[topics]`."""
     namespaces: Mapping[str, TopicRules] = attrs.field(factory=dict, validator=namespace_names)
@@ -643,7 +644,7 @@ class Config:
 
     @property
     def outbox_most(self) -> int:
-        """What an outbox holds at worst, but for a reply that was asked for; see `Outbox`."""
+        """Bytes that an outbox holds at worst, besides a reply that was asked for; see `Outbox`."""
         return self.outbox_bytes + self.outbox_bytes // 4 + 2 * self.max_message_bytes
 
     @property
@@ -657,7 +658,7 @@ class Config:
 
     @property
     def inbox_bytes(self) -> int:
-        """What may wait for a busy session before we stop reading from its peer."""
+        """Bytes that may wait for a busy session before we stop reading from its peer."""
         return self.inbox_batches * INBOX_BATCH_BYTES
 
     @property
@@ -673,8 +674,8 @@ class Config:
 def exposure_warning(config: Config) -> str | None:
     """Say in one line what a bind beyond loopback lays open; None if nothing is.
 
-    A Unix socket is guarded by its directory's permissions, tokens that are needed keep out who
-    has none, and whoever lists origins has thought about who may connect: none is warned about.
+    Three cases bring no warning: a Unix socket is guarded by its directory's permissions, tokens that are
+    needed keep out those who have none, and somebody who lists origins has thought about who may connect.
     """
     if config.unix is not None or config.allowed_origins or is_loopback(config.host):
         return None

@@ -275,7 +275,7 @@ def topic_match(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
 
 
 def expected_of(hint: Any) -> str:
-    """What to write there, in words."""
+    """The kind of value to write there, in words."""
     if isinstance(hint, type) and attrs.has(hint):
         return f"a {hint.__name__}"
     if get_origin(hint) is Mapping:

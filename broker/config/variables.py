@@ -1,7 +1,7 @@
 """Environment variables that begin as ours do, and are no setting: a slip of the pen, mostly.
 
 Rule: one that Kubernetes sets for a service is nobody's slip. One that looks like a secret is an error,
-as a secret that does not count leaves the broker open.
+because a secret that does not count leaves the broker open.
 """
 
 import difflib
@@ -50,7 +50,7 @@ def unknown_variables(
         if not is_ours or name in known or name in OF_COMMANDS or _is_injected(name, environ[name]):
             continue
         looks_secret = _SECRET.search(name.removeprefix(ENV_PREFIX)) is not None
-        # Who gives a secret means no port.
+        # Somebody who gives a secret does not mean a port.
         unknown = UnknownVariable(name, _nearest(name, secrets if looks_secret else known))
         if looks_secret or unknown.nearest in secrets:
             end = "" if unknown.nearest else "."

@@ -1,4 +1,4 @@
-"""The connections that ended last, with the whole truth about each, for who asks why one was closed.
+"""The connections that ended last, with the whole truth about each, for those who ask why one was closed.
 
 Rules:
 

@@ -2,9 +2,9 @@
 
 Rules:
 
-1. Within an epoch events are numbered 1, 2, 3 … without a gap. The first is `started`; with it the
-   reader forgets whoever was here in an earlier epoch. A node that was cut off from its neighbours for
-   so long that they told its end begins a new one.
+1. Within an epoch events are numbered 1, 2, 3 … without a gap. The first is `started`; with it the reader
+   forgets everybody who was here in an earlier epoch. A node that was cut off from its neighbours for so long
+   that they told its end begins a new one.
 2. Writing never fails and never waits: when a queue is full, its oldest event is dropped.
 3. Nothing is lost without a word: where events were dropped, the reader gets `lost` in their place,
    which has the number of the last of them. `started` is never dropped.
@@ -43,7 +43,7 @@ class EventKind(StrEnum):
     DISCONNECTED = "disconnected"
     """A connection has ended; one for each `opened`."""
     LOST = "lost"
-    """Events were dropped here, as the queue was full."""
+    """Events were dropped here, because the queue was full."""
     DIED = "died"
     """Another node that shares the engine has died without a goodbye: nobody is connected to it."""
     STOPPED = "stopped"
@@ -124,7 +124,7 @@ class EventQueue:
         self.seconds: Histogram = Histogram()
 
     def begin(self, epoch: str, now: float) -> None:
-        """Begin a new epoch: whoever was here has gone, and what waits is told by that."""
+        """Begin a new epoch. Events that wait are forgotten: the epoch tells that everybody has gone."""
         self._epoch = epoch
         # Beside the others, so that it cannot be dropped.
         self._started = Event(kind=EventKind.STARTED, node=self._node, epoch=epoch, seq=1, time=now)

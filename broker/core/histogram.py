@@ -1,7 +1,7 @@
 """Observations by size, in few numbers: how many were at most so much, and their sum. Plain data.
 
-Rule: an observation costs the same however many there were, and nothing is ever forgotten: whoever
-reads two snapshots takes one from the other.
+Rule: an observation costs the same however many there were, and nothing is ever forgotten: a reader of two
+snapshots takes one from the other.
 """
 
 from bisect import bisect_left

@@ -16,8 +16,8 @@ Rules:
   all strangers together are one such owner.
 - Such an owner gives way by topics whose front is its own: nobody else loses anything. An owner that
   has only publications behind those of others loses the fronts of just these topics, one in each in
-  turn: no more than its publishing pushes out of a full topic anyway. So nobody loses anything by
-  what is done in topics that are not open to whoever does it.
+  turn: no more than its publishing pushes out of a full topic anyway. So a publisher takes nothing from
+  others in topics that are not open to it.
 - `now` is any clock in seconds that does not go backwards; a publication is kept while it is
   younger than its topic's `ttl`.
 
@@ -175,7 +175,7 @@ class History:
 
 
 def _numbered(topic: str, publications: Sequence[Publication], top: int) -> list[Publication]:
-    """Publications that get their offsets and are not kept, as a ring would not hold them."""
+    """Publications that get their offsets and are not kept, because a ring would not hold them."""
     return [
         Publication(topic, p.data, p.info, offset, p.time, p.tags, p.opaque)
         for offset, p in enumerate(publications, top + 1)
@@ -249,8 +249,8 @@ class HistoryStore:
         if not publications:
             return publications
         history = self._to_extend(topic, now, ttl)
-        # Called directly, as this is a hot line: attrs.evolve takes several times as long. The topic
-        # is the text we have, so that a thousand publications share one.
+        # Called directly, because this is a hot line: attrs.evolve takes several times as long. The topic is
+        # the text we have, so that a thousand publications share one.
         topic, offset, ring = history.topic, history.top, history.ring
         before, more = len(ring), 0
         published: list[Publication] = []
@@ -341,8 +341,8 @@ class HistoryStore:
     def position(self, topic: str, now: float) -> Position:
         """The topic's top and epoch.
 
-        Begins an epoch if there is none, so that who subscribes to a topic that was never
-        published to can recover what comes from then on.
+        Begins an epoch if there is none, so that a subscriber to a topic without publications can recover all
+        that come from then on.
         """
         history = self._kept.get(topic)
         return self._quiet_position(topic, now) if history is None else history.position
@@ -370,8 +370,8 @@ class HistoryStore:
     def peek(
         self, topic: str, since: int | None, limit: int, reverse: bool = False
     ) -> list[Publication]:
-        """About what `read` would list of a topic, to know what that is going to cost: whatever its age,
-        and without asking for the topic."""
+        """About the publications that `read` would list of a topic, to know its cost before: whatever their
+        age, and without asking for the topic."""
         history = self._kept.get(topic)
         return [] if history is None else history.select(since, limit, reverse)
 
@@ -644,7 +644,7 @@ class HistoryStore:
         return payer if owner_of(info) == payer.owner else None
 
     def _charge_sole(self, history: History, payer: Publisher, more: int, now: float) -> None:
-        """Charge what was just published, less what it pushed out, to the sole publisher of a topic."""
+        """Charge a new publication, less those that it pushed out, to the sole publisher of a topic."""
         history.members[payer] = history.charged = history.top
         if history in payer.own:
             payer.own.move_to_end(history)

@@ -181,8 +181,8 @@ class Hub(Generic[S]):
     def listeners(self, topic: str) -> Sequence[Listeners]:
         """Listeners of what is published to `topic`: those of the topic, then of each pattern.
 
-        A subscriber with two subscriptions that match is in two of them, and gets it twice: once
-        for each, as a client's own subscriptions are told apart by name.
+        A subscriber with two subscriptions that match is in two of them, and gets it twice: once for each,
+        because a client tells its own subscriptions apart by name.
         """
         exact = self._topics.get(topic)
         if not len(self._patterns):
@@ -216,11 +216,11 @@ class Hub(Generic[S]):
         return None if listeners is None else listeners.groups.get(group)
 
     def subscriptions(self, topic: str) -> list[Subscription]:
-        """The subscriptions of now to `topic` itself, for who looks at them one by one."""
+        """The present subscriptions to `topic` itself, to be looked at one by one."""
         return list(self._topics.get(topic, ()))
 
     def named(self) -> list[Listeners]:
-        """The listeners of now of each topic and pattern, for who looks at them one by one."""
+        """The present listeners of each topic and pattern, to be looked at one by one."""
         return [*self._topics.values(), *self._patterns.values()]
 
     def count(self, name: str) -> int:

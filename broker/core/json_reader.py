@@ -41,8 +41,8 @@ import msgspec
 from msgspec import Raw, Struct
 
 AsSent: TypeAlias = Annotated[Raw, "as sent"]
-"""A payload that is read once more, by a struct of its own: nothing in it is replaced before that,
-as there may be names in it."""
+"""A payload that is read once more, by a struct of its own: nothing in it is replaced before that, because
+there may be names in it."""
 
 MAX_MEMBERS: Final = 2**13
 """In one text that has to be read member by member: they take 25 ms. Connect takes up to seven to
@@ -80,8 +80,8 @@ class TooDeep(BadJson):
 
 _HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _maybe_half = re.compile(rb"\\u[dD][89a-fA-F]").search
-# Escaped backslashes and pairs are matched whole, so that what is behind or in them is not taken for
-# the beginning of an escape. It begins with one byte, which is found at 1 GB/s.
+# Escaped backslashes and pairs are matched whole, so that the text behind or in them is not taken for the
+# beginning of an escape. It begins with one byte, which is found at 1 GB/s.
 _halves = re.compile(rb"\\(?:\\(?:\\\\)*|%b%b|(%b|%b))" % (_HIGH[2:], _LOW, _HIGH[2:], _LOW[2:]))
 
 
@@ -161,8 +161,8 @@ def _places(data: bytes) -> Iterator[tuple[int, int]]:
 def objects(data: bytes, most: int) -> Objects:
     """The JSON objects in `data`: one at least, which line ends part.
 
-    Raises `BadJson` for more than `most`, and if any of it is not JSON or not UTF-8. A single value that
-    is no object is taken for one, and left to who reads it.
+    Raises `BadJson` for more than `most`, and if any of it is not JSON or not UTF-8. A single value that is
+    no object is taken for one, and left to the reader.
     """
     mended = _checked(data)
     # Faster than `_places`, which makes an object for each: 3 ms for 16,384 of 45 bytes. They are not

@@ -1,8 +1,8 @@
 """The memory that a broker holds: one account of all of it, and who gives way when it is short.
 
-Words: a *part* is one kind of what is held; a *holding* is what is held for one connection, or for
-one request, besides what waits in its outbox; its *holder* can give way; a *party* is a user, or an
-address where there is none.
+Words: a *part* is one kind of what is held; a *holding* is the memory of one connection, or of one request,
+without the bytes that wait in its outbox; its *holder* can give way; a *party* is a user, or an address where
+there is none.
 
 Rules:
 
@@ -354,4 +354,4 @@ class MemoryBudget:
 
 
 UNCOUNTED: Final = Holding()
-"""Stands for the holding of what is in no broker, or not yet: whatever is charged to it counts for nobody."""
+"""Stands for a holding outside of a broker, or before there is one: charges to it count for nobody."""

@@ -44,10 +44,9 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     """One message on a topic. `data` is raw JSON in one line, kept as it came.
 
     `offset` is 0 where the topic keeps no history. `time` is Unix milliseconds, 0 if not known.
-    `tags` belong to whoever publishes: short texts beside the data, for receivers and filters.
-    `opaque` says that `data` is bytes of which nothing is known: a client over protobuf may send
-    what is not JSON. A msgspec struct, as two are made per publication: 0.02 µs each, where attrs
-    takes 0.34 µs.
+    `tags` belong to the publisher: short texts beside the data, for receivers and filters. `opaque` says that
+    `data` is bytes of which nothing is known: a client over protobuf may send what is not JSON. A msgspec
+    struct, because two are made per publication: 0.02 µs each, where attrs takes 0.34 µs.
     """
 
     topic: str
@@ -86,8 +85,8 @@ PUBLICATION_BYTES: Final = 288
 class Series(Sequence[Publication]):
     """Publications of one publisher in a row, without tags, of one topic. Their offsets have no gap.
 
-    They are made when somebody asks for one; whoever only writes them looks at the fields. `first` is
-    the offset of the first, 0 where none has one. `contents` is not to be changed any more.
+    They are made when somebody asks for one; code that only writes them looks at the fields. `first` is the
+    offset of the first, 0 where none has one. `contents` is not to be changed any more.
     """
 
     __slots__ = ("_made", "contents", "first", "info", "opaque", "topic")

@@ -3,7 +3,7 @@
 Rules:
 
 1. An fd only grows and is never used again while this registry lives, so a number that somebody kept
-   never reaches a stranger. The first is given from outside, by whoever knows which were used before.
+   never reaches a stranger. The first is given from outside, by somebody who knows which were used before.
    Where nodes share the numbers, only those that were leased to this one are given out.
 2. A session has at most one user, a user any number of fds; both directions change in one method.
 3. A session that is on its way out no longer counts as its user's: `retire`.

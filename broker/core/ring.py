@@ -3,7 +3,7 @@
 Most publications in a row are of one publisher and one batch. These share one object for the rest, so each
 takes little more than its data. A publication is made anew when it is read.
 
-Rule: what is charged for a publication when it comes is what is given back when it goes.
+Rule: a publication gives back exactly the bytes that it was charged with.
 """
 
 from collections.abc import Mapping, Sequence
@@ -78,7 +78,7 @@ class Ring:
     def _begin(
         self, info: ClientInfo | None, tags: Mapping[str, str] | None, opaque: bool, time: int
     ) -> Shape:
-        """The shape of what comes next: that of what is there already, if it is the same."""
+        """The shape of the next publication: that of the last one, if it is the same."""
         extra = tags_bytes(tags)
         if not self._shapes:
             return Shape(info, tags, opaque, time, extra)

@@ -1,4 +1,4 @@
-"""The names of scopes, for whoever looks at the nursery tree as it is: those of docs/design/lifetimes.md.
+"""The names of scopes, for those who look at the nursery tree as it is: those of docs/design/lifetimes.md.
 
 Rule: a name is a label and nothing more. A scope that is there once in a broker is named in the same step in
 which it is opened. The scopes of a connection have no names, which would cost every handshake: the tasks in

@@ -5,8 +5,8 @@ Rules:
 1. The phases are a table. An event that is not in it raises and changes nothing.
 2. A session is the only owner of its user, claims, usage and expiry. Its info for others is
    made from these when it is needed, so a change is seen everywhere at once.
-3. Until its first message nobody knows which protocol a peer speaks: nothing is meant for it but
-   what waits outside.
+3. Until its first message nobody knows which protocol a peer speaks: only messages that wait outside are
+   meant for it.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -210,9 +210,9 @@ class Subscriber(Protocol):
 class Subscription:
     """One subscriber's interest in one topic or pattern.
 
-    With a `group`, it gets what falls to it of what the group gets. `server_side`: the client has
-    not asked for it, and will not subscribe again by itself. `wanted` picks publications by their
-    tags. `expires_at` is on the clock of whoever ends it then; it alone may change.
+    With a `group`, it gets its part of the group's publications. `server_side`: the client has not asked for
+    it, and will not subscribe again by itself. `wanted` picks publications by their tags. `expires_at` is on
+    the clock of the code that ends it then; it alone may change.
     """
 
     subscriber: Subscriber

@@ -31,7 +31,7 @@ TEXT_MOST: Final = 500
 """Characters of what is shown of one message: some lines of a terminal."""
 
 RATE: Final = 500.0
-"""Entries a second, of which each takes 3 µs: nobody reads faster, and who is traced has no say in it."""
+"""Entries a second, of which each takes 3 µs: nobody reads faster, and the one traced has no say in it."""
 
 
 @attrs.frozen
@@ -79,8 +79,8 @@ class TraceBuffer:
         return len(self._entries)
 
     def add(self, entries: Iterator[Entry], count: int, now: float) -> None:
-        """Add the first of `count` entries, as many as fit now. The others are counted and not even made:
-        so what is left out costs nothing."""
+        """Add the first of `count` entries, as many as fit now. The others are counted and not even made: so
+        they cost nothing."""
         left = int(self._bucket.left(RATE, ENTRIES_MOST, now))
         fitting = min(count, ENTRIES_MOST - len(self._entries), left)
         self._bucket.take(fitting, RATE, now)

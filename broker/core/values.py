@@ -1,7 +1,7 @@
 """Values of a program that go out as JSON: of what msgspec has a way to say, that which JSON has not.
 
 Rule: a set is refused wherever it lies. It has no order, so as a list it would come differently each time,
-and whoever reads it could not tell that it was one.
+and a reader could not tell that it was one.
 """
 
 from collections.abc import Iterable
@@ -14,8 +14,8 @@ LEAVES: Final = frozenset({str, int, float, bool, type(None), bytes, msgspec.Raw
 
 
 def check_sets(value: Any) -> None:
-    """Raise `TypeError` for a set, in whatever holds it: lists, dicts, dataclasses, also what is derived
-    from them. 0.05 µs for each value in them."""
+    """Raise `TypeError` for a set, also inside of lists, dicts, dataclasses and classes derived from them.
+    0.05 µs for each value in them."""
     kind = type(value)
     if kind is dict:
         inner: Iterable[object] = value.values()

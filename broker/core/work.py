@@ -45,8 +45,8 @@ FRAME: Final = 0.3
 """A frame that comes, besides the command in it."""
 
 PUBLICATION: Final = 0.7
-"""One publication of a run: made, kept, encoded; and as much for each audience beside the first, as
-each has it encoded under a name of its own. One alone costs `COMMAND` less a reply."""
+"""One publication of a run: made, kept, encoded; and as much for each audience beside the first, because each
+has it encoded under a name of its own. One alone costs `COMMAND` less a reply."""
 
 ALONE: Final = 1.5
 """A publish that is decided and carried out by itself, where those around it are to other topics, or

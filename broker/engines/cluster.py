@@ -1,4 +1,4 @@
-"""What an engine is to a node that has neighbours: the way to them, and what is known of them.
+"""The cluster side of an engine: for a node with neighbours, the way to them, and the facts about them.
 
 Nodes that share an engine are one broker. Everything that one of them tells the others goes the way
 of its publications: it is written behind, in the order in which it was said, and read from the log, or
@@ -20,8 +20,8 @@ Rules:
 1. A node that has not beaten for `LEASE_SECONDS` may be declared dead, by one other node and once.
    From that place in the log on it is gone for all: its notices are down, its cards count no more, and
    whatever it still writes is refused. It learns so (`Listener.lapsed`) and goes on as a new node.
-2. Nobody declares another dead who has not been beating himself for a whole lease: after an outage
-   of the store everybody is late.
+2. A node that has not been beating itself for a whole lease declares no other dead: after an outage of the
+   store everybody is late.
 3. The cards of a dead node stay until they were dealt with, and so a reaper may die as well.
 
 Nothing here knows what messages, notices and cards say: that is the business of `routing`.
@@ -82,7 +82,7 @@ class Listener(Protocol):
 class Cluster(Protocol):
     """The other nodes that share an engine. Every method is called in Trio's thread.
 
-    What is told, posted and filed counts as what waits for the engine (`Engine.full`).
+    Messages, notices and cards count among the bytes that wait for the engine (`Engine.full`).
     """
 
     @property
@@ -115,8 +115,8 @@ class Cluster(Protocol):
     def post(self, name: str, value: bytes | None) -> None:
         """Put up a notice of this node, in place of the last of this name; None takes it down.
 
-        Never waits, never raises: what cannot be written now is asked for by `Listener.restate`. In the
-        log, so all nodes know the same at the same place. For few and small ones: every node holds them.
+        Never waits, never raises: a notice that cannot be written now is asked for by `Listener.restate`. In
+        the log, so all nodes know the same at the same place. For few and small ones: every node holds them.
         """
 
     # cards
@@ -126,8 +126,8 @@ class Cluster(Protocol):
         out. `owner` is for `count`. As `post`, but no node is told."""
 
     async def read(self, drawer: str, most: int) -> Mapping[str, bytes]:
-        """The cards in a drawer, by name, of all nodes that are not dead. What this node has filed before
-        is in it. Raises `Refused`: 106 for more than `most` cards, 100 (temporary) while the store does not
+        """The cards in a drawer, by name, of all nodes that are not dead. Cards that this node filed before
+        are in it. Raises `Refused`: 106 for more than `most` cards, 100 (temporary) while the store does not
         answer, or after 2 s. Cancelled, nothing happens."""
 
     async def count(self, drawer: str) -> tuple[int, int]:

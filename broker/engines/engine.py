@@ -1,19 +1,19 @@
-"""What an engine is to the rest of the broker: *the log decides, memory answers*.
+"""The engine, as the rest of the broker sees it: *the log decides, memory answers*.
 
-A publication is appended to a log; what comes back from it gets its offsets, is fanned out and is
+A publication is appended to a log. It comes back from there, and then gets its offset, is fanned out and is
 acknowledged, in the order of the log. An engine without a log gives it back at once.
 
 All engines promise:
 
 1. Per topic one order, and offsets without a hole, the same for everybody.
-2. What a `Done` was told is kept, as far as `durability` says; and it was delivered before that.
+2. A `Done` without a refusal means: the publication is kept, as far as `durability` says, and delivered.
 3. Nothing is delivered twice within one epoch. An epoch that anybody was told of is never used for
    another count: after a loss there is a new one.
 
-Not promised: an order between topics; that a publication is kept for its whole ttl; that what was
-*not* acknowledged is gone: a process that was killed may have kept it.
+Not promised: an order between topics; that a publication is kept for its whole ttl; that one which was *not*
+acknowledged is gone: a process that was killed may have kept it.
 
-Every method is called in Trio's thread, and none is async that does not say what it waits for.
+Every method is called in Trio's thread, and each async one says what it waits for.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -36,8 +36,8 @@ from broker.errors import Refused
 T = TypeVar("T")
 
 Durability: TypeAlias = Literal["none", "process", "power", "shared"]
-"""What a `Done` survives: nothing, the death of this process, the loss of power; or whatever the server
-survives that this process shares with others."""
+"""The faults that an acknowledged publication survives: none, the death of this process, the loss of power;
+or the faults that a server survives which this process shares with others."""
 
 Done: TypeAlias = Callable[["Position | Refused | None"], None]
 """Called once for what was submitted: with the topic's position right behind it, None where no history
@@ -82,7 +82,7 @@ class Submission:
 
 @attrs.frozen
 class View:
-    """What a subscriber that begins now is told.
+    """The answer to a subscriber that begins now.
 
     `missed` is all that was published after its position, if it has `recovered`; `top` is where it
     goes on from.
@@ -105,7 +105,7 @@ class EngineStatistics:
     submitted: int = 0
     """Publications that went by `submit`."""
     log_bytes: int = 0
-    """Bytes of the log: what it keeps, and what the next cleaning takes out."""
+    """Bytes of the log: those that it keeps, and those that the next cleaning takes out."""
     failing: str = ""
     """Why nothing is kept now, such as a full disk; "" while all is well."""
     entries: int = 0
@@ -137,9 +137,9 @@ class Sink(Protocol):
         """The topics with listeners here. Linear in them."""
 
     def gap(self, topic: str) -> Iterator[float]:
-        """Something was lost before what comes next: end the subscriptions of now that count on getting
-        all, so that these recover, or learn what they have missed. One by one, each with its work, so
-        that others may run in between; nothing is delivered meanwhile."""
+        """Something was lost before the next publication: end the present subscriptions that count on getting
+        all, so that they recover, or learn of their loss. One by one, each with its work, so that others may
+        run in between; nothing is delivered meanwhile."""
 
 
 class Engine(Protocol):
@@ -149,9 +149,9 @@ class Engine(Protocol):
     meter: Meter
     """The one of its broker, to which it adds the work that is not every publication's; see `core.work`."""
     cluster: Cluster
-    """The nodes that share it. What those are told, and what they publish, comes from one log: each
-    parcel on all nodes, with the same `place`, `exclude` and `report_to`; on the node that has submitted
-    it, it is that very parcel. One with `report_to` is delivered whether anybody `wants` it or not."""
+    """The nodes that share it. Their messages and publications come from one log: each parcel on all nodes,
+    with the same `place`, `exclude` and `report_to`; the node that has submitted it gets that very parcel.
+    One with `report_to` is delivered whether anybody `wants` it or not."""
 
     @property
     def retained(self) -> Retained:
@@ -159,7 +159,7 @@ class Engine(Protocol):
 
     @property
     def keys(self) -> IdempotentResults[Delivery]:
-        """What became of publishes with a key."""
+        """The outcomes of publishes with a key."""
 
     # publishing
 
@@ -176,7 +176,7 @@ class Engine(Protocol):
         self, topic: str, publications: Sequence[Publication], rules: TopicRules, now: float
     ) -> Sequence[Publication]:
         """Keep publications now, where they are not deferred; return them with their offsets. No
-        checkpoint. `now` is `trio.current_time()`: asked for once a run, as it costs more than the
+        checkpoint. `now` is `trio.current_time()`: asked for once a run, because it costs more than the
         rest."""
 
     def publish_run(
@@ -207,9 +207,9 @@ class Engine(Protocol):
         """Wait until there is room again; others may have taken it by then. Cancelled, nothing
         happens."""
 
-    # reading: one atomic step each, with no checkpoint, so that what is published meanwhile falls
-    # either before it or behind it, never in between and never into both. About a topic that it knows:
-    # whoever reads fetches it first, and then decides anew whether it still may.
+    # reading: one atomic step each, with no checkpoint, so that a publication of that time falls either
+    # before it or behind it, never in between and never into both. About a topic that it knows: a reader
+    # fetches it first, and then decides anew whether it still may.
 
     def knows(self, topic: str) -> bool:
         """Whether what follows may be asked about a topic, until the next checkpoint. An engine that
@@ -223,8 +223,8 @@ class Engine(Protocol):
         """Where a topic is; begins an epoch if there is none."""
 
     def view(self, topic: str, since: Position) -> View:
-        """What a subscriber has missed that has everything up to `since`. Whatever `Sink.deliver` got
-        before is in it, whatever it gets later is not."""
+        """The publications that a subscriber has missed which has everything up to `since`. All that
+        `Sink.deliver` got before is in the view, and nothing that it gets later."""
 
     def history(
         self, topic: str, since: Position | None, limit: int, reverse: bool
@@ -234,7 +234,7 @@ class Engine(Protocol):
     def peek(
         self, topic: str, since: int | None, limit: int, reverse: bool = False
     ) -> list[Publication]:
-        """About what `history` would list, to know what that is going to cost."""
+        """About the publications that `history` would list, to know its cost before."""
 
     # forgetting
 
@@ -250,7 +250,7 @@ class Engine(Protocol):
 
     @property
     def bytes_held(self) -> int:
-        """Bytes of what is kept, and of what waits for that."""
+        """Bytes of publications that are kept, and of those that wait for that."""
 
     @property
     def heaviest_bytes(self) -> int:

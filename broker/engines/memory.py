@@ -1,7 +1,7 @@
 """The memory engine: no log, and so nothing is deferred. History in this process, gone when it ends.
 
-Each method is one atomic step with no checkpoint, so what is published while a client recovers
-falls either into its recovery or behind it, never in between and never into both.
+Each method is one atomic step with no checkpoint, so a publication while a client recovers falls either into
+its recovery or behind it, never in between and never into both.
 """
 
 import secrets
@@ -31,8 +31,8 @@ def new_epoch(topic: str) -> str:
 
 
 class Memory:
-    """What an engine keeps in this process, and answers from; see `HistoryStore` for the exact meaning
-    of each method."""
+    """The memory of an engine, from which it answers; see `HistoryStore` for the exact meaning of each
+    method."""
 
     cluster: Cluster = ALONE
 

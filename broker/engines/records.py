@@ -1,15 +1,15 @@
-"""What a log holds: records, in the order in which they count.
+"""The records of a log, in the order in which they count.
 
-A commit is one row of records. Read from the first row to the last they give what is kept; **offsets
-are not in them**: they follow from the order, by the same steps before a restart and after it. So a
-commit that fails leaves no hole.
+A commit is one row of records. Read from the first row to the last, they give all that is kept; **offsets are
+not in them**: they follow from the order, by the same steps before a restart and after it. So a commit that
+fails leaves no hole.
 
 Rule: a format that was once written can be read for good. A record may get fields at its end, with
 defaults; anything else is another `FORMAT`, which older brokers refuse.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 from zlib import crc32
 
 import msgspec
@@ -77,16 +77,19 @@ class Run(Struct, array_like=True, tag=1):
     owner: str | None = None
 
 
+Offset: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
 class Begin(Struct, array_like=True, tag=2):
     """A topic is in this epoch, at this offset, and keeps nothing but what the next runs bring."""
 
     topic: str
     epoch: str
-    top: int
+    top: Offset
 
 
 class Removed(Struct, array_like=True, tag=3):
-    """What a topic keeps was removed; its epoch and count go on."""
+    """The publications of a topic were removed; its epoch and count go on."""
 
     topic: str
 
@@ -107,7 +110,7 @@ class Value(Struct, array_like=True, tag=6):
     """The value that a topic retains: a batch of one."""
 
     topic: str
-    offset: int
+    offset: Offset
     batch: Batch
 
 
@@ -118,7 +121,7 @@ class Once(Struct, array_like=True, tag=7):
     key: str
     owner: str | None
     at: int
-    offset: int
+    offset: Offset
     epoch: str
 
 
@@ -126,7 +129,7 @@ Record: TypeAlias = Run | Begin | Removed | Forgotten | Renewed | Value | Once
 
 
 class Meta(Struct, array_like=True, frozen=True):
-    """What is true of the whole file, in a row of its own that is replaced."""
+    """Facts about the whole file, in a row of its own that is replaced."""
 
     boot_id: str = ""
     """Of the machine's run in which the file was opened last."""

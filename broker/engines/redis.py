@@ -1,19 +1,19 @@
 """The redis engine: all nodes that name the same Redis are one broker.
 
-What is published is appended to a log that all nodes read, and counts when this node reads it back. What
-a topic keeps lies in Redis beside the log; a node fetches it when somebody first asks for it, and keeps
-it true from then on by what it reads.
+A publication is appended to a log that all nodes read, and counts when this node reads it back. The history
+of a topic lies in Redis beside the log. A node fetches it when somebody first asks for it, and keeps it up to
+date from then on as it reads the log.
 
 Rules:
 
-1. Memory changes as the log is read, in its order. A fetch is put where it belongs: what was read
-   meanwhile, and is behind it in the log, is added to it.
+1. Memory changes as the log is read, in its order. A fetch is put where it belongs: entries that were read
+   meanwhile, and are behind it in the log, are added to it.
 2. A run that does not follow the one before means that something was lost: those who listen and count on
    getting all are told so (`Sink.gap`) before they get it.
 3. Nobody waits for longer than `PUBLISH_SECONDS`: then a publish is refused, whatever becomes of it.
-4. While Redis is away, what is known is answered on: a subscriber of then gets what comes as all others.
+4. While Redis is away, memory answers. A subscriber of that time gets later publications like all others.
 
-Not promised: that a publish is not kept which was refused as not known.
+Not promised: that a publish is lost which was refused because its outcome was not known.
 """
 
 import secrets
@@ -69,7 +69,7 @@ LOADED_AT_ONCE: Final = 100
 """Retained values in one answer: as a rule 10 KB."""
 
 EMPTY_EPOCH_MS: Final = 900_000
-"""An epoch in which nothing was published ends so long after nobody listens any more: else whoever may
+"""An epoch in which nothing was published ends so long after nobody listens any more: else anybody who may
 subscribe could fill Redis with the names of topics that nobody uses."""
 
 TOUCH_EVERY: Final = 300.0
@@ -250,7 +250,7 @@ class RedisEngine(Memory):
 
 @attrs.define(eq=False)
 class _Incoming:
-    """What is read from the log, and what is fetched beside it."""
+    """The entries that are read from the log, and the histories that are fetched beside it."""
 
     engine: RedisEngine
     shared: SharedLog

@@ -1,8 +1,8 @@
 """The nodes that share a Redis: who lives, what they tell each other, and what is left of the dead.
 
-What a node says goes into the batches of its publications, in its order. Whether it lives is said by
-beats, in one step of Redis each: the same step declares others dead, and writes into the log that they
-are. See `engines.cluster` for the rules.
+The messages of a node go into the batches of its publications, in their order. Its beats say that it lives,
+in one step of Redis each: the same step declares others dead, and writes that into the log. See
+`engines.cluster` for the rules.
 """
 
 import secrets
@@ -178,7 +178,7 @@ class RedisCluster:
         return await link.reader.run(ENTER, shared.key + ":log", *parts)
 
     def _learn(self, found: Sequence[Any]) -> None:
-        """Tell the listener what is different from what it knows."""
+        """Tell the listener every difference to the facts that it has."""
         hanging: dict[str, dict[str, bytes]] = {}
         for node, flat in zip(found[::2], found[1::2], strict=True):
             values = (

@@ -1,8 +1,8 @@
 """The connections to Redis: the one module that knows the client library, which is coredis.
 
 A *link* is three connections that are held for as long as all is well: one that appends, one that
-reads the log, one that asks. Whatever fails on one of them is one thing, `LinkLost`: then all three
-are closed, as an answer that came too late would be taken for another.
+reads the log, one that asks. Any failure of one of them is one error, `LinkLost`. Then all three are closed,
+because an answer that came too late would be taken for another.
 
 The library is imported when a link is opened, so that a broker without Redis needs none.
 """
@@ -211,7 +211,7 @@ def check_installed(url: RedisUrl) -> None:
     except ImportError:
         text = "engine: Redis needs the extra `redis`: pip install '.[redis]'"
         raise ConfigError(text) from None
-    # What it has to say about a lost connection is said by us, once.
+    # We report a lost connection ourselves, once.
     logging.getLogger("coredis").setLevel(logging.CRITICAL + 1)
     try:
         _tls_context(url)

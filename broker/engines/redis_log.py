@@ -6,15 +6,16 @@ unbroken life of the log, which ends when some of it is lost.
 
 Rules:
 
-1. What is appended counts when it is read back: so all nodes see one order, this one among them.
-2. One batch at a time is sent, the one before is the linger. What was not answered is sent again under
-   its number, and is applied once.
+1. An entry counts when it is read back: so all nodes see one order, this one among them.
+2. One batch at a time is sent; while it is on its way, the next one gathers. A batch that was not answered is
+   sent again under its number, and is applied once.
 3. Each entry names the one before it. Where that is not our place, something was lost, and the reader is
    told (`lost`) before it gets anything else; so it is when another lineage begins.
-4. Where the log was cut, a new lineage begins, whoever finds out first.
-5. An entry is given out as a whole, whatever becomes of the link meanwhile.
-6. What cannot be read is passed over, said and counted, be it another program's entry or a part of one of
-   ours: nobody's mistake in Redis may stop what others publish. An entry of another program is taken out.
+4. Where the log was cut, a new lineage begins; any node may be the first to find out.
+5. An entry is given out as a whole, even if the link is lost meanwhile.
+6. Data that cannot be read are passed over, logged and counted, be it another program's entry or a part of
+   one of ours: nobody's mistake in Redis may stop what others publish. An entry of another program is taken
+   out.
 """
 
 import random
@@ -45,7 +46,7 @@ BLOCK_SECONDS: Final = 1.0
 """How long a read waits for more. It ends by itself when something comes."""
 
 TICK_SECONDS: Final = 3.0
-"""Who has nothing to say for so long says so: a link that delivers nothing is found out by that."""
+"""A node that has had nothing to say for so long says so: that finds a link which delivers nothing."""
 
 SILENT_SECONDS: Final = 10.0
 """A batch that was not read back for so long is a sign that the link delivers nothing."""
@@ -55,7 +56,7 @@ RETRY_MAX_SECONDS: Final = 2.0
 """Between two tries to connect, with as much again by chance, so that nodes do not come all at once."""
 
 PATIENCE_SECONDS: Final = 5.0
-"""A link that is lost for less is no matter: what is said meanwhile waits."""
+"""A link that is lost for less is no matter: messages of that time wait."""
 
 SKIPPED: Final = 2.0
 """Work of a part that nobody here wants, as `core.work` weighs it. Measured 1.5 to 2.5."""
@@ -69,7 +70,7 @@ IDLE_EPOCH_MS: Final = 86_400_000
 
 
 class Draft(Struct, frozen=True, gc=False):
-    """What is to be appended about one topic; see `redis_scripts` for the flags."""
+    """A part of a batch, about one topic; see `redis_scripts` for the flags."""
 
     flags: str
     topic: str
@@ -84,7 +85,7 @@ class Logged(Struct, frozen=True, gc=False):
     """A part of an entry, as it is read: the same everywhere."""
 
     node: str
-    """Who has written it."""
+    """The node that has written it."""
     flags: str
     topic: str
     number: int
@@ -107,7 +108,7 @@ class Flight:
     counter: int
     drafts: Sequence[Draft]
     items: Sequence[object]
-    """What each draft is about, for whoever has submitted it."""
+    """The item behind each draft, for the one that has submitted it."""
     sent_at: float
     is_answered: bool = False
     is_given_up: bool = False
@@ -117,7 +118,7 @@ class Flight:
 
 
 class LogReader(Protocol):
-    """Gets what is read from a log, and has what is to be appended: the engine."""
+    """Gets the entries that are read from a log, and has the drafts to append: the engine."""
 
     def gather(self) -> tuple[Sequence[Draft], Sequence[object]]:
         """Take what is to be appended now, as much as a batch may hold. No checkpoint."""
@@ -132,7 +133,7 @@ class LogReader(Protocol):
         Below 0 where nothing was taken, as something is missing before it: again after `tell_gaps`."""
 
     async def tell_gaps(self) -> None:
-        """Tell those who listen to what has turned out to have a gap."""
+        """Tell the subscribers of topics that have turned out to have a gap."""
 
     async def rest(self, work: float) -> float:
         """Called between two parts of an entry: others may run if that was much; return what is left."""
@@ -275,7 +276,7 @@ class SharedLog:
         self._tasks = None
 
     async def _guard(self, task: "Task", link: Link) -> None:
-        """Whatever fails ends the link, and is no exception: several may fail at once."""
+        """A failure ends the link, and raises nothing: several may fail at once."""
         try:
             await task(link)
         except LinkLost as error:
@@ -305,7 +306,7 @@ class SharedLog:
         self._sort_flights(done)
 
     async def _look(self, link: Link) -> Any:
-        """What the log says of itself, and of our place; see the script."""
+        """The state of the log, and of our place in it; see the script."""
         token, place = secrets.token_hex(4), "" if self.place < 0 else str(self.place)
         return await link.reader.run(ATTACH, self.key + ":log", self.key, self.node, token, place)
 

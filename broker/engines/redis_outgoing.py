@@ -1,4 +1,4 @@
-"""What this node has to say to the shared log, until it is read back, or nobody waits for it any more."""
+"""All that this node has for the shared log, until it is read back, or nobody waits for it any more."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,10 +26,10 @@ FULL_BYTES: Final = 4 * 2**20
 
 PUBLICATION_BYTES: Final = 64
 SUBMISSION_BYTES: Final = 512
-"""What waits costs so much besides its data: each publication, and what was submitted at once."""
+"""Bytes that something waiting costs besides its data: each publication, and each submission."""
 
 NOTE_BYTES: Final = 256
-"""The same for what is written for other nodes."""
+"""The same for each note to other nodes."""
 
 PUBLISH_SECONDS: Final = 5.0
 """How long a publisher waits for an answer: longer than most failovers take, shorter than clients wait for
@@ -127,8 +127,8 @@ class Order:
 
 @attrs.define(eq=False)
 class Note:
-    """What is written for other nodes, in its order among all else: a message, a notice, a card. `draft` is
-    what is appended. A message is not sent any more after `due`; what is a fact has none."""
+    """A message, a notice or a card for other nodes, in its order among all else. `draft` is appended. A
+    message is not sent any more after `due`; notices and cards have none."""
 
     made: Draft
     due: float
@@ -152,7 +152,8 @@ Item = Post | Order | Note
 
 @attrs.define(eq=False)
 class Outgoing:
-    """What waits to be appended, in its order; and the bytes of it and of what was sent."""
+    """The items that wait to be appended, in their order; their bytes, and the bytes of those that were
+    sent."""
 
     wake: Callable[[], None]
     """Called when there is something to append."""
@@ -263,7 +264,8 @@ class Outgoing:
             self.note_over(item)
 
     def refuse_overdue(self, flights: Sequence[Flight], why: str) -> bool:
-        """Refuse what has waited for too long; whether that was anything. What was sent stays on its way."""
+        """Refuse the items that have waited for too long; whether there were any. Items that were sent stay
+        on their way."""
         now = trio.current_time()
         late = [item for item in self._queue if item.due <= now]
         if late:

@@ -1,4 +1,4 @@
-"""What Redis does for us in one step each, in Lua, and the names of the keys.
+"""The scripts in Lua that Redis runs for us, in one step each, and the names of the keys.
 
 Everything of one log lies under one prefix `p` with a hash tag, so that a cluster keeps it together:
 

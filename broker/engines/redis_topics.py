@@ -1,12 +1,12 @@
-"""What this node knows of what topics keep in Redis: all of it, or the position alone.
+"""The topics in Redis that this node knows: their whole history, or the position alone.
 
 Rules:
 
 1. A topic that is known is true up to the place in the log that was read: each run is added as it is read,
    or the topic is known no longer.
-2. Bounded in bytes. Beyond that what was asked for longest ago gives way, and is fetched again when it is
-   asked for. A topic that somebody listens to keeps its position, as the next run has to follow it.
-3. What is asked for at this moment, `pinned`, does not give way.
+2. Bounded in bytes. Beyond that the topic that was asked for longest ago gives way, and is fetched again when
+   it is asked for. A topic that somebody listens to keeps its position, because the next run follows it.
+3. A topic that is asked for at this moment, `pinned`, does not give way.
 """
 
 from collections import Counter, OrderedDict
@@ -45,7 +45,7 @@ def numbered(batches: Sequence[Sequence[Publication]], first: int) -> list[Seque
 
 @attrs.frozen
 class Snapshot:
-    """What Redis keeps of a topic, as of a place in the log."""
+    """The history of a topic in Redis, as of a place in the log."""
 
     place: int
     position: Position
@@ -56,7 +56,7 @@ class Snapshot:
 
     @classmethod
     async def of(cls, topic: str, view: Sequence[Any]) -> "Snapshot":
-        """What the script answers. Others run while it is decoded."""
+        """Decode the script's answer. Others run meanwhile."""
         place, now, epoch, top, size, ttl, entries = view
         offset, most = int(top), int(size)
         runs: list[tuple[float, list[Publication]]] = []
@@ -75,7 +75,7 @@ class Snapshot:
             if work >= SLICE:
                 work = 0.0
                 await trio.lowlevel.checkpoint()
-        # Keys may have been evicted: what does not lead up to the top is of no use.
+        # Keys may have been evicted: entries that do not lead up to the top are of no use.
         if not ends or ends[-1] != offset:
             runs, ends = [], []
         for number in range(len(ends) - 1, 0, -1):
@@ -92,7 +92,7 @@ class KnownTopics:
     store: HistoryStore
     max_bytes: int
     is_listened_to: Callable[[str], bool]
-    # What was asked for longest ago comes first.
+    # The topic that was asked for longest ago comes first.
     _asked: OrderedDict[str, None] = attrs.field(init=False, factory=OrderedDict)
     _positions_only: set[str] = attrs.field(init=False, factory=set)
     _pins: Counter[str] = attrs.field(init=False, factory=Counter)

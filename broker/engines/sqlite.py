@@ -10,8 +10,8 @@ delete all rows before that.
 
 Rules:
 
-1. Memory changes when the log has, in its order. Only epochs begin and are forgotten at once, as who
-   subscribes does not wait: then the topic is unwritten, and the next commit says first where it is.
+1. Memory changes when the log has, in its order. Only epochs begin and are forgotten at once, because a
+   subscriber does not wait: then the topic is unwritten, and the next commit says first where it is.
 2. Offsets are given when a commit has succeeded, never before: one that fails leaves no hole.
 3. While a topic has something on its way, all that is published to it goes that way.
 
@@ -85,7 +85,7 @@ PUBLICATION_BYTES: Final = 64
 """A publication that waits costs so much besides its data."""
 
 SUBMISSION_BYTES: Final = 512
-"""What was submitted at once costs so much besides."""
+"""Each submission costs so much besides."""
 
 SPARE_BYTES: Final = 64 * 2**20
 """The log is cleaned when it is longer than this and twice what is kept: so all is written at most
@@ -118,7 +118,7 @@ class _Removal:
 
 @attrs.define(eq=False)
 class _Cleaning:
-    """Where the cleaning of a log is: what has yet to be written anew, then what is to be deleted."""
+    """The state of a log's cleaning: rows that have yet to be written anew, then rows to delete."""
 
     up_to: int
     """The last row before it began."""
@@ -161,7 +161,7 @@ class SqliteEngine(Memory):
         self._run_blocking = run_blocking
         self._spare_bytes = spare_bytes
         self._queue: deque[Submission | _Removal] = deque()
-        # What waits or is under way, by topic; and the bytes of it.
+        # The publications that wait or are under way, by topic; and their bytes.
         self._pending: dict[str, int] = {}
         self._waiting = 0
         self._under_way: deque[Submission | _Removal] = deque()
@@ -344,7 +344,7 @@ class SqliteEngine(Memory):
             self._cleaning.is_written = True
 
     async def _give_back(self, batch: _Batch, sink: Sink) -> None:
-        """Deliver and acknowledge what is in the log now. Whoever cancels waits for the end of it."""
+        """Deliver and acknowledge a batch that is in the log now. Cancelled, it goes on to its end."""
         work = 0.0
         with trio.CancelScope(shield=True):
             while batch.items:
@@ -406,7 +406,7 @@ class SqliteEngine(Memory):
         sink.settled()
 
     async def _sit_out(self, error: NotWritten, sink: Sink) -> None:
-        """Refuse what waits and what comes, until the file takes something again."""
+        """Refuse all publications that wait or come, until the file takes something again."""
         self._failing = str(error)
         self._cleaning = None
         log.error("engine_failing", file=str(self._file.path), reason=self._failing)
@@ -562,8 +562,10 @@ class SqliteEngine(Memory):
         elif isinstance(record, Renewed):
             self._store.renew(partial(_renewed, record.salt))
         elif isinstance(record, Value):
-            (value,) = record.batch.publications(record.topic)
-            self.retained.take([msgspec.structs.replace(value, offset=record.offset)])
+            values = record.batch.publications(record.topic)
+            if len(values) != 1:
+                raise BadRecord(f"a topic retains {len(values)} values")
+            self.retained.take([msgspec.structs.replace(values[0], offset=record.offset)])
         else:
             position = Position(record.offset, record.epoch) if record.offset else None
             self._keep_key(record.owner, record.topic, record.key, position, when(record.at))
@@ -585,7 +587,7 @@ class SqliteEngine(Memory):
     def _keep_key(
         self, owner: str | None, topic: str, key: str, position: Position | None, when: float
     ) -> None:
-        # Who got it is not known any more; where it is, is.
+        # Nobody knows any more who got it; its position is known.
         delivery = Delivery(0, 0, 0, position=position)
         size = text_bytes(topic) + text_bytes(key)
         self.keys.keep(owner, (topic, key), delivery, when, size)
@@ -623,7 +625,7 @@ def _record_of(item: Submission | _Removal, at: int) -> Run | Removed | None:
 
 
 def _runs_of(history: History, now: float, at: int) -> Iterator[Run]:
-    """What a topic keeps as runs: a new one where the time is another, a new batch where the publisher is."""
+    """The history of a topic as runs: another time begins a new run, another publisher a new batch."""
     size, run, last, last_when = len(history.ring), None, None, 0.0
     for when, each in history.dated():
         if run is None or when != last_when:

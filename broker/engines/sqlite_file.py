@@ -132,7 +132,7 @@ class LogFile:
         return not last or last == up_to
 
     def problems(self) -> list[str]:
-        """What SQLite finds wrong with the file; nothing for one that is whole."""
+        """The faults that SQLite finds in the file; none for one that is whole."""
         try:
             found = [text for (text,) in self._db.execute("PRAGMA integrity_check")]
         except sqlite3.Error as error:

@@ -1,4 +1,4 @@
-"""What may be done to the file of a sqlite engine while no broker uses it."""
+"""Upkeep of the file of a sqlite engine, while no broker uses it."""
 
 import time
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ NO_BOUND: Final = 2**62
 
 @attrs.frozen
 class FileReport:
-    """What a file holds. Publications past their time are not counted."""
+    """The contents of a file. Publications past their time are not counted."""
 
     problems: list[str]
     topics: int = 0

@@ -32,7 +32,7 @@ LOOK_SECONDS: Final = 1.0
 
 
 def new_epoch(now: float) -> str:
-    """The time is for who reads it; chance makes an epoch different from all others."""
+    """The time is for the reader; chance makes an epoch different from all others."""
     return f"{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
 
 
@@ -71,7 +71,7 @@ class Events:
                 marks.append((feed, told.epoch, told.seq, told.dropped))
             while not all(feed.queue.has_told(e, seq) for feed, e, seq, _ in marks):  # noqa: ASYNC110 - nobody is in a hurry
                 await trio.sleep(LOOK_SECONDS)
-            # What was dropped meanwhile may have been this.
+            # An event that was dropped meanwhile may have been this one.
             untold = [
                 feed for feed, _, _, dropped in marks if feed.queue.statistics().dropped != dropped
             ]

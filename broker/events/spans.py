@@ -1,7 +1,7 @@
 """Spans of OpenTelemetry for publications that carry a trace: how long the broker took, and those who listen.
 
 A publication carries a trace in its tag `traceparent` (W3C Trace Context, level 1), which goes to
-subscribers as it came. Whoever began the trace decides whether it is sampled; one that is not has no spans.
+subscribers as it came. The sender of a trace decides whether it is sampled; one that is not has no spans.
 
 Rules:
 
@@ -146,8 +146,8 @@ class _Publish:
 
 
 class _Deliver:
-    """Ends a span when nobody holds it any more: each run that it goes out with does until that is written.
-    What they shared before is held with it."""
+    """Ends a span when nobody holds it any more: each run that it goes out with holds it until the run is
+    written. The former `shared` object of the parcel is held with it."""
 
     __slots__ = ("_inner", "_open", "_span")
 
@@ -162,7 +162,7 @@ class _Deliver:
 
 @asynccontextmanager
 async def open_spans(config: Config) -> AsyncIterator[Spans | None]:
-    """What makes spans, as the settings say; None where they are off. At the end the last are sent.
+    """The maker of spans, as the settings say; None where they are off. At the end the last spans are sent.
 
     Raises `ConfigError` where the packages are missing.
     """
@@ -199,7 +199,7 @@ def _provider(kind: str) -> Any:
         exporter = OTLPSpanExporter()
     else:
         exporter = ConsoleSpanExporter()
-    # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say comes before ours.
+    # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES come before our values.
     resource = Resource({SERVICE_NAME: "trio-broker"}).merge(_told())
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter))

@@ -4,7 +4,7 @@ Rules:
 
 1. A request that becomes a connection is no entry: `open` and `close` tell of it. One that is refused
    before it is known what it asks for has its line `refused` alone.
-2. Queries are left out, as a token may stand there; and so is every header but `User-Agent`.
+2. Queries are left out, because a token may stand there; and so is every header but `User-Agent`.
 3. A failure to log is nobody's failure.
 """
 

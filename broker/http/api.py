@@ -271,7 +271,7 @@ class ApiResponse:
 
 @attrs.frozen
 class _Later:
-    """What has begun, and is answered when the engine has kept it."""
+    """A method that has begun, and is answered when the engine has kept its publication."""
 
     wait: Callable[[], Awaitable[Any]]
 
@@ -297,7 +297,7 @@ class Api:
     def described(
         self, description: Callable[[], object]
     ) -> Callable[[Request], Awaitable[Response]]:
-        """An endpoint that tells a description of the API, to whoever may use it: there are names in it."""
+        """An endpoint with a description of the API, for those who may use the API: there are names in it."""
 
         async def answer(request: Request) -> Response:
             name = request.url.path.rpartition("/")[2]
@@ -313,7 +313,7 @@ class Api:
         return answer
 
     def refuse(self, method: str, key: str, peer: str) -> "ApiResponse | None":
-        """The answer to who may not call `method`, or to a method that is not there; else None.
+        """The answer to a client that may not call `method`, or to a method that is not there; else None.
 
         Asked before the body is read. The comparison takes as long for any key of that length. A wrong
         one is logged with the address of its peer.
@@ -425,13 +425,13 @@ class Api:
 
 
 class _Methods:
-    """What may be called. Each method waits for its turns by its `Call`, and decides anew in each."""
+    """The methods of the API. Each waits for its turns by its `Call`, and decides anew in each."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
 
     def by_name(self) -> dict[str, CarryOut]:
-        """What carries out each method; of which kind its parameters are is in `PARAMETERS`."""
+        """The function that carries out each method; the type of its parameters is in `PARAMETERS`."""
         return {
             "publish": self._publish,
             "broadcast": self._broadcast,
@@ -664,7 +664,7 @@ class _Methods:
             return await self._all_connections(params, call)
         if params.node not in ("", self._node.name):
             raise Refused(ErrorCode.BAD_REQUEST, f"no node is named {params.node!r}")
-        # The result holds after this event: what happens while it is written may be in it or not.
+        # The result holds after this event: changes while it is written may be in it or not.
         events = self._node.webhooks
         found = Listing(call.room)
         query = ConnectionQuery(params.after, params.user, params.topic, params.address, params.app)
@@ -867,7 +867,7 @@ def _response(ended: Publishing, content: _Content) -> bytes:
 
 
 def _publication_of(content: _Content, traceparent: str) -> tuple[bytes, PublishOptions]:
-    """What is to be published. Raises `Refused` (107)."""
+    """The data and the options to publish with. Raises `Refused` (107)."""
     tags = content.tags
     if is_sampled(traceparent):
         tags = {TAG: traceparent, **(tags or {})}

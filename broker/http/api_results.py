@@ -1,6 +1,6 @@
-"""What the methods of the HTTP API answer, as types: for its description, and for those who read it.
+"""The answers of the HTTP API's methods, as types: for its description, and for those who read it.
 
-The answers themselves are written piece by piece, as some are long. Tests compare both.
+The answers themselves are written piece by piece, because some are long. Tests compare both.
 """
 
 from typing import Any
@@ -24,8 +24,8 @@ class Error(Struct):
 
 
 class Published(Struct):
-    """Where a publication is in its topic's history, if it has one; and what became of it, if that was
-    asked for by `report`. `complete` is there, and false, where a node has not answered."""
+    """The place of a publication in its topic's history, if it has one; and its outcome, if `report` asked
+    for that. `complete` is there, and false, where a node has not answered."""
 
     offset: int | UnsetType = UNSET
     epoch: str | UnsetType = UNSET
@@ -37,7 +37,7 @@ class Published(Struct):
 
 
 class Response(Struct):
-    """Of one topic of a broadcast: one of the two."""
+    """The answer for one topic of a broadcast: one of the two."""
 
     result: Published | UnsetType = UNSET
     error: Error | UnsetType = UNSET
@@ -57,7 +57,7 @@ class Client(Struct):
 
 
 class Presence(Struct):
-    """Who is subscribed, by their fds in decimal."""
+    """The subscribed clients, by their fds in decimal."""
 
     presence: dict[str, Client]
 
@@ -92,7 +92,7 @@ class ChannelList(Struct):
 
 
 class NodeMetrics(Struct):
-    """What a node has counted in `interval` seconds, which is since it began."""
+    """The counts of a node in `interval` seconds, which is since it began."""
 
     interval: float
     items: dict[str, float]
@@ -118,7 +118,7 @@ class NodeList(Struct):
 
 
 class Pushed(Struct):
-    """What became of it: `queued`, `full`, `closed`, or `forwarded` to another node."""
+    """The outcome: `queued`, `full`, `closed`, or `forwarded` to another node."""
 
     status: str
 
@@ -141,7 +141,7 @@ class ConnectionPage(Struct):
 
 
 class ClosedDetails(Struct):
-    """What was known of a connection right before it ended, with how and when it did."""
+    """The state of a connection right before it ended, and how and when it ended."""
 
     fd: int
     user: str
@@ -213,9 +213,10 @@ class NodeStats(Struct):
 
 
 class Stats(Struct):
-    """What is here now, and what was counted since the start; more than is named here. Sums over the nodes
-    that have answered, but `node`, `version`, `uptime` and `draining`: those are of the one that was asked.
-    `nodes` are all, each with its own; `heaviest` and `closed_last` are there if `rows` was."""
+    """The state now, and the counts since the start; there are more fields than are named here. They are sums
+    over the nodes that have answered, but `node`, `version`, `uptime` and `draining` are those of the node
+    that was asked. `nodes` has all nodes, each with its own; with `rows` there are `heaviest` and
+    `closed_last`."""
 
     node: str
     version: str

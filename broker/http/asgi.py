@@ -170,7 +170,7 @@ def http_app(node: Node) -> Starlette:
         if response is None:
             await ours(scope, receive, send)
             return
-        # A response is the app's code too: what it streams, and what it does behind that.
+        # A response runs code of the app too: its stream, and its work after that.
         with suppress(EndsProcess), node.hooks.contained("request"):
             await response(scope, receive, send)
 
@@ -184,7 +184,7 @@ def http_app(node: Node) -> Starlette:
 
 
 def _routes(node: Node) -> list[Route | Mount]:
-    """What we have ourselves, path by path."""
+    """The broker's own routes, path by path."""
     pages, api = _Pages(node), Api(node)
 
     async def metrics() -> bytes:

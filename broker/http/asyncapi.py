@@ -1,9 +1,9 @@
 """The description of what clients may say and hear, by AsyncAPI 3.0, made from the settings in force.
 
-The application that is described is the broker. So it *receives* what a client publishes to a topic, and
-*sends* what those get who are subscribed. A channel is a set of topics that have the same rules.
+The application that is described is the broker. So it *receives* the publications of clients to a topic, and
+*sends* them to subscribers. A channel is a set of topics that have the same rules.
 
-Rule: it tells no secret, and no topic that is not named in the settings. What a hook decides it cannot know.
+Rule: it tells no secret, and no topic that is not named in the settings. It knows no hook's decisions.
 """
 
 import re

@@ -2,11 +2,11 @@
 
 Rules:
 
-1. What is done between two turns is one atomic step. It is charged to the connection that asked, by what
-   it did, before anybody else runs.
+1. The work between two turns is one atomic step. The connection that asked pays for it before anybody else
+   runs, by the work that was done.
 2. A list is written piece by piece, each in a turn of its own; it is of the moment in which it was begun,
    less what has gone since.
-3. What is only read is bounded by the room that the answer has left. What was changed is always told.
+3. A method that only reads is bounded by the room that the answer has left. A change is always told.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence

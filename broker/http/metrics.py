@@ -3,7 +3,7 @@
 Rule 1  Nothing is counted for Prometheus. Each metric is one line of `METRICS`: its name, what it says,
         and where in a snapshot it stands. A snapshot is taken for each request, and dropped with it.
 Rule 2  Labels are from bounded sets, so the number of series is bounded whatever peers do.
-Rule 3  Who asks shows a key: how many connections there are, of whom and how slow, is nobody else's
+Rule 3  A request shows a key: how many connections there are, of whom and how slow, is nobody else's
         business. Nothing is looked at before the key.
 Rule 4  What is linear in connections is done in turns, and the text is written a few metrics at a time.
 """
@@ -379,7 +379,7 @@ class Metrics:
         return [key for key in (config.metrics_key, config.api_key) if key is not None]
 
     def _refuse(self, request: Request) -> Response | None:
-        """The answer to who may not read this, or where it is off; else None."""
+        """The answer to a client that may not read this, or where it is off; else None."""
         ours = self._keys
         if not ours:
             text = "The metrics are off: set metrics_key, or BROKER_METRICS_KEY, to turn them on."

@@ -1,7 +1,7 @@
 """The description of the HTTP API by OpenAPI 3.1, made from the types by which the API reads and answers.
 
-Rule: it says what a program needs to call a method right. What the grammar of JSON Schema cannot say is in
-words, and in docs/reference/http-api.md.
+Rule: it says what a program needs to call a method right. Words say the rest, for which JSON Schema has no
+grammar, and so does docs/reference/http-api.md.
 """
 
 from collections.abc import Mapping

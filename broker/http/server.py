@@ -64,14 +64,15 @@ NOT_REPLAYED = {b"upgrade", b"http2-settings"}
 T = TypeVar("T")
 
 Hold: TypeAlias = Callable[[str, Head, Callable[[], None]], Holding]
-"""What is held for a request of a peer with this address; the function is called to end it."""
+"""Makes the holding of a request, by the address of its peer; the function is called to end the request."""
 
 
 class HttpServer:
     """Serves an ASGI app to connections that others have accepted.
 
     `request_seconds` is for all of one request, `body_bytes` what a peer may send behind its head;
-    what it has sent is charged to what `hold` returns. Requests are logged while `is_logged` says so.
+    bytes that it has sent are charged to the holding that `hold` returns. Requests are logged while
+    `is_logged` says so.
     """
 
     def __init__(
@@ -195,7 +196,7 @@ async def _end(stream: trio.abc.Stream) -> None:
 
 @attrs.frozen
 class _Address:
-    """The addresses that Hypercorn asks a socket for. Taken once, as a socket forgets its peer after a reset."""
+    """The addresses that Hypercorn asks a socket for. Taken once: a socket forgets its peer after a reset."""
 
     family: int = socket.AF_UNIX  # Hypercorn's word for: no address
     peer: Any = ""

@@ -19,7 +19,7 @@ from broker.session.services import ServedConnection
 from broker.version import VERSION
 
 VIEW: Final = "stats"
-"""What nodes ask each other for these by."""
+"""The name by which nodes ask each other for these."""
 
 Rows = Annotated[int, Meta(ge=0, le=100)]
 
@@ -30,8 +30,7 @@ class AskedStats(Struct):
 
 
 async def stats_of(node: Node, asked: AskedStats) -> dict[str, object]:
-    """What is here now, and what was counted since the start. Linear in the connections, in turns with
-    everything else."""
+    """The state now, and the counts since the start. Linear in the connections, in turns with all else."""
     survey = await node.survey()
     node.router.meter.add(SURVEYED * sum(survey.connections.values()))
     found = _fields(node, survey)
@@ -42,7 +41,7 @@ async def stats_of(node: Node, asked: AskedStats) -> dict[str, object]:
 
 
 def _weight(connection: ServedConnection) -> tuple[int, int]:
-    """What waits for it, and of those that are alike, what has gone both ways."""
+    """The bytes that wait for a connection; between equals, the bytes that went both ways."""
     outbox = connection.peer.outbox
     return outbox.bytes, outbox.bytes_sent + connection.traffic.bytes
 

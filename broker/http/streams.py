@@ -60,7 +60,7 @@ class HttpStream(RelayStream):
     connection: "Connection"
     pieces: int
     holding: Holding = UNCOUNTED
-    """What is charged for what it has in hand: that of its connection, once there is one."""
+    """The holding that is charged for its data: that of its connection, once there is one."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.transport_stream: trio.abc.Stream = stream
@@ -135,7 +135,7 @@ class HttpStream(RelayStream):
         return data
 
     async def aclose(self) -> None:
-        """Close the stream; requests that wait to deliver need not, and what was not read is dropped."""
+        """Close the stream; requests that wait to deliver need not, and unread data are dropped."""
         self._has_ended = True
         self._was_cut_off = bool(self._unread)
         self._unread = b""
@@ -233,7 +233,7 @@ class _Listed(msgspec.Struct):
 
 
 class _Subscribed(msgspec.Struct):
-    """What the outcome of a subscription says of the place where its reader is."""
+    """The fields of a subscription's outcome that say where its reader is."""
 
     offset: int = 0
     epoch: str = ""

@@ -2,8 +2,8 @@
 
 Rules:
 
-1. What can be summed is: counters, what is here, histograms. What is a node's own (its name, for how long
-   it is up) stands with each node, and at the top for the first, which was asked.
+1. Counters, numbers of things that are here and histograms are summed. The facts of one node (its name, how
+   long it is up) stand with each node, and at the top for the first, which was asked.
 2. A sum is of the nodes that have answered. The others stand in the list of nodes with the reason.
 3. A user, or a topic, that is on two nodes counts twice.
 """
@@ -95,7 +95,7 @@ def _sum_rows(one: list[Row], other: list[Row], keys: Sequence[str]) -> list[Row
     for row in other:
         key = tuple(row[each] for each in keys)
         before = found.get(key)
-        # What says what is counted may be a number itself, as a close code is.
+        # A key may be a number, such as a close code, and keys are not summed.
         told = {each: row[each] for each in keys}
         found[key] = row if before is None else {**_sum(before, row), **told}
     return list(found.values())

@@ -1,7 +1,7 @@
 """The metrics of all workers in the answer of one: whichever is scraped asks the others.
 
-A worker answers the others on a Unix socket in a directory that only this user may enter: whoever
-connects gets its text and the end. So no key goes there, and no number goes through the supervisor.
+A worker answers the others on a Unix socket in a directory that only this user may enter: each that connects
+gets its text and the end. So no key goes there, and no number goes through the supervisor.
 """
 
 import re
@@ -54,7 +54,7 @@ async def _read(path: Path) -> bytes:
 
 
 async def serve_others(node: Node, listener: trio.SocketListener) -> None:
-    """Give this worker's text to whoever connects, until cancelled; then the listener is closed."""
+    """Give this worker's text to each that connects, until cancelled; then the listener is closed."""
     async with trio.open_nursery() as nursery:
 
         def take(stream: trio.abc.Stream) -> None:

@@ -11,7 +11,7 @@ container, has no default action to fall back on, and would not hear a SIGTERM a
 | it is over | the process ends at once | nothing |
 
 SIGHUP is also how a terminal says that it ends. That is the end of a broker that was started there,
-and known by this: the terminal is gone by then. Whoever sends it to a service means a reload.
+and known by this: the terminal is gone by then. Somebody who sends it to a service means a reload.
 
 That is the command's process. For a program that calls `Broker.run` the handler stands for as long as
 that serves.

@@ -70,7 +70,8 @@ class Keyed:
 
 @attrs.define(eq=False)
 class Message:
-    """One message of the schema. `struct` is what it is read into, None for what is only written."""
+    """One message of the schema. `struct` is the type that it is read into, None for messages that are only
+    written."""
 
     fields: "dict[str, tuple[int, Type]]"
     struct: type[msgspec.Struct] | None = None

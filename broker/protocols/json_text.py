@@ -13,8 +13,8 @@ _encoder = msgspec.json.Encoder()
 
 
 def to_json(value: object) -> bytes:
-    """Any JSON-able value as JSON in one line; `msgspec.Raw` is ready JSON. What msgspec has a way to say
-    goes that way: a date as text, a dataclass as an object, `inf` as null.
+    """Any JSON-able value as JSON in one line; `msgspec.Raw` is ready JSON. A value that msgspec knows goes
+    its way: a date as text, a dataclass as an object, `inf` as null.
 
     Raises `TypeError` for what JSON cannot say, such as a set, which has no order, and `ValueError` for
     text that is not Unicode: half of a surrogate pair.

@@ -1,8 +1,8 @@
-"""What became of a publication on all nodes: each tells who wants to know how many got it there.
+"""The outcome of a publication on all nodes: each node tells the asker how many got it there.
 
-The asker writes its name and a number on the publication; who reads that in the log sends back what it
-has counted. The sum is known when all nodes have answered that were there when it was published, or
-after `COUNT_SECONDS`; then it says that it is not complete.
+The asker writes its name and a number on the publication; a node that reads them in the log sends back its
+counts. The sum is known when all nodes have answered that were there when it was published, or after
+`COUNT_SECONDS`; then it says that it is not complete.
 """
 
 from contextlib import suppress

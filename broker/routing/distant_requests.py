@@ -3,7 +3,7 @@
 The node that is asked sees to it as to one of its own clients' requests, and its answer is the answer. Ends
 the node before that, nobody answers: 503, as when the client goes that was asked.
 
-Rule: who no longer waits takes the request back, so that nothing is left of it on either node.
+Rule: an asker that no longer waits takes the request back, so that nothing is left of it on either node.
 """
 
 from collections.abc import Callable, Sequence

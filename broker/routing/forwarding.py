@@ -1,7 +1,7 @@
 """Direct messages to connections of other nodes: sent to their node, and answered for by it.
 
-So a publisher learns the same as on one node: that nobody is there (102), or that too much of it waits
-for who is behind (111).
+So a publisher learns the same as on one node: that nobody is there (102), or that too much of it waits for a
+connection that is behind (111).
 
 Rule: of what is on its way to one node and not answered yet, one publisher may have a quarter of
 `MOST_BYTES`. A node that hangs costs those who write to it, and no others.
@@ -39,7 +39,7 @@ _counts: Final = msgspec.msgpack.Decoder(tuple[int, int, list[Fd]])
 
 @attrs.define(eq=False)
 class _OnItsWay:
-    """What one node has yet to answer, in bytes."""
+    """The bytes of requests that one node has yet to answer."""
 
     total: int = 0
     of: dict[Owner, int] = attrs.field(factory=dict)
@@ -90,7 +90,7 @@ class Forwarding:
         try:
             self.neighbours.call(node, body, answer)
         except Refused as refusal:
-            # Who has published adds what wants to know of it only now.
+            # The publisher fills `dones` only after this call, so it is told in a later step.
             trio.lowlevel.current_trio_token().run_sync_soon(self._failed, answer, refusal)
 
     def _failed(self, answer: Answer, refusal: Refused) -> None:
@@ -141,5 +141,5 @@ class Forwarding:
 
 
 def no_connection(fd: Fd) -> Refused:
-    """The answer to who wants something of a connection that is nowhere."""
+    """The answer to a request about a connection that is nowhere."""
     return Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")

@@ -7,10 +7,10 @@ node deals it out, and none has to ask another.
 Rules:
 
 1. The owner is found by the place of the publication in the log, over all members: nodes with more of them
-   own more. What falls to a node goes to its members in turn, as on one node.
+   own more. The publications that fall to a node go to its members in turn, as on one node.
 2. An owner whose members have just gone, or want none of it, passes it on, to each other node once.
-3. Not promised: that what falls to a node that has died is dealt out, until that is known (`LEASE_SECONDS`);
-   that a member gets something before the log has its membership, some milliseconds later.
+3. Not promised: that the publications of a node that has died are dealt out before its death is known
+   (`LEASE_SECONDS`); that a member gets something before the log has its membership, some milliseconds later.
 """
 
 from bisect import bisect_right
@@ -203,7 +203,7 @@ class GroupShares:
 
 @attrs.frozen(eq=False)
 class GroupShare:
-    """What falls to this node of what goes to one group, as a recipient of a parcel."""
+    """A recipient of a parcel: it deals out the part of one group's publications that falls to this node."""
 
     shares: GroupShares
     name: str

@@ -1,9 +1,9 @@
-"""Direct messages that wait for a peer that is behind: whoever sends them has a share of its outbox.
+"""Direct messages that wait for a peer that is behind: each publisher has a share of its outbox.
 
 Rules:
 
-1. Who floods an fd is refused, and his victim is not cut. Of what an outbox may hold, the direct
-   messages of one publisher are a quarter, and those of all together a half; and one message more.
+1. A publisher that floods an fd is refused; the connection of that fd is not cut. Of what an outbox may hold,
+   the direct messages of one publisher are a quarter, and those of all together a half; and one message more.
 2. A peer that takes what it gets costs nothing here: messages are counted while it is behind.
 3. A user is one publisher on all connections; a client without a user is one by itself. This
    program is none: the app decides what it sends to whom.
@@ -25,7 +25,7 @@ SHARE: Final = 4
 
 @attrs.define(eq=False)
 class Amount:
-    """What waits of somebody: bytes and messages, as an outbox bounds them."""
+    """The bytes and messages of one publisher that wait, as an outbox bounds them."""
 
     bytes: int = 0
     messages: int = 0

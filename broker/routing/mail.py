@@ -1,11 +1,11 @@
-"""What nodes say to each other, and how it is written: msgpack, a tag and fields in their order.
+"""The messages between nodes, and how they are written: msgpack, a tag and fields in their order.
 
 Rules:
 
-1. A node trusts the others: what may be said was decided where it was asked for. But a node may be of
-   another version: what cannot be read is dropped and counted, never raised.
-2. A field is only ever added at the end, with a default. Then a node reads what an older one has
-   written, and leaves out what a newer one has added.
+1. A node trusts the others: what may be said was decided where it was asked for. But a node may be of another
+   version: mail that cannot be read is dropped and counted, never raised.
+2. A field is only ever added at the end, with a default. Then a node reads the mail of an older one, and
+   skips fields that a newer one has added.
 """
 
 from collections.abc import Sequence
@@ -87,7 +87,7 @@ class Dealt(Mail, frozen=True, tag="dealt"):
 
 
 class Counted(Mail, frozen=True, tag="counted"):
-    """What became of a publication on the node that says this."""
+    """The outcome of a publication on the node that sends this."""
 
     number: int
     matched: int
@@ -162,7 +162,7 @@ class Trace(Mail, frozen=True, tag="trace"):
 
 
 class ReadTrace(Mail, frozen=True, tag="read_trace"):
-    """What a trace has seen since; wait so many seconds until there is something."""
+    """Ask for the entries of a trace since the last read; the node waits up to `wait` seconds for one."""
 
     trace: str
     wait: float

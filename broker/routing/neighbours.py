@@ -1,15 +1,15 @@
-"""This node among the others: what comes from them, what goes to them, and who answers.
+"""This node among the others: the mail from them, the mail to them, and the answers.
 
 The ways of a message: a *note* wants no answer; a *call* is answered once, by its result, or by a
-refusal of ours when its node has died or its time is over. Who can do something that others may ask
-for says so by `on`.
+refusal of ours when its node has died or its time is over. A module that serves other nodes registers
+by `on`.
 
 Rules:
 
 1. Nothing here waits but `ask` and `ask_all`. An answer is handed to a function.
-2. What a node asks for is done when it comes, at its place among the publications, and its work is told
+2. A request of a node is carried out when it comes, at its place among the publications, and its work is told
    to the engine, which lets others run in between.
-3. What cannot be read, or comes too late, is dropped and counted.
+3. Mail that cannot be read, or comes too late, is dropped and counted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,8 +37,8 @@ FDS: Final = "fds "
 """How the notice of a block of fds begins; then comes its first number. It says where the block ends."""
 
 Handler: TypeAlias = Callable[[str, Any, Answer], float]
-"""Does what a node asks for: its id, what it says, and where the answer goes, which a note has no need
-of. Returns the work of it."""
+"""Carries out a request: the id of the node that asks, its mail, and the way of the answer, which a note does
+not need. Returns the work of it."""
 
 OnNotice: TypeAlias = Callable[[str, str, bytes | None], None]
 
@@ -55,7 +55,7 @@ class NodeInfo:
 
 
 def no_answer(value: bytes | Refused) -> None:
-    """What becomes of this is asked by nobody."""
+    """Takes the answer to a call where nobody waits for it."""
 
 
 class Neighbours:
@@ -234,7 +234,7 @@ class Neighbours:
             hook()
 
     def lapsed(self) -> None:
-        # Whoever was this node is dead, for this one as for the others.
+        # The node that this was is dead, for itself as for the others.
         log.error("node_lapsed", detail="it was declared dead: every client is told to reconnect")
         for node in list(self._nodes):
             self._forget_node(node)

@@ -15,7 +15,7 @@ CALL_SECONDS: Final = 2.0
 declared dead soon."""
 
 Answer: TypeAlias = Callable[[bytes | Refused], None]
-"""Called once, with what came back or with what went wrong. Never waits."""
+"""Called once, with the answer or with the fault. Never waits."""
 
 
 @attrs.frozen(eq=False)

@@ -28,11 +28,11 @@ class PublishOptions:
     """Everything that one publication may ask for.
 
     The fds of `exclude` get nothing; subscribers may pick by `tags`, and see them. `opaque` data are
-    bytes that may be anything, not JSON. With `skip_history` the publication is not kept, so who is
-    away now misses it. `retain` makes it the topic's last value, whatever its rules. A second
-    publish with the same `key`, by the same publisher to the same topic within five minutes, does
-    nothing and gets the report of the first; "" is no key. With `report` the counts are those of all nodes. `on_behalf_of` is the client that others see
-    as its publisher, where this program publishes for one that has gone.
+    bytes that may be anything, not JSON. With `skip_history` the publication is not kept, so a client that is
+    away now misses it. `retain` makes it the topic's last value, whatever its rules. A second publish with
+    the same `key`, by the same publisher to the same topic within five minutes, does nothing and gets the
+    report of the first; "" is no key. With `report` the counts are those of all nodes. `on_behalf_of` is the
+    client that others see as its publisher, where this program publishes for one that has gone.
     """
 
     exclude: Collection[Fd] = ()
@@ -54,7 +54,7 @@ FD_BYTES: Final = 36
 """An fd in a report that is kept: a number, and its place in the tuple."""
 
 _KeptAs: TypeAlias = tuple[Owner, tuple[str, str]]
-"""Whose key it is; the topic and the key."""
+"""The owner of the key; the topic and the key."""
 
 
 class CountsEverywhere(Protocol):
@@ -74,7 +74,7 @@ class Publisher:
     router: Router
     everywhere: CountsEverywhere | None = attrs.field(init=False, default=None)
     """None where there is one node."""
-    # Publishes with a key that are not kept yet, and who else waits for what becomes of them.
+    # Publishes with a key that are not kept yet, and others who wait for their outcome.
     _underway: dict[_KeptAs, list[OnDelivery]] = attrs.field(init=False, factory=dict)
 
     def weigh(self, topic: str) -> float:
@@ -130,9 +130,9 @@ class Publisher:
         return delivery
 
     def check_later(self, topic: str, *, retain: bool) -> None:
-        """Raise `Refused` for what could never be published, whoever is here by then: 107 for what is
-        no topic and for `retain` where there is none, 102 for what is no fd, 108 where connections have
-        no names."""
+        """Raise `Refused` for a publication that could never be published, whoever is here by then: 107 for a
+        name that is no topic and for `retain` where there is none, 102 for one that is no fd, 108 where
+        connections have no names."""
         self._check_retain(topic, retain=retain)
         if is_connection_name(topic):
             self.router.check_direct()
@@ -145,7 +145,7 @@ class Publisher:
 
     @property
     def bytes_held(self) -> int:
-        """What the results take that are kept by key."""
+        """Bytes of the results that are kept by key."""
         return self.router.engine.keys.bytes_held
 
     def forget(self, by: Session) -> None:
@@ -168,7 +168,7 @@ class Publisher:
         parcel = Parcel(
             topic, "close", [(publication,)], exclude=frozenset(options.exclude), report=report
         )
-        # What goes to one connection is counted by its node, and answered.
+        # A publication to one connection is counted by the connection's node, which answers.
         counts = self.everywhere if options.report and direct_fd(topic) is None else None
         if counts is not None and done is not None:
             counts.mark(parcel)
@@ -202,6 +202,6 @@ def _tell(done: OnDelivery, report: Report, result: Position | Refused | None) -
 
 
 def delivery_of(report: Report, position: Position | None) -> Delivery:
-    """What became of a publication, as it was counted."""
+    """The outcome of a publication, as it was counted."""
     dropped = report.matched - report.queued
     return Delivery(report.matched, report.queued, dropped, tuple(report.failed), position)

@@ -51,8 +51,8 @@ class GroupRecipient:
     def choose(
         self, tags: Mapping[str, str] | None, exclude: Collection[Fd] = ()
     ) -> Subscription | None:
-        """The member whose turn it is, of those who want what carries these tags: one with room,
-        else the live one with least to do. None if nobody is left."""
+        """The member whose turn it is, of those who want publications with these tags: one with room, else
+        the live one with least to do. None if nobody is left."""
         return next(iter(self._choose(1, tags, exclude)), None)
 
     def _choose(

@@ -1,10 +1,10 @@
-"""What a topic keeps and who is there, in as much as one reply may hold.
+"""The history and the presence of a topic, within the size of one reply.
 
 Rules:
 
 1. A reply is bounded in time and in bytes, whoever asks. A history is cut, and the asker can see by the
    last offset and the top that there is more; a recovery and a presence are whole or not given.
-2. What is listed is charged in the step in which it is.
+2. A list is charged in the step that makes it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -75,7 +75,7 @@ def _most_listed(router: Router, limit: int) -> int:
 
 
 def presence_page(router: Router, topic: str) -> Mapping[str, ClientInfo]:
-    """The clients that are subscribed to `topic` itself, by client id, charged to who asks.
+    """The clients that are subscribed to `topic` itself, by client id, charged to the asker.
 
     Raises `Refused` (106) where they are more than one reply may hold.
     """
@@ -87,8 +87,8 @@ def presence_page(router: Router, topic: str) -> Mapping[str, ClientInfo]:
 
 
 def listed_clients(router: Router, clients: Mapping[str, ClientInfo]) -> Mapping[str, ClientInfo]:
-    """These clients, charged to who asks for a list of them. Raises `Refused` (106) where they are more
-    bytes than one reply may hold."""
+    """These clients, charged to the one that asks for a list of them. Raises `Refused` (106) where they are
+    more bytes than one reply may hold."""
     config = router.settings.config
     router.meter.add(len(clients) * MEMBER)
     size = sum(
@@ -102,7 +102,7 @@ def listed_clients(router: Router, clients: Mapping[str, ClientInfo]) -> Mapping
 
 
 def presence_counts(router: Router, topic: str) -> tuple[int, int]:
-    """How many clients are subscribed to `topic` itself, and how many users, charged to who asks."""
+    """How many clients are subscribed to `topic` itself, and how many users, charged to the asker."""
     counts = router.hub.presence_stats(topic)
     router.meter.add(counts[0] * MEMBER / 10)
     return counts

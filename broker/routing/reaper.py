@@ -5,7 +5,8 @@ Rules:
 
 1. One node buries, and what it has dealt with is cleared then. If it dies as well another goes on: so a
    leave may be told twice, and a will is published once, by its key.
-2. The last is cleared when every reader of events was told: what only waits here may die with this node.
+2. The last is cleared when every reader of events was told: an event that only waits here may die with this
+   node.
 3. A burial has its turns as all else has: its node may have had ten thousand clients.
 """
 
@@ -58,7 +59,7 @@ class Reaper:
             self._start(node)
 
     async def run(self) -> None:
-        """Bury whoever has died, until cancelled."""
+        """Bury nodes that have died, until cancelled."""
         async with trio.open_nursery() as burials:
 
             def start(node: str) -> None:

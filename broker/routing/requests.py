@@ -157,7 +157,7 @@ class Requests:
             heapq.heappush(self._due, (due, number))
 
     def _end(self, number: int, result: bytes | Refused) -> None:
-        """What came from another node."""
+        """Hand the result of another node to the asker."""
         request = self._requests.get(number)
         self.forget(number)
         if request is not None:

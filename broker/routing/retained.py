@@ -20,9 +20,9 @@ from broker.routing.router import DIRECT_RULES, Router
 def give_retained(router: Router, subscription: Subscription, *, recovered: bool = False) -> None:
     """Send a new subscriber the last values that are retained for it, each tagged `retained`.
 
-    Not to a queue group: its members would get old values again with each that joins. Without
-    an offset, as it is no news that a position may follow. A subscriber that has `recovered` has
-    what the history kept, and gets only what it did not.
+    Not to a queue group: its members would get old values again with each that joins. Without an offset,
+    because it is no news that a position may follow. A subscriber that has `recovered` has all that the
+    history kept, and gets only values that it did not keep.
     """
     if subscription.group:
         return

@@ -1,4 +1,4 @@
-"""Who is here, for all nodes to read: cards of connections, users, topics and wills.
+"""The roster that all nodes read: cards of connections, users, topics and wills.
 
 ==================  ===========  ==================================================================
 drawer              card         says
@@ -136,7 +136,7 @@ class CardRoster:
     def left(self, subscription: Subscription) -> None:
         if subscription.group:
             self.groups.changed(subscription.name, subscription.group)
-        # Whatever the rules say by now: a card that is not there is no fault.
+        # The rules may be others by now. A card that is not there is no fault.
         fd = subscription.subscriber.fd
         if fd and not is_pattern(subscription.name):
             self._file(IN + subscription.name, fd, None)
@@ -244,6 +244,6 @@ class CardRoster:
 
 
 def info_of(client: str, card: bytes) -> ClientInfo:
-    """What others see of a client, by its id and card in a topic."""
+    """The fields of a client that others see, by its id and its card in a topic."""
     read = _presence.decode(card)
     return ClientInfo(client, read.user, read.conn_info, read.chan_info)

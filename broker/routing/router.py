@@ -1,16 +1,16 @@
-"""The way of a publication from whoever publishes it to the outboxes of those who listen.
+"""The way of a publication from its publisher to the outboxes of those who listen.
 
-Publications to one topic that come in a row, from whomever, are joined into a *run* before they fan
-out, so a thousand subscribers cost one append each per run, not per publication. The hot path of
-the broker is `Router.publish_all` and the end of a run, then `PostOffice.deliver`.
+Publications to one topic that come in a row, from any publishers, are joined into a *run* before they fan
+out, so a thousand subscribers cost one append each per run, not per publication. The hot path of the broker
+is `Router.publish_all` and the end of a run, then `PostOffice.deliver`.
 
 Rules:
 
 1. An open run ends when another topic is published to, when it holds `RUN_BYTES` (less where many
    audiences listen), or when the postman begins his next round: within one turn of the event loop.
 2. Everything else that goes to an outbox (a reply, a join, a push, a Close) goes through here, by
-   `send` or `reply`, which end the run first; so does what changes who listens. So a run reaches
-   those who listened when each of it was published, and order holds.
+   `send` or `reply`, which end the run first; so does any change of the subscribers. So a run reaches those
+   who listened when each of it was published, and order holds.
 3. Nobody waits for a slow reader here; its outbox's rule deals with it.
 """
 
@@ -86,8 +86,8 @@ DIRECT_RULES: Final = TopicRules(history_size=0, presence=False, join_leave=Fals
 
 
 class Returns:
-    """The way back from the engine, its `Sink`: what it has kept is fanned out, then those who have
-    published it are answered."""
+    """The way back from the engine, its `Sink`: publications that it has kept are fanned out, then their
+    publishers are answered."""
 
     def __init__(self, fan_out: Callable[..., float], hub: Hub[Peer]) -> None:
         self.deliver = fan_out
@@ -208,11 +208,11 @@ class Router:
         """Publish several things without tags to one topic in their order, or to one fd by `fd:N`.
 
         The contents are raw JSON; `opaque` ones may be anything. They reach the outboxes when the
-        run ends. 0.7 µs a publication, where one by one takes 2. Where the engine has to keep them
-        first, they do so later, and a list is returned: who wants to know adds a `Done` to it at
-        once. Raises `Refused`, with nothing published: 102 for an fd that is not here and for an
-        unknown namespace, 107 for what is no topic, 100 while the engine can keep nothing, 111 for an fd
-        that is behind and for which too much of this publisher waits.
+        run ends. 0.7 µs a publication, where one by one takes 2. Where the engine has to keep them first,
+        they do so later, and a list is returned: a caller that wants to know adds a `Done` to it at once.
+        Raises `Refused`, with nothing published: 102 for an fd that is not here and for an unknown namespace,
+        107 for what is no topic, 100 while the engine can keep nothing, 111 for an fd that is behind and for
+        which too much of this publisher waits.
         """
         if topic != self._run_topic or not topic:
             self._begin_run(topic)
@@ -307,8 +307,8 @@ class Router:
     def _resolve_parcel(
         self, parcel: Parcel, tags: Mapping[str, str] | None
     ) -> tuple[TopicRules, list[Recipient], float]:
-        """As `_resolve`; what `weigh` has looked up a moment ago is not looked up again, as that may be
-        linear in those who listen."""
+        """As `_resolve`; a look-up of `weigh` a moment ago is not repeated, because it may be linear in those
+        who listen."""
         topic = parcel.topic
         if tags:
             self._end_run()
@@ -366,8 +366,8 @@ class Router:
         _deliver(run, recipients, self.office, self.meter)
 
     def fan_out(self, parcel: Parcel, *, retain: bool) -> float:
-        """Fan out what the engine has kept, to those who listen now; return the work of it, for which
-        its publisher has paid."""
+        """Fan out publications that the engine has kept, to those who listen now; return the work of it, for
+        which its publisher has paid."""
         self._end_run()
         recipients: list[Recipient] = [self.retained] if retain else []
         total = RUN
@@ -612,7 +612,7 @@ def _defers(
 def _hand_over(
     engine: Engine, submission: Submission, recipients: Sequence[Recipient]
 ) -> list[Done]:
-    """Give what is deferred to whoever has to take it."""
+    """Hand deferred publications to those who have to take them."""
     first = recipients[0] if recipients else None
     if isinstance(first, Way):
         first.send(submission.parcel, submission.dones)

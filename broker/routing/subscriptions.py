@@ -59,7 +59,7 @@ class Opened:
     """Bytes of the publications that it brings."""
 
     def settle(self, router: Router) -> None:
-        """Give what comes behind the reply or push: the values that are retained, then who joined."""
+        """Give the publications behind the reply or push: the values that are retained, then the join."""
         give_retained(router, self.subscription, recovered=bool(self.result.get("recovered")))
         router.watchers.joined(self.subscription)
 

@@ -1,4 +1,4 @@
-"""What a router counts: publications by namespace, and recoveries.
+"""The counts of a router: publications by namespace, and recoveries.
 
 Publications are counted by namespace when their run has ended, and only where their topic may have one:
 to a publication that joins a run, and to topics without a colon, it costs nothing.

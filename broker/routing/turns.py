@@ -1,15 +1,15 @@
 """The queue of those who have used up their share of the loop, and one party's share of it.
 
-A party is whoever causes work: a session, or one connection of a backend. How much it may do at once,
-and how fast it may do more, is said in `core.work`; here it waits for its turn.
+A party is a cause of work: a session, or one connection of a backend. How much it may do at once, and how
+fast it may do more, is said in `core.work`; here it waits for its turn.
 
 Rules:
 
 1. Strictly first come, first served. Between two rounds of the queue everybody else runs.
-2. Who waits says what its next act takes, and may do that, whatever it is. In one round as many have
-   their turn as fill it by that: so what several publish reaches a listener in one write.
-3. Beyond its act each may do an equal part of one slice. Who cannot say what comes is alone in its round,
-   and has a slice.
+2. A party that waits says how much work its next act takes, and may do all of it. As many have their turn in
+   one round as fill it: so publications of several reach a listener in one write.
+3. Beyond its act each may do an equal part of one slice. A party that cannot say how much comes is alone in
+   its round, and has a slice.
 4. Nobody queues behind itself: a party that had the last turn, and has let everybody run since, has the
    next one at once, unless somebody waits.
 """
@@ -117,7 +117,7 @@ class Share(Allowance):
         return False
 
     def want_turn(self) -> None:
-        """Note that what comes has to wait for a turn, as nobody knows how much it is."""
+        """Note that the next work has to wait for a turn, because nobody knows how much it is."""
         self.is_used_up = True
         self._wanted = None
 

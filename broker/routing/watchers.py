@@ -1,4 +1,4 @@
-"""Those who watch topics: clients that asked to be told who comes and goes.
+"""Watchers of topics: clients that asked to be told who comes and goes.
 
 Rule: they are told in the step in which it happens; those on other nodes by the roster, at its place
 in the log.
@@ -30,7 +30,7 @@ class Watchers:
     office: PostOffice
     meter: Meter
     end_run: Callable[[], None]
-    """Sends out the open run: whoever it reaches was here before."""
+    """Sends out the open run: all that it reaches were here before."""
     roster: Roster | None = None
 
     def joined(self, subscription: Subscription) -> None:

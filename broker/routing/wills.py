@@ -81,8 +81,8 @@ class Wills:
     def carry_out(self, peer: Peer, close: Close) -> None:
         """Publish the will of a client that has ended so, if it still may; it has none afterwards.
 
-        Before it leaves its topics, as some are open to subscribers alone; it gets nothing itself.
-        A client that said goodbye leaves no will.
+        Before it leaves its topics, because some are open to subscribers alone; it gets nothing itself. A
+        client that said goodbye leaves no will.
         """
         will = self._of.get(peer.fd)
         self.put(peer, None)

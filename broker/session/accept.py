@@ -2,10 +2,10 @@
 
 Rules:
 
-1. What goes wrong with one peer ends that peer: no exception of its leaves `serve_connection`.
+1. A fault of one peer ends that peer: no exception that it causes leaves `serve_connection`.
 2. The address is taken once, at accept: after a reset there is nobody to ask.
-3. A proxy sends many requests on one connection, of whomever they are. So a later one goes through
-   the same checks and the same door as a first one.
+3. A proxy sends requests of many people on one connection. So a later request goes through the same checks
+   and the same door as the first.
 4. A place among the connections is taken when there is a connection, not before: see `admission`.
 """
 
@@ -46,7 +46,7 @@ from broker.transport.sockets import (
 )
 
 HEALTH: Final = ("/healthz", "/readyz")
-"""Routes that need no `path_prefix`: who looks after a process asks that process."""
+"""Routes that need no `path_prefix`: a watcher of a process asks that process."""
 
 
 async def serve_connection(
@@ -141,7 +141,7 @@ async def _see_to_requests(
 async def _first_request(
     services: Services, stream: trio.abc.Stream, address: str
 ) -> tuple[Request, str] | None:
-    """The first request, and the address of whoever is at the other end; None if nothing comes."""
+    """The first request, and the address of the other end; None if nothing comes."""
     config = services.config
     with trio.move_on_after(config.open_seconds) as opening:
         if config.proxy_protocol and services.proxies.trusts(address):

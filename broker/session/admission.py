@@ -8,7 +8,7 @@ Rules:
 1. No stranger takes a file that is kept for others: connections leave room for guests, and both
    leave room for the broker itself.
 2. A newcomer always gets a place. Where there is none left, the oldest guest of the kind that holds
-   most gives way: so silent sockets push out one another, and not whoever asks `/healthz`.
+   most gives way: so silent sockets push out one another, and not a guest that asks `/healthz`.
 3. A connection gives way to nobody. A backend that has shown the key gives way to no stranger.
 4. A refusal costs no file for long: of those that are read on after their answer there are few, and
    they give way first.
@@ -80,7 +80,7 @@ class Places:
 
 
 class Stage(StrEnum):
-    """What an accepted stream is, and how it gives way."""
+    """The stages of an accepted stream, and how it gives way in each."""
 
     SILENT = "silent"
     """Its request head is not read yet."""

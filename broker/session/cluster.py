@@ -1,4 +1,4 @@
-"""What may be done to the connections of all nodes, by `Broker.cluster`."""
+"""The acts of `Broker.cluster`, on the connections of all nodes."""
 
 from collections.abc import Callable
 

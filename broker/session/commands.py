@@ -78,8 +78,8 @@ class Handler(ABC):
         return client.pending > 0
 
     def topics(self, client: Client, command: Command, answer: object) -> Sequence[str]:
-        """The topics of which `act` needs to know what they keep, by what is true now. `answer` is None
-        before anybody was asked."""
+        """The topics whose history or position `act` needs, by the state of now. `answer` is None before
+        anybody was asked."""
         return ()
 
     @abstractmethod
@@ -342,7 +342,7 @@ async def _ask_read(client: Client, topic: str, what: Reading) -> None:
 
 
 class _ReadsPresence(Handler):
-    """What the two presence commands share: who may ask, and what there is to tell."""
+    """The common part of the two presence commands: who may ask, and what there is to tell."""
 
     def must_ask(self, client: Client, command: Command) -> bool:
         services = client.services
@@ -355,7 +355,7 @@ class _ReadsPresence(Handler):
 
     @abstractmethod
     async def _read(self, client: Client, topic: str, neighbourhood: Neighbourhood) -> object:
-        """Who is on all nodes, for `act`. Raises `Refused`."""
+        """Fetch who is on a topic on all nodes, for `act`. Raises `Refused`."""
 
     def weigh(self, client: Client, command: Command) -> float:
         return MEMBER * client.services.router.hub.count(self._topic(command))

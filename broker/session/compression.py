@@ -1,7 +1,7 @@
-"""Compression of one broker's messages: who may have it, and what it comes to.
+"""Compression of one broker's messages: who may have it, and how much was saved.
 
-Rule: a window that a client keeps is memory that cannot be taken back while it is connected. So all
-of them have one bound together, and who comes when that is reached has its messages compressed one by one.
+Rule: a window that a client keeps is memory that cannot be taken back while it is connected. So all of them
+have one bound together; a client that comes when it is reached has its messages compressed one by one.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ class Compression:
     packing: Packing = attrs.field(init=False)
     inflated: Inflated = attrs.field(init=False, factory=Inflated)
     windows_bytes: int = attrs.field(init=False, default=0)
-    """What clients keep now."""
+    """Bytes of the windows that are kept for clients now."""
     _packed: dict[int, PackedCodecs] = attrs.field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:

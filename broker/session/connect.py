@@ -298,7 +298,7 @@ def _check_connections_of(client: Client, user: str) -> None:
 
 
 def ping_fields(config: Config) -> Result:
-    """What a client is told of pings: an interval that is never less than it is, 0 for no pings at all."""
+    """The ping fields for a client: whole seconds, never less than the interval; 0 for no pings at all."""
     seconds = config.ping_seconds
     return {"ping": 0 if seconds == inf else ceil(seconds), "pong": True}
 

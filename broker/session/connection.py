@@ -2,11 +2,11 @@
 
 Rules:
 
-1. Whatever goes wrong with one peer ends that peer.
+1. A fault of one peer ends that peer.
 2. Ending is asked for before it is enforced. `Connection.close` sends a Close frame and gives a
    running hook, then the peer, `close_seconds` each; only then is anything cut.
-3. The session owns who the peer is, the dispatcher what it says, `Orders` what the server wants of
-   it. Here is when each begins and ends.
+3. The session owns who the peer is, the dispatcher what it says, `Orders` what the server wants of it. This
+   module owns when each begins and ends.
 """
 
 from collections.abc import Mapping
@@ -102,7 +102,7 @@ class Connection(Profile):
         answer: bytes = b"",
         welcome: Welcome = UNASKED,
     ) -> None:
-        """`answer` is what accepts a peer that asked for no WebSocket, `welcome` what the app has said. Raises
+        """`answer` accepts a peer that asked for no WebSocket, `welcome` is the answer of the app. Raises
         `HeadError` for extensions that are none."""
         super().__init__(head, address, transport)
         if welcome is not UNASKED:
@@ -314,7 +314,7 @@ class Connection(Profile):
         return True
 
     def shut_down(self) -> bool:
-        """Close because the broker stops: 3001 to who knows that code, 1001 to all others."""
+        """Close because the broker stops: 3001 to those who know that code, 1001 to all others."""
         code = CloseCode.GOING_AWAY if self.orders.codec is None else CloseCode.SHUTDOWN
         return self.close(code, "shutdown", Initiator.SHUTDOWN)
 
@@ -357,7 +357,7 @@ class Connection(Profile):
             self.io.start_soon(self._see_out)
 
     async def _see_out(self) -> None:
-        """All of the end: what came is dealt with, what is queued goes out, the peer may answer.
+        """The whole end: commands that came are carried out, queued messages go out, the peer may answer.
 
         Begun when the lane is done, and beside it when we are done with a peer that goes on.
         """
@@ -392,16 +392,16 @@ class Connection(Profile):
 
     @property
     def party(self) -> str:
-        """Whose memory it takes."""
+        """The party whose memory it takes."""
         return self._services.party_of(self.user, self.address, f"fd {self.fd}")
 
     @property
     def waiting(self) -> int:
-        """What waits in its outbox, in bytes."""
+        """Bytes that wait in its outbox."""
         return self.peer.outbox.bytes
 
     def own_waiting(self) -> int:
-        """About what of that no other outbox holds."""
+        """About how many of those no other outbox holds."""
         return self.peer.outbox.own_bytes()
 
     def give_way(self) -> None:

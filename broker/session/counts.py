@@ -2,8 +2,8 @@
 
 Rules:
 
-1. Nothing here is counted per publication or per delivery. What a connection has received, and dropped,
-   is counted where it happens, by that connection, and added here when it has ended.
+1. Nothing here is counted per publication or per delivery. A connection counts what it receives and drops,
+   where that happens; its counts are added here when it has ended.
 2. Labels are from bounded sets, whatever a peer or a backend says: a close code that is not ours is
    counted by its range, an error that is not ours as `other`.
 """

@@ -1,9 +1,9 @@
 """The desk: a session at the dashboard's door, where an operator logs in and asks for things (ADR 30).
 
 It speaks the protocol of all clients, and shares nothing with them but that: its `connect` shows a key,
-its `rpc` calls are those of the room `admin`, and every other command is refused. So what an operator
-may do is decided here, whatever the app's hooks, tokens and rules say of clients; and the key
-passes by no hook.
+its `rpc` calls are those of the room `admin`, and every other command is refused. So the rights of an
+operator are decided here, whatever the app's hooks, tokens and rules say of clients; and the key passes by no
+hook.
 """
 
 from collections.abc import Awaitable, Callable
@@ -30,11 +30,11 @@ from broker.session.replies import Client
 from broker.version import VERSION
 
 TOPIC: Final = "$admin"
-"""What operators are told of their own accord comes as publications under this name. It is no topic:
-nobody subscribes to it, and nothing that is published to a topic of this name comes here."""
+"""Publications under this name bring operators the news that they did not ask for. It is no topic: nobody
+subscribes to it, and nothing that is published to a topic of this name comes here."""
 
 BEHIND_BYTES: Final = 64 * 2**10
-"""What may wait for an operator before he is told nothing more: as good as two minutes of statistics."""
+"""Bytes that may wait for an operator before he is told nothing more: about two minutes of statistics."""
 
 _MAX_LOGIN: Final = 1024
 """Bytes of what is shown at login."""

@@ -8,8 +8,8 @@ message, until the garbage collector comes by. So none stays in a variable that 
 
 Rules:
 
-1. Nothing overtakes: a command is carried out when all that came before it are. What hooks are asked
-   about different topics they are asked side by side (`questions`).
+1. Nothing overtakes: a command is carried out when all that came before it are. Hooks are asked about
+   different topics side by side (`questions`).
 2. A peer that has had its turn goes behind all others, in the middle of a message if need be.
 3. A client that has yet to take a large reply is served on when it has.
 """
@@ -253,7 +253,8 @@ class Dispatcher:
         self.services.router.meter.add(work)
 
     async def finish(self, batch: Batch) -> None:
-        """Carry out what `take` has left of a batch, waiting for whoever is asked.
+        """Carry out the commands that `take` has left of a batch, and wait for the answers of those who are
+        asked.
 
         It may return while `questions` are open. Raises `Disconnect`, and what the app's hook for
         plain messages raises. Cancelled, it leaves what it has not begun.
@@ -400,7 +401,7 @@ class Dispatcher:
 
     def _may_take_apart(self, payload: bytes) -> bool:
         """Whether a message may be decoded in this turn, if it is not yet; notes that the turn is over
-        if not. What is in it is weighed later, one command after the other."""
+        if not. Its commands are weighed later, one after the other."""
         if len(payload) <= _LARGE or self._left is not None or self._share.slice > 0:
             return True
         self._share.want_turn()
@@ -437,7 +438,7 @@ class Dispatcher:
         return True
 
     async def _finish_commands(self, client: Client, batch: Batch) -> None:
-        """The same for what is left, waiting for whoever is asked, for the peer, and for its turn."""
+        """The same for all that is left: waits for those who are asked, for the peer, and for its turn."""
         begun, self._left = self._left, None
         rest = batch if begun is None else batch[1:]
         messages = (self._commands(client, payload) for _, payload in rest)
@@ -461,8 +462,8 @@ class Dispatcher:
                 break
 
     async def carry_out(self, turn: Turn) -> None:
-        """Do what a command asks for, now that its turn has come, when the peer has taken what came
-        before and others have had theirs."""
+        """Carry out a command, now that its turn has come, when the peer has taken everything before it and
+        others have had their turn."""
         if self._peer_is_behind:
             await self.peer.outbox.wait_empty()
         client, command, handler = turn.client, turn.command, turn.handler
@@ -473,7 +474,7 @@ class Dispatcher:
                 await self.services.router.engine.wait_room()
         if turn.failure is None:
             await self._share.wait_room(handler.weigh(client, command))
-            # What may have to be waited for comes last: what is known is so until the next checkpoint.
+            # The step that may have to wait comes last: all that is known holds until the next checkpoint.
             try:
                 await client.fetch(handler.topics(client, command, turn.answer))
             except Refused as refusal:
@@ -528,8 +529,8 @@ class Dispatcher:
                 raise
             _answer_failure(client, command, method, error)
         else:
-            # What a publish has come to is logged where it is carried out; the answer to a ping has no
-            # method, and says nothing.
+            # The outcome of a publish is logged where it is carried out; the answer to a ping has no method,
+            # and says nothing.
             if method not in ("publish", ""):
                 self._note_outcome(client, command, method)
         work = COMMAND + size / 1024 * DECODED_KILOBYTE

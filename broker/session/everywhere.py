@@ -1,14 +1,13 @@
 """The connections and topics of all nodes, as if they were here.
 
-What is about a connection of this node is done at once, by `Acts`; what is about others is asked of their
-node. What is about everybody is asked of all nodes, or of the cards that they file. Alone, everything is
-here.
+An act on a connection of this node is done at once, by `Acts`; for other connections their node is asked. A
+question about everybody goes to all nodes, or to the cards that they file. Alone, everything is here.
 
 Rules:
 
-1. The rights of whoever asks were decided before. A node does what another asks for, within its own
-   limits: `max_topics` of a connection, the bytes of a message.
-2. Who asks is told the truth or an error: a list that lacks what a node has not answered is none.
+1. The rights of the asker were decided before. A node does what another asks for, within its own limits:
+   `max_topics` of a connection, the bytes of a message.
+2. The asker gets the truth or an error, and never a list without the part of a node that did not answer.
 """
 
 from collections import Counter
@@ -109,7 +108,7 @@ class NodeReport(msgspec.Struct, frozen=True):
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True):
-    """The last event of a node that its backend is told of: what was asked holds after it."""
+    """The last event of a node that its backend is told of: the answer holds after it."""
 
     epoch: str = ""
     seq: int = 0
@@ -140,7 +139,7 @@ class _Page(msgspec.Struct, frozen=True, array_like=True):
 
 @attrs.frozen
 class _Order:
-    """What one kind of mail orders a connection to do, and the work of that."""
+    """The act that one kind of mail orders a connection to do, and its work."""
 
     work: float
     act: Callable[[Any, Fd], bool]

@@ -3,9 +3,9 @@ told of watermarks, and pings.
 
 Rules:
 
-1. Whoever waits is woken by whatever could end the wait, and looks again: at whether the peer is
-   here, whose it is, and whether there is room.
-2. What waits is charged to the connection that it is for. Where that may hold no more, nobody waits.
+1. A task that waits is woken by all that could end the wait, and looks again: at whether the peer is here,
+   whose it is, and whether there is room.
+2. A message that waits is charged to its connection. Where that may hold no more, nobody waits.
 3. Hooks of watermarks hold up nobody, and nobody holds them up: they are what an app sends less by.
 """
 
@@ -26,7 +26,7 @@ from broker.transport.lane import Lane
 from broker.transport.outbox import Watermarks
 
 SEND_BYTES: Final = 4096
-"""What a send that waits costs besides its data: the task that does so."""
+"""Bytes of a send that waits, besides its data: its task."""
 
 MAX_PING: Final = 125
 """Bytes of data in a control frame (RFC 6455 section 5.5)."""

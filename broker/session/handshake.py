@@ -2,9 +2,9 @@
 
 Rules:
 
-1. Every door asks: who is refused as a WebSocket does not come in as an HTTP stream.
+1. Every door asks: a peer that is refused as a WebSocket does not come in as an HTTP stream.
 2. The peer waits, and no longer than `open_seconds`; what is held for it meanwhile is charged.
-3. What was true before the app was asked may not be true afterwards: the caller looks again.
+3. Facts may change while the app is asked: the caller looks at them again afterwards.
 """
 
 from typing import Any, Final
@@ -38,7 +38,7 @@ class RefusedByApp(HeadError):
 
 @attrs.frozen
 class Welcome:
-    """What the app has said of a handshake, and the dict that it keeps with the connection."""
+    """The app's answer to a handshake, and the dict that it keeps with the connection."""
 
     reply: HandshakeReply = attrs.field(factory=HandshakeReply)
     data: dict[str, Any] = attrs.field(factory=dict)

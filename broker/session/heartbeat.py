@@ -16,8 +16,8 @@ from broker.transport.outbox import Outbox, Run
 class Heartbeat:
     """Looked at by `beat`, about once a second while something is `due`.
 
-    A Centrifuge client gets a ping at each interval, as it counts on that; any other peer when it
-    has been silent for so long.
+    A Centrifuge client gets a ping at each interval, because it counts on that; any other peer when it has
+    been silent for so long.
     """
 
     __slots__ = (
@@ -74,8 +74,8 @@ class Heartbeat:
     def due(self, now: float, *, tokens_required: bool) -> float:
         """Until when nothing has to be looked at, unless the config changes.
 
-        That is `now` while a ping is not answered, as what excuses the peer may be over soon, and of
-        one who has to be known by then, as the app may know it no longer.
+        That is `now` while a ping is not answered, because the peer's excuse may be over soon; and for a peer
+        that has to be known by then, because the app may know it no longer.
         """
         if self._pinged is not None:
             return now
@@ -97,9 +97,9 @@ class Heartbeat:
         """Whether a peer has held its place for `stale_seconds` without becoming a client, where it
         has to become one.
 
-        That is so of a peer which asked for a subprotocol or came over HTTP, as it cannot be plain;
-        and with `tokens_required` of every other, but for one that the app knows: by a user, or as
-        plain by its own word. A plain peer where anybody may come is as good as a client.
+        That is so of a peer which asked for a subprotocol or came over HTTP, because it cannot be plain; and
+        with `tokens_required` of every other, but for one that the app knows: by a user, or as plain by its
+        own word. A plain peer where anybody may come is as good as a client.
         """
         peer = self._orders.peer
         if peer.phase is Phase.CONNECTED:

@@ -3,9 +3,9 @@
 Rules:
 
 1. A connection is traced on its own node, a user on all that are there when the trace begins. A topic is
-   traced here: what is published to it anywhere reaches whoever listens.
-2. What another node has seen is fetched by asking it. Who asks for several nodes at once waits no longer
-   than `TOGETHER_SECONDS` for each look, as what was fetched must not be lost.
+   traced here: a listener gets the publications of all nodes.
+2. The entries of another node are fetched by asking it. A read that asks several nodes at once waits no
+   longer than `TOGETHER_SECONDS` for each look, because fetched entries must not be lost.
 3. As with all that is asked of others, a node that does not answer makes the answer an error.
 """
 
@@ -45,7 +45,7 @@ encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class Read(msgspec.Struct, frozen=True, array_like=True):
-    """What a trace has seen since it was read last. `missed` were left out behind the last entry."""
+    """The entries of a trace since it was read last. `missed` more were left out behind the last one."""
 
     entries: list[Entry]
     missed: int
@@ -141,7 +141,7 @@ class Inspection:
         return parts
 
     async def read(self, trace_id: str, wait: float) -> Read:
-        """What a trace has seen since; wait up to so many seconds until there is something. Raises
+        """The entries of a trace since the last read; wait up to so many seconds until there is one. Raises
         `Refused` (102) for one that has ended, or that nobody had read for too long."""
         parts = self._distant.get(trace_id)
         if parts is None:

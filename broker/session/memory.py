@@ -1,12 +1,12 @@
-"""The keeper of the memory budget: a task that has those give way whom the budget names, and gives back
-to the system what was freed.
+"""The keeper of the memory budget: a task that ends the connections and requests which the budget names, and
+gives freed memory back to the system.
 
 Rules:
 
 1. It wakes when memory is short, and once a second. A look at all holdings is paid for by the tenth
    of the limit that comes free, and between two there is `PAUSE`.
 2. Others have their turn after each few that give way, and after each step in a store.
-3. Freed memory is given back to the system in a quiet moment; at any when there is much of it, as others
+3. Freed memory is given back to the system in a quiet moment; at any when there is much of it, because others
    on this machine, or the limit of a container, do not know that it is free.
 """
 
@@ -128,8 +128,8 @@ class _Request:
 def hold_request(
     services: Services, address: str, head: Head, give_way: Callable[[], None]
 ) -> Holding:
-    """What is held for a request, to be entered for as long as it is. `give_way` is called when that
-    must end, perhaps several times; it must not wait."""
+    """The holding of a request, to be entered for as long as the request is there. `give_way` is called when
+    it must end, perhaps several times; it must not wait."""
     party = services.party_of("", address, f"request {id(head)}")
     return services.memory.hold(_Request(party, give_way))
 
@@ -181,7 +181,7 @@ class Heap:
 
 
 def fixed_bytes(config: Config, event_readers: int) -> int:
-    """What may be held whatever connections do: the bounds on stores and queues, together."""
+    """Bytes that may be held whatever connections do: the bounds on stores and queues, together."""
     events = event_readers * config.webhooks.max_events * EVENT_BYTES
     return config.history_bytes + config.retained_bytes + KEYS_BYTES + events
 

@@ -175,7 +175,7 @@ class Orders:
         return PushResult.QUEUED
 
     def has_room(self, size: int) -> bool:
-        """Whether a message of so many bytes may be pushed by whoever can wait for that."""
+        """Whether a message of so many bytes may be pushed by a sender that can wait for that."""
         if not self.peer.speaks:
             return self._has_room_to_wait(size)
         high, _ = self.router.settings.config.watermarks

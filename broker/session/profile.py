@@ -1,7 +1,6 @@
 """A connection as an app sees it: who it is and where it comes from. Nothing here does anything.
 
-What its session knows (user, claims, subscriptions) is asked of that; the rest is as it was at the
-handshake.
+The session is asked for what it knows (user, claims, subscriptions); the rest is as it was at the handshake.
 """
 
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ SUBPROTOCOLS: Final[Mapping[str, Codec]] = {
 
 
 class Asked:
-    """What hooks may read of the request for a connection."""
+    """The part of a request for a connection that hooks may read."""
 
     __slots__ = ("_field_lines", "_target", "address", "data", "peer_address", "transport")
 
@@ -51,8 +50,8 @@ class Asked:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The header fields of the handshake, read anew each time: what is kept of them is their bytes,
-        as 676 empty ones take 66 KiB in a dict, and most apps never look."""
+        """The header fields of the handshake, read anew each time: only their bytes are kept, because 676
+        empty ones take 66 KiB in a dict, and most apps never look."""
         return read_fields(self._field_lines)
 
     @property
@@ -73,7 +72,7 @@ class Asked:
 
 
 class Profile(Asked):
-    """What hooks may read of one peer. `peer` is there once the connection runs."""
+    """The part of a connection that hooks may read. `peer` is there once the connection runs."""
 
     __slots__ = ("opened_at", "peer", "subprotocol", "traffic")
 

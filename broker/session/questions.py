@@ -5,10 +5,10 @@ Rules:
 
 1. A command is carried out when all that came before it are, whichever answer was there first. So
    replies and effects come in the order of the commands, as if there had been one at a time.
-2. Of two commands about one topic the second is asked about when the first is carried out, since
-   what is asked may depend on it.
-3. A command about no topic goes alone: who the client is, and what a call of the app's does, may
-   matter for everything behind it.
+2. Of two commands about one topic the second is asked about when the first is carried out, since the question
+   may depend on it.
+3. A command about no topic goes alone: it may change who the client is, or call the app, and that may matter
+   for everything behind it.
 4. Each question is a task in the connection's own nursery, and so is gone when the connection is.
    Where a backend is asked, it is cancelled as soon as the client has gone; a hook of the app has
    until the end that `end_soon` sets.
@@ -125,8 +125,8 @@ class Questions:
         """Carry a command out when its turn comes, and ask about it as soon as may be.
 
         Returns once the next command, `following` if that is known, may be looked at. Waits for an
-        answer only where nothing can be asked beside. Raises nothing: what fails is answered, or ends
-        the connection.
+        answer only where nothing can be asked beside. Raises nothing: a failure is answered, or ends the
+        connection.
         """
         client, command = turn.client, turn.command
         config, hooks = client.services.config, client.services.hooks
@@ -182,7 +182,7 @@ class Questions:
         return True
 
     def _enter(self, turn: Turn) -> None:
-        """What a turn asks for is kept with it, and may be all of a message."""
+        """Add a turn, and charge its command, which may be all of a message."""
         self._turns.append(turn)
         turn.client.peer.holding.charge(Part.INCOMING, int(turn.size))
 

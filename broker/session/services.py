@@ -77,7 +77,7 @@ class ServedConnection(Protocol):
 
     @property
     def is_apps(self) -> bool:
-        """Whether it is the app's, and no operator's: those are not traced, as they show their keys."""
+        """Whether it is the app's, and no operator's: those are not traced, because they show their keys."""
 
     @property
     def lane(self) -> Lane: ...
@@ -128,7 +128,7 @@ class Services:
     serve_http: HttpHandler = attrs.field(init=False)
     """Set before anybody is accepted: it is made of what is here."""
     admin: Mapping[str, Method] = attrs.field(init=False, factory=dict)
-    """What operators may ask for, by name; the same."""
+    """The methods that operators may call, by name; set like `serve_http`."""
     desks: dict[Fd, OpenDesk] = attrs.field(init=False, factory=dict)
     """The operators who have logged in."""
     operators: Operators = attrs.field(init=False)
@@ -204,7 +204,7 @@ class Services:
                 self._last_words.discard(scope)
 
     def begin_drain(self, seconds: float) -> None:
-        """The broker stops, and cuts in so many seconds whoever is still there."""
+        """The broker stops; clients that are still there after so many seconds are cut."""
         self.draining = True
         self._end_by(trio.current_time() + seconds + LAST_WORDS_SECONDS)
 
@@ -228,7 +228,7 @@ class Services:
         return trusted_proxies(self.config.trusted_proxies, self.config.proxy_header)
 
     def party_of(self, user: str, address: str, alone: str) -> str:
-        """Whose something is; see `TrustedProxies.party_of`."""
+        """The party that something counts for; see `TrustedProxies.party_of`."""
         return self.proxies.party_of(user, address, alone)
 
     def emit(self, kind: EventKind, fd: Fd, user: str, **fields: Any) -> None:

@@ -1,11 +1,11 @@
-"""Live traces: what one connection, one user or one topic does, for who looks.
+"""Live traces: all that one connection, one user or one topic does, for those who look.
 
 Rules:
 
-1. While nobody looks it costs nothing: a connection that is traced has another list for what is queued
-   and another taker of what comes, a traced topic one subscriber more, and events go by way of here only
-   while there is a trace.
-2. Nobody waits for who looks; see `core.trace` for the bounds of each, and `TRACES_MOST` for how many.
+1. While nobody looks it costs nothing: a traced connection has another list for queued messages and another
+   taker of those that come, a traced topic one subscriber more, and events go by way of here only while there
+   is a trace.
+2. Nobody waits for those who look; see `core.trace` for the bounds of each, and `TRACES_MOST` for how many.
 3. A trace of a connection ends with it. That of a user goes on with whatever connections the user has.
 """
 
@@ -84,8 +84,8 @@ class Trace:
             await self._came.wait()
 
     async def receive(self) -> list[Entry]:
-        """What has come since, at least one entry; an empty list once it has ended. Cancelled, nothing is
-        lost."""
+        """The entries since the last call, at least one; an empty list once the trace has ended. Cancelled,
+        nothing is lost."""
         await trio.lowlevel.checkpoint()
         await self.wait()
         return self.buffer.take()
@@ -128,7 +128,7 @@ class Traces:
 
     @property
     def bytes_held(self) -> int:
-        """What the entries take that wait."""
+        """Bytes of the entries that wait."""
         return sum([trace.buffer.bytes_held for trace in self._traces.values()])
 
     def __len__(self) -> int:
@@ -160,7 +160,7 @@ class Traces:
         return trace
 
     def end(self, trace: Trace) -> None:
-        """End a trace; entries that are there can still be taken by who holds it."""
+        """End a trace; its holder can still take the entries that are there."""
         if self._traces.pop(trace.id, None) is None:
             return
         trace.end()
@@ -194,7 +194,7 @@ class Traces:
                 self.end(trace)
 
     def end_all(self) -> None:
-        """The broker stops: who waits for an entry waits no longer."""
+        """The broker stops: nobody waits for an entry any longer."""
         for trace in self._traces.values():
             trace.end()
 

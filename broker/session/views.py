@@ -1,9 +1,9 @@
-"""What is to be seen of a node, by name: of this one, of another, or of all, side by side.
+"""Views of a node, by name: of this one, of another, or of all, side by side.
 
 Rules:
 
-1. A view only looks. So whoever may look here may look at every node, and no right to change anything goes
-   from one node to another this way.
+1. A view only looks. So an operator who may look here may look at every node, and no right to change anything
+   goes from one node to another this way.
 2. Each node is asked for its bounded part, in one message of `MOST_BYTES`. It does the work in turns with
    everything else, for `AT_ONCE` at once, and for as long as anybody waits for it.
 3. A node that does not answer is named, with the reason: it is never left out in silence.
@@ -26,7 +26,7 @@ from broker.routing.neighbours import NodeInfo
 from broker.routing.open_calls import CALL_SECONDS, Answer
 
 MOST_BYTES: Final = 2**20
-"""Of one answer, as of the topics of a node. A page of a hundred rows has 50 to 100 KB."""
+"""Bytes of one answer, such as the topics of a node. A page of a hundred rows has 50 to 100 KB."""
 
 AT_ONCE: Final = 32
 """Views that are being made for other nodes: eight nodes with four open pages each. One of ten thousand
@@ -53,7 +53,7 @@ def view_of(params: type[S], look: Callable[[S], Awaitable[object]]) -> View:
 
 @attrs.frozen
 class Seen:
-    """What a node has shown: JSON, or why there is none."""
+    """The answer of a node: JSON, or the reason why there is none."""
 
     node: NodeInfo
     answer: bytes | Refused
@@ -72,7 +72,7 @@ class Views:
             self._neighbours.on(Look, self._look)
 
     def add(self, name: str, view: View) -> None:
-        """Let this be seen of this node, by whoever may look."""
+        """Let this be seen of this node, by those who may look."""
         self._views[name] = view
 
     # asking
@@ -88,8 +88,8 @@ class Views:
         return [self.here, *[each for each in others if each.id != self.here.id]]
 
     async def of(self, node: str, name: str, params: object) -> bytes:
-        """What one node shows, by its id; "" for this one. Raises `Refused`: with what it says, 100 if it
-        does not answer, 102 where there is no such node. Cancelled, nothing is left behind here."""
+        """The answer of one node, by its id; "" for this one. Raises `Refused`: the node's own refusal, 100
+        if it does not answer, 102 where there is no such node. Cancelled, nothing is left behind here."""
         if node in ("", self.here.id):
             return await self._show(name, written(params))
         if self._neighbours is None or all(node != each.id for each in self.nodes()):
@@ -97,8 +97,8 @@ class Views:
         return await self._neighbours.ask(node, Look(name, written(params)))
 
     async def of_all(self, name: str, params: object, nodes: Sequence[str] = ()) -> list[Seen]:
-        """What the nodes of these ids show, or all, in the order of `nodes`. Never raises for another node;
-        see rule 3. Cancelled, nothing is left behind here."""
+        """The answers of the nodes with these ids, or of all, in the order of `nodes`. Never raises for
+        another node; see rule 3. Cancelled, nothing is left behind here."""
         asked = [each for each in self.nodes() if not nodes or each.id in nodes]
         data, here = written(params), self.here.id
         seen: dict[str, bytes | Refused] = {}

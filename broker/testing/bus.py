@@ -46,10 +46,10 @@ FULL_BYTES: Final = 4 * 2**20
 CLOSE_SECONDS: Final = 5.0
 
 Read: TypeAlias = Callable[["BusEngine"], float]
-"""What a node does when it reads an entry; returns the work of it."""
+"""Carries out an entry when a node reads it; returns the work of it."""
 
 Write: TypeAlias = Callable[["Bus"], None]
-"""What a node has written, when the bus gets it."""
+"""Carries out an entry that a node has written, when the bus gets it."""
 
 
 @attrs.define(eq=False)
@@ -65,7 +65,7 @@ class _Seat:
 
 
 class Bus:
-    """What nodes share. `delay` is how many seconds an entry takes to each of them."""
+    """The store that nodes share. `delay` is the seconds that an entry takes to each of them."""
 
     def __init__(self, delay: float = 0.0) -> None:
         self.delay = delay
@@ -253,7 +253,7 @@ class Bus:
 
 
 def _copy(parcel: Parcel) -> Parcel:
-    """As another node reads it: it knows nothing of who waits for it here."""
+    """As another node reads it: it knows nothing of those who wait for it here."""
     return attrs.evolve(
         parcel, batches=[list(batch) for batch in parcel.batches], report=None, shared=None
     )
@@ -424,7 +424,7 @@ class BusEngine(Memory):
         self._news.unpark_all()
 
     def learn(self, parcel: Parcel, rules: TopicRules, keep: bool, retain: bool) -> None:
-        """What was published before this node was there: it keeps it, and delivers nothing."""
+        """Keep a parcel that was published before this node was there, and deliver nothing."""
         self._keep(parcel, rules, keep)
         if retain:
             self.retained.deliver(parcel)
@@ -550,14 +550,14 @@ class BusEngine(Memory):
                 self._lapse()
 
     def _lapse(self) -> None:
-        """It was declared dead: what waits is refused, and it goes on as another."""
+        """It was declared dead: all that waits is refused, and it goes on as another."""
         self._writes.clear()
         self._reads.clear()
         self._bytes = 0
         self._refuse_open()
         self.node = secrets.token_hex(4)
         self.beating_since = trio.current_time()
-        # What has passed meanwhile is lost: it learns all of it anew.
+        # Entries that passed meanwhile are lost: the node learns everything anew.
         self._store = HistoryStore(self._max_bytes, self.bus.new_epoch, meter=self.meter)
         self.listener.lapsed()
         self.bus.enter(self)

@@ -187,8 +187,8 @@ class _Reader:
 
 
 async def check_order(open_engine: OpenEngine) -> None:
-    """Per topic one order without a hole, the same for all, whoever comes and goes meanwhile; and
-    nothing is acknowledged before it is delivered."""
+    """Per topic one order without a hole, the same for all, also while others come and go; and nothing is
+    acknowledged before it is delivered."""
     chance = random.Random(7)  # noqa: S311 - the same each time
     topics = [f"t{number}" for number in range(5)]
     async with open_engine() as engine:
@@ -271,8 +271,8 @@ async def check_views(open_engine: OpenEngine) -> None:
 
 
 async def check_rules(open_engine: OpenEngine) -> None:
-    """What rules and options say counts for each publication: how much is kept, whether it is kept at
-    all, whether it is the last value; and what is not kept stays in its place."""
+    """Rules and options count for each publication: how much is kept, whether it is kept at all, whether it
+    is the last value; and one that is not kept stays in its place."""
     async with open_engine() as engine:
         witness = Witness(engine)
         async with engine.running(witness):
@@ -300,8 +300,8 @@ async def check_rules(open_engine: OpenEngine) -> None:
 
 
 async def check_removal(open_engine: OpenEngine) -> None:
-    """What is removed is gone, with the count going on; a topic that is forgotten begins anew, and
-    what is on its way to it is delivered and not kept."""
+    """Removed publications are gone, and the count goes on; a topic that is forgotten begins anew, and
+    publications on their way to it are delivered and not kept."""
     async with open_engine() as engine:
         witness = Witness(engine)
         async with engine.running(witness):
@@ -341,7 +341,7 @@ async def check_room(open_engine: OpenEngine) -> None:
 
 
 async def check_cancelled(open_engine: OpenEngine) -> None:
-    """Whoever cancels leaves nothing open: each publication is acknowledged or refused, once."""
+    """A cancelled engine leaves nothing open: each publication is acknowledged or refused, once."""
     chance = random.Random(11)  # noqa: S311 - the same each time
     for _ in range(30):
         async with open_engine() as engine:

@@ -5,8 +5,8 @@ Rules:
 1. An offer that cannot be taken is passed over, and the next one is looked at; if none can, there
    is no compression. Only a header that is no list of extensions at all breaks the handshake,
    as RFC 6455 section 9.1 asks.
-2. We never keep what we sent to compress the next message by (`server_no_context_takeover`): so one
-   message is compressed once for all who get it.
+2. We never keep sent messages to compress the next one by (`server_no_context_takeover`): so one message is
+   compressed once for all who get it.
 3. Clients keep theirs only where the caller lets them: it is a window here for each of them.
 """
 
@@ -28,7 +28,7 @@ NARROWEST: Final = 9
 read no more than that has to do without."""
 
 INFLATE_BYTES: Final = 10 * 2**10
-"""What zlib holds to inflate one stream, besides its window: 9.5 KiB of 1.2.13, and Python's object."""
+"""Bytes that zlib holds to inflate one stream, besides its window: 9.5 KiB of 1.2.13, and Python's object."""
 
 _TOKEN = r"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
 # `a`, `a=1`, `a="1"`; a quoted value has to be a token as well, once its backslashes are taken off.
@@ -43,8 +43,8 @@ _Offer = tuple[str, list[tuple[str, str | None]]]
 
 @attrs.frozen
 class Deflate:
-    """What was agreed on. Bits are those of a window: `server_bits` of what we send at most, `client_bits` of
-    what comes. `client_keeps`: a message that comes may refer to those before it."""
+    """The compression that both sides agreed on. Bits are those of a window: `server_bits` of ours at most,
+    `client_bits` of the client's. `client_keeps`: a message of the client may refer to those before it."""
 
     server_bits: int = WIDEST
     client_bits: int = WIDEST
@@ -78,7 +78,8 @@ def choose_deflate(offers: str, may_keep: bool = False) -> Deflate | None:
 
 
 def _take(parameters: list[tuple[str, str | None]], may_keep: bool) -> Deflate | None:
-    """Section 7.1: what is unknown, given twice or has a bad value is to be declined."""
+    """None for an offer to decline, by section 7.1: a parameter is unknown, given twice, or of a bad
+    value."""
     given = dict(parameters)
     if len(given) < len(parameters):
         return None

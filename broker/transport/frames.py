@@ -41,7 +41,7 @@ HEADER_MOST = 10
 
 MAX_BATCH = 1024
 """Frames that are taken at once: as many publications as a read of 64 KiB holds, if each is of 64
-bytes or more, so what came in one read is written to each subscriber in one go. Of the shortest a
+bytes or more, so the publications of one read are written to each subscriber in one go. Of the shortest a
 read holds 10,000, and others would wait until all of these are dealt with."""
 
 _FIN_TEXT = 0x80 | TEXT
@@ -204,7 +204,7 @@ def take_messages(buffer: Buffer, limit: int, most: int = MAX_BATCH) -> tuple[li
             stop = body + length
             if stop > end or length > limit:
                 break
-            # As `unmask` does it: in line, as this is the hottest loop of all.
+            # As `unmask` does it: in line, because this is the hottest loop of all.
             key = number((buffer[body - 4 : body] * (length // 4 + 1))[:length], "little")
             payload = (number(buffer[body:stop], "little") ^ key).to_bytes(length, "little")
             if first == _FIN_TEXT and not payload.isascii():

@@ -1,14 +1,14 @@
 """The gate before a socket that several processes accept from: it keeps their connections even.
 
-The system wakes them all for each that comes, and the quickest has it, so that one process of four
-gets half. Here each process tells the others, in memory that they share, how many it has. One that
-has many more than the least waits a little, and by then another has taken it.
+The system wakes all processes for each connection that comes, and the quickest has it, so that one process of
+four gets half. Here each process tells the others, in memory that they share, how many it has. One that has
+many more than the least waits a little, and by then another has taken it.
 
 Rules:
 
 1. Each process writes its own cells alone, and nobody waits for another: there is no lock.
-2. A process that has said nothing for a while, as one that hangs, is not waited for.
-3. Whoever waited its turns takes what is there: a count that is wrong costs milliseconds.
+2. Nobody waits for a process that has said nothing for a while: it may hang.
+3. A process that has waited its turns takes any connection that is there: a wrong count costs milliseconds.
 """
 
 import errno
@@ -35,8 +35,8 @@ BEAT: Final = 0.5
 """Seconds between two signs of life."""
 
 SILENCE: Final = 2.0
-"""Seconds without a sign of life until a process counts for nothing: four beats, as a pause of the
-event loop of a second is no death."""
+"""Seconds without a sign of life until a process counts for nothing: four beats, because a pause of the event
+loop of a second is no death."""
 
 _CELLS: Final = 2  # for each: connections, and milliseconds of the monotonic clock at its last beat
 _PASSING: Final = frozenset(
@@ -79,7 +79,7 @@ class Counts:
         self.cells[place * _CELLS + 1] = 0
 
     def connections(self, place: int) -> int:
-        """What the process at a place said last."""
+        """The count of connections that the process at a place told last."""
         return self.cells[place * _CELLS]
 
     def silence(self, place: int) -> float | None:

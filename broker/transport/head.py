@@ -34,12 +34,12 @@ CHUNK = 4096  # a browser's head is 500 bytes to 2 KiB: one read, and little to 
 _TOKEN = r"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~]+) HTTP/([0-9]\.[0-9])")
 # RFC 9112 section 5: no space before the colon, no folding. h11 lets control characters pass
-# in values; we do not, as no browser sends any.
+# in values; we do not, because no browser sends any.
 _FIELD_LINE = re.compile(rf"({_TOKEN}):[ \t]*([\t -~\x80-\xff]*)")
 # RFC 9110 section 7.2: `example.org`, `example.org:9501`, `[::1]:9501`, or nothing at all.
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[-A-Za-z0-9._~!$&'()*+;=%]*)(:[0-9]*)?")
 # A label that is the mark of an A-label, of nothing: no name (RFC 5890 section 2.3.2.1), and no browser sends
-# it. What stands behind such a mark is not looked into.
+# it. Nothing looks at the text behind such a mark.
 _NO_LABEL = re.compile(r"(?<![^.])xn--(?![^.:])", re.IGNORECASE).search
 _HOST_LENGTH = 255 + len(":65535")  # DNS names end at 255
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # exactly 16 bytes of base64

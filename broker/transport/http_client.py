@@ -3,10 +3,10 @@
 Rules:
 
 1. A request is signed, as `signing` says, so a backend can tell that it comes from here.
-2. Redirects are not followed and cookies not kept: who is asked is for the settings to say.
+2. Redirects are not followed and cookies not kept: the settings alone say who is asked.
 3. Of an answer that is too long, no more is read than shows it.
 4. A request that fails raises one error, `RequestFailed`, whose text says why.
-5. How many requests there are at once is for who makes them to bound: nothing waits here.
+5. The caller bounds the number of requests at once: nothing waits here.
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -30,7 +30,7 @@ MAX_ANSWER_BYTES = 64 * 2**10
 
 @asynccontextmanager
 async def open_http_client(setting: str, extra: str) -> AsyncGenerator["AsyncClient"]:
-    """What makes requests for as long as the block. It has no deadlines of its own.
+    """A client that makes requests for as long as the block. It has no deadlines of its own.
 
     Raises `ConfigError` if the package for it is missing, in the name of the `setting` that needs
     it and the `extra` that it comes with.

@@ -3,9 +3,9 @@
 Rules:
 
 1. One step takes at most `STEP_BYTES` and makes at most `PIECE_BYTES`, whatever the peer has sent. It
-   says what it will cost before it is taken, so that whoever calls can let others go first.
+   says what it will cost before it is taken, so that the caller can let others go first.
 2. Nothing here holds more than one message, and none that is larger than it may be.
-3. What is no whole DEFLATE stream up to the end of its message is refused, not guessed at.
+3. A message that is not one whole DEFLATE stream up to its end is refused: nothing is guessed.
 """
 
 import zlib
@@ -37,7 +37,7 @@ _LAST = (
 
 
 class BadDeflate(Exception):
-    """What came is no DEFLATE, or text that is no UTF-8."""
+    """A message is no DEFLATE, or its text is no UTF-8."""
 
 
 class TooLarge(Exception):
@@ -78,7 +78,7 @@ class Inflater:
 
     @property
     def open_bytes(self) -> int:
-        """What is held for the open message. A window that stays in any case is counted elsewhere."""
+        """Bytes that are held for the open message. A window that stays in any case is counted elsewhere."""
         window = 0 if self._deflate.client_keeps else window_bytes(self._deflate.client_bits)
         return self.size + window
 

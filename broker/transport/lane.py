@@ -2,11 +2,11 @@
 
 - The **fast lane** takes whole simple data frames straight from the read buffer, and hands them to the
   session in batches. A well-formed Close or Ping is answered here as well, and a Pong needs no answer.
-- What came **compressed**, where that was agreed on, is inflated here, a step at a time, each of which
-  its peer pays for. A message of several frames is put together here as well.
+- A **compressed** message, where compression was agreed on, is inflated here, a step at a time, and its peer
+  pays for each step. One of several frames is put together here as well.
 - The **slow lane** is trio-websocket, which applies RFC 6455 to everything else: fragments, and
-  whatever is illegal. It is opened when it is first needed, as most peers never need it. Fragments
-  that came together are joined before, as it takes 11 µs for each.
+  whatever is illegal. It is opened when it is first needed: most peers never need it. Fragments that came
+  together are joined before, because it takes 11 µs for each.
 
 A frame goes to the slow lane only when the one before it has been dealt with, so the two lanes cannot
 overtake each other.
@@ -20,8 +20,8 @@ Rules the lane keeps:
 5. After our Close, all but the peer's Close is thrown away (trio-websocket fails on a Ping then:
    its issue #184).
 6. The lane always reads, up to the bounds of the inbox and of what one connection may hold, so pings,
-   closes and EOF are seen while a session is busy. What it has read and is not dealt with is charged
-   to the connection.
+   closes and EOF are seen while a session is busy. Bytes that it has read and nobody has dealt with are
+   charged to the connection.
 7. The lane never closes the socket: the connection does, when the last words are out.
 8. Behind a broken frame nothing is parsed, the peer's Close neither (RFC 6455 section 7.1.7). It is
    read and dropped, so that no reset overtakes our Close.
@@ -54,7 +54,7 @@ _READ = 64 * 2**10
 _CLOSING_BYTES = 10 * 2**20
 _CLOSING_FRAMES = 2**16
 
-# Bytes that nobody looks at are read at full speed up to here, as they may have been on their way when
+# Bytes that nobody looks at are read at full speed up to here, because they may have been on their way when
 # we sent our Close; then ten times a second, which slows their sender.
 _IGNORED_BYTES = 2**20
 _IGNORED_PAUSE = 0.1
@@ -63,11 +63,11 @@ _IGNORED_PAUSE = 0.1
 _PASSED_AT_ONCE = 4096
 
 # A frame that is larger waits for its turn before it is unmasked: a mebibyte takes 4 ms, and fifty peers may
-# send the last byte of one at the same moment. What is smaller came in two reads.
+# send the last byte of one at the same moment. A smaller frame came in two reads.
 _UNMASKED_AT_ONCE = 2 * _READ
 
-# What came of a message that is not whole is charged once it is more than this: so nothing is charged
-# for the part of a frame that most reads of a busy publisher end with.
+# The parts of a message that is not whole are charged once they are more than this: so nothing is charged for
+# the part of a frame that most reads of a busy publisher end with.
 _CHARGED_FROM = 16 * 2**10
 
 # A message in the inbox: a tuple, a bytes object, and a place in its batch, besides what it says.
@@ -142,7 +142,7 @@ class Lane:
     come out of `inbox`, each to be handed to `note_done` when it is dealt with; it ends when no more
     can come; then `peer_close` says how the peer ended it, or is None if it just went away or we
     closed first. `on_end` is called when `inbox` ends, possibly more than once. `take_now` is shown
-    each batch first, and returns what it leaves for `inbox`. What is held is charged to `holding`.
+    each batch first, and returns what it leaves for `inbox`. The bytes held are charged to `holding`.
     """
 
     __slots__ = (
@@ -294,8 +294,8 @@ class Lane:
         self._pay = pay
 
     def pause(self) -> None:
-        """Hand on no more messages from now on, and so soon read no more. What the session has already
-        goes on."""
+        """Hand on no more messages from now on; so the lane soon stops reading. The session goes on with the
+        messages that it has."""
         self._is_paused = True
 
     def resume(self) -> None:
@@ -642,7 +642,7 @@ class Lane:
             fragments += self._open_fragments
         most = self._limits.max_message_bytes
         if self.inflater is not None and (header.rsv or self.inflater.is_open):
-            # What cannot be compressed gets larger by some per cent at worst.
+            # Data that cannot be compressed get larger by some per cent at worst.
             most += most // 16 + 64
             if self.inflater.is_open:
                 most += self.inflater.open_bytes - self.inflater.size

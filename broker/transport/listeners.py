@@ -250,7 +250,7 @@ async def read_certificate(
 ) -> ssl.SSLContext | None:
     """The certificate of the settings, read in a thread; None without one. Raises `ConfigError`.
 
-    With `into`, a context that listeners have, whoever comes from then on is shown it.
+    With `into`, a context that listeners have, all who come from then on are shown it.
     """
     if config.tls_cert is None or config.tls_key is None:
         return None

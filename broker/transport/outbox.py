@@ -12,8 +12,8 @@ Rules:
 4. A frame that has begun to go out is finished or the connection is dead; nothing is sent twice.
 5. One write, one wait and one drop cost the same however much waits: one write is
    bounded, and a place in the mail is looked at once (see `backlog`).
-6. Whoever wants to know when much waits, or waits for room, costs those nothing who deliver: `alarm_bytes`
-   is the one bound that they look at.
+6. Delivery costs no more where somebody wants to know when much waits, or waits for room: it looks at one
+   bound, `alarm_bytes`.
 7. A peer is given up when it has taken nothing for `stall_seconds`. Only bytes that the
    peer's system acknowledges count: a socket may not turn writable for long while its peer reads on.
 """
@@ -258,8 +258,8 @@ class Outbox:
         return OutboxStatistics(self.bytes, self.messages, self.dropped, self.blocked, held)
 
     def own_bytes(self) -> int:
-        """About how much memory would be free if all that waits were dropped: what other outboxes hold
-        as well counts by a share. Looks at some of the runs only."""
+        """About how much memory would be free if all that waits were dropped: runs that other outboxes hold
+        as well count by a share. Looks at some of the runs only."""
         if not self.mail:
             return 0
         waiting = len(self.mail) - self._first
@@ -325,7 +325,7 @@ class Outbox:
         return self.offer(run)
 
     def is_behind(self) -> bool:
-        """Whether the peer leaves more than an eighth of the bound waiting: what goes, goes first.
+        """Whether the peer leaves more than an eighth of the bound waiting, after all that can go has gone.
 
         A stream that is no socket does not say whether it would take more. It is behind when it was
         seen to be, a few turns of the loop later, and when a half is waiting.
@@ -452,8 +452,8 @@ class Outbox:
             await self._eased.wait()
 
     def has_room(self, size: int, most: int) -> bool:
-        """Whether a message of so many bytes may be offered by whoever can wait: no more than `most` wait
-        then, and half as many messages as may; or nothing waits at all."""
+        """Whether a message of so many bytes may be offered by a sender that can wait: no more than `most`
+        wait then, and half as many messages as may; or nothing waits at all."""
         return not self.mail or (
             self.bytes + size <= most and 2 * (self.messages + 1) <= self.max_messages
         )
@@ -544,7 +544,7 @@ class Outbox:
             self._went += before - self.bytes
 
     def _front(self, runs: int, most: int) -> tuple[list[bytes | memoryview], int]:
-        """What goes out next, in at most so many runs and `most` bytes; and its size in bytes."""
+        """The parts that go out next, of at most so many runs and `most` bytes; and their size in bytes."""
         parts: list[bytes | memoryview] = []
         size = -self._sent
         for run in self.mail[self._first : self._first + runs]:
@@ -617,7 +617,7 @@ class Outbox:
             self._backlog = None
 
     def _ease(self) -> None:
-        """Some has gone: tell who waits for that, and give back what room is not needed now."""
+        """Some bytes have gone: tell those who wait for that, and give back room that is not needed now."""
         if not self.mail:
             self.bytes = self.messages = 0
             self._reset()

@@ -6,7 +6,7 @@ Rules:
    nothing is kept for a peer: zlib's 100 KB are there for the moment.
 2. A message goes as it is when it is small, when that is no larger, and when compressing has had
    its part of the time (`core.work.DEFLATE_SHARE`). Each says by itself which of the two it is.
-3. The work is charged in the step in which it is done, so to whoever sends the message.
+3. The work is charged in the step in which it is done, and so to the sender of the message.
 """
 
 import zlib
@@ -84,8 +84,8 @@ class Packer:
     _shared_deflated: bytes = attrs.field(init=False, default=b"")
 
     def pack(self, frame: bytes) -> bytes:
-        """One whole message in one frame, compressed if that is worth it. What is no message stays as it
-        is. 6 µs, and 10 for each kibibyte."""
+        """One whole message in one frame, compressed if that is worth it. A control frame stays as it is.
+        Costs 6 µs, and 10 for each kibibyte."""
         if frame[0] not in _DATA:
             return frame
         payload = frames.payload_of(frame)

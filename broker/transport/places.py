@@ -1,6 +1,6 @@
 """Places to listen on beside the one of the settings: `unix:/run/broker.sock`, `localhost:9502`, `[::]:9503`.
 
-Rule: one that cannot be had is told of, and fails no other. Without any there is nothing to serve.
+Rule: a place that cannot be had is reported, and fails no other. Without any there is nothing to serve.
 """
 
 import ssl
@@ -38,8 +38,8 @@ async def open_places(
     """Listen as each of these says, over TLS by a context that was read before, or is read now from the
     first. The caller owns the listeners.
 
-    What cannot be had is logged. Raises `ConfigError`, the first of all, if nothing can, and there are
-    no `others` that listen already.
+    A place that cannot be had is logged. Raises `ConfigError`, the first of all, if nothing can, and there
+    are no `others` that listen already.
     """
     context = context or await read_certificate(configs[0])
     return secure(await open_sockets_of(configs, others=others), context)

@@ -90,9 +90,9 @@ class PostOffice:
     def _judge(self, full: Iterable[Outbox]) -> None:
         """Bring these outboxes back within their bounds, after those that came before them.
 
-        After a fan-out, as a rule may end subscriptions and so change what is iterated over. And
-        one by one: a peer that is closed leaves, others are notified, and their outboxes fill by that. If that
-        were one call inside another, a hundred slow readers would end the process.
+        After a fan-out, because a rule may end subscriptions and so change the collection that is iterated
+        over. And one by one: a peer that is closed leaves, others are notified, and their outboxes fill by
+        that. If that were one call inside another, a hundred slow readers would end the process.
         """
         self._over.update(dict.fromkeys(full))
         if self._judging:
@@ -121,7 +121,7 @@ class PostOffice:
             self._judge(())
 
     def take_judged(self) -> int:
-        """How many full outboxes were judged since this was last asked, for whoever pays for them."""
+        """How many full outboxes were judged since this was last asked, for the one who pays for them."""
         judged, self.judged = self.judged, 0
         return judged
 

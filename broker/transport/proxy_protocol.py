@@ -32,8 +32,8 @@ _NO_HEADER: Final = "this proxy has to begin with the PROXY protocol (proxy_prot
 
 
 async def read_proxy_header(stream: trio.SocketStream) -> str | None:
-    """Whose connection it is, as `HOST:PORT`; None where the proxy speaks for itself, as in a health
-    check, or of a client without an address.
+    """The client's address, as `HOST:PORT`, by the header; None where the proxy speaks for itself, as in a
+    health check, or of a client without an address.
 
     Raises `HeadError` for anything else. The caller brings the deadline; cancelled, close the stream.
     """

@@ -53,7 +53,7 @@ class SlowLane(trio.abc.Stream):
         self._websocket = await request.accept()
 
     def let_go(self) -> None:
-        """Drop what came and who is to be answered; trio-websocket points back here. The last call."""
+        """Drop all that came, and the way to answer; trio-websocket points back here. The last call."""
         self._websocket = None
         self._answer = _drop
 

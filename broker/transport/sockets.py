@@ -107,8 +107,8 @@ async def receive_some(stream: trio.abc.ReceiveStream, most: int) -> bytes | byt
 
 
 def write_now(stream: object, data: bytes) -> int:
-    """Hand to a bare socket what it takes without waiting; how many bytes that was. None of a stream that
-    is no bare socket, and of one that is dead, which whoever sends the rest will be told."""
+    """Hand to a bare socket what it takes without waiting; how many bytes that was. None of a stream that is
+    no bare socket, and of one that is dead: the sender of the rest will be told so."""
     fileno = fileno_of(stream)
     if fileno < 0:
         return 0

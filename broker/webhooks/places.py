@@ -3,7 +3,7 @@
 Rules:
 
 1. No party holds more than its share, so it takes several to fill a pool.
-2. A place that becomes free goes to the parties that wait in turn, not to who has most waiting. Among
+2. A place that becomes free goes to the parties that wait in turn, not to the one with most waiting. Among
    the requests of one party the first that came is the first.
 3. To wait for a place is bounded, and is nobody's time but the pool's.
 """
@@ -112,7 +112,7 @@ class Places:
         self._held[party] -= 1
         if not self._held[party]:
             del self._held[party]
-        # Linear in the parties that hold their whole share: a few, as there is room for no more.
+        # Linear in the parties that hold their whole share: a few, because there is room for no more.
         for following in self._waiting:
             if self._is_free_for(following):
                 self._call(following)

@@ -3,9 +3,9 @@ to this rpc.
 
 Rules:
 
-1. A question is asked by a hook, so what holds for hooks holds here: the client that asks waits, and
-   nobody else does. Only the end is another: what a client that has gone had asked is cancelled at
-   once, and its place is free.
+1. A question is asked by a hook, so the rules for hooks hold here: the client that asks waits, and nobody
+   else does. Only the end is another: the question of a client that has gone is cancelled at once, and its
+   place is free.
 2. A backend that does not answer, or not in the way that is agreed, has said neither yes nor no:
    the client is told to try again.
 3. Each kind of question has places of its own, and each user a share of these. To wait for one is not

@@ -86,7 +86,7 @@ class Webhook:
         return Failure(f"status {answer.status}", refused, wait)
 
     async def _pause(self, failure: Failure) -> None:
-        """Wait before the next attempt; a stop ends the wait, as there is not much time then."""
+        """Wait before the next attempt; a stop ends the wait, because there is not much time then."""
         rules = self.rules
         self._delay = min(self._delay * 2 or rules.retry_seconds, rules.retry_max_seconds)
         # At random, so that many brokers do not come at once to a backend that is just back.

@@ -286,6 +286,10 @@ def test_search_finds_and_says_when_there_is_nothing(
     expect(desk.page.locator("tbody tr")).to_have_count(1)
     search.fill("topic:nothing")
     desk.page.get_by_text("No connection is like that").wait_for()
+    expect(desk.page.get_by_role("link", name="How fd")).to_have_count(0)
+    search.fill("4711")
+    desk.page.get_by_role("link", name="How fd 4711 ended").click()
+    expect(desk.page).to_have_url(re.compile("#/connections/4711$"))
 
 
 def test_charts_and_traces_are_live(context: Any, broker: Any, stranger: Any) -> None:

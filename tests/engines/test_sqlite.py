@@ -21,7 +21,7 @@ from broker.core.messages import ClientInfo, Position, Publication
 from broker.core.session import Parcel
 from broker.core.work import SLICE
 from broker.engines.engine import Key, Submission
-from broker.engines.records import Meta
+from broker.engines.records import Batch, Begin, Meta, Once, Record, Value, encode, join
 from broker.engines.sqlite import FULL_BYTES, SqliteEngine, open_sqlite
 from broker.engines.sqlite_file import LogFile
 from broker.errors import ConfigError, Refused
@@ -406,6 +406,23 @@ async def test_a_damaged_file_is_refused_or_read_and_never_a_traceback(
             assert "\n" not in str(error)
             assert path.read_bytes() == bytes(damaged), "it is never overwritten"
     assert refused > 20
+
+
+@pytest.mark.parametrize(
+    "record",
+    [Value("a", 1, Batch([])), Value("a", 1, Batch([b"1", b"2"])), Value("a", -1, Batch([b"1"])),
+     Begin("a", "e1", -7), Begin("a", "e1", 2**63), Once("a", "k", None, 1, -1, "e1")],
+)  # fmt: skip
+async def test_a_record_that_cannot_be_is_damage_though_its_checksum_is_right(
+    autojump_clock: MockClock, path: Path, record: Record
+) -> None:
+    await filled(path)
+    with sqlite3.connect(path) as file:
+        file.execute("INSERT INTO log SELECT MAX(seq) + 1, ? FROM log", (join([encode(record)]),))
+    file.close()
+    with pytest.raises(ConfigError, match="damaged"):
+        async with opened(path):
+            pass
 
 
 async def test_only_its_owner_may_read_a_new_file(autojump_clock: MockClock, path: Path) -> None:

@@ -94,8 +94,8 @@ export function table(caption, columns, rows, empty) {
         h("td", { class: columns[place][1] || "", "data-label": columns[place][2] ? "" : columns[place][0] }, cell)))))));
 }
 
-export function nothing(title, text) {
-  return h("div.empty", {}, h("strong", {}, title), text && h("p", {}, text));
+export function nothing(title, text, more) {
+  return h("div.empty", {}, h("strong", {}, title), text && h("p", {}, text), more && h("p", {}, more));
 }
 
 export function card(title, body, aside) {

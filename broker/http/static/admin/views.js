@@ -177,7 +177,8 @@ export class Connections extends View {
         link(["connections", row.fd], row.fd), said(row.user), h("code", {}, said(row.address)), client(row), topics(row),
         row.rtt_seconds === null ? h("span.none", {}, "–") : span(row.rtt_seconds), idle(row),
         both(row.messages_received, row.messages_sent), queue(row), when(row.opened_at)],
-      this.search.value ? nothing("No connection is like that", "An fd and a topic are looked for as a whole, all else by any part of it.")
+      this.search.value ? nothing("No connection is like that", "An fd and a topic are looked for as a whole, all else by any part of it.",
+        /^\d+$/.test(this.search.value.trim()) && link(["connections", this.search.value.trim()], `How fd ${this.search.value.trim()} ended`))
         : nothing("Nobody is here", "Open the page at / in another tab, and it appears here.")));
     fill(this.pages,
       this.before.length > 0 && h("button", { type: "button", "data-page": "back" }, "Back"),
