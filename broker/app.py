@@ -112,8 +112,8 @@ class Broker:
         self.config: Config = config or Config()
         """May be replaced until `serve` is called; then `reload` does it."""
         self.config_sources: Mapping[str, str] = {}
-        """Where values of it were given, by setting, for those who look: `{"port": "BROKER_PORT"}`. What is
-        not in it is the program's own."""
+        """Where values of it were given, by setting, for those who look: `{"port": "BROKER_PORT"}`. All
+        others are the program's own."""
         self.wall_clock: Callable[[], float] = time.time
         """Unix seconds, by which tokens expire; `open_test_broker` puts virtual time here."""
         self.run_blocking: RunBlocking = in_thread

@@ -46,8 +46,9 @@ BODY_BYTES = 2**20
 
 FREE_CHUNKS = 64
 CHUNK_SIZE = 256
-"""What a chunk of a body has at least, on average, behind the first few. Each takes 35 µs however small it is,
-and a read may hold ten thousand of one byte. What sends its body in chunks sends kilobytes at a time."""
+"""Bytes that a chunk of a body has at least, on average, behind the first few. Each takes 35 µs however small
+it is, and a read may hold ten thousand of one byte. A client that sends its body in chunks sends kilobytes at
+a time."""
 
 LINGER_SECONDS = 1.0
 """How long we read on after the answer. To close with bytes unread makes TCP send a reset, which

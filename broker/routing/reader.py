@@ -22,7 +22,7 @@ class Reader:
 
     def __init__(self, capacity: int, max_bytes: float = inf) -> None:
         self.bytes_held: int = 0
-        """What the publications take that wait."""
+        """Bytes of the publications that wait."""
         self._max_bytes = max_bytes
         self.subscriptions: dict[str, Subscription] = {}
         self._capacity = capacity
