@@ -24,6 +24,7 @@ import attrs
 import trio
 
 from broker.core.memory import Part
+from broker.core.work import FIELD, REQUEST, REQUEST_FIELD
 from broker.errors import HeadError
 from broker.events.spans import TAG
 from broker.http.access_log import Exchange
@@ -44,6 +45,9 @@ SEND_BYTES: Final = 64 * 2**10
 
 SMALL: Final = 4096
 """A body or an answer of up to so many bytes is part of what any accepted stream is counted with."""
+
+MAX_FIELDS: Final = 100
+"""Header fields of a request that is for Hypercorn, as in Apache: each is read three times there."""
 
 PREFIX: Final = "/api/"
 
@@ -71,6 +75,11 @@ class BackendServer:
         """
         asked = _Asked.of(request.head)
         if not self._is_ours(asked):
+            fields = len(request.head.headers)
+            if fields > MAX_FIELDS:
+                raise HeadError(431, f"a request has at most {MAX_FIELDS} header fields here")
+            # Nobody in there takes a turn.
+            await self._node.router.turns.wait(REQUEST + fields * REQUEST_FIELD)
             await self._http.serve(stream, request)
             return None
         stays_open = False
@@ -110,6 +119,9 @@ class BackendServer:
                 source.put_back(behind)
                 # A backend sends the same head again and again: the same bytes say the same.
                 if raw != asked.head.raw:
+                    work = raw.count(b"\n") * FIELD
+                    await share.wait_room(work)
+                    share.spend(work)
                     asked = _Asked.of(parse_head(raw))
             return Request(asked.head, source.take_rest())
         return None  # nothing has come for so long

@@ -17,6 +17,7 @@ import trio
 from broker.access.origins import page_policy
 from broker.access.proxies import ClientAddress
 from broker.core.messages import Transport
+from broker.core.work import FIELD, USUAL_FIELDS
 from broker.errors import HeadError
 from broker.session.admission import Guest
 from broker.session.connection import Connection
@@ -151,7 +152,13 @@ async def _first_request(
         both = await read_head(stream, config.head_bytes)
     if opening.cancelled_caught:
         raise HeadError(408, f"no request within {config.open_seconds:g} s")
-    return None if both is None else (Request(parse_head(both[0]), both[1]), address)
+    if both is None:
+        return None
+    raw, behind = both
+    fields = raw.count(b"\n")
+    if fields > USUAL_FIELDS:
+        await services.router.turns.wait(fields * FIELD)
+    return Request(parse_head(raw), behind), address
 
 
 async def _route(

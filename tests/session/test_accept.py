@@ -316,3 +316,44 @@ async def test_a_mistake_of_ours_ends_one_connection_and_is_logged(
     assert stream.is_closed
     assert net.streams == 0
     await net.open_plain()  # everybody else is served
+
+
+LONG = "GET / HTTP/1.1\r\nHost: localhost\r\n" + "a:\r\n" * 1900
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        LONG.replace("GET / ", "GET /connection/uni_sse ") + "\r\n",
+        LONG + handshake(host="localhost").decode().partition("Host: localhost\r\n")[2],
+    ],
+    ids=["uni_sse", "websocket"],
+)
+async def test_of_many_long_heads_none_keeps_others_waiting_for_the_rest(
+    net: Network, head: str, autojump_clock: MockClock
+) -> None:
+    peers = [await connect(net) for _ in range(50)]
+    other = await net.open_client()
+    answered = 0
+
+    async def ask(peer: Proxy) -> None:
+        nonlocal answered
+        await peer.receive_head()
+        answered += 1
+
+    async with trio.open_nursery() as nursery:
+        for peer in peers:
+            nursery.start_soon(ask, peer)
+        await wait_all_tasks_blocked()
+        for peer in peers:
+            nursery.start_soon(peer.stream.send_all, head.encode())
+        await other.request(rpc={"method": "fds"})
+        assert answered < 25
+    assert answered == 50
+
+
+async def test_a_page_is_asked_for_with_a_hundred_fields_and_no_more(net: Network) -> None:
+    for fields, status in ((99, "404 "), (100, "431 ")):
+        peer = await connect(net)
+        await peer.send(request("GET /nothing", *["a:"] * fields))
+        assert (await peer.receive_head()).startswith(f"HTTP/1.1 {status}")
