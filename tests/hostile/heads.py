@@ -395,23 +395,21 @@ async def _emulate(field: Field) -> Sequence[str]:
     return [str((await peer.head()).status)]
 
 
-EMPTY_FIELDS: Final = b"a:\r\n" * 1900
-
-
-def _long(name: str, start: bytes, *should: str) -> None:
+def _long(name: str, start: bytes, *should: str, fields: int = 1900) -> None:
     async def attack(field: Field) -> Sequence[str]:
         peer = await field.connect()
-        await peer.send(start + EMPTY_FIELDS + b"\r\n")
+        await peer.send(start + b"a:\r\n" * fields + b"\r\n")
         return [str((await peer.head()).status)]
 
     add(
         Input(
-            name=f"head/50 x 1,900 empty fields, {name}", source="issue 9", should=should,
+            name=f"head/50 x {fields:,} empty fields, {name}", source="issue 9", should=should,
             attack=attack, times=50, attackers=50, quick=True,
         )
     )  # fmt: skip
 
 
+_long("page", request("GET /nothing").removesuffix(b"\r\n"), "404", fields=900)
 _long("page", request("GET /nothing").removesuffix(b"\r\n"), "431")
 _long("uni_sse", request("GET /connection/uni_sse").removesuffix(b"\r\n"), "200")
 _long("handshake", handshake().removesuffix(b"\r\n"), "101")
