@@ -409,7 +409,7 @@ def _long(name: str, start: bytes, *should: str, fields: int = 1900) -> None:
     )  # fmt: skip
 
 
-_long("page", request("GET /nothing").removesuffix(b"\r\n"), "404", fields=900)
+_long("page", request("GET /nothing").removesuffix(b"\r\n"), "404", fields=1400)
 _long("page", request("GET /nothing").removesuffix(b"\r\n"), "431")
 _long("uni_sse", request("GET /connection/uni_sse").removesuffix(b"\r\n"), "200")
 _long("handshake", handshake().removesuffix(b"\r\n"), "101")
