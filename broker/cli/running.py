@@ -260,8 +260,8 @@ def run_as_client(run: Callable[[_T], Awaitable[None]], argument: _T) -> None:
                 raise Mistake(f"{cause}; {_way_out(str(cause))}") from error
             if type(cause) is ClientError:  # the root class: the request cannot be carried out
                 raise Mistake(str(cause)) from error
-            later = isinstance(cause, RequestFailed) and cause.temporary
-            raise Refusal(f"{cause}; try again later" if later else str(cause)) from error
+            told = refusal_text(cause) if isinstance(cause, RequestFailed) else str(cause)
+            raise Refusal(told) from error
         if cause is not error and isinstance(cause, Exception):
             raise cause from None  # click knows its own, and a closed pipe
         raise

@@ -89,8 +89,8 @@ def test_what_is_missing_is_told(served: Served, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("what", "message", "status"),
     [
-        ("99999", "Error: 102: no connection has fd 99999\n", 1),
-        ("a.*.>.b", "Error: 107: ", 1),
+        ("99999", "Error: the broker refused: no connection has fd 99999 (102)\n", 1),
+        ("a.*.>.b", "Error: the broker refused: ", 1),
     ],
 )
 def test_what_cannot_be_traced_is_a_refusal(
