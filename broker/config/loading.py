@@ -28,7 +28,7 @@ from broker.config.settings import (
 )
 from broker.config.types import typed
 from broker.config.validators import namespace_names, topic_match
-from broker.config.variables import ENV_PREFIX, UnknownVariable, unknown_variables
+from broker.config.variables import ENV_PREFIX, UnknownVariable, is_injected, unknown_variables
 from broker.errors import ConfigError
 
 COMMAND_LINE: Final = "command line"
@@ -218,7 +218,13 @@ def _flat(layer: Mapping[str, object]) -> Iterator[tuple[tuple[str, ...], object
 
 def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], object]]:
     for key in _KEYS:
-        text = environ.get(_variable(key), "")
+        name = _variable(key)
+        text = environ.get(name, "")
+        if text and is_injected(name, text):
+            raise ConfigError(
+                f"{name} is {text!r}, which Kubernetes sets for a service called broker: give that another"
+                " name, or set enableServiceLinks: false"
+            )
         if text:
             yield key, _parse(text, _TYPES[key])
 

@@ -47,7 +47,7 @@ def unknown_variables(
     found = []
     for name in sorted(environ):
         is_ours = name.startswith(ENV_PREFIX) and environ[name]
-        if not is_ours or name in known or name in OF_COMMANDS or _is_injected(name, environ[name]):
+        if not is_ours or name in known or name in OF_COMMANDS or is_injected(name, environ[name]):
             continue
         looks_secret = _SECRET.search(name.removeprefix(ENV_PREFIX)) is not None
         # Somebody who gives a secret does not mean a port.
@@ -61,7 +61,8 @@ def unknown_variables(
     return tuple(found)
 
 
-def _is_injected(name: str, value: str) -> bool:
+def is_injected(name: str, value: str) -> bool:
+    """Whether Kubernetes sets this variable, for a service called `broker`."""
     if _INJECTED.fullmatch(name):
         return True
     return name.endswith("_PORT") and _INJECTED_PORT.match(value) is not None
