@@ -222,8 +222,8 @@ def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...],
         text = environ.get(name, "")
         if text and is_injected(name, text):
             raise ConfigError(
-                f"{name} is {text!r}, which Kubernetes sets for a service called broker: give that another"
-                " name, or set enableServiceLinks: false"
+                f"{name}: {'.'.join(key)} is {text!r}: expected a whole number. Kubernetes sets it for a"
+                " service called broker: give that another name, or set enableServiceLinks: false"
             )
         if text:
             yield key, _parse(text, _TYPES[key])

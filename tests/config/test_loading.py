@@ -130,7 +130,8 @@ def test_a_mistake_in_the_environment_is_named_by_variable() -> None:
     with pytest.raises(ConfigError) as raised:
         load(None, {}, environ={"BROKER_PORT": "tcp://10.0.0.1:9501"})
     assert str(raised.value) == (
-        "BROKER_PORT: port is 'tcp://10.0.0.1:9501': expected a whole number"
+        "BROKER_PORT: port is 'tcp://10.0.0.1:9501': expected a whole number. Kubernetes sets it for a"
+        " service called broker: give that another name, or set enableServiceLinks: false"
     )
 
 

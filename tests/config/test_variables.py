@@ -97,10 +97,3 @@ def test_a_file_has_no_part_in_it(tmp_path: Path) -> None:
     loaded = load_with_sources(file, {}, environ={"BROKER_PROT": "2"})
     assert loaded.config.port == 1
     assert [each.name for each in loaded.unknown] == ["BROKER_PROT"]
-
-
-def test_the_port_that_kubernetes_sets_is_told_apart_from_a_slip() -> None:
-    with pytest.raises(ConfigError) as raised:
-        load(None, {}, environ={"BROKER_PORT": "tcp://10.0.0.7:9501"})
-    assert str(raised.value).startswith("BROKER_PORT is 'tcp://10.0.0.7:9501', which Kubernetes")
-    assert "enableServiceLinks: false" in str(raised.value)
