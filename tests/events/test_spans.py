@@ -174,7 +174,7 @@ async def test_there_are_so_many_a_second(
 async def test_so_many_deliveries_are_open_at_once(
     autojump_clock: MockClock, spans: InMemorySpanExporter
 ) -> None:
-    async with served(topics=TopicRules(history_size=0)) as net:
+    async with served(topics=TopicRules(history_size=0), stall_seconds=60) as net:
         slow = await reader(net, make_pair=lockstep_stream_pair)
         for _ in range(OPEN_MOST // PER_SECOND + 2):
             for _ in range(PER_SECOND):
