@@ -96,14 +96,16 @@ async def receive_some(stream: trio.abc.ReceiveStream, most: int) -> bytes | byt
     if not isinstance(stream, trio.SocketStream):
         return await stream.receive_some(most)
     while True:
-        await trio.lowlevel.wait_readable(stream.socket)
         try:
+            await trio.lowlevel.wait_readable(stream.socket)
             # Asked for anew: the number of a socket that was closed may be another's by now.
             return os.read(stream.socket.fileno(), most)
         except BlockingIOError:
             pass  # readable is a hint: see BUGS in select(2)
         except OSError as error:
             raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
+        except ValueError as error:  # its number is -1
+            raise trio.ClosedResourceError("this stream is closed") from error
 
 
 def write_now(stream: object, data: bytes) -> int:

@@ -124,3 +124,12 @@ async def test_other_streams_stay_as_they_are_when_let_go() -> None:
     let_go(ours)
     await ours.send_all(b"as before")
     assert await theirs.receive_some() == b"as before"
+
+
+async def test_a_socket_that_was_closed_here_is_read_no_more() -> None:
+    ours, theirs = socket.socketpair()
+    stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+    with theirs:
+        await stream.aclose()
+        with pytest.raises(trio.ClosedResourceError):
+            await receive_some(stream, 4096)
