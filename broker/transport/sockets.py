@@ -65,10 +65,11 @@ def has_room(stream: trio.SocketStream) -> bool:
 
 
 def unacknowledged(fileno: int) -> int:
-    """How many bytes the system holds for the peer of a socket; 0 where it does not say."""
+    """How many bytes the system holds for the peer of a socket; 0 where it does not say, as of one that is
+    closed, whose number is -1."""
     try:
         return int.from_bytes(fcntl.ioctl(fileno, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    except OSError:
+    except (OSError, ValueError):
         return 0
 
 

@@ -93,6 +93,8 @@ async def test_a_closed_socket_has_room_and_owes_nothing() -> None:
     await theirs.aclose()
     assert has_room(ours)
     assert unacknowledged(fileno) == 0
+    assert unacknowledged(-1) == 0  # as its own socket says now
+    assert acknowledged(ours) == 0
 
 
 @pytest.mark.parametrize("cause", [None, OSError(104, "Connection reset by peer")])
