@@ -21,6 +21,7 @@ from broker.admin.listings import (
     PAGE,
     Names,
     NodeId,
+    Nothing,
     OneTopic,
     Search,
     SearchClosed,
@@ -158,7 +159,7 @@ class Gathered:
 
     async def ticks(self) -> list[Row]:
         """The last sample of each node, by its id and name; or why there is none."""
-        found = await self._ask("tick", _Nothing(), [])
+        found = await self._ask("tick", Nothing(), [])
         shown = [{"id": part.id, "name": part.name, "tick": part.shown} for part in found.parts]
         return [*shown, *found.missing]
 
@@ -175,15 +176,9 @@ class Gathered:
             if isinstance(each.answer, Refused):
                 missing.append({"id": who.id, "name": who.name, "reason": each.answer.message})
                 continue
-            work = len(each.answer) / 1024 * READ_KILOBYTE
-            await router.turns.wait(work)
-            router.meter.add(work)
+            await router.turns.pay(len(each.answer) / 1024 * READ_KILOBYTE)
             parts.append(_Part(who.id, who.name, _decode(each.answer)))
         return _Asked(parts, missing)
-
-
-class _Nothing(Struct):
-    pass
 
 
 def _ended(row: Row) -> list[float]:

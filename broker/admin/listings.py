@@ -59,6 +59,10 @@ T = TypeVar("T")
 Order = Literal["fd", "queue", "received", "sent", "topics"]
 
 
+class Nothing(Struct, forbid_unknown_fields=True):
+    """The parameters of a view that needs none."""
+
+
 class Search(Struct, forbid_unknown_fields=True):
     """Connections to be listed: those of which `search` says something, beyond the fd `after`; or with
     an `order` other than `fd` those that have the most."""
@@ -179,14 +183,14 @@ class Listings:
             found += [
                 here for fd in fds if wanted.fits_connection(here := services.connections[fd])
             ]
-            await self._turn(SURVEYED_AT_ONCE * LOOKED_AT)
+            await self.node.router.turns.pay(SURVEYED_AT_ONCE * LOOKED_AT)
             if most is not None:
                 found = heapq.nlargest(asked.limit, found, key=most)
             elif len(found) > asked.limit:
                 found = found[: asked.limit]
                 next_fd = found[-1].peer.fd
                 break
-        await self._turn(len(found) * SHOWN)
+        await self.node.router.turns.pay(len(found) * SHOWN)
         # A connection that has gone meanwhile has nothing left to show.
         left = [each for each in found if each.peer.fd in services.connections]
         rows, is_cut = _fitting([self.connection(each) for each in left])
@@ -206,7 +210,7 @@ class Listings:
         wanted, closed = _Wanted.of(asked.search), self.node.services.closed
         fitting: list[ClosedConnection] = []
         for piece in _pieces(list(closed)):
-            await self._turn(len(piece) * LOOKED_AT)
+            await self.node.router.turns.pay(len(piece) * LOOKED_AT)
             fitting += [
                 each
                 for each in piece
@@ -215,7 +219,7 @@ class Listings:
             ]
         fitting.sort(key=_ended, reverse=True)  # a clock may be set back
         page = fitting[: asked.limit]
-        await self._turn(len(page) * SHOWN)
+        await self.node.router.turns.pay(len(page) * SHOWN)
         rows, _ = _fitting([closed_row(each, topics=3) for each in page])
         is_more = len(rows) < len(fitting)
         last = _ended(page[len(rows) - 1]) if is_more else None
@@ -227,7 +231,7 @@ class Listings:
         top: list[Listeners] = []
         found = 0
         for piece in _pieces(named):
-            await self._turn(len(piece) * (LOOKED_AT + NAMED))
+            await self.node.router.turns.pay(len(piece) * (LOOKED_AT + NAMED))
             some = [each for each in piece if len(each) and text in each.name.lower()]
             found += len(some)
             top = heapq.nlargest(asked.limit, [*top, *some], key=len)
@@ -245,7 +249,7 @@ class Listings:
 
     async def counts(self, asked: Names) -> list[list[int]]:
         """Of each of these topics how many subscribers, queue groups and watchers it has."""
-        await self._turn(len(asked.names) * NAMED)
+        await self.node.router.turns.pay(len(asked.names) * NAMED)
         hub = self.node.router.hub
         found = [hub.find(name) for name in asked.names]
         return [
@@ -261,9 +265,9 @@ class Listings:
         members = router.hub.subscriptions(name) if not is_pattern(name) else []
         count = router.hub.count(name)
         clients = [each for each in members if each.subscriber.fd > asked.after]
-        await self._turn(len(members) * MEMBER / 10)
+        await self.node.router.turns.pay(len(members) * MEMBER / 10)
         page = heapq.nsmallest(PAGE + 1, clients, key=lambda each: each.subscriber.fd)
-        await self._turn(len(page) * MEMBER)
+        await self.node.router.turns.pay(len(page) * MEMBER)
         rows, _ = _fitting(
             [
                 {
@@ -295,7 +299,7 @@ class Listings:
         if not router.engine.knows(topic):
             await router.engine.fetch((topic,))
         publications, top = history_page(router, topic, None, HISTORY, True)
-        await self._turn(listing_work(publications))
+        await self.node.router.turns.pay(listing_work(publications))
         retained = router.retained.get(topic)
         return {
             "offset": top.offset,
@@ -303,11 +307,6 @@ class Listings:
             "history": [_publication(each) for each in publications],
             "retained": None if retained is None else _publication(retained),
         }
-
-    async def _turn(self, work: float) -> None:
-        """Wait for a turn in which so much may be done, and charge it."""
-        await self.node.router.turns.wait(work)
-        self.node.router.meter.add(work)
 
 
 def _fitting(rows: list[dict[str, object]]) -> tuple[list[dict[str, object]], bool]:

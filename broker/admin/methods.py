@@ -47,6 +47,7 @@ from broker.admin.listings import (
     Listings,
     Names,
     NodeId,
+    Nothing,
     OneTopic,
     Search,
     SearchClosed,
@@ -93,10 +94,6 @@ TRACE_PAUSE: Final = 0.2
 _decode: Final = msgspec.json.Decoder().decode
 
 Whole = Annotated[int, Meta(ge=0)]
-
-
-class Nothing(Struct, forbid_unknown_fields=True):
-    pass
 
 
 class OneConnection(Struct, forbid_unknown_fields=True):

@@ -157,9 +157,7 @@ async def nursery_tree(services: Services, fd: Fd | None) -> Scope:
 
     Raises `Refused` (102) where that is not here.
     """
-    work = len(services.connections) * LISTED
-    await services.router.turns.wait(work)
-    services.router.meter.add(work)
+    await services.router.turns.pay(len(services.connections) * LISTED)
     if fd is not None and fd not in services.connections:
         raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
     builder = _Builder(services, fd)

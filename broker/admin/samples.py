@@ -141,8 +141,7 @@ class Samples:
         here, total = list(services.connections.values()), attrs.evolve(services.counts.received)
         for first in range(0, len(here), AT_ONCE):
             piece = here[first : first + AT_ONCE]
-            await router.turns.wait(len(piece) * SUMMED)
-            router.meter.add(len(piece) * SUMMED)
+            await router.turns.pay(len(piece) * SUMMED)
             total.add_all([connection.traffic for connection in piece])
         return total
 

@@ -80,7 +80,7 @@ class BackendServer:
             if fields > MAX_FIELDS:
                 raise HeadError(431, f"a request has at most {MAX_FIELDS} header fields here")
             # Nobody in there takes a turn.
-            await self._node.router.turns.wait(REQUEST + fields * REQUEST_FIELD)
+            await self._node.router.turns.pay(REQUEST + fields * REQUEST_FIELD)
             await self._http.serve(stream, request)
             return None
         stays_open = False

@@ -51,11 +51,9 @@ async def _heaviest(node: Node, most: int) -> list[dict[str, object]]:
     here, top = list(connections.values()), list[ServedConnection]()
     for first in range(0, len(here), SURVEYED_AT_ONCE):
         piece = here[first : first + SURVEYED_AT_ONCE]
-        await turns.wait(len(piece) * SURVEYED)
-        node.router.meter.add(len(piece) * SURVEYED)
+        await turns.pay(len(piece) * SURVEYED)
         top = heapq.nlargest(most, [*top, *piece], key=_weight)
-    await turns.wait(len(top) * DETAILS)
-    node.router.meter.add(len(top) * DETAILS)
+    await turns.pay(len(top) * DETAILS)
     details = [node.connection_details(each.peer.fd) for each in top]
     return [_row(each) for each in details if each is not None]
 

@@ -156,7 +156,7 @@ class Router:
         self.tallies.count_by(self.settings.config.namespaces)
         self.recoveries: Recoveries = Recoveries()
         self.meter: Meter = engine.meter
-        self.turns: Turns = Turns()
+        self.turns: Turns = Turns(self.meter)
         self.watchers: Watchers = Watchers(hub, rights, office, self.meter, self._end_run)
         self._run_topic = ""
         self._run_rules = self.settings.config.topics

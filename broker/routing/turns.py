@@ -20,13 +20,14 @@ from contextlib import contextmanager
 import attrs
 import trio
 
-from broker.core.work import COMMAND, ROUND, SLICE, Allowance
+from broker.core.work import COMMAND, ROUND, SLICE, Allowance, Meter
 
 
 @attrs.define(eq=False)
 class Turns:
-    """The one queue of a broker."""
+    """The one queue of a broker. `meter` is that of the broker."""
 
+    meter: Meter = attrs.field(factory=Meter)
     _lot: trio.lowlevel.ParkingLot = attrs.field(init=False, factory=trio.lowlevel.ParkingLot)
     _wanted: dict[trio.lowlevel.Task, float] = attrs.field(init=False, factory=dict)
     """By what they want to do, those who wait in the lot fill a round."""
@@ -66,6 +67,11 @@ class Turns:
         if not self._called:
             self._call()
         return granted
+
+    async def pay(self, work: float) -> None:
+        """Wait for a turn in which so much may be done, and count it. Cancelled, it has counted nothing."""
+        await self.wait(work)
+        self.meter.add(work)
 
     @contextmanager
     def _wanting(self, work: float) -> Iterator[None]:

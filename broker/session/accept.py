@@ -157,7 +157,7 @@ async def _first_request(
     raw, behind = both
     fields = raw.count(b"\n")
     if fields > USUAL_FIELDS:
-        await services.router.turns.wait(fields * FIELD)
+        await services.router.turns.pay(fields * FIELD)
     return Request(parse_head(raw), behind), address
 
 

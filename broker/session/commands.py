@@ -111,9 +111,7 @@ def refusal_of(error: TokenRefused) -> Refused:
 async def pay_for_token(client: Client, token: str) -> None:
     """Wait for the turn in which a token is verified, and count that. For who waited for its key: a thousand
     may have waited for the same."""
-    router, work = client.services.router, client.services.tokens.weigh(token)
-    await router.turns.wait(work)
-    router.meter.add(work)
+    await client.services.router.turns.pay(client.services.tokens.weigh(token))
 
 
 def weigh_token(client: Client, token: str) -> float:

@@ -275,3 +275,13 @@ async def test_a_party_has_no_turn_at_once_while_another_waits(autojump_clock: M
         turns.latest = share  # also if one of them has had its turn by now
         share.renew()
         assert not share.has_room()
+
+
+async def test_a_turn_that_is_paid_for_is_counted_when_it_has_come() -> None:
+    turns = Turns()
+    await turns.pay(7.0)
+    assert turns.meter.done == 7.0
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await turns.pay(7.0)
+    assert (turns.meter.done, turns.is_free) == (7.0, True)
