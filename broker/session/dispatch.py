@@ -104,7 +104,8 @@ def publish(client: Client, request_id: int, topic: str, data: bytes) -> None:
         client.check_publish(topic)
         opaque = client.codec.opaque_payloads and not is_json_line(data)
         router = client.services.router
-        dones = router.publish_all(topic, (data,), client.peer.info, opaque)
+        peer = client.peer
+        dones = router.publish_all(topic, (data,), peer.info, opaque, peer.allowance)
     except Refused as error:
         refusal = error
     if dones is not None:
@@ -196,7 +197,7 @@ class Dispatcher:
 
     def __attrs_post_init__(self) -> None:
         self.questions = Questions(self, self.start_soon)
-        self._share = Share(turns=self.services.router.turns)
+        self._share = self.peer.allowance = Share(turns=self.services.router.turns)
 
     def take(self, batch: Batch) -> Batch:
         """Carry out what a batch begins with, as far as nobody has to be waited for; return the rest.
@@ -375,7 +376,8 @@ class Dispatcher:
         before = router.meter.done
         refusal, dones = None, None
         try:
-            dones = router.publish_all(topic, contents, client.peer.info)
+            peer = client.peer
+            dones = router.publish_all(topic, contents, peer.info, payer=peer.allowance)
         except Refused as error:
             refusal = error  # an fd that is gone
         if dones is not None:
