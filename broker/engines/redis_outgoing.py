@@ -10,7 +10,7 @@ import msgspec
 import trio
 from msgspec import Struct
 
-from broker.core.messages import Position
+from broker.core.messages import Position, data_bytes
 from broker.core.names import PERSONAL
 from broker.engines.engine import Key, Submission
 from broker.engines.records import Batch
@@ -183,10 +183,10 @@ class Outgoing:
 
     def post(self, submission: Submission) -> None:
         batches = submission.parcel.batches
-        self.submitted += sum(map(len, batches))
-        size = sum([len(each.data) + PUBLICATION_BYTES for batch in batches for each in batch])
-        due = trio.current_time() + PUBLISH_SECONDS
-        self._put(Post(submission, due, size + SUBMISSION_BYTES))
+        count = sum(map(len, batches))
+        self.submitted += count
+        size = sum(map(data_bytes, batches)) + PUBLICATION_BYTES * count + SUBMISSION_BYTES
+        self._put(Post(submission, trio.current_time() + PUBLISH_SECONDS, size))
 
     def order(self, flag: str, topic: str) -> Order:
         order = Order(flag, topic, trio.current_time() + PUBLISH_SECONDS)
