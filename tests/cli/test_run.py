@@ -203,7 +203,7 @@ async def test_a_sample_ends_by_ctrl_c_where_nobody_answers_its_handshake(
             with peer:
                 await trio.to_thread.run_sync(peer.recv, 1)  # its handshake has begun
                 assert await sample.stop(signal.SIGINT) in BY_CTRL_C
-        assert (sample.stdout, sample.stderr) == (b"", b"")
+        assert sample.stdout == sample.stderr == b""
 
 
 @pytest.mark.parametrize("script", SAMPLES)
