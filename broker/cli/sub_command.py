@@ -16,7 +16,6 @@ from broker.cli.running import (
     check_text,
     json_option,
     refusal_text,
-    until_signal,
     with_client,
 )
 from broker.core.topics import is_pattern, matches
@@ -64,6 +63,8 @@ def sub(
         raise click.UsageError("--since and --history: give one of them")
     if (since is not None or last is not None) and (group or is_pattern(pattern)):
         raise click.UsageError("--since and --history are for one topic, without a --group")
+    from broker.client.running import until_signal
+
     was_interrupted = False
 
     async def work(client: "Client") -> None:
