@@ -368,7 +368,7 @@ class Connection(Profile):
             await self._served.wait()
         if self._closing is None:
             # When hundreds go at once, nobody who stays is to wait for all of them.
-            await self._services.router.turns.wait(ENDING)
+            await self._services.router.turns.pay(ENDING)
         if self._closing is None:
             # All that came has been dealt with, and nobody has told the session to end.
             stall_seconds = self._services.config.stall_seconds
