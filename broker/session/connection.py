@@ -64,6 +64,7 @@ class Connection(Profile):
         "_closing",
         "_deflate",
         "_dispatcher",
+        "_has_left",
         "_is_seen_out",
         "_serve_until",
         "_served",
@@ -123,6 +124,7 @@ class Connection(Profile):
         self._served: trio.Event | None = None
         self._serve_until = inf
         self._is_seen_out = False
+        self._has_left = False  # all that others see, and nothing can have come since
         self._dispatcher: Dispatcher
         self.heartbeat: Heartbeat
         self._waiting = 0
@@ -189,10 +191,12 @@ class Connection(Profile):
                 await self._see_out()
             finally:
                 # In this order: nobody delivers to an outbox without a writer.
-                self._leave(self._closing or _CUT, inf)
+                if not self._has_left:
+                    self._leave(self._closing or _CUT, inf)
                 self._undelivered += peer.outbox.messages
                 peer.outbox.abandon()
-                io.cancel_scope.cancel()
+                if io.child_tasks:
+                    io.cancel_scope.cancel()
 
     def _open_outbox(self, io: trio.Nursery) -> None:
         services, peer = self._services, self.peer
@@ -354,7 +358,11 @@ class Connection(Profile):
     def _see_out_beside(self) -> None:
         if not self._is_seen_out:
             self._is_seen_out = True
-            self.io.start_soon(self._see_out)
+            self.io.start_soon(self._goodbye_beside)
+
+    async def _goodbye_beside(self) -> None:
+        await self._see_out()
+        self.io.cancel_scope.cancel()
 
     async def _see_out(self) -> None:
         """The whole end: commands that came are carried out, queued messages go out, the peer may answer.
@@ -376,9 +384,11 @@ class Connection(Profile):
             self.peer.transition(PhaseEvent.CLOSE)
             self._leave(self._closing)
             await self._leave_rest(self._closing)
+            if self.lane.has_ended and not self.peer.outbox.mail:
+                self._has_left = self._served is None  # or a hook of its may still be running
+                return
         seconds = self._services.config.close_seconds
         await say_goodbye(self.lane, self.peer.outbox, seconds)
-        self.io.cancel_scope.cancel()
 
     # a peer that is too slow, or too heavy, or dead
 
