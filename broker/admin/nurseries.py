@@ -35,7 +35,7 @@ _STREAM: Final = "broker.session.accept.serve_connection"
 _WORDS: Final = {
     _STREAM: "stream",
     "broker.session.connection.Connection._serve": "serving",
-    "broker.session.connection.Connection._goodbye_beside": "goodbye",
+    "broker.session.connection.Connection._see_out": "goodbye",
     "broker.session.questions.Questions._ask": "question",
     "broker.transport.listeners.accept_streams": "listener",
     "broker.app._beat": "heartbeat",
