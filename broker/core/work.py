@@ -52,6 +52,9 @@ ALONE: Final = 1.5
 """A publish that is decided and carried out by itself, where those around it are to other topics, or
 it is the first."""
 
+BATCHED: Final = 2.0
+"""A plain publish in a batch of a backend, in a row of such: it is read, and answered."""
+
 FIELD: Final = 0.6
 """A field line of a request head that is read. Measured 0.4 to 0.6; a head may have 2,000."""
 

@@ -26,7 +26,7 @@ from broker.config.reload import Settings
 from broker.config.settings import TopicRules
 from broker.core.event_queue import EventKind
 from broker.core.hub import Hub
-from broker.core.messages import ClientInfo, Publication, Series
+from broker.core.messages import ClientInfo, Position, Publication, Series
 from broker.core.names import DIRECT, PERSONAL, direct_fd, is_connection_name
 from broker.core.retained import Retained
 from broker.core.session import Audience, Parcel, Recipient, Report, Subscriber, Subscription
@@ -249,6 +249,19 @@ class Router:
                 return 0.0
         work = (self._run_width - 1) * PUBLICATION
         return work if self._run.batches else work + self._run_work
+
+    @property
+    def keeps_later(self) -> bool:
+        """Whether the engine, or another node, has to take what is published to the open run first."""
+        return self._run_dones is not None
+
+    @property
+    def latest_position(self) -> Position | None:
+        """Where the last of what `publish_all` has published a moment ago stands in its topic's history; None
+        where that keeps none, or keeps it later."""
+        if self._run_keeps and self._run.batches[-1][-1].offset:
+            return self.engine.position(self._run.topic)
+        return None
 
     def takes_together(self, sizes: Iterable[int]) -> bool:
         """Whether publications of so many bytes may join the open run in one step. `sizes` is looked
