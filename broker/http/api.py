@@ -306,8 +306,7 @@ class Api:
     def refuse(self, method: str, key: str, peer: str) -> "ApiResponse | None":
         """The answer to a client that may not call `method`, or to a method that is not there; else None.
 
-        Asked before the body is read. The comparison takes as long for any key of that length. A wrong
-        one is logged with the address of its peer.
+        Asked before the body is read. A wrong key is logged with the address of its peer.
         """
         refusal = self._refuse_key(method, key, peer)
         if refusal is None and method not in self._methods and method != "batch":
@@ -315,12 +314,16 @@ class Api:
             return ApiResponse(HTTPStatus.NOT_FOUND, text.encode())
         return refusal
 
-    def _refuse_key(self, method: str, key: str, peer: str) -> "ApiResponse | None":
+    def is_key(self, key: str) -> bool:
+        """Whether this is the key. It takes as long for any of that length."""
         ours = self._node.config.api_key
-        if ours is None:
+        return ours is not None and hmac.compare_digest(key.encode(), ours.encode())
+
+    def _refuse_key(self, method: str, key: str, peer: str) -> "ApiResponse | None":
+        if self._node.config.api_key is None:
             text = "The HTTP API is off: set api_key, or BROKER_API_KEY, to turn it on."
             return ApiResponse(HTTPStatus.NOT_FOUND, text.encode())
-        if not hmac.compare_digest(key.encode(), ours.encode()):
+        if not self.is_key(key):
             reason = "wrong key" if key else "no key"
             log.warning("api_key_refused", method=method, reason=reason, peer=peer)
             text = "Wrong or missing API key: send it as X-API-Key."
@@ -386,16 +389,12 @@ class Api:
     def _publish_plainly(
         self, name: str, topic: str, contents: Sequence[bytes]
     ) -> list[bytes] | None:
-        """Publish plain ones in a row, in one step; the reply to each, under this name. None, with nothing
-        published, where others have to be waited for."""
-        publisher = self._node.services.publisher
+        """The replies to plain publishes in a row, under this name, each its result or the error. None, with
+        nothing published, where somebody has to be waited for."""
         try:
-            if not publisher.is_plain_now(topic, contents):
-                return None
-            last = publisher.publish_plainly(topic, contents)
+            return _plain_results(self._node, name, topic, contents)
         except Exception as error:  # noqa: BLE001 - it is the reply
             return [_failure("publish", error)] * len(contents)
-        return plain_results(name.encode(), last, len(contents))
 
     async def _batch(self, params: Struct | bytes, call: Call) -> bytes:
         try:
@@ -444,7 +443,7 @@ class Api:
         await call.turn(self._node.router.weigh(row.topic) + row.work)
         replies = self._publish_plainly("publish", row.topic, row.contents)
         if replies is not None:
-            call.meter.add(len(replies) * BATCHED)
+            call.meter.add(COMMAND + len(replies) * BATCHED)
             return replies
         begun: list[bytes | _Later] = []
         for publish in row.publishes:
@@ -525,11 +524,19 @@ class _Methods:
 
     async def _broadcast(self, params: Broadcast, call: Call) -> object:
         data, options = publication_of(params, call.traceparent)
+        is_plain = params.is_plain and not is_sampled(call.traceparent)
         begun: list[Publishing | bytes] = []
         is_kept = True
         for channel in params.channels:
             await call.turn(self._node.router.weigh(channel))
             try:
+                results = (
+                    _plain_results(self._node, "result", channel, (data,)) if is_plain else None
+                )
+                if results is not None:
+                    call.meter.add(COMMAND)
+                    begun += results
+                    continue
                 publishing = self._node.publish_soon(channel, data, options)
             except Refused as refusal:
                 call.meter.add(COMMAND)
@@ -861,6 +868,18 @@ def peer_of(request: Request) -> str:
         return "unix"
     host, port = request.client
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _plain_results(
+    node: Node, name: str, topic: str, contents: Sequence[bytes]
+) -> list[bytes] | None:
+    """Publish plain publications in a row, in one step; their results under this name. None, with nothing
+    published, where they have to wait for somebody. Raises `Refused`."""
+    publisher = node.services.publisher
+    if not publisher.is_plain_now(topic, contents):
+        return None
+    last = publisher.publish_plainly(topic, contents)
+    return plain_results(name.encode(), last, len(contents))
 
 
 def _decode(params: bytes, kind: type[S]) -> S:

@@ -20,7 +20,7 @@ from msgspec import Raw, Struct, field
 
 from broker.core.json_reader import read_strictly
 from broker.core.messages import Delivery, Fd, Position
-from broker.core.work import BATCHED, KILOBYTE, PUBLICATION
+from broker.core.work import BATCHED, COMMAND, KILOBYTE, PUBLICATION
 from broker.errors import ErrorCode, Refused
 from broker.events.spans import TAG, is_sampled
 from broker.http.calls import Listing
@@ -30,7 +30,7 @@ from broker.routing.publishing import PublishOptions
 from broker.session.rpc import report
 
 TOGETHER: Final = 250.0
-"""Work of plain publications in a row that a batch has in one step: 70 small ones. Those of a client that
+"""Work of plain publications in a row that a batch has in one step: 125 small ones. Those of a client that
 come in one read take as much."""
 
 
@@ -109,7 +109,7 @@ class Row:
     besides their fan-out."""
 
     topic: str
-    work: float = 0.0
+    work: float = COMMAND
     publishes: list[Publish] = attrs.field(factory=list)
     contents: list[bytes] = attrs.field(factory=list)
 
