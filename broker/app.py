@@ -690,8 +690,9 @@ class Broker:
                     async with trio.open_nursery() as intake:
                         name_scope(intake, "intake")
                         for listener, door in doors:
+                            places = services.admission
                             intake.start_soon(
-                                accept_streams, listener, door, services.admission.make_room
+                                accept_streams, listener, door, places.make_room, places.has_room
                             )
                         addresses = describe(listeners)
                         # First: a program that reads that it is ready may send a signal at once.

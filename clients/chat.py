@@ -11,11 +11,15 @@ meant for one person is not to be read by all. Begin with // to say something th
 import argparse
 import io
 import os
+import signal
 import sys
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it from here on, without a word
 
 import trio
 
-from broker.client import Client, Join, Leave, Subscription, open_client
+from broker.client import Client, Join, Leave, Subscription, open_client, run
 from broker.core.messages import Publication
 from broker.errors import ClientError, ConnectionLost, RequestFailed
 from broker.logs import escape
@@ -119,9 +123,7 @@ if __name__ == "__main__":
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show it all
     failure = None
     try:
-        trio.run(main, args.url, text_of(args.room), text_of(args.name))
+        run(main, args.url, text_of(args.room), text_of(args.name))
     except* ClientError as errors:
         failure = escape(f"chat: {errors.exceptions[0]}")
-    except* KeyboardInterrupt:
-        pass
     sys.exit(failure)

@@ -9,11 +9,13 @@ In one terminal, which prints its fd, say 3; then in another::
 import argparse
 import io
 import json
+import signal
 import sys
 
-import trio
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it from here on, without a word
 
-from broker.client import open_client
+from broker.client import open_client, run
 from broker.errors import ClientError
 from broker.logs import escape
 
@@ -49,9 +51,7 @@ if __name__ == "__main__":
         parser.error("DATA is missing: what shall be sent to FD?")
     status: str | int = 0
     try:
-        trio.run(main, args.url, args.fd, args.data)
+        run(main, args.url, args.fd, args.data)
     except* ClientError as errors:
         status = escape(f"direct: {errors.exceptions[0]}")
-    except* KeyboardInterrupt:
-        status = 130
     sys.exit(status)

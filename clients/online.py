@@ -11,6 +11,7 @@ import base64
 import hmac
 import json
 import os
+import signal
 import sys
 import time
 import urllib.request
@@ -166,7 +167,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        pass
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word
+    main()

@@ -8,11 +8,13 @@ Like this::
 
 import argparse
 import json
+import signal
 import sys
 
-import trio
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it from here on, without a word
 
-from broker.client import open_client
+from broker.client import open_client, run
 from broker.errors import ClientError
 from broker.logs import escape
 
@@ -38,9 +40,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     status: str | int = 0
     try:
-        trio.run(main, args.url, args.topic, args.data)
+        run(main, args.url, args.topic, args.data)
     except* ClientError as errors:
         status = escape(f"publish: {errors.exceptions[0]}")
-    except* KeyboardInterrupt:
-        status = 130
     sys.exit(status)

@@ -8,11 +8,13 @@ It comes back by itself when the broker restarts. `--history` begins with what t
 
 import argparse
 import io
+import signal
 import sys
 
-import trio
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it from here on, without a word
 
-from broker.client import open_client
+from broker.client import open_client, run
 from broker.core.messages import Publication
 from broker.errors import ClientError
 from broker.logs import escape
@@ -47,9 +49,7 @@ if __name__ == "__main__":
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show it all
     status: str | int = 0
     try:
-        trio.run(main, args.url, args.topic, args.history)
+        run(main, args.url, args.topic, args.history)
     except* ClientError as errors:
         status = escape(f"subscribe: {errors.exceptions[0]}")
-    except* KeyboardInterrupt:
-        status = 130
     sys.exit(status)

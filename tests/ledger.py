@@ -153,9 +153,13 @@ class Ledger:
 
     async def _try_connect(self) -> Peer:
         peer = Peer(await trio.open_unix_socket(str(self._socket)))
-        await peer.send(handshake())
-        await peer.receive_head()
-        await peer.request(connect={})
+        try:
+            await peer.send(handshake())
+            await peer.receive_head()
+            await peer.request(connect={})
+        except BaseException:
+            await trio.aclose_forcefully(peer.stream)
+            raise
         return peer
 
     # publishers and subscribers, until their connection breaks

@@ -41,6 +41,9 @@ USUAL: Final = ("kill", "cut", "cut one", "hang", "pause")
 TOLD_SECONDS: Final = 30.0
 """By then a subscriber was told of a loss, or never will be."""
 
+BACK_SECONDS: Final = 120.0
+"""By then somebody has found a broker that works again, or never will."""
+
 LOSSES: Final = {"flush", "snapshot", "failover"}
 
 
@@ -64,12 +67,14 @@ class SharedLedger(Ledger):
 
     async def _connect(self) -> Peer:
         """To any broker that is there."""
+        deadline = time.monotonic() + BACK_SECONDS
         while True:
             self._socket = self._chance.choice(self._sockets)
             try:
                 with trio.fail_after(5):
                     return await self._try_connect()
             except (OSError, Closed, trio.BrokenResourceError, trio.TooSlowError):
+                assert time.monotonic() < deadline, "no broker comes back"
                 await trio.sleep(0.02)  # a foreign process: no clock of ours moves it
 
     async def _again(self, act: Act, about: Any) -> None:

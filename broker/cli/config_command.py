@@ -18,7 +18,8 @@ from broker.errors import ConfigError
 _PATH: Final = click.Path(path_type=Path)
 _WIDTH: Final = 99
 
-_file = click.option("--config", "file", type=_PATH, help="TOML file with settings.")
+_file = click.option("--config", "option", type=_PATH, help="The same as FILE, as `serve` has it.")
+_argument = click.argument("file", metavar="[FILE]", type=_PATH, required=False)
 
 
 @click.group(short_help="Check, show or begin a config.")
@@ -27,16 +28,17 @@ def config() -> None:
 
 
 @config.command(short_help="Say whether the settings are right.")
+@_argument
 @_file
 @json_option
-def check(file: Path | None, as_json: bool) -> None:
-    """Read --config and the BROKER_* variables as `serve` does, and say what is wrong.
+def check(file: Path | None, option: Path | None, as_json: bool) -> None:
+    """Read FILE and the BROKER_* variables as `serve` does, and say what is wrong.
 
     Exit status 2 and one line that names the place, the key and what would be right; or 1 for a
     variable that begins with BROKER_ and is no setting. A file that is named in a setting, such
     as a certificate, is not looked at.
     """
-    loaded = _load(file)
+    loaded = _load(_one_of(file, option))
     places = sorted(set(loaded.sources.values()))
     if as_json:
         unknown = [attrs.asdict(each) for each in loaded.unknown]
@@ -49,6 +51,12 @@ def check(file: Path | None, as_json: bool) -> None:
         click.echo(f"right: {count} {'setting' if count == 1 else 'settings'}{where}")
 
 
+def _one_of(file: Path | None, option: Path | None) -> Path | None:
+    if None not in (file, option):
+        raise click.UsageError(f"{file} and --config {option}: give one of them")
+    return file or option
+
+
 def _load(file: Path | None) -> Loaded:
     try:
         return load_with_sources(file, {})
@@ -58,19 +66,28 @@ def _load(file: Path | None) -> Loaded:
 
 @config.command(short_help="Show the settings in force, and where each was given.")
 @as_backend
+@_argument
 @_file
 @click.option("--running", is_flag=True, help="Those of the broker at --url; needs --api-key.")
 @click.option("--all", "everything", is_flag=True, help="Those that are as by default, too.")
 @json_option
-def show(target: Target, file: Path | None, running: bool, everything: bool, as_json: bool) -> None:
+def show(
+    target: Target,
+    file: Path | None,
+    option: Path | None,
+    running: bool,
+    everything: bool,
+    as_json: bool,
+) -> None:
     """Show the settings, and where each was given: a file, a variable, the command line or the
     program.
 
-    Those of --config and the BROKER_* variables of here; with --running those of a broker that
+    Those of FILE and the BROKER_* variables of here; with --running those of a broker that
     serves. Secrets are not shown.
     """
+    file = _one_of(file, option)
     if running and file is not None:
-        raise click.UsageError("--running asks the broker: leave out --config")
+        raise click.UsageError(f"--running asks the broker: leave out {file}")
     if not running:
         loaded = _load(file)
         rows = [attrs.asdict(each) for each in effective(loaded.config, loaded.sources)]

@@ -197,36 +197,6 @@ async def ask(
     raise Refusal(f"{api.url}: no answer to {method} within {ANSWER_SECONDS + wait:g} s")
 
 
-def until_signal(
-    work: Callable[[], Awaitable[None]],
-    numbers: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM),
-) -> Callable[[], Awaitable[bool]]:
-    """Do something until it ends by itself, or a signal ends it: then it is cancelled, and the result
-    is true."""
-
-    async def run() -> bool:
-        has_ended = False
-        async with trio.open_nursery() as nursery:
-            await nursery.start(_cancel_on_signal, nursery.cancel_scope, numbers)
-            await work()
-            has_ended = True
-            nursery.cancel_scope.cancel()
-        return not has_ended
-
-    return run
-
-
-async def _cancel_on_signal(
-    scope: trio.CancelScope,
-    numbers: tuple[signal.Signals, ...],
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    with trio.open_signal_receiver(*numbers) as signals:
-        task_status.started()
-        await anext(signals)
-        scope.cancel()
-
-
 def log_to_stderr() -> None:
     """Have what the client logs, such as reconnects, on stderr in lines of text."""
     handler = logging.StreamHandler()
@@ -246,9 +216,9 @@ def run_as_client(run: Callable[[_T], Awaitable[None]], argument: _T) -> None:
     """Run Trio until it ends, or Ctrl-C ends it; a broker that is away or refuses becomes one line."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
+    from broker.client.running import until_signal
+
     try:
-        # A `KeyboardInterrupt` would be raised in whatever task is at work, and may be lost there: as
-        # the context of an error of that task, or in a callback.
         if trio.run(until_signal(partial(run, argument), (signal.SIGINT,))):
             sys.exit(INTERRUPTED)
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:

@@ -16,7 +16,6 @@ from broker.cli.running import (
     check_text,
     json_option,
     refusal_text,
-    until_signal,
     with_client,
 )
 from broker.core.topics import is_pattern, matches
@@ -24,7 +23,7 @@ from broker.errors import ErrorCode, RequestFailed
 
 if TYPE_CHECKING:
     from broker.client import Client, Subscription
-    from broker.core.messages import Publication
+    from broker.core.messages import Position, Publication
 
 TOPICS_MOST: Final = 10_000
 """Topics of a pattern whose last offset is known: a few MB. With more topics fewer losses are reported."""
@@ -58,12 +57,14 @@ def sub(
     Where publications are missing, a line says so: on stderr, with --json on stdout.
 
     Publications of topics to which the token, or the broker's app, has subscribed this client are printed as
-    they come.
+    well, and recovered as any other.
     """
     if since is not None and last is not None:
         raise click.UsageError("--since and --history: give one of them")
     if (since is not None or last is not None) and (group or is_pattern(pattern)):
         raise click.UsageError("--since and --history are for one topic, without a --group")
+    from broker.client.running import until_signal
+
     was_interrupted = False
 
     async def work(client: "Client") -> None:
@@ -98,11 +99,13 @@ async def _print_all(
     count: int | None,
     as_json: bool,
 ) -> None:
-    losses.begin(subscription)
-    _tell(losses.gap(subscription), as_json=as_json)
+    topic = subscription.topic
+    if subscription.position is not None:
+        losses.begin(topic, subscription.position)
+    _tell(losses.gap(topic, subscription.gaps), as_json=as_json)
     left = count
     async for publication in subscription:
-        _tell(losses.gap(subscription), as_json=as_json)
+        _tell(losses.gap(topic, subscription.gaps), as_json=as_json)
         position = subscription.position
         _print(publication, losses, "" if position is None else position.epoch, as_json=as_json)
         if left is not None:
@@ -113,11 +116,17 @@ async def _print_all(
 
 async def _print_messages(client: "Client", pattern: str, count: int | None, as_json: bool) -> None:
     """The same where the server has subscribed us: its publications come among the messages for this fd."""
-    losses, left = Losses(), count
-    async for publication in client.messages:
+    losses, left, messages = Losses(), count, client.messages
+    for topic, position in messages.positions.items():
+        losses.begin(topic, position)
+    async for publication in messages:
+        for topic, gaps in messages.gaps.items():
+            if matches(pattern, topic):
+                _tell(losses.gap(topic, gaps), as_json=as_json)
         if not matches(pattern, publication.topic):
             continue
-        _print(publication, losses, "", as_json=as_json)
+        at = messages.positions.get(publication.topic)
+        _print(publication, losses, "" if at is None else at.epoch, as_json=as_json)
         if left is not None:
             left -= 1
             if not left:
@@ -161,19 +170,21 @@ class Losses:
 
     is_group: bool = False
     _last: dict[str, int] = attrs.field(init=False, factory=dict)
-    _gaps: int = attrs.field(init=False, default=0)
+    _gaps: dict[str, int] = attrs.field(init=False, factory=dict)
 
-    def begin(self, subscription: "Subscription[Publication]") -> None:
-        """The subscription has begun: the next publication has the offset behind its position."""
-        if subscription.position is not None:
-            self._last[subscription.topic] = subscription.position.offset
+    def begin(self, topic: str, position: "Position") -> None:
+        """A subscription has begun: the next publication has the offset behind its position."""
+        self._last[topic] = position.offset
 
-    def gap(self, subscription: "Subscription[Publication]") -> Iterator[Loss]:
-        """Whether more may be missing than the offsets show: a recovery has failed."""
-        if subscription.gaps > self._gaps:
-            self._gaps = subscription.gaps
-            self._last.clear()
-            yield Loss(subscription.topic)
+    def gap(self, topic: str, gaps: int) -> Iterator[Loss]:
+        """Whether more may be missing than the offsets show: a recovery has failed. `gaps` is how often so
+        far, of a topic or of all that a pattern matches."""
+        if gaps > self._gaps.get(topic, 0):
+            if is_pattern(topic):
+                self._last.clear()
+            self._last.pop(topic, None)
+            yield Loss(topic)
+        self._gaps[topic] = gaps
 
     def before(self, publication: "Publication") -> Iterator[Loss]:
         """The losses right before this publication."""

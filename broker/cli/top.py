@@ -12,7 +12,7 @@ from broker import logs
 from broker.cli.admin_commands import silent_nodes
 from broker.cli.errors import INTERRUPTED, Mistake
 from broker.cli.output import clock, echo_json, in_bytes, in_time
-from broker.cli.running import Target, as_backend, ask, json_option, until_signal, with_api
+from broker.cli.running import Target, as_backend, ask, json_option, with_api
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -79,6 +79,8 @@ def top(target: Target, seconds: float, count: int | None, as_json: bool) -> Non
     Needs Rich, pip install '.[top]', but for --json. Ends with Ctrl-C, exit status 130.
     """
     screen = None if as_json else _open_screen()
+    from broker.client.running import until_signal
+
     was_interrupted = False
 
     async def work(api: "ApiClient") -> None:

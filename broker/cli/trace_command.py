@@ -17,7 +17,6 @@ from broker.cli.running import (
     ask,
     check_name,
     json_option,
-    until_signal,
     with_api,
 )
 from broker.core.names import DIRECT, PERSONAL, direct_fd
@@ -46,6 +45,8 @@ def trace(target: Target, what: str, count: int | None, as_json: bool) -> None:
     Ends with the connection, or with Ctrl-C, exit status 130.
     """
     params = _target(what)
+    from broker.client.running import until_signal
+
     was_interrupted = False
 
     async def work(api: "ApiClient") -> None:

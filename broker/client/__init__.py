@@ -22,6 +22,7 @@ Rules it keeps:
 from broker.client.address import OpenStream
 from broker.client.client import CONNECT_SECONDS, Client, History, PresenceStats, open_client
 from broker.client.link import FRAME_BYTES, OUTBOX_COMMANDS
+from broker.client.running import run
 from broker.client.subscription import INBOX_MESSAGES, Join, Leave, Messages, Subscription
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "PresenceStats",
     "Subscription",
     "open_client",
+    "run",
 ]

@@ -411,7 +411,7 @@ class Client:
         if pending is None:
             return
         if pending.method == "connect" and self._end is None:
-            self._welcome(link, reply)
+            await self._take_up_own(self._welcome(link, reply))
         pending.reply = reply
         pending.done.set()
         if reply.subscribe is not None and pending.subscription is not None:
@@ -430,7 +430,18 @@ class Client:
         subscription._caught_up(result)
         self._note(subscription._inbox)
 
-    def _welcome(self, link: Link, reply: Reply) -> None:
+    async def _take_up_own(self, subs: Mapping[str, Subscribed]) -> None:
+        """Deliver what a connect reply holds of the topics that the server has subscribed us to."""
+        number = 0
+        for topic, result in subs.items():
+            for pub in result.publications:
+                self.messages._published(topic, pub)
+                if (number := number + 1) % LINES_A_TURN == 0:
+                    await trio.lowlevel.checkpoint()
+            self.messages._took_up(topic, result)
+        self._note_messages()
+
+    def _welcome(self, link: Link, reply: Reply) -> Mapping[str, Subscribed]:
         if reply.error is not None:
             error = reply.error
             raise Lost(error.code, error.message, final=not error.temporary)
@@ -443,11 +454,16 @@ class Client:
         link.ping, link.pong = reply.connect.ping, reply.connect.pong
         for topic in (f"fd:{self._fd}", *reply.connect.subs):
             link.server_topics.add(topic)
+        self.messages._reconnected()
+        for topic, result in reply.connect.subs.items():
+            if topic != f"fd:{self._fd}":
+                self.messages._began(topic, result)
         self._link = link
         link.came_up()
         self._notify()
         for subscription in self._subscriptions.values():
             link.nursery.start_soon(self._join, link, subscription)
+        return reply.connect.subs
 
     def _handle_push(self, link: Link, push: Push) -> None:
         topic = push.channel
@@ -466,12 +482,14 @@ class Client:
             self._note_messages()
         elif push.subscribe is not None:
             link.server_topics.add(topic)
+            self.messages._began(topic, push.subscribe)
         elif subscription is None:
             if push.pub is not None and topic in link.server_topics:
-                self.messages._deliver(push.pub.freeze(topic))
+                self.messages._published(topic, push.pub)
                 self._note_messages()
             elif push.unsubscribe is not None:
                 link.server_topics.discard(topic)
+                self.messages._ended(topic)
         elif push.pub is not None:
             subscription._deliver(push.pub)
             self._note(subscription._inbox)
@@ -588,7 +606,8 @@ class Client:
                 )
                 link = Link(ws, nursery, opened)
                 nursery.start_soon(link.write)
-                link.ask("connect", self._hello)
+                subs = self.messages._to_recover()
+                link.ask("connect", {**self._hello, "subs": subs} if subs else self._hello)
                 try:
                     await self._read(link)
                 except (Lost, trio_websocket.ConnectionClosed) as error:
@@ -612,6 +631,8 @@ class Client:
             self._link = None
         lost = lost or Lost(CloseCode.ABNORMAL, "connection closed")
         if isinstance(lost, TooLarge):
+            if not link.welcomed:
+                self.messages._give_up_recovery()
             for subscription in self._subscriptions.values():
                 if subscription._requested is link and subscription._granted is not link:
                     subscription._give_up_recovery()

@@ -8,7 +8,7 @@ import attrs
 import trio
 
 from broker.client.backoff import RECONNECT_MOST_SECONDS, backoff
-from broker.client.wire import Pub, Subscribed
+from broker.client.wire import Pub, Subscribed, encode
 from broker.core.messages import ClientInfo, Position, Publication
 from broker.errors import ClientError, RequestFailed, Unavailable
 
@@ -26,6 +26,13 @@ can have far less on its way: an outbox of 4 MiB, two socket buffers and one mes
 
 ITEM_BYTES = 400
 """Bytes that an item that waits takes beside its data, as measured: the object, its info, its place."""
+
+RECOVER_BYTES = 2**19
+"""Bytes of a connect command for the topics to recover: half of the largest message that a broker takes
+by default, as a token and data of the app's are in it too."""
+
+RECOVER_EACH = 100
+"""Bytes there of one topic, beside its name and its epoch: braces, the names of fields, an offset."""
 
 TAG_BYTES = 150
 """Bytes that a tag takes beside its key and value, as measured."""
@@ -49,9 +56,11 @@ class Leave:
 
 @attrs.frozen
 class Mark:
-    """Stands between publications where a subscription began anew after a gap."""
+    """Stands between publications where a subscription began, or ended, or began anew after a gap."""
 
     position: Position | None
+    topic: str = ""
+    is_gap: bool = True
 
 
 _Item = TypeVar("_Item", Publication, Publication | Join | Leave)
@@ -99,8 +108,10 @@ class Inbox:
         """Add an item; nothing happens once the inbox is finished or discarded."""
         if self._finished or self._discarded:
             return
-        if isinstance(item, Mark) and self._items and isinstance(self._items[-1][0], Mark):
+        last = self._items[-1][0] if self._items else None
+        if isinstance(item, Mark) and isinstance(last, Mark) and last.topic == item.topic:
             # Nothing came between two gaps: they are one.
+            item = attrs.evolve(item, is_gap=item.is_gap or last.is_gap)
             self._items[-1] = (item, self._items[-1][1])
             return
         size = ITEM_BYTES
@@ -126,14 +137,15 @@ class Inbox:
             if self._finished:
                 raise trio.EndOfChannel
             await self._waiting.park()
-        item = self._pop()
+        item = self.pop_oldest()
         self._taken()
         return item
 
-    def drop_oldest(self) -> None:
-        self._pop()
+    @property
+    def empty(self) -> bool:
+        return not self._items
 
-    def _pop(self) -> object:
+    def pop_oldest(self) -> object:
         item, size = self._items.popleft()
         self._bytes -= size
         self._held.bytes -= size
@@ -147,7 +159,7 @@ class Inbox:
     def discard(self) -> None:
         self._discarded = True
         while self._items:
-            self._pop()
+            self.pop_oldest()
         self._waiting.unpark_all()
         self._taken()
 
@@ -309,19 +321,32 @@ class Subscription(AsyncIterator[_Item], Generic[_Item]):
 class Messages(AsyncIterator[Publication]):
     """Publications for this fd: direct messages and pushes of the server; all on topic `fd:N`.
 
-    Publications on topics that the server subscribed this connection to come here as well.
     At most once: a message sent while we are away finds no such fd, and its sender is told.
     Until somebody iterates, the 256 newest are kept, or 1 MiB of them, and `dropped` counts the
     others; from then on, not taking them makes the client stop reading, as with a `Subscription`.
+
+    Publications on topics that the server subscribed this connection to come here as well. They
+    are recovered after a reconnect where the topic keeps history, and what may be missing is in
+    `gaps`.
     """
 
     def __init__(self, taken: Callable[[], None], held: Held) -> None:
         self.dropped: int = 0
+        """Publications that had no room before somebody iterated."""
+        self.positions: dict[str, Position] = {}
+        """Where the iterator is in each topic that the server subscribed us to and that keeps
+        history."""
+        self.gaps: dict[str, int] = {}
+        """By topic, how often publications may have been missed before what the iterator yields next.
+        No entry means never; a topic that the server ends has none any more."""
         # Publications that nobody has asked for have bounds of their own, and make nobody wait.
         self._inbox = Inbox(taken, Held())
         self._held = held
         self._wanted = False
         self._error: ClientError | None = None
+        # What has arrived of each topic of the server's, to recover from; None without history.
+        self._reached: dict[str, Position | None] = {}
+        self._granted: set[str] = set()  # those of them that are of the newest connection
 
     def __aiter__(self) -> "Messages":
         return self
@@ -330,17 +355,116 @@ class Messages(AsyncIterator[Publication]):
         if not self._wanted:
             self._wanted = True
             self._inbox.count_in(self._held)
-        try:
-            return cast("Publication", await self._inbox.take())
-        except trio.EndOfChannel:
-            assert self._error is not None
-            raise again(self._error) from None
+        while True:
+            try:
+                item = await self._inbox.take()
+            except trio.EndOfChannel:
+                assert self._error is not None
+                raise again(self._error) from None
+            if isinstance(item, Mark):
+                self._pass(item)
+                continue
+            publication = cast("Publication", item)
+            position = self.positions.get(publication.topic)
+            if position is not None and publication.offset:
+                self.positions[publication.topic] = Position(publication.offset, position.epoch)
+            return publication
 
     def _deliver(self, publication: Publication) -> None:
-        while not self._wanted and self._inbox.full:
-            self._inbox.drop_oldest()
-            self.dropped += 1
+        self._make_room()
         self._inbox.put(publication)
+
+    def _make_room(self) -> None:
+        while not self._wanted and self._inbox.full:
+            item = self._inbox.pop_oldest()
+            if isinstance(item, Mark):
+                self._pass(item)
+            else:
+                self.dropped += 1
+
+    def _mark(self, mark: Mark) -> None:
+        if self._inbox.empty:
+            self._pass(mark)
+        else:
+            self._make_room()
+            self._inbox.put(mark)
+
+    def _pass(self, mark: Mark) -> None:
+        """The iterator comes by a mark."""
+        self.positions.pop(mark.topic, None)
+        if mark.position is not None:
+            self.positions[mark.topic] = mark.position
+        if mark.is_gap:
+            self.gaps[mark.topic] = self.gaps.get(mark.topic, 0) + 1
+
+    # Topics that the server has subscribed us to.
+
+    def _to_recover(self) -> dict[str, object]:
+        """What the connect command asks for; the rest, if it is too much for one, becomes a gap."""
+        asked: dict[str, object] = {}
+        room = RECOVER_BYTES
+        for topic, position in self._reached.items():
+            if position is not None:
+                room -= len(encode({topic: position.epoch})) + RECOVER_EACH
+                if room < 0:
+                    break
+                asked[topic] = {
+                    "recover": True,
+                    "offset": position.offset,
+                    "epoch": position.epoch,
+                }
+        return asked
+
+    def _reconnected(self) -> None:
+        """A connection begins. Topics of the one before are remembered until it ends: the server may
+        give them back later."""
+        for topic in [each for each in self._reached if each not in self._granted]:
+            self._ended(topic)
+        self._granted = set()
+
+    def _began(self, topic: str, result: Subscribed) -> None:
+        """The server has subscribed us to a topic, perhaps again; the publications of `result` come
+        next."""
+        if topic in self._granted:
+            return
+        self._granted.add(topic)
+        since, is_known = self._reached.get(topic), topic in self._reached
+        tracked = result.recoverable or result.positioned
+        now = Position(result.offset, result.epoch) if tracked else None
+        # Offsets of another epoch are of another history, whatever the broker calls it.
+        if now and since and result.recovered and since.epoch in ("", result.epoch):
+            self._reached[topic] = Position(since.offset, result.epoch)
+            return
+        self._reached[topic] = now
+        if is_known and (now is None or now != since):
+            self._mark(Mark(now, topic))
+        elif now is not None:
+            self._mark(Mark(now, topic, is_gap=False))
+
+    def _took_up(self, topic: str, result: Subscribed) -> None:
+        """All publications of the result are delivered."""
+        reached = self._reached.get(topic)
+        if reached is not None and result.offset > reached.offset:
+            self._reached[topic] = Position(result.offset, reached.epoch)
+
+    def _published(self, topic: str, pub: Pub) -> None:
+        """A publication on a topic of the server's."""
+        reached = self._reached.get(topic)
+        if pub.offset and reached is not None and pub.channel in ("", topic):
+            if pub.offset <= reached.offset:
+                return  # came with the recovery already
+            self._reached[topic] = Position(pub.offset, reached.epoch)
+        self._deliver(pub.freeze(topic))
+
+    def _ended(self, topic: str) -> None:
+        self._granted.discard(topic)
+        if topic in self._reached:
+            del self._reached[topic]
+            self._mark(Mark(None, topic, is_gap=False))
+
+    def _give_up_recovery(self) -> None:
+        """More was missed than can be taken, so the next time is a gap."""
+        self._reached = dict.fromkeys(self._reached)
 
     def _fail(self, error: ClientError) -> None:
         if self._error is None:

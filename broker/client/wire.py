@@ -73,13 +73,6 @@ class Pub(msgspec.Struct):
         return Publication(self.channel or topic, data, info, self.offset, self.time, tags)
 
 
-class Connected(msgspec.Struct):
-    client: str = ""
-    ping: Annotated[int, msgspec.Meta(ge=0, le=HEARTBEAT_SECONDS)] = 0
-    pong: bool = False
-    subs: dict[str, Empty] = {}
-
-
 class Subscribed(msgspec.Struct):
     recoverable: bool = False
     positioned: bool = False
@@ -87,6 +80,13 @@ class Subscribed(msgspec.Struct):
     offset: Count = 0
     publications: list[Pub] = []
     recovered: bool = False
+
+
+class Connected(msgspec.Struct):
+    client: str = ""
+    ping: Annotated[int, msgspec.Meta(ge=0, le=HEARTBEAT_SECONDS)] = 0
+    pong: bool = False
+    subs: dict[str, Subscribed] = {}
 
 
 class HistoryResult(msgspec.Struct):
@@ -123,7 +123,7 @@ class Push(msgspec.Struct):
     join: Member | None = None
     leave: Member | None = None
     unsubscribe: Ended | None = None
-    subscribe: Empty | None = None
+    subscribe: Subscribed | None = None
     message: Data | None = None
     disconnect: Ended | None = None
 

@@ -246,6 +246,9 @@ class HistoryStore:
         if size <= 0 or ttl <= 0:
             self.forget_topic(topic)
             return publications
+        if isinstance(publications, Series):
+            said = publications
+            return self.extend_run(topic, said.contents, said.info, said.opaque, now, size, ttl)
         if not publications:
             return publications
         history = self._to_extend(topic, now, ttl)

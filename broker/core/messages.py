@@ -134,6 +134,13 @@ class Series(Sequence[Publication]):
         return self._made
 
 
+def data_bytes(publications: Sequence[Publication]) -> int:
+    """The bytes of their data; none of a series is made for it."""
+    if isinstance(publications, Series):
+        return sum(map(len, publications.contents))
+    return sum([len(each.data) for each in publications])
+
+
 @attrs.frozen
 class Frame:
     """One WebSocket message as a hook sees it; `opcode` and `fin` as in RFC 6455 section 5.2.

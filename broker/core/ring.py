@@ -92,6 +92,11 @@ class Ring:
         """Drop so many of the oldest; return the bytes that they took."""
         begin, end = self._first, self._first + count
         contents, shapes = self._contents, self._shapes
+        if count == 1 and 2 * end < len(contents):  # as nearly always: a third of the work
+            less = len(contents[begin]) + KEPT_BYTES + shapes[begin].extra
+            contents[begin], shapes[begin] = b"", _GONE
+            self._first = end
+            return less
         less = sum(map(len, contents[begin:end])) + count * KEPT_BYTES
         less += sum([shape.extra for shape in shapes[begin:end]])
         if 2 * end >= len(contents):

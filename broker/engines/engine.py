@@ -78,6 +78,13 @@ class Submission:
     retain: bool = False
     key: Key | None = None
     dones: list[Done] = attrs.field(factory=list)
+    count: int = attrs.field(init=False, default=0)
+    weight: int = attrs.field(init=False, default=0)
+    """The publications in it, and the bytes that it costs while it waits. The engine sets them, once."""
+
+    @property
+    def topic(self) -> str:
+        return self.parcel.topic
 
 
 @attrs.frozen

@@ -51,12 +51,14 @@ class Batch(Struct, array_like=True):
             return cls([*publications.contents], by, tags, first.opaque)
         return cls([each.data for each in publications], by, tags, first.opaque)
 
-    def publications(self, topic: str) -> list[Publication]:
+    def publications(self, topic: str) -> Sequence[Publication]:
         """The same again, without offsets."""
         by, tags, opaque = self.by, self.tags, self.opaque
         info = None
         if by is not None:
             info = ClientInfo(by.client, by.user, by.conn_info, by.chan_info)
+        if tags is None:
+            return Series(topic, self.data, info, 0, opaque)
         return [Publication(topic, data, info, 0, 0, tags, opaque) for data in self.data]
 
 

@@ -416,12 +416,12 @@ class _Incoming:
         elif kind == "x":
             text = f"user {logged.topic[len(PERSONAL) :]!r} has no connection"
             result = Refused(ErrorCode.UNKNOWN_CHANNEL, text)
-        self._catch(logged, [])
+        if self._fetches:
+            self._catch(logged, [])
         if item is not None:
             if kind in "kd" and logged.first:
                 assert isinstance(item, Post)
-                count = sum(map(len, item.submission.parcel.batches))
-                result = Position(logged.first + count - 1, logged.epoch)
+                result = Position(logged.first + item.submission.count - 1, logged.epoch)
             item.end(result)
             self.out.note_over(item)
         return work
@@ -442,7 +442,8 @@ class _Incoming:
         if kind == "k":
             kept = self.topics.add(logged, parcel.batches) if follows else None
             parcel.batches = numbered(parcel.batches, logged.first) if kept is None else kept
-            self._catch(logged, parcel.batches)
+            if fetch is not None:
+                self._catch(logged, parcel.batches)
         elif kind == "e" and follows:
             self.topics.drop(topic)
         return self.sink.deliver(parcel, retain="v" in options or "c" in options)

@@ -84,7 +84,7 @@ class Wire:
 
     async def _ask(self, command: bytes, parts: tuple[Part, ...], seconds: float) -> Any:
         with trio.fail_after(seconds):
-            written = [to_bytes(each) if isinstance(each, str) else each for each in parts]
+            written = [to_bytes(each) if type(each) is str else each for each in parts]
             return await self._connection.create_request(command, *written, decode=False)
 
 

@@ -30,6 +30,7 @@ import trio
 from msgspec import Struct
 
 from broker.config.engine_url import RedisUrl
+from broker.core.work import SLICE
 from broker.engines.redis_link import Link, LinkLost, to_text, use_link
 from broker.engines.redis_scripts import APPEND, ATTACH, FORMAT, RENEW
 
@@ -457,7 +458,9 @@ class SharedLog:
                 # A mistake of another version. Of a topic that is kept, what comes next has a gap before it.
                 self._note_misread(str(error), name)
                 done = SKIPPED
-            work = await self.reader.rest(work + done)
+            work += done
+            if work >= SLICE:
+                work = await self.reader.rest(work)
         await self.reader.rest(work)
         if flight is not None:
             self.reader.finished(flight)

@@ -10,7 +10,7 @@ import msgspec
 import trio
 from msgspec import Struct
 
-from broker.core.messages import Position
+from broker.core.messages import Position, data_bytes
 from broker.core.names import PERSONAL
 from broker.engines.engine import Key, Submission
 from broker.engines.records import Batch
@@ -87,11 +87,10 @@ class Post:
         if parcel.report_to:
             flags += "r"
         ttl = int(min(rules.history_ttl, LONGEST_TTL) * 1000)
-        count = sum(map(len, parcel.batches))
+        count = submission.count
         once = "" if key is None else _name_of(key, parcel.topic)
-        posted = Posted(
-            [Batch.of(each) for each in parcel.batches], list(parcel.exclude), parcel.report_to
-        )
+        batches = list(map(Batch.of, parcel.batches))
+        posted = Posted(batches, list(parcel.exclude), parcel.report_to)
         return Draft(
             flags, parcel.topic, rules.history_size, max(1, ttl), count, once, _encode(posted)
         )
@@ -183,10 +182,10 @@ class Outgoing:
 
     def post(self, submission: Submission) -> None:
         batches = submission.parcel.batches
-        self.submitted += sum(map(len, batches))
-        size = sum([len(each.data) + PUBLICATION_BYTES for batch in batches for each in batch])
-        due = trio.current_time() + PUBLISH_SECONDS
-        self._put(Post(submission, due, size + SUBMISSION_BYTES))
+        submission.count = count = sum(map(len, batches))
+        self.submitted += count
+        size = sum(map(data_bytes, batches)) + PUBLICATION_BYTES * count + SUBMISSION_BYTES
+        self._put(Post(submission, trio.current_time() + PUBLISH_SECONDS, size))
 
     def order(self, flag: str, topic: str) -> Order:
         order = Order(flag, topic, trio.current_time() + PUBLISH_SECONDS)

@@ -139,10 +139,10 @@ local done = p .. ':done:' .. node
 if counter <= tonumber(redis.call('GET', done) or '0') then return {0, lineage, last} end
 local ms, idle = now(), tonumber(ARGV[6])
 local fields, told = {'', ''}, {}
-local bytes, number = 0, 0
+local bytes, number, stamp = 0, 0, text(ms)
 
 local function keep(topic, size, ttl, count, data)
-  local epoch, top, _, _, touched, lives = epoch_of(topic, lineage)
+  local epoch, top, former, lived, touched, lives = epoch_of(topic, lineage)
   local m, h = p .. ':m:' .. topic, p .. ':h:' .. topic
   local first = top + 1
   top = top + count
@@ -151,9 +151,14 @@ local function keep(topic, size, ttl, count, data)
   if touch then touched = ms end
   local prolong = lives < ms + ttl
   if prolong then lives = ms + ttl + math.floor(ttl / 4) + 1000 end
-  redis.call('HSET', m, 'e', epoch, 't', text(top), 's', size, 'l', text(ttl), 'x', text(touched), 'y', text(lives))
+  local id = text(top)
+  if touch or prolong or size ~= former or ttl ~= lived then
+    redis.call('HSET', m, 'e', epoch, 't', id, 's', size, 'l', text(ttl), 'x', text(touched), 'y', text(lives))
+  else  -- as nearly always
+    redis.call('HSET', m, 't', id)
+  end
   if touch then redis.call('PEXPIRE', m, text(math.max(idle, ttl) * 1.25 + 1000)) end
-  if not put(h, 'MINID', '~', text(math.max(0, top - size + 1)) .. '-0', text(top) .. '-0', text(ms), data) then
+  if not put(h, 'MINID', '~', text(math.max(0, top - size + 1)) .. '-0', id .. '-0', stamp, data) then
     redis.call('DEL', m)
     return keep(topic, size, ttl, count, data)  -- in another epoch: what was kept is gone
   end
@@ -187,8 +192,8 @@ for i = 8, #ARGV, 7 do
   local key, data = ARGV[i + 5], ARGV[i + 6]
   local first, epoch = 0, '-'
   local kind = string.sub(flags, 1, 1)
-  local once = p .. ':once:' .. key
-  local before = key ~= '' and kind ~= 'C' and kind ~= 'D' and redis.call('GET', once)
+  local once = key ~= '' and kind ~= 'C' and kind ~= 'D' and p .. ':once:' .. key
+  local before = once and redis.call('GET', once)
   if kind == 'T' then
     if redis.call('HEXISTS', p .. ':nodes', topic) == 1 then told[#told + 1] = {topic, data} end
     flags = nil
@@ -219,12 +224,12 @@ for i = 8, #ARGV, 7 do
       redis.call('HDEL', p .. ':n:' .. node, topic)
     end
     first = text(first)
-    local last_flag = string.match(flags, '[vc]')
+    local last_flag = #flags > 1 and string.match(flags, '[vc]')
     if last_flag then
       local offset = kind == 'k' and text(first + tonumber(ARGV[i + 4]) - 1) or '0'
       retain(topic, offset .. ' ' .. data, last_flag == 'c')
     end
-    if key ~= '' then redis.call('SET', once, first .. ' ' .. epoch, 'EX', 300) end
+    if once then redis.call('SET', once, first .. ' ' .. epoch, 'EX', 300) end
   end
   if flags then
     local header = table.concat({flags, number, first, epoch, ARGV[i + 2], ARGV[i + 3], topic}, ' ')

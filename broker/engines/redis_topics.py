@@ -18,7 +18,7 @@ import attrs
 import trio
 
 from broker.core.history import HistoryStore
-from broker.core.messages import Position, Publication
+from broker.core.messages import Position, Publication, Series
 from broker.core.work import COMMAND, PUBLICATION, SLICE
 from broker.engines.redis_log import Logged
 from broker.engines.redis_outgoing import decode_posted
@@ -33,12 +33,16 @@ def numbered(batches: Sequence[Sequence[Publication]], first: int) -> list[Seque
         return list(batches)
     found: list[Sequence[Publication]] = []
     for batch in batches:
-        found.append(
-            [
-                Publication(p.topic, p.data, p.info, offset, p.time, p.tags, p.opaque)
-                for offset, p in enumerate(batch, first)
-            ]
-        )
+        if isinstance(batch, Series):
+            said = batch
+            found.append(Series(said.topic, said.contents, said.info, first, said.opaque))
+        else:
+            found.append(
+                [
+                    Publication(p.topic, p.data, p.info, offset, p.time, p.tags, p.opaque)
+                    for offset, p in enumerate(batch, first)
+                ]
+            )
         first += len(batch)
     return found
 

@@ -38,7 +38,7 @@ import trio
 from broker.config.engine_url import EngineUrl, Sync
 from broker.config.settings import TopicRules
 from broker.core.history import History
-from broker.core.messages import Delivery, Fd, Position, Publication
+from broker.core.messages import Delivery, Fd, Position, Publication, data_bytes
 from broker.core.scopes import name_scope
 from broker.core.shares import text_bytes
 from broker.core.work import COMMAND, PUBLICATION, SLICE
@@ -114,6 +114,8 @@ class _Removal:
     topic: str
     is_over: trio.Event = attrs.field(factory=trio.Event)
     refusal: Refused | None = None
+    count: int = 0
+    weight: int = SUBMISSION_BYTES
 
 
 @attrs.define(eq=False)
@@ -194,12 +196,16 @@ class SqliteEngine(Memory):
 
     def submit(self, submission: Submission) -> None:
         batches = submission.parcel.batches
-        self._submitted += sum(map(len, batches))
-        self._put(submission.parcel.topic, submission, _weight(submission))
+        submission.count = count = sum(map(len, batches))
+        size = sum(map(data_bytes, batches))
+        submission.weight = size + PUBLICATION_BYTES * count + SUBMISSION_BYTES
+        self._submitted += count
+        self._put(submission)
 
-    def _put(self, topic: str, item: Submission | _Removal, weight: int) -> None:
+    def _put(self, item: Submission | _Removal) -> None:
+        topic = item.topic
         self._pending[topic] = self._pending.get(topic, 0) + 1
-        self._waiting += weight
+        self._waiting += item.weight
         self._queue.append(item)
         self._something.set()
 
@@ -219,7 +225,7 @@ class SqliteEngine(Memory):
         if self._failing:
             raise self._refusal()
         removal = _Removal(topic)
-        self._put(topic, removal, SUBMISSION_BYTES)
+        self._put(removal)
         await removal.is_over.wait()
         if removal.refusal is not None:
             raise removal.refusal
@@ -227,9 +233,9 @@ class SqliteEngine(Memory):
     def forget(self, is_over: Callable[[str], bool]) -> None:
         over = set(self._store.forget(is_over))
         for item in [*self._under_way, *self._queue]:
-            if isinstance(item, Submission) and is_over(item.parcel.topic):
+            if isinstance(item, Submission) and is_over(item.topic):
                 item.keep = False
-                over.add(item.parcel.topic)
+                over.add(item.topic)
         for topic in over:
             self._note_unwritten(topic)
 
@@ -311,12 +317,12 @@ class SqliteEngine(Memory):
         while self._queue and count < BATCH_PUBLICATIONS and size < BATCH_BYTES:
             item = self._queue.popleft()
             items.append(item)
-            size += _weight(item)
-            count += _publications_in(item)
+            size += item.weight
+            count += item.count
         now, at = trio.current_time(), int(self._wall_clock() * 1000)
-        for item in items:
-            if isinstance(item, Submission) and item.keep:
-                self._store.position(item.parcel.topic, now)  # begins an epoch where there is none
+        kept = [item.topic for item in items if isinstance(item, Submission) and item.keep]
+        for topic in dict.fromkeys(kept):
+            self._store.position(topic, now)  # begins an epoch where there is none
         self._under_way = items
         unwritten = dict(self._unwritten)
         records = [each for topic in unwritten for each in self._state_of(topic, now, at)]
@@ -345,45 +351,56 @@ class SqliteEngine(Memory):
 
     async def _give_back(self, batch: _Batch, sink: Sink) -> None:
         """Deliver and acknowledge a batch that is in the log now. Cancelled, it goes on to its end."""
-        work = 0.0
         with trio.CancelScope(shield=True):
             while batch.items:
-                item = batch.items[0]
-                if isinstance(item, Submission):
-                    work += self._deliver(item, sink)
-                else:
-                    self._store.remove(item.topic, trio.current_time())
-                    item.is_over.set()
-                batch.items.popleft()
-                self._note_over(item)
-                work += COMMAND + PUBLICATION * _publications_in(item)
-                if work >= SLICE:
-                    work = 0.0
-                    sink.settled()
+                self._give_back_some(batch.items, sink)
+                sink.settled()
+                if batch.items:
                     await trio.lowlevel.checkpoint()
-        sink.settled()
 
-    def _deliver(self, submission: Submission, sink: Sink) -> float:
-        parcel, rules, position = submission.parcel, submission.rules, None
+    def _give_back_some(self, items: deque[Submission | _Removal], sink: Sink) -> None:
+        """The same for as many as one step may take."""
+        now, work, over = trio.current_time(), 0.0, []
+        while items and work < SLICE:
+            item = items[0]
+            if isinstance(item, Submission):
+                work += self._deliver(item, sink, now)
+            else:
+                self._store.remove(item.topic, now)
+                item.is_over.set()
+            over.append(items.popleft())
+            work += COMMAND + PUBLICATION * item.count
+        self._note_over(over)
+
+    def _deliver(self, submission: Submission, sink: Sink, now: float) -> float:
+        parcel, rules, dones, position = (
+            submission.parcel,
+            submission.rules,
+            submission.dones,
+            None,
+        )
         if submission.keep:
-            topic, now = parcel.topic, trio.current_time()
-            size, ttl = rules.history_size, rules.history_ttl
-            parcel.batches = [
-                self._store.extend(topic, each, now, size, ttl) for each in parcel.batches
-            ]
-            position = self._store.position(topic, now)
+            topic, batches = parcel.topic, parcel.batches
+            size, ttl, extend = rules.history_size, rules.history_ttl, self._store.extend
+            batches[:] = [extend(topic, each, now, size, ttl) for each in batches]
+            if dones:
+                position = self._store.position(topic, now)
         work = sink.deliver(parcel, retain=submission.retain)
-        for done in submission.dones:
+        for done in dones:
             done(position)
         return work
 
-    def _note_over(self, item: Submission | _Removal) -> None:
-        topic = _topic_of(item)
-        self._pending[topic] -= 1
-        if not self._pending[topic]:
-            del self._pending[topic]
-        was_full = self.full
-        self._waiting -= _weight(item)
+    def _note_over(self, items: Sequence[Submission | _Removal]) -> None:
+        """They are on their way no longer, and room for others."""
+        pending, was_full = self._pending, self.full
+        for item in items:
+            topic = item.topic
+            left = pending[topic] - 1
+            if left:
+                pending[topic] = left
+            else:
+                del pending[topic]
+            self._waiting -= item.weight
         if was_full and not self.full:
             self._room.set()
             self._room = trio.Event()
@@ -402,7 +419,7 @@ class SqliteEngine(Memory):
             else:
                 item.refusal = refusal
                 item.is_over.set()
-            self._note_over(item)
+        self._note_over(items)
         sink.settled()
 
     async def _sit_out(self, error: NotWritten, sink: Sink) -> None:
@@ -591,22 +608,6 @@ class SqliteEngine(Memory):
         delivery = Delivery(0, 0, 0, position=position)
         size = text_bytes(topic) + text_bytes(key)
         self.keys.keep(owner, (topic, key), delivery, when, size)
-
-
-def _topic_of(item: Submission | _Removal) -> str:
-    return item.topic if isinstance(item, _Removal) else item.parcel.topic
-
-
-def _publications_in(item: Submission | _Removal) -> int:
-    return 0 if isinstance(item, _Removal) else sum(map(len, item.parcel.batches))
-
-
-def _weight(item: Submission | _Removal) -> int:
-    if isinstance(item, _Removal):
-        return SUBMISSION_BYTES
-    batches = item.parcel.batches
-    size = sum([len(each.data) + PUBLICATION_BYTES for batch in batches for each in batch])
-    return size + SUBMISSION_BYTES
 
 
 def _record_of(item: Submission | _Removal, at: int) -> Run | Removed | None:

@@ -14,14 +14,14 @@ import attrs
 import msgspec
 import trio
 
-from broker.core.messages import ClientInfo, Fd, Publication
+from broker.core.messages import ClientInfo, Fd, Publication, data_bytes
 from broker.core.session import Parcel, Report
 from broker.core.shares import Owner, owner_of
 from broker.core.work import PUBLICATION
 from broker.engines.engine import Done
 from broker.errors import ErrorCode, Refused
 from broker.routing.elsewhere import Way
-from broker.routing.mail import Direct, data_bytes
+from broker.routing.mail import Direct
 from broker.routing.neighbours import Neighbours
 from broker.routing.open_calls import Answer
 from broker.routing.router import Router

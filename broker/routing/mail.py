@@ -8,7 +8,6 @@ Rules:
    skips fields that a newer one has added.
 """
 
-from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 import msgspec
@@ -256,7 +255,3 @@ def write(envelope: Envelope) -> bytes:
 def read(message: bytes) -> Envelope:
     """Raises `ValueError` for what is none, or of a kind that this version does not know."""
     return _decoder.decode(message)
-
-
-def data_bytes(publications: Sequence[Publication]) -> int:
-    return sum([len(each.data) for each in publications])

@@ -26,7 +26,7 @@ from broker.config.reload import Settings
 from broker.config.settings import TopicRules
 from broker.core.event_queue import EventKind
 from broker.core.hub import Hub
-from broker.core.messages import ClientInfo, Position, Publication, Series
+from broker.core.messages import ClientInfo, Position, Publication, Series, data_bytes
 from broker.core.names import DIRECT, PERSONAL, direct_fd, is_connection_name
 from broker.core.retained import Retained
 from broker.core.session import Audience, Parcel, Recipient, Report, Subscriber, Subscription
@@ -391,7 +391,7 @@ class Router:
                 parcel.shared = _shared_data(parcel, self.office)
             recipients += listeners
             count = sum(map(len, parcel.batches))
-            size = sum([len(each.data) for batch in parcel.batches for each in batch])
+            size = sum(map(data_bytes, parcel.batches))
             total += work + _encoding_work(len(listeners) or 1, count, size)
         if self.spans is not None:
             self.spans.deliver(parcel)
@@ -415,7 +415,7 @@ class Router:
             slow.check(parcel.batches[0][0].info)
         before = self.meter.done
         _deliver(parcel, recipients, self.office, self.meter)
-        size = sum([len(each.data) for each in parcel.batches[0]])
+        size = data_bytes(parcel.batches[0])
         work += _encoding_work(1, len(parcel.batches[0]), size)
         return PARCEL + work + self.meter.done - before
 

@@ -27,6 +27,7 @@ from broker.session.ending import close_stream
 from broker.session.handshake import UNASKED, RefusedByApp, Welcome, ask_app
 from broker.session.services import ServedConnection, Services
 from broker.transport.head import (
+    CHUNK,
     Head,
     Request,
     below,
@@ -36,12 +37,14 @@ from broker.transport.head import (
     read_head,
     refusal,
     route_of,
+    whole_head,
 )
 from broker.transport.proxy_protocol import read_proxy_header
 from broker.transport.sockets import (
     address_of,
     answer_and_linger,
     let_go,
+    receive_now,
     socket_below,
     tls_fault,
 )
@@ -144,14 +147,21 @@ async def _first_request(
 ) -> tuple[Request, str] | None:
     """The first request, and the address of the other end; None if nothing comes."""
     config = services.config
-    with trio.move_on_after(config.open_seconds) as opening:
-        if config.proxy_protocol and services.proxies.trusts(address):
-            carrier = socket_below(stream)
-            told = None if carrier is None else await read_proxy_header(carrier)
-            address = address if told is None else ClientAddress(told, address)
-        both = await read_head(stream, config.head_bytes)
-    if opening.cancelled_caught:
-        raise HeadError(408, f"no request within {config.open_seconds:g} s")
+    both, begun = None, b""
+    is_told = config.proxy_protocol and services.proxies.trusts(address)
+    if not is_told:
+        # In a storm the request is here by the time that its peer is accepted: no wait, and no timer.
+        begun = receive_now(stream, min(CHUNK, config.head_bytes))
+        both = whole_head(begun)
+    if both is None:
+        with trio.move_on_after(config.open_seconds) as opening:
+            if is_told:
+                carrier = socket_below(stream)
+                told = None if carrier is None else await read_proxy_header(carrier)
+                address = address if told is None else ClientAddress(told, address)
+            both = await read_head(stream, config.head_bytes, begun)
+        if opening.cancelled_caught:
+            raise HeadError(408, f"no request within {config.open_seconds:g} s")
     if both is None:
         return None
     raw, behind = both

@@ -153,10 +153,15 @@ class Admission:
         guest = Guest(holds_file=socket_below(stream) is not None)
         self._by_stream[stream] = guest
         self._enter(guest, Stage.SILENT)
-        guests = self.count() - len(self._guests[Stage.CONNECTED])
-        if guests > self.places.guests or self._files > self.places.files:
+        if not self.has_room(0):
             self.make_room()
         return guest
+
+    def has_room(self, streams: int) -> bool:
+        """Whether so many streams more may come, and nobody has to give way."""
+        guests = self.count() - len(self._guests[Stage.CONNECTED])
+        places = self.places
+        return guests + streams <= places.guests and self._files + streams <= places.files
 
     def see_off(self, stream: trio.abc.Stream) -> None:
         """Take the place of a stream back, which is closed by now."""

@@ -316,8 +316,20 @@ def check_upgrade(head: Head) -> None:
         raise HeadError(400, "Sec-WebSocket-Key is 16 bytes in base64")
 
 
-async def read_head(stream: trio.abc.ReceiveStream, limit: int) -> tuple[bytes, bytes] | None:
-    """Read one request head: its bytes through the blank line, and the bytes behind it.
+def whole_head(data: bytes) -> tuple[bytes, bytes] | None:
+    """The head that came in one piece with what is behind it, as nearly all do; None if it is for `read_head`
+    to say what `data` is the beginning of."""
+    end = data.find(b"\r\n\r\n")
+    if end < 0 or data[0] == _CR:
+        return None
+    return data[: end + 4], data[end + 4 :]
+
+
+async def read_head(
+    stream: trio.abc.ReceiveStream, limit: int, begun: bytes = b""
+) -> tuple[bytes, bytes] | None:
+    """Read one request head: its bytes through the blank line, and the bytes behind it. `begun` of it was
+    read before.
 
     Empty lines before it are passed over, as old clients end a body with one (RFC 9112 section 2.2).
     Returns None when the peer closes and has sent nothing else. Asks the stream for at most `limit`
@@ -329,7 +341,8 @@ async def read_head(stream: trio.abc.ReceiveStream, limit: int) -> tuple[bytes, 
     buffer = bytearray()
     left = limit
     while left > 0:
-        data = await receive_some(stream, min(CHUNK, left))
+        data = begun or await receive_some(stream, min(CHUNK, left))
+        begun = b""
         if not data:
             if not buffer or buffer == b"\r":
                 return None

@@ -9,8 +9,8 @@ import shutil
 import socket
 import ssl
 import stat
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -31,6 +31,10 @@ ACCEPT_PAUSE: Final = 0.1
 """Seconds without an accept after one that failed, as trio and nginx (0.5 s) have it: a file may be
 free by then, and to try on at once would use up the processor."""
 
+AT_ONCE: Final = 16
+"""Streams that are accepted in one step where so many wait: in a storm a turn of the event loop for each costs
+as much as to accept it. So many take half a millisecond."""
+
 _NO_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -38,27 +42,56 @@ async def accept_streams(
     listener: AnyListener,
     take: Callable[[trio.abc.Stream], None],
     make_room: Callable[[], None],
+    has_room: Callable[[int], bool] = lambda streams: True,
 ) -> None:
     """Hand each stream that a listener accepts to `take`, until cancelled; then it is closed.
 
+    Up to `AT_ONCE` that wait come in one step where `has_room` says so of that many, else one.
     An accept that fails ends nothing: it is logged, `make_room` is called if files or memory were
     missing, and the next one comes `ACCEPT_PAUSE` later. Raises `trio.ClosedResourceError` if
     somebody else closes the listener.
     """
     async with listener:
-        while True:
-            try:
-                stream = await listener.accept()
-            except OSError as error:
-                reason = f"{errno.errorcode.get(error.errno or 0, 'error')}: {error.strerror}"
-                detail = "peers wait in the backlog; accepting again soon"
-                if error.errno in _NO_FILES:
-                    make_room()
-                    detail = "raise the limit on open files (`ulimit -n`), or set max_connections"
-                log.warning("not_accepted", reason=reason, detail=detail)
-                await trio.sleep(ACCEPT_PAUSE)
-            else:
-                take(stream)
+        with _bare(listener) as bare:
+            while True:
+                try:
+                    stream = await listener.accept()
+                except OSError as error:
+                    reason = f"{errno.errorcode.get(error.errno or 0, 'error')}: {error.strerror}"
+                    detail = "peers wait in the backlog; accepting again soon"
+                    if error.errno in _NO_FILES:
+                        make_room()
+                        detail = (
+                            "raise the limit on open files (`ulimit -n`), or set max_connections"
+                        )
+                    log.warning("not_accepted", reason=reason, detail=detail)
+                    await trio.sleep(ACCEPT_PAUSE)
+                else:
+                    take(stream)
+                    if bare is not None and has_room(AT_ONCE):
+                        _take_waiting(bare, take)
+
+
+@contextmanager
+def _bare(listener: AnyListener) -> Iterator[socket.socket | None]:
+    """The socket of a listener, which stays the listener's; None if it has no bare one of its own."""
+    if not isinstance(listener, trio.SocketListener):
+        yield None
+        return
+    bare = socket.socket(fileno=listener.socket.fileno())
+    bare.setblocking(False)
+    try:
+        yield bare
+    finally:
+        bare.detach()
+
+
+def _take_waiting(bare: socket.socket, take: Callable[[trio.abc.Stream], None]) -> None:
+    """Hand on those who wait already, without a checkpoint. What is wrong the next accept will say."""
+    with suppress(OSError):
+        for _ in range(AT_ONCE - 1):
+            accepted, _ = bare.accept()
+            take(trio.SocketStream(trio.socket.from_stdlib_socket(accepted)))
 
 
 async def open_listeners(

@@ -109,6 +109,18 @@ async def receive_some(stream: trio.abc.ReceiveStream, most: int) -> bytes | byt
             raise trio.ClosedResourceError("this stream is closed") from error
 
 
+def receive_now(stream: object, most: int) -> bytes:
+    """Up to `most` bytes of what has come to a bare socket already. Empty where that is nothing, and of any other
+    stream or a dead one: `receive_some` says what is the matter."""
+    fileno = fileno_of(stream)
+    if fileno < 0:
+        return b""
+    try:
+        return os.read(fileno, most)
+    except OSError:
+        return b""
+
+
 def write_now(stream: object, data: bytes) -> int:
     """Hand to a bare socket what it takes without waiting; how many bytes that was. None of a stream that is
     no bare socket, and of one that is dead: the sender of the rest will be told so."""

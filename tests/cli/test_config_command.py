@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -51,11 +52,28 @@ def test_wrong_settings_are_status_2_with_file_table_and_key(
     here: Path, text: str, message: str
 ) -> None:
     Path("broker.toml").write_text(text)
-    for command in ("check", "show"):
-        result = invoke(command, "--config", "broker.toml")
+    for command in product(("check", "show"), ("--config=broker.toml", "broker.toml")):
+        result = invoke(*command)
         assert result.exit_code == 2
         assert result.stderr.startswith(f"Error: {message}")
         assert result.stderr.count("\n") == 1
+
+
+def test_a_file_is_named_by_itself_or_by_config_and_once(here: Path) -> None:
+    Path("broker.toml").write_text("port = 9000\n")
+    by_itself, by_option = (
+        invoke("check", "broker.toml"),
+        invoke("check", "--config", "broker.toml"),
+    )
+    assert by_itself.stdout == by_option.stdout == "right: 1 setting in broker.toml\n"
+    assert invoke("show", "broker.toml").stdout == invoke("show", "--config", "broker.toml").stdout
+    for command in ("check", "show"):
+        missing = invoke(command, "no.toml")
+        assert missing.exit_code == 2
+        assert missing.stderr.startswith("Error: no.toml: ")
+        twice = invoke(command, "broker.toml", "--config", "other.toml")
+        assert twice.exit_code == 2
+        assert "broker.toml and --config other.toml: give one of them" in twice.stderr
 
 
 def test_settings_are_shown_with_where_they_were_given(here: Path) -> None:

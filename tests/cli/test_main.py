@@ -54,7 +54,7 @@ from broker.version import VERSION
         ("config show --config no.toml", "no.toml: cannot read it: No such file or directory"),
         (
             "config show --running --config bad.toml",
-            "--running asks the broker: leave out --config",
+            "--running asks the broker: leave out bad.toml",
         ),
         ("config show --running", "this needs the broker's api_key: set BROKER_API_KEY, or give"),
         (

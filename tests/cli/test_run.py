@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -158,26 +159,61 @@ async def test_a_program_that_a_page_prints_ends_by_ctrl_c_without_a_traceback(
     assert "Traceback" not in it.stderr.decode()
 
 
+SAMPLES = ("article.py", "chat.py", "direct.py", "publish.py a 1", "subscribe.py a")
+
+BY_CTRL_C = (130, -signal.SIGINT)
+"""How a sample ends: by itself after a goodbye, or by the signal. Shells have 130 for both."""
+
+
+def sample_command(script: str, *options: str) -> tuple[str, ...]:
+    return (sys.executable, *options, str(ROOT / "clients" / script))
+
+
 @pytest.mark.parametrize(
-    ("script", "begun", "status"),
+    ("script", "begun"),
     [
-        ("direct.py --url {url}", "fd", 130),
-        ("article.py --url {url} --wait 600", "打开连接", 130),
-        ("online.py http://localhost:1 0", "listening on", 0),
+        ("direct.py --url {url}", "fd"),
+        ("chat.py --url {url}", "you are"),
+        ("article.py --url {url} --wait 600", "打开连接"),
+        ("online.py http://localhost:1 0", "listening on"),
     ],
 )
 async def test_a_sample_ends_by_ctrl_c_without_a_word(
-    running: "Runner", script: str, begun: str, status: int
+    running: "Runner", script: str, begun: str
 ) -> None:
     program = PROGRAM.format(drain=0)
     async with running("-c", program, command=(sys.executable,)) as it:
         name, *args = script.format(url=await it.url()).split()
-        command = (sys.executable, str(ROOT / "clients" / name))
         environ = {"BROKER_WEBHOOKS_SECRET": "whsec_" + "A" * 32, "BROKER_API_KEY": "x"}
-        async with running(*args, command=command, env=environ) as sample:
+        async with running(*args, command=sample_command(name), env=environ) as sample:
             await sample.wait_for(begun, into="stdout")
-            assert await sample.stop(signal.SIGINT) == status
+            assert await sample.stop(signal.SIGINT) in BY_CTRL_C
         assert sample.stderr.decode() == ""
+
+
+@pytest.mark.parametrize("script", SAMPLES)
+async def test_a_sample_ends_by_ctrl_c_where_nobody_answers_its_handshake(
+    running: "Runner", script: str
+) -> None:
+    name, *args = script.split()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"ws://127.0.0.1:{silent.getsockname()[1]}"
+        async with running(*args, "--url", url, command=sample_command(name)) as sample:
+            peer, _ = await trio.to_thread.run_sync(silent.accept)
+            with peer:
+                await trio.to_thread.run_sync(peer.recv, 1)  # its handshake has begun
+                assert await sample.stop(signal.SIGINT) in BY_CTRL_C
+        assert sample.stdout == sample.stderr == b""
+
+
+@pytest.mark.parametrize("script", SAMPLES)
+async def test_a_sample_ends_by_ctrl_c_while_it_is_imported(running: "Runner", script: str) -> None:
+    name, *args = script.split()
+    command = sample_command(name, "-X", "importtime")
+    async with running(*args, "--url", "ws://127.0.0.1:1", command=command) as sample:
+        await sample.wait_for(" attr._compat\n")  # the first of what Trio needs
+        assert await sample.stop(signal.SIGINT) in BY_CTRL_C
+    assert "Traceback" not in sample.stderr.decode()
 
 
 def test_in_another_thread_stop_ends_it(capsys: pytest.CaptureFixture[str]) -> None:

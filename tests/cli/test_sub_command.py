@@ -4,14 +4,17 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
+import trio
 from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
 
 from broker import Broker, Config, TopicRules
-from broker.cli.sub_command import TOPICS_MOST, Loss, Losses, _tell
-from broker.client import Subscription, open_client
+from broker.cli.sub_command import TOPICS_MOST, Loss, Losses, _print_messages, _tell
+from broker.client import open_client
+from broker.client.testing import KEPT, FakeBroker, pub
 from broker.core.messages import Position, Publication
 from broker.testing import open_test_broker
 from tests.cli.conftest import Served
@@ -178,14 +181,66 @@ async def test_what_a_slow_subscriber_is_not_given_is_told(autojump_clock: MockC
             assert told == missing
 
 
-def test_a_subscription_tells_from_where_it_counts() -> None:
+def test_losses_are_counted_from_where_a_subscription_begins() -> None:
     losses = Losses()
-    subscription: Any = Subscription.__new__(Subscription)
-    subscription.topic, subscription.position, subscription.gaps = "t", Position(4, "e"), 0
-    losses.begin(subscription)
-    assert list(losses.gap(subscription)) == []
+    losses.begin("t", Position(4, "e"))
+    losses.begin("u", Position(1, "e"))
+    assert list(losses.gap("t", 0)) == []
     assert list(losses.before(publication("t", 7))) == [Loss("t", 5, 6)]
-    subscription.gaps = 1
-    assert list(losses.gap(subscription)) == [Loss("t")]
-    assert list(losses.gap(subscription)) == []
+    assert list(losses.gap("t", 1)) == [Loss("t")]
+    assert list(losses.gap("t", 1)) == []
     assert list(losses.before(publication("t", 90))) == [], "told already"
+    assert list(losses.before(publication("u", 3))) == [Loss("u", 2, 2)]
+    assert list(losses.gap("*", 1)) == [Loss("*")]
+    assert list(losses.before(publication("u", 9))) == [], "told already, of all it matches"
+
+
+async def test_topics_of_the_server_s_are_recovered_and_their_losses_told(
+    nursery: trio.Nursery, capsys: pytest.CaptureFixture[str], autojump_clock: MockClock
+) -> None:
+    fake = FakeBroker(nursery)
+    async with fake.client(subs={"news": {**KEPT, "offset": 3}}) as (client, peer):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(_print_messages, client, "*", None, as_json=True))
+            await peer.publish(5)
+            await peer.drop()
+            recovered = {**KEPT, "recovered": True, "publications": [pub(6), pub(7)]}
+            peer = await fake.greet(subs={"news": recovered})
+            await peer.drop()
+            peer = await fake.greet(subs={"news": {**KEPT, "epoch": "new", "offset": 1}})
+            await peer.publish(2)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row.get("first"), row.get("offset"), row.get("epoch")) for row in rows] == [
+        (4, None, None),
+        (None, 5, "e"),
+        (None, 6, "e"),
+        (None, 7, "e"),
+        (0, None, None),
+        (None, 2, "new"),
+    ]
+
+
+def test_sub_comes_back_to_what_the_server_has_subscribed_it_to(served: Served) -> None:
+    """With a real broker: what is published while it is away is printed once, and nothing is lost."""
+    with published(served, "of.server", 1):
+        before = served.json("sub", "of.server", "--token", "reader", "--count", "1")[0]["offset"]
+
+    subscriptions = served.api("stats")["subscriptions"]
+
+    def cut() -> None:
+        served.wait_until("subscriptions", subscriptions + 1)
+        served.api("publish", channel="of.server", data="before")
+        for fd in served.api("connections")["connections"]:
+            order = {"code": 4000, "reason": "again"}
+            served.api("disconnect", client=fd, disconnect=order)
+        served.api("publish", channel="of.server", data="away")
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    result = served.invoke("sub", "of.server", "--token", "reader", "--count", "2", "--json")
+    thread.join()
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["data"] for row in rows] == ["before", "away"]
+    assert [row["offset"] for row in rows] == [before + 1, before + 2]

@@ -318,8 +318,8 @@ DEADLINES: Final = (
     Mutant(
         "a request that never comes",
         "broker/session/accept.py",
-        "    with trio.move_on_after(config.open_seconds) as opening:\n",
-        "    with trio.move_on_after(1000 * config.open_seconds) as opening:\n",
+        "        with trio.move_on_after(config.open_seconds) as opening:\n",
+        "        with trio.move_on_after(1000 * config.open_seconds) as opening:\n",
         (
             "tests/session/test_accept.py::test_a_request_that_does_not_come_in_open_seconds_is_answered_408",
         ),

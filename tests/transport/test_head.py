@@ -20,6 +20,7 @@ from broker.transport.head import (
     read_fields,
     read_head,
     refusal,
+    whole_head,
 )
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
@@ -451,6 +452,28 @@ async def test_a_head_may_come_one_byte_at_a_time() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trickle)
             assert await read_head(theirs, 8192) == (head_bytes(), b"")
+
+
+async def test_a_head_may_have_begun_before() -> None:
+    ours, theirs = memory_stream_one_way_pair()
+    await ours.send_all(head_bytes()[20:] + b"rest")
+    assert await read_head(theirs, 8192, head_bytes()[:20]) == (head_bytes(), b"rest")
+
+
+@pytest.mark.parametrize(
+    ("data", "both"),
+    [
+        (head_bytes() + b"rest", (head_bytes(), b"rest")),
+        (head_bytes(), (head_bytes(), b"")),
+        (head_bytes()[:-1], None),
+        (b"", None),
+        (b"\r\n" + head_bytes(), None),  # an empty line before it
+    ],
+)
+def test_a_head_that_came_in_one_piece_needs_no_reading(
+    data: bytes, both: tuple[bytes, bytes] | None
+) -> None:
+    assert whole_head(data) == both
 
 
 async def test_a_peer_that_says_nothing_and_leaves_is_no_error() -> None:

@@ -6,8 +6,9 @@ import os
 import socket
 import ssl
 import stat
+from collections import Counter
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -27,11 +28,13 @@ from broker.errors import ConfigError
 from broker.testing import MemoryListener, Peer
 from broker.transport.listeners import (
     ACCEPT_PAUSE,
+    AT_ONCE,
     AnyListener,
     accept_streams,
     describe,
     listening_on,
     open_listeners,
+    open_sockets,
     take_sockets,
 )
 
@@ -504,6 +507,43 @@ async def test_an_accept_that_fails_ends_nothing_and_does_not_spin(
     assert listener.is_closed
     assert {line["event"] for line in logs} == {"not_accepted"}
     assert str(logs[0]["reason"]).startswith(errno.errorcode[number])
+
+
+class Steps(trio.abc.Instrument):
+    """Counts the steps of all tasks."""
+
+    count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += 1
+
+
+@pytest.mark.parametrize(("has_room", "together"), [(True, [AT_ONCE, 1]), (False, [1] * 17)])
+async def test_those_who_wait_are_accepted_in_one_step_where_there_is_room(
+    has_room: bool, together: list[int]
+) -> None:
+    (listener,) = await open_sockets(Config(port=0))
+    steps = Steps()
+    trio.lowlevel.add_instrument(steps)
+    taken: list[tuple[int, trio.abc.Stream]] = []
+    async with AsyncExitStack() as stack:
+        for _ in range(AT_ONCE + 1):
+            peer = await trio.open_tcp_stream(*listener.socket.getsockname())
+            await stack.enter_async_context(peer)
+        async with trio.open_nursery() as nursery:
+
+            def take(stream: trio.abc.Stream) -> None:
+                taken.append((steps.count, stream))
+                if len(taken) == AT_ONCE + 1:
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(
+                accept_streams, listener, take, lambda: None, lambda streams: has_room
+            )
+        for _, stream in taken:
+            await stream.aclose()
+    trio.lowlevel.remove_instrument(steps)
+    assert list(Counter(step for step, _ in taken).values()) == together
 
 
 async def test_a_listener_that_somebody_else_closes_is_no_failed_accept() -> None:

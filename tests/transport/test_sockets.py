@@ -17,6 +17,7 @@ from broker.transport.sockets import (
     fileno_of,
     has_room,
     let_go,
+    receive_now,
     receive_some,
     socket_below,
     tls_fault,
@@ -50,6 +51,22 @@ def socket_pair(family: str) -> tuple[trio.SocketStream, trio.SocketStream]:
             pair = client, listener.accept()[0]
     ours, theirs = map(trio.socket.from_stdlib_socket, pair)
     return trio.SocketStream(ours), trio.SocketStream(theirs)
+
+
+async def test_what_has_come_is_taken_without_waiting() -> None:
+    ours, theirs = socket_pair("tcp")
+    assert receive_now(ours, 9) == b""
+    await theirs.send_all(b"early")
+    await trio.lowlevel.wait_readable(ours.socket)
+    assert receive_now(ours, 2) == b"ea"
+    await theirs.aclose()
+    assert receive_now(ours, 9) == b"rly"
+    assert receive_now(ours, 9) == b""  # its end
+    await ours.aclose()
+    assert receive_now(ours, 9) == b""
+    in_memory, other = memory_stream_pair()
+    await other.send_all(b"x")
+    assert receive_now(in_memory, 9) == b""
 
 
 async def test_the_socket_below_is_found_through_what_is_above() -> None:
