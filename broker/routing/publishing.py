@@ -146,7 +146,8 @@ class Publisher:
         Returns where the last stands in the topic's history, None where that keeps none. Raises `Refused`.
         """
         self.router.publish_all(topic, contents)
-        return self.router.latest_position
+        is_kept = self.router.latest[-1].offset > 0
+        return self.router.engine.position(topic) if is_kept else None
 
     def check_later(self, topic: str, *, retain: bool) -> None:
         """Raise `Refused` for a publication that could never be published, whoever is here by then: 107 for a

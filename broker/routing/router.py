@@ -26,7 +26,7 @@ from broker.config.reload import Settings
 from broker.config.settings import TopicRules
 from broker.core.event_queue import EventKind
 from broker.core.hub import Hub
-from broker.core.messages import ClientInfo, Position, Publication, Series, data_bytes
+from broker.core.messages import ClientInfo, Publication, Series, data_bytes
 from broker.core.names import DIRECT, PERSONAL, direct_fd, is_connection_name
 from broker.core.retained import Retained
 from broker.core.session import Audience, Parcel, Recipient, Report, Subscriber, Subscription
@@ -159,6 +159,10 @@ class Router:
         self.meter: Meter = engine.meter
         self.turns: Turns = Turns(self.meter)
         self.watchers: Watchers = Watchers(hub, rights, office, self.meter, self._end_run)
+        self.keeps_later: bool = False
+        """Whether the engine, or another node, has to take first what is published to the open run."""
+        self.latest: Sequence[Publication] = ()
+        """The publications of the last `publish_all`, with their offsets where they are kept already."""
         self._run_topic = ""
         self._run_rules = self.settings.config.topics
         self._run_keeps = False  # its history, at once
@@ -237,6 +241,7 @@ class Router:
         else:
             publications = Series(topic, contents, info, 0, opaque)
         self._run.batches.append(publications)
+        self.latest = publications
         count, size = len(publications), sum(map(len, contents))
         self.published += count
         if self._run_width == 1:  # as nearly always
@@ -258,19 +263,6 @@ class Router:
                 return 0.0
         work = (self._run_width - 1) * PUBLICATION
         return work if self._run.batches else work + self._run_work
-
-    @property
-    def keeps_later(self) -> bool:
-        """Whether the engine, or another node, has to take what is published to the open run first."""
-        return self._run_dones is not None
-
-    @property
-    def latest_position(self) -> Position | None:
-        """Where the last of what `publish_all` has published a moment ago stands in its topic's history; None
-        where that keeps none, or keeps it later."""
-        if self._run_keeps and self._run.batches[-1][-1].offset:
-            return self.engine.position(self._run.topic)
-        return None
 
     def takes_together(self, sizes: Iterable[int]) -> bool:
         """Whether publications of so many bytes may join the open run in one step. `sizes` is looked
@@ -356,6 +348,7 @@ class Router:
             recipients.append(self.retained)
         self._run_keeps = rules.history_size > 0 and not defers
         self._run_dones = [] if defers else None
+        self.keeps_later = defers
         self._run_rules, self._run_recipients = rules, recipients
         self._run_slow = slow = _slow_one(rules, recipients)
         if isinstance(slow, Way):
