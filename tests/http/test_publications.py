@@ -186,6 +186,7 @@ async def test_a_plain_publish_is_paid_for_and_done_now_if_there_is_room(
         await api.answer("publish", body, other)
         assert net.node.router.meter.done - before >= price
         published = net.broker.stats().published
+        share.refill(trio.current_time())
         share.spend(BURST)
         left = share.left
         assert api.answer_now(body, share) is None
