@@ -6,7 +6,8 @@ Rule 2  A fault in the request as HTTP is a status (400, 401, 413); a fault in t
         carries is `{"error": {"code", "message"}}` with 200, which is what those SDKs expect.
 Rule 3  What a request asks for is carried out in its order, `parallel` or not, and not in one step:
         between two commands of a batch, two topics of a broadcast, two connections of a user and two
-        pieces of a list others have their turn (ADR 15). One publication is one step. Where the engine
+        pieces of a list others have their turn (ADR 15). One publication is one step, and so are plain ones to
+        one topic in a row, as far as they are short together (`http.publications.TOGETHER`). Where the engine
         has to keep it first, publications in a row are kept together, and any other command waits for
         those before it.
 """
