@@ -49,8 +49,8 @@ MAX_MEMBERS: Final = 2**13
 """In one text that has to be read member by member: they take 20 ms, in pieces. Connect takes up to seven to
 recover a topic, and a client has a thousand topics unless the config says otherwise."""
 
-PIECE: Final = 256
-"""Members that are read in one step: 0.5 ms."""
+PIECE: Final = 64
+"""Members that are read in one step: 0.1 to 0.2 ms. Fifty clients may begin at once, each without a turn."""
 
 MAX_COMMAS: Final = 2 * MAX_MEMBERS
 """In a text that is taken apart into values at once, 0.3 µs each. Payloads may have more."""
