@@ -13,11 +13,14 @@ Rules:
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Final, Self, TypeAlias
 
 import attrs
+
+from broker.config.settings import is_loopback
+from broker.core.hosts import normal_host, split_port
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -38,6 +41,18 @@ def is_set_by_proxies(header: str) -> bool:
     """Whether a header, in lower case, is one by which proxies say for whom they ask: `forwarded`,
     `x-forwarded-*`, `x-real-ip`, `cf-connecting-ip` and all others that end in `-ip` or `-address`."""
     return _SET_BY_PROXIES(header) is not None
+
+
+def was_passed_on(headers: Mapping[str, str]) -> bool:
+    """Whether a request shows that a proxy has passed it on, by a header of proxies or a name of elsewhere
+    in `host`. A client of that proxy may hide it, and one of this machine may pretend it."""
+    if any(is_set_by_proxies(name) or name == "via" for name in headers):
+        return True
+    named = headers.get("host", "")
+    try:
+        return bool(named) and not is_loopback(normal_host(split_port(named)[0]))
+    except ValueError:
+        return True
 
 
 class ClientAddress(str):

@@ -21,6 +21,7 @@ from broker.core.memory import Holding, Part
 from broker.core.messages import ClientInfo, Fd, Publication
 from broker.core.tags import CompiledFilter
 from broker.core.usage import ConnectionUsage
+from broker.core.work import Allowance
 
 SlowRule: TypeAlias = Literal["close", "drop_oldest", "latest"]
 """The fate of a peer, or of what waits for it, when its outbox is full."""
@@ -142,6 +143,8 @@ class Parcel:
     audiences, which share that until it goes out."""
     place: int = 0
     """Where its first publication stands in a log that nodes share: the same number on all of them."""
+    payer: Allowance | None = None
+    """The party that is charged for what is known only when they are delivered, in whosever step that is."""
     report_to: str = ""
     """The node that wants to know the outcome on other nodes, and its number for that, as it wrote them."""
 
@@ -278,6 +281,8 @@ class Session:
     """The memory that is held for this peer."""
     answered_at: float = attrs.field(init=False, default=-inf)
     """When the client answered a ping of its protocol last, on Trio's clock."""
+    allowance: Allowance | None = attrs.field(init=False, default=None)
+    """The work that it may do: charged for what comes of it in a step of somebody else."""
     _info: ClientInfo | None = attrs.field(init=False, default=None)
 
     @property

@@ -23,10 +23,10 @@ import attrs
 import msgspec
 import trio
 
-from broker.core.json_reader import BadJson, members, one_text, read
+from broker.core.json_reader import MAX_MEMBERS, BadJson, members, one_text, read
 from broker.core.memory import Holding, Part
 from broker.core.messages import ONE_WAY, Position, Transport
-from broker.core.work import READ_KILOBYTE, READ_OBJECT
+from broker.core.work import PART, READ_KILOBYTE, READ_OBJECT
 from broker.errors import HeadError
 from broker.http.access_log import Exchange
 from broker.http.event_ids import Positions
@@ -34,8 +34,8 @@ from broker.http.server import REQUEST_SECONDS
 from broker.http.streams import CONNECT_ID, HttpStream, ProtobufStream, SseStream, UniSseStream
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, read_emulation
-from broker.protocols.codec import Codec
-from broker.protocols.commands import BadCommand, ConnectRequest, FaultyCommand
+from broker.protocols.codec import Codec, steps_of
+from broker.protocols.commands import BadCommand, ConnectRequest, FaultyCommand, Unread
 from broker.protocols.json_text import to_json
 from broker.session.accept import ask_welcome, check_page, check_welcome
 from broker.session.connection import Connection
@@ -292,7 +292,12 @@ class _Request:
             raise HeadError(400, f"not a connect command: {place} is empty")
         try:
             commands = codec.decode(message)
-            first = next(iter(commands), None)
+            first = None
+            for step in steps_of(commands):
+                if not isinstance(step, Unread):
+                    first = step
+                    break
+                await self._take_turn(step.work)
         except BadCommand as error:
             raise HeadError(400, f"not a connect command: {error}") from None
         if first is None:
@@ -316,7 +321,7 @@ class _Request:
             parameters = self._parameters()
             command = parameters.get("cf_connect", ["{}"])[0].encode()
             topics = parameters.get("topic", [])
-            await self._take_turn((command.count(b"{") + len(topics)) * READ_OBJECT)
+            await self._take_turn(_reading_work(command) + len(topics) * READ_OBJECT)
             token = parameters.get("token", [""])[0]
         try:
             request = members(one_text(command))
@@ -365,7 +370,7 @@ class _Request:
                 raise HeadError(503, reason)
             with trio.move_on_after(REQUEST_SECONDS) as reading, short:
                 body = await self._read(size, holding)
-                await self._take_turn(size / 1024 * READ_KILOBYTE + body.count(b"{") * READ_OBJECT)
+                await self._take_turn(_reading_work(body))
         if short.cancelled_caught:
             raise HeadError(503, "memory is short")
         if reading.cancelled_caught:
@@ -424,6 +429,12 @@ class _Request:
         answer = _head("204 No Content", *fields, *self.cors)
         self.exchange.note_sent(answer)
         await answer_and_linger(self.stream, answer, self.services.config.close_seconds)
+
+
+def _reading_work(body: bytes) -> float:
+    """The work of decoding it, at worst: member by member."""
+    parts = min(body.count(b","), MAX_MEMBERS)
+    return len(body) / 1024 * READ_KILOBYTE + body.count(b"{") * READ_OBJECT + parts * PART
 
 
 def _recovering(position: Position) -> dict[str, msgspec.Raw]:

@@ -6,7 +6,7 @@ Rule: encodes and decodes, and decides nothing.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import lru_cache
 
 import attrs
@@ -18,13 +18,13 @@ from broker.core.json_reader import (
     Json,
     Objects,
     are_few,
-    members,
+    members_of,
     objects,
     one_text,
-    read_text,
+    read_in_pieces,
 )
 from broker.core.messages import ClientInfo, Publication, Series
-from broker.protocols.codec import Codec, Commands, shown_tags
+from broker.protocols.codec import Apart, Codec, Commands, shown_tags
 from broker.protocols.commands import (
     MAX_COMMANDS,
     METHODS,
@@ -34,6 +34,7 @@ from broker.protocols.commands import (
     PublishCommand,
     RequestId,
     faulty,
+    in_steps,
 )
 from broker.protocols.json_text import opaque_json, written
 from broker.transport import frames
@@ -61,7 +62,7 @@ def decode(payload: bytes) -> Commands:
     """
     has_lines = b"\n" in payload
     try:
-        if payload.count(b"{") <= _AT_ONCE if has_lines else are_few(payload):
+        if are_few(payload) and not (has_lines and payload.count(b"{") > _AT_ONCE):
             if not payload.isascii():
                 payload.decode()
             if not has_lines:
@@ -88,7 +89,7 @@ def _read_apart(payload: bytes) -> "_Apart":
 
 
 @attrs.frozen(eq=False)
-class _Apart:
+class _Apart(Apart):
     """The commands of one message, each read when its turn comes: to read one member by member may
     take 50 times as long as to decode it, and others want to be served meanwhile."""
 
@@ -97,20 +98,30 @@ class _Apart:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def __iter__(self) -> Iterator[Command]:
+    def in_steps(self) -> Iterator[Command]:
         for text in self.texts:
-            yield _read_command(text)
+            command = _read_strictly(text)
+            if command is not None:
+                yield command
+            else:
+                yield from in_steps(_read_leniently(text))
 
 
-def _read_command(text: Json) -> Command:
-    if text.is_whole and are_few(text.sent):
-        try:
-            return _decoder.decode(text.sent)
-        except msgspec.DecodeError:
-            pass  # perhaps a null
+def _read_strictly(text: Json) -> Command | None:
+    if not (text.is_whole and are_few(text.sent)):
+        return None
+    try:
+        return _decoder.decode(text.sent)
+    except msgspec.DecodeError:
+        return None  # perhaps a null
+    except RecursionError:
+        raise BadCommand("nested too deeply") from None
+
+
+def _read_leniently(text: Json) -> Generator[int, None, Command]:
     try:
         try:
-            return read_text(text, Command)
+            return (yield from read_in_pieces(text, Command))
         except BadJson as error:
             return _faulty(text, str(error))
     except RecursionError:
@@ -119,7 +130,7 @@ def _read_command(text: Json) -> Command:
 
 def _faulty(text: Json, fault: str) -> FaultyCommand:
     try:
-        sent = members(text)
+        sent = members_of(text, Command)
     except BadJson:
         raise BadCommand(f"a command is an object: {fault}") from None
     try:

@@ -12,7 +12,7 @@ tests compare this to.
 Rule: messages that are read are checked as far as the structs of `centrifuge` promise: sizes, UTF-8, ranges.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
@@ -21,11 +21,11 @@ import attrs
 import msgspec
 from msgspec import Raw
 
-from broker.core.json_reader import mended_text
+from broker.core.json_reader import finish, mended_text
 from broker.core.messages import ClientInfo, Publication
 from broker.core.tags import FilterNode
 from broker.protocols import commands
-from broker.protocols.codec import Codec, Commands, info_fields, shown_tags
+from broker.protocols.codec import Apart, Codec, Commands, info_fields, shown_tags
 from broker.protocols.commands import (
     MAX_COMMANDS,
     METHODS,
@@ -34,12 +34,19 @@ from broker.protocols.commands import (
     PublishCommand,
     PublishRequest,
     faulty,
+    in_steps,
 )
 from broker.transport import frames
 
 MAX_FIELDS: Final = 2**14
-"""In one command, with what is in its fields: they take 15 ms. Connect takes six to recover a topic,
-and a client has a thousand topics unless the config says otherwise."""
+"""In one command, with what is in its fields: they take 15 ms, in pieces. Connect takes seven to recover a
+topic, and a client has a thousand topics unless the config says otherwise."""
+
+_PIECE: Final = 256
+"""Fields that are read in one step: 0.25 ms."""
+
+_ENVELOPE_FIELDS: Final = 16
+"""Of a request to `/emulation`, which has three."""
 
 
 class Kind(Enum):
@@ -344,16 +351,20 @@ class _Reader:
     """Reads one command from `data`, which has no more than so many fields left."""
 
     data: bytes
-    fields_left: int = MAX_FIELDS
+    most: int = MAX_FIELDS
+    fields_left: int = attrs.field(
+        init=False, default=attrs.Factory(lambda self: self.most, takes_self=True)
+    )
     fault: str = ""
     """The first field with a text that is not UTF-8, as its name and what is wrong."""
 
-    def read(self, message: Message, at: int, end: int) -> Any:
-        """The struct of one message in `data[at:end]`."""
+    def read(self, message: Message, at: int, end: int) -> Generator[int, None, Any]:
+        """The struct of one message in `data[at:end]`; yields how many fields were read, piece by piece."""
         data = self.data
         values: dict[str, Any] = {}
         while at < end:
-            self.count_field()
+            if self.count_field():
+                yield _PIECE
             key, at = _read_varint(data, at)
             wire = key & 7
             name, kind = message.by_number.get(key >> 3, ("", BYTES))
@@ -361,8 +372,11 @@ class _Reader:
                 raise BadCommand("the number of a field is 1 to 536870911")
             if wire == _LENGTH:
                 at, stop = _read_length(data, at, end)
-                if name and kind not in _VARINTS:
-                    self.add(values, name, kind, at, stop)
+                if kind is STRING or kind is BYTES:
+                    if name:
+                        values[name] = self.scalar(kind, name, at, stop)
+                elif kind not in _VARINTS:
+                    yield from self.add(values, name, kind, at, stop)
                 at = stop
             elif wire == _VARINT:
                 number, at = _read_varint(data, at)
@@ -382,64 +396,75 @@ class _Reader:
         assert message.struct is not None
         return message.struct(**values)
 
-    def count_field(self) -> None:
+    def count_field(self) -> bool:
+        """Whether a pause is due."""
         self.fields_left -= 1
         if self.fields_left < 0:
-            raise BadCommand(f"more than {MAX_FIELDS} fields in a command")
+            raise BadCommand(f"more than {self.most} fields in a command")
+        return (self.most - self.fields_left) % _PIECE == 0
 
-    def add(self, values: dict[str, Any], name: str, kind: Type, at: int, stop: int) -> None:
+    def add(
+        self, values: dict[str, Any], name: str, kind: Type, at: int, stop: int
+    ) -> Generator[int, None, None]:
         """Read one field in `data[at:stop]` into `values`."""
         if isinstance(kind, Many):
-            values.setdefault(name, []).append(self.content(kind.of, name, at, stop))
+            value = yield from self.content(kind.of, name, at, stop)
+            values.setdefault(name, []).append(value)
         elif isinstance(kind, Keyed):
             key, value = "", None
             while at < stop:
-                self.count_field()
+                if self.count_field():
+                    yield _PIECE
                 tag, at = _read_varint(self.data, at)
                 if tag not in (0x0A, 0x12):
                     raise BadCommand("not an entry of a map")
                 at, entry_stop = _read_length(self.data, at, stop)
                 if tag == 0x0A:
-                    key = self.content(STRING, name, at, entry_stop)
+                    key = self.scalar(STRING, name, at, entry_stop)
                 else:
-                    value = self.content(kind.of, name, at, entry_stop)
+                    value = yield from self.content(kind.of, name, at, entry_stop)
                 at = entry_stop
             if value is None:
-                value = self.content(kind.of, name, stop, stop)
+                value = yield from self.content(kind.of, name, stop, stop)
             values.setdefault(name, {})[key] = value
         else:
-            values[name] = self.content(kind, name, at, stop)
+            values[name] = yield from self.content(kind, name, at, stop)
 
-    def content(self, kind: Type, name: str, at: int, stop: int) -> Any:
+    def content(self, kind: Type, name: str, at: int, stop: int) -> Generator[int, None, Any]:
+        if isinstance(kind, Message):
+            return (yield from self.read(kind, at, stop))
+        return self.scalar(kind, name, at, stop)
+
+    def scalar(self, kind: Type, name: str, at: int, stop: int) -> Any:
         if kind is STRING:
             try:
                 return self.data[at:stop].decode()
             except UnicodeDecodeError as error:
                 self.fault = self.fault or f"{name}: {error.reason}, so not UTF-8"
                 return ""
-        if kind is BYTES:
-            return Raw(self.data[at:stop])
-        assert isinstance(kind, Message)
-        return self.read(kind, at, stop)
+        assert kind is BYTES
+        return Raw(self.data[at:stop])
 
 
-def _read(message: Message, data: bytes, at: int, stop: int) -> tuple[Any, str]:
-    """The struct of one message in `data[at:stop]`, and what is wrong with a text in it, if anything.
-
-    Raises `BadCommand`.
-    """
-    reader = _Reader(data)
+def _read(
+    message: Message, data: bytes, at: int, stop: int, most: int = MAX_FIELDS
+) -> Generator[int, None, tuple[Any, str]]:
+    """The struct of one message in `data[at:stop]`, and what is wrong with a text in it, if anything; before
+    it how many fields were read, piece by piece. Raises `BadCommand`."""
+    reader = _Reader(data, most)
     try:
-        return reader.read(message, at, stop), reader.fault
+        found = yield from reader.read(message, at, stop)
+        yield (most - reader.fields_left) % _PIECE
+        return found, reader.fault
     except IndexError:
         raise BadCommand("cut off") from None
     except RecursionError:
         raise BadCommand("nested too deeply") from None
 
 
-def _read_command(data: bytes, at: int, stop: int) -> Command:
+def _read_command(data: bytes, at: int, stop: int) -> Generator[int, None, Command]:
     command: Command
-    command, fault = _read(COMMAND, data, at, stop)
+    command, fault = yield from _read(COMMAND, data, at, stop)
     if fault:
         methods = [method for method in METHODS if getattr(command, method) is not None]
         return faulty(command.id, methods, fault)
@@ -449,7 +474,7 @@ def _read_command(data: bytes, at: int, stop: int) -> Command:
 def read_emulation(body: bytes) -> EmulationRequest:
     """Read a request to `/emulation`, which has no length before it. Raises `BadCommand`."""
     request: EmulationRequest
-    request, fault = _read(EMULATION_REQUEST, body, 0, len(body))
+    request, fault = finish(_read(EMULATION_REQUEST, body, 0, len(body), _ENVELOPE_FIELDS))
     if fault:
         raise BadCommand(fault)
     return request
@@ -521,7 +546,7 @@ def _length(length: int) -> bytes:
 
 
 @attrs.frozen(eq=False)
-class _Commands:
+class _Commands(Apart):
     """The commands of one message, each read when its turn comes: a MiB of small ones takes a
     second, during which others want to be served."""
 
@@ -531,9 +556,9 @@ class _Commands:
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[Command]:
+    def in_steps(self) -> Iterator[Command]:
         for at, stop in _places(self.payload):
-            yield _read_command(self.payload, at, stop)
+            yield from in_steps(_read_command(self.payload, at, stop))
 
 
 def _places(payload: bytes) -> Iterator[tuple[int, int]]:

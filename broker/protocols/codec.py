@@ -7,7 +7,7 @@ from typing import Protocol, TypeAlias
 from msgspec import Raw
 
 from broker.core.messages import ClientInfo, Position, Publication
-from broker.protocols.commands import Command, PublishCommand
+from broker.protocols.commands import Command, PublishCommand, Unread
 
 Result: TypeAlias = Mapping[str, object]
 
@@ -25,6 +25,25 @@ class Commands(Protocol):
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Command]: ...
+
+
+class Apart(ABC):
+    """Commands of which some may be dear to read: each is read when its turn comes."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def in_steps(self) -> Iterator[Command]:
+        """The commands, and an `Unread` before each one that is dear. Raises `BadCommand`."""
+
+    def __iter__(self) -> Iterator[Command]:
+        return (command for command in self.in_steps() if not isinstance(command, Unread))
+
+
+def steps_of(commands: Commands) -> Iterator[Command]:
+    """The commands of a message, and what is dear to read announced before it."""
+    return commands.in_steps() if isinstance(commands, Apart) else iter(commands)
 
 
 class PeerCodec(Protocol):

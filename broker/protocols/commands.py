@@ -7,13 +7,14 @@ Rule: a message that cannot be taken apart is a `BadCommand`, and ends its conne
 command that can, but has a field that it cannot have, is a `FaultyCommand`: it alone is refused.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Generator, Iterator
 from typing import Annotated, Any, Final
 
 from msgspec import Meta, Raw, Struct
 
 from broker.core.json_reader import AsSent
 from broker.core.tags import FilterNode
+from broker.core.work import PART
 
 RequestId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Offset = Annotated[int, Meta(ge=0)]
@@ -144,6 +145,29 @@ class FaultyCommand(Command, kw_only=True):
     """
 
     fault: str
+
+
+class Unread(Command, kw_only=True):
+    """No command: the next one has taken so much work by now, and is not yet read."""
+
+    work: float
+
+
+FEW_PARTS: Final = 8
+"""Members or fields of a command that are read for the price of every command: a subscribe has seven."""
+
+
+def in_steps(reading: Generator[int, None, Command]) -> Iterator[Command]:
+    """A command, and before it its price: `reading` pauses, and yields how many parts it has read since the last
+    time. So a step is short, and whoever has used up its share waits before the next."""
+    while True:
+        try:
+            parts = next(reading)
+        except StopIteration as end:
+            yield end.value
+            return
+        if parts > FEW_PARTS:
+            yield Unread(work=parts * PART)
 
 
 def faulty(request_id: int, methods: Collection[str], fault: str) -> FaultyCommand:

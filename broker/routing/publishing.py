@@ -165,8 +165,9 @@ class Publisher:
         info = options.on_behalf_of if by is None else by.info
         publication = Publication(topic, data, info, tags=options.tags, opaque=options.opaque)
         report = Report()
+        exclude, payer = frozenset(options.exclude), None if by is None else by.allowance
         parcel = Parcel(
-            topic, "close", [(publication,)], exclude=frozenset(options.exclude), report=report
+            topic, "close", [(publication,)], exclude=exclude, report=report, payer=payer
         )
         # A publication to one connection is counted by the connection's node, which answers.
         counts = self.everywhere if options.report and direct_fd(topic) is None else None

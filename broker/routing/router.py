@@ -47,6 +47,7 @@ from broker.core.work import (
     SLICE,
     SUBSCRIPTION,
     TAG_KILOBYTE,
+    Allowance,
     Meter,
 )
 from broker.engines.engine import Done, Engine, Key, Submission
@@ -172,6 +173,7 @@ class Router:
         self._run_work = 0.0  # of its fan-out
         self.returns: Returns = Returns(self.fan_out, hub)
         office.before_round = self._end_run
+        office.meter = self.meter
         self.settings.watch(self._settings_changed)
         self._settings_changed()  # what the engine has kept may be of other settings
 
@@ -204,6 +206,7 @@ class Router:
         contents: Sequence[bytes],
         info: ClientInfo | None = None,
         opaque: bool = False,
+        payer: Allowance | None = None,
     ) -> list[Done] | None:
         """Publish several things without tags to one topic in their order, or to one fd by `fd:N`.
 
@@ -213,12 +216,18 @@ class Router:
         Raises `Refused`, with nothing published: 102 for an fd that is not here and for an unknown namespace,
         107 for what is no topic, 100 while the engine can keep nothing, 111 for an fd that is behind and for
         which too much of this publisher waits.
+
+        Charged for the writes and the full outboxes of a run is the `payer` of the first in it: the others
+        add little to them.
         """
         if topic != self._run_topic or not topic:
             self._begin_run(topic)
         if self._run_slow is not None:
             self._run_slow.check(info)
-        work = 0.0 if self._run.batches else self._run_work
+        if self._run.batches:
+            work = 0.0
+        else:
+            work, self._run.payer = self._run_work, payer
         topic = self._run_topic
         publications: Sequence[Publication]
         if self._run_keeps:
@@ -298,7 +307,7 @@ class Router:
             recipients.append(self.retained)
         if self.spans is not None:
             self.spans.deliver(parcel)
-        _deliver(parcel, recipients, self.office, self.meter)
+        self._deliver(parcel, recipients)
         if span is not None:
             kept = parcel.batches[0][0].offset
             span.done(self.engine.position(parcel.topic) if kept else None)
@@ -363,7 +372,7 @@ class Router:
             return
         if self._run_width > NARROW:
             run.shared = _shared_data(run, self.office)
-        _deliver(run, recipients, self.office, self.meter)
+        self._deliver(run, recipients)
 
     def fan_out(self, parcel: Parcel, *, retain: bool) -> float:
         """Fan out publications that the engine has kept, to those who listen now; return the work of it, for
@@ -382,15 +391,14 @@ class Router:
             total += work + _encoding_work(len(listeners) or 1, count, size)
         if self.spans is not None:
             self.spans.deliver(parcel)
-        before = self.meter.done
         if parcel.report_to and parcel.report is None:
             parcel.report = Report()
-            _deliver(parcel, recipients, self.office, self.meter)
+            work = self._deliver(parcel, recipients)
             if self.count_for is not None:
                 self.count_for(parcel.report_to, parcel.report)
         else:
-            _deliver(parcel, recipients, self.office, self.meter)
-        return total + self.meter.done - before
+            work = self._deliver(parcel, recipients)
+        return total + work
 
     def deliver_direct(self, parcel: Parcel) -> float:
         """Deliver what comes from another node to a connection of this one; return the work of it. Raises
@@ -400,11 +408,30 @@ class Router:
         slow = _slow_one(rules, recipients)
         if slow is not None:
             slow.check(parcel.batches[0][0].info)
-        before = self.meter.done
-        _deliver(parcel, recipients, self.office, self.meter)
+        work += self._deliver(parcel, recipients)
         size = data_bytes(parcel.batches[0])
-        work += _encoding_work(1, len(parcel.batches[0]), size)
-        return PARCEL + work + self.meter.done - before
+        return PARCEL + work + _encoding_work(1, len(parcel.batches[0]), size)
+
+    def _deliver(self, parcel: Parcel, recipients: Sequence[Recipient]) -> float:
+        """Deliver a parcel; return the work that is known only now: writes, and full outboxes."""
+        office, meter = self.office, self.meter
+        before = meter.done
+        if len(recipients) <= NARROW:
+            for recipient in recipients:
+                recipient.deliver(parcel)
+        else:
+            # An outbox may be in many audiences, and is judged once all have delivered.
+            with office.judging_later():
+                for recipient in recipients:
+                    recipient.deliver(parcel)
+        if office.judged:
+            meter.add(office.take_judged() * FULL)
+        if parcel.report is not None:
+            parcel.report.settle()
+        work = meter.done - before
+        if parcel.payer is not None:
+            meter.charge(parcel.payer, before)
+        return work
 
     def _resolve(
         self, topic: str, tags: Mapping[str, str] | None
@@ -627,23 +654,6 @@ def _emit(
     subscriber = subscription.subscriber
     if events is not None and subscriber.fd:  # not this very program
         events.emit(kind, subscriber.fd, subscriber.user, topic=subscription.name, **fields)
-
-
-def _deliver(
-    parcel: Parcel, recipients: Sequence[Recipient], office: PostOffice, meter: Meter
-) -> None:
-    if len(recipients) <= NARROW:
-        for recipient in recipients:
-            recipient.deliver(parcel)
-    else:
-        # An outbox may be in many audiences, and is judged once all have delivered.
-        with office.judging_later():
-            for recipient in recipients:
-                recipient.deliver(parcel)
-    if office.judged:  # and paid for, as only now is it known how many were full
-        meter.add(office.take_judged() * FULL)
-    if parcel.report is not None:
-        parcel.report.settle()
 
 
 def _encoding_work(width: int, count: int, size: int) -> float:

@@ -14,6 +14,7 @@ import trio
 from msgspec import Raw, Struct
 
 from broker.access.operators import KeyRefused, Method, Operator, Role
+from broker.access.proxies import was_passed_on
 from broker.core.json_reader import BadJson, read
 from broker.core.messages import Fd, Publication
 from broker.core.session import PhaseEvent
@@ -40,7 +41,11 @@ _MAX_LOGIN: Final = 1024
 """Bytes of what is shown at login."""
 
 _THIS_MACHINE: Final = "this machine"
-"""Where all come from whom no address tells apart: by loopback, or through a proxy that is not trusted."""
+"""Where somebody comes from whom no address tells apart: by loopback, or over a Unix socket."""
+
+_UNNAMED_PROXY: Final = "a proxy"
+"""Where all come from whom a proxy on this machine passes on and does not tell apart. Apart from
+`_THIS_MACHINE`: who guesses from the internet does not lock out an operator who sits here."""
 
 
 class _Shown(Struct):
@@ -58,11 +63,15 @@ class _Login(Handler):
         assert request is not None
         connection = client.connection
         place = services.party_of("", connection.address, _THIS_MACHINE)
-        about = {"fd": peer.fd, "peer": connection.address}
+        if place == _THIS_MACHINE and was_passed_on(connection.headers):
+            place = _UNNAMED_PROXY
+        about: dict[str, object] = {"fd": peer.fd, "peer": connection.address}
         try:
             shown = _key_in(bytes(request.data))
             operator = services.operators.admit(shown, place, trio.current_time())
         except KeyRefused as refused:
+            if place == _UNNAMED_PROXY:
+                about["hint"] = "all who come through this proxy count as one: see trusted_proxies"
             services.log.warning("admin_key_refused", reason=str(refused), **about)
             raise Disconnect(CloseCode.INVALID_TOKEN, str(refused)) from None
         peer.codec = client.codec

@@ -28,8 +28,15 @@ from broker.core.work import ALONE, BURST, COMMAND, DECODED_KILOBYTE, FRAME, PUB
 from broker.errors import CloseCode, Disconnect, ErrorCode, Refused
 from broker.hooks import Connection
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON, is_connect
-from broker.protocols.codec import Codec, Result
-from broker.protocols.commands import METHODS, BadCommand, Command, FaultyCommand, PublishCommand
+from broker.protocols.codec import Codec, Result, steps_of
+from broker.protocols.commands import (
+    METHODS,
+    BadCommand,
+    Command,
+    FaultyCommand,
+    PublishCommand,
+    Unread,
+)
 from broker.protocols.json_text import is_json_line
 from broker.routing.recipients import Peer
 from broker.routing.turns import Share
@@ -104,7 +111,8 @@ def publish(client: Client, request_id: int, topic: str, data: bytes) -> None:
         client.check_publish(topic)
         opaque = client.codec.opaque_payloads and not is_json_line(data)
         router = client.services.router
-        dones = router.publish_all(topic, (data,), client.peer.info, opaque)
+        peer = client.peer
+        dones = router.publish_all(topic, (data,), peer.info, opaque, peer.allowance)
     except Refused as error:
         refusal = error
     if dones is not None:
@@ -139,6 +147,20 @@ class _AnswerToPing(Handler):
         client.peer.answered_at = trio.current_time()
 
 
+class _ToRead(Handler):
+    """The next command is dear to read: what was read of it is paid for, and its turn waited for."""
+
+    def is_held(self, client: Client, command: Command) -> bool:
+        return False
+
+    def weigh(self, client: Client, command: Command) -> float:
+        assert isinstance(command, Unread)
+        return command.work
+
+    def act(self, client: Client, command: Command, answer: object) -> None:
+        client.services.router.meter.add(self.weigh(client, command))
+
+
 class _Unacceptable(Handler):
     """A command that breaks the protocol's grammar."""
 
@@ -169,6 +191,7 @@ class _OutOfPlace(Handler):
 
 
 _ANSWER_TO_PING: Final = _AnswerToPing()
+_TO_READ: Final = _ToRead()
 _OUT_OF_PLACE: Final = _OutOfPlace()
 
 
@@ -196,7 +219,7 @@ class Dispatcher:
 
     def __attrs_post_init__(self) -> None:
         self.questions = Questions(self, self.start_soon)
-        self._share = Share(turns=self.services.router.turns)
+        self._share = self.peer.allowance = Share(turns=self.services.router.turns)
 
     def take(self, batch: Batch) -> Batch:
         """Carry out what a batch begins with, as far as nobody has to be waited for; return the rest.
@@ -375,7 +398,8 @@ class Dispatcher:
         before = router.meter.done
         refusal, dones = None, None
         try:
-            dones = router.publish_all(topic, contents, client.peer.info)
+            peer = client.peer
+            dones = router.publish_all(topic, contents, peer.info, payer=peer.allowance)
         except Refused as error:
             refusal = error  # an fd that is gone
         if dones is not None:
@@ -413,8 +437,8 @@ class Dispatcher:
             commands = client.codec.decode(payload)
             self.services.router.meter.add(len(payload) / 1024 * DECODED_KILOBYTE)
             size = len(payload) / max(1, len(commands))
-            for command in commands:
-                yield command, size
+            for command in steps_of(commands):
+                yield command, 0.0 if isinstance(command, Unread) else size
         except BadCommand as error:
             raise Disconnect(CloseCode.BAD_REQUEST, f"bad request: {error}") from None
 
@@ -447,7 +471,7 @@ class Dispatcher:
             await self.peer.outbox.wait_empty()
         for (command, size), following in _with_following(commands):
             handler, method = self._handler(command)
-            if handler is not _ANSWER_TO_PING:
+            if handler is not _ANSWER_TO_PING and handler is not _TO_READ:
                 if not self._is_within(size):
                     await self.questions.wait_none()
                     self._refuse_excess(client, command)
@@ -491,7 +515,7 @@ class Dispatcher:
         requests = _REQUESTS_OF(command)
         methods = [name for name, each in zip(METHODS, requests, strict=True) if each is not None]
         if not methods and not command.id:
-            return _ANSWER_TO_PING, ""
+            return (_TO_READ if isinstance(command, Unread) else _ANSWER_TO_PING), ""
         if isinstance(command, FaultyCommand):
             return _Faulty(command.fault), ""
         if len(methods) != 1 or not (command.id or methods[0] in ("send", "publish")):
@@ -543,7 +567,9 @@ class Dispatcher:
 
         Raises `Disconnect` when that has happened too often.
         """
-        if not self.services.rate_limits.active or command == _PONG or self._is_within(size):
+        if not self.services.rate_limits.active or command == _PONG or isinstance(command, Unread):
+            return True
+        if self._is_within(size):
             return True
         self._refuse_excess(client, command)
         return False
@@ -574,13 +600,18 @@ def _with_following(commands: Iterator[Sized]) -> Iterator[tuple[Sized, Command 
     comes."""
     current = next(commands, None)
     while current is not None:
+        if isinstance(current[0], Unread):
+            yield current, None  # before it is read
+            current = next(commands, None)
+            continue
         following: Sized | None = None
         order: tuple[int, str] | None = None
         try:
             following = next(commands, None)
         except Disconnect as error:
             order = error.code, error.reason
-        yield current, None if following is None else following[0]
+        is_known = following is not None and not isinstance(following[0], Unread)
+        yield current, following[0] if is_known and following is not None else None
         if order is not None:
             raise Disconnect(*order)
         current = following

@@ -16,6 +16,7 @@ import trio
 
 from broker.core.memory import Ledger
 from broker.core.scopes import name_scope
+from broker.core.work import WRITE, Meter
 from broker.transport.outbox import Outbox
 from broker.transport.runs import Run
 
@@ -50,6 +51,8 @@ class PostOffice:
         self._rounds = 0
         self.ledger: Ledger = Ledger()
         """Of all runs that this office delivers; its outboxes enter in it what is offered."""
+        self.meter: Meter = Meter()
+        """The writes that a delivery causes are added to it."""
         self.before_round: Callable[[], None] = _nothing
         """Called at the start of each round: the last chance to deliver something with it."""
         self.judged: int = 0
@@ -67,6 +70,7 @@ class PostOffice:
         ready = self._open_bag
         if ready is None:
             ready = self._bag()
+        known = len(ready)
         full = []
         count = 0
         for outbox in outboxes:
@@ -83,6 +87,8 @@ class PostOffice:
                 full.append(outbox)
         self._messages_delivered += count * messages
         self._bytes_delivered += count * size
+        if len(ready) > known:
+            self.meter.done += (len(ready) - known) * WRITE
         if full:
             self._judge(full)
         return count

@@ -8,6 +8,7 @@ from broker.access.proxies import (
     peer_of,
     split_address,
     trusted_proxies,
+    was_passed_on,
 )
 
 
@@ -180,3 +181,22 @@ def test_headers_of_proxies_are_told_from_those_of_clients(header: str, expected
 )
 def test_a_party_is_a_user_or_else_an_address(user: str, address: str, party: str) -> None:
     assert trusted_proxies(("10.0.0.0/8",)).party_of(user, address, "fd 7") == party
+
+
+@pytest.mark.parametrize(
+    ("headers", "was"),
+    [
+        ({}, False),
+        ({"host": "localhost:9501", "origin": "http://localhost:9501"}, False),
+        ({"host": "127.0.0.1"}, False),
+        ({"host": "[::1]:9501"}, False),
+        ({"host": "chat.example"}, True),
+        ({"host": "10.0.0.7:9501"}, True),
+        ({"host": "::::"}, True),
+        ({"host": "localhost", "via": "1.1 cache"}, True),
+        ({"host": "localhost", "x-forwarded-for": "192.0.2.1"}, True),
+        ({"host": "localhost", "x-real-ip": "192.0.2.1"}, True),
+    ],
+)
+def test_a_request_that_a_proxy_has_passed_on_shows_it(headers: dict[str, str], was: bool) -> None:
+    assert was_passed_on(headers) is was

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from msgspec import Meta, Raw, Struct
 
 from broker.core.json_reader import (
+    MAX_COMMAS,
+    MAX_HALVES,
     MAX_LEVELS,
     MAX_MEMBERS,
     MAX_OBJECTS,
@@ -20,6 +22,7 @@ from broker.core.json_reader import (
     Json,
     TooDeep,
     members,
+    members_of,
     mend,
     mended_text,
     objects,
@@ -428,6 +431,66 @@ def test_where_few_objects_are_expected_many_are_refused_before_they_are_made() 
                 read(sent, Nodes, few=True)
         payload = b'{"payload":[%b]}' % objects
         assert bytes(read(payload, Nodes, few=True).payload) == b"[%b]" % objects
+
+
+def test_a_map_that_is_large_is_refused_before_it_is_made() -> None:
+    names = b",".join(b'"%d":""' % number for number in range(MAX_COMMAS + 2))
+    with pytest.raises(BadJson, match="more than 8192 members"):
+        read(b'{"key":"k","on":null,"labels":{%b}}' % names, Outer)
+    payload = b'{"key":"k","on":null,"payload":{%b}}' % names
+    assert len(json.loads(bytes(read(payload, Outer).payload))) == MAX_COMMAS + 2
+
+
+@pytest.mark.parametrize("more", [b"", rb',"payload":"\ud83d"'], ids=["null", "half"])
+def test_a_large_text_is_read_as_a_small_one_is(more: bytes) -> None:
+    payload = b"[%b]" % b",".join([b"0"] * (MAX_COMMAS + 2))
+    large = read(b'{"key":"k","on":null,"later":%b,"labels":{"a":"b"}%b}' % (payload, more), Outer)
+    small = read(b'{"key":"k","on":null,"later":[],"labels":{"a":"b"}%b}' % more, Outer)
+    assert bytes(large.later) == payload
+    assert (large.key, large.labels, large.payload) == (small.key, small.labels, small.payload)
+
+
+def test_members_that_nobody_asked_for_are_skipped() -> None:
+    unknown = b",".join(b'"x%d":0' % number for number in range(MAX_COMMAS + 2))
+    assert read(b'{"key":"k","on":null,%b}' % unknown, Outer) == Outer("k")
+    with pytest.raises(BadJson, match="more than 8192 members"):
+        read(rb'{"key":"k","payload":"\ud83d",%b}' % unknown, Outer)
+
+
+@pytest.mark.parametrize(
+    "sent, reason",
+    [
+        (b"[%b]", "this is no object"),
+        (b'{"key":"k","on":null,"inner":[{%b}]}', "inner is no object"),
+    ],
+)
+def test_the_fault_of_a_large_text_is_told(sent: bytes, reason: str) -> None:
+    item = b'"x":0' if b"{" in sent else b"0"
+    with pytest.raises(BadJson) as caught:
+        read(sent % b",".join([item] * (MAX_COMMAS + 2)), Outer)
+    assert str(caught.value) == reason
+
+
+def test_a_large_text_has_no_field_that_a_strict_struct_has_not() -> None:
+    names = b",".join([b'"x":0'] * 100)
+    with pytest.raises(BadJson, match="this is no object, or has a field too many"):
+        read(b'{"key":"k",%b}' % names, Strict)
+
+
+def test_so_many_halves_are_told_from_pairs() -> None:
+    pairs = rb'{"payload":"%b","key":null}'
+    many = pairs % (rb"\ud83d\uDE00" * (MAX_HALVES // 2) + rb"\ud83d")
+    with pytest.raises(BadJson, match="more than 32768 escapes of surrogates"):
+        read(many, Nodes)
+    strictly = many.replace(rb'\ud83d","key":null', b'"')
+    assert len(bytes(read(strictly, Nodes).payload)) == 12 * (MAX_HALVES // 2) + 2
+
+
+def test_the_members_that_a_struct_names() -> None:
+    found = members_of(one_text(rb'{"key":1,"key":"\ud83d","other":2}'), Outer)
+    assert found == {"key": rb'"\ufffd"'}
+    with pytest.raises(BadJson, match="no object"):
+        members_of(one_text(b"[]"), Outer)
 
 
 def test_a_list_of_texts_counts_as_one() -> None:

@@ -116,7 +116,10 @@ def head(data: bytes) -> None:
     """What passes `parse_head` passes h11, with the same fields; however it was cut into reads."""
     whole = _head_of(data, HEAD_BYTES)
     for size in (1, 7):
-        assert _head_of(data, size) == whole, f"another head in reads of {size} bytes"
+        found = _head_of(data, size)
+        # Of several faults the first that is seen is told.
+        both_refused = isinstance(found, int) and isinstance(whole, int)
+        assert both_refused or found == whole, f"another head in reads of {size} bytes"
     if not isinstance(whole, Head):
         return
     connection = h11.Connection(h11.SERVER)

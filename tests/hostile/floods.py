@@ -17,7 +17,9 @@ import trio
 from tests.hostile.field import MIB, Field, hostile, unless
 from tests.hostile.target import Setup
 from tests.hostile.wire import (
+    BINARY,
     CONTINUATION,
+    PING,
     TEXT,
     Ended,
     Json,
@@ -775,6 +777,77 @@ async def _tokens(field: Field) -> Sequence[str]:
 async def _fragments(field: Field) -> Sequence[str]:
     data = frame(TEXT, fin=False) + frame(CONTINUATION, fin=False) * 10_000
     await _flooders(field, 16, data)
+    return ["served"]
+
+
+@hostile("flood/50 x 16 KB of filter nodes and a null", ISSUE, "served", attackers=50, fresh=True,
+         seconds=30.0, peak_mib=128.0, left_mib=64.0)  # fmt: skip
+async def _nodes_and_a_null(field: Field) -> Sequence[str]:
+    """A strict decoder refuses the null, so all is read member by member."""
+    tf = b'{"op":"or","nodes":[%b]}' % b",".join([b"{}"] * 5300)
+    command = b'{"id":9,"subscribe":{"channel":"a","epoch":null,"tf":%b}}' % tf
+    peers = await field.open_clients(50)
+    for _ in range(3):
+        for peer in peers:
+            await peer.send(frame(TEXT, command))
+        for peer in peers:
+            await peer.call(presence_stats={"channel": "a"})
+    return ["served"]
+
+
+@hostile("flood/50 x 16 KB of protobuf fields", ISSUE, "served", attackers=50, fresh=True,
+         seconds=30.0, peak_mib=128.0, left_mib=64.0)  # fmt: skip
+async def _protobuf_fields(field: Field) -> Sequence[str]:
+    """A subscribe command of 8,000 empty data, the last of which counts; length, id, field 5, its field 7."""
+    command = b"\x86\x7d\x08\x09\x2a\x80\x7d" + b"\x3a\x00" * 8000
+    offered = {"Sec-WebSocket-Protocol": "centrifuge-protobuf"}
+    peers = [await field.open_ws(fields=offered) for _ in range(50)]
+    for peer in peers:
+        await peer.send(frame(BINARY, b"\x04\x08\x01\x22\x00"))
+        await peer.message()
+    for _ in range(5):
+        for peer in peers:
+            await peer.send(frame(BINARY, command))
+        for peer in peers:
+            await peer.message()
+    return ["served"]
+
+
+@hostile("flood/5 x 1 MB of halves of pairs", ISSUE, "close 3501", attackers=5, fresh=True,
+         seconds=20.0)  # fmt: skip
+async def _surrogates(field: Field) -> Sequence[str]:
+    command = b'{"id":9,"subscribe":{"channel":"%b"}}' % (b"\\ud800" * 170_000)
+    peers = await field.open_clients(5)
+    for peer in peers:
+        await peer.send(frame(TEXT, command))
+    return [await peer.ending(5) for peer in peers]
+
+
+@hostile("flood/5 x 1 MB of headers", ISSUE, "served", attackers=5, fresh=True, seconds=20.0)
+async def _many_headers(field: Field) -> Sequence[str]:
+    headers = b",".join(b'"%x":""' % number for number in range(80_000))
+    command = b'{"id":9,"connect":{"headers":{%b,"x":null}}}' % headers
+    peers = await field.open_clients(5)
+    for peer in peers:
+        await peer.send(frame(TEXT, command))
+    return [await peer.ending(5) for peer in peers] and ["served"]
+
+
+@hostile("flood/publishes kept apart by pings, to 400", ISSUE, *SERVED, fresh=True, seconds=20.0,
+         peak_mib=96.0, left_mib=48.0)  # fmt: skip
+async def _apart(field: Field) -> Sequence[str]:
+    """Each is a write to every listener's socket."""
+    for listener in await field.open_clients(400):
+        await listener.call(subscribe={"channel": "apart"})
+        field.nursery.start_soon(drained, listener)
+    peer = await field.open_client()
+    await peer.send(
+        b"".join(
+            text({"publish": {"channel": "apart", "data": number}}) + frame(PING, b"")
+            for number in range(95)
+        )
+    )
+    await peer.call(presence_stats={"channel": "apart"})
     return ["served"]
 
 

@@ -34,6 +34,8 @@ from broker.core.work import (
     PEER,
     PUBLICATION,
     TAG_KILOBYTE,
+    WRITE,
+    Allowance,
 )
 from broker.engines.memory import MemoryEngine
 from broker.errors import Refused
@@ -494,6 +496,29 @@ async def test_those_who_are_asked_whether_they_may_have_it_are_charged() -> Non
     assert by_pattern - by_name == pytest.approx(100 * ASKED + LISTENERS)
 
 
+async def test_the_first_publisher_of_a_run_is_charged_for_the_writes_whoever_ends_it() -> None:
+    router = make_router()
+    for _ in range(100):
+        listen(router, "a")
+    first, second = Allowance(), Allowance()
+    for payer in (first, second):
+        router.publish_all("a", (b"1",), payer=payer)
+    before, left = router.meter.done, first.left
+    router.send(attach(router), ())
+    assert router.meter.done == before
+    assert left - first.left == pytest.approx(100 * WRITE)
+    assert second.left == Allowance().left
+
+
+async def test_an_outbox_that_holds_something_by_then_needs_no_other_write() -> None:
+    router = make_router()
+    peers = [listen(router, "a") for _ in range(100)]
+    for peer in peers[:40]:
+        router.send(peer, (b"{}",))
+    alone, together = [work_of(router, lambda: publish_tagged(router, "a")) for _ in "12"]
+    assert alone - together == pytest.approx(60 * WRITE)
+
+
 @pytest.mark.parametrize("patterns", [0, 4])
 async def test_a_full_outbox_is_charged_once_however_often_a_fan_out_reaches_it(
     patterns: int,
@@ -505,7 +530,7 @@ async def test_a_full_outbox_is_charged_once_however_often_a_fan_out_reaches_it(
     for name in names[: patterns + 1]:
         router.subscribe(subscription(peer, name))
     first, second = [work_of(router, lambda: publish_tagged(router, "a.b.c")) for _ in "12"]
-    assert second - first == pytest.approx(FULL)
+    assert second - first == pytest.approx(FULL - WRITE)
     publish(router, "a.b.c", b"1")
     before = router.meter.done
     end_round(router)

@@ -81,6 +81,27 @@ async def test_guesses_are_slowed_down_by_where_they_come_from(
     await log_in(net)
 
 
+async def test_who_guesses_through_a_proxy_locks_out_nobody_on_this_machine(
+    net: Network, autojump_clock: object
+) -> None:
+    async def reason(**headers: str) -> str:
+        peer = await net.open_websocket("/admin/websocket", headers)
+        with pytest.raises(Closed) as closed:
+            await peer.request(connect={"data": {"key": "guess"}})
+        return closed.value.reason
+
+    with structlog.testing.capture_logs() as lines:
+        for number in range(GUESSES):
+            assert await reason(**{"X-Forwarded-For": f"192.0.2.{number}"}) == "wrong key"
+        # Nobody is believed what he says of himself, or he could guess for ever.
+        assert (await reason(**{"X-Forwarded-For": "203.0.113.9"})).startswith("too many")
+        assert (await reason(Host="chat.example")).startswith("too many")
+    refused = [line for line in lines if line["event"] == "admin_key_refused"]
+    assert all("trusted_proxies" in line["hint"] for line in refused)
+    here = await net.open_websocket("/admin/websocket", {"Host": "localhost:9501"})
+    assert "connect" in await here.request(connect={"data": {"key": ADMIN_KEY}})
+
+
 COMMANDS: list[dict[str, Any]] = [
     {"subscribe": {"channel": "news"}},
     {"subscribe": {"channel": "$admin"}},

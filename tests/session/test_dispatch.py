@@ -36,6 +36,7 @@ from broker.core.work import (
     LISTED,
     LISTENERS,
     MEMBER,
+    PART,
     PEER,
     PUBLICATION,
     ROUND,
@@ -186,6 +187,25 @@ async def test_a_thousand_commands_at_once_leave_others_their_turn(
     # They are 6 ms of work, of which others are let in between two slices; 9 to 12 turns were seen, and 6 or
     # 7 where nobody is let in.
     assert turns > 1000 * COMMAND / SLICE + 1
+
+
+async def test_members_of_one_command_leave_others_their_turn(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    """A null has them read one by one; whoever asks for that waits in between, and answers come in order."""
+    client = await net.open_client()
+    tf = {"op": "or", "nodes": [{}] * 5000}
+    subscribe = {"id": 2, "subscribe": {"channel": "a", "epoch": None, "tf": tf}}
+    meter = net.node.router.meter
+    before, load = meter.done, LoopLoad(meter)
+    trio.lowlevel.add_instrument(load)
+    await client.send(client_frame(frames.TEXT, json.dumps(subscribe).encode()))
+    await client.send(client_frame(frames.TEXT, b'{"id":3,"presence_stats":{"channel":"t"}}'))
+    assert (await client.receive_json())["error"]["code"] == 107
+    assert (await client.receive_json())["id"] == 3
+    trio.lowlevel.remove_instrument(load)
+    assert meter.done - before > 5000 * PART
+    assert max(load.rounds) < 4 * SLICE
 
 
 class LoopLoad(trio.abc.Instrument):
