@@ -172,6 +172,14 @@ class Hub(Generic[S]):
                 del self._topics[name]
         return subscription
 
+    def stop_watching(self, subscriber: Subscriber) -> None:
+        """Tell a subscriber no longer who joins and leaves. Linear in its subscriptions."""
+        for name, subscription in subscriber.subscriptions.items():
+            if subscription.join_leave:
+                listeners = self.find(name)
+                assert listeners is not None
+                listeners.watchers.pop(subscriber, None)
+
     def leave_all(self, subscriber: Subscriber) -> list[Subscription]:
         """Remove and return all subscriptions of one subscriber. Linear in them."""
         names = list(subscriber.subscriptions)

@@ -37,6 +37,12 @@ NEAR: Final = 0.9
 """Part of the limit up to which anybody may ask for more, and down to which is given way: the rest is
 for what cannot be refused, and a look at everybody pays for itself by a tenth of all memory."""
 
+STEPS: Final = 1024
+"""Of what is left, the part that may come before all is summed up again: a look costs as much as a subscription."""
+
+STEP_BYTES: Final = 2**20
+"""No more than that comes in between: sixty connections."""
+
 STREAM_BYTES: Final = 16 * 2**10
 """An accepted stream, its tasks and its session, idle: 12.4 KiB of RSS for a WebSocket, 17.8 KiB for a
 client over HTTP."""
@@ -212,6 +218,7 @@ class MemoryBudget:
     gave_way: int = 0
     _seen: float = attrs.field(init=False, default=0.0)  # that was held at the last look
     _unseen: float = attrs.field(init=False, default=inf)  # that has come since then, or more
+    _step: float = attrs.field(init=False, default=FREE_BYTES)  # that may come before the next one
     _exhausted: bool = attrs.field(init=False, default=False)
     _counts: dict[Part, Callable[[], int]] = attrs.field(init=False, factory=dict)
     _charged: "Counter[Part]" = attrs.field(init=False, factory=Counter)
@@ -262,7 +269,7 @@ class MemoryBudget:
         """Count what comes, and look when it is enough: to ask all parts costs as much as a subscription."""
         # A charge may come with a stream, which counts for itself, as all kept data do.
         self._unseen += max(more, STREAM_BYTES)
-        if self._unseen >= FREE_BYTES or self._seen + self._unseen > self.limit:
+        if self._unseen >= self._step or self._seen + self._unseen > self.limit:
             self.look()
 
     @property
@@ -280,6 +287,8 @@ class MemoryBudget:
         besides = self._held_besides_runs()
         self.runs.most = self.limit - besides
         self._seen, self._unseen = besides + self.runs.bytes_held, 0.0
+        left = NEAR * self.limit - self._seen
+        self._step = min(max(FREE_BYTES, left / STEPS), STEP_BYTES)
         if self._seen > self.limit:
             self._unseen = inf  # and so at every charge
             self.on_short()

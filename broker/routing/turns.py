@@ -14,9 +14,6 @@ Rules:
    next one at once, unless somebody waits.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import attrs
 import trio
 
@@ -55,8 +52,12 @@ class Turns:
         Cancelled while it waits, the place is given up.
         """
         if not self.is_free:
-            with self._wanting(ROUND if work is None else work):
+            task = trio.lowlevel.current_task()
+            self._wanted[task] = ROUND if work is None else work
+            try:
                 await self._lot.park()
+            finally:
+                del self._wanted[task]
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
             self._called, self._more = 1, SLICE
@@ -72,15 +73,6 @@ class Turns:
         """Wait for a turn in which so much may be done, and count it. Cancelled, it has counted nothing."""
         await self.wait(work)
         self.meter.add(work)
-
-    @contextmanager
-    def _wanting(self, work: float) -> Iterator[None]:
-        task = trio.lowlevel.current_task()
-        self._wanted[task] = work
-        try:
-            yield
-        finally:
-            del self._wanted[task]
 
     def _call(self) -> None:
         """Call those whose turn is in the next round."""

@@ -54,6 +54,9 @@ LEAVES_AT_ONCE: Final = 100.0
 """Work that is done in the very step in which it is known that a connection ends: 20 subscriptions are
 left, where nobody watches. Most have fewer, and a hundred connections may end in one turn of the loop."""
 
+FEW: Final = 20
+"""Subscriptions that are looked at in that step without a turn."""
+
 
 class Connection(Profile):
     """One peer while it is here: a WebSocket, or a client without one (`http.fallbacks`). It is the
@@ -64,6 +67,7 @@ class Connection(Profile):
         "_closing",
         "_deflate",
         "_dispatcher",
+        "_has_left",
         "_is_seen_out",
         "_serve_until",
         "_served",
@@ -123,6 +127,7 @@ class Connection(Profile):
         self._served: trio.Event | None = None
         self._serve_until = inf
         self._is_seen_out = False
+        self._has_left = False  # all that others see, and nothing can have come since
         self._dispatcher: Dispatcher
         self.heartbeat: Heartbeat
         self._waiting = 0
@@ -189,10 +194,12 @@ class Connection(Profile):
                 await self._see_out()
             finally:
                 # In this order: nobody delivers to an outbox without a writer.
-                self._leave(self._closing or _CUT, inf)
+                if not self._has_left:
+                    self._leave(self._closing or _CUT, inf)
                 self._undelivered += peer.outbox.messages
                 peer.outbox.abandon()
-                io.cancel_scope.cancel()
+                if io.child_tasks:
+                    io.cancel_scope.cancel()
 
     def _open_outbox(self, io: trio.Nursery) -> None:
         services, peer = self._services, self.peer
@@ -354,12 +361,13 @@ class Connection(Profile):
     def _see_out_beside(self) -> None:
         if not self._is_seen_out:
             self._is_seen_out = True
-            self.io.start_soon(self._see_out)
+            self.io.start_soon(partial(self._see_out, beside=True))
 
-    async def _see_out(self) -> None:
+    async def _see_out(self, *, beside: bool = False) -> None:
         """The whole end: commands that came are carried out, queued messages go out, the peer may answer.
 
-        Begun when the lane is done, and beside it when we are done with a peer that goes on.
+        Begun when the lane is done, and beside it, to stop it in the end, when we are done with a peer that
+        goes on.
         """
         self._is_seen_out = True
         if self._closing is not None:
@@ -367,7 +375,10 @@ class Connection(Profile):
         if self._served is not None:
             await self._served.wait()
         if self._closing is None:
-            # When hundreds go at once, nobody who stays is to wait for all of them.
+            # When hundreds go at once, nobody who stays is to wait for all of them, and they are not to be told
+            # of each other.
+            if len(self.peer.subscriptions) <= FEW:
+                self._services.router.hub.stop_watching(self.peer)
             await self._services.router.turns.wait(ENDING)
         if self._closing is None:
             # All that came has been dealt with, and nobody has told the session to end.
@@ -376,9 +387,13 @@ class Connection(Profile):
             self.peer.transition(PhaseEvent.CLOSE)
             self._leave(self._closing)
             await self._leave_rest(self._closing)
+            # Unless somebody may still act for it: a hook of its, or all others while it says goodbye.
+            is_over = self.lane.has_ended and not self.peer.outbox.mail
+            self._has_left = is_over and self._served is None
         seconds = self._services.config.close_seconds
         await say_goodbye(self.lane, self.peer.outbox, seconds)
-        self.io.cancel_scope.cancel()
+        if beside:
+            self.io.cancel_scope.cancel()
 
     # a peer that is too slow, or too heavy, or dead
 

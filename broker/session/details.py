@@ -2,15 +2,11 @@
 
 from math import inf
 from time import time as wall_clock
-from typing import Final
 
-import attrs
 import trio
 
-from broker.core.messages import ConnectionDetails, ConnectionInfo, ConnectionLimits
+from broker.core.messages import ConnectionDetails, ConnectionLimits
 from broker.session.services import ServedConnection, Services
-
-_INFO: Final = tuple(field.name for field in attrs.fields(ConnectionInfo))
 
 
 def details_of(
@@ -19,14 +15,13 @@ def details_of(
     """A snapshot, which is of use for a connection that is there or has ended in this very step: then
     `topics` are those that it had."""
     outbox, config = connection.peer.outbox, services.config
-    info = connection.info()
-    fields = {name: getattr(info, name) for name in _INFO}
+    facts = connection.facts()
     if topics is not None:
-        fields["topics"] = topics
+        facts["topics"] = topics
     return ConnectionDetails(
-        **fields,
+        **facts,
         established=connection.peer.is_established,
-        age_seconds=max(0.0, wall_clock() - info.opened_at),
+        age_seconds=max(0.0, wall_clock() - facts["opened_at"]),
         idle_seconds=max(0.0, trio.current_time() - connection.lane.heard_at),
         rtt_seconds=connection.heartbeat.rtt,
         messages_sent=outbox.messages_sent,

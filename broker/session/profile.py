@@ -110,22 +110,27 @@ class Profile(Asked):
 
     def info(self) -> ConnectionInfo:
         """A snapshot of what is known of this connection."""
-        traffic, outbox = self.traffic, self.peer.outbox
-        return ConnectionInfo(
-            self.fd,
-            self.user,
-            self.address,
-            self.path,
-            self.transport,
-            self.protocol,
-            self.opened_at,
-            tuple(self.peer.subscriptions),
-            self.peer.app_name,
-            self.peer.app_version,
-            self.opened_at + traffic.heard_at - traffic.began_at,
-            self.opened_at + max(0.0, outbox.sent_at - traffic.began_at),
-            traffic.bytes,
-            traffic.messages,
-            outbox.bytes,
-            outbox.messages,
-        )
+        return ConnectionInfo(**self.facts())
+
+    def facts(self) -> dict[str, Any]:
+        """The fields of `info`, by their names."""
+        traffic, peer = self.traffic, self.peer
+        outbox = peer.outbox
+        return {
+            "fd": peer.fd,
+            "user": peer.user,
+            "address": self.address,
+            "path": self.path,
+            "transport": self.transport,
+            "protocol": self.protocol,
+            "opened_at": self.opened_at,
+            "topics": tuple(peer.subscriptions),
+            "app_name": peer.app_name,
+            "app_version": peer.app_version,
+            "last_received_at": self.opened_at + traffic.heard_at - traffic.began_at,
+            "last_sent_at": self.opened_at + max(0.0, outbox.sent_at - traffic.began_at),
+            "bytes_received": traffic.bytes,
+            "messages_received": traffic.messages,
+            "bytes_queued": outbox.bytes,
+            "messages_queued": outbox.messages,
+        }

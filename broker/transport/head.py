@@ -83,14 +83,19 @@ class Head:
         """Every value of the header `name` (lower-case), in order."""
         return self._by_name.get(name, ())
 
+    @property
+    def repeats(self) -> bool:
+        """Whether any header came in several lines."""
+        return len(self._by_name) < len(self.headers)
+
     def header(self, name: str) -> str | None:
         """The header `name` (any case), or None; one that came in several lines is joined to a list
         (RFC 9110 section 5.3)."""
         name = name.lower()
-        values = self.values(name)
-        if len(values) > 1:
-            return _joint(name).join(values)
-        return values[0] if values else None
+        values = self._by_name.get(name)
+        if values is None:
+            return None
+        return values[0] if len(values) == 1 else _joint(name).join(values)
 
     def fields(self) -> dict[str, str]:
         """All headers as an app sees them, by their lower-case names.
@@ -114,7 +119,7 @@ class Head:
     @property
     def is_upgrade(self) -> bool:
         """Whether the peer asks for a WebSocket; `check_upgrade` says whether it asks rightly."""
-        return "websocket" in [token.lower() for token in read_list(self.header("upgrade"))]
+        return _lists(self.header("upgrade"), "websocket")
 
     @property
     def subprotocols(self) -> tuple[str, ...]:
@@ -220,6 +225,14 @@ def read_list(value: str | None) -> tuple[str, ...]:
     return tuple(token for piece in (value or "").split(",") if (token := piece.strip(" \t")))
 
 
+def _lists(value: str | None, token: str) -> bool:
+    """Whether a header whose value is a list has a token, which is lower-case here and in any case there."""
+    if value is None:
+        return False
+    value = value.lower()
+    return value == token or token in read_list(value)
+
+
 def parse_head(raw: bytes) -> Head:
     """Read one request head: all bytes up to and including the blank line.
 
@@ -291,7 +304,7 @@ def check_upgrade(head: Head) -> None:
         raise HeadError(505, "a WebSocket handshake needs HTTP/1.1")
     if head.method != "GET":
         raise HeadError(400, "a WebSocket handshake is a GET request")
-    for name, value in head.headers:
+    for name, value in () if head.raw.isascii() else head.headers:
         if value.isascii():
             continue
         if name in _HANDSHAKE_FIELDS or name.startswith("sec-websocket-"):
@@ -303,10 +316,10 @@ def check_upgrade(head: Head) -> None:
     if head.values("transfer-encoding") or head.header("content-length") not in (None, "0"):
         raise HeadError(400, "a WebSocket handshake has no body")
     # No lists: of several lines one server would take the first and another the last.
-    for name in _ONE_VALUE:
+    for name in _ONE_VALUE if head.repeats else ():
         if len(head.values(name)) > 1:
             raise HeadError(400, f"a WebSocket handshake has one {name.title()} header")
-    if "upgrade" not in [token.lower() for token in read_list(head.header("connection"))]:
+    if not _lists(head.header("connection"), "upgrade"):
         raise HeadError(400, "a WebSocket handshake has the header Connection: Upgrade")
     if not head.is_upgrade:
         raise HeadError(400, "a WebSocket handshake has the header Upgrade: websocket")

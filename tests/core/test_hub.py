@@ -146,6 +146,11 @@ def test_watchers_are_those_who_asked_as_long_as_they_listen() -> None:
     assert list(hub.watchers("news")) == [one, three]
     hub.unsubscribe(one, "news")
     assert list(hub.watchers("news")) == [three]
+    hub.stop_watching(two)
+    hub.stop_watching(three)
+    assert list(hub.watchers("news")) == []
+    assert hub.count("news") == 2
+    assert hub.unsubscribe(three, "news") is not None
 
 
 def test_leave_all_returns_what_was_left() -> None:

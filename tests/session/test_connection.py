@@ -169,6 +169,27 @@ async def test_the_last_push_says_why_and_the_close_code_says_it_again(
     ]
 
 
+async def test_those_who_go_together_are_not_told_of_each_other(autojump_clock: MockClock) -> None:
+    many = 100  # of whom the last would be told of all others
+    async with open_test_broker(Broker()) as net:
+        watching = {"channel": "room", "join_leave": True}
+        peers = [await net.open_client() for _ in range(many + 1)]
+        for peer in peers:
+            await peer.request(subscribe=watching)
+        stays, *goers = peers
+        await wait_all_tasks_blocked()
+        office = net.node.services.router.office
+        before = office.statistics().messages_delivered
+        async with trio.open_nursery() as nursery:
+            for peer in goers:
+                nursery.start_soon(peer.aclose)
+        await wait_all_tasks_blocked()
+        assert office.statistics().messages_delivered - before == many
+        told = [message["push"] for message in await stays.receive_all()]
+        left = {push["leave"]["info"]["client"] for push in told if "leave" in push}
+        assert left == {str(peer.fd) for peer in goers}
+
+
 @pytest.mark.parametrize("how", ["the peer goes", "we close"])
 async def test_a_thousand_topics_are_left_in_turns_with_all_others(
     how: str, autojump_clock: MockClock
