@@ -388,6 +388,24 @@ def test_the_units_are_what_systemd_takes(place: Place, missing: Missing) -> Non
     )
     ours = [line for line in done.stderr.decode().splitlines() if str(place.directory) in line]
     assert (done.returncode, ours) == (0, []), done.stderr.decode()
+    closed = ["systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=20"]
+    rated = subprocess.run(
+        [*closed, units["broker.service"]], check=False, capture_output=True, text=True
+    )
+    (overall,) = re.findall(r"Overall exposure level for broker.service: (\S+)", rated.stdout)
+    text = (HOWTO / "systemd.md").read_text("utf-8")
+    assert (rated.returncode, f"gives the unit {overall} of 10" in text) == (0, True), rated.stdout
+
+
+def test_each_line_that_shuts_the_unit_off_is_explained() -> None:
+    service, _ = blocks("systemd.md", "ini")
+    shutting = service.partition("StateDirectory=broker\n")[2].partition("LimitNOFILE=")[0]
+    (table,) = re.findall(
+        r"\| line \|.*\n\| --- .*\n((?:\|.*\n)+)", (HOWTO / "systemd.md").read_text("utf-8")
+    )
+    rows = [row.split("|")[1] for row in table.splitlines()]
+    explained = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert explained == {*re.findall(r"^(\w+)=", shutting, re.MULTILINE), "DynamicUser"}
 
 
 # all settings that pages show

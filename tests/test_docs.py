@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from broker import Config
@@ -17,22 +18,32 @@ TESTS = Path(__file__).parent
 DOCS = TESTS.parent / "docs"
 
 
-def first_code(page: str) -> str:
-    found = re.search(r"```python\n(.*?)```", (DOCS / page).read_text("utf-8"), re.DOTALL)
-    assert found is not None
-    return found[1]
+def codes(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text("utf-8"), re.DOTALL)
 
 
 async def test_the_tutorials_broker_passes_the_test_of_the_how_to(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hello = ModuleType("hello")
-    exec(first_code("tutorial.md"), vars(hello))
+    exec(codes("tutorial.md")[0], vars(hello))
     monkeypatch.setitem(sys.modules, "hello", hello)
+    code, _ = codes("howto/test.md")
+    await its_test(code)(autojump_clock)
+
+
+async def test_the_client_passes_the_other_test_of_the_how_to(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    _, code = codes("howto/test.md")
+    await its_test(code)(nursery, autojump_clock)
+
+
+def its_test(code: str) -> Any:
     page: dict[str, Any] = {}
-    exec(first_code("howto/test.md"), page)
+    exec(code, page)
     (test,) = [value for name, value in page.items() if name.startswith("test_")]
-    await test(autojump_clock)
+    return test
 
 
 # the table of budgets

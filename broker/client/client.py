@@ -114,6 +114,7 @@ class Client:
         self._crowded: set[Inbox] = set()
         self._reader_wake: trio.Event | None = None
         self._stopped = trio.Event()
+        self._life = trio.CancelScope()
 
     @property
     def fd(self) -> Fd:
@@ -531,6 +532,12 @@ class Client:
             self._notify()
             self._wake_reader()
 
+    async def _live(self, task_status: trio.TaskStatus[None]) -> None:
+        """Run until `_life` is cancelled, and once connected by nothing else: who cancels the block of
+        `open_client` still wants it to say goodbye."""
+        with self._life:
+            await self._run(task_status)
+
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         """Keep a connection until the client is closed or sent away.
 
@@ -540,6 +547,7 @@ class Client:
         def came_up() -> None:
             if self._first:
                 self._first = False
+                self._life.shield = True
                 task_status.started()
 
         attempt = 0
@@ -692,13 +700,14 @@ async def open_client(
     raised: Exception | KeyboardInterrupt | None = None
     async with trio.open_nursery() as nursery:
         try:
-            await nursery.start(client._run)
+            await nursery.start(client._live)
             yield client
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - raised again below
             raised = error
         finally:
             with trio.move_on_after(CLOSE_SECONDS, shield=True):
                 await client._close()
+            client._life.cancel()
             nursery.cancel_scope.cancel()
     if raised is not None:
         raise raised

@@ -288,6 +288,22 @@ def read(data: bytes, kind: type[S], *, few: bool = False) -> S:
     return found
 
 
+def read_strictly(data: bytes, kind: type[S]) -> S | None:
+    """One JSON text as a struct, where a strict decoder takes it as it is; None for any other, which has to be
+    `read` with care.
+
+    What it gives `read` gives as well, and such a text is JSON from its first byte to its last, in UTF-8: it
+    need not be looked at once more.
+    """
+    try:
+        found: S = _decoder(kind).decode(data)
+        if not data.isascii():
+            data.decode()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return found
+
+
 def read_members(data: bytes) -> dict[str, Raw]:
     """One JSON object as its members, as they were sent. Raises `BadJson`, also where two names would
     become the same."""

@@ -52,6 +52,10 @@ ALONE: Final = 1.5
 """A publish that is decided and carried out by itself, where those around it are to other topics, or
 it is the first."""
 
+BATCHED: Final = 1.0
+"""A publish in a batch of a backend, in a row of those to one topic: it is read, and answered. The row is a
+`COMMAND` besides."""
+
 FIELD: Final = 0.6
 """A field line of a request head that is read. Measured 0.4 to 0.6; a head may have 2,000."""
 

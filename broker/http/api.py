@@ -6,16 +6,15 @@ Rule 2  A fault in the request as HTTP is a status (400, 401, 413); a fault in t
         carries is `{"error": {"code", "message"}}` with 200, which is what those SDKs expect.
 Rule 3  What a request asks for is carried out in its order, `parallel` or not, and not in one step:
         between two commands of a batch, two topics of a broadcast, two connections of a user and two
-        pieces of a list others have their turn (ADR 15). One publication is one step. Where the engine
+        pieces of a list others have their turn (ADR 15). One publication is one step, and so are plain ones to
+        one topic in a row, as far as they are short together (`http.publications.TOGETHER`). Where the engine
         has to keep it first, publications in a row are kept together, and any other command waits for
         those before it.
 """
 
-import base64
 import hmac
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from fnmatch import translate
 from functools import partial
 from http import HTTPStatus
@@ -31,12 +30,11 @@ from broker.config.effective import effective
 from broker.core.braces import TooMany, alternatives
 from broker.core.history import UnrecoverablePosition
 from broker.core.hub import Listeners
-from broker.core.json_reader import AsSent, BadJson, read, read_members
+from broker.core.json_reader import AsSent, BadJson, one_text, read, read_members, read_strictly
 from broker.core.messages import (
     ClientInfo,
     ClosedConnection,
     ConnectionDetails,
-    Delivery,
     Fd,
     Position,
     Publication,
@@ -44,6 +42,7 @@ from broker.core.messages import (
 from broker.core.session import Subscription
 from broker.core.trace import Target
 from broker.core.work import (
+    BATCHED,
     COMMAND,
     DETAILS,
     ENDING,
@@ -57,19 +56,32 @@ from broker.core.work import (
 from broker.errors import CloseCode, ErrorCode, Refused, UnsubscribeCode, check_close_code
 from broker.events.spans import TAG, is_sampled
 from broker.http.calls import Call, Listing, member, pieces
+from broker.http.publications import (
+    Broadcast,
+    Publish,
+    Row,
+    error_of,
+    payload,
+    plain_data,
+    plain_results,
+    publication_of,
+    read_plain,
+    read_plain_command,
+    response_of,
+    responses_later,
+    result_later,
+    result_of,
+)
 from broker.http.stats import VIEW, Rows
 from broker.http.sums import whole
 from broker.node import Node, Publishing
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
-from broker.protocols.commands import BadCommand
-from broker.protocols.json_text import check_json, to_json, written
+from broker.protocols.json_text import to_json, written
 from broker.routing import mail
-from broker.routing.publishing import PublishOptions
 from broker.routing.reading import history_page, listing_work, presence_counts
 from broker.routing.turns import Share
 from broker.session.everywhere import NodeReport
 from broker.session.orders import ServerSub
-from broker.session.rpc import report
 from broker.session.search import ConnectionQuery
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker.http")
@@ -96,26 +108,6 @@ clients give a request up."""
 
 _FD = re.compile("[1-9][0-9]{0,17}", re.ASCII)
 """As `fd:N` has it: more digits than that are nobody's, and too many are no number in Python."""
-
-
-class _Content(Struct, kw_only=True):
-    data: Raw = field(default_factory=Raw)
-    b64data: str = ""
-    """Base64 of any bytes; those that are JSON are taken for it."""
-    tags: dict[str, str] | None = None
-    skip_history: bool = False
-    idempotency_key: str = ""
-    retain: bool = False
-    exclude: list[Fd] = []
-    report: bool = False
-
-
-class Publish(_Content, kw_only=True):
-    channel: str
-
-
-class Broadcast(_Content, kw_only=True):
-    channels: list[str]
 
 
 class _Target(Struct, kw_only=True):
@@ -315,8 +307,7 @@ class Api:
     def refuse(self, method: str, key: str, peer: str) -> "ApiResponse | None":
         """The answer to a client that may not call `method`, or to a method that is not there; else None.
 
-        Asked before the body is read. The comparison takes as long for any key of that length. A wrong
-        one is logged with the address of its peer.
+        Asked before the body is read. A wrong key is logged with the address of its peer.
         """
         refusal = self._refuse_key(method, key, peer)
         if refusal is None and method not in self._methods and method != "batch":
@@ -324,12 +315,16 @@ class Api:
             return ApiResponse(HTTPStatus.NOT_FOUND, text.encode())
         return refusal
 
-    def _refuse_key(self, method: str, key: str, peer: str) -> "ApiResponse | None":
+    def is_key(self, key: str) -> bool:
+        """Whether this is the key. It takes as long for any of that length."""
         ours = self._node.config.api_key
-        if ours is None:
+        return ours is not None and hmac.compare_digest(key.encode(), ours.encode())
+
+    def _refuse_key(self, method: str, key: str, peer: str) -> "ApiResponse | None":
+        if self._node.config.api_key is None:
             text = "The HTTP API is off: set api_key, or BROKER_API_KEY, to turn it on."
             return ApiResponse(HTTPStatus.NOT_FOUND, text.encode())
-        if not hmac.compare_digest(key.encode(), ours.encode()):
+        if not self.is_key(key):
             reason = "wrong key" if key else "no key"
             log.warning("api_key_refused", method=method, reason=reason, peer=peer)
             text = "Wrong or missing API key: send it as X-API-Key."
@@ -351,28 +346,66 @@ class Api:
         try:
             reading = len(body) / 1024 * READ_KILOBYTE
             await call.turn(reading)
-            call.meter.add(reading)
-            check_json(body)
+            call.meter.add(COMMAND + reading)
+            # What can be read so is JSON; all else is looked at twice, to say what is wrong.
+            params = read_strictly(body, Batch if method == "batch" else PARAMETERS[method])
+            if params is None:
+                one_text(body)
             await call.aside(self._node.wait_room)
             if method == "batch":
-                answer = await self._batch(body, call)
+                answer = await self._batch(params or body, call)
             else:
-                begun = await self._answer(method, body, "result", call)
+                begun = await self._answer(method, params or body, "result", call)
                 answer = await call.aside(begun.wait) if isinstance(begun, _Later) else begun
-        except BadCommand as error:
+        except BadJson as error:
             return ApiResponse(HTTPStatus.BAD_REQUEST, f"The body is {error}".encode())
         finally:
             call.settle()
         return ApiResponse(HTTPStatus.OK, answer, "application/json")
 
-    async def _batch(self, body: bytes, call: Call) -> bytes:
+    def answer_now(self, body: bytes, share: Share, traceparent: str = "") -> bytes | None:
+        """The answer to a plain publish, carried out in this very step; None, with nothing published, for any
+        other, and where somebody has to be waited for: `answer` does it then. Never waits.
+
+        As `answer` has it: what is read strictly it would read alike, the price is the same, and the share
+        has room for all of it.
+        """
+        router, before = self._node.router, self._node.router.meter.done
+        publish = read_plain(body)
+        if publish is None or self._is_traced(traceparent) or router.engine.full:
+            return None
+        work = COMMAND + len(body) / 1024 * READ_KILOBYTE
+        if share.may_do(work + router.weigh(publish.channel)):
+            answers = self._publish_plainly("result", publish.channel, [plain_data(publish)])
+            if answers is not None:
+                router.meter.add(work)
+                share.spend(router.meter.done - before)
+                return answers[0]
+        share.spend(router.meter.done - before)
+        return None
+
+    def _is_traced(self, traceparent: str) -> bool:
+        return self._node.router.spans is not None and is_sampled(traceparent)
+
+    def _publish_plainly(
+        self, name: str, topic: str, contents: Sequence[bytes]
+    ) -> list[bytes] | None:
+        """The replies to plain publishes in a row, under this name, each its result or the error. None, with
+        nothing published, where somebody has to be waited for."""
         try:
-            batch = _decode(body, Batch)
+            return _plain_results(self._node, name, topic, contents)
+        except Exception as error:  # noqa: BLE001 - it is the reply
+            return [_failure("publish", error)] * len(contents)
+
+    async def _batch(self, params: Struct | bytes, call: Call) -> bytes:
+        try:
+            batch = _decode(params, Batch) if isinstance(params, bytes) else params
         except Refused as refusal:
-            return written(_error(refusal))
+            return written(error_of(refusal))
+        assert isinstance(batch, Batch)
         if len(batch.commands) > MAX_COMMANDS:
             text = f"a batch has at most {MAX_COMMANDS} commands"
-            return written(_error(Refused(ErrorCode.LIMIT_EXCEEDED, text)))
+            return written(error_of(Refused(ErrorCode.LIMIT_EXCEEDED, text)))
         replies: list[bytes] = []
         begun: list[bytes | _Later] = []
 
@@ -383,18 +416,42 @@ class Api:
                 call.room -= len(reply)
             begun.clear()
 
-        for command in batch.commands:
-            publishes = (
-                bytes(command).lstrip(b" \t\r\n{").startswith((b'"publish"', b'"broadcast"'))
-            )
+        row: Row | None = None
+        takes_rows = not self._is_traced(call.traceparent)
+        for command in map(bytes, batch.commands):
+            publish = read_plain_command(command) if takes_rows else None
+            if row is not None and (publish is None or not row.takes(publish)):
+                begun += await self._row(row, call)
+                row = None
+            if publish is not None:
+                row = row or Row(publish.channel)
+                row.add(publish)
+                continue
+            publishes = command.lstrip(b" \t\r\n{").startswith((b'"publish"', b'"broadcast"'))
             if not publishes:
                 await settle()
-            begun.append(await self._command(bytes(command), call))
+            begun.append(await self._command(command, call))
             if not publishes:
                 await settle()
+        if row is not None:
+            begun += await self._row(row, call)
         await settle()
         # Without a `result` around it, and each reply under its method's name: as Centrifugo.
         return b'{"replies":[%b]}' % b",".join(replies)
+
+    async def _row(self, row: Row, call: Call) -> Sequence[bytes | _Later]:
+        """Carry out a row, in one step if that may be; else each as a command by itself."""
+        await call.turn(self._node.router.weigh(row.topic) + row.work)
+        replies = self._publish_plainly("publish", row.topic, row.contents)
+        if replies is not None:
+            call.meter.add(COMMAND + len(replies) * BATCHED)
+            return replies
+        begun: list[bytes | _Later] = []
+        for publish in row.publishes:
+            await call.turn()
+            call.meter.add(COMMAND)
+            begun.append(await self._answer("publish", publish, "publish", call))
+        return begun
 
     async def _command(self, command: bytes, call: Call) -> bytes | _Later:
         await call.turn()
@@ -404,13 +461,17 @@ class Api:
             if method not in self._methods:
                 raise Refused(ErrorCode.METHOD_NOT_FOUND)
         except Refused as refusal:
-            return written(_error(refusal))
+            return written(error_of(refusal))
         return await self._answer(method, params, method, call)
 
-    async def _answer(self, method: str, params: bytes, name: str, call: Call) -> bytes | _Later:
+    async def _answer(
+        self, method: str, params: Struct | bytes, name: str, call: Call
+    ) -> bytes | _Later:
         """The result under this name, or the error; or `_Later` for one of them."""
         try:
-            result = await self._methods[method](_decode(params, PARAMETERS[method]), call)
+            if isinstance(params, bytes):
+                params = _decode(params, PARAMETERS[method])
+            result = await self._methods[method](params, call)
             if isinstance(result, _Later):
                 return _Later(partial(self._finish, method, name, result))
             return written({name: result})
@@ -455,31 +516,39 @@ class _Methods:
     # publications
 
     async def _publish(self, params: Publish, call: Call) -> object:
-        data, options = _publication_of(params, call.traceparent)
+        data, options = publication_of(params, call.traceparent)
         await call.turn(self._node.router.weigh(params.channel))
         publishing = self._node.publish_soon(params.channel, data, options)
         if publishing.result is None:
-            return _Later(partial(_published_later, publishing, params))
-        return _published(publishing.result, params)
+            return _Later(partial(result_later, publishing, params))
+        return result_of(publishing.result, params)
 
     async def _broadcast(self, params: Broadcast, call: Call) -> object:
-        data, options = _publication_of(params, call.traceparent)
+        data, options = publication_of(params, call.traceparent)
+        is_plain = params.is_plain and not is_sampled(call.traceparent)
         begun: list[Publishing | bytes] = []
         is_kept = True
         for channel in params.channels:
             await call.turn(self._node.router.weigh(channel))
             try:
+                results = (
+                    _plain_results(self._node, "result", channel, (data,)) if is_plain else None
+                )
+                if results is not None:
+                    call.meter.add(COMMAND)
+                    begun += results
+                    continue
                 publishing = self._node.publish_soon(channel, data, options)
             except Refused as refusal:
                 call.meter.add(COMMAND)
-                begun.append(written(_error(refusal)))
+                begun.append(written(error_of(refusal)))
                 continue
             if publishing.result is None:
                 is_kept = False
                 begun.append(publishing)
             else:
-                begun.append(_response(publishing, params))
-        wait = partial(_broadcast_later, begun, params)
+                begun.append(response_of(publishing, params))
+        wait = partial(responses_later, begun, params)
         return await wait() if is_kept else _Later(wait)
 
     # connections of a user, one by one
@@ -491,8 +560,8 @@ class _Methods:
         if params.override:
             text = "subscribe goes by the topic's rules: leave override out"
             raise Refused(ErrorCode.NOT_AVAILABLE, text)
-        info = _payload("info", params.info, params.b64info, needed=False)
-        data = _payload("data", params.data, params.b64data, needed=False)
+        info = payload("info", params.info, params.b64info, needed=False)
+        data = payload("data", params.data, params.b64data, needed=False)
         sub = ServerSub(
             None if info is None else to_json(info), None if data is None else to_json(data)
         )
@@ -655,7 +724,7 @@ class _Methods:
     # connections by fd
 
     async def _push(self, params: Push, call: Call) -> object:
-        return {"status": self._node.push(params.fd, _payload("data", params.data, ""))}
+        return {"status": self._node.push(params.fd, payload("data", params.data, ""))}
 
     async def _connections(self, params: Connections, call: Call) -> object:
         if params.expression:
@@ -802,6 +871,18 @@ def peer_of(request: Request) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def _plain_results(
+    node: Node, name: str, topic: str, contents: Sequence[bytes]
+) -> list[bytes] | None:
+    """Publish plain publications in a row, in one step; their results under this name. None, with nothing
+    published, where they have to wait for somebody. Raises `Refused`."""
+    publisher = node.services.publisher
+    if not publisher.is_plain_now(topic, contents):
+        return None
+    last = publisher.publish_plainly(topic, contents)
+    return plain_results(name.encode(), last, len(contents))
+
+
 def _decode(params: bytes, kind: type[S]) -> S:
     """Parameters as a struct. Raises `Refused`, and names the one that is wrong."""
     try:
@@ -825,78 +906,9 @@ def _method_of(command: bytes) -> tuple[str, bytes]:
 def _failure(method: str, error: Exception) -> bytes:
     """The reply to a method that has raised."""
     if isinstance(error, Refused):
-        return written(_error(error))
+        return written(error_of(error))
     log.error("api_failed", method=method, exc_info=error)
-    return written(_error(Refused(ErrorCode.INTERNAL)))
-
-
-async def _published_later(publishing: Publishing, content: _Content) -> object:
-    return _published(await publishing.wait(), content)
-
-
-def _published(result: Delivery | Refused, content: _Content) -> object:
-    """The result of a publish. Raises `Refused`."""
-    if isinstance(result, Refused):
-        raise result
-    shown: dict[str, object] = {}
-    if result.position is not None:
-        shown |= {"offset": result.position.offset, "epoch": result.position.epoch}
-    if content.report:
-        shown |= report(result)
-    return shown
-
-
-async def _broadcast_later(begun: Sequence[Publishing | bytes], content: _Content) -> object:
-    responses = Listing(None)
-    for each in begun:
-        if isinstance(each, bytes):
-            responses.add(each)
-            continue
-        with suppress(Refused):  # which is its response
-            await each.wait()
-        responses.add(_response(each, content))
-    return {"responses": responses.as_list()}
-
-
-def _response(ended: Publishing, content: _Content) -> bytes:
-    """The response of a broadcast for one of its channels."""
-    assert ended.result is not None, "it has ended"
-    if isinstance(ended.result, Refused):
-        return written(_error(ended.result))
-    return written({"result": _published(ended.result, content)})
-
-
-def _publication_of(content: _Content, traceparent: str) -> tuple[bytes, PublishOptions]:
-    """The data and the options to publish with. Raises `Refused` (107)."""
-    tags = content.tags
-    if is_sampled(traceparent):
-        tags = {TAG: traceparent, **(tags or {})}
-    opaque = _bytes(content.b64data)
-    options = PublishOptions(
-        exclude=content.exclude,
-        tags=tags,
-        opaque=bool(opaque),
-        skip_history=content.skip_history,
-        retain=content.retain,
-        key=content.idempotency_key,
-        report=content.report,
-    )
-    return opaque or to_json(_payload("data", content.data, "")), options
-
-
-def _payload(name: str, data: Raw, b64: str, *, needed: bool = True) -> Raw | None:
-    """A payload in one line; where it is `needed`, null is one, and elsewhere none is given then."""
-    if b64:
-        try:
-            return Raw(check_json(base64.b64decode(b64, validate=True)))
-        except ValueError as error:
-            text = f"b64{name} is not base64 of JSON: {error}"
-            raise Refused(ErrorCode.BAD_REQUEST, text) from None
-    if data and (needed or bytes(data) != b"null"):
-        return Raw(bytes(data))
-    if needed:
-        raise Refused(ErrorCode.BAD_REQUEST, f"{name} is missing")
-    return None
+    return written(error_of(Refused(ErrorCode.INTERNAL)))
 
 
 def _alternatives(pattern: str) -> set[str]:
@@ -911,13 +923,6 @@ def _alternatives(pattern: str) -> set[str]:
         return alternatives(pattern, MAX_ALTERNATIVES, 4 * MAX_PATTERN)
     except TooMany as error:
         raise Refused(ErrorCode.BAD_REQUEST, f"pattern stands for {error}") from None
-
-
-def _bytes(b64data: str) -> bytes:
-    try:
-        return base64.b64decode(b64data, validate=True)
-    except ValueError as error:
-        raise Refused(ErrorCode.BAD_REQUEST, f"b64data is not base64: {error}") from None
 
 
 def _client_info(info: ClientInfo) -> object:
@@ -977,7 +982,3 @@ def _node_info(report: NodeReport) -> object:
             },
         },
     }
-
-
-def _error(refusal: Refused) -> object:
-    return {"error": {"code": refusal.code, "message": refusal.message}}

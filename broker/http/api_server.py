@@ -40,8 +40,11 @@ logger: logging.Logger = logging.getLogger("broker.http")
 IDLE_SECONDS: Final = 75.0
 """As nginx: longer than connection pools keep what they do not use, so they close first."""
 
+IDLE_SLACK: Final = 1.0
+"""Seconds that it may take longer: so the alarm of a busy connection is set once in as many."""
+
 SEND_BYTES: Final = 64 * 2**10
-"""Handed to a stream at once: four TLS records, 0.1 ms."""
+"""Handed to a stream at once, or read from it: four TLS records, 0.1 ms."""
 
 SMALL: Final = 4096
 """A body or an answer of up to so many bytes is part of what any accepted stream is counted with."""
@@ -108,18 +111,27 @@ class BackendServer:
         share, peer = self._node.new_share(), address_of(stream)
         with trio.CancelScope() as idle:
             while self._is_ours(asked):
-                header = asked.head.header
-                address = address or self._node.services.proxies.address_of(peer, header)
-                if not await self._answer(stream, source, asked, address, share):
-                    return None
+                response = self._answer_now(stream, source, asked, share)
+                if response is None:
+                    idle.deadline = inf
+                    header = asked.head.header
+                    address = address or self._node.services.proxies.address_of(peer, header)
+                    if not await self._answer(stream, source, asked, address, share):
+                        return None
+                elif (sent := write_now(stream, response)) < len(response):
+                    idle.deadline = inf
+                    if not await _send_rest(stream, response[sent:], closing=False):
+                        return None
                 address = ""
-                both = await self._next_head(source, idle)
-                if both is None:
-                    return None
-                raw, behind = both
-                source.put_back(behind)
                 # A backend sends the same head again and again: the same bytes say the same.
-                if raw != asked.head.raw:
+                head = asked.head.raw
+                if source.take_again(head):
+                    continue
+                raw = await self._next_head(source, idle, head, len(head) + asked.length, share)
+                if raw is None:
+                    return None
+                if raw != head:
+                    idle.deadline = inf
                     work = raw.count(b"\n") * FIELD
                     await share.wait_room(work)
                     share.spend(work)
@@ -128,19 +140,65 @@ class BackendServer:
         return None  # nothing has come for so long
 
     async def _next_head(
-        self, source: "_Source", idle: trio.CancelScope
-    ) -> tuple[bytes, bytes] | None:
-        """The next head, and what came behind it; None if none comes. `idle` is cancelled when none has
-        come in time, or need not be waited for any more."""
+        self, source: "_Source", idle: trio.CancelScope, latest: bytes, size: int, share: Share
+    ) -> bytes | None:
+        """The next head; None if none comes. `latest` is the one before, and its request had `size` bytes.
+
+        `idle` is cancelled when none has come in time, or need not be waited for any more. Its deadline stays
+        when a head has come, because to set it costs as much as a publication: nobody may wait for
+        anything else by it.
+        """
         if self._node.draining and not source.has_more:
             return None  # the stop came while the last answer was on its way
-        idle.deadline = trio.current_time() + IDLE_SECONDS
+        limit = self._node.config.head_bytes
+        due = trio.current_time() + IDLE_SECONDS
+        if not due <= idle.deadline < inf:
+            idle.deadline = due + IDLE_SLACK
         self._idle.add(idle)
         try:
-            return await read_head(source, self._node.config.head_bytes)
+            if not source.has_more:
+                if not await source.receive(min(SEND_BYTES, max(CHUNK, size))):
+                    return None
+                share.renew()
+                if len(latest) <= limit and source.take_again(latest):
+                    return latest
+            both = await read_head(source, limit)
         finally:
             self._idle.discard(idle)
-            idle.deadline = inf
+        if both is None:
+            return None
+        raw, behind = both
+        source.put_back(behind)
+        return raw
+
+    def _answer_now(
+        self, stream: trio.abc.Stream, source: "_Source", asked: "_Asked", share: Share
+    ) -> bytes | None:
+        """The response to a publish that can be carried out in this very step; None, with nothing done, for
+        any other request: `_answer` has it then.
+
+        It is what `_answer` comes to where the answer is no refusal, nothing is logged or has to be waited for,
+        there is too little to charge for, and another request may follow. Never waits.
+        """
+        node = self._node
+        if (
+            asked.method != "publish"
+            or asked.length > SMALL
+            or asked.closing
+            or node.draining
+            or node.config.access_log
+            or not self._api.is_key(asked.key)
+        ):
+            return None
+        body = source.peek(asked.length)
+        if body is None:
+            return None
+        answer = self._api.answer_now(body, share, asked.trace)
+        if answer is None:
+            return None
+        source.skip(asked.length)
+        node.services.admission.trust(stream)
+        return b"%b%d\r\n\r\n%b" % (_ok(int(time.time())), len(answer), answer)
 
     def _is_ours(self, asked: "_Asked") -> bool:
         return asked.is_for_api and self._node.hooks.request is None  # else the app is asked first
@@ -176,7 +234,7 @@ class BackendServer:
                 # However long it takes while others have their turns: it is done to its end.
                 answer = await self._api.answer(asked.method, body, share, asked.trace)
             closing = not body_read or self._node.draining or asked.closing
-            response = _response(answer, closing=closing)
+            response = _response(answer, closing=closing, second=int(time.time()))
             if len(response) > SMALL:
                 holding.charge(Part.OUTBOXES, len(response))
             exchange.note_sent(response)
@@ -185,11 +243,7 @@ class BackendServer:
             sent = write_now(stream, response) if len(response) <= SEND_BYTES else 0
             rest = response[sent:]
             if rest or closing:
-                with trio.move_on_after(REQUEST_SECONDS) as sending:
-                    await _send(stream, rest)
-                    if closing:
-                        await end_politely(stream)
-                return not (closing or sending.cancelled_caught)
+                return await _send_rest(stream, rest, closing=closing)
         return True
 
 
@@ -240,6 +294,12 @@ class _Source(trio.abc.ReceiveStream):
             return data
         return await receive_some(self._stream, max_bytes or CHUNK)
 
+    async def receive(self, most: int) -> bool:
+        """Wait for bytes, where there are none yet, and keep up to `most`; whether some came. What came is
+        left where it is if that is cancelled."""
+        self._pending = bytes(await receive_some(self._stream, most))
+        return bool(self._pending)
+
     @property
     def has_more(self) -> bool:
         """Whether something was read already."""
@@ -251,6 +311,22 @@ class _Source(trio.abc.ReceiveStream):
     def take_rest(self) -> bytes:
         rest, self._pending = self._pending, b""
         return rest
+
+    def take_again(self, head: bytes) -> bool:
+        """Take a head that was read before, if the same comes next: as `read_head` takes it, because it has
+        one blank line, at its end."""
+        if not self._pending.startswith(head):
+            return False
+        self._pending = self._pending[len(head) :]
+        return True
+
+    def peek(self, size: int) -> bytes | None:
+        """As `take`, and they stay where they are."""
+        return self._pending[:size] if len(self._pending) >= size else None
+
+    def skip(self, size: int) -> None:
+        """Take as many bytes, which are here."""
+        self._pending = self._pending[size:]
 
     def take(self, size: int) -> bytes | None:
         """Exactly `size` bytes, if they are here already."""
@@ -274,6 +350,15 @@ class _Source(trio.abc.ReceiveStream):
         await self._stream.aclose()
 
 
+async def _send_rest(stream: trio.abc.Stream, rest: bytes, *, closing: bool) -> bool:
+    """Send the rest of an answer, and end the stream if nothing may follow; whether anything may."""
+    with trio.move_on_after(REQUEST_SECONDS) as sending:
+        await _send(stream, rest)
+        if closing:
+            await end_politely(stream)
+    return not (closing or sending.cancelled_caught)
+
+
 async def _send(stream: trio.abc.SendStream, data: bytes) -> None:
     """Send all of it, in pieces: TLS would encrypt megabytes in one step."""
     whole = memoryview(data)
@@ -287,10 +372,17 @@ def _date(second: int) -> str:
     return formatdate(second, usegmt=True)
 
 
-def _response(answer: ApiResponse, *, closing: bool) -> bytes:
+@lru_cache(maxsize=1)
+def _ok(second: int) -> bytes:
+    """`_response` of an answer as nearly all are, as far as its length."""
+    ok = ApiResponse(HTTPStatus.OK, b"", "application/json")
+    return _response(ok, closing=False, second=second).removesuffix(b"0\r\n\r\n")
+
+
+def _response(answer: ApiResponse, *, closing: bool, second: int) -> bytes:
     lines = [
         f"HTTP/1.1 {answer.status:d} {answer.status.phrase}",
-        f"Date: {_date(int(time.time()))}",
+        f"Date: {_date(second)}",
         f"Content-Type: {answer.media_type}",
         f"Content-Length: {len(answer.body)}",
         *(f"{name}: {value}" for name, value in answer.headers.items()),

@@ -5,7 +5,7 @@ before, or as soon as the engine has kept it. Without options a publication take
 `Router.publish_all`, where a thousand share one fan-out.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final, Protocol, TypeAlias
 
@@ -128,6 +128,26 @@ class Publisher:
         else:
             self._keep(kept_as, delivery)
         return delivery
+
+    def is_plain_now(self, topic: str, contents: Sequence[bytes]) -> bool:
+        """Whether `publish_plainly` may be called in this step: nobody has to keep them first, they go to no
+        connection, and they are one, or a step's work. Begins a run, as `Router.weigh` does."""
+        if is_connection_name(topic):
+            return False
+        self.router.weigh(topic)
+        if self.router.keeps_later:
+            return False
+        return len(contents) == 1 or self.router.takes_together(map(len, contents))
+
+    def publish_plainly(self, topic: str, contents: Sequence[bytes]) -> Position | None:
+        """Publish raw JSON of this program, without options, where `is_plain_now` says so: as `publish` does it,
+        one after the other, in one step. They join the open run.
+
+        Returns where the last stands in the topic's history, None where that keeps none. Raises `Refused`.
+        """
+        self.router.publish_all(topic, contents)
+        is_kept = self.router.latest[-1].offset > 0
+        return self.router.engine.position(topic) if is_kept else None
 
     def check_later(self, topic: str, *, retain: bool) -> None:
         """Raise `Refused` for a publication that could never be published, whoever is here by then: 107 for a

@@ -159,6 +159,10 @@ class Router:
         self.meter: Meter = engine.meter
         self.turns: Turns = Turns(self.meter)
         self.watchers: Watchers = Watchers(hub, rights, office, self.meter, self._end_run)
+        self.keeps_later: bool = False
+        """Whether the engine, or another node, has to take first what is published to the open run."""
+        self.latest: Sequence[Publication] = ()
+        """The publications of the last `publish_all`, with their offsets where they are kept already."""
         self._run_topic = ""
         self._run_rules = self.settings.config.topics
         self._run_keeps = False  # its history, at once
@@ -237,6 +241,7 @@ class Router:
         else:
             publications = Series(topic, contents, info, 0, opaque)
         self._run.batches.append(publications)
+        self.latest = publications
         count, size = len(publications), sum(map(len, contents))
         self.published += count
         if self._run_width == 1:  # as nearly always
@@ -343,6 +348,7 @@ class Router:
             recipients.append(self.retained)
         self._run_keeps = rules.history_size > 0 and not defers
         self._run_dones = [] if defers else None
+        self.keeps_later = defers
         self._run_rules, self._run_recipients = rules, recipients
         self._run_slow = slow = _slow_one(rules, recipients)
         if isinstance(slow, Way):

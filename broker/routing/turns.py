@@ -133,6 +133,12 @@ class Share(Allowance):
         if not self.has_room(work):
             await self.wait_turn()
 
+    def may_do(self, work: float) -> bool:
+        """Whether `wait_room` would return at once for so much work."""
+        if self.is_low:
+            self.refill(trio.current_time())
+        return self.admits(work)
+
     async def wait_slice(self, work: float) -> None:
         """As `wait_room`, for what nobody gains by if others do theirs in the same round: alone in it, for
         a slice."""

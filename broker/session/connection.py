@@ -203,12 +203,12 @@ class Connection(Profile):
 
     def _open_outbox(self, io: trio.Nursery) -> None:
         services, peer = self._services, self.peer
-        config = services.config
-        peer.start_soon = io.start_soon
+        config, start_soon = services.config, io.start_soon
+        peer.start_soon = start_soon
         peer.outbox = self.lane.outbox = Outbox(
             self._stream,
             post=services.router.office.post,
-            start_writer=io.start_soon,
+            start_writer=start_soon,
             on_slow=partial(self._give_up, "slow"),
             on_drop=self._on_drop,
             on_broken=self._on_broken,
@@ -219,7 +219,7 @@ class Connection(Profile):
         )
         codec = SUBPROTOCOLS.get(self.subprotocol or "") or self.default_codec
         self.orders = Orders(services.router, peer, may_be_plain=codec is None)
-        self.flow = Flow(services, self, self.orders, self.lane, io.start_soon, self.is_apps)
+        self.flow = Flow(services, self, self.orders, self.lane, start_soon, self.is_apps)
         self.heartbeat = Heartbeat(self.orders, services.router, self.lane, peer.outbox)
         self._dispatcher = self.dispatches(
             services,
@@ -228,7 +228,7 @@ class Connection(Profile):
             self,
             codec,
             self.connect_fields,
-            io.start_soon,
+            start_soon,
         )
         self.lane.pay_by(self._dispatcher.pay)
         if self._deflate is not None:
@@ -379,7 +379,7 @@ class Connection(Profile):
             # of each other.
             if len(self.peer.subscriptions) <= FEW:
                 self._services.router.hub.stop_watching(self.peer)
-            await self._services.router.turns.wait(ENDING)
+            await self._services.router.turns.pay(ENDING)
         if self._closing is None:
             # All that came has been dealt with, and nobody has told the session to end.
             stall_seconds = self._services.config.stall_seconds

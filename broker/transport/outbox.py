@@ -236,7 +236,7 @@ class Outbox:
         self._begun = 0  # before this place all has gone out or is on its way, at least in part
         self._backlog: Backlog | None = None
         self._went = 0  # bytes that a blocked socket took while its writer waited
-        self._cut = trio.CancelScope()
+        self._cut: trio.CancelScope | None = None  # of the chunk that a stream is given
         self._seen: tuple[int, ...] = ()  # how much a stream had taken when the guard looked
         self._seen_at = 0.0
         self._guarded = False
@@ -719,7 +719,8 @@ class Outbox:
         deadline = inf if self._guarded else trio.current_time() + self._stall_seconds
         sent_whole = False
         try:
-            with trio.CancelScope(deadline=deadline) as self._cut:
+            with trio.CancelScope(deadline=deadline) as cut:
+                self._cut = cut
                 await self._stream.send_all(chunk)
                 sent_whole = True
         except (trio.ClosedResourceError, trio.BrokenResourceError):
@@ -730,7 +731,7 @@ class Outbox:
             if self._ledger is not None:
                 self._ledger.bytes_held -= in_hand
             if not sent_whole:
-                self.stalled = self._cut.cancelled_caught
+                self.stalled = cut.cancelled_caught
                 self._break()
         self.chunks += 1
         if self.mail:
@@ -755,6 +756,7 @@ class Outbox:
                 self.chunks += 1
                 self._see()
             elif trio.current_time() >= self._seen_at + self._stall_seconds:
+                assert self._cut is not None, "a guard comes with a chunk"
                 self._cut.cancel()
                 break
         self._guarded = False

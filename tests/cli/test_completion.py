@@ -1,6 +1,8 @@
 """Completion by the shell, as the reference tells to switch it on."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,11 +44,35 @@ def test_commands_and_options_are_completed(words: tuple[str, ...], found: list[
     assert completed(*words) == found
 
 
-def test_the_line_of_the_reference_defines_it() -> None:
+def test_the_line_of_the_reference_has_bash_complete(tmp_path: Path) -> None:
+    """The line as it stands there, then what bash does when Tab is pressed."""
+    bash = shutil.which("bash")
+    assert bash is not None
     page = (ROOT / "docs" / "reference" / "command-line.md").read_text("utf-8")
-    assert "_TRIO_BROKER_COMPLETE=bash_source trio-broker" in page
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "_TRIO_BROKER_COMPLETE": "bash_source"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environ, capture_output=True, text=True, check=True
+    (line,) = re.findall(r"## Completion\n.*?```shell\n(.*?)```", page, re.DOTALL)
+    script = tmp_path / "trio-broker"
+    script.write_text(f"#!{sys.executable}\nfrom broker.__main__ import run\nrun()\n", "utf-8")
+    script.chmod(0o755)
+    pressed = (
+        "COMP_WORDS=(trio-broker conn) COMP_CWORD=1\n"
+        "_trio_broker_completion trio-broker conn trio-broker\n"
+        "complete -p trio-broker\n"
+        'printf "%s\\n" "${COMPREPLY[@]}"\n'
     )
-    assert "complete -o nosort -F _trio_broker_completion trio-broker" in done.stdout
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        [bash, "--norc", "-c", line + pressed],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [
+        "complete -o nosort -F _trio_broker_completion trio-broker",
+        "connections",
+        "connection",
+    ], done.stderr

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio_websocket
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker.client import (
@@ -217,6 +218,23 @@ async def test_an_error_reply_is_raised_to_its_own_caller(
         assert first["publish"] == {"channel": "fd:99", "data": "hello"}
         await peer.answer("publish")
         await peer.send({"id": first["id"], "error": {"code": 102, "message": "no"}})
+
+
+async def test_a_cancelled_block_says_goodbye_and_ends_also_where_nobody_answers(
+    fake: FakeBroker, autojump_clock: MockClock
+) -> None:
+    with trio.CancelScope() as scope:
+        async with fake.client() as (_, peer):
+            scope.cancel()
+            await trio.sleep_forever()
+    with pytest.raises(trio_websocket.ConnectionClosed) as closed:
+        await peer.ws.get_message()
+    assert closed.value.reason is not None
+    assert closed.value.reason.code == 1000
+    with trio.move_on_after(1):  # nobody has greeted it yet
+        async with open_client(URL, open_stream=fake.open_stream):
+            pytest.fail("connected")
+    assert trio.current_time() < 2
 
 
 async def test_a_cancelled_publish_leaves_the_client_usable(

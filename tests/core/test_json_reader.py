@@ -28,6 +28,7 @@ from broker.core.json_reader import (
     objects,
     one_text,
     read,
+    read_strictly,
     value_of,
 )
 
@@ -513,3 +514,56 @@ def test_members_are_mended_and_the_last_of_a_name_counts() -> None:
     assert members(text) == {"a": b"[2]", "\ufffd": rb'"\ufffd"'}
     with pytest.raises(BadJson, match="no object"):
         members(Json(b"[]", b"[]"))
+
+
+pieces_of_json = st.sampled_from(
+    [
+        *(b"{", b"}", b"[", b"]", b",", b":", b'"', b" ", b"\n", b"1", b"01", b"null", b"true"),
+        *(
+            b'"key"',
+            b'"payload"',
+            b'"on"',
+            b'"a"',
+            b'"\xff"',
+            b'"\\ud83d"',
+            b'"\xc3\xa9"',
+            b"1e999",
+        ),
+    ]
+)
+outers = st.fixed_dictionaries(
+    {"key": any_text},
+    optional={"payload": json_values, "on": st.booleans() | st.none(), "other": json_values},
+).map(lambda value: json.dumps(value).encode())
+
+
+@given(outers | st.lists(pieces_of_json, max_size=12).map(b"".join))
+def test_what_is_read_strictly_is_whole_json_and_read_alike(data: bytes) -> None:
+    found = read_strictly(data, Outer)
+    if found is not None:
+        one_text(data)
+        assert plain(found) == plain(read(data, Outer))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b'{"key":"a","payload":"\\ud83d"}', b'{"key":"a","payload":"\xff"}', b'{"key":"\xff"}'),
+        *(
+            b'{"key":null}',
+            b'{"key":5}',
+            b'{"key":"a"',
+            b'{"key":"a"}x',
+            b'{"key":"a","payload":01}',
+        ),
+        b'{"key":"a","payload":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+)
+def test_what_needs_care_is_not_read_strictly(data: bytes) -> None:
+    assert read_strictly(data, Outer) is None
+
+
+def test_what_is_usual_is_read_strictly() -> None:
+    found = read_strictly(b' {"key":"\xc3\xa9","payload":[1 ,\n2],"more":{}}\n', Outer)
+    assert found is not None
+    assert (found.key, bytes(found.payload)) == ("é", b"[1 ,\n2]")

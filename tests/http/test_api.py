@@ -589,7 +589,7 @@ async def test_others_have_their_turn_within_a_request_whose_own_order_is_kept(
             net.broker.publish_nowait("t", "other")
 
         if method == "batch":
-            commands = [{"publish": {"channel": "t", "data": n}} for n in range(2000)]
+            commands = [{"publish": {"channel": "t", "data": n}} for n in range(8000)]
             answer, turns = await beside(net, publish, "batch", commands=commands)
             offsets = [each["publish"]["offset"] for each in answer["replies"]]
         else:
@@ -605,7 +605,7 @@ async def test_others_have_their_turn_within_a_request_whose_own_order_is_kept(
         ]
         assert len(between) > 10
         if method == "batch":
-            assert [each for each in data if each != "other"] == list(range(2000))
+            assert [each for each in data if each != "other"] == list(range(8000))
 
 
 async def test_each_connection_of_a_user_is_a_step_and_looked_at_in_it(

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -18,10 +19,13 @@ from trio.testing import (
 )
 
 from broker import Broker, Config, TopicRules
+from broker.core.memory import MemoryBudget, Part
+from broker.engines import memory
+from broker.http import api_server
 from broker.http.api import Api, ApiResponse
-from broker.http.api_server import IDLE_SECONDS, SEND_BYTES
+from broker.http.api_server import IDLE_SECONDS, IDLE_SLACK, SEND_BYTES, SMALL, BackendServer
 from broker.routing.turns import Share
-from broker.testing import Network, open_test_broker
+from broker.testing import MakePair, Network, open_test_broker
 
 KEY = "s3cret"
 INFO = b"{}"
@@ -69,10 +73,18 @@ def request(target: str, body: bytes, key: str, *fields: str, method: str = "POS
 
 
 @asynccontextmanager
-async def connected(broker: Broker | None = None) -> AsyncIterator[tuple[Network, Backend]]:
+async def connected(
+    broker: Broker | None = None, make_pair: MakePair = memory_stream_pair
+) -> AsyncIterator[tuple[Network, Backend]]:
     broker = broker or Broker(Config(api_key=KEY))
-    async with open_test_broker(broker) as net, await net.listener.connect() as stream:
+    async with open_test_broker(broker) as net, await net.listener.connect(make_pair) as stream:
         yield net, Backend(stream)
+
+
+def socket_pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
+    """Bare sockets: what is written to one can be read from the other at once."""
+    one, other = trio.socket.socketpair()
+    return trio.SocketStream(one), trio.SocketStream(other)
 
 
 def publish(data: object) -> bytes:
@@ -236,7 +248,110 @@ async def test_an_idle_connection_ends(autojump_clock: MockClock) -> None:
         await backend.receive()
         before = trio.current_time()
         assert await backend.is_over()
-        assert trio.current_time() - before == pytest.approx(IDLE_SECONDS)
+        assert IDLE_SECONDS <= trio.current_time() - before <= IDLE_SECONDS + IDLE_SLACK
+
+
+async def test_a_busy_connection_is_not_idle(autojump_clock: MockClock) -> None:
+    async with connected(None, socket_pair) as (_, backend):
+        for pause in (0, 0.5, IDLE_SECONDS - 0.1, 3, IDLE_SECONDS - 0.1):
+            await trio.sleep(pause)
+            await backend.send("/api/publish", publish(1))
+            assert (await backend.receive())[0] == 200
+        before = trio.current_time()
+        assert await backend.is_over()
+        assert IDLE_SECONDS <= trio.current_time() - before <= IDLE_SECONDS + IDLE_SLACK
+
+
+async def test_a_publish_that_comes_while_the_broker_stops_is_the_last(
+    autojump_clock: MockClock,
+) -> None:
+    async with connected() as (net, backend):
+        await backend.send("/api/publish", publish(1))
+        assert "connection" not in (await backend.receive())[1]
+        net.broker.node.services.draining = True
+        await backend.send("/api/publish", publish(2))
+        status, headers, _ = await backend.receive()
+        assert (status, headers["connection"]) == (200, "close")
+        assert await backend.is_over()
+
+
+@pytest.mark.parametrize("size, charged", [(SMALL - 100, 0), (SMALL + 100, SMALL + 100)])
+async def test_a_body_of_some_size_is_charged(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, size: int, charged: int
+) -> None:
+    most = 0
+    charge = MemoryBudget.charge
+
+    def noted(self: MemoryBudget, part: Part, more: int) -> None:
+        nonlocal most
+        most = max(most, more if part is Part.INCOMING else 0)
+        charge(self, part, more)
+
+    monkeypatch.setattr(MemoryBudget, "charge", noted)
+    async with connected(None, socket_pair) as (_, backend):
+        for _ in range(2):
+            most = 0
+            await backend.send("/api/publish", publish("x" * (size - len(publish("")))))
+            assert (await backend.receive())[0] == 200
+            assert most == charged
+
+
+def plain(body: bytes, key: str = KEY, *fields: str) -> bytes:
+    return request("/api/publish", body, key, *fields)
+
+
+CONNECTIONS: list[list[bytes]] = [
+    [plain(publish(1)), plain(publish(2)), plain(publish("x" * 5000)), plain(publish(3))],
+    [plain(publish(1)) * 3, plain(publish(1))[:-1], publish(1)[-1:] + plain(publish(2))],
+    [
+        plain(publish(1)),
+        b"\r\n" + plain(publish(1)),
+        plain(b"{"),
+        plain(b'{"channel":"a.*","data":1}'),
+    ],
+    [plain(publish(1)), plain(publish(1), "wrong"), plain(publish(1))],
+    [plain(publish(1)), plain(publish(1), KEY, "Connection: close"), plain(publish(1))],
+    [
+        plain(publish(1)),
+        request("/api/publish/", publish(1), KEY),
+        request("/api/info2", INFO, KEY),
+    ],
+    [plain(publish(1)), request("/healthz", b"", KEY, method="GET")],
+    [plain(publish(1)), plain(publish(1))[:40], b"\r\n\r\n"],
+    [plain(publish(1)) * 200],
+]
+
+
+@pytest.mark.parametrize("pieces", CONNECTIONS)
+@pytest.mark.parametrize("config", [{}, {"access_log": True}, {"head_bytes": 256}])
+async def test_a_short_way_answers_with_the_same_bytes(
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    pieces: list[bytes],
+    config: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(memory, "new_epoch", lambda topic: "epoch")
+    monkeypatch.setattr(api_server, "time", SimpleNamespace(time=lambda: 1e9))
+    came, logged = [], []
+    for is_short in (True, False):
+        if not is_short:
+            monkeypatch.setattr(BackendServer, "_answer_now", lambda *_: None)
+            monkeypatch.setattr(api_server._Source, "take_again", lambda *_: False)
+        broker = Broker(Config(api_key=KEY, **config))
+        with structlog.testing.capture_logs() as logs:
+            async with connected(broker) as (_, backend):
+                answer = bytearray()
+                for piece in pieces:
+                    await send_ignoring_errors(backend, piece)
+                    with trio.move_on_after(1):
+                        while data := await backend.stream.receive_some():
+                            answer += data
+        came.append(bytes(answer))
+        names = ("request", "refused", "api_key_refused")
+        logged.append([each for each in logs if each["event"] in names])
+    assert came[0] == came[1]
+    assert came[0].startswith(b"HTTP/1.1 200 OK\r\n")
+    assert logged[0] == logged[1]
 
 
 async def test_a_body_that_does_not_come_ends_it(autojump_clock: MockClock) -> None:
@@ -288,12 +403,13 @@ async def test_what_a_request_asks_for_is_done_however_long_that_takes(
         return await answer(self, method, body, share, trace)
 
     monkeypatch.setattr(Api, "answer", slowly)
-    async with connected() as (_, backend):
-        for number in (1, 2):
-            await backend.send("/api/publish", publish(number))
+    async with connected(None, socket_pair) as (_, backend):
+        for offset in (1, 2):
+            await backend.send("/api/batch", b'{"commands":[{"publish":%b}]}' % publish(1))
             status, _, body = await backend.receive()
             assert status == 200
-            assert msgspec.json.decode(body)["result"]["offset"] == number
+            [reply] = msgspec.json.decode(body)["replies"]
+            assert reply["publish"]["offset"] == offset
 
 
 async def test_a_large_answer_goes_out_in_pieces(autojump_clock: MockClock) -> None:
