@@ -477,7 +477,7 @@ class Node:
         return self.services.counts.received.bytes + sum(here)
 
     async def survey(self) -> Survey:
-        """Look at every connection. Linear in them, in turns: others are served in between.
+        """Look at every connection. Linear in them, in turns, where it is counted: others are served in between.
 
         A counter never goes down from one survey to the next. Cancelled, nothing is left behind.
         """
@@ -489,7 +489,7 @@ class Node:
         queue_bytes, queue_messages = Histogram(QUEUE_BYTES), Histogram(QUEUE_MESSAGES)
         for first in range(0, len(here), SURVEYED_AT_ONCE):
             piece = here[first : first + SURVEYED_AT_ONCE]
-            await self.router.turns.wait(len(piece) * SURVEYED)
+            await self.router.turns.pay(len(piece) * SURVEYED)
             received.add_all([connection.traffic for _, connection in piece])
             outboxes = [connection.peer.outbox for _, connection in piece]
             dropped += sum([outbox.dropped for outbox in outboxes])

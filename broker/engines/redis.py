@@ -37,7 +37,14 @@ from broker.engines.cluster import Cluster
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
 from broker.engines.memory import Memory
 from broker.engines.redis_cluster import RedisCluster
-from broker.engines.redis_link import Link, LinkLost, check_installed, to_text, use_link
+from broker.engines.redis_link import (
+    UNREADABLE,
+    Link,
+    LinkLost,
+    check_installed,
+    to_text,
+    use_link,
+)
 from broker.engines.redis_log import IDLE_EPOCH_MS, Draft, Flight, Logged, SharedLog
 from broker.engines.redis_outgoing import (
     BATCH_RUNS,
@@ -363,9 +370,14 @@ class _Incoming:
             parts = self.shared.key + ":r", cursor, b"COUNT", LOADED_AT_ONCE
             cursor, found = await link.reader.call(b"HSCAN", *parts)
             for name, field in _pairs(found):
-                offset, _, data = field.partition(b" ")
-                last = decode_posted(data).batches[-1].publications(to_text(name))[-1]
-                retained.take([msgspec.structs.replace(last, offset=int(offset))])
+                try:
+                    offset, _, data = field.partition(b" ")
+                    last = decode_posted(data).batches[-1].publications(to_text(name))[-1]
+                    value = msgspec.structs.replace(last, offset=int(offset))
+                except UNREADABLE as error:
+                    self.shared.note_misread(f"a retained value: {error}", name)
+                else:
+                    retained.take([value])
             if cursor == b"0":
                 return
 
@@ -491,7 +503,7 @@ class _Incoming:
         except LinkLost as error:
             shared.lose(str(error))
             return False
-        except (ValueError, IndexError) as error:
+        except UNREADABLE as error:
             fetch.refusal = f"history is away: what is kept is not ours: {error}"[:200]
             return True
         while shared.place < snapshot.place and not fetch.is_stale:

@@ -16,7 +16,7 @@ import trio
 
 from broker.core.messages import Fd
 from broker.engines.cluster import BEAT_SECONDS, LEASE_SECONDS, Card, Listener
-from broker.engines.redis_link import Link, LinkLost, Script, to_bytes, to_text
+from broker.engines.redis_link import Link, LinkLost, Script, to_bytes, to_text, unreadable
 from broker.engines.redis_log import LOG_BYTES, Draft, Logged, SharedLog
 from broker.engines.redis_outgoing import Outgoing
 from broker.engines.redis_scripts import BEAT, CLEAR, COUNT, ENTER, LEASE, LEAVE, LEFTOVERS, READ
@@ -102,7 +102,9 @@ class RedisCluster:
         cards: dict[str, bytes] = {}
         for flat in found:
             for name, value in zip(flat[::2], flat[1::2], strict=True):
-                cards[to_text(name)] = _without_owner(value)
+                whole = self._without_owner(drawer, value)
+                if whole is not None:
+                    cards[to_text(name)] = whole
         return cards
 
     async def count(self, drawer: str) -> tuple[int, int]:
@@ -110,7 +112,11 @@ class RedisCluster:
         return cards, owners
 
     async def lease_fds(self, count: int, above: Fd) -> range:
-        last = int(await self._ask(LEASE, count, above))
+        answer = await self._ask(LEASE, count, above)
+        try:
+            last = int(answer)
+        except ValueError as error:
+            raise Refused(ErrorCode.INTERNAL, unreadable(error)) from None
         return range(last - count + 1, last + 1)
 
     async def leftovers(self, node: str, most: int) -> Sequence[Card]:
@@ -118,9 +124,18 @@ class RedisCluster:
         if not flat:
             self._burying.discard(node)
         return [
-            Card(to_text(drawer), to_text(name), _without_owner(value))
+            Card(to_text(drawer), to_text(name), self._without_owner(to_text(drawer), value) or b"")
             for drawer, name, value in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
         ][:most]
+
+    def _without_owner(self, drawer: str, value: bytes) -> bytes | None:
+        """What a card says; None, and logged, for what is no card of ours."""
+        size, _, rest = value.partition(b":")
+        try:
+            return rest[int(size) :]
+        except ValueError as error:
+            self.shared.note_misread(f"a card in {drawer}: {error}", value[:40])
+            return None
 
     async def clear(self, node: str, cards: Sequence[Card]) -> None:
         names = [text for card in cards for text in (card.drawer, card.name)]
@@ -229,7 +244,7 @@ class RedisCluster:
         """Take what is in the log for all nodes; return the work of it. No checkpoint."""
         kind = logged.flags
         if kind == "A":
-            return self._listener.heard(logged.node, logged.data)
+            return self.heard(logged.node, logged.data)
         if kind == "N":
             self._note(logged.node, logged.topic, logged.data)
         elif kind == "M":
@@ -253,7 +268,10 @@ class RedisCluster:
             notices.pop(name, None)
         else:
             notices[name] = value
-        self._listener.noticed(node, name, value)
+        try:
+            self._listener.noticed(node, name, value)
+        except ValueError as error:
+            self.shared.note_misread(f"the notice {name} of {node}: {error}", node.encode())
 
     def _note_gone(self, node: str) -> None:
         self._hanging.pop(node, None)
@@ -275,8 +293,3 @@ class _Nobody:
 
 
 NOBODY: Final = _Nobody()
-
-
-def _without_owner(value: bytes) -> bytes:
-    size, _, rest = value.partition(b":")
-    return rest[int(size) :]

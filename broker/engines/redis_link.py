@@ -88,6 +88,15 @@ class Wire:
             return await self._connection.create_request(command, *written, decode=False)
 
 
+UNREADABLE: Final = ValueError, LookupError, TypeError, AttributeError
+"""Raised where data in Redis are not what we have written there: another program has."""
+
+
+def unreadable(error: Exception) -> str:
+    """The reason that is told then."""
+    return f"what is in Redis cannot be read: {type(error).__name__}: {error}"[:200]
+
+
 @attrs.frozen
 class Link:
     """Three connections to one server."""
@@ -117,6 +126,8 @@ async def use_link(url: RedisUrl, use: Use) -> str:
                 reason = str(error)
             except _foreign_errors() as error:
                 reason = _reason(error)
+            except UNREADABLE as error:
+                reason = unreadable(error)
     except* _foreign_errors() as group:  # by the tasks of the pool, as it is closed
         reason = reason or _reason(group.exceptions[0])
     return reason

@@ -15,7 +15,7 @@ Rules:
 5. An entry is given out as a whole, even if the link is lost meanwhile.
 6. Data that cannot be read are passed over, logged and counted, be it another program's entry or a part of
    one of ours: nobody's mistake in Redis may stop what others publish. An entry of another program is taken
-   out.
+   out. Where the log cannot be followed without them, the link counts as lost, and that is the reason.
 """
 
 import random
@@ -31,7 +31,14 @@ from msgspec import Struct
 
 from broker.config.engine_url import RedisUrl
 from broker.core.work import SLICE
-from broker.engines.redis_link import Link, LinkLost, to_text, use_link
+from broker.engines.redis_link import (
+    UNREADABLE,
+    Link,
+    LinkLost,
+    to_text,
+    unreadable,
+    use_link,
+)
 from broker.engines.redis_scripts import APPEND, ATTACH, FORMAT, RENEW
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
@@ -282,6 +289,8 @@ class SharedLog:
             await task(link)
         except LinkLost as error:
             self.lose(str(error))
+        except UNREADABLE as error:
+            self.lose(unreadable(error))
 
     async def attach(self, link: Link) -> None:
         """Find our place in the log again; the first time, its end. Raises `LinkLost`."""
@@ -398,16 +407,18 @@ class SharedLog:
             for name, fields in read.get(key.encode(), ()):
                 with trio.CancelScope(shield=True):
                     await self._take(link, name, fields)
-            with trio.CancelScope(shield=True):
-                await self._hand_out_mail()
+            if self._mail:
+                with trio.CancelScope(shield=True):
+                    await self._hand_out_mail()
             self._check_alive()
 
     async def _take_out(self, link: Link, key: str, name: bytes) -> None:
         """Take out what another program has put into a stream of ours."""
-        self._note_misread(f"an entry of another program in {key}: is the prefix in use?", name)
+        self.note_misread(f"an entry of another program in {key}: is the prefix in use?", name)
         await link.pump.call(b"XDEL", key, name)
 
-    def _note_misread(self, reason: str, name: bytes) -> None:
+    def note_misread(self, reason: str, name: bytes) -> None:
+        """Log and count what was passed over, with the place or the key where it is."""
         self.misread += 1
         place = name.decode(errors="replace")
         log.error("log_misread", redis=self.url.where, entry=place, reason=reason[:200])
@@ -456,7 +467,7 @@ class SharedLog:
                     done = self.reader.take(logged, own)
             except (ValueError, IndexError) as error:
                 # A mistake of another version. Of a topic that is kept, what comes next has a gap before it.
-                self._note_misread(str(error), name)
+                self.note_misread(str(error), name)
                 done = SKIPPED
             work += done
             if work >= SLICE:

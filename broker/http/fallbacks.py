@@ -380,7 +380,7 @@ class _Request:
     async def _take_turn(self, work: float) -> None:
         """Wait for the turn in which what was asked is decoded: others may have come to their end with it."""
         if work > FREE_WORK:
-            await self.services.router.turns.wait(work)
+            await self.services.router.turns.pay(work)
 
     async def _read(self, size: int, holding: Holding) -> bytes:
         body = bytearray(self.behind)

@@ -32,7 +32,6 @@ class AskedStats(Struct):
 async def stats_of(node: Node, asked: AskedStats) -> dict[str, object]:
     """The state now, and the counts since the start. Linear in the connections, in turns with all else."""
     survey = await node.survey()
-    node.router.meter.add(SURVEYED * sum(survey.connections.values()))
     found = _fields(node, survey)
     if asked.rows:
         found["heaviest"] = await _heaviest(node, asked.rows)

@@ -81,7 +81,10 @@ class Reaper:
                     log.info("buried", id=node)
                     return
                 for card in cards:
-                    await self._deal_with(node, card)
+                    try:
+                        await self._deal_with(node, card)
+                    except ValueError as error:  # no card of ours: it is cleared like all others
+                        log.error("card_misread", name=card.name, reason=str(error)[:200])
                 await cluster.clear(node, cards)
             except Refused as refusal:
                 log.warning("burial_waits", id=node, reason=refusal.message)

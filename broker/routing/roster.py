@@ -17,11 +17,12 @@ Rules:
    is filed as it comes, so in the end they are true.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Final, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, Literal, TypeVar
 
 import attrs
 import msgspec
+import structlog
 import trio
 
 from broker.core.messages import ClientInfo, Fd
@@ -38,6 +39,10 @@ from broker.routing.open_calls import Answer
 from broker.routing.recipients import Peer
 from broker.routing.router import Router
 from broker.routing.wills import Will, Wills
+
+T = TypeVar("T")
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker.nodes")
 
 IN: Final = "in:"
 WILLS: Final = "wills"
@@ -182,7 +187,7 @@ class CardRoster:
         """
         self._check_listed(topic)
         cards = await self._cluster.read(IN + topic, most)
-        return {client: info_of(client, card) for client, card in cards.items()}
+        return dict(_readable(cards, info_of))
 
     async def counts(self, topic: str) -> tuple[int, int]:
         """How many clients are subscribed to a topic, and how many users. Raises as `presence` does."""
@@ -193,7 +198,8 @@ class CardRoster:
         """The connections of a user, on all nodes. Raises `Refused` as `presence` does."""
         if not user:
             return []
-        return sorted(map(int, await self._cluster.read(PERSONAL + user, most)))
+        cards = await self._cluster.read(PERSONAL + user, most)
+        return sorted([fd for _, fd in _readable(cards, lambda fd, card: int(fd))])
 
     def _check_listed(self, topic: str) -> None:
         if not self._is_listed(topic):
@@ -241,6 +247,18 @@ class CardRoster:
                 if subscription is not None:
                     self.entered(subscription)
                     yield FILED
+
+
+def _readable(
+    cards: Mapping[str, bytes], read: Callable[[str, bytes], T]
+) -> Iterator[tuple[str, T]]:
+    """Cards as they are read; those that cannot be are passed over, and told of: another program has put them
+    where ours are."""
+    for name, card in cards.items():
+        try:
+            yield name, read(name, card)
+        except ValueError as error:
+            log.error("card_misread", name=name, reason=str(error)[:200])
 
 
 def info_of(client: str, card: bytes) -> ClientInfo:

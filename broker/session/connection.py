@@ -379,7 +379,7 @@ class Connection(Profile):
             # of each other.
             if len(self.peer.subscriptions) <= FEW:
                 self._services.router.hub.stop_watching(self.peer)
-            await self._services.router.turns.wait(ENDING)
+            await self._services.router.turns.pay(ENDING)
         if self._closing is None:
             # All that came has been dealt with, and nobody has told the session to end.
             stall_seconds = self._services.config.stall_seconds

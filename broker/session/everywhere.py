@@ -369,12 +369,12 @@ class Everywhere:
         answer(encode(await self._page(walk, asked.limit or len(asked.fds))))
 
     async def _page(self, walk: Iterable[Sequence[Fd]], limit: int) -> "_Page":
-        """As many of these as fit into one message, and one at least, looked at in turns with all else."""
+        """As many of these as fit into one message, and one at least: looked at in turns with all else, and
+        counted there, whoever asked."""
         mark, size, turns = self.acts.mark(), 0, self.acts.router.turns
         page: list[ConnectionDetails] = []
         for fds in walk:
-            if self.neighbourhood is not None:
-                await turns.wait(SURVEYED_AT_ONCE * NAMED + len(fds) * DETAILS)
+            await turns.pay(SURVEYED_AT_ONCE * NAMED + len(fds) * DETAILS)
             for fd in fds:
                 details = self.acts.connection_details(fd)
                 if details is None:

@@ -16,7 +16,7 @@ from trio.testing import (
 )
 
 from broker import Broker, Config, Connection, Frame, TopicRules
-from broker.core.work import SURVEYED_AT_ONCE
+from broker.core.work import SURVEYED, SURVEYED_AT_ONCE
 from broker.http.metrics import METRICS, exposition
 from broker.routing.turns import Turns
 from broker.testing import Network, handshake, name_users_by_token, open_test_broker
@@ -392,8 +392,9 @@ async def test_a_survey_gives_way_to_others(autojump_clock: MockClock, net: Netw
     async with trio.open_nursery() as nursery:
         nursery.start_soon(count)
         await trio.lowlevel.checkpoint()
-        steps = 0
+        steps, before = 0, net.node.router.meter.done
         survey = await net.node.survey()
+        assert net.node.router.meter.done - before == (SURVEYED_AT_ONCE + 1) * SURVEYED
         taken = steps
         nursery.cancel_scope.cancel()
     assert sum(survey.connections.values()) == SURVEYED_AT_ONCE + 1

@@ -8,6 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from broker import Broker, Refused
+from broker.core.work import DETAILS, NAMED, SURVEYED_AT_ONCE
 from broker.http.api import Api
 from broker.testing import BusNode, open_test_broker
 from tests.conftest import ask, code_of
@@ -147,6 +148,19 @@ async def test_connections_of_all_nodes_are_listed_in_the_order_of_their_fds(
             listed += [info.fd for info in page]
             after = listed[-1]
         assert listed == fds
+
+
+async def test_a_page_is_counted_by_the_node_that_makes_it(
+    autojump_clock: MockClock, one: BusNode, two: BusNode
+) -> None:
+    for net in (one, two, two):
+        await net.open_client()
+    meters = [net.node.router.meter for net in (one, two)]
+    before = [meter.done for meter in meters]
+    assert len(await one.broker.cluster.connections()) == 3
+    done = [meter.done - each for meter, each in zip(meters, before, strict=True)]
+    assert done[0] >= SURVEYED_AT_ONCE * NAMED + DETAILS
+    assert done[1] >= SURVEYED_AT_ONCE * NAMED + 2 * DETAILS
 
 
 async def test_the_api_reaches_every_node(
