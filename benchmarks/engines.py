@@ -412,7 +412,8 @@ def main() -> None:
                     continue
                 one = found if isinstance(found, Taken) else Taken(found)
                 taken.setdefault(name, []).append(one)
-                print(f"{name}: {one.figure:,.2f}", flush=True)
+                cost = f" ({one.cost:.1f} µs of CPU each)" if one.cost else ""
+                print(f"{name}: {one.figure:,.2f}{cost}", flush=True)
     figures = {
         name: statistics.median([one.figure for one in each]) for name, each in taken.items()
     }

@@ -70,7 +70,7 @@ class Books:
     histories: int = 0
     """Questions for history that were answered."""
     away: int = 0
-    """Those that were answered with 100, temporary: what is asked for cannot be fetched now."""
+    """Those, and subscribers, that were answered with 100, temporary: it cannot be fetched now."""
     strange: list[str] = attrs.field(factory=list)
     """Other errors that these were answered with."""
     may_tell: bool = False
@@ -199,7 +199,12 @@ class Ledger:
         if since is not None:
             request |= {"recover": True, "offset": since.offset, "epoch": since.epoch}
         async with await self._connect() as peer:
-            result = (await peer.request(subscribe=request))["subscribe"]
+            reply = await peer.request(subscribe=request)
+            if "error" in reply:
+                self._note_error("subscribe", reply["error"])
+                await trio.sleep(0.1)  # a foreign process: no clock of ours moves it
+                return  # and come back
+            result = reply["subscribe"]
             epoch, offset = result["epoch"], result.get("offset", 0)
             if since is not None:
                 self.books.recoveries += 1
@@ -221,6 +226,13 @@ class Ledger:
                         return  # and come back
                     if "pub" in push:
                         self._take(topic, push["pub"])
+
+    def _note_error(self, act: str, error: dict[str, Any]) -> None:
+        """Enter a refusal: a temporary one, which says that what is kept cannot be fetched, or a strange one."""
+        if error["code"] == 100 and error["message"].startswith("history is away: "):
+            self.books.away += 1
+        else:
+            self.books.strange.append(f"{act}: {error['code']} {error['message']}")
 
     def _take(self, topic: str, publication: dict[str, Any]) -> None:
         before = self._positions[topic]

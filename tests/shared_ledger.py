@@ -118,13 +118,10 @@ class SharedLedger(Ledger):
             while True:
                 topic = self._chance.choice(TOPICS)
                 reply = await peer.request(history={"channel": topic, "limit": 10})
-                error = reply.get("error")
-                if error is None:
-                    self.books.histories += 1
-                elif error["code"] == 100 and error["message"].startswith("history is away: "):
-                    self.books.away += 1
+                if "error" in reply:
+                    self._note_error("history", reply["error"])
                 else:
-                    self.books.strange.append(f"history: {error['code']} {error['message']}")
+                    self.books.histories += 1
 
     async def _fault(self, name: str) -> None:
         server = self._server

@@ -205,6 +205,15 @@ def test_the_page_about_scale_has_the_tables_as_they_are_reckoned(scale: ModuleT
         assert each.command in page
 
 
+def test_what_was_measured_stands_in_the_program_with_two_digits(scale: ModuleType) -> None:
+    source = (HERE.parent / "benchmarks" / "scale.py").read_text("utf-8")
+    found = scale.with_costs(source, {"reader": 0.2034, "publish with history": 118.25})
+    assert 'Cost("reader", 0.2, ' in found
+    assert 'Cost("publish with history", 120, ' in found
+    with pytest.raises(AssertionError, match="no such"):
+        scale.with_costs(source, {"no such": 1.0})
+
+
 def test_more_of_anything_needs_more(scale: ModuleType) -> None:
     usual = scale.Load(1_000_000)
     for more in ({"connections": 3_000_000}, {"publishes": 0.05}, {"listeners": 100}):

@@ -87,6 +87,50 @@ check(JSON.stringify(got) === '[["ben: hi"],["ben: hi"],["ann: hello"]]', JSON.s
 """
 
 
+DOCUMENT = """
+const shown = { textContent: "" }, heard = {};
+const hears = (name) => ({ addEventListener: (kind, handle) => { heard[`${name} ${kind}`] = handle; } });
+globalThis.document = { querySelector: (name) => (name === "#typing" ? shown : hears(name)) };
+"""
+
+TYPES = """
+opened.push(centrifuge);
+await centrifuge.ready(5000);
+const ben = await open(), seen = [];
+const benTypes = typingIndicator(ben, "7", (names) => seen.push(names.join()));
+for (const each of [centrifuge, ben]) {
+  await until("subscribed", () => each.getSubscription("typing.7").state === "subscribed");
+}
+benTypes.typed();
+await until("shown", () => shown.textContent === "fd 2 typing…");
+benTypes.sent();
+await until("gone", () => shown.textContent === "");
+heard["#text input"]();
+await until("told", () => seen.length === 1);
+heard["form submit"]();
+await until("sent", () => seen.length === 2);
+check(seen.join("|") === "fd 1|", seen.join("|"));
+"""
+
+BACKEND = """
+const printed = [];
+console.log = (line) => printed.push(line);
+globalThis.fetch = async (path) => {
+  check(path === "/token", path);
+  return { json: async () => ({ token: process.argv[3] }) };
+};
+"""
+
+WRITES = """
+opened.push(centrifuge);
+check(printed.join() === "ben is not here: he will find it in his inbox", printed.join());
+const ben = await open({ token: process.argv[4] });
+check(await privateMessages(ben, () => {})("ann", "hi"), "ann is here");
+await until("printed", () => printed.length === 2);
+check(printed[1] === "ben: hi", printed[1]);
+"""
+
+
 def blocks(page: str, language: str) -> list[str]:
     text = (ROOT / "docs" / "howto" / page).read_text("utf-8")
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
@@ -128,8 +172,37 @@ def test_private_messages_of_their_page_reach_one_person(
     run(node, tmp_path, PRIVATE, start_broker().ws, *tokens)
 
 
-@pytest.mark.parametrize("page", ["typing-indicator.md", "private-messages.md"])
-def test_what_stands_on_the_page_is_javascript(node: list[str], tmp_path: Path, page: str) -> None:
-    for block in blocks(page, "javascript"):
-        (tmp_path / "page.mjs").write_text(block, "utf-8")
-        subprocess.run([node[0], "--check", "page.mjs"], cwd=tmp_path, check=True)
+def used(page: str) -> str:
+    """The module of a page that uses the one above it, for `main.mjs`."""
+    _, code = blocks(page, "javascript")
+    for shown, here in (
+        ('import { Centrifuge } from "centrifuge";\n', ""),
+        ('.js"', '.mjs"'),
+        ('"ws://localhost:9501/connection/websocket"', "`${url}/connection/websocket`"),
+    ):
+        assert shown in code
+        code = code.replace(shown, here)
+    return code
+
+
+def test_the_page_that_uses_the_typing_indicator_shows_who_types_and_tells_the_others(
+    node: list[str], start_broker: Callable[..., Process], tmp_path: Path
+) -> None:
+    (tmp_path / "broker.toml").write_text(blocks("typing-indicator.md", "toml")[0], "utf-8")
+    (tmp_path / "typing.mjs").write_text(blocks("typing-indicator.md", "javascript")[0], "utf-8")
+    broker = start_broker("--config", str(tmp_path / "broker.toml"))
+    program = DOCUMENT + used("typing-indicator.md") + TYPES
+    run(node, tmp_path, program, broker.ws)
+
+
+def test_the_page_that_uses_private_messages_gets_one_and_says_who_is_not_here(
+    node: list[str],
+    start_broker: Callable[..., Process],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BROKER_TOKENS_HMAC_SECRET", HMAC_SECRET)
+    (tmp_path / "private.mjs").write_text(blocks("private-messages.md", "javascript")[0], "utf-8")
+    tokens = [jwt.encode({"sub": user}, HMAC_SECRET, "HS256") for user in ("ann", "ben")]
+    program = BACKEND + used("private-messages.md") + WRITES
+    run(node, tmp_path, program, start_broker().ws, *tokens)

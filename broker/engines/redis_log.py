@@ -407,8 +407,9 @@ class SharedLog:
             for name, fields in read.get(key.encode(), ()):
                 with trio.CancelScope(shield=True):
                     await self._take(link, name, fields)
-            with trio.CancelScope(shield=True):
-                await self._hand_out_mail()
+            if self._mail:
+                with trio.CancelScope(shield=True):
+                    await self._hand_out_mail()
             self._check_alive()
 
     async def _take_out(self, link: Link, key: str, name: bytes) -> None:

@@ -21,7 +21,7 @@ import trio
 
 from broker.config.settings import TopicRules
 from broker.core.history import UnrecoverablePosition
-from broker.core.messages import ClientInfo, Delivery, Position, Publication
+from broker.core.messages import ClientInfo, Delivery, Position, Publication, Series
 from broker.core.session import Parcel
 from broker.engines.engine import Engine, Key, Submission
 from broker.errors import Refused
@@ -95,6 +95,8 @@ class Witness:
         engine = self.engine
         keep, retain = keep and rules.history_size > 0, retain or rules.retain
         batch: Sequence[Publication] = [Publication(topic, each, info) for each in data]
+        if len(data) > 1:  # as the router does
+            batch = Series(topic, data, info)
         parcel = Parcel(topic, "close", [batch])
         answer = done or self.answers.append
 

@@ -24,6 +24,15 @@ def code(page: str) -> str:
     return plain + "".join(f"window.{name} = {name};" for name in exports)
 
 
+def used(page: str) -> str:
+    """The last block of a page, which uses that function, with the broker of the test."""
+    blocks = re.findall(r"```javascript\n(.*?)```", (PAGES / page).read_text("utf-8"), re.DOTALL)
+    last: str = blocks[-1]
+    address = '"ws://localhost:9501/connection/websocket"'
+    assert address in last
+    return last.replace(address, "url")
+
+
 class Tab:
     """A page of the broker's origin, with the SDK by its script tag and the code of some pages."""
 
@@ -65,6 +74,10 @@ def test_the_first_page_chats(context: Any, broker: Process) -> None:
     other.run("await room.say('hello');")
     for tab in (one, other):
         tab.wait("said.includes('fd 2: hello')")
+    third = Tab(context, broker, "index.md")
+    third.run("console.log = say;" + used("index.md"))
+    for tab in (one, other, third):
+        tab.wait("said.includes('fd 3: hello')")
     other.run("room.leave();")
     other.wait("said.includes('gone: 0 disconnect called')")
 
@@ -138,3 +151,9 @@ def test_a_token_is_fetched_and_without_a_login_nobody_comes_back(
     )
     tab.wait("said.includes('login') && d.state === 'disconnected'")
     assert tab.page.evaluate("c.state") == "connected"
+    tab.page.route("**/login", lambda route: route.fulfill(body="log in"))
+    tab.page.route("**/token", lambda route: route.fulfill(status=403))
+    with tab.page.expect_request("**/token") as asked:
+        tab.run(used("tokens.md"))
+    assert asked.value.method == "POST"
+    tab.page.wait_for_url("**/login")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.core.messages import ClientInfo, Publication
+from broker.core.messages import ClientInfo, Publication, Series, data_bytes
 from broker.engines.records import (
     BadRecord,
     Batch,
@@ -55,6 +55,15 @@ def test_publications_come_back_with_all_but_their_offsets() -> None:
     assert [(p.data, p.info, p.tags, p.opaque, p.offset) for p in back] == [
         (p.data, p.info, p.tags, p.opaque, 0) for p in publications
     ]
+
+
+def test_what_has_no_tags_comes_back_in_one_piece() -> None:
+    said = Series("a", [b"1", b"2"], ANN, 7, opaque=True)
+    back = Batch.of(said).publications("a")
+    assert isinstance(back, Series)
+    assert (list(back.contents), back.info, back.first, back.opaque) == ([b"1", b"2"], ANN, 0, True)
+    assert back._made is None, "none is made for that"
+    assert data_bytes(said) == data_bytes([*said]) == 2
 
 
 @given(st.integers(0, len(ROW) - 1), st.integers(1, 255))

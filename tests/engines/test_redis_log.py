@@ -12,13 +12,13 @@ import trio
 
 from broker.config.engine_url import RedisUrl
 from broker.core.history import HistoryStore
-from broker.core.messages import Position
+from broker.core.messages import Position, Series
 from broker.engines.records import Batch
 from broker.engines.redis_link import Link, Script, Wire
 from broker.engines.redis_log import Draft, Flight, Logged, SharedLog
 from broker.engines.redis_outgoing import Posted
 from broker.engines.redis_scripts import FORMAT
-from broker.engines.redis_topics import KnownTopics, Snapshot
+from broker.engines.redis_topics import KnownTopics, Snapshot, numbered
 
 LIFE = "life-1"
 
@@ -188,6 +188,21 @@ async def test_a_run_that_does_not_follow_a_view_makes_its_topic_unknown() -> No
         found = topics.add(run, [Batch([b"3"]).publications("t")])
         assert (found is not None) is follows
         assert topics.follows("t") is follows
+
+
+@pytest.mark.parametrize("tags", [None, {"k": "v"}])
+async def test_a_run_has_its_offsets_whether_its_topic_is_known_or_not(
+    tags: dict[str, str] | None,
+) -> None:
+    batches = [Batch([b"3", b"4"], tags=tags), Batch([b"5"], tags=tags)]
+    topics = KnownTopics(HistoryStore(2**20, lambda _: "e0"), 2**20, lambda _: True)
+    topics.put("t", await view({2: [b"1", b"2"]}, top=2))
+    kept = topics.add(logged(3, "e1"), [each.publications("t") for each in batches])
+    unknown = numbered([each.publications("t") for each in batches], 3)
+    assert kept is not None
+    for found in (kept, unknown):
+        assert [each.offset for batch in found for each in batch] == [3, 4, 5]
+        assert [isinstance(batch, Series) for batch in found] == [tags is None] * 2
 
 
 async def test_a_view_has_what_leads_up_to_the_top_and_nothing_else() -> None:

@@ -103,6 +103,22 @@ async def test_what_has_no_history_waits_for_no_disk(autojump_clock: MockClock, 
         disk.release()
 
 
+async def test_a_topic_goes_by_the_file_for_as_long_as_something_of_it_is_on_its_way(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    disk = Disk()
+    async with opened(path, disk=disk) as (engine, witness):
+        for _ in range(2):
+            disk.hold()
+            witness.publish("a", b"1")
+            witness.publish("a", b"2")
+            await wait_all_tasks_blocked()
+            assert engine.defers("a", NO_HISTORY), "it would overtake them"
+            disk.release()
+            await wait_all_tasks_blocked()
+            assert not engine.defers("a", NO_HISTORY)
+
+
 async def test_it_is_full_when_4_mib_wait_and_tells_who_waits_for_room(
     autojump_clock: MockClock, path: Path
 ) -> None:

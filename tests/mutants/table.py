@@ -93,8 +93,8 @@ CAPS: Final = (
     Mutant(
         "any number of guests",
         "broker/session/admission.py",
-        "        if guests > self.places.guests or self._files > self.places.files:\n",
-        "        if self._files > self.places.files:\n",
+        "        return guests + streams <= places.guests and self._files + streams <= places.files\n",
+        "        return self._files + streams <= places.files\n",
         ("tests/session/test_admission.py::test_a_newcomer_pushes_out_the_oldest_silent_one",),
     ),
     Mutant(
@@ -498,10 +498,10 @@ CONTAINMENT: Final = (
     Mutant(
         "an accept that fails ends the listener",
         "broker/transport/listeners.py",
-        """            except OSError as error:
-                reason = f"{errno""",
-        """            except LookupError as error:
-                reason = f"{errno""",
+        """                except OSError as error:
+                    reason = f"{errno""",
+        """                except LookupError as error:
+                    reason = f"{errno""",
         (
             "tests/session/test_admission.py::test_an_accept_that_finds_no_file_ends_nothing_and_is_tried_again",
         ),
@@ -790,8 +790,8 @@ RIGHTS: Final = (
     Mutant(
         "any key of the HTTP API",
         "broker/http/api.py",
-        "        if not hmac.compare_digest(key.encode(), ours.encode()):\n",
-        "        if len(key) != len(ours):\n",
+        "        return ours is not None and hmac.compare_digest(key.encode(), ours.encode())\n",
+        "        return ours is not None and len(key) == len(ours)\n",
         ("tests/http/test_api.py::test_only_the_key_opens_it",),
     ),
     Mutant(

@@ -14,7 +14,7 @@ const { Centrifuge } = await import(isProtobuf ? "centrifuge/build/protobuf" : "
 const said = (value) => (isProtobuf ? new TextEncoder().encode(JSON.stringify(value)) : value);
 const read = (data) => (isProtobuf ? JSON.parse(new TextDecoder().decode(data)) : data);
 
-const PATIENCE = 8000;
+const PATIENCE = 30000;
 const timer = setTimeout(() => {
   console.error(`${scenario}: still waiting after ${PATIENCE} ms`);
   process.exit(1);

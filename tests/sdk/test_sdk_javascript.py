@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import PATIENCE
+
 pytestmark = pytest.mark.sdk
 
 HERE = Path(__file__).parent
@@ -47,7 +49,7 @@ def test_the_javascript_sdk_does(
         cwd=HERE,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
