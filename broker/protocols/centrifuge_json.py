@@ -14,6 +14,8 @@ import msgspec
 from msgspec import Raw
 
 from broker.core.json_reader import (
+    MAX_COMMAS,
+    PIECE,
     BadJson,
     Json,
     Objects,
@@ -24,6 +26,7 @@ from broker.core.json_reader import (
     read_in_pieces,
 )
 from broker.core.messages import ClientInfo, Publication, Series
+from broker.core.work import TAKEN_APART
 from broker.protocols.codec import Apart, Codec, Commands, shown_tags
 from broker.protocols.commands import (
     MAX_COMMANDS,
@@ -33,6 +36,7 @@ from broker.protocols.commands import (
     FaultyCommand,
     PublishCommand,
     RequestId,
+    Unread,
     faulty,
     in_steps,
 )
@@ -104,6 +108,11 @@ class _Apart(Apart):
             if command is not None:
                 yield command
             else:
+                commas = min(text.mended.count(b","), MAX_COMMAS)
+                if (
+                    commas > PIECE
+                ):  # it is taken apart in one step, before its parts are read one by one
+                    yield Unread(work=commas * TAKEN_APART)
                 yield from in_steps(_read_leniently(text))
 
 

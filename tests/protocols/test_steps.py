@@ -2,8 +2,8 @@
 
 import pytest
 
-from broker.core.json_reader import PIECE
-from broker.core.work import PART
+from broker.core.json_reader import MAX_COMMAS, PIECE
+from broker.core.work import PART, TAKEN_APART
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
 from broker.protocols.codec import Codec, steps_of
@@ -63,6 +63,8 @@ def test_what_is_dear_to_read_is_read_and_charged_in_steps(codec: Codec, write: 
     assert command.id == 7
     works = [step.work for step in steps if isinstance(step, Unread)]
     assert len(works) == len(steps)
+    apart = works.pop(0) if codec is CENTRIFUGE_JSON else 0.0  # before anything is read of it
+    assert apart == pytest.approx(3000 * TAKEN_APART if codec is CENTRIFUGE_JSON else 0.0, rel=0.01)
     assert max(works) <= PIECE * PART
     assert sum(works) == pytest.approx(3000 * PART, rel=0.01)
     (again,) = codec.decode(write(3000))
@@ -85,7 +87,9 @@ def test_a_command_with_a_fault_is_charged_as_well() -> None:
     assert sum([step.work for step in steps if isinstance(step, Unread)]) > 900 * PART
 
 
-def test_members_that_nobody_knows_are_skipped_and_cost_nothing() -> None:
+def test_members_that_nobody_knows_are_skipped_and_cost_no_more_than_that() -> None:
     more = b",".join(b'"a%d":0' % number for number in range(100_000))
-    (command,) = steps_of(CENTRIFUGE_JSON.decode(b'{"epoch":0,"id":7,%b,"rpc":null}' % more))
+    apart, command = steps_of(CENTRIFUGE_JSON.decode(b'{"epoch":0,"id":7,%b,"rpc":null}' % more))
+    assert isinstance(apart, Unread)
+    assert apart.work == pytest.approx(MAX_COMMAS * TAKEN_APART)
     assert command.id == 7
