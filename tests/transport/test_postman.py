@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 
-from broker.transport import frames
+from broker.transport import frames, postman
 from broker.transport.outbox import Outbox
 from broker.transport.postman import PostOffice, PostStatistics, open_post_office
 from broker.transport.runs import Run
@@ -116,6 +116,22 @@ async def test_one_write_carries_all_that_has_gathered() -> None:
             exchange.deliver(run_of(word.upper()))
         assert await one.received() == b"".join(b"\x81\x01" + bytes([c]) for c in b"aAbBcC")
         assert exchange.office.statistics().rounds == 1
+
+
+async def test_a_long_round_lets_others_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postman, "AT_ONCE", 3)
+    async with open_exchange() as exchange:
+        everyone = [exchange.subscribe() for _ in range(12)]
+        exchange.deliver(run_of("a"))
+        waiting = 12
+        while waiting == 12:
+            await trio.lowlevel.checkpoint()
+            waiting = sum(1 for one in everyone if one.outbox.messages)
+        assert waiting in (9, 6), "two steps, if it was the last of one turn and the first of the next"
+        exchange.deliver(run_of("b"))
+        assert [await one.received() for one in everyone] == [b"\x81\x01a\x81\x01b"] * 12
+        # It went along to those who waited, and with another round to those who had the first.
+        assert exchange.office.statistics().rounds == 2
 
 
 async def test_a_sealed_outbox_gets_nothing_behind_its_last_frame() -> None:
