@@ -127,7 +127,9 @@ async def test_a_long_round_lets_others_have_their_turn(monkeypatch: pytest.Monk
         while waiting == 12:
             await trio.lowlevel.checkpoint()
             waiting = sum(1 for one in everyone if one.outbox.messages)
-        assert waiting in (9, 6), "two steps, if it was the last of one turn and the first of the next"
+        assert waiting in (9, 6), (
+            "two steps, if it was the last of one turn and the first of the next"
+        )
         exchange.deliver(run_of("b"))
         assert [await one.received() for one in everyone] == [b"\x81\x01a\x81\x01b"] * 12
         # It went along to those who waited, and with another round to those who had the first.
