@@ -109,9 +109,8 @@ class _Apart(Apart):
                 yield command
             else:
                 commas = min(text.mended.count(b","), MAX_COMMAS)
-                if (
-                    commas > PIECE
-                ):  # it is taken apart in one step, before its parts are read one by one
+                # It is taken apart in one step, before its parts are read one by one.
+                if commas > PIECE:
                     yield Unread(work=commas * TAKEN_APART)
                 yield from in_steps(_read_leniently(text))
 
