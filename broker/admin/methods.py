@@ -366,9 +366,8 @@ class _Looks:
         following = self._following.pop(asker.fd, None)
         if following is not None:
             following.scope.cancel()
-            with suppress(
-                Refused
-            ):  # it has ended, or its node does not answer: then it ends unread
+            # It has ended, or its node does not answer: then it ends unread.
+            with suppress(Refused):
                 await self._node.inspection.end(following.trace)
 
     async def _follow(self, asker: Asker, following: "_Following") -> None:

@@ -71,9 +71,8 @@ class _Asking:
         self.is_over = True
         neighbours = self.distant.neighbours
         neighbours.calls.forget(self.call)
-        with suppress(
-            Refused
-        ):  # it ends there when its time is over, or this node is declared dead
+        # It ends there when its time is over, or this node is declared dead.
+        with suppress(Refused):
             neighbours.note(self.node, Unasked(self.body.number))
 
 

@@ -203,9 +203,8 @@ class Traces:
     def _listen(self, trace: Trace) -> None:
         router, topic = self.services.router, trace.target.topic
         router.rights.check_listenable(topic)
-        if (
-            topic not in self._listeners
-        ):  # one for all traces of a topic, as each is one audience more
+        # One for all traces of a topic, as each is one audience more.
+        if topic not in self._listeners:
             listener = _TopicTap(partial(self._see_publications, topic))
             router.subscribe(Subscription(listener, topic, Grant(topic, Decider.PROGRAM)))
             self._listeners[topic] = listener
