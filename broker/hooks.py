@@ -643,9 +643,8 @@ def _checked(hooks: Hooks, kind: str, function: AnyHook, calls: _Calls) -> AnyHo
         with calls.counted():
             with hooks.contained(kind, _fd_of(args)):
                 answer = function(*args)
-                if not inspect.isawaitable(
-                    answer
-                ):  # a plain function around an async one can do that
+                # A plain function around an async one can do that.
+                if not inspect.isawaitable(answer):
                     raise TypeError(
                         f"on_{kind}: {name} is not async after all: it returned {_shown(answer)}"
                     )
