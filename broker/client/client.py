@@ -535,14 +535,6 @@ class Client:
     async def _live(self, task_status: trio.TaskStatus[None]) -> None:
         """Run until `_life` is cancelled, and once connected by nothing else: who cancels the block of
         `open_client` still wants it to say goodbye."""
-        with self._life:
-            await self._run(task_status)
-
-    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
-        """Keep a connection until the client is closed or sent away.
-
-        Raises only before the first connection, when there is nobody else to tell.
-        """
 
         def came_up() -> None:
             if self._first:
@@ -550,6 +542,14 @@ class Client:
                 self._life.shield = True
                 task_status.started()
 
+        with self._life:
+            await self._run(came_up)
+
+    async def _run(self, came_up: Callable[[], None]) -> None:
+        """Keep a connection until the client is closed or sent away; `came_up` is called for each.
+
+        Raises only before the first connection, when there is nobody else to tell.
+        """
         attempt = 0
         try:
             while True:

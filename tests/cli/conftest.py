@@ -125,18 +125,26 @@ def run() -> Callable[..., object]:
     return _run
 
 
-@pytest.fixture
-def alarm() -> Iterator[None]:
-    """Ends a command that runs in this process and should have failed at once."""
+@contextmanager
+def patient() -> Iterator[None]:
+    """Ends a command that runs in this process and should have ended long ago."""
 
     def ring(*_: object) -> None:
         raise TimeoutError("it serves, or hangs")
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.alarm(PATIENCE)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    with patient():
+        yield
 
 
 @pytest.fixture
@@ -157,7 +165,8 @@ class Served:
     def invoke(self, *args: str, env: dict[str, str] | None = None) -> Result:
         """Run a command to its end, as somebody does whose environment names this broker."""
         environ: dict[str, str | None] = {"BROKER_URL": self.url, "BROKER_API_KEY": self.key}
-        return CliRunner().invoke(main, list(args), env={**environ, **(env or {})})
+        with patient():
+            return CliRunner().invoke(main, list(args), env={**environ, **(env or {})})
 
     def ok(self, *args: str) -> str:
         """What a command prints that ends well."""
@@ -183,6 +192,12 @@ class Served:
         deadline = time.monotonic() + PATIENCE
         while self.api("stats")[counter] < least:
             assert time.monotonic() < deadline, f"{counter} is not {least}"
+
+    def wait_left(self, counter: str, most: int = 0) -> None:
+        """Wait until no more are here than so many: who has just ended may be counted for a moment."""
+        deadline = time.monotonic() + PATIENCE
+        while self.api("stats")[counter] > most:
+            assert time.monotonic() < deadline, f"{counter} is more than {most}"
 
 
 @contextmanager

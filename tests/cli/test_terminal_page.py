@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ class Shell:
     environ: dict[str, str]
     here: Path
     background: list["subprocess.Popen[bytes]"] = attrs.field(factory=list)
+    listening: list[tuple[str, "subprocess.Popen[bytes]"]] = attrs.field(factory=list)
+    """What was begun with `&`, and the number by which the broker counts it."""
 
     def run(self, example: Example) -> list[str]:
         """All that the commands print, on stdout and stderr, line by line."""
@@ -94,17 +97,20 @@ class Shell:
     def _begin(self, command: str, opened: Any) -> "subprocess.Popen[bytes]":
         """Start it, and wait until the broker knows of it."""
         counter = "traces" if " trace " in command else "subscriptions"
-        before = self.served.api("stats")[counter]
+        here = [each for kind, each in self.listening if kind == counter and each.poll() is None]
+        self.served.wait_left(counter, len(here))
         arguments = self._arguments(command)
         process = subprocess.Popen(
             **arguments, stdout=opened, stderr=opened, start_new_session=True
         )
-        self.served.wait_until(counter, before + 1)
+        self.served.wait_until(counter, len(here) + 1)
+        self.listening.append((counter, process))
         return process
 
     def end(self) -> None:
         for process in self.background:
-            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
             process.wait()
 
 

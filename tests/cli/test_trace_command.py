@@ -14,6 +14,11 @@ from broker.client import open_client
 from tests.cli.conftest import Served
 
 
+@pytest.fixture(autouse=True)
+def the_last_has_ended(served: Served) -> None:
+    served.wait_left("traces")
+
+
 @contextmanager
 def meanwhile(*steps: Callable[[], object]) -> Iterator[None]:
     """Carry out some steps in a thread, while the block runs."""
@@ -24,6 +29,7 @@ def meanwhile(*steps: Callable[[], object]) -> Iterator[None]:
 
 
 def traced(served: Served, what: str, *options: str, then: Callable[[], object]) -> list[str]:
+    served.wait_left("traces")
     with meanwhile(lambda: served.wait_until("traces", 1), then):
         return served.ok("trace", what, *options).splitlines()
 
