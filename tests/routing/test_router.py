@@ -25,8 +25,8 @@ from broker.core.session import Decider, Parcel, PhaseEvent
 from broker.core.tags import CompiledFilter
 from broker.core.topics import matches
 from broker.core.work import (
-    AUDIENCE,
     ASKED,
+    AUDIENCE,
     FILTER_NODE,
     FULL,
     KILOBYTE,
