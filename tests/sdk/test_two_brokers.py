@@ -4,6 +4,7 @@ One run, as each kill is found out after ten seconds or more.
 """
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -351,6 +353,8 @@ async def kill_and_restart(
     assert set(names.values()) == {"one", "two"}
     will = {"topic": "room", "data": "jane is lost"}
     await js.do("rpc", method="will", params=will)
+    # When what comes behind it is kept the other broker has the will, however soon this one dies.
+    await js.do("publish", topic="elsewhere", data="kept")
     with bystander(site, names["py"]) as took:
         dying = site.processes[names["js"]]
         dying.kill()
@@ -400,7 +404,13 @@ def test_two_brokers_behind_haproxy_are_one(
             await py.client.disconnect()
             return took
 
-    took = asyncio.run(both())
+    try:
+        took = asyncio.run(both())
+    finally:
+        # The SDK may leave its connection to the broker that was killed; no other test is to answer for it.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
     assert len(took) > 100
     assert max(took) < ROUND_TRIP, f"{max(took) * 1000:.1f} ms"
 
