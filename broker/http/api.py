@@ -372,11 +372,13 @@ class Api:
         """
         router, before = self._node.router, self._node.router.meter.done
         publish = read_plain(body)
-        if publish is None or self._is_traced(traceparent) or router.engine.full:
+        is_traced = router.spans is not None and is_sampled(traceparent)
+        if publish is None or is_traced or router.engine.full:
             return None
         work = COMMAND + len(body) / 1024 * READ_KILOBYTE
         if share.may_do(work + router.weigh(publish.channel)):
-            answers = self._publish_plainly("result", publish.channel, [plain_data(publish)])
+            data = plain_data(publish)
+            answers = self._publish_plainly("result", publish.channel, [data], share)
             if answers is not None:
                 router.meter.add(work)
                 share.spend(router.meter.done - before)
@@ -384,16 +386,13 @@ class Api:
         share.spend(router.meter.done - before)
         return None
 
-    def _is_traced(self, traceparent: str) -> bool:
-        return self._node.router.spans is not None and is_sampled(traceparent)
-
     def _publish_plainly(
-        self, name: str, topic: str, contents: Sequence[bytes]
+        self, name: str, topic: str, contents: Sequence[bytes], share: Share
     ) -> list[bytes] | None:
         """The replies to plain publishes in a row, under this name, each its result or the error. None, with
         nothing published, where somebody has to be waited for."""
         try:
-            return _plain_results(self._node, name, topic, contents)
+            return _plain_results(self._node, name, topic, contents, share)
         except Exception as error:  # noqa: BLE001 - it is the reply
             return [_failure("publish", error)] * len(contents)
 
@@ -417,7 +416,7 @@ class Api:
             begun.clear()
 
         row: Row | None = None
-        takes_rows = not self._is_traced(call.traceparent)
+        takes_rows = not is_sampled(call.traceparent)
         for command in map(bytes, batch.commands):
             publish = read_plain_command(command) if takes_rows else None
             if row is not None and (publish is None or not row.takes(publish)):
@@ -442,7 +441,7 @@ class Api:
     async def _row(self, row: Row, call: Call) -> Sequence[bytes | _Later]:
         """Carry out a row, in one step if that may be; else each as a command by itself."""
         await call.turn(self._node.router.weigh(row.topic) + row.work)
-        replies = self._publish_plainly("publish", row.topic, row.contents)
+        replies = self._publish_plainly("publish", row.topic, row.contents, call.share)
         if replies is not None:
             call.meter.add(COMMAND + len(replies) * BATCHED)
             return replies
@@ -531,9 +530,9 @@ class _Methods:
         for channel in params.channels:
             await call.turn(self._node.router.weigh(channel))
             try:
-                results = (
-                    _plain_results(self._node, "result", channel, (data,)) if is_plain else None
-                )
+                results = None
+                if is_plain:
+                    results = _plain_results(self._node, "result", channel, (data,), call.share)
                 if results is not None:
                     call.meter.add(COMMAND)
                     begun += results
@@ -872,14 +871,14 @@ def peer_of(request: Request) -> str:
 
 
 def _plain_results(
-    node: Node, name: str, topic: str, contents: Sequence[bytes]
+    node: Node, name: str, topic: str, contents: Sequence[bytes], share: Share
 ) -> list[bytes] | None:
-    """Publish plain publications in a row, in one step; their results under this name. None, with nothing
-    published, where they have to wait for somebody. Raises `Refused`."""
+    """Publish plain publications in a row, in one step, for the party whose share it is; their results under
+    this name. None, with nothing published, where they have to wait for somebody. Raises `Refused`."""
     publisher = node.services.publisher
     if not publisher.is_plain_now(topic, contents):
         return None
-    last = publisher.publish_plainly(topic, contents)
+    last = publisher.publish_plainly(topic, contents, share)
     return plain_results(name.encode(), last, len(contents))
 
 

@@ -17,7 +17,7 @@ from broker.core.messages import ClientInfo, Delivery, Fd, Position, Publication
 from broker.core.names import direct_fd, is_connection_name
 from broker.core.session import Parcel, Report, Session
 from broker.core.shares import Owner, owner_of, text_bytes
-from broker.core.work import AUDIENCE, LISTENERS, PEER, PUBLICATION
+from broker.core.work import AUDIENCE, LISTENERS, PEER, PUBLICATION, Allowance
 from broker.engines.engine import Done, Key
 from broker.errors import ErrorCode, Refused
 from broker.routing.router import Router
@@ -139,13 +139,16 @@ class Publisher:
             return False
         return len(contents) == 1 or self.router.takes_together(map(len, contents))
 
-    def publish_plainly(self, topic: str, contents: Sequence[bytes]) -> Position | None:
+    def publish_plainly(
+        self, topic: str, contents: Sequence[bytes], payer: Allowance
+    ) -> Position | None:
         """Publish raw JSON of this program, without options, where `is_plain_now` says so: as `publish` does it,
-        one after the other, in one step. They join the open run.
+        one after the other, in one step. They join the open run; `payer` is charged for the end of that, in
+        whosever step it comes.
 
         Returns where the last stands in the topic's history, None where that keeps none. Raises `Refused`.
         """
-        self.router.publish_all(topic, contents)
+        self.router.publish_all(topic, contents, payer=payer)
         is_kept = self.router.latest[-1].offset > 0
         return self.router.engine.position(topic) if is_kept else None
 

@@ -10,11 +10,11 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
-from trio.testing import MockClock, assert_no_checkpoints
+from trio.testing import MockClock, assert_no_checkpoints, wait_all_tasks_blocked
 
 from broker import Broker, Config, TopicRules
 from broker.core.messages import Position
-from broker.core.work import BURST, COMMAND
+from broker.core.work import BURST, COMMAND, WRITE
 from broker.engines import memory
 from broker.http import api as api_module
 from broker.http.api import Api
@@ -192,3 +192,31 @@ async def test_a_plain_publish_is_paid_for_and_done_now_if_there_is_room(
         assert api.answer_now(body, share) is None
         assert net.broker.stats().published == published
         assert share.left <= left, "to find out is work as well"
+
+
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [
+        ("publish", b'{"channel":"t","data":1}'),
+        ("batch", b'{"commands":[{"publish":{"channel":"t","data":1}}]}'),
+        ("broadcast", b'{"channels":["t"],"data":1}'),
+    ],
+)
+async def test_the_writes_of_plain_publications_are_paid_for_by_who_asked_for_them(
+    autojump_clock: MockClock, method: str, body: bytes
+) -> None:
+    async with open_test_broker(Broker(CONFIG)) as net:
+        for _ in range(50):
+            peer = await net.open_client()
+            await peer.request(subscribe={"channel": "t"})
+        api, share = Api(net.node), net.node.new_share()
+        if method == "publish":
+            assert api.answer_now(body, share) is not None
+        else:
+            await api.answer(method, body, share)
+        left, metered = share.left, net.node.router.meter.done
+        await wait_all_tasks_blocked()  # the postman has ended their run
+        spent, others = left - share.left, net.node.router.meter.done - metered
+        assert BURST - share.left >= 50 * WRITE
+        assert spent in (0, pytest.approx(50 * WRITE)), "before the answer, or behind it"
+        assert others < WRITE
