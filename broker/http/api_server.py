@@ -330,10 +330,10 @@ class _Source(trio.abc.ReceiveStream):
 
     def take(self, size: int) -> bytes | None:
         """Exactly `size` bytes, if they are here already."""
-        if len(self._pending) < size:
-            return None
-        data, self._pending = self._pending[:size], self._pending[size:]
-        return data
+        taken = self.peek(size)
+        if taken is not None:
+            self.skip(size)
+        return taken
 
     async def read(self, size: int) -> bytes | None:
         """Exactly `size` bytes; None if the stream ends before."""

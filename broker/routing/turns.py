@@ -128,9 +128,7 @@ class Share(Allowance):
     async def wait_room(self, work: float = 0.0) -> None:
         """Wait until an act of so much work may be done; returns at once, without a checkpoint, if that
         is so now."""
-        if self.is_low:
-            self.refill(trio.current_time())
-        if not self.has_room(work):
+        if not (self.may_do(work) or self.has_room(work)):
             await self.wait_turn()
 
     def may_do(self, work: float) -> bool:
@@ -142,8 +140,6 @@ class Share(Allowance):
     async def wait_slice(self, work: float) -> None:
         """As `wait_room`, for what nobody gains by if others do theirs in the same round: alone in it, for
         a slice."""
-        if self.is_low:
-            self.refill(trio.current_time())
-        if not self.admits(work):
+        if not self.may_do(work):
             self.want_turn()
             await self.wait_turn()
