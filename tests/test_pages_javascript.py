@@ -149,27 +149,38 @@ def run(node: list[str], folder: Path, program: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_typing_indicator_of_its_page_works(
-    node: list[str], start_broker: Callable[..., Process], tmp_path: Path
-) -> None:
+@pytest.fixture
+def typing(start_broker: Callable[..., Process], tmp_path: Path) -> str:
+    """The URL of a broker as the page about the typing indicator has it, whose module is `typing.mjs`."""
     (tmp_path / "broker.toml").write_text(blocks("typing-indicator.md", "toml")[0], "utf-8")
     module, _ = blocks("typing-indicator.md", "javascript")
     (tmp_path / "typing.mjs").write_text(module, "utf-8")
-    broker = start_broker("--config", str(tmp_path / "broker.toml"))
-    run(node, tmp_path, TYPING, broker.ws)
+    return start_broker("--config", str(tmp_path / "broker.toml")).ws
 
 
-def test_private_messages_of_their_page_reach_one_person(
-    node: list[str],
-    start_broker: Callable[..., Process],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def private(
+    start_broker: Callable[..., Process], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """The URL of a broker as the page about private messages has it, whose module is `private.mjs`; and the
+    tokens of ann and ben."""
     monkeypatch.setenv("BROKER_TOKENS_HMAC_SECRET", HMAC_SECRET)
     module, _ = blocks("private-messages.md", "javascript")
     (tmp_path / "private.mjs").write_text(module, "utf-8")
     tokens = [jwt.encode({"sub": user}, HMAC_SECRET, "HS256") for user in ("ann", "ben")]
-    run(node, tmp_path, PRIVATE, start_broker().ws, *tokens)
+    return [start_broker().ws, *tokens]
+
+
+def test_the_typing_indicator_of_its_page_works(
+    node: list[str], tmp_path: Path, typing: str
+) -> None:
+    run(node, tmp_path, TYPING, typing)
+
+
+def test_private_messages_of_their_page_reach_one_person(
+    node: list[str], tmp_path: Path, private: list[str]
+) -> None:
+    run(node, tmp_path, PRIVATE, *private)
 
 
 def used(page: str) -> str:
@@ -186,23 +197,12 @@ def used(page: str) -> str:
 
 
 def test_the_page_that_uses_the_typing_indicator_shows_who_types_and_tells_the_others(
-    node: list[str], start_broker: Callable[..., Process], tmp_path: Path
+    node: list[str], tmp_path: Path, typing: str
 ) -> None:
-    (tmp_path / "broker.toml").write_text(blocks("typing-indicator.md", "toml")[0], "utf-8")
-    (tmp_path / "typing.mjs").write_text(blocks("typing-indicator.md", "javascript")[0], "utf-8")
-    broker = start_broker("--config", str(tmp_path / "broker.toml"))
-    program = DOCUMENT + used("typing-indicator.md") + TYPES
-    run(node, tmp_path, program, broker.ws)
+    run(node, tmp_path, DOCUMENT + used("typing-indicator.md") + TYPES, typing)
 
 
 def test_the_page_that_uses_private_messages_gets_one_and_says_who_is_not_here(
-    node: list[str],
-    start_broker: Callable[..., Process],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    node: list[str], tmp_path: Path, private: list[str]
 ) -> None:
-    monkeypatch.setenv("BROKER_TOKENS_HMAC_SECRET", HMAC_SECRET)
-    (tmp_path / "private.mjs").write_text(blocks("private-messages.md", "javascript")[0], "utf-8")
-    tokens = [jwt.encode({"sub": user}, HMAC_SECRET, "HS256") for user in ("ann", "ben")]
-    program = BACKEND + used("private-messages.md") + WRITES
-    run(node, tmp_path, program, start_broker().ws, *tokens)
+    run(node, tmp_path, BACKEND + used("private-messages.md") + WRITES, *private)
