@@ -18,7 +18,7 @@ Every method is called in Trio's thread, and each async one says what it waits f
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol, TypeAlias, TypeVar
+from typing import Final, Literal, Protocol, TypeAlias, TypeVar
 
 import attrs
 import trio
@@ -26,7 +26,7 @@ import trio
 from broker.config.settings import TopicRules
 from broker.core.history import HistoryStatistics
 from broker.core.idempotency import IdempotentResults
-from broker.core.messages import ClientInfo, Delivery, Fd, Position, Publication
+from broker.core.messages import ClientInfo, Delivery, Fd, Position, Publication, data_bytes
 from broker.core.retained import Retained
 from broker.core.session import Parcel
 from broker.core.work import Meter
@@ -63,6 +63,13 @@ class Key:
     key: str
 
 
+PUBLICATION_BYTES: Final = 64
+"""A publication that waits to be kept costs so much besides its data."""
+
+SUBMISSION_BYTES: Final = 512
+"""Each submission costs so much besides."""
+
+
 @attrs.define(eq=False)
 class Submission:
     """Publications to one topic that are to be kept, and then delivered: a run, or one with options.
@@ -80,7 +87,14 @@ class Submission:
     dones: list[Done] = attrs.field(factory=list)
     count: int = attrs.field(init=False, default=0)
     weight: int = attrs.field(init=False, default=0)
-    """The publications in it, and the bytes that it costs while it waits. The engine sets them, once."""
+    """The publications in it, and the bytes that it costs while it waits. `weigh` sets them."""
+
+    def weigh(self) -> None:
+        """Count and weigh what is in it: for an engine, once, when it takes it."""
+        batches = self.parcel.batches
+        self.count = sum(map(len, batches))
+        size = sum(map(data_bytes, batches))
+        self.weight = size + PUBLICATION_BYTES * self.count + SUBMISSION_BYTES
 
     @property
     def topic(self) -> str:

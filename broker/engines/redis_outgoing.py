@@ -10,9 +10,9 @@ import msgspec
 import trio
 from msgspec import Struct
 
-from broker.core.messages import Position, data_bytes
+from broker.core.messages import Position
 from broker.core.names import PERSONAL
-from broker.engines.engine import Key, Submission
+from broker.engines.engine import SUBMISSION_BYTES, Key, Submission
 from broker.engines.records import Batch
 from broker.engines.redis_log import Draft, Flight
 from broker.errors import ErrorCode, Refused
@@ -24,12 +24,8 @@ BATCH_BYTES: Final = 2**20
 FULL_BYTES: Final = 4 * 2**20
 """So much may be on its way until publishers wait."""
 
-PUBLICATION_BYTES: Final = 64
-SUBMISSION_BYTES: Final = 512
-"""Bytes that something waiting costs besides its data: each publication, and each submission."""
-
 NOTE_BYTES: Final = 256
-"""The same for each note to other nodes."""
+"""A note to other nodes that waits costs so much besides its data."""
 
 PUBLISH_SECONDS: Final = 5.0
 """How long a publisher waits for an answer: longer than most failovers take, shorter than clients wait for
@@ -181,11 +177,10 @@ class Outgoing:
             await self._room.wait()
 
     def post(self, submission: Submission) -> None:
-        batches = submission.parcel.batches
-        submission.count = count = sum(map(len, batches))
-        self.submitted += count
-        size = sum(map(data_bytes, batches)) + PUBLICATION_BYTES * count + SUBMISSION_BYTES
-        self._put(Post(submission, trio.current_time() + PUBLISH_SECONDS, size))
+        submission.weigh()
+        self.submitted += submission.count
+        due = trio.current_time() + PUBLISH_SECONDS
+        self._put(Post(submission, due, submission.weight))
 
     def order(self, flag: str, topic: str) -> Order:
         order = Order(flag, topic, trio.current_time() + PUBLISH_SECONDS)

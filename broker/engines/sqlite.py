@@ -38,11 +38,12 @@ import trio
 from broker.config.engine_url import EngineUrl, Sync
 from broker.config.settings import TopicRules
 from broker.core.history import History
-from broker.core.messages import Delivery, Fd, Position, Publication, data_bytes
+from broker.core.messages import Delivery, Fd, Position, Publication
 from broker.core.scopes import name_scope
 from broker.core.shares import text_bytes
 from broker.core.work import COMMAND, PUBLICATION, SLICE
 from broker.engines.engine import (
+    SUBMISSION_BYTES,
     Durability,
     EngineStatistics,
     RunBlocking,
@@ -80,12 +81,6 @@ BATCH_BYTES: Final = 4 * 2**20
 
 FULL_BYTES: Final = 4 * 2**20
 """So much may wait for a commit until publishers wait, too: a full batch beside the one under way."""
-
-PUBLICATION_BYTES: Final = 64
-"""A publication that waits costs so much besides its data."""
-
-SUBMISSION_BYTES: Final = 512
-"""Each submission costs so much besides."""
 
 SPARE_BYTES: Final = 64 * 2**20
 """The log is cleaned when it is longer than this and twice what is kept: so all is written at most
@@ -195,11 +190,8 @@ class SqliteEngine(Memory):
         return True
 
     def submit(self, submission: Submission) -> None:
-        batches = submission.parcel.batches
-        submission.count = count = sum(map(len, batches))
-        size = sum(map(data_bytes, batches))
-        submission.weight = size + PUBLICATION_BYTES * count + SUBMISSION_BYTES
-        self._submitted += count
+        submission.weigh()
+        self._submitted += submission.count
         self._put(submission)
 
     def _put(self, item: Submission | _Removal) -> None:
