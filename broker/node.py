@@ -37,7 +37,7 @@ from broker.core.messages import (
 )
 from broker.core.retained import RetainedStatistics
 from broker.core.session import Decider, Grant, Subscription
-from broker.core.work import SURVEYED, SURVEYED_AT_ONCE
+from broker.core.work import SLICE, SURVEYED, SURVEYED_AT_ONCE
 from broker.engines.engine import EngineStatistics
 from broker.errors import Refused, check_close_code
 from broker.hooks import Hooks, HookStatistics
@@ -537,20 +537,24 @@ class Node:
     async def beat(self) -> None:
         """Look at everything that time ends: requests, expiry, silent peers.
 
-        Linear in connections, 0.05 µs for each of which nothing is due; of the others a few at once,
-        and everybody else runs in between. Cancelled, it stops there.
+        Linear in connections, 0.05 µs for each of which nothing is due; of the others a few at once, a slice of
+        work at most, and everybody else runs in between. Cancelled, it stops there.
         """
         now = trio.current_time()
-        self.services.requests.expire(now)
+        while self.services.requests.expire(now, SLICE):
+            await trio.lowlevel.checkpoint()
         self.traces.expire(now)
         self.note_fds()
         sessions, connections = self.services.router.hub.sessions, self.services.connections
         due = [session.fd for session in sessions if session.look_at <= now]
+        meter = self.services.router.meter
+        began = meter.done
         for number, fd in enumerate(due, 1):
-            if (connection := connections.get(fd)) is not None:
-                connection.beat(now)
-            if number % BEATEN_AT_ONCE == 0:
+            while (connection := connections.get(fd)) is not None and connection.beat(now):
                 await trio.lowlevel.checkpoint()
+            if number % BEATEN_AT_ONCE == 0 or meter.done - began >= SLICE:
+                await trio.lowlevel.checkpoint()
+                began = meter.done
 
     def note_fds(self) -> None:
         """Let the engine know which fds were given out."""

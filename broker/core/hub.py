@@ -67,6 +67,12 @@ class Listeners:
         """Whether all get everything that is published: nobody picks, and nobody takes turns."""
         return self.picky is None and not self.groups
 
+    @property
+    def width(self) -> int:
+        """How many have a publication encoded for them, or dealt out, if all want it."""
+        picky = 0 if self.picky is None else len(self.picky)
+        return len(self.audiences) + picky + len(self.groups)
+
     def __len__(self) -> int:
         return self.members
 
@@ -202,6 +208,11 @@ class Hub(Generic[S]):
         """Subscribers that want to know of joins and leaves on `topic`."""
         listeners = self._topics.get(topic)
         return () if listeners is None else tuple(listeners.watchers)
+
+    def watching(self, topic: str) -> int:
+        """How many these are."""
+        listeners = self._topics.get(topic)
+        return 0 if listeners is None else len(listeners.watchers)
 
     def presence(self, topic: str) -> dict[str, ClientInfo]:
         """The clients subscribed to `topic` itself, by client id. Linear in them."""

@@ -24,6 +24,7 @@ import attrs
 import msgspec
 
 from broker.core.shares import text_bytes
+from broker.core.work import FILTER_PART, FILTER_VALUE
 
 MAX_NODES: Final = 100
 """A filter is looked at for each publication, so its size is everybody's time."""
@@ -99,6 +100,16 @@ _TEXTUAL: Final[dict[str, Callable[[FilterNode, str | None], bool]]] = {
     "ew": lambda node, value: value is not None and value.endswith(node.val),
     "ct": lambda node, value: value is not None and node.val in value,
 }
+
+
+def weigh_filter(node: FilterNode) -> float:
+    """The work of a new filter (`core.work`), which may have yet to be checked."""
+    nodes, values = [node], 0
+    for each in nodes:
+        values += len(each.vals)
+        if len(nodes) <= MAX_NODES:  # more are refused
+            nodes += each.nodes
+    return len(nodes) * FILTER_PART + values * FILTER_VALUE
 
 
 def check_filter(node: FilterNode) -> None:

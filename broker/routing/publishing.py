@@ -88,7 +88,8 @@ class Publisher:
             return 0.0
         found = self.router.hub.listeners(topic)
         members = sum([listeners.members for listeners in found])
-        return len(found) * (LISTENERS + AUDIENCE + PUBLICATION) + members * PEER
+        width = sum([listeners.width for listeners in found])
+        return len(found) * LISTENERS + width * (AUDIENCE + PUBLICATION) + members * PEER
 
     def publish(
         self,

@@ -4,6 +4,7 @@ Rule: a frame is encoded once for all who speak one codec under one name, and on
 somebody to get it.
 """
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from typing import cast
 
@@ -18,6 +19,22 @@ from broker.routing.letters import Letters
 from broker.transport.outbox import Outbox, Run
 from broker.transport.postman import PostOffice
 from broker.transport.runs import LateRun
+
+
+@attrs.frozen(eq=False)
+class Search:
+    """What is left to be sent of the retained values that a subscription has found: in slices, the next of which
+    is searched for when it is asked for."""
+
+    subscription: Subscription
+    slices: Iterator[Sequence[Publication]]
+    recovered: bool
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether its subscription has not ended."""
+        name = self.subscription.name
+        return self.subscription.subscriber.subscriptions.get(name) is self.subscription
 
 
 @attrs.define(eq=False)
@@ -37,6 +54,8 @@ class Peer(Session):
     """Starts a task that ends with the connection at the latest."""
     _mailbox: "PeerAudience | None" = attrs.field(init=False, default=None)
     _letters: Letters | None = attrs.field(init=False, default=None)
+    # None while nobody sends what they find.
+    _searches: "deque[Search] | None" = attrs.field(init=False, default=None)
 
     @property
     def is_reachable(self) -> bool:
@@ -57,6 +76,31 @@ class Peer(Session):
         if self._letters is None:
             self._letters = Letters(self.outbox)
         return self._letters
+
+    # what was retained
+
+    @property
+    def searches_waiting(self) -> int:
+        """Searches that are left to be sent, besides the one that is being sent."""
+        return len(self._searches or ())
+
+    def add_search(self, search: Search) -> bool:
+        """Have what is left of a search sent, behind all before it; whether somebody has to begin to do so. Those
+        whose subscriptions have ended go when they outnumber the others: constant per search."""
+        if self._searches is None:
+            self._searches = deque((search,))
+            return True
+        if len(self._searches) > 2 * len(self.subscriptions):
+            self._searches = deque(each for each in self._searches if each.is_wanted)
+        self._searches.append(search)
+        return False
+
+    def next_search(self) -> Search | None:
+        """The search that is next, with whoever sends what it finds; None if there is none any more."""
+        if not self._searches:
+            self._searches = None
+            return None
+        return self._searches.popleft()
 
     @property
     def keeps_up(self) -> bool:

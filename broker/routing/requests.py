@@ -4,11 +4,16 @@ The one who is asked gets a publication tagged `reply_to`, and answers with that
 in exactly one of: the answer; `NOBODY_LISTENS`, at once when there is nobody to ask, or when the
 one who was asked goes; `NO_ANSWER` when its time is over.
 
-Rule: nothing here waits. The answer is handed to a function, so a client that has asked goes on
-with its other commands, and two that ask each other do not block each other.
+Rules:
+
+1. Nothing here waits. The answer is handed to a function, so a client that has asked goes on with its
+   other commands, and two that ask each other do not block each other.
+2. A client may be asked by any number of others, each a hundred times. So nothing is linear in the requests
+   that wait for one client, and those that end at once end a few at a time.
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from math import inf
@@ -19,7 +24,7 @@ import attrs
 from broker.core.messages import ClientInfo, Fd, Publication
 from broker.core.names import direct_fd
 from broker.core.session import Phase, Subscription
-from broker.core.work import ASKED, LISTENERS
+from broker.core.work import ANSWERED, ASK, ASKED, LISTENERS
 from broker.errors import ErrorCode, Refused
 from broker.routing.queue_groups import GroupRecipient
 from broker.routing.recipients import Peer
@@ -73,6 +78,8 @@ class Requests:
     _requests: dict[int, _Request] = attrs.field(init=False, factory=dict)
     # The numbers that each connection has a part in, whoever asks and whoever answers.
     _of: dict[Fd, set[int]] = attrs.field(init=False, factory=dict)
+    # How many of them each has asked.
+    _asked: "Counter[Fd]" = attrs.field(init=False, factory=Counter)
     _due: list[tuple[float, int]] = attrs.field(init=False, factory=list)
     _last: int = attrs.field(init=False, default=0)
 
@@ -105,8 +112,7 @@ class Requests:
         asker waits for a client that is behind.
         """
         asker_fd = 0 if asker is None else asker.fd
-        mine = self._of.get(asker_fd, ())
-        if asker_fd and sum(self._requests[n].asker == asker_fd for n in mine) >= MAX_ASKED:
+        if asker_fd and self._asked[asker_fd] >= MAX_ASKED:
             text = f"more than {MAX_ASKED} requests wait for an answer"
             raise Refused(ErrorCode.LIMIT_EXCEEDED, text)
         info = None if asker is None else asker.info
@@ -140,6 +146,7 @@ class Requests:
         if is_behind:
             peer.letters.check(info, peer.fd)
         self._last = number
+        self.router.meter.add(ASK)
         assert peer.codec is not None, "a client that is asked has connected"
         frames = (peer.codec.publication(name, Publication(to, data, info, tags=tags)),)
         run = peer.letters.write(frames, "", info) if is_behind else Run(frames)
@@ -151,6 +158,7 @@ class Requests:
     def _open(self, request: _Request, due: float) -> None:
         number = request.number
         self._requests[number] = request
+        self._asked[request.asker] += 1
         for fd in {request.asker, request.responder}:
             self._of.setdefault(fd, set()).add(number)
         if due < inf:
@@ -182,29 +190,48 @@ class Requests:
             if len(self._due) > 2 * len(self._requests) + 64:
                 self._due = [entry for entry in self._due if entry[1] in self._requests]
                 heapq.heapify(self._due)
+            self._asked[request.asker] -= 1
+            if not self._asked[request.asker]:
+                del self._asked[request.asker]
             for fd in {request.asker, request.responder}:
                 numbers = self._of[fd]
                 numbers.discard(number)
                 if not numbers:
                     del self._of[fd]
 
-    def leave(self, fd: Fd) -> None:
-        """A connection is gone: those that wait for it learn so, and its own requests are forgotten."""
-        for number in list(self._of.get(fd, ())):
+    def has(self, fd: Fd) -> bool:
+        """Whether a connection has a part in any request that is open."""
+        return fd in self._of
+
+    def leave(self, fd: Fd, work: float = inf) -> None:
+        """A connection is gone: those that wait for it learn so, and its own requests are forgotten; as many
+        of both as so much work goes for."""
+        meter = self.router.meter
+        until = meter.done + work
+        while meter.done < until and (numbers := self._of.get(fd)):
+            number = numbers.pop()
             request = self._requests[number]
             self.forget(number)
+            meter.add(ANSWERED)
             if request.asker != fd:
                 gone = f"fd {fd} has gone without an answer"
                 request.answer(Refused(ErrorCode.NOBODY_LISTENS, gone))
 
-    def expire(self, now: float) -> None:
-        """End what has waited for too long. Call it about once a second."""
+    def expire(self, now: float, work: float = inf) -> bool:
+        """End what has waited for too long, as far as so much work goes; whether there is more. Call it about
+        once a second."""
+        meter = self.router.meter
+        until = meter.done + work
         while self._due and self._due[0][0] <= now:
+            if meter.done >= until:
+                return True
             _, number = heapq.heappop(self._due)
             request = self._requests.get(number)
             if request is not None:
                 self.forget(number)
+                meter.add(ANSWERED)
                 request.answer(Refused(ErrorCode.NO_ANSWER))
+        return False
 
     def _responder(self, to: str, asker: Fd, tags: dict[str, str]) -> tuple[str, Peer]:
         """The client that is asked, and the name under which it gets the request."""

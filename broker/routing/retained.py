@@ -1,19 +1,25 @@
 """Retained values on their way to a new subscriber: in slices, as the peer takes them.
 
-Rule: a value is sent only if it was retained before the subscription began, and only to a subscriber
-who may have it at that moment.
+Rules:
+
+1. A value is sent only if it was retained before the subscription began, and only to a subscriber
+   who may have it at that moment.
+2. A peer waits for its turn in one place, however many patterns it subscribes to: what is left to be sent for
+   one is sent when all before it is.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 
 import msgspec
 
 from broker.core.messages import Publication
+from broker.core.retained import SLICE
 from broker.core.session import Subscription
-from broker.core.work import COMMAND, FILTER_NODE, LISTED
-from broker.routing.recipients import Peer
+from broker.core.topics import is_pattern
+from broker.core.work import COMMAND, FILTER_NODE, LISTED, LOOKED
+from broker.routing.recipients import Peer, Search
 from broker.routing.router import DIRECT_RULES, Router
 
 
@@ -28,6 +34,7 @@ def give_retained(router: Router, subscription: Subscription, *, recovered: bool
         return
     slices = router.retained.slices(subscription.name)
     subscriber = subscription.subscriber
+    router.meter.add(_weigh_looks(router, subscription.name))
     if not isinstance(subscriber, Peer):
         for found in slices:
             _give(router, subscription, found, recovered=recovered)
@@ -37,25 +44,33 @@ def give_retained(router: Router, subscription: Subscription, *, recovered: bool
     second = next(slices, None)
     if second is not None:
         rest = chain((second,), slices)
-        subscriber.start_soon(
-            partial(_give_rest, router, subscription, subscriber, rest, recovered)
-        )
+        if subscriber.add_search(Search(subscription, rest, recovered)):
+            subscriber.start_soon(partial(_give_rest, router, subscriber))
 
 
-async def _give_rest(
-    router: Router,
-    subscription: Subscription,
-    peer: Peer,
-    slices: Iterator[Sequence[Publication]],
-    recovered: bool,
-) -> None:
-    """Send the other slices, each in its turn, and no faster than the peer takes them."""
-    for found in slices:
-        await peer.outbox.wait_below(router.settings.config.outbox_bytes // 2)
-        await router.turns.wait()
-        if peer.subscriptions.get(subscription.name) is not subscription:
-            return
-        _give(router, subscription, found, recovered=recovered)
+def weigh_retained(router: Router, name: str) -> float:
+    """The work of what a new subscriber to this name is given at once, at most."""
+    if not is_pattern(name):
+        return COMMAND + (LISTED if router.retained.get(name) is not None else 0.0)
+    return COMMAND + _weigh_looks(router, name) + min(len(router.retained), SLICE) * LISTED
+
+
+def _weigh_looks(router: Router, name: str) -> float:
+    """The work of the search for one slice."""
+    return min(len(router.retained), SLICE) * LOOKED if is_pattern(name) else 0.0
+
+
+async def _give_rest(router: Router, peer: Peer) -> None:
+    """Send the other slices of all that this peer has subscribed to, each in its turn, and no faster than the
+    peer takes them."""
+    while (search := peer.next_search()) is not None:
+        for found in search.slices:
+            await peer.outbox.wait_below(router.settings.config.outbox_bytes // 2)
+            await router.turns.wait(weigh_retained(router, search.subscription.name))
+            if not search.is_wanted:
+                break
+            router.meter.add(_weigh_looks(router, search.subscription.name))
+            _give(router, search.subscription, found, recovered=search.recovered)
 
 
 def _give(

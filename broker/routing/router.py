@@ -559,6 +559,11 @@ class Router:
             self.watchers.roster.entered(subscription)
         _emit(self.events, EventKind.SUBSCRIBED, subscription)
 
+    def weigh_subscribing(self, name: str) -> float:
+        """The work of a subscription to a name: filed, and those who watch it told."""
+        pattern = PATTERN if is_pattern(name) else 0.0
+        return SUBSCRIPTION + pattern + self.watchers.weigh(name)
+
     def unsubscribe(
         self,
         subscriber: Subscriber,
@@ -576,14 +581,19 @@ class Router:
 
     def leave(self, peer: Peer, work: float = inf) -> None:
         """Remove the subscriptions of a peer that goes, and tell those who watch; as many of them as
-        so much work goes for, and one at least."""
+        so much work goes for. That may be none: see `weigh_leaving`."""
         self._end_run()
         until = self.meter.done + work
         for name in list(peer.subscriptions):
+            if self.meter.done + LEFT + self.watchers.weigh(name) > until:
+                break
             self.meter.add(LEFT)
             self.unsubscribe(peer, name, UnsubscribeCode.DISCONNECT, "disconnected")
-            if self.meter.done >= until:
-                break
+
+    def weigh_leaving(self, peer: Peer) -> float:
+        """The work of removing the next subscription of a peer that goes; 0 where it has none."""
+        name = next(iter(peer.subscriptions), None)
+        return 0.0 if name is None else LEFT + self.watchers.weigh(name)
 
     def bind(self, peer: Peer, user: str) -> list[str]:
         """Make a peer another user's, in one step, and tell those who watch its topics.

@@ -20,15 +20,15 @@ from msgspec import Raw
 from broker.core.messages import Position, Publication
 from broker.core.names import DIRECT, PERSONAL
 from broker.core.session import Grant, Subscription, subscription_bytes
-from broker.core.tags import CompiledFilter
+from broker.core.tags import CompiledFilter, weigh_filter
 from broker.core.topics import is_pattern, mistaken_for_pattern
-from broker.core.work import FILTER_KILOBYTE, FILTER_NODE
+from broker.core.work import FILTER_NODE
 from broker.errors import ErrorCode, Refused
 from broker.protocols.codec import Codec
 from broker.protocols.commands import SubscribeRequest
-from broker.routing.reading import listed_bytes, listing_work
+from broker.routing.reading import listed_bytes, listing_work, weigh_recovery
 from broker.routing.recipients import Peer
-from broker.routing.retained import give_retained
+from broker.routing.retained import give_retained, weigh_retained
 from broker.routing.router import Router
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
@@ -47,6 +47,18 @@ def check_subscribable(router: Router, peer: Peer, name: str) -> None:
     limit = router.settings.config.max_topics
     if len(peer.subscriptions) >= limit:
         raise Refused(ErrorCode.LIMIT_EXCEEDED, f"more than {limit} subscriptions")
+
+
+def weigh_subscribing(router: Router, request: SubscribeRequest) -> float:
+    """The work of a subscription that a client asks for: filed, its filter compiled, what it has missed and what
+    is retained for it listed, those who watch told."""
+    name = request.channel
+    work = router.weigh_subscribing(name) + weigh_retained(router, name)
+    if request.tf is not None:
+        work += weigh_filter(request.tf)
+    if request.recover:
+        work += weigh_recovery(router, name, request.offset)
+    return work
 
 
 @attrs.frozen
@@ -201,7 +213,7 @@ def _compiled(router: Router, peer: Peer, request: SubscribeRequest) -> Compiled
         wanted = CompiledFilter(request.tf)
     except ValueError as error:
         raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
-    router.meter.add(wanted.bytes / 1024 * FILTER_KILOBYTE)
+    router.meter.add(weigh_filter(request.tf))
     limit = router.settings.config.max_filter_nodes
     if peer.filter_nodes + wanted.nodes > limit:
         raise Refused(ErrorCode.LIMIT_EXCEEDED, f"filters with more than {limit} nodes together")

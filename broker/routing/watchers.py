@@ -13,7 +13,7 @@ from broker.access.rights import Rights
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo
 from broker.core.session import Subscription
-from broker.core.work import PEER, Meter
+from broker.core.work import PEER, WRITE, Meter
 from broker.protocols.codec import Codec
 from broker.routing.elsewhere import Roster
 from broker.routing.recipients import Peer
@@ -32,6 +32,11 @@ class Watchers:
     end_run: Callable[[], None]
     """Sends out the open run: all that it reaches were here before."""
     roster: Roster | None = None
+
+    def weigh(self, name: str) -> float:
+        """The work of telling those who watch a topic of somebody, at most."""
+        watching = self.hub.watching(name)
+        return watching * (PEER + WRITE) if watching and self._are_told(name) else 0.0
 
     def joined(self, subscription: Subscription) -> None:
         """Tell those who watch a topic that somebody subscribed, the subscriber among them."""

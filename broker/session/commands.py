@@ -41,12 +41,12 @@ from broker.routing.reading import (
     presence_counts,
     presence_page,
     weigh_history,
-    weigh_recovery,
 )
 from broker.routing.subscriptions import (
     check_subscribable,
     is_recoverable,
     plan_subscription,
+    weigh_subscribing,
 )
 from broker.session.expiry import deadline, expiry_fields
 from broker.session.replies import NOTHING, Client
@@ -68,8 +68,12 @@ class Handler(ABC):
         """Ask, and return the answer for `act`. Raises `Refused` and `Disconnect`."""
         return None
 
-    def weigh(self, client: Client, command: Command) -> float:
-        """The work that `act` is going to take besides that of every command; see `core.work`."""
+    def weigh(self, client: Client, command: Command, answer: object = None) -> float:
+        """The work that `act` is going to take besides that of every command, about; see `core.work`. `answer`
+        is None where nobody was asked, or before that.
+
+        It is all that others know of the step: one that is not told is too much, where many come to it at once.
+        """
         return 0.0
 
     def is_held(self, client: Client, command: Command) -> bool:
@@ -208,13 +212,12 @@ class Subscribe(Handler):
         await client.fetch(self.topics(client, command, None))
         return _SubscribeAnswer(token, reply or SubscribeReply())
 
-    def weigh(self, client: Client, command: Command) -> float:
+    def weigh(self, client: Client, command: Command, answer: object = None) -> float:
         request = command.subscribe
         assert request is not None
-        work = weigh_token(client, request.token)
-        if request.recover:
-            work += weigh_recovery(client.services.router, request.channel, request.offset)
-        return work
+        return weigh_token(client, request.token) + weigh_subscribing(
+            client.services.router, request
+        )
 
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
         request = command.subscribe
@@ -262,6 +265,10 @@ def _group_of(client: Client, request: SubscribeRequest) -> str:
 
 
 class Unsubscribe(Handler):
+    def weigh(self, client: Client, command: Command, answer: object = None) -> float:
+        assert command.unsubscribe is not None
+        return client.services.router.watchers.weigh(command.unsubscribe.channel)
+
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
         assert command.unsubscribe is not None
         client.services.router.unsubscribe(client.peer, command.unsubscribe.channel)
@@ -276,7 +283,7 @@ class SubRefresh(Handler):
         assert command.sub_refresh is not None
         return await ask_subscription_token(client, command.sub_refresh.token)
 
-    def weigh(self, client: Client, command: Command) -> float:
+    def weigh(self, client: Client, command: Command, answer: object = None) -> float:
         assert command.sub_refresh is not None
         return weigh_token(client, command.sub_refresh.token)
 
@@ -355,7 +362,7 @@ class _ReadsPresence(Handler):
     async def _read(self, client: Client, topic: str, neighbourhood: Neighbourhood) -> object:
         """Fetch who is on a topic on all nodes, for `act`. Raises `Refused`."""
 
-    def weigh(self, client: Client, command: Command) -> float:
+    def weigh(self, client: Client, command: Command, answer: object = None) -> float:
         return MEMBER * client.services.router.hub.count(self._topic(command))
 
     def _topic(self, command: Command) -> str:
@@ -383,7 +390,7 @@ class Presence(_ReadsPresence):
 
 
 class PresenceStats(_ReadsPresence):
-    def weigh(self, client: Client, command: Command) -> float:
+    def weigh(self, client: Client, command: Command, answer: object = None) -> float:
         return super().weigh(client, command) / 10
 
     async def _read(self, client: Client, topic: str, neighbourhood: Neighbourhood) -> object:
@@ -431,7 +438,7 @@ class History(Handler):
         services.router.meter.add(listing_work(publications))
         return client.codec.stream(publications, top)
 
-    def weigh(self, client: Client, command: Command) -> float:
+    def weigh(self, client: Client, command: Command, answer: object = None) -> float:
         request = command.history
         assert request is not None
         since = None if request.since is None else request.since.offset

@@ -16,6 +16,7 @@ from broker.config.settings import Config
 from broker.core.event_queue import EventKind
 from broker.core.names import DIRECT, PERSONAL, personal_topic
 from broker.core.session import Decider, Grant, PhaseEvent
+from broker.core.work import COMMAND, SUBSCRIPTION
 from broker.errors import (
     CloseCode,
     Disconnect,
@@ -43,6 +44,12 @@ from broker.version import VERSION
 
 NAME_LENGTH: Final = 64
 """Characters that are kept of what a client calls itself: its program and its version, for a log."""
+
+USUAL_TOKEN: Final = 1024
+"""Bytes of a token that names few topics, if any. The other bytes of a longer one may all name some."""
+
+TOPIC_IN_TOKEN: Final = 8
+"""Bytes of a token for each topic that it lets its bearer subscribe to, at least: six before they are base64."""
 
 _NOT_SEEN_BEFORE: Final = SubscribeRequest()
 
@@ -142,9 +149,13 @@ class Connect(Handler):
             reply = await client.services.hooks.connect(event)
         return _ConnectAnswer(token, reply or ConnectReply())
 
-    def weigh(self, client: Client, command: Command) -> float:
+    def weigh(self, client: Client, command: Command, answer: object = None) -> float:
         assert command.connect is not None
-        return weigh_token(client, command.connect.token)
+        given = command.connect.token
+        topics = max(0, len(given) - USUAL_TOKEN) / TOPIC_IN_TOKEN
+        if isinstance(answer, _ConnectAnswer):
+            topics = len(answer.reply.topics) + len(answer.token.subs if answer.token else ())
+        return weigh_token(client, given) + topics * (SUBSCRIPTION + COMMAND)
 
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
         request = command.connect
@@ -311,7 +322,7 @@ class Refresh(Handler):
         assert command.refresh is not None
         return await ask_connection_token(client, command.refresh.token)
 
-    def weigh(self, client: Client, command: Command) -> float:
+    def weigh(self, client: Client, command: Command, answer: object = None) -> float:
         assert command.refresh is not None
         return weigh_token(client, command.refresh.token)
 

@@ -343,20 +343,23 @@ class Connection(Profile):
             self._topics_left = tuple(peer.subscriptions)
         services.router.hub.sessions.retire(peer)
         peer.outbox.wake()
-        services.requests.leave(peer.fd)
+        services.requests.leave(peer.fd, work)
         services.publisher.forget(peer)
         if services.wills.weigh(peer.fd) <= work:
             services.wills.carry_out(peer, close)
             services.router.leave(peer, work)
 
     async def _leave_rest(self, close: Close) -> None:
-        """Leave what is left, in turns with all others: a peer may have a thousand topics and a will for
-        as many readers, and a thousand peers may go at once."""
+        """Leave what is left, in turns with all others: a peer may have a thousand topics, a will for as many
+        readers and a hundred thousand requests to answer, and a thousand peers may go at once."""
         services, peer = self._services, self.peer
-        while peer.subscriptions or services.wills.weigh(peer.fd):
-            await services.router.turns.wait(services.wills.weigh(peer.fd) + SLICE)
-            services.wills.carry_out(peer, close)
-            services.router.leave(peer, SLICE)
+        router, wills, requests = services.router, services.wills, services.requests
+        while peer.subscriptions or wills.weigh(peer.fd) or requests.has(peer.fd):
+            topics = max(SLICE, router.weigh_leaving(peer))
+            await router.turns.wait(wills.weigh(peer.fd) + topics)
+            wills.carry_out(peer, close)
+            requests.leave(peer.fd, SLICE)
+            router.leave(peer, topics)
 
     def _see_out_beside(self) -> None:
         if not self._is_seen_out:
@@ -450,25 +453,27 @@ class Connection(Profile):
 
     # time
 
-    def beat(self, now: float) -> None:
+    def beat(self, now: float) -> bool:
         """Look at what has expired, and at a peer that is silent or stale; note in `look_at` until when
-        nothing of that is due."""
-        if self._closing is None:
-            end_expired(self, now)
+        nothing of that is due. Whether it has to be called again, as more has expired than is ended in one
+        step."""
+        if self._closing is None and end_expired(self, now):
+            return True
         # While it waits for a hook it is not the peer who is late.
         waits_for_us = self._waiting and self.peer.phase is Phase.OPEN
         required = self._services.tokens.required
         if not waits_for_us and self.heartbeat.is_stale(now, tokens_required=required):
             self.close(CloseCode.STALE, "stale")
         if self._closing is not None:
-            return
+            return False
         if not self.heartbeat.beat(now, answers_pings=self.answers_pings):
             talks = self.peer.phase is Phase.CONNECTED
             code = CloseCode.NO_PONG if talks else CloseCode.INTERNAL_ERROR
             self.close(code, "no pong", Initiator.HEARTBEAT)
-            return
+            return False
         due = now if waits_for_us else self.heartbeat.due(now, tokens_required=required)
         self.peer.look_at = min(self.peer.next_expiry, due)
+        return False
 
 
 _CUT: Final = Close(CloseCode.ABNORMAL, "cut", Initiator.SHUTDOWN)

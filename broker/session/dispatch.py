@@ -87,7 +87,7 @@ class Publish(Handler):
         assert request is not None
         return await ask_publish(client, request.channel, client.payload(request.data))
 
-    def weigh(self, client: Client, command: Command) -> float:
+    def weigh(self, client: Client, command: Command, answer: object = None) -> float:
         assert command.publish is not None
         return client.services.router.weigh(command.publish.channel)
 
@@ -153,7 +153,7 @@ class _ToRead(Handler):
     def is_held(self, client: Client, command: Command) -> bool:
         return False
 
-    def weigh(self, client: Client, command: Command) -> float:
+    def weigh(self, client: Client, command: Command, answer: object = None) -> float:
         assert isinstance(command, Unread)
         return command.work
 
@@ -497,7 +497,7 @@ class Dispatcher:
             else:
                 await self.services.router.engine.wait_room()
         if turn.failure is None:
-            await self._share.wait_room(handler.weigh(client, command))
+            await self._share.wait_room(handler.weigh(client, command, turn.answer))
             # The step that may have to wait comes last: all that is known holds until the next checkpoint.
             try:
                 await client.fetch(handler.topics(client, command, turn.answer))

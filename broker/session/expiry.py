@@ -9,6 +9,7 @@ import trio
 
 from broker.access.tokens import Tokens, ttl
 from broker.core.session import Session
+from broker.core.work import COMMAND, LEFT, SLICE
 from broker.errors import CloseCode, ErrorCode, Refused, UnsubscribeCode
 from broker.session.services import ServedConnection
 
@@ -51,18 +52,23 @@ def expire(connection: ServedConnection, tokens: Tokens, when: float | None) -> 
     return True
 
 
-def end_expired(connection: ServedConnection, now: float) -> None:
-    """End what has expired and was not refreshed. Costs one comparison unless something has."""
-    session = connection.peer
+def end_expired(connection: ServedConnection, now: float) -> bool:
+    """End what has expired and was not refreshed, as far as a slice of work goes; whether there is more. Costs
+    one comparison unless something has."""
+    session, orders = connection.peer, connection.orders
     if now < session.next_expiry:
-        return
+        return False
     if now >= session.expires_at:
         connection.close(CloseCode.EXPIRED, "connection expired")
-        return
+        return False
+    meter = orders.router.meter
+    until = meter.done + SLICE
     for name, subscription in list(session.subscriptions.items()):
         if now >= subscription.expires_at:
-            connection.orders.end_subscription(
-                name, UnsubscribeCode.EXPIRED, "subscription expired"
-            )
+            if meter.done >= until:
+                return True
+            meter.add(LEFT + COMMAND)
+            orders.end_subscription(name, UnsubscribeCode.EXPIRED, "subscription expired")
     ends = [subscription.expires_at for subscription in session.subscriptions.values()]
     session.next_expiry = min([session.expires_at, *ends])
+    return False

@@ -196,14 +196,18 @@ _aims: Final = Decoder(_Aim)
 class Rpc(Handler):
     """A call of one of our methods, or else of the app's."""
 
-    def weigh(self, client: Client, command: Command) -> float:
+    def weigh(self, client: Client, command: Command, answer: object = None) -> float:
         assert command.rpc is not None
         if command.rpc.method not in ("publish", "request"):
             return 0.0
         try:
             aim = _aims.decode(command.rpc.data)
         except DecodeError:
-            return 0.0  # it is refused, or written in a way that nobody needs
+            # It is refused, or written in a way that this decoder refuses and `_params` reads.
+            try:
+                aim = read(bytes(command.rpc.data), _Aim)
+            except BadJson:
+                return 0.0
         return client.services.publisher.weigh(aim.topic or aim.to)
 
     def must_ask(self, client: Client, command: Command) -> bool:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tests.hostile import (  # noqa: F401
     bombs,
+    combined,
     floods,
     frames,
     heads,

@@ -232,7 +232,7 @@ async def _patterns_and_reads(field: Field) -> Sequence[str]:
     answers = await subscribe_all(peer, [{"channel": each} for each in matching(990)])
     field.nursery.start_soon(drained, peer)
     with trio.move_on_after(2):
-        await _repeat(publisher, text({"publish": {"channel": TARGET, "data": 1}}) * 500)
+        await repeat(publisher, text({"publish": {"channel": TARGET, "data": 1}}) * 500)
     return served(answers)
 
 
@@ -244,7 +244,7 @@ def _large_for_many(named: str, size: int) -> None:
         peer, publisher = await field.open_clients(2)
         answers = await subscribe_all(peer, [{"channel": each} for each in matching(990)])
         with trio.move_on_after(4):
-            await _repeat(publisher, text({"publish": {"channel": TARGET, "data": "x" * size}}))
+            await repeat(publisher, text({"publish": {"channel": TARGET, "data": "x" * size}}))
         return served(answers)
 
 
@@ -262,7 +262,7 @@ async def _many_calls(field: Field) -> Sequence[str]:
     with trio.move_on_after(3):
         async with trio.open_nursery() as nursery:
             for caller in callers:
-                nursery.start_soon(_repeat, caller, text(call))
+                nursery.start_soon(repeat, caller, text(call))
                 nursery.start_soon(drained, caller)
     return served(answers)
 
@@ -728,7 +728,7 @@ async def _retained_large(field: Field) -> Sequence[str]:
 # floods
 
 
-async def _flooders(
+async def flooders(
     field: Field, count: int, data: bytes, *, seconds: float = 2.5, reads: bool = True
 ) -> None:
     """As many clients that send the same again and again, and come back when they are sent away."""
@@ -755,7 +755,7 @@ async def _presence(field: Field) -> Sequence[str]:
     for peer in await field.open_clients(100):
         await peer.call(subscribe={"channel": "crowd"})
     asked = text(*({"id": n, "presence": {"channel": "crowd"}} for n in range(2, 200)))
-    await _flooders(field, 16, asked)
+    await flooders(field, 16, asked)
     return ["served"]
 
 
@@ -769,14 +769,14 @@ async def _tokens(field: Field) -> Sequence[str]:
     )
     shown = f"{head.rstrip('=')}.{claims.rstrip('=')}.{urlsafe_b64encode(b's' * 96).decode()}"
     data = text(*({"id": n, "subscribe": {"channel": "t", "token": shown}} for n in range(2, 200)))
-    await _flooders(field, 16, data)
+    await flooders(field, 16, data)
     return ["served"]
 
 
 @hostile("flood/16 clients send empty fragments", ISSUE, "served", attackers=16, p50_ms=20.0)
 async def _fragments(field: Field) -> Sequence[str]:
     data = frame(TEXT, fin=False) + frame(CONTINUATION, fin=False) * 10_000
-    await _flooders(field, 16, data)
+    await flooders(field, 16, data)
     return ["served"]
 
 
@@ -856,21 +856,21 @@ async def _apart(field: Field) -> Sequence[str]:
 @hostile("flood/16 clients publish as fast as they can", ISSUE, "served", attackers=16)
 async def _publishes(field: Field) -> Sequence[str]:
     data = text({"publish": {"channel": "flood", "data": "x" * 60}}) * 600
-    await _flooders(field, 16, data)
+    await flooders(field, 16, data)
     return ["served"]
 
 
 @hostile("flood/16 clients publish with an id", ISSUE, "served", attackers=16)
 async def _publishes_answered(field: Field) -> Sequence[str]:
     data = text({"id": 9, "publish": {"channel": "flood", "data": 1}}) * 1000
-    await _flooders(field, 16, data)
+    await flooders(field, 16, data)
     return ["served"]
 
 
 @hostile("flood/16 clients ask and do not read", ISSUE, "served", attackers=16, peak_mib=128.0)
 async def _unread(field: Field) -> Sequence[str]:
     data = text({"id": 9, "rpc": {"method": "frobnicate"}}) * 1000
-    await _flooders(field, 16, data, reads=False)
+    await flooders(field, 16, data, reads=False)
     return ["served"]
 
 
@@ -883,7 +883,7 @@ async def _churn(field: Field) -> Sequence[str]:
         {"id": 8, "subscribe": {"channel": "door", "join_leave": True}},
         {"id": 9, "unsubscribe": {"channel": "door"}},
     )
-    await _flooders(field, 16, data * 100)
+    await flooders(field, 16, data * 100)
     return ["served"]
 
 
@@ -921,7 +921,7 @@ async def _one_way_lists(field: Field) -> Sequence[str]:
 
 @hostile("flood/16 peers that were sent away", ISSUE, "served", attackers=16)
 async def _sent_away(field: Field) -> Sequence[str]:
-    await _flooders(field, 16, frame(3) + frame(TEXT, b"x" * 100) * 5000, reads=False)
+    await flooders(field, 16, frame(3) + frame(TEXT, b"x" * 100) * 5000, reads=False)
     return ["served"]
 
 
@@ -932,12 +932,12 @@ async def _direct(field: Field) -> Sequence[str]:
         async with trio.open_nursery() as nursery:
             for peer, other in zip(peers, peers[1:] + peers[:1], strict=True):
                 data = text({"publish": {"channel": f"fd:{other.fd}", "data": "x" * 60}}) * 100
-                nursery.start_soon(_repeat, peer, data)
+                nursery.start_soon(repeat, peer, data)
                 nursery.start_soon(drained, peer)
     return ["served"]
 
 
-async def _repeat(peer: Peer, data: bytes) -> None:
+async def repeat(peer: Peer, data: bytes) -> None:
     try:
         while True:
             await peer.send(data)
@@ -993,7 +993,7 @@ async def _victim(field: Field) -> Sequence[str]:
     victim = await field.open_client(receive_buffer=65536)
     flooder = await field.open_client()
     data = text({"publish": {"channel": f"fd:{victim.fd}", "data": "x" * 60_000}})
-    field.nursery.start_soon(_repeat, flooder, data)
+    field.nursery.start_soon(repeat, flooder, data)
     with trio.move_on_after(4):
         try:
             await victim.follow(2e6)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from math import inf
 
 import pytest
@@ -12,6 +13,7 @@ from broker import (
     Refused,
 )
 from broker.core.session import Decider
+from broker.core.work import ANSWERED
 from broker.protocols.plain import PLAIN
 from broker.routing.reader import Reader
 from broker.routing.recipients import Peer
@@ -404,3 +406,48 @@ async def test_requests_to_a_group_go_around_its_members_that_may_hear_it() -> N
     for _ in range(3):
         requests.ask("a#ann", b"1", asker, Asker())
     assert [len(runs(peer)) for peer in by_pattern] == [3, 0]
+
+
+async def test_requests_that_end_together_end_a_few_at_a_time() -> None:
+    """A hundred thousand may wait for one client, and end when it goes or when their time is over."""
+    router = make_router()
+    requests, responder = Requests(router), attach(router)
+    ends: list[object] = []
+    for _ in range(30):
+        asker = attach(router)
+        requests.ask(f"fd:{responder.fd}", b"1", asker, ends.append, due=5.0)
+    assert requests.expire(6.0, 10 * ANSWERED)
+    assert (len(ends), len(requests)) == (10, 20)
+    requests.leave(responder.fd, 10 * ANSWERED)
+    assert (len(ends), len(requests)) == (20, 10)
+    assert requests.has(responder.fd)
+    requests.leave(responder.fd)
+    assert (len(ends), len(requests)) == (30, 0)
+    assert not requests.has(responder.fd)
+    assert not requests.expire(6.0, 10 * ANSWERED)
+    assert len(ends) == 30
+
+
+async def test_to_ask_costs_the_same_however_many_wait_for_the_asker() -> None:
+    router = make_router()
+    requests, asker, other = Requests(router), attach(router), attach(router)
+
+    def steps() -> int:
+        """How many calls, and resumptions of generators, it takes to ask."""
+        count = 0
+
+        def note(*_: object) -> None:
+            nonlocal count
+            count += 1
+
+        sys.setprofile(note)
+        try:
+            requests.ask(f"fd:{other.fd}", b"1", asker, lambda result: None)
+        finally:
+            sys.setprofile(None)
+        return count
+
+    before = steps()
+    for _ in range(200):
+        requests.ask(f"fd:{asker.fd}", b"1", None, lambda result: None)
+    assert steps() < before + 10

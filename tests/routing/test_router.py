@@ -556,15 +556,20 @@ async def test_a_peer_that_goes_leaves_as_much_as_the_work_goes_for() -> None:
     router.leave(peer, 10 * LEFT)
     assert list(peer.subscriptions) == names[10:]
     router.leave(peer, 0)
-    assert list(peer.subscriptions) == names[11:]
+    assert list(peer.subscriptions) == names[10:]
     watcher = attach(router)
     for name in names:
         router.subscribe(subscription(watcher, name, join_leave=True))
-    router.leave(peer, 10 * LEFT + 10 * PEER)  # they are told, which is work as well
-    assert list(peer.subscriptions) == names[21:]
+    # They are told, which is work as well.
+    assert router.weigh_leaving(peer) == LEFT + PEER + WRITE
+    router.leave(peer, LEFT + PEER)
+    assert list(peer.subscriptions) == names[10:]
+    router.leave(peer, LEFT + PEER + WRITE)
+    assert list(peer.subscriptions) == names[11:]
     router.leave(peer)
     assert peer.subscriptions == {}
-    assert len(watcher.outbox.mail) == 89
+    assert router.weigh_leaving(peer) == 0
+    assert len(watcher.outbox.mail) == 90
 
 
 # with the real post office

@@ -156,3 +156,27 @@ async def test_an_ended_subscription_takes_its_deadline_along(
     await peer.request(unsubscribe={"channel": "room"})
     await peer.request(subscribe={"channel": "room"})
     assert await silent_for(peer, 200)
+
+
+async def test_subscriptions_that_expire_together_end_a_few_at_a_time(
+    autojump_clock: MockClock, keyed: Network
+) -> None:
+    """A client may have a thousand, whose tokens all end at the full hour."""
+    peer = await connect(keyed, sub="alice")
+    topics = [f"$t{number}" for number in range(300)]
+    for topic in topics:
+        given = token(keyed, 60, sub="alice", channel=topic)
+        await peer.request(subscribe={"channel": topic, "token": given})
+    (connection,) = keyed.broker.connections()
+    served = keyed.broker._node.services.connections[connection.fd]  # type: ignore[union-attr]
+    now = trio.current_time() + 86
+    assert served.beat(now), "there is more"
+    left = len(served.peer.subscriptions)
+    assert 100 < left < 300
+    while served.beat(now):
+        assert len(served.peer.subscriptions) < left
+        left = len(served.peer.subscriptions)
+    assert not served.peer.subscriptions
+    assert served.peer.next_expiry > now
+    ended = [await next_push(peer) for _ in topics]
+    assert {each["channel"] for each in ended} == set(topics)
