@@ -559,11 +559,6 @@ class Router:
             self.watchers.roster.entered(subscription)
         _emit(self.events, EventKind.SUBSCRIBED, subscription)
 
-    def weigh_subscribing(self, name: str) -> float:
-        """The work of a subscription to a name: filed, and those who watch it told."""
-        pattern = PATTERN if is_pattern(name) else 0.0
-        return SUBSCRIPTION + pattern + self.watchers.weigh(name)
-
     def unsubscribe(
         self,
         subscriber: Subscriber,
@@ -581,7 +576,7 @@ class Router:
 
     def leave(self, peer: Peer, work: float = inf) -> None:
         """Remove the subscriptions of a peer that goes, and tell those who watch; as many of them as
-        so much work goes for. That may be none: see `weigh_leaving`."""
+        so much work goes for. That may be none: see `Watchers.weigh_leaving`."""
         self._end_run()
         until = self.meter.done + work
         for name in list(peer.subscriptions):
@@ -589,11 +584,6 @@ class Router:
                 break
             self.meter.add(LEFT)
             self.unsubscribe(peer, name, UnsubscribeCode.DISCONNECT, "disconnected")
-
-    def weigh_leaving(self, peer: Peer) -> float:
-        """The work of removing the next subscription of a peer that goes; 0 where it has none."""
-        name = next(iter(peer.subscriptions), None)
-        return 0.0 if name is None else LEFT + self.watchers.weigh(name)
 
     def bind(self, peer: Peer, user: str) -> list[str]:
         """Make a peer another user's, in one step, and tell those who watch its topics.

@@ -22,7 +22,7 @@ from broker.core.names import DIRECT, PERSONAL
 from broker.core.session import Grant, Subscription, subscription_bytes
 from broker.core.tags import CompiledFilter, weigh_filter
 from broker.core.topics import is_pattern, mistaken_for_pattern
-from broker.core.work import FILTER_NODE
+from broker.core.work import FILTER_NODE, PATTERN, SUBSCRIPTION
 from broker.errors import ErrorCode, Refused
 from broker.protocols.codec import Codec
 from broker.protocols.commands import SubscribeRequest
@@ -53,7 +53,9 @@ def weigh_subscribing(router: Router, request: SubscribeRequest) -> float:
     """The work of a subscription that a client asks for: filed, its filter compiled, what it has missed and what
     is retained for it listed, those who watch told."""
     name = request.channel
-    work = router.weigh_subscribing(name) + weigh_retained(router, name)
+    work = SUBSCRIPTION + router.watchers.weigh(name) + weigh_retained(router, name)
+    if is_pattern(name):
+        work += PATTERN
     if request.tf is not None:
         work += weigh_filter(request.tf)
     if request.recover:

@@ -13,7 +13,7 @@ from broker.access.rights import Rights
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo
 from broker.core.session import Subscription
-from broker.core.work import PEER, WRITE, Meter
+from broker.core.work import LEFT, PEER, WRITE, Meter
 from broker.protocols.codec import Codec
 from broker.routing.elsewhere import Roster
 from broker.routing.recipients import Peer
@@ -37,6 +37,11 @@ class Watchers:
         """The work of telling those who watch a topic of somebody, at most."""
         watching = self.hub.watching(name)
         return watching * (PEER + WRITE) if watching and self._are_told(name) else 0.0
+
+    def weigh_leaving(self, peer: Peer) -> float:
+        """The work of removing the next subscription of a peer that goes; 0 where it has none."""
+        name = next(iter(peer.subscriptions), None)
+        return 0.0 if name is None else LEFT + self.weigh(name)
 
     def joined(self, subscription: Subscription) -> None:
         """Tell those who watch a topic that somebody subscribed, the subscriber among them."""

@@ -355,7 +355,7 @@ class Connection(Profile):
         services, peer = self._services, self.peer
         router, wills, requests = services.router, services.wills, services.requests
         while peer.subscriptions or wills.weigh(peer.fd) or requests.has(peer.fd):
-            topics = max(SLICE, router.weigh_leaving(peer))
+            topics = max(SLICE, router.watchers.weigh_leaving(peer))
             await router.turns.wait(wills.weigh(peer.fd) + topics)
             wills.carry_out(peer, close)
             requests.leave(peer.fd, SLICE)

@@ -22,7 +22,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from enum import Enum
 from math import inf
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import attrs
 import trio
@@ -60,6 +60,10 @@ _STREAM_CHUNK = 64 * 2**10
 # Runs that are no message may wait beside `max_messages` of those that are: the ends of all
 # subscriptions that a client has, many times over, and 4 MiB at most.
 _SPARE_RUNS = 16 * 2**10
+
+STREAM_WRITES: Final = 16
+"""Writes to a bare socket that take as long as one through a stream over it, TLS or a client's without WebSocket:
+that has a task, which is begun each time. Measured 60 to 100 µs."""
 
 # A chunk is held by us, and by the stream as what it makes of it.
 _HANDS = 2
@@ -172,6 +176,7 @@ class Outbox:
         "sealed",
         "sent_at",
         "stalled",
+        "writes",
     )
 
     mail: list[Run]
@@ -227,6 +232,7 @@ class Outbox:
         self._stream = stream
         self._fileno = fileno_of(stream)
         self._below = None if self._fileno >= 0 else socket_below(stream)
+        self.writes: int = 1 if self._below is None else STREAM_WRITES
         self._ledger = ledger
         self._plain = True  # all of the next few are as they are here, and nobody waits
         self._first = 0  # before this place all is gone

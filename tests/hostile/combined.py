@@ -489,3 +489,32 @@ async def _wills(field: Field) -> Sequence[str]:
         other.reset()
     await trio.sleep(2)
     return ["gone"]
+
+
+@hostile("combined/1,000 uni_sse get broadcasts", ISSUE, "all", attackers=1000, fresh=True, setup=PATIENT,
+         seconds=60.0, peak_mib=128.0, left_mib=96.0)  # fmt: skip
+async def _broadcasts(field: Field) -> Sequence[str]:
+    for _ in range(1000):
+        subs = {name: dict[str, str]() for name in ("all", *map(str, range(10)))}
+        peer = await field.open_stream("/connection/uni_sse", {"subs": subs})
+        field.nursery.start_soon(drained, peer)
+    publisher = await field.open_client()
+    for number in range(30):
+        await publisher.say({"publish": {"channel": "all", "data": number}})
+        await trio.sleep(0.2)
+    return ["all"]
+
+
+@hostile("combined/200 full outboxes before 500 watchers", ISSUE, "served", attackers=500, fresh=True,
+         setup=PATIENT, seconds=60.0, peak_mib=512.0, left_mib=192.0)  # fmt: skip
+async def _overflow(field: Field) -> Sequence[str]:
+    """The publication that is too much for 200 of them ends these, and of each 500 others are to be told."""
+    for number in range(500):
+        peer = await field.open_client(receive_buffer=4096)
+        await peer.call(subscribe={"channel": "door", "join_leave": True})
+        if number % 5 < 3:
+            field.nursery.start_soon(drained, peer)
+    publisher = await field.open_client()
+    with trio.move_on_after(4):
+        await repeat(publisher, text({"publish": {"channel": "door", "data": "x" * 20_000}}))
+    return ["served"]

@@ -561,14 +561,14 @@ async def test_a_peer_that_goes_leaves_as_much_as_the_work_goes_for() -> None:
     for name in names:
         router.subscribe(subscription(watcher, name, join_leave=True))
     # They are told, which is work as well.
-    assert router.weigh_leaving(peer) == LEFT + PEER + WRITE
+    assert router.watchers.weigh_leaving(peer) == LEFT + PEER + WRITE
     router.leave(peer, LEFT + PEER)
     assert list(peer.subscriptions) == names[10:]
     router.leave(peer, LEFT + PEER + WRITE)
     assert list(peer.subscriptions) == names[11:]
     router.leave(peer)
     assert peer.subscriptions == {}
-    assert router.weigh_leaving(peer) == 0
+    assert router.watchers.weigh_leaving(peer) == 0
     assert len(watcher.outbox.mail) == 90
 
 

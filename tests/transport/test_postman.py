@@ -8,10 +8,12 @@ from functools import partial
 import attrs
 import pytest
 import trio
-from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
+from trio.testing import assert_no_checkpoints, memory_stream_pair, wait_all_tasks_blocked
 
+from broker.core.work import WRITE
+from broker.http.streams import HttpStream
 from broker.transport import frames, postman
-from broker.transport.outbox import Outbox
+from broker.transport.outbox import STREAM_WRITES, Outbox
 from broker.transport.postman import PostOffice, PostStatistics, open_post_office
 from broker.transport.runs import Run
 
@@ -134,6 +136,49 @@ async def test_a_long_round_lets_others_have_their_turn(monkeypatch: pytest.Monk
         assert [await one.received() for one in everyone] == [b"\x81\x01a\x81\x01b"] * 12
         # It went along to those who waited, and with another round to those who had the first.
         assert exchange.office.statistics().rounds == 2
+
+
+async def test_a_write_through_a_stream_counts_as_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a thousand clients without WebSocket are not written to in one step; and their publisher pays for it."""
+    monkeypatch.setattr(postman, "AT_ONCE", 3 * STREAM_WRITES)
+    async with open_exchange() as exchange:
+        everyone = [exchange.subscribe() for _ in range(12)]
+        for one in everyone:
+            one.outbox.writes = STREAM_WRITES
+        exchange.deliver(run_of("a"))
+        waiting = 12
+        while waiting == 12:
+            await trio.lowlevel.checkpoint()
+            waiting = sum(1 for one in everyone if one.outbox.messages)
+        assert waiting in (9, 6), (
+            "two steps, if it was the last of one turn and the first of the next"
+        )
+        assert [await one.received() for one in everyone] == [b"\x81\x01a"] * 12
+        before = exchange.office.meter.done
+        exchange.deliver(run_of("b"))
+        assert exchange.office.meter.done - before == 12 * STREAM_WRITES * WRITE
+
+
+async def test_which_outboxes_write_through_a_stream() -> None:
+    async with open_exchange() as exchange:
+        one = exchange.subscribe()
+        assert one.outbox.writes == 1
+        for stream, writes in (
+            (HttpStream(one.stream), STREAM_WRITES),
+            (memory_stream_pair()[0], 1),
+        ):
+            outbox = Outbox(
+                stream,
+                post=exchange.office.post,
+                start_writer=lambda writer: None,
+                on_slow=lambda: None,
+                on_drop=lambda dropped: None,
+                on_broken=lambda: None,
+                max_bytes=1,
+                max_messages=1,
+                stall_seconds=10,
+            )
+            assert outbox.writes == writes
 
 
 async def test_a_sealed_outbox_gets_nothing_behind_its_last_frame() -> None:
