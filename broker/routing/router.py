@@ -580,7 +580,8 @@ class Router:
         self._end_run()
         until = self.meter.done + work
         for name in list(peer.subscriptions):
-            if self.meter.done + LEFT + self.watchers.weigh(name) > until:
+            needed = LEFT + self.watchers.weigh(name)  # as `weigh_leaving` has it, to the last bit
+            if self.meter.done + needed > until:
                 break
             self.meter.add(LEFT)
             self.unsubscribe(peer, name, UnsubscribeCode.DISCONNECT, "disconnected")

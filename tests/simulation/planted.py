@@ -148,11 +148,9 @@ PLANTED: Final = (
     Mutant(
         "a subscription outlives its connection",
         "broker/routing/router.py",
-        """        for name in list(peer.subscriptions):
-            self.meter.add(LEFT)
+        """            self.meter.add(LEFT)
             self.unsubscribe(""",
-        """        for name in list(peer.subscriptions):
-            self.meter.add(LEFT)
+        """            self.meter.add(LEFT)
             if name == "tick":
                 peer.subscriptions.pop(name)
                 continue
