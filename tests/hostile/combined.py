@@ -19,6 +19,7 @@ from tests.hostile.floods import (
     retain,
     subscribe_all,
 )
+from tests.hostile.messages import TOKENS, token
 from tests.hostile.wire import Ended, Peer, frame, result, said, text
 
 ISSUE: Final = "issue 9"
@@ -518,3 +519,15 @@ async def _overflow(field: Field) -> Sequence[str]:
     with trio.move_on_after(4):
         await repeat(publisher, text({"publish": {"channel": "door", "data": "x" * 20_000}}))
     return ["served"]
+
+
+@hostile("combined/50 connect with tokens for 700 topics", ISSUE, "let in", attackers=50, fresh=True,
+         setup=TOKENS, seconds=30.0, peak_mib=128.0, left_mib=96.0)  # fmt: skip
+async def _large_tokens(field: Field) -> Sequence[str]:
+    """As when all clients of an app come back: each is let in by one step of 20 ms."""
+    shown = token({"sub": "a", "channels": [f"t{number}" for number in range(700)]})
+    peers = [await field.open_ws() for _ in range(50)]
+    for peer in peers:
+        await peer.say({"id": 1, "connect": {"token": shown}})
+    fates = {said(await peer.reply(1)) for peer in peers}
+    return ["let in" if fate == "ok" else fate for fate in sorted(fates)]
