@@ -325,11 +325,12 @@ class HistoryStore:
     ) -> None:
         """Account for `more` bytes of publications at the top, of a ring that had `before`, and drop those
         beyond `size`."""
-        ring = history.ring
-        if len(ring) > size:
-            more -= self._drop(history, payer, len(ring) - size)
+        kept = len(history.ring)
+        if kept > size:
+            more -= self._drop(history, payer, kept - size)
+            kept = size
         self._bytes += more
-        self._publications += len(ring) - before
+        self._publications += kept - before
         if payer is not None:
             self._charge_sole(history, payer, more, now)
         elif self._bytes > self._charge_from:

@@ -246,7 +246,8 @@ class Dispatcher:
                     break
                 done += 1
         finally:
-            self.settle()
+            if self.client is not None:
+                self.client.settle()
         return batch[done:]
 
     async def work_off(self, batch: Batch, *, read: int = 0) -> Batch:
@@ -366,8 +367,10 @@ class Dispatcher:
         if commands[0].publish.channel == topic and topic and not client.codec.opaque_payloads:
             if not self._share.has_room(router.weigh(topic)):
                 return 0
-            sizes = (len(command.publish.data) for command in commands)
-            if router.takes_together(sizes) and self._publish_together(client, topic, commands):
+            goes_together = len(commands) == 1 or router.takes_together(
+                len(command.publish.data) for command in commands
+            )
+            if goes_together and self._publish_together(client, topic, commands):
                 return len(commands)
         meter, share = router.meter, self._share
         for number, command in enumerate(commands):
@@ -404,7 +407,7 @@ class Dispatcher:
             refusal = error  # an fd that is gone
         if dones is not None:
             client.answer_when_kept(dones, answered)
-        else:
+        elif answered:
             client.answer_publishes(answered, refusal)
         del refusal  # see the module: it holds this frame
         self._share.spend(router.meter.done - before)

@@ -256,7 +256,8 @@ class Lane:
                     await self._take_fast()
                 else:
                     await self._pass_over()
-                slow = self._next_slow()
+                # Most reads leave nothing here: then there is no need to look.
+                slow = self._next_slow() if self._buffer else b""
                 if slow:
                     await self._take_slow(slow, nursery)
                 elif self._deflated is not None:
