@@ -129,7 +129,7 @@ class RedisCluster:
         ][:most]
 
     def _without_owner(self, drawer: str, value: bytes) -> bytes | None:
-        """What a card says; None, and logged, for what is no card of ours."""
+        """The content of a card; None, and logged, for what is no card of ours."""
         size, _, rest = value.partition(b":")
         try:
             return rest[int(size) :]

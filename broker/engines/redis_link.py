@@ -158,7 +158,7 @@ async def _open_pool(url: RedisUrl) -> AsyncGenerator["ConnectionPool[Any]"]:
             async with sentinel.primary_for(url.service).connection_pool as primaries:
                 yield primaries
     else:
-        location: Any
+        location: UnixDomainSocketLocation | TCPLocation
         if url.socket:
             await _probe(url.socket)
             location = UnixDomainSocketLocation(url.socket)

@@ -80,7 +80,7 @@ from broker.protocols.json_text import to_json, written
 from broker.routing import mail
 from broker.routing.reading import history_page, listing_work, presence_counts
 from broker.routing.turns import Share
-from broker.session.everywhere import NodeReport
+from broker.session.everywhere import ForFds, NodeReport
 from broker.session.orders import ServerSub
 from broker.session.search import ConnectionQuery
 
@@ -347,7 +347,7 @@ class Api:
             reading = len(body) / 1024 * READ_KILOBYTE
             await call.turn(reading)
             call.meter.add(COMMAND + reading)
-            # What can be read so is JSON; all else is looked at twice, to say what is wrong.
+            # A body that can be read so is JSON; any other is looked at twice, to say what is wrong.
             params = read_strictly(body, Batch if method == "batch" else PARAMETERS[method])
             if params is None:
                 one_text(body)
@@ -594,7 +594,7 @@ class _Methods:
                 call.meter.add(ENDING)
                 self._node.disconnect(fd, order.code, order.reason)
 
-        def closing(fds: list[Fd]) -> mail.Body:
+        def closing(fds: list[Fd]) -> ForFds:
             left = [fd for fd in fds if str(fd) not in params.whitelist]
             return mail.Disconnect(left, order.code, order.reason)
 
@@ -609,7 +609,7 @@ class _Methods:
             else:
                 self._node.expire(fd, params.expire_at or None)
 
-        def refreshing(fds: list[Fd]) -> mail.Body:
+        def refreshing(fds: list[Fd]) -> ForFds:
             if params.expired:
                 return mail.Disconnect(fds, CloseCode.EXPIRED, "expired")
             return mail.Expire(fds, params.expire_at or None)
@@ -622,7 +622,7 @@ class _Methods:
         target: _Target,
         call: Call,
         act: Callable[[Fd], object],
-        order: Callable[[list[Fd]], mail.Body],
+        order: Callable[[list[Fd]], ForFds],
     ) -> None:
         """Do something to each connection of a target that is there when its turn comes; and have other
         nodes do it to theirs, by this `order`."""

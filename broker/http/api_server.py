@@ -295,8 +295,8 @@ class _Source(trio.abc.ReceiveStream):
         return await receive_some(self._stream, max_bytes or CHUNK)
 
     async def receive(self, most: int) -> bool:
-        """Wait for bytes, where there are none yet, and keep up to `most`; whether some came. What came is
-        left where it is if that is cancelled."""
+        """Wait for bytes, where there are none yet, and keep up to `most`; whether some came. If that is
+        cancelled, no byte is taken."""
         self._pending = bytes(await receive_some(self._stream, most))
         return bool(self._pending)
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import inf
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import attrs
 import msgspec
@@ -34,12 +34,10 @@ from broker.errors import ErrorCode, Refused
 from broker.protocols.json_text import to_json
 from broker.routing.mail import (
     Bind,
-    Body,
     Disconnect,
     Expire,
     ListConnections,
     ListTopics,
-    Mail,
     Pushed,
     Report,
     Subscribe,
@@ -137,6 +135,9 @@ class _Page(msgspec.Struct, frozen=True, array_like=True):
     mark: Mark
 
 
+ForFds: TypeAlias = Disconnect | Expire | Subscribe | Unsubscribe | Bind
+
+
 @attrs.frozen
 class _Order:
     """The act that one kind of mail orders a connection to do, and its work."""
@@ -153,7 +154,7 @@ class Everywhere:
     acts: Acts
     hub: Hub[Peer]
     neighbourhood: Neighbourhood | None
-    _orders: Mapping[type[Mail], _Order] = attrs.field(init=False)
+    _orders: Mapping[type[ForFds], _Order] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         acts = self.acts
@@ -188,7 +189,7 @@ class Everywhere:
         """Whether a connection may be on another node."""
         return self.node_of(fd) is not None
 
-    async def order(self, fds: Sequence[Fd], make: Callable[[list[Fd]], Body]) -> int:
+    async def order(self, fds: Sequence[Fd], make: Callable[[list[Fd]], ForFds]) -> int:
         """Give an order to connections, node by node and some at a time, in their order on each; return
         how many have followed it. `make` makes the mail with it.
 
@@ -238,11 +239,11 @@ class Everywhere:
             return None
         return self._neighbours.node_of(fd)
 
-    def _obey(self, body: Any) -> int:
+    def _obey(self, body: ForFds) -> int:
         order = self._orders[type(body)]
         return sum([order.act(body, fd) for fd in body.fds])
 
-    def _take_order(self, sender: str, body: Any, answer: Answer) -> float:
+    def _take_order(self, sender: str, body: ForFds, answer: Answer) -> float:
         try:
             answer(self._obey(body).to_bytes(4, "big"))
         except Refused as refusal:

@@ -25,7 +25,7 @@ import attrs
 import msgspec
 import structlog
 import trio
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct
 
 from broker.access.proxies import (
     FORWARDED_FOR,
@@ -60,18 +60,18 @@ KINDS = ("connect", "subscribe", "publish", "rpc")
 
 class _Connect(Struct, forbid_unknown_fields=True):
     user: str = ""
-    info: Any = None
+    info: object = None
     data: dict[str, Any] | None = None
     channels: tuple[str, ...] = ()
 
 
 class _Subscribe(Struct, forbid_unknown_fields=True):
-    info: Any = None
-    data: Any = None
+    info: object = None
+    data: object = None
 
 
 class _Data(Struct, forbid_unknown_fields=True):
-    data: Any | UnsetType = UNSET
+    data: object = UNSET
 
 
 class _Error(Struct):
