@@ -52,8 +52,8 @@ class Client(Struct):
 
     client: str
     user: str
-    conn_info: object = UNSET
-    chan_info: object = UNSET
+    conn_info: Any = UNSET
+    chan_info: Any = UNSET
 
 
 class Presence(Struct):
@@ -68,7 +68,7 @@ class PresenceStats(Struct):
 
 
 class KeptPublication(Struct):
-    data: object
+    data: Any
     offset: int
     tags: dict[str, str] | UnsetType = UNSET
     info: Client | UnsetType = UNSET
