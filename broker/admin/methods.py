@@ -204,7 +204,7 @@ class _Shown:
             "node": node.name,
             "id": node.views.here.id,
             "version": VERSION,
-            "started_at": node.started_at,
+            "started_at": node.figures.started_at,
             "now": node.now(),
             "draining": node.draining,
             "encrypted": node.config.tls_cert is not None,
@@ -250,7 +250,7 @@ class _Shown:
 
     async def _engine(self, params: Nothing) -> object:
         node = self._node
-        stats = node.stats()
+        stats = node.figures.statistics()
         hooks = [
             {
                 "hook": hook,

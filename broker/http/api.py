@@ -80,7 +80,8 @@ from broker.protocols.json_text import to_json, written
 from broker.routing import mail
 from broker.routing.reading import history_page, listing_work, presence_counts
 from broker.routing.turns import Share
-from broker.session.everywhere import ForFds, NodeReport
+from broker.session.everywhere import ForFds
+from broker.session.figures import NodeReport
 from broker.session.orders import ServerSub
 from broker.session.search import ConnectionQuery
 
@@ -733,7 +734,7 @@ class _Methods:
         if params.node not in ("", self._node.name):
             raise Refused(ErrorCode.BAD_REQUEST, f"no node is named {params.node!r}")
         # The result holds after this event: changes while it is written may be in it or not.
-        events = self._node.webhooks
+        events = self._node.figures.webhooks
         found = Listing(call.room)
         query = ConnectionQuery(params.after, params.user, params.topic, params.address, params.app)
         walk = self._node.search(query)

@@ -48,9 +48,9 @@ from broker.routing.neighbours import Neighbours
 from broker.routing.open_calls import Answer
 from broker.routing.recipients import Peer
 from broker.routing.router import Router
+from broker.session.figures import Figures, Mark, NodeReport
 from broker.session.orders import ServerSub, Shaped, shaped
 from broker.session.search import ConnectionQuery
-from broker.version import VERSION
 
 TOGETHER: Final = 100
 """Connections that one message gives an order to: 25 ms of work where it ends them."""
@@ -79,37 +79,10 @@ class Acts(Protocol):
     def search(self, query: ConnectionQuery) -> Iterator[Sequence[Fd]]: ...
     def fds_of(self, user: str) -> list[Fd]: ...
     def push(self, fd: Fd, data: object) -> PushResult: ...
-    def report(self) -> "NodeReport": ...
-    def mark(self) -> "Mark": ...
     @property
     def name(self) -> str: ...
     @property
     def router(self) -> Router: ...
-
-
-class NodeReport(msgspec.Struct, frozen=True):
-    """How a node is. `uptime` in seconds; the counters are since it began to serve. One that does not
-    answer has only its name, and is not `alive`."""
-
-    name: str
-    version: str = VERSION
-    uptime: float = 0.0
-    connections: int = 0
-    users: int = 0
-    subscriptions: int = 0
-    topics: int = 0
-    messages_published: int = 0
-    messages_delivered: int = 0
-    connections_refused: int = 0
-    history_publications_evicted: int = 0
-    alive: bool = True
-
-
-class Mark(msgspec.Struct, frozen=True, array_like=True):
-    """The last event of a node that its backend is told of: the answer holds after it."""
-
-    epoch: str = ""
-    seq: int = 0
 
 
 @attrs.frozen
@@ -152,6 +125,7 @@ class Everywhere:
     answer; cancelled, it may have been done or not."""
 
     acts: Acts
+    figures: Figures
     hub: Hub[Peer]
     neighbourhood: Neighbourhood | None
     _orders: Mapping[type[ForFds], _Order] = attrs.field(init=False)
@@ -345,7 +319,7 @@ class Everywhere:
 
     async def nodes(self) -> list[NodeReport]:
         """How all nodes are, this one first, then by name."""
-        reports = [self.acts.report()]
+        reports = [self.figures.report()]
         if self.neighbourhood is not None:
             answers = await self._neighbours.ask_all(Report())
             others = [
@@ -372,7 +346,7 @@ class Everywhere:
     async def _page(self, walk: Iterable[Sequence[Fd]], limit: int) -> "_Page":
         """As many of these as fit into one message, and one at least: looked at in turns with all else, and
         counted there, whoever asked."""
-        mark, size, turns = self.acts.mark(), 0, self.acts.router.turns
+        mark, size, turns = self.figures.mark(), 0, self.acts.router.turns
         page: list[ConnectionDetails] = []
         for fds in walk:
             await turns.pay(SURVEYED_AT_ONCE * NAMED + len(fds) * DETAILS)
@@ -399,7 +373,7 @@ class Everywhere:
         return len(topics) * NAMED
 
     def _report(self, sender: str, asked: Report, answer: Answer) -> float:
-        answer(encode(self.acts.report()))
+        answer(encode(self.figures.report()))
         return COMMAND
 
 
