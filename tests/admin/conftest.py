@@ -1,8 +1,15 @@
-"""Shared by the tests of this folder."""
+"""A broker named `here` with keys for operators, and some people on it."""
 
 import pytest
 
+from broker import Config
 from broker.testing import Network, Peer
+from tests.conftest import ADMIN_KEY, VIEW_KEY
+
+
+@pytest.fixture
+def config() -> Config:
+    return Config(admin_key=ADMIN_KEY, admin_view_key=VIEW_KEY, name="here")
 
 
 @pytest.fixture

@@ -6,17 +6,11 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from broker import Config
 from broker.admin import methods
 from broker.admin.samples import FIELDS
 from broker.config.settings import TopicRules
 from broker.testing import Network, Peer
 from tests.conftest import ADMIN_KEY, VIEW_KEY, done, log_in, rpc, told
-
-
-@pytest.fixture
-def config() -> Config:
-    return Config(admin_key=ADMIN_KEY, admin_view_key=VIEW_KEY, name="here")
 
 
 async def test_the_table_in_the_module_lists_every_method(
