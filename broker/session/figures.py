@@ -2,7 +2,7 @@
 
 Rules:
 
-1. A snapshot is one step. Whatever has to look at every connection is a survey, and goes in turns.
+1. A snapshot is one step. A look at every connection is a survey, and goes in turns.
 2. Counters count since `serve` began, and never go down.
 """
 

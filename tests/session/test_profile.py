@@ -43,7 +43,7 @@ def test_subprotocols_of_several_lines_are_one_list() -> None:
 
 @pytest.mark.parametrize(
     ("address", "host", "port"),
-    [("10.0.0.1:5000", "10.0.0.1", 5000), ("[::1]:80", "::1", 80), ("memory", "memory", 0)],
+    [("10.0.0.1:5000", "10.0.0.1", 5000), ("[::1]:80", "::1", 80), ("memory", "", 0)],
 )
 def test_an_address_is_a_host_and_a_port(address: str, host: str, port: int) -> None:
     found = asked(address=address)

@@ -16,7 +16,7 @@ view, history, position = MemoryEngine.view, MemoryEngine.history, MemoryEngine.
 
 
 def view_of_any_epoch(self: MemoryEngine, topic: str, since: Position) -> View:
-    return view(self, topic, since._replace(epoch=self.position(topic).epoch))
+    return view(self, topic, Position(since.offset, self.position(topic).epoch))
 
 
 def history_without_the_last(
@@ -28,7 +28,7 @@ def history_without_the_last(
 
 def position_ahead(self: MemoryEngine, topic: str) -> Position:
     found = position(self, topic)
-    return found._replace(offset=found.offset + 1)
+    return Position(found.offset + 1, found.epoch)
 
 
 async def remove_nothing(self: MemoryEngine, topic: str) -> None:
