@@ -1104,7 +1104,7 @@ ENGINES: Final = (
         "        return state is None or state[0] == Position(logged.first - 1, logged.epoch)\n",
         "        return True\n",
         (
-            "tests/engines/test_redis_log.py::test_a_run_that_does_not_follow_a_view_makes_its_topic_unknown",
+            "tests/engines/test_redis_topics.py::test_a_run_that_does_not_follow_a_view_makes_its_topic_unknown",
         ),
     ),
     Mutant(
@@ -1115,7 +1115,7 @@ ENGINES: Final = (
 """,
         "",
         (
-            "tests/engines/test_redis_log.py::test_a_view_has_what_leads_up_to_the_top_and_nothing_else",
+            "tests/engines/test_redis_topics.py::test_a_view_has_what_leads_up_to_the_top_and_nothing_else",
         ),
     ),
     Mutant(
