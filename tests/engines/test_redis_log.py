@@ -10,9 +10,10 @@ import structlog.testing
 import trio
 
 from broker.config.engine_url import RedisUrl
-from broker.engines.redis_link import Link, Script, Wire
+from broker.engines.redis_link import Link
 from broker.engines.redis_log import Draft, Flight, Logged, SharedLog
 from broker.engines.redis_scripts import FORMAT
+from broker.engines.redis_wire import Script, Wire
 
 LIFE = "life-1"
 
