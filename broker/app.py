@@ -37,6 +37,7 @@ from broker.core.messages import (
     PushResult,
 )
 from broker.core.scopes import name_scope
+from broker.core.session import ServerSub
 from broker.engines.engine import RunBlocking, in_thread
 from broker.engines.opening import OpenEngine, open_engine
 from broker.errors import CloseCode, ConfigError, Refused, UnsubscribeCode
@@ -74,7 +75,7 @@ from broker.session.accept import serve_connection
 from broker.session.cluster import Cluster
 from broker.session.figures import BrokerStatistics
 from broker.session.memory import hold_request, keep_memory, memory_fields, memory_warning
-from broker.session.orders import ServerSub, shaped
+from broker.session.orders import shaped
 from broker.session.services import Services
 from broker.session.views import view_of
 from broker.transport.listeners import (

@@ -31,7 +31,7 @@ from broker.core.messages import (
     Publication,
     PushResult,
 )
-from broker.core.session import Decider, Grant, Subscription
+from broker.core.session import Decider, Grant, ServerSub, Subscription
 from broker.errors import Refused, check_close_code
 from broker.hooks import Hooks
 from broker.logs import reconfigure
@@ -45,7 +45,7 @@ from broker.session.everywhere import Everywhere
 from broker.session.expiry import expire
 from broker.session.figures import Figures
 from broker.session.inspection import Inspection
-from broker.session.orders import ServerSub, message_of
+from broker.session.orders import message_of
 from broker.session.search import ConnectionQuery, search
 from broker.session.services import ServedConnection, Services
 from broker.session.tracing import Traces

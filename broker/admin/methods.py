@@ -77,9 +77,6 @@ from broker.version import VERSION
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker.admin")
 
-TRACED_AT_ONCE: Final = 100
-"""Entries of a trace in one publication: a page."""
-
 TRACE_WAIT: Final = 1.0
 """Seconds that a trace is waited for at once: an operator who has gone meanwhile is noticed after that."""
 

@@ -39,7 +39,7 @@ from broker.core.messages import (
     Position,
     Publication,
 )
-from broker.core.session import Subscription
+from broker.core.session import ServerSub, Subscription
 from broker.core.trace import Target
 from broker.core.work import (
     BATCHED,
@@ -82,7 +82,6 @@ from broker.routing.reading import history_page, listing_work, presence_counts
 from broker.routing.turns import Share
 from broker.session.everywhere import ForFds
 from broker.session.figures import NodeReport
-from broker.session.orders import ServerSub
 from broker.session.search import ConnectionQuery
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker.http")

@@ -21,6 +21,7 @@ import msgspec
 
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, ConnectionDetails, Fd, PushResult
+from broker.core.session import ServerSub
 from broker.core.work import (
     COMMAND,
     DETAILS,
@@ -49,7 +50,7 @@ from broker.routing.open_calls import Answer
 from broker.routing.recipients import Peer
 from broker.routing.router import Router
 from broker.session.figures import Figures, Mark, NodeReport
-from broker.session.orders import ServerSub, Shaped, shaped
+from broker.session.orders import Shaped, shaped
 from broker.session.search import ConnectionQuery
 
 TOGETHER: Final = 100

@@ -50,7 +50,7 @@ from broker.hooks import (
 )
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.json_text import opaque_json, to_json
-from broker.transport.http_client import Backend, RequestFailed, open_http_client
+from broker.transport.http_client import Backend, HttpFailed, open_http_client
 from broker.webhooks.places import NoPlace, Places
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
@@ -227,7 +227,7 @@ class Question(Generic[R]):
         seconds = self.rules.answer_seconds
         try:
             answer = await self.backend.post(self.url, uuid4().hex, body, seconds, headers)
-        except RequestFailed as error:
+        except HttpFailed as error:
             raise _NoAnswer(str(error)) from None
         if answer.status != 200:
             raise _NoAnswer(f"status {answer.status}")
