@@ -115,7 +115,11 @@ async def test_who_is_turned_away_is_in_the_log_as_the_proxy_says(path: Path) ->
     with structlog.testing.capture_logs() as lines:
         async with served(path, trusted_proxies=("unix",), path_prefix="/chat") as (connect, seen):
             for number, (where, origin) in enumerate(
-                (("/chat/", "https://evil.example"), ("/", "http://localhost"))
+                (
+                    ("/chat/", "https://evil.example"),
+                    ("/", "http://localhost"),
+                    ("/chat/nowhere", "http://localhost"),
+                )
             ):
                 async with await connect() as peer:
                     forwarded = {"X_Forwarded_For": f"192.0.2.{number}", "Origin": origin}
@@ -125,7 +129,7 @@ async def test_who_is_turned_away_is_in_the_log_as_the_proxy_says(path: Path) ->
                 assert b" 400 " in await peer.receive_eof()
     assert seen == []
     refused = [(line["status"], line["peer"]) for line in lines if line["event"] == "refused"]
-    assert refused == [(403, "192.0.2.0"), (404, "192.0.2.1"), (400, "unix")]
+    assert refused == [(403, "192.0.2.0"), (404, "192.0.2.1"), (404, "192.0.2.2"), (400, "unix")]
 
 
 async def test_nobody_else_may_say_so(path: Path) -> None:
