@@ -868,6 +868,8 @@ def peer_of(request: Request) -> str:
     if request.client is None:
         return "unix"
     host, port = request.client
+    if not port:  # a proxy has told the address, which as a rule is all that it tells
+        return host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
