@@ -325,12 +325,12 @@ class HistoryStore:
     ) -> None:
         """Account for `more` bytes of publications at the top, of a ring that had `before`, and drop those
         beyond `size`."""
-        kept = len(history.ring)
-        if kept > size:
-            more -= self._drop(history, payer, kept - size)
-            kept = size
+        count = len(history.ring)
+        if count > size:
+            more -= self._drop(history, payer, count - size)
+            count = size
         self._bytes += more
-        self._publications += kept - before
+        self._publications += count - before
         if payer is not None:
             self._charge_sole(history, payer, more, now)
         elif self._bytes > self._charge_from:

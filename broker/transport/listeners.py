@@ -87,7 +87,7 @@ def _bare(listener: AnyListener) -> Iterator[socket.socket | None]:
 
 
 def _take_waiting(bare: socket.socket, take: Callable[[trio.abc.Stream], None]) -> None:
-    """Hand on those who wait already, without a checkpoint. What is wrong the next accept will say."""
+    """Hand on those who wait already, without a checkpoint. The next accept raises whatever is wrong."""
     with suppress(OSError):
         for _ in range(AT_ONCE - 1):
             accepted, _ = bare.accept()

@@ -1,0 +1,126 @@
+"""The connections of all nodes, as if they were here: orders to them, and lists of them."""
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from broker import Refused
+from broker.core.work import COLLECTED, COMMAND, NAMED, SHOWN, SURVEYED_AT_ONCE
+from broker.testing import BusNode
+from tests.nodes.conftest import api, came
+
+
+async def test_an_order_for_a_connection_that_has_gone_does_nothing(
+    autojump_clock: MockClock, one: BusNode, two: BusNode
+) -> None:
+    ann = await two.open_client(token="ann")
+    two.engine.lag = 0.5
+    async with trio.open_nursery() as nursery:
+
+        async def order() -> None:
+            assert not await one.broker.cluster.disconnect(ann.fd)
+
+        nursery.start_soon(order)
+        await trio.sleep(0.1)
+        await ann.aclose()
+    two.engine.lag = 0.0
+
+
+async def test_a_node_that_does_not_answer_is_no_empty_answer(
+    autojump_clock: MockClock, one: BusNode, two: BusNode
+) -> None:
+    ann = await two.open_client()
+    two.cut()
+    for call in (
+        one.broker.cluster.disconnect(ann.fd),
+        one.broker.cluster.connections(),
+        one.broker.cluster.topics(),
+        one.broker.cluster.connection_info(ann.fd),
+    ):
+        with pytest.raises(Refused) as caught:
+            await call
+        assert caught.value.temporary
+    first, second = await one.broker.cluster.nodes()
+    assert (first.name, first.alive) == ("one", True)
+    assert (second.name, second.alive, second.connections) == ("two", False, 0)
+    two.mend()
+
+
+async def test_connections_of_all_nodes_are_listed_in_the_order_of_their_fds(
+    autojump_clock: MockClock, one: BusNode, two: BusNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.session.everywhere.MOST_INFOS", 2)
+    peers = [await net.open_client() for net in (one, two, one, two, one)]
+    fds = sorted(peer.fd for peer in peers)
+    for limit in (1, 2, 3, 4, 5, 6, 100):
+        listed: list[int] = []
+        after = 0
+        while page := await one.broker.cluster.connections(after, limit):
+            assert len(page) <= limit
+            listed += [info.fd for info in page]
+            after = listed[-1]
+        assert listed == fds
+
+
+async def test_a_page_is_counted_by_the_node_that_makes_it(
+    autojump_clock: MockClock, one: BusNode, two: BusNode
+) -> None:
+    for net in (one, two, two):
+        await net.open_client()
+    meters = [net.node.router.meter for net in (one, two)]
+    before = [meter.done for meter in meters]
+    assert len(await one.broker.cluster.connections()) == 3
+    done = [meter.done - each for meter, each in zip(meters, before, strict=True)]
+    assert done[0] >= SURVEYED_AT_ONCE * NAMED + COLLECTED
+    assert done[1] >= SURVEYED_AT_ONCE * NAMED + 2 * COLLECTED
+
+
+async def test_a_connection_that_the_api_lists_is_collected_once_and_written_once(
+    autojump_clock: MockClock, one: BusNode
+) -> None:
+    for _ in range(50):
+        await one.open_client()
+    meter = one.node.router.meter
+    before = meter.done
+    assert len((await api(one, "connections", limit=100))["connections"]) == 50
+    rest = meter.done - before - SURVEYED_AT_ONCE * NAMED - 50 * (COLLECTED + SHOWN)
+    assert 0 <= rest <= 2 * COMMAND
+
+
+async def test_the_api_reaches_every_node(
+    autojump_clock: MockClock, one: BusNode, two: BusNode
+) -> None:
+    here, there = await one.open_client(token="ann"), await two.open_client(token="ann")
+    assert await api(one, "subscribe", user="ann", channel="t") == {}
+    assert await api(one, "publish", channel="t", data=1) != 0
+    for peer in (here, there):
+        assert (await came(peer))[-1] == 1
+    presence = await api(one, "presence", channel="t")
+    assert set(presence["presence"]) == {str(here.fd), str(there.fd)}
+    assert await api(two, "presence_stats", channel="t") == {"num_clients": 2, "num_users": 1}
+    assert (await api(two, "channels"))["channels"] == {"t": {"num_clients": 2}}
+    assert await api(one, "push", fd=there.fd, data="hi") == {"status": "forwarded"}
+    assert await came(there) == ["hi"]
+    listed = await api(one, "connections")
+    assert {fd: each["node"] for fd, each in listed["connections"].items()} == {
+        str(here.fd): "one",
+        str(there.fd): "two",
+    }
+    assert list((await api(one, "connections", node="two"))["connections"]) == [str(there.fd)]
+    assert list((await api(one, "connections", user="ann", after=here.fd))["connections"]) == [
+        str(there.fd)
+    ]
+    assert await api(one, "connections", node="three") == 107
+    assert (await api(one, "connection", fd=there.fd))["user"] == "ann"
+    nodes = (await api(one, "info"))["nodes"]
+    assert [(each["uid"], each["num_clients"]) for each in nodes] == [("one", 1), ("two", 1)]
+    assert await api(one, "unsubscribe", user="ann", channel="t") == {}
+    assert (await api(one, "presence", channel="t"))["presence"] == {}
+    assert await api(one, "refresh", user="ann", expired=True, client=str(there.fd)) == {}
+    assert (await there.receive_all())[-1] == 3005
+    kept = await two.open_client(token="ann")
+    assert await api(one, "disconnect", user="ann", whitelist=[str(kept.fd)]) == {}
+    assert (await here.receive_all())[-1] == 3503
+    assert await came(kept) == []
+    assert await api(one, "disconnect", client=str(kept.fd)) == {}
+    assert (await came(kept))[-1] == 3503
