@@ -447,20 +447,16 @@ class Router:
     ) -> tuple[TopicRules, list[Recipient], float]:
         """The rules of a topic, the recipients of what is published to it with these tags, and the work
         of the fan-out. Raises `Refused`."""
-        if topic.startswith(_CONNECTIONS):
-            return self._resolve_connections(topic)
-        self.rights.check_topic(topic)
-        book = self.rights.book
-        rules = book.only or book.of(topic)
-        recipients, work = self._listeners(topic, rules, tags)
-        if self.groups is not None:
-            shares = list(self.groups.recipients(topic, rules))
-            recipients += shares
-            work += AUDIENCE * len(shares)
-        return rules, recipients, work
-
-    def _resolve_connections(self, topic: str) -> tuple[TopicRules, list[Recipient], float]:
-        """The same for `fd:N` and `user:NAME`."""
+        if not topic.startswith(_CONNECTIONS):
+            self.rights.check_topic(topic)
+            book = self.rights.book
+            rules = book.only or book.of(topic)
+            recipients, work = self._listeners(topic, rules, tags)
+            if self.groups is not None:
+                shares = list(self.groups.recipients(topic, rules))
+                recipients += shares
+                work += AUDIENCE * len(shares)
+            return rules, recipients, work
         fd = direct_fd(topic)
         if fd is not None:
             self.check_direct()
