@@ -46,7 +46,6 @@ from broker.core.work import (
     TOKEN,
     UNMASKED_KILOBYTE,
     WIDE_SIGNATURE,
-    Meter,
 )
 from broker.protocols.commands import MAX_COMMANDS
 from broker.routing.router import MOST_TOGETHER
@@ -57,6 +56,7 @@ from broker.transport.frames import BINARY, PONG, TEXT
 from tests.conftest import ask, data_of, delimited, next_pub
 from tests.routing.conftest import attach, subscription
 from tests.session.conftest import (
+    LoopLoad,
     disconnected,
     error_of,
     pong_to,
@@ -208,19 +208,6 @@ async def test_members_of_one_command_leave_others_their_turn(
     trio.lowlevel.remove_instrument(load)
     assert meter.done - before > 5000 * PART
     assert max(load.rounds) < 4 * SLICE
-
-
-class LoopLoad(trio.abc.Instrument):
-    """The work that is done between two looks at what the system has to say: in one round of all tasks."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-        self._before = meter.done
-        self.rounds: list[float] = []
-
-    def before_io_wait(self, timeout: float) -> None:
-        self.rounds.append(self._meter.done - self._before)
-        self._before = self._meter.done
 
 
 CROWD: Final = 2500
