@@ -42,7 +42,7 @@ def server(
 
 DEADLINES = (
     *("redis.FETCH_SECONDS", "redis.OPEN_SECONDS", "redis.CLOSE_SECONDS", "redis.OVERDUE_EVERY"),
-    *("redis_cluster.ANSWER_SECONDS", "redis_link.CALL_SECONDS", "redis_link.CONNECT_SECONDS"),
+    *("redis_cluster.ANSWER_SECONDS", "redis_wire.CALL_SECONDS", "redis_wire.CONNECT_SECONDS"),
     *("redis_log.BLOCK_SECONDS", "redis_log.SILENT_SECONDS", "redis_outgoing.PUBLISH_SECONDS"),
 )
 

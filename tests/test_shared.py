@@ -48,7 +48,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.engines.redis.FETCH_SECONDS", 0.2)
     monkeypatch.setattr("broker.engines.redis_outgoing.PUBLISH_SECONDS", 0.3)
     monkeypatch.setattr("broker.engines.redis_log.PATIENCE_SECONDS", 0.3)
-    monkeypatch.setattr("broker.engines.redis_link.CALL_SECONDS", 0.1)
+    monkeypatch.setattr("broker.engines.redis_wire.CALL_SECONDS", 0.1)
 
 
 @asynccontextmanager
@@ -270,7 +270,7 @@ async def test_what_is_known_is_answered_while_redis_is_away(
         await rpc(other, "publish", topic=f"fd:{peer.fd}", data=4)
         assert (await next_pub(peer))["data"] == 4
         monkeypatch.setattr("broker.engines.redis.FETCH_SECONDS", 30)
-        monkeypatch.setattr("broker.engines.redis_link.CALL_SECONDS", 2)
+        monkeypatch.setattr("broker.engines.redis_wire.CALL_SECONDS", 2)
         server.go_on()
         assert await code_of(other, subscribe={"channel": "not known 2", "recoverable": True}) == 0
         assert (await ask_node(there.node, "/readyz"))[0] == 200

@@ -37,14 +37,7 @@ from broker.engines.cluster import Cluster
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
 from broker.engines.memory import Memory
 from broker.engines.redis_cluster import RedisCluster
-from broker.engines.redis_link import (
-    UNREADABLE,
-    Link,
-    LinkLost,
-    check_installed,
-    to_text,
-    use_link,
-)
+from broker.engines.redis_link import UNREADABLE, Link, check_installed, use_link
 from broker.engines.redis_log import IDLE_EPOCH_MS, Draft, Flight, Logged, SharedLog
 from broker.engines.redis_outgoing import (
     BATCH_RUNS,
@@ -56,6 +49,7 @@ from broker.engines.redis_outgoing import (
 )
 from broker.engines.redis_scripts import TOUCH, VIEW
 from broker.engines.redis_topics import UNBOUNDED, KnownTopics, Snapshot, numbered
+from broker.engines.redis_wire import LinkLost, to_text
 from broker.errors import ConfigError, ErrorCode, Refused
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")

@@ -31,15 +31,9 @@ from msgspec import Struct
 
 from broker.config.engine_url import RedisUrl
 from broker.core.work import SLICE
-from broker.engines.redis_link import (
-    UNREADABLE,
-    Link,
-    LinkLost,
-    to_text,
-    unreadable,
-    use_link,
-)
+from broker.engines.redis_link import UNREADABLE, Link, unreadable, use_link
 from broker.engines.redis_scripts import APPEND, ATTACH, FORMAT, RENEW
+from broker.engines.redis_wire import LinkLost, to_text
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 

@@ -56,7 +56,7 @@ round them at 14 digits.
 
 from typing import Final
 
-from broker.engines.redis_link import Script
+from broker.engines.redis_wire import Script
 
 FORMAT: Final = 1
 """Stands in the state; a broker works with what has this number."""
@@ -98,10 +98,15 @@ local function enter(node, counter, last, lineage, ms, fields, bytes, most)
   redis.call('HSET', p .. ':state', 'b', id)
   return last
 end
+-- What a set or a hash holds; nothing where another program has put something else in its place.
+local function ours(...)
+  local found = redis.pcall(...)
+  return found.err and {} or found
+end
 -- Whether a card of any node that lives is in a drawer; the nodes.
 local function living(drawer)
   local found = {}
-  for _, node in ipairs(redis.call('SMEMBERS', p .. ':w:' .. drawer)) do
+  for _, node in ipairs(ours('SMEMBERS', p .. ':w:' .. drawer)) do
     if redis.call('HEXISTS', p .. ':nodes', node) == 1 then found[#found + 1] = node end
   end
   return found
@@ -398,10 +403,13 @@ READ: Final = Script(
 -- ARGV: p, drawer, the most cards. Returns -1 for more, else names and values.
 local drawer, count = ARGV[2], 0
 local nodes = living(drawer)
-for _, node in ipairs(nodes) do count = count + redis.call('HLEN', p .. ':c:' .. node .. ':' .. drawer) end
+for _, node in ipairs(nodes) do
+  local size = redis.pcall('HLEN', p .. ':c:' .. node .. ':' .. drawer)
+  count = count + (tonumber(size) or 0)
+end
 if count > tonumber(ARGV[3]) then return -1 end
 local found = {}
-for i, node in ipairs(nodes) do found[i] = redis.call('HGETALL', p .. ':c:' .. node .. ':' .. drawer) end
+for i, node in ipairs(nodes) do found[i] = ours('HGETALL', p .. ':c:' .. node .. ':' .. drawer) end
 return found
 """
 )
@@ -409,15 +417,17 @@ return found
 COUNT: Final = Script(
     _COMMON
     + """
--- ARGV: p, drawer. Returns how many cards there are, and of how many owners.
+-- ARGV: p, drawer. Returns how many cards there are, and of how many owners. What is no card of ours is none.
 local drawer, count, owners, different = ARGV[2], 0, {}, 0
 for _, node in ipairs(living(drawer)) do
-  local values = redis.call('HVALS', p .. ':c:' .. node .. ':' .. drawer)
-  count = count + #values
-  for _, value in ipairs(values) do
-    local colon = string.find(value, ':', 1, true)
-    local owner = string.sub(value, colon + 1, colon + tonumber(string.sub(value, 1, colon - 1)))
-    if not owners[owner] then owners[owner], different = true, different + 1 end
+  for _, value in ipairs(ours('HVALS', p .. ':c:' .. node .. ':' .. drawer)) do
+    local size, first = string.match(value, '^(%d+):()')
+    size = tonumber(size)
+    if size and size <= #value - first + 1 then
+      local owner = string.sub(value, first, first + size - 1)
+      count = count + 1
+      if not owners[owner] then owners[owner], different = true, different + 1 end
+    end
   end
 end
 return {count, different}
@@ -439,12 +449,12 @@ LEFTOVERS: Final = Script(
     + """
 -- ARGV: p, node, about how many. Returns drawer, name, value of each; none when nothing is left of the node.
 local node, most, found = ARGV[2], tonumber(ARGV[3]), {}
-for _, drawer in ipairs(redis.call('SMEMBERS', p .. ':d:' .. node)) do
+for _, drawer in ipairs(ours('SMEMBERS', p .. ':d:' .. node)) do
   local cursor = '0'
   repeat
-    local page = redis.call('HSCAN', p .. ':c:' .. node .. ':' .. drawer, cursor, 'COUNT', most)
-    cursor = page[1]
-    for i = 1, #page[2], 2 do
+    local page = ours('HSCAN', p .. ':c:' .. node .. ':' .. drawer, cursor, 'COUNT', most)
+    cursor = page[1] or '0'
+    for i = 1, #(page[2] or {}), 2 do
       found[#found + 1], found[#found + 2], found[#found + 3] = drawer, page[2][i], page[2][i + 1]
     end
   until cursor == '0' or #found >= 3 * most

@@ -226,7 +226,7 @@ async def test_all_nodes_see_one_order(each_server: Server, nodes: int, room: in
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for long."""
-    monkeypatch.setattr("broker.engines.redis_link.CALL_SECONDS", 0.3)
+    monkeypatch.setattr("broker.engines.redis_wire.CALL_SECONDS", 0.3)
     monkeypatch.setattr("broker.engines.redis_log.BLOCK_SECONDS", 0.2)
 
 

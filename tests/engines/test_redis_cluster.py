@@ -32,7 +32,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that is silent for a moment is dead."""
     monkeypatch.setattr("broker.engines.redis_cluster.BEAT_SECONDS", 0.05)
     monkeypatch.setattr("broker.engines.redis_cluster.LEASE_SECONDS", 1.5)
-    monkeypatch.setattr("broker.engines.redis_link.CALL_SECONDS", 1.0)
+    monkeypatch.setattr("broker.engines.redis_wire.CALL_SECONDS", 1.0)
 
 
 @pytest.fixture(autouse=True)

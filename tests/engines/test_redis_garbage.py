@@ -137,3 +137,23 @@ async def test_garbage_is_told_and_ends_nothing(
         await server.call("DEL", where)
         for each in (one, two):
             await publish_at_last(each)
+
+
+@pytest.mark.parametrize("kind", ["valkey", "redis-6.2"])
+async def test_what_is_no_card_is_passed_over(hurried: None, tmp_path: Path, kind: str) -> None:
+    with serving(BINARIES[kind], tmp_path) as server:
+        async with member(server) as one, member(server) as two:
+            for each, name in ((one, "7"), (two, "8")):
+                each.engine.cluster.file("in:t", name, b"card", "ann")
+                assert await each.engine.cluster.count("in:t")
+            where = f"{server.url.key}:c:{one.node}:in:t"
+            for bad in ("", "x", ":", "ü:", "-1:ab", "0x1:ab", "9:ab", "9" * 5000 + ":ab"):
+                await server.call("HSET", where, f"bad {bad[:9]}", bad)
+            for each in (one, two):
+                assert await each.engine.cluster.count("in:t") == (2, 1)
+                assert await each.engine.cluster.read("in:t", 100) == {"7": b"card", "8": b"card"}
+            await server.call("SET", where, "no hash")
+            for each in (one, two):
+                assert await each.engine.cluster.count("in:t") == (1, 1)
+                assert await each.engine.cluster.read("in:t", 100) == {"8": b"card"}
+            assert list(await two.engine.cluster.leftovers(one.node, 10)) == []

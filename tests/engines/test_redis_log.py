@@ -14,11 +14,12 @@ from broker.config.engine_url import RedisUrl
 from broker.core.history import HistoryStore
 from broker.core.messages import Position, Series
 from broker.engines.records import Batch
-from broker.engines.redis_link import Link, Script, Wire
+from broker.engines.redis_link import Link
 from broker.engines.redis_log import Draft, Flight, Logged, SharedLog
 from broker.engines.redis_outgoing import Posted
 from broker.engines.redis_scripts import FORMAT
 from broker.engines.redis_topics import KnownTopics, Snapshot, numbered
+from broker.engines.redis_wire import Script, Wire
 
 LIFE = "life-1"
 
