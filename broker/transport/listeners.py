@@ -105,13 +105,13 @@ def _take_waiting(
 class TlsListener(trio.abc.Listener[trio.abc.Stream]):
     """TLS over what another listener accepts. The handshake is for whoever reads the stream first."""
 
-    transport_listener: trio.abc.Listener[trio.SocketStream]
+    transport_listener: AnyListener
     context: ssl.SSLContext
 
     async def accept(self) -> trio.abc.Stream:
         return self.over(await self.transport_listener.accept())
 
-    def over(self, stream: trio.SocketStream) -> trio.abc.Stream:
+    def over(self, stream: trio.abc.Stream) -> trio.abc.Stream:
         """TLS over a stream that was accepted."""
         return trio.SSLStream(stream, self.context, server_side=True, https_compatible=True)
 
