@@ -326,11 +326,12 @@ class HistoryStore:
     ) -> None:
         """Account for `more` bytes of publications at the top, of a ring that had `before`, and drop those
         beyond `size`."""
-        ring = history.ring
-        if len(ring) > size:
-            more -= self._drop(history, payer, len(ring) - size)
+        count = len(history.ring)
+        if count > size:
+            more -= self._drop(history, payer, count - size)
+            count = size
         self._bytes += more
-        self._publications += len(ring) - before
+        self._publications += count - before
         if payer is not None:
             self._charge_sole(history, payer, more, now)
         elif self._bytes > self._charge_from:

@@ -65,15 +65,19 @@ class Ring:
         """Keep what one publisher has said in a row; return the bytes that it takes. 20 ns for each."""
         count = len(contents)
         shape = self._begin(info, None, opaque, 0)
+        if count == 1:  # half of the time that the lists below take for one
+            data = contents[0]
+            self._contents.append(data)
+            self._whens.append(when)
+            self._shapes.append(shape)
+            return len(data) + KEPT_BYTES + shape.extra
         more = sum(map(len, contents)) + count * KEPT_BYTES + shape.extra
         self._contents += contents
         self._whens += [when] * count
         self._shapes.append(shape)
-        if count > 1:
-            following = self._begin(info, None, opaque, 0)
-            more += (count - 1) * following.extra
-            self._shapes += [following] * (count - 1)
-        return more
+        following = self._begin(info, None, opaque, 0)
+        self._shapes += [following] * (count - 1)
+        return more + (count - 1) * following.extra
 
     def _begin(
         self, info: ClientInfo | None, tags: Mapping[str, str] | None, opaque: bool, time: int

@@ -264,8 +264,8 @@ class CentrifugeJson(Codec):
 
     def published(self, request_ids: Sequence[int]) -> Sequence[bytes]:
         # In one piece, as a busy publisher wants an answer to each: a tenth of the price of one by one.
-        between = ',"publish":{}}\n{"id":'
-        return (f'{{"id":{between.join(map(str, request_ids))},"publish":{{}}}}'.encode(),)
+        lines = (b'{"id":%d,"publish":{}}\n' * len(request_ids))[:-1]
+        return (lines % tuple(request_ids),)
 
     def payload(self, publication: Publication) -> Raw:
         data = publication.data

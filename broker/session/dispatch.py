@@ -397,13 +397,15 @@ class Dispatcher:
 
         A fourth of what they cost one by one. False if they are anything else.
         """
-        answered = []
+        answered, contents = [], []
         for command in commands:
-            if command.publish.channel != topic or not command.publish.data:
+            request = command.publish
+            data = request.data
+            if request.channel != topic or not data:
                 return False
             if command.id:
                 answered.append(command.id)
-        contents = [bytes(command.publish.data) for command in commands]
+            contents.append(bytes(data))
         router = self.services.router
         before = router.meter.done
         refusal, dones = None, None

@@ -65,6 +65,23 @@ def test_a_frame_is_written_as_wsproto_writes_it(opcode: int, length: int) -> No
         assert frames.text_frame(payload) == theirs
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 15])
+@pytest.mark.parametrize("first", [1, 8, 95, 99, 100, 99_990])
+def test_frames_are_numbered_and_sized_as_if_each_were_written_by_itself(
+    first: int, count: int
+) -> None:
+    contents = [b"x" * size for size in (0, 95, 96, 97, 98, 99, 100, 101, 65_500, 1, 2, 3, 4, 5, 6)]
+    before, behind, end = b"100 %d of %% ", b" %b: ", b"%"
+    numbered = enumerate(contents[:count], first)
+    assert frames.text_frames(before, contents[:count], behind, first, end) == [
+        frames.encode(TEXT, before + data + behind + str(number).encode() + end)
+        for number, data in numbered
+    ]
+    assert frames.text_frames(before, contents[:count], behind) == [
+        frames.encode(TEXT, before + data + behind) for data in contents[:count]
+    ]
+
+
 @given(st.integers(1000, 4999), st.text(max_size=200))
 @example(1000, "x" * 124)
 @example(1000, "é" * 62)

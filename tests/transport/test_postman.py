@@ -4,6 +4,7 @@ import socket
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import pairwise
 
 import attrs
 import pytest
@@ -220,6 +221,41 @@ async def test_the_block_ends_the_postman_also_when_it_raises() -> None:
         async with open_post_office():
             raise KeyError
     assert caught.group_contains(KeyError)
+
+
+async def test_what_is_delivered_in_the_last_step_is_carried_before_the_block_ends() -> None:
+    async with open_exchange() as exchange:
+        one = exchange.subscribe()
+        exchange.deliver(run_of("a"))
+        await wait_all_tasks_blocked()
+        exchange.deliver(run_of("b"))
+    assert one.outbox.messages_sent == 2
+
+
+async def test_others_have_their_turn_between_rounds_that_each_fill_the_next_bag() -> None:
+    async with open_exchange() as exchange:
+        one, office = exchange.subscribe(), exchange.office
+        rounds = 0
+        seen: list[int] = []
+
+        def deliver_more() -> None:
+            nonlocal rounds
+            rounds += 1
+            if rounds < 100:
+                exchange.deliver(run_of("b"))
+
+        async def look() -> None:
+            for _ in range(100):
+                seen.append(rounds)
+                await trio.lowlevel.checkpoint()
+
+        office.ledger.most = -1
+        office.ledger.on_full = deliver_more
+        exchange.deliver(run_of("a"))
+        exchange.io.start_soon(look)
+        await wait_all_tasks_blocked()
+        assert one.outbox.messages_sent == rounds == 100
+        assert max(after - before for before, after in pairwise(seen)) <= 2
 
 
 async def test_however_many_are_cut_at_once_and_tell_each_other_of_it() -> None:
