@@ -42,7 +42,7 @@ class Turns:
     @property
     def is_free(self) -> bool:
         """Whether nobody waits for a turn."""
-        return not (self._called or self._lot)
+        return not (self._called or self._wanted)
 
     @property
     def waiting(self) -> int:
@@ -83,9 +83,9 @@ class Turns:
     async def enter(self, work: float) -> None:
         """Count work by which somebody comes, of whom there may be many at once. Returns at once, without a
         checkpoint, until such work has filled a round; from then on it is as `pay`."""
-        if self._entered < ROUND and self.is_free:
+        if self._entered < ROUND and not (self._called or self._wanted):
             self._entered += work
-            self.meter.add(work)
+            self.meter.done += work
         else:
             await self.pay(work)
 

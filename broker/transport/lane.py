@@ -741,22 +741,22 @@ class Lane:
             skipped = min(self._skip, len(data))
             self._skip -= skipped
             data = data[skipped:]
-        self._keep(data)
+        if self._buffer:
+            self._keep(data)
+        else:
+            self._buffer = data
         return True
 
     def _keep(self, data: bytes | bytearray) -> None:
-        """Put what was read behind all else: beside the buffer while the frame at its front is not whole, as to grow
-        would take an eighth more, and leave holes in the heap."""
+        """Put what was read behind what is in the buffer: beside it while the frame at its front is not whole, as
+        a buffer that grows takes an eighth more, and leaves holes in the heap."""
         if len(self._buffer) + self._tail_bytes + len(data) < self._whole:
             self._tail_bytes += len(data)
+            # A piece for each of many small reads would take 40 times as much.
             if self._tail and len(self._tail[-1]) < _READ:
-                self._tail[-1] += (
-                    data  # a piece for each of many small reads would take 40 times as much
-                )
+                self._tail[-1] += data
             else:
                 self._tail.append(data)
-        elif not self._buffer:
-            self._buffer = data
         else:
             self._tail.append(data)
             self._join()
