@@ -10,9 +10,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import attrs
 import trio
@@ -54,6 +56,15 @@ os.execv(sys.argv[5], sys.argv[5:])
 """Done in the new process, which then becomes another: between fork and exec of a process with threads
 nothing of Python's is safe. The first line (prctl(2), PR_SET_PDEATHSIG, SIGKILL) has it end with us,
 however we end."""
+
+
+_STARTER: Final = ThreadPoolExecutor(1)
+
+
+def start_process(*args: Any, **options: Any) -> "subprocess.Popen[bytes]":
+    """`subprocess.Popen` in a thread that keeps the priority that this process had at the first call. A process has
+    that of the thread that starts it, so what is started here stands before attackers that are nice later."""
+    return _STARTER.submit(partial(subprocess.Popen, *args, **options)).result()
 
 
 class NotStarted(RuntimeError):
@@ -127,7 +138,7 @@ class Target:
         app = [setup.app] if setup.app else []
         self._read = 0
         self._backend, questions = _start_backend(setup.backend)
-        self.process = subprocess.Popen(
+        self.process = start_process(
             [
                 *(sys.executable, "-c", LAUNCH, str(BROKER_CORE), str(setup.files), setup.stderr),
                 str(self._cgroup or ""),
