@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -61,10 +60,22 @@ however we end."""
 _STARTER: Final = ThreadPoolExecutor(1)
 
 
+def step_back(nice: int) -> None:
+    """Go to the core of the load, so far behind all that `start_process` starts from now on."""
+    _STARTER.submit(int).result()  # so that its thread is there, with the priority of now
+    os.sched_setaffinity(0, {LOAD_CORE})
+    os.nice(nice)
+
+
 def start_process(*args: Any, **options: Any) -> "subprocess.Popen[bytes]":
-    """`subprocess.Popen` in a thread that keeps the priority that this process had at the first call. A process has
-    that of the thread that starts it, so what is started here stands before attackers that are nice later."""
-    return _STARTER.submit(partial(subprocess.Popen, *args, **options)).result()
+    """`subprocess.Popen` with the priority that was there before `step_back`: a process has that of the thread that
+    starts it."""
+
+    def start() -> Any:
+        return subprocess.Popen(*args, **options)
+
+    started: subprocess.Popen[bytes] = _STARTER.submit(start).result()
+    return started
 
 
 class NotStarted(RuntimeError):
