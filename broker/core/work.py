@@ -209,8 +209,14 @@ SURVEYED: Final = 2.5
 SURVEYED_AT_ONCE: Final = 100
 """Connections between two turns of a walk over all of them: 0.3 ms."""
 
-DETAILS: Final = 12.0
-"""All that is known of one connection, besides its topics: collected and written."""
+COLLECTED: Final = 6.0
+"""All that is known of one connection, besides its topics, for whoever asks. Measured 5.8."""
+
+SHOWN: Final = 6.0
+"""The same, written in an answer. Measured 6.6."""
+
+DETAILS: Final = COLLECTED + SHOWN
+"""Both, where one step does both."""
 
 
 @attrs.define(eq=False)

@@ -50,6 +50,7 @@ from broker.core.work import (
     MEMBER,
     NAMED,
     READ_KILOBYTE,
+    SHOWN,
     SUBSCRIPTION,
     SURVEYED_AT_ONCE,
 )
@@ -755,8 +756,8 @@ class _Methods:
         listed = await call.aside(ask)
         found = Listing(call.room)
         for details in listed.connections:
-            await call.turn(DETAILS)
-            call.meter.add(DETAILS + len(details.topics) * NAMED)
+            await call.turn(SHOWN)
+            call.meter.add(SHOWN + len(details.topics) * NAMED)
             shown = member(str(details.fd), _connection_details(details))
             if found and not found.fits(shown):
                 break

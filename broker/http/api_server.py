@@ -127,7 +127,8 @@ class BackendServer:
                 head = asked.head.raw
                 if source.take_again(head):
                     continue
-                raw = await self._next_head(source, idle, head, len(head) + asked.length, share)
+                size = len(head) + asked.length
+                raw = await self._next_head(stream, source, idle, head, size, share)
                 if raw is None:
                     return None
                 if raw != head:
@@ -140,7 +141,13 @@ class BackendServer:
         return None  # nothing has come for so long
 
     async def _next_head(
-        self, source: "_Source", idle: trio.CancelScope, latest: bytes, size: int, share: Share
+        self,
+        stream: trio.abc.Stream,
+        source: "_Source",
+        idle: trio.CancelScope,
+        latest: bytes,
+        size: int,
+        share: Share,
     ) -> bytes | None:
         """The next head; None if none comes. `latest` is the one before, and its request had `size` bytes.
 
@@ -157,8 +164,10 @@ class BackendServer:
         self._idle.add(idle)
         try:
             if not source.has_more:
-                if not await source.receive(min(SEND_BYTES, max(CHUNK, size))):
+                data = await receive_some(stream, min(SEND_BYTES, max(CHUNK, size)))
+                if not data:
                     return None
+                source.put_back(bytes(data))
                 share.renew()
                 if len(latest) <= limit and source.take_again(latest):
                     return latest
@@ -180,13 +189,13 @@ class BackendServer:
         It is what `_answer` comes to where the answer is no refusal, nothing is logged or has to be waited for,
         there is too little to charge for, and another request may follow. Never waits.
         """
-        node = self._node
+        services = self._node.services
         if (
             asked.method != "publish"
             or asked.length > SMALL
             or asked.closing
-            or node.draining
-            or node.config.access_log
+            or services.draining
+            or services.config.access_log
             or not self._api.is_key(asked.key)
         ):
             return None
@@ -197,7 +206,7 @@ class BackendServer:
         if answer is None:
             return None
         source.skip(asked.length)
-        node.services.admission.trust(stream)
+        services.admission.trust(stream)
         return b"%b%d\r\n\r\n%b" % (_ok(int(time.time())), len(answer), answer)
 
     def _is_ours(self, asked: "_Asked") -> bool:
@@ -293,12 +302,6 @@ class _Source(trio.abc.ReceiveStream):
             data, self._pending = self._pending[:max_bytes], self._pending[max_bytes:]
             return data
         return await receive_some(self._stream, max_bytes or CHUNK)
-
-    async def receive(self, most: int) -> bool:
-        """Wait for bytes, where there are none yet, and keep up to `most`; whether some came. What came is
-        left where it is if that is cancelled."""
-        self._pending = bytes(await receive_some(self._stream, most))
-        return bool(self._pending)
 
     @property
     def has_more(self) -> bool:

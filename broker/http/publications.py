@@ -100,6 +100,8 @@ def plain_results(name: bytes, last: Position | None, count: int = 1) -> list[by
     if last is None:
         return [b'{"%b":{}}' % name] * count
     epoch = written(last.epoch)
+    if count == 1:
+        return [b'{"%b":{"offset":%d,"epoch":%b}}' % (name, last.offset, epoch)]
     offsets = range(last.offset - count + 1, last.offset + 1)
     return [b'{"%b":{"offset":%d,"epoch":%b}}' % (name, offset, epoch) for offset in offsets]
 

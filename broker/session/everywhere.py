@@ -22,8 +22,8 @@ import msgspec
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, ConnectionDetails, Fd, PushResult
 from broker.core.work import (
+    COLLECTED,
     COMMAND,
-    DETAILS,
     ENDING,
     KILOBYTE,
     NAMED,
@@ -370,11 +370,11 @@ class Everywhere:
 
     async def _page(self, walk: Iterable[Sequence[Fd]], limit: int) -> "_Page":
         """As many of these as fit into one message, and one at least: looked at in turns with all else, and
-        counted there, whoever asked."""
+        counted there, whoever asked. To write them is counted by whoever does that."""
         mark, size, turns = self.acts.mark(), 0, self.acts.router.turns
         page: list[ConnectionDetails] = []
         for fds in walk:
-            await turns.pay(SURVEYED_AT_ONCE * NAMED + len(fds) * DETAILS)
+            await turns.pay(SURVEYED_AT_ONCE * NAMED + len(fds) * COLLECTED)
             for fd in fds:
                 details = self.acts.connection_details(fd)
                 if details is None:

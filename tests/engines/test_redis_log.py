@@ -80,9 +80,7 @@ class Answering(Wire):
         self.answer = answer
         self.calls: list[tuple[bytes | str | int, ...]] = []
 
-    async def call(
-        self, command: bytes, *parts: bytes | str | int, seconds: float | None = None
-    ) -> Any:
+    async def call(self, command: bytes, *parts: bytes | str | int) -> Any:
         self.calls.append((command, *parts))
 
     async def run(self, script: Script, key: str, *parts: bytes | str | int) -> Any:

@@ -184,10 +184,12 @@ class _Bystanders:
         """The first end is the one that tells why."""
         self._closed = self._closed or ended.how
 
-    def _hear(self, message: dict[str, dict[str, dict[str, int]]], now: float) -> None:
-        number = message.get("push", {}).get("pub", {}).get("data")
-        if number is None:
+    def _hear(self, message: dict[str, Any], now: float) -> None:
+        """Count a message of the pair; a stranger may send a number to its fds, by right."""
+        push = message.get("push", {})
+        if push.get("channel") != TOPIC or "pub" not in push:
             return
+        number = push["pub"]["data"]
         if number in self._window.took:
             self._window.twice += 1
         sent = self._sent.pop(number, None)

@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from broker import Broker, Refused
-from broker.core.work import DETAILS, NAMED, SURVEYED_AT_ONCE
+from broker.core.work import COLLECTED, COMMAND, NAMED, SHOWN, SURVEYED_AT_ONCE
 from broker.http.api import Api
 from broker.testing import BusNode, open_test_broker
 from tests.conftest import ask, code_of
@@ -159,8 +159,20 @@ async def test_a_page_is_counted_by_the_node_that_makes_it(
     before = [meter.done for meter in meters]
     assert len(await one.broker.cluster.connections()) == 3
     done = [meter.done - each for meter, each in zip(meters, before, strict=True)]
-    assert done[0] >= SURVEYED_AT_ONCE * NAMED + DETAILS
-    assert done[1] >= SURVEYED_AT_ONCE * NAMED + 2 * DETAILS
+    assert done[0] >= SURVEYED_AT_ONCE * NAMED + COLLECTED
+    assert done[1] >= SURVEYED_AT_ONCE * NAMED + 2 * COLLECTED
+
+
+async def test_a_connection_that_the_api_lists_is_collected_once_and_written_once(
+    autojump_clock: MockClock, one: BusNode
+) -> None:
+    for _ in range(50):
+        await one.open_client()
+    meter = one.node.router.meter
+    before = meter.done
+    assert len((await api(one, "connections", limit=100))["connections"]) == 50
+    rest = meter.done - before - SURVEYED_AT_ONCE * NAMED - 50 * (COLLECTED + SHOWN)
+    assert 0 <= rest <= 2 * COMMAND
 
 
 async def test_the_api_reaches_every_node(

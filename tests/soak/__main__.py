@@ -258,7 +258,9 @@ def _tell(run: Run, report: dict[str, Any], heard: Heard) -> int:
         ("files", f"{files:+.1f} at {warm[-1][1].files}", abs(files) <= room),
         ("tasks", f"{tasks:+.1f} at {warm[-1][2]}", abs(tasks) <= 3 * room),
         ("bystander p99", f"{heard.p99 * 1000:.1f} ms, {heard.worst * 1000:.1f} at most", heard.p99 * 1000 < P99_MS),
-        ("bystander lost or twice", f"{heard.lost + heard.twice} of {heard.sent}", not (heard.lost or heard.twice or heard.closed)),
+        ("bystander lost", f"{heard.lost} of {heard.sent}", not heard.lost),
+        ("bystander twice", f"{heard.twice}", not heard.twice),
+        ("bystander ended", heard.closed or "no", not heard.closed),
         ("errors in the log", str(errors[:2] or 0), not errors),
         ("trouble", str(run.trouble[:2] or 0), not run.trouble),
     ]  # fmt: skip
