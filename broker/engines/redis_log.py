@@ -180,9 +180,9 @@ class SharedLog:
         self._log_key = to_bytes(f"{key}:log")
         self.node: str = node
         self._retained_bytes = retained_bytes
-        self.place: Any = -1
+        self.place: int = -1
         """-1 before the first link."""
-        self.lineage: Any = ""
+        self.lineage: str = ""
         self.failing: str = ""
         """Why there is no link; "" while there is one."""
         self.failing_since: float = 0.0

@@ -17,14 +17,14 @@ Rules:
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import inf
-from typing import Any, Final
+from typing import Final, Unpack
 
 import trio
 
 from broker.access.rights import Rights
 from broker.config.reload import Settings
 from broker.config.settings import TopicRules
-from broker.core.event_queue import EventKind
+from broker.core.event_queue import EventFields, EventKind
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, Publication, Series, data_bytes
 from broker.core.names import DIRECT, PERSONAL, direct_fd, is_connection_name
@@ -655,11 +655,15 @@ def _hand_over(
 
 
 def _emit(
-    events: Events | None, kind: EventKind, subscription: Subscription, **fields: Any
+    events: Events | None,
+    kind: EventKind,
+    subscription: Subscription,
+    **fields: Unpack[EventFields],
 ) -> None:
     subscriber = subscription.subscriber
     if events is not None and subscriber.fd:  # not this very program
-        events.emit(kind, subscriber.fd, subscriber.user, topic=subscription.name, **fields)
+        fields["topic"] = subscription.name
+        events.emit(kind, subscriber.fd, subscriber.user, **fields)
 
 
 def _encoding_work(width: int, count: int, size: int) -> float:

@@ -102,7 +102,8 @@ async def _receive(
             connection = await _see_to_requests(services, stream, address, guest, is_private)
         except HeadError as error:
             services.counts.note_refused(_reason_of(services, error))
-            services.log.info("refused", status=error.status, reason=error.reason, peer=address)
+            peer = error.address or address
+            services.log.info("refused", status=error.status, reason=error.reason, peer=peer)
             answer = refusal(error.status, error.reason, error.headers)
         if answer:
             # Not where the error is still there: it holds the frames it came through, and so a body.
@@ -131,7 +132,12 @@ async def _see_to_requests(
         return None
     request, address = opened
     while True:
-        outcome = await _route(services, stream, request, address, is_private)
+        client = services.proxies.address_of(address, request.head.header)
+        try:
+            outcome = await _route(services, stream, request, client, is_private)
+        except HeadError as error:
+            error.address = client
+            raise
         if isinstance(outcome, Request):
             request = outcome
             continue
@@ -190,7 +196,6 @@ async def _route(
     """See to one request, the first of its connection or any later: the one place that tells by its
     head which door it came to."""
     prefix, head = services.config.path_prefix, request.head
-    address = services.proxies.address_of(address, head.header)
     if prefix:
         within = below(head, prefix)
         if within is None and head.route not in HEALTH:

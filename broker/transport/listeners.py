@@ -95,7 +95,7 @@ def _nowait(listener: AnyListener) -> Iterator[Callable[[], trio.abc.Stream] | N
 def _take_waiting(
     accept_nowait: Callable[[], trio.abc.Stream], take: Callable[[trio.abc.Stream], None]
 ) -> None:
-    """Hand on those who wait already. What is wrong the next accept will say."""
+    """Hand on those who wait already. The next accept raises whatever is wrong."""
     with suppress(OSError):
         for _ in range(AT_ONCE - 1):
             take(accept_nowait())
