@@ -17,7 +17,7 @@ import trio
 from broker.access.origins import page_policy
 from broker.access.proxies import ClientAddress
 from broker.core.messages import Transport
-from broker.core.work import FIELD, USUAL_FIELDS
+from broker.core.work import FIELD, OPENING, TLS_HANDSHAKE, USUAL_FIELDS
 from broker.errors import HeadError
 from broker.session.admission import Guest
 from broker.session.connection import Connection
@@ -165,6 +165,8 @@ async def _first_request(
                 carrier = socket_below(stream)
                 told = None if carrier is None else await read_proxy_header(carrier)
                 address = address if told is None else ClientAddress(told, address)
+            if isinstance(stream, trio.SSLStream):
+                await _wait_hello(services, stream)
             both = await read_head(stream, config.head_bytes, begun)
         if opening.cancelled_caught:
             raise HeadError(408, f"no request within {config.open_seconds:g} s")
@@ -173,8 +175,19 @@ async def _first_request(
     raw, behind = both
     fields = raw.count(b"\n")
     if fields > USUAL_FIELDS:
-        await services.router.turns.pay(fields * FIELD)
+        await services.router.turns.pay(OPENING + fields * FIELD)
+    else:
+        await services.router.turns.enter(OPENING)
     return Request(parse_head(raw), behind), address
+
+
+async def _wait_hello(services: Services, stream: trio.abc.Stream) -> None:
+    """Wait until a peer begins to speak TLS, and until it is its turn to be answered: with a signature, which a
+    thousand may ask for at once."""
+    carrier = socket_below(stream)
+    if carrier is not None:
+        await trio.lowlevel.wait_readable(carrier.socket)
+    await services.router.turns.enter(TLS_HANDSHAKE)
 
 
 async def _route(

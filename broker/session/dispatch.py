@@ -24,7 +24,15 @@ import trio
 
 from broker.core.session import Phase, PhaseEvent
 from broker.core.usage import ConnectionUsage
-from broker.core.work import ALONE, BURST, COMMAND, DECODED_KILOBYTE, FRAME, PUBLICATION
+from broker.core.work import (
+    ALONE,
+    BURST,
+    COMMAND,
+    DECODED_KILOBYTE,
+    FIRST_MESSAGE,
+    FRAME,
+    PUBLICATION,
+)
 from broker.errors import CloseCode, Disconnect, ErrorCode, Refused
 from broker.hooks import Connection
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON, is_connect
@@ -263,6 +271,8 @@ class Dispatcher:
             if share.turns.latest is share:
                 share.renew()
         share.left -= len(batch) * FRAME
+        if self.client is None and self.peer.phase is Phase.OPEN:
+            await self.services.router.turns.enter(FIRST_MESSAGE)
         batch = self.take(batch)
         while share.is_used_up and self.peer.is_established:
             await share.wait_turn()

@@ -977,6 +977,15 @@ BUDGETS: Final = (
         ),
     ),
     Mutant(
+        "all who come are let in at once",
+        "broker/routing/turns.py",
+        "        if self._entered < ROUND and not (self._called or self._wanted):\n",
+        "        if not (self._called or self._wanted):\n",
+        (
+            "tests/session/test_dispatch.py::test_hundreds_that_come_at_once_are_let_in_a_few_at_a_time",
+        ),
+    ),
+    Mutant(
         "everybody's turn at once",
         "broker/routing/turns.py",
         "        while self._lot and left > 0:\n",
