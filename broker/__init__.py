@@ -54,8 +54,8 @@ if TYPE_CHECKING:
         SubscribeEvent,
         SubscribeReply,
     )
-    from broker.node import BrokerStatistics
     from broker.routing.reader import Reader
+    from broker.session.figures import BrokerStatistics
 
 __all__ = [
     "Broker",

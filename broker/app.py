@@ -37,6 +37,7 @@ from broker.core.messages import (
     PushResult,
 )
 from broker.core.scopes import name_scope
+from broker.core.session import ServerSub
 from broker.engines.engine import RunBlocking, in_thread
 from broker.engines.opening import OpenEngine, open_engine
 from broker.errors import CloseCode, ConfigError, Refused, UnsubscribeCode
@@ -62,7 +63,7 @@ from broker.http.asgi import http_app
 from broker.http.fallbacks import Fallbacks
 from broker.http.server import HttpServer
 from broker.http.stats import VIEW, AskedStats, stats_of
-from broker.node import BrokerStatistics, Node, node_name
+from broker.node import Node, node_name
 from broker.process import signals
 from broker.protocols.json_text import to_json
 from broker.routing.neighbourhood import Neighbourhood
@@ -72,8 +73,9 @@ from broker.routing.recipients import Peer
 from broker.routing.router import Router
 from broker.session.accept import serve_connection
 from broker.session.cluster import Cluster
+from broker.session.figures import BrokerStatistics
 from broker.session.memory import hold_request, keep_memory, memory_fields, memory_warning
-from broker.session.orders import ServerSub, shaped
+from broker.session.orders import shaped
 from broker.session.services import Services
 from broker.session.views import view_of
 from broker.transport.listeners import (
@@ -515,7 +517,7 @@ class Broker:
 
     def stats(self) -> BrokerStatistics:
         """A snapshot of the state now and of all counts so far. Linear in the connections, 0.1 µs each."""
-        return self.node.stats()
+        return self.node.figures.statistics()
 
     @property
     def draining(self) -> bool:
@@ -703,7 +705,7 @@ class Broker:
                         drain_seconds = node.config.drain_seconds
                         services.begin_drain(drain_seconds)
                         backends.stop()
-                        log.info("stopping", connections=node.stats().connections)
+                        log.info("stopping", connections=node.figures.statistics().connections)
                         intake.cancel_scope.cancel()
                     due = trio.current_time() + drain_seconds
                     await node.shut_down()
@@ -891,7 +893,7 @@ async def _beat(node: Node) -> None:
             due = trio.current_time() + _BEAT
             await trio.sleep_until(due)
             # As late as everybody else is served whose socket is ready.
-            node.loop_lag.observe(max(0.0, trio.current_time() - due))
+            node.figures.loop_lag.observe(max(0.0, trio.current_time() - due))
             await node.beat()
     finally:
         # Cancelled: the sessions have ended, or everything is being cut with us.

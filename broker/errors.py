@@ -166,7 +166,9 @@ class Disconnect(BrokerError):
 
 class HeadError(BrokerError):
     """A request that is not acceptable; `status` is the HTTP status to answer with, and `headers`
-    are what the answer has besides."""
+    are what the answer has besides. `address` is its client's, once the head has told; else empty."""
+
+    address: str = ""
 
     def __init__(self, status: int, reason: str, headers: Iterable[tuple[str, str]] = ()) -> None:
         super().__init__(f"{status}: {reason}")

@@ -222,6 +222,8 @@ def _to_topics(topics: tuple[str, ...] | list[str] | AbstractSet[str]) -> tuple[
 
 
 # RFC 9110 section 5.6.2, and what goes without a doubt into a header line.
+_V = TypeVar("_V")
+
 _TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+").fullmatch
 _FIELD_VALUE = re.compile(r"[ -~]*").fullmatch
 _OURS = frozenset(
@@ -229,7 +231,7 @@ _OURS = frozenset(
 )
 
 
-def check_headers(whose: str, headers: Any) -> None:
+def check_headers(whose: str, headers: object) -> None:
     """Raise `ValueError` or `TypeError` for headers that cannot go along with an answer of ours."""
     if not isinstance(headers, Mapping):
         raise TypeError(f"{whose}: headers are a dict of str, not {_shown(headers)}")
@@ -239,7 +241,7 @@ def check_headers(whose: str, headers: Any) -> None:
             raise ValueError(f"{whose}: the header {name!r} is the broker's own")
 
 
-def _check_pair(what: str, name: Any, value: Any) -> None:
+def _check_pair(what: str, name: object, value: object) -> None:
     if not (isinstance(name, str) and isinstance(value, str)):
         raise TypeError(f"{what} {name!r} is a str and has one, not {_shown(value)}")
     if not (_TOKEN(name) and _FIELD_VALUE(value)):
@@ -250,14 +252,14 @@ def _check_reply_headers(reply: object, attribute: object, value: object) -> Non
     check_headers("HandshakeReply", value)
 
 
-def _check_cookies(reply: object, attribute: object, value: Any) -> None:
+def _check_cookies(reply: object, attribute: object, value: object) -> None:
     if not isinstance(value, Mapping):
         raise TypeError(f"HandshakeReply: cookies are a dict of str, not {_shown(value)}")
     for name, text in value.items():
         _check_pair("HandshakeReply: the cookie", name, text)
 
 
-def _check_subprotocol(reply: object, attribute: object, value: Any) -> None:
+def _check_subprotocol(reply: object, attribute: "attrs.Attribute[_V]", value: _V) -> None:
     if value and not (isinstance(value, str) and _TOKEN(value)):
         raise ValueError(f"HandshakeReply: {value!r} is no name of a subprotocol")
 

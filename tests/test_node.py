@@ -98,24 +98,6 @@ async def test_users_have_fds(autojump_clock: MockClock) -> None:
         assert net.broker.is_established(two.fd)
 
 
-async def test_statistics_count_what_is_here_and_what_was_done(autojump_clock: MockClock) -> None:
-    async with open_test_broker(Broker()) as net:
-        client = await net.open_client()
-        for name in ("news", "a.*"):
-            await client.request(subscribe={"channel": name})
-        for topic in ("news", "a.b", "nobody"):
-            net.broker.publish_nowait(topic, 1)
-        bare = await net.connect()
-        await bare.send(b"rubbish\r\n\r\n")
-        await bare.receive_head()
-        stats = net.broker.stats()
-        assert (stats.connections, stats.published, stats.refused) == (1, 3, 1)
-        assert (stats.hub.sessions, stats.hub.topics, stats.hub.patterns) == (1, 1, 1)
-        assert stats.hub.subscriptions == 2
-        assert stats.history.publications == 3
-        assert stats.post.messages_delivered == 2
-
-
 async def test_nothing_that_an_app_calls_waits(autojump_clock: MockClock) -> None:
     async with open_test_broker(Broker()) as net:
         peer = await net.open_plain()

@@ -21,7 +21,7 @@ from broker import (
 )
 from broker.testing import Network, Peer, client_frame, open_test_broker
 from broker.transport import frames
-from tests.http.test_api import KEY, ask
+from tests.http.conftest import KEY, ask
 from tests.test_protobuf import ProtobufPeer
 from tests.test_protobuf import connect as connect_protobuf
 

@@ -182,6 +182,6 @@ async def test_the_inside_may_be_looked_at_after_the_end(autojump_clock: MockClo
         node = net.node
         await net.open_client()
     assert net.node is node
-    assert node.stats().connections == 0
+    assert node.figures.statistics().connections == 0
     with pytest.raises(RuntimeError, match="not serving"):
         net.broker.node  # noqa: B018 - to look is to ask

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import jwt
@@ -12,6 +12,9 @@ from msgspec import Struct
 
 from broker.config.settings import TokenRules
 from broker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jwt.algorithms import AllowedPublicKeys
 
 HMAC: Final = frozenset({"HS256", "HS384", "HS512"})
 RSA: Final = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
@@ -58,7 +61,7 @@ class Key:
     """Something that verifies signatures, and the algorithms that it verifies."""
 
     algorithms: frozenset[str]
-    material: Any = attrs.field(repr=False)
+    material: "AllowedPublicKeys | bytes" = attrs.field(repr=False)
 
 
 def load_keys(rules: TokenRules) -> tuple[Key, ...]:

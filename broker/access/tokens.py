@@ -26,6 +26,7 @@ from msgspec import Raw, Struct
 from broker.access.keys import ALGORITHMS, HMAC, JWS, Key
 from broker.config.settings import TokenRules
 from broker.core.json_reader import BadJson, one_text, read, value_of
+from broker.core.session import ServerSub
 from broker.core.work import SIGNATURE, TOKEN, WIDE_SIGNATURE
 from broker.errors import KeysUnavailable, TokenExpired, TokenInvalid
 
@@ -85,14 +86,6 @@ class _Issuer(Struct):
 
 
 C = TypeVar("C", bound=_Claims)
-
-
-@attrs.frozen
-class ServerSub:
-    """A topic that a client is subscribed to by its token. `info` and `data` are raw JSON."""
-
-    info: bytes | None = None
-    data: bytes | None = None
 
 
 @attrs.frozen

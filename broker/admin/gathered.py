@@ -194,10 +194,11 @@ def _counted(row: Row, place: int, parts: list[_Part]) -> Row:
     """A topic by what the nodes say of it that have counted: it is in this place with each."""
     row = {**row, **dict.fromkeys(_COUNTS, 0), "on": {}}
     for part in parts:
-        for field, count in zip(_COUNTS, part.shown[place], strict=True):
+        counts = part.shown[place]
+        for field, count in zip(_COUNTS, counts, strict=True):
             row[field] += count
-        if part.shown[place][0]:
-            row["on"][part.name] = row["on"].get(part.name, 0) + part.shown[place][0]
+        if counts[0]:
+            row["on"][part.name] = row["on"].get(part.name, 0) + counts[0]
     return row
 
 

@@ -67,17 +67,15 @@ from broker.node import Node
 from broker.protocols.commands import BadCommand
 from broker.protocols.json_text import check_json, written
 from broker.routing import mail
-from broker.routing.mail import Body, Disconnect
+from broker.routing.mail import Disconnect
 from broker.routing.open_calls import CALL_SECONDS
 from broker.routing.publishing import PublishOptions
+from broker.session.everywhere import ForFds
 from broker.session.rpc import report
 from broker.session.views import Views, view_of
 from broker.version import VERSION
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker.admin")
-
-TRACED_AT_ONCE: Final = 100
-"""Entries of a trace in one publication: a page."""
 
 TRACE_WAIT: Final = 1.0
 """Seconds that a trace is waited for at once: an operator who has gone meanwhile is noticed after that."""
@@ -203,7 +201,7 @@ class _Shown:
             "node": node.name,
             "id": node.views.here.id,
             "version": VERSION,
-            "started_at": node.started_at,
+            "started_at": node.figures.started_at,
             "now": node.now(),
             "draining": node.draining,
             "encrypted": node.config.tls_cert is not None,
@@ -249,7 +247,7 @@ class _Shown:
 
     async def _engine(self, params: Nothing) -> object:
         node = self._node
-        stats = node.stats()
+        stats = node.figures.statistics()
         hooks = [
             {
                 "hook": hook,
@@ -417,7 +415,7 @@ class _Acts:
         except ValueError as error:
             raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
 
-        def make(fds: list[Fd]) -> Body:
+        def make(fds: list[Fd]) -> ForFds:
             return Disconnect(fds, params.code, params.reason)
 
         about = {"target": params.fd, "code": params.code, "reason": params.reason}
@@ -427,7 +425,7 @@ class _Acts:
         return {}
 
     async def unsubscribe(self, params: Unsubscribe, asker: Asker) -> object:
-        def make(fds: list[Fd]) -> Body:
+        def make(fds: list[Fd]) -> ForFds:
             why = int(UnsubscribeCode.SERVER), "server unsubscribe"
             return mail.Unsubscribe(fds, params.topic, *why)
 
@@ -442,7 +440,7 @@ class _Acts:
         act: str,
         asker: Asker,
         fd: Fd,
-        make: Callable[[list[Fd]], Body],
+        make: Callable[[list[Fd]], ForFds],
         about: Mapping[str, Any],
     ) -> bool:
         """Give an order to a connection, wherever it is; whether it has followed. Raises `Refused` (100)
@@ -479,7 +477,7 @@ class _Acts:
         position = delivery.position
         return {**report(delivery), "offset": None if position is None else position.offset}
 
-    def _note(self, act: str, asker: Asker, **about: Any) -> None:
+    def _note(self, act: str, asker: Asker, **about: object) -> None:
         log.info("admin_act", act=act, fd=asker.fd, peer=asker.address, **about)
 
 

@@ -79,7 +79,7 @@ class Samples:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._kept: deque[tuple[float, ...]] = deque(maxlen=KEPT)
-        self._lag = node.loop_lag.statistics()
+        self._lag = node.figures.loop_lag.statistics()
 
     def history(self) -> dict[str, object]:
         """All samples that are kept, the oldest first, as columns have names."""
@@ -147,7 +147,7 @@ class Samples:
 
     def _take_lag(self) -> float:
         """Seconds on average of the looks at the loop since the last sample: as a rule just one."""
-        before, self._lag = self._lag, self._node.loop_lag.statistics()
+        before, self._lag = self._lag, self._node.figures.loop_lag.statistics()
         looks = self._lag.count - before.count
         return round((self._lag.sum - before.sum) / looks, 6) if looks else 0.0
 

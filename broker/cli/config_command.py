@@ -1,9 +1,9 @@
 """The command `config`: checks a file, shows what is in force, writes a file to begin with."""
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import click
@@ -14,6 +14,9 @@ from broker.cli.running import Target, as_backend, ask, json_option, with_api
 from broker.config.effective import effective
 from broker.config.loading import Loaded, load_with_sources
 from broker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from broker.client.http_api import ApiClient
 
 _PATH: Final = click.Path(path_type=Path)
 _WIDTH: Final = 99
@@ -94,7 +97,7 @@ def show(
         _echo(rows, everything, as_json)
         return
 
-    async def work(api: Any) -> None:
+    async def work(api: "ApiClient") -> None:
         _echo((await ask(api, "config"))["settings"], everything, as_json)
 
     with_api(target, work)
@@ -164,7 +167,7 @@ def _lines() -> Iterator[str]:
     yield ""
 
 
-def _default_line(name: str, default: object, in_toml: Any) -> str:
+def _default_line(name: str, default: object, in_toml: Callable[[object], str]) -> str:
     if default is None or default == "":
         return f"#{name} ="
     return f"#{name} = {in_toml(default)}"

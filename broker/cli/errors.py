@@ -1,6 +1,7 @@
 """Mistakes on the command line, each of one line, and their exit statuses."""
 
 import difflib
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,9 @@ from typing import Final
 import click
 
 from broker.logs import escape
+
+_ELSEWHERE: Final = {"help": "--help", "start": "serve", "run": "serve"}
+"""Commands of other brokers that are like no name of ours, or like a wrong one: `start` is near `stats`."""
 
 INTERRUPTED: Final = 130
 """Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -44,7 +48,11 @@ def one_line() -> Iterator[None]:
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else "python -m broker"
         text = error.format_message().removesuffix(".")  # click's own end with one
-        raise click.UsageError(f"{text}. See {path} --help.") from error
+        # A hint of click's ends with a question mark, and one with several is in brackets.
+        text = re.sub(r"\. \(Did you mean one of: (.*)\?\)\Z", r": did you mean one of \1?", text)
+        text = re.sub(r"\. Did you mean (.*)\?\Z", r": did you mean \1?", text)
+        end = "" if text.endswith("?") else "."
+        raise click.UsageError(f"{text}{end} See {path} --help.") from error
 
 
 def single_cause(error: BaseException) -> BaseException:
@@ -103,9 +111,10 @@ def nearest_command(name: str, ctx: click.Context) -> str:
     if name in commands:
         return f"{name!r} is a command: its name comes before all options"
     # `publish` means `pub`. Else 0.5, as for settings: `pbu` is near, `chat` and `server` are not.
-    near = [
-        command for command in commands if name.startswith(command)
-    ] or difflib.get_close_matches(name, commands, n=1, cutoff=0.5)
+    same = [command for command in commands if name.startswith(command)]
+    if name in _ELSEWHERE:
+        same = [_ELSEWHERE[name]]
+    near = same or difflib.get_close_matches(name, commands, n=1, cutoff=0.5)
     module = name.removesuffix(".py")
     if name != module or (not near and Path(f"{name}.py").is_file()):
         near = [f"{module}:broker"]

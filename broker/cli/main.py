@@ -38,9 +38,15 @@ _OF_THE_GROUP = frozenset({"-h", "--help", "--version"})
 class _ServeByDefault(click.Group):
     """A group whose arguments are those of `serve`, unless they begin with a command's name."""
 
-    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: object,
+    ) -> click.Context:
         with one_line():
-            return super().make_context(*args, **extra)
+            return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -21,7 +21,14 @@ from broker import logs
 from broker.cli.errors import INTERRUPTED, Mistake, Refusal, single_cause
 from broker.core.names import DIRECT, direct_fd
 from broker.core.topics import mistaken_for_pattern
-from broker.errors import CannotConnect, ClientError, Refused, RequestFailed
+from broker.errors import (
+    CannotConnect,
+    ClientError,
+    CloseCode,
+    Refused,
+    RequestFailed,
+    Unavailable,
+)
 
 if TYPE_CHECKING:
     from broker.client import Client
@@ -230,16 +237,25 @@ def run_as_client(run: Callable[[_T], Awaitable[None]], argument: _T) -> None:
                 raise Mistake(f"{cause}; {_way_out(str(cause))}") from error
             if type(cause) is ClientError:  # the root class: the request cannot be carried out
                 raise Mistake(str(cause)) from error
-            told = refusal_text(cause) if isinstance(cause, RequestFailed) else str(cause)
-            raise Refusal(told) from error
+            raise Refusal(_told(cause)) from error
         if cause is not error and isinstance(cause, Exception):
             raise cause from None  # click knows its own, and a closed pipe
         raise
 
 
+def _told(error: ClientError) -> str:
+    if isinstance(error, RequestFailed):
+        return refusal_text(error)
+    if isinstance(error, Unavailable) and error.code == CloseCode.INVALID_TOKEN:
+        return f"{error}; give a valid one by --token or {TOKEN_VARIABLE}: the broker's log says what was wrong"
+    return str(error)
+
+
 def _way_out(reason: str) -> str:
     if "certificate verify failed" in reason.lower():
         return "name the authority that has signed its certificate by --ca"
+    if "WRONG_VERSION_NUMBER" in reason:
+        return "without TLS there, an address begins with ws:// or http://"
     return "start a broker there, or name another with --url"
 
 

@@ -6,7 +6,7 @@ Rule: no secret on the command line, where every user of the machine can read it
 import re
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 import msgspec
@@ -80,17 +80,20 @@ def _json(_: click.Context, option: click.Parameter, text: str | None) -> object
 def create(
     file: Path | None,
     topic: str | None,
+    user: str,
     expires: float | None,
+    info: object,
+    meta: object,
+    channels: tuple[str, ...],
     key: Path | None,
     kid: str,
     algorithm: str | None,
-    **options: Any,
 ) -> None:
     """Print a new token, signed with tokens.hmac_secret of the settings or with --key.
 
     Audience and issuer are those that the settings ask for.
     """
-    if topic is not None and options["channels"]:
+    if topic is not None and channels:
         raise Mistake("--subscribe is for connection tokens; leave out --topic, or it")
     try:
         rules = _load(file).tokens
@@ -102,15 +105,15 @@ def create(
             )
         now = int(time.time())
         claims = {
-            "sub": options["user"],
+            "sub": user,
             "iat": now,
             "exp": None if expires is None else now + int(expires),
             "aud": rules.audience or None,
             "iss": rules.issuer or None,
             "channel": topic,
-            "channels": options["channels"] or None,
-            "info": options["info"],
-            "meta": options["meta"],
+            "channels": channels or None,
+            "info": info,
+            "meta": meta,
         }
         payload = {name: claim for name, claim in claims.items() if claim is not None}
         if algorithm is None:

@@ -68,7 +68,9 @@ class ApiClient:
         if status == 401:
             raise ClientError(f"{self.url}: the HTTP API does not take this key; {_KEY}")
         if status != 200:
-            raise ClientError(f"{self.url}: {shorten(answer.decode(errors='replace'))} ({status})")
+            raise ClientError(
+                f"{self.url}: {shorten(answer.decode(errors='replace').strip())} ({status})"
+            )
         try:
             fields = msgspec.json.decode(answer)
             if "error" in fields:

@@ -20,8 +20,8 @@ def run(main: Callable[[*_Args], Awaitable[None]], *args: *_Args) -> None:
     """Run `main(*args)` on Trio, to its end or to Ctrl-C: for the whole of a program.
 
     Ctrl-C (SIGINT) cancels it, so every client still says goodbye, 2 s at most, and then the program
-    ends with status 130, as shells have it, by `SystemExit`. A second Ctrl-C does not wait for that. What
-    `main` raises comes out as it is. Main thread only, where Python has signals.
+    ends with status 130, as shells have it, by `SystemExit`. A second Ctrl-C does not wait for that. An
+    exception of `main` comes out as it is. Main thread only, where Python has signals.
     """
     if trio.run(until_signal(partial(main, *args), (signal.SIGINT,))):
         sys.exit(128 + signal.SIGINT)
@@ -32,7 +32,7 @@ def until_signal(
     numbers: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM),
 ) -> Callable[[], Awaitable[bool]]:
     """Do something until it ends by itself, or a signal ends it: then it is cancelled, and the result
-    is true. What it raises comes out as it is."""
+    is true. Its exceptions come out as they are."""
 
     async def run() -> bool:
         has_ended = False

@@ -344,7 +344,7 @@ class Messages(AsyncIterator[Publication]):
         self._held = held
         self._wanted = False
         self._error: ClientError | None = None
-        # What has arrived of each topic of the server's, to recover from; None without history.
+        # The position reached in each topic of the server's, to recover from; None without history.
         self._reached: dict[str, Position | None] = {}
         self._granted: set[str] = set()  # those of them that are of the newest connection
 
@@ -400,7 +400,7 @@ class Messages(AsyncIterator[Publication]):
     # Topics that the server has subscribed us to.
 
     def _to_recover(self) -> dict[str, object]:
-        """What the connect command asks for; the rest, if it is too much for one, becomes a gap."""
+        """The topics that the connect command asks for; those that are too much for one become gaps."""
         asked: dict[str, object] = {}
         room = RECOVER_BYTES
         for topic, position in self._reached.items():

@@ -8,7 +8,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -225,7 +225,7 @@ def _decode_with_halves(line: str) -> Reply:
     return reply
 
 
-def _restore(value: Any, mark: bytes) -> Any:
+def _restore(value: object, mark: bytes) -> object:
     if isinstance(value, msgspec.Raw):
         return msgspec.Raw(bytes(value).replace(mark, b"\\u"))
     if isinstance(value, list):

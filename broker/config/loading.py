@@ -233,7 +233,7 @@ def _variable(key: tuple[str, ...]) -> str:
     return ENV_PREFIX + "_".join(key).upper()
 
 
-def _parse(text: str, hint: Any) -> object:
+def _parse(text: str, hint: object) -> object:
     """Turn a variable's text into what a TOML file would hold there, if it can be read so."""
     if get_origin(hint) is tuple:
         return [item.strip() for item in text.split(",") if item.strip()]

@@ -39,7 +39,7 @@ def _converter_of(field: "attrs.Attribute[Any]") -> Callable[[object], Any]:
 def _strict(*kinds: type) -> Callable[[object, Any], object]:
     """Take values of these types as they are: "80" is not a number and true is not 1."""
 
-    def hook(value: object, hint: Any) -> object:
+    def hook(value: object, hint: Callable[[object], object]) -> object:
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise TypeError
         return hint(value)
@@ -47,39 +47,39 @@ def _strict(*kinds: type) -> Callable[[object, Any], object]:
     return hook
 
 
-def _strings(value: object, _: Any) -> tuple[str, ...]:
+def _strings(value: object, _: object) -> tuple[str, ...]:
     # A string is a sequence of strings too, which is never what was meant.
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise TypeError
     return tuple(value)
 
 
-def _is_number_or_word(hint: Any) -> bool:
+def _is_number_or_word(hint: object) -> bool:
     return int in get_args(hint) and any(get_origin(each) is Literal for each in get_args(hint))
 
 
-def _number_or_word(value: object, hint: Any) -> object:
+def _number_or_word(value: object, hint: object) -> object:
     words = [word for each in get_args(hint) for word in get_args(each)]
     if value not in words and (not isinstance(value, int) or isinstance(value, bool)):
         raise TypeError
     return value
 
 
-def _is_table(hint: Any) -> bool:
+def _is_table(hint: object) -> bool:
     return isinstance(hint, type) and attrs.has(hint)
 
 
-def _table(value: object, hint: Any) -> object:
+def _table(value: object, hint: type) -> object:
     if not isinstance(value, hint):
         raise TypeError
     return value
 
 
-def _is_of_tables(hint: Any) -> bool:
+def _is_of_tables(hint: object) -> bool:
     return get_origin(hint) in (tuple, Mapping) and any(map(_is_table, get_args(hint)))
 
 
-def _tables(value: object, hint: Any) -> object:
+def _tables(value: object, hint: object) -> object:
     (kind,) = filter(_is_table, get_args(hint))
     if get_origin(hint) is tuple and isinstance(value, list | tuple):
         return tuple([_table(each, kind) for each in value])

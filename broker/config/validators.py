@@ -3,9 +3,9 @@
 import ipaddress
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, get_args, get_origin
+from typing import Any, Final, Literal, Protocol, TypeGuard, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
 import attrs
@@ -19,6 +19,16 @@ from broker.core.names import RESERVED_NAMESPACES
 from broker.core.signing import key_of
 from broker.core.topics import check_pattern, check_topic, is_pattern, mistaken_for_pattern
 
+T = TypeVar("T")
+N = TypeVar("N", bound=Mapping[str, object])
+P = TypeVar("P", bound=Sequence["_Pattern"])
+
+
+class _Pattern(Protocol):
+    @property
+    def match(self) -> str: ...
+
+
 Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
@@ -30,19 +40,19 @@ def _is_http_url(value: str) -> bool:
         return False
 
 
-def http_url(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+def http_url(_: object, field: "attrs.Attribute[str]", value: str) -> None:
     if value and not _is_http_url(value):
         raise ValueError(
             f'{field.name} is {value!r}: must be like "https://example.com/.well-known/jwks.json"'
         )
 
 
-def backend_url(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+def backend_url(_: object, field: "attrs.Attribute[str]", value: str) -> None:
     if value and not _is_http_url(value):
         raise ValueError(f'{field.name} is {value!r}: must be like "https://example.com/events"')
 
 
-def signing_secret(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+def signing_secret(_: object, field: "attrs.Attribute[str]", value: str) -> None:
     try:
         if value:
             key_of(value)
@@ -58,13 +68,15 @@ _OUR_HEADERS: Final = frozenset(
 )
 
 
-def headers(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+def headers(_: object, field: "attrs.Attribute[tuple[str, ...]]", value: tuple[str, ...]) -> None:
     for name in value:
         if name.lower() in _OUR_HEADERS or not re.fullmatch(r"[A-Za-z0-9-]+", name):
             raise ValueError(f"{field.name} holds {name!r}: must be a header that is not ours")
 
 
-def event_kinds(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+def event_kinds(
+    _: object, field: "attrs.Attribute[tuple[str, ...]]", value: tuple[str, ...]
+) -> None:
     for kind in value:
         if kind not in CHOICES:
             raise ValueError(f"{field.name} holds {kind!r}: known are {', '.join(CHOICES)}")
@@ -73,7 +85,7 @@ def event_kinds(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
 def number(low: float, high: float = math.inf, *, optional: bool = False) -> Validator:
     """Between `low` and `high`, both included; None as well if `optional`."""
 
-    def check(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+    def check(_: object, field: "attrs.Attribute[T]", value: T) -> None:
         if value is None and optional:
             return
         if not _is_number(value) or not low <= value <= high:
@@ -83,16 +95,14 @@ def number(low: float, high: float = math.inf, *, optional: bool = False) -> Val
     return check
 
 
-def path_prefix(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
-    if value and not (
-        isinstance(value, str) and re.fullmatch(r"(/[-._~!$&'()*+,=:@%0-9A-Za-z]+)+", value)
-    ):
+def path_prefix(_: object, field: "attrs.Attribute[str]", value: str) -> None:
+    if value and not re.fullmatch(r"(/[-._~!$&'()*+,=:@%0-9A-Za-z]+)+", value):
         raise ValueError(
             f'{field.name} is {value!r}: must be like "/chat", without a slash at the end'
         )
 
 
-def place(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+def place(_: object, field: "attrs.Attribute[str]", value: str) -> None:
     try:
         if value:
             parse_place(value)
@@ -100,38 +110,36 @@ def place(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
         raise ValueError(f"{field.name} is {error}") from None
 
 
-def file_mode(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
-    if value is not None and not (
-        isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}", value, re.ASCII)
-    ):
+def file_mode(_: object, field: "attrs.Attribute[str | None]", value: str | None) -> None:
+    if value is not None and not re.fullmatch(r"0?[0-7]{3}", value, re.ASCII):
         raise ValueError(f'{field.name} is {value!r}: must be octal digits in quotes, as in "0660"')
 
 
-def positive(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+def positive(_: object, field: "attrs.Attribute[float]", value: float) -> None:
     if not _is_number(value) or not value > 0:
         raise ValueError(f"{field.name} is {value!r}: must be more than 0")
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     """Whether `value` can be compared with a bound; NaN and True are no one's limit."""
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
-def engine_url(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+def engine_url(_: object, field: "attrs.Attribute[str]", value: str) -> None:
     try:
         parse_engine_url(value)
     except ValueError as error:
         raise ValueError(f"{field.name} is {value!r}: {error}") from None
 
 
-def host_name(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+def host_name(_: object, field: "attrs.Attribute[str]", value: str) -> None:
     try:
         value.encode("idna")
     except UnicodeError as error:
         raise ValueError(f"{field.name} is {value!r}: must be a name or an address") from error
 
 
-def paths(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+def paths(_: object, field: "attrs.Attribute[tuple[str, ...]]", value: tuple[str, ...]) -> None:
     for path in value:
         if not path.startswith("/"):
             raise ValueError(f'{field.name} holds {path!r}: must start with "/"')
@@ -141,7 +149,7 @@ def paths(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
             )
 
 
-def secret_text(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+def secret_text(_: object, field: "attrs.Attribute[str | None]", value: str | None) -> None:
     # Not shown: an error goes to a log.
     if value is not None and not (value and value.isascii() and value.isprintable()):
         raise ValueError(f"{field.name} must be printable ASCII, and not empty")
@@ -156,7 +164,7 @@ def ascii_host(host: str) -> str:
         return ""
 
 
-def origins(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+def origins(_: object, field: "attrs.Attribute[tuple[str, ...]]", value: tuple[str, ...]) -> None:
     for origin in value:
         try:
             if origin not in LITERALS:
@@ -168,7 +176,7 @@ def origins(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
             ) from None
 
 
-def hosts(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+def hosts(_: object, field: "attrs.Attribute[tuple[str, ...]]", value: tuple[str, ...]) -> None:
     for host in value:
         try:
             HostPattern.parse(host)
@@ -214,7 +222,7 @@ def _host_meant(text: str) -> str:
     return meant
 
 
-def networks(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+def networks(_: object, field: "attrs.Attribute[tuple[str, ...]]", value: tuple[str, ...]) -> None:
     for entry in value:
         try:
             if entry != "unix":
@@ -235,14 +243,14 @@ def _network_meant(text: str) -> str:
         return "10.0.0.0/8"
 
 
-def first_fd(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+def first_fd(_: object, field: "attrs.Attribute[T]", value: T) -> None:
     # JavaScript counts exactly up to 2^53, and there have to be some left.
     fits = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 2**52
     if not fits and value != "clock":
         raise ValueError(f'{field.name} is {value!r}: must be from 1 to {2**52}, or "clock"')
 
 
-def namespace_names(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+def namespace_names(_: object, field: "attrs.Attribute[N]", value: N) -> None:
     for name in value:
         if name in RESERVED_NAMESPACES:
             raise ValueError(f"{field.name} holds {name!r}: {name}:… is what connections are named")
@@ -257,14 +265,14 @@ def namespace_names(_: object, field: "attrs.Attribute[Any]", value: Any) -> Non
             )
 
 
-def distinct_patterns(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+def distinct_patterns(_: object, field: "attrs.Attribute[P]", value: P) -> None:
     matches = [pattern.match for pattern in value]
     for match in matches:
         if matches.count(match) > 1:
             raise ValueError(f"{field.name} holds {match!r} twice: the second would never apply")
 
 
-def topic_match(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
+def topic_match(_: object, field: "attrs.Attribute[str]", value: str) -> None:
     try:
         (check_pattern if is_pattern(value) else check_topic)(value, 255)
     except ValueError as error:
@@ -274,7 +282,7 @@ def topic_match(_: object, field: "attrs.Attribute[Any]", value: Any) -> None:
         raise ValueError(f"{field.name}: {hint}")
 
 
-def expected_of(hint: Any) -> str:
+def expected_of(hint: object) -> str:
     """The kind of value to write there, in words."""
     if isinstance(hint, type) and attrs.has(hint):
         return f"a {hint.__name__}"

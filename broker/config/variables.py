@@ -34,6 +34,8 @@ class UnknownVariable:
     nearest: str = ""
 
     def __str__(self) -> str:
+        if self.name == f"{ENV_PREFIX}CONFIG":
+            return f"{self.name}: there is no such setting; the option --config names the file"
         hint = f"did you mean {self.nearest}?" if self.nearest else "the settings page lists them"
         return f"{self.name}: there is no such setting; {hint}"
 

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from enum import StrEnum
 from itertools import islice
-from typing import Any, Final
+from typing import Final, TypedDict, Unpack
 
 import attrs
 import msgspec
@@ -92,6 +92,22 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
     dead_epoch: str | None = None
 
 
+class EventFields(TypedDict, total=False):
+    """The fields of an event that apply to some kinds only; see `Event`."""
+
+    address: str
+    path: str
+    transport: str
+    protocol: str
+    topic: str
+    code: int
+    reason: str
+    initiator: str
+    undelivered: int
+    dead: str
+    dead_epoch: str
+
+
 @attrs.frozen
 class EventStatistics:
     """A snapshot. `seq` is the number of the last event that has happened; `waiting` are those not
@@ -155,7 +171,14 @@ class EventQueue:
             self.seconds.statistics(),
         )
 
-    def put(self, kind: EventKind, now: float, **fields: Any) -> bool:
+    def put(
+        self,
+        kind: EventKind,
+        now: float,
+        fd: int | None = None,
+        user: str | None = None,
+        **fields: Unpack[EventFields],
+    ) -> bool:
         """Add an event, unless its kind is not wanted. False if another one was dropped for it."""
         if kind in self._unwanted:
             return True
@@ -165,8 +188,9 @@ class EventQueue:
             self._waiting.popleft()
             self._dropped += 1
             self._batch = []
+        node, epoch, seq = self._node, self._epoch, self._seq
         event = Event(
-            kind=kind, node=self._node, epoch=self._epoch, seq=self._seq, time=now, **fields
+            kind=kind, node=node, epoch=epoch, seq=seq, time=now, fd=fd, user=user, **fields
         )
         self._waiting.append(event)
         return fits

@@ -30,7 +30,6 @@ topics together come first. Nor a share in one topic: any client that may publis
 others have published, by the topic's `size`.
 """
 
-import heapq
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +38,7 @@ from typing import Final
 
 import attrs
 
+from broker.core.lazy_heap import LazyHeap
 from broker.core.messages import ClientInfo, Position, Publication, Series
 from broker.core.ring import Ring
 from broker.core.shares import Account, Shares, owner_of, text_bytes
@@ -209,8 +209,8 @@ class HistoryStore:
     )
     # Those of them that nobody is charged for, in the same order.
     _unpaid: OrderedDict[str, None] = attrs.field(init=False, factory=OrderedDict)
-    # A heap of (when, topic). An entry counts only while it agrees with that topic's `due`.
-    _due: list[tuple[float, str]] = attrs.field(init=False, factory=list)
+    # (when, topic). An entry counts only while it agrees with that topic's `due`.
+    _due: LazyHeap[tuple[float, str]] = attrs.field(init=False)
     _bytes: int = attrs.field(init=False, default=0)
     _publications: int = attrs.field(init=False, default=0)
     _evicted: int = attrs.field(init=False, default=0)
@@ -224,6 +224,7 @@ class HistoryStore:
 
     def __attrs_post_init__(self) -> None:
         self._charge_from = self.max_bytes // 2
+        self._due = LazyHeap(self._is_due)
 
     def append(self, publication: Publication, now: float, size: int, ttl: float) -> Publication:
         """Keep a publication and return it with its offset: see `extend`."""
@@ -455,11 +456,12 @@ class HistoryStore:
         look.
         """
         for _ in range(EXPIRED_AT_ONCE):
-            if self._due and self._due[0][0] <= now:
-                due, topic = heapq.heappop(self._due)
-                history = self._kept.get(topic)
-                if history is not None and history.due == due and self._fresh(topic, now):
-                    self._schedule(history)
+            first = self._due.first()
+            if first is not None and first[0] <= now:
+                self._due.pop()
+                topic = first[1]
+                if self._is_due(first) and self._fresh(topic, now):
+                    self._schedule(self._kept[topic])
                 continue
             topic, (_, asked, _) = next(iter(self._quiet.items()), _NO_TOPIC)
             if asked + self.meta_ttl > now:
@@ -769,8 +771,9 @@ class HistoryStore:
         if published is None:
             published = history.ring.when(0)
         history.due = published + history.ttl
-        heapq.heappush(self._due, (history.due, history.topic))
-        # Entries that no longer count go when they outnumber the others: constant per push.
-        if len(self._due) > 2 * len(self._kept) + 64:
-            self._due = [(each.due, each.topic) for each in self._kept.values()]
-            heapq.heapify(self._due)
+        self._due.push((history.due, history.topic), len(self._kept))
+
+    def _is_due(self, entry: tuple[float, str]) -> bool:
+        due, topic = entry
+        history = self._kept.get(topic)
+        return history is not None and history.due == due

@@ -22,7 +22,7 @@ Rules:
 
 import json
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from enum import Enum
 from functools import lru_cache
 from types import NoneType, UnionType
@@ -66,8 +66,8 @@ MAX_OBJECTS: Final = 2**14
 three bytes in JSON and 200 as a struct; so many take 3 ms. Payloads may have more."""
 
 MAX_HALVES: Final = 2**15
-"""Escapes of surrogates in a text that a strict decoder refuses: to tell pairs from halves takes 8 ms. What it
-takes may have any number."""
+"""Escapes of surrogates in a text that a strict decoder refuses: to tell pairs from halves takes 8 ms. A text
+that it takes may have any number."""
 
 MAX_LEVELS: Final = 20
 """Of structs in structs, each of which costs another look at all that is below it: 2 ms for 1 MiB. A
@@ -221,8 +221,12 @@ def _checked(data: bytes) -> bytes:
     return mend(data)
 
 
-def _after(match: Any, data: bytes, at: int) -> int:
-    found: re.Match[bytes] = match(data, at)
+_Match: TypeAlias = Callable[[bytes, int], re.Match[bytes] | None]
+
+
+def _after(match: _Match, data: bytes, at: int) -> int:
+    found = match(data, at)
+    assert found is not None
     return found.end()
 
 
@@ -253,7 +257,7 @@ def _integer(digits: str) -> int | float:
 
 
 @lru_cache(maxsize=512)
-def _decoder(kind: Any) -> "msgspec.json.Decoder[Any]":
+def _decoder(kind: object) -> "msgspec.json.Decoder[Any]":
     return msgspec.json.Decoder(kind)
 
 
@@ -292,7 +296,7 @@ def read_strictly(data: bytes, kind: type[S]) -> S | None:
     """One JSON text as a struct, where a strict decoder takes it as it is; None for any other, which has to be
     `read` with care.
 
-    What it gives `read` gives as well, and such a text is JSON from its first byte to its last, in UTF-8: it
+    `read` gives the same for it, and such a text is JSON from its first byte to its last, in UTF-8: it
     need not be looked at once more.
     """
     try:
@@ -328,7 +332,7 @@ def read_text(text: Json, kind: type[S]) -> S:
 
 
 def finish(reading: Generator[int, None, T]) -> T:
-    """What a reading comes to, without a pause."""
+    """The result of a reading, without a pause."""
     while True:
         try:
             next(reading)
@@ -339,7 +343,7 @@ def finish(reading: Generator[int, None, T]) -> T:
 
 def read_in_pieces(text: Json, kind: type[S]) -> Generator[int, None, S]:
     """The same with a pause behind every `PIECE` of members and at the end: each yields how many were read
-    since the one before. What is not JSON or not such a struct raises `BadJson` after the last of them."""
+    since the one before. A text that is not JSON or not such a struct raises `BadJson` after the last of them."""
     reader = _Reader()
     found: S | None = None
     fault = ""
@@ -377,7 +381,7 @@ def members(text: Json) -> dict[str, bytes]:
         raise BadJson("no object") from None
 
 
-def _only(kind: Any) -> Any:
+def _only(kind: object) -> Any:
     """A type without its `None`."""
     if get_origin(kind) not in (Union, UnionType):
         return kind
@@ -385,7 +389,7 @@ def _only(kind: Any) -> Any:
     return others[0] if len(others) == 1 else kind
 
 
-def _has_parts(kind: Any) -> bool:
+def _has_parts(kind: object) -> bool:
     """Whether there may be nulls or payloads inside: else a list of them is read in one go."""
     kind = _only(kind)
     struct = isinstance(kind, type) and issubclass(kind, Struct)
@@ -407,7 +411,7 @@ _PAYLOADS: Final = (_Way.RAW, _Way.AS_SENT)
 
 
 @lru_cache(maxsize=512)
-def _way_of(kind: Any) -> tuple[_Way, Any, Any]:
+def _way_of(kind: object) -> tuple[_Way, Any, Any]:
     """How a value of a type is read; the type without its `None`, of a list that of the list alone; and the
     type of what is in it."""
     kind = _only(kind)
@@ -497,14 +501,14 @@ class _Reader:
         for name, data in values.items():
             yield name, Json(data, data)
 
-    def value(self, text: Json, kind: Any, path: str, level: int) -> Reading:
-        way, kind, of = _way_of(kind)
+    def value(self, text: Json, kind: object, path: str, level: int) -> Reading:
+        way, plain, of = _way_of(kind)
         if way is _Way.RAW:
             return Raw(text.mended)
         if way is _Way.AS_SENT:
             return Raw(text.sent)
         if way is _Way.STRUCT:
-            return (yield from self.struct(text, kind, path, level + 1))
+            return (yield from self.struct(text, plain, path, level + 1))
         if way is _Way.MAP:
             self.check_few(text, of)
             return (yield from self.map(text, of, path, level))
@@ -516,20 +520,20 @@ class _Reader:
                 if self.read == PIECE:
                     yield self.take_read()
                 values[number] = yield from self.value(item, of, path, level)
-            return kind(values.values())
+            return plain(values.values())
         if not text.is_whole:
             raise BadJson(f"{path}: half of a surrogate pair is no character")
         try:
-            return _decoder(kind).decode(text.mended)
+            return _decoder(plain).decode(text.mended)
         except msgspec.DecodeError as error:
             raise BadJson(f"{path}: {error}") from None
 
-    def check_few(self, text: Json, of: Any) -> None:
+    def check_few(self, text: Json, of: object) -> None:
         """Raise `BadJson` for more values than are to be taken apart, unless they are payloads."""
         if text.mended.count(b",") > MAX_COMMAS and _way_of(of)[0] not in _PAYLOADS:
             raise BadJson(f"more than {MAX_MEMBERS} members")
 
-    def map(self, text: Json, of: Any, path: str, level: int) -> Reading:
+    def map(self, text: Json, of: object, path: str, level: int) -> Reading:
         found = {}
         for name, member in self.members(text, path, named=True):
             self.read += 1

@@ -83,7 +83,7 @@ class Ring:
         self, info: ClientInfo | None, tags: Mapping[str, str] | None, opaque: bool, time: int
     ) -> Shape:
         """The shape of the next publication: that of the last one, if it is the same."""
-        extra = tags_bytes(tags)
+        extra = tags_bytes(tags) if tags else 0
         if not self._shapes:
             return Shape(info, tags, opaque, time, extra)
         last = self._shapes[-1]

@@ -101,6 +101,15 @@ class Grant:
     expires_at: float | None = None
 
 
+@attrs.frozen
+class ServerSub:
+    """A topic that a client is subscribed to by the server. `info` and `data` are raw JSON."""
+
+    info: bytes | None = None
+    data: bytes | None = None
+    join_leave: bool = False
+
+
 @attrs.define(eq=False)
 class Report:
     """Recipients that one publication was meant for, as they are counted.

@@ -16,12 +16,12 @@ So an owner of less than total / (users + 2) loses nothing to others: the heavie
 Not promised: anything between strangers, where one person may be many of them. Give clients users.
 """
 
-import heapq
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import attrs
 
+from broker.core.lazy_heap import LazyHeap
 from broker.core.messages import ClientInfo, Fd
 from broker.core.names import MAX_FD_DIGITS
 
@@ -94,7 +94,9 @@ class _Party(Generic[A]):
 
     accounts: dict[Owner, A] = attrs.field(factory=dict)
     # (−bound, number, account): an entry counts only while it agrees with the account's `bound`.
-    _heap: list[tuple[int, int, A]] = attrs.field(factory=list)
+    _heap: LazyHeap[tuple[int, int, A]] = attrs.field(
+        factory=lambda: LazyHeap(lambda entry: -entry[0] == entry[2].bound)
+    )
     _pushed: int = 0
 
     def lift(self, account: A) -> None:
@@ -104,15 +106,15 @@ class _Party(Generic[A]):
 
     def heaviest(self) -> A | None:
         heap = self._heap
-        while heap:
-            bound, _, account = heap[0]
-            if -bound != account.bound:
-                heapq.heappop(heap)
+        while (entry := heap.first()) is not None:
+            account = entry[2]
+            if not heap.counts(entry):
+                heap.pop()
             elif account.bytes == account.bound:
                 return account
             else:
                 # Each time paid for by the charges since the bound was true.
-                heapq.heappop(heap)
+                heap.pop()
                 account.bound = account.bytes
                 self._push(account)
         return None
@@ -123,14 +125,7 @@ class _Party(Generic[A]):
 
     def _push(self, account: A) -> None:
         self._pushed += 1
-        heapq.heappush(self._heap, (-account.bound, self._pushed, account))
-        # Entries that no longer count go when they outnumber the others: constant per push.
-        if len(self._heap) > 2 * len(self.accounts) + 64:
-            self._heap = [
-                (-each.bound, number, each) for number, each in enumerate(self.accounts.values())
-            ]
-            heapq.heapify(self._heap)
-            self._pushed = len(self._heap)
+        self._heap.push((-account.bound, self._pushed, account), len(self.accounts))
 
 
 @attrs.define(eq=False)

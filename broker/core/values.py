@@ -5,7 +5,7 @@ and a reader could not tell that it was one.
 """
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -13,29 +13,22 @@ LEAVES: Final = frozenset({str, int, float, bool, type(None), bytes, msgspec.Raw
 """Types whose values hold no others. Most values are one of these: seen by one look-up."""
 
 
-def check_sets(value: Any) -> None:
+def check_sets(value: object) -> None:
     """Raise `TypeError` for a set, also inside of lists, dicts, dataclasses and classes derived from them.
     0.05 µs for each value in them."""
-    kind = type(value)
-    if kind is dict:
-        inner: Iterable[object] = value.values()
-    elif kind is list or kind is tuple:
-        inner = value
-    else:
-        inner = _held(value)
-    for each in inner:
+    for each in _held(value):
         if type(each) not in LEAVES:
             check_sets(each)
 
 
-def _held(value: Any) -> Iterable[object]:
-    """The values in one that is neither a plain dict nor a plain list, as msgspec would say it."""
-    if isinstance(value, set | frozenset):
-        raise TypeError("a set has no order, and JSON no sets: make it a list")
+def _held(value: object) -> Iterable[object]:
+    """The values in another one, as msgspec would say it."""
     if isinstance(value, dict):
         return value.values()
     if isinstance(value, list | tuple):
         return value
+    if isinstance(value, set | frozenset):
+        raise TypeError("a set has no order, and JSON no sets: make it a list")
     if isinstance(value, msgspec.Struct):
         return [getattr(value, name, None) for name in value.__struct_fields__]
     names = getattr(value, "__dataclass_fields__", None)

@@ -62,6 +62,15 @@ FIELD: Final = 0.6
 USUAL_FIELDS: Final = 64
 """Field lines that are read without a turn: browsers send about 15, and some proxies as many again."""
 
+OPENING: Final = 150.0
+"""A request head that is read and answered, for most a connection that is made. Measured 120 to 200."""
+
+FIRST_MESSAGE: Final = 80.0
+"""The first message of a connection, which says what it is. Measured 70 to 90."""
+
+TLS_HANDSHAKE: Final = 1000.0
+"""The answer to a peer that begins to speak TLS: a signature, and a key of the connection's own."""
+
 REQUEST: Final = 2000.0
 """A request for a page, from its head to its answer. Measured 1,900 to 4,400."""
 

@@ -130,7 +130,7 @@ class RedisCluster:
         ][:most]
 
     def _without_owner(self, drawer: str, value: bytes) -> bytes | None:
-        """What a card says; None, and logged, for what is no card of ours."""
+        """The content of a card; None, and logged, for what is no card of ours."""
         size, _, rest = value.partition(b":")
         # As the script that counts them finds it. 20 digits are too many already.
         if size.isdigit() and len(size) < 20 and int(size) <= len(rest):

@@ -11,9 +11,11 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import Final
 
 import attrs
+import trio
 
 from broker.config.engine_url import RedisUrl
 from broker.engines.redis_wire import (
+    CALL_SECONDS,
     FAILURES,
     ErrorReply,
     LinkLost,
@@ -86,7 +88,8 @@ async def _primary(url: RedisUrl) -> Place:
     for host in [Place("", *each) for each in url.hosts]:
         try:
             async with open_wire(host) as wire:
-                found = await wire.ask(b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", url.service)
+                with trio.fail_after(CALL_SECONDS):
+                    found = await wire.ask(b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", url.service)
         except FAILURES as error:
             failure = error
             continue
@@ -103,7 +106,8 @@ async def _home(url: RedisUrl) -> Place:
         try:
             async with _open(url, host) as wire:
                 try:
-                    await wire.ask(b"EXISTS", url.key + ":log")
+                    with trio.fail_after(CALL_SECONDS):
+                        await wire.ask(b"EXISTS", url.key + ":log")
                 except ErrorReply as error:
                     kind, _, rest = str(error).partition(" ")
                     if kind != "MOVED":

@@ -21,7 +21,8 @@ Rules:
 import random
 import secrets
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any, Final, NamedTuple, Protocol
 
 import attrs
@@ -33,7 +34,7 @@ from broker.config.engine_url import RedisUrl
 from broker.core.work import SLICE
 from broker.engines.redis_link import UNREADABLE, Link, unreadable, use_link
 from broker.engines.redis_scripts import APPEND, ATTACH, FORMAT, RENEW
-from broker.engines.redis_wire import LinkLost, to_text
+from broker.engines.redis_wire import CALL_SECONDS, LinkLost, to_bytes, to_text
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
@@ -176,11 +177,12 @@ class SharedLog:
     def __init__(self, url: RedisUrl, key: str, node: str, retained_bytes: int) -> None:
         self.url = url
         self.key = key
+        self._log_key = to_bytes(f"{key}:log")
         self.node: str = node
         self._retained_bytes = retained_bytes
-        self.place: Any = -1
+        self.place: int = -1
         """-1 before the first link."""
-        self.lineage: Any = ""
+        self.lineage: str = ""
         self.failing: str = ""
         """Why there is no link; "" while there is one."""
         self.failing_since: float = 0.0
@@ -386,25 +388,34 @@ class SharedLog:
     # reading
 
     async def _pump(self, link: Link) -> None:
-        key, block = f"{self.key}:log", int(BLOCK_SECONDS * 1000)
-        while True:
-            inbox = f"{self.key}:in:{self.node}"
-            places = f"{self.place}-0", f"{self.inbox[0]}-{self.inbox[1]}"
-            options = b"COUNT", READ_ENTRIES, b"BLOCK", block, b"STREAMS", key, inbox, *places
-            read = await link.pump.call(b"XREAD", *options, seconds=BLOCK_SECONDS + 2) or {}
-            for name, fields in read.get(inbox.encode(), ()):
-                if _place_of(name)[0] > self.place + 2 * LOG_BYTES:  # ours would be lost by now
-                    await self._take_out(link, inbox, name)
-                    continue
-                self.inbox = _place_of(name)
-                self._mail.append((self.inbox, fields[0].decode(errors="replace"), fields[1]))
-            for name, fields in read.get(key.encode(), ()):
-                with trio.CancelScope(shield=True):
+        # The bounds of two scopes are moved: two new ones for each read cost as much as the read.
+        with trio.CancelScope() as patience, trio.CancelScope() as whole:
+            while True:
+                patience.deadline = trio.current_time() + BLOCK_SECONDS + CALL_SECONDS
+                read = await self._read(link)
+                patience.deadline, whole.shield = inf, True
+                for name, fields in read.get(self._log_key, ()):
                     await self._take(link, name, fields)
-            if self._mail:
-                with trio.CancelScope(shield=True):
+                if self._mail:
                     await self._hand_out_mail()
-            self._check_alive()
+                whole.shield = False
+                self._check_alive()
+        raise LinkLost("it does not answer")
+
+    async def _read(self, link: Link) -> "_Read":
+        """What comes next in the log, which is empty after `BLOCK_SECONDS`; put mail aside."""
+        inbox = f"{self.key}:in:{self.node}"
+        places = f"{self.place}-0", f"{self.inbox[0]}-{self.inbox[1]}"
+        streams = b"STREAMS", self._log_key, inbox, *places
+        options = b"COUNT", READ_ENTRIES, b"BLOCK", int(BLOCK_SECONDS * 1000)
+        found: _Read = await link.pump.wait(b"XREAD", *options, *streams) or {}
+        for name, fields in found.get(inbox.encode(), ()):
+            if _place_of(name)[0] > self.place + 2 * LOG_BYTES:  # ours would be lost by now
+                await self._take_out(link, inbox, name)
+                continue
+            self.inbox = _place_of(name)
+            self._mail.append((self.inbox, fields[0].decode(errors="replace"), fields[1]))
+        return found
 
     async def _take_out(self, link: Link, key: str, name: bytes) -> None:
         """Take out what another program has put into a stream of ours."""
@@ -484,6 +495,10 @@ class SharedLog:
                 return flight
             self.reader.missed(flight)
         return None
+
+
+_Read = Mapping[bytes, Sequence[tuple[bytes, Sequence[bytes]]]]
+"""The entries of each stream: the place and the fields."""
 
 
 class _Head(NamedTuple):

@@ -163,41 +163,49 @@ class Wire:
         self._reading = trio.Lock()
         self._is_cut = False
 
-    async def call(self, command: bytes, *parts: Part, seconds: float | None = None) -> Any:
+    async def call(self, command: bytes, *parts: Part) -> Any:
         """Send a command and wait for its answer. Raises `LinkLost`."""
         try:
-            return await self.ask(command, *parts, seconds=seconds)
+            with trio.fail_after(CALL_SECONDS):
+                return await self.ask(command, *parts)
         except FAILURES as error:
             raise LinkLost(reason_of(error)) from error
 
     async def run(self, script: Script, key: str, *parts: Part) -> Any:
         """Run a script on a key. One that the server does not know is sent along. Raises `LinkLost`."""
         try:
-            try:
-                return await self.ask(b"EVALSHA", script.sha, 1, key, *parts)
-            except ErrorReply as error:
-                if not str(error).startswith("NOSCRIPT"):
-                    raise
-                return await self.ask(b"EVAL", script.text, 1, key, *parts)
+            with trio.fail_after(CALL_SECONDS):
+                try:
+                    return await self.ask(b"EVALSHA", script.sha, 1, key, *parts)
+                except ErrorReply as error:
+                    if not str(error).startswith("NOSCRIPT"):
+                        raise
+                    return await self.ask(b"EVAL", script.text, 1, key, *parts)
         except FAILURES as error:
             raise LinkLost(reason_of(error)) from error
 
-    async def ask(self, command: bytes, *parts: Part, seconds: float | None = None) -> Any:
-        """As `call`, and raises what went wrong: one of `FAILURES`."""
+    async def wait(self, command: bytes, *parts: Part) -> Any:
+        """As `call`, for as long as the caller likes."""
+        try:
+            return await self.ask(command, *parts)
+        except FAILURES as error:
+            raise LinkLost(reason_of(error)) from error
+
+    async def ask(self, command: bytes, *parts: Part) -> Any:
+        """As `wait`, and raises what went wrong: one of `FAILURES`."""
         written = [to_bytes(each) if type(each) is str else each for each in parts]
         turn = _Turn()
-        with trio.fail_after(seconds or CALL_SECONDS):
-            await _acquire(self._sending)
-            try:
-                await self._send(turn, self._pack((command, *written)))
-            finally:
-                self._sending.release()
-            await _acquire(self._reading)
-            try:
-                while not turn.is_over:
-                    self._take_in(await self._stream.receive_some())
-            finally:
-                self._reading.release()
+        await _acquire(self._sending)
+        try:
+            await self._send(turn, self._pack((command, *written)))
+        finally:
+            self._sending.release()
+        await _acquire(self._reading)
+        try:
+            while not turn.is_over:
+                self._take_in(await self._stream.receive_some())
+        finally:
+            self._reading.release()
         if isinstance(turn.answer, ErrorReply):
             raise turn.answer
         return turn.answer

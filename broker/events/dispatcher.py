@@ -12,14 +12,14 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final, Unpack
 
 import attrs
 import structlog
 import trio
 
 from broker.config.settings import WebhookRules
-from broker.core.event_queue import CHOICES, EventKind, EventQueue, EventStatistics
+from broker.core.event_queue import CHOICES, EventFields, EventKind, EventQueue, EventStatistics
 from broker.core.messages import Fd
 from broker.core.scopes import name_scope
 from broker.events.feed import Feed
@@ -44,11 +44,11 @@ class Events:
         self._now = now
         self.epoch: str = epoch
 
-    def emit(self, kind: EventKind, fd: Fd, user: str, **fields: Any) -> None:
+    def emit(self, kind: EventKind, fd: Fd, user: str, **fields: Unpack[EventFields]) -> None:
         """Something has happened to a connection; `fields` are those of `Event`. Never waits."""
         now = self._now()
         for feed in self._feeds:
-            feed.put(kind, now, fd=fd, user=user, **fields)
+            feed.put(kind, now, fd, user, **fields)
 
     def begin_anew(self) -> None:
         """Begin a new epoch: others have told that everybody here has gone."""

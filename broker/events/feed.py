@@ -1,13 +1,13 @@
 """One reader's way to the events: it waits for them, gets them in order, and says when it is done."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 import attrs
 import structlog
 import trio
 
-from broker.core.event_queue import Event, EventKind, EventQueue
+from broker.core.event_queue import Event, EventFields, EventKind, EventQueue
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
@@ -23,9 +23,16 @@ class Feed:
     _came: trio.Event = attrs.field(factory=trio.Event)
     _full: bool = False  # since the reader was last through
 
-    def put(self, kind: EventKind, now: float, **fields: Any) -> None:
+    def put(
+        self,
+        kind: EventKind,
+        now: float,
+        fd: int | None = None,
+        user: str | None = None,
+        **fields: Unpack[EventFields],
+    ) -> None:
         """Add an event. Never waits; the first that is lost is logged, until all were read."""
-        fits = self.queue.put(kind, now, **fields)
+        fits = self.queue.put(kind, now, fd, user, **fields)
         self._came.set()
         if not fits and not self._full:
             self._full = True

@@ -27,6 +27,7 @@ from broker.errors import ConfigError, Refused
 from broker.version import VERSION
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer
 
 TAG: Final = "traceparent"
@@ -94,7 +95,7 @@ class Spans:
         span = self._begin(f"deliver {parcel.topic}", "deliver", parcel, context)
         parcel.shared = _Deliver(span, parcel.shared, self._open)
 
-    def _context_of(self, parcel: Parcel) -> Any:
+    def _context_of(self, parcel: Parcel) -> "Context | None":
         tags = parcel.batches[0][0].tags
         match = _sampled(tags.get(TAG, "")) if tags else None
         if match is None:
@@ -106,7 +107,9 @@ class Spans:
         )
         return trace.set_span_in_context(trace.NonRecordingSpan(of)) if of.is_valid else None
 
-    def _begin(self, name: str, operation: str, parcel: Parcel, context: Any) -> "Span":
+    def _begin(
+        self, name: str, operation: str, parcel: Parcel, context: "Context | None"
+    ) -> "Span":
         from opentelemetry.trace import SpanKind
 
         ((publication,),) = parcel.batches

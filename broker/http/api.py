@@ -39,7 +39,7 @@ from broker.core.messages import (
     Position,
     Publication,
 )
-from broker.core.session import Subscription
+from broker.core.session import ServerSub, Subscription
 from broker.core.trace import Target
 from broker.core.work import (
     BATCHED,
@@ -81,8 +81,8 @@ from broker.protocols.json_text import to_json, written
 from broker.routing import mail
 from broker.routing.reading import history_page, listing_work, presence_counts
 from broker.routing.turns import Share
-from broker.session.everywhere import NodeReport
-from broker.session.orders import ServerSub
+from broker.session.everywhere import ForFds
+from broker.session.figures import NodeReport
 from broker.session.search import ConnectionQuery
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker.http")
@@ -348,7 +348,7 @@ class Api:
             reading = len(body) / 1024 * READ_KILOBYTE
             await call.turn(reading)
             call.meter.add(COMMAND + reading)
-            # What can be read so is JSON; all else is looked at twice, to say what is wrong.
+            # A body that can be read so is JSON; any other is looked at twice, to say what is wrong.
             params = read_strictly(body, Batch if method == "batch" else PARAMETERS[method])
             if params is None:
                 one_text(body)
@@ -595,7 +595,7 @@ class _Methods:
                 call.meter.add(ENDING)
                 self._node.disconnect(fd, order.code, order.reason)
 
-        def closing(fds: list[Fd]) -> mail.Body:
+        def closing(fds: list[Fd]) -> ForFds:
             left = [fd for fd in fds if str(fd) not in params.whitelist]
             return mail.Disconnect(left, order.code, order.reason)
 
@@ -610,7 +610,7 @@ class _Methods:
             else:
                 self._node.expire(fd, params.expire_at or None)
 
-        def refreshing(fds: list[Fd]) -> mail.Body:
+        def refreshing(fds: list[Fd]) -> ForFds:
             if params.expired:
                 return mail.Disconnect(fds, CloseCode.EXPIRED, "expired")
             return mail.Expire(fds, params.expire_at or None)
@@ -623,7 +623,7 @@ class _Methods:
         target: _Target,
         call: Call,
         act: Callable[[Fd], object],
-        order: Callable[[list[Fd]], mail.Body],
+        order: Callable[[list[Fd]], ForFds],
     ) -> None:
         """Do something to each connection of a target that is there when its turn comes; and have other
         nodes do it to theirs, by this `order`."""
@@ -734,7 +734,7 @@ class _Methods:
         if params.node not in ("", self._node.name):
             raise Refused(ErrorCode.BAD_REQUEST, f"no node is named {params.node!r}")
         # The result holds after this event: changes while it is written may be in it or not.
-        events = self._node.webhooks
+        events = self._node.figures.webhooks
         found = Listing(call.room)
         query = ConnectionQuery(params.after, params.user, params.topic, params.address, params.app)
         walk = self._node.search(query)
@@ -868,6 +868,8 @@ def peer_of(request: Request) -> str:
     if request.client is None:
         return "unix"
     host, port = request.client
+    if not port:  # a proxy has told the address, which as a rule is all that it tells
+        return host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -12,6 +12,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 import attrs
+import structlog
 import trio
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -28,7 +29,8 @@ from starlette.types import Receive, Scope, Send
 
 from broker.access.operators import DOOR, PAGE
 from broker.hooks import EndsProcess
-from broker.http.api import Api
+from broker.http.access_log import MOST
+from broker.http.api import Api, peer_of
 from broker.http.asyncapi import PATH as ASYNCAPI
 from broker.http.asyncapi import asyncapi
 from broker.http.metrics import Metrics, exposition
@@ -37,6 +39,8 @@ from broker.http.openapi import openapi
 from broker.http.worker_metrics import exposition_of_all
 from broker.node import Node
 from broker.transport.head import route_of
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker.http")
 
 HERE = Path(__file__).parent
 
@@ -156,7 +160,7 @@ def http_app(node: Node) -> Starlette:
         _routes(node),
         # A redirect would name the scheme and host that a proxy asked us for.
         redirect_slashes=False,
-        default=_text(HTTPStatus.NOT_FOUND, "Nothing is here. The page is at /."),
+        default=_nowhere,
     )
 
     async def hook_first(scope: Scope, receive: Receive, send: Send) -> None:
@@ -181,6 +185,13 @@ def http_app(node: Node) -> Starlette:
             Mount("/", hook_first),
         ]
     )
+
+
+async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:
+    """404, and a line of the log: it may be a mistyped path of a WebSocket."""
+    reason, peer = f"nothing is at {scope['path'][:MOST]}", peer_of(Request(scope))
+    log.info("refused", status=HTTPStatus.NOT_FOUND.value, reason=reason, peer=peer)
+    await _text(HTTPStatus.NOT_FOUND, "Nothing is here. The page is at /.")(scope, receive, send)
 
 
 def _routes(node: Node) -> list[Route | Mount]:

@@ -28,8 +28,9 @@ from broker.core.event_queue import EventStatistics
 from broker.core.histogram import HistogramStatistics
 from broker.http.api import peer_of, shown_key
 from broker.logs import LogStatistics
-from broker.node import BrokerStatistics, Node, Survey
+from broker.node import Node
 from broker.session.compression import Compression
+from broker.session.figures import BrokerStatistics, Survey
 from broker.transport.frames import BUILD
 from broker.version import VERSION
 
@@ -128,7 +129,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     _gauge("broker_draining", "1 while the broker stops.", lambda of: of.node.draining),
     _gauge(
         "process_start_time_seconds", "When the broker began to serve, in Unix seconds.",
-        lambda of: of.node.started_at,
+        lambda of: of.node.figures.started_at,
     ),
     _gauge(
         "process_resident_memory_bytes", "Memory of this process that is in RAM.", _resident_bytes
@@ -419,8 +420,8 @@ def _shown_key(request: Request) -> str:
 
 async def exposition(node: Node) -> bytes:
     """All metrics of a node as text. Takes turns with everybody else; cancelled, nothing is left behind."""
-    survey = await node.survey()
-    snapshot = Snapshot(node, node.stats(survey), survey, logs.statistics())
+    survey = await node.figures.survey()
+    snapshot = Snapshot(node, node.figures.statistics(survey), survey, logs.statistics())
     text = b""
     for first in range(0, len(METRICS), METRICS_AT_ONCE):
         await trio.lowlevel.checkpoint()

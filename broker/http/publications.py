@@ -25,7 +25,6 @@ from broker.core.messages import Delivery, Fd, Position
 from broker.core.work import BATCHED, COMMAND, KILOBYTE, PUBLICATION
 from broker.errors import ErrorCode, Refused
 from broker.events.spans import TAG, is_sampled
-from broker.http.calls import Listing
 from broker.node import Publishing
 from broker.protocols.json_text import check_json, one_line, to_json, written
 from broker.routing.publishing import PublishOptions
@@ -198,15 +197,16 @@ def response_of(ended: Publishing, content: Content) -> bytes:
 
 async def responses_later(begun: Sequence[Publishing | bytes], content: Content) -> object:
     """The result of a broadcast, when all of it is known."""
-    responses = Listing(None)
-    for each in begun:
-        if isinstance(each, bytes):
-            responses.add(each)
-            continue
-        with suppress(Refused):  # which is its response
-            await each.wait()
-        responses.add(response_of(each, content))
-    return {"responses": responses.as_list()}
+    responses = [
+        each if isinstance(each, bytes) else await _response_later(each, content) for each in begun
+    ]
+    return {"responses": Raw(b"[%b]" % b",".join(responses))}
+
+
+async def _response_later(publishing: Publishing, content: Content) -> bytes:
+    with suppress(Refused):  # which is its response
+        await publishing.wait()
+    return response_of(publishing, content)
 
 
 def error_of(refusal: Refused) -> object:

@@ -200,8 +200,8 @@ class _Address:
     """The addresses that Hypercorn asks a socket for. Taken once: a socket forgets its peer after a reset."""
 
     family: int = socket.AF_UNIX  # Hypercorn's word for: no address
-    peer: Any = ""
-    name: Any = ""
+    peer: object = ""
+    name: object = ""
 
     @classmethod
     def of(cls, stream: trio.abc.Stream, client: str) -> "_Address":
@@ -216,10 +216,10 @@ class _Address:
                 return cls(sock.family, sock.getpeername(), sock.getsockname())
         return cls()
 
-    def getpeername(self) -> Any:
+    def getpeername(self) -> object:
         return self.peer
 
-    def getsockname(self) -> Any:
+    def getsockname(self) -> object:
         return self.name
 
 

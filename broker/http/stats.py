@@ -14,7 +14,8 @@ from msgspec import Meta, Struct
 from broker.core.histogram import HistogramStatistics
 from broker.core.messages import ClosedConnection, ConnectionDetails
 from broker.core.work import DETAILS, SURVEYED, SURVEYED_AT_ONCE
-from broker.node import BrokerStatistics, Node, Survey
+from broker.node import Node
+from broker.session.figures import BrokerStatistics, Survey
 from broker.session.services import ServedConnection
 from broker.version import VERSION
 
@@ -31,7 +32,7 @@ class AskedStats(Struct):
 
 async def stats_of(node: Node, asked: AskedStats) -> dict[str, object]:
     """The state now, and the counts since the start. Linear in the connections, in turns with all else."""
-    survey = await node.survey()
+    survey = await node.figures.survey()
     found = _fields(node, survey)
     if asked.rows:
         found["heaviest"] = await _heaviest(node, asked.rows)
@@ -75,11 +76,11 @@ def _ended(closed: ClosedConnection) -> dict[str, object]:
 
 
 def _fields(node: Node, survey: Survey) -> dict[str, object]:
-    statistics = node.stats(survey)
+    statistics = node.figures.statistics(survey)
     return {
         "node": node.name,
         "version": VERSION,
-        "uptime": round(time.time() - node.started_at, 3),
+        "uptime": round(time.time() - node.figures.started_at, 3),
         "draining": node.draining,
         **_here(node, statistics),
         "connections_by": [

@@ -76,17 +76,20 @@ def _sum(one: Row, other: Row) -> Row:
     return {name: _added(name, one.get(name), other.get(name)) for name in names}
 
 
-def _added(name: str, one: Any, other: Any) -> Any:
+def _added(name: str, one: object, other: object) -> object:
     if one is None or other is None:
         return other if one is None else one
-    if name in _KEYS:
-        return _sum_rows(one, other, _KEYS[name])
-    if isinstance(one, dict):
-        return _sum(one, other)
-    if name == "counts":
-        return [first + second for first, second in zip(one, other, strict=True)]
-    if isinstance(one, int | float) and not isinstance(one, bool):
-        return round(one + other, 6)
+    match one, other:
+        case list(), list() if name in _KEYS:
+            return _sum_rows(one, other, _KEYS[name])
+        case list(), list() if name == "counts":
+            return [first + second for first, second in zip(one, other, strict=True)]
+        case dict(), dict():
+            return _sum(one, other)
+        case (bool(), _):
+            return one
+        case (int() | float(), int() | float()):
+            return round(one + other, 6)
     return one
 
 

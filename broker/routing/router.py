@@ -17,14 +17,14 @@ Rules:
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import inf
-from typing import Any, Final
+from typing import Final, Unpack
 
 import trio
 
 from broker.access.rights import Rights
 from broker.config.reload import Settings
 from broker.config.settings import TopicRules
-from broker.core.event_queue import EventKind
+from broker.core.event_queue import EventFields, EventKind
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, Publication, Series, data_bytes
 from broker.core.names import DIRECT, PERSONAL, direct_fd, is_connection_name
@@ -84,6 +84,8 @@ seven audiences."""
 
 DIRECT_RULES: Final = TopicRules(history_size=0, presence=False, join_leave=False)
 """The rules of `fd:N` and `user:NAME`."""
+
+_CONNECTIONS: Final = (DIRECT, PERSONAL)
 
 
 class Returns:
@@ -242,7 +244,7 @@ class Router:
             publications = Series(topic, contents, info, 0, opaque)
         self._run.batches.append(publications)
         self.latest = publications
-        count, size = len(publications), sum(map(len, contents))
+        count, size = len(contents), sum(map(len, contents))
         self.published += count
         if self._run_width == 1:  # as nearly always
             self.meter.done += work + count * PUBLICATION + size / 1024 * KILOBYTE
@@ -285,7 +287,7 @@ class Router:
         """
         ((publication,),) = parcel.batches
         rules, recipients, work = self._resolve_parcel(parcel, publication.tags)
-        slow = _slow_one(rules, recipients)
+        slow = _slow_one(recipients) if rules is DIRECT_RULES else None
         if slow is not None:
             slow.check(publication.info)
         keep, retain = keep and rules.history_size > 0, retain or rules.retain
@@ -350,7 +352,8 @@ class Router:
         self._run_dones = [] if defers else None
         self.keeps_later = defers
         self._run_rules, self._run_recipients = rules, recipients
-        self._run_slow = slow = _slow_one(rules, recipients)
+        slow = _slow_one(recipients) if rules is DIRECT_RULES else None
+        self._run_slow = slow
         if isinstance(slow, Way):
             self._run_most = 0  # it is answered for each publisher
         self._run = Parcel(topic, rules.slow_consumer)
@@ -410,8 +413,8 @@ class Router:
         """Deliver what comes from another node to a connection of this one; return the work of it. Raises
         `Refused`: 102 for one that is not here, 111 for one that is behind."""
         self._end_run()
-        rules, recipients, work = self._resolve(parcel.topic, None)
-        slow = _slow_one(rules, recipients)
+        _, recipients, work = self._resolve(parcel.topic, None)
+        slow = _slow_one(recipients)
         if slow is not None:
             slow.check(parcel.batches[0][0].info)
         work += self._deliver(parcel, recipients)
@@ -444,6 +447,16 @@ class Router:
     ) -> tuple[TopicRules, list[Recipient], float]:
         """The rules of a topic, the recipients of what is published to it with these tags, and the work
         of the fan-out. Raises `Refused`."""
+        if not topic.startswith(_CONNECTIONS):
+            self.rights.check_topic(topic)
+            book = self.rights.book
+            rules = book.only or book.of(topic)
+            recipients, work = self._listeners(topic, rules, tags)
+            if self.groups is not None:
+                shares = list(self.groups.recipients(topic, rules))
+                recipients += shares
+                work += AUDIENCE * len(shares)
+            return rules, recipients, work
         fd = direct_fd(topic)
         if fd is not None:
             self.check_direct()
@@ -456,22 +469,13 @@ class Router:
                 return DIRECT_RULES, [SlowMailbox(topic, peer, is_one_of_several=False)], PEER
             return DIRECT_RULES, [peer.mailbox], PEER
         self.rights.check_topic(topic)
-        if topic.startswith(PERSONAL):
-            self.check_direct()
-            user = topic[len(PERSONAL) :]
-            peers = [self.hub.sessions.get(fd) for fd in self.hub.sessions.fds_of(user)]
-            here = [peer for peer in peers if peer is not None and peer.speaks]
-            if not here and self.ways is None:
-                raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"user {user!r} has no connection")
-            return DIRECT_RULES, _direct(topic, here, self.office), PEER * len(here)
-        book = self.rights.book
-        rules = book.only or book.of(topic)
-        recipients, work = self._listeners(topic, rules, tags)
-        if self.groups is not None:
-            shares = list(self.groups.recipients(topic, rules))
-            recipients += shares
-            work += AUDIENCE * len(shares)
-        return rules, recipients, work
+        self.check_direct()
+        user = topic[len(PERSONAL) :]
+        peers = [self.hub.sessions.get(fd) for fd in self.hub.sessions.fds_of(user)]
+        here = [peer for peer in peers if peer is not None and peer.speaks]
+        if not here and self.ways is None:
+            raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"user {user!r} has no connection")
+        return DIRECT_RULES, _direct(topic, here, self.office), PEER * len(here)
 
     def _listeners(
         self, topic: str, rules: TopicRules, tags: Mapping[str, str] | None
@@ -618,10 +622,10 @@ class Router:
         _emit(self.events, EventKind.UNSUBSCRIBED, subscription, code=code, reason=reason)
 
 
-def _slow_one(rules: TopicRules, recipients: Sequence[Recipient]) -> SlowMailbox | Way | None:
-    """The only recipient, if that is a peer which is behind, or on another node: it may have to be asked
-    first."""
-    if rules is not DIRECT_RULES or not recipients:
+def _slow_one(recipients: Sequence[Recipient]) -> SlowMailbox | Way | None:
+    """The only recipient of `fd:N` or `user:NAME`, if that is a peer which is behind, or on another node: it
+    may have to be asked first."""
+    if not recipients:
         return None
     first = recipients[0]
     if isinstance(first, Way):
@@ -656,11 +660,15 @@ def _hand_over(
 
 
 def _emit(
-    events: Events | None, kind: EventKind, subscription: Subscription, **fields: Any
+    events: Events | None,
+    kind: EventKind,
+    subscription: Subscription,
+    **fields: Unpack[EventFields],
 ) -> None:
     subscriber = subscription.subscriber
     if events is not None and subscriber.fd:  # not this very program
-        events.emit(kind, subscriber.fd, subscriber.user, topic=subscription.name, **fields)
+        fields["topic"] = subscription.name
+        events.emit(kind, subscriber.fd, subscriber.user, **fields)
 
 
 def _encoding_work(width: int, count: int, size: int) -> float:

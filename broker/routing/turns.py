@@ -12,6 +12,8 @@ Rules:
    its round, and has a slice.
 4. Nobody queues behind itself: a party that had the last turn, and has let everybody run since, has the
    next one at once, unless somebody waits.
+5. A thousand may come at one moment, each with a burst to spare: those who come enter as many at a time as
+   fill a round, and those who are here do not wait for them.
 """
 
 import attrs
@@ -32,13 +34,15 @@ class Turns:
     """How many have been called, and have yet to take their turn."""
     _more: float = attrs.field(init=False, default=0.0)
     """For each that was called: its part of a slice, beyond what it wants to do."""
+    _entered: float = attrs.field(init=False, default=0.0)
+    """Work that `enter` has let in since everybody else ran."""
     latest: "Share | None" = attrs.field(init=False, default=None)
     """The share whose turn was the last; None if that was no share's."""
 
     @property
     def is_free(self) -> bool:
         """Whether nobody waits for a turn."""
-        return not (self._called or self._lot)
+        return not (self._called or self._wanted)
 
     @property
     def waiting(self) -> int:
@@ -58,10 +62,12 @@ class Turns:
                 await self._lot.park()
             finally:
                 del self._wanted[task]
+            self._entered = ROUND
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
             self._called, self._more = 1, SLICE
             await trio.lowlevel.cancel_shielded_checkpoint()
+            self._entered = 0.0
         granted = SLICE if work is None else work + self._more
         self._called -= 1
         self.latest = None
@@ -73,6 +79,15 @@ class Turns:
         """Wait for a turn in which so much may be done, and count it. Cancelled, it has counted nothing."""
         await self.wait(work)
         self.meter.add(work)
+
+    async def enter(self, work: float) -> None:
+        """Count work by which somebody comes, of whom there may be many at once. Returns at once, without a
+        checkpoint, until such work has filled a round; from then on it is as `pay`."""
+        if self._entered < ROUND and not (self._called or self._wanted):
+            self._entered += work
+            self.meter.done += work
+        else:
+            await self.pay(work)
 
     def _call(self) -> None:
         """Call those whose turn is in the next round."""

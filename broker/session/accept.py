@@ -17,7 +17,7 @@ import trio
 from broker.access.origins import page_policy
 from broker.access.proxies import ClientAddress
 from broker.core.messages import Transport
-from broker.core.work import FIELD, USUAL_FIELDS
+from broker.core.work import FIELD, OPENING, TLS_HANDSHAKE, USUAL_FIELDS
 from broker.errors import HeadError
 from broker.session.admission import Guest
 from broker.session.connection import Connection
@@ -102,7 +102,8 @@ async def _receive(
             connection = await _see_to_requests(services, stream, address, guest, is_private)
         except HeadError as error:
             services.counts.note_refused(_reason_of(services, error))
-            services.log.info("refused", status=error.status, reason=error.reason, peer=address)
+            peer = error.address or address
+            services.log.info("refused", status=error.status, reason=error.reason, peer=peer)
             answer = refusal(error.status, error.reason, error.headers)
         if answer:
             # Not where the error is still there: it holds the frames it came through, and so a body.
@@ -131,7 +132,12 @@ async def _see_to_requests(
         return None
     request, address = opened
     while True:
-        outcome = await _route(services, stream, request, address, is_private)
+        client = services.proxies.address_of(address, request.head.header)
+        try:
+            outcome = await _route(services, stream, request, client, is_private)
+        except HeadError as error:
+            error.address = client
+            raise
         if isinstance(outcome, Request):
             request = outcome
             continue
@@ -159,6 +165,8 @@ async def _first_request(
                 carrier = socket_below(stream)
                 told = None if carrier is None else await read_proxy_header(carrier)
                 address = address if told is None else ClientAddress(told, address)
+            if isinstance(stream, trio.SSLStream):
+                await _wait_hello(services, stream)
             both = await read_head(stream, config.head_bytes, begun)
         if opening.cancelled_caught:
             raise HeadError(408, f"no request within {config.open_seconds:g} s")
@@ -167,8 +175,19 @@ async def _first_request(
     raw, behind = both
     fields = raw.count(b"\n")
     if fields > USUAL_FIELDS:
-        await services.router.turns.pay(fields * FIELD)
+        await services.router.turns.pay(OPENING + fields * FIELD)
+    else:
+        await services.router.turns.enter(OPENING)
     return Request(parse_head(raw), behind), address
+
+
+async def _wait_hello(services: Services, stream: trio.abc.Stream) -> None:
+    """Wait until a peer begins to speak TLS, and until it is its turn to be answered: with a signature, which a
+    thousand may ask for at once."""
+    carrier = socket_below(stream)
+    if carrier is not None:
+        await trio.lowlevel.wait_readable(carrier.socket)
+    await services.router.turns.enter(TLS_HANDSHAKE)
 
 
 async def _route(
@@ -177,7 +196,6 @@ async def _route(
     """See to one request, the first of its connection or any later: the one place that tells by its
     head which door it came to."""
     prefix, head = services.config.path_prefix, request.head
-    address = services.proxies.address_of(address, head.header)
     if prefix:
         within = below(head, prefix)
         if within is None and head.route not in HEALTH:

@@ -8,7 +8,8 @@ from broker.core.messages import ConnectionInfo, Fd
 from broker.errors import CloseCode, UnsubscribeCode, check_close_code
 from broker.protocols.json_text import to_json
 from broker.routing.mail import Bind, Disconnect, Expire, Subscribe, Unsubscribe
-from broker.session.everywhere import Everywhere, NodeReport
+from broker.session.everywhere import Everywhere
+from broker.session.figures import NodeReport
 from broker.session.search import ConnectionQuery
 
 

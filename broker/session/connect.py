@@ -15,7 +15,7 @@ from broker.access.tokens import ConnectionToken
 from broker.config.settings import Config
 from broker.core.event_queue import EventKind
 from broker.core.names import DIRECT, PERSONAL, personal_topic
-from broker.core.session import Decider, Grant, PhaseEvent
+from broker.core.session import Decider, Grant, PhaseEvent, ServerSub
 from broker.core.work import COMMAND, SUBSCRIPTION
 from broker.errors import (
     CloseCode,
@@ -38,7 +38,6 @@ from broker.session.commands import (
     weigh_token,
 )
 from broker.session.expiry import deadline, expiry_fields
-from broker.session.orders import ServerSub
 from broker.session.replies import Client
 from broker.version import VERSION
 
@@ -295,7 +294,7 @@ def _server_subs(
         subs[own] = ServerSub()
     for name, granted in by_token.items():
         rights.check_listenable(name)
-        subs[name] = ServerSub(granted.info, granted.data)
+        subs[name] = granted
     return subs
 
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final
 
 import trio
 
-from broker.core.event_queue import EventKind
+from broker.core.event_queue import EventFields, EventKind
 from broker.core.memory import Holding, Part
 from broker.core.messages import ONE_WAY, Close, Initiator, Transport
 from broker.core.session import Phase, PhaseEvent
@@ -243,7 +243,11 @@ class Connection(Profile):
         self._acceptance = b""
         services.connections[peer.fd] = self
         services.counts.note_opened(self.transport)
-        where = {"address": self.address, "path": self.path, "transport": self.transport}
+        where: EventFields = {
+            "address": self.address,
+            "path": self.path,
+            "transport": self.transport,
+        }
         services.emit(EventKind.OPENED, peer.fd, "", **where)
         services.log.info(
             "open", fd=peer.fd, peer=self.address, path=self.path, transport=self.transport

@@ -24,7 +24,15 @@ import trio
 
 from broker.core.session import Phase, PhaseEvent
 from broker.core.usage import ConnectionUsage
-from broker.core.work import ALONE, BURST, COMMAND, DECODED_KILOBYTE, FRAME, PUBLICATION
+from broker.core.work import (
+    ALONE,
+    BURST,
+    COMMAND,
+    DECODED_KILOBYTE,
+    FIRST_MESSAGE,
+    FRAME,
+    PUBLICATION,
+)
 from broker.errors import CloseCode, Disconnect, ErrorCode, Refused
 from broker.hooks import Connection
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON, is_connect
@@ -246,7 +254,8 @@ class Dispatcher:
                     break
                 done += 1
         finally:
-            self.settle()
+            if self.client is not None:
+                self.client.settle()
         return batch[done:]
 
     async def work_off(self, batch: Batch, *, read: int = 0) -> Batch:
@@ -262,6 +271,8 @@ class Dispatcher:
             if share.turns.latest is share:
                 share.renew()
         share.left -= len(batch) * FRAME
+        if self.client is None and self.peer.phase is Phase.OPEN:
+            await self.services.router.turns.enter(FIRST_MESSAGE)
         batch = self.take(batch)
         while share.is_used_up and self.peer.is_established:
             await share.wait_turn()
@@ -366,8 +377,10 @@ class Dispatcher:
         if commands[0].publish.channel == topic and topic and not client.codec.opaque_payloads:
             if not self._share.has_room(router.weigh(topic)):
                 return 0
-            sizes = (len(command.publish.data) for command in commands)
-            if router.takes_together(sizes) and self._publish_together(client, topic, commands):
+            goes_together = len(commands) == 1 or router.takes_together(
+                len(command.publish.data) for command in commands
+            )
+            if goes_together and self._publish_together(client, topic, commands):
                 return len(commands)
         meter, share = router.meter, self._share
         for number, command in enumerate(commands):
@@ -406,7 +419,7 @@ class Dispatcher:
             refusal = error  # an fd that is gone
         if dones is not None:
             client.answer_when_kept(dones, answered)
-        else:
+        elif answered:
             client.answer_publishes(answered, refusal)
         del refusal  # see the module: it holds this frame
         self._share.spend(router.meter.done - before)

@@ -6,7 +6,7 @@ from typing import Final
 
 import trio
 
-from broker.core.event_queue import EventKind
+from broker.core.event_queue import EventFields, EventKind
 from broker.core.messages import Close, Fd, Initiator
 from broker.errors import CloseCode, Disconnect
 from broker.hooks import Connection, EndsProcess
@@ -79,7 +79,7 @@ async def close_stream(
 
 def note_closed(services: Services, peer: Peer, address: str, close: Close, seconds: float) -> None:
     """Tell the log and the readers of events, once, that a connection has ended, after so long."""
-    fields = {
+    fields: EventFields = {
         "code": close.code,
         "reason": close.reason,
         "initiator": close.initiator.value,

@@ -14,13 +14,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import inf
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import attrs
 import msgspec
 
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, ConnectionDetails, Fd, PushResult
+from broker.core.session import ServerSub
 from broker.core.work import (
     COLLECTED,
     COMMAND,
@@ -34,12 +35,10 @@ from broker.errors import ErrorCode, Refused
 from broker.protocols.json_text import to_json
 from broker.routing.mail import (
     Bind,
-    Body,
     Disconnect,
     Expire,
     ListConnections,
     ListTopics,
-    Mail,
     Pushed,
     Report,
     Subscribe,
@@ -50,9 +49,9 @@ from broker.routing.neighbours import Neighbours
 from broker.routing.open_calls import Answer
 from broker.routing.recipients import Peer
 from broker.routing.router import Router
-from broker.session.orders import ServerSub, Shaped, shaped
+from broker.session.figures import Figures, Mark, NodeReport
+from broker.session.orders import Shaped, shaped
 from broker.session.search import ConnectionQuery
-from broker.version import VERSION
 
 TOGETHER: Final = 100
 """Connections that one message gives an order to: 25 ms of work where it ends them."""
@@ -81,37 +80,10 @@ class Acts(Protocol):
     def search(self, query: ConnectionQuery) -> Iterator[Sequence[Fd]]: ...
     def fds_of(self, user: str) -> list[Fd]: ...
     def push(self, fd: Fd, data: object) -> PushResult: ...
-    def report(self) -> "NodeReport": ...
-    def mark(self) -> "Mark": ...
     @property
     def name(self) -> str: ...
     @property
     def router(self) -> Router: ...
-
-
-class NodeReport(msgspec.Struct, frozen=True):
-    """How a node is. `uptime` in seconds; the counters are since it began to serve. One that does not
-    answer has only its name, and is not `alive`."""
-
-    name: str
-    version: str = VERSION
-    uptime: float = 0.0
-    connections: int = 0
-    users: int = 0
-    subscriptions: int = 0
-    topics: int = 0
-    messages_published: int = 0
-    messages_delivered: int = 0
-    connections_refused: int = 0
-    history_publications_evicted: int = 0
-    alive: bool = True
-
-
-class Mark(msgspec.Struct, frozen=True, array_like=True):
-    """The last event of a node that its backend is told of: the answer holds after it."""
-
-    epoch: str = ""
-    seq: int = 0
 
 
 @attrs.frozen
@@ -137,6 +109,9 @@ class _Page(msgspec.Struct, frozen=True, array_like=True):
     mark: Mark
 
 
+ForFds: TypeAlias = Disconnect | Expire | Subscribe | Unsubscribe | Bind
+
+
 @attrs.frozen
 class _Order:
     """The act that one kind of mail orders a connection to do, and its work."""
@@ -151,9 +126,10 @@ class Everywhere:
     answer; cancelled, it may have been done or not."""
 
     acts: Acts
+    figures: Figures
     hub: Hub[Peer]
     neighbourhood: Neighbourhood | None
-    _orders: Mapping[type[Mail], _Order] = attrs.field(init=False)
+    _orders: Mapping[type[ForFds], _Order] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         acts = self.acts
@@ -188,7 +164,7 @@ class Everywhere:
         """Whether a connection may be on another node."""
         return self.node_of(fd) is not None
 
-    async def order(self, fds: Sequence[Fd], make: Callable[[list[Fd]], Body]) -> int:
+    async def order(self, fds: Sequence[Fd], make: Callable[[list[Fd]], ForFds]) -> int:
         """Give an order to connections, node by node and some at a time, in their order on each; return
         how many have followed it. `make` makes the mail with it.
 
@@ -238,11 +214,11 @@ class Everywhere:
             return None
         return self._neighbours.node_of(fd)
 
-    def _obey(self, body: Any) -> int:
+    def _obey(self, body: ForFds) -> int:
         order = self._orders[type(body)]
         return sum([order.act(body, fd) for fd in body.fds])
 
-    def _take_order(self, sender: str, body: Any, answer: Answer) -> float:
+    def _take_order(self, sender: str, body: ForFds, answer: Answer) -> float:
         try:
             answer(self._obey(body).to_bytes(4, "big"))
         except Refused as refusal:
@@ -344,7 +320,7 @@ class Everywhere:
 
     async def nodes(self) -> list[NodeReport]:
         """How all nodes are, this one first, then by name."""
-        reports = [self.acts.report()]
+        reports = [self.figures.report()]
         if self.neighbourhood is not None:
             answers = await self._neighbours.ask_all(Report())
             others = [
@@ -371,7 +347,7 @@ class Everywhere:
     async def _page(self, walk: Iterable[Sequence[Fd]], limit: int) -> "_Page":
         """As many of these as fit into one message, and one at least: looked at in turns with all else, and
         counted there, whoever asked. To write them is counted by whoever does that."""
-        mark, size, turns = self.acts.mark(), 0, self.acts.router.turns
+        mark, size, turns = self.figures.mark(), 0, self.acts.router.turns
         page: list[ConnectionDetails] = []
         for fds in walk:
             await turns.pay(SURVEYED_AT_ONCE * NAMED + len(fds) * COLLECTED)
@@ -398,7 +374,7 @@ class Everywhere:
         return len(topics) * NAMED
 
     def _report(self, sender: str, asked: Report, answer: Answer) -> float:
-        answer(encode(self.acts.report()))
+        answer(encode(self.figures.report()))
         return COMMAND
 
 

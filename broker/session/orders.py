@@ -16,7 +16,7 @@ import structlog
 from broker.core.memory import Part
 from broker.core.messages import Opcode, PushResult
 from broker.core.names import PERSONAL, personal_topic
-from broker.core.session import Decider, Grant, Phase, PhaseEvent
+from broker.core.session import Decider, Grant, Phase, PhaseEvent, ServerSub
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
 from broker.protocols.codec import Codec
 from broker.protocols.commands import SubscribeRequest
@@ -118,15 +118,6 @@ def _bytes_of(message: str | bytes | _Json) -> bytes:
     if isinstance(message, _Json):
         return message.data
     return message if isinstance(message, bytes) else message.encode()
-
-
-@attrs.frozen
-class ServerSub:
-    """A topic that a client is subscribed to by the server. `info` and `data` are raw JSON."""
-
-    info: bytes | None = None
-    data: bytes | None = None
-    join_leave: bool = False
 
 
 @attrs.define(eq=False)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Unpack
 
 import attrs
 import structlog
@@ -19,7 +19,7 @@ from broker.config.machine import memory_limit
 from broker.config.reload import Settings
 from broker.config.settings import Config
 from broker.core.closed_connections import ClosedConnections
-from broker.core.event_queue import EventKind
+from broker.core.event_queue import EventFields, EventKind
 from broker.core.memory import STREAM_BYTES, TLS_STREAM_BYTES, Holding, MemoryBudget, Part
 from broker.core.messages import ConnectionInfo, Fd, Initiator, PushResult, Transport
 from broker.errors import CloseCode
@@ -232,7 +232,7 @@ class Services:
         """The party that something counts for; see `TrustedProxies.party_of`."""
         return self.proxies.party_of(user, address, alone)
 
-    def emit(self, kind: EventKind, fd: Fd, user: str, **fields: Any) -> None:
+    def emit(self, kind: EventKind, fd: Fd, user: str, **fields: Unpack[EventFields]) -> None:
         """Note that something has happened to a connection; `fields` are those of `Event`. Never
         waits."""
         if self.router.events is not None:

@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequenc
 from contextlib import asynccontextmanager
 from functools import partial
 from math import inf
-from typing import Any, Final
+from typing import Final, Unpack
 from uuid import uuid4
 
 import attrs
 import trio
 
-from broker.core.event_queue import EventKind, EventStatistics
+from broker.core.event_queue import EventFields, EventKind, EventStatistics
 from broker.core.messages import ClientInfo, Fd, Publication
 from broker.core.session import (
     Audience,
@@ -98,7 +98,7 @@ class _EventTap(Events):
         self._events = events
         self._see = see
 
-    def emit(self, kind: EventKind, fd: Fd, user: str, **fields: Any) -> None:
+    def emit(self, kind: EventKind, fd: Fd, user: str, **fields: Unpack[EventFields]) -> None:
         if self._events is not None:
             self._events.emit(kind, fd, user, **fields)
         self._see(kind, fd, user, **fields)
@@ -283,7 +283,7 @@ class Traces:
             if trace.target.topic == name and not trace.has_ended:
                 trace.add(entries(), len(publications))
 
-    def _see_event(self, kind: EventKind, fd: Fd, user: str, **fields: Any) -> None:
+    def _see_event(self, kind: EventKind, fd: Fd, user: str, **fields: Unpack[EventFields]) -> None:
         topic = fields.pop("topic", "")
         text = " ".join([f"{name}={value}" for name, value in fields.items()])[:TEXT_MOST]
         entry = Entry(self.now(), kind.value, fd, user, topic, 0, 0, text)

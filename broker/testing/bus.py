@@ -3,15 +3,16 @@
 ::
 
     async def test_a_message_reaches_another_node(autojump_clock):
-        async with open_test_nodes(2) as (one, two):
+        bus = Bus()
+        async with open_test_node(bus, Broker()) as one, open_test_node(bus, Broker()) as two:
             ann = await one.open_client()
             bob = await two.open_client()
             await ann.request(publish={"channel": f"fd:{bob.fd}", "data": "hi"})
             assert await bob.receive_json() == ...
 
 A `Bus` is what a shared store is to real nodes, with all of its promises: one log, one inbox a node, notices,
-cards, leases. Each node reads it at its own pace. `Bus.faults` has a node die without a goodbye, be cut
-off, or lag behind.
+cards, leases. Each node reads it at its own pace. `kill` has a node die without a goodbye, `cut` cuts it off, and
+`BusEngine.lag` has it read late.
 """
 
 import secrets

@@ -138,6 +138,8 @@ class GatedListener(trio.abc.Listener[trio.SocketStream]):
 
     socket: socket.socket
     gate: Gate
+    _together: int = attrs.field(init=False, default=0)
+    """Those that have come in one step, of which `gate` counts none yet."""
 
     @classmethod
     def over(cls, listener: trio.SocketListener, gate: Gate) -> "GatedListener":
@@ -165,7 +167,17 @@ class GatedListener(trio.abc.Listener[trio.SocketStream]):
                     raise
                 continue
             self.gate.note()
+            self._together = 1
             return trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
+
+    def accept_nowait(self) -> trio.SocketStream:
+        """One that waits and that no other process should have, `LEAD` in all with the last that `accept` has
+        returned. Raises `OSError` where there is none."""
+        if self._together >= LEAD or self.gate.is_ahead():
+            raise BlockingIOError
+        accepted, _ = self.socket.accept()
+        self._together += 1
+        return trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
 
     async def aclose(self) -> None:
         if self.socket.fileno() >= 0:

@@ -5,7 +5,7 @@ Rules:
 1. A request is signed, as `signing` says, so a backend can tell that it comes from here.
 2. Redirects are not followed and cookies not kept: the settings alone say who is asked.
 3. Of an answer that is too long, no more is read than shows it.
-4. A request that fails raises one error, `RequestFailed`, whose text says why.
+4. A request that fails raises one error, `HttpFailed`, whose text says why.
 5. The caller bounds the number of requests at once: nothing waits here.
 """
 
@@ -47,7 +47,7 @@ async def open_http_client(setting: str, extra: str) -> AsyncGenerator["AsyncCli
         yield client
 
 
-class RequestFailed(Exception):
+class HttpFailed(Exception):
     """A request without a whole answer; the message says why, in one line."""
 
 
@@ -115,16 +115,16 @@ class Backend:
         """POST JSON, and return the answer once it is complete. `more_headers` have lower-case
         names, and go out in UTF-8.
 
-        Raises `RequestFailed`, also after that many `seconds` without the whole answer. Cancelled, the
+        Raises `HttpFailed`, also after that many `seconds` without the whole answer. Cancelled, the
         connection is closed, which tells a backend that nobody waits.
         """
         try:
             with trio.fail_after(seconds):
                 return await self._post(url, request_id, body, more_headers)
         except trio.TooSlowError:
-            raise RequestFailed(f"no answer within {seconds:g} s") from None
+            raise HttpFailed(f"no answer within {seconds:g} s") from None
         except Exception as error:
-            raise RequestFailed(reason_of(error)) from error
+            raise HttpFailed(reason_of(error)) from error
 
     async def _post(
         self, url: str, request_id: str, body: bytes, more_headers: Mapping[str, str]

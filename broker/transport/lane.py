@@ -173,8 +173,11 @@ class Lane:
         "_slow",
         "_slow_opcode",
         "_stream",
+        "_tail",
+        "_tail_bytes",
         "_take_now",
         "_waiting",
+        "_whole",
         "answered_at",
         "close_began_here",
         "close_sent",
@@ -207,6 +210,9 @@ class Lane:
         self._eased: trio.Event | None = None
         self._is_paused = False
         self._buffer: bytes | bytearray = behind
+        self._tail: list[bytes | bytearray] = []  # that came behind it, of the same frame
+        self._tail_bytes = 0
+        self._whole = 0  # bytes of the frame at the front; 0 where it may be whole
         self._limits = limits
         self._on_end = on_end
         self._take_now = take_now
@@ -255,8 +261,10 @@ class Lane:
                         await self._pay_for_front()
                     await self._take_fast()
                 else:
+                    self._join()
                     await self._pass_over()
-                slow = self._next_slow()
+                # Most reads leave nothing here: then there is no need to look.
+                slow = self._next_slow() if self._buffer else b""
                 if slow:
                     await self._take_slow(slow, nursery)
                 elif self._deflated is not None:
@@ -269,7 +277,7 @@ class Lane:
             self.lost()
         finally:
             # The goodbye may take a while, and nobody will read what is left of a message.
-            self._buffer = b""
+            self._buffer, self._tail = b"", []
             self._holding.charge(Part.INCOMING, -self._charged)
             self._charged = 0
             if self.inflater is not None:
@@ -610,6 +618,7 @@ class Lane:
                     self._skip_front(size)
                     return None
             if len(self._buffer) < size:
+                self._whole = size
                 self._start_deadline()
                 return None
             if header.opcode == frames.CLOSE:
@@ -709,11 +718,9 @@ class Lane:
         """Read once more from the socket, unless the peer is done; false at its end."""
         if self.has_ended:
             return True
-        unfinished = len(self._buffer) + self._open_bytes
+        unfinished = len(self._buffer) + self._tail_bytes + self._open_bytes
         if self._charged or unfinished > _CHARGED_FROM:
-            # A buffer that grows has an eighth more than what is in it.
-            spare = len(self._buffer) >> 3 if isinstance(self._buffer, bytearray) else 0
-            self._charge(unfinished + spare)
+            self._charge(unfinished)
         size = _READ_WHEN_BUSY if self._waiting else _READ
         if self._deadline is None:
             data = await receive_some(self._stream, size)
@@ -735,14 +742,38 @@ class Lane:
             skipped = min(self._skip, len(data))
             self._skip -= skipped
             data = data[skipped:]
-        if not self._buffer:
-            self._buffer = data
-        elif isinstance(self._buffer, bytearray):
-            self._buffer += data
+        if self._buffer:
+            self._keep(data)
         else:
-            # A bytearray from here on: many small reads would copy all of a bytes object each time.
-            self._buffer = bytearray(self._buffer) + data
+            self._buffer = data
         return True
+
+    def _keep(self, data: bytes | bytearray) -> None:
+        """Put what was read behind what is in the buffer: beside it while the frame at its front is not whole, as
+        a buffer that grows takes an eighth more, and leaves holes in the heap."""
+        if len(self._buffer) + self._tail_bytes + len(data) < self._whole:
+            self._tail_bytes += len(data)
+            # A piece for each of many small reads would take 40 times as much.
+            if self._tail and len(self._tail[-1]) < _READ:
+                self._tail[-1] += data
+            else:
+                self._tail.append(data)
+        else:
+            self._tail.append(data)
+            self._join()
+
+    def _join(self) -> None:
+        """Have all that has come in the buffer."""
+        self._whole = self._tail_bytes = 0
+        if not self._tail:
+            return
+        if isinstance(self._buffer, bytearray):
+            for each in self._tail:
+                self._buffer += each
+        else:
+            # A bytearray from here on: to take a frame from the front of a bytes object copies all of it.
+            self._buffer = bytearray().join((self._buffer, *self._tail))
+        self._tail.clear()
 
     def _charge(self, unfinished: int) -> None:
         """Charge what is held for a message that is not whole."""

@@ -52,7 +52,7 @@ async def accept_streams(
     somebody else closes the listener.
     """
     async with listener:
-        with _bare(listener) as bare:
+        with _nowait(listener) as accept_nowait:
             while True:
                 try:
                     stream = await listener.accept()
@@ -68,30 +68,55 @@ async def accept_streams(
                     await trio.sleep(ACCEPT_PAUSE)
                 else:
                     take(stream)
-                    if bare is not None and has_room(AT_ONCE):
-                        _take_waiting(bare, take)
+                    if accept_nowait is not None and has_room(AT_ONCE):
+                        _take_waiting(accept_nowait, take)
 
 
 @contextmanager
-def _bare(listener: AnyListener) -> Iterator[socket.socket | None]:
-    """The socket of a listener, which stays the listener's; None if it has no bare one of its own."""
-    if not isinstance(listener, trio.SocketListener):
+def _nowait(listener: AnyListener) -> Iterator[Callable[[], trio.abc.Stream] | None]:
+    """Accepts one that waits with a listener already, without a checkpoint; raises `OSError` where nobody does.
+    None for a listener on no socket."""
+    if isinstance(listener, TlsListener):
+        with _nowait(listener.transport_listener) as accept_nowait:
+            yield accept_nowait and (lambda: listener.over(accept_nowait()))
+    elif isinstance(listener, GatedListener):
+        yield listener.accept_nowait
+    elif isinstance(listener, trio.SocketListener):
+        bare = socket.socket(fileno=listener.socket.fileno())
+        bare.setblocking(False)
+        try:
+            yield lambda: trio.SocketStream(trio.socket.from_stdlib_socket(bare.accept()[0]))
+        finally:
+            bare.detach()  # it stays the listener's
+    else:
         yield None
-        return
-    bare = socket.socket(fileno=listener.socket.fileno())
-    bare.setblocking(False)
-    try:
-        yield bare
-    finally:
-        bare.detach()
 
 
-def _take_waiting(bare: socket.socket, take: Callable[[trio.abc.Stream], None]) -> None:
-    """Hand on those who wait already, without a checkpoint. What is wrong the next accept will say."""
+def _take_waiting(
+    accept_nowait: Callable[[], trio.abc.Stream], take: Callable[[trio.abc.Stream], None]
+) -> None:
+    """Hand on those who wait already. The next accept raises whatever is wrong."""
     with suppress(OSError):
         for _ in range(AT_ONCE - 1):
-            accepted, _ = bare.accept()
-            take(trio.SocketStream(trio.socket.from_stdlib_socket(accepted)))
+            take(accept_nowait())
+
+
+@attrs.define(eq=False)
+class TlsListener(trio.abc.Listener[trio.abc.Stream]):
+    """TLS over what another listener accepts. The handshake is for whoever reads the stream first."""
+
+    transport_listener: AnyListener
+    context: ssl.SSLContext
+
+    async def accept(self) -> trio.abc.Stream:
+        return self.over(await self.transport_listener.accept())
+
+    def over(self, stream: trio.abc.Stream) -> trio.abc.Stream:
+        """TLS over a stream that was accepted."""
+        return trio.SSLStream(stream, self.context, server_side=True, https_compatible=True)
+
+    async def aclose(self) -> None:
+        await self.transport_listener.aclose()
 
 
 async def open_listeners(
@@ -174,7 +199,7 @@ def secure(
     """The same listeners, with TLS where there is a certificate."""
     if context is None:
         return list(plain)
-    return [trio.SSLListener(listener, context, https_compatible=True) for listener in plain]
+    return [TlsListener(listener, context) for listener in plain]
 
 
 _NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
@@ -340,7 +365,7 @@ def describe(listeners: Sequence[AnyListener]) -> list[str]:
 
 def _describe(listener: AnyListener) -> str:
     scheme = "ws"
-    if isinstance(listener, trio.SSLListener):
+    if isinstance(listener, TlsListener | trio.SSLListener):
         scheme = "wss"
         listener = listener.transport_listener
     if not isinstance(listener, trio.SocketListener | GatedListener):

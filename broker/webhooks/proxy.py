@@ -25,7 +25,7 @@ import attrs
 import msgspec
 import structlog
 import trio
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct
 
 from broker.access.proxies import (
     FORWARDED_FOR,
@@ -50,7 +50,7 @@ from broker.hooks import (
 )
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.json_text import opaque_json, to_json
-from broker.transport.http_client import Backend, RequestFailed, open_http_client
+from broker.transport.http_client import Backend, HttpFailed, open_http_client
 from broker.webhooks.places import NoPlace, Places
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
@@ -60,18 +60,18 @@ KINDS = ("connect", "subscribe", "publish", "rpc")
 
 class _Connect(Struct, forbid_unknown_fields=True):
     user: str = ""
-    info: Any = None
+    info: object = None
     data: dict[str, Any] | None = None
     channels: tuple[str, ...] = ()
 
 
 class _Subscribe(Struct, forbid_unknown_fields=True):
-    info: Any = None
-    data: Any = None
+    info: object = None
+    data: object = None
 
 
 class _Data(Struct, forbid_unknown_fields=True):
-    data: Any | UnsetType = UNSET
+    data: object = UNSET
 
 
 class _Error(Struct):
@@ -227,7 +227,7 @@ class Question(Generic[R]):
         seconds = self.rules.answer_seconds
         try:
             answer = await self.backend.post(self.url, uuid4().hex, body, seconds, headers)
-        except RequestFailed as error:
+        except HttpFailed as error:
             raise _NoAnswer(str(error)) from None
         if answer.status != 200:
             raise _NoAnswer(f"status {answer.status}")

@@ -24,7 +24,7 @@ from broker.config.settings import WebhookRules
 from broker.core.event_queue import Event
 from broker.events.dispatcher import EventReader
 from broker.events.feed import Feed
-from broker.transport.http_client import Backend, RequestFailed, open_http_client
+from broker.transport.http_client import Backend, HttpFailed, open_http_client
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
@@ -77,7 +77,7 @@ class Webhook:
             answer = await self.backend.post(
                 rules.url, request_id, encode(batch), rules.timeout_seconds
             )
-        except RequestFailed as error:
+        except HttpFailed as error:
             return Failure(str(error))
         if 200 <= answer.status < 300:
             return None

@@ -24,7 +24,6 @@ from broker.access.keys import ALGORITHMS, Key, keys_of_jwks, load_keys, public_
 from broker.access.minting import algorithm_of, mint
 from broker.access.tokens import (
     ConnectionToken,
-    ServerSub,
     SubscriptionToken,
     Tokens,
     WrongKind,
@@ -35,6 +34,7 @@ from broker.access.tokens import (
 )
 from broker.config.settings import TokenRules
 from broker.core.names import may_cover_private
+from broker.core.session import ServerSub
 from broker.core.work import SIGNATURE, TOKEN, WIDE_SIGNATURE
 from broker.errors import ConfigError, TokenExpired, TokenInvalid, TokenRefused
 from tests.conftest import HMAC_SECRET

@@ -116,6 +116,24 @@ def test_a_direct_message_reaches_one_fd_only(
     third.shows(f"fd {jonas.fd} for all")
 
 
+def test_what_commands_and_backends_send_is_shown_whatever_it_is(
+    context: Any, start_broker: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROKER_API_KEY", "s3cret")
+    broker = start_broker()
+    tab = Tab(context, broker.http)
+    for channel in (f"fd:{tab.fd}", "room.lobby"):
+        for data in ("only for you", {"text": "said"}, {"sun": True}, None, {"text": None}):
+            body = {"channel": channel, "data": data}
+            answer = context.request.post(
+                f"{broker.http}/api/publish", data=body, headers={"X-API-Key": "s3cret"}
+            )
+            assert "error" not in answer.json()
+    said = ("only for you", "said", '{"sun":true}', "null", "null")
+    tab.shows(*(f"server → you {each}" for each in said), *(f"server {each}" for each in said))
+    assert tab.wrong == []
+
+
 def test_where_a_token_is_required_the_page_asks_for_one_and_keeps_it(
     context: Any, start_broker: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

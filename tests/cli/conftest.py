@@ -23,10 +23,12 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
+from broker import Broker, Config
 from broker.cli.main import main
 
 # A process that does not do what a test waits for fails the test, not the whole run.
 PATIENCE = 60
+
 
 COMMAND = (sys.executable, "-m", "broker")
 
@@ -239,3 +241,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     )
     with serve(here, *COMMAND[1:], "served_app:broker", BROKER_API_KEY="s3cret") as broker:
         yield broker
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[str]:
+    broker = Broker(Config(host="127.0.0.1", port=0, drain_seconds=0))
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            (url,) = await nursery.start(broker.serve)
+            yield url
+            broker.stop()

@@ -1,26 +1,14 @@
 """`broker.cli.bench` against a real broker on a real socket: it measures, so the clock is real too."""
 
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import attrs
 import pytest
 import trio
 
 from broker import Broker, Close, Config, Connection
 from broker.cli.bench import SMALLEST, BenchFailed, Plan, measure
+from broker.client.testing import acceptance, read_key, server_frame
 from broker.errors import CannotConnect, ClientError
-
-
-@asynccontextmanager
-async def serving() -> AsyncIterator[str]:
-    broker = Broker(Config(host="127.0.0.1", port=0, drain_seconds=0))
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            (url,) = await nursery.start(broker.serve)
-            yield url
-            broker.stop()
+from tests.cli.conftest import serving
 
 
 def quiet(published: int, seconds: float) -> None:
@@ -110,15 +98,71 @@ async def test_another_path_is_no_broker() -> None:
             await measure(Plan(url=f"{url}/nowhere", messages=1), quiet)
 
 
-async def test_the_table_says_what_was_asked_and_what_was_seen() -> None:
-    async with serving() as url:
-        process = await trio.run_process(
-            [sys.executable, "-m", "broker", "bench", "--url", url, "--messages", "10"],
-            capture_stdout=True,
-            capture_stderr=True,
-        )
-    assert process.stderr == b""
-    lines = process.stdout.decode().splitlines()
-    assert lines[0].startswith("1 → 1, 64 B, as fast as delivered: ")
-    assert lines[2].split()[:2] == ["delivered", "10"]
-    assert lines[3].startswith("latency, ms  p50 ")
+WELCOME = server_frame(b'{"id":1,"connect":{"client":"1"}}')
+
+SUBSCRIBED = server_frame(b'{"id":2,"subscribe":{}}')
+
+BENCH: dict[str, tuple[bytes, str]] = {
+    "no HTTP": (b"\x1b[2J\r\n\r\n", r"is no WebSocket broker: it said '\\x1b\[2J'"),
+    "a line of 1 MB": (b"x" * 2**20 + b"\r\n\r\n", "is no "),
+    "a head without end": (b"a: b\r\n" * 400_000, "it sent 1,048,576 bytes and none"),
+    "no answer to connect": (b"101" + b"x" * 2**21, "it sent 1,048,576 bytes and none"),
+    "deep JSON in an error": (
+        b'HTTP/1.1 101 x\r\n\r\n{"error":{"a":' + b"[" * 99_999 + b"}",
+        "the broker refused",
+    ),
+    "a reason of 1 MB": (
+        b'HTTP/1.1 101 x\r\n\r\n{"error":{"message":"' + b"x" * 900_000 + b'","code":1}}',
+        r"the broker refused(: x{500} \(1\))?$",
+    ),
+    "an end": (b"", "closed a connection"),
+}
+
+
+@pytest.mark.parametrize("name", BENCH)
+async def test_bench_ends_with_one_error_of_bounded_length(name: str) -> None:
+    answer, message = BENCH[name]
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await read_key(stream)
+        try:
+            await stream.send_all(answer)
+        except trio.BrokenResourceError:
+            pass  # it has seen enough
+
+    async with trio.open_nursery() as nursery:
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}"
+        with trio.fail_after(30), pytest.raises(BenchFailed, match=message) as caught:
+            await measure(Plan(url=url, messages=1), lambda published, seconds: None)
+        assert len(str(caught.value)) < 800
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("data", [b"#@Tnot-a-hex-number", b"#@T" + b"\xff" * 16])
+async def test_bench_on_a_topic_that_others_use_is_told_so(data: bytes) -> None:
+    opened: list[trio.SocketStream] = []
+
+    async def serve(stream: trio.SocketStream) -> None:
+        opened.append(stream)
+        try:
+            await stream.send_all(acceptance(await read_key(stream)))
+            await stream.receive_some(1000)
+            await stream.send_all(WELCOME)
+            await stream.receive_some(1000)
+            await stream.send_all(SUBSCRIBED)
+            while True:
+                await stream.receive_some(1000)
+                for each in opened:
+                    await each.send_all(data + b" " * 100)
+        except (trio.BrokenResourceError, trio.BusyResourceError, trio.ClosedResourceError):
+            pass  # it has seen enough, and says goodbye on all connections at once
+
+    async with trio.open_nursery() as nursery:
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}"
+        with trio.fail_after(30), pytest.raises(BenchFailed, match="did not publish"):
+            await measure(Plan(url=url, seconds=20), lambda published, seconds: None)
+        nursery.cancel_scope.cancel()

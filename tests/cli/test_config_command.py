@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from broker import Config
 from broker.cli.main import main
-from broker.config.described import TABLES, described, in_toml
+from broker.config.described import TABLES, described
 from broker.config.loading import load
 from tests.cli.conftest import Served
 
@@ -138,26 +138,3 @@ def test_a_file_that_is_there_is_left_alone(here: Path) -> None:
     assert Path("mine.toml").read_text() == "port = 1"
     result = invoke("init", "no/such/dir.toml")
     assert (result.exit_code, "cannot write it" in result.stderr) == (2, True)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (True, "true"),
-        (5, "5"),
-        (12_345, "12_345"),
-        (2.5, "2.5"),
-        (3.0, "3.0"),
-        (float("inf"), "inf"),
-        (1e9, "1000000000.0"),
-        ((), "[]"),
-        (("a", 'b"c'), '["a", "b\\"c"]'),
-        (Path("/x"), '"/x"'),
-        ("a\\b", '"a\\\\b"'),
-    ],
-)
-def test_a_value_is_written_as_a_file_has_it(value: object, text: str) -> None:
-    assert in_toml(value) == text
-    read = tomllib.loads(f"x = {text}")["x"]
-    expected = list(value) if isinstance(value, tuple) else value
-    assert read == (str(expected) if isinstance(expected, Path) else expected)

@@ -71,6 +71,9 @@ for name in ("serve", "pub", "push", "sub", "token", "bench"):
         ("subscribe", "did you mean 'sub'?"),
         ("benhc", "did you mean 'bench'?"),
         ("psuh", "did you mean 'push'?"),
+        ("help", "did you mean '--help'?"),
+        ("start", "did you mean 'serve'?"),
+        ("run", "did you mean 'serve'?"),
         ("chat", "commands are serve, pub, push, sub, token, bench"),
         ("", "commands are serve"),
         ("push", "is a command"),
@@ -80,9 +83,23 @@ def test_the_nearest_command_is_named(given: str, hint: str) -> None:
     assert hint in nearest_command(given, click.Context(group))
 
 
-def test_a_usage_error_is_one_line_and_names_the_help() -> None:
+@pytest.mark.parametrize(
+    ("clicks", "ours"),
+    [
+        ("no such thing.", "no such thing."),
+        (
+            "No such option '--prt'. Did you mean '--port'?",
+            "No such option '--prt': did you mean '--port'?",
+        ),
+        (
+            "No such option '--prot'. (Did you mean one of: '--host', '--port'?)",
+            "No such option '--prot': did you mean one of '--host', '--port'?",
+        ),
+    ],
+)
+def test_a_usage_error_is_one_line_and_names_the_help(clicks: str, ours: str) -> None:
     ctx = click.Context(group, info_name="broker")
     with pytest.raises(click.UsageError) as caught, one_line():
-        raise click.UsageError("no such thing.", ctx)
-    assert caught.value.message == "no such thing. See broker --help."
+        raise click.UsageError(clicks, ctx)
+    assert caught.value.message == f"{ours} See broker --help."
     assert caught.value.ctx is None

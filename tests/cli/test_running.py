@@ -11,6 +11,7 @@ import trustme
 
 from broker.cli.running import run_as_client
 from tests.cli.conftest import COMMAND, PATIENCE, Served, serve
+from tests.conftest import HMAC_SECRET
 
 pytestmark = pytest.mark.usefixtures("logging_restored")
 
@@ -60,6 +61,29 @@ def test_the_api_may_be_named_by_its_own_address(served: Served) -> None:
     result = served.invoke("stats", "--url", f"{url}/elsewhere")
     assert result.exit_code == 2
     assert "/elsewhere" in result.stderr
+    assert result.stderr.endswith(" The page is at /. (404)\n")
+
+
+def test_where_nothing_speaks_tls_the_other_kind_of_address_is_named(served: Served) -> None:
+    url = served.url.replace("ws://", "wss://")
+    for command in ("pub", "news", "1"), ("stats",):
+        result = served.invoke(*command, "--url", url)
+        assert result.exit_code == 2
+        assert result.stderr.endswith(
+            "; without TLS there, an address begins with ws:// or http://\n"
+        )
+
+
+def test_who_has_no_token_is_told_how_to_give_one(tmp_path: Path) -> None:
+    secret = {"BROKER_TOKENS_HMAC_SECRET": HMAC_SECRET}
+    with serve(tmp_path, *COMMAND[1:], "--port", "0", BROKER_API_KEY="s3cret", **secret) as served:
+        for command in ("pub", "news", "1"), ("sub", "news"):
+            result = served.invoke(*command)
+            assert result.exit_code == 1
+            assert result.stderr == (
+                "Error: 3500: invalid token; give a valid one by --token or BROKER_TOKEN: "
+                "the broker's log says what was wrong\n"
+            )
 
 
 @pytest.mark.parametrize(

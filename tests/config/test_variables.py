@@ -35,6 +35,12 @@ def test_one_that_is_near_nothing_is_named_all_the_same() -> None:
     ]
 
 
+def test_the_file_is_named_by_an_option() -> None:
+    assert told(BROKER_CONFIG="broker.toml") == [
+        "BROKER_CONFIG: there is no such setting; the option --config names the file"
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

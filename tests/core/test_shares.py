@@ -108,7 +108,7 @@ def test_owners_that_come_and_go_leave_nothing_behind() -> None:
         shares.charge(account, 10)
         shares.charge(account, -20)
     assert len(shares) == 1
-    assert len(shares._strangers._heap) <= 2 + 64
+    assert len(shares._strangers._heap) <= 3 + 100
 
 
 def test_finding_the_heaviest_of_many_equal_ones_looks_at_few() -> None:

@@ -4,7 +4,6 @@ Here time is real, as a server knows no other: nothing waits for a time that cou
 """
 
 import random
-import ssl
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,31 +15,20 @@ import pytest
 import structlog.testing
 import trio
 import trio.lowlevel
-import trustme
 
-from broker.config.engine_url import RedisUrl
 from broker.core.messages import Position, Publication
 from broker.engines.engine import Key
 from broker.engines.redis import RedisEngine, open_redis
-from broker.errors import ConfigError, Refused
+from broker.errors import Refused
 from broker.testing import ENGINE_CONTRACT, Witness
 from broker.testing.engines import RULES, has_recovered, kept, position_of
+from tests.engines.conftest import ROOM
 from tests.engines.servers import BINARIES, Proxy, Server, serving
-
-ROOM = 64 * 2**20
-
-ONE = BINARIES["valkey"]
 
 
 @pytest.fixture(params=BINARIES)
 def each_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     with serving(BINARIES[request.param], tmp_path) as server:
-        yield server
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with serving(ONE, tmp_path) as server:
         yield server
 
 
@@ -530,40 +518,3 @@ async def test_what_is_lost_is_told(
         position = await all_nodes.nodes[2].published("t0", b"0.0.1")
         assert position == await position_of(all_nodes.nodes[2].engine, "t0")
         assert position.offset == 2
-
-
-async def test_a_server_over_tls_has_to_be_who_it_says(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("localhost").configure_cert(context)
-    listeners = await trio.open_ssl_over_tcp_listeners(0, context, host="127.0.0.1")
-    port = listeners[0].transport_listener.socket.getsockname()[1]  # type: ignore[attr-defined]
-    url = RedisUrl((("localhost", port),), tls=True, ca=tmp_path / "ca.pem")
-    async with Proxy(server, random.Random(3)).serving_on(listeners):
-        async with open_redis(url, ROOM, ROOM, time.time) as engine:
-            witness = Witness(engine)
-            async with engine.running(witness):
-                await witness.published("a", b"1")
-        monkeypatch.setattr("broker.engines.redis.OPEN_SECONDS", 0.3)
-        for wrong in (
-            attrs.evolve(url, ca=None),
-            attrs.evolve(url, hosts=(("127.0.0.1", port),)),
-        ):
-            with pytest.raises(ConfigError, match="no Redis at"):
-                async with open_redis(wrong, ROOM, ROOM, time.time):
-                    raise AssertionError
-    with pytest.raises(ConfigError, match="engine: ca: "):
-        async with open_redis(attrs.evolve(url, ca=tmp_path / "none"), ROOM, ROOM, time.time):
-            raise AssertionError
-
-
-async def test_a_redis_that_is_not_there_is_an_error_that_names_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("broker.engines.redis.OPEN_SECONDS", 0.3)
-    with pytest.raises(ConfigError, match=r"no Redis at .*redis\.sock"):
-        async with open_redis(Server(ONE, tmp_path).url, ROOM, ROOM, time.time):
-            raise AssertionError

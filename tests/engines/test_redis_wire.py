@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import MemoryReceiveStream, memory_stream_pair, wait_all_tasks_blocked
 
-from broker.engines.redis_wire import LinkLost, PlainStream, Script, Wire
+from broker.engines.redis_wire import CALL_SECONDS, LinkLost, PlainStream, Script, Wire
 
 
 async def wired() -> tuple[Wire, trio.StapledStream[Any, Any]]:
@@ -99,8 +99,11 @@ async def test_who_does_not_answer_is_waited_for_so_long(autojump_clock: object)
     wire, _ = await wired()
     began = trio.current_time()
     with pytest.raises(LinkLost, match="it does not answer"):
-        await wire.call(b"PING", seconds=7)
-    assert trio.current_time() - began == pytest.approx(7)
+        await wire.call(b"PING")
+    assert trio.current_time() - began == pytest.approx(CALL_SECONDS)
+    with trio.move_on_after(100) as scope:
+        await wire.wait(b"PING")
+    assert scope.cancelled_caught
 
 
 async def test_a_script_that_the_server_does_not_know_is_sent_along(autojump_clock: object) -> None:

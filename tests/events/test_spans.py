@@ -23,7 +23,7 @@ from broker import Broker, Config, ConfigError, TopicRules
 from broker.events.spans import OPEN_MOST, PER_SECOND, is_sampled, open_spans
 from broker.testing import Network, Peer, open_test_broker
 from tests.conftest import PATIENCE
-from tests.http.test_api import KEY, ask, call
+from tests.http.conftest import KEY, ask, call
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00"

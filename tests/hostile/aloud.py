@@ -3,7 +3,6 @@
 # ruff: noqa: T201 - programs, whose output this is
 
 import gc
-import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -13,7 +12,7 @@ import trio
 from tests.hostile.field import Input
 from tests.hostile.judge import HEADER, Verdict, line_of
 from tests.hostile.runner import run_all
-from tests.hostile.target import LOAD_CORE
+from tests.hostile.target import step_back
 
 NICE: Final = 5
 """How far the attackers stand behind the bystanders on the core that they share."""
@@ -21,8 +20,7 @@ NICE: Final = 5
 
 def run_aloud(entries: Sequence[Input], *, once: bool = False) -> list[Verdict]:
     """Run them from the core of the load, behind the bystanders; `once`: without a second try."""
-    os.sched_setaffinity(0, {LOAD_CORE})
-    os.nice(NICE)
+    step_back(NICE)
     gc.freeze()
     print(HEADER, flush=True)
     verdicts: list[Verdict] = []

@@ -21,7 +21,7 @@ import attrs
 import trio
 
 from tests.hostile.orders import answer, orders
-from tests.hostile.target import LOAD_CORE, ROOT, waited_of
+from tests.hostile.target import LOAD_CORE, ROOT, start_process, waited_of
 from tests.hostile.wire import (
     PING,
     PONG,
@@ -200,8 +200,9 @@ class _Bystanders:
 class Pair:
     """The other end: gives orders to a bystander process."""
 
-    def __init__(self, process: trio.Process) -> None:
-        self._process = process
+    def __init__(self, orders: trio.abc.SendStream, answers: trio.abc.ReceiveStream) -> None:
+        self._orders = orders
+        self._answers = answers
         self._buffer = b""
 
     async def begin(self) -> None:
@@ -217,17 +218,15 @@ class Pair:
         await self._line()
 
     async def _order(self, order: str) -> dict[str, Any]:
-        assert self._process.stdin is not None
         try:
-            await self._process.stdin.send_all(order.encode() + b"\n")
+            await self._orders.send_all(order.encode() + b"\n")
         except trio.BrokenResourceError:
             raise RuntimeError("the bystanders have ended") from None
         return await self._line()
 
     async def _line(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
         while b"\n" not in self._buffer:
-            data = await self._process.stdout.receive_some()
+            data = await self._answers.receive_some()
             if not data:
                 raise RuntimeError("the bystanders could not connect, or have ended")
             self._buffer += data
@@ -241,20 +240,24 @@ async def open_pair(address: Address, fields: Mapping[str, object]) -> AsyncGene
     """Start a pair for as long as the block, on the core of the load and before it in line."""
     where = attrs.asdict(address)
     arguments = json.dumps({"address": where, "fields": dict(fields)})
-    process = await trio.lowlevel.open_process(
+    process = start_process(
         [sys.executable, "-m", "tests.hostile.bystander", arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=ROOT,
     )
-    try:
-        pair = Pair(process)
-        await pair.wait_ready()
-        yield pair
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process:
+        orders = trio.lowlevel.FdStream(os.dup(process.stdin.fileno()))
+        answers = trio.lowlevel.FdStream(os.dup(process.stdout.fileno()))
+        async with orders, answers:
+            try:
+                pair = Pair(orders, answers)
+                await pair.wait_ready()
+                yield pair
+            finally:
+                process.kill()
 
 
 def main() -> None:

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import attrs
 import trio
@@ -54,6 +55,27 @@ os.execv(sys.argv[5], sys.argv[5:])
 """Done in the new process, which then becomes another: between fork and exec of a process with threads
 nothing of Python's is safe. The first line (prctl(2), PR_SET_PDEATHSIG, SIGKILL) has it end with us,
 however we end."""
+
+
+_STARTER: Final = ThreadPoolExecutor(1)
+
+
+def step_back(nice: int) -> None:
+    """Go to the core of the load, so far behind all that `start_process` starts from now on."""
+    _STARTER.submit(int).result()  # so that its thread is there, with the priority of now
+    os.sched_setaffinity(0, {LOAD_CORE})
+    os.nice(nice)
+
+
+def start_process(*args: Any, **options: Any) -> "subprocess.Popen[bytes]":
+    """`subprocess.Popen` with the priority that was there before `step_back`: a process has that of the thread that
+    starts it."""
+
+    def start() -> Any:
+        return subprocess.Popen(*args, **options)
+
+    started: subprocess.Popen[bytes] = _STARTER.submit(start).result()
+    return started
 
 
 class NotStarted(RuntimeError):
@@ -127,7 +149,7 @@ class Target:
         app = [setup.app] if setup.app else []
         self._read = 0
         self._backend, questions = _start_backend(setup.backend)
-        self.process = subprocess.Popen(
+        self.process = start_process(
             [
                 *(sys.executable, "-c", LAUNCH, str(BROKER_CORE), str(setup.files), setup.stderr),
                 str(self._cgroup or ""),

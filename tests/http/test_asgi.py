@@ -7,6 +7,7 @@ from pathlib import Path
 
 import h11
 import pytest
+import structlog
 import trio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -151,6 +152,13 @@ async def test_the_health_says_that_nothing_can_be_kept_and_stays_200(
 @pytest.mark.parametrize("path", ["/nothing", "/nothing/", "/static", "/healthz/", "/readyz/"])
 async def test_other_paths_are_404(path: str) -> None:
     assert (await ask(Broker(), path))[0] == 404
+
+
+async def test_a_path_that_leads_nowhere_leaves_a_line_without_its_query() -> None:
+    with structlog.testing.capture_logs() as lines:
+        await ask(Broker(), "/conection/websocket?token=secret")
+    [line] = [line for line in lines if line["event"] == "refused"]
+    assert (line["status"], line["reason"]) == (404, "nothing is at /conection/websocket")
 
 
 async def test_the_app_is_asked_first_and_what_it_leaves_is_ours() -> None:

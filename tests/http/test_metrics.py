@@ -11,14 +11,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import (
     MockClock,
     lockstep_stream_pair,
-    memory_stream_pair,
     wait_all_tasks_blocked,
 )
 
 from broker import Broker, Config, Connection, Frame, TopicRules
-from broker.core.work import SURVEYED, SURVEYED_AT_ONCE
 from broker.http.metrics import METRICS, exposition
-from broker.routing.turns import Turns
 from broker.testing import Network, handshake, name_users_by_token, open_test_broker
 from tests.conftest import served, subscribe
 from tests.deflated import OFFER, TEXT, DeflatingPeer, message
@@ -218,7 +215,7 @@ async def test_a_broker_that_is_full_or_stops_says_so(autojump_clock: MockClock)
         await late.send(b"\r\n")
         assert " 503 " in await late.receive_head()
         await first.receive_close()
-    assert node.stats().ends.refused["shutting_down"] == 1
+    assert node.figures.statistics().ends.refused["shutting_down"] == 1
 
 
 async def test_messages_bytes_and_publications_by_namespace(
@@ -330,75 +327,6 @@ async def test_what_the_ended_have_sent_is_still_counted(
         values = [found[name] for found in seen]
         assert values == sorted(values)
     assert seen[-1]["broker_incoming_messages_total"] == 6
-
-
-class HeldTurns(Turns):
-    """A queue in which who comes first has no turn until `release` is set; all others have theirs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.release = trio.Event()
-        self._is_first = True
-
-    async def wait(self, work: float | None = None) -> float:
-        is_first, self._is_first = self._is_first, False
-        if is_first:
-            await self.release.wait()
-        return await super().wait(work)
-
-
-async def test_a_connection_that_ends_during_the_survey_is_counted_once(
-    autojump_clock: MockClock, net: Network
-) -> None:
-    """The first piece of the survey waits for its turn, and meanwhile they go."""
-    peers = [await net.open_plain() for _ in range(3)]
-    for peer in peers:
-        await peer.send_text("x" * 100)
-    await trio.testing.wait_all_tasks_blocked()
-    before = (await net.node.survey()).received
-    surveys = []
-    net.node.router.turns = held = HeldTurns()
-
-    async def survey() -> None:
-        surveys.append(await net.node.survey())
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(survey)
-        await trio.testing.wait_all_tasks_blocked()
-        for peer in peers:
-            await peer.aclose()
-        await trio.sleep(20)
-        assert not net.node.services.connections
-        held.release.set()
-    [during] = surveys
-    after = await net.node.survey()
-    assert [each.messages for each in (before, during.received, after.received)] == [3, 3, 3]
-    assert before.bytes == during.received.bytes == after.received.bytes
-    assert not during.connections
-    assert during.queue_bytes.count == 0
-
-
-async def test_a_survey_gives_way_to_others(autojump_clock: MockClock, net: Network) -> None:
-    for _ in range(SURVEYED_AT_ONCE + 1):
-        await net.open_plain(make_pair=memory_stream_pair)
-    steps = 0
-
-    async def count() -> None:
-        nonlocal steps
-        while True:
-            await trio.lowlevel.checkpoint()
-            steps += 1
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(count)
-        await trio.lowlevel.checkpoint()
-        steps, before = 0, net.node.router.meter.done
-        survey = await net.node.survey()
-        assert net.node.router.meter.done - before == (SURVEYED_AT_ONCE + 1) * SURVEYED
-        taken = steps
-        nursery.cancel_scope.cancel()
-    assert sum(survey.connections.values()) == SURVEYED_AT_ONCE + 1
-    assert taken >= 1, "between the two pieces"
 
 
 async def test_hooks_by_kind_with_their_failures(autojump_clock: MockClock) -> None:

@@ -69,7 +69,7 @@ CAPS: Final = (
         "        if size > PAGE_BYTES and number:\n",
         "        if size > 1000 * PAGE_BYTES and number:\n",
         (
-            "tests/nodes/test_dashboard.py::test_a_page_has_as_many_rows_as_fit_and_the_next_has_the_others",
+            "tests/nodes/test_gathered.py::test_a_page_has_as_many_rows_as_fit_and_the_next_has_the_others",
         ),
     ),
     Mutant(
@@ -977,6 +977,15 @@ BUDGETS: Final = (
         ),
     ),
     Mutant(
+        "all who come are let in at once",
+        "broker/routing/turns.py",
+        "        if self._entered < ROUND and not (self._called or self._wanted):\n",
+        "        if not (self._called or self._wanted):\n",
+        (
+            "tests/session/test_dispatch.py::test_hundreds_that_come_at_once_are_let_in_a_few_at_a_time",
+        ),
+    ),
+    Mutant(
         "everybody's turn at once",
         "broker/routing/turns.py",
         "        while self._lot and left > 0:\n",
@@ -1104,7 +1113,7 @@ ENGINES: Final = (
         "        return state is None or state[0] == Position(logged.first - 1, logged.epoch)\n",
         "        return True\n",
         (
-            "tests/engines/test_redis_log.py::test_a_run_that_does_not_follow_a_view_makes_its_topic_unknown",
+            "tests/engines/test_redis_topics.py::test_a_run_that_does_not_follow_a_view_makes_its_topic_unknown",
         ),
     ),
     Mutant(
@@ -1115,7 +1124,7 @@ ENGINES: Final = (
 """,
         "",
         (
-            "tests/engines/test_redis_log.py::test_a_view_has_what_leads_up_to_the_top_and_nothing_else",
+            "tests/engines/test_redis_topics.py::test_a_view_has_what_leads_up_to_the_top_and_nothing_else",
         ),
     ),
     Mutant(
@@ -1124,7 +1133,7 @@ ENGINES: Final = (
         "        options = PublishOptions(retain=will.retain, key=key, on_behalf_of=will.info)\n",
         "        options = PublishOptions(retain=will.retain, on_behalf_of=will.info)\n",
         (
-            "tests/nodes/test_death.py::test_a_will_is_published_once_though_the_node_that_did_so_dies_before_it_is_cleared",
+            "tests/nodes/test_reaper.py::test_a_will_is_published_once_though_the_node_that_did_so_dies_before_it_is_cleared",
         ),
     ),
     Mutant(

@@ -103,6 +103,38 @@ async def test_a_round_is_full_when_the_acts_that_were_named_fill_it(
     assert queue.rounds() == expected
 
 
+async def test_those_who_come_wait_once_they_have_filled_a_round(
+    autojump_clock: MockClock,
+) -> None:
+    turns = Turns()
+    for _ in range(10):
+        with assert_no_checkpoints():
+            await turns.enter(ROUND / 10)
+    with assert_checkpoints():
+        await turns.enter(1.0)
+    with assert_no_checkpoints():
+        await turns.enter(1.0)
+    assert turns.meter.done == ROUND + 2
+
+
+async def test_a_crowd_that_comes_at_once_enters_a_round_at_a_time(
+    autojump_clock: MockClock,
+) -> None:
+    queue = Queue()
+
+    async def come(name: str) -> None:
+        queue.came.append(name)
+        await queue.turns.enter(ROUND / 10)
+        queue.had[name] = queue.clock.ticks, 0.0
+
+    async with trio.open_nursery() as nursery:
+        for number in range(95):
+            nursery.start_soon(come, str(number))
+    assert max(map(len, queue.rounds())) == 10
+    assert [each for some in queue.rounds() for each in some] == queue.came
+    assert queue.turns.meter.done == pytest.approx(9.5 * ROUND)
+
+
 async def test_a_party_that_is_cancelled_gives_up_its_place(autojump_clock: MockClock) -> None:
     queue = Queue()
     async with trio.open_nursery() as nursery:

@@ -10,6 +10,7 @@ from trio.testing import MockClock
 
 from broker import Broker, Config, TokenRules
 from broker.access.minting import mint
+from broker.core.work import Meter
 from broker.testing import Closed, Network, Peer, client_frame, open_test_broker
 from broker.transport.frames import PING
 from tests.conftest import HMAC_SECRET, ask
@@ -104,3 +105,16 @@ async def pong_to(peer: Peer) -> tuple[int, bytes]:
     """The answer to a ping of the peer's."""
     await peer.send(client_frame(PING, b"?"))
     return await peer.receive_frame()
+
+
+class LoopLoad(trio.abc.Instrument):
+    """The work that is done between two looks at what the system has to say: in one round of all tasks."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._before = meter.done
+        self.rounds: list[float] = []
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.rounds.append(self._meter.done - self._before)
+        self._before = self._meter.done

@@ -1,12 +1,15 @@
 """From an accepted stream to a connection: each request of it, first or later, by the same way."""
 
 import json
+import ssl
 from collections.abc import AsyncIterator
+from functools import partial
 
 import attrs
 import pytest
 import structlog
 import trio
+import trustme
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker import (
@@ -14,9 +17,11 @@ from broker import (
     Config,
     Connection,
 )
+from broker.core.work import ROUND, TLS_HANDSHAKE
 from broker.testing import Network, Peer, client_frame, handshake, open_test_broker
 from broker.transport import frames
-from tests.session.conftest import CONFIG
+from broker.transport.listeners import open_sockets, secure
+from tests.session.conftest import CONFIG, LoopLoad
 
 KEY = "s3cret"
 CONNECT = json.dumps({"id": 1, "connect": {}}).encode()
@@ -357,3 +362,30 @@ async def test_a_page_is_asked_for_with_1500_fields_and_no_more(net: Network) ->
         peer = await connect(net)
         await peer.send(request("GET /nothing", *["a:"] * fields))
         assert (await peer.receive_head()).startswith(f"HTTP/1.1 {status}")
+
+
+async def test_handshakes_of_tls_that_begin_at_once_are_answered_a_few_at_a_time() -> None:
+    authority = trustme.CA()
+    context, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.configure_trust(trusting)
+    (listener,) = await open_sockets(Config(port=0))
+    broker = Broker()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(broker.serve, listeners=secure([listener], context)))
+        peers = []
+        for _ in range(20):
+            plain = await trio.open_tcp_stream(*listener.socket.getsockname())
+            peers.append(trio.SSLStream(plain, trusting, server_hostname="localhost"))
+        await wait_all_tasks_blocked(0.01)
+        load = LoopLoad(broker.node.router.meter)
+        trio.lowlevel.add_instrument(load)
+        async with trio.open_nursery() as handshakes:
+            for peer in peers:
+                handshakes.start_soon(peer.do_handshake)
+        trio.lowlevel.remove_instrument(load)
+        assert sum(load.rounds) >= 20 * TLS_HANDSHAKE
+        assert max(load.rounds) <= 2 * ROUND
+        for peer in peers:
+            await trio.aclose_forcefully(peer)
+        nursery.cancel_scope.cancel()

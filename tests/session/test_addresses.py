@@ -111,6 +111,27 @@ async def test_it_is_in_the_log_in_the_api_and_in_the_lines_of_requests(path: Pa
     } <= by_event
 
 
+async def test_who_is_turned_away_is_in_the_log_as_the_proxy_says(path: Path) -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with served(path, trusted_proxies=("unix",), path_prefix="/chat") as (connect, seen):
+            for number, (where, origin) in enumerate(
+                (
+                    ("/chat/", "https://evil.example"),
+                    ("/", "http://localhost"),
+                    ("/chat/nowhere", "http://localhost"),
+                )
+            ):
+                async with await connect() as peer:
+                    forwarded = {"X_Forwarded_For": f"192.0.2.{number}", "Origin": origin}
+                    assert " 40" in await enter(peer, where, **forwarded)
+            async with await connect() as peer:
+                await peer.send(b"no request\r\n\r\n")
+                assert b" 400 " in await peer.receive_eof()
+    assert seen == []
+    refused = [(line["status"], line["peer"]) for line in lines if line["event"] == "refused"]
+    assert refused == [(403, "192.0.2.0"), (404, "192.0.2.1"), (404, "192.0.2.2"), (400, "unix")]
+
+
 async def test_nobody_else_may_say_so(path: Path) -> None:
     async with served(path) as (connect, seen), await connect() as peer:
         assert " 101 " in await enter(peer, X_Forwarded_For="192.0.2.7")

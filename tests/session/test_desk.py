@@ -126,7 +126,7 @@ async def test_an_operator_has_no_command_but_rpc(
     await listener.request(subscribe={"channel": "news"})
     peer = await log_in(net, key)
     assert await code_of(peer, **command) == DENIED
-    assert net.node.stats().published == 0
+    assert net.node.figures.statistics().published == 0
     assert not (await net.broker.history("news"))[0]
 
 

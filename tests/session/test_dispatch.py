@@ -31,11 +31,13 @@ from broker import (
 from broker.core.work import (
     AUDIENCE,
     COMMAND,
+    FIRST_MESSAGE,
     KILOBYTE,
     LEFT,
     LISTED,
     LISTENERS,
     MEMBER,
+    OPENING,
     PART,
     PEER,
     PUBLICATION,
@@ -44,17 +46,17 @@ from broker.core.work import (
     TOKEN,
     UNMASKED_KILOBYTE,
     WIDE_SIGNATURE,
-    Meter,
 )
 from broker.protocols.commands import MAX_COMMANDS
 from broker.routing.router import MOST_TOGETHER
 from broker.routing.turns import Turns as Queue
-from broker.testing import Network, Peer, client_frame, open_test_broker
+from broker.testing import Network, Peer, client_frame, handshake, open_test_broker
 from broker.transport import frames
 from broker.transport.frames import BINARY, PONG, TEXT
 from tests.conftest import ask, data_of, delimited, next_pub
 from tests.routing.conftest import attach, subscription
 from tests.session.conftest import (
+    LoopLoad,
     disconnected,
     error_of,
     pong_to,
@@ -208,19 +210,6 @@ async def test_members_of_one_command_leave_others_their_turn(
     assert max(load.rounds) < 4 * SLICE
 
 
-class LoopLoad(trio.abc.Instrument):
-    """The work that is done between two looks at what the system has to say: in one round of all tasks."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-        self._before = meter.done
-        self.rounds: list[float] = []
-
-    def before_io_wait(self, timeout: float) -> None:
-        self.rounds.append(self._meter.done - self._before)
-        self._before = self._meter.done
-
-
 CROWD: Final = 2500
 """Listeners of a topic, with as many publications, so that one act there takes more than a slice."""
 
@@ -332,6 +321,32 @@ async def test_hundreds_that_go_at_once_leave_a_few_at_a_time(autojump_clock: Mo
         assert net.broker.stats().connections == 0
         assert sum(load.rounds) >= 20 * 400 * LEFT
         assert max(load.rounds) <= ROUND + 400 * LEFT
+
+
+@pytest.mark.parametrize("come_with", ["head", "connect"])
+async def test_hundreds_that_come_at_once_are_let_in_a_few_at_a_time(
+    autojump_clock: MockClock, come_with: str
+) -> None:
+    async with open_test_broker(Broker()) as net:
+        peers = [await net.connect() for _ in range(300)]
+        heads = come_with == "head"
+        if not heads:
+            for peer in peers:
+                await peer.send(handshake())
+                await peer.receive_head()
+        await wait_all_tasks_blocked()
+        load = LoopLoad(net.broker.node.router.meter)
+        trio.lowlevel.add_instrument(load)
+        async with trio.open_nursery() as nursery:
+            for peer in peers:
+                first = handshake() if heads else client_frame(TEXT, b'{"id":1,"connect":{}}')
+                nursery.start_soon(peer.send, first)
+        await wait_all_tasks_blocked()
+        trio.lowlevel.remove_instrument(load)
+        assert sum(load.rounds) >= 300 * (OPENING if heads else FIRST_MESSAGE)
+        assert max(load.rounds) <= 2 * ROUND
+        for peer in peers:
+            assert await (peer.receive_head() if heads else peer.receive_json())
 
 
 class Turns(trio.abc.Instrument):

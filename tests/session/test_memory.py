@@ -103,7 +103,7 @@ async def open_innocent(net: Network) -> Innocent:
 async def test_the_heaviest_gives_way_and_the_small_notice_nothing(
     autojump_clock: MockClock,
 ) -> None:
-    async with short_of(3.8) as net:
+    async with short_of(3.3) as net:
         innocent = await open_innocent(net)
         medium = await half_a_message(net, 300_000)
         heavy = [await half_a_message(net) for _ in range(3)]
@@ -114,7 +114,7 @@ async def test_the_heaviest_gives_way_and_the_small_notice_nothing(
         assert memory(net).gave_way == 1
         await innocent.talk()
         await trio.sleep(2 * PAUSE)
-        assert memory(net).held <= 3.8 * MIB
+        assert memory(net).held <= 3.3 * MIB
         ends = []
         async with trio.open_nursery() as nursery:
 

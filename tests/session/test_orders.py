@@ -16,14 +16,14 @@ from broker import (
     Refused,
     TopicRules,
 )
-from broker.core.session import Decider, Grant, Phase, PhaseEvent, Subscription
+from broker.core.session import Decider, Grant, Phase, PhaseEvent, ServerSub, Subscription
 from broker.errors import UnsubscribeCode
 from broker.protocols.centrifuge_json import CENTRIFUGE_JSON
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
 from broker.protocols.codec import PeerCodec
 from broker.protocols.plain import PLAIN
 from broker.routing.router import Router
-from broker.session.orders import ENTRY_BYTES, Orders, ServerSub
+from broker.session.orders import ENTRY_BYTES, Orders
 from broker.testing import Network, open_test_broker
 from broker.transport import frames
 from tests.routing.conftest import (

@@ -270,12 +270,12 @@ async def test_a_reader_that_waits_is_woken_when_the_broker_stops(
 async def test_the_memory_of_traces_is_in_the_account(autojump_clock: MockClock) -> None:
     async with open_test_broker(Broker()) as net:
         async with net.node.traces.open(Target(topic="t")) as trace:
-            before = net.node.stats().memory.parts["readers"]
+            before = net.node.figures.statistics().memory.parts["readers"]
             net.broker.publish_nowait("t", "x" * 100)
             await wait_all_tasks_blocked()
-            held = net.node.stats().memory.parts["readers"] - before
+            held = net.node.figures.statistics().memory.parts["readers"] - before
             assert held == trace.buffer.bytes_held > 100
-        assert net.node.stats().memory.parts["readers"] == before
+        assert net.node.figures.statistics().memory.parts["readers"] == before
 
 
 async def test_an_app_s_own_events_go_on_while_something_is_traced(

@@ -208,6 +208,6 @@ class Checks:
         assert not len(services.requests), "requests are left"
         assert not len(services.wills), "wills are left"
         assert not [t for t in router.hub.topics() if t != ">"], f"{router.hub.topics()} are left"
-        parts = node.stats().memory.parts
+        parts = node.figures.statistics().memory.parts
         for part in (Part.OUTBOXES, Part.INCOMING, Part.SUBSCRIPTIONS, Part.WILLS, Part.REQUESTS):
             assert not parts.get(part, 0), f"{parts[part]} bytes of {part} are left"

@@ -11,7 +11,6 @@ The exit status is 1 if any of it is not so.
 import argparse
 import gc
 import itertools
-import os
 import resource
 import signal
 import subprocess
@@ -29,7 +28,7 @@ from tests.hostile.aloud import NICE
 from tests.hostile.bystander import Heard, open_pair
 from tests.hostile.field import MIB, Api, Field
 from tests.hostile.judge import log_errors
-from tests.hostile.target import LOAD_CORE, ROOT, Sample, Setup, Target, scratch_directory
+from tests.hostile.target import ROOT, Sample, Setup, Target, scratch_directory, step_back
 from tests.hostile.wire import Ended, Peer, connect, frame, handshake
 from tests.soak.fleet import AWAY_SECONDS, STAY_SECONDS, TOPICS
 from tests.world.places import Far
@@ -286,8 +285,7 @@ def main() -> int:
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, hard), hard))
-    os.sched_setaffinity(0, {LOAD_CORE})
-    os.nice(NICE)
+    step_back(NICE)
     gc.freeze()
     return trio.run(soak, options)
 

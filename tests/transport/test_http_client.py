@@ -21,7 +21,7 @@ from broker.transport.http_client import (
     REASON_LENGTH,
     Answer,
     Backend,
-    RequestFailed,
+    HttpFailed,
     open_http_client,
     reason_of,
 )
@@ -146,7 +146,7 @@ async def test_an_answer_that_takes_too_long_is_given_up(autojump_clock: MockClo
             await trio.sleep(1)
 
     before = trio.current_time()
-    with pytest.raises(RequestFailed, match=r"^no answer within 5 s$"):
+    with pytest.raises(HttpFailed, match=r"^no answer within 5 s$"):
         await post(backend_of(lambda request: httpx2.Response(200, content=slow())))
     assert trio.current_time() - before == 5
 
@@ -197,7 +197,7 @@ async def post_to(url: str, seconds: float = 10) -> Answer:
 
 
 async def failure_of(url: str, seconds: float = 10) -> str:
-    with pytest.raises(RequestFailed) as raised:
+    with pytest.raises(HttpFailed) as raised:
         await post_to(url, seconds)
     return str(raised.value)
 

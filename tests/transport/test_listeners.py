@@ -7,7 +7,7 @@ import socket
 import ssl
 import stat
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from math import inf
@@ -26,6 +26,7 @@ from broker import Broker, Config, Connection
 from broker.core.messages import Frame
 from broker.errors import ConfigError
 from broker.testing import MemoryListener, Peer
+from broker.transport.gate import LEAD, Counts, Gate, GatedListener
 from broker.transport.listeners import (
     ACCEPT_PAUSE,
     AT_ONCE,
@@ -35,6 +36,7 @@ from broker.transport.listeners import (
     listening_on,
     open_listeners,
     open_sockets,
+    secure,
     take_sockets,
 )
 
@@ -518,17 +520,41 @@ class Steps(trio.abc.Instrument):
         self.count += 1
 
 
-@pytest.mark.parametrize(("has_room", "together"), [(True, [AT_ONCE, 1]), (False, [1] * 17)])
+def gated(listener: trio.SocketListener) -> AnyListener:
+    counts = Counts(memoryview(bytearray(16)).cast("q"))
+    return GatedListener.over(listener, Gate(counts, 0, lambda: 0))
+
+
+def over_tls(listener: trio.SocketListener) -> AnyListener:
+    (secured,) = secure([listener], ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    return secured
+
+
+def itself(listener: trio.SocketListener) -> AnyListener:
+    return listener
+
+
+@pytest.mark.parametrize(
+    ("made", "has_room", "together"),
+    [
+        (itself, True, [AT_ONCE, 1]),
+        (itself, False, [1] * 17),
+        (over_tls, True, [AT_ONCE, 1]),
+        (gated, True, [LEAD, LEAD, 1]),
+    ],
+    ids=["room", "no room", "TLS", "gate"],
+)
 async def test_those_who_wait_are_accepted_in_one_step_where_there_is_room(
-    has_room: bool, together: list[int]
+    made: Callable[[trio.SocketListener], AnyListener], has_room: bool, together: list[int]
 ) -> None:
     (listener,) = await open_sockets(Config(port=0))
+    address = listener.socket.getsockname()
     steps = Steps()
     trio.lowlevel.add_instrument(steps)
     taken: list[tuple[int, trio.abc.Stream]] = []
     async with AsyncExitStack() as stack:
         for _ in range(AT_ONCE + 1):
-            peer = await trio.open_tcp_stream(*listener.socket.getsockname())
+            peer = await trio.open_tcp_stream(*address)
             await stack.enter_async_context(peer)
         async with trio.open_nursery() as nursery:
 
@@ -538,12 +564,13 @@ async def test_those_who_wait_are_accepted_in_one_step_where_there_is_room(
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(
-                accept_streams, listener, take, lambda: None, lambda streams: has_room
+                accept_streams, made(listener), take, lambda: None, lambda streams: has_room
             )
         for _, stream in taken:
-            await stream.aclose()
+            await trio.aclose_forcefully(stream)
     trio.lowlevel.remove_instrument(steps)
     assert list(Counter(step for step, _ in taken).values()) == together
+    assert {isinstance(each, trio.SSLStream) for _, each in taken} == {made is over_tls}
 
 
 async def test_a_listener_that_somebody_else_closes_is_no_failed_accept() -> None:

@@ -36,6 +36,14 @@
   const nameOf = (n) => (names.get(n) ? `${names.get(n)} · fd ${n}` : `fd ${n}`);
   const myName = () => $("name").value.trim();
 
+  // Not all that comes was said by such a page: a command, a backend or a program sends any JSON.
+  const isObject = (data) => typeof data === "object" && data !== null && !Array.isArray(data);
+
+  function textOf(data) {
+    const text = isObject(data) && "text" in data ? data.text : data;
+    return typeof text === "string" ? text : JSON.stringify(text);
+  }
+
   function showPeople() {
     const items = [...here].sort((a, b) => a - b).map((n) => {
       const button = document.createElement("button");
@@ -114,11 +122,13 @@
   });
   // Publications on what the server subscribed us to: our own `fd:N`.
   centrifuge.on("publication", ({ data, info }) => {
-    const from = Number(info?.client);
-    if (!from || typeof data !== "object" || data === null) return;
-    learnName(from, data.name);
-    if (data.ask) introduce(from, false);
-    if (typeof data.text === "string") show("direct", `${nameOf(from)} → you`, data.text);
+    const from = Number(info?.client); // nobody's where a backend or the program sent it
+    if (from && isObject(data) && "name" in data) learnName(from, data.name);
+    if (from && isObject(data) && "ask" in data) {
+      if (data.ask) introduce(from, false);
+    } else {
+      show("direct", `${from ? nameOf(from) : "server"} → you`, textOf(data));
+    }
   });
 
   async function introduce(to, ask) {
@@ -143,8 +153,8 @@
       if (offset && offset <= last) return;
       last = offset ?? last;
       const from = Number(info?.client);
-      const who = typeof data?.name === "string" && data.name ? `${data.name} · fd ${from}` : `fd ${from}`;
-      show(from === fd ? "mine" : "", who, String(data?.text ?? ""));
+      const called = isObject(data) && typeof data.name === "string" && data.name ? `${data.name} · ` : "";
+      show(from === fd ? "mine" : "", from ? `${called}fd ${from}` : "server", textOf(data));
     }
 
     const sub = centrifuge.newSubscription(`room.${name}`, { recoverable: true, joinLeave: true });

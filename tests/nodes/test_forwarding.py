@@ -1,4 +1,4 @@
-"""fds over nodes, and messages to connections of other nodes."""
+"""Messages to connections of other nodes."""
 
 import pytest
 import trio
@@ -6,72 +6,10 @@ from trio.testing import MockClock
 
 from broker import Opcode, Refused
 from broker.core.messages import Delivery, PushResult
-from broker.routing.fd_leases import FIRST_LEASE
 from broker.routing.forwarding import MOST_BYTES, SHARE
-from broker.testing import Bus, BusNode, handshake
+from broker.testing import Bus, BusNode
 from tests.conftest import ask, code_of
 from tests.nodes.conftest import came, node, settle
-
-
-async def test_no_two_nodes_give_out_one_fd(
-    autojump_clock: MockClock, one: BusNode, two: BusNode
-) -> None:
-    peers = [await net.open_plain() for _ in range(3) for net in (one, two)]
-    fds = [peer.fd for peer in peers]
-    assert fds == [1, FIRST_LEASE + 1, 2, FIRST_LEASE + 2, 3, FIRST_LEASE + 3]
-
-
-async def test_fds_are_leased_before_they_are_needed(
-    autojump_clock: MockClock, one: BusNode, two: BusNode
-) -> None:
-    sessions = one.node.router.hub.sessions
-    sessions.next_fd = FIRST_LEASE // 2
-    for _ in range(3):
-        await one.open_plain()
-    await settle()
-    assert sessions.fds_left > FIRST_LEASE
-    sessions.next_fd = FIRST_LEASE
-    first, second = await one.open_plain(), await one.open_plain()
-    assert (first.fd, second.fd) == (FIRST_LEASE, 2 * FIRST_LEASE + 1)
-    assert two.broker.push(second.fd, "hi") is PushResult.FORWARDED
-
-
-async def test_a_block_that_nobody_uses_any_more_is_given_up(
-    autojump_clock: MockClock, one: BusNode, two: BusNode
-) -> None:
-    peer = await one.open_plain()
-    for _ in range(2):
-        sessions = one.node.router.hub.sessions
-        sessions.next_fd = int(sessions.next_fd + sessions.fds_left - 1)
-        await (await one.open_plain()).aclose()
-        await settle()
-    assert two.broker.push(peer.fd, "hi") is PushResult.FORWARDED
-    await peer.aclose()
-    await settle()
-    neighbourhood = two.node.services.neighbourhood
-    assert neighbourhood is not None
-    blocks = neighbourhood.neighbours.blocks
-    assert blocks.node_of(peer.fd) == one.engine.node
-    sessions.next_fd = int(sessions.next_fd + sessions.fds_left - 1)
-    await (await one.open_plain()).aclose()
-    await settle()
-    assert blocks.node_of(peer.fd) is None
-    assert two.broker.push(peer.fd, "hi") is PushResult.CLOSED
-
-
-async def test_without_a_number_left_newcomers_are_refused_and_others_served(
-    autojump_clock: MockClock, one: BusNode, two: BusNode
-) -> None:
-    peer = await one.open_client()
-    one.node.router.hub.sessions.revoke()
-    one.cut()
-    newcomer = await one.connect()
-    await newcomer.send(handshake())
-    assert (await newcomer.receive_head()).startswith("HTTP/1.1 503 ")
-    assert await ask(peer, {"id": 1, "unsubscribe": {"channel": "t"}})
-    one.mend()
-    await trio.sleep(5)
-    assert (await one.open_client()).fd > 2 * FIRST_LEASE
 
 
 async def test_a_client_writes_to_a_client_of_another_node(
@@ -196,3 +134,43 @@ async def test_nothing_is_sent_while_a_node_is_cut_off(
     one.mend()
     assert await came(bob) == []
     assert await code_of(ann, publish={"channel": f"fd:{bob.fd}", "data": 2}) == 0
+
+
+async def test_a_user_gets_what_is_sent_to_it_wherever_it_is(
+    autojump_clock: MockClock, one: BusNode, two: BusNode
+) -> None:
+    here, there = await one.open_client(token="ann"), await two.open_client(token="ann")
+    bob = await one.open_client(token="bob")
+    assert await code_of(bob, publish={"channel": "user:ann", "data": 1}) == 0
+    assert await came(here) == await came(there) == [1]
+    await here.aclose()
+    await settle()
+    assert await code_of(bob, publish={"channel": "user:ann", "data": 2}) == 0
+    assert await came(there) == [2]
+    await there.aclose()
+    await settle()
+    assert await code_of(bob, publish={"channel": "user:ann", "data": 3}) == 102
+    with pytest.raises(Refused, match="'ann' has no connection"):
+        await one.broker.publish("user:ann", 4)
+
+
+async def test_what_goes_to_a_user_stays_in_order_with_what_goes_to_topics(
+    autojump_clock: MockClock, one: BusNode, two: BusNode
+) -> None:
+    ann = await two.open_client(token="ann")
+    await ask(ann, {"id": 1, "subscribe": {"channel": "t"}})
+    for n in range(5):
+        one.broker.publish_nowait("t", f"t{n}")
+        one.broker.publish_nowait("user:ann", f"u{n}")
+    assert await came(ann) == [f"{kind}{n}" for n in range(5) for kind in "tu"]
+
+
+async def test_publications_reach_every_node_by_topic_and_by_pattern(
+    autojump_clock: MockClock, one: BusNode, two: BusNode
+) -> None:
+    ann, bob = await one.open_client(), await two.open_client()
+    await ask(ann, {"id": 1, "subscribe": {"channel": "news.*"}})
+    await ask(bob, {"id": 1, "subscribe": {"channel": "news.eu"}})
+    assert await code_of(bob, publish={"channel": "news.eu", "data": 1}) == 0
+    assert await came(ann) == [1]
+    assert await bob.receive_all() == []

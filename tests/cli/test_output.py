@@ -13,11 +13,11 @@ import pytest
 import trio
 from click.testing import CliRunner
 
-from broker.cli.bench import BenchFailed, Plan, measure
+from broker.cli.bench import BenchFailed
 from broker.cli.main import main
 from broker.cli.output import publication_as_json, publication_as_text
 from broker.cli.running import EscapedLines, run_as_client
-from broker.client.testing import acceptance, handshake_by_hand, read_key, server_frame
+from broker.client.testing import handshake_by_hand, server_frame
 from broker.core.messages import ClientInfo, Publication
 from broker.errors import CannotConnect, ClientError, ConnectionLost, RequestFailed, Unavailable
 
@@ -220,70 +220,3 @@ def test_the_log_of_a_client_command_is_clean(capsys: pytest.CaptureFixture[str]
 
 
 # bench reads bytes itself.
-
-WELCOME = server_frame(b'{"id":1,"connect":{"client":"1"}}')
-SUBSCRIBED = server_frame(b'{"id":2,"subscribe":{}}')
-BENCH: dict[str, tuple[bytes, str]] = {
-    "no HTTP": (b"\x1b[2J\r\n\r\n", r"is no WebSocket broker: it said '\\x1b\[2J'"),
-    "a line of 1 MB": (b"x" * 2**20 + b"\r\n\r\n", "is no "),
-    "a head without end": (b"a: b\r\n" * 400_000, "it sent 1,048,576 bytes and none"),
-    "no answer to connect": (b"101" + b"x" * 2**21, "it sent 1,048,576 bytes and none"),
-    "deep JSON in an error": (
-        b'HTTP/1.1 101 x\r\n\r\n{"error":{"a":' + b"[" * 99_999 + b"}",
-        "the broker refused",
-    ),
-    "a reason of 1 MB": (
-        b'HTTP/1.1 101 x\r\n\r\n{"error":{"message":"' + b"x" * 900_000 + b'","code":1}}',
-        r"the broker refused(: x{500} \(1\))?$",
-    ),
-    "an end": (b"", "closed a connection"),
-}
-
-
-@pytest.mark.parametrize("name", BENCH)
-async def test_bench_ends_with_one_error_of_bounded_length(name: str) -> None:
-    answer, message = BENCH[name]
-
-    async def serve(stream: trio.SocketStream) -> None:
-        await read_key(stream)
-        try:
-            await stream.send_all(answer)
-        except trio.BrokenResourceError:
-            pass  # it has seen enough
-
-    async with trio.open_nursery() as nursery:
-        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, serve, [listener])
-        url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}"
-        with trio.fail_after(30), pytest.raises(BenchFailed, match=message) as caught:
-            await measure(Plan(url=url, messages=1), lambda published, seconds: None)
-        assert len(str(caught.value)) < 800
-        nursery.cancel_scope.cancel()
-
-
-@pytest.mark.parametrize("data", [b"#@Tnot-a-hex-number", b"#@T" + b"\xff" * 16])
-async def test_bench_on_a_topic_that_others_use_is_told_so(data: bytes) -> None:
-    opened: list[trio.SocketStream] = []
-
-    async def serve(stream: trio.SocketStream) -> None:
-        opened.append(stream)
-        try:
-            await stream.send_all(acceptance(await read_key(stream)))
-            await stream.receive_some(1000)
-            await stream.send_all(WELCOME)
-            await stream.receive_some(1000)
-            await stream.send_all(SUBSCRIBED)
-            while True:
-                await stream.receive_some(1000)
-                for each in opened:
-                    await each.send_all(data + b" " * 100)
-        except (trio.BrokenResourceError, trio.BusyResourceError, trio.ClosedResourceError):
-            pass  # it has seen enough, and says goodbye on all connections at once
-
-    async with trio.open_nursery() as nursery:
-        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, serve, [listener])
-        url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}"
-        with trio.fail_after(30), pytest.raises(BenchFailed, match="did not publish"):
-            await measure(Plan(url=url, seconds=20), lambda published, seconds: None)
-        nursery.cancel_scope.cancel()

@@ -1,101 +1,13 @@
-"""Users and orders over nodes: by topic, by `broker.cluster`, by the HTTP API."""
-
-import json
-from typing import Any
+"""The connections of all nodes, as if they were here: orders to them, and lists of them."""
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from broker import Broker, Refused
+from broker import Refused
 from broker.core.work import COLLECTED, COMMAND, NAMED, SHOWN, SURVEYED_AT_ONCE
-from broker.http.api import Api
-from broker.testing import BusNode, open_test_broker
-from tests.conftest import ask, code_of
-from tests.nodes.conftest import came, settle
-
-
-async def api(net: BusNode, method: str, **params: Any) -> Any:
-    """What the HTTP API of a node answers: the result, or the error's code."""
-    answer = await Api(net.node).answer(method, json.dumps(params).encode(), net.node.new_share())
-    read = json.loads(answer.body)
-    return read["result"] if "result" in read else read["error"]["code"]
-
-
-async def test_a_user_gets_what_is_sent_to_it_wherever_it_is(
-    autojump_clock: MockClock, one: BusNode, two: BusNode
-) -> None:
-    here, there = await one.open_client(token="ann"), await two.open_client(token="ann")
-    bob = await one.open_client(token="bob")
-    assert await code_of(bob, publish={"channel": "user:ann", "data": 1}) == 0
-    assert await came(here) == await came(there) == [1]
-    await here.aclose()
-    await settle()
-    assert await code_of(bob, publish={"channel": "user:ann", "data": 2}) == 0
-    assert await came(there) == [2]
-    await there.aclose()
-    await settle()
-    assert await code_of(bob, publish={"channel": "user:ann", "data": 3}) == 102
-    with pytest.raises(Refused, match="'ann' has no connection"):
-        await one.broker.publish("user:ann", 4)
-
-
-async def test_what_goes_to_a_user_stays_in_order_with_what_goes_to_topics(
-    autojump_clock: MockClock, one: BusNode, two: BusNode
-) -> None:
-    ann = await two.open_client(token="ann")
-    await ask(ann, {"id": 1, "subscribe": {"channel": "t"}})
-    for n in range(5):
-        one.broker.publish_nowait("t", f"t{n}")
-        one.broker.publish_nowait("user:ann", f"u{n}")
-    assert await came(ann) == [f"{kind}{n}" for n in range(5) for kind in "tu"]
-
-
-async def test_publications_reach_every_node_by_topic_and_by_pattern(
-    autojump_clock: MockClock, one: BusNode, two: BusNode
-) -> None:
-    ann, bob = await one.open_client(), await two.open_client()
-    await ask(ann, {"id": 1, "subscribe": {"channel": "news.*"}})
-    await ask(bob, {"id": 1, "subscribe": {"channel": "news.eu"}})
-    assert await code_of(bob, publish={"channel": "news.eu", "data": 1}) == 0
-    assert await came(ann) == [1]
-    assert await bob.receive_all() == []
-
-
-async def test_orders_reach_connections_of_any_node(
-    autojump_clock: MockClock, one: BusNode, two: BusNode
-) -> None:
-    cluster = one.broker.cluster
-    for net in (one, two):
-        peer = await net.open_client(token="ann")
-        fd = peer.fd
-        assert await cluster.add_subscription(fd, "t", data={"a": 1})
-        assert not await cluster.add_subscription(fd, "t")
-        assert await cluster.end_subscription(fd, "t")
-        assert not await cluster.end_subscription(fd, "t")
-        assert await cluster.expire(fd, one.broker.wall_clock() + 1000)
-        await cluster.bind(fd, "eve")
-        assert await cluster.fds_of("eve") == [fd]
-        info = await cluster.connection_info(fd)
-        assert info is not None
-        assert (info.fd, info.user, info.node) == (fd, "eve", net.node.name)
-        assert await cluster.disconnect(fd, 4001, "enough")
-        assert not await cluster.disconnect(fd, 4001, "enough")
-        pushes = await came(peer)
-        assert [next(iter(each)) for each in pushes[:2]] == ["channel", "channel"]
-        assert pushes[0]["subscribe"]["data"] == {"a": 1}
-        assert pushes[-1] == 4001
-        assert await cluster.fds_of("eve") == []
-        await peer.aclose()
-        await settle()
-        assert await cluster.connection_info(fd) is None
-        with pytest.raises(KeyError):
-            await cluster.bind(fd, "x")
-    ann = await two.open_client()
-    with pytest.raises(Refused, match="107"):
-        await cluster.add_subscription(ann.fd, "")
-    with pytest.raises(ValueError, match="close code"):
-        await cluster.disconnect(1, 1)
+from broker.testing import BusNode
+from tests.nodes.conftest import api, came
 
 
 async def test_an_order_for_a_connection_that_has_gone_does_nothing(
@@ -212,18 +124,3 @@ async def test_the_api_reaches_every_node(
     assert await came(kept) == []
     assert await api(one, "disconnect", client=str(kept.fd)) == {}
     assert (await came(kept))[-1] == 3503
-
-
-async def test_alone_the_cluster_is_this_node(autojump_clock: MockClock) -> None:
-    broker = Broker()
-    with pytest.raises(RuntimeError, match="not serving"):
-        await broker.cluster.nodes()
-    async with open_test_broker(broker) as net:
-        ann = await net.open_client()
-        await ask(ann, {"id": 1, "subscribe": {"channel": "t"}})
-        (report,) = await broker.cluster.nodes()
-        assert (report.connections, report.alive) == (1, True)
-        assert await broker.cluster.topics() == {"t": 1}
-        assert [info.node for info in await broker.cluster.connections()] == [""]
-        assert not await broker.cluster.disconnect(99)
-        assert await broker.cluster.disconnect(ann.fd)

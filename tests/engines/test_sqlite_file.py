@@ -1,0 +1,114 @@
+"""The file of a sqlite engine: whose it is, whether it is one, and what may be wrong with it."""
+
+import random
+import sqlite3
+from pathlib import Path
+
+import pytest
+from trio.testing import MockClock
+
+from broker.engines.records import Batch, Begin, Once, Record, Value, encode, join
+from broker.errors import ConfigError
+from tests.engines.conftest import opened
+
+
+async def filled(path: Path) -> None:
+    async with opened(path) as (_, witness):
+        for number in range(50):
+            await witness.published(f"t{number % 5}", b"%d" % number * 100, retain=True)
+
+
+async def mistake(path: Path) -> str:
+    with pytest.raises(ConfigError) as wrong:
+        async with opened(path):
+            pass
+    assert "\n" not in str(wrong.value)
+    return str(wrong.value)
+
+
+async def test_a_second_process_is_told_that_the_file_is_in_use(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    async with opened(path) as (_, witness):
+        text = await mistake(path)
+        assert text == (
+            f"engine: {path} is in use by another process; stop that, or name another file"
+        )
+        await witness.published("a", b"1")
+
+
+async def test_what_is_not_ours_is_refused_and_left_as_it_is(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    path.write_bytes(b"a letter to the editor\n" * 100)
+    before = path.read_bytes()
+    assert "is not a database" in await mistake(path)
+    assert path.read_bytes() == before
+
+    path.unlink()
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE letters (text)")
+    db.close()
+    before = path.read_bytes()
+    assert "is a database of another program" in await mistake(path)
+    assert path.read_bytes() == before
+
+    path.unlink()
+    await filled(path)
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 2")
+    db.close()
+    assert "has format 2, and this version knows 1" in await mistake(path)
+
+    assert "not a directory" in await mistake(path / "log.db")
+    assert "is a directory" in await mistake(path.parent)
+    assert "no such file" in await mistake(path.parent / "nowhere" / "log.db")
+
+
+async def test_a_damaged_file_is_refused_or_read_and_never_a_traceback(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    await filled(path)
+    chance, whole, refused = random.Random(3), path.read_bytes(), 0
+    for number in range(60):
+        damaged = bytearray(whole)
+        if number % 3 == 0:
+            del damaged[chance.randrange(len(damaged)) :]
+        else:
+            place = chance.randrange(len(damaged) - 64)
+            damaged[place : place + 64] = chance.randbytes(64)
+        path.write_bytes(damaged)
+        for end in ("-wal", "-shm", "-journal"):
+            Path(f"{path}{end}").unlink(missing_ok=True)
+        try:
+            async with opened(path):
+                pass
+        except ConfigError as error:
+            refused += 1
+            assert str(path) in str(error)
+            assert "\n" not in str(error)
+            assert path.read_bytes() == bytes(damaged), "it is never overwritten"
+    assert refused > 20
+
+
+@pytest.mark.parametrize(
+    "record",
+    [Value("a", 1, Batch([])), Value("a", 1, Batch([b"1", b"2"])), Value("a", -1, Batch([b"1"])),
+     Begin("a", "e1", -7), Begin("a", "e1", 2**63), Once("a", "k", None, 1, -1, "e1")],
+)  # fmt: skip
+async def test_a_record_that_cannot_be_is_damage_though_its_checksum_is_right(
+    autojump_clock: MockClock, path: Path, record: Record
+) -> None:
+    await filled(path)
+    with sqlite3.connect(path) as file:
+        file.execute("INSERT INTO log SELECT MAX(seq) + 1, ? FROM log", (join([encode(record)]),))
+    file.close()
+    with pytest.raises(ConfigError, match="damaged"):
+        async with opened(path):
+            pass
+
+
+async def test_only_its_owner_may_read_a_new_file(autojump_clock: MockClock, path: Path) -> None:
+    async with opened(path):
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert not Path(f"{path}-shm").exists()
