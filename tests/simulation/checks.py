@@ -125,8 +125,7 @@ class Checks:
         conn = client.conn
         if conn is None or not conn.is_open:
             return
-        open_asked = [a for a in client.asked.values() if a.kind != "request"]
-        assert not open_asked, f"no answer to {open_asked}"
+        assert not client.open_asked, f"no answer to {client.open_asked}"
         if not self.world.script.has_witness or not conn.rested or conn.harmed:
             return
         for sub in client.subs.values():

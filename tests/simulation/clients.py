@@ -34,7 +34,7 @@ ERRORS: dict[str, frozenset[int]] = {
     "history": frozenset((100, 103, 108, 112)),
     "presence": frozenset((100, 103, 106, 108)),
     "presence_stats": frozenset((100, 103, 108)),
-    "call": frozenset((100, 104, 400)),
+    "call": frozenset((100, 103, 104, 400)),
     "request": frozenset((100, 102, 103, 106, 111, 400, 503, 504)),
     "reply": frozenset((100, 103, 107)),
     "will": frozenset((100, 102, 103, 106)),
@@ -166,6 +166,13 @@ class Client:
         """Whether it may send commands now."""
         conn = self.conn
         return conn is not None and conn.is_open and conn.carrier.has_commands
+
+    @property
+    def open_asked(self) -> list[Asked]:
+        """What it has asked the broker itself, and is not answered."""
+        if self.conn is None or not self.conn.is_open:
+            return []
+        return [asked for asked in self.asked.values() if asked.kind != "request"]
 
     @property
     def fd(self) -> int:

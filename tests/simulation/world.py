@@ -43,6 +43,9 @@ Engine = Literal["memory", "sqlite", "bus", "redis"]
 GONE_SECONDS: Final = 60
 """So long it takes at most until everybody is gone who has gone, whatever the way."""
 
+ANSWER_SECONDS: Final = 5.0
+"""How long an answer may take where the time is real: longer than any back-off."""
+
 MOST_STEPS: Final = 200_000
 """Steps of all tasks in one simulation: twenty times of what the longest ones take."""
 
@@ -348,6 +351,8 @@ class World:
                 seat.is_cut = False
         await self.sleep(1.5)
         await self.settle()
+        if self.is_real:
+            await self._wait_answers()
         for client in self.clients:
             self.checks.client(client)
         if self.script.engine in ("memory", "sqlite"):
@@ -361,6 +366,13 @@ class World:
                 witness = self.seat_of(conn).witness
                 for sub in client.subs.values():
                     sub.rested, sub.seen, sub.place = True, [], len(witness.order)
+
+    async def _wait_answers(self) -> None:
+        """A hook that naps, or an engine that has lost its server, may take longer than `sleep` does here."""
+        with trio.move_on_after(ANSWER_SECONDS):
+            while any(client.open_asked for client in self.clients):
+                await trio.sleep(0.05)
+                await self.settle()
 
     # the beginning and the end
 
