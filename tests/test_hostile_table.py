@@ -176,13 +176,7 @@ def test_a_handful_of_inputs_is_run_and_written_down(tmp_path: Path) -> None:
     names = ["head/zeros", "frame/opcode 3", "command/unknown", "leave/a Ping, then RST"]
     done = _table("--only", *names, "control/an answer*", "--json", str(tmp_path / "found.json"))
     records = json.loads((tmp_path / "found.json").read_text())
-    assert [record["name"] for record in records] == [
-        *names[:1],
-        *names[1:2],
-        names[3],
-        names[2],
-        "control/an answer that is another",
-    ]
+    assert {record["name"] for record in records} == {*names, "control/an answer that is another"}
     came = {record["name"]: set(record["came"]) for record in records}
     assert came["head/zeros"] == {"400"}
     assert came["frame/opcode 3"] == {"close 1002"}

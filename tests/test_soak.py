@@ -152,7 +152,9 @@ def a_run(*, rise: float = 0.0, files: float = 0.0) -> Run:
         (a_run(), {**GOOD, "ended": {"sse: EOF": 1}}, HEARD, "steady clients ended"),
         (a_run(), {**GOOD, "deliveries": 9000}, HEARD, "deliveries a second"),
         (a_run(), GOOD, attrs.evolve(HEARD, p99=0.06), "bystander p99"),
-        (a_run(), GOOD, attrs.evolve(HEARD, lost=1), "bystander lost or twice"),
+        (a_run(), GOOD, attrs.evolve(HEARD, lost=1), "bystander lost"),
+        (a_run(), GOOD, attrs.evolve(HEARD, twice=1), "bystander twice"),
+        (a_run(), GOOD, attrs.evolve(HEARD, closed="close 3008"), "bystander ended"),
     ],
 )  # fmt: skip
 def test_each_verdict_can_fail(

@@ -149,11 +149,15 @@ def address_of(stream: trio.abc.Stream) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+_GONE: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+
+
 def tls_fault(error: trio.BrokenResourceError) -> str | None:
     """The reason why TLS has failed, in the words of OpenSSL: `http request`, `tlsv1 alert unknown ca`. None
-    where something else was wrong."""
+    where something else was wrong, or the peer has gone without a word: some versions of Python tell of that as
+    an error of TLS."""
     cause = error.__cause__
-    if not isinstance(cause, ssl.SSLError):
+    if not isinstance(cause, ssl.SSLError) or isinstance(cause, _GONE):
         return None
     return (cause.reason or str(cause)).replace("_", " ").lower()
 

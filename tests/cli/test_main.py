@@ -20,7 +20,7 @@ from broker.version import VERSION
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("--prt 1", "Did you mean"),
+        ("--prt 1", "No such option '--prt': did you mean '--port'?"),
         ("serve --prt 1", "--port"),
         ("--port x", "Invalid value for '--port': 'x' is not a valid integer."),
         ("--port 70000", "port is 70000: must be from 0 to 65535"),
@@ -49,7 +49,7 @@ from broker.version import VERSION
         ("chat.py", "such as chat.server:broker; did you mean 'chat:broker'?"),
         ("serve chat.py", "did you mean 'chat:broker'?"),
         ("serve cli_app_module", "did you mean 'cli_app_module:broker'?"),
-        ("config chekc", "No such command 'chekc'. Did you mean 'check'?"),
+        ("config chekc", "No such command 'chekc': did you mean 'check'?"),
         ("config check --config bad.toml", "bad.toml: unknown key 'prt': did you mean 'port'?"),
         ("config show --config no.toml", "no.toml: cannot read it: No such file or directory"),
         (
@@ -84,7 +84,7 @@ from broker.version import VERSION
         ("serve --port 0 pub news 1", "'pub' is a command: its name comes before all options"),
         ("--port 0 sub news", "'sub' is a command: its name comes before all options"),
         ("chat:broker more", "Got unexpected extra argument (more)"),
-        ("token craete", "No such command 'craete'. Did you mean 'create'?"),
+        ("token craete", "No such command 'craete': did you mean 'create'?"),
         ("there:", "'there:' is neither a command"),
         ("nowhere:broker", "'nowhere:broker': there is no module 'nowhere'"),
         ("nowhere.deep:broker", "'nowhere.deep:broker': there is no module 'nowhere'"),
