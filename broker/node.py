@@ -380,7 +380,7 @@ class Node:
         work at most, and everybody else runs in between. Cancelled, it stops there.
         """
         now = trio.current_time()
-        while self.services.requests.expire(now, SLICE):
+        while self.services.requests.expire(now, SLICE):  # noqa: ASYNC110 - others run between slices
             await trio.lowlevel.checkpoint()
         self.traces.expire(now)
         self.note_fds()
@@ -389,7 +389,7 @@ class Node:
         meter = self.services.router.meter
         began = meter.done
         for number, fd in enumerate(due, 1):
-            while (connection := connections.get(fd)) is not None and connection.beat(now):
+            while (connection := connections.get(fd)) is not None and connection.beat(now):  # noqa: ASYNC110 - as above
                 await trio.lowlevel.checkpoint()
             if number % BEATEN_AT_ONCE == 0 or meter.done - began >= SLICE:
                 await trio.lowlevel.checkpoint()

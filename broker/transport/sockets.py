@@ -12,6 +12,7 @@ import socket
 import ssl
 import sys
 import termios
+from typing import Final
 
 import trio
 
