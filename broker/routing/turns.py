@@ -41,8 +41,9 @@ class Turns:
 
     @property
     def is_free(self) -> bool:
-        """Whether nobody waits for a turn."""
-        return not (self._called or self._wanted)
+        """Whether nobody waits for a turn. Of those who wanted one, some may have been cancelled, and not be
+        told yet: nobody will be called behind them."""
+        return not (self._called or self._lot)
 
     @property
     def waiting(self) -> int:
@@ -83,7 +84,7 @@ class Turns:
     async def enter(self, work: float) -> None:
         """Count work by which somebody comes, of whom there may be many at once. Returns at once, without a
         checkpoint, until such work has filled a round; from then on it is as `pay`."""
-        if self._entered < ROUND and not (self._called or self._wanted):
+        if self._entered < ROUND and self.is_free:
             self._entered += work
             self.meter.done += work
         else:

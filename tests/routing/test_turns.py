@@ -176,6 +176,38 @@ async def test_a_party_that_is_cancelled_in_the_queue_is_passed_over(
 # the share of one party
 
 
+async def test_nobody_waits_behind_parties_that_were_cancelled_and_have_not_run_since(
+    autojump_clock: MockClock,
+) -> None:
+    turns, ready = Turns(), trio.Event()
+    again = 0
+
+    async def party() -> None:
+        nonlocal again
+        has_had_one = False
+        with trio.CancelScope() as own:
+            scopes.append(own)
+            await ready.wait()
+            await turns.wait()  # the first of all is not cancelled any more: it has its turn
+            has_had_one = True
+        if has_had_one:
+            await turns.wait()
+            again += 1
+
+    scopes: list[trio.CancelScope] = []
+    with trio.fail_after(1):
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(party)
+            await wait_all_tasks_blocked()
+            ready.set()
+            await trio.lowlevel.checkpoint()
+            for each in scopes:
+                each.cancel()
+    assert again <= 1
+    assert turns.is_free
+
+
 async def test_a_burst_is_done_at_once_and_then_all_others_come_first(
     autojump_clock: MockClock,
 ) -> None:
