@@ -107,8 +107,9 @@ def weigh_filter(node: FilterNode) -> float:
     nodes, values = [node], 0
     for each in nodes:
         values += len(each.vals)
-        if len(nodes) <= MAX_NODES:  # more are refused
-            nodes += each.nodes
+        if len(nodes) + len(each.nodes) > MAX_NODES:  # to be refused
+            return MAX_NODES * FILTER_PART
+        nodes += each.nodes
     return len(nodes) * FILTER_PART + values * FILTER_VALUE
 
 

@@ -270,6 +270,7 @@ class Allowance:
         return 0 < self.slice >= work or 0 < self.left >= work
 
     def spend(self, work: float) -> None:
-        """Count what was done. A debt is for two seconds at most: longer ago nobody remembers."""
-        self.slice -= work
+        """Count what was done. A debt is for two seconds at most: longer ago nobody remembers. Of a turn no more
+        than a slice is left for other acts: one that took less than was announced is no way to more."""
+        self.slice = min(self.slice - work, SLICE)
         self.left = max(self.left - work, -DEBT)

@@ -16,7 +16,7 @@ Rule 4  A stream has no task, and holds one message at most that was not read ye
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgspec
 import trio
@@ -104,6 +104,10 @@ class HttpStream(RelayStream):
         self._unread += b"".join(map(self.client_frame, messages))
         self._listening.cancel()
 
+    def _go_on(self) -> bool:
+        """Queue what is left to be said for the peer, if anything is; whether it is."""
+        return False
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send these bytes of frames, translated; the stream is closed behind a Close frame."""
         written = memoryview(self._translate(bytes(data)))
@@ -125,11 +129,12 @@ class HttpStream(RelayStream):
         """The peer's next frames; nothing once it is gone. All else that it sends on this stream
         belongs to no request."""
         await trio.lowlevel.checkpoint()
-        while not self._unread:
+        while not (self._unread or self._go_on()):
             with trio.CancelScope() as self._listening:
                 if not await self._stream.receive_some(_IGNORED):
                     return b""
-        data, self._unread = self._unread[:max_bytes], self._unread[max_bytes:]
+        most = len(self._unread) if max_bytes is None else max_bytes
+        data, self._unread = self._unread[:most], self._unread[most:]
         if not self._unread:
             self._heard.set()
         return data
@@ -278,6 +283,9 @@ _OFFSET_BYTES = 40
 """The end of a push that is kept, to find the offset in it."""
 _FIRST_BYTES = 4096
 """The beginning of a push that is kept: longer than any topic, and than most subscriptions."""
+ASKED_AT_ONCE: Final = 32
+"""Subscribe commands that are made and read in one step: less than a slice of work."""
+
 _SHORT_ID = 256
 """Bytes of an id that goes with every event; a longer one goes when as many bytes of events have gone."""
 
@@ -299,8 +307,9 @@ class UniSseStream(HttpStream):
         positions: Positions | None = None,
     ) -> None:
         super().__init__(stream)
-        self._subs = subs
+        self._subs = dict(subs)
         self._topics: Sequence[str] = ()  # of the subscribe commands, in order
+        self._asked = 0  # how many of them have been queued
         self._line = bytearray()  # the part of one that has come and was not passed on
         self._is_push = False
         self._first, self._size, self._last = b"", 0, b""  # of the push that is passed on
@@ -405,6 +414,19 @@ class UniSseStream(HttpStream):
         data = b'data: {"channel":%b,%b}\n' % (to_json(topic), outcome)
         return data + self._end_of_event()
 
+    def _go_on(self) -> bool:
+        """Ask for the next few topics: a thousand in one step would be 10 ms."""
+        first = self._asked
+        self._asked = min(first + ASKED_AT_ONCE, len(self._topics))
+        commands = [
+            to_json({"id": number, "subscribe": {**self._subs.pop(topic), "channel": topic}})
+            for number, topic in enumerate(
+                self._topics[first : self._asked], CONNECT_ID + 1 + first
+            )
+        ]
+        self._queue(*commands)  # one by one: together they may be too large for a message
+        return bool(commands)
+
     def _connected(self, reply: _Reply) -> bytes:
         if reply.error is not None:
             # Told by the Close frame behind it.
@@ -413,13 +435,7 @@ class UniSseStream(HttpStream):
         result = bytes(reply.connect)
         there = _connected.decode(result).subs
         self._topics = [topic for topic in self._subs if topic not in there]
-        commands = [
-            to_json({"id": number, "subscribe": {**self._subs[topic], "channel": topic}})
-            for number, topic in enumerate(self._topics, CONNECT_ID + 1)
-        ]
-        if commands:
-            self._queue(*commands)  # one by one: together they may be too large for a message
-        self._subs = {}
+        self._queue()
         self._positions.keep({*there, *self._topics})
         for topic, subscribed in there.items():
             self._begin_at(topic, subscribed.position)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker.core.work import BURST, DEBT, SHARE, Allowance, Meter
+from broker.core.work import BURST, DEBT, SHARE, SLICE, Allowance, Meter
 
 
 def test_a_meter_adds_up_all_that_is_done() -> None:
@@ -40,3 +40,11 @@ def test_a_debt_is_for_two_seconds_at_most(spent: float, seconds: float) -> None
     assert not allowance.admits(1)
     allowance.refill(seconds + 0.001)
     assert allowance.admits(1)
+
+
+def test_a_turn_for_a_large_act_leaves_no_more_than_a_slice_for_another() -> None:
+    allowance = Allowance(slice=20 * SLICE)
+    assert allowance.admits(20 * SLICE)
+    allowance.spend(1)  # it was refused, say
+    assert allowance.admits(SLICE)
+    assert not allowance.admits(SLICE + 1)

@@ -1,12 +1,13 @@
 """A response that goes on: what is written to it goes out in pieces, however it comes."""
 
+import json
 from typing import cast
 
 import pytest
 import trio
-from trio.testing import lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
+from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
 
-from broker.http.streams import HttpStream, ProtobufStream, SseStream, UniSseStream
+from broker.http.streams import ASKED_AT_ONCE, HttpStream, ProtobufStream, SseStream, UniSseStream
 from broker.session.connection import Connection
 from broker.transport import frames
 
@@ -65,3 +66,23 @@ async def test_a_message_that_was_not_read_by_the_end_was_not_delivered() -> Non
         await line.aclose()
     assert outcomes == {b"read": True, b"read in part": False, b"waiting": False}
     assert not await line.deliver(b"behind the end")
+
+
+async def test_the_topics_of_a_one_way_client_are_asked_for_a_few_at_a_time(
+    autojump_clock: MockClock,
+) -> None:
+    ours, _ = memory_stream_pair()
+    topics = [f"t{number}" for number in range(2 * ASKED_AT_ONCE + 5)]
+    line = UniSseStream(ours, {topic: {} for topic in topics})
+    await line.send_all(HEAD + frames.text_frame(b'{"id":1,"connect":{"subs":{"t3":{}}}}'))
+    asked: list[list[str]] = []
+    for _ in range(3):
+        came, _ = frames.take_messages(await line.receive_some(), 2**16)
+        asked.append([json.loads(message)["subscribe"]["channel"] for _, message in came])
+    assert [len(each) for each in asked] == [ASKED_AT_ONCE, ASKED_AT_ONCE, 4]
+    assert [topic for each in asked for topic in each] == [
+        topic for topic in topics if topic != "t3"
+    ]
+    with trio.move_on_after(0.01) as waiting:
+        await line.receive_some()
+    assert waiting.cancelled_caught, "there is no more to ask for"

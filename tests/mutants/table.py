@@ -977,10 +977,28 @@ BUDGETS: Final = (
         ),
     ),
     Mutant(
+        "nobody is called behind a party that was cancelled",
+        "broker/routing/turns.py",
+        "        return not (self._called or self._lot)\n",
+        "        return not (self._called or self._wanted)\n",
+        (
+            "tests/routing/test_turns.py::test_nobody_waits_behind_parties_that_were_cancelled_and_have_not_run_since",
+        ),
+    ),
+    Mutant(
+        "what a turn leaves is kept for other acts",
+        "broker/core/work.py",
+        "        self.slice = min(self.slice - work, SLICE)\n",
+        "        self.slice -= work\n",
+        (
+            "tests/core/test_work.py::test_a_turn_for_a_large_act_leaves_no_more_than_a_slice_for_another",
+        ),
+    ),
+    Mutant(
         "all who come are let in at once",
         "broker/routing/turns.py",
-        "        if self._entered < ROUND and not (self._called or self._wanted):\n",
-        "        if not (self._called or self._wanted):\n",
+        "        if self._entered < ROUND and self.is_free:\n",
+        "        if self.is_free:\n",
         (
             "tests/session/test_dispatch.py::test_hundreds_that_come_at_once_are_let_in_a_few_at_a_time",
         ),
