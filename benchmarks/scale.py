@@ -45,10 +45,10 @@ COSTS = (
     Cost("connect", 320, "µs of a node", BENCH + "idle"),
     Cost("lone delivery", 6.1, "µs of a node", BENCH + "paced-100"),
     Cost("publish, acked", 24, "µs of a node", "python benchmarks/engines.py --only 100"),
-    Cost("entry read and skipped", 3.7, "µs of each node", MEASURE),
-    Cost("publish with history", 20, "µs of Redis", MEASURE),
-    Cost("publish without", 4.7, "µs of Redis", MEASURE),
-    Cost("reader", 0.5, "µs of Redis, for each publish and node", MEASURE),
+    Cost("entry read and skipped", 0.62, "µs of each node", MEASURE),
+    Cost("publish with history", 18, "µs of Redis", MEASURE),
+    Cost("publish without", 5, "µs of Redis", MEASURE),
+    Cost("reader", 0.59, "µs of Redis, for each publish and node", MEASURE),
 )
 
 CORE = 1e6
