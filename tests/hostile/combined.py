@@ -2,7 +2,7 @@
 values × patterns × filters, connections × what each of them waits for."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -16,13 +16,20 @@ from tests.hostile.floods import (
     flooders,
     matching,
     repeat,
+    request_of,
     retain,
     subscribe_all,
 )
 from tests.hostile.messages import TOKENS, token
-from tests.hostile.wire import Ended, Peer, frame, result, said, text
+from tests.hostile.wire import Ended, Json, Peer, frame, result, said, text
 
 ISSUE: Final = "issue 9"
+
+
+def come_and_go(subscription: Json) -> bytes:
+    """Frames that subscribe, and unsubscribe again."""
+    left = {"channel": subscription["channel"]}
+    return text({"id": 8, "subscribe": subscription}, {"id": 9, "unsubscribe": left})
 
 
 async def asked_by_all(
@@ -31,34 +38,14 @@ async def asked_by_all(
     """As many clients, each with a hundred open requests to one other."""
     askers = await field.open_clients(count)
     for asker in askers:
-        await asker.say(
-            *(
-                {
-                    "id": n + 2,
-                    "rpc": {
-                        "method": "request",
-                        "data": {"to": f"fd:{responder.fd}", "data": 1, "seconds": seconds},
-                    },
-                }
-                for n in range(100)
-            )
-        )
+        await asker.say(*(request_of(responder, n, seconds=seconds) for n in range(2, 102)))
     for asker in askers:
         await asker.call(presence_stats={"channel": "a"})
     return askers
 
 
-@hostile(
-    "combined/50 x 100 requests, who is asked goes",
-    ISSUE,
-    "ok",
-    attackers=50,
-    fresh=True,
-    setup=PATIENT,
-    seconds=90.0,
-    peak_mib=256.0,
-    left_mib=128.0,
-)
+@hostile("combined/50 x 100 requests, who is asked goes", ISSUE, "ok", attackers=50, fresh=True,
+         setup=PATIENT, seconds=90.0, peak_mib=256.0, left_mib=128.0)  # fmt: skip
 async def _responder_goes(field: Field) -> Sequence[str]:
     responder = await field.open_client()
     field.nursery.start_soon(drained, responder)
@@ -68,17 +55,8 @@ async def _responder_goes(field: Field) -> Sequence[str]:
     return sorted({said(each) for each in replies} - {"error 503"}) or ["ok"]
 
 
-@hostile(
-    "combined/50 x 100 requests, time is up at once",
-    ISSUE,
-    "error 504",
-    attackers=50,
-    fresh=True,
-    setup=PATIENT,
-    seconds=90.0,
-    peak_mib=256.0,
-    left_mib=128.0,
-)
+@hostile("combined/50 x 100 requests, time is up at once", ISSUE, "error 504", attackers=50,
+         fresh=True, setup=PATIENT, seconds=90.0, peak_mib=256.0, left_mib=128.0)  # fmt: skip
 async def _requests_expire(field: Field) -> Sequence[str]:
     responder = await field.open_client()
     field.nursery.start_soon(drained, responder)
@@ -87,90 +65,41 @@ async def _requests_expire(field: Field) -> Sequence[str]:
     return sorted({said(each) for each in replies})
 
 
-@hostile(
-    "combined/who is asked 5,000 times asks",
-    ISSUE,
-    "served",
-    attackers=50,
-    fresh=True,
-    setup=PATIENT,
-    seconds=90.0,
-    peak_mib=256.0,
-    left_mib=128.0,
-)
+@hostile("combined/who is asked 5,000 times asks", ISSUE, "served", attackers=50, fresh=True,
+         setup=PATIENT, seconds=90.0, peak_mib=256.0, left_mib=128.0)  # fmt: skip
 async def _much_asked(field: Field) -> Sequence[str]:
     responder, other = await field.open_clients(2)
     field.nursery.start_soon(drained, responder)
     field.nursery.start_soon(drained, other)
     await asked_by_all(field, responder, 50)
-    data = text(
-        {
-            "id": 5,
-            "rpc": {
-                "method": "request",
-                "data": {"to": f"fd:{other.fd}", "data": 1, "seconds": 60},
-            },
-        }
-    )
+    data = text(request_of(other, 5, seconds=60))
     with trio.move_on_after(3):
         await repeat(responder, data * 50)
     return ["served"]
 
 
-@hostile(
-    "combined/50 come and go before 1,000 watchers",
-    ISSUE,
-    "served",
-    attackers=1000,
-    fresh=True,
-    setup=PATIENT,
-    seconds=60.0,
-    peak_mib=128.0,
-    left_mib=96.0,
-)
+@hostile("combined/50 come and go before 1,000 watchers", ISSUE, "served", attackers=1000,
+         fresh=True, setup=PATIENT, seconds=60.0, peak_mib=128.0, left_mib=96.0)  # fmt: skip
 async def _watched(field: Field) -> Sequence[str]:
     for _ in range(1000):
         watcher = await field.open_client()
         await watcher.call(subscribe={"channel": "door", "join_leave": True})
         field.nursery.start_soon(drained, watcher)
-    data = text(
-        {"id": 8, "subscribe": {"channel": "door"}}, {"id": 9, "unsubscribe": {"channel": "door"}}
-    )
-    await flooders(field, 50, data * 20)
+    await flooders(field, 50, come_and_go({"channel": "door"}) * 20)
     return ["served"]
 
 
-@hostile(
-    "combined/50 subscribe to 128 retained values",
-    ISSUE,
-    "served",
-    attackers=50,
-    fresh=True,
-    setup=PATIENT,
-    seconds=60.0,
-    peak_mib=128.0,
-    left_mib=96.0,
-)
+@hostile("combined/50 subscribe to 128 retained values", ISSUE, "served", attackers=50, fresh=True,
+         setup=PATIENT, seconds=60.0, peak_mib=128.0, left_mib=96.0)  # fmt: skip
 async def _retained_churn(field: Field) -> Sequence[str]:
     await retain(field, 5000, 10)
-    data = text(
-        {"id": 8, "subscribe": {"channel": "r.>", "tf": {"key": "a", "cmp": "eq", "val": "b"}}},
-        {"id": 9, "unsubscribe": {"channel": "r.>"}},
-    )
-    await flooders(field, 50, data * 20)
+    tf = {"key": "a", "cmp": "eq", "val": "b"}
+    await flooders(field, 50, come_and_go({"channel": "r.>", "tf": tf}) * 20)
     return ["served"]
 
 
-@hostile(
-    "combined/one churns over 10,000 retained values",
-    ISSUE,
-    "served",
-    fresh=True,
-    setup=PATIENT,
-    seconds=60.0,
-    peak_mib=128.0,
-    left_mib=96.0,
-)
+@hostile("combined/one churns over 10,000 retained values", ISSUE, "served", fresh=True,
+         setup=PATIENT, seconds=60.0, peak_mib=128.0, left_mib=96.0)  # fmt: skip
 async def _retained_and_leavers(field: Field) -> Sequence[str]:
     """Somebody else comes and goes meanwhile, who is not to wait for a thousand turns of this one."""
     await retain(field, 10_000, 10)
@@ -182,13 +111,7 @@ async def _retained_and_leavers(field: Field) -> Sequence[str]:
         for bits in range(32)
     ]
     field.nursery.start_soon(drained, peer)
-    data = b"".join(
-        text(
-            {"id": 8, "subscribe": {"channel": p, "tf": tf}},
-            {"id": 9, "unsubscribe": {"channel": p}},
-        )
-        for p in patterns
-    )
+    data = b"".join(come_and_go({"channel": each, "tf": tf}) for each in patterns)
     slowest = 0.0
     async with trio.open_nursery() as nursery:
         nursery.start_soon(repeat, peer, data)
@@ -205,85 +128,42 @@ async def _retained_and_leavers(field: Field) -> Sequence[str]:
     return unless(slowest > 1 and f"another came and went in {slowest:.1f} s", "served")
 
 
-@hostile(
-    "combined/50 clients, patterns come and go",
-    ISSUE,
-    "served",
-    attackers=50,
-    fresh=True,
-    setup=PATIENT,
-    seconds=60.0,
-    peak_mib=128.0,
-    left_mib=96.0,
-)
+@hostile("combined/50 clients, patterns come and go", ISSUE, "served", attackers=50, fresh=True,
+         setup=PATIENT, seconds=60.0, peak_mib=128.0, left_mib=96.0)  # fmt: skip
 async def _pattern_churn(field: Field) -> Sequence[str]:
-    peers = await field.open_clients(50)
-    with trio.move_on_after(4):
-        async with trio.open_nursery() as nursery:
-            for number, peer in enumerate(peers):
-                data = b"".join(
-                    text(
-                        {"id": 8, "subscribe": {"channel": f"*.{n}.x{number}.>"}},
-                        {"id": 9, "unsubscribe": {"channel": f"*.{n}.x{number}.>"}},
-                    )
-                    for n in range(10)
-                )
-                nursery.start_soon(repeat, peer, data)
-                nursery.start_soon(drained, peer)
-    return ["served"]
+    return await _churn(
+        field, lambda number: [{"channel": f"*.{n}.x{number}.>"} for n in range(10)]
+    )
 
 
-@hostile(
-    "combined/50 clients, filters come and go",
-    ISSUE,
-    "served",
-    attackers=50,
-    fresh=True,
-    setup=PATIENT,
-    seconds=60.0,
-    peak_mib=128.0,
-    left_mib=96.0,
-)
+@hostile("combined/50 clients, filters come and go", ISSUE, "served", attackers=50, fresh=True,
+         setup=PATIENT, seconds=60.0, peak_mib=128.0, left_mib=96.0)  # fmt: skip
 async def _filter_churn(field: Field) -> Sequence[str]:
+    def listed(number: int, n: int) -> Json:
+        return {"key": "a", "cmp": "in", "vals": [f"v{number}-{n}-{i}" for i in range(900)]}
+
+    return await _churn(
+        field,
+        lambda number: [
+            {"channel": "f", "tf": filter_of(98) if n % 2 else listed(number, n)} for n in range(10)
+        ],
+    )
+
+
+async def _churn(field: Field, asked: Callable[[int], Sequence[Json]]) -> Sequence[str]:
+    """Fifty clients subscribe to what is asked by each, and unsubscribe, for four seconds."""
     peers = await field.open_clients(50)
     with trio.move_on_after(4):
         async with trio.open_nursery() as nursery:
             for number, peer in enumerate(peers):
-                data = b"".join(
-                    text(
-                        {
-                            "id": 8,
-                            "subscribe": {
-                                "channel": "f",
-                                "tf": filter_of(98)
-                                if n % 2
-                                else {
-                                    "key": "a",
-                                    "cmp": "in",
-                                    "vals": [f"v{number}-{n}-{i}" for i in range(900)],
-                                },
-                            },
-                        },
-                        {"id": 9, "unsubscribe": {"channel": "f"}},
-                    )
-                    for n in range(10)
-                )
+                data = b"".join(come_and_go(each) for each in asked(number))
                 nursery.start_soon(repeat, peer, data)
                 nursery.start_soon(drained, peer)
     return ["served"]
 
 
-@hostile(
-    "combined/presences of 2,000 in one message",
-    ISSUE,
-    "served",
-    attackers=50,
-    fresh=True,
-    setup=PATIENT,
-    seconds=90.0,
-    peak_mib=192.0,
-    left_mib=96.0,
-)
+@hostile("combined/presences of 2,000 in one message", ISSUE, "served", attackers=50, fresh=True,
+         setup=PATIENT, seconds=90.0, peak_mib=192.0, left_mib=96.0)  # fmt: skip
 async def _presences(field: Field) -> Sequence[str]:
     for _ in range(2000):
         peer = await field.open_client()
@@ -299,16 +179,8 @@ async def _presences(field: Field) -> Sequence[str]:
     return ["served"]
 
 
-@hostile(
-    "combined/50 x history in odd places, pipelined",
-    ISSUE,
-    "served",
-    attackers=50,
-    fresh=True,
-    seconds=60.0,
-    peak_mib=128.0,
-    left_mib=96.0,
-)
+@hostile("combined/50 x history in odd places, pipelined", ISSUE, "served", attackers=50,
+         fresh=True, seconds=60.0, peak_mib=128.0, left_mib=96.0)  # fmt: skip
 async def _histories(field: Field) -> Sequence[str]:
     publisher = await field.open_client()
     field.nursery.start_soon(drained, publisher)
@@ -334,15 +206,7 @@ async def _histories(field: Field) -> Sequence[str]:
 @hostile("combined/answers twice, late, and of others", ISSUE, "ok", fresh=True, seconds=30.0)
 async def _odd_answers(field: Field) -> Sequence[str]:
     asker, responder, stranger = await field.open_clients(3)
-    await asker.say(
-        {
-            "id": 5,
-            "rpc": {
-                "method": "request",
-                "data": {"to": f"fd:{responder.fd}", "data": "q", "seconds": 1},
-            },
-        }
-    )
+    await asker.say(request_of(responder, 5, "q", seconds=1))
     (asked,) = await responder.publications()
     number = asked["tags"]["reply_to"]
     guesses = ("0", "-1", "1e3", "\u0663", "9" * 30, str(int(number) + 1), "", " 1")
@@ -355,32 +219,15 @@ async def _odd_answers(field: Field) -> Sequence[str]:
     reply = await asker.reply(5)
     if (first, second, reply["rpc"]["data"]) != ("ok", "error 107", "right"):
         return [f"{first} {second} {reply}"]
-    await asker.say(
-        {
-            "id": 6,
-            "rpc": {
-                "method": "request",
-                "data": {"to": f"fd:{responder.fd}", "data": "q", "seconds": 0.5},
-            },
-        }
-    )
+    await asker.say(request_of(responder, 6, "q", seconds=0.5))
     (asked,) = await responder.publications()
     reply = await asker.reply(6)
     late = said(await responder.rpc("reply", reply_to=asked["tags"]["reply_to"], data="late"))
     return unless((said(reply), late) != ("error 504", "error 107") and f"{reply} {late}")
 
 
-@hostile(
-    "combined/100 answers of 60 KB to who reads nothing",
-    ISSUE,
-    "ok",
-    "close 3008",
-    attackers=50,
-    fresh=True,
-    seconds=30.0,
-    peak_mib=192.0,
-    left_mib=96.0,
-)
+@hostile("combined/100 answers of 60 KB to who reads nothing", ISSUE, "ok", "close 3008",
+         attackers=50, fresh=True, seconds=30.0, peak_mib=192.0, left_mib=96.0)  # fmt: skip
 async def _unread_answers(field: Field) -> Sequence[str]:
     responders = await field.open_clients(50)
 
@@ -406,29 +253,13 @@ async def _unread_answers(field: Field) -> Sequence[str]:
     for peer in responders:
         field.nursery.start_soon(answer, peer)
         asker = await field.open_client(receive_buffer=4096)
-        await asker.say(
-            *(
-                {
-                    "id": n + 2,
-                    "rpc": {"method": "request", "data": {"to": f"fd:{peer.fd}", "data": n}},
-                }
-                for n in range(100)
-            )
-        )
+        await asker.say(*(request_of(peer, n) for n in range(2, 102)))
     await trio.sleep(4)
     return ["ok"]
 
 
-@hostile(
-    "combined/a group whose members come and go",
-    ISSUE,
-    "each once",
-    attackers=50,
-    fresh=True,
-    seconds=40.0,
-    peak_mib=128.0,
-    left_mib=64.0,
-)
+@hostile("combined/a group whose members come and go", ISSUE, "each once", attackers=50,
+         fresh=True, seconds=40.0, peak_mib=128.0, left_mib=64.0)  # fmt: skip
 async def _group(field: Field) -> Sequence[str]:
     """50 members come and go all the time; one stays; what is published goes to one each, and none to all."""
     stays, publisher = await field.open_clients(2)
@@ -444,10 +275,7 @@ async def _group(field: Field) -> Sequence[str]:
             pass
 
     field.nursery.start_soon(collect, stays)
-    data = text(
-        {"id": 8, "subscribe": {"channel": "jobs", "data": {"group": "g"}}},
-        {"id": 9, "unsubscribe": {"channel": "jobs"}},
-    )
+    data = come_and_go({"channel": "jobs", "data": {"group": "g"}})
     async with trio.open_nursery() as nursery:
         for peer in await field.open_clients(50):
             nursery.start_soon(repeat, peer, data)
@@ -463,16 +291,8 @@ async def _group(field: Field) -> Sequence[str]:
     return unless((twice or missing) and f"{len(twice)} twice, {missing} missing", "each once")
 
 
-@hostile(
-    "combined/300 retained wills that go together",
-    ISSUE,
-    "gone",
-    attackers=300,
-    fresh=True,
-    seconds=40.0,
-    peak_mib=128.0,
-    left_mib=64.0,
-)
+@hostile("combined/300 retained wills that go together", ISSUE, "gone", attackers=300, fresh=True,
+         seconds=40.0, peak_mib=128.0, left_mib=64.0)  # fmt: skip
 async def _wills(field: Field) -> Sequence[str]:
     peer, *others = await field.open_clients(301)
     await subscribe_all(peer, [{"channel": each, "tf": filter_of(2)} for each in matching(600)])

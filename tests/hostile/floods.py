@@ -73,6 +73,12 @@ def filter_of(leaves: int) -> Json:
     return {"op": "or", "nodes": nodes}
 
 
+def request_of(responder: Peer, number: int, data: object = 1, **more: object) -> Json:
+    """The command of this id that requests something of another peer."""
+    asked = {"to": f"fd:{responder.fd}", "data": data, **more}
+    return {"id": number, "rpc": {"method": "request", "data": asked}}
+
+
 async def subscribe_all(peer: Peer, requests: Sequence[Json]) -> "Counter[str]":
     """Subscribe to many, 20 a message; how often each answer came."""
     answers: Counter[str] = Counter()
@@ -539,10 +545,7 @@ async def _one_way_recoveries(field: Field) -> Sequence[str]:
 async def _answers(field: Field) -> Sequence[str]:
     asker = await field.open_client(receive_buffer=4096)
     answerer = await field.open_client()
-    parameters = {"to": f"fd:{answerer.fd}", "data": 1, "seconds": 30}
-    await asker.say(
-        *({"id": n, "rpc": {"method": "request", "data": parameters}} for n in range(2, 102))
-    )
+    await asker.say(*(request_of(answerer, n, seconds=30) for n in range(2, 102)))
     answered = 0
     with trio.move_on_after(15):
         while answered < 100:
@@ -556,9 +559,7 @@ async def _answers(field: Field) -> Sequence[str]:
 @hostile("memory/101 requests open", "protocol", "error 106", quick=True)
 async def _open_requests(field: Field) -> Sequence[str]:
     asker, other = await field.open_clients(2)
-    parameters = {"to": f"fd:{other.fd}", "data": 1, "seconds": 30}
-    rpc = {"method": "request", "data": parameters}
-    await asker.say(*({"id": n, "rpc": rpc} for n in range(2, 103)))
+    await asker.say(*(request_of(other, n, seconds=30) for n in range(2, 103)))
     return [said(await asker.reply(102))]
 
 

@@ -121,18 +121,21 @@ async def test_one_write_carries_all_that_has_gathered() -> None:
         assert exchange.office.statistics().rounds == 1
 
 
+async def check_that_few_were_written_to(everyone: list[Subscriber]) -> None:
+    """Of twelve that wait, three at a time: one step has written to some of them, and others had their turn."""
+    waiting = 12
+    while waiting == 12:
+        await trio.lowlevel.checkpoint()
+        waiting = sum(1 for one in everyone if one.outbox.messages)
+    assert waiting in (9, 6), "two steps, if it was the last of one turn and the first of the next"
+
+
 async def test_a_long_round_lets_others_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postman, "AT_ONCE", 3)
     async with open_exchange() as exchange:
         everyone = [exchange.subscribe() for _ in range(12)]
         exchange.deliver(run_of("a"))
-        waiting = 12
-        while waiting == 12:
-            await trio.lowlevel.checkpoint()
-            waiting = sum(1 for one in everyone if one.outbox.messages)
-        assert waiting in (9, 6), (
-            "two steps, if it was the last of one turn and the first of the next"
-        )
+        await check_that_few_were_written_to(everyone)
         exchange.deliver(run_of("b"))
         assert [await one.received() for one in everyone] == [b"\x81\x01a\x81\x01b"] * 12
         # It went along to those who waited, and with another round to those who had the first.
@@ -147,13 +150,7 @@ async def test_a_write_through_a_stream_counts_as_several(monkeypatch: pytest.Mo
         for one in everyone:
             one.outbox.writes = STREAM_WRITES
         exchange.deliver(run_of("a"))
-        waiting = 12
-        while waiting == 12:
-            await trio.lowlevel.checkpoint()
-            waiting = sum(1 for one in everyone if one.outbox.messages)
-        assert waiting in (9, 6), (
-            "two steps, if it was the last of one turn and the first of the next"
-        )
+        await check_that_few_were_written_to(everyone)
         assert [await one.received() for one in everyone] == [b"\x81\x01a"] * 12
         before = exchange.office.meter.done
         exchange.deliver(run_of("b"))
