@@ -8,7 +8,7 @@ because an answer that came too late would be taken for another.
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Final
+from typing import Final, TypeAlias
 
 import attrs
 import trio
@@ -67,19 +67,25 @@ async def use_link(url: RedisUrl, use: Use) -> str:
 
 @asynccontextmanager
 async def _open_link(url: RedisUrl) -> AsyncGenerator[Link]:
+    open_at = _opener(url)
     if url.service:
         place = await _primary(url)
     else:
-        place = Place(url.socket) if url.socket else await _home(url)
+        place = Place(url.socket) if url.socket else await _home(url, open_at)
     async with AsyncExitStack() as stack:
-        held = [await stack.enter_async_context(_open(url, place)) for _ in range(3)]
+        held = [await stack.enter_async_context(open_at(place)) for _ in range(3)]
         if url.service and (await held[0].call(b"ROLE"))[0] != b"master":
             raise LinkLost(f"{place} is no primary, though Sentinels say so")
         yield Link(*held)
 
 
-def _open(url: RedisUrl, place: Place) -> AbstractAsyncContextManager[Wire]:
-    return open_wire(place, _tls_context(url), url.user, url.password, url.db)
+Opener: TypeAlias = Callable[[Place], AbstractAsyncContextManager[Wire]]
+"""Connects to a place as the URL says. All that one link opens share its TLS context: to make one reads files."""
+
+
+def _opener(url: RedisUrl) -> Opener:
+    context = _tls_context(url)
+    return lambda place: open_wire(place, context, url.user, url.password, url.db)
 
 
 async def _primary(url: RedisUrl) -> Place:
@@ -99,12 +105,12 @@ async def _primary(url: RedisUrl) -> Place:
     raise failure
 
 
-async def _home(url: RedisUrl) -> Place:
+async def _home(url: RedisUrl, open_at: Opener) -> Place:
     """Where our keys are: of a cluster, the node that its nodes name. Raises one of `FAILURES`."""
     failure: Exception = OSError("no host is named")
     for host in [Place("", *each) for each in url.hosts]:
         try:
-            async with _open(url, host) as wire:
+            async with open_at(host) as wire:
                 try:
                     with trio.fail_after(CALL_SECONDS):
                         await wire.ask(b"EXISTS", url.key + ":log")
