@@ -772,6 +772,16 @@ RIGHTS: Final = (
         ),
     ),
     Mutant(
+        "who looks at a connection sees its secrets in protobuf",
+        "broker/protocols/shown_protobuf.py",
+        "        if isinstance(kind, Message) and not is_secret:\n",
+        "        is_secret = False\n        if isinstance(kind, Message):\n",
+        (
+            "tests/protocols/test_shown_protobuf.py::test_no_part_of_a_secret_is_shown_wherever_the_message_is_cut",
+            "tests/session/test_tracing.py::test_nobody_who_looks_can_take_a_session_over",
+        ),
+    ),
+    Mutant(
         "a reply of one who was not asked",
         "broker/routing/requests.py",
         "        if request is None or request.responder != responder:\n",
