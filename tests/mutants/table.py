@@ -782,6 +782,15 @@ RIGHTS: Final = (
         ),
     ),
     Mutant(
+        "a later request says itself where it comes from",
+        "broker/http/api_server.py",
+        "peer, address = self._node.new_share(), first.peer, first.address\n",
+        'peer, address = self._node.new_share(), "unix", first.address\n',
+        (
+            "tests/session/test_addresses.py::test_each_request_on_a_connection_is_of_whom_the_same_word_says",
+        ),
+    ),
+    Mutant(
         "a reply of one who was not asked",
         "broker/routing/requests.py",
         "        if request is None or request.responder != responder:\n",
