@@ -52,7 +52,7 @@ class _Walk:
 
     def content(self, kind: Type, at: int, end: int, *, is_secret: bool = False) -> int:
         """Walk over what stands behind its length at `at`; return where it ends, in `data` or behind it."""
-        length, begin = read_varint(self._data, at)
+        length, begin = self._varint(at, end)
         stop = min(begin + length, end)
         if isinstance(kind, Message) and not is_secret:
             self.parts.append(self._data[at:begin])
@@ -67,18 +67,23 @@ class _Walk:
             if self._left < 0:
                 raise BadCommand("more fields than are shown")
             begin = at
-            key, at = read_varint(self._data, at)
+            key, at = self._varint(at, end)
             name, kind = message.by_number.get(key >> 3, ("", STRING))
             wire = key & 7
             if wire == _LENGTH:
                 self.parts.append(self._data[begin:at])
                 at = self.content(_held(kind), at, end, is_secret=name in SECRETS)
                 continue
-            if wire in _FIXED:
-                at += _FIXED[wire]
-            else:
-                _, at = read_varint(self._data, at)
+            at = at + _FIXED[wire] if wire in _FIXED else self._varint(at, end)[1]
+            if at > end:
+                raise BadCommand("a field longer than its message")
             self.parts.append(self._data[begin:at])
+
+    def _varint(self, at: int, end: int) -> tuple[int, int]:
+        number, at = read_varint(self._data, at)
+        if at > end:
+            raise BadCommand("a number longer than its message")
+        return number, at
 
 
 @lru_cache(maxsize=64)

@@ -791,6 +791,24 @@ RIGHTS: Final = (
         ),
     ),
     Mutant(
+        "an order for a user is followed by who is another by then",
+        "broker/session/everywhere.py",
+        "            fds = [fd for fd in fds if fd in of_user]\n",
+        "            fds = [fd for fd in fds if of_user or fd]\n",
+        (
+            "tests/nodes/test_everywhere.py::test_an_order_for_a_user_is_not_followed_by_who_is_another_by_then",
+        ),
+    ),
+    Mutant(
+        "who has died with his node may publish as he once might",
+        "broker/routing/reaper.py",
+        "            self.router.rights.check_will(will.info.user, will.topic)\n",
+        "",
+        (
+            "tests/nodes/test_reaper.py::test_a_will_of_a_killed_node_is_published_by_the_rules_of_then",
+        ),
+    ),
+    Mutant(
         "a reply of one who was not asked",
         "broker/routing/requests.py",
         "        if request is None or request.responder != responder:\n",
