@@ -809,6 +809,13 @@ RIGHTS: Final = (
         ),
     ),
     Mutant(
+        "anybody writes to an operator",
+        "broker/routing/recipients.py",
+        "        return self.speaks and self.is_apps\n",
+        "        return self.speaks\n",
+        ("tests/session/test_desk.py::test_nobody_writes_to_an_operator",),
+    ),
+    Mutant(
         "a reply of one who was not asked",
         "broker/routing/requests.py",
         "        if request is None or request.responder != responder:\n",
