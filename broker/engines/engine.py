@@ -29,7 +29,7 @@ from broker.core.idempotency import IdempotentResults
 from broker.core.messages import ClientInfo, Delivery, Fd, Position, Publication, data_bytes
 from broker.core.retained import Retained
 from broker.core.session import Parcel
-from broker.core.work import Meter
+from broker.core.work import Allowance, Meter
 from broker.engines.cluster import Cluster
 from broker.errors import Refused
 
@@ -99,6 +99,11 @@ class Submission:
     @property
     def topic(self) -> str:
         return self.parcel.topic
+
+    @property
+    def party(self) -> Allowance | None:
+        """Whose publication it is, for its turn; see `engines.waiting`."""
+        return self.parcel.payer
 
 
 @attrs.frozen
@@ -220,12 +225,12 @@ class Engine(Protocol):
         is refused with 102 if the drawer of that name has no card.
         """
 
-    @property
-    def full(self) -> bool:
-        """Whether publishers should wait for room: as much is on its way as may be."""
+    def is_full(self, party: Allowance | None = None) -> bool:
+        """Whether a publisher should wait for room: as much is on its way as may be, and not only little of
+        it is this party's. None is this very program."""
 
-    async def wait_room(self) -> None:
-        """Wait until there is room again; others may have taken it by then. Cancelled, nothing
+    async def wait_room(self, party: Allowance | None = None) -> None:
+        """Wait until there is room for it again; others may have taken it by then. Cancelled, nothing
         happens."""
 
     # reading: one atomic step each, with no checkpoint, so that a publication of that time falls either

@@ -17,7 +17,7 @@ from broker.core.idempotency import IdempotentResults
 from broker.core.messages import ClientInfo, Delivery, Fd, Position, Publication
 from broker.core.retained import Retained
 from broker.core.scopes import name_scope
-from broker.core.work import Meter
+from broker.core.work import Allowance, Meter
 from broker.engines.cluster import ALONE, Cluster
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
 
@@ -120,7 +120,6 @@ class MemoryEngine(Memory):
     """Keeps what topics publish in this process alone."""
 
     durability: Durability = "none"
-    full = False
 
     def __init__(self, max_bytes: int, retained_bytes: int = 0, first_fd: Fd = 1) -> None:
         super().__init__(max_bytes, retained_bytes, new_epoch)
@@ -150,7 +149,10 @@ class MemoryEngine(Memory):
     def submit(self, submission: Submission) -> None:
         raise AssertionError("nothing is deferred")
 
-    async def wait_room(self) -> None:
+    def is_full(self, party: Allowance | None = None) -> bool:
+        return False
+
+    async def wait_room(self, party: Allowance | None = None) -> None:
         await trio.lowlevel.checkpoint()
 
     async def remove(self, topic: str) -> None:

@@ -32,7 +32,7 @@ from broker.core.messages import Fd, Position, Publication
 from broker.core.names import DIRECT, PERSONAL
 from broker.core.scopes import name_scope
 from broker.core.session import Parcel
-from broker.core.work import COMMAND, SLICE
+from broker.core.work import COMMAND, SLICE, Allowance
 from broker.engines.cluster import Cluster
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
 from broker.engines.memory import Memory
@@ -127,12 +127,11 @@ class RedisEngine(Memory):
     def submit(self, submission: Submission) -> None:
         self._out.post(submission)
 
-    @property
-    def full(self) -> bool:
-        return self._out.full
+    def is_full(self, party: Allowance | None = None) -> bool:
+        return self._out.items.is_full(party)
 
-    async def wait_room(self) -> None:
-        await self._out.wait_room()
+    async def wait_room(self, party: Allowance | None = None) -> None:
+        await self._out.items.wait_room(party)
 
     # reading
 

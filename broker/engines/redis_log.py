@@ -117,7 +117,7 @@ class Flight:
     is_given_up: bool = False
     """Whether nobody waits for it any more: then it is not sent again."""
     up_to: int = 0
-    """How much of all that was ever put was taken when it was made."""
+    """How many of all notes that there ever were had been taken when it was made."""
 
 
 class LogReader(Protocol):
@@ -155,7 +155,7 @@ class LogReader(Protocol):
 
     @property
     def taken(self) -> int:
-        """How much of all that was ever put was taken by `gather`, or refused."""
+        """How many of all notes that there ever were have been taken by `gather`, or refused."""
 
     async def linked(self, link: Link) -> None:
         """There is a link, and our place is found: enter this node. Raises `LinkLost`."""
@@ -198,7 +198,7 @@ class SharedLog:
         self.inbox: tuple[int, int] = (0, 0)
         """The last message for this node that was read."""
         self.written: int = 0
-        """How much of all that was ever put is in Redis."""
+        """How many of all notes that there ever were are in Redis."""
         self._mail: deque[tuple[tuple[int, int], str, bytes]] = deque()
         self._flights: deque[Flight] = deque()
         self._counter = 0

@@ -100,7 +100,7 @@ class Publish(Handler):
         return client.services.router.weigh(command.publish.channel)
 
     def is_held(self, client: Client, command: Command) -> bool:
-        return client.services.router.engine.full
+        return client.services.router.engine.is_full(client.peer.allowance)
 
     def act(self, client: Client, command: Command, answer: object) -> None:
         request = command.publish
@@ -430,7 +430,7 @@ class Dispatcher:
         services = self.services
         return (
             services.hooks.publish is None
-            and not services.router.engine.full
+            and not services.router.engine.is_full(self.peer.allowance)
             and self.peer.phase is Phase.CONNECTED
             and not services.rate_limits.active
             and not services.logs_commands
@@ -510,7 +510,7 @@ class Dispatcher:
             if client.pending:
                 await client.wait_kept()
             else:
-                await self.services.router.engine.wait_room()
+                await self.services.router.engine.wait_room(self.peer.allowance)
         if turn.failure is None:
             await self._share.wait_room(handler.weigh(client, command, turn.answer))
             # The step that may have to wait comes last: all that is known holds until the next checkpoint.

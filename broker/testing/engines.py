@@ -333,10 +333,10 @@ async def check_room(open_engine: OpenEngine) -> None:
         witness = Witness(engine)
         async with engine.running(witness):
             said = 0
-            while not engine.full and said < 200:
+            while not engine.is_full() and said < 200:
                 witness.publish("a", bytes(2**16))
                 said += 1
-            while engine.full:
+            while engine.is_full():
                 await engine.wait_room()
             await witness.published("a", b"last")
             assert len(witness.delivered["a"]) == said + 1

@@ -11,10 +11,10 @@ from broker.engines.engine import Submission
 from broker.engines.redis_log import Draft, Flight
 from broker.engines.redis_outgoing import (
     BATCH_RUNS,
-    FULL_BYTES,
     PUBLISH_SECONDS,
     Outgoing,
 )
+from broker.engines.waiting import FULL_BYTES
 
 Answer = Position | Refused | None
 
@@ -37,7 +37,7 @@ async def test_all_is_taken_in_the_order_in_which_it_was_said(autojump_clock: Mo
     assert woken == ["woken"] * 3
     drafts, taken = items.gather()
     assert [draft.topic for draft in drafts] == ["a", "node", "a"]
-    assert (len(taken), len(items), items.taken, items.submitted) == (3, 0, 3, 1)
+    assert (len(taken), len(items), items.taken, items.submitted) == (3, 0, 1, 1)
 
 
 async def test_more_than_a_batch_holds_waits_for_the_next(autojump_clock: MockClock) -> None:
@@ -52,11 +52,11 @@ async def test_more_than_a_batch_holds_waits_for_the_next(autojump_clock: MockCl
 async def test_who_waits_for_room_goes_on_when_enough_is_over(autojump_clock: MockClock) -> None:
     items, _ = outgoing()
     items.post(submission([], FULL_BYTES))
-    assert items.full
+    assert items.items.is_full()
     goes_on: list[float] = []
 
     async def wait() -> None:
-        await items.wait_room()
+        await items.items.wait_room()
         goes_on.append(trio.current_time())
 
     began = trio.current_time()

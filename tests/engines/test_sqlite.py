@@ -19,8 +19,9 @@ from broker.core.session import Parcel
 from broker.core.work import SLICE
 from broker.engines.engine import Key, Submission
 from broker.engines.records import Meta
-from broker.engines.sqlite import FULL_BYTES, SqliteEngine, open_sqlite
+from broker.engines.sqlite import SqliteEngine, open_sqlite
 from broker.engines.sqlite_file import LogFile
+from broker.engines.waiting import FULL_BYTES
 from broker.errors import Refused
 from broker.testing import Witness, wait_in_line
 from broker.testing.engines import NO_HISTORY, kept
@@ -86,7 +87,7 @@ async def test_it_is_full_when_4_mib_wait_and_tells_who_waits_for_room(
     async with opened(path, disk=disk) as (engine, witness):
         disk.hold()
         said = 0
-        while not engine.full:
+        while not engine.is_full():
             witness.publish("a", bytes(2**18))
             said += 1
         assert said == FULL_BYTES // 2**18
