@@ -6,8 +6,8 @@ weight of its items, and no clock's.
 
 Rules:
 
-1. The next item is the first of the line that was given least; a line that comes, or comes back, begins at the
-   time of now, so nobody saves up and nobody waits for a turn that others had before it.
+1. The next item is the one with which its line will have been given least: so what is small does not wait for
+   what is large. A line that comes, or comes back, begins at the time of now: nobody saves up.
 2. Items of one topic are taken in the order in which they were put, whoever puts them: while any of it waits,
    more joins that line. So who publishes to a topic that somebody floods shares the line of the flood.
 3. Nothing is linear in what waits, nor in the parties.
@@ -29,9 +29,9 @@ parties that put."""
 
 @attrs.define(eq=False)
 class _Line(Generic[I]):
-    """`next` is the time at which its first item is due, or its next one would be."""
+    """`given` is the time up to which it had its part."""
 
-    next: float
+    given: float
     items: deque[tuple[I, str, int]] = attrs.field(factory=deque)
 
 
@@ -70,9 +70,9 @@ class FairQueue(Generic[I]):
         if topic:
             self._of_topic[topic] = line, count + 1
         if not line.items:
-            line.next = max(line.next, self._now)
+            line.given = max(line.given, self._now)
             self._puts += 1
-            heapq.heappush(self._due, (line.next, self._puts, line))
+            heapq.heappush(self._due, (line.given + weight, self._puts, line))
         line.items.append((item, topic, weight))
         self._length += 1
 
@@ -84,7 +84,7 @@ class FairQueue(Generic[I]):
             for _ in range(SWEPT):
                 oldest = next(iter(lines))
                 each = lines.pop(oldest)
-                if each is line or each.items or each.next > self._now:
+                if each is line or each.items or each.given > self._now:
                     lines[oldest] = each
         return line
 
@@ -92,10 +92,10 @@ class FairQueue(Generic[I]):
         """Take out the next item. Raises `IndexError` if there is none."""
         due, _, line = self._due[0]
         item, topic, weight = line.items.popleft()
-        self._now, line.next = due, due + weight
+        self._now, line.given = due - weight, due
         if line.items:
             self._puts += 1
-            heapq.heapreplace(self._due, (line.next, self._puts, line))
+            heapq.heapreplace(self._due, (due + line.items[0][2], self._puts, line))
         else:
             heapq.heappop(self._due)
         self._length -= 1

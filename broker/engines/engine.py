@@ -31,6 +31,7 @@ from broker.core.retained import Retained
 from broker.core.session import Parcel
 from broker.core.work import Allowance, Meter
 from broker.engines.cluster import Cluster
+from broker.engines.waiting import LITTLE_BYTES
 from broker.errors import Refused
 
 T = TypeVar("T")
@@ -225,13 +226,13 @@ class Engine(Protocol):
         is refused with 102 if the drawer of that name has no card.
         """
 
-    def is_full(self, party: Allowance | None = None) -> bool:
-        """Whether a publisher should wait for room: as much is on its way as may be, and not only little of
-        it is this party's. None is this very program."""
+    def is_full(self, party: Allowance | None = None, size: int = LITTLE_BYTES) -> bool:
+        """Whether a publisher should wait for room with so many bytes: as much is on its way as may be, and
+        this would be more than a little of this party's. None is this very program."""
 
-    async def wait_room(self, party: Allowance | None = None) -> None:
-        """Wait until there is room for it again; others may have taken it by then. Cancelled, nothing
-        happens."""
+    async def wait_room(self) -> None:
+        """Wait until there is room again for whatever comes; others may have taken it by then. Cancelled,
+        nothing happens."""
 
     # reading: one atomic step each, with no checkpoint, so that a publication of that time falls either
     # before it or behind it, never in between and never into both. About a topic that it knows: a reader

@@ -20,6 +20,7 @@ from broker.core.scopes import name_scope
 from broker.core.work import Allowance, Meter
 from broker.engines.cluster import ALONE, Cluster
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
+from broker.engines.waiting import LITTLE_BYTES
 
 EXPIRE_EVERY: Final = 1.0
 """Seconds between two looks at what is past its time."""
@@ -149,10 +150,10 @@ class MemoryEngine(Memory):
     def submit(self, submission: Submission) -> None:
         raise AssertionError("nothing is deferred")
 
-    def is_full(self, party: Allowance | None = None) -> bool:
+    def is_full(self, party: Allowance | None = None, size: int = LITTLE_BYTES) -> bool:
         return False
 
-    async def wait_room(self, party: Allowance | None = None) -> None:
+    async def wait_room(self) -> None:
         await trio.lowlevel.checkpoint()
 
     async def remove(self, topic: str) -> None:

@@ -50,6 +50,7 @@ from broker.engines.redis_outgoing import (
 from broker.engines.redis_scripts import TOUCH, VIEW
 from broker.engines.redis_topics import UNBOUNDED, KnownTopics, Snapshot, numbered
 from broker.engines.redis_wire import LinkLost, to_text
+from broker.engines.waiting import LITTLE_BYTES
 from broker.errors import ConfigError, ErrorCode, Refused
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
@@ -127,11 +128,11 @@ class RedisEngine(Memory):
     def submit(self, submission: Submission) -> None:
         self._out.post(submission)
 
-    def is_full(self, party: Allowance | None = None) -> bool:
-        return self._out.items.is_full(party)
+    def is_full(self, party: Allowance | None = None, size: int = LITTLE_BYTES) -> bool:
+        return self._out.items.is_full(party, size)
 
-    async def wait_room(self, party: Allowance | None = None) -> None:
-        await self._out.items.wait_room(party)
+    async def wait_room(self) -> None:
+        await self._out.items.wait_room()
 
     # reading
 

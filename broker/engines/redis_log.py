@@ -35,12 +35,18 @@ from broker.core.work import SLICE
 from broker.engines.redis_link import UNREADABLE, Link, unreadable, use_link
 from broker.engines.redis_scripts import APPEND, ATTACH, FORMAT, RENEW
 from broker.engines.redis_wire import CALL_SECONDS, LinkLost, to_bytes, to_text
+from broker.engines.waiting import BATCH_BYTES, BATCH_PUBLICATIONS
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 LOG_BYTES: Final = 64 * 2**20
 """So much of the log is kept: a node that is behind by more has lost something. Ten seconds of all that
 one Redis can take."""
+
+UNREAD_PUBLICATIONS: Final = 2 * BATCH_PUBLICATIONS
+UNREAD_BYTES: Final = 2 * BATCH_BYTES
+"""So much of this node may be in the log and not be read back until it makes another batch: one is read while
+another is sent. What is in the log waits in its order there, whoever comes."""
 
 READ_ENTRIES: Final = 64
 """Entries in one read: no more than 64 MiB, and as a rule what 16 nodes say in 4 ms."""
@@ -118,6 +124,12 @@ class Flight:
     """Whether nobody waits for it any more: then it is not sent again."""
     up_to: int = 0
     """How many of all notes that there ever were had been taken when it was made."""
+    publications: int = attrs.field(init=False)
+    bytes: int = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.publications = sum([draft.count for draft in self.drafts])
+        self.bytes = sum([len(draft.data) for draft in self.drafts])
 
 
 class LogReader(Protocol):
@@ -360,12 +372,22 @@ class SharedLog:
             with trio.move_on_after(TICK_SECONDS):
                 await self._something.wait()
             self._something = trio.Event()
+            while self._leaves_much_unread():
+                await self.wait_moved()
             drafts, items = self.reader.gather()
             self._counter += 1
             flight = Flight(self._counter, drafts, items, trio.current_time())
             flight.up_to = self.reader.taken
             self._flights.append(flight)
             await self._append(link, flight)
+
+    def _leaves_much_unread(self) -> bool:
+        """Whether much is to be read back first; what nobody waits for may be lost."""
+        unread = [flight for flight in self._flights if not flight.is_given_up]
+        return (
+            sum([flight.publications for flight in unread]) >= UNREAD_PUBLICATIONS
+            or sum([flight.bytes for flight in unread]) >= UNREAD_BYTES
+        )
 
     async def _append(self, link: Link, flight: Flight) -> None:
         parts: list[bytes | str | int] = [self.key, self.node, flight.counter, secrets.token_hex(4)]

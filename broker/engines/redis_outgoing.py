@@ -15,12 +15,11 @@ from broker.core.names import PERSONAL
 from broker.engines.engine import SUBMISSION_BYTES, Key, Submission
 from broker.engines.records import Batch
 from broker.engines.redis_log import Draft, Flight
-from broker.engines.waiting import Waiting
+from broker.engines.waiting import BATCH_BYTES, BATCH_PUBLICATIONS, Waiting
 from broker.errors import ErrorCode, Refused
 
 BATCH_RUNS: Final = 500
-BATCH_BYTES: Final = 2**20
-"""Runs, and bytes of data, in one batch: 4 ms of Redis, in which nobody else is served."""
+"""Runs in one batch: 4 ms of Redis, in which nobody else is served."""
 
 NOTE_BYTES: Final = 256
 """A note to other nodes that waits costs so much besides its data."""
@@ -200,8 +199,13 @@ class Outgoing:
         """Take as much as a batch may hold. No checkpoint."""
         drafts: list[Draft] = []
         items: list[Item] = []
-        size = 0
-        while self.items and len(items) < BATCH_RUNS and size < BATCH_BYTES:
+        size = count = 0
+        while (
+            self.items
+            and len(items) < BATCH_RUNS
+            and count < BATCH_PUBLICATIONS
+            and size < BATCH_BYTES
+        ):
             item = self.items.take()
             self.taken += isinstance(item, Note)
             try:
@@ -211,6 +215,7 @@ class Outgoing:
                 self.note_over(item)
                 continue
             size += len(draft.data)
+            count += draft.count
             drafts.append(draft)
             items.append(item)
         if self.items:

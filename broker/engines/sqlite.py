@@ -69,16 +69,10 @@ from broker.engines.records import (
     split,
 )
 from broker.engines.sqlite_file import LogFile, NotWritten, damaged
-from broker.engines.waiting import Waiting
+from broker.engines.waiting import BATCH_BYTES, BATCH_PUBLICATIONS, LITTLE_BYTES, Waiting
 from broker.errors import ConfigError, ErrorCode, Refused
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
-
-BATCH_PUBLICATIONS: Final = 8192
-"""Publications in one commit: 20 ms of work to give them back, and twice as many are no faster."""
-
-BATCH_BYTES: Final = 4 * 2**20
-"""Bytes in one commit, for the same reason."""
 
 SPARE_BYTES: Final = 64 * 2**20
 """The log is cleaned when it is longer than this and twice what is kept: so all is written at most
@@ -197,11 +191,11 @@ class SqliteEngine(Memory):
         self._waiting.put(item, topic)
         self._something.set()
 
-    def is_full(self, party: Allowance | None = None) -> bool:
-        return self._waiting.is_full(party)
+    def is_full(self, party: Allowance | None = None, size: int = LITTLE_BYTES) -> bool:
+        return self._waiting.is_full(party, size)
 
-    async def wait_room(self, party: Allowance | None = None) -> None:
-        await self._waiting.wait_room(party)
+    async def wait_room(self) -> None:
+        await self._waiting.wait_room()
 
     # forgetting
 

@@ -100,7 +100,9 @@ class Publish(Handler):
         return client.services.router.weigh(command.publish.channel)
 
     def is_held(self, client: Client, command: Command) -> bool:
-        return client.services.router.engine.is_full(client.peer.allowance)
+        assert command.publish is not None
+        size = len(command.publish.data)
+        return client.services.router.engine.is_full(client.peer.allowance, size)
 
     def act(self, client: Client, command: Command, answer: object) -> None:
         request = command.publish
@@ -510,7 +512,7 @@ class Dispatcher:
             if client.pending:
                 await client.wait_kept()
             else:
-                await self.services.router.engine.wait_room(self.peer.allowance)
+                await self.services.router.engine.wait_room()
         if turn.failure is None:
             await self._share.wait_room(handler.weigh(client, command, turn.answer))
             # The step that may have to wait comes last: all that is known holds until the next checkpoint.

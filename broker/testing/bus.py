@@ -40,6 +40,7 @@ from broker.engines.engine import (
     Submission,
 )
 from broker.engines.memory import Memory
+from broker.engines.waiting import LITTLE_BYTES
 from broker.errors import ErrorCode, Refused
 
 FULL_BYTES: Final = 4 * 2**20
@@ -341,10 +342,10 @@ class BusEngine(Memory):
         self._open[submission] = size
         self._write(lambda bus: bus.publish(self, submission), size, submission)
 
-    def is_full(self, party: Allowance | None = None) -> bool:
+    def is_full(self, party: Allowance | None = None, size: int = LITTLE_BYTES) -> bool:
         return self._bytes > FULL_BYTES
 
-    async def wait_room(self, party: Allowance | None = None) -> None:
+    async def wait_room(self) -> None:
         self._written = trio.Event()
         if self.is_full():
             await self._written.wait()

@@ -7,6 +7,7 @@ from broker import Refused
 from broker.config.settings import TopicRules
 from broker.core.messages import Position, Publication
 from broker.core.session import Parcel
+from broker.core.work import Allowance
 from broker.engines.engine import Submission
 from broker.engines.redis_log import Draft, Flight
 from broker.engines.redis_outgoing import (
@@ -14,7 +15,7 @@ from broker.engines.redis_outgoing import (
     PUBLISH_SECONDS,
     Outgoing,
 )
-from broker.engines.waiting import FULL_BYTES
+from broker.engines.waiting import BATCH_BYTES, BATCH_PUBLICATIONS, FULL_BYTES
 
 Answer = Position | Refused | None
 
@@ -47,6 +48,29 @@ async def test_more_than_a_batch_holds_waits_for_the_next(autojump_clock: MockCl
     woken.clear()
     assert [len(items.gather()[0]) for _ in range(2)] == [BATCH_RUNS, 1]
     assert woken == ["woken"], "there was more"
+
+
+async def test_who_publishes_one_is_in_the_next_batch_whatever_another_has_put(
+    autojump_clock: MockClock,
+) -> None:
+    items, _ = outgoing()
+    for number in range(50):
+        flood = submission([], BATCH_BYTES, topic=f"t{number}")
+        flood.parcel.payer = Allowance()
+        items.post(flood)
+    one = submission([], topic="one")
+    one.parcel.payer = Allowance()
+    items.gather()
+    items.post(one)
+    assert "one" in [draft.topic for draft in items.gather()[0]]
+
+
+async def test_a_batch_has_a_bound_in_publications(autojump_clock: MockClock) -> None:
+    items, _ = outgoing()
+    for _ in range(3):
+        batch = [Publication("t", b"1")] * BATCH_PUBLICATIONS
+        items.post(Submission(Parcel("t", "close", [batch]), TopicRules()))
+    assert len(items.gather()[0]) == 1
 
 
 async def test_who_waits_for_room_goes_on_when_enough_is_over(autojump_clock: MockClock) -> None:

@@ -876,6 +876,40 @@ RIGHTS: Final = (
 
 BUDGETS: Final = (
     Mutant(
+        "who publishes one waits for all that others have put",
+        "broker/engines/waiting.py",
+        "        self._queue.put(item, weight, party, topic)\n",
+        "        self._queue.put(item, weight, None, topic)\n",
+        (
+            "tests/engines/test_sqlite.py::test_a_publication_waits_for_a_commit_and_its_own_and_not_for_a_flood",
+        ),
+    ),
+    Mutant(
+        "who has little on its way waits for room",
+        "broker/engines/waiting.py",
+        "        return self.bytes >= FULL_BYTES and self._of.get(party, 0) + size > LITTLE_BYTES\n",
+        "        return self.bytes >= FULL_BYTES\n",
+        (
+            "tests/engines/test_waiting.py::test_who_has_little_on_its_way_finds_room_where_others_have_filled_it",
+        ),
+    ),
+    Mutant(
+        "a line that comes back begins where it was",
+        "broker/core/fair_queue.py",
+        "            line.given = max(line.given, self._now)\n",
+        "            pass\n",
+        ("tests/core/test_fair_queue.py::test_who_comes_late_has_saved_up_nothing",),
+    ),
+    Mutant(
+        "any amount waits in Redis in no order but its own",
+        "broker/engines/redis_log.py",
+        "            while self._leaves_much_unread():\n",
+        "            while False:\n",
+        (
+            "tests/engines/test_redis_log.py::test_no_more_is_appended_while_much_has_yet_to_be_read_back",
+        ),
+    ),
+    Mutant(
         "close to the limit anybody gets more",
         "broker/core/memory.py",
         "        return self._seen + size <= NEAR * self.limit\n",
