@@ -255,6 +255,53 @@ def test_a_prefix_is_a_path_without_a_slash_at_its_end(prefix: str) -> None:
         Config(path_prefix=prefix)
 
 
+# requests of backends, many on one connection
+
+
+async def call(peer: Peer, target: str = "/api/publish", key: str = "k", **fields: str) -> str:
+    """The head of the answer to a publish."""
+    body = '{"channel":"a","data":1}'
+    head = f"POST {target} HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {key}\r\n"
+    head += "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
+    await peer.send(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    return (await peer.stream.receive_some()).decode()
+
+
+BY_BYTES = {"proxy_protocol": True, "trusted_proxies": ("unix",)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "header", "seen"),
+    [
+        ({"trusted_proxies": ("unix",)}, ("192.0.2.8", "192.0.2.9"), ["192.0.2.8", "192.0.2.9"]),
+        ({}, ("192.0.2.8", "192.0.2.9"), ["unix", "unix"]),
+        (BY_BYTES, ("6.6.6.6", "7.7.7.7"), ["192.0.2.7:4711", "192.0.2.7:4711"]),
+    ],
+)
+async def test_each_request_on_a_connection_is_of_whom_the_same_word_says(
+    path: Path, fields: dict[str, Any], header: tuple[str, str], seen: list[str]
+) -> None:
+    with structlog.testing.capture_logs() as lines:
+        served_now = served(path, asks_app=False, api_key="k", access_log=True, **fields)
+        async with served_now as (connect, _), await connect() as peer:
+            if fields == BY_BYTES:
+                await peer.send(V1)
+            assert " 200 " in await call(peer, X_Forwarded_For=header[0])
+            assert " 401 " in await call(peer, key="wrong", X_Forwarded_For=header[1])
+    asked = [line["peer"] for line in lines if line["event"] == "request"]
+    refused = [line["peer"] for line in lines if line["event"] == "api_key_refused"]
+    assert (asked, refused) == (seen, seen[1:])
+
+
+async def test_no_request_on_a_connection_is_beside_the_prefix(path: Path) -> None:
+    served_now = served(path, asks_app=False, api_key="k", path_prefix="/chat")
+    async with served_now as (connect, _), await connect() as peer:
+        for _ in range(3):
+            assert " 200 " in await call(peer, "/chat/api/publish")
+        assert " 200 " in await call(peer, "/chat/api/publish", X_More="1")
+        assert " 404 " in await call(peer, "/api/publish")
+
+
 # a port of the API's own
 
 
