@@ -920,6 +920,15 @@ RIGHTS: Final = (
 
 BUDGETS: Final = (
     Mutant(
+        "deadlines of answered requests stay until their time",
+        "broker/routing/requests.py",
+        "            self._due.sweep(len(self._requests))\n",
+        "",
+        (
+            "tests/routing/test_requests.py::test_deadlines_of_answered_requests_are_swept_away_a_few_at_a_time",
+        ),
+    ),
+    Mutant(
         "who publishes one waits for all that others have put",
         "broker/engines/waiting.py",
         "        self._queue.put(item, weight, party, topic)\n",
