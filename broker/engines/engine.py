@@ -149,8 +149,9 @@ class Sink(Protocol):
     """Gets what an engine gives back: the router."""
 
     def deliver(self, parcel: Parcel, *, retain: bool) -> float:
-        """Fan a parcel out now; return the work of that, as `core.work` weighs it, so that the engine
-        lets others run in between. No checkpoint."""
+        """Fan a parcel out now; return the work of that step, as `core.work` weighs it, so that the engine
+        lets others run after a round of it. The writes come then, and one write takes all of the round.
+        No checkpoint."""
 
     def settled(self) -> None:
         """Every `Done` of a batch was called: send the answers that were held for it. No checkpoint."""

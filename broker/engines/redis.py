@@ -32,7 +32,7 @@ from broker.core.messages import Fd, Position, Publication
 from broker.core.names import DIRECT, PERSONAL
 from broker.core.scopes import name_scope
 from broker.core.session import Parcel
-from broker.core.work import COMMAND, SLICE, Allowance
+from broker.core.work import COMMAND, ROUND, Allowance
 from broker.engines.cluster import Cluster
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
 from broker.engines.memory import Memory
@@ -349,7 +349,7 @@ class _Incoming:
         flight.items = ()
 
     async def rest(self, work: float) -> float:
-        if work < SLICE:
+        if work < ROUND:
             return work
         self._settle()
         await trio.lowlevel.checkpoint()

@@ -31,7 +31,7 @@ import trio
 from msgspec import Struct
 
 from broker.config.engine_url import RedisUrl
-from broker.core.work import SLICE
+from broker.core.work import ROUND
 from broker.engines.redis_link import UNREADABLE, Link, unreadable, use_link
 from broker.engines.redis_scripts import APPEND, ATTACH, FORMAT, RENEW
 from broker.engines.redis_wire import CALL_SECONDS, LinkLost, to_bytes, to_text
@@ -497,7 +497,7 @@ class SharedLog:
                 self.note_misread(str(error), name)
                 done = SKIPPED
             work += done
-            if work >= SLICE:
+            if work >= ROUND:
                 work = await self.reader.rest(work)
         await self.reader.rest(work)
         if flight is not None:

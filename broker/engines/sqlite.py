@@ -41,7 +41,7 @@ from broker.core.history import History
 from broker.core.messages import Delivery, Fd, Position, Publication
 from broker.core.scopes import name_scope
 from broker.core.shares import text_bytes
-from broker.core.work import COMMAND, PUBLICATION, SLICE, Allowance
+from broker.core.work import COMMAND, PUBLICATION, ROUND, Allowance
 from broker.engines.engine import (
     SUBMISSION_BYTES,
     Durability,
@@ -339,7 +339,7 @@ class SqliteEngine(Memory):
     def _give_back_some(self, items: deque[Submission | _Removal], sink: Sink) -> None:
         """The same for as many as one step may take."""
         now, work, over = trio.current_time(), 0.0, []
-        while items and work < SLICE:
+        while items and work < ROUND:
             item = items[0]
             if isinstance(item, Submission):
                 work += self._deliver(item, sink, now)

@@ -16,7 +16,7 @@ from broker.config.engine_url import parse_engine_url
 from broker.config.settings import TopicRules
 from broker.core.messages import ClientInfo, Position, Publication
 from broker.core.session import Parcel
-from broker.core.work import SLICE, Allowance
+from broker.core.work import ROUND, Allowance
 from broker.engines.engine import Key, Submission
 from broker.engines.records import Meta
 from broker.engines.sqlite import SqliteEngine, open_sqlite
@@ -147,7 +147,7 @@ async def test_others_have_their_turn_while_a_large_batch_is_given_back(
         def deliver(self, parcel: Parcel, *, retain: bool) -> float:
             super().deliver(parcel, retain=retain)
             seen.append("deliver")
-            return SLICE
+            return ROUND
 
     seen: list[str] = []
     disk = Disk()

@@ -427,8 +427,8 @@ DEADLINES: Final = (
     Mutant(
         "a request that is never answered",
         "broker/routing/requests.py",
-        "        while self._due and self._due[0][0] <= now:\n",
-        "        while self._due and self._due[0][0] <= now - 1000:\n",
+        "        while (first := self._due.first()) is not None and first[0] <= now:\n",
+        "        while (first := self._due.first()) is not None and first[0] <= now - 1000:\n",
         ("tests/routing/test_requests.py::test_a_request_fails_when_its_time_is_over",),
     ),
     Mutant(
@@ -920,6 +920,15 @@ RIGHTS: Final = (
 
 BUDGETS: Final = (
     Mutant(
+        "of what an engine gives back each publication is a round of writes",
+        "broker/routing/router.py",
+        "        work = meter.done - before - (office.written - written)\n",
+        "        work = meter.done - before\n",
+        (
+            "tests/routing/test_router.py::test_the_work_of_a_step_is_told_without_the_writes_that_come_later",
+        ),
+    ),
+    Mutant(
         "deadlines of answered requests stay until their time",
         "broker/routing/requests.py",
         "            self._due.sweep(len(self._requests))\n",
@@ -1175,12 +1184,8 @@ ENGINES: Final = (
     Mutant(
         "what comes while the disk fails is not refused",
         "broker/engines/sqlite.py",
-        """            self._refuse(list(self._queue), sink, self._failing)
-            self._queue.clear()
-""",
-        """            self._refuse([], sink, self._failing)
-            self._queue.clear()
-""",
+        "            self._refuse(self._waiting.clear(), sink, self._failing)\n",
+        "            self._waiting.clear()\n",
         (
             "tests/engines/test_sqlite.py::test_what_was_let_in_before_the_disk_failed_and_is_submitted_later_is_refused",
         ),
