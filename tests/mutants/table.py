@@ -816,6 +816,16 @@ RIGHTS: Final = (
         ("tests/session/test_desk.py::test_nobody_writes_to_an_operator",),
     ),
     Mutant(
+        "of whom the proxy does not know, his own word counts",
+        "broker/access/proxies.py",
+        "        if isinstance(peer, ClientAddress) and not peer.is_known:\n",
+        "        if False:\n",
+        (
+            "tests/session/test_addresses.py::test_by_the_proxy_protocol_it_has_a_port",
+            "tests/session/test_addresses.py::test_of_whom_the_proxy_does_not_know_nothing_is_believed",
+        ),
+    ),
+    Mutant(
         "a reply of one who was not asked",
         "broker/routing/requests.py",
         "        if request is None or request.responder != responder:\n",
