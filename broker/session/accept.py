@@ -164,7 +164,7 @@ async def _first_request(
             if is_told:
                 carrier = socket_below(stream)
                 told = None if carrier is None else await read_proxy_header(carrier)
-                address = address if told is None else ClientAddress(told, address)
+                address = ClientAddress(told or address, address)
             if isinstance(stream, trio.SSLStream):
                 await _wait_hello(services, stream)
             both = await read_head(stream, config.head_bytes, begun)
