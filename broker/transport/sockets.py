@@ -153,6 +153,10 @@ def address_of(stream: trio.abc.Stream) -> str:
 _GONE: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
+HTTP_WITHOUT_TLS: Final = "http request"
+"""The fault where a peer began with plain HTTP."""
+
+
 def tls_fault(error: trio.BrokenResourceError) -> str | None:
     """The reason why TLS has failed, in the words of OpenSSL: `http request`, `tlsv1 alert unknown ca`. None
     where something else was wrong, or the peer has gone without a word: some versions of Python tell of that as
