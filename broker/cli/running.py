@@ -258,7 +258,9 @@ def _way_out(reason: str) -> str:
     if "WRONG_VERSION_NUMBER" in reason:
         return "without TLS there, an address begins with ws:// or http://"
     if _SPEAKS_TLS.search(reason):
-        return "if TLS is spoken there, an address begins with wss://; else name a broker with --url"
+        return (
+            "if TLS is spoken there, an address begins with wss://; else name a broker with --url"
+        )
     return "start a broker there, or name another with --url"
 
 

@@ -18,7 +18,7 @@ from broker.core.messages import ClientInfo, Delivery, Fd, Position, Publication
 from broker.core.retained import Retained
 from broker.core.scopes import name_scope
 from broker.core.work import Meter
-from broker.engines.cluster import ALONE, Cluster
+from broker.engines.cluster import ALONE, ClusterLink
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
 
 EXPIRE_EVERY: Final = 1.0
@@ -34,7 +34,7 @@ class Memory:
     """The memory of an engine, from which it answers; see `HistoryStore` for the exact meaning of each
     method."""
 
-    cluster: Cluster = ALONE
+    cluster: ClusterLink = ALONE
 
     def __init__(
         self, max_bytes: int, retained_bytes: int, new_epoch: Callable[[str], str]

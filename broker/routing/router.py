@@ -50,7 +50,7 @@ from broker.core.work import (
     Allowance,
     Meter,
 )
-from broker.engines.engine import Done, Engine, Key, Submission
+from broker.engines.engine import Done, Engine, IdempotencyKey, Submission
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
 from broker.events.dispatcher import Events
 from broker.events.spans import Spans
@@ -277,7 +277,7 @@ class Router:
         )
 
     def publish_parcel(
-        self, parcel: Parcel, *, keep: bool, retain: bool, key: Key | None = None
+        self, parcel: Parcel, *, keep: bool, retain: bool, key: IdempotencyKey | None = None
     ) -> list[Done] | None:
         """Publish a parcel of one publication by itself, behind all that was published before. `keep`:
         the history keeps it, where there is one, and the parcel has it with its offset then.

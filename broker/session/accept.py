@@ -109,7 +109,9 @@ async def _receive(
             services.log.info("tls_failed", reason=fault, peer=address)
             if fault == HTTP_WITHOUT_TLS and isinstance(stream, trio.SSLStream):
                 stream = stream.transport_stream  # where such a peer can read it
-                answer = refusal(400, "this port speaks TLS: an address begins with https:// or wss://")
+                answer = refusal(
+                    400, "this port speaks TLS: an address begins with https:// or wss://"
+                )
         if answer:
             # Not where the error is still there: it holds the frames it came through, and so a body.
             services.admission.linger(guest)

@@ -43,7 +43,9 @@ def test_ca_names_the_certificates_to_trust_and_without_tls_one_is_told_so(tmp_p
         assert "if TLS is spoken there, an address begins with wss://" in told.stderr
         told = plain.invoke("stats", "--url", plain.url.replace("ws://", "http://"))
         assert told.exit_code == 2
-        assert "this port speaks TLS: an address begins with https:// or wss:// (400)" in told.stderr
+        assert (
+            "this port speaks TLS: an address begins with https:// or wss:// (400)" in told.stderr
+        )
 
 
 @pytest.mark.parametrize(
