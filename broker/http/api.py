@@ -569,7 +569,9 @@ class _Methods:
             params,
             call,
             lambda fd: self._node.add_subscription(fd, params.channel, sub),
-            lambda fds: mail.Subscribe(fds, params.channel, sub.info, sub.data, sub.join_leave),
+            lambda fds: mail.Subscribe(
+                fds, params.channel, sub.info, sub.data, sub.join_leave, params.user
+            ),
         )
         return {}
 
@@ -579,7 +581,7 @@ class _Methods:
             params,
             call,
             lambda fd: self._node.end_subscription(fd, params.channel, *reason),
-            lambda fds: mail.Unsubscribe(fds, params.channel, *reason),
+            lambda fds: mail.Unsubscribe(fds, params.channel, *reason, params.user),
         )
         return {}
 
@@ -597,7 +599,7 @@ class _Methods:
 
         def closing(fds: list[Fd]) -> ForFds:
             left = [fd for fd in fds if str(fd) not in params.whitelist]
-            return mail.Disconnect(left, order.code, order.reason)
+            return mail.Disconnect(left, order.code, order.reason, params.user)
 
         await self._each(params, call, close, closing)
         return {}
@@ -612,8 +614,8 @@ class _Methods:
 
         def refreshing(fds: list[Fd]) -> ForFds:
             if params.expired:
-                return mail.Disconnect(fds, CloseCode.EXPIRED, "expired")
-            return mail.Expire(fds, params.expire_at or None)
+                return mail.Disconnect(fds, CloseCode.EXPIRED, "expired", params.user)
+            return mail.Expire(fds, params.expire_at or None, params.user)
 
         await self._each(params, call, refresh, refreshing)
         return {}

@@ -242,7 +242,7 @@ class Requests:
             if fd == asker:
                 raise Refused(ErrorCode.BAD_REQUEST, f"{to} is this connection itself")
             peer = router.hub.sessions.get(fd)
-            if peer is not None and peer.phase is Phase.CONNECTED:
+            if peer is not None and peer.takes_direct and peer.phase is Phase.CONNECTED:
                 return to, peer
             raise Refused(ErrorCode.NOBODY_LISTENS, f"no client has fd {fd}")
         router.rights.check_topic(to)

@@ -463,7 +463,7 @@ class Router:
             peer = self.hub.sessions.get(fd)
             if peer is None and self.ways is not None:
                 return DIRECT_RULES, [self.ways.way_to(topic, fd)], PEER
-            if peer is None or not peer.speaks:
+            if peer is None or not peer.takes_direct:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
             if peer.outbox.is_behind():
                 return DIRECT_RULES, [SlowMailbox(topic, peer, is_one_of_several=False)], PEER
@@ -472,7 +472,7 @@ class Router:
         self.check_direct()
         user = topic[len(PERSONAL) :]
         peers = [self.hub.sessions.get(fd) for fd in self.hub.sessions.fds_of(user)]
-        here = [peer for peer in peers if peer is not None and peer.speaks]
+        here = [peer for peer in peers if peer is not None and peer.takes_direct]
         if not here and self.ways is None:
             raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"user {user!r} has no connection")
         return DIRECT_RULES, _direct(topic, here, self.office), PEER * len(here)

@@ -772,6 +772,60 @@ RIGHTS: Final = (
         ),
     ),
     Mutant(
+        "who looks at a connection sees its secrets in protobuf",
+        "broker/protocols/shown_protobuf.py",
+        "        if isinstance(kind, Message) and not is_secret:\n",
+        "        is_secret = False\n        if isinstance(kind, Message):\n",
+        (
+            "tests/protocols/test_shown_protobuf.py::test_no_part_of_a_secret_is_shown_wherever_the_message_is_cut",
+            "tests/session/test_tracing.py::test_nobody_who_looks_can_take_a_session_over",
+        ),
+    ),
+    Mutant(
+        "a later request says itself where it comes from",
+        "broker/http/api_server.py",
+        "peer, address = self._node.new_share(), first.peer, first.address\n",
+        'peer, address = self._node.new_share(), "unix", first.address\n',
+        (
+            "tests/session/test_addresses.py::test_each_request_on_a_connection_is_of_whom_the_same_word_says",
+        ),
+    ),
+    Mutant(
+        "an order for a user is followed by who is another by then",
+        "broker/session/everywhere.py",
+        "            fds = [fd for fd in fds if fd in of_user]\n",
+        "            fds = [fd for fd in fds if of_user or fd]\n",
+        (
+            "tests/nodes/test_everywhere.py::test_an_order_for_a_user_is_not_followed_by_who_is_another_by_then",
+        ),
+    ),
+    Mutant(
+        "who has died with his node may publish as he once might",
+        "broker/routing/reaper.py",
+        "            self.router.rights.check_will(will.info.user, will.topic)\n",
+        "",
+        (
+            "tests/nodes/test_reaper.py::test_a_will_of_a_killed_node_is_published_by_the_rules_of_then",
+        ),
+    ),
+    Mutant(
+        "anybody writes to an operator",
+        "broker/routing/recipients.py",
+        "        return self.speaks and self.is_apps\n",
+        "        return self.speaks\n",
+        ("tests/session/test_desk.py::test_nobody_writes_to_an_operator",),
+    ),
+    Mutant(
+        "of whom the proxy does not know, his own word counts",
+        "broker/access/proxies.py",
+        "        if isinstance(peer, ClientAddress) and not peer.is_known:\n",
+        "        if False:\n",
+        (
+            "tests/session/test_addresses.py::test_by_the_proxy_protocol_it_has_a_port",
+            "tests/session/test_addresses.py::test_of_whom_the_proxy_does_not_know_nothing_is_believed",
+        ),
+    ),
+    Mutant(
         "a reply of one who was not asked",
         "broker/routing/requests.py",
         "        if request is None or request.responder != responder:\n",
