@@ -82,9 +82,9 @@ CAPS: Final = (
     Mutant(
         "any number of connections",
         "broker/session/admission.py",
-        """>= places.connections
+        """>= capacity.connections
         if is_full""",
-        """>= 1000 + places.connections
+        """>= 1000 + capacity.connections
         if is_full""",
         (
             "tests/session/test_admission.py::test_a_connection_too_many_is_told_and_all_else_is_served",
@@ -93,8 +93,8 @@ CAPS: Final = (
     Mutant(
         "any number of guests",
         "broker/session/admission.py",
-        "        return guests + streams <= places.guests and self._files + streams <= places.files\n",
-        "        return self._files + streams <= places.files\n",
+        "        return guests + streams <= capacity.guests and self._files + streams <= capacity.files\n",
+        "        return self._files + streams <= capacity.files\n",
         ("tests/session/test_admission.py::test_a_newcomer_pushes_out_the_oldest_silent_one",),
     ),
     Mutant(
