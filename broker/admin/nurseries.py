@@ -34,6 +34,7 @@ _STREAM: Final = "broker.session.accept.serve_connection"
 
 _WORDS: Final = {
     _STREAM: "stream",
+    "broker.session.helpers.Helpers._keep": "keeper of helpers",
     "broker.session.connection.Connection._serve": "serving",
     "broker.session.connection.Connection._see_out": "goodbye",
     "broker.session.questions.Questions._ask": "question",
@@ -79,7 +80,8 @@ class _Builder:
     def __init__(self, services: Services, fd: Fd | None) -> None:
         connections = services.connections
         few = [*islice(connections, ALIKE), *([] if fd is None else [fd])]
-        self._fds = {connections[each].io.parent_task: each for each in few}
+        self._services = services
+        self._fds = {connections[each].task: each for each in few}
         # The asker is a task of ours: for a connection, which is like any other, or for another node.
         above = _above(trio.lowlevel.current_task().parent_nursery)
         self._ours = [task for task in above if task.name != _STREAM]
@@ -95,13 +97,15 @@ class _Builder:
             if self._left <= 0:
                 break
             scope.children.append(self._nursery(nursery))
+        helpers = None if fd is None else self._services.connections[fd].helpers
+        if helpers is not None and self._left > 0:
+            scope.children.append(self._nursery(helpers, "helpers"))
         return scope
 
-    def _nursery(self, nursery: trio.Nursery) -> Scope:
+    def _nursery(self, nursery: trio.Nursery, name: str = "") -> Scope:
         self._left -= 1
         cancel = nursery.cancel_scope
-        serves = nursery.parent_task in self._fds
-        name = name_of_scope(nursery) or ("io" if serves else "nursery")
+        name = name or name_of_scope(nursery) or "nursery"
         scope = Scope("nursery", name, shielded=cancel.shield, cancelled=cancel.cancel_called)
         if not isinf(cancel.deadline):
             scope.deadline = round(cancel.deadline - self._now, 3)
@@ -162,7 +166,7 @@ async def nursery_tree(services: Services, fd: Fd | None) -> Scope:
         raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
     builder = _Builder(services, fd)
     if fd is not None:
-        return builder.task(services.connections[fd].io.parent_task)
+        return builder.task(services.connections[fd].task)
     root = trio.lowlevel.current_root_task()
     assert root is not None, "this runs in Trio"
     return builder.task(_first_of_ours(root))

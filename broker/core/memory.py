@@ -277,6 +277,10 @@ class MemoryBudget:
         """All that is held now. About a microsecond."""
         return self._held_besides_runs() + self.runs.bytes_held
 
+    def charged(self, part: Part) -> int:
+        """What is held of a part by what was charged."""
+        return self._charged[part]
+
     @property
     def kept(self) -> int:
         """The kept data of it."""

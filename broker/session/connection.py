@@ -10,7 +10,6 @@ Rules:
 """
 
 from collections.abc import Mapping
-from functools import partial
 from math import inf
 from time import time as wall_clock
 from typing import Any, ClassVar, Final
@@ -19,7 +18,7 @@ import trio
 
 from broker.core.event_queue import EventFields, EventKind
 from broker.core.memory import Holding, Part
-from broker.core.messages import ONE_WAY, Close, Initiator, Transport
+from broker.core.messages import ONE_WAY, Close, Fd, Initiator, Transport
 from broker.core.session import Phase, PhaseEvent
 from broker.core.work import ENDING, SLICE
 from broker.errors import CloseCode, Disconnect, UnsubscribeCode
@@ -40,6 +39,7 @@ from broker.session.expiry import end_expired
 from broker.session.flow import Flow
 from broker.session.handshake import UNASKED, Welcome, choose_subprotocol
 from broker.session.heartbeat import Heartbeat
+from broker.session.helpers import Helpers, Work, start_nothing
 from broker.session.orders import Orders
 from broker.session.profile import SUBPROTOCOLS, Profile
 from broker.session.replies import NOTHING
@@ -49,6 +49,7 @@ from broker.transport.head import Head, acceptance
 from broker.transport.inflating import Inflater
 from broker.transport.lane import Batch, Lane, Traffic
 from broker.transport.outbox import Outbox
+from broker.transport.sockets import fileno_of, wake_reader
 
 LEAVES_AT_ONCE: Final = 100.0
 """Work that is done in the very step in which it is known that a connection ends: 20 subscriptions are
@@ -68,7 +69,9 @@ class Connection(Profile):
         "_deflate",
         "_dispatcher",
         "_has_left",
+        "_helpers",
         "_is_seen_out",
+        "_reading",
         "_serve_until",
         "_served",
         "_services",
@@ -80,9 +83,9 @@ class Connection(Profile):
         "flow",
         "heartbeat",
         "holding",
-        "io",
         "lane",
         "orders",
+        "task",
     )
 
     flow: Flow
@@ -122,7 +125,9 @@ class Connection(Profile):
         self._closing: Close | None = None
         self._undelivered = 0
         self._topics_left: tuple[str, ...] = ()  # that it was subscribed to when its end began
-        self.io: trio.Nursery
+        self.task: trio.lowlevel.Task
+        self._helpers: Helpers | None = None
+        self._reading: trio.CancelScope | None = None
         self._serving: trio.CancelScope | None = None
         self._served: trio.Event | None = None
         self._serve_until = inf
@@ -153,26 +158,14 @@ class Connection(Profile):
 
     async def run(self) -> None:
         """Accept, serve, say goodbye."""
-        services, began = self._services, trio.current_time()
-        make_peer = partial(Peer, office=services.router.office, holding=self.holding)
-        self.peer: Peer = services.router.hub.attach(make_peer)
-        peer = self.peer
+        services, self.task = self._services, trio.lowlevel.current_task()
+        peer = self.peer = services.router.hub.attach(self._new_peer)
         try:
-            with self.holding, services.compression.window(self._deflate, self.holding):
-                await self._run(peer)
+            with self.holding:
+                await self._serve_and_see_out()
         finally:
             try:
-                # In one step: a sum over those who are here and those who have ended misses nobody.
-                close = self._closing = (self._closing or _CUT).with_undelivered(self._undelivered)
-                if services.connections.pop(peer.fd, None) is not None:
-                    services.counts.note_ended(self.traffic, peer.outbox.dropped)
-                    last = details_of(services, self, self._topics_left)
-                    services.closed.add(last, close, wall_clock())
-                # These point at each other. Without this they would stay until the garbage collector
-                # comes by, which is seldom, and with them all that came: half a message each.
-                self._dispatcher.let_go()
-                del self.lane, self._dispatcher, self.heartbeat, self.io, self._serving, self.flow
-                note_closed(services, peer, self.address, close, trio.current_time() - began)
+                close = self._note_end()
                 try:
                     # The peer has no part in what the app does then.
                     await close_stream(services, self._stream)  # noqa: ASYNC102 - shields itself
@@ -182,34 +175,86 @@ class Connection(Profile):
             finally:
                 services.router.hub.detach(peer)
 
-    async def _run(self, peer: Peer) -> None:
-        self.holding.charge(Part.CONNECTIONS, len(self._field_lines) + len(self._target))
-        # The innermost block: its tasks use all that is around it.
-        async with trio.open_nursery() as io:
-            self.io = io
-            self._open_outbox(io)
-            try:
-                self._begin()
-                await self.lane.run(io)
-                await self._see_out()
-            finally:
-                # In this order: nobody delivers to an outbox without a writer.
-                if not self._has_left:
-                    self._leave(self._closing or _CUT, inf)
-                self._undelivered += peer.outbox.messages
-                peer.outbox.abandon()
-                if io.child_tasks:
-                    io.cancel_scope.cancel()
+    def _new_peer(self, fd: Fd) -> Peer:
+        return Peer(fd, office=self._services.router.office, holding=self.holding)
 
-    def _open_outbox(self, io: trio.Nursery) -> None:
+    async def _serve_and_see_out(self) -> None:
+        self.holding.charge(Part.CONNECTIONS, len(self._field_lines) + len(self._target))
+        self._open_outbox()
+        try:
+            self._begin()
+            if fileno_of(self._stream) >= 0:
+                await self.lane.run(self)
+                await self._see_out()
+            else:
+                with trio.CancelScope() as self._reading:
+                    await self.lane.run(self)
+                    await self._see_out()
+        finally:
+            # In this order: nobody delivers to an outbox without a writer.
+            if not self._has_left:
+                self._leave(self._closing or _CUT, inf)
+            self._undelivered += self.peer.outbox.messages
+            self.peer.outbox.abandon()
+            if self._helpers is not None:
+                await self._helpers.join()  # noqa: ASYNC102 - shields itself
+
+    def start_soon(self, work: Work, *args: object) -> None:
+        """Start a task that ends with the connection at the latest. Never waits."""
+        if self._helpers is None:
+            home = self.task.parent_nursery
+            assert home is not None, "what serves connections has a nursery for them"
+            self._helpers = Helpers(home, self._fail)
+        self._helpers.start_soon(work, *args)
+
+    @property
+    def helpers(self) -> trio.Nursery | None:
+        """The nursery of the tasks beside the one that serves it; None while there are none."""
+        return None if self._helpers is None else self._helpers.nursery
+
+    def cut(self) -> None:
+        """End it now, wherever its tasks wait. Nothing more is read or sent; then it goes on as at any end."""
+        self.lane.lost()
+        self.peer.outbox.abandon()
+        if self._reading is not None:
+            self._reading.cancel()
+        else:
+            wake_reader(self._stream)
+        if self._helpers is not None:
+            self._helpers.cancel()
+
+    def _fail(self) -> None:
+        """A helper has raised what nobody has foreseen."""
+        self._closing = self._closing or _CUT
+        self.cut()
+
+    def _note_end(self) -> Close:
+        """Tell of the end. In one step: a sum over those who are here and those who have ended misses nobody."""
         services, peer = self._services, self.peer
-        config, start_soon = services.config, io.start_soon
+        close = self._closing = (self._closing or _CUT).with_undelivered(self._undelivered)
+        if services.connections.pop(peer.fd, None) is not None:
+            services.counts.note_ended(self.traffic, peer.outbox.dropped)
+            last = details_of(services, self, self._topics_left)
+            services.closed.add(last, close, wall_clock())
+        seconds = trio.current_time() - self.traffic.began_at
+        # These point at each other. Without this they would stay until the garbage collector
+        # comes by, which is seldom, and with them all that came: half a message each.
+        self._dispatcher.let_go()
+        peer.start_soon = start_nothing
+        del self.lane, self._dispatcher, self.heartbeat, self.task, self.flow
+        self._helpers = self._serving = None
+        note_closed(services, peer, self.address, close, seconds)
+        return close
+
+    def _open_outbox(self) -> None:
+        services, peer = self._services, self.peer
+        config, start_soon = services.config, self.start_soon
         peer.start_soon = start_soon
         peer.outbox = self.lane.outbox = Outbox(
             self._stream,
             post=services.router.office.post,
             start_writer=start_soon,
-            on_slow=partial(self._give_up, "slow"),
+            on_slow=self._give_up,
             on_drop=self._on_drop,
             on_broken=self._on_broken,
             max_bytes=config.outbox_bytes,
@@ -233,6 +278,7 @@ class Connection(Profile):
         self.lane.pay_by(self._dispatcher.pay)
         if self._deflate is not None:
             compression = services.compression
+            compression.keep_window(self._deflate, self.holding)
             peer.packed = compression.codecs(self._deflate)
             self.lane.inflater = Inflater(self._deflate, compression.inflated)
 
@@ -261,7 +307,7 @@ class Connection(Profile):
     def _begin_serving(self, open_hook: OpenHook | None = None) -> None:
         """Have a task that may wait for hooks: most sessions never need one."""
         self._served = trio.Event()
-        self.io.start_soon(self._serve, open_hook, self._served)
+        self.start_soon(self._serve, open_hook, self._served)
 
     async def _serve(self, open_hook: OpenHook | None, served: trio.Event) -> None:
         """Do what may have to wait for the app, until no more can come."""
@@ -368,9 +414,9 @@ class Connection(Profile):
     def _see_out_beside(self) -> None:
         if not self._is_seen_out:
             self._is_seen_out = True
-            self.io.start_soon(partial(self._see_out, beside=True))
+            self.start_soon(self._see_out, True)
 
-    async def _see_out(self, *, beside: bool = False) -> None:
+    async def _see_out(self, beside: bool = False) -> None:
         """The whole end: commands that came are carried out, queued messages go out, the peer may answer.
 
         Begun when the lane is done, and beside it, to stop it in the end, when we are done with a peer that
@@ -400,11 +446,11 @@ class Connection(Profile):
         seconds = self._services.config.close_seconds
         await say_goodbye(self.lane, self.peer.outbox, seconds)
         if beside:
-            self.io.cancel_scope.cancel()
+            self.cut()
 
     # a peer that is too slow, or too heavy, or dead
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, reason: str = "slow") -> None:
         """The outbox is full and its topic's rule says close, or it has to give way."""
         # To send out the open run may make this outbox overflow once more, which then closes it.
         self._services.router.send(self.peer, ())
@@ -431,7 +477,7 @@ class Connection(Profile):
         if self._closing is None and not self.lane.is_ending:
             self._give_up("memory is short")
         else:
-            self.io.cancel_scope.cancel()
+            self.cut()
 
     def _on_drop(self, dropped: Mapping[str, int]) -> None:
         """Publications were dropped: a client that can recover them is told that there is a gap."""

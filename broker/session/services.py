@@ -72,8 +72,12 @@ class ServedConnection(Protocol):
     @property
     def traffic(self) -> Traffic: ...
     @property
-    def io(self) -> trio.Nursery:
-        """The nursery of what is done for it, in the task that serves it."""
+    def task(self) -> trio.lowlevel.Task:
+        """The task that serves it."""
+
+    @property
+    def helpers(self) -> trio.Nursery | None:
+        """The nursery of the tasks beside that one; None while there are none."""
 
     @property
     def is_apps(self) -> bool:
