@@ -19,6 +19,7 @@ import trio
 from broker.core.messages import Fd
 from broker.core.scopes import name_of_scope
 from broker.errors import ErrorCode, Refused
+from broker.session.accept import STREAM
 from broker.session.services import Services
 
 MOST: Final = 100
@@ -30,10 +31,8 @@ ALIKE: Final = 3
 LISTED: Final = 0.2
 """Work of one task, as `core.work` has it."""
 
-_STREAM: Final = "broker.session.accept.serve_connection"
-
 _WORDS: Final = {
-    _STREAM: "stream",
+    STREAM: "stream",
     "broker.session.helpers.Helpers._keep": "keeper of helpers",
     "broker.session.connection.Connection._serve": "serving",
     "broker.session.connection.Connection._see_out": "goodbye",
@@ -84,7 +83,7 @@ class _Builder:
         self._fds = {connections[each].task: each for each in few}
         # The asker is a task of ours: for a connection, which is like any other, or for another node.
         above = _above(trio.lowlevel.current_task().parent_nursery)
-        self._ours = [task for task in above if task.name != _STREAM]
+        self._ours = [task for task in above if task.name != STREAM]
         self._left = MOST
         self._now = trio.current_time()
 

@@ -142,7 +142,7 @@ class Holding:
     _parts: dict[Part, int] = attrs.field(init=False, factory=dict)
 
     def __enter__(self) -> "Holding":
-        self.budget.add(self)
+        self.open()
         return self
 
     def __exit__(
@@ -151,6 +151,14 @@ class Holding:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Be part of its budget, until `close`."""
+        self.budget.add(self)
+
+    def close(self) -> None:
+        """Hold nothing any more; a charge changes nothing from now on."""
         self.is_closed = True
         for part, held in self._parts.items():
             self.budget.charge(part, -held)
@@ -161,7 +169,7 @@ class Holding:
 
     def charge(self, part: Part, more: int) -> None:
         """Hold more bytes, or fewer if negative."""
-        if not self.is_closed:
+        if more and not self.is_closed:
             self.bytes += more
             self._parts[part] = self._parts.get(part, 0) + more
             self.budget.charge(part, more)

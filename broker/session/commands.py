@@ -53,6 +53,8 @@ from broker.session.replies import NOTHING, Client
 from broker.session.services import Services
 from broker.transport import frames
 
+_NO_REPLY: Final = SubscribeReply()
+
 MAX_GROUP_LENGTH: Final = 255
 """Characters of a queue group's name: as long as topics may be unless the config says otherwise."""
 
@@ -210,7 +212,7 @@ class Subscribe(Handler):
             event = SubscribeEvent(client.connection, name, request.token, data, claims)
             reply = await services.hooks.subscribe(event)
         await client.fetch(self.topics(client, command, None))
-        return _SubscribeAnswer(token, reply or SubscribeReply())
+        return _SubscribeAnswer(token, reply or _NO_REPLY)
 
     def weigh(self, client: Client, command: Command, answer: object = None) -> float:
         request = command.subscribe
@@ -227,7 +229,7 @@ class Subscribe(Handler):
         if isinstance(answer, _SubscribeAnswer):
             token, reply = answer.token, answer.reply
         else:
-            token, reply = subscription_token(client, request.token), SubscribeReply()
+            token, reply = subscription_token(client, request.token), _NO_REPLY
         check_bearer(client, name, token)
         grant = services.rights.grant(peer, name, token)
         if reply.info is not None:

@@ -113,7 +113,7 @@ class Connection(Profile):
         `HeadError` for extensions that are none."""
         super().__init__(head, address, transport)
         if welcome is not UNASKED:
-            self.data: dict[str, Any] = welcome.data
+            self._data = welcome.data
         self._deflate: Deflate | None = None
         if transport == "websocket":
             self.subprotocol: str | None = choose_subprotocol(head, welcome.reply)
@@ -161,9 +161,28 @@ class Connection(Profile):
         services, self.task = self._services, trio.lowlevel.current_task()
         peer = self.peer = services.router.hub.attach(self._new_peer)
         try:
-            with self.holding:
-                await self._serve_and_see_out()
+            self.holding.open()
+            self.holding.charge(Part.CONNECTIONS, len(self._field_lines) + len(self._target))
+            self._open_outbox()
+            try:
+                self._begin()
+                if fileno_of(self._stream) >= 0:
+                    await self.lane.run(self)
+                    await self._see_out()
+                else:
+                    with trio.CancelScope() as self._reading:
+                        await self.lane.run(self)
+                        await self._see_out()
+            finally:
+                # In this order: nobody delivers to an outbox without a writer.
+                if not self._has_left:
+                    self._leave(self._closing or _CUT, inf)
+                self._undelivered += peer.outbox.messages
+                peer.outbox.abandon()
+                if self._helpers is not None:
+                    await self._helpers.join()  # noqa: ASYNC102 - shields itself
         finally:
+            self.holding.close()
             try:
                 close = self._note_end()
                 try:
@@ -177,27 +196,6 @@ class Connection(Profile):
 
     def _new_peer(self, fd: Fd) -> Peer:
         return Peer(fd, office=self._services.router.office, holding=self.holding)
-
-    async def _serve_and_see_out(self) -> None:
-        self.holding.charge(Part.CONNECTIONS, len(self._field_lines) + len(self._target))
-        self._open_outbox()
-        try:
-            self._begin()
-            if fileno_of(self._stream) >= 0:
-                await self.lane.run(self)
-                await self._see_out()
-            else:
-                with trio.CancelScope() as self._reading:
-                    await self.lane.run(self)
-                    await self._see_out()
-        finally:
-            # In this order: nobody delivers to an outbox without a writer.
-            if not self._has_left:
-                self._leave(self._closing or _CUT, inf)
-            self._undelivered += self.peer.outbox.messages
-            self.peer.outbox.abandon()
-            if self._helpers is not None:
-                await self._helpers.join()  # noqa: ASYNC102 - shields itself
 
     def start_soon(self, work: Work, *args: object) -> None:
         """Start a task that ends with the connection at the latest. Never waits."""
@@ -329,7 +327,7 @@ class Connection(Profile):
                 except Exception as error:  # noqa: BLE001 - it ends this connection, and no other
                     end_by(self._services, self.fd, error, hook)
                 # Questions have tasks of their own; what they are about is dealt with by then.
-                await self._dispatcher.questions.wait_none()
+                await self._dispatcher.wait_answers()
         finally:
             served.set()
 
@@ -339,7 +337,7 @@ class Connection(Profile):
         Called in the lane's task, and only effective while nothing that came before waits for the
         session's: to wake that would cost 10 µs, as much as three publishes, and to have it 3 KiB.
         """
-        if not (self._waiting or self._dispatcher.questions):
+        if not (self._waiting or self._dispatcher.asks):
             try:
                 batch = await self._dispatcher.work_off(batch, read=self.traffic.bytes)
             except Disconnect as order:
@@ -381,7 +379,7 @@ class Connection(Profile):
         self._serve_until = min(self._serve_until, due)
         if self._serving is not None:
             self._serving.deadline = self._serve_until
-        self._dispatcher.questions.end_soon(self._serve_until)
+        self._dispatcher.end_soon(self._serve_until)
         if not self.lane.has_ended:
             self._see_out_beside()
 

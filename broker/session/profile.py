@@ -26,15 +26,22 @@ SUBPROTOCOLS: Final[Mapping[str, Codec]] = {
 class Asked:
     """The part of a request for a connection that hooks may read."""
 
-    __slots__ = ("_field_lines", "_target", "address", "data", "peer_address", "transport")
+    __slots__ = ("_data", "_field_lines", "_target", "address", "peer_address", "transport")
 
     def __init__(self, head: Head, address: str, transport: Transport) -> None:
-        self.data: dict[str, Any] = {}
+        self._data: dict[str, Any] | None = None
         self.address: str = str(address)  # and no more of what else it may know
         self.peer_address: str = peer_of(address)
         self.transport = transport
         self._target = head.target
         self._field_lines = head.field_lines
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The app's own, whatever it puts there."""
+        if self._data is None:
+            self._data = {}
+        return self._data
 
     @property
     def path(self) -> str:
