@@ -31,9 +31,11 @@ ALIKE: Final = 3
 LISTED: Final = 0.2
 """Work of one task, as `core.work` has it."""
 
+_KEEPER: Final = "broker.session.helpers.Helpers._keep"
+
 _WORDS: Final = {
     STREAM: "stream",
-    "broker.session.helpers.Helpers._keep": "keeper of helpers",
+    _KEEPER: "keeper",
     "broker.session.connection.Connection._serve": "serving",
     "broker.session.connection.Connection._see_out": "goodbye",
     "broker.session.questions.Questions._ask": "question",
@@ -79,7 +81,6 @@ class _Builder:
     def __init__(self, services: Services, fd: Fd | None) -> None:
         connections = services.connections
         few = [*islice(connections, ALIKE), *([] if fd is None else [fd])]
-        self._services = services
         self._fds = {connections[each].task: each for each in few}
         # The asker is a task of ours: for a connection, which is like any other, or for another node.
         above = _above(trio.lowlevel.current_task().parent_nursery)
@@ -95,16 +96,14 @@ class _Builder:
         for nursery in task.child_nurseries:
             if self._left <= 0:
                 break
-            scope.children.append(self._nursery(nursery))
-        helpers = None if fd is None else self._services.connections[fd].helpers
-        if helpers is not None and self._left > 0:
-            scope.children.append(self._nursery(helpers, "helpers"))
+            scope.children.append(self.nursery(nursery))
         return scope
 
-    def _nursery(self, nursery: trio.Nursery, name: str = "") -> Scope:
+    def nursery(self, nursery: trio.Nursery) -> Scope:
         self._left -= 1
         cancel = nursery.cancel_scope
-        name = name or name_of_scope(nursery) or "nursery"
+        is_helpers = nursery.parent_task.name == _KEEPER
+        name = name_of_scope(nursery) or ("helpers" if is_helpers else "nursery")
         scope = Scope("nursery", name, shielded=cancel.shield, cancelled=cancel.cancel_called)
         if not isinf(cancel.deadline):
             scope.deadline = round(cancel.deadline - self._now, 3)
@@ -165,7 +164,11 @@ async def nursery_tree(services: Services, fd: Fd | None) -> Scope:
         raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
     builder = _Builder(services, fd)
     if fd is not None:
-        return builder.task(services.connections[fd].task)
+        connection = services.connections[fd]
+        tree = builder.task(connection.task)
+        if connection.helpers is not None:  # their keeper is beside that task
+            tree.children.append(builder.nursery(connection.helpers))
+        return tree
     root = trio.lowlevel.current_root_task()
     assert root is not None, "this runs in Trio"
     return builder.task(_first_of_ours(root))

@@ -12,7 +12,7 @@ Rules:
 from collections.abc import Mapping
 from math import inf
 from time import time as wall_clock
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import trio
 
