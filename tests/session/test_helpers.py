@@ -25,7 +25,7 @@ def never() -> None:
 
 async def test_the_nursery_is_there_as_long_as_somebody_is_in_it(nursery: trio.Nursery) -> None:
     helpers, may_end = Helpers(nursery, never), trio.Event()
-    seen = []
+    seen: list[object] = []
     for _ in range(2):
         helpers.start_soon(may_end.wait)
     await wait_all_tasks_blocked()
