@@ -335,10 +335,9 @@ class Orders:
 
     def send_waiting(self) -> None:
         """Send the messages that waited until it was known how."""
-        if not self._waiting:
-            return
-        self.peer.holding.charge(Part.OUTBOXES, -self._waiting_bytes)
-        messages, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        for message in messages:
-            self._send(message)
+        if self._waiting:
+            self.peer.holding.charge(Part.OUTBOXES, -self._waiting_bytes)
+            messages, self._waiting, self._waiting_bytes = self._waiting, [], 0
+            for message in messages:
+                self._send(message)
         self.peer.outbox.wake()
