@@ -56,11 +56,18 @@ def was_passed_on(headers: Mapping[str, str]) -> bool:
 
 
 class ClientAddress(str):
-    """The address of a client, as a proxy of ours has passed it on; `via` is the proxy's own."""
+    """The address of a client, as a proxy of ours has passed it on; `via` is the proxy's own.
+
+    Where both are the same, the proxy has said by the PROXY protocol that it knows none.
+    """
 
     __slots__ = ("via",)
 
     via: str
+
+    @property
+    def is_known(self) -> bool:
+        return self != self.via
 
     def __new__(cls, address: str, via: str) -> Self:
         made = super().__new__(cls, address)
@@ -95,6 +102,8 @@ class TrustedProxies:
         ours has passed it on, else the peer's. `header` looks one up by its lower-case name."""
         if not self.trusts(peer):
             return peer
+        if isinstance(peer, ClientAddress) and not peer.is_known:
+            return peer  # it passes on bytes: what stands in them is the client's own word
         client = self.client_in(header(self.header) or "")
         return peer if client is None else ClientAddress(str(client), peer)
 

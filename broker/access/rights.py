@@ -197,8 +197,20 @@ class Rights:
         check_name(topic, config.max_topic_bytes)
         if self.book.is_open(topic):
             return True
-        self._check_access(session, self.rules_of(topic).may_publish, topic)
+        rules = self.rules_of(topic)
+        self._check_access(session.user, topic in session.subscriptions, rules.may_publish, topic)
         return False
+
+    def check_will(self, user: str, topic: str) -> None:
+        """Raise `Refused` unless a client of this user, that has died with its node, may still have a will
+        published. What it was subscribed to died with it: that counts as it did when the will was put."""
+        config = self.settings.config
+        if is_connection_name(topic):
+            if not allows(config.may_send, user):
+                raise Refused(DENIED)
+            return
+        check_name(topic, config.max_topic_bytes)
+        self._check_access(user, True, self.rules_of(topic).may_publish, topic)
 
     # reading
 
@@ -216,8 +228,9 @@ class Rights:
             there, who, hook = rules.presence, rules.may_read_presence, self.hooks.presence
         if not there:
             raise Refused(ErrorCode.NOT_AVAILABLE, f"the rules of this topic keep no {what}")
-        self._check_access(session, who, topic)
-        if topic not in session.subscriptions:
+        subscribed = topic in session.subscriptions
+        self._check_access(session.user, subscribed, who, topic)
+        if not subscribed:
             if not allows(rules.may_subscribe, session.user):
                 raise Refused(DENIED)
             # A hook for just this is asked next; else the one for subscriptions has not been.
@@ -225,12 +238,11 @@ class Rights:
                 raise Refused(DENIED, "only subscribers may read this topic")
         return rules
 
-    def _check_access(self, session: Session, who: Askers, topic: str) -> None:
-        """Raise `Refused` unless `who` includes this session, of a topic that guards itself too."""
-        subscribed = topic in session.subscriptions
+    def _check_access(self, user: str, subscribed: bool, who: Askers, topic: str) -> None:
+        """Raise `Refused` unless `who` includes this user, of a topic that guards itself too."""
         if is_private(topic) and not subscribed:
             raise Refused(DENIED)
         # A subscriber was let in, perhaps by a token that knows better than the name.
-        among = subscribed or admits_user(topic, session.user)
-        if not (allows(who, session.user, subscribed=subscribed) and among):
+        among = subscribed or admits_user(topic, user)
+        if not (allows(who, user, subscribed=subscribed) and among):
             raise Refused(DENIED)

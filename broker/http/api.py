@@ -374,7 +374,7 @@ class Api:
         router, before = self._node.router, self._node.router.meter.done
         publish = read_plain(body)
         is_traced = router.spans is not None and is_sampled(traceparent)
-        if publish is None or is_traced or router.engine.full:
+        if publish is None or is_traced or router.engine.is_full():
             return None
         work = COMMAND + len(body) / 1024 * READ_KILOBYTE
         if share.may_do(work + router.weigh(publish.channel)):
@@ -569,7 +569,9 @@ class _Methods:
             params,
             call,
             lambda fd: self._node.add_subscription(fd, params.channel, sub),
-            lambda fds: mail.Subscribe(fds, params.channel, sub.info, sub.data, sub.join_leave),
+            lambda fds: mail.Subscribe(
+                fds, params.channel, sub.info, sub.data, sub.join_leave, params.user
+            ),
         )
         return {}
 
@@ -579,7 +581,7 @@ class _Methods:
             params,
             call,
             lambda fd: self._node.end_subscription(fd, params.channel, *reason),
-            lambda fds: mail.Unsubscribe(fds, params.channel, *reason),
+            lambda fds: mail.Unsubscribe(fds, params.channel, *reason, params.user),
         )
         return {}
 
@@ -597,7 +599,7 @@ class _Methods:
 
         def closing(fds: list[Fd]) -> ForFds:
             left = [fd for fd in fds if str(fd) not in params.whitelist]
-            return mail.Disconnect(left, order.code, order.reason)
+            return mail.Disconnect(left, order.code, order.reason, params.user)
 
         await self._each(params, call, close, closing)
         return {}
@@ -612,8 +614,8 @@ class _Methods:
 
         def refreshing(fds: list[Fd]) -> ForFds:
             if params.expired:
-                return mail.Disconnect(fds, CloseCode.EXPIRED, "expired")
-            return mail.Expire(fds, params.expire_at or None)
+                return mail.Disconnect(fds, CloseCode.EXPIRED, "expired", params.user)
+            return mail.Expire(fds, params.expire_at or None, params.user)
 
         await self._each(params, call, refresh, refreshing)
         return {}

@@ -32,8 +32,8 @@ from broker.http.api import Api, ApiResponse, shown_key
 from broker.http.server import BODY_BYTES, REQUEST_SECONDS, HttpServer, end_politely
 from broker.node import Node
 from broker.routing.turns import Share
-from broker.transport.head import CHUNK, Head, Request, parse_head, read_head
-from broker.transport.sockets import address_of, receive_some, write_now
+from broker.transport.head import CHUNK, Head, Request, below, parse_head, read_head
+from broker.transport.sockets import receive_some, write_now
 
 logger: logging.Logger = logging.getLogger("broker.http")
 
@@ -89,7 +89,7 @@ class BackendServer:
         stays_open = False
         try:
             source = _Source(stream, request.behind)
-            following = await self._serve(stream, source, asked, request.address)
+            following = await self._serve(stream, source, asked, request)
             stays_open = following is not None
             return following
         except HeadError:
@@ -105,10 +105,11 @@ class BackendServer:
                 await trio.aclose_forcefully(stream)
 
     async def _serve(
-        self, stream: trio.abc.Stream, source: "_Source", asked: "_Asked", address: str
+        self, stream: trio.abc.Stream, source: "_Source", asked: "_Asked", first: Request
     ) -> Request | None:
         """The next request on the stream that is for others; None if nothing may follow."""
-        share, peer = self._node.new_share(), address_of(stream)
+        share, peer, address = self._node.new_share(), first.peer, first.address
+        prefix = self._node.config.path_prefix
         with trio.CancelScope() as idle:
             while self._is_ours(asked):
                 response = self._answer_now(stream, source, asked, share)
@@ -136,8 +137,8 @@ class BackendServer:
                     work = raw.count(b"\n") * FIELD
                     await share.wait_room(work)
                     share.spend(work)
-                    asked = _Asked.of(parse_head(raw))
-            return Request(asked.head, source.take_rest())
+                    asked = _Asked.of(parse_head(raw), prefix)
+            return Request(asked.head, source.take_rest(), peer)
         return None  # nothing has come for so long
 
     async def _next_head(
@@ -222,7 +223,7 @@ class BackendServer:
     ) -> bool:
         """Answer one request; whether another may follow."""
         services, length = self._node.services, asked.length
-        exchange = Exchange.begin(asked.head, address, is_logged=self._node.config.access_log)
+        exchange = Exchange.begin(asked.within, address, is_logged=self._node.config.access_log)
         answer = self._api.refuse(asked.method, asked.key, address)
         if answer is None and length > BODY_BYTES:
             text = f"the body of a request has at most {BODY_BYTES} bytes"
@@ -261,6 +262,8 @@ class _Asked:
     """A request head, and what it says to the API."""
 
     head: Head
+    within: Head
+    """The same without a prefix of its path, as all who see to a request have it."""
     is_for_api: bool
     length: int
     method: str
@@ -271,18 +274,22 @@ class _Asked:
     """The trace that the request is part of; "" for none."""
 
     @classmethod
-    def of(cls, head: Head) -> "_Asked":
+    def of(cls, head: Head, prefix: str = "") -> "_Asked":
+        """By a head, of whose path this prefix is taken off: what is not below it is not for the API."""
         length = head.header("content-length")
+        within = below(head, prefix) if prefix else head
         return cls(
             head,
-            head.method == "POST"
-            and head.path.startswith(PREFIX)
+            within or head,
+            within is not None
+            and head.method == "POST"
+            and within.path.startswith(PREFIX)
             and head.version == "1.1"
             and length is not None
             and head.header("expect") is None
             and not head.is_upgrade,
             int(length or 0),
-            head.route.removeprefix(PREFIX),
+            (within or head).route.removeprefix(PREFIX),
             shown_key(head.header),
             "close" in (head.header("connection") or "").lower(),
             head.header(TAG) or "",

@@ -206,7 +206,7 @@ class _Address:
     @classmethod
     def of(cls, stream: trio.abc.Stream, client: str) -> "_Address":
         """Those of a stream; that of its peer is the client's, where a proxy has told that."""
-        if isinstance(client, ClientAddress):
+        if isinstance(client, ClientAddress) and client.is_known:
             return cls(socket.AF_INET, split_address(client), ("", 0))
         if isinstance(stream, trio.SSLStream):
             stream = stream.transport_stream

@@ -322,7 +322,7 @@ REPLY = Message(
 # reading
 
 
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
     """The number at `at`, and where it ends. Raises `IndexError` at the end of `data`."""
     byte = data[at]
     if byte < 0x80:
@@ -340,7 +340,7 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 def _read_length(data: bytes, at: int, end: int) -> tuple[int, int]:
     """Where the content at `at` begins and ends."""
-    length, at = _read_varint(data, at)
+    length, at = read_varint(data, at)
     if length > end - at:
         raise BadCommand("a field longer than its message")
     return at, at + length
@@ -365,7 +365,7 @@ class _Reader:
         while at < end:
             if self.count_field():
                 yield _PIECE
-            key, at = _read_varint(data, at)
+            key, at = read_varint(data, at)
             wire = key & 7
             name, kind = message.by_number.get(key >> 3, ("", BYTES))
             if not name and not 8 <= key < 2**32:
@@ -379,7 +379,7 @@ class _Reader:
                     yield from self.add(values, name, kind, at, stop)
                 at = stop
             elif wire == _VARINT:
-                number, at = _read_varint(data, at)
+                number, at = read_varint(data, at)
                 if name and kind in _VARINTS:
                     values[name] = _scalar(kind, number)
             elif wire == _FIXED64:
@@ -415,7 +415,7 @@ class _Reader:
             while at < stop:
                 if self.count_field():
                     yield _PIECE
-                tag, at = _read_varint(self.data, at)
+                tag, at = read_varint(self.data, at)
                 if tag not in (0x0A, 0x12):
                     raise BadCommand("not an entry of a map")
                 at, entry_stop = _read_length(self.data, at, stop)
@@ -646,24 +646,24 @@ CENTRIFUGE_PROTOBUF = CentrifugeProtobuf()
 def _read_publish(payload: bytes) -> PublishCommand | None:
     """Length, id, and one publish of channel and data, in the order in which everyone writes it."""
     try:
-        size, at = _read_varint(payload, 0)
+        size, at = read_varint(payload, 0)
         end = len(payload)
         request_id = 0
         if at + size != end:
             return None
         if payload[at] == 0x08:
-            request_id, at = _read_varint(payload, at + 1)
+            request_id, at = read_varint(payload, at + 1)
         if payload[at] != 0x3A or request_id >= 2**32:
             return None
-        size, at = _read_varint(payload, at + 1)
+        size, at = read_varint(payload, at + 1)
         if at + size != end or payload[at] != 0x0A:
             return None
-        size, at = _read_varint(payload, at + 1)
+        size, at = read_varint(payload, at + 1)
         channel = payload[at : at + size].decode()
         at += size
         if payload[at] != 0x12:
             return None
-        size, at = _read_varint(payload, at + 1)
+        size, at = read_varint(payload, at + 1)
         if at + size != end:
             return None
     except (IndexError, UnicodeDecodeError, BadCommand):
@@ -687,10 +687,10 @@ def is_disconnect(start: bytes) -> bool:
     12 bytes are enough to tell.
     """
     try:
-        _, at = _read_varint(start, 0)
+        _, at = read_varint(start, 0)
         if start[at] != _PUSH_TAG:
             return False
-        _, at = _read_varint(start, at + 1)
+        _, at = read_varint(start, at + 1)
         return start[at] == _DISCONNECT_TAG
     except (IndexError, BadCommand):
         return False

@@ -94,18 +94,20 @@ class Counted(Mail, frozen=True, tag="counted"):
     failed: list[Fd]
 
 
-# orders
+# orders: where `of` names a user, to those alone that are this user's when they get it
 
 
 class Disconnect(Mail, frozen=True, tag="disconnect"):
     fds: list[Fd]
     code: int
     reason: str
+    of: str = ""
 
 
 class Expire(Mail, frozen=True, tag="expire"):
     fds: list[Fd]
     when: float | None
+    of: str = ""
 
 
 class Subscribe(Mail, frozen=True, tag="subscribe"):
@@ -114,6 +116,7 @@ class Subscribe(Mail, frozen=True, tag="subscribe"):
     info: bytes | None
     data: bytes | None
     join_leave: bool
+    of: str = ""
 
 
 class Unsubscribe(Mail, frozen=True, tag="unsubscribe"):
@@ -121,6 +124,7 @@ class Unsubscribe(Mail, frozen=True, tag="unsubscribe"):
     topic: str
     code: int
     reason: str
+    of: str = ""
 
 
 class Bind(Mail, frozen=True, tag="bind"):

@@ -115,6 +115,8 @@ class Reaper:
             ended.set()
 
         try:
+            # By the rules of now, as where a client ends whose node goes on.
+            self.router.rights.check_will(will.info.user, will.topic)
             if self.publisher.publish(will.topic, will.data, None, options, end) is None:
                 await ended.wait()
         except Refused as refusal:

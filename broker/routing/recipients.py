@@ -49,6 +49,8 @@ class Peer(Session):
     codec: PeerCodec | None = None
     packed: PackedCodecs | None = attrs.field(init=False, default=None)
     """Where it wants compressed frames, the codecs that write them: `codec` is one of these then."""
+    is_apps: bool = attrs.field(init=False, default=True)
+    """Whether it is the app's: an operator is nobody's correspondent."""
     outbox: Outbox = attrs.field(init=False)
     start_soon: Callable[[Callable[[], Awaitable[object]]], None] = attrs.field(init=False)
     """Starts a task that ends with the connection at the latest."""
@@ -56,6 +58,11 @@ class Peer(Session):
     _letters: Letters | None = attrs.field(init=False, default=None)
     # None while nobody sends what they find.
     _searches: "deque[Search] | None" = attrs.field(init=False, default=None)
+
+    @property
+    def takes_direct(self) -> bool:
+        """Whether clients can write to it: it is known how, and it is the app's."""
+        return self.speaks and self.is_apps
 
     @property
     def is_reachable(self) -> bool:

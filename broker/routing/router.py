@@ -422,9 +422,10 @@ class Router:
         return PARCEL + work + _encoding_work(1, len(parcel.batches[0]), size)
 
     def _deliver(self, parcel: Parcel, recipients: Sequence[Recipient]) -> float:
-        """Deliver a parcel; return the work that is known only now: writes, and full outboxes."""
+        """Deliver a parcel; return the work of this step that is known only now, such as full outboxes. Its
+        publisher pays for that and for the writes."""
         office, meter = self.office, self.meter
-        before = meter.done
+        before, written = meter.done, office.written
         if len(recipients) <= NARROW:
             for recipient in recipients:
                 recipient.deliver(parcel)
@@ -437,7 +438,7 @@ class Router:
             meter.add(office.take_judged() * FULL)
         if parcel.report is not None:
             parcel.report.settle()
-        work = meter.done - before
+        work = meter.done - before - (office.written - written)
         if parcel.payer is not None:
             meter.charge(parcel.payer, before)
         return work
@@ -463,7 +464,7 @@ class Router:
             peer = self.hub.sessions.get(fd)
             if peer is None and self.ways is not None:
                 return DIRECT_RULES, [self.ways.way_to(topic, fd)], PEER
-            if peer is None or not peer.speaks:
+            if peer is None or not peer.takes_direct:
                 raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
             if peer.outbox.is_behind():
                 return DIRECT_RULES, [SlowMailbox(topic, peer, is_one_of_several=False)], PEER
@@ -472,7 +473,7 @@ class Router:
         self.check_direct()
         user = topic[len(PERSONAL) :]
         peers = [self.hub.sessions.get(fd) for fd in self.hub.sessions.fds_of(user)]
-        here = [peer for peer in peers if peer is not None and peer.speaks]
+        here = [peer for peer in peers if peer is not None and peer.takes_direct]
         if not here and self.ways is None:
             raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"user {user!r} has no connection")
         return DIRECT_RULES, _direct(topic, here, self.office), PEER * len(here)

@@ -12,6 +12,7 @@ Rules:
 from typing import Final
 from urllib.parse import unquote
 
+import attrs
 import trio
 
 from broker.access.origins import page_policy
@@ -130,13 +131,12 @@ def _reason_of(services: Services, error: HeadError) -> str:
 async def _see_to_requests(
     services: Services, stream: trio.abc.Stream, address: str, guest: Guest, is_private: bool
 ) -> ServedConnection | None:
-    opened = await _first_request(services, stream, address)
+    request = await _first_request(services, stream, address)
     services.admission.ask(guest)
-    if opened is None:
+    if request is None:
         return None
-    request, address = opened
     while True:
-        client = services.proxies.address_of(address, request.head.header)
+        client = services.proxies.address_of(request.peer, request.head.header)
         try:
             outcome = await _route(services, stream, request, client, is_private)
         except HeadError as error:
@@ -154,8 +154,8 @@ async def _see_to_requests(
 
 async def _first_request(
     services: Services, stream: trio.abc.Stream, address: str
-) -> tuple[Request, str] | None:
-    """The first request, and the address of the other end; None if nothing comes."""
+) -> Request | None:
+    """The first request; None if nothing comes."""
     config = services.config
     both, begun = None, b""
     is_told = config.proxy_protocol and services.proxies.trusts(address)
@@ -168,7 +168,7 @@ async def _first_request(
             if is_told:
                 carrier = socket_below(stream)
                 told = None if carrier is None else await read_proxy_header(carrier)
-                address = address if told is None else ClientAddress(told, address)
+                address = ClientAddress(told or address, address)
             if isinstance(stream, trio.SSLStream):
                 await _wait_hello(services, stream)
             both = await read_head(stream, config.head_bytes, begun)
@@ -182,7 +182,7 @@ async def _first_request(
         await services.router.turns.pay(OPENING + fields * FIELD)
     else:
         await services.router.turns.enter(OPENING)
-    return Request(parse_head(raw), behind), address
+    return Request(parse_head(raw), behind, address)
 
 
 async def _wait_hello(services: Services, stream: trio.abc.Stream) -> None:
@@ -214,7 +214,7 @@ async def _route(
             raise HeadError(404, "this port has /api, /metrics, /healthz and /readyz")
     elif for_backends and services.config.api_listen:
         raise HeadError(404, "this is at api_listen")
-    request = Request(head, request.behind, address)
+    request = attrs.evolve(request, head=head, address=address)
     upgrades = head.is_upgrade
     if upgrades and services.operators.guards(head.route):
         check_upgrade(head)

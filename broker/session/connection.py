@@ -247,7 +247,7 @@ class Connection(Profile):
     def _open_outbox(self) -> None:
         services, peer = self._services, self.peer
         config, start_soon = services.config, self.start_soon
-        peer.start_soon = start_soon
+        peer.start_soon, peer.is_apps = start_soon, self.is_apps
         peer.outbox = self.lane.outbox = Outbox(
             self._stream,
             post=services.router.office.post,

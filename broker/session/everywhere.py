@@ -215,8 +215,12 @@ class Everywhere:
         return self._neighbours.node_of(fd)
 
     def _obey(self, body: ForFds) -> int:
-        order = self._orders[type(body)]
-        return sum([order.act(body, fd) for fd in body.fds])
+        order, fds = self._orders[type(body)], body.fds
+        if not isinstance(body, Bind) and body.of:
+            # It was asked for a user, and since then a connection may have become another's.
+            of_user = frozenset(self.hub.sessions.fds_of(body.of))
+            fds = [fd for fd in fds if fd in of_user]
+        return sum([order.act(body, fd) for fd in fds])
 
     def _take_order(self, sender: str, body: ForFds, answer: Answer) -> float:
         try:

@@ -34,8 +34,10 @@ from broker.core.topics import is_pattern, matches
 from broker.core.trace import START_MOST, TEXT_MOST, Entry, Target, TraceBuffer, shown_text
 from broker.errors import ErrorCode, Refused
 from broker.events.dispatcher import Events
+from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF, COMMAND, REPLY, Message
+from broker.protocols.shown_protobuf import without_secrets
 from broker.session.services import ServedConnection, Services
-from broker.transport.frames import BINARY, HEADER_MOST, RSV1, payload_of
+from broker.transport.frames import HEADER_MOST, RSV1, payload_of
 from broker.transport.inflating import preview
 from broker.transport.lane import Batch
 from broker.transport.runs import Run
@@ -240,15 +242,18 @@ class Traces:
             if not trace.has_ended and trace.is_about(fd, user, topic)
         ]
 
+    def _way_to_show(self, fd: Fd, kind: Message) -> Callable[[bytes, int], tuple[str, bool]]:
+        """The text of a message to or from a connection, by its beginning and its size, without secrets."""
+        is_protobuf = self._tapped[fd].subprotocol == CENTRIFUGE_PROTOBUF.name
+        return partial(_shown_protobuf, kind) if is_protobuf else shown_text
+
     def _see_received(self, fd: Fd, batch: Batch) -> None:
         peer, now = self._tapped[fd].peer, self.now()
+        shown = self._way_to_show(fd, COMMAND)
 
         def entries() -> Iterator[Entry]:
-            for opcode, payload in batch:
-                text, is_cut = shown_text(payload[:START_MOST], len(payload))
-                if opcode == BINARY and not peer.speaks:
-                    # A `connect` in protobuf: it may have a token of any kind in it.
-                    text, is_cut = "", True
+            for _, payload in batch:
+                text, is_cut = shown(payload[:START_MOST], len(payload))
                 yield Entry(now, "received", fd, peer.user, "", 0, len(payload), text, is_cut)
 
         for trace in self._of(fd, peer.user):
@@ -256,6 +261,7 @@ class Traces:
 
     def _see_sent(self, fd: Fd, run: Run) -> None:
         user, now = self._tapped[fd].peer.user, self.now()
+        shown = self._way_to_show(fd, REPLY)
 
         def entries() -> Iterator[Entry]:
             for start, size in run.previews(START_MOST + HEADER_MOST):
@@ -263,7 +269,7 @@ class Traces:
                 if start[0] & 0xF0 == 0x80 | RSV1:
                     payload = preview(payload, START_MOST)
                     behind += len(payload) == START_MOST  # how much more, nobody has counted
-                text, is_cut = shown_text(payload, len(payload) + behind)
+                text, is_cut = shown(payload, len(payload) + behind)
                 yield Entry(now, "sent", fd, user, run.topic, 0, size, text, is_cut)
 
         for trace in self._of(fd, user):
@@ -296,6 +302,11 @@ class Traces:
                     trace.end()
         elif kind in (EventKind.CONNECTED, EventKind.BOUND):
             self._tap_connections()
+
+
+def _shown_protobuf(kind: Message, start: bytes, size: int) -> tuple[str, bool]:
+    text, is_cut = shown_text(without_secrets(start, kind), 0)
+    return text, is_cut or size > len(start)
 
 
 def _covers(target: str, topic: str) -> bool:

@@ -143,6 +143,8 @@ class Request:
 
     head: Head
     behind: bytes = attrs.field(repr=False)
+    peer: str = ""
+    """The other end of its connection, as the PROXY protocol told it if it did: who may say for whom it asks."""
     address: str = ""
     """Where its client is, as far as somebody has found that out."""
 

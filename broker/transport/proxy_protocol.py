@@ -73,14 +73,12 @@ async def _to_line_end(stream: trio.SocketStream, most: int) -> bytes:
 def _parse_v1(line: bytes) -> str | None:
     """`PROXY TCP4 192.0.2.7 192.0.2.1 4711 443\\r\\n`, and `PROXY UNKNOWN` with anything behind it."""
     words = line.removesuffix(b"\r\n").decode("latin-1").split(" ")
-    if words[1] == "UNKNOWN":
+    is_whole = line.endswith(b"\r\n")
+    if is_whole and words[1] == "UNKNOWN":
         return None
-    if (
-        line.endswith(b"\r\n")
-        and len(words) == 6
-        and words[1] in ("TCP4", "TCP6")
-        and words[4].isdecimal()
-    ):
+    # Python reads a zone as well, which may hold anything: it means something to the proxy alone.
+    is_whole = is_whole and len(words) == 6 and "%" not in words[2]
+    if is_whole and words[1] in ("TCP4", "TCP6") and words[4].isdecimal():
         try:
             made = ipaddress.IPv4Address if words[1] == "TCP4" else ipaddress.IPv6Address
             return _text(made(words[2]), int(words[4]))
@@ -108,4 +106,6 @@ async def _read_v2(stream: trio.SocketStream) -> str | None:
 def _text(host: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> str:
     if port > 65535:
         raise HeadError(400, "the line of the PROXY protocol is not as it has to be")
+    if isinstance(host, ipaddress.IPv6Address) and host.ipv4_mapped is not None:
+        host = host.ipv4_mapped  # of a proxy that listens on both by one socket
     return f"[{host}]:{port}" if host.version == 6 else f"{host}:{port}"

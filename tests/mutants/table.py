@@ -427,8 +427,8 @@ DEADLINES: Final = (
     Mutant(
         "a request that is never answered",
         "broker/routing/requests.py",
-        "        while self._due and self._due[0][0] <= now:\n",
-        "        while self._due and self._due[0][0] <= now - 1000:\n",
+        "        while (first := self._due.first()) is not None and first[0] <= now:\n",
+        "        while (first := self._due.first()) is not None and first[0] <= now - 1000:\n",
         ("tests/routing/test_requests.py::test_a_request_fails_when_its_time_is_over",),
     ),
     Mutant(
@@ -772,6 +772,60 @@ RIGHTS: Final = (
         ),
     ),
     Mutant(
+        "who looks at a connection sees its secrets in protobuf",
+        "broker/protocols/shown_protobuf.py",
+        "        if isinstance(kind, Message) and not is_secret:\n",
+        "        is_secret = False\n        if isinstance(kind, Message):\n",
+        (
+            "tests/protocols/test_shown_protobuf.py::test_no_part_of_a_secret_is_shown_wherever_the_message_is_cut",
+            "tests/session/test_tracing.py::test_nobody_who_looks_can_take_a_session_over",
+        ),
+    ),
+    Mutant(
+        "a later request says itself where it comes from",
+        "broker/http/api_server.py",
+        "peer, address = self._node.new_share(), first.peer, first.address\n",
+        'peer, address = self._node.new_share(), "unix", first.address\n',
+        (
+            "tests/session/test_addresses.py::test_each_request_on_a_connection_is_of_whom_the_same_word_says",
+        ),
+    ),
+    Mutant(
+        "an order for a user is followed by who is another by then",
+        "broker/session/everywhere.py",
+        "            fds = [fd for fd in fds if fd in of_user]\n",
+        "            fds = [fd for fd in fds if of_user or fd]\n",
+        (
+            "tests/nodes/test_everywhere.py::test_an_order_for_a_user_is_not_followed_by_who_is_another_by_then",
+        ),
+    ),
+    Mutant(
+        "who has died with his node may publish as he once might",
+        "broker/routing/reaper.py",
+        "            self.router.rights.check_will(will.info.user, will.topic)\n",
+        "",
+        (
+            "tests/nodes/test_reaper.py::test_a_will_of_a_killed_node_is_published_by_the_rules_of_then",
+        ),
+    ),
+    Mutant(
+        "anybody writes to an operator",
+        "broker/routing/recipients.py",
+        "        return self.speaks and self.is_apps\n",
+        "        return self.speaks\n",
+        ("tests/session/test_desk.py::test_nobody_writes_to_an_operator",),
+    ),
+    Mutant(
+        "of whom the proxy does not know, his own word counts",
+        "broker/access/proxies.py",
+        "        if isinstance(peer, ClientAddress) and not peer.is_known:\n",
+        "        if False:\n",
+        (
+            "tests/session/test_addresses.py::test_by_the_proxy_protocol_it_has_a_port",
+            "tests/session/test_addresses.py::test_of_whom_the_proxy_does_not_know_nothing_is_believed",
+        ),
+    ),
+    Mutant(
         "a reply of one who was not asked",
         "broker/routing/requests.py",
         "        if request is None or request.responder != responder:\n",
@@ -875,6 +929,58 @@ RIGHTS: Final = (
 """Who may do what."""
 
 BUDGETS: Final = (
+    Mutant(
+        "of what an engine gives back each publication is a round of writes",
+        "broker/routing/router.py",
+        "        work = meter.done - before - (office.written - written)\n",
+        "        work = meter.done - before\n",
+        (
+            "tests/routing/test_router.py::test_the_work_of_a_step_is_told_without_the_writes_that_come_later",
+        ),
+    ),
+    Mutant(
+        "deadlines of answered requests stay until their time",
+        "broker/routing/requests.py",
+        "            self._due.sweep(len(self._requests))\n",
+        "",
+        (
+            "tests/routing/test_requests.py::test_deadlines_of_answered_requests_are_swept_away_a_few_at_a_time",
+        ),
+    ),
+    Mutant(
+        "who publishes one waits for all that others have put",
+        "broker/engines/waiting.py",
+        "        self._queue.put(item, weight, party, topic)\n",
+        "        self._queue.put(item, weight, None, topic)\n",
+        (
+            "tests/engines/test_sqlite.py::test_a_publication_waits_for_a_commit_and_its_own_and_not_for_a_flood",
+        ),
+    ),
+    Mutant(
+        "who has little on its way waits for room",
+        "broker/engines/waiting.py",
+        "        return self.bytes >= FULL_BYTES and self._of.get(party, 0) + size > LITTLE_BYTES\n",
+        "        return self.bytes >= FULL_BYTES\n",
+        (
+            "tests/engines/test_waiting.py::test_who_has_little_on_its_way_finds_room_where_others_have_filled_it",
+        ),
+    ),
+    Mutant(
+        "a line that comes back begins where it was",
+        "broker/core/fair_queue.py",
+        "            line.given = max(line.given, self._now)\n",
+        "            pass\n",
+        ("tests/core/test_fair_queue.py::test_who_comes_late_has_saved_up_nothing",),
+    ),
+    Mutant(
+        "any amount waits in Redis in no order but its own",
+        "broker/engines/redis_log.py",
+        "            while self._leaves_much_unread():\n",
+        "            while False:\n",
+        (
+            "tests/engines/test_redis_log.py::test_no_more_is_appended_while_much_has_yet_to_be_read_back",
+        ),
+    ),
     Mutant(
         "close to the limit anybody gets more",
         "broker/core/memory.py",
@@ -1088,12 +1194,8 @@ ENGINES: Final = (
     Mutant(
         "what comes while the disk fails is not refused",
         "broker/engines/sqlite.py",
-        """            self._refuse(list(self._queue), sink, self._failing)
-            self._queue.clear()
-""",
-        """            self._refuse([], sink, self._failing)
-            self._queue.clear()
-""",
+        "            self._refuse(self._waiting.clear(), sink, self._failing)\n",
+        "            self._waiting.clear()\n",
         (
             "tests/engines/test_sqlite.py::test_what_was_let_in_before_the_disk_failed_and_is_submitted_later_is_refused",
         ),

@@ -1,5 +1,7 @@
 """The connections of all nodes, as if they were here: orders to them, and lists of them."""
 
+from functools import partial
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -24,6 +26,40 @@ async def test_an_order_for_a_connection_that_has_gone_does_nothing(
         await trio.sleep(0.1)
         await ann.aclose()
     two.engine.lag = 0.0
+
+
+ORDERS: dict[str, dict[str, object]] = {
+    "subscribe": {"channel": "of-ann"},
+    "unsubscribe": {"channel": "news"},
+    "disconnect": {},
+    "refresh": {"expired": True},
+}
+
+
+@pytest.mark.parametrize("method", ORDERS)
+@pytest.mark.parametrize("lag", [0.0, 0.5])
+async def test_an_order_for_a_user_is_not_followed_by_who_is_another_by_then(
+    autojump_clock: MockClock, one: BusNode, two: BusNode, method: str, lag: float
+) -> None:
+    """The node of a connection knows whose it is when the order comes."""
+    ann, other = await two.open_client(token="ann"), await two.open_client(token="ann")
+    for peer in (ann, other):
+        await peer.request(subscribe={"channel": "news"})
+    two.engine.lag = lag
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(api, one, method, user="ann", **ORDERS[method]))
+        await trio.sleep(0.2)
+        before = two.broker.connection_info(ann.fd)
+        if lag:
+            two.broker.bind(ann.fd, "bob")
+    two.engine.lag = 0.0
+    assert (before is not None and before.topics == ("news",)) == bool(lag)
+    pushes = await came(other)
+    assert pushes != [], "she herself has followed it"
+    if lag:
+        bob = two.broker.connection_info(ann.fd)
+        assert bob is not None
+        assert (bob.user, bob.topics) == ("bob", ("news",))
 
 
 async def test_a_node_that_does_not_answer_is_no_empty_answer(

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from broker import Broker, Config
+from broker import Broker, Config, TopicRules
 from broker.core.event_queue import Event
 from broker.engines.cluster import LEASE_SECONDS, Card
 from broker.testing import Bus, BusNode, name_users_by_token, open_test_node
@@ -52,6 +52,53 @@ async def test_a_will_of_a_killed_node_is_published_once(
         newcomer = await three.open_client()
         (_, push) = await ask(newcomer, {"id": 1, "subscribe": {"channel": "t"}})
         assert push["push"]["pub"]["data"] == "bob's"
+
+
+@pytest.mark.parametrize(
+    ("topic", "user", "rules", "is_published"),
+    [
+        ("t", "", TopicRules(), True),
+        ("t", "", TopicRules(may_publish="users"), False),
+        ("t", "bob", TopicRules(may_publish="users"), True),
+        ("t", "bob", TopicRules(may_publish="none"), False),
+        ("t", "bob", TopicRules(may_publish="subscribers"), True),
+    ],
+)
+async def test_a_will_of_a_killed_node_is_published_by_the_rules_of_then(
+    autojump_clock: MockClock,
+    bus: Bus,
+    one: BusNode,
+    topic: str,
+    user: str,
+    rules: TopicRules,
+    is_published: bool,
+) -> None:
+    reader = await one.open_client(token="reader")
+    await reader.request(subscribe={"channel": topic})
+    async with node(bus, "two") as two:
+        peer = await two.open_client(token=user)
+        assert "rpc" in await peer.request(
+            rpc={"method": "will", "data": {"topic": topic, "data": 1}}
+        )
+        two.kill()
+        one.broker.reload(Config(name="one", topics=rules))
+        await trio.sleep(DEAD)
+        assert await came(reader) == [1] * is_published
+
+
+async def test_a_direct_will_of_a_killed_node_is_for_who_may_send_then(
+    autojump_clock: MockClock, bus: Bus, one: BusNode
+) -> None:
+    reader = await one.open_client(token="reader")
+    async with node(bus, "two") as two:
+        for name in ("", "bob"):
+            peer = await two.open_client(token=name)
+            will = {"topic": f"fd:{reader.fd}", "data": name}
+            assert "rpc" in await peer.request(rpc={"method": "will", "data": will})
+        two.kill()
+        one.broker.reload(Config(name="one", may_send="users"))
+        await trio.sleep(DEAD)
+        assert await came(reader) == ["bob"]
 
 
 async def test_a_will_is_published_once_though_the_node_that_did_so_dies_before_it_is_cleared(

@@ -138,6 +138,7 @@ async def test_nobody_else_may_say_so(path: Path) -> None:
     assert seen == [("unix", "unix", "", 0)]
 
 
+SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 V1 = b"PROXY TCP4 192.0.2.7 10.0.0.1 4711 443\r\n"
 
 
@@ -150,7 +151,8 @@ async def test_by_the_proxy_protocol_it_has_a_port(path: Path) -> None:
             assert " 101 " in await enter(peer, X_Forwarded_For="6.6.6.6")
         async with await connect() as peer:
             await peer.send(b"PROXY UNKNOWN\r\n")
-            assert " 101 " in await enter(peer)
+            # And nothing else says more, where the proxy does not know.
+            assert " 101 " in await enter(peer, X_Forwarded_For="6.6.6.6")
         async with await connect() as peer:
             assert "400 Bad Request" in await enter(peer)
     assert seen == [("192.0.2.7:4711", "unix", "192.0.2.7", 4711), ("unix", "unix", "", 0)]
@@ -253,6 +255,70 @@ async def test_the_dashboard_finds_its_files_below_it(path: Path, target: str) -
 def test_a_prefix_is_a_path_without_a_slash_at_its_end(prefix: str) -> None:
     with pytest.raises(ValueError, match="must be like"):
         Config(path_prefix=prefix)
+
+
+# requests of backends, many on one connection
+
+
+async def call(peer: Peer, target: str = "/api/publish", key: str = "k", **fields: str) -> str:
+    """The head of the answer to a publish."""
+    body = '{"channel":"a","data":1}'
+    head = f"POST {target} HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {key}\r\n"
+    head += "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
+    await peer.send(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    return (await peer.stream.receive_some()).decode()
+
+
+BY_BYTES: dict[str, Any] = {"proxy_protocol": True, "trusted_proxies": ("unix",)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "header", "seen"),
+    [
+        ({"trusted_proxies": ("unix",)}, ("192.0.2.8", "192.0.2.9"), ["192.0.2.8", "192.0.2.9"]),
+        ({}, ("192.0.2.8", "192.0.2.9"), ["unix", "unix"]),
+        (BY_BYTES, ("6.6.6.6", "7.7.7.7"), ["192.0.2.7:4711", "192.0.2.7:4711"]),
+    ],
+)
+async def test_each_request_on_a_connection_is_of_whom_the_same_word_says(
+    path: Path, fields: dict[str, Any], header: tuple[str, str], seen: list[str]
+) -> None:
+    with structlog.testing.capture_logs() as lines:
+        served_now = served(path, asks_app=False, api_key="k", access_log=True, **fields)
+        async with served_now as (connect, _), await connect() as peer:
+            if fields == BY_BYTES:
+                await peer.send(V1)
+            assert " 200 " in await call(peer, X_Forwarded_For=header[0])
+            assert " 401 " in await call(peer, key="wrong", X_Forwarded_For=header[1])
+    asked = [line["peer"] for line in lines if line["event"] == "request"]
+    refused = [line["peer"] for line in lines if line["event"] == "api_key_refused"]
+    assert (asked, refused) == (seen, seen[1:])
+
+
+@pytest.mark.parametrize("begin", [b"PROXY UNKNOWN\r\n", SIGNATURE + b"\x21\x31\0\0"])
+async def test_of_whom_the_proxy_does_not_know_nothing_is_believed(
+    path: Path, begin: bytes
+) -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with served(path, api_key="k", access_log=True, **BY_BYTES) as (connect, _):
+            async with await connect() as peer:
+                await peer.send(begin)
+                for key in ("k", "k", "wrong"):
+                    await call(peer, key=key, X_Forwarded_For="6.6.6.6")
+            async with await connect() as peer:
+                await peer.send(begin + b"GET /whoami HTTP/1.1\r\nHost: localhost\r\n")
+                await peer.send(b"X-Forwarded-For: 6.6.6.6\r\n\r\n")
+                assert b"nobody" in await peer.receive_eof()
+    assert {line["peer"] for line in lines if "peer" in line} == {"unix"}
+
+
+async def test_no_request_on_a_connection_is_beside_the_prefix(path: Path) -> None:
+    served_now = served(path, asks_app=False, api_key="k", path_prefix="/chat")
+    async with served_now as (connect, _), await connect() as peer:
+        for _ in range(3):
+            assert " 200 " in await call(peer, "/chat/api/publish")
+        assert " 200 " in await call(peer, "/chat/api/publish", X_More="1")
+        assert " 404 " in await call(peer, "/api/publish")
 
 
 # a port of the API's own

@@ -170,6 +170,35 @@ async def test_what_is_published_to_a_topic_called_admin_reaches_no_operator(
         assert isinstance((await told(peer))["tick"], list)
 
 
+@pytest.mark.parametrize(
+    ("method", "about", "code"),
+    [
+        ("publish", {"topic": "TO", "data": "made up"}, 102),
+        ("publish", {"topic": "TO", "data": "made up", "report": True, "key": "k"}, 102),
+        ("request", {"to": "TO", "data": "made up"}, 503),
+    ],
+)
+async def test_nobody_writes_to_an_operator(
+    net: Network, autojump_clock: object, method: str, about: dict[str, Any], code: int
+) -> None:
+    """Who could would fill his line, and he would see nothing more."""
+    chief, client = await log_in(net), await net.open_client()
+    call = {name: f"fd:{chief.fd}" if value == "TO" else value for name, value in about.items()}
+    assert (await rpc(client, method, **call))["error"]["code"] == code
+    assert await code_of(client, publish={"channel": f"fd:{chief.fd}", "data": "made up"}) == 102
+    with pytest.raises(Refused, match="102"):
+        await net.broker.publish(f"fd:{chief.fd}", "made up")
+    net.broker.bind(chief.fd, "chief")
+    assert await code_of(client, publish={"channel": "user:chief", "data": "made up"}) == 102
+    will = {"topic": f"fd:{chief.fd}", "data": "made up"}
+    assert "error" not in await rpc(client, "will", **will)
+    await client.aclose()
+    await trio.sleep(1)
+    seen = str(await chief.receive_all())
+    assert "tick" in seen
+    assert "made up" not in seen
+
+
 @pytest.mark.parametrize("path", ["/admin", "/admin/websocket"])
 async def test_without_a_key_in_the_settings_there_is_no_door(
     path: str, autojump_clock: object

@@ -1,5 +1,7 @@
 """Live traces: of a connection, a user, a topic; bounded, and free while nobody looks."""
 
+import re
+
 import msgspec
 import pytest
 import trio
@@ -133,7 +135,36 @@ async def test_a_token_is_not_shown_in_any_protocol(autojump_clock: MockClock) -
                 assert len(received) == 1
                 assert "s3cret" not in received[0].text
             assert received[0].size == 13
-            assert (received[0].text, received[0].is_cut) == ("", True)
+            assert received[0].text == "\x0c\x08\x01\x22\x08\x0a\x06…"
+
+
+PROTOBUF = "application/octet-stream"
+
+
+@pytest.mark.parametrize(
+    ("media_type", "command"),
+    [
+        ("application/json", b'{"id":1,"connect":{"token":"ann"}}'),
+        (PROTOBUF, b"\x09\x08\x01\x22\x05\x0a\x03ann"),
+    ],
+)
+async def test_nobody_who_looks_can_take_a_session_over(
+    autojump_clock: MockClock, media_type: str, command: bytes
+) -> None:
+    """With its session a client without WebSocket is whoever knows it."""
+    async with open_test_broker(name_users_by_token(Broker())) as net:
+        stream = await net.listener.connect()
+        async with net.node.traces.open(Target(user="ann")) as trace:
+            head = "POST /connection/http_stream HTTP/1.1\r\nHost: test\r\n"
+            head += f"Content-Type: {media_type}\r\nContent-Length: {len(command)}\r\n\r\n"
+            await stream.send_all(head.encode() + command)
+            entries = await settled(trace)
+            answer = bytes(await stream.receive_some())
+            (session,) = re.findall(rb"[0-9]\.[\w-]{22}", answer)
+            (reply,) = [entry.text for entry in entries if entry.kind == "sent"]
+            assert "ann" in reply
+            assert session[2:6].decode() not in reply
+        await stream.aclose()
 
 
 async def test_a_slow_reader_loses_entries_and_is_told_how_many(autojump_clock: MockClock) -> None:

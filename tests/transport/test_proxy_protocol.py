@@ -28,14 +28,18 @@ SIX = (
     + struct.pack("!HH", 4711, 443)
 )
 
+MAPPED = socket.inet_pton(socket.AF_INET6, "::ffff:192.0.2.7") + SIX[16:]
+
 GOOD = [
     (b"PROXY TCP4 192.0.2.7 10.0.0.1 4711 443\r\n", "192.0.2.7:4711"),
     (b"PROXY TCP6 2001:db8::7 ::1 4711 443\r\n", "[2001:db8::7]:4711"),
+    (b"PROXY TCP6 ::ffff:192.0.2.7 ::1 4711 443\r\n", "192.0.2.7:4711"),
     (b"PROXY UNKNOWN\r\n", None),
     (b"PROXY UNKNOWN ffff::ffff ffff::fffe 65535 65535\r\n", None),
     (v2(0x21, 0x11, FOUR), "192.0.2.7:4711"),
     (v2(0x21, 0x11, FOUR + b"\x01\0\x02h2"), "192.0.2.7:4711"),
     (v2(0x21, 0x21, SIX), "[2001:db8::7]:4711"),
+    (v2(0x21, 0x21, MAPPED), "192.0.2.7:4711"),
     (v2(0x20, 0x00, b""), None),
     (v2(0x20, 0x11, FOUR), None),
     (v2(0x21, 0x00, b""), None),
@@ -53,6 +57,8 @@ BAD = [
     b"PROXY TCP4 192.0.2.7 10.0.0.1 1 1\n" + b"x" * 99,
     b"PROXY SCTP 192.0.2.7 10.0.0.1 4711 443\r\n",
     b"PROXY  UNKNOWN\r\n",
+    b"PROXY UNKNOWN anything\n",
+    b"PROXY TCP6 fe80::1%\x1b[31m ::1 4711 443\r\n",
     b"PROXY UNKNOWN" + b" " * 200,
     b"PROXY UNKNOWN",
     b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\0",
