@@ -68,6 +68,7 @@ class Connection(Profile):
         "_closing",
         "_deflate",
         "_dispatcher",
+        "_flow",
         "_has_left",
         "_helpers",
         "_is_seen_out",
@@ -80,7 +81,6 @@ class Connection(Profile):
         "_topics_left",
         "_undelivered",
         "_waiting",
-        "flow",
         "heartbeat",
         "holding",
         "lane",
@@ -88,7 +88,6 @@ class Connection(Profile):
         "task",
     )
 
-    flow: Flow
     orders: Orders
 
     default_codec: ClassVar[Codec | None] = None
@@ -127,6 +126,7 @@ class Connection(Profile):
         self._topics_left: tuple[str, ...] = ()  # that it was subscribed to when its end began
         self.task: trio.lowlevel.Task
         self._helpers: Helpers | None = None
+        self._flow: Flow | None = None
         self._reading: trio.CancelScope | None = None
         self._serving: trio.CancelScope | None = None
         self._served: trio.Event | None = None
@@ -153,6 +153,14 @@ class Connection(Profile):
     def connect_fields(self) -> Result:
         """Fields that the transport adds to the reply to `connect`."""
         return NOTHING
+
+    @property
+    def flow(self) -> Flow:
+        """The app's say over what comes and goes: most apps never have any."""
+        if self._flow is None:
+            args = self.orders, self.lane, self.start_soon, self.is_apps
+            self._flow = Flow(self._services, self, *args)
+        return self._flow
 
     # from the handshake to the end
 
@@ -239,7 +247,7 @@ class Connection(Profile):
         # comes by, which is seldom, and with them all that came: half a message each.
         self._dispatcher.let_go()
         peer.start_soon = start_nothing
-        del self.lane, self._dispatcher, self.heartbeat, self.task, self.flow
+        del self.lane, self._dispatcher, self.heartbeat, self.task, self._flow
         self._helpers = self._serving = None
         note_closed(services, peer, self.address, close, seconds)
         return close
@@ -262,7 +270,8 @@ class Connection(Profile):
         )
         codec = SUBPROTOCOLS.get(self.subprotocol or "") or self.default_codec
         self.orders = Orders(services.router, peer, may_be_plain=codec is None)
-        self.flow = Flow(services, self, self.orders, self.lane, start_soon, self.is_apps)
+        if services.hooks.watch_buffers:
+            self.flow.mark()
         self.heartbeat = Heartbeat(self.orders, services.router, self.lane, peer.outbox)
         self._dispatcher = self.dispatches(
             services,
@@ -270,7 +279,7 @@ class Connection(Profile):
             self.orders,
             self,
             codec,
-            self.connect_fields,
+            self.connect_fields(),
             start_soon,
         )
         self.lane.pay_by(self._dispatcher.pay)

@@ -14,7 +14,7 @@ Rules:
 3. A client that has yet to take a large reply is served on when it has.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from operator import attrgetter
 from typing import Final
@@ -217,7 +217,7 @@ class Dispatcher:
     orders: Orders
     connection: Connection
     codec: Codec | None
-    connect_fields: Callable[[], Result]
+    connect_fields: Result
     start_soon: StartSoon
     """Starts a task in the connection's own nursery."""
     client: Client | None = attrs.field(init=False, default=None)
@@ -368,7 +368,7 @@ class Dispatcher:
                 self.orders,
                 self.connection,
                 codec,
-                self.connect_fields(),
+                self.connect_fields,
             )
         return self.client
 

@@ -267,6 +267,7 @@ class Services:
         self.memory.resize(memory_limit(config), config.connection_most - config.outbox_most)
         for connection in self.connections.values():
             connection.peer.outbox.bound(config.outbox_bytes, config.outbox_messages)
-            connection.flow.mark()
+            if self.hooks.watch_buffers:
+                connection.flow.mark()
         for desk in list(self.desks.values()):
             desk.check_login()
