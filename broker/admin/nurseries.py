@@ -165,9 +165,9 @@ async def nursery_tree(services: Services, fd: Fd | None) -> Scope:
     builder = _Builder(services, fd)
     if fd is not None:
         connection = services.connections[fd]
-        tree = builder.task(connection.task)
-        if connection.helpers is not None:  # their keeper is beside that task
-            tree.children.append(builder.nursery(connection.helpers))
+        tree, helpers = builder.task(connection.task), connection.helpers
+        if helpers is not None and helpers.nursery is not None:  # their keeper is beside that task
+            tree.children.append(builder.nursery(helpers.nursery))
         return tree
     root = trio.lowlevel.current_root_task()
     assert root is not None, "this runs in Trio"

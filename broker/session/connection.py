@@ -18,7 +18,7 @@ import trio
 
 from broker.core.event_queue import EventFields, EventKind
 from broker.core.memory import Holding, Part
-from broker.core.messages import ONE_WAY, Close, Fd, Initiator, Transport
+from broker.core.messages import ONE_WAY, Close, Initiator, Transport
 from broker.core.session import Phase, PhaseEvent
 from broker.core.work import ENDING, SLICE
 from broker.errors import CloseCode, Disconnect, UnsubscribeCode
@@ -39,9 +39,9 @@ from broker.session.expiry import end_expired
 from broker.session.flow import Flow
 from broker.session.handshake import UNASKED, Welcome, choose_subprotocol
 from broker.session.heartbeat import Heartbeat
-from broker.session.helpers import Helpers, Work, start_nothing
+from broker.session.helpers import CUT, Helped, start_nothing
 from broker.session.orders import Orders
-from broker.session.profile import SUBPROTOCOLS, Profile
+from broker.session.profile import SUBPROTOCOLS
 from broker.session.replies import NOTHING
 from broker.session.services import Services
 from broker.transport.extensions import Deflate
@@ -49,7 +49,7 @@ from broker.transport.head import Head, acceptance
 from broker.transport.inflating import Inflater
 from broker.transport.lane import Batch, Lane, Traffic
 from broker.transport.outbox import Outbox
-from broker.transport.sockets import fileno_of, wake_reader
+from broker.transport.sockets import fileno_of
 
 LEAVES_AT_ONCE: Final = 100.0
 """Work that is done in the very step in which it is known that a connection ends: 20 subscriptions are
@@ -59,33 +59,27 @@ FEW: Final = 20
 """Subscriptions that are looked at in that step without a turn."""
 
 
-class Connection(Profile):
+class Connection(Helped):
     """One peer while it is here: a WebSocket, or a client without one (`http.fallbacks`). It is the
     holder of the memory that is held for it."""
 
     __slots__ = (
         "_acceptance",
-        "_closing",
         "_deflate",
         "_dispatcher",
         "_flow",
         "_has_left",
-        "_helpers",
         "_is_seen_out",
-        "_reading",
         "_serve_until",
         "_served",
         "_services",
         "_serving",
-        "_stream",
         "_topics_left",
         "_undelivered",
         "_waiting",
         "heartbeat",
         "holding",
-        "lane",
         "orders",
-        "task",
     )
 
     orders: Orders
@@ -110,7 +104,7 @@ class Connection(Profile):
     ) -> None:
         """`answer` accepts a peer that asked for no WebSocket, `welcome` is the answer of the app. Raises
         `HeadError` for extensions that are none."""
-        super().__init__(head, address, transport)
+        super().__init__(stream, head, address, transport)
         if welcome is not UNASKED:
             self._data = welcome.data
         self._deflate: Deflate | None = None
@@ -120,14 +114,9 @@ class Connection(Profile):
             extensions = "" if deflate is None else deflate.answer
             answer = acceptance(head, self.subprotocol, welcome.reply.lines, extensions)
         self._services = services
-        self._stream = stream
-        self._closing: Close | None = None
         self._undelivered = 0
         self._topics_left: tuple[str, ...] = ()  # that it was subscribed to when its end began
-        self.task: trio.lowlevel.Task
-        self._helpers: Helpers | None = None
         self._flow: Flow | None = None
-        self._reading: trio.CancelScope | None = None
         self._serving: trio.CancelScope | None = None
         self._served: trio.Event | None = None
         self._serve_until = inf
@@ -167,7 +156,9 @@ class Connection(Profile):
     async def run(self) -> None:
         """Accept, serve, say goodbye."""
         services, self.task = self._services, trio.lowlevel.current_task()
-        peer = self.peer = services.router.hub.attach(self._new_peer)
+        peer = self.peer = services.router.hub.attach(
+            lambda fd: Peer(fd, office=services.router.office, holding=self.holding)
+        )
         try:
             self.holding.open()
             self.holding.charge(Part.CONNECTIONS, len(self._field_lines) + len(self._target))
@@ -184,11 +175,11 @@ class Connection(Profile):
             finally:
                 # In this order: nobody delivers to an outbox without a writer.
                 if not self._has_left:
-                    self._leave(self._closing or _CUT, inf)
+                    self._leave(self._closing or CUT, inf)
                 self._undelivered += peer.outbox.messages
                 peer.outbox.abandon()
-                if self._helpers is not None:
-                    await self._helpers.join()  # noqa: ASYNC102 - shields itself
+                if self.helpers is not None:
+                    await self.helpers.join()  # noqa: ASYNC102 - shields itself
         finally:
             self.holding.close()
             try:
@@ -202,42 +193,10 @@ class Connection(Profile):
             finally:
                 services.router.hub.detach(peer)
 
-    def _new_peer(self, fd: Fd) -> Peer:
-        return Peer(fd, office=self._services.router.office, holding=self.holding)
-
-    def start_soon(self, work: Work, *args: object) -> None:
-        """Start a task that ends with the connection at the latest. Never waits."""
-        if self._helpers is None:
-            home = self.task.parent_nursery
-            assert home is not None, "what serves connections has a nursery for them"
-            self._helpers = Helpers(home, self._fail)
-        self._helpers.start_soon(work, *args)
-
-    @property
-    def helpers(self) -> trio.Nursery | None:
-        """The nursery of the tasks beside the one that serves it; None while there are none."""
-        return None if self._helpers is None else self._helpers.nursery
-
-    def cut(self) -> None:
-        """End it now, wherever its tasks wait. Nothing more is read or sent; then it goes on as at any end."""
-        self.lane.lost()
-        self.peer.outbox.abandon()
-        if self._reading is not None:
-            self._reading.cancel()
-        else:
-            wake_reader(self._stream)
-        if self._helpers is not None:
-            self._helpers.cancel()
-
-    def _fail(self) -> None:
-        """A helper has raised what nobody has foreseen."""
-        self._closing = self._closing or _CUT
-        self.cut()
-
     def _note_end(self) -> Close:
         """Tell of the end. In one step: a sum over those who are here and those who have ended misses nobody."""
         services, peer = self._services, self.peer
-        close = self._closing = (self._closing or _CUT).with_undelivered(self._undelivered)
+        close = self._closing = (self._closing or CUT).with_undelivered(self._undelivered)
         if services.connections.pop(peer.fd, None) is not None:
             services.counts.note_ended(self.traffic, peer.outbox.dropped)
             last = details_of(services, self, self._topics_left)
@@ -248,7 +207,7 @@ class Connection(Profile):
         self._dispatcher.let_go()
         peer.start_soon = start_nothing
         del self.lane, self._dispatcher, self.heartbeat, self.task, self._flow
-        self._helpers = self._serving = None
+        self.helpers = self._serving = None
         note_closed(services, peer, self.address, close, seconds)
         return close
 
@@ -336,7 +295,7 @@ class Connection(Profile):
                 except Exception as error:  # noqa: BLE001 - it ends this connection, and no other
                     end_by(self._services, self.fd, error, hook)
                 # Questions have tasks of their own; what they are about is dealt with by then.
-                await self._dispatcher.wait_answers()
+                await self._dispatcher.questions.wait_none()
         finally:
             served.set()
 
@@ -346,7 +305,7 @@ class Connection(Profile):
         Called in the lane's task, and only effective while nothing that came before waits for the
         session's: to wake that would cost 10 µs, as much as three publishes, and to have it 3 KiB.
         """
-        if not (self._waiting or self._dispatcher.asks):
+        if not (self._waiting or self._dispatcher.questions):
             try:
                 batch = await self._dispatcher.work_off(batch, read=self.traffic.bytes)
             except Disconnect as order:
@@ -388,7 +347,7 @@ class Connection(Profile):
         self._serve_until = min(self._serve_until, due)
         if self._serving is not None:
             self._serving.deadline = self._serve_until
-        self._dispatcher.end_soon(self._serve_until)
+        self._dispatcher.questions.end_soon(self._serve_until)
         if not self.lane.has_ended:
             self._see_out_beside()
 
@@ -470,11 +429,6 @@ class Connection(Profile):
         """The party whose memory it takes."""
         return self._services.party_of(self.user, self.address, f"fd {self.fd}")
 
-    @property
-    def waiting(self) -> int:
-        """Bytes that wait in its outbox."""
-        return self.peer.outbox.bytes
-
     def own_waiting(self) -> int:
         """About how many of those no other outbox holds."""
         return self.peer.outbox.own_bytes()
@@ -531,7 +485,3 @@ class Connection(Profile):
         due = now if waits_for_us else self.heartbeat.due(now, tokens_required=required)
         self.peer.look_at = min(self.peer.next_expiry, due)
         return False
-
-
-_CUT: Final = Close(CloseCode.ABNORMAL, "cut", Initiator.SHUTDOWN)
-"""How a connection ends that is cancelled before it was told to close."""

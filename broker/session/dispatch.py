@@ -224,36 +224,12 @@ class Dispatcher:
     _left: Iterator[Sized] | None = attrs.field(init=False, default=None)  # of a begun message
     _share: Share = attrs.field(init=False)
     _read: int = attrs.field(init=False, default=0)  # see `work_off`
-    _questions: Questions | None = attrs.field(init=False, default=None)
-    _due: float | None = attrs.field(init=False, default=None)  # see `end_soon`
+    questions: Questions = attrs.field(init=False)
+    """The commands that wait for an answer, their own or one before it."""
 
     def __attrs_post_init__(self) -> None:
+        self.questions = Questions(self, self.start_soon)
         self._share = self.peer.allowance = Share(turns=self.services.router.turns)
-
-    @property
-    def questions(self) -> Questions:
-        """The commands that wait for an answer, their own or one before it; most clients have none, ever."""
-        if self._questions is None:
-            self._questions = Questions(self, self.start_soon)
-            if self._due is not None:
-                self._questions.end_soon(self._due)
-        return self._questions
-
-    @property
-    def asks(self) -> bool:
-        """Whether any question is open."""
-        return bool(self._questions)
-
-    def end_soon(self, due: float) -> None:
-        """The client has gone, or is being closed; see `Questions.end_soon`."""
-        self._due = due
-        if self._questions is not None:
-            self._questions.end_soon(due)
-
-    async def wait_answers(self) -> None:
-        """Wait until no question is open."""
-        if self._questions is not None:
-            await self._questions.wait_none()
 
     def take(self, batch: Batch) -> Batch:
         """Carry out what a batch begins with, as far as nobody has to be waited for; return the rest.
@@ -332,7 +308,7 @@ class Dispatcher:
             raise Disconnect(*order)
 
     async def _finish(self, batch: Batch) -> None:
-        if not self.asks:
+        if not self.questions:
             batch = await self.work_off(batch)
         while batch and self.peer.is_established:
             opcode, payload = batch[0]
@@ -352,7 +328,8 @@ class Dispatcher:
 
     def let_go(self) -> None:
         """Drop what has come and was not carried out, and all that points back here. The last call."""
-        self._left = self.client = self._questions = None
+        self._left = self.client = None
+        del self.questions
 
     # the first message
 

@@ -10,10 +10,17 @@ Rules:
 """
 
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import attrs
 import trio
+
+from broker.core.messages import Close, Initiator, Transport
+from broker.errors import CloseCode
+from broker.session.profile import Profile
+from broker.transport.head import Head
+from broker.transport.lane import Lane
+from broker.transport.sockets import wake_reader
 
 Work: TypeAlias = Callable[..., Awaitable[object]]
 
@@ -86,6 +93,51 @@ class Helpers:
             self._keepers -= 1
             if self._ended is not None:
                 self._ended.set()
+
+
+CUT: Final = Close(CloseCode.ABNORMAL, "cut", Initiator.SHUTDOWN)
+"""How a connection ends that is cancelled before it was told to close."""
+
+
+class Helped(Profile):
+    """The part of a connection that knows its tasks: the one that serves it, and those beside."""
+
+    __slots__ = ("_closing", "_reading", "_stream", "helpers", "lane", "task")
+
+    task: trio.lowlevel.Task
+    """The one that serves it. This and `lane` are there while the connection runs."""
+    lane: Lane
+
+    def __init__(
+        self, stream: trio.abc.Stream, head: Head, address: str, transport: Transport
+    ) -> None:
+        super().__init__(head, address, transport)
+        self._stream = stream
+        self._closing: Close | None = None
+        self._reading: trio.CancelScope | None = (
+            None  # around that task's waits, unless it reads a bare socket
+        )
+        self.helpers: Helpers | None = None
+
+    def start_soon(self, work: Work, *args: object) -> None:
+        """Start a task that ends with the connection at the latest. Never waits."""
+        if self.helpers is None:
+            home = self.task.parent_nursery
+            assert home is not None, "what serves connections has a nursery for them"
+            self.helpers = Helpers(home, self.cut)
+        self.helpers.start_soon(work, *args)
+
+    def cut(self) -> None:
+        """End it now, wherever its tasks wait. Nothing more is read or sent; then it goes on as at any end."""
+        self._closing = self._closing or CUT
+        self.lane.lost()
+        self.peer.outbox.abandon()
+        if self._reading is not None:
+            self._reading.cancel()
+        else:
+            wake_reader(self._stream)
+        if self.helpers is not None:
+            self.helpers.cancel()
 
 
 def start_nothing(work: Work, *args: object) -> None:

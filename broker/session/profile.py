@@ -115,6 +115,11 @@ class Profile(Asked):
         """Whether the connection is neither closing nor gone."""
         return self.peer.is_established
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that wait in its outbox."""
+        return self.peer.outbox.bytes
+
     def info(self) -> ConnectionInfo:
         """A snapshot of what is known of this connection."""
         return ConnectionInfo(**self.facts())
@@ -138,6 +143,6 @@ class Profile(Asked):
             "last_sent_at": self.opened_at + max(0.0, outbox.sent_at - traffic.began_at),
             "bytes_received": traffic.bytes,
             "messages_received": traffic.messages,
-            "bytes_queued": outbox.bytes,
+            "bytes_queued": self.waiting,
             "messages_queued": outbox.messages,
         }

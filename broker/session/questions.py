@@ -109,7 +109,7 @@ class Questions:
 
     _carrier: Carrier
     _start_soon: StartSoon
-    _turns: list[Turn] = attrs.field(init=False, factory=list)
+    _turns: tuple[Turn, ...] = attrs.field(init=False, default=())
     _is_proceeding: bool = attrs.field(init=False, default=False)
     _moved: trio.Event | None = attrs.field(init=False, default=None)
     _due: float = attrs.field(init=False, default=inf)
@@ -183,11 +183,12 @@ class Questions:
 
     def _enter(self, turn: Turn) -> None:
         """Add a turn, and charge its command, which may be all of a message."""
-        self._turns.append(turn)
+        self._turns += (turn,)  # few: `questions_at_once`
         turn.client.peer.holding.charge(Part.INCOMING, int(turn.size))
 
     def _leave(self) -> None:
-        turn = self._turns.pop(0)
+        turn, *left = self._turns
+        self._turns = tuple(left)
         turn.client.peer.holding.charge(Part.INCOMING, -int(turn.size))
 
     # the end

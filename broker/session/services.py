@@ -35,6 +35,7 @@ from broker.session.admission import Admission
 from broker.session.compression import Compression
 from broker.session.counts import Counts
 from broker.session.heartbeat import Heartbeat
+from broker.session.helpers import Helpers
 from broker.session.orders import Message, Orders
 from broker.transport.head import Request
 from broker.transport.lane import Lane, LaneLimits, Traffic
@@ -78,8 +79,8 @@ class ServedConnection(Protocol):
         """The task that serves it."""
 
     @property
-    def helpers(self) -> trio.Nursery | None:
-        """The nursery of the tasks beside that one; None while there are none."""
+    def helpers(self) -> Helpers | None:
+        """The tasks beside that one; None while there have been none."""
 
     @property
     def is_apps(self) -> bool:
