@@ -76,6 +76,10 @@ _PONG: Final = Command()
 _FEW: Final = 32
 """Publishes that are decoded without a look at how many there is room for."""
 
+_ASKED_AGAIN: Final = 3
+"""Times that a hook is asked anew because the client was another user by then: a program that changes it each
+time would never be answered."""
+
 _LARGE: Final = BURST / DECODED_KILOBYTE * 1024
 """Bytes of a message that nobody may take apart without a turn: 16 KB."""
 
@@ -511,6 +515,21 @@ class Dispatcher:
                 await client.wait_kept()
             else:
                 await self.services.router.engine.wait_room()
+        await self._prepare(turn)
+        for _ in range(_ASKED_AGAIN):
+            if not (turn.is_answered_for_another and self.peer.is_established):
+                break
+            await turn.ask()
+            if turn.is_over:
+                return  # cancelled
+            await self._prepare(turn)
+        if turn.is_answered_for_another:
+            turn.failure = Refused(ErrorCode.INTERNAL)
+        self._act(client, command, handler, turn.method, turn.size, turn)
+
+    async def _prepare(self, turn: Turn) -> None:
+        """Wait for the turn of a command that is to be carried out, and for what it needs to know."""
+        client, command, handler = turn.client, turn.command, turn.handler
         if turn.failure is None:
             await self._share.wait_room(handler.weigh(client, command, turn.answer))
             # The step that may have to wait comes last: all that is known holds until the next checkpoint.
@@ -518,7 +537,6 @@ class Dispatcher:
                 await client.fetch(handler.topics(client, command, turn.answer))
             except Refused as refusal:
                 turn.failure = refusal.with_traceback(None)
-        self._act(client, command, handler, turn.method, turn.size, turn)
 
     @property
     def _peer_is_behind(self) -> bool:

@@ -826,6 +826,15 @@ RIGHTS: Final = (
         ),
     ),
     Mutant(
+        "a hook's yes to one user is a yes to the next",
+        "broker/session/questions.py",
+        "self.failure is None and self.asked_as != self.client.peer.user\n",
+        "self.failure is None and self.asked_as is None\n",
+        (
+            "tests/test_rights_at_the_act.py::test_a_hooks_yes_is_for_the_user_that_it_was_asked_about",
+        ),
+    ),
+    Mutant(
         "a reply of one who was not asked",
         "broker/routing/requests.py",
         "        if request is None or request.responder != responder:\n",
