@@ -835,6 +835,16 @@ RIGHTS: Final = (
         ),
     ),
     Mutant(
+        "ready JSON that is none goes out",
+        "broker/core/values.py",
+        "        one_text(bytes(value))\n        return\n",
+        "        return\n",
+        (
+            "tests/core/test_values.py::test_ready_json_that_is_none_is_found",
+            "tests/test_payloads.py::test_what_is_no_json_never_goes_out_as_json",
+        ),
+    ),
+    Mutant(
         "a reply of one who was not asked",
         "broker/routing/requests.py",
         "        if request is None or request.responder != responder:\n",
