@@ -845,6 +845,15 @@ RIGHTS: Final = (
         ),
     ),
     Mutant(
+        "a token that has expired while a hook was asked is as good",
+        "broker/session/expiry.py",
+        "    if isinstance(exp, int | float) and exp <= tokens.now()",
+        "    if isinstance(exp, str) and 0 <= tokens.now()",
+        (
+            "tests/session/test_expiry.py::test_a_token_that_expires_while_a_hook_is_asked_has_expired",
+        ),
+    ),
+    Mutant(
         "a reply of one who was not asked",
         "broker/routing/requests.py",
         "        if request is None or request.responder != responder:\n",
