@@ -515,28 +515,17 @@ class Dispatcher:
                 await client.wait_kept()
             else:
                 await self.services.router.engine.wait_room()
-        await self._prepare(turn)
+        await _wait_ready(turn, self._share)
         for _ in range(_ASKED_AGAIN):
             if not (turn.is_answered_for_another and self.peer.is_established):
                 break
             await turn.ask()
             if turn.is_over:
                 return  # cancelled
-            await self._prepare(turn)
+            await _wait_ready(turn, self._share)
         if turn.is_answered_for_another:
             turn.failure = Refused(ErrorCode.INTERNAL)
         self._act(client, command, handler, turn.method, turn.size, turn)
-
-    async def _prepare(self, turn: Turn) -> None:
-        """Wait for the turn of a command that is to be carried out, and for what it needs to know."""
-        client, command, handler = turn.client, turn.command, turn.handler
-        if turn.failure is None:
-            await self._share.wait_room(handler.weigh(client, command, turn.answer))
-            # The step that may have to wait comes last: all that is known holds until the next checkpoint.
-            try:
-                await client.fetch(handler.topics(client, command, turn.answer))
-            except Refused as refusal:
-                turn.failure = refusal.with_traceback(None)
 
     @property
     def _peer_is_behind(self) -> bool:
@@ -626,6 +615,18 @@ class Dispatcher:
         if peer.usage is None:
             peer.usage = ConnectionUsage()
         return limits.admits(peer.usage, peer.user, size, trio.current_time())
+
+
+async def _wait_ready(turn: Turn, share: Share) -> None:
+    """Wait until a command may be carried out, and all that it needs to know is known."""
+    client, command, handler = turn.client, turn.command, turn.handler
+    if turn.failure is None:
+        await share.wait_room(handler.weigh(client, command, turn.answer))
+        # The step that may have to wait comes last: all that is known holds until the next checkpoint.
+        try:
+            await client.fetch(handler.topics(client, command, turn.answer))
+        except Refused as refusal:
+            turn.failure = refusal.with_traceback(None)
 
 
 def _with_following(commands: Iterator[Sized]) -> Iterator[tuple[Sized, Command | None]]:

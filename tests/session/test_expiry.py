@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from trio.testing import MockClock
@@ -91,7 +92,7 @@ async def test_expire_at_says_when_the_connection_ends(
 
 
 async def test_a_clock_that_is_set_moves_no_deadline(autojump_clock: MockClock) -> None:
-    broker = Broker(CONFIG)
+    broker = Broker(attrs.evolve(CONFIG, stale_seconds=100))
     async with open_test_broker(broker) as net:
         peer = await connect(net, expires=60)
         clock = broker.wall_clock
@@ -185,7 +186,7 @@ async def test_a_token_that_expires_while_a_hook_is_asked_has_expired(
     autojump_clock: MockClock, leaves_open: dict[str, int]
 ) -> None:
     """As one that came too late: the client fetches another, which error 110 would keep it from."""
-    broker = Broker(CONFIG)
+    broker = Broker(attrs.evolve(CONFIG, stale_seconds=100))
 
     @broker.on_connect
     async def look_up(event: ConnectEvent) -> None:
