@@ -422,9 +422,10 @@ class Router:
         return PARCEL + work + _encoding_work(1, len(parcel.batches[0]), size)
 
     def _deliver(self, parcel: Parcel, recipients: Sequence[Recipient]) -> float:
-        """Deliver a parcel; return the work that is known only now: writes, and full outboxes."""
+        """Deliver a parcel; return the work of this step that is known only now, such as full outboxes. Its
+        publisher pays for that and for the writes."""
         office, meter = self.office, self.meter
-        before = meter.done
+        before, written = meter.done, office.written
         if len(recipients) <= NARROW:
             for recipient in recipients:
                 recipient.deliver(parcel)
@@ -437,7 +438,7 @@ class Router:
             meter.add(office.take_judged() * FULL)
         if parcel.report is not None:
             parcel.report.settle()
-        work = meter.done - before
+        work = meter.done - before - (office.written - written)
         if parcel.payer is not None:
             meter.charge(parcel.payer, before)
         return work

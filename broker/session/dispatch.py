@@ -104,7 +104,9 @@ class Publish(Handler):
         return client.services.router.weigh(command.publish.channel)
 
     def is_held(self, client: Client, command: Command) -> bool:
-        return client.services.router.engine.full
+        assert command.publish is not None
+        size = len(command.publish.data)
+        return client.services.router.engine.is_full(client.peer.allowance, size)
 
     def act(self, client: Client, command: Command, answer: object) -> None:
         request = command.publish
@@ -434,7 +436,7 @@ class Dispatcher:
         services = self.services
         return (
             services.hooks.publish is None
-            and not services.router.engine.full
+            and not services.router.engine.is_full(self.peer.allowance)
             and self.peer.phase is Phase.CONNECTED
             and not services.rate_limits.active
             and not services.logs_commands
