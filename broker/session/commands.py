@@ -48,7 +48,7 @@ from broker.routing.subscriptions import (
     plan_subscription,
     weigh_subscribing,
 )
-from broker.session.expiry import deadline, expiry_fields
+from broker.session.expiry import deadline, token_fields
 from broker.session.replies import NOTHING, Client
 from broker.session.services import Services
 from broker.transport import frames
@@ -236,7 +236,7 @@ class Subscribe(Handler):
             grant = attrs.evolve(grant, info=to_json(reply.info))
         if reply.data is not None:
             grant = attrs.evolve(grant, data=to_json(reply.data))
-        expiry = expiry_fields(services.tokens, grant.expires_at)
+        expiry = token_fields(services.tokens, token)
         plan = plan_subscription(
             services.router, peer, client.codec, request, grant, group=_group_of(client, request)
         )
@@ -302,7 +302,7 @@ class SubRefresh(Handler):
         subscription = client.peer.subscriptions.get(request.channel)
         if token is None or subscription is None:
             raise Refused(ErrorCode.PERMISSION_DENIED)
-        fields = expiry_fields(services.tokens, token.expires_at)
+        fields = token_fields(services.tokens, token)
         subscription.expires_at = deadline(services.tokens, client.peer, token.expires_at)
         return fields
 

@@ -37,7 +37,7 @@ from broker.session.commands import (
     refusal_of,
     weigh_token,
 )
-from broker.session.expiry import deadline, expiry_fields
+from broker.session.expiry import deadline, token_fields
 from broker.session.replies import Client
 from broker.version import VERSION
 
@@ -198,7 +198,7 @@ def _admit(
     result: dict[str, object] = {
         "client": str(fd),
         "version": VERSION,
-        **expiry_fields(services.tokens, None if token is None else token.expires_at),
+        **token_fields(services.tokens, token),
         "data": msgspec.Raw(to_json(data)),
         **ping_fields(config),
         **client.connect_fields,
@@ -339,7 +339,7 @@ class Refresh(Handler):
         if token is None or token.user != peer.token_user:
             note_refused(client, TokenInvalid("refresh for another user"))
             raise Disconnect(CloseCode.INVALID_TOKEN, "invalid token")
-        fields = expiry_fields(services.tokens, token.expires_at)
+        fields = token_fields(services.tokens, token)
         peer.expires_at = deadline(services.tokens, peer, token.expires_at)
         peer.claims = token.claims
         return {"client": str(peer.fd), "version": VERSION, **fields}
