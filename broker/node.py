@@ -186,7 +186,7 @@ class Node:
         return connection is not None and connection.orders.vouch()
 
     def publish_nowait(self, topic: str, data: bytes, options: PublishOptions) -> None:
-        if self.services.router.engine.full:
+        if self.services.router.engine.is_full():
             raise trio.WouldBlock
         self.services.publisher.publish(topic, data, None, options)
 
@@ -202,7 +202,7 @@ class Node:
     async def wait_room(self) -> None:
         """Wait while the engine has as much on its way as may be. No checkpoint where it has not."""
         engine = self.services.router.engine
-        while engine.full:
+        while engine.is_full():
             await engine.wait_room()
 
     async def publish(self, topic: str, data: bytes, options: PublishOptions) -> Delivery:

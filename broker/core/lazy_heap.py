@@ -1,7 +1,8 @@
 """A heap from whose middle nothing is taken out: an entry that counts no more stays until it is swept away.
 
-Rule: no push takes long, however many entries there are. Where those that do not count are the most, each push
-sweeps a few; to build the heap anew would be one step of 60 ms with 50,000 entries.
+Rule: no step takes long, however many entries there are. Where those that do not count are the most, each push
+sweeps a few, and so does whoever makes one cease to count; to build the heap anew would be one step of 60 ms with
+50,000 entries.
 """
 
 import heapq
@@ -13,7 +14,7 @@ import attrs
 E = TypeVar("E", bound=tuple[Any, ...])
 
 SWEPT: Final = 4
-"""Entries that a push looks at while it sweeps: so a heap is swept before it is twice as large again."""
+"""Entries that are looked at in one sweep: so a heap is swept before it is twice as large again."""
 
 _FEW: Final = 64
 """Entries that are not worth a sweep."""
@@ -23,7 +24,8 @@ _FEW: Final = 64
 class LazyHeap(Generic[E]):
     """Entries, the least first. `counts` says whether one still counts.
 
-    It has no more of them than three times those that count, and a hundred.
+    After a push it has no more of them than three times those that count, and a hundred; at any time where
+    `sweep` is called for each that counts no more.
     """
 
     counts: Callable[[E], bool]
@@ -37,6 +39,10 @@ class LazyHeap(Generic[E]):
     def push(self, entry: E, counted: int) -> None:
         """Add an entry; `counted` of all entries count, or more. Logarithmic, and not amortised."""
         heapq.heappush(self._entries, entry)
+        self.sweep(counted)
+
+    def sweep(self, counted: int) -> None:
+        """Look at a few entries where many count no more; `counted` do, or more."""
         if self._unswept:
             for each in self._unswept[-SWEPT:]:
                 if self.counts(each):

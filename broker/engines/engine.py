@@ -29,8 +29,9 @@ from broker.core.idempotency import IdempotentResults
 from broker.core.messages import ClientInfo, Delivery, Fd, Position, Publication, data_bytes
 from broker.core.retained import Retained
 from broker.core.session import Parcel
-from broker.core.work import Meter
+from broker.core.work import Allowance, Meter
 from broker.engines.cluster import Cluster
+from broker.engines.waiting import LITTLE_BYTES
 from broker.errors import Refused
 
 T = TypeVar("T")
@@ -100,6 +101,11 @@ class Submission:
     def topic(self) -> str:
         return self.parcel.topic
 
+    @property
+    def party(self) -> Allowance | None:
+        """Whose publication it is, for its turn; see `engines.waiting`."""
+        return self.parcel.payer
+
 
 @attrs.frozen
 class View:
@@ -143,8 +149,9 @@ class Sink(Protocol):
     """Gets what an engine gives back: the router."""
 
     def deliver(self, parcel: Parcel, *, retain: bool) -> float:
-        """Fan a parcel out now; return the work of that, as `core.work` weighs it, so that the engine
-        lets others run in between. No checkpoint."""
+        """Fan a parcel out now; return the work of that step, as `core.work` weighs it, so that the engine
+        lets others run after a round of it. The writes come then, and one write takes all of the round.
+        No checkpoint."""
 
     def settled(self) -> None:
         """Every `Done` of a batch was called: send the answers that were held for it. No checkpoint."""
@@ -220,13 +227,13 @@ class Engine(Protocol):
         is refused with 102 if the drawer of that name has no card.
         """
 
-    @property
-    def full(self) -> bool:
-        """Whether publishers should wait for room: as much is on its way as may be."""
+    def is_full(self, party: Allowance | None = None, size: int = LITTLE_BYTES) -> bool:
+        """Whether a publisher should wait for room with so many bytes: as much is on its way as may be, and
+        this would be more than a little of this party's. None is this very program."""
 
     async def wait_room(self) -> None:
-        """Wait until there is room again; others may have taken it by then. Cancelled, nothing
-        happens."""
+        """Wait until there is room again for whatever comes; others may have taken it by then. Cancelled,
+        nothing happens."""
 
     # reading: one atomic step each, with no checkpoint, so that a publication of that time falls either
     # before it or behind it, never in between and never into both. About a topic that it knows: a reader

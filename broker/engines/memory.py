@@ -17,9 +17,10 @@ from broker.core.idempotency import IdempotentResults
 from broker.core.messages import ClientInfo, Delivery, Fd, Position, Publication
 from broker.core.retained import Retained
 from broker.core.scopes import name_scope
-from broker.core.work import Meter
+from broker.core.work import Allowance, Meter
 from broker.engines.cluster import ALONE, Cluster
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
+from broker.engines.waiting import LITTLE_BYTES
 
 EXPIRE_EVERY: Final = 1.0
 """Seconds between two looks at what is past its time."""
@@ -120,7 +121,6 @@ class MemoryEngine(Memory):
     """Keeps what topics publish in this process alone."""
 
     durability: Durability = "none"
-    full = False
 
     def __init__(self, max_bytes: int, retained_bytes: int = 0, first_fd: Fd = 1) -> None:
         super().__init__(max_bytes, retained_bytes, new_epoch)
@@ -149,6 +149,9 @@ class MemoryEngine(Memory):
 
     def submit(self, submission: Submission) -> None:
         raise AssertionError("nothing is deferred")
+
+    def is_full(self, party: Allowance | None = None, size: int = LITTLE_BYTES) -> bool:
+        return False
 
     async def wait_room(self) -> None:
         await trio.lowlevel.checkpoint()

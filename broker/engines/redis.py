@@ -32,7 +32,7 @@ from broker.core.messages import Fd, Position, Publication
 from broker.core.names import DIRECT, PERSONAL
 from broker.core.scopes import name_scope
 from broker.core.session import Parcel
-from broker.core.work import COMMAND, SLICE
+from broker.core.work import COMMAND, ROUND, Allowance
 from broker.engines.cluster import Cluster
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
 from broker.engines.memory import Memory
@@ -50,6 +50,7 @@ from broker.engines.redis_outgoing import (
 from broker.engines.redis_scripts import TOUCH, VIEW
 from broker.engines.redis_topics import UNBOUNDED, KnownTopics, Snapshot, numbered
 from broker.engines.redis_wire import LinkLost, to_text
+from broker.engines.waiting import LITTLE_BYTES
 from broker.errors import ConfigError, ErrorCode, Refused
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
@@ -127,12 +128,11 @@ class RedisEngine(Memory):
     def submit(self, submission: Submission) -> None:
         self._out.post(submission)
 
-    @property
-    def full(self) -> bool:
-        return self._out.full
+    def is_full(self, party: Allowance | None = None, size: int = LITTLE_BYTES) -> bool:
+        return self._out.items.is_full(party, size)
 
     async def wait_room(self) -> None:
-        await self._out.wait_room()
+        await self._out.items.wait_room()
 
     # reading
 
@@ -349,7 +349,7 @@ class _Incoming:
         flight.items = ()
 
     async def rest(self, work: float) -> float:
-        if work < SLICE:
+        if work < ROUND:
             return work
         self._settle()
         await trio.lowlevel.checkpoint()

@@ -144,7 +144,7 @@ class RedisCluster:
 
     async def _ask(self, script: Script, *parts: str | int) -> Any:
         """Run a script behind all that this node has said. Raises `Refused` (100)."""
-        shared, up_to = self.shared, self.out.put
+        shared, up_to = self.shared, self.out.noted
         with trio.move_on_after(ANSWER_SECONDS):
             await trio.lowlevel.checkpoint()
             while shared.written < up_to:

@@ -31,16 +31,22 @@ import trio
 from msgspec import Struct
 
 from broker.config.engine_url import RedisUrl
-from broker.core.work import SLICE
+from broker.core.work import ROUND
 from broker.engines.redis_link import UNREADABLE, Link, unreadable, use_link
 from broker.engines.redis_scripts import APPEND, ATTACH, FORMAT, RENEW
 from broker.engines.redis_wire import CALL_SECONDS, LinkLost, to_bytes, to_text
+from broker.engines.waiting import BATCH_BYTES, BATCH_PUBLICATIONS
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 LOG_BYTES: Final = 64 * 2**20
 """So much of the log is kept: a node that is behind by more has lost something. Ten seconds of all that
 one Redis can take."""
+
+UNREAD_PUBLICATIONS: Final = 2 * BATCH_PUBLICATIONS
+UNREAD_BYTES: Final = 2 * BATCH_BYTES
+"""So much of this node may be in the log and not be read back until it makes another batch: one is read while
+another is sent. What is in the log waits in its order there, whoever comes."""
 
 READ_ENTRIES: Final = 64
 """Entries in one read: no more than 64 MiB, and as a rule what 16 nodes say in 4 ms."""
@@ -117,7 +123,13 @@ class Flight:
     is_given_up: bool = False
     """Whether nobody waits for it any more: then it is not sent again."""
     up_to: int = 0
-    """How much of all that was ever put was taken when it was made."""
+    """How many of all notes that there ever were had been taken when it was made."""
+    publications: int = attrs.field(init=False)
+    bytes: int = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.publications = sum([draft.count for draft in self.drafts])
+        self.bytes = sum([len(draft.data) for draft in self.drafts])
 
 
 class LogReader(Protocol):
@@ -155,7 +167,7 @@ class LogReader(Protocol):
 
     @property
     def taken(self) -> int:
-        """How much of all that was ever put was taken by `gather`, or refused."""
+        """How many of all notes that there ever were have been taken by `gather`, or refused."""
 
     async def linked(self, link: Link) -> None:
         """There is a link, and our place is found: enter this node. Raises `LinkLost`."""
@@ -198,7 +210,7 @@ class SharedLog:
         self.inbox: tuple[int, int] = (0, 0)
         """The last message for this node that was read."""
         self.written: int = 0
-        """How much of all that was ever put is in Redis."""
+        """How many of all notes that there ever were are in Redis."""
         self._mail: deque[tuple[tuple[int, int], str, bytes]] = deque()
         self._flights: deque[Flight] = deque()
         self._counter = 0
@@ -360,12 +372,22 @@ class SharedLog:
             with trio.move_on_after(TICK_SECONDS):
                 await self._something.wait()
             self._something = trio.Event()
+            while self._leaves_much_unread():
+                await self.wait_moved()
             drafts, items = self.reader.gather()
             self._counter += 1
             flight = Flight(self._counter, drafts, items, trio.current_time())
             flight.up_to = self.reader.taken
             self._flights.append(flight)
             await self._append(link, flight)
+
+    def _leaves_much_unread(self) -> bool:
+        """Whether much is to be read back first; what nobody waits for may be lost."""
+        unread = [flight for flight in self._flights if not flight.is_given_up]
+        return (
+            sum([flight.publications for flight in unread]) >= UNREAD_PUBLICATIONS
+            or sum([flight.bytes for flight in unread]) >= UNREAD_BYTES
+        )
 
     async def _append(self, link: Link, flight: Flight) -> None:
         parts: list[bytes | str | int] = [self.key, self.node, flight.counter, secrets.token_hex(4)]
@@ -475,7 +497,7 @@ class SharedLog:
                 self.note_misread(str(error), name)
                 done = SKIPPED
             work += done
-            if work >= SLICE:
+            if work >= ROUND:
                 work = await self.reader.rest(work)
         await self.reader.rest(work)
         if flight is not None:

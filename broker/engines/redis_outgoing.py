@@ -1,6 +1,6 @@
 """All that this node has for the shared log, until it is read back, or nobody waits for it any more."""
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import Final
@@ -15,14 +15,11 @@ from broker.core.names import PERSONAL
 from broker.engines.engine import SUBMISSION_BYTES, Key, Submission
 from broker.engines.records import Batch
 from broker.engines.redis_log import Draft, Flight
+from broker.engines.waiting import BATCH_BYTES, BATCH_PUBLICATIONS, Waiting
 from broker.errors import ErrorCode, Refused
 
 BATCH_RUNS: Final = 500
-BATCH_BYTES: Final = 2**20
-"""Runs, and bytes of data, in one batch: 4 ms of Redis, in which nobody else is served."""
-
-FULL_BYTES: Final = 4 * 2**20
-"""So much may be on its way until publishers wait."""
+"""Runs in one batch: 4 ms of Redis, in which nobody else is served."""
 
 NOTE_BYTES: Final = 256
 """A note to other nodes that waits costs so much besides its data."""
@@ -63,6 +60,10 @@ class Post:
     @property
     def topic(self) -> str:
         return self.submission.parcel.topic
+
+    @property
+    def party(self) -> object:
+        return self.submission.party
 
     def end(self, result: Position | Refused | None) -> None:
         """Tell those who wait, once."""
@@ -108,6 +109,7 @@ class Order:
     weight: int = SUBMISSION_BYTES
     is_waited_for: bool = True
     is_over: bool = False
+    party: None = None
     ended: trio.Event = attrs.field(factory=trio.Event)
     refusal: Refused | None = None
 
@@ -130,6 +132,7 @@ class Note:
     weight: int
     is_waited_for: bool = False
     is_over: bool = False
+    party: None = None
 
     @property
     def topic(self) -> str:
@@ -147,69 +150,64 @@ Item = Post | Order | Note
 
 @attrs.define(eq=False)
 class Outgoing:
-    """The items that wait to be appended, in their order; their bytes, and the bytes of those that were
-    sent."""
+    """The items that wait to be appended, each party's in their order; their bytes, and the bytes of those
+    that were sent."""
 
     wake: Callable[[], None]
     """Called when there is something to append."""
-    waiting: int = 0
     submitted: int = 0
     orders: Counter[str] = attrs.field(init=False, factory=Counter)
     """Orders that are on their way, by topic."""
-    put: int = attrs.field(init=False, default=0)
-    """How many items there ever were; `taken`, how many of them wait no more."""
-    _queue: deque[Item] = attrs.field(init=False, factory=deque)
-    _room: trio.Event = attrs.field(init=False, factory=trio.Event)
+    noted: int = attrs.field(init=False, default=0)
+    """How many notes there ever were; `taken`, how many of them wait no more. They are taken in their order."""
+    taken: int = attrs.field(init=False, default=0)
+    items: Waiting[Item] = attrs.field(init=False, factory=Waiting)
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self.items)
 
     def __iter__(self) -> Iterator[Item]:
-        return iter(self._queue)
+        return iter(self.items)
 
     @property
-    def full(self) -> bool:
-        return self.waiting >= FULL_BYTES
-
-    async def wait_room(self) -> None:
-        await trio.lowlevel.checkpoint()
-        while self.full:
-            await self._room.wait()
+    def waiting(self) -> int:
+        return self.items.bytes
 
     def post(self, submission: Submission) -> None:
         submission.weigh()
         self.submitted += submission.count
         due = trio.current_time() + PUBLISH_SECONDS
-        self._put(Post(submission, due, submission.weight))
+        self._put(Post(submission, due, submission.weight), submission.topic)
 
     def order(self, flag: str, topic: str) -> Order:
         order = Order(flag, topic, trio.current_time() + PUBLISH_SECONDS)
         self.orders[topic] += 1
-        self._put(order)
+        self._put(order, topic)
         return order
 
     def note(self, draft: Draft, *, lasts: bool) -> None:
         """Have this written; `lasts`: however long that takes."""
         due = inf if lasts else trio.current_time() + PUBLISH_SECONDS
+        self.noted += 1
         self._put(Note(draft, due, len(draft.data) + len(draft.topic) + NOTE_BYTES))
 
-    @property
-    def taken(self) -> int:
-        return self.put - len(self._queue)
-
-    def _put(self, item: Item) -> None:
-        self.put += 1
-        self.waiting += item.weight
-        self._queue.append(item)
+    def _put(self, item: Item, topic: str = "") -> None:
+        self.items.put(item, topic)
         self.wake()
 
     def gather(self) -> tuple[list[Draft], list[Item]]:
         """Take as much as a batch may hold. No checkpoint."""
         drafts: list[Draft] = []
         items: list[Item] = []
-        size = 0
-        while self._queue and len(items) < BATCH_RUNS and size < BATCH_BYTES:
-            item = self._queue.popleft()
+        size = count = 0
+        while (
+            self.items
+            and len(items) < BATCH_RUNS
+            and count < BATCH_PUBLICATIONS
+            and size < BATCH_BYTES
+        ):
+            item = self.items.take()
+            self.taken += isinstance(item, Note)
             try:
                 draft = item.draft()
             except (ValueError, TypeError) as error:
@@ -217,33 +215,33 @@ class Outgoing:
                 self.note_over(item)
                 continue
             size += len(draft.data)
+            count += draft.count
             drafts.append(draft)
             items.append(item)
-        if self._queue:
+        if self.items:
             self.wake()
         return drafts, items
 
     def drop_notes(self) -> None:
         """Say nothing of what was said in the name of a node that is dead."""
-        notes = [item for item in self._queue if isinstance(item, Note)]
-        self._queue = deque([item for item in self._queue if not isinstance(item, Note)])
-        for item in notes:
+        for item in self._remove(lambda item: isinstance(item, Note)):
             self.note_over(item)
+
+    def _remove(self, goes: Callable[[Item], bool]) -> list[Item]:
+        gone = self.items.remove(goes)
+        self.taken += sum(isinstance(item, Note) for item in gone)
+        return gone
 
     def note_over(self, item: Item) -> None:
         """It is on its way no longer. Once: later calls do nothing."""
         if item.is_over:
             return
         item.is_over = True
-        was_full = self.full
-        self.waiting -= item.weight
+        self.items.over(item)
         if isinstance(item, Order):
             self.orders[item.topic] -= 1
             if not self.orders[item.topic]:
                 del self.orders[item.topic]
-        if was_full and not self.full:
-            room, self._room = self._room, trio.Event()
-            room.set()
 
     def refuse(self, item: Item, why: str) -> None:
         """Tell those who wait for it that it is not kept, or not known to be."""
@@ -252,8 +250,7 @@ class Outgoing:
 
     def refuse_all(self, why: str) -> None:
         """Give up all that was not sent."""
-        while self._queue:
-            item = self._queue.popleft()
+        for item in self._remove(lambda item: True):
             self.refuse(item, f"not kept: {why}")
             self.note_over(item)
 
@@ -261,9 +258,8 @@ class Outgoing:
         """Refuse the items that have waited for too long; whether there were any. Items that were sent stay
         on their way."""
         now = trio.current_time()
-        late = [item for item in self._queue if item.due <= now]
-        if late:
-            self._queue = deque([item for item in self._queue if item.due > now])
+        is_any = any(item.due <= now for item in self.items)
+        late = self._remove(lambda item: item.due <= now) if is_any else []
         for item in late:
             self.refuse(item, f"not kept: {why or 'it took too long'}")
             self.note_over(item)

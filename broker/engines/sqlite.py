@@ -41,7 +41,7 @@ from broker.core.history import History
 from broker.core.messages import Delivery, Fd, Position, Publication
 from broker.core.scopes import name_scope
 from broker.core.shares import text_bytes
-from broker.core.work import COMMAND, PUBLICATION, SLICE
+from broker.core.work import COMMAND, PUBLICATION, ROUND, Allowance
 from broker.engines.engine import (
     SUBMISSION_BYTES,
     Durability,
@@ -69,18 +69,10 @@ from broker.engines.records import (
     split,
 )
 from broker.engines.sqlite_file import LogFile, NotWritten, damaged
+from broker.engines.waiting import BATCH_BYTES, BATCH_PUBLICATIONS, LITTLE_BYTES, Waiting
 from broker.errors import ConfigError, ErrorCode, Refused
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
-
-BATCH_PUBLICATIONS: Final = 8192
-"""Publications in one commit: 20 ms of work to give them back, and twice as many are no faster."""
-
-BATCH_BYTES: Final = 4 * 2**20
-"""Bytes in one commit, for the same reason."""
-
-FULL_BYTES: Final = 4 * 2**20
-"""So much may wait for a commit until publishers wait, too: a full batch beside the one under way."""
 
 SPARE_BYTES: Final = 64 * 2**20
 """The log is cleaned when it is longer than this and twice what is kept: so all is written at most
@@ -111,6 +103,7 @@ class _Removal:
     refusal: Refused | None = None
     count: int = 0
     weight: int = SUBMISSION_BYTES
+    party: None = None
 
 
 @attrs.define(eq=False)
@@ -157,10 +150,9 @@ class SqliteEngine(Memory):
         self._wall_clock = wall_clock
         self._run_blocking = run_blocking
         self._spare_bytes = spare_bytes
-        self._queue: deque[Submission | _Removal] = deque()
-        # The publications that wait or are under way, by topic; and their bytes.
+        self._waiting: Waiting[Submission | _Removal] = Waiting()
+        # What waits or is under way, by topic.
         self._pending: dict[str, int] = {}
-        self._waiting = 0
         self._under_way: deque[Submission | _Removal] = deque()
         self._unwritten: dict[str, int] = {}
         self._changes = 0
@@ -171,7 +163,6 @@ class SqliteEngine(Memory):
         self._is_ending = False
         self._something = trio.Event()
         self._drained = trio.Event()
-        self._room = trio.Event()
         self._batches = self._submitted = 0
 
     # publishing
@@ -197,18 +188,14 @@ class SqliteEngine(Memory):
     def _put(self, item: Submission | _Removal) -> None:
         topic = item.topic
         self._pending[topic] = self._pending.get(topic, 0) + 1
-        self._waiting += item.weight
-        self._queue.append(item)
+        self._waiting.put(item, topic)
         self._something.set()
 
-    @property
-    def full(self) -> bool:
-        return self._waiting >= FULL_BYTES
+    def is_full(self, party: Allowance | None = None, size: int = LITTLE_BYTES) -> bool:
+        return self._waiting.is_full(party, size)
 
     async def wait_room(self) -> None:
-        await trio.lowlevel.checkpoint()
-        while self.full:
-            await self._room.wait()
+        await self._waiting.wait_room()
 
     # forgetting
 
@@ -224,7 +211,7 @@ class SqliteEngine(Memory):
 
     def forget(self, is_over: Callable[[str], bool]) -> None:
         over = set(self._store.forget(is_over))
-        for item in [*self._under_way, *self._queue]:
+        for item in [*self._under_way, *self._waiting]:
             if isinstance(item, Submission) and is_over(item.topic):
                 item.keep = False
                 over.add(item.topic)
@@ -233,7 +220,7 @@ class SqliteEngine(Memory):
 
     @property
     def bytes_held(self) -> int:
-        return super().bytes_held + self._waiting
+        return super().bytes_held + self._waiting.bytes
 
     # fds
 
@@ -260,7 +247,7 @@ class SqliteEngine(Memory):
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(
             self._store.statistics(),
-            waiting=self._waiting,
+            waiting=self._waiting.bytes,
             batches=self._batches,
             submitted=self._submitted,
             log_bytes=self._file.bytes,
@@ -281,14 +268,13 @@ class SqliteEngine(Memory):
                 except NotWritten as error:
                     await self._sit_out(error, sink)
         finally:
-            self._refuse([*self._under_way, *self._queue], sink, "the broker stops")
-            self._queue.clear()
+            self._refuse([*self._under_way, *self._waiting.clear()], sink, "the broker stops")
             self._drained.set()
 
     @property
     def _has_work(self) -> bool:
         return bool(
-            self._queue
+            self._waiting
             or self._unwritten
             or (self._cleaning is not None and not self._is_ending)
             or self._meta != self._file.meta
@@ -306,8 +292,8 @@ class SqliteEngine(Memory):
         """Take what waits, as much as a commit may hold. No checkpoint: it says what is true now."""
         items: deque[Submission | _Removal] = deque()
         count = size = 0
-        while self._queue and count < BATCH_PUBLICATIONS and size < BATCH_BYTES:
-            item = self._queue.popleft()
+        while self._waiting and count < BATCH_PUBLICATIONS and size < BATCH_BYTES:
+            item = self._waiting.take()
             items.append(item)
             size += item.weight
             count += item.count
@@ -353,7 +339,7 @@ class SqliteEngine(Memory):
     def _give_back_some(self, items: deque[Submission | _Removal], sink: Sink) -> None:
         """The same for as many as one step may take."""
         now, work, over = trio.current_time(), 0.0, []
-        while items and work < SLICE:
+        while items and work < ROUND:
             item = items[0]
             if isinstance(item, Submission):
                 work += self._deliver(item, sink, now)
@@ -384,7 +370,7 @@ class SqliteEngine(Memory):
 
     def _note_over(self, items: Sequence[Submission | _Removal]) -> None:
         """They are on their way no longer, and room for others."""
-        pending, was_full = self._pending, self.full
+        pending = self._pending
         for item in items:
             topic = item.topic
             left = pending[topic] - 1
@@ -392,10 +378,7 @@ class SqliteEngine(Memory):
                 pending[topic] = left
             else:
                 del pending[topic]
-            self._waiting -= item.weight
-        if was_full and not self.full:
-            self._room.set()
-            self._room = trio.Event()
+            self._waiting.over(item)
 
     # what fails
 
@@ -420,9 +403,8 @@ class SqliteEngine(Memory):
         self._cleaning = None
         log.error("engine_failing", file=str(self._file.path), reason=self._failing)
         while self._failing and not self._is_ending:
-            self._refuse([*self._under_way, *self._queue], sink, self._failing)
+            self._refuse([*self._under_way, *self._waiting.clear()], sink, self._failing)
             self._under_way = deque()
-            self._queue.clear()
             await self._wait_retry(sink)
             try:
                 await self._run_blocking(partial(self._file.append, b"", self._meta))
@@ -440,8 +422,7 @@ class SqliteEngine(Memory):
             self._something = trio.Event()
             with trio.move_on_at(due):
                 await self._something.wait()
-            self._refuse(list(self._queue), sink, self._failing)
-            self._queue.clear()
+            self._refuse(self._waiting.clear(), sink, self._failing)
 
     # epochs and cleaning
 

@@ -374,7 +374,7 @@ class Api:
         router, before = self._node.router, self._node.router.meter.done
         publish = read_plain(body)
         is_traced = router.spans is not None and is_sampled(traceparent)
-        if publish is None or is_traced or router.engine.full:
+        if publish is None or is_traced or router.engine.is_full():
             return None
         work = COMMAND + len(body) / 1024 * READ_KILOBYTE
         if share.may_do(work + router.weigh(publish.channel)):

@@ -8,11 +8,10 @@ Rules:
 
 1. Nothing here waits. The answer is handed to a function, so a client that has asked goes on with its
    other commands, and two that ask each other do not block each other.
-2. A client may be asked by any number of others, each a hundred times. So nothing is linear in the requests
-   that wait for one client, and those that end at once end a few at a time.
+2. A client may be asked by any number of others, each a hundred times. So no step is linear in the requests
+   that wait, and those that end at once end a few at a time.
 """
 
-import heapq
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +20,7 @@ from typing import Final, Protocol, TypeAlias
 
 import attrs
 
+from broker.core.lazy_heap import LazyHeap
 from broker.core.messages import ClientInfo, Fd, Publication
 from broker.core.names import direct_fd
 from broker.core.session import Phase, Subscription
@@ -80,8 +80,12 @@ class Requests:
     _of: dict[Fd, set[int]] = attrs.field(init=False, factory=dict)
     # How many of them each has asked.
     _asked: "Counter[Fd]" = attrs.field(init=False, factory=Counter)
-    _due: list[tuple[float, int]] = attrs.field(init=False, factory=list)
+    _due: LazyHeap[tuple[float, int]] = attrs.field(init=False)
     _last: int = attrs.field(init=False, default=0)
+
+    def __attrs_post_init__(self) -> None:
+        requests = self._requests
+        self._due = LazyHeap(lambda entry: entry[1] in requests)
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -93,7 +97,7 @@ class Requests:
 
     @property
     def deadlines(self) -> int:
-        """Deadlines that are remembered, of answered requests too: at most two a request, and 64."""
+        """Deadlines that are remembered, of answered requests too: at most three a request, and a hundred."""
         return len(self._due)
 
     def ask(
@@ -162,7 +166,7 @@ class Requests:
         for fd in {request.asker, request.responder}:
             self._of.setdefault(fd, set()).add(number)
         if due < inf:
-            heapq.heappush(self._due, (due, number))
+            self._due.push((due, number), len(self._requests))
 
     def _end(self, number: int, result: bytes | Refused) -> None:
         """Hand the result of another node to the asker."""
@@ -186,10 +190,7 @@ class Requests:
         if request is not None:
             if request.take_back is not None:
                 request.take_back()
-            # Those that were answered go when they outnumber the others: constant per request.
-            if len(self._due) > 2 * len(self._requests) + 64:
-                self._due = [entry for entry in self._due if entry[1] in self._requests]
-                heapq.heapify(self._due)
+            self._due.sweep(len(self._requests))
             self._asked[request.asker] -= 1
             if not self._asked[request.asker]:
                 del self._asked[request.asker]
@@ -222,10 +223,10 @@ class Requests:
         once a second."""
         meter = self.router.meter
         until = meter.done + work
-        while self._due and self._due[0][0] <= now:
+        while (first := self._due.first()) is not None and first[0] <= now:
             if meter.done >= until:
                 return True
-            _, number = heapq.heappop(self._due)
+            _, number = self._due.pop()
             request = self._requests.get(number)
             if request is not None:
                 self.forget(number)

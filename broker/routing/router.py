@@ -422,9 +422,10 @@ class Router:
         return PARCEL + work + _encoding_work(1, len(parcel.batches[0]), size)
 
     def _deliver(self, parcel: Parcel, recipients: Sequence[Recipient]) -> float:
-        """Deliver a parcel; return the work that is known only now: writes, and full outboxes."""
+        """Deliver a parcel; return the work of this step that is known only now, such as full outboxes. Its
+        publisher pays for that and for the writes."""
         office, meter = self.office, self.meter
-        before = meter.done
+        before, written = meter.done, office.written
         if len(recipients) <= NARROW:
             for recipient in recipients:
                 recipient.deliver(parcel)
@@ -437,7 +438,7 @@ class Router:
             meter.add(office.take_judged() * FULL)
         if parcel.report is not None:
             parcel.report.settle()
-        work = meter.done - before
+        work = meter.done - before - (office.written - written)
         if parcel.payer is not None:
             meter.charge(parcel.payer, before)
         return work
@@ -575,7 +576,7 @@ class Router:
         subscription = self.hub.unsubscribe(subscriber, name)
         if subscription is not None:
             self._emit_left(subscription, code, reason)
-            self.watchers.left(subscription, subscription.info)
+            self.watchers.left(subscription)
         return subscription
 
     def leave(self, peer: Peer, work: float = inf) -> None:
@@ -603,7 +604,7 @@ class Router:
         kept = [each for each in peer.subscriptions.values() if self.rights.keeps(peer, each)]
         lost = [name for name in peer.subscriptions if name not in {each.name for each in kept}]
         for subscription in kept:
-            self.watchers.left(subscription, before[subscription.name])
+            self.watchers.left_as(subscription, before[subscription.name])
             self.watchers.joined(subscription)
             if roster is not None:
                 roster.entered(subscription)
@@ -611,7 +612,7 @@ class Router:
             subscription = peer.subscriptions[name]
             self.hub.unsubscribe(peer, name)
             self._emit_left(subscription, UnsubscribeCode.SERVER, "other user")
-            self.watchers.left(subscription, before[name])
+            self.watchers.left_as(subscription, before[name])
         return lost
 
     def _emit_left(self, subscription: Subscription, code: int, reason: str) -> None:

@@ -231,7 +231,8 @@ class Rpc(Handler):
     def is_held(self, client: Client, command: Command) -> bool:
         assert command.rpc is not None
         if command.rpc.method == "publish":
-            return client.services.router.engine.full
+            size = len(command.rpc.data)
+            return client.services.router.engine.is_full(client.peer.allowance, size)
         return super().is_held(client, command)
 
     def act(self, client: Client, command: Command, answer: object) -> Result | None:

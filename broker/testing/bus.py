@@ -30,7 +30,7 @@ from broker.core.history import HistoryStore
 from broker.core.messages import Fd, Position
 from broker.core.names import PERSONAL
 from broker.core.session import Parcel
-from broker.core.work import SLICE
+from broker.core.work import SLICE, Allowance
 from broker.engines.cluster import BEAT_SECONDS, LEASE_SECONDS, Card, Cluster, Listener
 from broker.engines.engine import (
     Durability,
@@ -40,6 +40,7 @@ from broker.engines.engine import (
     Submission,
 )
 from broker.engines.memory import Memory
+from broker.engines.waiting import LITTLE_BYTES
 from broker.errors import ErrorCode, Refused
 
 FULL_BYTES: Final = 4 * 2**20
@@ -341,13 +342,12 @@ class BusEngine(Memory):
         self._open[submission] = size
         self._write(lambda bus: bus.publish(self, submission), size, submission)
 
-    @property
-    def full(self) -> bool:
+    def is_full(self, party: Allowance | None = None, size: int = LITTLE_BYTES) -> bool:
         return self._bytes > FULL_BYTES
 
     async def wait_room(self) -> None:
         self._written = trio.Event()
-        if self.full:
+        if self.is_full():
             await self._written.wait()
         else:
             await trio.lowlevel.checkpoint()

@@ -23,6 +23,7 @@ from broker.config.settings import TopicRules
 from broker.core.history import UnrecoverablePosition
 from broker.core.messages import ClientInfo, Delivery, Position, Publication, Series
 from broker.core.session import Parcel
+from broker.core.work import Allowance
 from broker.engines.engine import Engine, Key, Submission
 from broker.errors import Refused
 
@@ -90,6 +91,7 @@ class Witness:
         key: Key | None = None,
         info: ClientInfo | None = None,
         done: Callable[[Position | Refused | None], None] | None = None,
+        payer: Allowance | None = None,
     ) -> None:
         """Publish in a row; `done` is told once, at once or later. Raises `Refused` as the engine does."""
         engine = self.engine
@@ -97,7 +99,7 @@ class Witness:
         batch: Sequence[Publication] = [Publication(topic, each, info) for each in data]
         if len(data) > 1:  # as the router does
             batch = Series(topic, data, info)
-        parcel = Parcel(topic, "close", [batch])
+        parcel = Parcel(topic, "close", [batch], payer=payer)
         answer = done or self.answers.append
 
         def tell(position: Position | Refused | None) -> None:
@@ -333,10 +335,10 @@ async def check_room(open_engine: OpenEngine) -> None:
         witness = Witness(engine)
         async with engine.running(witness):
             said = 0
-            while not engine.full and said < 200:
+            while not engine.is_full() and said < 200:
                 witness.publish("a", bytes(2**16))
                 said += 1
-            while engine.full:
+            while engine.is_full():
                 await engine.wait_room()
             await witness.published("a", b"last")
             assert len(witness.delivered["a"]) == said + 1

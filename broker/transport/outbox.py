@@ -426,6 +426,7 @@ class Outbox(_Hot):
         self.sealed = True
         self._on_slow = self._on_broken = _nothing
         self._on_drop = _nothing_dropped
+        self._start_writer = _nothing_written
         self._fileno = -1
         self._marks = None
         self.mail.clear()
@@ -879,6 +880,10 @@ class _ShownMail(list[Run]):
 
 
 def _nothing() -> None:
+    pass
+
+
+def _nothing_written(writer: Writer) -> None:
     pass
 
 

@@ -64,6 +64,8 @@ class PostOffice:
         """Of all runs that this office delivers; its outboxes enter in it what is offered."""
         self.meter: Meter = Meter()
         """The writes that a delivery causes are added to it."""
+        self.written: float = 0.0
+        """Work of all these, which is done in a later step than the delivery."""
         self.before_round: Callable[[], None] = _nothing
         """Called at the start of each round: the last chance to deliver something with it."""
         self.judged: int = 0
@@ -103,6 +105,7 @@ class PostOffice:
             if self._has_streams:
                 writes = sum([outbox.writes for outbox in ready[known:]])
             self.meter.done += writes * WRITE
+            self.written += writes * WRITE
         if full:
             self._judge(full)
         return count

@@ -56,3 +56,25 @@ def test_no_push_looks_at_more_than_a_few_entries() -> None:
         heap.push((number % 1000, number), 1000)
         assert looked <= SWEPT
     assert len(heap) <= 3 * 1000 + 100
+
+
+def test_entries_that_cease_to_count_with_no_push_are_swept_away() -> None:
+    counting = set(range(10_000))
+    looked = 0
+
+    def counts(entry: tuple[int]) -> bool:
+        nonlocal looked
+        looked += 1
+        return entry[0] in counting
+
+    heap = LazyHeap(counts)
+    for number in range(10_000):
+        heap.push((number,), len(counting))
+    order = list(counting)
+    random.Random(3).shuffle(order)
+    for number in order:
+        counting.remove(number)
+        looked = 0
+        heap.sweep(len(counting))
+        assert looked <= SWEPT
+        assert len(heap) <= 3 * len(counting) + 100

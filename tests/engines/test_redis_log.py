@@ -8,12 +8,14 @@ import attrs
 import pytest
 import structlog.testing
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from broker.config.engine_url import RedisUrl
 from broker.engines.redis_link import Link
 from broker.engines.redis_log import Draft, Flight, Logged, SharedLog
 from broker.engines.redis_scripts import FORMAT
 from broker.engines.redis_wire import Script, Wire
+from broker.engines.waiting import BATCH_PUBLICATIONS
 
 LIFE = "life-1"
 
@@ -157,3 +159,41 @@ async def test_what_was_applied_is_not_sent_again_and_all_behind_it_is() -> None
     await log.attach(link_to(7, done=2))
     assert [flight.is_answered for flight in log.flights] == [True, True, False]
     assert log.written == 2
+
+
+@attrs.define(eq=False)
+class Busy(Reader):
+    """It has ten batches to say, one after the other."""
+
+    log: SharedLog | None = None
+    left: int = 10
+
+    def gather(self) -> tuple[Sequence[Draft], Sequence[object]]:
+        assert self.log is not None
+        self.left -= 1
+        if self.left:
+            self.log.wake()
+        return [Draft("k", "t", count=BATCH_PUBLICATIONS)], [object()]
+
+
+async def test_no_more_is_appended_while_much_has_yet_to_be_read_back() -> None:
+    log = SharedLog(RedisUrl(), "broker", "me", 0)
+    log.reader = Busy(log=log)
+    wire = Answering([0, LIFE.encode(), 7])
+    log._server_lineage = LIFE
+
+    async def sent() -> int:
+        await wait_all_tasks_blocked()
+        return log.batches
+
+    async with trio.open_nursery() as nursery:
+        log.wake()
+        nursery.start_soon(log._write, Link(wire, wire, wire))
+        assert await sent() == 2
+        log._flights.popleft()  # it is read back
+        log._note_moved()
+        assert await sent() == 3
+        log._flights[0].is_given_up = True  # nobody knows whether it ever will be
+        log._note_moved()
+        assert await sent() == 4
+        nursery.cancel_scope.cancel()

@@ -7,14 +7,15 @@ from broker import Refused
 from broker.config.settings import TopicRules
 from broker.core.messages import Position, Publication
 from broker.core.session import Parcel
+from broker.core.work import Allowance
 from broker.engines.engine import Submission
 from broker.engines.redis_log import Draft, Flight
 from broker.engines.redis_outgoing import (
     BATCH_RUNS,
-    FULL_BYTES,
     PUBLISH_SECONDS,
     Outgoing,
 )
+from broker.engines.waiting import BATCH_BYTES, BATCH_PUBLICATIONS, FULL_BYTES
 
 Answer = Position | Refused | None
 
@@ -37,7 +38,7 @@ async def test_all_is_taken_in_the_order_in_which_it_was_said(autojump_clock: Mo
     assert woken == ["woken"] * 3
     drafts, taken = items.gather()
     assert [draft.topic for draft in drafts] == ["a", "node", "a"]
-    assert (len(taken), len(items), items.taken, items.submitted) == (3, 0, 3, 1)
+    assert (len(taken), len(items), items.taken, items.submitted) == (3, 0, 1, 1)
 
 
 async def test_more_than_a_batch_holds_waits_for_the_next(autojump_clock: MockClock) -> None:
@@ -49,14 +50,37 @@ async def test_more_than_a_batch_holds_waits_for_the_next(autojump_clock: MockCl
     assert woken == ["woken"], "there was more"
 
 
+async def test_who_publishes_one_is_in_the_next_batch_whatever_another_has_put(
+    autojump_clock: MockClock,
+) -> None:
+    items, _ = outgoing()
+    for number in range(50):
+        flood = submission([], BATCH_BYTES, topic=f"t{number}")
+        flood.parcel.payer = Allowance()
+        items.post(flood)
+    one = submission([], topic="one")
+    one.parcel.payer = Allowance()
+    items.gather()
+    items.post(one)
+    assert "one" in [draft.topic for draft in items.gather()[0]]
+
+
+async def test_a_batch_has_a_bound_in_publications(autojump_clock: MockClock) -> None:
+    items, _ = outgoing()
+    for _ in range(3):
+        batch = [Publication("t", b"1")] * BATCH_PUBLICATIONS
+        items.post(Submission(Parcel("t", "close", [batch]), TopicRules()))
+    assert len(items.gather()[0]) == 1
+
+
 async def test_who_waits_for_room_goes_on_when_enough_is_over(autojump_clock: MockClock) -> None:
     items, _ = outgoing()
     items.post(submission([], FULL_BYTES))
-    assert items.full
+    assert items.items.is_full()
     goes_on: list[float] = []
 
     async def wait() -> None:
-        await items.wait_room()
+        await items.items.wait_room()
         goes_on.append(trio.current_time())
 
     began = trio.current_time()

@@ -16,11 +16,12 @@ from broker.config.engine_url import parse_engine_url
 from broker.config.settings import TopicRules
 from broker.core.messages import ClientInfo, Position, Publication
 from broker.core.session import Parcel
-from broker.core.work import SLICE
+from broker.core.work import ROUND, Allowance
 from broker.engines.engine import Key, Submission
 from broker.engines.records import Meta
-from broker.engines.sqlite import FULL_BYTES, SqliteEngine, open_sqlite
+from broker.engines.sqlite import SqliteEngine, open_sqlite
 from broker.engines.sqlite_file import LogFile
+from broker.engines.waiting import BATCH_BYTES, FULL_BYTES
 from broker.errors import Refused
 from broker.testing import Witness, wait_in_line
 from broker.testing.engines import NO_HISTORY, kept
@@ -86,7 +87,7 @@ async def test_it_is_full_when_4_mib_wait_and_tells_who_waits_for_room(
     async with opened(path, disk=disk) as (engine, witness):
         disk.hold()
         said = 0
-        while not engine.full:
+        while not engine.is_full():
             witness.publish("a", bytes(2**18))
             said += 1
         assert said == FULL_BYTES // 2**18
@@ -96,6 +97,27 @@ async def test_it_is_full_when_4_mib_wait_and_tells_who_waits_for_room(
             assert engine.statistics().waiting >= FULL_BYTES
             disk.release()
         assert engine.statistics().waiting < FULL_BYTES
+
+
+async def test_a_publication_waits_for_a_commit_and_its_own_and_not_for_a_flood(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    disk = Disk()
+    async with opened(path, disk=disk) as (engine, witness):
+        disk.hold()
+        flooder, bystander = Allowance(), Allowance()
+        before: list[int] = []
+        witness.listeners["a"] = [lambda _: before.append(len(witness.delivered["flood"]))]
+        large = bytes(BATCH_BYTES // 4)
+        while not engine.is_full(flooder):
+            witness.publish("flood", large, payer=flooder)
+        await wait_all_tasks_blocked()  # one batch is under way
+        assert not engine.is_full(bystander, 1)
+        witness.publish("a", b"1", payer=bystander)
+        disk.release()
+        await witness.published("flood", b"last", payer=flooder)
+        assert before == [4], "those that were under way"
+        assert len(witness.delivered["flood"]) == FULL_BYTES // len(large) + 1
 
 
 async def test_a_stop_keeps_what_was_submitted_and_refuses_what_the_disk_does_not_take(
@@ -125,7 +147,7 @@ async def test_others_have_their_turn_while_a_large_batch_is_given_back(
         def deliver(self, parcel: Parcel, *, retain: bool) -> float:
             super().deliver(parcel, retain=retain)
             seen.append("deliver")
-            return SLICE
+            return ROUND
 
     seen: list[str] = []
     disk = Disk()

@@ -16,10 +16,12 @@ import sys
 import time
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import get_args
 
 from tests.hostile import (  # noqa: F401
     bombs,
     combined,
+    engines,
     floods,
     frames,
     heads,
@@ -29,9 +31,9 @@ from tests.hostile import (  # noqa: F401
     slow,
 )
 from tests.hostile.aloud import run_aloud
-from tests.hostile.field import TABLE, Input
+from tests.hostile.field import TABLE, Input, can_stand_on, stood_on
 from tests.hostile.judge import Verdict, as_record
-from tests.hostile.target import BROKER_CORE, LOAD_CORE
+from tests.hostile.target import BROKER_CORE, LOAD_CORE, Ground
 
 FILES = 4096
 """Open files that an attack with a thousand peers needs."""
@@ -40,6 +42,8 @@ FILES = 4096
 def main() -> int:
     options = _options()
     chosen = [entry for entry in TABLE if _is_chosen(entry, options)]
+    if options.on != "memory":
+        chosen = [stood_on(entry, options.on) for entry in chosen if can_stand_on(entry)]
     if options.list:
         for entry in chosen:
             print(f"{entry.name:50} {' or '.join(entry.should):40} {entry.source}")
@@ -87,6 +91,9 @@ def _options() -> argparse.Namespace:
         "--only", nargs="+", metavar="PATTERN", help="inputs of such a name, as in 'head/*'"
     )
     parser.add_argument("--quick", action="store_true", help="those that take less than a second")
+    parser.add_argument(
+        "--on", choices=get_args(Ground), default="memory", help="an engine, two nodes, or workers"
+    )
     parser.add_argument("--once", action="store_true", help="no second try for what fails")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there")
     return parser.parse_args()

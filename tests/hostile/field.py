@@ -14,7 +14,7 @@ import attrs
 import msgspec
 import trio
 
-from tests.hostile.target import API_KEY, Sample, Setup, Target
+from tests.hostile.target import API_KEY, Ground, Sample, Setup, Target
 from tests.hostile.wire import (
     Ended,
     Json,
@@ -91,6 +91,19 @@ class Bounds(TypedDict, total=False):
 
 
 TABLE: Final[list[Input]] = []
+
+
+def can_stand_on(entry: Input) -> bool:
+    """Whether an input says as much of a broker that stands elsewhere than on memory: not where it is about
+    its process, or has chosen."""
+    setup = entry.setup
+    of_process = setup.files or setup.disk_bytes or setup.cgroup_bytes or setup.stderr != "file"
+    return not (of_process or entry.finale or entry.control or setup.ground != "memory")
+
+
+def stood_on(entry: Input, ground: Ground) -> Input:
+    """The same input for a broker that stands there."""
+    return attrs.evolve(entry, setup=attrs.evolve(entry.setup, ground=ground))
 
 
 def add(entry: Input) -> None:

@@ -38,7 +38,7 @@ async def _open_stage(setup: Setup) -> AsyncGenerator[_Stage]:
         target = Target(setup, Path(scratch))
         try:
             await target.wait_served()
-            async with open_pair(target.address, setup.connect) as pair:
+            async with open_pair(target.bystanders, setup.connect) as pair:
                 await trio.sleep(3 * PAUSE)  # imports of a first request, and the pair's own start
                 yield _Stage(target, pair)
         finally:

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 import attrs
 import trio
 import trustme
 
+from broker.cli.private_redis import find_program
 from tests.hostile.wire import Address, Tcp, Unix
 
 ROOT: Final = Path(__file__).parents[2]
@@ -29,6 +30,7 @@ LOAD_CORE: Final = CORES[-1]
 
 API_KEY: Final = "hostile-key"
 SECRET: Final = "a secret of more than thirty-two bytes, for tests"
+WORKERS: Final = 2
 START_SECONDS: Final = float(os.environ.get("HOSTILE_START_SECONDS", "60"))
 """Until a broker that does not serve counts as dead; an import takes half a second, and twenty where
 others have the machine."""
@@ -56,6 +58,10 @@ os.execv(sys.argv[5], sys.argv[5:])
 nothing of Python's is safe. The first line (prctl(2), PR_SET_PDEATHSIG, SIGKILL) has it end with us,
 however we end."""
 
+
+Ground: TypeAlias = Literal["memory", "sqlite", "redis", "nodes", "workers"]
+"""Where a broker stands: on an engine; `nodes` is two of them on one Redis, of which the bystanders are on the one
+that nobody attacks; `workers` is two on one port."""
 
 _STARTER: Final = ThreadPoolExecutor(1)
 
@@ -106,6 +112,7 @@ class Setup:
     variables `{disk}` is its directory."""
     cgroup_bytes: int = 0
     """The memory that the system grants it (Linux, root: a cgroup); 0: all."""
+    ground: Ground = "memory"
 
 
 @attrs.frozen
@@ -146,20 +153,46 @@ class Target:
             self.config_file.write_text(setup.toml)
             options += ["--config", str(self.config_file)]
         options += setup.options  # the last of two counts
-        app = [setup.app] if setup.app else []
         self._read = 0
-        self._backend, questions = _start_backend(setup.backend)
-        self.process = start_process(
+        self._backend, self._questions = _start_backend(setup.backend)
+        self.store: subprocess.Popen[bytes] | None = None
+        if setup.ground in ("redis", "nodes"):
+            self.store = _start_redis(scratch)
+        options += self._ground_options()
+        self.process = self._start(options, BROKER_CORE, self.log_file)
+        self.bystanders = self.address
+        """Where these connect to."""
+        self._neighbour: subprocess.Popen[bytes] | None = None
+        if setup.ground == "nodes":
+            assert isinstance(self.address, Tcp), "two nodes have two ports"
+            self.bystanders = attrs.evolve(self.address, port=_free_port())
+            options += ["--port", str(self.bystanders.port)]
+            log_file = self.log_file.with_name("stderr-2")
+            self._neighbour = self._start(options, LOAD_CORE, log_file)
+
+    def _ground_options(self) -> list[str]:
+        if self.setup.ground == "sqlite":
+            return ["--engine", f"sqlite:{self.scratch}/broker.db"]
+        if self.setup.ground == "workers":
+            return ["--workers", str(WORKERS)]
+        return ["--engine", f"redis+unix://{self.scratch}/redis.sock"] if self.store else []
+
+    def _start(
+        self, options: Sequence[str], core: int, log_file: Path
+    ) -> "subprocess.Popen[bytes]":
+        setup = self.setup
+        app = [setup.app] if setup.app else []
+        return start_process(
             [
-                *(sys.executable, "-c", LAUNCH, str(BROKER_CORE), str(setup.files), setup.stderr),
+                *(sys.executable, "-c", LAUNCH, str(core), str(setup.files), setup.stderr),
                 str(self._cgroup or ""),
                 *(sys.executable, "-m", "broker", "serve", *app, *options),
             ],
             cwd=ROOT,
-            env={**os.environ, "BROKER_API_KEY": API_KEY, **questions, **self._variables()},
+            env={**os.environ, "BROKER_API_KEY": API_KEY, **self._questions, **self._variables()},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE if setup.stderr == "pipe" else self.log_file.open("wb"),
+            stderr=subprocess.PIPE if setup.stderr == "pipe" else log_file.open("wb"),
         )
 
     def _variables(self) -> dict[str, str]:
@@ -197,6 +230,11 @@ class Target:
             return "runs on"
         return f"exit {status}" if status >= 0 else f"signal {-status}"
 
+    def signal_store(self, number: signal.Signals) -> None:
+        """Stop or go on: the Redis of ground `redis` and `nodes`."""
+        assert self.store is not None, "there is no Redis of its own"
+        self.store.send_signal(number)
+
     def signal_backend(self, number: signal.Signals) -> None:
         if self._backend is not None:
             self._backend.send_signal(number)
@@ -205,7 +243,7 @@ class Target:
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        for process in (self.process, self._backend):
+        for process in (self.process, self._neighbour, self._backend, self.store):
             if process is not None:
                 process.kill()
                 process.wait()
@@ -227,7 +265,7 @@ class Target:
     def api(self, method: str, **params: object) -> dict[str, object]:
         """Call the HTTP API; blocks for 2 s at most. Raises `OSError`, `HTTPException`, or
         `ValueError` where what comes is no JSON."""
-        connection = self._connection()
+        connection = _Connection(self.address)
         try:
             body = json.dumps(params)
             connection.request("POST", f"/api/{method}", body, {"X-API-Key": API_KEY})
@@ -237,42 +275,54 @@ class Target:
             connection.close()
 
     def clients(self) -> int:
-        """Connections that the broker has; -1 where it does not say."""
+        """Connections that the broker has, all nodes together; -1 where it does not say."""
         try:
             answer = self.api("info")
-            (node,) = answer["result"]["nodes"]  # type: ignore[index]
-            return int(node["num_clients"])
+            nodes = answer["result"]["nodes"]  # type: ignore[index]
+            return sum(int(node["num_clients"]) for node in nodes)
         except (OSError, http.client.HTTPException, ValueError, KeyError):
             return -1
 
+    def _pids(self) -> list[int]:
+        """The processes that are the broker; the supervisor of workers is one of them."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        pids = [self.pid, *([self._neighbour.pid] if self._neighbour else [])]
+        if self.setup.ground == "workers":
+            with suppress(OSError):
+                ours = Path(f"/proc/{self.pid}/exe").readlink()
+                pids += [
+                    pid
+                    for pid in map(int, children.read_text().split())
+                    if Path(f"/proc/{pid}/exe").readlink() == ours
+                ]
+        return pids
+
     def sample(self) -> Sample:
-        """Measure the process now. Raises `ProcessLookupError` when it has ended."""
-        proc = Path(f"/proc/{self.pid}")
-        try:
-            status = dict(_status_lines(proc))
-            files = len(list((proc / "fd").iterdir()))
-            fields = (proc / "stat").read_text().rpartition(")")[2].split()
-        except FileNotFoundError:
-            raise ProcessLookupError(self.pid) from None
-        if "VmRSS" not in status:  # a zombie
-            raise ProcessLookupError(self.pid)
-        cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Measure the processes now, all together. Raises `ProcessLookupError` when one has ended."""
+        each = [_sample_of(pid) for pid in self._pids()]
+        # Workers share a core: it is not others who keep them waiting.
+        waited = 0.0 if self.setup.ground == "workers" else waited_of(self.pid)
         return Sample(
-            _bytes(status["VmRSS"]), files, int(status["Threads"]), cpu, waited_of(self.pid)
+            sum(one.rss for one in each),
+            sum(one.files for one in each),
+            sum(one.threads for one in each),
+            sum(one.cpu for one in each),
+            waited,
         )
 
     def reset_peak(self) -> None:
         """Begin to look for the peak of RSS anew (proc(5), clear_refs 5)."""
         with suppress(OSError):
-            Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+            for pid in self._pids():
+                Path(f"/proc/{pid}/clear_refs").write_text("5")
 
     def peak(self) -> int:
-        """The most RSS since `reset_peak`, in bytes; 0 when the process has ended."""
+        """The most RSS since `reset_peak`, in bytes, of each process by itself; 0 when one has ended."""
         try:
-            status = dict(_status_lines(Path(f"/proc/{self.pid}")))
+            each = [dict(_status_lines(Path(f"/proc/{pid}"))) for pid in self._pids()]
         except OSError:
             return 0
-        return _bytes(status["VmHWM"]) if "VmHWM" in status else 0
+        return sum(_bytes(status.get("VmHWM", "0 kB")) for status in each)
 
     def log_lines(self) -> list[str]:
         """The log since it was last asked."""
@@ -284,18 +334,8 @@ class Target:
             self._read = file.tell()
         return lines.splitlines()
 
-    def _connection(self) -> http.client.HTTPConnection:
-        return _Connection(self.address)
-
     def _is_healthy(self) -> bool:
-        connection = self._connection()
-        try:
-            connection.request("GET", "/healthz")
-            return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+        return all(map(_is_healthy, {self.address, self.bystanders}))
 
 
 class _Connection(http.client.HTTPConnection):
@@ -305,6 +345,17 @@ class _Connection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = dial(self._address, 2.0)
+
+
+def _is_healthy(address: Address) -> bool:
+    connection = _Connection(address)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def dial(address: Address, seconds: float) -> socket.socket:
@@ -321,6 +372,20 @@ def dial(address: Address, seconds: float) -> socket.socket:
         return sock
     context = ssl.create_default_context(cafile=address.ca)
     return context.wrap_socket(sock, server_hostname="localhost")
+
+
+def _sample_of(pid: int) -> Sample:
+    proc = Path(f"/proc/{pid}")
+    try:
+        status = dict(_status_lines(proc))
+        files = len(list((proc / "fd").iterdir()))
+        fields = (proc / "stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        raise ProcessLookupError(pid) from None
+    if "VmRSS" not in status:  # a zombie
+        raise ProcessLookupError(pid)
+    cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return Sample(_bytes(status["VmRSS"]), files, int(status["Threads"]), cpu, waited_of(pid))
 
 
 def waited_of(pid: int) -> float:
@@ -362,6 +427,22 @@ def _make_cgroup(size: int) -> Path:
     group = Path(tempfile.mkdtemp(prefix="hostile-", dir=root))
     (group / name).write_text(str(size))
     return group
+
+
+def _start_redis(scratch: Path) -> "subprocess.Popen[bytes]":
+    """A Redis for one broker, on the core of the load and before it in line."""
+    program = find_program()
+    assert program is not None, "no valkey-server or redis-server is here"
+    options = ["--port", "0", "--unixsocket", f"{scratch}/redis.sock", "--save", ""]
+    return start_process(
+        [
+            *(sys.executable, "-c", LAUNCH, str(LOAD_CORE), "0", "file", ""),
+            *(program, *options, "--appendonly", "no", "--dir", str(scratch)),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def _start_backend(

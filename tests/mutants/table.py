@@ -427,8 +427,8 @@ DEADLINES: Final = (
     Mutant(
         "a request that is never answered",
         "broker/routing/requests.py",
-        "        while self._due and self._due[0][0] <= now:\n",
-        "        while self._due and self._due[0][0] <= now - 1000:\n",
+        "        while (first := self._due.first()) is not None and first[0] <= now:\n",
+        "        while (first := self._due.first()) is not None and first[0] <= now - 1000:\n",
         ("tests/routing/test_requests.py::test_a_request_fails_when_its_time_is_over",),
     ),
     Mutant(
@@ -826,6 +826,34 @@ RIGHTS: Final = (
         ),
     ),
     Mutant(
+        "a hook's yes to one user is a yes to the next",
+        "broker/session/questions.py",
+        "self.failure is None and self.asked_as != self.client.peer.user\n",
+        "self.failure is None and self.asked_as is None\n",
+        (
+            "tests/test_rights_at_the_act.py::test_a_hooks_yes_is_for_the_user_that_it_was_asked_about",
+        ),
+    ),
+    Mutant(
+        "ready JSON that is none goes out",
+        "broker/core/values.py",
+        "        one_text(bytes(value))\n        return\n",
+        "        return\n",
+        (
+            "tests/core/test_values.py::test_ready_json_that_is_none_is_found",
+            "tests/test_payloads.py::test_what_is_no_json_never_goes_out_as_json",
+        ),
+    ),
+    Mutant(
+        "a token that has expired while a hook was asked is as good",
+        "broker/session/expiry.py",
+        "    if isinstance(exp, int | float) and exp <= tokens.now()",
+        "    if isinstance(exp, str) and 0 <= tokens.now()",
+        (
+            "tests/session/test_expiry.py::test_a_token_that_expires_while_a_hook_is_asked_has_expired",
+        ),
+    ),
+    Mutant(
         "a reply of one who was not asked",
         "broker/routing/requests.py",
         "        if request is None or request.responder != responder:\n",
@@ -929,6 +957,58 @@ RIGHTS: Final = (
 """Who may do what."""
 
 BUDGETS: Final = (
+    Mutant(
+        "of what an engine gives back each publication is a round of writes",
+        "broker/routing/router.py",
+        "        work = meter.done - before - (office.written - written)\n",
+        "        work = meter.done - before\n",
+        (
+            "tests/routing/test_router.py::test_the_work_of_a_step_is_told_without_the_writes_that_come_later",
+        ),
+    ),
+    Mutant(
+        "deadlines of answered requests stay until their time",
+        "broker/routing/requests.py",
+        "            self._due.sweep(len(self._requests))\n",
+        "",
+        (
+            "tests/routing/test_requests.py::test_deadlines_of_answered_requests_are_swept_away_a_few_at_a_time",
+        ),
+    ),
+    Mutant(
+        "who publishes one waits for all that others have put",
+        "broker/engines/waiting.py",
+        "        self._queue.put(item, weight, party, topic)\n",
+        "        self._queue.put(item, weight, None, topic)\n",
+        (
+            "tests/engines/test_sqlite.py::test_a_publication_waits_for_a_commit_and_its_own_and_not_for_a_flood",
+        ),
+    ),
+    Mutant(
+        "who has little on its way waits for room",
+        "broker/engines/waiting.py",
+        "        return self.bytes >= FULL_BYTES and self._of.get(party, 0) + size > LITTLE_BYTES\n",
+        "        return self.bytes >= FULL_BYTES\n",
+        (
+            "tests/engines/test_waiting.py::test_who_has_little_on_its_way_finds_room_where_others_have_filled_it",
+        ),
+    ),
+    Mutant(
+        "a line that comes back begins where it was",
+        "broker/core/fair_queue.py",
+        "            line.given = max(line.given, self._now)\n",
+        "            pass\n",
+        ("tests/core/test_fair_queue.py::test_who_comes_late_has_saved_up_nothing",),
+    ),
+    Mutant(
+        "any amount waits in Redis in no order but its own",
+        "broker/engines/redis_log.py",
+        "            while self._leaves_much_unread():\n",
+        "            while False:\n",
+        (
+            "tests/engines/test_redis_log.py::test_no_more_is_appended_while_much_has_yet_to_be_read_back",
+        ),
+    ),
     Mutant(
         "close to the limit anybody gets more",
         "broker/core/memory.py",
@@ -1142,12 +1222,8 @@ ENGINES: Final = (
     Mutant(
         "what comes while the disk fails is not refused",
         "broker/engines/sqlite.py",
-        """            self._refuse(list(self._queue), sink, self._failing)
-            self._queue.clear()
-""",
-        """            self._refuse([], sink, self._failing)
-            self._queue.clear()
-""",
+        "            self._refuse(self._waiting.clear(), sink, self._failing)\n",
+        "            self._waiting.clear()\n",
         (
             "tests/engines/test_sqlite.py::test_what_was_let_in_before_the_disk_failed_and_is_submitted_later_is_refused",
         ),

@@ -12,6 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from broker import (
     Refused,
 )
+from broker.core.lazy_heap import SWEPT
 from broker.core.session import Decider
 from broker.core.work import ANSWERED
 from broker.protocols.plain import PLAIN
@@ -426,6 +427,21 @@ async def test_requests_that_end_together_end_a_few_at_a_time() -> None:
     assert not requests.has(responder.fd)
     assert not requests.expire(6.0, 10 * ANSWERED)
     assert len(ends) == 30
+
+
+async def test_deadlines_of_answered_requests_are_swept_away_a_few_at_a_time() -> None:
+    router = make_router()
+    requests, responder = Requests(router), attach(router)
+    numbers = [
+        requests.ask(f"fd:{responder.fd}", b"1", None, lambda result: None, due=5.0)
+        for _ in range(1000)
+    ]
+    for number in numbers:
+        before = requests.deadlines
+        requests.reply(responder.fd, number, b"1")
+        assert before - requests.deadlines <= SWEPT
+        assert requests.deadlines <= 3 * len(requests) + 100
+    assert requests.deadlines < 100
 
 
 async def test_to_ask_costs_the_same_however_many_wait_for_the_asker() -> None:

@@ -521,6 +521,17 @@ async def test_an_outbox_that_holds_something_by_then_needs_no_other_write() -> 
     assert alone - together == pytest.approx(60 * WRITE)
 
 
+async def test_the_work_of_a_step_is_told_without_the_writes_that_come_later() -> None:
+    router = make_router()
+    for _ in range(100):
+        listen(router, "a")
+    parcels = [Parcel("a", "close", [[Publication("a", b"1")]]) for _ in "12"]
+    before = router.meter.done
+    first, second = [router.fan_out(parcel, retain=False) for parcel in parcels]
+    assert first == pytest.approx(second)
+    assert router.meter.done - before == pytest.approx(100 * WRITE)
+
+
 @pytest.mark.parametrize("patterns", [0, 4])
 async def test_a_full_outbox_is_charged_once_however_often_a_fan_out_reaches_it(
     patterns: int,
