@@ -174,8 +174,9 @@ class Publisher:
 
     def forget(self, by: Session) -> None:
         """Forget the keys of a client that has gone, if they were its connection's own."""
-        if not by.user:
-            self.router.engine.keys.forget(owner_of(by.info))
+        keys = self.router.engine.keys
+        if not by.user and keys.bytes_held:
+            keys.forget(owner_of(by.info))
 
     def _publish(
         self,

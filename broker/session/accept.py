@@ -51,6 +51,9 @@ from broker.transport.sockets import (
     tls_fault,
 )
 
+STREAM: Final = "broker.session.accept.serve_connection"
+"""The name of the task that serves a stream, which Trio would else make anew for each."""
+
 HEALTH: Final = ("/healthz", "/readyz")
 """Routes that need no `path_prefix`: a watcher of a process asks that process."""
 
@@ -94,6 +97,7 @@ async def _receive(
 ) -> ServedConnection | None:
     """Read request heads and see to each; a connection if one asks for it and may have it."""
     connection, answer = None, b""
+    assert guest.scope is not None, "it is no connection yet"
     with guest.scope:
         try:
             connection = await _see_to_requests(services, stream, address, guest, is_private)

@@ -100,7 +100,8 @@ class Guest:
     """One accepted stream. `gave_way` once its place was given to another: `scope` is cancelled."""
 
     holds_file: bool
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    scope: trio.CancelScope | None = attrs.field(factory=trio.CancelScope)
+    """Around all that is done for it; None of a connection, which gives way to nobody."""
     stage: Stage = Stage.SILENT
     gave_way: bool = False
 
@@ -118,8 +119,8 @@ class Admission:
     settings: Settings
     file_limit: Callable[[], int] = file_limit
     capacity: Capacity = attrs.field(init=False)
-    """By the settings of now, and the limit on files that held when the last stream came: the system may
-    change it any time."""
+    """By the settings of now, and the limit on open files as it was when it was last asked whether there is room
+    for more: the system may change it any time."""
     _guests: dict[Stage, dict[Guest, None]] = attrs.field(init=False)
     _by_stream: dict[trio.abc.Stream, Guest] = attrs.field(init=False, factory=dict)
     _files: int = attrs.field(init=False, default=0)
@@ -149,7 +150,6 @@ class Admission:
 
     def welcome(self, stream: trio.abc.Stream) -> Guest:
         """Give a place to an accepted stream, until `see_off`. Another may have to give way."""
-        self._count_places()
         guest = Guest(holds_file=socket_below(stream) is not None)
         self._by_stream[stream] = guest
         self._enter(guest, Stage.SILENT)
@@ -159,6 +159,8 @@ class Admission:
 
     def has_room(self, streams: int) -> bool:
         """Whether so many streams more may come, and nobody has to give way."""
+        if streams:
+            self._count_places()  # once for all of them: it is a system call
         guests = self.count() - len(self._guests[Stage.CONNECTED])
         capacity = self.capacity
         return guests + streams <= capacity.guests and self._files + streams <= capacity.files
@@ -209,6 +211,7 @@ class Admission:
         if guest.gave_way:
             raise HeadError(503, "too many connections")
         self._move(guest, Stage.CONNECTED)
+        guest.scope = None
 
     def warning(self) -> str | None:
         """Say in one line that `max_connections` is more than there are files for; None if not."""
@@ -246,4 +249,5 @@ class Admission:
         # Its file is closed within a tick; until then the broker's own reserve bears it.
         self._leave(guest)
         guest.gave_way = True
-        guest.scope.cancel()
+        if guest.scope is not None:
+            guest.scope.cancel()

@@ -826,6 +826,34 @@ RIGHTS: Final = (
         ),
     ),
     Mutant(
+        "a hook's yes to one user is a yes to the next",
+        "broker/session/questions.py",
+        "self.failure is None and self.asked_as != self.client.peer.user\n",
+        "self.failure is None and self.asked_as is None\n",
+        (
+            "tests/test_rights_at_the_act.py::test_a_hooks_yes_is_for_the_user_that_it_was_asked_about",
+        ),
+    ),
+    Mutant(
+        "ready JSON that is none goes out",
+        "broker/core/values.py",
+        "        one_text(bytes(value))\n        return\n",
+        "        return\n",
+        (
+            "tests/core/test_values.py::test_ready_json_that_is_none_is_found",
+            "tests/test_payloads.py::test_what_is_no_json_never_goes_out_as_json",
+        ),
+    ),
+    Mutant(
+        "a token that has expired while a hook was asked is as good",
+        "broker/session/expiry.py",
+        "    if isinstance(exp, int | float) and exp <= tokens.now()",
+        "    if isinstance(exp, str) and 0 <= tokens.now()",
+        (
+            "tests/session/test_expiry.py::test_a_token_that_expires_while_a_hook_is_asked_has_expired",
+        ),
+    ),
+    Mutant(
         "a reply of one who was not asked",
         "broker/routing/requests.py",
         "        if request is None or request.responder != responder:\n",

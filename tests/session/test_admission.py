@@ -131,7 +131,10 @@ class Guests:
     @property
     def away(self) -> list[int]:
         """Those that gave way, by number."""
-        assert all(guest.scope.cancel_called == guest.gave_way for guest in self.all)
+        assert all(
+            (guest.scope is not None and guest.scope.cancel_called) == guest.gave_way
+            for guest in self.all
+        )
         return [number for number, guest in enumerate(self.all) if guest.gave_way]
 
 
