@@ -28,6 +28,9 @@
  * a filling subscription, `%F` what followed `--fd-token` in the greeting of the subscriber with the
  * same number; `|` parts frames, `\n` and `\r` stand for themselves.
  *
+ * With `--tls 1` all of this is over TLS, whosever certificate the server shows. Built without OpenSSL
+ * (`-DTLS`, `-lssl -lcrypto`) it refuses to.
+ *
  * With `--frames 1` it counts frames instead of markers, for servers that send one for each publication:
  * what is compressed has no markers. With `--words 1` a payload is text, of words and numbers, not one
  * letter over and over.
@@ -50,6 +53,9 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef TLS
+#include <openssl/ssl.h>
+#endif
 
 #define READ_SIZE (256 * 1024)
 #define STAMP 16 /* hex digits of the nanosecond clock behind the marker */
@@ -61,7 +67,7 @@
 #define SETTLE_NS 50000000u /* some servers upgrade first and subscribe a little later */
 
 enum role { FILLS, SUBSCRIBES, PUBLISHES };
-enum phase { CONNECTING, UPGRADING, GREETING, READY };
+enum phase { CONNECTING, SHAKING, UPGRADING, GREETING, READY };
 
 struct peer {
     int fd, index, topic;
@@ -79,6 +85,9 @@ struct peer {
     char *burst;        /* ready frames of a publisher, or its request */
     size_t burst_len, body, stamp_at; /* where the frame's body and the time in it begin */
     unsigned char mask[4];
+#ifdef TLS
+    SSL *ssl;
+#endif
 };
 
 struct topic {
@@ -93,7 +102,7 @@ static const char *prefix = "", *suffix = "", *fd_token = "";
 static const char *http = "", *http_headers = "", *batch_open = "", *batch_between = "", *batch_close = "";
 static int port, subs = 1, pubs = 1, topics = 1, fill = 0, fill_count = 0, server_pid = 0;
 static int payload = 64, opcode = 1, window = 256, burst = 1, batch = 1, at_once = 64;
-static int frames = 0, words = 0;
+static int frames = 0, words = 0, tls = 0;
 static int step = 1; /* publications a write: --burst, or --batch */
 static double seconds = 3, warm = 0.5, rate = 0;
 static struct peer *peers, *subscribers, *publishers;
@@ -220,8 +229,60 @@ static void watch(struct peer *p, int write) {
     p->wants_write = write;
 }
 
+/* bytes to and from a server: as send() and recv(), over TLS too */
+
+#ifdef TLS
+static SSL_CTX *tls_context;
+
+static void begin_tls(struct peer *p) {
+    if (!tls_context) {
+        tls_context = SSL_CTX_new(TLS_client_method());
+        SSL_CTX_set_mode(tls_context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS);
+        SSL_CTX_set_session_cache_mode(tls_context, SSL_SESS_CACHE_OFF);
+    }
+    p->ssl = SSL_new(tls_context);
+    if (!p->ssl || !SSL_set_fd(p->ssl, p->fd)) die("TLS");
+    SSL_set_connect_state(p->ssl);
+}
+
+static ssize_t said_by_tls(struct peer *p, int n) {
+    if (n > 0) return n;
+    int error = SSL_get_error(p->ssl, n);
+    if (error == SSL_ERROR_ZERO_RETURN) return 0;
+    errno = error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE ? EAGAIN : EPROTO;
+    return -1;
+}
+
+/* 1 when it is done; else as said_by_tls. */
+static ssize_t shake_hands(struct peer *p) { return said_by_tls(p, SSL_do_handshake(p->ssl)); }
+
+static void end_tls(struct peer *p) {
+    if (p->ssl) SSL_free(p->ssl);
+    p->ssl = 0;
+}
+#else
+static void begin_tls(struct peer *p) { (void)p; }
+static ssize_t shake_hands(struct peer *p) { (void)p; return 1; }
+static void end_tls(struct peer *p) { (void)p; }
+#endif
+
+static ssize_t give(struct peer *p, const char *data, size_t len) {
+#ifdef TLS
+    if (p->ssl) return said_by_tls(p, SSL_write(p->ssl, data, (int)len));
+#endif
+    return send(p->fd, data, len, MSG_NOSIGNAL);
+}
+
+static ssize_t take(struct peer *p, char *to, size_t len) {
+#ifdef TLS
+    if (p->ssl) return said_by_tls(p, SSL_read(p->ssl, to, (int)len));
+#endif
+    return recv(p->fd, to, len, 0);
+}
+
 static void gone(struct peer *p) {
     if (p->fd < 0) return;
+    end_tls(p);
     close(p->fd);
     p->fd = -1;
     lost++;
@@ -229,7 +290,7 @@ static void gone(struct peer *p) {
 
 static void flush_out(struct peer *p) {
     if (p->fd < 0 || !p->out_len) return;
-    ssize_t n = send(p->fd, p->out, p->out_len, MSG_NOSIGNAL);
+    ssize_t n = give(p, p->out, p->out_len);
     if (n < 0) {
         if (errno != EAGAIN) gone(p);
         else watch(p, 1);
@@ -324,7 +385,7 @@ static void stamp(struct peer *p, uint64_t ns) {
 /* One send() of a whole burst, or of a request; what the socket does not take goes out as it drains. */
 static void publish(struct peer *p) {
     size_t len = p->burst_len;
-    ssize_t n = p->out_len ? 0 : send(p->fd, p->burst, len, MSG_NOSIGNAL);
+    ssize_t n = p->out_len ? 0 : give(p, p->burst, len);
     if (n < 0) {
         if (errno != EAGAIN) {
             gone(p);
@@ -502,18 +563,24 @@ static void take_answer(struct peer *p, const char *data, size_t len) {
     may_publish(p->topic);
 }
 
-static void read_from(struct peer *p) {
+/* One read; whether there may be more that the system does not know of. */
+static int read_once(struct peer *p) {
     if (p->tail_len) memcpy(buffer, p->tail, p->tail_len);
-    ssize_t n = recv(p->fd, buffer + p->tail_len, READ_SIZE, 0);
+    ssize_t n = take(p, buffer + p->tail_len, READ_SIZE);
     if (n <= 0) {
         if (n == 0 || errno != EAGAIN) gone(p);
-        return;
+        return 0;
     }
     bytes_in += n;
     if (p->phase != READY) greet(p, buffer, n);
     else if (*http && p->role == PUBLISHES) take_answer(p, buffer, n);
     else if (frames) count_frames(p, buffer, n + p->tail_len);
     else count_markers(p, buffer, n + p->tail_len);
+    return tls && p->fd >= 0;
+}
+
+static void read_from(struct peer *p) {
+    while (read_once(p)) continue;
 }
 
 static void connected(struct peer *p) {
@@ -523,6 +590,15 @@ static void connected(struct peer *p) {
     if (error) {
         errno = error;
         die("connect");
+    }
+    if (tls && p->phase == CONNECTING) {
+        begin_tls(p);
+        p->phase = SHAKING;
+        watch(p, 0);
+    }
+    if (p->phase == SHAKING && shake_hands(p) != 1) {
+        if (errno != EAGAIN) die("TLS handshake");
+        return;
     }
     if (*http && p->role == PUBLISHES) {
         p->phase = READY;
@@ -548,7 +624,7 @@ static int turn(int wait_ms) {
     for (int i = 0; i < n; i++) {
         struct peer *p = events[i].data.ptr;
         if (p->fd < 0) continue;
-        if (p->phase == CONNECTING) {
+        if (p->phase == CONNECTING || p->phase == SHAKING) {
             connected(p);
             continue;
         }
@@ -609,10 +685,16 @@ int main(int argc, char **argv) {
         TEXT("--prefix", prefix) TEXT("--suffix", suffix) TEXT("--upgrade", upgrade_extra)
         TEXT("--fd-token", fd_token) TEXT("--http", http) TEXT("--http-headers", http_headers)
         INT("--batch", batch) TEXT("--batch-open", batch_open) TEXT("--batch-close", batch_close)
-        TEXT("--batch-between", batch_between)
+        TEXT("--batch-between", batch_between) INT("--tls", tls)
         fprintf(stderr, "load: unknown option %s\n", name);
         return 2;
     }
+#ifndef TLS
+    if (tls) {
+        fprintf(stderr, "load: built without OpenSSL\n");
+        return 2;
+    }
+#endif
     step = *http ? batch : burst;
     if (payload < (rate > 0 ? STAMP + 2 : 2) || window < step || step < 1 || (rate > 0 && (burst > 1 || *http)) ||
         subs < topics || (pubs && pubs < topics)) {

@@ -40,7 +40,7 @@ from servers import (
     NotStarted,
     Server,
     broker_of,
-    build,
+    build_generator,
     nginx_version,
     pinned,
     running,
@@ -74,11 +74,12 @@ class Bench:
     """Carries out tasks: compiles the generator once, leaves out who is missing, says what is left."""
 
     def __init__(self, scratch: Path, patience: int, tasks: list[Task]) -> None:
-        build("load", scratch)
         self.left_out: dict[str, str] = {}
         self._scratch = scratch
         self._patience = patience
         self._todo = tasks
+        if why := build_generator(scratch):
+            self._leave_out_tls(why)
         self._took: dict[tuple[str, str], float] = {}
 
     def expect(self, runs: report.Runs) -> None:
@@ -107,6 +108,12 @@ class Bench:
                     print(f"{done:22} {task.scenario.name:16} {name:22} {_line(run)}", flush=True)
                     yield task, run
             del self._todo[0]
+
+    def _leave_out_tls(self, why: str) -> None:
+        for name in {task.scenario.name for task in self._todo if task.scenario.tls}:
+            self.left_out[name] = why
+            print(f"LEFT OUT: {name}: {why}", flush=True)
+        self._todo = [task for task in self._todo if not task.scenario.tls]
 
     def _left(self) -> str:
         guess = mean(self._took.values()) if self._took else GUESSED_SECONDS
@@ -322,6 +329,8 @@ def drive(scenario: Scenario, server: Server, scratch: Path, pid: int, port: int
         talk |= {"fill": connections, "fill-count": scenario.patterns // connections // 2}
     if scenario.words:
         talk |= {"words": 1, "frames": 1}
+    if scenario.tls:
+        talk["tls"] = 1
     if scenario.deflate:
         talk["upgrade"] = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
     talk |= server.talk(scenario)

@@ -54,6 +54,8 @@ class Scenario:
     """Payloads are text, of words and numbers; what goes out counts in bytes as well."""
     deflate: bool = False
     """Subscribers offer permessage-deflate, and servers are told to compress."""
+    tls: bool = False
+    """Everybody connects over TLS, and servers show one and the same certificate."""
     seconds: float = 2
     warm: float = 0.5
 
@@ -139,6 +141,11 @@ SCENARIOS = (
         name="storm", title="5,000 connects, then 5,000 disconnects at once", kind="connections",
         subs=5000, pubs=0, at_once=5000, seconds=0.5, warm=0, metric="connects_per_second",
         servers=PEERS[:-1],
+    ),
+    Scenario(
+        name="tls", title="5,000 idle subscribers over TLS", kind="connections", subs=5000, pubs=0,
+        tls=True, seconds=1, warm=0, metric="connects_per_second",
+        servers=("broker", "nats", "uws", "websockets"),
     ),
     Scenario(
         name="resume", title="5,000 come back: connect, subscribe, recover", kind="connections",

@@ -53,11 +53,17 @@ class Server:
     """Whether somebody looks at it meanwhile: `watcher.py`."""
     deflating: Callable[[int, Path], list[str]] | None = None
     """The command where it is to compress what it sends to those who offer that."""
+    encrypting: Callable[[int, Path], list[str]] | None = None
+    """The command where it is to serve over TLS, with `certificate`."""
 
     def of(self, scenario: Scenario) -> "Server":
         """As it is run for a scenario."""
         if scenario.deflate and self.deflating is not None:
             return attrs.evolve(self, command=self.deflating)
+        if scenario.tls:
+            if self.encrypting is None:
+                raise Missing(f"{self.name} is not run over TLS here")
+            return attrs.evolve(self, command=self.encrypting)
         return self
 
 
@@ -179,7 +185,33 @@ def _deflating_broker(port: int, scratch: Path) -> list[str]:
     return _broker("--config", str(config))(port, scratch)
 
 
+def _encrypting_broker(port: int, scratch: Path) -> list[str]:
+    cert, key = certificate(scratch)
+    return _broker("--tls-cert", cert, "--tls-key", key)(port, scratch)
+
+
+def certificate(scratch: Path) -> tuple[str, str]:
+    """The files of a certificate, with a key on P-256, and of that key; made once a scratch directory."""
+    cert, key = scratch / "cert.pem", scratch / "key.pem"
+    if not cert.exists():
+        import trustme  # see `build_generator`
+
+        issued = trustme.CA().issue_cert("127.0.0.1", key_type=trustme.KeyType.ECDSA)
+        cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        key.write_bytes(issued.private_key_pem.bytes())
+    return str(cert), str(key)
+
+
 def _nats(port: int, scratch: Path) -> list[str]:
+    return _nats_with("no_tls: true", port, scratch)
+
+
+def _encrypting_nats(port: int, scratch: Path) -> list[str]:
+    cert, key = certificate(scratch)
+    return _nats_with(f'tls {{ cert_file: "{cert}", key_file: "{key}" }}', port, scratch)
+
+
+def _nats_with(tls: str, port: int, scratch: Path) -> list[str]:
     program = shutil.which(
         "nats-server", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     )
@@ -188,7 +220,7 @@ def _nats(port: int, scratch: Path) -> list[str]:
     config = scratch / "nats.conf"
     config.write_text(
         f'listen: "127.0.0.1:{free_port()}"\n'
-        f'websocket {{ listen: "127.0.0.1:{port}", no_tls: true, compression: false }}\n'
+        f'websocket {{ listen: "127.0.0.1:{port}", {tls}, compression: false }}\n'
     )
     return [program, "-c", str(config)]
 
@@ -255,6 +287,12 @@ def _script(
     return lambda port, _: [_python(*modules), str(HERE / "peers" / name), str(port), *options]
 
 
+def _encrypting_script(name: str, *modules: str) -> Callable[[int, Path], list[str]]:
+    return lambda port, scratch: _script(name, *modules, options=certificate(scratch))(
+        port, scratch
+    )
+
+
 def _relay(port: int, scratch: Path) -> list[str]:
     return [str(build("relay", scratch)), str(port)]
 
@@ -298,25 +336,53 @@ def broker_of(tree: Path, name: str) -> Server:
 SERVERS = {
     server.name: server
     for server in (
-        Server("broker", _broker(), _broker_talk, deflating=_deflating_broker),
+        Server(
+            "broker",
+            _broker(),
+            _broker_talk,
+            deflating=_deflating_broker,
+            encrypting=_encrypting_broker,
+        ),
         Server("compiled", _compiled, _broker_talk, COMPILED),
         Server("broker without history", _broker("--history-size", "0"), _broker_talk),
-        Server("nats", _nats, _nats_talk),
+        Server("nats", _nats, _nats_talk, encrypting=_encrypting_nats),
         Server(
             "uws",
             _script("uws_peer.py", "socketify"),
             _path_talk,
             deflating=_script("uws_peer.py", "socketify", options=("deflate",)),
+            encrypting=_encrypting_script("uws_peer.py", "socketify"),
         ),
         Server("picows", _script("picows_peer.py", "picows", "uvloop"), _path_talk),
-        Server("websockets", _script("websockets_peer.py", "websockets", "uvloop"), _path_talk),
+        Server(
+            "websockets",
+            _script("websockets_peer.py", "websockets", "uvloop"),
+            _path_talk,
+            encrypting=_encrypting_script("websockets_peer.py", "websockets", "uvloop"),
+        ),
         Server("nchan", _nchan, _path_talk),
         Server("ceiling", _relay, _path_talk),
     )
 }
 
 
-def build(name: str, scratch: Path) -> Path:
+def build_generator(scratch: Path) -> str:
+    """Compile benchmarks/load.c; the reason why nothing can be measured over TLS, "" where it can."""
+    asked = None
+    if (compiler := shutil.which("cc")) is not None:
+        include = b"#include <openssl/ssl.h>\n"
+        preprocess = [compiler, "-E", "-x", "c", "-"]
+        asked = subprocess.run(preprocess, input=include, capture_output=True, check=False)
+    if asked is None or asked.returncode:
+        build("load", scratch)
+        return "OpenSSL's headers are not installed (Debian: apt-get install libssl-dev)"
+    build("load", scratch, ("-DTLS", "-lssl", "-lcrypto"))
+    if importlib.util.find_spec("trustme") is None:
+        return f"trustme is not installed for {sys.executable}"
+    return ""
+
+
+def build(name: str, scratch: Path, options: tuple[str, ...] = ()) -> Path:
     """Compile benchmarks/NAME.c once per scratch directory."""
     program = scratch / name
     if not program.exists():
@@ -324,7 +390,7 @@ def build(name: str, scratch: Path) -> Path:
         if compiler is None:
             raise Missing("cc is not installed (Debian: apt-get install build-essential)")
         flags = ("-O2", "-Wall", "-Wextra")
-        subprocess.run([compiler, *flags, "-o", program, HERE / f"{name}.c"], check=True)
+        subprocess.run([compiler, *flags, "-o", program, HERE / f"{name}.c", *options], check=True)
     return program
 
 

@@ -71,7 +71,7 @@ from broker.routing.publishing import PublishOptions
 from broker.routing.reader import Reader
 from broker.routing.recipients import Peer
 from broker.routing.router import Router
-from broker.session.accept import serve_connection
+from broker.session.accept import STREAM, serve_connection
 from broker.session.cluster import Cluster
 from broker.session.figures import BrokerStatistics
 from broker.session.memory import hold_request, keep_memory, memory_fields, memory_warning
@@ -680,7 +680,7 @@ class Broker:
                     name_scope(sessions, "sessions")
 
                     def take(stream: trio.abc.Stream) -> None:
-                        sessions.start_soon(serve_connection, services, stream)
+                        sessions.start_soon(serve_connection, services, stream, name=STREAM)
 
                     def take_backend(stream: trio.abc.Stream) -> None:
                         sessions.start_soon(

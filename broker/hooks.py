@@ -522,6 +522,11 @@ class Hooks:
     _lent: set[str] = attrs.field(factory=set, init=False)
     _calls: dict[tuple[str, str], _Calls] = attrs.field(factory=dict, init=False)
 
+    @property
+    def watch_buffers(self) -> bool:
+        """Whether the app is told when much waits for a peer, or little again."""
+        return self.buffer_full is not None or self.buffer_empty is not None
+
     def owner(self, kind: str) -> str:
         """The name of the function that is the hook of a kind, or of the setting that stands in
         for it; empty if there is none."""

@@ -190,6 +190,27 @@ async def test_publications_refused_by_http_are_not_counted(generator: Path) -> 
     assert "HTTP/1.1 401" in complaints
 
 
+async def test_a_generator_without_openssl_says_so(generator: Path) -> None:
+    status, output, complaints = await drive(generator, "right", tls=1, **ONE)
+    assert (status, output) == (2, "")
+    assert "built without OpenSSL" in complaints
+
+
+def test_rows_over_tls_are_left_out_aloud_where_they_cannot_be_measured(
+    scenarios: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    import run  # type: ignore[import-not-found]
+
+    monkeypatch.setattr(run, "build_generator", lambda scratch: "no headers")
+    tasks = [run.Task(1, each, run.SERVERS["broker"]) for each in scenarios.SCENARIOS]
+    bench = run.Bench(tmp_path, 0, tasks)
+    assert bench.left_out == {"tls": "no headers"}
+    assert capsys.readouterr().out == "LEFT OUT: tls: no headers\n"
+
+
 @pytest.fixture
 def scale(report: ModuleType) -> ModuleType:
     import scale  # type: ignore[import-not-found]

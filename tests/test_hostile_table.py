@@ -13,9 +13,9 @@ import pytest
 import trio
 
 from tests.hostile.bystander import Heard, percentile
-from tests.hostile.field import MIB, Field, Input
+from tests.hostile.field import MIB, Field, Input, can_stand_on, stood_on
 from tests.hostile.judge import Measured, Verdict, judge, line_of, log_errors
-from tests.hostile.target import Sample
+from tests.hostile.target import Sample, Setup
 from tests.hostile.wire import Ended, Peer
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +45,15 @@ def _heard(**changes: object) -> Measured:
 
 def _after(**changes: object) -> Measured:
     return attrs.evolve(GOOD, after=attrs.evolve(BEFORE, **changes))  # type: ignore[arg-type]
+
+
+def test_inputs_about_the_process_stand_where_they_stand_and_others_anywhere() -> None:
+    assert can_stand_on(ENTRY)
+    assert stood_on(ENTRY, "redis").setup.ground == "redis"
+    for setup in (Setup(files=256), Setup(stderr="pipe"), Setup(ground="nodes")):
+        assert not can_stand_on(attrs.evolve(ENTRY, setup=setup))
+    assert not can_stand_on(attrs.evolve(ENTRY, finale=_attack))
+    assert not can_stand_on(attrs.evolve(ENTRY, control=True))
 
 
 def test_an_input_that_leaves_no_trace_is_no_harm() -> None:

@@ -1,11 +1,13 @@
 """Payloads are not the peer's fault: half of an emoji and null, from every door to every reader."""
 
 import json
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
 import centrifuge.protocol.client_pb2 as schema
 import jwt
+import msgspec
 import pytest
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -16,6 +18,7 @@ from broker import (
     Connection,
     Frame,
     PublishEvent,
+    PublishReply,
     SubscribeEvent,
     TokenRules,
 )
@@ -227,6 +230,55 @@ async def test_half_an_emoji_in_a_request_and_its_answer(autojump_clock: MockClo
         )
         await answerer.send_text(filled('{"id":1,"rpc":{"method":"reply","data":@}}', answer))
         assert await asker.receive_json() == {"id": 1, "rpc": {"data": SEEN}}
+
+
+NOT_JSON = ["NaN", "Infinity", '{"a":-Infinity}', "[1,]", "nul"]
+
+
+@pytest.mark.parametrize("data", NOT_JSON)
+async def test_what_is_no_json_never_goes_out_as_json(autojump_clock: MockClock, data: str) -> None:
+    """JavaScript has no word for `NaN` in JSON: it could read nothing of a frame with one."""
+    broker = Broker(Config(api_key=KEY))
+
+    @broker.on_rpc
+    async def answer(connection: Connection, method: str, params: object) -> object:
+        return msgspec.Raw(data.encode())
+
+    @broker.on_publish
+    async def replace(event: PublishEvent) -> PublishReply:
+        return PublishReply(data.encode())
+
+    async with open_test_broker(broker) as net:
+        reader, protobuf = await net.open_client(), await connect_protobuf(net)
+        await reader.request(subscribe={"channel": "news"})
+        # Those of others: the frame, the request or the one command is refused.
+        rude = await net.open_client()
+        await rude.send_text(filled('{"id":1,"publish":{"channel":"news","data":@}}', data))
+        assert (await rude.receive_close())[0] == 3501
+        body = filled('{"channel":"news","data":@}', data).encode()
+        assert (await ask(net, "publish", body))[0] == 400
+        batch = filled('{"commands":[{"publish":{"channel":"news","data":@}}]}', data).encode()
+        assert (await ask(net, "batch", batch))[0] == 400
+        rpc = filled('{"topic":"news","data":@}', data).encode()
+        for method in ("publish", "will"):
+            reply = await protobuf.request(rpc={"method": method, "data": rpc})
+            assert reply.error.code == 107
+        # Those of the app's own: it is told.
+        ready = msgspec.Raw(data.encode())
+        for value in (ready, {"a": [ready]}):
+            with pytest.raises(ValueError, match="not JSON"):
+                broker.publish_nowait("news", value)
+            with pytest.raises(ValueError, match="not JSON"):
+                broker.push(reader.fd, value)
+            with pytest.raises(ValueError, match="not JSON"):
+                broker.add_subscription(reader.fd, "other", info=value)
+        for command in ({"rpc": {"method": "m"}}, {"publish": {"channel": "news", "data": 1}}):
+            assert (await reader.request(**command))["error"]["code"] == 100
+        # Bytes of which nothing is known are a text in base64.
+        broker.publish_nowait("news", data.encode())
+        broker.publish_nowait("news", float("nan"))
+        got = [(await reader.receive_json())["push"]["pub"]["data"] for _ in range(2)]
+        assert got == [b64encode(data.encode()).decode(), None]
 
 
 NO_CHARACTER = "half of a surrogate pair is no character"

@@ -17,6 +17,7 @@ from broker import (
     ConnectReply,
     PublishEvent,
     PushResult,
+    ReadEvent,
     Refused,
     SubscribeEvent,
     TokenRules,
@@ -292,6 +293,127 @@ async def test_a_right_that_goes_while_a_hook_waits_is_gone(
         assert code_of(replies[0]) == 103
         await peer.aclose()
         assert await data_to(reader) == []
+
+
+def asking_broker(seen: list[str], wait: Callable[[Connection], Awaitable[None]]) -> Broker:
+    """All hooks about topics wait, and then say yes to alice alone."""
+    broker = Broker()
+
+    async def decide(event: SubscribeEvent | PublishEvent | ReadEvent) -> None:
+        seen.append(event.connection.user)
+        await wait(event.connection)
+        if seen[-1] != "alice":
+            raise Refused(103)
+
+    broker.on_subscribe(decide)
+    broker.on_publish(decide)
+    broker.on_history(decide)
+    broker.on_presence(decide)
+    return broker
+
+
+QUESTIONS: dict[str, Act] = {
+    **ACTS,
+    **{
+        method: lambda peer, method=method: peer.request(**{method: {"channel": "news"}})  # type: ignore[misc]
+        for method in ("subscribe", "history", "presence", "presence_stats")
+    },
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+async def test_a_hooks_yes_is_for_the_user_that_it_was_asked_about(
+    autojump_clock: MockClock, question: str
+) -> None:
+    seen: list[str] = []
+
+    async def wait(connection: Connection) -> None:
+        await trio.sleep(1)
+
+    async with open_test_broker(asking_broker(seen, wait)) as net:
+        reader, peer = await net.open_client(), await net.open_client()
+        net.broker.add_subscription(reader.fd, "news")
+        net.broker.bind(peer.fd, "alice")
+        replies: list[Any] = []
+
+        async def run() -> None:
+            replies.append(await QUESTIONS[question](peer))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await trio.sleep(0.5)
+            net.broker.bind(peer.fd, "bob")
+        assert (code_of(replies[0]), seen) == (103, ["alice", "bob"])
+        await peer.aclose()
+        assert await data_to(reader) == []
+
+
+@pytest.mark.parametrize(
+    ("users", "code", "asked"),
+    [
+        (["alice"], 0, ["", "alice"]),
+        (["bob"], 103, ["", "bob"]),
+    ],
+)
+async def test_a_hook_that_says_itself_who_it_is_is_asked_once_more(
+    autojump_clock: MockClock, users: list[str], code: int, asked: list[str]
+) -> None:
+    seen: list[str] = []
+    broker = Broker()
+
+    @broker.on_subscribe
+    async def name(event: SubscribeEvent) -> None:
+        seen.append(event.connection.user)
+        if not seen[-1]:
+            broker.bind(event.connection.fd, users[0])
+        elif seen[-1] != "alice":
+            raise Refused(103)
+
+    async with open_test_broker(broker) as net:
+        peer = await net.open_client()
+        assert code_of(await peer.request(subscribe={"channel": "news"})) == code
+        assert seen == asked
+
+
+async def test_a_hook_that_makes_it_another_each_time_is_not_asked_for_ever(
+    autojump_clock: MockClock,
+) -> None:
+    seen: list[str] = []
+    broker = Broker()
+
+    @broker.on_subscribe
+    async def name(event: SubscribeEvent) -> None:
+        seen.append(event.connection.user)
+        broker.bind(event.connection.fd, f"user{len(seen)}")
+
+    async with open_test_broker(broker) as net:
+        peer = await net.open_client()
+        assert code_of(await peer.request(subscribe={"channel": "news"})) == 100
+        assert seen == ["", "user1", "user2", "user3"]
+        assert "unsubscribe" in await peer.request(unsubscribe={"channel": "news"})
+
+
+async def test_a_client_that_goes_while_a_hook_is_asked_once_more_leaves_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    seen: list[str] = []
+    broker = Broker()
+
+    @broker.on_subscribe
+    async def wait(event: SubscribeEvent) -> None:
+        seen.append(event.connection.user)
+        await trio.sleep(1)
+
+    async with open_test_broker(broker) as net:
+        peer = await net.open_client()
+        await peer.send_json({"id": 7, "subscribe": {"channel": "news"}})
+        await trio.sleep(0.5)
+        net.broker.bind(peer.fd, "alice")
+        await trio.sleep(1)
+        assert seen == ["", "alice"]
+        net.broker.disconnect(peer.fd)
+        await trio.sleep(3)
+        assert net.broker.topics() == {}
 
 
 async def test_a_right_that_goes_while_a_subscribe_is_looked_at_is_gone(

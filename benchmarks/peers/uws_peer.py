@@ -7,10 +7,12 @@ its shared compressor, once for all.
 
 import sys
 
-from socketify import App, AppListenOptions, CompressOptions, OpCode
+from socketify import App, AppListenOptions, AppOptions, CompressOptions, OpCode
 
-app = App()
 DEFLATES = "deflate" in sys.argv
+FILES = [each for each in sys.argv[2:] if each != "deflate"]
+"""Of a certificate and its key: then it is all over TLS."""
+app = App(AppOptions(cert_file_name=FILES[0], key_file_name=FILES[1])) if FILES else App()
 
 
 def upgrade(response, request, context):  # type: ignore[no-untyped-def]

@@ -1,10 +1,11 @@
 """Fan-out on websockets and uvloop with its own `broadcast`, compression and pings off.
 
 What a publisher sends at /pub/TOPIC goes to those at /sub/TOPIC. Nothing is parsed, kept, counted
-or bounded.
+or bounded. With the files of a certificate and its key behind the port it is all over TLS.
 """
 
 import asyncio
+import ssl
 import sys
 from collections import defaultdict
 
@@ -29,12 +30,16 @@ async def handle(connection: ServerConnection) -> None:
             broadcast(audience, message)
 
 
-async def main(port: int) -> None:
+async def main(port: int, *files: str) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if files else None
+    if context is not None:
+        context.load_cert_chain(*files)
     async with serve(
         *(handle, "127.0.0.1", port),
+        ssl=context,
         compression=None, ping_interval=None, backlog=4096, max_queue=1024,
     ):  # fmt: skip
         await asyncio.get_running_loop().create_future()
 
 
-uvloop.run(main(int(sys.argv[1])))
+uvloop.run(main(int(sys.argv[1]), *sys.argv[2:]))

@@ -206,7 +206,7 @@ class _Shown:
             "draining": node.draining,
             "encrypted": node.config.tls_cert is not None,
             "memory_limit": node.services.memory.limit,
-            "places": node.services.admission.places.connections,
+            "places": node.services.admission.capacity.connections,
             "samples": self._samples.history(),
         }
 
@@ -230,7 +230,7 @@ class _Shown:
 
     async def _budgets(self, params: Nothing) -> object:
         services, router = self._node.services, self._node.router
-        places = services.admission.places
+        places = services.admission.capacity
         return {
             "memory": attrs.asdict(services.memory.statistics()),
             "connection_room": services.memory.connection_room,

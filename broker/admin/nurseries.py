@@ -19,6 +19,7 @@ import trio
 from broker.core.messages import Fd
 from broker.core.scopes import name_of_scope
 from broker.errors import ErrorCode, Refused
+from broker.session.accept import STREAM
 from broker.session.services import Services
 
 MOST: Final = 100
@@ -30,10 +31,11 @@ ALIKE: Final = 3
 LISTED: Final = 0.2
 """Work of one task, as `core.work` has it."""
 
-_STREAM: Final = "broker.session.accept.serve_connection"
+_KEEPER: Final = "broker.session.helpers.Helpers._keep"
 
 _WORDS: Final = {
-    _STREAM: "stream",
+    STREAM: "stream",
+    _KEEPER: "keeper",
     "broker.session.connection.Connection._serve": "serving",
     "broker.session.connection.Connection._see_out": "goodbye",
     "broker.session.questions.Questions._ask": "question",
@@ -79,10 +81,10 @@ class _Builder:
     def __init__(self, services: Services, fd: Fd | None) -> None:
         connections = services.connections
         few = [*islice(connections, ALIKE), *([] if fd is None else [fd])]
-        self._fds = {connections[each].io.parent_task: each for each in few}
+        self._fds = {connections[each].task: each for each in few}
         # The asker is a task of ours: for a connection, which is like any other, or for another node.
         above = _above(trio.lowlevel.current_task().parent_nursery)
-        self._ours = [task for task in above if task.name != _STREAM]
+        self._ours = [task for task in above if task.name != STREAM]
         self._left = MOST
         self._now = trio.current_time()
 
@@ -94,14 +96,14 @@ class _Builder:
         for nursery in task.child_nurseries:
             if self._left <= 0:
                 break
-            scope.children.append(self._nursery(nursery))
+            scope.children.append(self.nursery(nursery))
         return scope
 
-    def _nursery(self, nursery: trio.Nursery) -> Scope:
+    def nursery(self, nursery: trio.Nursery) -> Scope:
         self._left -= 1
         cancel = nursery.cancel_scope
-        serves = nursery.parent_task in self._fds
-        name = name_of_scope(nursery) or ("io" if serves else "nursery")
+        is_helpers = nursery.parent_task.name == _KEEPER
+        name = name_of_scope(nursery) or ("helpers" if is_helpers else "nursery")
         scope = Scope("nursery", name, shielded=cancel.shield, cancelled=cancel.cancel_called)
         if not isinf(cancel.deadline):
             scope.deadline = round(cancel.deadline - self._now, 3)
@@ -162,7 +164,11 @@ async def nursery_tree(services: Services, fd: Fd | None) -> Scope:
         raise Refused(ErrorCode.UNKNOWN_CHANNEL, f"no connection has fd {fd}")
     builder = _Builder(services, fd)
     if fd is not None:
-        return builder.task(services.connections[fd].io.parent_task)
+        connection = services.connections[fd]
+        tree, helpers = builder.task(connection.task), connection.helpers
+        if helpers is not None and helpers.nursery is not None:  # their keeper is beside that task
+            tree.children.append(builder.nursery(helpers.nursery))
+        return tree
     root = trio.lowlevel.current_root_task()
     assert root is not None, "this runs in Trio"
     return builder.task(_first_of_ours(root))

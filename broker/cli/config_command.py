@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import click
 
+from broker import logs
 from broker.cli.errors import Mistake, Refusal
 from broker.cli.output import echo_json, echo_table
 from broker.cli.running import Target, as_backend, ask, json_option, with_api
@@ -38,14 +39,19 @@ def check(file: Path | None, option: Path | None, as_json: bool) -> None:
     """Read FILE and the BROKER_* variables as `serve` does, and say what is wrong.
 
     Exit status 2 and one line that names the place, the key and what would be right; or 1 for a
-    variable that begins with BROKER_ and is no setting. A file that is named in a setting, such
-    as a certificate, is not looked at.
+    variable that begins with BROKER_ and is no setting. A setting that is right and may not do what was
+    meant, such as a key that can be guessed, is a line on stderr, and no more. A file that is named in a
+    setting, such as a certificate, is not looked at.
     """
     loaded = _load(_one_of(file, option))
     places = sorted(set(loaded.sources.values()))
     if as_json:
         unknown = [attrs.asdict(each) for each in loaded.unknown]
-        echo_json({"given": dict(loaded.sources), "unknown": unknown})
+        doubts = list(loaded.doubts)
+        echo_json({"given": dict(loaded.sources), "unknown": unknown, "doubts": doubts})
+    else:
+        for doubt in loaded.doubts:
+            click.echo(logs.escape(f"note: {doubt}"), err=True)
     if loaded.unknown:
         raise Refusal("; ".join(map(str, loaded.unknown)))
     if not as_json:

@@ -3,6 +3,7 @@
 import functools
 import io
 import logging
+import re
 import signal
 import ssl
 import sys
@@ -256,7 +257,17 @@ def _way_out(reason: str) -> str:
         return "name the authority that has signed its certificate by --ca"
     if "WRONG_VERSION_NUMBER" in reason:
         return "without TLS there, an address begins with ws:// or http://"
+    if _SPEAKS_TLS.search(reason):
+        return (
+            "if TLS is spoken there, an address begins with wss://; else name a broker with --url"
+        )
     return "start a broker there, or name another with --url"
+
+
+_SPEAKS_TLS: Final = re.compile(
+    r" ws://.*(HTTP 400|closed before the WebSocket handshake was answered\Z)"
+)
+"""Signs of a port with TLS for a client without: our brokers and other servers answer 400, some close."""
 
 
 def check_all_answered(silent: Sequence[str]) -> None:

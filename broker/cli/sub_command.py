@@ -2,10 +2,12 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import attrs
 import click
+import trio
 
 from broker.cli.errors import INTERRUPTED, Refusal
 from broker.cli.output import echo_json, publication_as_json, publication_as_text
@@ -18,8 +20,9 @@ from broker.cli.running import (
     refusal_text,
     with_client,
 )
+from broker.core.names import is_connection_name
 from broker.core.topics import is_pattern, matches
-from broker.errors import ErrorCode, RequestFailed
+from broker.errors import ClientError, ErrorCode, RequestFailed, Unavailable
 
 if TYPE_CHECKING:
     from broker.client import Client, Subscription
@@ -57,7 +60,8 @@ def sub(
     Where publications are missing, a line says so: on stderr, with --json on stdout.
 
     Publications of topics to which the token, or the broker's app, has subscribed this client are printed as
-    well, and recovered as any other.
+    well where PATTERN matches them, and recovered as any other. So is what somebody sends to this
+    connection, or to its user, alone: as fd:7 or user:ann, with offset 0.
     """
     if since is not None and last is not None:
         raise click.UsageError("--since and --history: give one of them")
@@ -77,14 +81,15 @@ def sub(
                 if last is not None:
                     position = await position_before(client, pattern, last)
                 async with client.subscribe(pattern, since=position, group=group) as subscription:
-                    await _print_all(subscription, Losses(is_group=bool(group)), count, as_json)
+                    output = Output(Losses(is_group=bool(group)), count, as_json)
+                    await _print_with_direct(client, subscription, output)
             except RequestFailed as error:
                 by_server = error.code == ErrorCode.ALREADY_SUBSCRIBED
                 if not by_server or position is not None or group:
                     raise Refusal(f"subscribe to {pattern!r}: {refusal_text(error)}") from error
             else:
                 return
-            await _print_messages(client, pattern, count, as_json)
+            await _print_messages(client, pattern, Output(Losses(), count, as_json))
 
         was_interrupted = await until_signal(follow)()
 
@@ -93,52 +98,88 @@ def sub(
         sys.exit(INTERRUPTED)
 
 
-async def _print_all(
-    subscription: "Subscription[Publication]",
-    losses: "Losses",
-    count: int | None,
-    as_json: bool,
+@attrs.define(eq=False)
+class Output:
+    """Publications and losses as they are printed, until so many publications are; None: for ever."""
+
+    losses: "Losses"
+    left: int | None
+    as_json: bool
+
+    def print(self, publication: "Publication", epoch: str = "") -> bool:
+        """Print one, and the losses before it; true if it was the last."""
+        self.tell(self.losses.before(publication))
+        if self.as_json:
+            click.echo(publication_as_json(publication, epoch))
+        else:
+            click.echo(publication_as_text(publication))
+        if self.left is not None:
+            self.left -= 1
+        return self.left == 0
+
+    def tell(self, losses: "Iterator[Loss]") -> None:
+        """Say what is lost: an object on stdout with JSON, else a line on stderr."""
+        for loss in losses:
+            if self.as_json:
+                lost = loss.last - loss.first + 1 if loss.first else None
+                echo_json(
+                    {"lost": lost, "topic": loss.topic, "first": loss.first, "last": loss.last}
+                )
+            else:
+                click.echo(str(loss), err=True)
+
+
+async def _print_with_direct(
+    client: "Client", subscription: "Subscription[Publication]", output: Output
 ) -> None:
+    """Print a subscription, and what comes for this connection alone, until one of them is the last."""
+
+    async def print_direct() -> None:
+        with suppress(Unavailable):  # which the subscription raises as well
+            async for publication in client.messages:
+                if is_connection_name(publication.topic) and output.print(publication):
+                    nursery.cancel_scope.cancel()
+                    return
+
+    raised: ClientError | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(print_direct)
+        try:
+            await _print_all(subscription, output)
+        except ClientError as error:
+            raised = error  # and not in a group
+        nursery.cancel_scope.cancel()
+    if raised is not None:
+        raise raised
+
+
+async def _print_all(subscription: "Subscription[Publication]", output: Output) -> None:
     topic = subscription.topic
     if subscription.position is not None:
-        losses.begin(topic, subscription.position)
-    _tell(losses.gap(topic, subscription.gaps), as_json=as_json)
-    left = count
+        output.losses.begin(topic, subscription.position)
+    output.tell(output.losses.gap(topic, subscription.gaps))
     async for publication in subscription:
-        _tell(losses.gap(topic, subscription.gaps), as_json=as_json)
+        output.tell(output.losses.gap(topic, subscription.gaps))
         position = subscription.position
-        _print(publication, losses, "" if position is None else position.epoch, as_json=as_json)
-        if left is not None:
-            left -= 1
-            if not left:
-                return
+        if output.print(publication, "" if position is None else position.epoch):
+            return
 
 
-async def _print_messages(client: "Client", pattern: str, count: int | None, as_json: bool) -> None:
+async def _print_messages(client: "Client", pattern: str, output: Output) -> None:
     """The same where the server has subscribed us: its publications come among the messages for this fd."""
-    losses, left, messages = Losses(), count, client.messages
+    messages = client.messages
     for topic, position in messages.positions.items():
-        losses.begin(topic, position)
+        output.losses.begin(topic, position)
     async for publication in messages:
         for topic, gaps in messages.gaps.items():
             if matches(pattern, topic):
-                _tell(losses.gap(topic, gaps), as_json=as_json)
-        if not matches(pattern, publication.topic):
+                output.tell(output.losses.gap(topic, gaps))
+        topic = publication.topic
+        if not matches(pattern, topic) and not is_connection_name(topic):
             continue
-        at = messages.positions.get(publication.topic)
-        _print(publication, losses, "" if at is None else at.epoch, as_json=as_json)
-        if left is not None:
-            left -= 1
-            if not left:
-                return
-
-
-def _print(publication: "Publication", losses: "Losses", epoch: str, *, as_json: bool) -> None:
-    _tell(losses.before(publication), as_json=as_json)
-    if as_json:
-        click.echo(publication_as_json(publication, epoch))
-    else:
-        click.echo(publication_as_text(publication))
+        at = messages.positions.get(topic)
+        if output.print(publication, "" if at is None else at.epoch):
+            return
 
 
 @attrs.frozen
@@ -198,12 +239,3 @@ class Losses:
         self._last[topic] = offset
         if len(self._last) > TOPICS_MOST:
             del self._last[next(iter(self._last))]
-
-
-def _tell(losses: Iterator[Loss], *, as_json: bool) -> None:
-    for loss in losses:
-        if as_json:
-            lost = loss.last - loss.first + 1 if loss.first else None
-            echo_json({"lost": lost, "topic": loss.topic, "first": loss.first, "last": loss.last})
-        else:
-            click.echo(str(loss), err=True)

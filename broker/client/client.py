@@ -40,6 +40,7 @@ from broker.errors import (
     RequestFailed,
     Unavailable,
 )
+from broker.version import VERSION
 
 CONNECT_SECONDS = 10.0
 """From the first packet to the connect reply. A phone on a bad network needs about four."""
@@ -53,6 +54,8 @@ PING_GRACE_SECONDS = 10.0
 
 LINES_A_TURN = 64
 """Replies, pushes or recovered publications between two turns of the app's tasks: about 1 ms."""
+
+_NAME = "trio-broker"
 
 _log = logging.getLogger("broker.client")
 
@@ -665,7 +668,8 @@ async def open_client(
     url: str,
     *,
     token: str = "",
-    name: str = "trio-broker",
+    name: str = _NAME,
+    version: str = "",
     data: object = None,
     headers: Iterable[tuple[str, str]] = (),
     ssl_context: ssl.SSLContext | None = None,
@@ -673,7 +677,8 @@ async def open_client(
 ) -> AsyncGenerator[Client, None]:
     """Connect to the broker at `url` for the time of a block.
 
-    `token` and `data` go with the connect command, `headers` with the HTTP request.
+    `token` and `data` go with the connect command, `headers` with the HTTP request. `name` and `version` are
+    what your program calls itself, in logs and on the dashboard: this package and its version if it says nothing.
     `ssl_context` is for `wss` URLs (None: the system's certificates). `open_stream` replaces how
     the broker is reached, TLS included: a Unix socket, a proxy, a memory stream.
 
@@ -693,6 +698,8 @@ async def open_client(
         [(key.encode("ascii"), value.encode("latin-1")) for key, value in headers],
     )
     client._hello = {"name": name}
+    if version or name == _NAME:
+        client._hello["version"] = version or VERSION
     if token:
         client._hello["token"] = token
     if data is not None:

@@ -17,7 +17,7 @@ import trio
 from broker.client.address import OpenStream, host_header, opener, split_url
 from broker.client.client import CONNECT_SECONDS
 from broker.client.loss import LOSSES, explain, shorten
-from broker.core.values import check_sets
+from broker.core.values import check_values
 from broker.errors import CannotConnect, ClientError, ConnectionLost, RequestFailed
 
 MAX_ANSWER_BYTES: Final = 64 * 2**20
@@ -62,7 +62,7 @@ class ApiClient:
         answers has no such API; `TypeError` for parameters that JSON cannot hold, such as a set.
         Cancelled, the request may have been carried out.
         """
-        check_sets(params or {})
+        check_values(params or {})
         body = msgspec.json.encode(params or {})
         status, answer = await self._post(f"{self._prefix}/api/{method}", body)
         if status == 401:

@@ -14,7 +14,7 @@ import msgspec
 
 from broker.client.loss import TooLarge, foreign
 from broker.core.messages import ClientInfo, Publication
-from broker.core.values import check_sets
+from broker.core.values import check_values
 
 MAX_OBJECTS: Final = 500_000
 """JSON objects in one reply or push: as structs they take 50 to 100 MiB for a moment. 100
@@ -151,8 +151,9 @@ _decode_tags = msgspec.json.Decoder(dict[str, str] | None).decode
 
 
 def encode(command: Mapping[str, object]) -> bytes:
-    """One command on one line. Raises `TypeError` for what JSON cannot hold, such as a set."""
-    check_sets(command)
+    """One command on one line. Raises `TypeError` for what JSON cannot hold, such as a set, and `ValueError`
+    for ready JSON that is none."""
+    check_values(command)
     try:
         line = msgspec.json.encode(command)
     except UnicodeEncodeError:  # half a surrogate pair, which goes as its escape

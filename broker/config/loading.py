@@ -19,6 +19,7 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 
 import attrs
 
+from broker.config.doubts import doubts_about
 from broker.config.settings import (
     Config,
     TokenRules,
@@ -45,6 +46,8 @@ class Loaded:
     sources: Mapping[str, str]
     unknown: tuple[UnknownVariable, ...]
     """Variables that begin as ours do and name no setting."""
+    doubts: tuple[str, ...] = ()
+    """Lines about settings that are right and may not do what was meant."""
 
 
 def load(
@@ -105,7 +108,8 @@ def load_with_sources(
             else:
                 fields[table] = attrs.evolve(getattr(base, table), **inner)
     with _named("", sources):
-        return Loaded(attrs.evolve(base, **fields), sources, unknown)
+        config = attrs.evolve(base, **fields)
+        return Loaded(config, sources, unknown, doubts_about(config, sources))
 
 
 @contextmanager

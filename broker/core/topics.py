@@ -66,11 +66,16 @@ def mistaken_for_pattern(name: str) -> str:
     In a pattern a wildcard is a whole token between dots::
 
         news*    news:*    a/+/b    a/#    news.#    news/>    news.**    one line, with the nearest pattern
+        news?    room[1-3] room[^a]                                       the same: Redis has these
         news.*   a.b       a->b     c/c++  user#1,2                       nothing to say
+        room[7]  room?id=1 are you there?                                 nothing to say
     """
     if _has_sign(name) is None or is_pattern(name):
         return ""
-    like = ".".join(map(_apart, _separators.split(name.strip("/"))))
+    like = name if _has_space_or_query(name) else _one_character.sub("*", name)
+    if _has_wild_sign(like) is None:
+        return ""
+    like = ".".join(map(_apart, _separators.split(like.strip("/"))))
     # Two stars mean any number of tokens, which only the end of a pattern can say.
     like = re.sub(r"\*\*\Z", ">", like).replace("**", "*")
     try:
@@ -89,7 +94,11 @@ def _apart(token: str) -> str:
     return ".".join(word if word[0] != "*" else word[:2] for word in words if word)
 
 
-_has_sign = re.compile("[*>+#]").search
+_has_wild_sign = re.compile("[*>+#]").search
+_has_sign = re.compile(r"[*>+#?\[]").search
+_has_space_or_query = re.compile(r"\s|\?[^?]*=").search
+_one_character = re.compile(r"\?+|\[(?:\^[^\[\]]+|[^\[\]]*\w-\w[^\[\]]*)\]")
+"""Wildcards of Redis for one character: any, or one of a range or of all but some."""
 _separators = re.compile("[./]")
 _star_or_text = re.compile(r"\*+|[^*]+")
 _WHOLE: Final = {"+": "*", "#": ">"}

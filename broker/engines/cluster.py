@@ -75,11 +75,11 @@ class Listener(Protocol):
         at this place of the log; those of others come as they post them again."""
 
     def lapsed(self) -> None:
-        """This node was declared dead: others were told that its clients have left. `Cluster.node` is
+        """This node was declared dead: others were told that its clients have left. `ClusterLink.node` is
         a new one now, without notices, cards and fds; the notices that hang are told anew after this."""
 
 
-class Cluster(Protocol):
+class ClusterLink(Protocol):
     """The other nodes that share an engine. Every method is called in Trio's thread.
 
     Messages, notices and cards count among the bytes that wait for the engine (`Engine.full`).

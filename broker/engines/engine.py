@@ -29,7 +29,7 @@ from broker.core.messages import ClientInfo, Delivery, Fd, Position, Publication
 from broker.core.retained import Retained
 from broker.core.session import Parcel
 from broker.core.work import Allowance, Meter
-from broker.engines.cluster import Cluster
+from broker.engines.cluster import ClusterLink
 from broker.engines.waiting import LITTLE_BYTES
 from broker.errors import Refused
 
@@ -51,7 +51,7 @@ class RunBlocking(Protocol):
 
 
 @attrs.frozen
-class Key:
+class IdempotencyKey:
     """An idempotency key: whose it is, and the key. The owner is a user, or None for the app."""
 
     owner: str | None
@@ -78,7 +78,7 @@ class Submission:
     rules: TopicRules
     keep: bool = True
     retain: bool = False
-    key: Key | None = None
+    key: IdempotencyKey | None = None
     dones: list[Done] = attrs.field(factory=list)
     count: int = attrs.field(init=False, default=0)
     weight: int = attrs.field(init=False, default=0)
@@ -170,7 +170,7 @@ class Engine(Protocol):
     durability: Durability
     meter: Meter
     """The one of its broker, to which it adds the work that is not every publication's; see `core.work`."""
-    cluster: Cluster
+    cluster: ClusterLink
     """The nodes that share it. Their messages and publications come from one log: each parcel on all nodes,
     with the same `place`, `exclude` and `report_to`; the node that has submitted it gets that very parcel.
     One with `report_to` is delivered whether anybody `wants` it or not."""

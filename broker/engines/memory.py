@@ -18,7 +18,7 @@ from broker.core.messages import ClientInfo, Delivery, Fd, Position, Publication
 from broker.core.retained import Retained
 from broker.core.scopes import name_scope
 from broker.core.work import Allowance, Meter
-from broker.engines.cluster import ALONE, Cluster
+from broker.engines.cluster import ALONE, ClusterLink
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
 from broker.engines.waiting import LITTLE_BYTES
 
@@ -35,7 +35,7 @@ class Memory:
     """The memory of an engine, from which it answers; see `HistoryStore` for the exact meaning of each
     method."""
 
-    cluster: Cluster = ALONE
+    cluster: ClusterLink = ALONE
 
     def __init__(
         self, max_bytes: int, retained_bytes: int, new_epoch: Callable[[str], str]

@@ -33,10 +33,10 @@ from broker.core.names import DIRECT, PERSONAL
 from broker.core.scopes import name_scope
 from broker.core.session import Parcel
 from broker.core.work import COMMAND, ROUND, Allowance
-from broker.engines.cluster import Cluster
+from broker.engines.cluster import ClusterLink
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
 from broker.engines.memory import Memory
-from broker.engines.redis_cluster import RedisCluster
+from broker.engines.redis_cluster import RedisClusterLink
 from broker.engines.redis_link import UNREADABLE, Link, check_installed, use_link
 from broker.engines.redis_log import IDLE_EPOCH_MS, Draft, Flight, Logged, SharedLog
 from broker.engines.redis_outgoing import (
@@ -107,8 +107,8 @@ class RedisEngine(Memory):
         self.next_fd: Fd = first_fd
         self._log = shared
         self._out = Outgoing(shared.wake)
-        self.nodes: RedisCluster = RedisCluster(shared, self._out)
-        self.cluster: Cluster = self.nodes
+        self.nodes: RedisClusterLink = RedisClusterLink(shared, self._out)
+        self.cluster: ClusterLink = self.nodes
         self._topics = KnownTopics(self._store, max_bytes, self._is_listened_to)
         self.incoming: _Incoming = _Incoming(self, shared, self._out, self._topics)
         shared.reader = self.incoming

@@ -33,8 +33,8 @@ ANSWER_SECONDS: Final = 2.0
 
 
 @attrs.define(eq=False)
-class RedisCluster:
-    """See the module, and `Cluster` for the methods."""
+class RedisClusterLink:
+    """See the module, and `ClusterLink` for the methods."""
 
     shared: SharedLog
     out: Outgoing

@@ -89,7 +89,7 @@ def _opener(url: RedisUrl) -> Opener:
 
 
 async def _primary(url: RedisUrl) -> Place:
-    """What the first of the Sentinels names that can be reached. Raises one of `FAILURES`."""
+    """The primary that the first of the Sentinels names that can be reached. Raises one of `FAILURES`."""
     failure: Exception = OSError("no host is named")
     for host in [Place("", *each) for each in url.hosts]:
         try:

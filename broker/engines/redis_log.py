@@ -425,7 +425,7 @@ class SharedLog:
         raise LinkLost("it does not answer")
 
     async def _read(self, link: Link) -> "_Read":
-        """What comes next in the log, which is empty after `BLOCK_SECONDS`; put mail aside."""
+        """The next entries of the log, none after `BLOCK_SECONDS`; mail is put aside."""
         inbox = f"{self.key}:in:{self.node}"
         places = f"{self.place}-0", f"{self.inbox[0]}-{self.inbox[1]}"
         streams = b"STREAMS", self._log_key, inbox, *places

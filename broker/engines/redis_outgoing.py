@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from broker.core.messages import Position
 from broker.core.names import PERSONAL
-from broker.engines.engine import SUBMISSION_BYTES, Key, Submission
+from broker.engines.engine import SUBMISSION_BYTES, IdempotencyKey, Submission
 from broker.engines.records import Batch
 from broker.engines.redis_log import Draft, Flight
 from broker.engines.waiting import BATCH_BYTES, BATCH_PUBLICATIONS, Waiting
@@ -93,7 +93,7 @@ class Post:
         )
 
 
-def _name_of(key: Key, topic: str) -> str:
+def _name_of(key: IdempotencyKey, topic: str) -> str:
     """Another one for each owner, topic and key."""
     owner = "" if key.owner is None else f"u{key.owner}"
     return f"{len(owner)}:{owner}{len(topic)}:{topic}{key.key}"

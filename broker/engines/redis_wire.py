@@ -6,7 +6,7 @@ hiredis, which is imported when a connection is opened, so that a broker without
 
 Rules:
 
-1. Whoever waits reads, one at a time, and keeps for the others what comes for them. There is no task.
+1. A task that waits for an answer reads, one at a time, and keeps for the others what comes for them. There is no other task.
 2. An answer that nobody waits for any more is still taken in its turn. A command that was cut short ends the
    connection.
 3. All that may go wrong is one error, `LinkLost`; after it the connection is of no use.
@@ -41,7 +41,7 @@ class ErrorReply(Exception):
 
 
 class NotRedis(Exception):
-    """What was answered is not the protocol of Redis."""
+    """An answer that is not the protocol of Redis."""
 
 
 FAILURES: Final = (

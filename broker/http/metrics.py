@@ -150,7 +150,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     ),
     _gauge(
         "broker_connections_max", "Places for connections, by max_connections and open files.",
-        lambda of: of.node.services.admission.places.connections,
+        lambda of: of.node.services.admission.capacity.connections,
     ),
     _gauge(
         "broker_streams", "Accepted streams that are open: connections, and all other requests.",

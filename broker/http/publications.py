@@ -9,7 +9,7 @@ Rules:
 1. Plain is a way, not a kind: what comes of it is the same, byte for byte, as of the way for all others.
 2. It takes what is usual alone: data in JSON, no option, no trace that is sampled, an engine that keeps nothing
    first, a topic and no connection. It is decided anew in the step in which it is carried out.
-3. What a strict decoder refuses is read with care, by `core.json_reader`; so is each that is not plain.
+3. Text that a strict decoder refuses is read with care, by `core.json_reader`; so is all that is not plain.
 """
 
 import base64

@@ -116,7 +116,7 @@ def _fields(node: Node, survey: Survey) -> dict[str, object]:
 def _here(node: Node, statistics: BrokerStatistics) -> Mapping[str, object]:
     return {
         "connections": statistics.connections,
-        "connections_max": node.services.admission.places.connections,
+        "connections_max": node.services.admission.capacity.connections,
         "users": statistics.users,
         "topics": statistics.hub.topics,
         "patterns": statistics.hub.patterns,

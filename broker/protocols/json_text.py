@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import msgspec
 
 from broker.core.json_reader import BadJson, mended_text, one_text
-from broker.core.values import LEAVES, check_sets
+from broker.core.values import LEAVES, check_values
 from broker.protocols.commands import BadCommand
 
 _encoder = msgspec.json.Encoder()
@@ -17,10 +17,10 @@ def to_json(value: object) -> bytes:
     its way: a date as text, a dataclass as an object, `inf` as null.
 
     Raises `TypeError` for what JSON cannot say, such as a set, which has no order, and `ValueError` for
-    text that is not Unicode: half of a surrogate pair.
+    text that is not Unicode, half of a surrogate pair, and for ready JSON that is none.
     """
     if type(value) not in LEAVES:
-        check_sets(value)
+        check_values(value)
     return one_line(_encoder.encode(value))
 
 

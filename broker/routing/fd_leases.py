@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from broker.core.registry import Registry
-from broker.engines.cluster import Cluster
+from broker.engines.cluster import ClusterLink
 from broker.errors import Refused
 from broker.routing.neighbours import FDS, Neighbours
 
@@ -50,7 +50,7 @@ class FdLeases:
         self.neighbours.on_lapse.append(self._lapsed)
 
     @property
-    def _cluster(self) -> Cluster:
+    def _cluster(self) -> ClusterLink:
         return self.neighbours.cluster
 
     async def lease(self) -> None:

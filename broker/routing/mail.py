@@ -175,8 +175,8 @@ class EndTrace(Mail, frozen=True, tag="end_trace"):
     trace: str
 
 
-class Report(Mail, frozen=True, tag="report"):
-    """How a node is."""
+class ReportRequest(Mail, frozen=True, tag="report"):
+    """Asks how a node is; a `NodeReport` is the answer."""
 
 
 class Look(Mail, frozen=True, tag="look"):
@@ -206,7 +206,7 @@ Body: TypeAlias = (
     | Trace
     | ReadTrace
     | EndTrace
-    | Report
+    | ReportRequest
     | Look
 )
 

@@ -23,7 +23,7 @@ import trio
 from broker.core.fd_blocks import FdBlocks
 from broker.core.messages import Fd
 from broker.core.work import COMMAND
-from broker.engines.cluster import Cluster
+from broker.engines.cluster import ClusterLink
 from broker.errors import Refused
 from broker.routing.mail import Body, Call, Mail, Note, Result, read, write
 from broker.routing.open_calls import CALL_SECONDS, Answer, OpenCalls, unanswered
@@ -61,7 +61,7 @@ def no_answer(value: bytes | Refused) -> None:
 class Neighbours:
     """See the module. It is the `Listener` of its cluster."""
 
-    def __init__(self, cluster: Cluster, name: str, started_at: float) -> None:
+    def __init__(self, cluster: ClusterLink, name: str, started_at: float) -> None:
         self.cluster = cluster
         self.blocks: FdBlocks = FdBlocks()
         self.calls: OpenCalls = OpenCalls()

@@ -18,7 +18,7 @@ from broker.core.names import direct_fd, is_connection_name
 from broker.core.session import Parcel, Report, Session
 from broker.core.shares import Owner, owner_of, text_bytes
 from broker.core.work import AUDIENCE, LISTENERS, PEER, PUBLICATION, Allowance
-from broker.engines.engine import Done, Key
+from broker.engines.engine import Done, IdempotencyKey
 from broker.errors import ErrorCode, Refused
 from broker.routing.router import Router
 
@@ -121,7 +121,7 @@ class Publisher:
         if kept_as in self._underway:
             self._underway[kept_as] += others
             return None
-        key = None if isinstance(owner, int) else Key(owner, options.key)
+        key = None if isinstance(owner, int) else IdempotencyKey(owner, options.key)
         tell = partial(self._tell_all, kept_as)
         delivery = self._publish(topic, data, by, options, tell, key)
         if delivery is None:
@@ -174,8 +174,9 @@ class Publisher:
 
     def forget(self, by: Session) -> None:
         """Forget the keys of a client that has gone, if they were its connection's own."""
-        if not by.user:
-            self.router.engine.keys.forget(owner_of(by.info))
+        keys = self.router.engine.keys
+        if not by.user and keys.bytes_held:
+            keys.forget(owner_of(by.info))
 
     def _publish(
         self,
@@ -184,7 +185,7 @@ class Publisher:
         by: Session | None,
         options: PublishOptions,
         done: OnDelivery | None,
-        key: Key | None = None,
+        key: IdempotencyKey | None = None,
     ) -> Delivery | None:
         info = options.on_behalf_of if by is None else by.info
         publication = Publication(topic, data, info, tags=options.tags, opaque=options.opaque)

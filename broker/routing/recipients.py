@@ -23,7 +23,7 @@ from broker.transport.runs import LateRun
 
 @attrs.frozen(eq=False)
 class Search:
-    """What is left to be sent of the retained values that a subscription has found: in slices, the next of which
+    """The retained values that a subscription has found and has yet to be sent: in slices, the next of which
     is searched for when it is asked for."""
 
     subscription: Subscription

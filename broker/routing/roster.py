@@ -30,7 +30,7 @@ from broker.core.names import PERSONAL
 from broker.core.session import Subscription
 from broker.core.topics import is_pattern
 from broker.core.work import COMMAND, SLICE
-from broker.engines.cluster import Cluster
+from broker.engines.cluster import ClusterLink
 from broker.errors import ErrorCode, Refused
 from broker.routing.group_shares import GroupShares
 from broker.routing.mail import Came, Left
@@ -95,7 +95,7 @@ class CardRoster:
         self.neighbours.on_lapse.append(self._lapsed)
 
     @property
-    def _cluster(self) -> Cluster:
+    def _cluster(self) -> ClusterLink:
         return self.neighbours.cluster
 
     # what happens here

@@ -50,7 +50,7 @@ from broker.core.work import (
     Allowance,
     Meter,
 )
-from broker.engines.engine import Done, Engine, Key, Submission
+from broker.engines.engine import Done, Engine, IdempotencyKey, Submission
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
 from broker.events.dispatcher import Events
 from broker.events.spans import Spans
@@ -277,7 +277,7 @@ class Router:
         )
 
     def publish_parcel(
-        self, parcel: Parcel, *, keep: bool, retain: bool, key: Key | None = None
+        self, parcel: Parcel, *, keep: bool, retain: bool, key: IdempotencyKey | None = None
     ) -> list[Done] | None:
         """Publish a parcel of one publication by itself, behind all that was published before. `keep`:
         the history keeps it, where there is one, and the parcel has it with its offset then.
@@ -576,7 +576,7 @@ class Router:
         subscription = self.hub.unsubscribe(subscriber, name)
         if subscription is not None:
             self._emit_left(subscription, code, reason)
-            self.watchers.left(subscription, subscription.info)
+            self.watchers.left(subscription)
         return subscription
 
     def leave(self, peer: Peer, work: float = inf) -> None:
@@ -604,7 +604,7 @@ class Router:
         kept = [each for each in peer.subscriptions.values() if self.rights.keeps(peer, each)]
         lost = [name for name in peer.subscriptions if name not in {each.name for each in kept}]
         for subscription in kept:
-            self.watchers.left(subscription, before[subscription.name])
+            self.watchers.left_as(subscription, before[subscription.name])
             self.watchers.joined(subscription)
             if roster is not None:
                 roster.entered(subscription)
@@ -612,7 +612,7 @@ class Router:
             subscription = peer.subscriptions[name]
             self.hub.unsubscribe(peer, name)
             self._emit_left(subscription, UnsubscribeCode.SERVER, "other user")
-            self.watchers.left(subscription, before[name])
+            self.watchers.left_as(subscription, before[name])
         return lost
 
     def _emit_left(self, subscription: Subscription, code: int, reason: str) -> None:

@@ -45,11 +45,22 @@ class Watchers:
 
     def joined(self, subscription: Subscription) -> None:
         """Tell those who watch a topic that somebody subscribed, the subscriber among them."""
-        self._notify(subscription.name, subscription.info, "join")
+        if self._has_ears(subscription.name):
+            self._notify(subscription.name, subscription.info, "join")
 
-    def left(self, subscription: Subscription, info: ClientInfo | None) -> None:
-        """Tell them that somebody is subscribed no longer, who was this one to them."""
+    def left(self, subscription: Subscription) -> None:
+        """Tell them that somebody is subscribed no longer."""
+        if self._has_ears(subscription.name):
+            self._notify(subscription.name, subscription.info, "leave")
+
+    def left_as(self, subscription: Subscription, info: ClientInfo | None) -> None:
+        """Tell them of the end of a subscription of somebody who was this one to them."""
         self._notify(subscription.name, info, "leave")
+
+    def _has_ears(self, name: str) -> bool:
+        """Whether anybody may be there to be told, here or on other nodes. Mostly not: so what others see of a
+        client is made when it is needed."""
+        return self.roster is not None or self.hub.watching(name) > 0
 
     def left_for_good(self, topic: str, info: ClientInfo) -> None:
         """Tell them, on all nodes, of somebody who has left because its node has died."""

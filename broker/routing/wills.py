@@ -85,8 +85,10 @@ class Wills:
         client that said goodbye leaves no will.
         """
         will = self._of.get(peer.fd)
+        if will is None:
+            return
         self.put(peer, None)
-        if will is None or (close.initiator is Initiator.CLIENT and close.code in GOODBYES):
+        if close.initiator is Initiator.CLIENT and close.code in GOODBYES:
             return
         try:
             self.publisher.router.rights.check_publish(peer, will.topic)

@@ -42,6 +42,7 @@ from broker.transport.head import (
 )
 from broker.transport.proxy_protocol import read_proxy_header
 from broker.transport.sockets import (
+    HTTP_WITHOUT_TLS,
     address_of,
     answer_and_linger,
     let_go,
@@ -49,6 +50,9 @@ from broker.transport.sockets import (
     socket_below,
     tls_fault,
 )
+
+STREAM: Final = "broker.session.accept.serve_connection"
+"""The name of the task that serves a stream, which Trio would else make anew for each."""
 
 HEALTH: Final = ("/healthz", "/readyz")
 """Routes that need no `path_prefix`: a watcher of a process asks that process."""
@@ -70,13 +74,8 @@ async def serve_connection(
             await connection.run()
     except trio.ClosedResourceError:
         services.log.debug("lost", peer=address)
-    except trio.BrokenResourceError as error:
-        fault = tls_fault(error)
-        if fault is None:
-            services.log.debug("lost", peer=address)
-        else:
-            services.counts.note_refused(TLS)
-            services.log.info("tls_failed", reason=fault, peer=address)
+    except trio.BrokenResourceError:
+        services.log.debug("lost", peer=address)
     except Exception:
         services.log.exception("connection_failed", peer=address)
     except BaseExceptionGroup as group:
@@ -98,6 +97,7 @@ async def _receive(
 ) -> ServedConnection | None:
     """Read request heads and see to each; a connection if one asks for it and may have it."""
     connection, answer = None, b""
+    assert guest.scope is not None, "it is no connection yet"
     with guest.scope:
         try:
             connection = await _see_to_requests(services, stream, address, guest, is_private)
@@ -106,6 +106,17 @@ async def _receive(
             peer = error.address or address
             services.log.info("refused", status=error.status, reason=error.reason, peer=peer)
             answer = refusal(error.status, error.reason, error.headers)
+        except trio.BrokenResourceError as error:
+            fault = tls_fault(error)
+            if fault is None:
+                raise
+            services.counts.note_refused(TLS)
+            services.log.info("tls_failed", reason=fault, peer=address)
+            if fault == HTTP_WITHOUT_TLS and isinstance(stream, trio.SSLStream):
+                stream = stream.transport_stream  # where such a peer can read it
+                answer = refusal(
+                    400, "this port speaks TLS: an address begins with https:// or wss://"
+                )
         if answer:
             # Not where the error is still there: it holds the frames it came through, and so a body.
             services.admission.linger(guest)

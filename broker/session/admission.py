@@ -46,8 +46,8 @@ within a round trip, and that is 64 ms at a thousand refusals a second."""
 
 
 @attrs.frozen
-class Places:
-    """How many places there are: of connections, of all guests, and of guests with the key."""
+class Capacity:
+    """The number of places: of connections, of all guests, and of guests with the key."""
 
     connections: int
     guests: int
@@ -61,7 +61,7 @@ class Places:
     @lru_cache(maxsize=8)
     def of(
         cls, max_connections: int | None, file_limit: int, own_files: int = OWN_FILES
-    ) -> "Places":
+    ) -> "Capacity":
         """The places by a setting and the limit on open files.
 
         The reserves are half of a small limit at most, so a test with 64 files has 32 connections.
@@ -100,7 +100,8 @@ class Guest:
     """One accepted stream. `gave_way` once its place was given to another: `scope` is cancelled."""
 
     holds_file: bool
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    scope: trio.CancelScope | None = attrs.field(factory=trio.CancelScope)
+    """Around all that is done for it; None of a connection, which gives way to nobody."""
     stage: Stage = Stage.SILENT
     gave_way: bool = False
 
@@ -117,9 +118,9 @@ class Admission:
 
     settings: Settings
     file_limit: Callable[[], int] = file_limit
-    places: Places = attrs.field(init=False)
-    """By the settings of now, and the limit on files that held when the last stream came: the system may
-    change it any time."""
+    capacity: Capacity = attrs.field(init=False)
+    """By the settings of now, and the limit on open files as it was when it was last asked whether there is room
+    for more: the system may change it any time."""
     _guests: dict[Stage, dict[Guest, None]] = attrs.field(init=False)
     _by_stream: dict[trio.abc.Stream, Guest] = attrs.field(init=False, factory=dict)
     _files: int = attrs.field(init=False, default=0)
@@ -145,11 +146,10 @@ class Admission:
 
     def _count_places(self) -> None:
         most = self.settings.config.max_connections
-        self.places = Places.of(most, self.file_limit(), self._own_files)
+        self.capacity = Capacity.of(most, self.file_limit(), self._own_files)
 
     def welcome(self, stream: trio.abc.Stream) -> Guest:
         """Give a place to an accepted stream, until `see_off`. Another may have to give way."""
-        self._count_places()
         guest = Guest(holds_file=socket_below(stream) is not None)
         self._by_stream[stream] = guest
         self._enter(guest, Stage.SILENT)
@@ -159,9 +159,11 @@ class Admission:
 
     def has_room(self, streams: int) -> bool:
         """Whether so many streams more may come, and nobody has to give way."""
+        if streams:
+            self._count_places()  # once for all of them: it is a system call
         guests = self.count() - len(self._guests[Stage.CONNECTED])
-        places = self.places
-        return guests + streams <= places.guests and self._files + streams <= places.files
+        capacity = self.capacity
+        return guests + streams <= capacity.guests and self._files + streams <= capacity.files
 
     def see_off(self, stream: trio.abc.Stream) -> None:
         """Take the place of a stream back, which is closed by now."""
@@ -189,18 +191,18 @@ class Admission:
             self._send_away(next(iter(lingering)))
 
     def trust(self, stream: trio.abc.Stream) -> None:
-        """It has shown the key of the HTTP API. Beyond `Places.backends` that counts for nothing."""
+        """It has shown the key of the HTTP API. Beyond `Capacity.backends` that counts for nothing."""
         guest = self._by_stream.get(stream)
         if guest is None or guest.stage is Stage.BACKEND:
             return
-        if len(self._guests[Stage.BACKEND]) < self.places.backends:
+        if len(self._guests[Stage.BACKEND]) < self.capacity.backends:
             self._move(guest, Stage.BACKEND)
 
     def check_connections(self) -> None:
         """Raise `HeadError` (503) if there is no place for a connection more."""
-        places = self.places
-        is_full = len(self._guests[Stage.CONNECTED]) >= places.connections
-        if is_full or self._connection_files >= places.connection_files:
+        capacity = self.capacity
+        is_full = len(self._guests[Stage.CONNECTED]) >= capacity.connections
+        if is_full or self._connection_files >= capacity.connection_files:
             raise HeadError(503, "too many connections")
 
     def connect(self, guest: Guest) -> None:
@@ -209,12 +211,13 @@ class Admission:
         if guest.gave_way:
             raise HeadError(503, "too many connections")
         self._move(guest, Stage.CONNECTED)
+        guest.scope = None
 
     def warning(self) -> str | None:
         """Say in one line that `max_connections` is more than there are files for; None if not."""
         wanted, limit = self.settings.config.max_connections, self.file_limit()
         own_files = self._own_files
-        fits = Places.of(None, limit, own_files).connections
+        fits = Capacity.of(None, limit, own_files).connections
         if wanted is None or wanted <= fits:
             return None
         return (
@@ -246,4 +249,5 @@ class Admission:
         # Its file is closed within a tick; until then the broker's own reserve bears it.
         self._leave(guest)
         guest.gave_way = True
-        guest.scope.cancel()
+        if guest.scope is not None:
+            guest.scope.cancel()

@@ -48,10 +48,12 @@ from broker.routing.subscriptions import (
     plan_subscription,
     weigh_subscribing,
 )
-from broker.session.expiry import deadline, expiry_fields
+from broker.session.expiry import deadline, token_fields
 from broker.session.replies import NOTHING, Client
 from broker.session.services import Services
 from broker.transport import frames
+
+_NO_REPLY: Final = SubscribeReply()
 
 MAX_GROUP_LENGTH: Final = 255
 """Characters of a queue group's name: as long as topics may be unless the config says otherwise."""
@@ -210,7 +212,7 @@ class Subscribe(Handler):
             event = SubscribeEvent(client.connection, name, request.token, data, claims)
             reply = await services.hooks.subscribe(event)
         await client.fetch(self.topics(client, command, None))
-        return _SubscribeAnswer(token, reply or SubscribeReply())
+        return _SubscribeAnswer(token, reply or _NO_REPLY)
 
     def weigh(self, client: Client, command: Command, answer: object = None) -> float:
         request = command.subscribe
@@ -227,14 +229,14 @@ class Subscribe(Handler):
         if isinstance(answer, _SubscribeAnswer):
             token, reply = answer.token, answer.reply
         else:
-            token, reply = subscription_token(client, request.token), SubscribeReply()
+            token, reply = subscription_token(client, request.token), _NO_REPLY
         check_bearer(client, name, token)
         grant = services.rights.grant(peer, name, token)
         if reply.info is not None:
             grant = attrs.evolve(grant, info=to_json(reply.info))
         if reply.data is not None:
             grant = attrs.evolve(grant, data=to_json(reply.data))
-        expiry = expiry_fields(services.tokens, grant.expires_at)
+        expiry = token_fields(services.tokens, token)
         plan = plan_subscription(
             services.router, peer, client.codec, request, grant, group=_group_of(client, request)
         )
@@ -300,7 +302,7 @@ class SubRefresh(Handler):
         subscription = client.peer.subscriptions.get(request.channel)
         if token is None or subscription is None:
             raise Refused(ErrorCode.PERMISSION_DENIED)
-        fields = expiry_fields(services.tokens, token.expires_at)
+        fields = token_fields(services.tokens, token)
         subscription.expires_at = deadline(services.tokens, client.peer, token.expires_at)
         return fields
 

@@ -4,8 +4,6 @@ Rule: a window that a client keeps is memory that cannot be taken back while it 
 have one bound together; a client that comes when it is reached has its messages compressed one by one.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final
 
 import attrs
@@ -22,8 +20,6 @@ from broker.transport.packing import Packer, Packing
 WINDOWS: Final = 8
 """The part of all memory for windows that clients keep, as a divisor: 12,000 of them in 4 GiB."""
 
-_NO_WINDOW: Final = nullcontext()
-
 
 @attrs.define(eq=False)
 class Compression:
@@ -34,8 +30,6 @@ class Compression:
     memory: MemoryBudget
     packing: Packing = attrs.field(init=False)
     inflated: Inflated = attrs.field(init=False, factory=Inflated)
-    windows_bytes: int = attrs.field(init=False, default=0)
-    """Bytes of the windows that are kept for clients now."""
     _packed: dict[int, PackedCodecs] = attrs.field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -55,21 +49,15 @@ class Compression:
     def _has_room(self, size: int) -> bool:
         return not size or WINDOWS * (self.windows_bytes + size) <= self.memory.limit
 
-    def window(self, deflate: Deflate | None, holding: Holding) -> AbstractContextManager[None]:
-        """Hold what the client keeps for as long as the block."""
-        if deflate is None or not deflate.kept_bytes:
-            return _NO_WINDOW
-        return self._held(deflate.kept_bytes, holding)
+    def keep_window(self, deflate: Deflate, holding: Holding) -> None:
+        """Charge what the client keeps, until its holding is closed."""
+        if deflate.kept_bytes:
+            holding.charge(Part.WINDOWS, deflate.kept_bytes)
 
-    @contextmanager
-    def _held(self, size: int, holding: Holding) -> Iterator[None]:
-        self.windows_bytes += size
-        holding.charge(Part.WINDOWS, size)
-        try:
-            yield
-        finally:
-            self.windows_bytes -= size
-            holding.charge(Part.WINDOWS, -size)
+    @property
+    def windows_bytes(self) -> int:
+        """Bytes of the windows that are kept for clients now."""
+        return self.memory.charged(Part.WINDOWS)
 
     def codecs(self, deflate: Deflate) -> PackedCodecs:
         """The codecs for all who can read what this one can."""

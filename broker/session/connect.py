@@ -37,7 +37,7 @@ from broker.session.commands import (
     refusal_of,
     weigh_token,
 )
-from broker.session.expiry import deadline, expiry_fields
+from broker.session.expiry import deadline, token_fields
 from broker.session.replies import Client
 from broker.version import VERSION
 
@@ -51,6 +51,7 @@ TOPIC_IN_TOKEN: Final = 8
 """Bytes of a token for each topic that it lets its bearer subscribe to, at least: six before they are base64."""
 
 _NOT_SEEN_BEFORE: Final = SubscribeRequest()
+_NO_REPLY: Final = ConnectReply()
 
 
 async def ask_connection_token(client: Client, token: str) -> ConnectionToken | None:
@@ -146,7 +147,7 @@ class Connect(Handler):
                 None if token is None else token.claims,
             )
             reply = await client.services.hooks.connect(event)
-        return _ConnectAnswer(token, reply or ConnectReply())
+        return _ConnectAnswer(token, reply or _NO_REPLY)
 
     def weigh(self, client: Client, command: Command, answer: object = None) -> float:
         assert command.connect is not None
@@ -162,7 +163,7 @@ class Connect(Handler):
         if isinstance(answer, _ConnectAnswer):
             token, reply = answer.token, answer.reply
         else:
-            token, reply = connection_token(client, request.token), ConnectReply()
+            token, reply = connection_token(client, request.token), _NO_REPLY
         admission = _admit(client, request, token, reply)
         _let_in(client, command.id, admission)
         return None
@@ -197,7 +198,7 @@ def _admit(
     result: dict[str, object] = {
         "client": str(fd),
         "version": VERSION,
-        **expiry_fields(services.tokens, None if token is None else token.expires_at),
+        **token_fields(services.tokens, token),
         "data": msgspec.Raw(to_json(data)),
         **ping_fields(config),
         **client.connect_fields,
@@ -338,7 +339,7 @@ class Refresh(Handler):
         if token is None or token.user != peer.token_user:
             note_refused(client, TokenInvalid("refresh for another user"))
             raise Disconnect(CloseCode.INVALID_TOKEN, "invalid token")
-        fields = expiry_fields(services.tokens, token.expires_at)
+        fields = token_fields(services.tokens, token)
         peer.expires_at = deadline(services.tokens, peer, token.expires_at)
         peer.claims = token.claims
         return {"client": str(peer.fd), "version": VERSION, **fields}

@@ -10,10 +10,9 @@ Rules:
 """
 
 from collections.abc import Mapping
-from functools import partial
 from math import inf
 from time import time as wall_clock
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import trio
 
@@ -40,8 +39,9 @@ from broker.session.expiry import end_expired
 from broker.session.flow import Flow
 from broker.session.handshake import UNASKED, Welcome, choose_subprotocol
 from broker.session.heartbeat import Heartbeat
+from broker.session.helpers import CUT, Helped, start_nothing
 from broker.session.orders import Orders
-from broker.session.profile import SUBPROTOCOLS, Profile
+from broker.session.profile import SUBPROTOCOLS
 from broker.session.replies import NOTHING
 from broker.session.services import Services
 from broker.transport.extensions import Deflate
@@ -49,6 +49,7 @@ from broker.transport.head import Head, acceptance
 from broker.transport.inflating import Inflater
 from broker.transport.lane import Batch, Lane, Traffic
 from broker.transport.outbox import Outbox
+from broker.transport.sockets import fileno_of
 
 LEAVES_AT_ONCE: Final = 100.0
 """Work that is done in the very step in which it is known that a connection ends: 20 subscriptions are
@@ -58,34 +59,29 @@ FEW: Final = 20
 """Subscriptions that are looked at in that step without a turn."""
 
 
-class Connection(Profile):
+class Connection(Helped):
     """One peer while it is here: a WebSocket, or a client without one (`http.fallbacks`). It is the
     holder of the memory that is held for it."""
 
     __slots__ = (
         "_acceptance",
-        "_closing",
         "_deflate",
         "_dispatcher",
+        "_flow",
         "_has_left",
         "_is_seen_out",
         "_serve_until",
         "_served",
         "_services",
         "_serving",
-        "_stream",
         "_topics_left",
         "_undelivered",
         "_waiting",
-        "flow",
         "heartbeat",
         "holding",
-        "io",
-        "lane",
         "orders",
     )
 
-    flow: Flow
     orders: Orders
 
     default_codec: ClassVar[Codec | None] = None
@@ -108,9 +104,9 @@ class Connection(Profile):
     ) -> None:
         """`answer` accepts a peer that asked for no WebSocket, `welcome` is the answer of the app. Raises
         `HeadError` for extensions that are none."""
-        super().__init__(head, address, transport)
+        super().__init__(stream, head, address, transport)
         if welcome is not UNASKED:
-            self.data: dict[str, Any] = welcome.data
+            self._data = welcome.data
         self._deflate: Deflate | None = None
         if transport == "websocket":
             self.subprotocol: str | None = choose_subprotocol(head, welcome.reply)
@@ -118,11 +114,9 @@ class Connection(Profile):
             extensions = "" if deflate is None else deflate.answer
             answer = acceptance(head, self.subprotocol, welcome.reply.lines, extensions)
         self._services = services
-        self._stream = stream
-        self._closing: Close | None = None
         self._undelivered = 0
         self._topics_left: tuple[str, ...] = ()  # that it was subscribed to when its end began
-        self.io: trio.Nursery
+        self._flow: Flow | None = None
         self._serving: trio.CancelScope | None = None
         self._served: trio.Event | None = None
         self._serve_until = inf
@@ -149,30 +143,47 @@ class Connection(Profile):
         """Fields that the transport adds to the reply to `connect`."""
         return NOTHING
 
+    @property
+    def flow(self) -> Flow:
+        """The app's say over what comes and goes: most apps never have any."""
+        if self._flow is None:
+            args = self.orders, self.lane, self.start_soon, self.is_apps
+            self._flow = Flow(self._services, self, *args)
+        return self._flow
+
     # from the handshake to the end
 
     async def run(self) -> None:
         """Accept, serve, say goodbye."""
-        services, began = self._services, trio.current_time()
-        make_peer = partial(Peer, office=services.router.office, holding=self.holding)
-        self.peer: Peer = services.router.hub.attach(make_peer)
-        peer = self.peer
+        services, self.task = self._services, trio.lowlevel.current_task()
+        peer = self.peer = services.router.hub.attach(
+            lambda fd: Peer(fd, office=services.router.office, holding=self.holding)
+        )
         try:
-            with self.holding, services.compression.window(self._deflate, self.holding):
-                await self._run(peer)
-        finally:
+            self.holding.open()
+            self.holding.charge(Part.CONNECTIONS, len(self._field_lines) + len(self._target))
+            self._open_outbox()
             try:
-                # In one step: a sum over those who are here and those who have ended misses nobody.
-                close = self._closing = (self._closing or _CUT).with_undelivered(self._undelivered)
-                if services.connections.pop(peer.fd, None) is not None:
-                    services.counts.note_ended(self.traffic, peer.outbox.dropped)
-                    last = details_of(services, self, self._topics_left)
-                    services.closed.add(last, close, wall_clock())
-                # These point at each other. Without this they would stay until the garbage collector
-                # comes by, which is seldom, and with them all that came: half a message each.
-                self._dispatcher.let_go()
-                del self.lane, self._dispatcher, self.heartbeat, self.io, self._serving, self.flow
-                note_closed(services, peer, self.address, close, trio.current_time() - began)
+                self._begin()
+                if fileno_of(self._stream) >= 0:
+                    await self.lane.run(self)
+                    await self._see_out()
+                else:
+                    with trio.CancelScope() as self._reading:
+                        await self.lane.run(self)
+                        await self._see_out()
+            finally:
+                # In this order: nobody delivers to an outbox without a writer.
+                if not self._has_left:
+                    self._leave(self._closing or CUT, inf)
+                self._undelivered += peer.outbox.messages
+                peer.outbox.abandon()
+                if self.helpers is not None:
+                    await self.helpers.join()  # noqa: ASYNC102 - shields itself
+        finally:
+            self.holding.close()
+            try:
+                close = self._note_end()
                 try:
                     # The peer has no part in what the app does then.
                     await close_stream(services, self._stream)  # noqa: ASYNC102 - shields itself
@@ -182,34 +193,33 @@ class Connection(Profile):
             finally:
                 services.router.hub.detach(peer)
 
-    async def _run(self, peer: Peer) -> None:
-        self.holding.charge(Part.CONNECTIONS, len(self._field_lines) + len(self._target))
-        # The innermost block: its tasks use all that is around it.
-        async with trio.open_nursery() as io:
-            self.io = io
-            self._open_outbox(io)
-            try:
-                self._begin()
-                await self.lane.run(io)
-                await self._see_out()
-            finally:
-                # In this order: nobody delivers to an outbox without a writer.
-                if not self._has_left:
-                    self._leave(self._closing or _CUT, inf)
-                self._undelivered += peer.outbox.messages
-                peer.outbox.abandon()
-                if io.child_tasks:
-                    io.cancel_scope.cancel()
-
-    def _open_outbox(self, io: trio.Nursery) -> None:
+    def _note_end(self) -> Close:
+        """Tell of the end. In one step: a sum over those who are here and those who have ended misses nobody."""
         services, peer = self._services, self.peer
-        config, start_soon = services.config, io.start_soon
+        close = self._closing = (self._closing or CUT).with_undelivered(self._undelivered)
+        if services.connections.pop(peer.fd, None) is not None:
+            services.counts.note_ended(self.traffic, peer.outbox.dropped)
+            last = details_of(services, self, self._topics_left)
+            services.closed.add(last, close, wall_clock())
+        seconds = trio.current_time() - self.traffic.began_at
+        # These point at each other. Without this they would stay until the garbage collector
+        # comes by, which is seldom, and with them all that came: half a message each.
+        self._dispatcher.let_go()
+        peer.start_soon = start_nothing
+        del self.lane, self._dispatcher, self.heartbeat, self.task, self._flow
+        self.helpers = self._serving = None
+        note_closed(services, peer, self.address, close, seconds)
+        return close
+
+    def _open_outbox(self) -> None:
+        services, peer = self._services, self.peer
+        config, start_soon = services.config, self.start_soon
         peer.start_soon, peer.is_apps = start_soon, self.is_apps
         peer.outbox = self.lane.outbox = Outbox(
             self._stream,
             post=services.router.office.post,
             start_writer=start_soon,
-            on_slow=partial(self._give_up, "slow"),
+            on_slow=self._give_up,
             on_drop=self._on_drop,
             on_broken=self._on_broken,
             max_bytes=config.outbox_bytes,
@@ -219,7 +229,8 @@ class Connection(Profile):
         )
         codec = SUBPROTOCOLS.get(self.subprotocol or "") or self.default_codec
         self.orders = Orders(services.router, peer, may_be_plain=codec is None)
-        self.flow = Flow(services, self, self.orders, self.lane, start_soon, self.is_apps)
+        if services.hooks.watch_buffers:
+            self.flow.mark()
         self.heartbeat = Heartbeat(self.orders, services.router, self.lane, peer.outbox)
         self._dispatcher = self.dispatches(
             services,
@@ -227,12 +238,13 @@ class Connection(Profile):
             self.orders,
             self,
             codec,
-            self.connect_fields,
+            self.connect_fields(),
             start_soon,
         )
         self.lane.pay_by(self._dispatcher.pay)
         if self._deflate is not None:
             compression = services.compression
+            compression.keep_window(self._deflate, self.holding)
             peer.packed = compression.codecs(self._deflate)
             self.lane.inflater = Inflater(self._deflate, compression.inflated)
 
@@ -261,7 +273,7 @@ class Connection(Profile):
     def _begin_serving(self, open_hook: OpenHook | None = None) -> None:
         """Have a task that may wait for hooks: most sessions never need one."""
         self._served = trio.Event()
-        self.io.start_soon(self._serve, open_hook, self._served)
+        self.start_soon(self._serve, open_hook, self._served)
 
     async def _serve(self, open_hook: OpenHook | None, served: trio.Event) -> None:
         """Do what may have to wait for the app, until no more can come."""
@@ -368,9 +380,9 @@ class Connection(Profile):
     def _see_out_beside(self) -> None:
         if not self._is_seen_out:
             self._is_seen_out = True
-            self.io.start_soon(partial(self._see_out, beside=True))
+            self.start_soon(self._see_out, True)
 
-    async def _see_out(self, *, beside: bool = False) -> None:
+    async def _see_out(self, beside: bool = False) -> None:
         """The whole end: commands that came are carried out, queued messages go out, the peer may answer.
 
         Begun when the lane is done, and beside it, to stop it in the end, when we are done with a peer that
@@ -400,11 +412,11 @@ class Connection(Profile):
         seconds = self._services.config.close_seconds
         await say_goodbye(self.lane, self.peer.outbox, seconds)
         if beside:
-            self.io.cancel_scope.cancel()
+            self.cut()
 
     # a peer that is too slow, or too heavy, or dead
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, reason: str = "slow") -> None:
         """The outbox is full and its topic's rule says close, or it has to give way."""
         # To send out the open run may make this outbox overflow once more, which then closes it.
         self._services.router.send(self.peer, ())
@@ -417,11 +429,6 @@ class Connection(Profile):
         """The party whose memory it takes."""
         return self._services.party_of(self.user, self.address, f"fd {self.fd}")
 
-    @property
-    def waiting(self) -> int:
-        """Bytes that wait in its outbox."""
-        return self.peer.outbox.bytes
-
     def own_waiting(self) -> int:
         """About how many of those no other outbox holds."""
         return self.peer.outbox.own_bytes()
@@ -431,7 +438,7 @@ class Connection(Profile):
         if self._closing is None and not self.lane.is_ending:
             self._give_up("memory is short")
         else:
-            self.io.cancel_scope.cancel()
+            self.cut()
 
     def _on_drop(self, dropped: Mapping[str, int]) -> None:
         """Publications were dropped: a client that can recover them is told that there is a gap."""
@@ -478,7 +485,3 @@ class Connection(Profile):
         due = now if waits_for_us else self.heartbeat.due(now, tokens_required=required)
         self.peer.look_at = min(self.peer.next_expiry, due)
         return False
-
-
-_CUT: Final = Close(CloseCode.ABNORMAL, "cut", Initiator.SHUTDOWN)
-"""How a connection ends that is cancelled before it was told to close."""

@@ -14,7 +14,7 @@ Rules:
 3. A client that has yet to take a large reply is served on when it has.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from operator import attrgetter
 from typing import Final
@@ -75,6 +75,10 @@ _PONG: Final = Command()
 
 _FEW: Final = 32
 """Publishes that are decoded without a look at how many there is room for."""
+
+_ASKED_AGAIN: Final = 3
+"""Times that a hook is asked anew because the client was another user by then: a program that changes it each
+time would never be answered."""
 
 _LARGE: Final = BURST / DECODED_KILOBYTE * 1024
 """Bytes of a message that nobody may take apart without a turn: 16 KB."""
@@ -217,7 +221,7 @@ class Dispatcher:
     orders: Orders
     connection: Connection
     codec: Codec | None
-    connect_fields: Callable[[], Result]
+    connect_fields: Result
     start_soon: StartSoon
     """Starts a task in the connection's own nursery."""
     client: Client | None = attrs.field(init=False, default=None)
@@ -345,7 +349,7 @@ class Dispatcher:
                 self.orders,
                 self.connection,
                 codec,
-                self.connect_fields(),
+                self.connect_fields,
             )
         return self.client
 
@@ -513,13 +517,16 @@ class Dispatcher:
                 await client.wait_kept()
             else:
                 await self.services.router.engine.wait_room()
-        if turn.failure is None:
-            await self._share.wait_room(handler.weigh(client, command, turn.answer))
-            # The step that may have to wait comes last: all that is known holds until the next checkpoint.
-            try:
-                await client.fetch(handler.topics(client, command, turn.answer))
-            except Refused as refusal:
-                turn.failure = refusal.with_traceback(None)
+        await _wait_ready(turn, self._share)
+        for _ in range(_ASKED_AGAIN):
+            if not (turn.is_answered_for_another and self.peer.is_established):
+                break
+            await turn.ask()
+            if turn.is_over:
+                return  # cancelled
+            await _wait_ready(turn, self._share)
+        if turn.is_answered_for_another:
+            turn.failure = Refused(ErrorCode.INTERNAL)
         self._act(client, command, handler, turn.method, turn.size, turn)
 
     @property
@@ -610,6 +617,18 @@ class Dispatcher:
         if peer.usage is None:
             peer.usage = ConnectionUsage()
         return limits.admits(peer.usage, peer.user, size, trio.current_time())
+
+
+async def _wait_ready(turn: Turn, share: Share) -> None:
+    """Wait until a command may be carried out, and all that it needs to know is known."""
+    client, command, handler = turn.client, turn.command, turn.handler
+    if turn.failure is None:
+        await share.wait_room(handler.weigh(client, command, turn.answer))
+        # The step that may have to wait comes last: all that is known holds until the next checkpoint.
+        try:
+            await client.fetch(handler.topics(client, command, turn.answer))
+        except Refused as refusal:
+            turn.failure = refusal.with_traceback(None)
 
 
 def _with_following(commands: Iterator[Sized]) -> Iterator[tuple[Sized, Command | None]]:

@@ -40,7 +40,7 @@ from broker.routing.mail import (
     ListConnections,
     ListTopics,
     Pushed,
-    Report,
+    ReportRequest,
     Subscribe,
     Unsubscribe,
 )
@@ -151,7 +151,7 @@ class Everywhere:
             on(Pushed, self._take_push)
             on(ListConnections, self._list_connections)
             on(ListTopics, self._list_topics)
-            on(Report, self._report)
+            on(ReportRequest, self._report)
 
     @property
     def _neighbours(self) -> Neighbours:
@@ -326,7 +326,7 @@ class Everywhere:
         """How all nodes are, this one first, then by name."""
         reports = [self.figures.report()]
         if self.neighbourhood is not None:
-            answers = await self._neighbours.ask_all(Report())
+            answers = await self._neighbours.ask_all(ReportRequest())
             others = [
                 NodeReport(self._neighbours.name_of(node), alive=False)
                 if isinstance(answer, Refused)
@@ -377,7 +377,7 @@ class Everywhere:
             answer(listed)
         return len(topics) * NAMED
 
-    def _report(self, sender: str, asked: Report, answer: Answer) -> float:
+    def _report(self, sender: str, asked: ReportRequest, answer: Answer) -> float:
         answer(encode(self.figures.report()))
         return COMMAND
 

@@ -7,7 +7,7 @@ from math import inf
 
 import trio
 
-from broker.access.tokens import Tokens, ttl
+from broker.access.tokens import ConnectionToken, SubscriptionToken, Tokens, ttl
 from broker.core.session import Session
 from broker.core.work import COMMAND, LEFT, SLICE
 from broker.errors import CloseCode, ErrorCode, Refused, UnsubscribeCode
@@ -24,6 +24,19 @@ def expiry_fields(tokens: Tokens, expires_at: float | None) -> dict[str, object]
     if expires_at <= now - tokens.rules.leeway_seconds:
         raise Refused(ErrorCode.EXPIRED)
     return {"expires": True, "ttl": ttl(expires_at, now)}
+
+
+def token_fields(
+    tokens: Tokens, token: ConnectionToken | SubscriptionToken | None
+) -> dict[str, object]:
+    """The same, of what a verified token puts an end to. Raises `Refused` as well (109), where the token itself has
+    expired since it was verified: somebody may have been asked meanwhile."""
+    if token is None:
+        return {}
+    exp = token.claims.get("exp")
+    if isinstance(exp, int | float) and exp <= tokens.now() - tokens.rules.leeway_seconds:
+        raise Refused(ErrorCode.TOKEN_EXPIRED)
+    return expiry_fields(tokens, token.expires_at)
 
 
 def deadline(tokens: Tokens, session: Session, expires_at: float | None) -> float:

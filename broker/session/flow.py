@@ -48,9 +48,6 @@ class Flow:
     _told: bool = attrs.field(init=False, default=False)
     _is_telling: bool = attrs.field(init=False, default=False)
 
-    def __attrs_post_init__(self) -> None:
-        self.mark()
-
     # what comes
 
     def pause(self) -> bool:
@@ -110,9 +107,7 @@ class Flow:
 
     def mark(self) -> None:
         """Go by the watermarks of now, if anybody wants to be told of them."""
-        hooks = self._services.hooks
-        has_hook = hooks.buffer_full is not None or hooks.buffer_empty is not None
-        if has_hook and self._is_apps:
+        if self._is_apps and self._services.hooks.watch_buffers:
             high, low = self._services.config.watermarks
             self._orders.peer.outbox.mark(Watermarks(high, low, self._note))
 

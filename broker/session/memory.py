@@ -189,7 +189,7 @@ def fixed_bytes(config: Config, event_readers: int) -> int:
 def memory_fields(services: Services) -> dict[str, object]:
     """The fields of the line that tells of the budget at start."""
     config = services.config
-    places, most = services.admission.places.connections, config.connection_most
+    places, most = services.admission.capacity.connections, config.connection_most
     of = "max_memory_bytes"
     if config.max_memory_bytes is None:
         of = f"half of this {find_room().of}"

@@ -130,7 +130,7 @@ class Orders:
     """Whether the peer may turn out to speak no protocol: not over HTTP, nor with a subprotocol."""
     app_vouches: bool = attrs.field(init=False, default=False)
     """Whether the app has declared it plain, and so wants it to stay as it is."""
-    _waiting: list[Message] = attrs.field(init=False, factory=list)
+    _waiting: list[Message] | None = attrs.field(init=False, default=None)
     _waiting_bytes: int = attrs.field(init=False, default=0)
     _topics: dict[str, ServerSub] = attrs.field(init=False, factory=dict)
 
@@ -160,6 +160,7 @@ class Orders:
         size = size_of(message)
         if not self._has_room_to_wait(size):
             return PushResult.FULL
+        self._waiting = self._waiting or []
         self._waiting.append(message)
         self._waiting_bytes += size
         self.peer.holding.charge(Part.OUTBOXES, size)
@@ -335,8 +336,9 @@ class Orders:
 
     def send_waiting(self) -> None:
         """Send the messages that waited until it was known how."""
-        self.peer.holding.charge(Part.OUTBOXES, -self._waiting_bytes)
-        messages, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        for message in messages:
-            self._send(message)
+        if self._waiting:
+            self.peer.holding.charge(Part.OUTBOXES, -self._waiting_bytes)
+            messages, self._waiting, self._waiting_bytes = self._waiting, None, 0
+            for message in messages:
+                self._send(message)
         self.peer.outbox.wake()

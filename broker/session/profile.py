@@ -26,15 +26,22 @@ SUBPROTOCOLS: Final[Mapping[str, Codec]] = {
 class Asked:
     """The part of a request for a connection that hooks may read."""
 
-    __slots__ = ("_field_lines", "_target", "address", "data", "peer_address", "transport")
+    __slots__ = ("_data", "_field_lines", "_target", "address", "peer_address", "transport")
 
     def __init__(self, head: Head, address: str, transport: Transport) -> None:
-        self.data: dict[str, Any] = {}
+        self._data: dict[str, Any] | None = None
         self.address: str = str(address)  # and no more of what else it may know
         self.peer_address: str = peer_of(address)
         self.transport = transport
         self._target = head.target
         self._field_lines = head.field_lines
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The app's own, whatever it puts there."""
+        if self._data is None:
+            self._data = {}
+        return self._data
 
     @property
     def path(self) -> str:
@@ -108,6 +115,11 @@ class Profile(Asked):
         """Whether the connection is neither closing nor gone."""
         return self.peer.is_established
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that wait in its outbox."""
+        return self.peer.outbox.bytes
+
     def info(self) -> ConnectionInfo:
         """A snapshot of what is known of this connection."""
         return ConnectionInfo(**self.facts())
@@ -131,6 +143,6 @@ class Profile(Asked):
             "last_sent_at": self.opened_at + max(0.0, outbox.sent_at - traffic.began_at),
             "bytes_received": traffic.bytes,
             "messages_received": traffic.messages,
-            "bytes_queued": outbox.bytes,
+            "bytes_queued": self.waiting,
             "messages_queued": outbox.messages,
         }

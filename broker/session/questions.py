@@ -60,6 +60,8 @@ class Turn:
     ends_with_client: bool = False
     """Whether its answer is of no use once the client has gone."""
     answer: object = None
+    asked_as: str | None = None
+    """The user of the client when somebody was asked last; None if nobody was."""
     failure: Exception | None = None
     is_over: bool = False
     """Whether nothing is left to be done: it was carried out, or cancelled."""
@@ -77,9 +79,20 @@ class Turn:
         finally:
             del failure  # it holds this frame
 
+    @property
+    def is_answered_for_another(self) -> bool:
+        """Whether the client has become another user since somebody was asked about this topic."""
+        is_about_user = self.topic is not None and self.asked_as is not None
+        return is_about_user and self.failure is None and self.asked_as != self.client.peer.user
+
     async def ask(self) -> None:
-        """Get the answer, or the exception that comes in its place. Cancelled, the turn is over."""
-        self.is_open = True
+        """Get the answer, or the exception that comes in its place. Cancelled, the turn is over.
+
+        May be called again, for another answer.
+        """
+        if self.asked_as is not None:
+            self.scope = trio.CancelScope(deadline=self.scope.deadline)
+        self.is_open, self.asked_as = True, self.client.peer.user
         has_answer = False
         try:
             with self.scope:
@@ -109,7 +122,7 @@ class Questions:
 
     _carrier: Carrier
     _start_soon: StartSoon
-    _turns: list[Turn] = attrs.field(init=False, factory=list)
+    _turns: tuple[Turn, ...] = attrs.field(init=False, default=())
     _is_proceeding: bool = attrs.field(init=False, default=False)
     _moved: trio.Event | None = attrs.field(init=False, default=None)
     _due: float = attrs.field(init=False, default=inf)
@@ -183,11 +196,12 @@ class Questions:
 
     def _enter(self, turn: Turn) -> None:
         """Add a turn, and charge its command, which may be all of a message."""
-        self._turns.append(turn)
+        self._turns += (turn,)  # few: `questions_at_once`
         turn.client.peer.holding.charge(Part.INCOMING, int(turn.size))
 
     def _leave(self) -> None:
-        turn = self._turns.pop(0)
+        turn, *left = self._turns
+        self._turns = tuple(left)
         turn.client.peer.holding.charge(Part.INCOMING, -int(turn.size))
 
     # the end

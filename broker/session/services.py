@@ -35,6 +35,7 @@ from broker.session.admission import Admission
 from broker.session.compression import Compression
 from broker.session.counts import Counts
 from broker.session.heartbeat import Heartbeat
+from broker.session.helpers import Helpers
 from broker.session.orders import Message, Orders
 from broker.transport.head import Request
 from broker.transport.lane import Lane, LaneLimits, Traffic
@@ -74,8 +75,12 @@ class ServedConnection(Protocol):
     @property
     def traffic(self) -> Traffic: ...
     @property
-    def io(self) -> trio.Nursery:
-        """The nursery of what is done for it, in the task that serves it."""
+    def task(self) -> trio.lowlevel.Task:
+        """The task that serves it."""
+
+    @property
+    def helpers(self) -> Helpers | None:
+        """The tasks beside that one; None while there have been none."""
 
     @property
     def is_apps(self) -> bool:
@@ -263,6 +268,7 @@ class Services:
         self.memory.resize(memory_limit(config), config.connection_most - config.outbox_most)
         for connection in self.connections.values():
             connection.peer.outbox.bound(config.outbox_bytes, config.outbox_messages)
-            connection.flow.mark()
+            if self.hooks.watch_buffers:
+                connection.flow.mark()
         for desk in list(self.desks.values()):
             desk.check_login()

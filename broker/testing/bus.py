@@ -31,7 +31,7 @@ from broker.core.messages import Fd, Position
 from broker.core.names import PERSONAL
 from broker.core.session import Parcel
 from broker.core.work import SLICE, Allowance
-from broker.engines.cluster import BEAT_SECONDS, LEASE_SECONDS, Card, Cluster, Listener
+from broker.engines.cluster import BEAT_SECONDS, LEASE_SECONDS, Card, ClusterLink, Listener
 from broker.engines.engine import (
     Durability,
     EngineStatistics,
@@ -305,7 +305,7 @@ def _read_gone(node: str, engine: "BusEngine") -> float:
 
 
 class BusEngine(Memory):
-    """An engine on a `Bus`; it is its own `Cluster`."""
+    """An engine on a `Bus`; it is its own `ClusterLink`."""
 
     durability: Durability = "shared"
     is_shared = True
@@ -314,7 +314,7 @@ class BusEngine(Memory):
         super().__init__(max_bytes, retained_bytes, bus.new_epoch)
         self.bus = bus
         self._max_bytes = max_bytes
-        self.cluster: Cluster = self
+        self.cluster: ClusterLink = self
         self.next_fd = first_fd
         self.node: str = secrets.token_hex(4)
         self.listener: Listener

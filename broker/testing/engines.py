@@ -24,7 +24,7 @@ from broker.core.history import UnrecoverablePosition
 from broker.core.messages import ClientInfo, Delivery, Position, Publication, Series
 from broker.core.session import Parcel
 from broker.core.work import Allowance
-from broker.engines.engine import Engine, Key, Submission
+from broker.engines.engine import Engine, IdempotencyKey, Submission
 from broker.errors import Refused
 
 OpenEngine: TypeAlias = Callable[[], AbstractAsyncContextManager[Engine]]
@@ -88,7 +88,7 @@ class Witness:
         rules: TopicRules = RULES,
         keep: bool = True,
         retain: bool = False,
-        key: Key | None = None,
+        key: IdempotencyKey | None = None,
         info: ClientInfo | None = None,
         done: Callable[[Position | Refused | None], None] | None = None,
         payer: Allowance | None = None,
@@ -383,7 +383,7 @@ async def check_restart(open_engine: OpenEngine) -> None:
         async with engine.running(witness):
             quiet = await position_of(engine, "quiet")
             await witness.published("a", b"1", b"2", info=ann)
-            keyed = await witness.published("a", b"3", key=Key("ann", "k"), retain=True)
+            keyed = await witness.published("a", b"3", key=IdempotencyKey("ann", "k"), retain=True)
             await witness.published("gone", b"1")
             await engine.remove("gone")
             engine.note_fds(engine.next_fd + 5)
@@ -409,7 +409,7 @@ async def check_restart(open_engine: OpenEngine) -> None:
                 assert await position_of(engine, "gone") == gone
                 assert await kept(engine, "gone") == []
                 if engine.durability == "shared":  # which knows the keys of all nodes
-                    again = await witness.published("a", b"again", key=Key("ann", "k"))
+                    again = await witness.published("a", b"again", key=IdempotencyKey("ann", "k"))
                     assert (again, witness.data("a")) == (keyed, [])
                 else:
                     delivery = engine.keys.get("ann", ("a", "k"), now)

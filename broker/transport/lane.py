@@ -32,7 +32,7 @@ Rules the lane keeps:
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from math import inf
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import attrs
 import trio
@@ -130,6 +130,12 @@ class _Shown:
     async def __call__(self, batch: Batch) -> Batch:
         self.see(batch)
         return await self.take(batch)
+
+
+class Starter(Protocol):
+    """A nursery, or a connection: starts tasks that end with the connection at the latest."""
+
+    def start_soon(self, work: Callable[..., Awaitable[object]], *args: object) -> None: ...
 
 
 _Inbox: TypeAlias = tuple[trio.MemorySendChannel[Batch], trio.MemoryReceiveChannel[Batch]]
@@ -248,8 +254,8 @@ class Lane:
         self.peer_close: tuple[int, str] | None = None
         self.eof: bool = False
 
-    async def run(self, nursery: trio.Nursery) -> None:
-        """Read until the peer is done. `nursery` is the connection's: the slow lane lives there."""
+    async def run(self, starter: Starter) -> None:
+        """Read until the peer is done. The slow lane lives in a task of the connection's."""
         try:
             while not self.has_ended:
                 if self._ignores:
@@ -266,7 +272,7 @@ class Lane:
                 # Most reads leave nothing here: then there is no need to look.
                 slow = self._next_slow() if self._buffer else b""
                 if slow:
-                    await self._take_slow(slow, nursery)
+                    await self._take_slow(slow, starter)
                 elif self._deflated is not None:
                     await self._take_deflated(self._deflated)
                 elif self.close_sent is not closing:
@@ -404,11 +410,16 @@ class Lane:
         elif self._ignored > _IGNORED_BYTES:
             await trio.sleep(_IGNORED_PAUSE)
 
-    async def _take_slow(self, slow: bytes, nursery: trio.Nursery) -> None:
+    async def _take_slow(self, slow: bytes, starter: Starter) -> None:
         """Have trio-websocket deal with frames, and fetch the message that they may complete."""
         if self._slow is None:
-            self._slow = await open_slow_lane(nursery, self._answer, self._limits.max_message_bytes)
-        await self._slow.put(slow)
+            opened = trio.Event()
+            starter.start_soon(self._keep_slow, opened)
+            await opened.wait()
+        if self._slow is not None:
+            await self._slow.put(slow)
+        if self._slow is None or self.has_ended:
+            return  # the connection was cut
         error = self._slow.error
         opcode, self._slow_opcode = self._slow_opcode, 0
         if error is not None:
@@ -419,6 +430,19 @@ class Lane:
         elif opcode and self.close_sent is None:
             payload = await self._slow.get_message()
             await self._deliver([(opcode, payload)])
+
+    async def _keep_slow(self, opened: trio.Event) -> None:
+        """Hold a slow lane open until it is cancelled, at the latest at the connection's end."""
+        slow = None
+        try:
+            async with trio.open_nursery() as nursery:
+                slow = await open_slow_lane(nursery, self._answer, self._limits.max_message_bytes)
+                self._slow = slow
+                opened.set()
+        finally:
+            if slow is not None:
+                slow.settle()
+            opened.set()
 
     # compressed messages
 

@@ -114,7 +114,29 @@ class OutboxStatistics:
     bytes_held: int
 
 
-class Outbox:
+class _Hot:
+    """The fields that each delivery and each write touches, side by side in memory: a room's outboxes are
+    cold when its turn comes, and each line of 64 bytes that has to be fetched takes 0.1 µs."""
+
+    __slots__ = (
+        "_fileno",
+        "_plain",
+        "_sent",
+        "_writing",
+        "alarm_bytes",
+        "bytes",
+        "bytes_sent",
+        "mail",
+        "max_messages",
+        "messages",
+        "messages_sent",
+        "sealed",
+        "sent_at",
+        "writes",
+    )
+
+
+class Outbox(_Hot):
     """The frames that wait for one peer.
 
     `post` is called with the outbox when it goes from empty to not empty; the function owes
@@ -139,7 +161,6 @@ class Outbox:
         "_cut",
         "_ease_at",
         "_eased",
-        "_fileno",
         "_first",
         "_gone",
         "_guarded",
@@ -149,34 +170,21 @@ class Outbox:
         "_on_broken",
         "_on_drop",
         "_on_slow",
-        "_plain",
         "_post",
         "_seen",
         "_seen_at",
-        "_sent",
         "_stall_seconds",
         "_start_writer",
         "_stream",
         "_watched",
         "_went",
-        "_writing",
-        "alarm_bytes",
         "blocked",
-        "bytes",
-        "bytes_sent",
         "chunks",
         "dropped",
         "is_filling",
-        "mail",
         "max_bytes",
-        "max_messages",
-        "messages",
-        "messages_sent",
         "replies_wait",
-        "sealed",
-        "sent_at",
         "stalled",
-        "writes",
     )
 
     mail: list[Run]
@@ -418,6 +426,7 @@ class Outbox:
         self.sealed = True
         self._on_slow = self._on_broken = _nothing
         self._on_drop = _nothing_dropped
+        self._start_writer = _nothing_written
         self._fileno = -1
         self._marks = None
         self.mail.clear()
@@ -871,6 +880,10 @@ class _ShownMail(list[Run]):
 
 
 def _nothing() -> None:
+    pass
+
+
+def _nothing_written(writer: Writer) -> None:
     pass
 
 

@@ -39,6 +39,10 @@ class SlowLane(trio.abc.Stream):
         await self._to_websocket.send(slow)
         await self._settled.wait()
 
+    def settle(self) -> None:
+        """Have `put` return: trio-websocket has ended, or will not deal with what was handed over any more."""
+        self._settled.set()
+
     async def get_message(self) -> bytes:
         """The payload of the message that the frames before have completed."""
         assert self._websocket is not None

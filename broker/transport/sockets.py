@@ -110,6 +110,13 @@ async def receive_some(stream: trio.abc.ReceiveStream, most: int) -> bytes | byt
             raise trio.ClosedResourceError("this stream is closed") from error
 
 
+def wake_reader(stream: object) -> None:
+    """Have the task that waits for bytes of a bare socket go on, with `trio.ClosedResourceError`, though the
+    socket stays open: so none needs a cancel scope of its own, which is 0.6 KiB and 8 µs."""
+    if isinstance(stream, trio.SocketStream) and stream.socket.fileno() >= 0:
+        trio.lowlevel.notify_closing(stream.socket)
+
+
 def receive_now(stream: object, most: int) -> bytes:
     """Up to `most` bytes of what has come to a bare socket already. Empty where that is nothing, and of any other
     stream or a dead one: `receive_some` says what is the matter."""
@@ -151,6 +158,10 @@ def address_of(stream: trio.abc.Stream) -> str:
 
 
 _GONE: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+
+
+HTTP_WITHOUT_TLS: Final = "http request"
+"""The fault where a peer began with plain HTTP."""
 
 
 def tls_fault(error: trio.BrokenResourceError) -> str | None:

@@ -21,7 +21,7 @@ async def test_the_tree_names_the_scopes_as_the_page_on_lifetimes_does(
     nurseries = [row["name"] for row in rows if row["kind"] == "nursery"]
     order = ["engine", "post office", "upkeep", "sessions", "intake"]
     assert [name for name in nurseries if name in order] == order
-    assert "io" in nurseries
+    assert "helpers" in nurseries  # the operator waits for this answer
     assert {"fd 1", "fd 2", "fd 3", "heartbeat", "keeper of memory"} <= {
         row["name"] for row in rows
     }
@@ -41,4 +41,4 @@ async def test_the_tree_of_many_connections_is_as_short(
     shown = [row for row in rows if row["function"].endswith("serve_connection")]
     assert more["count"] + len(shown) - 1 == 501
     rows = list(walk(await done(peer, "admin.tree", fd=400)))
-    assert [row["name"] for row in rows] == ["fd 400", "io"]
+    assert [row["name"] for row in rows] == ["fd 400"]

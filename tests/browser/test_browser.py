@@ -129,8 +129,11 @@ def test_what_commands_and_backends_send_is_shown_whatever_it_is(
                 f"{broker.http}/api/publish", data=body, headers={"X-API-Key": "s3cret"}
             )
             assert "error" not in answer.json()
+    pushed = {"fd": tab.fd, "data": {"text": "pushed"}}
+    context.request.post(f"{broker.http}/api/push", data=pushed, headers={"X-API-Key": "s3cret"})
     said = ("only for you", "said", '{"sun":true}', "null", "null")
-    tab.shows(*(f"server → you {each}" for each in said), *(f"server {each}" for each in said))
+    shown = [*(f"server → you {each}" for each in said), *(f"server {each}" for each in said)]
+    tab.shows(*shown, "server → you pushed")
     assert tab.wrong == []
 
 

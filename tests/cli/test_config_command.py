@@ -27,6 +27,18 @@ def test_right_settings_are_counted_with_their_places(here: Path) -> None:
     assert invoke("check").stdout == "right: 0 settings\n"
 
 
+def test_what_may_not_do_what_was_meant_is_told_and_is_no_mistake(here: Path) -> None:
+    Path("broker.toml").write_text('port = 9000\nunix = "b"\n')
+    result = invoke("check", "broker.toml")
+    assert result.exit_code == 0
+    assert result.stderr == (
+        "note: broker.toml: port counts for nothing beside unix: the broker listens on the socket alone\n"
+    )
+    assert result.stdout == "right: 2 settings in broker.toml\n"
+    as_json = json.loads(invoke("check", "broker.toml", "--json").stdout)
+    assert f"note: {as_json['doubts'][0]}\n" == result.stderr
+
+
 def test_a_variable_that_is_no_setting_is_status_1(here: Path) -> None:
     result = invoke("check", BROKER_PROT="1", BROKER_PORT_9501_TCP="tcp://10.0.0.1:9501")
     assert result.exit_code == 1
@@ -37,6 +49,7 @@ def test_a_variable_that_is_no_setting_is_status_1(here: Path) -> None:
     assert json.loads(as_json.stdout) == {
         "given": {"port": "BROKER_PORT"},
         "unknown": [{"name": "BROKER_PROT", "nearest": "BROKER_PORT"}],
+        "doubts": [],
     }
 
 

@@ -16,7 +16,7 @@ from tests.conftest import HMAC_SECRET
 pytestmark = pytest.mark.usefixtures("logging_restored")
 
 
-def test_ca_names_the_certificates_to_trust_for_both_ways_to_a_broker(tmp_path: Path) -> None:
+def test_ca_names_the_certificates_to_trust_and_without_tls_one_is_told_so(tmp_path: Path) -> None:
     ca, stranger = trustme.CA(), trustme.CA()
     issued = ca.issue_cert("localhost", "127.0.0.1")
     ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
@@ -36,6 +36,16 @@ def test_ca_names_the_certificates_to_trust_for_both_ways_to_a_broker(tmp_path: 
             assert refused.stderr.count("\n") == 1
             assert "certificate verify failed" in refused.stderr.lower()
             assert "name the authority that has signed its certificate by --ca" in refused.stderr
+        # The same port without TLS: the client says so, and a browser shows the broker's own words.
+        plain = Served(served.url.replace("wss://", "ws://"), "s3cret", served.process)
+        told = plain.invoke("pub", "news", "1")
+        assert told.exit_code == 2
+        assert "if TLS is spoken there, an address begins with wss://" in told.stderr
+        told = plain.invoke("stats", "--url", plain.url.replace("ws://", "http://"))
+        assert told.exit_code == 2
+        assert (
+            "this port speaks TLS: an address begins with https:// or wss:// (400)" in told.stderr
+        )
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ import trio
 from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
 
 from broker import Broker, Config, TopicRules
-from broker.cli.sub_command import TOPICS_MOST, Loss, Losses, _print_messages, _tell
+from broker.cli.sub_command import TOPICS_MOST, Loss, Losses, Output, _print_messages
 from broker.client import open_client
 from broker.client.testing import KEPT, FakeBroker, pub
 from broker.core.messages import Position, Publication
@@ -53,6 +52,26 @@ def test_it_prints_what_the_server_has_subscribed_it_to(served: Served) -> None:
     refused = served.invoke("sub", "of.server", "--token", "reader", "--since", "1")
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert "already subscribed (105)" in refused.stderr
+
+
+@pytest.mark.parametrize("pattern", ["quiet", "of.server"], ids=["its own", "the server's"])
+def test_it_prints_what_is_sent_to_its_connection_alone(served: Served, pattern: str) -> None:
+    served.wait_left("subscriptions")
+
+    def push() -> None:
+        served.wait_until("subscriptions", 1)
+        fd = int(next(iter(served.api("connections")["connections"])))
+        served.api("push", fd=fd, data={"by": "fd"})
+        served.api("publish", channel="user:reader", data={"by": "user"})
+
+    thread = threading.Thread(target=push)
+    thread.start()
+    rows = served.json("sub", pattern, "--token", "reader", "--count", "2")
+    thread.join()
+    assert [(row["topic"].split(":")[0], row["offset"], row["data"]) for row in rows] == [
+        ("fd", 0, {"by": "fd"}),
+        ("user", 0, {"by": "user"}),
+    ]
 
 
 def test_it_begins_with_the_last_that_are_kept(served: Served) -> None:
@@ -139,12 +158,12 @@ def test_each_topic_of_a_pattern_is_counted_for_itself_within_bounds() -> None:
 
 def test_a_loss_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     found = [Loss("a\x1b", 2, 8), Loss("b", 3, 3), Loss("c")]
-    _tell(iter(found), as_json=False)
+    Output(Losses(), None, as_json=False).tell(iter(found))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith(r"lost: 7 of 'a\x1b', offsets 2 to 8: ")
     assert lines[1].startswith("lost: 1 of 'b', offset 3: ")
     assert lines[2].startswith("lost: publications of 'c' may be missing here: ")
-    _tell(iter(found), as_json=True)
+    Output(Losses(), None, as_json=True).tell(iter(found))
     assert [json.loads(line)["lost"] for line in capsys.readouterr().out.splitlines()] == [
         7,
         1,
@@ -203,7 +222,7 @@ async def test_topics_of_the_server_s_are_recovered_and_their_losses_told(
     fake = FakeBroker(nursery)
     async with fake.client(subs={"news": {**KEPT, "offset": 3}}) as (client, peer):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(_print_messages, client, "*", None, as_json=True))
+            nursery.start_soon(_print_messages, client, "*", Output(Losses(), None, as_json=True))
             await peer.publish(5)
             await peer.drop()
             recovered = {**KEPT, "recovered": True, "publications": [pub(6), pub(7)]}

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "howto" / "terminal.md"
 
 SETTINGS = {
-    "BROKER_API_KEY": "s3cret",
-    "BROKER_TOKENS_HMAC_SECRET": "only-for-a-try-0123456789abcdef",
+    "BROKER_API_KEY": "only-for-a-try-s3cret",
+    "BROKER_TOKENS_HMAC_SECRET": "only-for-a-try-0123456789abcdef-0123",
 }
 
 OF_BROKER = {"BROKER_NAME": "chat-1", "BROKER_PING_SECONDS": "600"}

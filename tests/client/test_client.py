@@ -10,6 +10,7 @@ import trio
 import trio_websocket
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from broker import Broker
 from broker.client import (
     PresenceStats,
     Subscription,
@@ -24,6 +25,8 @@ from broker.client.testing import (
 )
 from broker.core.messages import ClientInfo, Position, Publication
 from broker.errors import ClientError, ConnectionLost, RequestFailed, Unavailable
+from broker.testing import open_test_broker
+from broker.version import VERSION
 
 
 async def take(subscription: Subscription[Publication], count: int) -> list[object]:
@@ -54,14 +57,32 @@ async def test_connects_with_token_name_data_and_headers(
         f"{URL}/connection/websocket?a=1",
         token="secret",
         name="meter",
+        version="2.1",
         data={"room": 1},
         headers=[("X-Tenant", "blue")],
         open_stream=fake.open_stream,
     ) as client:
         assert client.fd == 7
     assert not client.connected
-    connect = {"token": "secret", "name": "meter", "data": {"room": 1}}
+    connect = {"token": "secret", "name": "meter", "version": "2.1", "data": {"room": 1}}
     assert seen == ["/connection/websocket?a=1", True, connect]
+
+
+@pytest.mark.parametrize(
+    "own, told",
+    [({}, ("trio-broker", VERSION)), ({"name": "meter"}, ("meter", ""))],
+    ids=["a program that says nothing", "a program with a name of its own"],
+)
+async def test_a_client_says_its_version_and_none_of_a_program_that_has_not_told_it(
+    own: dict[str, Any], told: tuple[str, str]
+) -> None:
+    async with (
+        open_test_broker(Broker()) as net,
+        open_client("ws://test", open_stream=lambda *_: net.listener.connect(), **own) as client,
+    ):
+        info = net.broker.connection_info(client.fd)
+        assert info is not None
+        assert (info.app_name, info.app_version) == told
 
 
 async def test_a_refused_connection_is_one_line_that_names_the_url(

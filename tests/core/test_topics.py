@@ -117,6 +117,12 @@ def test_a_malformed_pattern_is_neither_topic_nor_pattern(name: str, reason: str
         ("#", ">"),
         ("新闻*", "新闻.*"),
         ("*" * 255, ">"),
+        ("news?", "news.*"),
+        ("news.?", "news.*"),
+        ("a??b", "a.*.b"),
+        ("room[1-3]", "room.*"),
+        ("room.[a-c]", "room.*"),
+        ("room[^a]", "room.*"),
     ],
 )
 def test_a_topic_that_is_a_pattern_elsewhere_is_told_with_the_nearest_pattern(
@@ -155,6 +161,12 @@ def test_a_topic_that_is_a_pattern_elsewhere_is_told_with_the_nearest_pattern(
             "#general",
             "a + b",
             "a/>/b",
+            "are you there?",
+            "room?id=7",
+            "room[7]",
+            "user[name]",
+            "[]",
+            "a-b[",
             "\ud800*",
             "\x00*",
         ),
@@ -164,7 +176,7 @@ def test_of_other_names_there_is_nothing_to_tell(name: str) -> None:
     assert mistaken_for_pattern(name) == ""
 
 
-@given(st.text(alphabet="a.*>+#/:-\x00\ud800", max_size=12))
+@given(st.text(alphabet="a.*>+#/:-?[^]= \x00\ud800", max_size=12))
 def test_what_is_told_names_a_pattern_and_never_fails(name: str) -> None:
     hint = mistaken_for_pattern(name)
     if hint:

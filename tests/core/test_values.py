@@ -10,7 +10,7 @@ import attrs
 import msgspec
 import pytest
 
-from broker.core.values import check_sets
+from broker.core.values import check_values
 
 
 @dataclasses.dataclass
@@ -73,7 +73,7 @@ def test_a_set_is_found_in_whatever_holds_it(hold: Any, found: object) -> None:
     # Without us it would go out as a list.
     assert b"[" in msgspec.json.encode(value)
     with pytest.raises(TypeError, match="a set has no order, and JSON no sets: make it a list"):
-        check_sets(value)
+        check_values(value)
 
 
 @pytest.mark.parametrize("hold", KEPT)
@@ -82,17 +82,27 @@ def test_a_set_is_found_in_whatever_holds_it(hold: Any, found: object) -> None:
 )
 def test_what_is_no_set_passes(hold: Any, fine: object) -> None:
     value = hold(fine)
-    check_sets(value)
+    check_values(value)
     msgspec.json.encode(value)
+
+
+@pytest.mark.parametrize("hold", [*KEPT, lambda inner: inner])
+@pytest.mark.parametrize(
+    "data", [b"NaN", b"[Infinity]", b'{"a":-Infinity}', b"{", b"1 2", b"", b"\xff"]
+)
+def test_ready_json_that_is_none_is_found(hold: Any, data: bytes) -> None:
+    """msgspec would write it as it is."""
+    with pytest.raises(ValueError, match="JSON"):
+        check_values(hold(msgspec.Raw(data)))
 
 
 def test_a_field_that_is_not_said_may_hold_a_set() -> None:
     value = Attrs(Counter("a"), {1})
-    check_sets(value)
+    check_values(value)
     assert msgspec.json.encode(value) == b'{"a":{"a":1}}'
 
 
 @pytest.mark.parametrize("found", [{1}, frozenset("a"), Few({1})])
 def test_a_set_alone_is_found(found: object) -> None:
     with pytest.raises(TypeError):
-        check_sets(found)
+        check_values(found)

@@ -17,7 +17,7 @@ import trio
 import trio.lowlevel
 
 from broker.core.messages import Position, Publication
-from broker.engines.engine import Key
+from broker.engines.engine import IdempotencyKey
 from broker.engines.redis import RedisEngine, open_redis
 from broker.errors import Refused
 from broker.testing import ENGINE_CONTRACT, Witness
@@ -415,10 +415,10 @@ async def test_odd_texts_are_no_trouble(server: Server) -> None:
     """Half a surrogate pair, which a client may put into a key, and an app anywhere."""
     odd = "\ud83d"
     async with opened(server) as (engine, witness), opened(server) as (_, other):
-        key = Key(f"ann{odd}", odd)
+        key = IdempotencyKey(f"ann{odd}", odd)
         position = await witness.published("a", b"1", key=key)
         assert await other.published("a", b"1", key=key) == position
-        assert await other.published("a", b"1", key=Key("ann", odd)) != position
+        assert await other.published("a", b"1", key=IdempotencyKey("ann", odd)) != position
         engine.cluster.file(odd, odd, b"x", odd)
         assert await engine.cluster.read(odd, 1) == {odd: b"x"}
         assert not engine.statistics().failing

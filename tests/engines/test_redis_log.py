@@ -163,13 +163,16 @@ async def test_what_was_applied_is_not_sent_again_and_all_behind_it_is() -> None
 
 @attrs.define(eq=False)
 class Busy(Reader):
-    """It always has a batch to say."""
+    """It has ten batches to say, one after the other."""
 
     log: SharedLog | None = None
+    left: int = 10
 
     def gather(self) -> tuple[Sequence[Draft], Sequence[object]]:
         assert self.log is not None
-        self.log.wake()
+        self.left -= 1
+        if self.left:
+            self.log.wake()
         return [Draft("k", "t", count=BATCH_PUBLICATIONS)], [object()]
 
 

@@ -16,7 +16,7 @@ from broker.config.settings import TopicRules
 from broker.core.messages import ClientInfo, Position, Publication
 from broker.core.session import Parcel
 from broker.core.work import ROUND, Allowance
-from broker.engines.engine import Key, Submission
+from broker.engines.engine import IdempotencyKey, Submission
 from broker.engines.records import Meta
 from broker.engines.sqlite import SqliteEngine, open_sqlite
 from broker.engines.sqlite_file import PAGE_BYTES, LogFile
@@ -374,7 +374,7 @@ async def test_a_ttl_goes_on_while_nobody_is_there(autojump_clock: MockClock, pa
         await witness.published("a", b"1", rules=short)
         await trio.sleep(30)
         await witness.published("a", b"2", rules=short)
-        await witness.published("b", b"3", key=Key("ann", "k"))
+        await witness.published("b", b"3", key=IdempotencyKey("ann", "k"))
     await trio.sleep(40)
     async with opened(path) as (engine, _):
         assert await kept(engine, "a") == [b"2"]
@@ -428,7 +428,9 @@ async def test_a_topic_that_is_never_published_to_again_survives_a_cleaning(
     autojump_clock: MockClock, path: Path
 ) -> None:
     async with opened(path, spare_bytes=2**16) as (engine, witness):
-        position = await witness.published("old", b"1", b"2", retain=True, key=Key(None, "k"))
+        position = await witness.published(
+            "old", b"1", b"2", retain=True, key=IdempotencyKey(None, "k")
+        )
         for _ in range(200):
             await witness.published("busy", bytes(4096), rules=TopicRules(history_size=2))
         await wait_all_tasks_blocked()

@@ -82,9 +82,9 @@ CAPS: Final = (
     Mutant(
         "any number of connections",
         "broker/session/admission.py",
-        """>= places.connections
+        """>= capacity.connections
         if is_full""",
-        """>= 1000 + places.connections
+        """>= 1000 + capacity.connections
         if is_full""",
         (
             "tests/session/test_admission.py::test_a_connection_too_many_is_told_and_all_else_is_served",
@@ -93,8 +93,8 @@ CAPS: Final = (
     Mutant(
         "any number of guests",
         "broker/session/admission.py",
-        "        return guests + streams <= places.guests and self._files + streams <= places.files\n",
-        "        return self._files + streams <= places.files\n",
+        "        return guests + streams <= capacity.guests and self._files + streams <= capacity.files\n",
+        "        return self._files + streams <= capacity.files\n",
         ("tests/session/test_admission.py::test_a_newcomer_pushes_out_the_oldest_silent_one",),
     ),
     Mutant(
@@ -823,6 +823,34 @@ RIGHTS: Final = (
         (
             "tests/session/test_addresses.py::test_by_the_proxy_protocol_it_has_a_port",
             "tests/session/test_addresses.py::test_of_whom_the_proxy_does_not_know_nothing_is_believed",
+        ),
+    ),
+    Mutant(
+        "a hook's yes to one user is a yes to the next",
+        "broker/session/questions.py",
+        "self.failure is None and self.asked_as != self.client.peer.user\n",
+        "self.failure is None and self.asked_as is None\n",
+        (
+            "tests/test_rights_at_the_act.py::test_a_hooks_yes_is_for_the_user_that_it_was_asked_about",
+        ),
+    ),
+    Mutant(
+        "ready JSON that is none goes out",
+        "broker/core/values.py",
+        "        one_text(bytes(value))\n        return\n",
+        "        return\n",
+        (
+            "tests/core/test_values.py::test_ready_json_that_is_none_is_found",
+            "tests/test_payloads.py::test_what_is_no_json_never_goes_out_as_json",
+        ),
+    ),
+    Mutant(
+        "a token that has expired while a hook was asked is as good",
+        "broker/session/expiry.py",
+        "    if isinstance(exp, int | float) and exp <= tokens.now()",
+        "    if isinstance(exp, str) and 0 <= tokens.now()",
+        (
+            "tests/session/test_expiry.py::test_a_token_that_expires_while_a_hook_is_asked_has_expired",
         ),
     ),
     Mutant(

@@ -4,11 +4,21 @@ import msgspec
 import pytest
 
 from broker.errors import Refused
-from broker.routing.mail import Bind, Call, Disconnect, Envelope, Note, Report, Result, read, write
+from broker.routing.mail import (
+    Bind,
+    Call,
+    Disconnect,
+    Envelope,
+    Note,
+    ReportRequest,
+    Result,
+    read,
+    write,
+)
 
 ENVELOPES: list[Envelope] = [
     Note(Bind([1, 2], "ann")),
-    Note(Report()),
+    Note(ReportRequest()),
     Call(7, Disconnect([2**52], 3500, "go")),
     Result(7, b"\x00\xff"),
     Result(8, code=100, message="not now"),

@@ -18,7 +18,7 @@ from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 from broker import Broker, Config, WebhookRules
 from broker.config.reload import Settings
 from broker.errors import HeadError
-from broker.session.admission import LINGERERS, MAX_GUESTS, Admission, Guest, Places, Stage
+from broker.session.admission import LINGERERS, MAX_GUESTS, Admission, Capacity, Guest, Stage
 from broker.testing import Network, Peer, handshake, open_test_broker
 
 KEY = "s3cret"
@@ -50,7 +50,7 @@ API = (
 def test_half_of_the_reserve_is_for_guests_and_half_for_the_broker_itself(
     max_connections: int | None, limit: int, connections: int, files: int, connection_files: int
 ) -> None:
-    places = Places.of(max_connections, limit)
+    places = Capacity.of(max_connections, limit)
     assert (places.connections, places.files, places.connection_files) == (
         connections,
         files,
@@ -59,8 +59,8 @@ def test_half_of_the_reserve_is_for_guests_and_half_for_the_broker_itself(
 
 
 def test_guests_are_bounded_by_the_larger_of_connections_and_a_number_of_their_own() -> None:
-    assert Places.of(5, 10**6).guests == MAX_GUESTS
-    assert Places.of(5000, 10**6).guests == 5000
+    assert Capacity.of(5, 10**6).guests == MAX_GUESTS
+    assert Capacity.of(5000, 10**6).guests == 5000
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_requests_to_backends_have_files_of_their_own(
     limit: int, files: int, connections: int
 ) -> None:
     rules = WebhookRules(rpc_url="https://backend.example/", pool_requests=200)
-    places = Admission(Settings(Config(webhooks=rules)), lambda: limit).places
+    places = Admission(Settings(Config(webhooks=rules)), lambda: limit).capacity
     assert (places.files, places.connections) == (files, connections)
     config = Config(webhooks=rules, max_connections=connections + 1)
     text = str(Admission(Settings(config), lambda: limit).warning())
@@ -131,7 +131,10 @@ class Guests:
     @property
     def away(self) -> list[int]:
         """Those that gave way, by number."""
-        assert all(guest.scope.cancel_called == guest.gave_way for guest in self.all)
+        assert all(
+            (guest.scope is not None and guest.scope.cancel_called) == guest.gave_way
+            for guest in self.all
+        )
         return [number for number, guest in enumerate(self.all) if guest.gave_way]
 
 

@@ -242,7 +242,7 @@ async def test_all_topics_are_left_before_the_app_learns_that_a_connection_has_e
         if is_cut:
             connection = net.node.services.connections[peer.fd]
             assert isinstance(connection, ServingConnection)
-            connection.io.cancel_scope.cancel()
+            connection.cut()
         else:
             await peer.aclose()
         await wait_all_tasks_blocked()

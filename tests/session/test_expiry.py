@@ -2,13 +2,12 @@
 
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from trio.testing import MockClock
 
-from broker import (
-    Broker,
-)
+from broker import Broker, ConnectEvent, SubscribeEvent
 from broker.testing import Network, open_test_broker
 from tests.session.conftest import (
     CONFIG,
@@ -93,7 +92,7 @@ async def test_expire_at_says_when_the_connection_ends(
 
 
 async def test_a_clock_that_is_set_moves_no_deadline(autojump_clock: MockClock) -> None:
-    broker = Broker(CONFIG)
+    broker = Broker(attrs.evolve(CONFIG, stale_seconds=100))
     async with open_test_broker(broker) as net:
         peer = await connect(net, expires=60)
         clock = broker.wall_clock
@@ -180,3 +179,36 @@ async def test_subscriptions_that_expire_together_end_a_few_at_a_time(
     assert served.peer.next_expiry > now
     ended = [await next_push(peer) for _ in topics]
     assert {each["channel"] for each in ended} == set(topics)
+
+
+@pytest.mark.parametrize("leaves_open", [{}, {"expire_at": 0}, {"expire_at": 4_000_000_000}])
+async def test_a_token_that_expires_while_a_hook_is_asked_has_expired(
+    autojump_clock: MockClock, leaves_open: dict[str, int]
+) -> None:
+    """As one that came too late: the client fetches another, which error 110 would keep it from."""
+    broker = Broker(attrs.evolve(CONFIG, stale_seconds=100))
+
+    @broker.on_connect
+    async def look_up(event: ConnectEvent) -> None:
+        await trio.sleep(10)
+
+    @broker.on_subscribe
+    async def may_read(event: SubscribeEvent) -> None:
+        await trio.sleep(10)
+
+    async with open_test_broker(broker) as net:
+        peer = await net.open_websocket()
+
+        async def answered(method: str, seconds: int, **claims: object) -> Any:
+            about = {"sub": "alice", **leaves_open, **claims}
+            signed = token(net, seconds, **about)
+            channel = {} if method == "connect" else {"channel": "$room"}
+            return await peer.request(**{method: {"token": signed, **channel}})
+
+        assert (await answered("connect", 4))["error"]["code"] == 109
+        assert net.broker.fds_of("alice") == []
+        assert "connect" in await answered("connect", 60)
+        reply = await answered("subscribe", 4, channel="$room")
+        assert reply["error"]["code"] == 109
+        assert net.broker.topics() == {}
+        assert "subscribe" in await answered("subscribe", 60, channel="$room")

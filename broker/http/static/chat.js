@@ -131,6 +131,9 @@
     }
   });
 
+  // What the server pushes to this fd: `broker.push`, the API, an operator at the dashboard.
+  centrifuge.on("message", ({ data }) => show("direct", "server → you", textOf(data)));
+
   async function introduce(to, ask) {
     // Gone in the meantime: nothing to tell.
     await centrifuge.publish(`fd:${to}`, { name: myName(), ask }).catch(() => {});
