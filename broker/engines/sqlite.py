@@ -490,9 +490,8 @@ class SqliteEngine(Memory):
             kept = self._store.statistics().bytes + self.retained.statistics().bytes
             if self._file.bytes > 2 * kept + self._spare_bytes:
                 self._cleaning = _Cleaning(self._file.last_seq, self._pieces())
-        elif cleaning.is_written:
-            if await self._run_blocking(partial(self._delete, cleaning)):
-                self._cleaning = None
+        elif cleaning.is_written and await self._run_blocking(partial(self._delete, cleaning)):
+            self._cleaning = None
 
     def _pieces(self) -> Iterator[_Piece]:
         """All that is kept, as records; each piece is what is true in the step in which it is taken."""
