@@ -221,10 +221,12 @@ def _jetstream(scratch: Path, window: int) -> float:
 
 
 def _fsync(scratch: Path) -> float:
-    """The median of one append and fdatasync, in ms."""
+    """The median of one append and fdatasync, in ms, as far apart as lone publishes: a disk and a core that
+    have just been busy take a third of the time."""
     took = []
     with (scratch / "fsync").open("wb", buffering=0) as file:
         for _ in range(200):
+            time.sleep(1 / LONE.rate)
             began = time.perf_counter()
             file.write(PAYLOAD)
             os.fdatasync(file.fileno())

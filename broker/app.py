@@ -38,7 +38,7 @@ from broker.core.messages import (
 )
 from broker.core.scopes import name_scope
 from broker.core.session import ServerSub
-from broker.engines.engine import RunBlocking, in_thread
+from broker.engines.engine import RunBlocking
 from broker.engines.opening import OpenEngine, open_engine
 from broker.errors import CloseCode, ConfigError, Refused, UnsubscribeCode
 from broker.events.dispatcher import hook_reader, open_events
@@ -118,9 +118,9 @@ class Broker:
         others are the program's own."""
         self.wall_clock: Callable[[], float] = time.time
         """Unix seconds, by which tokens expire; `open_test_broker` puts virtual time here."""
-        self.run_blocking: RunBlocking = in_thread
-        """Waits for the engine's disk; `open_test_broker` waits in line, as virtual time does not wait
-        for threads."""
+        self.run_blocking: RunBlocking | None = None
+        """Waits for the engine's disk in place of a thread of the engine's own; `open_test_broker` waits in
+        line, as virtual time does not wait for threads."""
         self.worker: int | None = None
         """The number of this process among those of `--workers`, from 1 on; None where it is the only one."""
         self.tls_context: ssl.SSLContext | None = None

@@ -21,7 +21,6 @@ from contextlib import AbstractAsyncContextManager
 from typing import Final, Literal, Protocol, TypeAlias, TypeVar
 
 import attrs
-import trio
 
 from broker.config.settings import TopicRules
 from broker.core.history import HistoryStatistics
@@ -46,14 +45,9 @@ keeps it, or `Refused` when it is not kept. Never waits."""
 
 
 class RunBlocking(Protocol):
-    """Does work that waits for a disk. Cancelled, it waits for the end of what has begun."""
+    """Does work that waits for a disk, one piece at a time. Cancelled, it waits for the end of what has begun."""
 
     def __call__(self, work: Callable[[], T], /) -> Awaitable[T]: ...
-
-
-async def in_thread(work: Callable[[], T], /) -> T:
-    """Work in a thread of its own, so that nobody else waits for it."""
-    return await trio.to_thread.run_sync(work, limiter=trio.CapacityLimiter(1))
 
 
 @attrs.frozen

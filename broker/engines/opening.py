@@ -7,7 +7,7 @@ from typing import Protocol
 from broker.config.engine_url import parse_engine_url
 from broker.config.settings import Config
 from broker.core.messages import Fd
-from broker.engines.engine import Engine, RunBlocking, in_thread
+from broker.engines.engine import Engine, RunBlocking
 from broker.engines.memory import open_memory
 from broker.engines.redis import open_redis
 from broker.engines.sqlite import open_sqlite
@@ -21,7 +21,7 @@ class OpenEngine(Protocol):
         config: Config,
         wall_clock: Callable[[], float],
         first_fd: Fd = ...,
-        run_blocking: RunBlocking = ...,
+        run_blocking: RunBlocking | None = ...,
         /,
     ) -> AbstractAsyncContextManager[Engine]: ...
 
@@ -31,12 +31,13 @@ async def open_engine(
     config: Config,
     wall_clock: Callable[[], float],
     first_fd: Fd = 1,
-    run_blocking: RunBlocking = in_thread,
+    run_blocking: RunBlocking | None = None,
 ) -> AsyncGenerator[Engine]:
     """The engine for as long as the block; open it around everything that publishes.
 
-    `wall_clock` is in Unix seconds. fds begin at `first_fd` at the lowest. Raises `ConfigError` for
-    a file that cannot be used, and for a Redis that cannot.
+    `wall_clock` is in Unix seconds. fds begin at `first_fd` at the lowest. A disk is waited for in a
+    thread, or as `run_blocking` does. Raises `ConfigError` for a file that cannot be used, and for a
+    Redis that cannot.
     """
     url, sizes = parse_engine_url(config.engine), (config.history_bytes, config.retained_bytes)
     if url.redis is not None:

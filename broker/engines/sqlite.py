@@ -24,7 +24,7 @@ refused is not kept; one whose publisher never got an answer may be.
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from hashlib import blake2s
 from pathlib import Path
@@ -42,6 +42,7 @@ from broker.core.messages import Delivery, Fd, Position, Publication
 from broker.core.scopes import name_scope
 from broker.core.shares import text_bytes
 from broker.core.work import COMMAND, PUBLICATION, ROUND, Allowance
+from broker.engines.disk_thread import open_disk_thread
 from broker.engines.engine import (
     SUBMISSION_BYTES,
     Durability,
@@ -49,7 +50,6 @@ from broker.engines.engine import (
     RunBlocking,
     Sink,
     Submission,
-    in_thread,
 )
 from broker.engines.memory import Memory, new_epoch
 from broker.engines.records import (
@@ -528,6 +528,8 @@ class SqliteEngine(Memory):
             self._file.append_durably(join(records), self._meta)
         except NotWritten as error:
             raise ConfigError(f"engine: {self._file.path} cannot be written: {error}") from error
+        if self._sync == "power":
+            self._file.reserve()
 
     def close(self) -> None:
         """Close the file in good order. Blocks."""
@@ -639,15 +641,33 @@ async def open_sqlite(
     retained_bytes: int,
     wall_clock: Callable[[], float],
     first_fd: Fd = 1,
-    run_blocking: RunBlocking = in_thread,
+    run_blocking: RunBlocking | None = None,
     spare_bytes: int = SPARE_BYTES,
 ) -> AsyncGenerator[SqliteEngine]:
     """An engine with what its file has kept, for as long as the block; open it around everything that
     publishes.
 
-    Raises `ConfigError` for a file that cannot be used. Closes the file in good order, also when
-    cancelled: that waits for the disk.
+    A disk is waited for in a thread, or as `run_blocking` does. Raises `ConfigError` for a file that cannot be
+    used. Closes the file in good order, also when cancelled: that waits for the disk.
     """
+    # Its own, as it is there for nothing else, and each commit waits for it twice.
+    async with open_disk_thread() if run_blocking is None else nullcontext(run_blocking) as disk:
+        async with _opened(
+            url, max_bytes, retained_bytes, wall_clock, first_fd, disk, spare_bytes
+        ) as engine:
+            yield engine
+
+
+@asynccontextmanager
+async def _opened(
+    url: EngineUrl,
+    max_bytes: int,
+    retained_bytes: int,
+    wall_clock: Callable[[], float],
+    first_fd: Fd,
+    run_blocking: RunBlocking,
+    spare_bytes: int,
+) -> AsyncGenerator[SqliteEngine]:
     assert url.path is not None
     path = url.path.absolute()
     now, wall = trio.current_time(), wall_clock()

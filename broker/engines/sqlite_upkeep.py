@@ -1,17 +1,18 @@
 """Upkeep of the file of a sqlite engine, while no broker uses it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import attrs
 import trio
 
-from broker.engines.engine import in_thread
 from broker.engines.sqlite import SqliteEngine
 from broker.engines.sqlite_file import LogFile
+
+T = TypeVar("T")
 
 NO_BOUND: Final = 2**62
 """Here nothing gives way to anything: how much room there is, the broker's settings say."""
@@ -77,7 +78,11 @@ def _opened(path: Path) -> Iterator[LogFile]:
         file.close()
 
 
+async def _at_once(work: Callable[[], T], /) -> T:
+    return work()  # nobody else is here who could go on meanwhile
+
+
 def _read(file: LogFile) -> SqliteEngine:
-    engine = SqliteEngine(file, "power", NO_BOUND, NO_BOUND, time.time, in_thread, NO_BOUND)
+    engine = SqliteEngine(file, "power", NO_BOUND, NO_BOUND, time.time, _at_once, NO_BOUND)
     engine.replay(trio.current_time(), time.time())
     return engine

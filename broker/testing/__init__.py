@@ -25,7 +25,6 @@ import trio.testing
 
 from broker.app import Broker
 from broker.core.messages import Fd
-from broker.engines.engine import in_thread
 from broker.hooks import ConnectEvent, ConnectReply
 from broker.node import Node
 from broker.testing.bus import Bus, BusEngine
@@ -403,7 +402,7 @@ async def _serve(
     """Serve a broker in a nursery, until it is stopped or the scope is cancelled."""
     began = time.time() - trio.current_time()
     broker.wall_clock = lambda: began + trio.current_time()
-    if broker.run_blocking is in_thread:
+    if broker.run_blocking is None:
         broker.run_blocking = wait_in_line
     listener = MemoryListener()
 

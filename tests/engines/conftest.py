@@ -1,7 +1,8 @@
 """An engine on a file, a Redis, and room for all that tests keep."""
 
+import resource
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,17 @@ async def opened(
         finally:
             if disk is not None:
                 disk.release()  # a test that fails meanwhile ends, too
+
+
+@contextmanager
+def files_bounded(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond `size`: its disk is full, as far as it can tell."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def _wall_clock(began: float) -> float:

@@ -1,9 +1,8 @@
 """The sqlite engine where the contract says nothing: a disk that fails, commits, files, fds, cleaning."""
 
-import resource
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 
@@ -20,13 +19,13 @@ from broker.core.work import ROUND, Allowance
 from broker.engines.engine import IdempotencyKey, Submission
 from broker.engines.records import Meta
 from broker.engines.sqlite import SqliteEngine, open_sqlite
-from broker.engines.sqlite_file import LogFile
+from broker.engines.sqlite_file import PAGE_BYTES, LogFile
 from broker.engines.waiting import BATCH_BYTES, FULL_BYTES
 from broker.errors import Refused
 from broker.testing import Witness, wait_in_line
 from broker.testing.engines import NO_HISTORY, kept
 from tests.conftest import Disk
-from tests.engines.conftest import ROOM, _wall_clock, opened
+from tests.engines.conftest import ROOM, _wall_clock, files_bounded, opened
 
 Open = Callable[..., AbstractAsyncContextManager[tuple[SqliteEngine, Witness]]]
 
@@ -280,24 +279,13 @@ async def test_what_was_let_in_before_the_disk_failed_and_is_submitted_later_is_
         disk.failure = ""
 
 
-@contextmanager
-def files_bounded(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond `size`: its disk is full, as far as it can tell."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 async def test_a_write_that_really_fails_leaves_no_hole_and_a_whole_file(
     autojump_clock: MockClock, path: Path
 ) -> None:
     async with opened(path) as (engine, witness):
         await witness.published("a", b"1")
-        wal = Path(f"{path}-wal").stat().st_size
-        with files_bounded(wal + 20_000), pytest.raises(Refused) as refused:
+        # Of the nine pages of this commit some are written, and the next is not.
+        with files_bounded(8 * PAGE_BYTES), pytest.raises(Refused) as refused:
             await witness.published("a", *[bytes(1000)] * 100)
         assert refused.value.temporary
         await trio.sleep(1)

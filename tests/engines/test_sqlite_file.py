@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from trio.testing import MockClock
 
-from broker.engines.records import Batch, Begin, Once, Record, Value, encode, join
+from broker.engines.records import Batch, Begin, Meta, Once, Record, Value, encode, join
+from broker.engines.sqlite_file import APPLICATION_ID, PAGE_BYTES, WAL_BYTES
+from broker.engines.sqlite_upkeep import compact, inspect
 from broker.errors import ConfigError
-from tests.engines.conftest import opened
+from tests.engines.conftest import files_bounded, opened
 
 
 async def filled(path: Path) -> None:
@@ -112,3 +114,74 @@ async def test_only_its_owner_may_read_a_new_file(autojump_clock: MockClock, pat
     async with opened(path):
         assert path.stat().st_mode & 0o777 == 0o600
         assert not Path(f"{path}-shm").exists()
+
+
+def make_old(path: Path) -> None:
+    """A file as it was made before pages were large."""
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA page_size = 4096")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("CREATE TABLE log (seq INTEGER PRIMARY KEY, records BLOB NOT NULL)")
+        db.execute("INSERT INTO log VALUES (0, ?)", (encode(Meta()),))
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+
+
+def pages(path: Path) -> int:
+    """The bytes of a page of a file."""
+    with sqlite3.connect(path) as db:
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    db.close()
+    assert isinstance(size, int)
+    return size
+
+
+async def test_a_file_with_small_pages_is_used_as_it_is_and_gets_large_ones_when_compacted(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    make_old(path)
+    await filled(path)
+    assert pages(path) == 4096
+    await compact(path)
+    assert pages(path) == PAGE_BYTES
+    before = path.read_bytes()
+    assert (await inspect(path)).values == 5
+    assert path.read_bytes() == before, "a look changes nothing"
+    async with opened(path) as (engine, witness):
+        assert engine.retained.get("t4") is not None
+        await witness.published("t0", b"1")
+    path.unlink()
+    await filled(path)
+    assert pages(path) == PAGE_BYTES
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+async def test_commits_do_not_make_what_is_beside_the_file_longer(
+    autojump_clock: MockClock, path: Path, is_old: bool
+) -> None:
+    if is_old:
+        make_old(path)
+    wal = Path(f"{path}-wal")
+    async with opened(path) as (_, witness):
+        assert wal.stat().st_size == WAL_BYTES
+        for _ in range(60):
+            await witness.published("a", *[bytes(1000)] * 100)
+            assert wal.stat().st_size <= WAL_BYTES + 12 * PAGE_BYTES
+    assert not wal.exists()
+
+
+async def test_where_there_is_no_room_for_that_nothing_is_taken(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    with files_bounded(20 * PAGE_BYTES):
+        async with opened(path) as (_, witness):
+            assert Path(f"{path}-wal").stat().st_size < 10 * PAGE_BYTES
+            await witness.published("a", b"1")
+
+
+async def test_a_file_that_no_commit_waits_for_has_nothing_beside_it_in_advance(
+    autojump_clock: MockClock, path: Path
+) -> None:
+    async with opened(path, "?sync=process"):
+        assert Path(f"{path}-wal").stat().st_size < 10 * PAGE_BYTES

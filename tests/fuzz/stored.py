@@ -10,7 +10,6 @@ import trio
 from trio.testing import MockClock
 
 from broker.core.messages import ClientInfo, Publication
-from broker.engines.engine import in_thread
 from broker.engines.records import (
     LENGTH,
     BadRecord,
@@ -32,6 +31,7 @@ from broker.engines.sqlite import SqliteEngine
 from broker.engines.sqlite_file import LogFile
 from broker.errors import ConfigError
 from broker.routing import mail
+from broker.testing import wait_in_line
 from tests.fuzz.target import target
 
 WALL: Final = 1_700_000_000.0
@@ -56,7 +56,7 @@ class _File:
 def _engine_of(rows: list[bytes]) -> SqliteEngine:
     """The engine that has read these rows. Raises `ConfigError`."""
     file = cast(LogFile, _File(rows))
-    engine = SqliteEngine(file, "power", ROOM, ROOM, lambda: WALL, in_thread, ROOM)
+    engine = SqliteEngine(file, "power", ROOM, ROOM, lambda: WALL, wait_in_line, ROOM)
     engine.replay(trio.current_time(), WALL)
     return engine
 
