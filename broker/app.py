@@ -365,7 +365,7 @@ class Broker:
         On the memory engine it is kept and on its way when this returns. Another engine has yet to
         keep it: then it is lost if the process is killed before, or the disk is full. Raises
         `trio.WouldBlock`, with nothing published, while as much waits for the engine as may, and
-        what `publish` raises at once.
+        16 KiB of it is this program's; and what `publish` raises at once.
         """
         raw = data if isinstance(data, bytes) else to_json(data)
         options = PublishOptions(exclude, tags, raw is data, skip_history, retain, key)

@@ -12,6 +12,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker import Broker, Config, Delivery, Position, Refused, TopicPattern, TopicRules
+from broker.engines.waiting import LITTLE_BYTES
 from broker.http.api import Api
 from broker.testing import Network, Peer, name_users_by_token, open_test_broker
 from tests.conftest import Disk, ask, data_of, rpc, subscribe
@@ -159,13 +160,14 @@ async def test_a_publisher_waits_while_as_much_is_on_its_way_as_may_be_and_other
         await wait_all_tasks_blocked()
         waiting = net.broker.stats().engine.waiting
         assert 4 * 2**20 <= waiting < 5 * 2**20
+        net.broker.publish_nowait("a", "x" * LITTLE_BYTES)  # this much of each has room
         with pytest.raises(trio.WouldBlock):
             net.broker.publish_nowait("a", 1)
         assert "history" in await other.request(history={"channel": "b"})
         disk.release()
         replies = await flood.receive_all()
         assert [each["id"] for each in replies] == list(range(1, 31))
-        assert (await net.broker.history("a", limit=0))[1].offset == 30
+        assert (await net.broker.history("a", limit=0))[1].offset == 31
         await leave(flood, other)
 
 

@@ -203,7 +203,7 @@ class Rights:
 
     def check_will(self, user: str, topic: str) -> None:
         """Raise `Refused` unless a client of this user, that has died with its node, may still have a will
-        published. What it was subscribed to died with it: that counts as it did when the will was put."""
+        published. Its subscriptions died with it: they count as they did when the will was put."""
         config = self.settings.config
         if is_connection_name(topic):
             if not allows(config.may_send, user):

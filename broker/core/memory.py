@@ -286,7 +286,7 @@ class MemoryBudget:
         return self._held_besides_runs() + self.runs.bytes_held
 
     def charged(self, part: Part) -> int:
-        """What is held of a part by what was charged."""
+        """The bytes of a part that are held by charges."""
         return self._charged[part]
 
     @property

@@ -97,7 +97,7 @@ class Submission:
 
     @property
     def party(self) -> Allowance | None:
-        """Whose publication it is, for its turn; see `engines.waiting`."""
+        """The party that publishes, and whose turn this takes; see `engines.waiting`."""
         return self.parcel.payer
 
 

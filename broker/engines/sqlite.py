@@ -170,7 +170,7 @@ class SqliteEngine(Memory):
         self._spare_bytes = spare_bytes
         self._piece_bytes = piece_bytes
         self._waiting: Waiting[Submission | _Removal] = Waiting()
-        # What waits or is under way, by topic.
+        # How many wait or are under way, by topic.
         self._pending: dict[str, int] = {}
         self._under_way: deque[Submission | _Removal] = deque()
         self._unwritten: dict[str, int] = {}

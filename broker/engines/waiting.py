@@ -1,4 +1,5 @@
-"""What an engine has yet to keep, or to read back: in whose turn it goes, and whether there is room for more.
+"""Publications that an engine has yet to keep, or topics to read back: in whose turn each goes, and whether there is
+room for more.
 
 Rules:
 
@@ -30,7 +31,7 @@ thousand of them four times as much as may be on its way of all others."""
 
 
 class Waits(Protocol):
-    """What is put: `party` is who pays for it, None this program; `weight` in bytes."""
+    """Something that is put: `party` is who pays for it, None this program; `weight` in bytes."""
 
     @property
     def weight(self) -> int: ...
@@ -43,7 +44,7 @@ W = TypeVar("W", bound=Waits)
 
 @attrs.define(eq=False)
 class Waiting(Generic[W]):
-    """See the module. What was taken counts until it is `over`."""
+    """See the module. Something that was taken counts until it is `over`."""
 
     bytes: int = attrs.field(init=False, default=0)
     _queue: FairQueue[W] = attrs.field(init=False, factory=FairQueue)

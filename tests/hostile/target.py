@@ -285,16 +285,9 @@ class Target:
 
     def _pids(self) -> list[int]:
         """The processes that are the broker; the supervisor of workers is one of them."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         pids = [self.pid, *([self._neighbour.pid] if self._neighbour else [])]
         if self.setup.ground == "workers":
-            with suppress(OSError):
-                ours = Path(f"/proc/{self.pid}/exe").readlink()
-                pids += [
-                    pid
-                    for pid in map(int, children.read_text().split())
-                    if Path(f"/proc/{pid}/exe").readlink() == ours
-                ]
+            pids += _workers_of(self.pid)
         return pids
 
     def sample(self) -> Sample:
@@ -335,6 +328,8 @@ class Target:
         return lines.splitlines()
 
     def _is_healthy(self) -> bool:
+        if self.setup.ground == "workers" and '"event": "ready"' not in self.log_file.read_text():
+            return False  # one of them answers, and the others are being started
         return all(map(_is_healthy, {self.address, self.bystanders}))
 
 
@@ -372,6 +367,18 @@ def dial(address: Address, seconds: float) -> socket.socket:
         return sock
     context = ssl.create_default_context(cafile=address.ca)
     return context.wrap_socket(sock, server_hostname="localhost")
+
+
+def _workers_of(supervisor: int) -> list[int]:
+    """Its children that run the same program; a Redis of theirs is none."""
+    found = []
+    for proc in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = (proc / "stat").read_text().rpartition(")")[2].split()[1]
+            program = (proc / "exe").readlink()
+            if int(parent) == supervisor and program == Path(f"/proc/{supervisor}/exe").readlink():
+                found.append(int(proc.name))
+    return sorted(found)
 
 
 def _sample_of(pid: int) -> Sample:
