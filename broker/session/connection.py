@@ -39,7 +39,7 @@ from broker.session.expiry import end_expired
 from broker.session.flow import Flow
 from broker.session.handshake import UNASKED, Welcome, choose_subprotocol
 from broker.session.heartbeat import Heartbeat
-from broker.session.helpers import CUT, Helped, start_nothing
+from broker.session.helpers import CUT, Helped, Helpers, start_nothing
 from broker.session.orders import Orders
 from broker.session.profile import SUBPROTOCOLS
 from broker.session.replies import NOTHING
@@ -155,10 +155,12 @@ class Connection(Helped):
 
     async def run(self) -> None:
         """Accept, serve, say goodbye."""
-        services, self.task = self._services, trio.lowlevel.current_task()
-        peer = self.peer = services.router.hub.attach(
+        services = self._services
+        self.task: trio.lowlevel.Task = trio.lowlevel.current_task()
+        self.peer: Peer = services.router.hub.attach(
             lambda fd: Peer(fd, office=services.router.office, holding=self.holding)
         )
+        peer = self.peer
         try:
             self.holding.open()
             self.holding.charge(Part.CONNECTIONS, len(self._field_lines) + len(self._target))
@@ -207,7 +209,8 @@ class Connection(Helped):
         self._dispatcher.let_go()
         peer.start_soon = start_nothing
         del self.lane, self._dispatcher, self.heartbeat, self.task, self._flow
-        self.helpers = self._serving = None
+        self.helpers: Helpers | None = None
+        self._serving = None
         note_closed(services, peer, self.address, close, seconds)
         return close
 

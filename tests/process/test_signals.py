@@ -17,8 +17,15 @@ NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 @pytest.fixture
 def handled() -> Iterator[Signals]:
     signals = Signals()
-    with signals.installed():
-        yield signals
+    # As a terminal has them: `nohup` has SIGHUP ignored.
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    try:
+        with signals.installed():
+            yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_nothing_that_takes_time_is_imported_before_the_handler_stands() -> None:
