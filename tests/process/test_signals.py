@@ -18,14 +18,14 @@ NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def handled() -> Iterator[Signals]:
     signals = Signals()
     # As a terminal has them: `nohup` has SIGHUP ignored.
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         with signals.installed():
             yield signals
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGHUP, hang_up)
 
 
 def test_nothing_that_takes_time_is_imported_before_the_handler_stands() -> None:
