@@ -167,10 +167,11 @@ class History:
             for place in (reversed(places) if reverse else places)
         ]
 
-    def dated(self) -> Iterator[tuple[float, Publication]]:
-        """When each was published, and the publication; oldest first."""
+    def dated(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[float, Publication]]:
+        """When each was published, and the publication; oldest first. Of those kept from the `start`-th on, up
+        to before the `stop`-th."""
         ring, first = self.ring, self.top + 1 - len(self.ring)
-        for place in range(len(ring)):
+        for place in range(len(ring))[start:stop]:
             yield ring.when(place), ring.publication(place, self.topic, first + place)
 
 

@@ -75,10 +75,6 @@ class _Value:
         return VALUE_BYTES + len(value.data) + texts
 
 
-def _number_of(value: _Value) -> int:
-    return value.number
-
-
 @attrs.define(eq=False)
 class _Branch:
     """The topics with one beginning, by their next token."""
@@ -182,9 +178,14 @@ class Retained:
         value = self._values.get(topic)
         return None if value is None else value.publication
 
-    def values(self) -> list[Publication]:
-        """All values; that retained longest ago first."""
-        return [each.publication for each in sorted(self._values.values(), key=_number_of)]
+    def values(self) -> Iterator[Publication]:
+        """All values; that retained longest ago first. They may be taken one by one, whatever happens meanwhile:
+        one that was retained after the first was taken is not among them."""
+        newest = self._number
+        for topic in list(self._values):  # `take` puts the last one to the end
+            value = self._values.get(topic)
+            if value is not None and value.number <= newest:
+                yield value.publication
 
     def statistics(self) -> RetainedStatistics:
         return RetainedStatistics(

@@ -2,7 +2,7 @@
 
 A commit is one row of records. Read from the first row to the last, they give all that is kept; **offsets are
 not in them**: they follow from the order, by the same steps before a restart and after it. So a commit that
-fails leaves no hole.
+fails leaves no hole. Only what is copied when the log is cleaned stands out of order, and says its offsets.
 
 Rule: a format that was once written can be read for good. A record may get fields at its end, with
 defaults; anything else is another `FORMAT`, which older brokers refuse.
@@ -18,8 +18,9 @@ from msgspec import Struct
 from broker.config.engine_url import Sync
 from broker.core.messages import ClientInfo, Publication, Series
 
-FORMAT: Final = 1
-"""Stands in the file itself; a broker opens what has this number or a lower one."""
+FORMAT: Final = 2
+"""Stands in the file itself; a broker opens what has this number or a lower one. `Stands` and `Older` came
+with 2."""
 
 
 class Publisher(Struct, array_like=True, frozen=True):
@@ -127,7 +128,29 @@ class Once(Struct, array_like=True, tag=7):
     epoch: str
 
 
-Record: TypeAlias = Run | Begin | Removed | Forgotten | Renewed | Value | Once
+class Stands(Struct, array_like=True, tag=8):
+    """A topic is in this epoch, at this offset. What it keeps is known from before, or follows as `Older`."""
+
+    topic: str
+    epoch: str
+    top: Offset
+
+
+class Older(Struct, array_like=True, tag=9):
+    """A copy of some publications of a topic, from the offset `first` on; see `engines.copies`.
+
+    All before the offset `front` are gone, and with the last piece the topic has all others.
+    """
+
+    topic: str
+    epoch: str
+    front: Offset
+    first: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+    runs: list[Run]
+    is_last: bool
+
+
+Record: TypeAlias = Run | Begin | Removed | Forgotten | Renewed | Value | Once | Stands | Older
 
 
 class Meta(Struct, array_like=True, frozen=True):

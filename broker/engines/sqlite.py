@@ -5,8 +5,8 @@ lingering for more: the commit before is the linger, so a lone publication waits
 a busy broker has thousands in each.
 
 Words: a *batch* is what one commit holds; a topic is *unwritten* while the log does not know its
-epoch, or still has one that was forgotten; to *clean* the log is to write anew what is kept, and then
-delete all rows before that.
+epoch, or still has one that was forgotten; to *clean* the log is to write anew what is kept, piece by piece
+beside what is published meanwhile, and then delete all rows before that.
 
 Rules:
 
@@ -42,6 +42,7 @@ from broker.core.messages import Delivery, Fd, Position, Publication
 from broker.core.scopes import name_scope
 from broker.core.shares import text_bytes
 from broker.core.work import COMMAND, PUBLICATION, ROUND, Allowance
+from broker.engines.copies import Copies
 from broker.engines.disk_thread import open_disk_thread
 from broker.engines.engine import (
     SUBMISSION_BYTES,
@@ -58,11 +59,13 @@ from broker.engines.records import (
     Begin,
     Forgotten,
     Meta,
+    Older,
     Once,
     Record,
     Removed,
     Renewed,
     Run,
+    Stands,
     Value,
     encode,
     join,
@@ -78,8 +81,14 @@ SPARE_BYTES: Final = 64 * 2**20
 """The log is cleaned when it is longer than this and twice what is kept: so all is written at most
 twice, and a small broker never cleans."""
 
-CLEAN_BYTES: Final = 2**20
-"""So much of a cleaning is in one commit, beside what is published; one topic is never split."""
+PIECE_BYTES: Final = 2**19
+PIECE_PUBLICATIONS: Final = 256
+"""Bytes and publications of one piece of a cleaning, and one publication at least. A commit has less than two,
+beside what is published: 1 ms of the loop, and about as long on the disk as a full batch takes."""
+
+DELETE_PIECES: Final = 8
+"""So much of what was cleaned is deleted after a commit, 4 MiB. More than a commit adds, or a log that is flooded
+would grow for ever; and SQLite only notes that their pages are free."""
 
 RETRY_SECONDS: Final = 0.1
 RETRY_MAX_SECONDS: Final = 2.0
@@ -106,14 +115,22 @@ class _Removal:
     party: None = None
 
 
+@attrs.frozen
+class _Piece:
+    """Records, encoded, that stay in one commit, and the publications or topics in them."""
+
+    records: list[bytes]
+    count: int
+
+
 @attrs.define(eq=False)
 class _Cleaning:
     """The state of a log's cleaning: rows that have yet to be written anew, then rows to delete."""
 
     up_to: int
     """The last row before it began."""
-    left: Iterator[list[bytes]]
-    """Each is the encoded records of one topic, value or key, made when it is taken."""
+    left: Iterator[_Piece]
+    """A topic or a part of one, a value or a key each, made when it is taken."""
     is_written: bool = False
 
 
@@ -122,7 +139,7 @@ class _Batch:
     """One commit, and what is done after it."""
 
     items: deque[Submission | _Removal]
-    row: bytes
+    records: list[bytes]
     meta: Meta | None
     unwritten: dict[str, int]
     """The topics that it says something about, and the number of that: it may be different by now."""
@@ -141,6 +158,7 @@ class SqliteEngine(Memory):
         wall_clock: Callable[[], float],
         run_blocking: RunBlocking,
         spare_bytes: int,
+        piece_bytes: int = PIECE_BYTES,
     ) -> None:
         super().__init__(max_bytes, retained_bytes, self._new_epoch)
         self.durability: Durability = sync
@@ -150,6 +168,7 @@ class SqliteEngine(Memory):
         self._wall_clock = wall_clock
         self._run_blocking = run_blocking
         self._spare_bytes = spare_bytes
+        self._piece_bytes = piece_bytes
         self._waiting: Waiting[Submission | _Removal] = Waiting()
         # How many wait or are under way, by topic.
         self._pending: dict[str, int] = {}
@@ -158,6 +177,7 @@ class SqliteEngine(Memory):
         self._changes = 0
         self._meta = file.meta
         self._cleaning: _Cleaning | None = None
+        self._copies = Copies(self._store)
         self._failing = ""
         self._retry_seconds = RETRY_SECONDS
         self._is_ending = False
@@ -313,11 +333,11 @@ class SqliteEngine(Memory):
                 items.remove(item)
                 self._refuse([item], sink, str(error))
         meta = self._meta if self._meta != self._file.meta else None
-        return _Batch(items, join(records), meta, unwritten, ends_cleaning)
+        return _Batch(items, records, meta, unwritten, ends_cleaning)
 
     async def _commit(self, batch: _Batch) -> None:
-        if batch.row or batch.meta is not None:
-            await self._run_blocking(partial(self._file.append, batch.row, batch.meta))
+        if batch.records or batch.meta is not None:
+            await self._run_blocking(partial(self._append, batch.records, batch.meta))
             self._batches += 1
         if batch.items:
             self._retry_seconds = RETRY_SECONDS
@@ -326,6 +346,10 @@ class SqliteEngine(Memory):
                 del self._unwritten[topic]
         if batch.ends_cleaning and self._cleaning is not None:
             self._cleaning.is_written = True
+
+    def _append(self, records: list[bytes], meta: Meta | None = None) -> None:
+        """Commit a row of these. Blocks. Raises `NotWritten`."""
+        self._file.append(join(records), meta)
 
     async def _give_back(self, batch: _Batch, sink: Sink) -> None:
         """Deliver and acknowledge a batch that is in the log now. Cancelled, it goes on to its end."""
@@ -450,11 +474,12 @@ class SqliteEngine(Memory):
         """Add what the next commit holds of a cleaning; whether that is the rest of it."""
         if self._cleaning is None or self._cleaning.is_written:
             return False
-        size = 0
-        for part in self._cleaning.left:
-            records += part
-            size += sum(map(len, part))
-            if size >= CLEAN_BYTES:
+        size = count = 0
+        for piece in self._cleaning.left:
+            records += piece.records
+            size += sum(map(len, piece.records))
+            count += piece.count
+            if size >= self._piece_bytes or count >= PIECE_PUBLICATIONS:
                 return False
         return True
 
@@ -464,19 +489,17 @@ class SqliteEngine(Memory):
         if cleaning is None:
             kept = self._store.statistics().bytes + self.retained.statistics().bytes
             if self._file.bytes > 2 * kept + self._spare_bytes:
-                self._cleaning = _Cleaning(self._file.last_seq, self._parts())
-        elif cleaning.is_written:
-            delete = partial(self._file.delete, cleaning.up_to, CLEAN_BYTES)
-            if await self._run_blocking(delete):
-                self._cleaning = None
+                self._cleaning = _Cleaning(self._file.last_seq, self._pieces())
+        elif cleaning.is_written and await self._run_blocking(partial(self._delete, cleaning)):
+            self._cleaning = None
 
-    def _parts(self) -> Iterator[list[bytes]]:
-        """All that is kept, as records; each part is what is true in the step in which it is taken."""
+    def _pieces(self) -> Iterator[_Piece]:
+        """All that is kept, as records; each piece is what is true in the step in which it is taken."""
         for topic in self._store.topics():
-            yield self._state_of(topic, trio.current_time(), int(self._wall_clock() * 1000))
+            yield from self._pieces_of(topic)
         for value in self.retained.values():
             if self.retained.get(value.topic) is value:  # else its successor is in the log already
-                yield [encode(Value(value.topic, value.offset, Batch.of((value,))))]
+                yield _Piece([encode(Value(value.topic, value.offset, Batch.of((value,))))], 1)
         began = self._wall_clock() - trio.current_time()
         for owner, kept_as, delivery, kept_at in list(self.keys.items()):
             if not isinstance(owner, int):
@@ -484,18 +507,73 @@ class SqliteEngine(Memory):
                 position = delivery.position or Position(0, "")
                 at = int((began + kept_at) * 1000)
                 once = Once(topic, key, owner, at, position.offset, position.epoch)
-                yield [encode(once)]
+                yield _Piece([encode(once)], 1)
+
+    def _pieces_of(self, topic: str) -> Iterator[_Piece]:
+        """A topic, with all that it keeps at the first piece and still keeps at the last; see `copies`."""
+        state = self._store.state(topic)
+        position, history = state or (Position(0, ""), None)
+        kept = 0 if history is None else len(history.ring)
+        if history is None or self._fitting(history, 0) == kept:
+            now, at = trio.current_time(), int(self._wall_clock() * 1000)
+            yield _Piece(self._state_of(topic, now, at), 1 + kept)
+            return
+        first, top = 1, position.offset
+        yield _Piece([encode(Stands(topic, position.epoch, top))], 1)
+        while first <= top:
+            state = self._store.state(topic)
+            if state is None or state[0].epoch != position.epoch:
+                return  # what is true now is unwritten, and will be in a commit as such
+            piece, first = self._older(topic, *state, first, top)
+            yield piece
+
+    def _older(
+        self, topic: str, position: Position, history: History | None, first: int, top: int
+    ) -> tuple[_Piece, int]:
+        """A copy of what a topic keeps from an offset on, up to another at most, and the offset behind it."""
+        kept = 0 if history is None else len(history.ring)
+        front = position.offset + 1 - kept
+        first, runs = max(first, front), list[Run]()
+        behind = first
+        if history is not None and first <= top:
+            start = first - front
+            stop = min(start + self._fitting(history, start), top + 1 - front)
+            now, at = trio.current_time(), int(self._wall_clock() * 1000)
+            runs = list(_runs_of(history, now, at, start, stop))
+            behind = front + stop
+        older = Older(topic, position.epoch, front, first, runs, behind > top)
+        return _Piece([encode(older)], 1 + behind - first), behind
+
+    def _fitting(self, history: History, start: int) -> int:
+        """How many of the publications that a topic keeps, from a place on, are in one piece."""
+        ring, size, last = history.ring, 0, None
+        stop = min(len(ring), start + PIECE_PUBLICATIONS)
+        for place in range(start, stop):
+            info = ring.info(place)
+            size += ring.weight(place)
+            if info is not None and info is not last:
+                size += len(info.conn_info or b"") + len(info.chan_info or b"")
+            if size > self._piece_bytes and place > start:
+                return place - start
+            last = info
+        return stop - start
 
     def write_all_anew(self) -> None:
         """Clean the log at once. Blocks. Raises `NotWritten`, with all that is kept still there."""
-        cleaning = self._cleaning = _Cleaning(self._file.last_seq, self._parts())
+        cleaning = self._cleaning = _Cleaning(self._file.last_seq, self._pieces())
         is_rest = False
+        self._file.mark()
         while not is_rest:
             records: list[bytes] = []
             is_rest = self._write_anew(records)
-            self._file.append(join(records))
-        while not self._file.delete(cleaning.up_to, CLEAN_BYTES):
+            self._append(records)
+        while not self._delete(cleaning):
             pass
+
+    def _delete(self, cleaning: _Cleaning) -> bool:
+        """Delete some of the rows that were written anew; whether they were the last. Blocks. Raises
+        `NotWritten`."""
+        return self._file.delete(cleaning.up_to, DELETE_PIECES * self._piece_bytes)
 
     # the start
 
@@ -525,6 +603,7 @@ class SqliteEngine(Memory):
             detail = "what was acknowledged last may be lost: no client recovers across it"
             log.warning("epochs_renewed", file=str(self._file.path), detail=detail)
         try:
+            self._file.mark()
             self._file.append_durably(join(records), self._meta)
         except NotWritten as error:
             raise ConfigError(f"engine: {self._file.path} cannot be written: {error}") from error
@@ -546,11 +625,19 @@ class SqliteEngine(Memory):
         elif isinstance(record, Begin):
             self._store.restore(record.topic, Position(record.top, record.epoch), now)
             self._unwritten.pop(record.topic, None)
+            self._copies.drop(record.topic)
+        elif isinstance(record, Stands):
+            self._copies.begin(record, now)
+            self._unwritten.pop(record.topic, None)
+        elif isinstance(record, Older):
+            self._copies.take(record, now, when)
         elif isinstance(record, Removed):
             self._store.remove(record.topic, now)
+            self._copies.drop(record.topic)
         elif isinstance(record, Forgotten):
             self._store.forget_topic(record.topic)
             self._unwritten.pop(record.topic, None)
+            self._copies.drop(record.topic)
         elif isinstance(record, Renewed):
             self._store.renew(partial(_renewed, record.salt))
         elif isinstance(record, Value):
@@ -600,10 +687,13 @@ def _record_of(item: Submission | _Removal, at: int) -> Run | Removed | None:
     return Run(parcel.topic, at, size, rules.history_ttl, written, item.retain, key, owner)
 
 
-def _runs_of(history: History, now: float, at: int) -> Iterator[Run]:
-    """The history of a topic as runs: another time begins a new run, another publisher a new batch."""
+def _runs_of(
+    history: History, now: float, at: int, start: int = 0, stop: int | None = None
+) -> Iterator[Run]:
+    """The history of a topic as runs, or a part of it: another time begins a new run, another publisher a new
+    batch."""
     size, run, last, last_when = len(history.ring), None, None, 0.0
-    for when, each in history.dated():
+    for when, each in history.dated(start, stop):
         if run is None or when != last_when:
             if run is not None:
                 yield run
@@ -643,6 +733,7 @@ async def open_sqlite(
     first_fd: Fd = 1,
     run_blocking: RunBlocking | None = None,
     spare_bytes: int = SPARE_BYTES,
+    piece_bytes: int = PIECE_BYTES,
 ) -> AsyncGenerator[SqliteEngine]:
     """An engine with what its file has kept, for as long as the block; open it around everything that
     publishes.
@@ -653,7 +744,7 @@ async def open_sqlite(
     # Its own, as it is there for nothing else, and each commit waits for it twice.
     async with open_disk_thread() if run_blocking is None else nullcontext(run_blocking) as disk:
         async with _opened(
-            url, max_bytes, retained_bytes, wall_clock, first_fd, disk, spare_bytes
+            url, max_bytes, retained_bytes, wall_clock, first_fd, disk, spare_bytes, piece_bytes
         ) as engine:
             yield engine
 
@@ -667,6 +758,7 @@ async def _opened(
     first_fd: Fd,
     run_blocking: RunBlocking,
     spare_bytes: int,
+    piece_bytes: int,
 ) -> AsyncGenerator[SqliteEngine]:
     assert url.path is not None
     path = url.path.absolute()
@@ -683,6 +775,7 @@ async def _opened(
                 wall_clock,
                 run_blocking,
                 spare_bytes,
+                piece_bytes,
             )
             engine.replay(now, wall)
             engine.begin(first_fd)

@@ -83,6 +83,16 @@ class LogFile:
             db.close()
             raise
 
+    def mark(self) -> None:
+        """Say in the file that it has the format of this version, so that no older one takes it for its own.
+        Raises `NotWritten`."""
+        try:
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version != FORMAT:
+                self._db.execute(f"PRAGMA user_version = {FORMAT}")
+        except sqlite3.Error as error:
+            raise NotWritten(str(error)) from error
+
     def rows(self) -> Iterator[bytes]:
         """The commits in their order. Raises `ConfigError` for a damaged file."""
         try:

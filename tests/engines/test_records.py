@@ -11,11 +11,13 @@ from broker.engines.records import (
     Begin,
     Forgotten,
     Meta,
+    Older,
     Once,
     Record,
     Removed,
     Renewed,
     Run,
+    Stands,
     Value,
     decode_meta,
     encode,
@@ -33,6 +35,8 @@ RECORDS: list[Record] = [
     Renewed("salt"),
     Value("a", 3, Batch([b"4"])),
     Once("a", "key", None, 5, 0, ""),
+    Stands("a", "e1", 7),
+    Older("a", "e1", 3, 4, [Run("a", 1, 5, 60.0, [Batch([b"6"])])], True),
 ]
 ROW = join([encode(each) for each in RECORDS])
 

@@ -416,12 +416,12 @@ async def test_the_log_stays_within_its_bound_whatever_is_published(
         assert 2**18 < longest < 3 * kept_bytes + 2 * 2**18
         positions = {f"t{n}": engine.position(f"t{n}") for n in range(7)}
         histories = {topic: engine.history(topic, None, -1, False)[0] for topic in positions}
-        values = engine.retained.values()
+        values = list(engine.retained.values())
     assert path.stat().st_size < 4 * longest
     async with opened(path) as (engine, _):
         assert {topic: engine.position(topic) for topic in positions} == positions
         assert {t: engine.history(t, None, -1, False)[0] for t in positions} == histories
-        assert engine.retained.values() == values
+        assert list(engine.retained.values()) == values
 
 
 async def test_a_topic_that_is_never_published_to_again_survives_a_cleaning(

@@ -153,6 +153,7 @@ class Life:
                 lambda: 1e9 + trio.current_time(),
                 run_blocking=self.disk,
                 spare_bytes=-(2**40) if len(self.script) % 2 else 2**10,
+                piece_bytes=32 if len(self.script) % 3 else 400,
             ) as engine:
                 self.truth.begin(engine, self.disk)
                 self.truth.check()

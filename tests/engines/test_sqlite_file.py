@@ -58,9 +58,9 @@ async def test_what_is_not_ours_is_refused_and_left_as_it_is(
     path.unlink()
     await filled(path)
     db = sqlite3.connect(path)
-    db.execute("PRAGMA user_version = 2")
+    db.execute("PRAGMA user_version = 3")
     db.close()
-    assert "has format 2, and this version knows 1" in await mistake(path)
+    assert "has format 3, and this version knows 2" in await mistake(path)
 
     assert "not a directory" in await mistake(path / "log.db")
     assert "is a directory" in await mistake(path.parent)

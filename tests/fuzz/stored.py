@@ -17,11 +17,13 @@ from broker.engines.records import (
     Begin,
     Forgotten,
     Meta,
+    Older,
     Once,
     Publisher,
     Removed,
     Renewed,
     Run,
+    Stands,
     Value,
     decode_meta,
     encode,
@@ -36,6 +38,8 @@ from tests.fuzz.target import target
 
 WALL: Final = 1_700_000_000.0
 ROOM: Final = 2**24
+LITTLE: Final = 128
+"""Bytes of a piece: a topic that keeps two publications has two."""
 
 
 class _File:
@@ -56,7 +60,7 @@ class _File:
 def _engine_of(rows: list[bytes]) -> SqliteEngine:
     """The engine that has read these rows. Raises `ConfigError`."""
     file = cast(LogFile, _File(rows))
-    engine = SqliteEngine(file, "power", ROOM, ROOM, lambda: WALL, wait_in_line, ROOM)
+    engine = SqliteEngine(file, "power", ROOM, ROOM, lambda: WALL, wait_in_line, ROOM, LITTLE)
     engine.replay(trio.current_time(), WALL)
     return engine
 
@@ -68,7 +72,7 @@ async def _replay(rows: list[bytes]) -> None:
     except ConfigError as error:
         assert "\n" not in str(error)
         return
-    anew = [join(part) for part in engine._parts()]
+    anew = [join(piece.records) for piece in engine._pieces()]
     again = _engine_of(anew)
     assert _kept(again) == _kept(engine)
 
@@ -98,6 +102,8 @@ RECORDS: Final = (
     Renewed("salt"),
     Value("c", 0, Batch([b"5"])),
     Once("a", "key", None, AT, 4, "epoch"),
+    Stands("a", "epoch", 3),
+    Older("a", "epoch", 2, 3, [Run("a", AT, 10, 60.0, [Batch([b"6"])])], True),
 )
 
 
@@ -105,6 +111,7 @@ RECORDS: Final = (
     "sqlite_rows",
     *(join([encode(each)])[LENGTH:] for each in RECORDS),
     join([encode(each) for each in RECORDS])[LENGTH:],
+    join([encode(each) for each in RECORDS[-2:]])[LENGTH:],
     join([encode(each) for each in (*RECORDS[:2], *RECORDS[1:3], *RECORDS[5:])])[LENGTH:],
     words=(
         *(join([encode(each)])[LENGTH:] for each in RECORDS[:3]),

@@ -1,4 +1,5 @@
-"""Inputs about what is behind a broker: the Redis that its nodes share hangs while clients flood."""
+"""Inputs about what is behind a broker: the Redis that its nodes share hangs while clients flood, the log of a
+file is cleaned."""
 
 import signal
 from collections.abc import Sequence
@@ -7,7 +8,7 @@ from typing import Final
 import trio
 
 from tests.hostile.field import MIB, Field, hostile, unless
-from tests.hostile.floods import drained, repeat
+from tests.hostile.floods import drained, last_bytes, repeat
 from tests.hostile.target import Setup
 from tests.hostile.wire import said, text
 
@@ -58,3 +59,8 @@ def _redis_hangs(what: str, size: int, times: int, most_mib: float) -> None:
 # 4 MiB wait for Redis, whatever their sizes; and of each client an inbox, which has 4 MiB where messages are large.
 _redis_hangs("60 bytes", 60, 100, 64.0)
 _redis_hangs("60 KB", 60_000, 1, 256.0)
+
+
+# One topic keeps 64 MiB then, and the log has three times as much.
+hostile("engine/sqlite is cleaned of 250 x 1 MB", ISSUE, "served", setup=Setup(ground="sqlite"), attackers=50,
+        fresh=True, seconds=30.0, peak_mib=192.0, left_mib=96.0)(last_bytes)  # fmt: skip

@@ -890,7 +890,7 @@ async def _churn(field: Field) -> Sequence[str]:
 
 @hostile("flood/50 x the last byte of 1 MB at once", ISSUE, "served", attackers=50, fresh=True,
          seconds=30.0, peak_mib=192.0, left_mib=96.0)  # fmt: skip
-async def _last_bytes(field: Field) -> Sequence[str]:
+async def last_bytes(field: Field) -> Sequence[str]:
     """50 messages of the largest size are there, but for a byte that all send at the same moment."""
     peers = await field.open_clients(50)
     message = frame(TEXT, LARGE_PUBLISH)

@@ -1186,9 +1186,9 @@ ENGINES: Final = (
     Mutant(
         "acknowledged before it is committed",
         "broker/engines/sqlite.py",
-        """        if batch.row or batch.meta is not None:
+        """        if batch.records or batch.meta is not None:
             await self._run_blocking""",
-        """        if batch.row or batch.meta is not None:
+        """        if batch.records or batch.meta is not None:
             for item in batch.items:
                 if isinstance(item, Submission):
                     for done in item.dones:
