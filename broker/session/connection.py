@@ -221,10 +221,7 @@ class Connection(Helped):
         peer.outbox = self.lane.outbox = Outbox(
             self._stream,
             post=services.router.office.post,
-            start_writer=start_soon,
-            on_slow=self._give_up,
-            on_drop=self._on_drop,
-            on_broken=self._on_broken,
+            owner=self,
             max_bytes=config.outbox_bytes,
             max_messages=config.outbox_messages,
             stall_seconds=config.stall_seconds,
@@ -419,7 +416,7 @@ class Connection(Helped):
 
     # a peer that is too slow, or too heavy, or dead
 
-    def _give_up(self, reason: str = "slow") -> None:
+    def give_up(self, reason: str = "slow") -> None:
         """The outbox is full and its topic's rule says close, or it has to give way."""
         # To send out the open run may make this outbox overflow once more, which then closes it.
         self._services.router.send(self.peer, ())
@@ -439,11 +436,11 @@ class Connection(Helped):
     def give_way(self) -> None:
         """Memory is short, and this connection holds the most: end it, at once if it is ending already."""
         if self._closing is None and not self.lane.is_ending:
-            self._give_up("memory is short")
+            self.give_up("memory is short")
         else:
             self.cut()
 
-    def _on_drop(self, dropped: Mapping[str, int]) -> None:
+    def note_dropped(self, dropped: Mapping[str, int]) -> None:
         """Publications were dropped: a client that can recover them is told that there is a gap."""
         subscriptions = self.peer.subscriptions
         gaps = [s for topic in dropped if (s := subscriptions.get(topic)) and s.recoverable]
@@ -460,7 +457,7 @@ class Connection(Helped):
                 gap.name, UnsubscribeCode.INSUFFICIENT_STATE, "insufficient state"
             )
 
-    def _on_broken(self) -> None:
+    def note_broken(self) -> None:
         """The stream is dead, or its peer takes nothing: which the lane may never see."""
         self.lane.lost()
         self._see_out_beside()
