@@ -40,7 +40,7 @@ class _DiskThread:
         def do() -> None:
             try:
                 results.append(work())
-            except BaseException as error:  # noqa: BLE001 - the caller's, whatever it is
+            except BaseException as error:  # noqa: ASYNC103, BLE001 - the caller's, whatever it is
                 errors.append(error)
 
         self._work = do

@@ -39,7 +39,7 @@ from broker.session.expiry import end_expired
 from broker.session.flow import Flow
 from broker.session.handshake import UNASKED, Welcome, choose_subprotocol
 from broker.session.heartbeat import Heartbeat
-from broker.session.helpers import CUT, Helped, start_nothing
+from broker.session.helpers import CUT, Helped, Helpers, start_nothing
 from broker.session.orders import Orders
 from broker.session.profile import SUBPROTOCOLS
 from broker.session.replies import NOTHING
@@ -155,10 +155,12 @@ class Connection(Helped):
 
     async def run(self) -> None:
         """Accept, serve, say goodbye."""
-        services, self.task = self._services, trio.lowlevel.current_task()
-        peer = self.peer = services.router.hub.attach(
+        services = self._services
+        self.task: trio.lowlevel.Task = trio.lowlevel.current_task()
+        self.peer: Peer = services.router.hub.attach(
             lambda fd: Peer(fd, office=services.router.office, holding=self.holding)
         )
+        peer = self.peer
         try:
             self.holding.open()
             self.holding.charge(Part.CONNECTIONS, len(self._field_lines) + len(self._target))
@@ -207,7 +209,8 @@ class Connection(Helped):
         self._dispatcher.let_go()
         peer.start_soon = start_nothing
         del self.lane, self._dispatcher, self.heartbeat, self.task, self._flow
-        self.helpers = self._serving = None
+        self.helpers: Helpers | None = None
+        self._serving = None
         note_closed(services, peer, self.address, close, seconds)
         return close
 
@@ -218,10 +221,7 @@ class Connection(Helped):
         peer.outbox = self.lane.outbox = Outbox(
             self._stream,
             post=services.router.office.post,
-            start_writer=start_soon,
-            on_slow=self._give_up,
-            on_drop=self._on_drop,
-            on_broken=self._on_broken,
+            owner=self,
             max_bytes=config.outbox_bytes,
             max_messages=config.outbox_messages,
             stall_seconds=config.stall_seconds,
@@ -416,7 +416,7 @@ class Connection(Helped):
 
     # a peer that is too slow, or too heavy, or dead
 
-    def _give_up(self, reason: str = "slow") -> None:
+    def give_up(self, reason: str = "slow") -> None:
         """The outbox is full and its topic's rule says close, or it has to give way."""
         # To send out the open run may make this outbox overflow once more, which then closes it.
         self._services.router.send(self.peer, ())
@@ -436,11 +436,11 @@ class Connection(Helped):
     def give_way(self) -> None:
         """Memory is short, and this connection holds the most: end it, at once if it is ending already."""
         if self._closing is None and not self.lane.is_ending:
-            self._give_up("memory is short")
+            self.give_up("memory is short")
         else:
             self.cut()
 
-    def _on_drop(self, dropped: Mapping[str, int]) -> None:
+    def note_dropped(self, dropped: Mapping[str, int]) -> None:
         """Publications were dropped: a client that can recover them is told that there is a gap."""
         subscriptions = self.peer.subscriptions
         gaps = [s for topic in dropped if (s := subscriptions.get(topic)) and s.recoverable]
@@ -457,7 +457,7 @@ class Connection(Helped):
                 gap.name, UnsubscribeCode.INSUFFICIENT_STATE, "insufficient state"
             )
 
-    def _on_broken(self) -> None:
+    def note_broken(self) -> None:
         """The stream is dead, or its peer takes nothing: which the lane may never see."""
         self.lane.lost()
         self._see_out_beside()

@@ -22,7 +22,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from enum import Enum
 from math import inf
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import attrs
 import trio
@@ -40,7 +40,7 @@ from broker.transport.sockets import (
     unacknowledged,
 )
 
-__all__ = ["Offer", "Outbox", "OutboxStatistics", "Run", "Writer"]
+__all__ = ["Offer", "Outbox", "OutboxStatistics", "Owner", "Run", "Writer"]
 
 Writer: TypeAlias = Callable[[], Awaitable[None]]
 
@@ -114,6 +114,34 @@ class OutboxStatistics:
     bytes_held: int
 
 
+class Owner(Protocol):
+    """The connection of an outbox. All are called without a checkpoint."""
+
+    def start_soon(self, work: Writer, /) -> None:
+        """Start a task that ends with the connection at the latest."""
+
+    def give_up(self) -> None:
+        """The peer is too slow, and must be closed."""
+
+    def note_dropped(self, topics: Mapping[str, int], /) -> None:
+        """So many messages were dropped, by topic."""
+
+    def note_broken(self) -> None:
+        """The stream is dead."""
+
+
+class _Nobody:
+    """The owner once nobody is called any more."""
+
+    def start_soon(self, work: Writer, /) -> None: ...
+    def give_up(self) -> None: ...
+    def note_dropped(self, topics: Mapping[str, int], /) -> None: ...
+    def note_broken(self) -> None: ...
+
+
+NOBODY: Final = _Nobody()
+
+
 class _Hot:
     """The fields that each delivery and each write touches, side by side in memory: a room's outboxes are
     cold when its turn comes, and each line of 64 bytes that has to be fetched takes 0.1 µs."""
@@ -140,9 +168,7 @@ class Outbox(_Hot):
     """The frames that wait for one peer.
 
     `post` is called with the outbox when it goes from empty to not empty; the function owes
-    a call to `flush`. `start_writer` starts a task in the connection's own nursery.
-    `on_slow` is called when the peer must be closed, `on_drop` with the number of messages dropped
-    by topic, `on_broken` when the stream is dead. All are called without a checkpoint.
+    a call to `flush`. `owner` is told what becomes of it.
     Offered runs are counted in `ledger`.
 
     The bound in bytes is `max_bytes`, for messages of an ordinary size. One that is larger than a
@@ -167,14 +193,11 @@ class Outbox(_Hot):
         "_in_flight",
         "_ledger",
         "_marks",
-        "_on_broken",
-        "_on_drop",
-        "_on_slow",
+        "_owner",
         "_post",
         "_seen",
         "_seen_at",
         "_stall_seconds",
-        "_start_writer",
         "_stream",
         "_watched",
         "_went",
@@ -219,10 +242,7 @@ class Outbox(_Hot):
         stream: trio.abc.SendStream,
         *,
         post: Callable[[list["Outbox"]], None],
-        start_writer: Callable[[Writer], None],
-        on_slow: Callable[[], None],
-        on_drop: Callable[[Mapping[str, int]], None],
-        on_broken: Callable[[], None],
+        owner: Owner,
         max_bytes: int,
         max_messages: int,
         stall_seconds: float,
@@ -260,10 +280,7 @@ class Outbox(_Hot):
         self._ease_at = 0
         self._marks: Watermarks | None = None
         self._post = post
-        self._start_writer = start_writer
-        self._on_slow = on_slow
-        self._on_drop = on_drop
-        self._on_broken = on_broken
+        self._owner = owner
         self._stall_seconds = stall_seconds
 
     def statistics(self) -> OutboxStatistics:
@@ -375,7 +392,7 @@ class Outbox(_Hot):
             self._account(self._sorted().thin(self._begun))
         if not self._is_over() or self._make_room(newest):
             return True
-        self._on_slow()
+        self._owner.give_up()
         return False
 
     def seal(self, last: Run | None = None) -> None:
@@ -412,7 +429,7 @@ class Outbox(_Hot):
 
     def note_gap(self, topic: str) -> None:
         """Something of a topic was lost on the way here: as if it had been dropped here."""
-        self._on_drop({topic: 1})
+        self._owner.note_dropped({topic: 1})
 
     def drop_topic(self, topic: str) -> None:
         """Drop what waits of one topic, as far as it has not begun to go out."""
@@ -424,9 +441,7 @@ class Outbox(_Hot):
         """The stream is dead or about to be closed: not another byte. Counts stay as they are, and
         nobody is called any more, nor kept for that."""
         self.sealed = True
-        self._on_slow = self._on_broken = _nothing
-        self._on_drop = _nothing_dropped
-        self._start_writer = _nothing_written
+        self._owner = NOBODY
         self._fileno = -1
         self._marks = None
         self.mail.clear()
@@ -543,7 +558,7 @@ class Outbox(_Hot):
 
     def _begin_writer(self, writer: Writer) -> None:
         self._writing = True
-        self._start_writer(writer)
+        self._owner.start_soon(writer)
 
     def _write_what_goes(self) -> None:
         """Write until the outbox is within its bounds, or the system takes no more."""
@@ -683,7 +698,7 @@ class Outbox(_Hot):
     def _look_whether_it_is_blocked(self) -> None:
         if self._fileno < 0 and not self._watched:
             self._watched = True
-            self._start_writer(self._watch)
+            self._owner.start_soon(self._watch)
 
     async def _watch(self) -> None:
         """See whether a stream is blocked, which unlike a socket it will not say."""
@@ -709,7 +724,7 @@ class Outbox(_Hot):
             while self.mail:
                 if not self._guarded and not self._goes_at_once():
                     self._guarded = True
-                    self._start_writer(self._guard)
+                    self._owner.start_soon(self._guard)
                 await self._send_chunk()
                 self._note_filling()
         finally:
@@ -786,9 +801,9 @@ class Outbox(_Hot):
 
     def _break(self) -> None:
         if self.mail or not self.sealed:
-            on_broken = self._on_broken
+            owner = self._owner
             self.abandon()
-            on_broken()
+            owner.note_broken()
 
     # watermarks
 
@@ -853,7 +868,7 @@ class Outbox(_Hot):
         """Take off what a rule has dropped, then tell of it."""
         self._take_off(dropped)
         if dropped.messages:
-            self._on_drop(dropped.topics)
+            self._owner.note_dropped(dropped.topics)
 
     def _take_off(self, dropped: Dropped) -> None:
         self.bytes -= dropped.size
@@ -877,15 +892,3 @@ class _ShownMail(list[Run]):
     def append(self, run: Run) -> None:
         self._see(run)
         super().append(run)
-
-
-def _nothing() -> None:
-    pass
-
-
-def _nothing_written(writer: Writer) -> None:
-    pass
-
-
-def _nothing_dropped(topics: Mapping[str, int]) -> None:
-    pass

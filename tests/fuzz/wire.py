@@ -37,6 +37,7 @@ from broker.transport.lane import Lane, LaneLimits
 from broker.transport.outbox import Outbox
 from broker.transport.proxy_protocol import read_proxy_header
 from tests.fuzz.target import target
+from tests.transport.calls import Calls
 
 T = TypeVar("T")
 
@@ -371,10 +372,7 @@ async def _read_all(data: bytes, size: int) -> _Read:
         lane.outbox = Outbox(
             stream,
             post=lambda outboxes: nursery.start_soon(flush, outboxes),
-            start_writer=nursery.start_soon,
-            on_slow=lambda: None,
-            on_drop=lambda dropped: None,
-            on_broken=lane.lost,
+            owner=Calls(start=nursery.start_soon, broken=lane.lost),
             max_bytes=10**6,
             max_messages=10**6,
             stall_seconds=10,

@@ -17,8 +17,15 @@ NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 @pytest.fixture
 def handled() -> Iterator[Signals]:
     signals = Signals()
-    with signals.installed():
-        yield signals
+    # As a terminal has them: `nohup` has SIGHUP ignored.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with signals.installed():
+            yield signals
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGHUP, hang_up)
 
 
 def test_nothing_that_takes_time_is_imported_before_the_handler_stands() -> None:

@@ -22,6 +22,7 @@ from broker.routing.router import Router
 from broker.testing import Peer as TestPeer
 from broker.transport.outbox import Outbox
 from broker.transport.postman import PostOffice
+from tests.transport.calls import Calls
 
 PRICEY = {"op": "and", "nodes": [{"key": "price", "cmp": "gt", "val": "100"}]}
 """A filter as a client sends it."""
@@ -47,10 +48,7 @@ def make_outbox(
     return Outbox(
         ours,
         post=office.post,
-        start_writer=lambda writer: None,
-        on_slow=on_slow,
-        on_drop=lambda dropped: None,
-        on_broken=lambda: None,
+        owner=Calls(slow=on_slow),
         max_bytes=2**20,
         max_messages=max_messages,
         stall_seconds=10,

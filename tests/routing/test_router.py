@@ -66,6 +66,7 @@ from tests.routing.conftest import (
     runs,
     subscription,
 )
+from tests.transport.calls import Calls
 
 # runs
 
@@ -596,10 +597,7 @@ async def test_a_session_that_has_left_gets_only_earlier_publications() -> None:
             peer.outbox = Outbox(
                 ours,
                 post=office.post,
-                start_writer=nursery.start_soon,
-                on_slow=lambda: None,
-                on_drop=lambda dropped: None,
-                on_broken=lambda: None,
+                owner=Calls(start=nursery.start_soon),
                 max_bytes=2**20,
                 max_messages=100,
                 stall_seconds=10,

@@ -28,6 +28,7 @@ from broker.transport.frames import (
 from broker.transport.lane import Lane, LaneLimits
 from broker.transport.outbox import Outbox
 from broker.transport.slow_lane import SlowLane
+from tests.transport.calls import Calls
 
 LIMITS = LaneLimits(
     max_message_bytes=1000,
@@ -85,10 +86,7 @@ async def open_bench(
                 stream,
                 # There is no postman here: flushed when the task that offers comes to wait.
                 post=lambda outboxes: nursery.start_soon(_flush, outboxes),
-                start_writer=nursery.start_soon,
-                on_slow=lambda: None,
-                on_drop=lambda dropped: None,
-                on_broken=lane.lost,
+                owner=Calls(start=nursery.start_soon, broken=lane.lost),
                 max_bytes=10**6,
                 max_messages=10**6,
                 stall_seconds=10,

@@ -26,6 +26,7 @@ from broker.transport import frames
 from broker.transport.outbox import Offer, Outbox
 from broker.transport.runs import LateRun, Run
 from broker.transport.sockets import RelayStream
+from tests.transport.calls import Calls
 
 StreamPair: TypeAlias = tuple[trio.abc.Stream, trio.abc.Stream]
 
@@ -147,10 +148,9 @@ class Desk:
         self.outbox = Outbox(
             self.ours,
             post=self._post,
-            start_writer=nursery.start_soon,
-            on_slow=self._slow,
-            on_drop=self._drop,
-            on_broken=self._broken,
+            owner=Calls(
+                start=nursery.start_soon, slow=self._slow, dropped=self._drop, broken=self._broken
+            ),
             max_bytes=max_bytes,
             max_messages=max_messages,
             stall_seconds=10,

@@ -17,6 +17,7 @@ from broker.transport import frames, postman
 from broker.transport.outbox import STREAM_WRITES, Outbox
 from broker.transport.postman import PostOffice, PostStatistics, open_post_office
 from broker.transport.runs import Run
+from tests.transport.calls import Calls
 
 
 class Subscriber:
@@ -32,10 +33,7 @@ class Subscriber:
         self.outbox = Outbox(
             self.stream,
             post=office.post,
-            start_writer=nursery.start_soon,
-            on_slow=self._slow,
-            on_drop=lambda dropped: None,
-            on_broken=self._broken,
+            owner=Calls(start=nursery.start_soon, slow=self._slow, broken=self._broken),
             max_bytes=bounds.get("max_bytes", 10**6),
             max_messages=bounds.get("max_messages", 10**6),
             stall_seconds=10,
@@ -168,10 +166,7 @@ async def test_which_outboxes_write_through_a_stream() -> None:
             outbox = Outbox(
                 stream,
                 post=exchange.office.post,
-                start_writer=lambda writer: None,
-                on_slow=lambda: None,
-                on_drop=lambda dropped: None,
-                on_broken=lambda: None,
+                owner=Calls(),
                 max_bytes=1,
                 max_messages=1,
                 stall_seconds=10,
