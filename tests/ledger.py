@@ -25,7 +25,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from math import inf
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import attrs
 import trio
@@ -111,6 +111,9 @@ class Books:
 class Ledger:
     """One run: a broker on a file, its publishers and subscribers, and their books."""
 
+    PAUSE: ClassVar[float] = 0.0
+    """Seconds that a publisher waits between what is answered and what it publishes next."""
+
     def __init__(self, directory: Path, engine: str, chance: random.Random) -> None:
         self.books = Books()
         self._socket = directory / "socket"
@@ -193,6 +196,8 @@ class Ledger:
                             self.books.acked[topic].append(mark)
                             self._acked_at[mark] = trio.current_time()
                             self._one_acked.set()
+                if self.PAUSE:
+                    await trio.sleep(self.PAUSE)  # a foreign process: no clock of ours moves it
 
     async def _listen(self, topic: str) -> None:
         request: dict[str, Any] = {"channel": topic, "recoverable": True}
