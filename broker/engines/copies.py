@@ -49,7 +49,7 @@ class _Part:
 
 @attrs.define(eq=False)
 class Copies:
-    """What was read of the topics whose last piece was not. At the end of a log it is of no use."""
+    """The pieces that were read of topics whose last piece was not. At the end of a log they are of no use."""
 
     store: HistoryStore
     _of: dict[str, tuple[str, list[_Part]]] = attrs.field(init=False, factory=dict)
@@ -64,7 +64,7 @@ class Copies:
         self._of[topic] = record.epoch, []
 
     def drop(self, topic: str) -> None:
-        """What a topic had up to here is gone."""
+        """All that a topic had up to here is gone."""
         self._of.pop(topic, None)
 
     def take(self, record: Older, now: float, when: Callable[[int], float]) -> None:

@@ -129,7 +129,7 @@ class Once(Struct, array_like=True, tag=7):
 
 
 class Stands(Struct, array_like=True, tag=8):
-    """A topic is in this epoch, at this offset. What it keeps is known from before, or follows as `Older`."""
+    """A topic is in this epoch, at this offset. Its publications are known from before, or follow as `Older`."""
 
     topic: str
     epoch: str
