@@ -375,12 +375,8 @@ class SqliteEngine(Memory):
         self._note_over(over)
 
     def _deliver(self, submission: Submission, sink: Sink, now: float) -> float:
-        parcel, rules, dones, position = (
-            submission.parcel,
-            submission.rules,
-            submission.dones,
-            None,
-        )
+        parcel, rules, dones = submission.parcel, submission.rules, submission.dones
+        position = None
         if submission.keep:
             topic, batches = parcel.topic, parcel.batches
             size, ttl, extend = rules.history_size, rules.history_ttl, self._store.extend

@@ -58,11 +58,6 @@ class Waiting(Generic[W]):
     def __iter__(self) -> Iterator[W]:
         return iter(self._queue)
 
-    @property
-    def parties(self) -> int:
-        """How many have something that has yet to be taken."""
-        return self._queue.parties
-
     def put(self, item: W, topic: str = "") -> None:
         """Add something; of one topic all is taken in the order in which it was put."""
         weight, party = item.weight, item.party
