@@ -259,10 +259,9 @@ class Rpc(Handler):
         params = self._params(client, command)
         data = b""
         if params.target:
-            rights = client.services.rights
-            rights.check_publish(client.peer, params.target)
+            client.services.rights.check_publish(client.peer, params.target)
             if _counts(params):
-                rights.check_read(client.peer, params.target, "presence")
+                client.services.rights.check_read(client.peer, params.target, "presence")
             data = answer if isinstance(answer, bytes) else _line(params.data)
         result = method.carry_out(client, command.id, params, data)
         return None if result is None else {"data": Raw(result)}

@@ -26,6 +26,7 @@ from tests.hostile import (  # noqa: F401
     frames,
     heads,
     messages,
+    passages,
     process,
     rights,
     slow,
