@@ -12,7 +12,7 @@ import trio
 
 from tests.hostile.field import Field, Input, add, hostile, unless
 from tests.hostile.target import API_KEY, Setup
-from tests.hostile.wire import Ended, Peer, handshake, request, text
+from tests.hostile.wire import Ended, Peer, Tcp, handshake, request, text
 
 ISSUE: Final = "issue 9"
 PROXY: Final = "proxy-protocol.txt"
@@ -48,6 +48,7 @@ TLVS: Final = (
 async def by_proxy(field: Field) -> Peer:
     """A connection that comes from the proxy."""
     address = field.target.address
+    assert isinstance(address, Tcp), "by another address of this machine"
     sock = trio.socket.socket()
     await sock.bind(("127.0.0.2", 0))
     await sock.connect(("127.0.0.1", address.port))
