@@ -28,6 +28,7 @@ from tests.hostile import (  # noqa: F401
     messages,
     passages,
     process,
+    races,
     rights,
     slow,
 )
