@@ -111,7 +111,7 @@ def pub(
 
         with_api(target, by_api)
         return
-    options = {"topic": topic, "data": value, "retain": retain, "key": key, "report": True}
+    options = {"topic": topic, "data": value, "retain": retain, "key": key, "report": as_json}
 
     async def work(client: "Client") -> None:
         def publish() -> Awaitable[object]:

@@ -134,6 +134,13 @@ class Series(Sequence[Publication]):
         return self._made
 
 
+def last_offset(publications: Sequence[Publication]) -> int:
+    """The offset of the last of them, 0 where it has none; none of a series is made for it."""
+    if isinstance(publications, Series):
+        return publications.first and publications.first + len(publications.contents) - 1
+    return publications[-1].offset
+
+
 def data_bytes(publications: Sequence[Publication]) -> int:
     """The bytes of their data; none of a series is made for it."""
     if isinstance(publications, Series):

@@ -371,21 +371,26 @@ class Api:
         As `answer` has it: what is read strictly it would read alike, the price is the same, and the share
         has room for all of it.
         """
-        router, before = self._node.router, self._node.router.meter.done
+        services = self._node.services
+        router, publisher = services.router, services.publisher
+        meter, before = router.meter, router.meter.done
         publish = read_plain(body)
         is_traced = router.spans is not None and is_sampled(traceparent)
         if publish is None or is_traced or router.engine.is_full():
             return None
+        answer = None
+        contents = (plain_data(publish),)
+        fan_out = publisher.weigh_plainly(publish.channel, contents)
         work = COMMAND + len(body) / 1024 * READ_KILOBYTE
-        if share.may_do(work + router.weigh(publish.channel)):
-            data = plain_data(publish)
-            answers = self._publish_plainly("result", publish.channel, [data], share)
-            if answers is not None:
-                router.meter.add(work)
-                share.spend(router.meter.done - before)
-                return answers[0]
-        share.spend(router.meter.done - before)
-        return None
+        if fan_out is not None and share.may_do(work + fan_out):
+            try:
+                last = publisher.publish_plainly(publish.channel, contents, share)
+                answer = plain_results(b"result", last)[0]
+            except Exception as error:  # noqa: BLE001 - it is the reply
+                answer = _failure("publish", error)
+            meter.done += work
+        share.spend(meter.done - before)
+        return answer
 
     def _publish_plainly(
         self, name: str, topic: str, contents: Sequence[bytes], share: Share
@@ -881,7 +886,7 @@ def _plain_results(
     """Publish plain publications in a row, in one step, for the party whose share it is; their results under
     this name. None, with nothing published, where they have to wait for somebody. Raises `Refused`."""
     publisher = node.services.publisher
-    if not publisher.is_plain_now(topic, contents):
+    if publisher.weigh_plainly(topic, contents) is None:
         return None
     last = publisher.publish_plainly(topic, contents, share)
     return plain_results(name.encode(), last, len(contents))

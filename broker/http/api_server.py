@@ -14,6 +14,8 @@ Rule 2  A peer's fault ends with its connection: nothing leaves `serve` but a ca
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -110,76 +112,100 @@ class BackendServer:
         """The next request on the stream that is for others; None if nothing may follow."""
         share, peer, address = self._node.new_share(), first.peer, first.address
         prefix = self._node.config.path_prefix
-        with trio.CancelScope() as idle:
+        with trio.CancelScope() as idle, self._ending(idle):
             while self._is_ours(asked):
-                response = self._answer_now(stream, source, asked, share)
-                if response is None:
-                    idle.deadline = inf
-                    header = asked.head.header
-                    address = address or self._node.services.proxies.address_of(peer, header)
-                    if not await self._answer(stream, source, asked, address, share):
-                        return None
-                elif (sent := write_now(stream, response)) < len(response):
-                    idle.deadline = inf
-                    if not await _send_rest(stream, response[sent:], closing=False):
-                        return None
+                is_answered, rest = self._answer_together(stream, source, asked, share)
+                if rest:
+                    with self._busy(idle):
+                        if not await _send_rest(stream, rest, closing=False):
+                            return None
+                if not is_answered:
+                    with self._busy(idle):
+                        header = asked.head.header
+                        address = address or self._node.services.proxies.address_of(peer, header)
+                        if not await self._answer(stream, source, asked, address, share):
+                            return None
                 address = ""
                 # A backend sends the same head again and again: the same bytes say the same.
                 head = asked.head.raw
                 if source.take_again(head):
                     continue
-                size = len(head) + asked.length
-                raw = await self._next_head(stream, source, idle, head, size, share)
+                _set_alarm(idle)
+                if not source.has_more:
+                    if self._node.draining:
+                        return None  # the stop came while the last answer was on its way
+                    most = min(SEND_BYTES, max(CHUNK, len(head) + asked.length))
+                    data = await receive_some(stream, most)
+                    if not data:
+                        return None
+                    source.put_back(bytes(data))
+                    share.renew()
+                    if len(head) <= self._node.config.head_bytes and source.take_again(head):
+                        continue
+                raw = await self._next_head(source)
                 if raw is None:
                     return None
                 if raw != head:
-                    idle.deadline = inf
-                    work = raw.count(b"\n") * FIELD
-                    await share.wait_room(work)
-                    share.spend(work)
+                    with self._busy(idle):
+                        work = raw.count(b"\n") * FIELD
+                        await share.wait_room(work)
+                        share.spend(work)
                     asked = _Asked.of(parse_head(raw), prefix)
             return Request(asked.head, source.take_rest(), peer)
         return None  # nothing has come for so long
 
-    async def _next_head(
-        self,
-        stream: trio.abc.Stream,
-        source: "_Source",
-        idle: trio.CancelScope,
-        latest: bytes,
-        size: int,
-        share: Share,
-    ) -> bytes | None:
-        """The next head; None if none comes. `latest` is the one before, and its request had `size` bytes.
-
-        `idle` is cancelled when none has come in time, or need not be waited for any more. Its deadline stays
-        when a head has come, because to set it costs as much as a publication: nobody may wait for
-        anything else by it.
-        """
-        if self._node.draining and not source.has_more:
-            return None  # the stop came while the last answer was on its way
-        limit = self._node.config.head_bytes
-        due = trio.current_time() + IDLE_SECONDS
-        if not due <= idle.deadline < inf:
-            idle.deadline = due + IDLE_SLACK
-        self._idle.add(idle)
-        try:
-            if not source.has_more:
-                data = await receive_some(stream, min(SEND_BYTES, max(CHUNK, size)))
-                if not data:
-                    return None
-                source.put_back(bytes(data))
-                share.renew()
-                if len(latest) <= limit and source.take_again(latest):
-                    return latest
-            both = await read_head(source, limit)
-        finally:
-            self._idle.discard(idle)
+    async def _next_head(self, source: "_Source") -> bytes | None:
+        """The next head; None if none comes."""
+        both = await read_head(source, self._node.config.head_bytes)
         if both is None:
             return None
         raw, behind = both
         source.put_back(behind)
         return raw
+
+    @contextmanager
+    def _ending(self, idle: trio.CancelScope) -> Iterator[None]:
+        """Cancel `idle` when the broker stops, but for the blocks in which its connection is `_busy`."""
+        self._idle.add(idle)
+        try:
+            yield
+        finally:
+            self._idle.discard(idle)
+
+    @contextmanager
+    def _busy(self, idle: trio.CancelScope) -> Iterator[None]:
+        """Wait for something else than the next head: neither a stop nor the alarm ends that."""
+        idle.deadline = inf
+        self._idle.discard(idle)
+        try:
+            yield
+        finally:
+            self._idle.add(idle)
+
+    def _answer_together(
+        self, stream: trio.abc.Stream, source: "_Source", asked: "_Asked", share: Share
+    ) -> tuple[bool, bytes]:
+        """Answer a publish whose head was taken, and those of the same head that came with it, as far as that
+        can be in this very step, and in one write.
+
+        Returns whether there is none left whose head was taken, and what the stream has not taken of the
+        answers. Never waits.
+        """
+        office, head = self._node.router.office, asked.head.raw
+        answers, is_answered, sent = b"", False, 0
+        office.hold(share)
+        try:
+            while len(answers) <= SMALL and not is_answered:
+                response = self._answer_now(stream, source, asked, share)
+                if response is None:
+                    break
+                answers += response
+                is_answered = not source.take_again(head)
+            if answers:
+                sent = write_now(stream, answers)
+        finally:
+            office.let_go()
+        return is_answered, answers[sent:]
 
     def _answer_now(
         self, stream: trio.abc.Stream, source: "_Source", asked: "_Asked", share: Share
@@ -358,6 +384,17 @@ class _Source(trio.abc.ReceiveStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+
+def _set_alarm(idle: trio.CancelScope) -> None:
+    """Have this cancelled when the next head has not come in time, or `IDLE_SLACK` later.
+
+    The alarm stays when a head has come, because to set it costs as much as a publication: nobody may wait
+    for anything else by it.
+    """
+    due = trio.current_time() + IDLE_SECONDS
+    if not due <= idle.deadline < inf:
+        idle.deadline = due + IDLE_SLACK
 
 
 async def _send_rest(stream: trio.abc.Stream, rest: bytes, *, closing: bool) -> bool:

@@ -13,7 +13,7 @@ import attrs
 import trio
 
 from broker.core.idempotency import MAX_KEY_BYTES
-from broker.core.messages import ClientInfo, Delivery, Fd, Position, Publication
+from broker.core.messages import ClientInfo, Delivery, Fd, Position, Publication, last_offset
 from broker.core.names import direct_fd, is_connection_name
 from broker.core.session import Parcel, Report, Session
 from broker.core.shares import Owner, owner_of, text_bytes
@@ -130,27 +130,30 @@ class Publisher:
             self._keep(kept_as, delivery)
         return delivery
 
-    def is_plain_now(self, topic: str, contents: Sequence[bytes]) -> bool:
-        """Whether `publish_plainly` may be called in this step: nobody has to keep them first, they go to no
-        connection, and they are one, or a step's work. Begins a run, as `Router.weigh` does."""
+    def weigh_plainly(self, topic: str, contents: Sequence[bytes]) -> float | None:
+        """The work of `publish_plainly` besides the making of the publications, as `Router.weigh` has it, which
+        begins a run. None where that may not be called in this step: somebody has to keep them first, they go
+        to a connection, or they are more than one and than a step's work."""
         if is_connection_name(topic):
-            return False
-        self.router.weigh(topic)
+            return None
+        work = self.router.weigh(topic)
         if self.router.keeps_later:
-            return False
-        return len(contents) == 1 or self.router.takes_together(map(len, contents))
+            return None
+        if len(contents) > 1 and not self.router.takes_together(map(len, contents)):
+            return None
+        return work
 
     def publish_plainly(
         self, topic: str, contents: Sequence[bytes], payer: Allowance
     ) -> Position | None:
-        """Publish raw JSON of this program, without options, where `is_plain_now` says so: as `publish` does it,
+        """Publish raw JSON of this program, without options, where `weigh_plainly` lets it: as `publish` does it,
         one after the other, in one step. They join the open run; `payer` is charged for the end of that, in
         whosever step it comes.
 
         Returns where the last stands in the topic's history, None where that keeps none. Raises `Refused`.
         """
         self.router.publish_all(topic, contents, payer=payer)
-        is_kept = self.router.latest[-1].offset > 0
+        is_kept = last_offset(self.router.latest) > 0
         return self.router.engine.position(topic) if is_kept else None
 
     def check_later(self, topic: str, *, retain: bool) -> None:

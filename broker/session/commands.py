@@ -340,7 +340,9 @@ async def ask_publish(client: Client, topic: str, data: bytes) -> bytes:
 # reading
 
 
-async def _ask_read(client: Client, topic: str, what: Reading) -> None:
+async def ask_read(client: Client, topic: str, what: Reading) -> None:
+    """Ask rules and app whether a topic's history or presence may be read. Raises `Refused`. The rules are
+    asked again when it is read."""
     client.services.rights.check_read(client.peer, topic, what)
     hooks = client.services.hooks
     hook = hooks.history if what == "history" else hooks.presence
@@ -357,7 +359,7 @@ class _ReadsPresence(Handler):
 
     async def ask(self, client: Client, command: Command) -> object:
         topic, neighbourhood = self._topic(command), client.services.neighbourhood
-        await _ask_read(client, topic, "presence")
+        await ask_read(client, topic, "presence")
         return None if neighbourhood is None else await self._read(client, topic, neighbourhood)
 
     @abstractmethod
@@ -418,7 +420,7 @@ class History(Handler):
 
     async def ask(self, client: Client, command: Command) -> object:
         assert command.history is not None
-        await _ask_read(client, command.history.channel, "history")
+        await ask_read(client, command.history.channel, "history")
         await client.fetch(self.topics(client, command, None))
         return None
 

@@ -3,7 +3,8 @@
 =========  ======================================================  =================================
 method     asks with                                               answered with
 =========  ======================================================  =================================
-publish    topic, data, echo, exclude, report, key, retain         {}, or the report
+publish    topic, data, echo, exclude, report, key, retain         {}, or the report, for who may
+                                                                   read the topic's presence
 request    to, data, seconds                                       what the other client answered
 reply      reply_to, and data or error {code, message}             {}
 will       topic, data, retain; without a topic: none any more     {}
@@ -21,13 +22,14 @@ from msgspec.json import Decoder
 
 from broker.core.json_reader import BadJson, read
 from broker.core.messages import Delivery, Fd
+from broker.core.names import is_connection_name
 from broker.errors import CloseCode, Disconnect, ErrorCode, Refused
 from broker.protocols.codec import Result
 from broker.protocols.commands import BadCommand, Command
 from broker.protocols.json_text import check_json, one_line, to_json
 from broker.routing.publishing import PublishOptions
 from broker.routing.wills import Will
-from broker.session.commands import Handler, ask_publish, hand_to_app
+from broker.session.commands import Handler, ask_publish, ask_read, hand_to_app
 from broker.session.replies import NOTHING, Client
 from broker.transport import frames
 
@@ -85,6 +87,13 @@ class WillParams(Struct, forbid_unknown_fields=True):
 
 
 Params: TypeAlias = PublishParams | RequestParams | ReplyParams | WillParams
+
+
+def _counts(params: Params) -> bool:
+    """Whether the answer tells how many subscribe to a topic."""
+    return (
+        isinstance(params, PublishParams) and params.report and not is_connection_name(params.topic)
+    )
 
 
 def _publish(client: Client, request_id: int, params: PublishParams, data: bytes) -> bytes | None:
@@ -213,7 +222,9 @@ class Rpc(Handler):
     def must_ask(self, client: Client, command: Command) -> bool:
         assert command.rpc is not None
         if command.rpc.method in METHODS:
-            return client.services.hooks.publish is not None
+            hooks = client.services.hooks
+            reads = command.rpc.method == "publish" and hooks.presence is not None
+            return reads or hooks.publish is not None
         return client.services.hooks.rpc is not None
 
     async def ask(self, client: Client, command: Command) -> object:
@@ -223,6 +234,8 @@ class Rpc(Handler):
             params = self._params(client, command)
             if not params.target:
                 return b""
+            if _counts(params):
+                await ask_read(client, params.target, "presence")
             return await ask_publish(client, params.target, _line(params.data))
         assert hooks.rpc is not None, "must_ask is false without it"
         data = await hooks.rpc(client.connection, request.method, client.value(request.data))
@@ -247,6 +260,8 @@ class Rpc(Handler):
         data = b""
         if params.target:
             client.services.rights.check_publish(client.peer, params.target)
+            if _counts(params):
+                client.services.rights.check_read(client.peer, params.target, "presence")
             data = answer if isinstance(answer, bytes) else _line(params.data)
         result = method.carry_out(client, command.id, params, data)
         return None if result is None else {"data": Raw(result)}

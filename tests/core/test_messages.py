@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from broker.core.messages import Publication
+from broker.core.messages import Publication, Series, last_offset
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,9 @@ def test_data_that_python_cannot_hold_is_a_value_error() -> None:
         publication = Publication("t", b"[" * 5000 + b"]" * 5000, opaque=opaque)
         with pytest.raises(ValueError, match="nested too deeply"):
             _ = publication.value
+
+
+@pytest.mark.parametrize("first, last", [(0, 0), (1, 3), (7, 9)])
+def test_the_last_offset_of_a_series_is_that_of_its_last_publication(first: int, last: int) -> None:
+    series = Series("t", [b"1", b"2", b"3"], None, first)
+    assert last_offset(series) == last_offset(list(series)) == last

@@ -26,7 +26,9 @@ from tests.hostile import (  # noqa: F401
     frames,
     heads,
     messages,
+    passages,
     process,
+    races,
     rights,
     slow,
 )

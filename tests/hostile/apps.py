@@ -14,6 +14,7 @@ from broker import (
     ConnectReply,
     Frame,
     PublishEvent,
+    ReadEvent,
     Refused,
     SubscribeEvent,
 )
@@ -25,6 +26,7 @@ subscribing = Broker()
 false_subscribe = Broker()
 binding = Broker()
 slow_publish = Broker()
+thinking = Broker()
 headers = Broker()
 slow_subscribe = Broker()
 slow_close = Broker()
@@ -80,6 +82,21 @@ async def _be(connection: Connection, method: str, data: object) -> object:
 async def _think(event: PublishEvent) -> None:
     if event.topic == "slow":
         await trio.sleep(1)
+
+
+@thinking.on_publish
+@thinking.on_subscribe
+@thinking.on_presence
+@thinking.on_history
+async def _think_of_all(event: PublishEvent | SubscribeEvent | ReadEvent) -> None:
+    if event.topic.startswith("slow"):
+        await trio.sleep(1)
+
+
+@thinking.on_rpc
+async def _think_of_a_call(connection: Connection, method: str, data: object) -> object:
+    await trio.sleep(1)
+    return data
 
 
 @headers.on_connect

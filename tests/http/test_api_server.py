@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,7 @@ from broker.http.api import Api, ApiResponse
 from broker.http.api_server import IDLE_SECONDS, IDLE_SLACK, SEND_BYTES, SMALL, BackendServer
 from broker.routing.turns import Share
 from broker.testing import MakePair, Network, open_test_broker
+from broker.transport.sockets import write_now
 
 KEY = "s3cret"
 INFO = b"{}"
@@ -320,6 +322,11 @@ CONNECTIONS: list[list[bytes]] = [
     [plain(publish(1)), request("/healthz", b"", KEY, method="GET")],
     [plain(publish(1)), plain(publish(1))[:40], b"\r\n\r\n"],
     [plain(publish(1)) * 200],
+    [plain(publish(1)) * 2 + request("/api/info2", INFO, KEY) + plain(publish(2)) * 2],
+    [plain(publish(1)) * 2 + plain(publish(1), "wrong") + plain(publish(1))],
+    [plain(publish(1)) * 2 + b"nonsense\r\n\r\n"],
+    [plain(publish(1)) * 2 + request("/healthz", b"", KEY, method="GET")],
+    [plain(publish(1)) * 2 + plain(publish("x" * 5000)) + plain(b"{}") * 2],
 ]
 
 
@@ -353,6 +360,110 @@ async def test_a_short_way_answers_with_the_same_bytes(
     assert came[0] == came[1]
     assert came[0].startswith(b"HTTP/1.1 200 OK\r\n")
     assert logged[0] == logged[1]
+
+
+def mutated(head: bytes, random: Random) -> bytes:
+    """A request head with a fault in it, or with something that looks like one."""
+    lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
+    place = random.randrange(1, len(lines))
+    name, _, value = lines[place].partition(b": ")
+    kind = random.randrange(9)
+    if kind == 0:  # a byte is another, or one more
+        at = random.randrange(len(head) - 4)
+        byte = random.choice(b"\x00\t\n\r !,:;A0\x7f\x80\xff")
+        return head[:at] + bytes((byte,)) + head[at + random.randrange(2) :]
+    if kind == 1:  # one less
+        at = random.randrange(len(head))
+        return head[:at] + head[at + 1 :]
+    if kind == 2:
+        lines.insert(place, random.choice(lines))
+    elif kind == 3:
+        lines[place] = name + random.choice((b":", b" : ", b":\t", b":  ")) + value
+    elif kind == 4:
+        lines[place] = random.choice((name.upper() + b": " + value, lines[place].upper()))
+    elif kind == 5:
+        lines[place] = name + b": " + random.choice((b"0" + value, value + b"1", b"", b"-1", b"+2"))
+    elif kind == 6:
+        lines.insert(place, random.choice((b"Transfer-Encoding: chunked", b"Content-Length: 1")))
+    elif kind == 7:
+        lines.insert(
+            place, random.choice((b" folded", b"Expect: 100-continue", b"Upgrade: x", b"x"))
+        )
+    else:
+        lines[0] = lines[0].replace(
+            *random.choice(((b"1.1", b"1.0"), (b"POST", b"GET"), (b"/", b"//")))
+        )
+    return b"\r\n".join(lines) + random.choice((b"\r\n\r\n", b"\r\n\r\n", b"\n\n", b"\r\n"))
+
+
+async def test_a_head_that_looks_like_the_last_one_is_read_like_any_other(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "new_epoch", lambda topic: "epoch")
+    monkeypatch.setattr(api_server, "time", SimpleNamespace(time=lambda: 1e9))
+    usual, came = plain(publish(1)), []
+    head, body = usual[: -len(publish(1))], publish(1)
+    for is_short in (True, False):
+        if not is_short:
+            monkeypatch.setattr(BackendServer, "_answer_now", lambda *_: None)
+            monkeypatch.setattr(api_server._Source, "take_again", lambda *_: False)
+        random, answers = Random(7), []
+        async with open_test_broker(Broker(Config(api_key=KEY))) as net:
+            for _ in range(400):
+                backend = Backend(await net.listener.connect(memory_stream_pair))
+                await backend.stream.send_all(usual + mutated(head, random) + body + usual)
+                answer = bytearray()
+                with trio.move_on_after(40):  # a body that does not come has 30 s
+                    while data := await backend.stream.receive_some():
+                        answer += data
+                await backend.stream.aclose()
+                answers.append(re.sub(rb"\r\ndate: [^\r]+", b"", answer))
+        came.append(answers)
+    assert came[0] == came[1]
+    statuses = {status for answer in came[0] for status in re.findall(rb"HTTP/1.1 (\d+)", answer)}
+    assert statuses >= {b"200", b"400", b"401", b"404", b"405"}
+
+
+async def test_requests_that_came_together_are_answered_in_one_write(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes: list[int] = []
+
+    def count(stream: object, data: bytes) -> int:
+        writes.append(data.count(b"HTTP/1.1 200"))
+        return write_now(stream, data)
+
+    monkeypatch.setattr(api_server, "write_now", count)
+    async with connected(None, socket_pair) as (_, backend):
+        await backend.stream.send_all(plain(publish(1)) * 8)
+        for offset in range(1, 9):
+            assert msgspec.json.decode((await backend.receive())[2])["result"]["offset"] == offset
+    assert writes == [8]
+
+
+async def test_the_mail_of_a_backend_that_is_alone_is_out_with_its_answer(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, delivered = BackendServer._answer_together, []
+
+    def watch(self: BackendServer, *args: Any) -> tuple[bool, bytes]:
+        result = answer(self, *args)
+        delivered.append(net.node.router.office.statistics().messages_delivered)
+        return result
+
+    monkeypatch.setattr(BackendServer, "_answer_together", watch)
+    async with connected(None, socket_pair) as (net, backend):
+        async with await net.open_client(socket_pair) as subscriber:
+            await subscriber.request(subscribe={"channel": "t"})
+            for number in range(3):
+                await backend.send("/api/publish", publish(number))
+                assert (await backend.receive())[0] == 200
+                assert f'"data":{number}' in await subscriber.receive_text()
+            await backend.stream.send_all(plain(publish(3)) * 4)
+            for _ in range(4):
+                assert (await backend.receive())[0] == 200
+                assert '"data":3' in await subscriber.receive_text()
+    assert delivered == [0, 2, 3, 7], "the first waits, as nobody knows who else has mail"
 
 
 async def test_a_body_that_does_not_come_ends_it(autojump_clock: MockClock) -> None:

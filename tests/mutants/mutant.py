@@ -53,7 +53,9 @@ def copied_tree() -> Iterator[Path]:
     """A copy of this tree, for as long as the block."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as directory:
         root = Path(directory)
-        leave_out = shutil.ignore_patterns("__pycache__", "node_modules", "_build", "*.pyc")
+        # Of a compiled package the source alone: Python would take the compiled module, which has no mutant in it.
+        compiled = ("*.pyc", "*.so", "*.pyd")
+        leave_out = shutil.ignore_patterns("__pycache__", "node_modules", "_build", *compiled)
         for name in COPIED:
             if (ROOT / name).is_dir():
                 shutil.copytree(ROOT / name, root / name, ignore=leave_out)

@@ -13,6 +13,7 @@ from broker import (
     Frame,
     PublishEvent,
     PublishReply,
+    ReadEvent,
     Refused,
     TopicRules,
 )
@@ -56,6 +57,36 @@ async def test_no_echo_exclude_and_report(autojump_clock: MockClock) -> None:
         assert nobody == {"matched": 0, "queued": 0, "dropped": 0, "failed": []}
         direct = await done(me, "publish", topic=f"fd:{spared.fd}", data=1, report=True)
         assert direct["queued"] == 1
+
+
+async def test_a_report_is_for_who_may_read_the_presence(autojump_clock: MockClock) -> None:
+    rules = TopicRules(may_read_presence="subscribers")
+    async with served(topics=rules) as net:
+        inside, stranger = await net.open_client(), await net.open_client()
+        await subscribe(inside, "news")
+        refused = await rpc(stranger, "publish", topic="news", data=1, report=True)
+        assert refused["error"]["code"] == 103
+        assert await received(net, inside) == []
+        assert await done(stranger, "publish", topic="news", data=2) == {}
+        assert (await done(inside, "publish", topic="news", data=3, report=True))["matched"] == 1
+        direct = await done(stranger, "publish", topic=f"fd:{inside.fd}", data=4, report=True)
+        assert direct["queued"] == 1
+
+
+async def test_a_report_asks_the_hook_for_presence(autojump_clock: MockClock) -> None:
+    async with served() as net:
+        asked = []
+
+        @net.broker.on_presence
+        async def never(event: ReadEvent) -> None:
+            asked.append(event.topic)
+            raise Refused(103)
+
+        peer = await net.open_client()
+        refused = await rpc(peer, "publish", topic="news", data=1, report=True)
+        assert refused["error"]["code"] == 103
+        assert await done(peer, "publish", topic="news", data=2) == {}
+        assert asked == ["news"]
 
 
 async def test_a_key_makes_a_publish_happen_once_per_user(autojump_clock: MockClock) -> None:
