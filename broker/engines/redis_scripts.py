@@ -127,8 +127,25 @@ local function epoch_of(topic, lineage)
     return m[1], tonumber(m[2]), tonumber(m[3]), tonumber(m[4]), tonumber(m[5]), tonumber(m[6])
   end
   local number = redis.call('HINCRBY', p .. ':state', 'c', 1)
-  redis.call('DEL', p .. ':h:' .. topic)
+  redis.call('UNLINK', p .. ':h:' .. topic)
   return lineage .. string.format('%x', number), 0, 0, 0, 0, 0
+end
+-- The next runs of a history, of those that end from one offset on up to another: as many as a piece may hold.
+local function piece(topic, from, top, most, most_bytes)
+  local found, bytes, count = {}, 0, 1
+  while from <= top do
+    local some = redis.pcall('XRANGE', p .. ':h:' .. topic, text(from) .. '-0', text(top) .. '-0', 'COUNT', count)
+    if some.err then return {} end  -- another program's: it is no stream
+    for _, each in ipairs(some) do
+      found[#found + 1] = each
+      for _, field in ipairs(each[2]) do bytes = bytes + #field end
+    end
+    if #some < count or #found >= most or bytes >= most_bytes then break end
+    from = tonumber(string.match(some[#some][1], '^%d+')) + 1
+    -- As many again, so that large ones end it before they are many.
+    count = math.min(#found, most - #found, 256)
+  end
+  return found
 end
 """
 
@@ -218,9 +235,9 @@ for i = 8, #ARGV, 7 do
     if kind == 'k' then
       first, epoch = keep(topic, size, ttl, tonumber(ARGV[i + 4]), data)
     elseif kind == 'e' or kind == 'F' then
-      redis.call('DEL', p .. ':m:' .. topic, p .. ':h:' .. topic)
+      redis.call('UNLINK', p .. ':m:' .. topic, p .. ':h:' .. topic)
     elseif kind == 'R' then
-      redis.call('DEL', p .. ':h:' .. topic)
+      redis.call('UNLINK', p .. ':h:' .. topic)
     elseif kind == 'u' then
       if #living(topic) == 0 then flags, data = 'x', '' end
     elseif kind == 'N' then
@@ -257,7 +274,8 @@ return {1, lineage, last}
 VIEW: Final = Script(
     _COMMON
     + """
--- ARGV: p, topic, token, ms of an idle epoch, and of one in which nothing was published.
+-- ARGV: p, topic, token, ms of an idle epoch, and of one in which nothing was published, runs and bytes of a piece.
+-- The first piece of what is kept comes with it.
 local topic, idle = ARGV[2], tonumber(ARGV[4])
 local lineage, last = state(ARGV[3])
 local ms = now()
@@ -271,9 +289,19 @@ elseif touched + math.max(idle, ttl) / 8 < ms then
   redis.call('PEXPIRE', m, text(math.max(idle, ttl) * 1.25 + 1000))
 end
 local runs = {}
-if size > 0 then runs = redis.pcall('XRANGE', p .. ':h:' .. topic, text(math.max(0, top - size + 1)) .. '-0', '+') end
-if runs.err then runs = {} end  -- another program's: it is no stream
+if size > 0 then runs = piece(topic, math.max(0, top - size + 1), top, tonumber(ARGV[6]), tonumber(ARGV[7])) end
 return {last, text(ms), epoch, text(top), text(size), text(ttl), runs}
+"""
+)
+
+PIECE: Final = Script(
+    _COMMON
+    + """
+-- ARGV: p, topic, epoch, the offset to begin with, the top of the view, runs and bytes of a piece. Nothing of
+-- another epoch: what is there now may have the same offsets.
+local m = redis.pcall('HGET', p .. ':m:' .. ARGV[2], 'e')
+if m ~= ARGV[3] then return false end
+return piece(ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]))
 """
 )
 
