@@ -1,6 +1,6 @@
 """A backend that knows who is online, as the broker tells it by webhooks. Nothing to install.
 
-    export BROKER_API_KEY=s3cret BROKER_WEBHOOKS_SECRET=whsec_$(openssl rand -base64 32)
+    export BROKER_API_KEY=$(openssl rand -hex 16) BROKER_WEBHOOKS_SECRET=whsec_$(openssl rand -base64 32)
     python clients/online.py &
     BROKER_WEBHOOKS_URL=http://localhost:8000/events python -m broker
 

@@ -397,6 +397,12 @@ def test_the_units_are_what_systemd_takes(place: Place, missing: Missing) -> Non
     assert (rated.returncode, f"gives the unit {overall} of 10" in text) == (0, True), rated.stdout
 
 
+def test_a_stop_is_told_to_the_main_process_alone() -> None:
+    """Workers get a SIGTERM of their supervisor, and a second one would cut their clients."""
+    service, _ = blocks("systemd.md", "ini")
+    assert "\nKillMode=mixed\n" in service
+
+
 def test_each_line_that_shuts_the_unit_off_is_explained() -> None:
     service, _ = blocks("systemd.md", "ini")
     shutting = service.partition("StateDirectory=broker\n")[2].partition("LimitNOFILE=")[0]

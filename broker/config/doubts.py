@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from broker.config.variables import ENV_PREFIX
 
 if TYPE_CHECKING:
-    from broker.config.settings import Config
+    from broker.config.settings import Config, TokenRules
 
 HMAC_BYTES: Final = 32
 """RFC 7518 section 3.2: a key for HS256 has at least the 256 bits of its hash. One token is enough to try
@@ -48,10 +48,10 @@ def _without_effect(config: "Config", sources: Mapping[str, str]) -> Iterator[st
 
 
 def _easily_guessed(config: "Config") -> Iterator[str]:
-    secret = config.tokens.hmac_secret
-    if 0 < len(secret.encode()) < HMAC_BYTES:
+    name, secret = _hmac_secret(config.tokens)
+    if 0 < len(secret) < HMAC_BYTES:
         yield (
-            f"tokens.hmac_secret has {len(secret.encode())} bytes: who gets one token may find it out, and "
+            f"tokens.{name} has {len(secret)} bytes: who gets one token may find it out, and "
             f"be anybody then; take {HMAC_BYTES} random bytes, as of `openssl rand -hex 32`"
         )
     for name in ("api_key", "metrics_key", "admin_key", "admin_view_key"):
@@ -61,6 +61,17 @@ def _easily_guessed(config: "Config") -> Iterator[str]:
                 f"{name} has {len(key)} characters and can be guessed; take {KEY_CHARACTERS} random ones or "
                 "more, as of `openssl rand -hex 16`"
             )
+
+
+def _hmac_secret(rules: "TokenRules") -> tuple[str, bytes]:
+    """The setting that says it, and what it says; nothing where its file cannot be read, as who loads the keys
+    raises then."""
+    if rules.hmac_secret_file is None:
+        return "hmac_secret", rules.hmac_secret.encode()
+    try:
+        return "hmac_secret_file", rules.hmac_secret_file.read_bytes().rstrip(b"\r\n")
+    except OSError:
+        return "hmac_secret_file", b""
 
 
 def _in_one_place(sources: Mapping[str, str], one: str, other: str) -> bool:

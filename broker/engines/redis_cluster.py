@@ -181,11 +181,13 @@ class RedisClusterLink:
             self._burying.clear()
             found = await self._enter(link, "")
         self._entered_in = found[0].decode()
+        if has_lapsed or was_in not in ("", self._entered_in):
+            self._hanging.clear()  # as the listener forgets all of it, and has to be told anew
+            if has_lapsed:
+                self._listener.lapsed()
+            else:
+                self._listener.restate()
         self._learn(found[1:])
-        if has_lapsed:
-            self._listener.lapsed()
-        elif was_in not in ("", self._entered_in):
-            self._listener.restate()
         self._entered.set()
 
     async def _enter(self, link: Link, lineage: str) -> Any:

@@ -67,6 +67,8 @@ class LogFile:
                 raise ConfigError(f"{path}: there is no such file")
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
+            if not path.parent.exists():
+                reason = f"there is no directory {path.parent}; make it, or name another file"
             raise ConfigError(f"engine: {path} cannot be opened: {reason}") from error
         try:
             db = sqlite3.connect(

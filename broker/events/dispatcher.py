@@ -12,7 +12,7 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Final, Unpack
+from typing import Final, Protocol, Unpack
 
 import attrs
 import structlog
@@ -34,6 +34,13 @@ LOOK_SECONDS: Final = 1.0
 def new_epoch(now: float) -> str:
     """The time is for the reader; chance makes an epoch different from all others."""
     return f"{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+
+
+class EventSink(Protocol):
+    """Takes events where they happen."""
+
+    def emit(self, kind: EventKind, fd: Fd, user: str, **fields: Unpack[EventFields]) -> None:
+        """Something has happened to a connection; `fields` are those of `Event`. Never waits."""
 
 
 class Events:

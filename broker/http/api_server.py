@@ -112,29 +112,22 @@ class BackendServer:
         """The next request on the stream that is for others; None if nothing may follow."""
         share, peer, address = self._node.new_share(), first.peer, first.address
         prefix = self._node.config.path_prefix
-        answers = b""  # that have yet to go out
         with trio.CancelScope() as idle, self._ending(idle):
             while self._is_ours(asked):
-                response = self._answer_now(stream, source, asked, share)
-                # A backend sends the same head again and again: the same bytes say the same.
-                head = asked.head.raw
-                if response is not None:
-                    answers += response
-                    # What came together is answered in one write, if nobody else runs in between.
-                    if len(answers) <= SMALL and source.take_again(head):
-                        continue
-                if answers and (sent := write_now(stream, answers)) < len(answers):
+                is_answered, rest = self._answer_together(stream, source, asked, share)
+                if rest:
                     with self._busy(idle):
-                        if not await _send_rest(stream, answers[sent:], closing=False):
+                        if not await _send_rest(stream, rest, closing=False):
                             return None
-                answers = b""
-                if response is None:
+                if not is_answered:
                     with self._busy(idle):
                         header = asked.head.header
                         address = address or self._node.services.proxies.address_of(peer, header)
                         if not await self._answer(stream, source, asked, address, share):
                             return None
                 address = ""
+                # A backend sends the same head again and again: the same bytes say the same.
+                head = asked.head.raw
                 if source.take_again(head):
                     continue
                 _set_alarm(idle)
@@ -188,6 +181,31 @@ class BackendServer:
             yield
         finally:
             self._idle.add(idle)
+
+    def _answer_together(
+        self, stream: trio.abc.Stream, source: "_Source", asked: "_Asked", share: Share
+    ) -> tuple[bool, bytes]:
+        """Answer a publish whose head was taken, and those of the same head that came with it, as far as that
+        can be in this very step, and in one write.
+
+        Returns whether there is none left whose head was taken, and what the stream has not taken of the
+        answers. Never waits.
+        """
+        office, head = self._node.router.office, asked.head.raw
+        answers, is_answered, sent = b"", False, 0
+        office.hold(share)
+        try:
+            while len(answers) <= SMALL and not is_answered:
+                response = self._answer_now(stream, source, asked, share)
+                if response is None:
+                    break
+                answers += response
+                is_answered = not source.take_again(head)
+            if answers:
+                sent = write_now(stream, answers)
+        finally:
+            office.let_go()
+        return is_answered, answers[sent:]
 
     def _answer_now(
         self, stream: trio.abc.Stream, source: "_Source", asked: "_Asked", share: Share

@@ -52,7 +52,7 @@ from broker.core.work import (
 )
 from broker.engines.engine import Done, Engine, IdempotencyKey, Submission
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
-from broker.events.dispatcher import Events
+from broker.events.dispatcher import Events, EventSink
 from broker.events.spans import Spans
 from broker.routing.elsewhere import Groups, Way, Ways
 from broker.routing.queue_groups import GroupRecipient
@@ -143,6 +143,8 @@ class Router:
         self.office = office
         self.rights = rights
         self.events = events
+        self.event_sink: EventSink | None = events
+        """Takes what happens: the readers of events, and traces before them while there are any."""
         self.settings: Settings = rights.settings
         self.retained: Retained = engine.retained
         self._may_defer = engine.durability != "none" or engine.cluster.is_shared
@@ -562,7 +564,7 @@ class Router:
             subscription.subscriber.weigh(subscription, 1)
         if self.watchers.roster is not None:
             self.watchers.roster.entered(subscription)
-        _emit(self.events, EventKind.SUBSCRIBED, subscription)
+        _emit(self.event_sink, EventKind.SUBSCRIBED, subscription)
 
     def unsubscribe(
         self,
@@ -620,7 +622,7 @@ class Router:
             subscription.subscriber.weigh(subscription, -1)
         if self.watchers.roster is not None:
             self.watchers.roster.left(subscription)
-        _emit(self.events, EventKind.UNSUBSCRIBED, subscription, code=code, reason=reason)
+        _emit(self.event_sink, EventKind.UNSUBSCRIBED, subscription, code=code, reason=reason)
 
 
 def _slow_one(recipients: Sequence[Recipient]) -> SlowMailbox | Way | None:
@@ -661,15 +663,15 @@ def _hand_over(
 
 
 def _emit(
-    events: Events | None,
+    sink: EventSink | None,
     kind: EventKind,
     subscription: Subscription,
     **fields: Unpack[EventFields],
 ) -> None:
     subscriber = subscription.subscriber
-    if events is not None and subscriber.fd:  # not this very program
+    if sink is not None and subscriber.fd:  # not this very program
         fields["topic"] = subscription.name
-        events.emit(kind, subscriber.fd, subscriber.user, **fields)
+        sink.emit(kind, subscriber.fd, subscriber.user, **fields)
 
 
 def _encoding_work(width: int, count: int, size: int) -> float:

@@ -151,8 +151,8 @@ class Orders:
     # messages
 
     def push(self, data: object) -> PushResult:
-        """Send one message; see `message_of`."""
-        if not self.peer.is_established:
+        """Send one message; see `message_of`. An operator is nobody's correspondent: CLOSED."""
+        if not (self.peer.is_established and self.peer.is_apps):
             return PushResult.CLOSED
         message = message_of(data)
         if self.peer.speaks:

@@ -242,8 +242,8 @@ class Services:
     def emit(self, kind: EventKind, fd: Fd, user: str, **fields: Unpack[EventFields]) -> None:
         """Note that something has happened to a connection; `fields` are those of `Event`. Never
         waits."""
-        if self.router.events is not None:
-            self.router.events.emit(kind, fd, user, **fields)
+        if self.router.event_sink is not None:
+            self.router.event_sink.emit(kind, fd, user, **fields)
 
     def _lapsed(self) -> None:
         """The other nodes were told that everybody here has gone, and have carried out all wills: so it

@@ -19,7 +19,7 @@ from uuid import uuid4
 import attrs
 import trio
 
-from broker.core.event_queue import EventFields, EventKind, EventStatistics
+from broker.core.event_queue import EventFields, EventKind
 from broker.core.messages import ClientInfo, Fd, Publication
 from broker.core.session import (
     Audience,
@@ -93,28 +93,18 @@ class Trace:
         return self.buffer.take()
 
 
-class _EventTap(Events):
-    """The events of a broker, of which the traces see each as well."""
+@attrs.frozen
+class _EventTap:
+    """The events of a broker, of which the traces see each as well. It takes them, and is nothing else of what
+    `Events` are: epochs and the deaths of nodes are the readers' own."""
 
-    def __init__(self, events: Events | None, see: Callable[..., None]) -> None:
-        self._events = events
-        self._see = see
+    _events: Events | None
+    _see: Callable[..., None]
 
     def emit(self, kind: EventKind, fd: Fd, user: str, **fields: Unpack[EventFields]) -> None:
         if self._events is not None:
             self._events.emit(kind, fd, user, **fields)
         self._see(kind, fd, user, **fields)
-
-    @property
-    def readers(self) -> int:
-        return 0 if self._events is None else self._events.readers
-
-    @property
-    def bytes_held(self) -> int:
-        return 0 if self._events is None else self._events.bytes_held
-
-    def statistics(self) -> dict[str, EventStatistics]:
-        return {} if self._events is None else self._events.statistics()
 
 
 @attrs.define(eq=False)
@@ -126,7 +116,6 @@ class Traces:
     _traces: dict[str, Trace] = attrs.field(init=False, factory=dict)
     _listeners: dict[str, "_TopicTap"] = attrs.field(init=False, factory=dict)
     _tapped: dict[Fd, ServedConnection] = attrs.field(init=False, factory=dict)
-    _untapped_events: Events | None = attrs.field(init=False, default=None)
 
     @property
     def bytes_held(self) -> int:
@@ -155,8 +144,7 @@ class Traces:
             self._listen(trace)
         router = self.services.router
         if not self._traces:
-            self._untapped_events = router.events
-            router.events = _EventTap(router.events, self._see_event)
+            router.event_sink = _EventTap(router.events, self._see_event)
         self._traces[trace.id] = trace
         self._tap_connections()
         return trace
@@ -169,7 +157,7 @@ class Traces:
         self._stop_listening(trace.target.topic)
         self._tap_connections()
         if not self._traces:
-            self.services.router.events = self._untapped_events
+            self.services.router.event_sink = self.services.router.events
 
     @asynccontextmanager
     async def open(self, target: Target) -> AsyncIterator[Trace]:

@@ -328,7 +328,7 @@ def _tls_context(config: Config) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     for path in (config.tls_cert, config.tls_key):
         if not os.access(path, os.R_OK):
-            raise ConfigError(f"cannot read {path}: give --tls-cert and --tls-key readable files")
+            raise ConfigError(f"cannot read {path}: {_why_unreadable(path)}")
     try:
         # Without a password an encrypted key asks for it on the terminal, and hangs a service.
         context.load_cert_chain(config.tls_cert, config.tls_key, password="")
@@ -338,6 +338,12 @@ def _tls_context(config: Config) -> ssl.SSLContext:
             f"key: {error.strerror or error}"
         ) from None
     return context
+
+
+def _why_unreadable(path: Path) -> str:
+    if not path.exists():
+        return "there is no such file that this user can see; tls_cert and tls_key name it"
+    return "this user may not; let its group, as the how-to page on TLS has it"
 
 
 def _explain(config: Config, error: OSError) -> str:

@@ -11,6 +11,8 @@ Rules:
 2. A round may be ten thousand writes, and one to a stream counts as several (`Outbox.writes`). Behind every
    `AT_ONCE` of them others have their turn: what they deliver
    meanwhile goes along to those who wait for this round, and with the next one to the rest.
+3. A party whose mail is all there is has it carried in its own step, if that is a few writes (`FEW`): to wake
+   the postman costs a turn of the loop. Where others have mail as well, one round is for all.
 """
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
@@ -28,6 +30,9 @@ from broker.transport.runs import Run
 
 AT_ONCE: Final = 1024
 """Writes in one step: 5 ms."""
+
+FEW: Final = 8
+"""Writes that are made without the postman: 35 µs. A turn of the loop takes 20 to 30."""
 
 
 @attrs.frozen
@@ -54,6 +59,9 @@ class PostOffice:
         self._open_bag: list[Outbox] | None = None
         self._waiting: trio.lowlevel.Task | None = None  # the postman, for a bag
         self._closed = False
+        self._holds = False
+        self._latest: object = None  # the party that has posted last, if nobody else has since
+        self._is_alone = False  # whether that is the one for which it holds
         self._over: dict[Outbox, None] = {}
         self._judging = False
         self._has_streams = False  # whether a write may count as several
@@ -161,8 +169,42 @@ class PostOffice:
         """The outboxes of the next round; an outbox is in it once, unless it ran empty meanwhile."""
         if self._open_bag is None:
             self._open_bag = []
-            self._wake_postman()
+            if not self._holds:
+                self._latest = None
+                self._wake_postman()
         return self._open_bag
+
+    def hold(self, party: object) -> None:
+        """Wake nobody for what `party` posts now; `let_go` has to follow in the same step."""
+        self._holds, self._is_alone, self._latest = True, party is self._latest, party
+
+    def let_go(self) -> None:
+        """Have a round soon, if there is mail; or right now, if nobody but the party of `hold` has had any since
+        it held before, and it is a few writes."""
+        self._holds = False
+        if self._open_bag is None or self._waiting is None:
+            return  # or he has been woken already
+        try:
+            if self._is_alone:
+                self._carry_few()
+        finally:
+            if self._open_bag is not None:
+                self._wake_postman()
+
+    def _carry_few(self) -> None:
+        """A round in this very step; none if that is more than `FEW` writes."""
+        self.before_round()
+        outboxes = self._open_bag
+        if outboxes is None or len(outboxes) > FEW:
+            return
+        if sum([outbox.writes for outbox in outboxes]) > FEW:
+            return
+        self._open_bag = None
+        self._rounds += 1
+        now = trio.current_time()
+        for outbox in outboxes:
+            outbox.flush(now)
+        self._check_room()
 
     def _wake_postman(self) -> None:
         postman, self._waiting = self._waiting, None
@@ -212,9 +254,12 @@ class PostOffice:
                     self._has_streams = True
                 writes += outbox.writes
                 outbox.flush(now)
-            ledger = self.ledger
-            if ledger.bytes_held > ledger.most:
-                ledger.on_full()
+            self._check_room()
+
+    def _check_room(self) -> None:
+        ledger = self.ledger
+        if ledger.bytes_held > ledger.most:
+            ledger.on_full()
 
 
 def _nothing() -> None:

@@ -43,6 +43,25 @@ def test_each_is_one_line_that_names_the_place_and_no_secret(
 
 
 @pytest.mark.parametrize(
+    "content, begins",
+    [
+        (b"secret\n", ["tokens.hmac_secret_file has 6 bytes"]),
+        (HMAC_SECRET.encode() + b"\r\n", []),
+        (b"", []),  # an error of whoever loads it
+        (None, []),
+    ],
+)
+def test_a_secret_in_a_file_of_its_own_is_looked_at_as_well(
+    tmp_path: Path, content: bytes | None, begins: list[str]
+) -> None:
+    secret = tmp_path / "secret"
+    if content is not None:
+        secret.write_bytes(content)
+    found = doubts(tmp_path, f'[tokens]\nhmac_secret_file = "{secret}"')
+    assert [line[: len(begin)] for line, begin in zip(found, begins, strict=True)] == begins
+
+
+@pytest.mark.parametrize(
     "file",
     [
         "",

@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import attrs
 import pytest
@@ -13,6 +14,7 @@ from broker.config.settings import TopicRules
 from broker.core.messages import Position
 from broker.engines.cluster import Card
 from broker.engines.redis import RedisEngine, open_redis
+from broker.engines.redis_cluster import RedisClusterLink
 from broker.errors import Refused
 from broker.testing import Witness
 from broker.testing.engines import NO_HISTORY
@@ -43,20 +45,10 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @attrs.define(eq=False)
-class Member:
-    """A node, with all that it was told."""
+class Told:
+    """A listener, with all that it was told."""
 
-    engine: RedisEngine
-    witness: Witness
-    told: list[object] = attrs.field(factory=list)
-    life: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-
-    def __attrs_post_init__(self) -> None:
-        self.engine.cluster.listen(self)
-
-    @property
-    def node(self) -> str:
-        return self.engine.cluster.node
+    told: list[object] = attrs.field(init=False, factory=list)
 
     def heard(self, sender: str, message: bytes) -> float:
         self.told.append((sender, message))
@@ -76,6 +68,22 @@ class Member:
 
     def lapsed(self) -> None:
         self.told.append("lapsed")
+
+
+@attrs.define(eq=False)
+class Member(Told):
+    """A node, with all that it was told."""
+
+    engine: RedisEngine
+    witness: Witness
+    life: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+
+    def __attrs_post_init__(self) -> None:
+        self.engine.cluster.listen(self)
+
+    @property
+    def node(self) -> str:
+        return self.engine.cluster.node
 
     async def until(self, what: object) -> None:
         for _ in range(2000):
@@ -261,6 +269,36 @@ async def test_a_node_that_was_declared_dead_goes_on_as_another(
         one.engine.cluster.post("name", b"again")
         await two.until((one.node, "name", b"again"))
         assert await two.engine.cluster.read("d", 10) == {}
+
+
+async def test_who_was_declared_dead_is_told_of_the_others_anew(
+    server: Server, hurried: None
+) -> None:
+    """It forgets them when it lapses; they do not know, and post nothing again."""
+    async with member(server) as one, member(server) as two:
+        there = (two.node, "name", b"two")
+        two.engine.cluster.post("name", b"two")
+        await one.until(there)
+        await server.call("HDEL", "{broker}:nodes", one.node)
+        await one.until("lapsed")
+        await one.engine.cluster.count("d")
+        assert there in one.told[one.told.index("lapsed") :]
+
+
+async def test_who_links_to_an_empty_store_is_told_of_those_who_were_there_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def enter(self: RedisClusterLink, link: object, lineage: str) -> list[object]:
+        return [b"new", b"two", [b"name", b"two"]]
+
+    monkeypatch.setattr(RedisClusterLink, "_enter", enter)
+    cluster: Any = RedisClusterLink(cast(Any, None), cast(Any, None))
+    told = Told()
+    cluster.listen(told)
+    for lineage in ("", "new", "old"):
+        cluster._entered_in = lineage
+        await cluster.linked(None)
+    assert told.told == [("two", "name", b"two"), "restate", ("two", "name", b"two")]
 
 
 async def test_a_store_that_is_empty_is_told_all_anew(server: Server, hurried: None) -> None:

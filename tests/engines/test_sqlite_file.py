@@ -64,7 +64,7 @@ async def test_what_is_not_ours_is_refused_and_left_as_it_is(
 
     assert "not a directory" in await mistake(path / "log.db")
     assert "is a directory" in await mistake(path.parent)
-    assert "no such file" in await mistake(path.parent / "nowhere" / "log.db")
+    assert "there is no directory" in await mistake(path.parent / "nowhere" / "log.db")
 
 
 async def test_a_damaged_file_is_refused_or_read_and_never_a_traceback(

@@ -441,6 +441,31 @@ async def test_requests_that_came_together_are_answered_in_one_write(
     assert writes == [8]
 
 
+async def test_the_mail_of_a_backend_that_is_alone_is_out_with_its_answer(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, delivered = BackendServer._answer_together, []
+
+    def watch(self: BackendServer, *args: Any) -> tuple[bool, bytes]:
+        result = answer(self, *args)
+        delivered.append(net.node.router.office.statistics().messages_delivered)
+        return result
+
+    monkeypatch.setattr(BackendServer, "_answer_together", watch)
+    async with connected(None, socket_pair) as (net, backend):
+        async with await net.open_client(socket_pair) as subscriber:
+            await subscriber.request(subscribe={"channel": "t"})
+            for number in range(3):
+                await backend.send("/api/publish", publish(number))
+                assert (await backend.receive())[0] == 200
+                assert f'"data":{number}' in await subscriber.receive_text()
+            await backend.stream.send_all(plain(publish(3)) * 4)
+            for _ in range(4):
+                assert (await backend.receive())[0] == 200
+                assert '"data":3' in await subscriber.receive_text()
+    assert delivered == [0, 2, 3, 7], "the first waits, as nobody knows who else has mail"
+
+
 async def test_a_body_that_does_not_come_ends_it(autojump_clock: MockClock) -> None:
     async with connected() as (_, backend):
         before = trio.current_time()

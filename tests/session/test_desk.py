@@ -11,7 +11,7 @@ import trio.testing
 from broker import Broker, Config, Connection
 from broker.access.operators import GUESSES, Asker, Method, Role
 from broker.config.settings import TokenRules
-from broker.core.messages import Close, Frame
+from broker.core.messages import Close, Frame, PushResult
 from broker.errors import Disconnect, Refused
 from broker.hooks import ConnectEvent, Handshake, HandshakeReply
 from broker.session.desk import BEHIND_BYTES
@@ -190,6 +190,8 @@ async def test_nobody_writes_to_an_operator(
         await net.broker.publish(f"fd:{chief.fd}", "made up")
     net.broker.bind(chief.fd, "chief")
     assert await code_of(client, publish={"channel": "user:chief", "data": "made up"}) == 102
+    assert net.broker.push(chief.fd, "made up") is PushResult.CLOSED
+    assert await net.broker.send(chief.fd, "made up") is PushResult.CLOSED
     will = {"topic": f"fd:{chief.fd}", "data": "made up"}
     assert "error" not in await rpc(client, "will", **will)
     await client.aclose()

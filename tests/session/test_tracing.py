@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock, lockstep_stream_pair, wait_all_tasks_blocked
 
-from broker import Broker, Refused
+from broker import Broker, Event, Refused
 from broker.core.trace import ENTRIES_MOST, Entry, Target
 from broker.session.tracing import TRACES_MOST, Trace
 from broker.testing import client_frame, name_users_by_token, open_test_broker
@@ -210,7 +210,7 @@ async def test_what_cannot_be_traced_is_refused_and_leaves_nothing(
         assert refused.value.code == code
         assert len(net.node.traces) == 0
         assert net.broker.topics() == {}
-        assert net.node.router.events is None
+        assert net.node.router.event_sink is None
 
 
 async def test_while_nobody_looks_everything_is_as_if_there_were_no_traces(
@@ -226,7 +226,7 @@ async def test_while_nobody_looks_everything_is_as_if_there_were_no_traces(
             await wait_all_tasks_blocked()
             assert connection.lane._take_now == before
             assert type(net.outbox(peer.fd).mail) is list
-            assert net.node.router.events is None
+            assert net.node.router.event_sink is None
             assert net.broker.topics() == {}
 
 
@@ -327,6 +327,28 @@ async def test_an_app_s_own_events_go_on_while_something_is_traced(
         *("started", "opened", "connected", "subscribed", "unsubscribed", "disconnected"),
         "stopped",
     ]
+
+
+async def test_a_trace_leaves_the_readers_of_events_what_they_are(
+    autojump_clock: MockClock,
+) -> None:
+    """A node that lapses, or buries another, while somebody looks has an epoch to begin and deaths to tell."""
+    broker, told = Broker(), []
+
+    @broker.on_event
+    async def note(event: Event) -> None:
+        told.append((event.kind, event.epoch))
+
+    async with open_test_broker(broker) as net:
+        events = net.node.router.events
+        async with net.node.traces.open(Target(topic="t")):
+            await wait_all_tasks_blocked()
+            assert events is not None
+            assert net.node.router.events is events
+            events.begin_anew()
+        await trio.sleep(1)
+    (_, first), (_, second) = [each for each in told if each[0] == "started"]
+    assert first != second
 
 
 def test_an_entry_says_nothing_that_does_not_apply() -> None:

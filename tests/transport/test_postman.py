@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import pairwise
 
@@ -117,6 +117,82 @@ async def test_one_write_carries_all_that_has_gathered() -> None:
             exchange.deliver(run_of(word.upper()))
         assert await one.received() == b"".join(b"\x81\x01" + bytes([c]) for c in b"aAbBcC")
         assert exchange.office.statistics().rounds == 1
+
+
+def post_as(exchange: Exchange, party: object, *words: str) -> bytes:
+    """What has come to the first subscriber by the end of the step in which this party posts."""
+    exchange.office.hold(party)
+    for word in words:
+        exchange.deliver(run_of(word))
+    exchange.office.let_go()
+    with suppress(BlockingIOError):
+        return exchange.subscribers[0].peer.recv(100)
+    return b""
+
+
+async def test_who_alone_has_mail_has_it_carried_in_its_own_step() -> None:
+    async with open_exchange() as exchange:
+        one, me, other = exchange.subscribe(), object(), object()
+        assert post_as(exchange, me, "a") == b"", "nobody knows yet who else has some"
+        assert await one.received() == b"\x81\x01a"
+        assert post_as(exchange, me, "b", "c") == b"\x81\x01b\x81\x01c"
+        assert post_as(exchange, me, "d") == b"\x81\x01d"
+        assert exchange.office.statistics().rounds == 3
+        exchange.deliver(run_of("e"))
+        assert await one.received() == b"\x81\x01e"
+        assert post_as(exchange, me, "f") == b"", "somebody else had some meanwhile"
+        assert await one.received() == b"\x81\x01f"
+        assert post_as(exchange, other, "g") == b""
+        assert post_as(exchange, me, "h") == b""
+        assert await one.received() == b"\x81\x01g\x81\x01h", "one round is for all"
+
+
+async def test_what_waits_for_the_postman_already_waits_with_what_is_posted_alone() -> None:
+    async with open_exchange() as exchange:
+        one, me = exchange.subscribe(), object()
+        post_as(exchange, me, "a")
+        assert post_as(exchange, me, "b") == b"", "he has been woken, and others run before him"
+        assert await one.received() == b"\x81\x01a\x81\x01b"
+
+
+@pytest.mark.parametrize("few", [3, 2])
+async def test_only_a_few_writes_are_made_without_the_postman(
+    monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    monkeypatch.setattr(postman, "FEW", few)
+    async with open_exchange() as exchange:
+        everyone, me = [exchange.subscribe() for _ in range(3)], object()
+        post_as(exchange, me, "a")
+        for one in everyone:
+            assert await one.received() == b"\x81\x01a"
+        assert bool(post_as(exchange, me, "b")) is (few == 3)
+        await wait_all_tasks_blocked()
+        assert [one.outbox.messages for one in everyone] == [0, 0, 0]
+
+
+async def test_a_write_through_a_stream_is_the_postmans(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_exchange() as exchange:
+        one, me = exchange.subscribe(), object()
+        post_as(exchange, me, "a")
+        await one.received()
+        monkeypatch.setattr(Outbox, "writes", STREAM_WRITES)
+        assert post_as(exchange, me, "b") == b""
+        assert await one.received() == b"\x81\x01b"
+
+
+async def test_a_round_that_fails_keeps_the_postman_from_nothing() -> None:
+    def fail() -> None:
+        exchange.office.before_round = lambda: None
+        raise RuntimeError
+
+    async with open_exchange() as exchange:
+        one, me = exchange.subscribe(), object()
+        post_as(exchange, me, "a")
+        await one.received()
+        exchange.office.before_round = fail
+        with pytest.raises(RuntimeError):
+            post_as(exchange, me, "b")
+        assert await one.received() == b"\x81\x01b"
 
 
 async def check_that_few_were_written_to(everyone: list[Subscriber]) -> None:
