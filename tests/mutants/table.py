@@ -1281,7 +1281,7 @@ ENGINES: Final = (
         "broker/engines/redis_scripts.py",
         "if m ~= ARGV[3] then return false end\n",
         "",
-        ("tests/engines/test_redis_pieces.py::test_pieces_of_two_epochs_are_not_joined[m]",),
+        ("tests/engines/test_redis_pieces.py::test_pieces_of_two_epochs_are_not_joined",),
     ),
     Mutant(
         "redis: a piece that came gives no more time",
