@@ -51,7 +51,7 @@ class _Part:
 
     id: str
     name: str
-    shown: Any
+    shown: Any  # JSON that this version or another has made: which fields there are, the view says
 
     def rows(self) -> list[Row]:
         """Its rows, with its name."""

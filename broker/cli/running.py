@@ -133,7 +133,7 @@ def _options(check: Callable[..., str], what: str) -> dict[str, Any]:
 def _with(names: tuple[str, ...], options: dict[str, Any]) -> Callable[[Callable[..., None]], Any]:
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
-        def run(**given: Any) -> None:
+        def run(**given: Any) -> None:  # as click has them: the options of a command say which
             target = Target(**{name: given.pop(name) for name in names})
             command(target=target, **given)
 

@@ -57,6 +57,7 @@ _PATH: Final = click.Path(path_type=Path)
 _TOPIC_RULES: Final = {field.name for field in attrs.fields(TopicRules)}
 
 
+# `Any`: what click takes for an option goes on to it as it is.
 def _setting(flag: str, words: str, *, field: str, **settings: Any) -> Callable[[Any], Any]:
     """An option that overrides one field of `Config`, or of its topic rules."""
     default = getattr(TopicRules() if field in _TOPIC_RULES else Config(), field)

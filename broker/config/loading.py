@@ -136,6 +136,7 @@ def _named(table: str, sources: Mapping[str, str]) -> Iterator[None]:
         raise ConfigError(f"{places}: {text}" if places else text) from error
 
 
+# `Any`: its type is that of the setting, which only the key tells.
 def _names_in(key: tuple[str, ...], value: Any) -> list[str]:
     """The dotted names of all settings that were given under a key."""
     if key == ("topics", "namespaces"):

@@ -14,6 +14,7 @@ import cattrs
 from broker.config.validators import expected_of
 
 
+# `Any`: a hint is whatever may stand behind a field's colon, a class or not, and Python has no type for that.
 def typed(name: str, hint: Any, value: object, *, is_secret: bool = False) -> Any:
     """The value as its field has it. Raises `ValueError` that names the field, the value, unless it is a
     secret, and what is expected."""

@@ -145,7 +145,7 @@ class _Turn:
     """Of a command whose answer has yet to come."""
 
     is_over: bool = False
-    answer: Any = None
+    answer: Any = None  # numbers, bytes and lists of them: which, the command says
 
 
 class Wire:

@@ -52,8 +52,8 @@ class Client(Struct):
 
     client: str
     user: str
-    conn_info: Any = UNSET
-    chan_info: Any = UNSET
+    conn_info: Any = UNSET  # any JSON, of which a schema is made: msgspec calls that `Any`
+    chan_info: Any = UNSET  # the same
 
 
 class Presence(Struct):
@@ -68,7 +68,7 @@ class PresenceStats(Struct):
 
 
 class KeptPublication(Struct):
-    data: Any
+    data: Any  # any JSON, as above
     offset: int
     tags: dict[str, str] | UnsetType = UNSET
     info: Client | UnsetType = UNSET

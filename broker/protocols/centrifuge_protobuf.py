@@ -517,6 +517,7 @@ def _write(message: Message, values: Mapping[str, Any]) -> bytes:
     return b"".join(parts)
 
 
+# `Any`: its type is that which `kind` stands for, and is not looked at again for each field.
 def _bytes(kind: Type, value: Any) -> bytes:
     if kind is STRING:
         return _utf_8(value)

@@ -5,7 +5,7 @@ somebody to get it.
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import cast
 
 import attrs
@@ -19,6 +19,7 @@ from broker.routing.letters import Letters
 from broker.transport.outbox import Outbox, Run
 from broker.transport.postman import PostOffice
 from broker.transport.runs import LateRun
+from broker.transport.tasks import StartSoon
 
 
 @attrs.frozen(eq=False)
@@ -52,7 +53,7 @@ class Peer(Session):
     is_apps: bool = attrs.field(init=False, default=True)
     """Whether it is the app's: an operator is nobody's correspondent."""
     outbox: Outbox = attrs.field(init=False)
-    start_soon: Callable[[Callable[[], Awaitable[object]]], None] = attrs.field(init=False)
+    start_soon: StartSoon = attrs.field(init=False)
     """Starts a task that ends with the connection at the latest."""
     _mailbox: "PeerAudience | None" = attrs.field(init=False, default=None)
     _letters: Letters | None = attrs.field(init=False, default=None)

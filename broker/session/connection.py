@@ -39,7 +39,7 @@ from broker.session.expiry import end_expired
 from broker.session.flow import Flow
 from broker.session.handshake import UNASKED, Welcome, choose_subprotocol
 from broker.session.heartbeat import Heartbeat
-from broker.session.helpers import CUT, Helped, Helpers, start_nothing
+from broker.session.helpers import CUT, Helped, Helpers
 from broker.session.orders import Orders
 from broker.session.profile import SUBPROTOCOLS
 from broker.session.replies import NOTHING
@@ -50,6 +50,7 @@ from broker.transport.inflating import Inflater
 from broker.transport.lane import Batch, Lane, Traffic
 from broker.transport.outbox import Outbox
 from broker.transport.sockets import fileno_of
+from broker.transport.tasks import start_nothing
 
 LEAVES_AT_ONCE: Final = 100.0
 """Work that is done in the very step in which it is known that a connection ends: 20 subscriptions are
@@ -168,11 +169,11 @@ class Connection(Helped):
             try:
                 self._begin()
                 if fileno_of(self._stream) >= 0:
-                    await self.lane.run(self)
+                    await self.lane.run(peer.start_soon)
                     await self._see_out()
                 else:
                     with trio.CancelScope() as self._reading:
-                        await self.lane.run(self)
+                        await self.lane.run(peer.start_soon)
                         await self._see_out()
             finally:
                 # In this order: nobody delivers to an outbox without a writer.

@@ -61,11 +61,12 @@ from broker.session.commands import (
 )
 from broker.session.connect import Connect, Refresh
 from broker.session.orders import Orders
-from broker.session.questions import Questions, StartSoon, Turn, topic_of
+from broker.session.questions import Questions, Turn, topic_of
 from broker.session.replies import Client
 from broker.session.rpc import Rpc, Send
 from broker.session.services import Services
 from broker.transport.lane import Batch
+from broker.transport.tasks import StartSoon
 
 Sized = tuple[Command, float]
 """A command, and its share of the bytes of its message."""

@@ -9,7 +9,6 @@ Rules:
 3. Hooks of watermarks hold up nobody, and nobody holds them up: they are what an app sends less by.
 """
 
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 import attrs
@@ -24,6 +23,7 @@ from broker.session.services import Services
 from broker.transport import frames
 from broker.transport.lane import Lane
 from broker.transport.outbox import Watermarks
+from broker.transport.tasks import StartSoon
 
 SEND_BYTES: Final = 4096
 """Bytes of a send that waits, besides its data: its task."""
@@ -40,7 +40,7 @@ class Flow:
     _connection: Connection
     _orders: Orders
     _lane: Lane
-    _start_soon: Callable[[Callable[[], Awaitable[object]]], None]
+    _start_soon: StartSoon
     _is_apps: bool = True
     """Whether the app is told of its watermarks."""
     _turn: trio.StrictFIFOLock | None = attrs.field(init=False, default=None)

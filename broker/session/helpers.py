@@ -9,8 +9,8 @@ Rules:
 2. An exception of one of them ends all, and the connection with them: `join` raises it.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeAlias
+from collections.abc import Callable
+from typing import Final
 
 import attrs
 import trio
@@ -21,8 +21,7 @@ from broker.session.profile import Profile
 from broker.transport.head import Head
 from broker.transport.lane import Lane
 from broker.transport.sockets import wake_reader
-
-Work: TypeAlias = Callable[..., Awaitable[object]]
+from broker.transport.tasks import Work
 
 
 @attrs.define(eq=False)
@@ -42,7 +41,7 @@ class Helpers:
     _is_cancelled: bool = attrs.field(init=False, default=False)
     _ended: trio.Event | None = attrs.field(init=False, default=None)
 
-    def start_soon(self, work: Work, *args: object) -> None:
+    def start_soon(self, work: Work, /, *args: object) -> None:
         """Start a task; after `cancel` one that is cancelled at its first checkpoint. Never waits."""
         # A nursery whose last task has ended takes no more, though its keeper has yet to see that.
         if self.nursery is not None and self.nursery.child_tasks:
@@ -119,7 +118,7 @@ class Helped(Profile):
         )
         self.helpers: Helpers | None = None
 
-    def start_soon(self, work: Work, *args: object) -> None:
+    def start_soon(self, work: Work, /, *args: object) -> None:
         """Start a task that ends with the connection at the latest. Never waits."""
         if self.helpers is None:
             home = self.task.parent_nursery
@@ -138,8 +137,3 @@ class Helped(Profile):
             wake_reader(self._stream)
         if self.helpers is not None:
             self.helpers.cancel()
-
-
-def start_nothing(work: Work, *args: object) -> None:
-    """In place of `start_soon` once a connection has ended."""
-    raise RuntimeError("this connection has ended")

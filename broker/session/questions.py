@@ -14,9 +14,8 @@ Rules:
    until the end that `end_soon` sets.
 """
 
-from collections.abc import Awaitable, Callable
 from math import inf
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol
 
 import attrs
 import trio
@@ -27,8 +26,7 @@ from broker.session.commands import Handler
 from broker.session.ending import end_by
 from broker.session.replies import Client
 from broker.session.rpc import METHODS, target_of
-
-StartSoon: TypeAlias = Callable[[Callable[["Turn"], Awaitable[None]], "Turn"], object]
+from broker.transport.tasks import StartSoon
 
 _ABOUT_A_TOPIC: Final = (
     *("subscribe", "unsubscribe", "sub_refresh"),

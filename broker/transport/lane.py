@@ -32,7 +32,7 @@ Rules the lane keeps:
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from math import inf
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import attrs
 import trio
@@ -44,6 +44,7 @@ from broker.transport.inflating import BadDeflate, Inflater, TooLarge
 from broker.transport.outbox import Outbox, Run
 from broker.transport.slow_lane import SlowLane, open_slow_lane
 from broker.transport.sockets import receive_some
+from broker.transport.tasks import StartSoon
 
 Batch: TypeAlias = list[frames.Message]
 
@@ -130,12 +131,6 @@ class _Shown:
     async def __call__(self, batch: Batch) -> Batch:
         self.see(batch)
         return await self.take(batch)
-
-
-class Starter(Protocol):
-    """A nursery, or a connection: starts tasks that end with the connection at the latest."""
-
-    def start_soon(self, work: Callable[..., Awaitable[object]], *args: object) -> None: ...
 
 
 _Inbox: TypeAlias = tuple[trio.MemorySendChannel[Batch], trio.MemoryReceiveChannel[Batch]]
@@ -254,7 +249,7 @@ class Lane:
         self.peer_close: tuple[int, str] | None = None
         self.eof: bool = False
 
-    async def run(self, starter: Starter) -> None:
+    async def run(self, start_soon: StartSoon) -> None:
         """Read until the peer is done. The slow lane lives in a task of the connection's."""
         try:
             while not self.has_ended:
@@ -272,7 +267,7 @@ class Lane:
                 # Most reads leave nothing here: then there is no need to look.
                 slow = self._next_slow() if self._buffer else b""
                 if slow:
-                    await self._take_slow(slow, starter)
+                    await self._take_slow(slow, start_soon)
                 elif self._deflated is not None:
                     await self._take_deflated(self._deflated)
                 elif self.close_sent is not closing:
@@ -410,11 +405,11 @@ class Lane:
         elif self._ignored > _IGNORED_BYTES:
             await trio.sleep(_IGNORED_PAUSE)
 
-    async def _take_slow(self, slow: bytes, starter: Starter) -> None:
+    async def _take_slow(self, slow: bytes, start_soon: StartSoon) -> None:
         """Have trio-websocket deal with frames, and fetch the message that they may complete."""
         if self._slow is None:
             opened = trio.Event()
-            starter.start_soon(self._keep_slow, opened)
+            start_soon(self._keep_slow, opened)
             await opened.wait()
         if self._slow is not None:
             await self._slow.put(slow)

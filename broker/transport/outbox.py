@@ -39,6 +39,7 @@ from broker.transport.sockets import (
     socket_below,
     unacknowledged,
 )
+from broker.transport.tasks import StartSoon, Work
 
 __all__ = ["Offer", "Outbox", "OutboxStatistics", "Owner", "Run", "Writer"]
 
@@ -117,8 +118,9 @@ class OutboxStatistics:
 class Owner(Protocol):
     """The connection of an outbox. All are called without a checkpoint."""
 
-    def start_soon(self, work: Writer, /) -> None:
-        """Start a task that ends with the connection at the latest."""
+    @property
+    def start_soon(self) -> StartSoon:
+        """Starts the writer."""
 
     def give_up(self) -> None:
         """The peer is too slow, and must be closed."""
@@ -133,7 +135,7 @@ class Owner(Protocol):
 class _Nobody:
     """The owner once nobody is called any more."""
 
-    def start_soon(self, work: Writer, /) -> None: ...
+    def start_soon(self, work: Work, /, *args: object) -> None: ...
     def give_up(self) -> None: ...
     def note_dropped(self, topics: Mapping[str, int], /) -> None: ...
     def note_broken(self) -> None: ...

@@ -377,7 +377,7 @@ async def _read_all(data: bytes, size: int) -> _Read:
             max_messages=10**6,
             stall_seconds=10,
         )
-        nursery.start_soon(lane.run, nursery)
+        nursery.start_soon(lane.run, nursery.start_soon)
 
         async def collect() -> None:
             async for batch in lane.inbox:

@@ -1,6 +1,5 @@
 """Retained values on their way: in slices, and for one peer by one task."""
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
@@ -12,9 +11,8 @@ from broker.core.work import LOOKED
 from broker.routing.recipients import Peer
 from broker.routing.retained import give_retained
 from broker.routing.router import Router
+from broker.transport.tasks import Work
 from tests.routing.conftest import attach, make_router, subscription
-
-Task = Callable[[], Awaitable[object]]
 
 
 def with_values(count: int) -> Router:
@@ -38,8 +36,8 @@ def waiting(peer: Peer) -> list[Any]:
 async def test_one_task_sends_what_is_left_for_all_patterns_of_a_peer() -> None:
     """However many it subscribes to, it waits for its turns in one place."""
     router = with_values(5 * SLICE)
-    peer, tasks = attach(router), list[Task]()
-    peer.start_soon = tasks.append
+    peer, tasks = attach(router), list[Work]()
+    peer.start_soon = lambda work, *_: tasks.append(work)
     for name in ("r.*", "r.>", "*.>"):
         begin(router, peer, name)
     assert len(tasks) == 1
@@ -53,8 +51,8 @@ async def test_one_task_sends_what_is_left_for_all_patterns_of_a_peer() -> None:
 async def test_what_is_left_for_subscriptions_that_have_ended_is_not_kept() -> None:
     """A peer may come and go, and take nothing meanwhile."""
     router = with_values(2 * SLICE + 2)
-    peer, tasks = attach(router), list[Task]()
-    peer.start_soon = tasks.append
+    peer, tasks = attach(router), list[Work]()
+    peer.start_soon = lambda work, *_: tasks.append(work)
     for number in range(20):
         name = f"r.{'>' if number % 2 else '*'}"
         begin(router, peer, name)

@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker import Broker, Connection, Frame
-from broker.session.helpers import Helpers, start_nothing
+from broker.session.helpers import Helpers
 from broker.testing import open_test_broker
 from broker.transport.frames import CLOSE
 
@@ -113,11 +113,6 @@ async def test_they_end_with_all_that_is_around_them() -> None:
             scope.cancel()
     assert scope.cancelled_caught
     assert helpers.nursery is None
-
-
-async def test_none_is_started_for_a_connection_that_has_ended() -> None:
-    with pytest.raises(RuntimeError, match="has ended"):
-        start_nothing(trio.sleep_forever)
 
 
 # on a socket of the system, whose reader is woken without a scope

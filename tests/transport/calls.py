@@ -4,19 +4,19 @@ from collections.abc import Callable, Mapping
 
 import attrs
 
-from broker.transport.outbox import Writer
+from broker.transport.tasks import Work
 
 
 @attrs.frozen(eq=False)
 class Calls:
     """Each call goes to a function of the test's; by default nothing comes of it."""
 
-    start: Callable[[Writer], object] = lambda writer: None
+    start: Callable[[Work], object] = lambda writer: None
     slow: Callable[[], object] = lambda: None
     dropped: Callable[[Mapping[str, int]], object] = lambda dropped: None
     broken: Callable[[], object] = lambda: None
 
-    def start_soon(self, work: Writer, /) -> None:
+    def start_soon(self, work: Work, /, *args: object) -> None:
         self.start(work)
 
     def give_up(self) -> None:

@@ -59,7 +59,7 @@ class Bench:
     ends: list[float]
 
     async def accept(self) -> None:
-        self.nursery.start_soon(self.lane.run, self.nursery)
+        self.nursery.start_soon(self.lane.run, self.nursery.start_soon)
 
     async def messages(self) -> list[Message]:
         """All that came, once the inbox has ended."""
