@@ -1,0 +1,175 @@
+"""Inputs of many who do at one moment what one does at little cost."""
+
+import signal
+import ssl
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+
+from tests.hostile.field import Field, hostile, unless
+from tests.hostile.messages import TOKENS, token
+from tests.hostile.slow import BUFFER, STALL
+from tests.hostile.target import Setup
+from tests.hostile.wire import Ended, Peer, Tcp, result, said, text
+
+ISSUE: Final = "issue 9"
+
+MANY: Final = [f"m{number}" for number in range(700)]
+
+
+@hostile(
+    "crowd/20 come with tokens for 700 topics",
+    ISSUE,
+    "let in",
+    fresh=True,
+    setup=TOKENS,
+    seconds=30.0,
+    peak_mib=128.0,
+    left_mib=96.0,
+)
+async def _watched(field: Field) -> Sequence[str]:
+    watchers = [await field.open_client() for _ in range(2)]
+    for peer in watchers:
+        await peer.send(
+            text(
+                *(
+                    {"id": n + 2, "subscribe": {"channel": name, "join_leave": True}}
+                    for n, name in enumerate(MANY)
+                )
+            )
+        )
+        for n in range(len(MANY)):
+            await peer.reply(n + 2)
+    api = await field.keep_api()
+    for name in MANY:
+        await api.call("publish", channel=name, data="x" * 500)
+    shown = token({"sub": "a", "channels": MANY})
+    subs = {name: {"recover": True, "epoch": "", "offset": 0} for name in MANY}
+    peers = [await field.open_ws() for _ in range(20)]
+    for peer in peers:
+        await peer.say({"id": 1, "connect": {"token": shown, "subs": subs}})
+    fates = {said(await peer.reply(1)) for peer in peers}
+    return ["let in" if fate == "ok" else fate for fate in sorted(fates)]
+
+
+@hostile(
+    "crowd/1,000 publish their first burst at once",
+    ISSUE,
+    "all",
+    attackers=50,
+    fresh=True,
+    peak_mib=96.0,
+    seconds=30.0,
+)
+async def _bursts(field: Field) -> Sequence[str]:
+    reader = await field.open_client()
+    await reader.call(subscribe={"channel": "burst"})
+    peers = await field.open_clients(1000)
+    said = text(*({"publish": {"channel": "burst", "data": n}} for n in range(15)))
+    for peer in peers:
+        await peer.send(said)
+    got = 0
+    with trio.move_on_after(15):
+        while got < 15_000:
+            got += len(await reader.publications())
+    return unless(got != 15_000 and f"{got} of 15,000", "all")
+
+
+@hostile(
+    "crowd/a reload with 60,000 topics",
+    ISSUE,
+    "served",
+    fresh=True,
+    setup=Setup(toml="[topics]\nhistory_size = 10\n"),
+    seconds=60.0,
+    peak_mib=192.0,
+    left_mib=160.0,
+)
+async def _topics(field: Field) -> Sequence[str]:
+    api = await field.keep_api()
+    for number in range(60):
+        names = [f"topic-{number}-{n}" for n in range(1000)]
+        result(await api.call("broadcast", channels=names, data=1))
+    for size in (11, 12, 13, 10):
+        field.target.config_file.write_text(f"[topics]\nhistory_size = {size}\n")
+        field.signal(signal.SIGHUP)
+        await trio.sleep(0.5)
+    return ["served"]
+
+
+@hostile(
+    "crowd/300 half hellos, and the rest at once",
+    ISSUE,
+    "shaken",
+    attackers=50,
+    setup=Setup(tls=True),
+    seconds=30.0,
+    peak_mib=96.0,
+)
+async def _hellos(field: Field) -> Sequence[str]:
+    address = field.target.address
+    assert isinstance(address, Tcp), "TLS is over TCP"
+    rest: list[tuple[Peer, bytes]] = []
+    for _ in range(300):
+        coming, going = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = ssl.create_default_context(cafile=address.ca).wrap_bio(
+            coming, going, server_hostname="localhost"
+        )
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        hello = going.read()
+        peer = Peer(trio.SocketStream(await _dial(address)))
+        field.peers.append(peer)
+        await peer.send(hello[:100])
+        rest.append((peer, hello[100:]))
+    await trio.sleep(0.5)
+    for peer, data in rest:
+        await peer.send(data)
+    for peer, _ in rest:
+        await peer.read()
+    return ["shaken"]
+
+
+async def _dial(address: Tcp) -> trio.socket.SocketType:
+    sock = trio.socket.socket()
+    await sock.connect((address.host, address.port))
+    return sock
+
+
+@hostile(
+    "crowd/100 slow streams over TLS, drop_oldest",
+    ISSUE,
+    "served",
+    attackers=50,
+    fresh=True,
+    seconds=40.0,
+    peak_mib=200.0,
+    left_mib=128.0,
+    setup=Setup(
+        tls=True, options=("--slow-consumer", "drop_oldest", "--history-size", "0"), env=STALL
+    ),
+)
+async def _streams(field: Field) -> Sequence[str]:
+    peers = [
+        await field.open_stream(
+            "/connection/uni_sse", {"subs": {"slow": {}}}, receive_buffer=BUFFER
+        )
+        for _ in range(100)
+    ]
+    for peer in peers:
+        field.nursery.start_soon(_drain, peer)
+    publisher = await field.open_client()
+    for _ in range(500):
+        await publisher.say({"publish": {"channel": "slow", "data": "x" * 10_000}})
+        await trio.sleep(0.01)
+    return ["served"]
+
+
+async def _drain(peer: Peer) -> None:
+    try:
+        await peer.drain(40e3, 8192)
+    except Ended:
+        pass
