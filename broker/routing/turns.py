@@ -14,14 +14,12 @@ Rules:
    next one at once, unless somebody waits.
 5. A thousand may come at one moment, each with a burst to spare: those who come enter as many at a time as
    fill a round, and those who are here do not wait for them.
-6. So may a thousand who are here: once their bursts have filled a round, the next one waits for its turn, until
-   everybody else has run.
 """
 
 import attrs
 import trio
 
-from broker.core.work import BURST, COMMAND, ROUND, SLICE, Allowance, Meter
+from broker.core.work import COMMAND, ROUND, SLICE, Allowance, Meter
 
 
 @attrs.define(eq=False)
@@ -38,8 +36,6 @@ class Turns:
     """For each that was called: its part of a slice, beyond what it wants to do."""
     _entered: float = attrs.field(init=False, default=0.0)
     """Work that `enter` has let in since everybody else ran."""
-    _at_once: float = attrs.field(init=False, default=0.0)
-    """Work that was done without a turn since everybody else ran, as far as it was noted."""
     latest: "Share | None" = attrs.field(init=False, default=None)
     """The share whose turn was the last; None if that was no share's."""
 
@@ -72,7 +68,7 @@ class Turns:
             await trio.lowlevel.checkpoint_if_cancelled()
             self._called, self._more = 1, SLICE
             await trio.lowlevel.cancel_shielded_checkpoint()
-            self._entered = self._at_once = 0.0
+            self._entered = 0.0
         granted = SLICE if work is None else work + self._more
         self._called -= 1
         self.latest = None
@@ -94,18 +90,8 @@ class Turns:
         else:
             await self.pay(work)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether what was done without a turn has filled a round."""
-        return self._at_once >= ROUND
-
-    def note_at_once(self, work: float) -> None:
-        """Note work that somebody has done without a turn."""
-        self._at_once += work
-
     def _call(self) -> None:
         """Call those whose turn is in the next round."""
-        self._at_once = 0.0
         left = ROUND
         while self._lot and left > 0:
             for task in self._lot.unpark():
@@ -154,13 +140,6 @@ class Share(Allowance):
         self.slice = await self.turns.wait(self._wanted)
         self.turns.latest = self
         self.is_used_up = False
-
-    async def wait_burst(self) -> None:
-        """Wait for a turn where others have filled a round by what they did without one; returns at once,
-        without a checkpoint, if they have not."""
-        if self.slice <= 0 and self.turns.is_full:
-            self._wanted = BURST
-            await self.wait_turn()
 
     async def wait_room(self, work: float = 0.0) -> None:
         """Wait until an act of so much work may be done; returns at once, without a checkpoint, if that

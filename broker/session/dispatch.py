@@ -280,11 +280,7 @@ class Dispatcher:
         share.left -= len(batch) * FRAME
         if self.client is None and self.peer.phase is Phase.OPEN:
             await self.services.router.turns.enter(FIRST_MESSAGE)
-        await share.wait_burst()
-        before = share.slice
         batch = self.take(batch)
-        if before <= 0:
-            share.turns.note_at_once(before - share.slice)
         while share.is_used_up and self.peer.is_established:
             await share.wait_turn()
             batch = self.take(batch)

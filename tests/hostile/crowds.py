@@ -7,73 +7,12 @@ from typing import Final
 
 import trio
 
-from tests.hostile.field import Field, hostile, unless
-from tests.hostile.messages import TOKENS, token
+from tests.hostile.field import Field, hostile
 from tests.hostile.slow import BUFFER, STALL
 from tests.hostile.target import Setup
-from tests.hostile.wire import Ended, Peer, Tcp, result, said, text
+from tests.hostile.wire import Ended, Peer, Tcp, result
 
 ISSUE: Final = "issue 9"
-
-MANY: Final = [f"m{number}" for number in range(700)]
-
-
-@hostile(
-    "crowd/20 come with tokens for 700 topics",
-    ISSUE,
-    "let in",
-    fresh=True,
-    setup=TOKENS,
-    seconds=30.0,
-    peak_mib=128.0,
-    left_mib=96.0,
-)
-async def _watched(field: Field) -> Sequence[str]:
-    watchers = [await field.open_client() for _ in range(2)]
-    for peer in watchers:
-        await peer.send(
-            text(
-                *(
-                    {"id": n + 2, "subscribe": {"channel": name, "join_leave": True}}
-                    for n, name in enumerate(MANY)
-                )
-            )
-        )
-        for n in range(len(MANY)):
-            await peer.reply(n + 2)
-    api = await field.keep_api()
-    for name in MANY:
-        await api.call("publish", channel=name, data="x" * 500)
-    shown = token({"sub": "a", "channels": MANY})
-    subs = {name: {"recover": True, "epoch": "", "offset": 0} for name in MANY}
-    peers = [await field.open_ws() for _ in range(20)]
-    for peer in peers:
-        await peer.say({"id": 1, "connect": {"token": shown, "subs": subs}})
-    fates = {said(await peer.reply(1)) for peer in peers}
-    return ["let in" if fate == "ok" else fate for fate in sorted(fates)]
-
-
-@hostile(
-    "crowd/1,000 publish their first burst at once",
-    ISSUE,
-    "all",
-    attackers=50,
-    fresh=True,
-    peak_mib=96.0,
-    seconds=30.0,
-)
-async def _bursts(field: Field) -> Sequence[str]:
-    reader = await field.open_client()
-    await reader.call(subscribe={"channel": "burst"})
-    peers = await field.open_clients(1000)
-    said = text(*({"publish": {"channel": "burst", "data": n}} for n in range(15)))
-    for peer in peers:
-        await peer.send(said)
-    got = 0
-    with trio.move_on_after(15):
-        while got < 15_000:
-            got += len(await reader.publications())
-    return unless(got != 15_000 and f"{got} of 15,000", "all")
 
 
 @hostile(

@@ -135,22 +135,6 @@ async def test_a_crowd_that_comes_at_once_enters_a_round_at_a_time(
     assert queue.turns.meter.done == pytest.approx(9.5 * ROUND)
 
 
-async def test_bursts_of_many_fill_a_round_and_the_next_one_waits(
-    autojump_clock: MockClock,
-) -> None:
-    turns = Turns()
-    for _ in range(int(ROUND / BURST)):
-        with assert_no_checkpoints():
-            await Share(turns=turns).wait_burst()
-        turns.note_at_once(BURST)
-    next_one = Share(turns=turns)
-    with assert_checkpoints():
-        await next_one.wait_burst()
-    assert next_one.slice >= BURST
-    with assert_no_checkpoints():  # everybody else has run
-        await Share(turns=turns).wait_burst()
-
-
 async def test_a_party_that_is_cancelled_gives_up_its_place(autojump_clock: MockClock) -> None:
     queue = Queue()
     async with trio.open_nursery() as nursery:
