@@ -1,7 +1,6 @@
 """Inputs of many who do at one moment what one does at little cost."""
 
 import signal
-import ssl
 from collections.abc import Sequence
 from typing import Final
 
@@ -10,7 +9,7 @@ import trio
 from tests.hostile.field import Field, hostile
 from tests.hostile.slow import BUFFER, STALL
 from tests.hostile.target import Setup
-from tests.hostile.wire import Ended, Peer, Tcp, result
+from tests.hostile.wire import Ended, Peer, result
 
 ISSUE: Final = "issue 9"
 
@@ -35,47 +34,6 @@ async def _topics(field: Field) -> Sequence[str]:
         field.signal(signal.SIGHUP)
         await trio.sleep(0.5)
     return ["served"]
-
-
-@hostile(
-    "crowd/300 half hellos, and the rest at once",
-    ISSUE,
-    "shaken",
-    attackers=50,
-    setup=Setup(tls=True),
-    seconds=30.0,
-    peak_mib=96.0,
-)
-async def _hellos(field: Field) -> Sequence[str]:
-    address = field.target.address
-    assert isinstance(address, Tcp), "TLS is over TCP"
-    rest: list[tuple[Peer, bytes]] = []
-    for _ in range(300):
-        coming, going = ssl.MemoryBIO(), ssl.MemoryBIO()
-        tls = ssl.create_default_context(cafile=address.ca).wrap_bio(
-            coming, going, server_hostname="localhost"
-        )
-        try:
-            tls.do_handshake()
-        except ssl.SSLWantReadError:
-            pass
-        hello = going.read()
-        peer = Peer(trio.SocketStream(await _dial(address)))
-        field.peers.append(peer)
-        await peer.send(hello[:100])
-        rest.append((peer, hello[100:]))
-    await trio.sleep(0.5)
-    for peer, data in rest:
-        await peer.send(data)
-    for peer, _ in rest:
-        await peer.read()
-    return ["shaken"]
-
-
-async def _dial(address: Tcp) -> trio.socket.SocketType:
-    sock = trio.socket.socket()
-    await sock.connect((address.host, address.port))
-    return sock
 
 
 @hostile(
