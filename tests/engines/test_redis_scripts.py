@@ -9,12 +9,12 @@ from broker.engines.redis_scripts import (
     ATTACH,
     BEAT,
     CLEAR,
-    COUNT,
     ENTER,
     FORMAT,
     LEASE,
     LEAVE,
     LEFTOVERS,
+    OWNERS,
     READ,
     RENEW,
     VIEW,
@@ -23,6 +23,9 @@ from broker.engines.redis_wire import Place, Script, Wire, open_wire
 from tests.engines.servers import Server
 
 LOG_BYTES, IDLE_MS, RETAINED_BYTES = 10_000, 60_000, 1000
+
+PIECE = (100, 100_000)
+"""Runs and bytes."""
 
 
 class Scripts:
@@ -44,7 +47,7 @@ class Scripts:
         return await self.run(APPEND, node, counter, "l1", *bounds, *words)
 
     async def view(self, topic: str) -> Any:
-        return await self.run(VIEW, topic, "l1", IDLE_MS, IDLE_MS)
+        return await self.run(VIEW, topic, "l1", IDLE_MS, IDLE_MS, *PIECE)
 
 
 @asynccontextmanager
@@ -128,13 +131,14 @@ async def test_cards_of_a_node_that_is_dead_count_for_nobody_and_are_buried_by_o
         card = ("C", "drawer", 0, 0, 0, "name", b"3:annrest")
         for node in "ab":
             await log.append(node, 1, card)
-        assert await log.run(COUNT, "drawer") == [2, 1]
         assert await log.run(READ, "drawer", 1) == -1
         assert len(await log.run(READ, "drawer", 2)) == 2
+        owners = ["", "0", "a", "name", "ann", "b", "name", "ann"]
+        assert await log.run(OWNERS, "drawer", "", "0", 10) == [each.encode() for each in owners]
         await log.wire.call(b"HSET", "{p}:nodes", "b", 0)  # it has not beaten for long
         dead = await log.run(BEAT, "a", "l1", 1000, 1, 0, LOG_BYTES)
         assert dead[1:] == [b"b"]
-        assert await log.run(COUNT, "drawer") == [1, 1]
+        assert len(await log.run(READ, "drawer", 2)) == 1
         assert await log.run(LEFTOVERS, "b", 10) == [b"drawer", b"name", b"3:annrest"]
         await log.run(CLEAR, "b", "drawer", "name")
         assert await log.run(LEFTOVERS, "b", 10) == []
