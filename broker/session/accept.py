@@ -18,7 +18,7 @@ import trio
 from broker.access.origins import page_policy
 from broker.access.proxies import ClientAddress
 from broker.core.messages import Transport
-from broker.core.work import FIELD, OPENING, TLS_HANDSHAKE, USUAL_FIELDS
+from broker.core.work import FIELD, OPENING, USUAL_FIELDS
 from broker.errors import HeadError
 from broker.session.admission import Guest
 from broker.session.connection import Connection
@@ -50,6 +50,7 @@ from broker.transport.sockets import (
     socket_below,
     tls_fault,
 )
+from broker.transport.tls_handshake import shake_hands
 
 STREAM: Final = "broker.session.accept.serve_connection"
 """The name of the task that serves a stream, which Trio would else make anew for each."""
@@ -177,7 +178,7 @@ async def _first_request(
                 told = None if carrier is None else await read_proxy_header(carrier)
                 address = ClientAddress(told or address, address)
             if isinstance(stream, trio.SSLStream):
-                await _wait_hello(services, stream)
+                await shake_hands(stream, services.router.turns.enter)
             both = await read_head(stream, config.head_bytes, begun)
         if opening.cancelled_caught:
             raise HeadError(408, f"no request within {config.open_seconds:g} s")
@@ -190,15 +191,6 @@ async def _first_request(
     else:
         await services.router.turns.enter(OPENING)
     return Request(parse_head(raw), behind, address)
-
-
-async def _wait_hello(services: Services, stream: trio.abc.Stream) -> None:
-    """Wait until a peer begins to speak TLS, and until it is its turn to be answered: with a signature, which a
-    thousand may ask for at once."""
-    carrier = socket_below(stream)
-    if carrier is not None:
-        await trio.lowlevel.wait_readable(carrier.socket)
-    await services.router.turns.enter(TLS_HANDSHAKE)
 
 
 async def _route(
