@@ -33,7 +33,7 @@ from broker.access.proxies import ClientAddress, split_address
 from broker.core.memory import UNCOUNTED, Holding, Part
 from broker.http.access_log import Exchange
 from broker.transport.head import Head, Request, refusal
-from broker.transport.sockets import address_of
+from broker.transport.sockets import address_of, socket_below
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker.http")
 logger: logging.Logger = logging.getLogger("broker.http")  # Hypercorn's as well
@@ -208,11 +208,10 @@ class _Address:
         """Those of a stream; that of its peer is the client's, where a proxy has told that."""
         if isinstance(client, ClientAddress) and client.is_known:
             return cls(socket.AF_INET, split_address(client), ("", 0))
-        if isinstance(stream, trio.SSLStream):
-            stream = stream.transport_stream
-        if isinstance(stream, trio.SocketStream):
+        below = socket_below(stream)
+        if below is not None:
             with suppress(OSError):
-                sock = stream.socket
+                sock = below.socket
                 return cls(sock.family, sock.getpeername(), sock.getsockname())
         return cls()
 

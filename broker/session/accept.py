@@ -20,6 +20,7 @@ from broker.access.proxies import ClientAddress
 from broker.core.messages import Transport
 from broker.core.work import FIELD, OPENING, USUAL_FIELDS
 from broker.errors import HeadError
+from broker.routing.turns import Share
 from broker.session.admission import Guest
 from broker.session.connection import Connection
 from broker.session.counts import APP, GAVE_WAY, OTHER, REASONS, SHUTTING_DOWN, TLS
@@ -50,7 +51,7 @@ from broker.transport.sockets import (
     socket_below,
     tls_fault,
 )
-from broker.transport.tls_handshake import shake_hands
+from broker.transport.tls_carrier import shake_hands
 
 STREAM: Final = "broker.session.accept.serve_connection"
 """The name of the task that serves a stream, which Trio would else make anew for each."""
@@ -178,7 +179,8 @@ async def _first_request(
                 told = None if carrier is None else await read_proxy_header(carrier)
                 address = ClientAddress(told or address, address)
             if isinstance(stream, trio.SSLStream):
-                await shake_hands(stream, services.router.turns.enter)
+                turns = services.router.turns
+                await shake_hands(stream, turns.enter, Share(turns=turns))
             both = await read_head(stream, config.head_bytes, begun)
         if opening.cancelled_caught:
             raise HeadError(408, f"no request within {config.open_seconds:g} s")

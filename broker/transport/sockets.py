@@ -143,12 +143,11 @@ def write_now(stream: object, data: bytes) -> int:
 
 def address_of(stream: trio.abc.Stream) -> str:
     """Where a stream's peer is, as text; `unix` or `memory` where that has no address."""
-    if isinstance(stream, trio.SSLStream):
-        stream = stream.transport_stream
-    if not isinstance(stream, trio.SocketStream):
+    below = socket_below(stream)
+    if below is None:
         return "memory"
     try:
-        peer = stream.socket.getpeername()
+        peer = below.socket.getpeername()
     except OSError:
         return "unknown"
     if not isinstance(peer, tuple):

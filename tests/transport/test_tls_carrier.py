@@ -1,7 +1,6 @@
 """Both ends of TLS in memory; what is asked of the queue before each answer."""
 
 import ssl
-from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -9,9 +8,15 @@ import trio
 import trustme
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
-from broker.core.work import TLS_HANDSHAKE, TLS_RECORD
+from broker.core.work import TLS_HANDSHAKE, TLS_OPENED, TLS_RECORD
 from broker.transport.sockets import HTTP_WITHOUT_TLS, socket_below, tls_fault
-from broker.transport.tls_handshake import HELLO_BYTES, HELLO_RECORDS, shake_hands
+from broker.transport.tls_carrier import (
+    AT_ONCE,
+    HELLO_BYTES,
+    HELLO_RECORDS,
+    TlsCarrier,
+    shake_hands,
+)
 
 AUTHORITY = trustme.CA()
 HANDSHAKE = b"\x16\x03\x01"
@@ -47,15 +52,24 @@ class End:
             self.plain, context, server_side=True, https_compatible=True
         )
         self.asked: list[float] = []
+        self.waited: list[float] = []
+        self.paid: list[float] = []
         self.fault: BaseException | None = None
 
     async def enter(self, work: float) -> None:
         await trio.lowlevel.checkpoint()
         self.asked.append(work)
 
+    async def wait_room(self, work: float = 0.0) -> None:
+        self.waited.append(work)
+        await trio.lowlevel.checkpoint()
+
+    def spend(self, work: float) -> None:
+        self.paid.append(work)
+
     async def shake_hands(self) -> None:
         try:
-            await shake_hands(self.stream, self.enter)
+            await shake_hands(self.stream, self.enter, self)
         except trio.BrokenResourceError as error:
             self.fault = error
 
@@ -115,8 +129,9 @@ async def test_all_that_is_answered_is_asked_for_and_nothing_behind_it_is_read(
         await client.send_all(b"a request")
     finishing = 2 if version is ssl.TLSVersion.TLSv1_3 else 3
     assert end.asked == [TLS_HANDSHAKE, *[TLS_RECORD] * finishing]
-    assert end.stream.transport_stream is end.plain
+    assert end.paid == []
     assert await end.stream.receive_some() == b"a request"
+    assert end.paid == [TLS_OPENED]
 
 
 async def test_what_a_client_says_last_is_answered_when_it_is_whole(
@@ -220,21 +235,79 @@ async def test_a_stream_is_its_own_again_after_a_handshake_that_is_cancelled(
         await end.peer.send_all(hello())
 
 
-async def test_the_socket_is_found_below_a_handshake(autojump_clock: MockClock) -> None:
+async def test_the_socket_is_found_below_a_handshake(autojump_clock: MockClock, end: End) -> None:
     ours, _ = contexts()
     listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
     client = await trio.open_tcp_stream(*listener.socket.getsockname())
     plain = await listener.accept()
     stream: trio.SSLStream[trio.abc.Stream] = trio.SSLStream(plain, ours, server_side=True)
 
-    async def enter(work: float) -> None:
-        await trio.lowlevel.checkpoint()
-
     async with client, plain, trio.open_nursery() as nursery:
-        nursery.start_soon(partial(shake_hands, stream, enter))
+        nursery.start_soon(shake_hands, stream, end.enter, end)
         await client.send_all(hello())
         assert await client.receive_some()
         assert stream.transport_stream is not plain
         assert socket_below(stream) is plain
         nursery.cancel_scope.cancel()
     await listener.aclose()
+
+
+def secured(end: End) -> TlsCarrier:
+    """A carrier after its handshake."""
+    carrier = TlsCarrier(end.plain, end.enter, end)
+    carrier.is_secured = True
+    return carrier
+
+
+SMALL = b"\x17\x03\x03\x00\x16" + bytes(22)
+
+
+@pytest.mark.parametrize("records", [1, AT_ONCE, AT_ONCE + 1, 3 * AT_ONCE + 7])
+@pytest.mark.parametrize("cut", [0, 1, 4, 5, 6, 30, -3])
+async def test_records_are_paid_for_before_they_are_opened_and_few_at_a_time(
+    autojump_clock: MockClock, end: End, records: int, cut: int
+) -> None:
+    carrier, sent, got = secured(end), SMALL * records, b""
+    for part in (sent[:cut], sent[cut:]):
+        await end.peer.send_all(part)
+        before = len(got)
+        while len(got) < before + len(part):
+            paid = sum(end.paid)
+            some = await carrier.receive_some()
+            got += some
+            assert len(some) <= (AT_ONCE + 1) * len(SMALL)
+            assert sum(end.paid) - paid <= AT_ONCE * TLS_OPENED
+    assert got == sent
+    assert end.waited == end.paid
+    assert sum(end.paid) == records * TLS_OPENED
+
+
+async def test_a_large_record_costs_one_however_it_comes(
+    autojump_clock: MockClock, end: End
+) -> None:
+    carrier, got = secured(end), b""
+    sent = (b"\x17\x03\x03\x40\x11" + bytes(0x4011)) * 2 + SMALL
+    for place in range(0, len(sent), 1000):
+        await end.peer.send_all(sent[place : place + 1000])
+        got += await carrier.receive_some()
+    await end.peer.send_eof()
+    assert got == sent
+    assert sum(end.paid) == 3 * TLS_OPENED
+    assert await carrier.receive_some() == b""
+
+
+async def test_nothing_is_lost_of_what_waits_for_its_turn(
+    autojump_clock: MockClock, end: End, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carrier = secured(end)
+    await end.peer.send_all(SMALL)
+
+    async def wait_for_ever(work: float) -> None:
+        await trio.sleep_forever()
+
+    with monkeypatch.context() as patch, trio.move_on_after(1) as waiting:
+        patch.setattr(end, "wait_room", wait_for_ever)
+        await carrier.receive_some()
+    assert waiting.cancelled_caught
+    assert end.paid == []
+    assert await carrier.receive_some() == SMALL
