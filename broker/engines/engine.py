@@ -265,8 +265,9 @@ class Engine(Protocol):
         place among what was submitted. Cancelled, it may be done or not. Raises `Refused`."""
 
     def forget(self, is_over: Callable[[str], bool]) -> None:
-        """Forget the topics that this is true of, with their epochs; what is on its way to them is
-        delivered and not kept. Never waits. Linear in all topics."""
+        """Forget the topics that this is true of now, with their epochs; what is on its way to them is
+        delivered and not kept. Each is forgotten before anybody looks at it or publishes there, and all others in
+        pieces while others run, in a second or some. Never waits."""
 
     # the part of the broker's memory that it takes
 

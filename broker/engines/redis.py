@@ -32,6 +32,7 @@ from broker.core.messages import Fd, Position, Publication
 from broker.core.names import DIRECT, PERSONAL
 from broker.core.scopes import name_scope
 from broker.core.session import Parcel
+from broker.core.sweeps import Sweeps
 from broker.core.work import COMMAND, ROUND, Allowance
 from broker.engines.cluster import ClusterLink
 from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
@@ -66,6 +67,9 @@ one run at most, or by as many again as it has looked at."""
 
 OPEN_SECONDS: Final = 10.0
 """How long a start waits for Redis, which may be starting, too."""
+
+FORGOTTEN_AT_ONCE: Final = 200
+"""Topics that are forgotten in one step: 1 to 2 ms, as each is an order to Redis."""
 
 CLOSE_SECONDS: Final = 5.0
 """How long a stop waits until what was submitted is read back."""
@@ -129,6 +133,8 @@ class RedisEngine(Memory):
         self.incoming: _Incoming = _Incoming(self, shared, self._out, self._topics)
         shared.reader = self.incoming
         self._sink: Sink | None = None
+        self._sweeps = Sweeps()
+        self._something_over = trio.Event()
 
     def _is_listened_to(self, topic: str) -> bool:
         return self.incoming.sink is not None and self.incoming.sink.wants(topic)
@@ -142,6 +148,7 @@ class RedisEngine(Memory):
         return True
 
     def submit(self, submission: Submission) -> None:
+        self._touch(submission.topic)
         self._out.post(submission)
 
     def is_full(self, party: Allowance | None = None, size: int = LITTLE_BYTES) -> bool:
@@ -153,12 +160,13 @@ class RedisEngine(Memory):
     # reading
 
     def knows(self, topic: str) -> bool:
+        self._touch(topic)
         return topic in self._topics
 
     async def fetch(self, topics: Sequence[str]) -> None:
         await trio.lowlevel.checkpoint()
         with self._topics.pinned(topics):
-            while unknown := [topic for topic in topics if topic not in self._topics]:
+            while unknown := [topic for topic in topics if not self.knows(topic)]:
                 for fetch in [self.incoming.begin_fetch(topic) for topic in unknown]:
                     await fetch.is_over.wait()
                     if fetch.refusal:
@@ -192,13 +200,35 @@ class RedisEngine(Memory):
         waiting = [item for item in self._out if isinstance(item, Post)]
         sent = [each for flight in self._log.flights for each in flight.items]
         on_way = [item.topic for item in [*waiting, *sent] if isinstance(item, Post)]
-        for topic in dict.fromkeys([*self._topics, *on_way]):
-            if is_over(topic):
-                self._topics.drop(topic)
-                self._out.order("F", topic)
+        self._sweeps.begin(is_over, self._topics.names())
+        for topic in dict.fromkeys(on_way):
+            if self._sweeps.touch(topic):
+                self._end_topic(topic)
         for item in waiting:
             if is_over(item.topic):
                 item.submission.keep = False
+        self._something_over.set()
+
+    def _touch(self, topic: str) -> None:
+        """Forget a topic now, if it is one of those that are to be forgotten."""
+        if self._sweeps.begun and self._sweeps.touch(topic) and self._topics.follows(topic):
+            self._end_topic(topic)
+
+    def _end_topic(self, topic: str) -> None:
+        self._topics.drop(topic)
+        self._out.order("F", topic)
+
+    async def _sweep(self) -> None:
+        """Forget what is to be forgotten, a few topics at a time, until cancelled."""
+        while True:
+            await self._something_over.wait()
+            await self._out.items.wait_room()
+            for _ in range(FORGOTTEN_AT_ONCE):
+                topic = self._sweeps.take()
+                if topic is None:
+                    self._something_over = trio.Event()
+                    break
+                self._touch(topic)
 
     # the part of the memory that it takes
 
@@ -234,6 +264,7 @@ class RedisEngine(Memory):
                 nursery.start_soon(self._log.serve, name="engine link")  # noqa: ASYNC113 - `entered` waits for it
                 nursery.start_soon(self.incoming.refuse_overdue, name="engine deadlines")
                 nursery.start_soon(self.incoming.touch, name="engine upkeep")
+                nursery.start_soon(self._sweep, name="engine forgetting")
                 try:
                     async with self.nodes.entered(OPEN_SECONDS):
                         yield

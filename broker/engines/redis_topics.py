@@ -10,7 +10,7 @@ Rules:
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -123,8 +123,9 @@ class KnownTopics:
     def __contains__(self, topic: str) -> bool:
         return topic in self._asked and topic not in self._positions_only
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._asked)
+    def names(self) -> Iterable[str]:
+        """All that anything is known of, in no order."""
+        return dict.keys(self._asked)
 
     def empty(self) -> list[str]:
         """The topics in which nothing was published. Linear in all."""

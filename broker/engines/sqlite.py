@@ -11,7 +11,8 @@ beside what is published meanwhile, and then delete all rows before that.
 Rules:
 
 1. Memory changes when the log has, in its order. Only epochs begin and are forgotten at once, because a
-   subscriber does not wait: then the topic is unwritten, and the next commit says first where it is.
+   subscriber does not wait: then the topic is unwritten, and the next commit that brings something to it says first
+   where it is; if none does, one of the next.
 2. Offsets are given when a commit has succeeded, never before: one that fails leaves no hole.
 3. While a topic has something on its way, all that is published to it goes that way.
 
@@ -23,10 +24,11 @@ refused is not kept; one whose publisher never got an answer may be.
 
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from hashlib import blake2s
+from itertools import islice
 from pathlib import Path
 from typing import Final, cast
 
@@ -85,6 +87,11 @@ PIECE_BYTES: Final = 2**19
 PIECE_PUBLICATIONS: Final = 256
 """Bytes and publications of one piece of a cleaning, and one publication at least. A commit has less than two,
 beside what is published: 1 ms of the loop, and about as long on the disk as a full batch takes."""
+
+UNWRITTEN_AT_ONCE: Final = 256
+"""Topics of which a commit says where they are, besides those that it brings something to: 1 ms of the loop. A
+reload may have all forgotten, a hundred thousand. Nothing is lost with what a crash leaves unwritten: whatever is
+published there later says first where the topic is."""
 
 DELETE_PIECES: Final = 8
 """So much of what was cleaned is deleted after a commit, 4 MiB. More than a commit adds, or a log that is flooded
@@ -178,6 +185,7 @@ class SqliteEngine(Memory):
         self._meta = file.meta
         self._cleaning: _Cleaning | None = None
         self._copies = Copies(self._store)
+        self._store.note_forgotten = self._note_unwritten
         self._failing = ""
         self._retry_seconds = RETRY_SECONDS
         self._is_ending = False
@@ -188,6 +196,7 @@ class SqliteEngine(Memory):
     # publishing
 
     def defers(self, topic: str, rules: TopicRules, *, more: bool = False) -> bool:
+        self._store.touch(topic)  # or its former epoch might be in the log when this is forgotten
         if not (
             rules.history_size
             or rules.retain
@@ -230,13 +239,11 @@ class SqliteEngine(Memory):
             raise removal.refusal
 
     def forget(self, is_over: Callable[[str], bool]) -> None:
-        over = set(self._store.forget(is_over))
+        self._store.forget(is_over)
         for item in [*self._under_way, *self._waiting]:
             if isinstance(item, Submission) and is_over(item.topic):
                 item.keep = False
-                over.add(item.topic)
-        for topic in over:
-            self._note_unwritten(topic)
+                self._note_unwritten(item.topic)
 
     @property
     def bytes_held(self) -> int:
@@ -322,7 +329,7 @@ class SqliteEngine(Memory):
         for topic in dict.fromkeys(kept):
             self._store.position(topic, now)  # begins an epoch where there is none
         self._under_way = items
-        unwritten = dict(self._unwritten)
+        unwritten = self._unwritten_of(items)
         records = [each for topic in unwritten for each in self._state_of(topic, now, at)]
         ends_cleaning = self._write_anew(records)
         for item in list(items):
@@ -334,6 +341,16 @@ class SqliteEngine(Memory):
                 self._refuse([item], sink, str(error))
         meta = self._meta if self._meta != self._file.meta else None
         return _Batch(items, records, meta, unwritten, ends_cleaning)
+
+    def _unwritten_of(self, items: Iterable[Submission | _Removal]) -> dict[str, int]:
+        """The unwritten topics that a commit says where they are: all that it brings something to, and some
+        others."""
+        unwritten = self._unwritten
+        some = dict(islice(unwritten.items(), UNWRITTEN_AT_ONCE))
+        for item in items:
+            if item.topic in unwritten:
+                some[item.topic] = unwritten[item.topic]
+        return some
 
     async def _commit(self, batch: _Batch) -> None:
         if batch.records or batch.meta is not None:

@@ -191,12 +191,13 @@ class Router:
         """Publications from here on go by other rules.
 
         A topic that keeps no history by now begins a new epoch if it ever does again: a client
-        that was away meanwhile has missed something. Linear in the topics, where rules have changed by which
-        some keep none.
+        that was away meanwhile has missed something. The engine forgets it in its own time, and before anybody
+        looks.
         """
+        book = self.rights.book
 
         def keeps_none(topic: str) -> bool:
-            rules = self.rights.book.find(topic)
+            rules = book.find(topic)
             return rules is not None and not rules.history_size
 
         self._end_run()
@@ -204,7 +205,7 @@ class Router:
         self.retained.resize(self.settings.config.retained_bytes)
         config = self.settings.config
         rules = config.topics, config.namespaces, config.patterns
-        if rules != self._rules and not self.rights.book.all_keep:
+        if rules != self._rules and not book.all_keep:
             self.engine.forget(keeps_none)
         self._rules = rules
 

@@ -430,6 +430,85 @@ def test_a_topic_that_is_over_is_forgotten_with_its_epoch(quiet: bool) -> None:
     assert store.recover("off", 0.0, before["off"])[:2] == ([], False)
 
 
+ACTS: dict[str, Callable[[HistoryStore], object]] = {
+    "append": lambda store: put(store, "off", "x"),
+    "extend_run": lambda store: store.extend_run("off", (b"x",), None, False, 0.0, 9, 9.0),
+    "position": lambda store: store.position("off", 0.0),
+    "read": lambda store: store.read("off", 0.0, None, -1),
+    "peek": lambda store: store.peek("off", None, -1),
+    "recover": lambda store: store.recover("off", 0.0, Position(2, "E1")),
+    "remove": lambda store: store.remove("off", 0.0),
+    "state": lambda store: store.state("off"),
+    "touch": lambda store: store.touch("off"),
+}
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("quiet", [True, False])
+def test_what_is_to_be_forgotten_is_so_before_it_is_used(quiet: bool, act: str) -> None:
+    store = store_of()
+    put(store, "off", "abc")
+    if quiet:
+        store.remove("off", 0.0)
+    told: list[str] = []
+    store.note_forgotten = told.append
+    store.forget(lambda topic: True)
+    assert told == []
+    found = ACTS[act](store)
+    assert told == ["off"]
+    if act == "recover":
+        assert found == ([], False, Position(0, "E2"))
+    assert everything(store, "off") == ("x" if act in ("append", "extend_run") else "")
+    after = store.position("off", 0.0)
+    assert after.epoch == "E2"
+    while store.expire(0.0):
+        pass
+    assert told == ["off"]
+    assert store.position("off", 0.0) == after
+
+
+def test_a_topic_that_is_restored_is_another_one() -> None:
+    store = store_of()
+    put(store, "a", "abc")
+    store.forget(lambda topic: True)
+    store.restore("a", Position(7, "E9"), 0.0)
+    assert not store.expire(0.0)
+    assert store.position("a", 0.0) == Position(7, "E9")
+
+
+def test_topics_are_forgotten_a_few_at_a_time() -> None:
+    store, asked = store_of(), list[str]()
+    for number in range(3 * EXPIRED_AT_ONCE):
+        put(store, f"t{number}", "a")
+        if number % 3 == 0:
+            store.remove(f"t{number}", 0.0)
+
+    def is_over(topic: str) -> bool:
+        asked.append(topic)
+        return not topic.endswith("7")
+
+    store.forget(is_over)
+    assert asked == []
+    steps = []
+    while store.expire(0.0):
+        steps.append(len(asked))
+    assert steps == [EXPIRED_AT_ONCE, 2 * EXPIRED_AT_ONCE, 3 * EXPIRED_AT_ONCE]
+    assert sorted(store.topics()) == sorted(each for each in asked if each.endswith("7"))
+    statistics = store.statistics()
+    assert statistics.topics + statistics.quiet_topics == 3 * EXPIRED_AT_ONCE // 10
+
+
+def test_a_topic_that_was_to_be_forgotten_between_two_reloads_is_forgotten() -> None:
+    store = store_of()
+    for topic in ("a", "b"):
+        put(store, topic, "abc")
+    store.forget(lambda topic: topic == "a")
+    store.forget(lambda topic: topic == "b")
+    while store.expire(0.0):
+        pass
+    assert store.topics() == []
+
+
 # the bound on all topics
 
 
@@ -959,6 +1038,10 @@ class BoundedModel(RuleBasedStateMachine):
         self.sent: dict[tuple[str, str], list[bytes]] = {}
         self.clients: list[Client] = []
         self.now = 0.0
+
+    @rule(over=st.sets(TOPICS))
+    def forget(self, over: set[str]) -> None:
+        self.store.forget(over.__contains__)
 
     @rule(
         name=TOPICS,

@@ -76,6 +76,31 @@ async def test_others_run_while_much_expires(autojump_clock: MockClock) -> None:
     assert left == {0, EXPIRED_AT_ONCE, 2 * EXPIRED_AT_ONCE, 3 * EXPIRED_AT_ONCE}
 
 
+async def test_others_run_while_much_is_forgotten(autojump_clock: MockClock) -> None:
+    asked = rounds = most = 0
+
+    def is_over(topic: str) -> bool:
+        nonlocal asked
+        asked += 1
+        return True
+
+    class Look(trio.abc.Instrument):
+        def before_io_wait(self, timeout: float) -> None:
+            nonlocal asked, rounds, most
+            rounds, most, asked = rounds + bool(asked), max(most, asked), 0
+
+    async with open_memory(2**22) as engine:
+        for number in range(3 * EXPIRED_AT_ONCE):
+            publish(engine, f"t{number}", b"1")
+        trio.lowlevel.add_instrument(Look())
+        engine.forget(is_over)
+        assert read(engine, "t7") == []
+        await trio.sleep(2)
+        assert engine.statistics().history.topics == 0
+    assert rounds >= 3
+    assert most <= EXPIRED_AT_ONCE
+
+
 async def test_an_epoch_is_known_to_no_other_engine(autojump_clock: MockClock) -> None:
     epochs = set()
     for _ in range(5):

@@ -19,6 +19,7 @@ import trio.lowlevel
 from broker.core.messages import Position, Publication
 from broker.engines.engine import IdempotencyKey
 from broker.engines.redis import RedisEngine, open_redis
+from broker.engines.redis_outgoing import Order, Outgoing
 from broker.errors import Refused
 from broker.testing import ENGINE_CONTRACT, Witness
 from broker.testing.engines import RULES, has_recovered, kept, position_of
@@ -409,6 +410,41 @@ async def test_rules_that_change_are_kept_with_the_topic(server: Server) -> None
             found = await server.call("HMGET", "{broker}:m:a", "t", "s", "l")
             lines = found.decode().split("\r\n")[2::2]
             assert lines == [str(position.offset), str(size), str(int(ttl * 1000))]
+
+
+async def test_topics_are_forgotten_a_few_at_a_time_and_before_they_are_looked_at(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.engines.redis.FORGOTTEN_AT_ONCE", 10)
+    names = [f"t{number}" for number in range(35)]
+    async with opened(server) as (engine, witness):
+        for name in names:
+            await witness.published(name, b"1")
+        await engine.fetch(names)
+        before = {engine.position(name).epoch for name in names}
+        ordered: list[str] = []
+        order = Outgoing.order
+
+        def note(out: Outgoing, flag: str, topic: str) -> Order:
+            ordered.append(topic)
+            return order(out, flag, topic)
+
+        monkeypatch.setattr(Outgoing, "order", note)
+        engine.forget(lambda topic: topic != "t8")
+        assert ordered == []
+        assert not engine.knows("t7")
+        assert engine.knows("t8")
+        witness.publish("t9", b"2")
+        assert ordered == ["t7", "t9"]
+        steps = [0]
+        while len(ordered) < 34:
+            await trio.lowlevel.checkpoint()
+            steps.append(len(ordered) - sum(steps))
+        assert max(steps) <= 12
+        await witness.published("t9", b"3")
+        assert await kept(engine, "t9") == [b"2", b"3"]
+        await engine.fetch(names)
+        assert len(before & {engine.position(name).epoch for name in names}) == 1
 
 
 async def test_odd_texts_are_no_trouble(server: Server) -> None:

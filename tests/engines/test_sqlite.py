@@ -17,8 +17,8 @@ from broker.core.messages import ClientInfo, Position, Publication
 from broker.core.session import Parcel
 from broker.core.work import ROUND, Allowance
 from broker.engines.engine import IdempotencyKey, Submission
-from broker.engines.records import Meta
-from broker.engines.sqlite import SqliteEngine, open_sqlite
+from broker.engines.records import Forgotten, Meta, Record, split
+from broker.engines.sqlite import UNWRITTEN_AT_ONCE, SqliteEngine, open_sqlite
 from broker.engines.sqlite_file import PAGE_BYTES, LogFile
 from broker.engines.waiting import BATCH_BYTES, FULL_BYTES
 from broker.errors import Refused
@@ -77,6 +77,40 @@ async def test_a_topic_goes_by_the_file_for_as_long_as_something_of_it_is_on_its
             disk.release()
             await wait_all_tasks_blocked()
             assert not engine.defers("a", NO_HISTORY)
+
+
+async def test_topics_that_are_forgotten_are_in_several_commits_and_those_in_use_first(
+    autojump_clock: MockClock, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, commits = 3 * UNWRITTEN_AT_ONCE, list[list[Record]]()
+    append = LogFile.append
+
+    def note(file: LogFile, row: bytes, meta: Meta | None = None) -> None:
+        commits.append([*split(row)] if row else [])
+        append(file, row, meta)
+
+    async with opened(path) as (engine, witness):
+        for number in range(count):
+            witness.publish(f"t{number}", b"1")
+        await witness.published("mine", b"1")
+        before = [engine.position(f"t{number}") for number in range(count)]
+        monkeypatch.setattr(LogFile, "append", note)
+        engine.forget(lambda topic: topic.startswith("t"))
+        assert engine.defers("t9", NO_HISTORY), "its former epoch is in the log"
+        await witness.published("t9", b"2", rules=NO_HISTORY)
+        await witness.published("mine", b"2")
+        assert await kept(engine, "t8") == []
+        await trio.sleep(3)
+        forgotten = [[each for each in row if isinstance(each, Forgotten)] for row in commits]
+        assert max(map(len, forgotten)) <= UNWRITTEN_AT_ONCE + 1
+        assert len([each for each in forgotten if each]) >= 3
+        assert Forgotten("t9") in commits[0]
+    async with opened(path) as (engine, _):
+        assert await kept(engine, "mine") == [b"1", b"2"]
+        assert engine.statistics().history.topics == 1
+        assert not {engine.position(f"t{n}").epoch for n in range(count)} & {
+            each.epoch for each in before
+        }
 
 
 async def test_it_is_full_when_4_mib_wait_and_tells_who_waits_for_room(

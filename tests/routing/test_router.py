@@ -705,3 +705,33 @@ async def test_topics_are_looked_at_when_rules_that_keep_none_have_changed(
             assert len(asked) == 1  # by the same rules
             settings.replace(Config(topics=keeps, patterns=(TopicPattern("a", drops),)))
             assert len(asked) == 2
+
+
+async def test_what_is_yet_to_be_forgotten_after_a_reload_is_given_to_nobody(
+    autojump_clock: MockClock,
+) -> None:
+    keeps, drops = TopicRules(history_size=9), TopicRules(history_size=0)
+    async with open_test_broker(Broker(Config(topics=keeps))) as net:
+        for topic in ("a", "b"):
+            net.broker.publish_nowait(topic, 1)
+        settings = net.node.services.settings
+        peer = await net.open_client()
+        before = (await peer.request(history={"channel": "a", "limit": -1}))["history"]
+        assert [each["data"] for each in before["publications"]] == [1]
+        kept = net.node.router.engine.statistics
+        settings.replace(Config(topics=drops))
+        assert (await peer.request(history={"channel": "a"}))["error"]["code"] == 108
+        net.broker.publish_nowait("a", 2)
+        settings.replace(Config(topics=keeps))
+        assert kept().history.topics == 2, "they are looked at in their own time"
+        after = (await peer.request(history={"channel": "a", "limit": -1}))["history"]
+        assert after.get("publications", []) == []
+        assert after["epoch"] != before["epoch"]
+        since = {"recover": True, "offset": before["offset"], "epoch": before["epoch"]}
+        reply = (await peer.request(subscribe={"channel": "a", **since}))["subscribe"]
+        assert not reply.get("recovered", False)
+        net.broker.publish_nowait("b", 3)
+        found = (await peer.request(history={"channel": "b", "limit": -1}))["history"]
+        assert [each["data"] for each in found["publications"]] == [3]
+        await trio.sleep(2)
+        assert kept().history.topics == 1
