@@ -1,15 +1,17 @@
 """Inputs of many who do at one moment what one does at little cost."""
 
 import signal
+import ssl
 from collections.abc import Sequence
 from typing import Final
 
 import trio
 
 from tests.hostile.field import Field, hostile
+from tests.hostile.raw_tls import RawTls
 from tests.hostile.slow import BUFFER, STALL
 from tests.hostile.target import Setup
-from tests.hostile.wire import Ended, Peer, result
+from tests.hostile.wire import Ended, Peer, Tcp, result
 
 ISSUE: Final = "issue 9"
 
@@ -25,15 +27,152 @@ ISSUE: Final = "issue 9"
     left_mib=160.0,
 )
 async def _topics(field: Field) -> Sequence[str]:
+    await _keep_60_000(field)
+    for size in (11, 12, 13, 10):
+        _reload(field, size)
+        await trio.sleep(0.5)
+    return ["served"]
+
+
+@hostile(
+    "crowd/60,000 topics are forgotten",
+    ISSUE,
+    "served",
+    fresh=True,
+    setup=Setup(toml="[topics]\nhistory_size = 10\n"),
+    seconds=60.0,
+    peak_mib=192.0,
+    left_mib=160.0,
+)
+async def _forgotten(field: Field) -> Sequence[str]:
+    await _keep_60_000(field)
+    for size in (0, 10, 0):
+        _reload(field, size)
+        await trio.sleep(1.5)
+    return ["served"]
+
+
+@hostile(
+    "crowd/60,000 topics are forgotten on sqlite",
+    ISSUE,
+    "served",
+    fresh=True,
+    setup=Setup(toml="[topics]\nhistory_size = 10\n", ground="sqlite"),
+    seconds=60.0,
+    peak_mib=192.0,
+    left_mib=160.0,
+)
+async def _forgotten_on_disk(field: Field) -> Sequence[str]:
+    return await _forgotten(field)
+
+
+async def _keep_60_000(field: Field) -> None:
     api = await field.keep_api()
     for number in range(60):
         names = [f"topic-{number}-{n}" for n in range(1000)]
         result(await api.call("broadcast", channels=names, data=1))
-    for size in (11, 12, 13, 10):
-        field.target.config_file.write_text(f"[topics]\nhistory_size = {size}\n")
-        field.signal(signal.SIGHUP)
-        await trio.sleep(0.5)
-    return ["served"]
+
+
+def _reload(field: Field, history_size: int) -> None:
+    field.target.config_file.write_text(f"[topics]\nhistory_size = {history_size}\n")
+    field.signal(signal.SIGHUP)
+
+
+@hostile(
+    "crowd/300 half hellos, and the rest at once",
+    ISSUE,
+    "shaken",
+    attackers=50,
+    setup=Setup(tls=True),
+    seconds=30.0,
+    peak_mib=96.0,
+)
+async def _hellos(field: Field) -> Sequence[str]:
+    address = _address(field)
+    rest: list[tuple[Peer, bytes]] = []
+    for _ in range(300):
+        coming, going = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = ssl.create_default_context(cafile=address.ca).wrap_bio(
+            coming, going, server_hostname="localhost"
+        )
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        hello = going.read()
+        peer = Peer(trio.SocketStream(await _dial(address)))
+        field.peers.append(peer)
+        await peer.send(hello[:100])
+        rest.append((peer, hello[100:]))
+    await trio.sleep(0.5)
+    for peer, data in rest:
+        await peer.send(data)
+    for peer, _ in rest:
+        await peer.read()
+    return ["shaken"]
+
+
+async def _dial(address: Tcp) -> trio.socket.SocketType:
+    sock = trio.socket.socket()
+    await sock.connect((address.host, address.port))
+    return sock
+
+
+def _address(field: Field) -> Tcp:
+    address = field.target.address
+    assert isinstance(address, Tcp), "TLS is over TCP"
+    return address
+
+
+UPDATES: Final = 5000
+"""Changes of keys by one peer: 135 KB."""
+
+
+@hostile(
+    "crowd/20 x 5,000 changes of keys (TLS 1.3)",
+    ISSUE,
+    "200",
+    attackers=20,
+    setup=Setup(tls=True),
+    seconds=60.0,
+    peak_mib=96.0,
+)
+async def _keys(field: Field) -> Sequence[str]:
+    """Each asks for a change of the broker's as well."""
+    ready: list[tuple[Peer, RawTls, bytes]] = []
+    for _ in range(20):
+        peer, tls = Peer(trio.SocketStream(await _dial(_address(field)))), RawTls()
+        field.peers.append(peer)
+        while not tls.shake_hands():
+            await peer.send(tls.said())
+            tls.hear(await peer.read())
+        await peer.send(tls.said())
+        for number in range(UPDATES):
+            tls.change_keys(both=True)
+            if number % 100 == 0:
+                await trio.lowlevel.checkpoint()
+        tls.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        ready.append((peer, tls, tls.said()))
+    fates = set[str]()
+
+    async def flood(peer: Peer, tls: RawTls, said: bytes) -> None:
+        field.nursery.start_soon(_send, peer, said)
+        answer = b""
+        while not (answer := answer + tls.read()):
+            tls.hear(await peer.read())
+        fates.add(answer.split()[1].decode())
+
+    async with trio.open_nursery() as floods:
+        for each in ready:
+            floods.start_soon(flood, *each)
+    return sorted(fates)
+
+
+async def _send(peer: Peer, data: bytes) -> None:
+    try:
+        await peer.send(data)
+    except Ended:
+        pass
 
 
 @hostile(
