@@ -958,6 +958,41 @@ RIGHTS: Final = (
 
 BUDGETS: Final = (
     Mutant(
+        "half a hello is answered, and signed with all others when the rest comes",
+        "broker/transport/tls_carrier.py",
+        "            if len(message) >= max(whole, _MESSAGE_HEADER):\n",
+        "            if message:\n",
+        ("tests/transport/test_tls_carrier.py::test_a_hello_may_span_records",),
+    ),
+    Mutant(
+        "changes of keys cost nothing",
+        "broker/transport/tls_carrier.py",
+        "        self._party.spend(work)\n",
+        "",
+        (
+            "tests/transport/test_tls_carrier.py::test_records_are_paid_for_before_they_are_opened_and_few_at_a_time",
+        ),
+    ),
+    Mutant(
+        "what a reload has forgotten is given out until its turn comes",
+        "broker/core/history.py",
+        "        if not self._sweeps.begun or not self._sweeps.touch(topic):\n",
+        "        if self._sweeps.begun:\n",
+        (
+            "tests/core/test_history.py::test_what_is_to_be_forgotten_is_so_before_it_is_used",
+            "tests/routing/test_router.py::test_what_is_yet_to_be_forgotten_after_a_reload_is_given_to_nobody",
+        ),
+    ),
+    Mutant(
+        "a commit brings something to a topic before it says where that is",
+        "broker/engines/sqlite.py",
+        "            if item.topic in unwritten:\n",
+        "            if item.topic in unwritten and False:\n",
+        (
+            "tests/engines/test_sqlite.py::test_topics_that_are_forgotten_are_in_several_commits_and_those_in_use_first",
+        ),
+    ),
+    Mutant(
         "of what an engine gives back each publication is a round of writes",
         "broker/routing/router.py",
         "        work = meter.done - before - (office.written - written)\n",
