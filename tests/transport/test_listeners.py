@@ -36,6 +36,7 @@ from broker.transport.listeners import (
     listening_on,
     open_listeners,
     open_sockets,
+    read_certificate,
     secure,
     take_sockets,
 )
@@ -414,6 +415,12 @@ async def test_a_handshake_that_fails_leaves_one_line_with_address_and_reason(
     assert [(each["reason"], each["peer"]) for each in failed] == (
         [(reason, "memory")] if reason else []
     )
+
+
+async def test_nobody_has_a_second_handshake_on_a_connection(tls: tuple[Path, Path]) -> None:
+    context = await read_certificate(Config(port=0, tls_cert=tls[0], tls_key=tls[1]))
+    assert context is not None
+    assert context.options & ssl.OP_NO_RENEGOTIATION
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["certificate", "key"])
