@@ -206,3 +206,10 @@ def test_the_page_that_uses_private_messages_gets_one_and_says_who_is_not_here(
     node: list[str], tmp_path: Path, private: list[str]
 ) -> None:
     run(node, tmp_path, BACKEND + used("private-messages.md") + WRITES, *private)
+
+
+@pytest.mark.parametrize("page", ["../javascript/tokens.md", "private-messages.md"])
+def test_a_broker_with_a_key_is_told_where_the_page_is(page: str) -> None:
+    """Or the page gets 403: those of one's own machine are let in only while no key is set."""
+    (commands,) = [text for text in blocks(page, "shell") if "HMAC_SECRET" in text]
+    assert "--allowed-origin http://localhost:3000" in commands

@@ -131,7 +131,8 @@ class ClusterLink(Protocol):
         answer, or after 2 s. Cancelled, nothing happens."""
 
     async def count(self, drawer: str) -> tuple[int, int]:
-        """How many cards are in a drawer, and of how many owners. Raises as `read` does."""
+        """How many cards are in a drawer, and of how many owners. Many are looked at piece by piece: one that is filed
+        or taken out meanwhile counts or does not. Raises as `read` does, 100 where a piece takes 2 s."""
 
     # fds
 

@@ -47,7 +47,7 @@ from broker.engines.redis_outgoing import (
     Post,
     decode_posted,
 )
-from broker.engines.redis_scripts import TOUCH, VIEW
+from broker.engines.redis_scripts import PIECE, TOUCH, VIEW
 from broker.engines.redis_topics import UNBOUNDED, KnownTopics, Snapshot, numbered
 from broker.engines.redis_wire import LinkLost, to_text
 from broker.engines.waiting import LITTLE_BYTES
@@ -56,7 +56,13 @@ from broker.errors import ConfigError, ErrorCode, Refused
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 FETCH_SECONDS: Final = 4.0
-"""How long a subscriber waits for what a topic keeps: as long as a publisher, about."""
+"""How long a subscriber waits for what a topic keeps, from one piece of it to the next: as long as a publisher,
+about."""
+
+PIECE_RUNS: Final = 1000
+PIECE_BYTES: Final = 2**18
+"""What Redis gives of a history in one step, in which nobody else is served: 1 to 2 ms. Less than it takes by
+one run at most, or by as many again as it has looked at."""
 
 OPEN_SECONDS: Final = 10.0
 """How long a start waits for Redis, which may be starting, too."""
@@ -92,6 +98,16 @@ class _Fetch:
     """Whether the log was lost meanwhile, so that it has to be fetched anew."""
     is_over: trio.Event = attrs.field(factory=trio.Event)
     refusal: str = ""
+    due: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    most: int = 0
+    """Runs in the longest try so far. Whoever comes further than that is given more time: so one that has to
+    begin anew for ever ends."""
+
+    def note_came(self, runs: int) -> None:
+        """So many runs of it are here."""
+        if runs > self.most:
+            self.most = runs
+            self.due.deadline = trio.current_time() + FETCH_SECONDS
 
 
 class RedisEngine(Memory):
@@ -473,10 +489,11 @@ class _Incoming:
 
     async def _fetch(self, fetch: _Fetch) -> None:
         try:
-            with trio.move_on_after(FETCH_SECONDS) as scope:
+            fetch.due.deadline = trio.current_time() + FETCH_SECONDS
+            with fetch.due:
                 while not await self._try_fetch(fetch):
                     pass
-            if scope.cancelled_caught:
+            if fetch.due.cancelled_caught:
                 why = self.shared.failing or "Redis does not answer"
                 fetch.refusal = f"history is away: {why}"
         finally:
@@ -490,27 +507,48 @@ class _Incoming:
             await shared.wait_moved()
         link = await shared.wait_link()
         fetch.caught, fetch.is_stale = [], False
-        parts = shared.key, topic, secrets.token_hex(4), IDLE_EPOCH_MS, EMPTY_EPOCH_MS
         try:
-            view = await link.reader.run(VIEW, shared.key + ":log", *parts)
-            snapshot = await Snapshot.of(topic, view)
+            snapshot = await self._read_history(link, fetch)
         except LinkLost as error:
             shared.lose(str(error))
             return False
         except UNREADABLE as error:
             fetch.refusal = f"history is away: what is kept is not ours: {error}"[:200]
             return True
+        if snapshot is None:
+            return False
         while shared.place < snapshot.place and not fetch.is_stale:
             await shared.wait_moved()
+        if not fetch.is_stale:
+            await self.topics.put(snapshot)
         if fetch.is_stale:
+            self.topics.drop(topic)
             return False
-        self.topics.put(topic, snapshot)
         for logged, batches in fetch.caught:
             if logged.place > snapshot.place:
                 self._add_caught(logged, batches)
         with self.topics.pinned([topic]):
             self.topics.shrink(self.topics.max_bytes)
         return topic in self.topics
+
+    async def _read_history(self, link: Link, fetch: _Fetch) -> Snapshot | None:
+        """Fetch what Redis keeps of a topic, piece by piece; None where its epoch ended meanwhile, or some of the
+        log was lost. Raises `LinkLost`, and one of `UNREADABLE`."""
+        key, topic, bounds = self.shared.key, fetch.topic, (PIECE_RUNS, PIECE_BYTES)
+        parts = key, topic, secrets.token_hex(4), IDLE_EPOCH_MS, EMPTY_EPOCH_MS, *bounds
+        snapshot, some = Snapshot.of(topic, await link.reader.run(VIEW, key + ":log", *parts))
+        await snapshot.take(some)
+        epoch, top = snapshot.position.epoch, snapshot.position.offset
+        while not snapshot.is_whole:
+            fetch.note_came(len(snapshot.runs))
+            parts = key, topic, epoch, snapshot.next_offset, top, *bounds
+            some = await link.reader.run(PIECE, key + ":log", *parts)
+            if some is None or fetch.is_stale:
+                return None
+            await snapshot.take(some)
+        fetch.note_came(len(snapshot.runs))
+        snapshot.settle()
+        return snapshot
 
     def _add_caught(self, logged: Logged, batches: list[Sequence[Publication]]) -> None:
         kind = logged.flags[0]

@@ -19,7 +19,7 @@ from broker.engines.cluster import BEAT_SECONDS, LEASE_SECONDS, Card, Listener
 from broker.engines.redis_link import Link, unreadable
 from broker.engines.redis_log import LOG_BYTES, Draft, Logged, SharedLog
 from broker.engines.redis_outgoing import Outgoing
-from broker.engines.redis_scripts import BEAT, CLEAR, COUNT, ENTER, LEASE, LEAVE, LEFTOVERS, READ
+from broker.engines.redis_scripts import BEAT, CLEAR, ENTER, LEASE, LEAVE, LEFTOVERS, OWNERS, READ
 from broker.engines.redis_wire import LinkLost, Script, to_bytes, to_text
 from broker.errors import ErrorCode, Refused
 
@@ -27,6 +27,9 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker.nodes"
 
 MOST_STATED: Final = 64 * 2**20
 """Bytes of facts that may wait while Redis is away: about 200,000 connections that come and go."""
+
+COUNTED_AT_ONCE: Final = 1000
+"""Cards that Redis looks at in one step, in which nobody else is served: 2 ms."""
 
 ANSWER_SECONDS: Final = 2.0
 """How long somebody waits who asks about cards."""
@@ -109,8 +112,16 @@ class RedisClusterLink:
         return cards
 
     async def count(self, drawer: str) -> tuple[int, int]:
-        cards, owners = await self._ask(COUNT, drawer)
-        return cards, owners
+        cards: set[tuple[bytes, bytes]] = set()
+        owners: set[bytes] = set()
+        node, cursor = b"", b"0"
+        while True:
+            parts = to_text(node), to_text(cursor), COUNTED_AT_ONCE
+            node, cursor, *found = await self._ask(OWNERS, drawer, *parts)
+            cards.update(zip(found[::3], found[1::3], strict=True))
+            owners.update(found[2::3])
+            if not node:
+                return len(cards), len(owners)
 
     async def lease_fds(self, count: int, above: Fd) -> range:
         answer = await self._ask(LEASE, count, above)

@@ -127,8 +127,25 @@ local function epoch_of(topic, lineage)
     return m[1], tonumber(m[2]), tonumber(m[3]), tonumber(m[4]), tonumber(m[5]), tonumber(m[6])
   end
   local number = redis.call('HINCRBY', p .. ':state', 'c', 1)
-  redis.call('DEL', p .. ':h:' .. topic)
+  redis.call('UNLINK', p .. ':h:' .. topic)
   return lineage .. string.format('%x', number), 0, 0, 0, 0, 0
+end
+-- The next runs of a history, of those that end from one offset on up to another: as many as a piece may hold.
+local function piece(topic, from, top, most, most_bytes)
+  local found, bytes, count = {}, 0, 1
+  while from <= top do
+    local some = redis.pcall('XRANGE', p .. ':h:' .. topic, text(from) .. '-0', text(top) .. '-0', 'COUNT', count)
+    if some.err then return {} end  -- another program's: it is no stream
+    for _, each in ipairs(some) do
+      found[#found + 1] = each
+      for _, field in ipairs(each[2]) do bytes = bytes + #field end
+    end
+    if #some < count or #found >= most or bytes >= most_bytes then break end
+    from = tonumber(string.match(some[#some][1], '^%d+')) + 1
+    -- As many again, so that large ones end it before they are many.
+    count = math.min(#found, most - #found, 256)
+  end
+  return found
 end
 """
 
@@ -184,7 +201,10 @@ local function retain(topic, value, clear)
   redis.call('HSET', r, topic, value)
   redis.call('ZADD', order, text(last + bytes), topic)
   local held = redis.call('INCRBY', sum, #value + #topic)
-  while held > tonumber(ARGV[7]) do
+  -- A bound that was lowered is reached little by little, by more than each value adds.
+  local dropped, enough = 0, held - 4 * (#value + #topic)
+  while held > tonumber(ARGV[7]) and (dropped < 256 or held > enough) do
+    dropped = dropped + 1
     local oldest = redis.call('ZRANGE', order, 0, 0)[1]
     if not oldest then break end
     drop(oldest)
@@ -218,9 +238,9 @@ for i = 8, #ARGV, 7 do
     if kind == 'k' then
       first, epoch = keep(topic, size, ttl, tonumber(ARGV[i + 4]), data)
     elseif kind == 'e' or kind == 'F' then
-      redis.call('DEL', p .. ':m:' .. topic, p .. ':h:' .. topic)
+      redis.call('UNLINK', p .. ':m:' .. topic, p .. ':h:' .. topic)
     elseif kind == 'R' then
-      redis.call('DEL', p .. ':h:' .. topic)
+      redis.call('UNLINK', p .. ':h:' .. topic)
     elseif kind == 'u' then
       if #living(topic) == 0 then flags, data = 'x', '' end
     elseif kind == 'N' then
@@ -257,7 +277,8 @@ return {1, lineage, last}
 VIEW: Final = Script(
     _COMMON
     + """
--- ARGV: p, topic, token, ms of an idle epoch, and of one in which nothing was published.
+-- ARGV: p, topic, token, ms of an idle epoch, and of one in which nothing was published, runs and bytes of a piece.
+-- The first piece of what is kept comes with it.
 local topic, idle = ARGV[2], tonumber(ARGV[4])
 local lineage, last = state(ARGV[3])
 local ms = now()
@@ -271,9 +292,19 @@ elseif touched + math.max(idle, ttl) / 8 < ms then
   redis.call('PEXPIRE', m, text(math.max(idle, ttl) * 1.25 + 1000))
 end
 local runs = {}
-if size > 0 then runs = redis.pcall('XRANGE', p .. ':h:' .. topic, text(math.max(0, top - size + 1)) .. '-0', '+') end
-if runs.err then runs = {} end  -- another program's: it is no stream
+if size > 0 then runs = piece(topic, math.max(0, top - size + 1), top, tonumber(ARGV[6]), tonumber(ARGV[7])) end
 return {last, text(ms), epoch, text(top), text(size), text(ttl), runs}
+"""
+)
+
+PIECE: Final = Script(
+    _COMMON
+    + """
+-- ARGV: p, topic, epoch, the offset to begin with, the top of the view, runs and bytes of a piece. Nothing of
+-- another epoch: what is there now may have the same offsets.
+local m = redis.pcall('HGET', p .. ':m:' .. ARGV[2], 'e')
+if m ~= ARGV[3] then return false end
+return piece(ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]))
 """
 )
 
@@ -340,7 +371,7 @@ if ARGV[5] == '1' then
       redis.call('HDEL', nodes, other)
       redis.call('HSET', dead, other, node)
       redis.call('SET', p .. ':was:' .. other, node, 'EX', 604800)
-      redis.call('DEL', p .. ':n:' .. other, p .. ':in:' .. other)
+      redis.call('UNLINK', p .. ':n:' .. other, p .. ':in:' .. other)
       local header = table.concat({'G', #fields / 2 - 1, 0, '-', 0, 0, other}, ' ')
       fields[#fields + 1], fields[#fields + 2] = header, ''
       bytes = bytes + #header
@@ -388,7 +419,7 @@ LEAVE: Final = Script(
 local node = ARGV[2]
 local lineage, last = state(ARGV[3])
 if redis.call('HDEL', p .. ':nodes', node) == 0 then return 0 end
-redis.call('DEL', p .. ':n:' .. node, p .. ':in:' .. node, p .. ':done:' .. node)
+redis.call('UNLINK', p .. ':n:' .. node, p .. ':in:' .. node, p .. ':done:' .. node)
 if redis.call('EXISTS', p .. ':d:' .. node) == 1 then redis.call('HSET', p .. ':dead', node, '') end
 redis.call('SET', p .. ':was:' .. node, node, 'EX', 604800)
 local header = table.concat({'G', 0, 0, '-', 0, 0, node}, ' ')
@@ -414,23 +445,38 @@ return found
 """
 )
 
-COUNT: Final = Script(
+OWNERS: Final = Script(
     _COMMON
     + """
--- ARGV: p, drawer. Returns how many cards there are, and of how many owners. What is no card of ours is none.
-local drawer, count, owners, different = ARGV[2], 0, {}, 0
-for _, node in ipairs(living(drawer)) do
-  for _, value in ipairs(ours('HVALS', p .. ':c:' .. node .. ':' .. drawer)) do
-    local size, first = string.match(value, '^(%d+):()')
-    size = tonumber(size)
-    if size and size <= #value - first + 1 then
-      local owner = string.sub(value, first, first + size - 1)
-      count = count + 1
-      if not owners[owner] then owners[owner], different = true, different + 1 end
-    end
+-- ARGV: p, drawer, the node to go on with, '' for the first, the cursor in its cards, about how many cards.
+-- Returns where to go on, the node '' when all were seen; then node, name and owner of each card, some of them more
+-- than once. What is no card of ours is none.
+local drawer, most, nodes = ARGV[2], tonumber(ARGV[5]), living(ARGV[2])
+local found, cursor, seen = {'', '0'}, ARGV[4], 0
+table.sort(nodes)
+for _, node in ipairs(nodes) do
+  if node > ARGV[3] then cursor = '0' end
+  if node >= ARGV[3] then
+    repeat
+      if seen >= most then
+        found[1], found[2] = node, cursor
+        return found
+      end
+      local page = ours('HSCAN', p .. ':c:' .. node .. ':' .. drawer, cursor, 'COUNT', most)
+      cursor = page[1] or '0'
+      for i = 1, #(page[2] or {}), 2 do
+        local value = page[2][i + 1]
+        local size, first = string.match(value, '^(%d+):()')
+        size, seen = tonumber(size), seen + 1
+        if size and size <= #value - first + 1 then
+          found[#found + 1], found[#found + 2] = node, page[2][i]
+          found[#found + 1] = string.sub(value, first, first + size - 1)
+        end
+      end
+    until cursor == '0'
   end
 end
-return {count, different}
+return found
 """
 )
 
@@ -449,18 +495,24 @@ LEFTOVERS: Final = Script(
     + """
 -- ARGV: p, node, about how many. Returns drawer, name, value of each; none when nothing is left of the node.
 local node, most, found = ARGV[2], tonumber(ARGV[3]), {}
-for _, drawer in ipairs(ours('SMEMBERS', p .. ':d:' .. node)) do
-  local cursor = '0'
-  repeat
-    local page = ours('HSCAN', p .. ':c:' .. node .. ':' .. drawer, cursor, 'COUNT', most)
-    cursor = page[1] or '0'
-    for i = 1, #(page[2] or {}), 2 do
-      found[#found + 1], found[#found + 2], found[#found + 3] = drawer, page[2][i], page[2][i + 1]
-    end
-  until cursor == '0' or #found >= 3 * most
-  if #found >= 3 * most then return found end
+local drawers = ours('SRANDMEMBER', p .. ':d:' .. node, most)
+while #drawers > 0 do
+  for _, drawer in ipairs(drawers) do
+    local cursor, before = '0', #found
+    repeat
+      local page = ours('HSCAN', p .. ':c:' .. node .. ':' .. drawer, cursor, 'COUNT', most)
+      cursor = page[1] or '0'
+      for i = 1, #(page[2] or {}), 2 do
+        found[#found + 1], found[#found + 2], found[#found + 3] = drawer, page[2][i], page[2][i + 1]
+      end
+    until cursor == '0' or #found >= 3 * most
+    if #found == before then redis.call('SREM', p .. ':d:' .. node, drawer) end  -- else it comes up again
+    if #found >= 3 * most then return found end
+  end
+  if #found > 0 then return found end
+  drawers = ours('SRANDMEMBER', p .. ':d:' .. node, most)
 end
-if #found == 0 then redis.call('HDEL', p .. ':dead', node) end
+redis.call('HDEL', p .. ':dead', node)
 return found
 """
 )

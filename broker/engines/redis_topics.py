@@ -47,46 +47,63 @@ def numbered(batches: Sequence[Sequence[Publication]], first: int) -> list[Seque
     return found
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class Snapshot:
-    """The history of a topic in Redis, as of a place in the log."""
+    """The history of a topic in Redis, as of a place in the log, fetched in pieces: take each that comes until
+    it `is_whole`, then `settle`.
 
+    Nothing tears it. What is published meanwhile is above its top, and what leaves the history meanwhile does
+    so in the log, behind its place. The caller sees to it that all pieces are of one epoch.
+    """
+
+    topic: str
     place: int
     position: Position
     size: int
     ttl: float
-    runs: list[tuple[float, list[Publication]]]
+    now: int
+    """When, in milliseconds by the clock of Redis."""
+    is_whole: bool = False
+    runs: list[tuple[float, list[Publication]]] = attrs.field(factory=list)
     """Each with its age in seconds; without offsets, the last ends at the position."""
+    _ends: list[int] = attrs.field(factory=list)
 
     @classmethod
-    async def of(cls, topic: str, view: Sequence[Any]) -> "Snapshot":
-        """Decode the script's answer. Others run meanwhile."""
+    def of(cls, topic: str, view: Sequence[Any]) -> "tuple[Snapshot, Sequence[Any]]":
+        """What a script says of a topic, and the first piece."""
         place, now, epoch, top, size, ttl, entries = view
-        offset, most = int(top), int(size)
-        runs: list[tuple[float, list[Publication]]] = []
-        ends: list[int] = []
+        position = Position(int(top), epoch.decode())
+        return cls(topic, place, position, int(size), int(ttl) / 1000, int(now)), entries
+
+    @property
+    def next_offset(self) -> int:
+        """The first offset that the next piece may end a run at."""
+        return self._ends[-1] + 1
+
+    async def take(self, entries: Sequence[Any]) -> None:
+        """Decode a piece. Others run meanwhile. Raises one of `UNREADABLE`."""
         work = 0.0
         for name, (at, data) in entries:
             batches = decode_posted(data).batches
-            runs.append(
-                (
-                    (int(now) - int(at)) / 1000,
-                    [each for batch in batches for each in batch.publications(topic)],
-                )
-            )
-            ends.append(int(name.split(b"-")[0]))
-            work += COMMAND + PUBLICATION * len(runs[-1][1])
+            run = [each for batch in batches for each in batch.publications(self.topic)]
+            self.runs.append(((self.now - int(at)) / 1000, run))
+            self._ends.append(int(name.split(b"-")[0]))
+            work += COMMAND + PUBLICATION * len(run)
             if work >= SLICE:
                 work = 0.0
                 await trio.lowlevel.checkpoint()
-        # Keys may have been evicted: entries that do not lead up to the top are of no use.
-        if not ends or ends[-1] != offset:
-            runs, ends = [], []
+        self.is_whole = not entries or self._ends[-1] >= self.position.offset
+
+    def settle(self) -> None:
+        """Keep what leads up to the top. Other entries are of no use: keys may have been evicted."""
+        runs, ends = self.runs, self._ends
+        if not ends or ends[-1] != self.position.offset:
+            self.runs = []
+            return
         for number in range(len(ends) - 1, 0, -1):
             if ends[number - 1] != ends[number] - len(runs[number][1]):
-                runs = runs[number:]
+                self.runs = runs[number:]
                 break
-        return cls(place, Position(offset, epoch.decode()), most, int(ttl) / 1000, runs)
 
 
 @attrs.define(eq=False)
@@ -100,6 +117,8 @@ class KnownTopics:
     _asked: OrderedDict[str, None] = attrs.field(init=False, factory=OrderedDict)
     _positions_only: set[str] = attrs.field(init=False, factory=set)
     _pins: Counter[str] = attrs.field(init=False, factory=Counter)
+    # Put, and not known yet: what is in the store of it is nobody's.
+    _coming: set[str] = attrs.field(init=False, factory=set)
 
     def __contains__(self, topic: str) -> bool:
         return topic in self._asked and topic not in self._positions_only
@@ -129,21 +148,34 @@ class KnownTopics:
             self._pins.subtract(topics)
             self._pins += Counter()  # without those that are 0
 
-    def put(self, topic: str, snapshot: Snapshot) -> None:
-        """Know a topic as it was when the snapshot was taken."""
-        now, top = trio.current_time(), snapshot.position.offset
-        first = top - sum([len(run) for _, run in snapshot.runs])
-        self.store.restore(topic, Position(first, snapshot.position.epoch), now)
-        for age, run in snapshot.runs:
-            when = now - max(0.0, age)
-            self.store.extend(topic, run, when, max(1, snapshot.size), snapshot.ttl)
+    async def put(self, snapshot: Snapshot) -> None:
+        """Know a topic as it was when the snapshot was taken, from the end of this on; what was known of it before
+        is forgotten. Others run meanwhile. Cancelled, nothing is known of it."""
+        topic, now, work = snapshot.topic, trio.current_time(), 0.0
+        self.drop(topic)
+        self._coming.add(topic)
+        try:
+            first = snapshot.position.offset - sum([len(run) for _, run in snapshot.runs])
+            self.store.restore(topic, Position(first, snapshot.position.epoch), now)
+            for age, run in snapshot.runs:
+                when = now - max(0.0, age)
+                self.store.extend(topic, run, when, max(1, snapshot.size), snapshot.ttl)
+                work += COMMAND + PUBLICATION * len(run)
+                if work >= SLICE:
+                    work = 0.0
+                    await trio.lowlevel.checkpoint()
+        except BaseException:
+            self._coming.discard(topic)
+            self.drop(topic)
+            raise
+        self._coming.discard(topic)
         self._asked[topic] = None
         self._asked.move_to_end(topic)
         self._positions_only.discard(topic)
 
     def precedes(self, logged: Logged) -> bool:
         """Whether what is known of a topic is all that was before a run; true of one that is not followed."""
-        state = self.store.state(logged.topic)
+        state = self.store.state(logged.topic) if self.follows(logged.topic) else None
         return state is None or state[0] == Position(logged.first - 1, logged.epoch)
 
     def add(
@@ -171,8 +203,9 @@ class KnownTopics:
         self.store.remove(topic, trio.current_time())
 
     def drop(self, topic: str) -> None:
-        """Know nothing of it."""
-        self.store.forget_topic(topic)
+        """Know nothing of it. One that is coming is not touched: who puts it has heard of that, too."""
+        if topic not in self._coming:
+            self.store.forget_topic(topic)
         self._asked.pop(topic, None)
         self._positions_only.discard(topic)
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
-from tests.engines.servers import BINARIES, serving
+from tests.engines.servers import BINARIES, Server, serving
 
 pytestmark = pytest.mark.browser
 
@@ -373,3 +374,59 @@ def test_all_nodes_are_on_one_page_and_one_can_be_chosen(
         page.get_by_text("Not all is here").wait_for()
         assert page.locator("#view img").count() == 0
         assert desk.wrong == []
+
+
+def nodes_in(server: Server) -> set[str]:
+    return set(
+        re.findall("[0-9a-f]{12}", trio.run(server.call, "HKEYS", "{broker}:nodes").decode())
+    )
+
+
+def test_after_a_split_all_nodes_are_there_again_without_a_reload(
+    context: Any, tmp_path: Path, start_broker: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that was declared dead goes on as another, and so does its dashboard, with a trace open."""
+    from playwright.sync_api import expect
+
+    monkeypatch.setenv("BROKER_ADMIN_KEY", KEY)
+    monkeypatch.setenv("BROKER_API_KEY", API)
+    with serving(BINARIES["valkey"], tmp_path) as server:
+        monkeypatch.setenv("BROKER_NAME", "one")
+        one = start_broker("--engine", f"redis+unix://{server.socket}")
+        first = nodes_in(server)
+        monkeypatch.setenv("BROKER_NAME", "two")
+        two = start_broker("--engine", f"redis+unix://{server.socket}")
+        pages = []
+        for broker in (one, two):
+            pages.append(context.new_page())
+            pages[-1].goto(broker.http)
+            pages[-1].locator("#state[data-state=connected]").wait_for()
+        trace, desk = Desk(context, two), Desk(context, two)
+        trace.page.evaluate("location.hash = '#/trace/topic/news'")
+        trace.page.get_by_text("Nothing yet").wait_for()
+        desk.go("connections")
+        rows = desk.page.locator("tbody tr")
+        expect(rows).to_have_count(4)
+        before = rows.last.inner_text()
+        (second,) = nodes_in(server) - first
+        trio.run(
+            server.call, "HDEL", "{broker}:nodes", second
+        )  # as one would that takes it for dead
+        expect(desk.page.get_by_text(before.split()[0], exact=True)).to_have_count(
+            0, timeout=20_000
+        )
+        expect(rows).to_have_count(4, timeout=20_000)
+        expect(rows.filter(has_text=re.compile(r"one\s*$"))).to_have_count(1)
+        asked = urllib.request.Request(
+            f"{one.http}/api/publish",
+            b'{"channel": "news", "data": "after"}',
+            {"X-API-Key": API},
+        )
+        urllib.request.urlopen(asked).close()
+        trace.page.get_by_text("after").wait_for()
+        rows.filter(has_text=re.compile(r"one\s*$")).locator("a").first.click()
+        desk.page.get_by_role("button", name="Push").click()
+        dialog = desk.page.get_by_role("dialog")
+        dialog.locator("textarea, input").first.fill('"hello from two"')
+        dialog.get_by_role("button", name="Push").click()
+        expect(pages[0].locator("body")).to_contain_text("hello from two")

@@ -15,6 +15,8 @@ from broker.core.messages import Position
 from broker.engines.cluster import Card
 from broker.engines.redis import RedisEngine, open_redis
 from broker.engines.redis_cluster import RedisClusterLink
+from broker.engines.redis_scripts import OWNERS
+from broker.engines.redis_wire import Script, Wire
 from broker.errors import Refused
 from broker.testing import Witness
 from broker.testing.engines import NO_HISTORY
@@ -167,6 +169,33 @@ async def test_cards_are_read_from_all_nodes(server: Server) -> None:
             await one.engine.cluster.read("d", 4)
 
 
+async def test_cards_are_counted_piece_by_piece(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that nobody waits while Redis looks at all of them; and also where they are of many nodes."""
+    sizes: list[int] = []
+    async with member(server) as one, member(server) as two, member(server) as three:
+        for number in range(3000):
+            one.engine.cluster.file("d", f"1.{number}", b"", f"{number % 1000}")
+        for number in range(700):
+            two.engine.cluster.file("d", f"2.{number}", b"", f"{number + 900}")
+        three.engine.cluster.file("d", "3", b"", "3")
+        for each in (one, two, three):
+            await each.engine.cluster.count("d")
+        ask = Wire.run
+
+        async def run(wire: Wire, script: Script, key: str, *parts: Any) -> Any:
+            answer = await ask(wire, script, key, *parts)
+            if script is OWNERS:
+                sizes.append((len(answer) - 2) // 3)
+            return answer
+
+        monkeypatch.setattr(Wire, "run", run)
+        assert await one.engine.cluster.count("d") == (3701, 1600)
+        assert len(sizes) >= 3
+        assert max(sizes) < 2500, "some more than were asked for: by how the hash is laid out"
+
+
 async def test_fds_are_given_out_once(server: Server) -> None:
     async with member(server) as one, member(server) as two:
         assert await one.engine.cluster.lease_fds(10, 0) == range(1, 11)
@@ -239,6 +268,27 @@ async def test_a_node_that_dies_is_declared_dead_and_buried_once(
         assert burier.told.count(("bury", dead)) == 1
         async with member(server) as late:
             assert not [each for each in late.told if isinstance(each, tuple) and each[0] == dead]
+
+
+async def test_a_dead_node_may_have_had_any_number_of_drawers(
+    server: Server, hurried: None
+) -> None:
+    def prepare(dead: Member) -> None:
+        for number in range(500):
+            dead.engine.cluster.file(f"d{number}", "x", b"%d" % number)
+
+    dead = await killed(server, prepare)
+    async with member(server) as one:
+        await one.until(("bury", dead))
+        await server.call("DEL", f"{{broker}}:c:{dead}:d7")
+        left: list[bytes] = []
+        while cards := await one.engine.cluster.leftovers(dead, 50):
+            assert len(cards) <= 50
+            left += [card.value for card in cards]
+            await one.engine.cluster.clear(dead, cards)
+        assert sorted(map(int, left)) == [number for number in range(500) if number != 7]
+        assert b":0" in await server.call("EXISTS", f"{{broker}}:d:{dead}")
+        assert b":0" in await server.call("HLEN", "{broker}:dead")
 
 
 async def test_a_reaper_may_die_as_well(server: Server, hurried: None) -> None:

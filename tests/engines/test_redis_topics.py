@@ -17,13 +17,16 @@ async def view(entries: dict[int, list[bytes]], top: int) -> Snapshot:
         [b"%d-0" % end, [b"1000", msgspec.msgpack.encode(Posted([Batch(data)]))]]
         for end, data in entries.items()
     ]
-    return await Snapshot.of("t", [5, 2000, b"e1", top, 10, 60_000, kept])
+    snapshot, some = Snapshot.of("t", [5, 2000, b"e1", top, 10, 60_000, kept])
+    await snapshot.take(some)
+    snapshot.settle()
+    return snapshot
 
 
 async def test_a_run_that_does_not_follow_a_view_makes_its_topic_unknown() -> None:
     for first, epoch, follows in [(3, "e1", True), (4, "e1", False), (3, "e2", False)]:
         topics = KnownTopics(HistoryStore(2**20, lambda _: "e0"), 2**20, lambda _: True)
-        topics.put("t", await view({2: [b"1", b"2"]}, top=2))
+        await topics.put(await view({2: [b"1", b"2"]}, top=2))
         run = logged(first, epoch)
         assert topics.precedes(run) is follows
         found = topics.add(run, [Batch([b"3"]).publications("t")])
@@ -37,7 +40,7 @@ async def test_a_run_has_its_offsets_whether_its_topic_is_known_or_not(
 ) -> None:
     batches = [Batch([b"3", b"4"], tags=tags), Batch([b"5"], tags=tags)]
     topics = KnownTopics(HistoryStore(2**20, lambda _: "e0"), 2**20, lambda _: True)
-    topics.put("t", await view({2: [b"1", b"2"]}, top=2))
+    await topics.put(await view({2: [b"1", b"2"]}, top=2))
     kept = topics.add(logged(3, "e1"), [each.publications("t") for each in batches])
     unknown = numbered([each.publications("t") for each in batches], 3)
     assert kept is not None

@@ -1285,13 +1285,28 @@ ENGINES: Final = (
     Mutant(
         "redis: keys that were evicted are not noticed",
         "broker/engines/redis_topics.py",
-        """        if not ends or ends[-1] != offset:
-            runs, ends = [], []
+        """        if not ends or ends[-1] != self.position.offset:
+            self.runs = []
+            return
 """,
         "",
         (
             "tests/engines/test_redis_topics.py::test_a_view_has_what_leads_up_to_the_top_and_nothing_else",
         ),
+    ),
+    Mutant(
+        "redis: pieces of two epochs are joined to one history",
+        "broker/engines/redis_scripts.py",
+        "if m ~= ARGV[3] then return false end\n",
+        "",
+        ("tests/engines/test_redis_pieces.py::test_pieces_of_two_epochs_are_not_joined",),
+    ),
+    Mutant(
+        "redis: a piece that came gives no more time",
+        "broker/engines/redis.py",
+        "            self.due.deadline = trio.current_time() + FETCH_SECONDS\n",
+        "",
+        ("tests/engines/test_redis_pieces.py::test_pieces_that_keep_coming_are_waited_for",),
     ),
     Mutant(
         "a will of a dead node is published by each that buries it",
