@@ -491,7 +491,7 @@ class Router:
             return rules, recipients, work
         fd = direct_fd(topic)
         if fd is not None:
-            self.check_direct()
+            self.rights.check_direct()
             peer = self.hub.sessions.get(fd)
             if peer is None and self.ways is not None:
                 return DIRECT_RULES, [self.ways.way_to(topic, fd)], PEER
@@ -501,7 +501,7 @@ class Router:
                 return DIRECT_RULES, [SlowMailbox(topic, peer, is_one_of_several=False)], PEER
             return DIRECT_RULES, [peer.mailbox], PEER
         self.rights.check_topic(topic)
-        self.check_direct()
+        self.rights.check_direct()
         user = topic[len(PERSONAL) :]
         peers = [self.hub.sessions.get(fd) for fd in self.hub.sessions.fds_of(user)]
         here = [peer for peer in peers if peer is not None and peer.takes_direct]
@@ -575,12 +575,6 @@ class Router:
         self._end_run()
         for topic in topics:
             peer.outbox.drop_topic(topic)
-
-    def check_direct(self) -> None:
-        """Raise `Refused` (108) where connections have no topics of their own."""
-        if not self.settings.config.direct_topics:
-            text = "direct_topics is off: connections have no topics of their own"
-            raise Refused(ErrorCode.NOT_AVAILABLE, text)
 
     # subscribing
 
