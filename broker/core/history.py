@@ -32,34 +32,23 @@ others have published, by the topic's `size`.
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import attrs
 
+from broker.core.charges import Charges
 from broker.core.lazy_heap import LazyHeap
 from broker.core.messages import ClientInfo, Position, Publication, Series
-from broker.core.ring import Ring
-from broker.core.shares import Account, Shares, owner_of, text_bytes
+from broker.core.quiet_topics import Quiet, QuietTopics
+from broker.core.shares import text_bytes
+from broker.core.topic_history import History, Publisher
 from broker.core.work import EVICTED, FIRST, Meter
 from broker.errors import BrokerError
 
 TOPIC_BYTES: Final = 1216
 """Bytes of one topic that has publications, besides these and its name's characters: a ring
 takes 440 bytes of these."""
-
-QUIET_BYTES: Final = 512
-"""Bytes of one quiet topic besides its name's characters. Counted, because subscribing is enough
-to make one."""
-
-LOOKS: Final = 8
-"""Of the topics in which an owner's publications lie behind others', so many are looked at for one
-whose front has become its own before another's front is dropped: each look costs 0.2 µs."""
-
-OWNER_BYTES: Final = 1536
-"""Bytes of one owner that is charged for something: its account, the orders of its topics and
-what is known of the client come to 1,510 bytes."""
 
 EXPIRED_AT_ONCE: Final = 500
 """Topics that expire in one step: 2 ms. A hundred thousand that were published to at one time would take
@@ -81,9 +70,6 @@ class UnrecoverablePosition(BrokerError):
         self.position = position
 
 
-_NO_TOPIC: Final = "", (Position(0, ""), math.inf, None)
-
-
 @attrs.frozen
 class HistoryStatistics:
     """A snapshot. `topics` have publications, `quiet_topics` have none left.
@@ -99,80 +85,6 @@ class HistoryStatistics:
     publications_evicted: int
     owners: int
     """Owners who are charged for something; nobody while the store is less than half full."""
-
-
-@attrs.define(eq=False)
-class Publisher(Account):
-    """The account of one owner in the store: its bytes, and the topics where they are.
-
-    Each topic in which it has charged publications, or which is charged to it, is in one of the
-    two. One in which nothing of it is left may be there too, until somebody looks.
-    """
-
-    own: "OrderedDict[History, None]" = attrs.field(repr=False, factory=OrderedDict)
-    """Topics whose front was its own when it was last looked at; that published to longest ago
-    first, as far as it is the only publisher."""
-    shared: "OrderedDict[History, None]" = attrs.field(repr=False, factory=OrderedDict)
-    """Topics whose front was another's."""
-    quiet: "OrderedDict[str, None]" = attrs.field(repr=False, factory=OrderedDict)
-    """Its quiet topics; that asked for longest ago first."""
-
-
-@attrs.define(eq=False)
-class History:
-    """One topic that has publications: its epoch, its top, and what is kept up to there."""
-
-    topic: str
-    epoch: str
-    top: int
-    ttl: float
-    due: float
-    """When the store looks at this topic again: at or before its oldest publication's end."""
-    bytes: int
-    """Of the topic itself."""
-    ring: Ring = attrs.field(init=False, factory=Ring)
-    charged: int = attrs.field(init=False, default=0)
-    """Up to this offset the publications are charged to their owners."""
-    payer: Publisher | None = attrs.field(init=False, repr=False, default=None)
-    """Charged for the topic itself; None while nothing of it is charged."""
-    members: dict[Publisher, int] = attrs.field(init=False, repr=False, factory=dict)
-    """Those who have this topic among theirs, and the offset of the last that was charged to it."""
-
-    @property
-    def position(self) -> Position:
-        return Position(self.top, self.epoch)
-
-    def select(self, since: int | None, limit: int, reverse: bool) -> list[Publication]:
-        """Those after offset `since`, oldest first; or, reversed, those before it, newest first.
-
-        At most `limit` of them, all if it is negative.
-        """
-        ring = self.ring
-        start, stop = 0, len(ring)
-        if since is not None:
-            first = self.top + 1 - len(ring)
-            if reverse:
-                stop = min(stop, max(0, since - first))
-            else:
-                start = min(stop, max(0, since + 1 - first))
-        if limit >= 0:
-            if reverse:
-                start = max(0, stop - limit)
-            else:
-                stop = min(stop, start + limit)
-        places = range(start, stop)
-        topic, first = self.topic, self.top + 1 - len(ring)
-        return [
-            ring.publication(place, topic, first + place)
-            for place in (reversed(places) if reverse else places)
-        ]
-
-    def dated(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[float, Publication]]:
-        """When each was published, and the publication; oldest first. Of those kept from the `start`-th on, up
-        to before the `stop`-th."""
-        ring, first = self.ring, self.top + 1 - len(self.ring)
-        for place in range(len(ring))[start:stop]:
-            yield ring.when(place), ring.publication(place, self.topic, first + place)
 
 
 def _numbered(topic: str, publications: Sequence[Publication], top: int) -> list[Publication]:
@@ -201,30 +113,20 @@ class HistoryStore:
     meta_ttl: float = META_TTL
     meter: Meter = attrs.field(factory=Meter)
     """To which the work is added that not every publication causes."""
-    # Least recently published to first.
+    charges: Charges = attrs.field(init=False)
+    """All bytes, and whose they are."""
+    quiet: QuietTopics = attrs.field(init=False)
+    # Least recently published to first. A topic that has an epoch is in one of the two.
     _kept: OrderedDict[str, History] = attrs.field(init=False, factory=OrderedDict)
-    # With the time each was last asked for, longest ago first, and who is charged for it. A topic
-    # is in one of the two.
-    _quiet: OrderedDict[str, tuple[Position, float, Publisher | None]] = attrs.field(
-        init=False, factory=OrderedDict
-    )
-    # Those of them that nobody is charged for, in the same order.
-    _unpaid: OrderedDict[str, None] = attrs.field(init=False, factory=OrderedDict)
     # (when, topic). An entry counts only while it agrees with that topic's `due`.
     _due: LazyHeap[tuple[float, str]] = attrs.field(init=False)
-    _bytes: int = attrs.field(init=False, default=0)
     _publications: int = attrs.field(init=False, default=0)
     _evicted: int = attrs.field(init=False, default=0)
-    _shares: Shares[Publisher] = attrs.field(
-        init=False, factory=lambda: Shares(Publisher, OWNER_BYTES)
-    )
-    # Beyond so many bytes publications are charged: half of the room, and none once they are.
-    _charge_from: int = attrs.field(init=False)
-    # Topics that may hold what is not charged yet; those least recently published to last.
-    _uncharged: list[History] = attrs.field(init=False, factory=list)
 
     def __attrs_post_init__(self) -> None:
-        self._charge_from = self.max_bytes // 2
+        # Publications are charged once the store is half full.
+        self.charges = Charges(self.max_bytes // 2)
+        self.quiet = QuietTopics(self.charges)
         self._due = LazyHeap(self._is_due)
 
     def append(self, publication: Publication, now: float, size: int, ttl: float) -> Publication:
@@ -261,7 +163,7 @@ class HistoryStore:
         published: list[Publication] = []
         payer = None
         if history.payer is not None:
-            payer = self._sole_publisher(history, history.payer, publications)
+            payer = self.charges.sole_publisher(history, history.payer, publications)
         if len(publications) > size:  # more than a ring holds, so nothing of before stays
             more -= self._drop(history, payer, before)
             published = _numbered(topic, publications[:-size], offset)
@@ -295,7 +197,7 @@ class HistoryStore:
         ring, before = history.ring, len(history.ring)
         payer = None
         if history.payer is not None:
-            payer = self._payer_if_sole(history, history.payer, info)
+            payer = self.charges.payer_if_sole(history, history.payer, info)
         published = Series(history.topic, contents, info, history.top + 1, opaque)
         more = 0
         if len(contents) > size:  # more than a ring holds, so nothing of before stays
@@ -331,17 +233,22 @@ class HistoryStore:
         if count > size:
             more -= self._drop(history, payer, count - size)
             count = size
-        self._bytes += more
+        charges = self.charges
+        charges.bytes += more
         self._publications += count - before
         if payer is not None:
-            self._charge_sole(history, payer, more, now)
-        elif self._bytes > self._charge_from:
-            self._charge(history, now)
+            charges.charge_sole(history, payer, more)
+            if more:
+                self._come_back(now)
+        elif charges.bytes > charges.charge_from:
+            charges.begin(self._kept.values())
+            charges.catch_up(2 * charges.charge_topic(history))
+            self._come_back(now)
 
     def _drop(self, history: History, payer: Publisher | None, count: int) -> int:
         """Drop the oldest of a topic; return their bytes, which its sole publisher is yet to be given back."""
         if history.charged and payer is None:
-            return sum([self._drop_charged(history) for _ in range(count)])
+            return sum([self.charges.drop_oldest(history) for _ in range(count)])
         return history.ring.drop(count) if count else 0
 
     def position(self, topic: str, now: float) -> Position:
@@ -423,7 +330,7 @@ class HistoryStore:
 
     def topics(self) -> list[str]:
         """All topics that have an epoch."""
-        return [*self._kept, *self._quiet]
+        return [*self._kept, *self.quiet]
 
     def state(self, topic: str) -> tuple[Position, History | None] | None:
         """Where a topic is, and what it keeps if that is anything; None if it has no epoch. It does
@@ -431,22 +338,20 @@ class HistoryStore:
         history = self._kept.get(topic)
         if history is not None:
             return history.position, history
-        quiet = self._quiet.get(topic)
-        return None if quiet is None else (quiet[0], None)
+        quiet = self.quiet.get(topic)
+        return None if quiet is None else (quiet.position, None)
 
     def restore(self, topic: str, position: Position, now: float) -> None:
         """Put a topic where it was, with nothing kept; what it has here is forgotten."""
         self.forget_topic(topic)
-        self._put_quiet(topic, position, now, None)
+        self.quiet.put(topic, position, now, None)
 
     def renew(self, epoch_of: Callable[[str], str]) -> None:
         """Begin all epochs anew, each by a name made of the old one; offsets and publications stay.
         Linear in the topics."""
         for history in self._kept.values():
             history.epoch = epoch_of(history.epoch)
-        for topic, (position, asked, payer) in list(self._quiet.items()):
-            renewed = Position(position.offset, epoch_of(position.epoch))
-            self._quiet[topic] = renewed, asked, payer
+        self.quiet.renew(epoch_of)
 
     def expire(self, now: float) -> bool:
         """Free what is past its time, in `EXPIRED_AT_ONCE` topics at most; whether there is more. Call it
@@ -464,24 +369,23 @@ class HistoryStore:
                 if self._is_due(first) and self._fresh(topic, now):
                     self._schedule(self._kept[topic])
                 continue
-            topic, (_, asked, _) = next(iter(self._quiet.items()), _NO_TOPIC)
-            if asked + self.meta_ttl > now:
+            forgotten = self.quiet.asked_longest_ago(now - self.meta_ttl)
+            if forgotten is None:
                 return False
-            self.forget_topic(topic)
+            self.forget_topic(forgotten)
         return True
 
     def prepare(self, size: int) -> bool:
         """Get ready to `give_back`: charge about so many bytes of what was put off. True when there is
         nothing left to charge."""
-        self._begin_charging()
-        while size > 0 and self._uncharged:
-            size -= self._charge_topic(self._uncharged.pop())
-        return not self._uncharged
+        self.charges.begin(self._kept.values())
+        self.charges.catch_up(size)
+        return not self.charges.is_behind
 
     @property
     def heaviest_bytes(self) -> int:
         """The bytes of the owner that would give way first, as far as they are charged."""
-        heaviest = self._shares.heaviest()
+        heaviest = self.charges.shares.heaviest()
         return 0 if heaviest is None else heaviest.bytes
 
     def give_back(self, size: int, now: float) -> int:
@@ -493,17 +397,17 @@ class HistoryStore:
     def statistics(self) -> HistoryStatistics:
         return HistoryStatistics(
             topics=len(self._kept),
-            quiet_topics=len(self._quiet),
+            quiet_topics=len(self.quiet),
             publications=self._publications,
             bytes=self.bytes_held,
             publications_evicted=self._evicted,
-            owners=len(self._shares),
+            owners=len(self.charges.shares),
         )
 
     @property
     def bytes_held(self) -> int:
         """Everything that is kept, with what is needed to keep it."""
-        return self._bytes + OWNER_BYTES * len(self._shares)
+        return self.charges.held
 
     def _fresh(self, topic: str, now: float) -> History | None:
         """The topic's history without what is past its time, or None if nothing is left."""
@@ -518,65 +422,38 @@ class HistoryStore:
         self._quieten(history, now)
         return None
 
-    # quiet topics
+    # topics that are quiet, and those with publications
 
     def _quiet_position(self, topic: str, now: float) -> Position:
         """The position of a topic that is quiet or new, which counts as asking for it."""
-        former = self._quiet.get(topic)
-        position = self._take_quiet(topic, now)
+        former = self.quiet.pop(topic)
+        position = self._position_of(topic, former, now)
         # Asking does not free who is charged, or a flooder would ask for its topics.
-        self._put_quiet(topic, position, now, None if former is None else former[2])
+        self.quiet.put(topic, position, now, None if former is None else former.payer)
         if self.bytes_held > self.max_bytes:
             self._evict(now, self.max_bytes)
         return position
 
-    def _put_quiet(
-        self, topic: str, position: Position, now: float, payer: Publisher | None
-    ) -> None:
-        if payer is None:
-            self._unpaid[topic] = None
-        else:
-            payer = self._shares.account(payer.owner)  # the same, if it has anything else
-            payer.quiet[topic] = None
-        self._quiet[topic] = position, now, payer
-        self._count_quiet(QUIET_BYTES + text_bytes(topic), payer)
-
-    def _take_quiet(self, topic: str, now: float) -> Position:
-        position, asked = self._pop_quiet(topic)
-        if position is None or asked + self.meta_ttl <= now:
+    def _position_of(self, topic: str, quiet: Quiet | None, now: float) -> Position:
+        if quiet is None or quiet.asked + self.meta_ttl <= now:
             return Position(0, self.new_epoch(topic))
-        return position
-
-    def _pop_quiet(self, topic: str) -> tuple[Position | None, float]:
-        if topic not in self._quiet:
-            return None, 0.0
-        position, asked, payer = self._quiet.pop(topic)
-        del (self._unpaid if payer is None else payer.quiet)[topic]
-        self._count_quiet(-QUIET_BYTES - text_bytes(topic), payer)
-        return position, asked
-
-    def _count_quiet(self, more: int, payer: Publisher | None) -> None:
-        self._bytes += more
-        if payer is not None:
-            self._shares.charge(payer, more)
-
-    # topics with publications
+        return quiet.position
 
     def _wake(self, topic: str, now: float, ttl: float) -> History:
         """Open the ring of a topic that is quiet or new, to be filled at once."""
         self.meter.add(FIRST)
-        position = self._take_quiet(topic, now)
+        position = self._position_of(topic, self.quiet.pop(topic), now)
         size = TOPIC_BYTES + text_bytes(topic)
         history = History(topic, position.epoch, position.offset, ttl, 0.0, size)
         self._kept[topic] = history
-        self._bytes += size
+        self.charges.bytes += size
         self._schedule(history, now)
         return history
 
     def _quieten(self, history: History, now: float) -> None:
         """Close an empty ring; the topic's epoch and top stay."""
         self._close(history)
-        self._put_quiet(history.topic, history.position, now, history.payer)
+        self.quiet.put(history.topic, history.position, now, history.payer)
 
     def forget_topic(self, topic: str) -> None:
         """Forget everything about a topic, if there is anything."""
@@ -586,133 +463,22 @@ class HistoryStore:
                 self._drop_oldest(history)
             self._close(history)
         else:
-            self._pop_quiet(topic)
+            self.quiet.pop(topic)
 
     def _close(self, history: History) -> None:
-        """Take a topic whose ring is empty from all who have it."""
         del self._kept[history.topic]
-        self._bytes -= history.bytes
-        for account in history.members:
-            account.own.pop(history, None)
-            account.shared.pop(history, None)
-        if history.payer is not None:
-            self._shares.charge(history.payer, -history.bytes)
+        self.charges.close(history)
 
     def _drop_oldest(self, history: History) -> None:
         self._publications -= 1
-        self._bytes -= self._drop_charged(history)
-
-    def _drop_charged(self, history: History) -> int:
-        """Drop the front and take its bytes, which come back, from its owner's account."""
-        ring = history.ring
-        offset, info = history.top + 1 - len(ring), ring.info(0)
-        less = ring.drop(1)
-        if offset <= history.charged:
-            self._shares.charge(self._shares.account(owner_of(info)), -less)
-        return less
-
-    # charges to owners
-
-    def _charge(self, history: History, now: float) -> None:
-        """Charge what was just published to a topic, and come back under the bound."""
-        self._begin_charging()
-        more = 2 * self._charge_topic(history)
-        while more > 0 and self._uncharged:
-            more -= self._charge_topic(self._uncharged.pop())
-        self._come_back(now)
+        self.charges.bytes -= self.charges.drop_oldest(history)
 
     def _come_back(self, now: float) -> None:
         """Come back under the bound; charge no more when the store is nearly empty."""
         if self.bytes_held > self.max_bytes:
             self._evict(now, self.max_bytes)
-        elif self._bytes < self.max_bytes // 4:
-            self._charge_from = self.max_bytes // 2
-            self._uncharged = []
-
-    def _sole_publisher(
-        self, history: History, payer: Publisher, publications: Sequence[Publication]
-    ) -> Publisher | None:
-        """Its payer, if that is the owner of all that is kept of a topic and of all that comes, and
-        everything is charged already: then a sum is charged, in a fifth of the time."""
-        info = publications[0].info
-        for each in publications:
-            if each.info is not info:
-                return None
-        return self._payer_if_sole(history, payer, info)
-
-    def _payer_if_sole(
-        self, history: History, payer: Publisher, info: ClientInfo | None
-    ) -> Publisher | None:
-        """The same where one publisher has said all that comes."""
-        if self._uncharged or len(history.members) > 1:
-            return None
-        if history.charged < history.top or payer not in history.members:
-            return None
-        return payer if owner_of(info) == payer.owner else None
-
-    def _charge_sole(self, history: History, payer: Publisher, more: int, now: float) -> None:
-        """Charge a new publication, less those that it pushed out, to the sole publisher of a topic."""
-        history.members[payer] = history.charged = history.top
-        if history in payer.own:
-            payer.own.move_to_end(history)
-        if more:  # not so where a full topic keeps messages of one size
-            self._shares.charge(payer, more)
-            self._come_back(now)
-
-    def _begin_charging(self) -> None:
-        if self._charge_from >= 0:
-            self._charge_from = -1
-            self._uncharged = list(reversed(self._kept.values()))
-
-    def _charge_topic(self, history: History) -> int:
-        """Charge what has not been charged of a topic, and say how many bytes that was."""
-        if self._kept.get(history.topic) is not history:
-            return 0  # gone since it was listed
-        ring, charged = history.ring, history.charged
-        first = max(0, charged + len(ring) - history.top)
-        if first == len(ring):
-            return 0
-        total = 0
-        for place in range(first, len(ring)):
-            size = ring.weight(place)
-            account = self._shares.account(owner_of(ring.info(place)))
-            self._shares.charge(account, size)
-            total += size
-            if account not in history.members:
-                self._join(history, account, is_front=not place)
-            history.members[account] = history.top + 1 - len(ring) + place
-        history.charged = history.top
-        if history.payer is None:
-            history.payer = self._owner_of_front(history)
-            self._shares.charge(history.payer, history.bytes)
-            total += history.bytes
-        if len(history.members) == 1 and history in history.payer.own:
-            history.payer.own.move_to_end(history)
-        return total
-
-    def _join(self, history: History, account: Publisher, *, is_front: bool) -> None:
-        (account.own if is_front else account.shared)[history] = None
-        # Of a busy topic, those go who have nothing left there; constant per member.
-        if len(history.members) > 2 * len(history.ring) + 16:
-            for each in [each for each in history.members if self._is_gone(history, each)]:
-                self._leave(history, each)
-
-    def _owner_of_front(self, history: History) -> Publisher:
-        return self._shares.account(owner_of(history.ring.info(0)))
-
-    def _is_gone(self, history: History, account: Publisher) -> bool:
-        """Whether all that `account` has published to this topic has been dropped."""
-        return history.members[account] <= history.top - len(history.ring)
-
-    def _leave(self, history: History, account: Publisher) -> None:
-        """Take a topic from a member that has nothing left there; the payer hands it on."""
-        del history.members[account]
-        account.own.pop(history, None)
-        account.shared.pop(history, None)
-        if account is history.payer:
-            history.payer = self._owner_of_front(history)
-            self._shares.charge(history.payer, history.bytes)
-            self._shares.charge(account, -history.bytes)
+        elif self.charges.bytes < self.max_bytes // 4:
+            self.charges.put_off(self.max_bytes // 2)
 
     # the bound on all topics
 
@@ -722,50 +488,24 @@ class HistoryStore:
         Each turn frees something, so the cost is what is freed: the looks at topics that free
         nothing are bounded, but for those that take a topic from where it does not belong.
         """
-        self._begin_charging()  # quiet topics may have filled it while nothing was published
-        while self._uncharged:
-            self._charge_topic(self._uncharged.pop())
+        charges = self.charges
+        # Quiet topics may have filled it while nothing was published.
+        charges.begin(self._kept.values())
+        charges.catch_up(math.inf)
         while self.bytes_held > most:
             self.meter.add(EVICTED)
-            account = self._shares.heaviest()
-            if account is None or len(self._unpaid) * QUIET_BYTES > self.max_bytes // 2:
-                self.forget_topic(next(iter(self._unpaid)))
+            account = charges.shares.heaviest()
+            topic = self.quiet.first_to_go(account, self.max_bytes // 2)
+            if topic is not None:
+                self.forget_topic(topic)
                 continue
-            if len(account.quiet) * QUIET_BYTES > account.bytes // 2 or not (
-                account.own or account.shared
-            ):
-                self.forget_topic(next(iter(account.quiet)))
-                continue
-            history = self._topic_to_trim(account)
+            assert account is not None
+            history = charges.topic_to_trim(account)
             if history is not None:
                 self._drop_oldest(history)
                 self._evicted += 1
                 if not len(history.ring):
                     self._quieten(history, now)
-
-    def _topic_to_trim(self, account: Publisher) -> History | None:
-        """The topic whose front goes when this owner is the heaviest.
-
-        None if it has no publication any more in a topic looked at: ask again.
-        """
-        while account.own:
-            history = next(iter(account.own))
-            if self._owner_of_front(history) is account:
-                return history
-            del account.own[history]
-            account.shared[history] = None
-        for history in list(islice(account.shared, LOOKS)):
-            if self._is_gone(history, account):
-                self._leave(history, account)
-            elif self._owner_of_front(history) is account:
-                del account.shared[history]
-                account.own[history] = None
-                return history
-        if not account.shared:
-            return None
-        history = next(iter(account.shared))
-        account.shared.move_to_end(history)
-        return None if self._is_gone(history, account) else history
 
     def _schedule(self, history: History, published: float | None = None) -> None:
         """Look at this topic again when its oldest publication, from `published`, ends."""

@@ -18,8 +18,9 @@ from typing import Final
 
 import attrs
 
-from broker.core.history import History, HistoryStore
+from broker.core.history import HistoryStore
 from broker.core.messages import Position, Publication
+from broker.core.topic_history import History
 from broker.engines.records import Older, Stands
 
 NO_BOUND: Final = 2**62

@@ -37,10 +37,10 @@ import trio
 
 from broker.config.engine_url import EngineUrl, Sync
 from broker.config.settings import TopicRules
-from broker.core.history import History
 from broker.core.messages import Delivery, Fd, Position, Publication
 from broker.core.scopes import name_scope
 from broker.core.shares import text_bytes
+from broker.core.topic_history import History
 from broker.core.work import COMMAND, PUBLICATION, ROUND, Allowance
 from broker.engines.copies import Copies
 from broker.engines.disk_thread import open_disk_thread

@@ -11,20 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from broker.core.charges import OWNER_BYTES
 from broker.core.history import (
     EXPIRED_AT_ONCE,
     META_TTL,
-    OWNER_BYTES,
-    QUIET_BYTES,
     TOPIC_BYTES,
-    History,
     HistoryStatistics,
     HistoryStore,
     UnrecoverablePosition,
 )
 from broker.core.messages import ClientInfo, Position, Publication
+from broker.core.quiet_topics import QUIET_BYTES
 from broker.core.ring import KEPT_BYTES, SHAPE_BYTES
 from broker.core.shares import Owner, owner_of, tags_bytes, text_bytes
+from broker.core.topic_history import History
 from broker.core.work import EVICTED, FIRST
 
 PLENTY = 2**30
@@ -600,7 +600,7 @@ def test_a_guest_whose_turn_has_come_at_the_front_is_the_one_to_lose_it() -> Non
     publish(store, "room", BOB, 2, b"x" * 30_000)
     publish(store, "room", ALICE, 97)  # the last one pushes out a front of hers
     publish(store, "room", ALICE)  # and this the other
-    bob = store._shares.get("bob")
+    bob = store.charges.shares.get("bob")
     assert bob is not None
     assert [history.topic for history in bob.shared] == ["room"]
     publish(store, "alice", ALICE, 10)
@@ -616,7 +616,7 @@ def test_a_topic_whose_front_has_become_anothers_is_passed_over() -> None:
     publish(store, "room", BOB)
     publish(store, "room", ALICE, 99)
     publish(store, "room", BOB)  # pushes out the front, which was his
-    bob = store._shares.get("bob")
+    bob = store.charges.shares.get("bob")
     assert bob is not None
     assert [history.topic for history in bob.own] == ["room"]
     store.remove("filler", 0.0)
@@ -637,7 +637,7 @@ def test_of_topics_shared_with_others_one_whose_front_is_its_own_gives_way_first
     for _ in "12":  # the two of hers are pushed out of the second
         store.append(Publication("second", b"x" * 5_000, BOB), 0.0, 5, 300.0)
     assert store.statistics().publications_evicted == 0
-    bob = store._shares.get("bob")
+    bob = store.charges.shares.get("bob")
     assert bob is not None
     assert [history.topic for history in bob.shared] == ["first", "second"]
     publish(store, "new2", None, 1)
@@ -684,7 +684,7 @@ def test_a_topic_in_which_publishers_come_and_go_knows_only_those_who_are_there(
     assert store.statistics().owners > 90
     publish(store, "room", BOB, 100)
     publish(store, "room", ALICE, 100)
-    assert store._shares.get("bob") is None
+    assert store.charges.shares.get("bob") is None
     check_counts(store)
 
 
@@ -730,7 +730,7 @@ def test_publications_kept_while_there_was_room_are_charged_before_there_is_none
     uncharged = []
     for number in range(170):
         publish(store, f"b{number}", BOB)
-        uncharged.append(len(store._uncharged))
+        uncharged.append(len(store.charges._uncharged))
         check_counts(store)
     assert store.statistics().owners == 2
     # A few at a time, and none is left when the store is full.
@@ -771,9 +771,9 @@ def test_charging_looks_at_each_publication_once() -> None:
     publish(store, "a", ALICE, 100)
     for number in range(200):
         publish(store, f"b{number}", BOB)
-    looked = store._shares._known._pushed
+    looked = store.charges.shares._known._pushed
     publish(store, "a", ALICE, 500)
-    assert store._shares._known._pushed - looked <= 500
+    assert store.charges.shares._known._pushed - looked <= 500
 
 
 # against a plain list
@@ -1061,10 +1061,10 @@ def check_counts(store: HistoryStore) -> None:
     assert statistics.bytes == (
         sum(weights)
         + sum(TOPIC_BYTES + text_bytes(topic) for topic in store._kept)
-        + sum(QUIET_BYTES + text_bytes(topic) for topic in store._quiet)
-        + OWNER_BYTES * len(store._shares)
+        + sum(QUIET_BYTES + text_bytes(topic) for topic in store.quiet)
+        + OWNER_BYTES * len(store.charges.shares)
     )
-    assert not store._kept.keys() & store._quiet.keys()
+    assert not store._kept.keys() & {*store.quiet}
     check_shares(store)
 
 
@@ -1080,22 +1080,24 @@ def check_shares(store: HistoryStore) -> None:
         if history.payer is not None:
             charged[history.payer.owner] += history.bytes
             places[history.payer.owner].add(history.topic)
-    for topic, (_, _, payer) in store._quiet.items():
+    quiet = store.quiet._topics
+    for topic, each in quiet.items():
+        payer = each.payer
         if payer is None:
-            assert topic in store._unpaid
+            assert topic in store.quiet._unpaid
         else:
             charged[payer.owner] += QUIET_BYTES + text_bytes(topic)
             assert topic in payer.quiet
-    assert all(store._quiet[topic][2] is None for topic in store._unpaid)
-    accounts = {owner: store._shares.get(owner) for owner in charged}
+    assert all(quiet[topic].payer is None for topic in store.quiet._unpaid)
+    accounts = {owner: store.charges.shares.get(owner) for owner in charged}
     charged += Counter(dict.fromkeys(charged, OWNER_BYTES))
     assert charged == {owner: account and account.bytes for owner, account in accounts.items()}
     assert store.statistics().owners == len(charged)
-    assert sum(charged.values()) == store._shares.bytes
+    assert sum(charged.values()) == store.charges.shares.bytes
     for owner, account in accounts.items():
         assert account is not None
         assert not account.own.keys() & account.shared.keys()
-        assert all(store._quiet[topic][2] is account for topic in account.quiet)
+        assert all(quiet[topic].payer is account for topic in account.quiet)
         topics = {history.topic for history in (*account.own, *account.shared)}
         assert places[owner] <= topics <= store._kept.keys()
         for history in (*account.own, *account.shared):
