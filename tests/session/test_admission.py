@@ -377,7 +377,7 @@ SCRIPT = """
 
     async def main():
         configure("json", "warning")
-        broker = Broker(Config(host="127.0.0.1", port=0, api_key=KEY))
+        broker = Broker(Config(host="127.0.0.1", port=0, api_key="a key of many characters"))
         opened = []
         async with trio.open_nursery() as nursery:
             (address,) = await nursery.start(broker.serve)
