@@ -183,13 +183,16 @@ class Router:
         office.before_round = self._end_run
         office.meter = self.meter
         self.settings.watch(self._settings_changed)
+        self._rules: object = None
+        """The rules of topics, as they were when the settings last changed."""
         self._settings_changed()  # what the engine has kept may be of other settings
 
     def _settings_changed(self) -> None:
         """Publications from here on go by other rules.
 
         A topic that keeps no history by now begins a new epoch if it ever does again: a client
-        that was away meanwhile has missed something. Linear in the topics.
+        that was away meanwhile has missed something. Linear in the topics, where rules have changed by which
+        some keep none.
         """
 
         def keeps_none(topic: str) -> bool:
@@ -199,7 +202,11 @@ class Router:
         self._end_run()
         self.tallies.count_by(self.settings.config.namespaces)
         self.retained.resize(self.settings.config.retained_bytes)
-        self.engine.forget(keeps_none)
+        config = self.settings.config
+        rules = config.topics, config.namespaces, config.patterns
+        if rules != self._rules and not self.rights.book.all_keep:
+            self.engine.forget(keeps_none)
+        self._rules = rules
 
     def by_namespace(self) -> Mapping[str, int]:
         """Publications since `serve` began, by namespace; sends out the open run, to count it."""

@@ -21,6 +21,7 @@ from typing import get_args
 from tests.hostile import (  # noqa: F401
     bombs,
     combined,
+    crowds,
     engines,
     floods,
     frames,

@@ -18,7 +18,7 @@ from broker import (
 )
 from broker.access.rights import Rights
 from broker.config.reload import Settings
-from broker.config.settings import Config
+from broker.config.settings import Config, TopicPattern
 from broker.core.hub import Hub
 from broker.core.messages import ClientInfo, Fd, Publication
 from broker.core.session import Decider, Parcel, PhaseEvent
@@ -686,3 +686,22 @@ async def test_a_retained_value_is_for_those_who_pick_it(autojump_clock: object)
         plain = await net.open_plain()
         net.broker.add_subscription(plain.fd, "price.99")
         assert await plain.receive_text() == "99"
+
+
+async def test_topics_are_looked_at_when_rules_that_keep_none_have_changed(
+    autojump_clock: MockClock,
+) -> None:
+    keeps, drops = TopicRules(), TopicRules(history_size=0)
+    async with open_test_broker(Broker(Config(topics=keeps))) as net:
+        router, settings = net.node.router, net.node.services.settings
+        asked: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(router.engine), "forget", lambda engine, is_over: asked.append("x"))
+            settings.replace(Config(topics=TopicRules(history_size=9)))
+            assert not asked  # all keep some
+            settings.replace(Config(topics=drops))
+            assert len(asked) == 1
+            settings.replace(Config(topics=drops, max_topics=7))
+            assert len(asked) == 1  # by the same rules
+            settings.replace(Config(topics=keeps, patterns=(TopicPattern("a", drops),)))
+            assert len(asked) == 2
