@@ -20,10 +20,10 @@ import trio
 from broker import logs
 from broker.access.jwks import open_tokens
 from broker.access.keys import load_keys
-from broker.access.keys import warning as token_warning
 from broker.access.rights import Rights
 from broker.admin.methods import admin_methods
 from broker.admin.samples import Samples
+from broker.config.doubts import doubts_about
 from broker.config.reload import NO_SOURCES, Settings, renews
 from broker.config.settings import Config, exposure_warning
 from broker.core.hub import Hub
@@ -873,9 +873,8 @@ def _log_ready(node: Node, addresses: list[str], api: list[str], broker: Broker)
         log.warning("too_few_files", detail=too_many)
     for exposed in filter(None, map(exposure_warning, broker.places)):
         log.warning("exposed", detail=exposed)
-    weak = token_warning(config.tokens)
-    if weak is not None:
-        log.warning("weak_secret", detail=weak)
+    for doubt in doubts_about(config, node.services.settings.sources):
+        log.warning("doubtful_setting", detail=doubt)
 
 
 async def _give_notice(node: Node) -> None:

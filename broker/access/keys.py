@@ -25,9 +25,6 @@ ALGORITHMS: Final = HMAC | RSA | set(CURVES.values()) | EDDSA
 MIN_RSA_BITS: Final = 2048
 """RFC 7518 section 3.3."""
 
-MIN_SECRET_BYTES: Final = 32
-"""RFC 7518 section 3.2, for HS256. A shorter secret works and is warned about."""
-
 NEEDS_CRYPTO: Final = "needs the package `cryptography`: pip install '.[tokens]'"
 
 
@@ -77,17 +74,6 @@ def load_keys(rules: TokenRules) -> tuple[Key, ...]:
     if rules.jwks_url and not has_crypto:
         raise ConfigError(f"tokens.jwks_url {NEEDS_CRYPTO}")
     return tuple(keys)
-
-
-def warning(rules: TokenRules) -> str | None:
-    """Say in one line what is weak about the settings; None if nothing is."""
-    secret = load_secret(rules)
-    if secret and len(secret) < MIN_SECRET_BYTES:
-        return (
-            f"tokens.hmac_secret has {len(secret)} bytes and can be guessed from any one token; "
-            f"take {MIN_SECRET_BYTES} random ones: openssl rand -hex 32"
-        )
-    return None
 
 
 def load_secret(rules: TokenRules) -> bytes:

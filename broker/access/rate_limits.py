@@ -36,8 +36,7 @@ class RateLimits:
         """How many users are remembered."""
         return len(self._users)
 
-    @property
-    def active(self) -> bool:
+    def are_active(self) -> bool:
         """Whether there is anything to ask `admits` for."""
         if self._active_version != self._settings.version:
             config = self._settings.config

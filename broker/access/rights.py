@@ -93,6 +93,12 @@ class Rights:
         """Raise `Refused` (107) for what cannot be published to."""
         check_publishable(topic, self.settings.config.max_topic_bytes)
 
+    def check_direct(self) -> None:
+        """Raise `Refused` (108) where connections have no topics of their own."""
+        if not self.settings.config.direct_topics:
+            text = "direct_topics is off: connections have no topics of their own"
+            raise Refused(ErrorCode.NOT_AVAILABLE, text)
+
     def check_listenable(self, name: str) -> None:
         """Raise `Refused` for a name that nobody may subscribe to: 107 for what is neither topic nor
         pattern, 103 for fds and users, 102 for an unknown namespace."""

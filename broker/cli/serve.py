@@ -217,8 +217,6 @@ def _serve_with(app: str | None, file: Path | None, options: Mapping[str, object
     if given is None:
         for unknown in loaded.unknown:
             log.warning("unknown_setting", detail=str(unknown))
-        for doubt in loaded.doubts:
-            log.warning("doubtful_setting", detail=doubt)
     if given is None and config.workers > 1:
         places = [] if broker is None else broker.places[1:]
         status = _run(partial(supervise, config, places, inherited, notifier))

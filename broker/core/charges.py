@@ -1,4 +1,4 @@
-"""Whose the bytes of the histories are: what each owner has published, and what is charged to it.
+"""The owners of the bytes of the histories: what each has published, and what is charged to it.
 
 Words are those of `history`; a topic's *members* are the owners of which publications may be left there, its
 *payer* the one that is charged for the topic itself.

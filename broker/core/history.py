@@ -198,17 +198,29 @@ class HistoryStore:
         if not contents:
             return ()
         history = self._to_extend(topic, now, ttl)
-        ring, before = history.ring, len(history.ring)
-        payer = None
-        if history.payer is not None:
-            payer = self.charges.payer_if_sole(history, history.payer, info)
+        ring = history.ring
+        before, count, more = len(ring), len(contents), 0
+        payer = history.payer
+        if payer is not None:
+            payer = self.charges.payer_if_sole(history, payer, info)
         published = Series(history.topic, contents, info, history.top + 1, opaque)
-        more = 0
-        if len(contents) > size:  # more than a ring holds, so nothing of before stays
+        if count > size:  # more than a ring holds, so nothing of before stays
             more -= self._drop(history, payer, before)
-        more += ring.extend(contents[-size:], info, opaque, now)
-        history.top += len(contents)
-        self._settle(history, payer, before, more, now, size)
+            contents = contents[-size:]
+        more += ring.extend(contents, info, opaque, now)
+        history.top += count
+        if payer is not None or history.charged or count > size or before + count > size + 1:
+            self._settle(history, payer, before, more, now, size)
+            return published
+        # As `_settle` has it, in line: one publication, or a ring that is not full, before anybody is charged.
+        if before + count > size:
+            more -= ring.drop(1)
+            count -= 1
+        self._publications += count
+        charges = self.charges
+        charges.bytes += more
+        if charges.bytes > charges.charge_from:
+            self._charge(history, now)
         return published
 
     def _to_extend(self, topic: str, now: float, ttl: float) -> History:
@@ -247,9 +259,14 @@ class HistoryStore:
             if more:
                 self._come_back(now)
         elif charges.bytes > charges.charge_from:
-            charges.begin(self._kept.values())
-            charges.catch_up(2 * charges.charge_topic(history))
-            self._come_back(now)
+            self._charge(history, now)
+
+    def _charge(self, history: History, now: float) -> None:
+        """Charge what was just published to a topic, and come back under the bound."""
+        charges = self.charges
+        charges.begin(self._kept.values())
+        charges.catch_up(2 * charges.charge_topic(history))
+        self._come_back(now)
 
     def _drop(self, history: History, payer: Publisher | None, count: int) -> int:
         """Drop the oldest of a topic; return their bytes, which its sole publisher is yet to be given back."""

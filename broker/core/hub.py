@@ -130,6 +130,8 @@ class Hub(Generic[S]):
         self._topics: dict[str, Listeners] = {}
         self._patterns: PatternIndex[Listeners] = PatternIndex()
         self._subscriptions = 0
+        self.changes: int = 0
+        """Grows with each subscription that begins or ends: what was found before is as good until then."""
 
     def statistics(self) -> HubStatistics:
         return HubStatistics(
@@ -161,6 +163,7 @@ class Hub(Generic[S]):
         listeners.add(subscription)
         subscriber.subscriptions[name] = subscription
         self._subscriptions += 1
+        self.changes += 1
 
     def unsubscribe(self, subscriber: Subscriber, name: str) -> Subscription | None:
         """Remove and return a subscription; None if there was none."""
@@ -168,6 +171,7 @@ class Hub(Generic[S]):
         if subscription is None:
             return None
         self._subscriptions -= 1
+        self.changes += 1
         listeners = self.find(name)
         assert listeners is not None
         listeners.remove(subscription)
@@ -203,6 +207,13 @@ class Hub(Generic[S]):
             return () if exact is None else (exact,)
         matching = self._patterns.match(topic)
         return matching if exact is None else [exact, *matching]
+
+    def is_plain(self, topic: str) -> bool:
+        """Whether all who listen to `topic` do so by its own name, and get everything that is published."""
+        if len(self._patterns):
+            return False
+        exact = self._topics.get(topic)
+        return exact is None or exact.is_plain
 
     def watchers(self, topic: str) -> Sequence[Subscriber]:
         """Subscribers that want to know of joins and leaves on `topic`."""

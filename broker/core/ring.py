@@ -64,13 +64,24 @@ class Ring:
     ) -> int:
         """Keep what one publisher has said in a row; return the bytes that it takes. 20 ns for each."""
         count = len(contents)
-        shape = self._begin(info, None, opaque, 0)
         if count == 1:  # half of the time that the lists below take for one
             data = contents[0]
+            shapes = self._shapes
+            shape = shapes[-1] if shapes else _GONE
+            if (  # as `_begin` has it, where nothing changes
+                shape.extra
+                or shape.info is not info
+                or shape is _GONE
+                or shape.opaque is not opaque
+                or shape.time
+                or shape.tags is not None
+            ):
+                shape = self._begin(info, None, opaque, 0)
             self._contents.append(data)
             self._whens.append(when)
-            self._shapes.append(shape)
+            shapes.append(shape)
             return len(data) + KEPT_BYTES + shape.extra
+        shape = self._begin(info, None, opaque, 0)
         more = sum(map(len, contents)) + count * KEPT_BYTES + shape.extra
         self._contents += contents
         self._whens += [when] * count

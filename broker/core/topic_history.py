@@ -1,4 +1,4 @@
-"""What is kept of one topic, and the accounts of those who have published there.
+"""The publications that are kept of one topic, and the accounts of those who have published there.
 
 Words are those of `history`: *epoch*, *top*, *front*, *owner*.
 """

@@ -52,8 +52,8 @@ class Snapshot:
     """The history of a topic in Redis, as of a place in the log, fetched in pieces: take each that comes until
     it `is_whole`, then `settle`.
 
-    Nothing tears it. What is published meanwhile is above its top, and what leaves the history meanwhile does
-    so in the log, behind its place. The caller sees to it that all pieces are of one epoch.
+    Nothing tears it: all that is published meanwhile is above its top, and all that leaves the history meanwhile
+    does so in the log, behind its place. The caller sees to it that all pieces are of one epoch.
     """
 
     topic: str
@@ -70,7 +70,7 @@ class Snapshot:
 
     @classmethod
     def of(cls, topic: str, view: Sequence[Any]) -> "tuple[Snapshot, Sequence[Any]]":
-        """What a script says of a topic, and the first piece."""
+        """The state of a topic as a script tells it, and the first piece."""
         place, now, epoch, top, size, ttl, entries = view
         position = Position(int(top), epoch.decode())
         return cls(topic, place, position, int(size), int(ttl) / 1000, int(now)), entries

@@ -38,8 +38,11 @@ SECOND: Final = 1.0
 MAX_NAMES: Final = 1000
 """Names that are told apart at a time. Ours are some forty; an app may make them of a peer's text."""
 
-UNLIMITED: Final = frozenset({"lines_swallowed", "log_lines_dropped"})
-"""Lines about lines: they are as rare as a second makes them, and must not be swallowed."""
+UNLIMITED: Final = frozenset(
+    {"lines_swallowed", "log_lines_dropped", "doubtful_setting", "unknown_setting", "exposed"}
+)
+"""Lines about lines, which are as rare as a second makes them; and those of a start about its settings, which
+are as many as somebody has set."""
 
 _Key: TypeAlias = tuple[str, str, str]
 

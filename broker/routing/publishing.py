@@ -162,7 +162,7 @@ class Publisher:
         connections have no names."""
         self._check_retain(topic, retain=retain)
         if is_connection_name(topic):
-            self.router.check_direct()
+            self.router.rights.check_direct()
         if direct_fd(topic) is None:
             self.router.rights.check_topic(topic)
 

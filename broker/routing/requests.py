@@ -239,7 +239,7 @@ class Requests:
         router = self.router
         fd = direct_fd(to)
         if fd is not None:
-            router.check_direct()
+            router.rights.check_direct()
             if fd == asker:
                 raise Refused(ErrorCode.BAD_REQUEST, f"{to} is this connection itself")
             peer = router.hub.sessions.get(fd)

@@ -179,6 +179,10 @@ class Router:
         self._run_most = RUN_BYTES
         self._run_width = 1  # audiences, and one where there are none
         self._run_work = 0.0  # of its fan-out
+        # A topic for which all of that stands as it is, by these generations of hub and settings.
+        self._steady_topic: str | None = None
+        self._steady_since = -1, -1
+        self._steady_recipients: list[Recipient] = []
         self.returns: Returns = Returns(self.fan_out, hub)
         office.before_round = self._end_run
         office.meter = self.meter
@@ -254,7 +258,8 @@ class Router:
             publications = Series(topic, contents, info, 0, opaque)
         self._run.batches.append(publications)
         self.latest = publications
-        count, size = len(contents), sum(map(len, contents))
+        count = len(contents)
+        size = len(contents[0]) if count == 1 else sum(map(len, contents))
         self.published += count
         if self._run_width == 1:  # as nearly always
             self.meter.done += work + count * PUBLICATION + size / 1024 * KILOBYTE
@@ -345,15 +350,35 @@ class Router:
             return rules, recipients, work
         if topic != self._run_topic or not topic or self._run.batches:
             self._begin_run(topic)
-        rules, recipients = self._run_rules, self._run_recipients
+        rules, recipients = self._run_rules, [*self._run_recipients]
         self._run_topic, self._run_recipients = "", []
         return rules, recipients, self._run_work
 
     def _begin_run(self, topic: str) -> None:
-        self._end_run()
-        rules, recipients, self._run_work = self._resolve(topic, None)
-        defers = self._may_defer and _defers(self.engine, topic, rules, recipients)
+        if self._run_topic:
+            self._end_run()
+        if (
+            topic == self._steady_topic
+            and self._steady_since == (self.hub.changes, self.settings.version)
+            and self.groups is None
+        ):
+            self._run_recipients = self._steady_recipients
+        else:
+            self._look_up(topic)
         self.meter.done += RUN
+        self._run = Parcel(topic, self._run_rules.slow_consumer)
+        if self._run_keeps:
+            self._run_now = trio.current_time()
+        self._run_bytes = 0
+        self._run_topic = topic
+        self.office.wake()
+
+    def _look_up(self, topic: str) -> None:
+        """Find out all that a run on a topic goes by, and whether the next one may go by the same. Raises
+        `Refused`."""
+        rules, recipients, self._run_work = self._resolve(topic, None)
+        self._steady_topic, self._steady_recipients = None, []
+        defers = self._may_defer and _defers(self.engine, topic, rules, recipients)
         self._run_width = width = len(recipients) or 1
         self._run_most = RUN_BYTES if width <= NARROW else RUN_BYTES * NARROW // width
         if rules.retain:
@@ -366,12 +391,9 @@ class Router:
         self._run_slow = slow
         if isinstance(slow, Way):
             self._run_most = 0  # it is answered for each publisher
-        self._run = Parcel(topic, rules.slow_consumer)
-        if self._run_keeps:
-            self._run_now = trio.current_time()
-        self._run_bytes = 0
-        self._run_topic = topic
-        self.office.wake()
+        if rules is not DIRECT_RULES and not self._may_defer and self.hub.is_plain(topic):
+            self._steady_topic, self._steady_recipients = topic, recipients
+            self._steady_since = self.hub.changes, self.settings.version
 
     def _end_run(self) -> None:
         """Send the open run out to the outboxes, if there is one."""
@@ -470,7 +492,7 @@ class Router:
             return rules, recipients, work
         fd = direct_fd(topic)
         if fd is not None:
-            self.check_direct()
+            self.rights.check_direct()
             peer = self.hub.sessions.get(fd)
             if peer is None and self.ways is not None:
                 return DIRECT_RULES, [self.ways.way_to(topic, fd)], PEER
@@ -480,7 +502,7 @@ class Router:
                 return DIRECT_RULES, [SlowMailbox(topic, peer, is_one_of_several=False)], PEER
             return DIRECT_RULES, [peer.mailbox], PEER
         self.rights.check_topic(topic)
-        self.check_direct()
+        self.rights.check_direct()
         user = topic[len(PERSONAL) :]
         peers = [self.hub.sessions.get(fd) for fd in self.hub.sessions.fds_of(user)]
         here = [peer for peer in peers if peer is not None and peer.takes_direct]
@@ -554,12 +576,6 @@ class Router:
         self._end_run()
         for topic in topics:
             peer.outbox.drop_topic(topic)
-
-    def check_direct(self) -> None:
-        """Raise `Refused` (108) where connections have no topics of their own."""
-        if not self.settings.config.direct_topics:
-            text = "direct_topics is off: connections have no topics of their own"
-            raise Refused(ErrorCode.NOT_AVAILABLE, text)
 
     # subscribing
 

@@ -149,7 +149,7 @@ class Share(Allowance):
 
     def may_do(self, work: float) -> bool:
         """Whether `wait_room` would return at once for so much work."""
-        if self.is_low:
+        if self.is_low():
             self.refill(trio.current_time())
         return self.admits(work)
 

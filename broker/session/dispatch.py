@@ -73,6 +73,7 @@ Sized = tuple[Command, float]
 
 _REQUESTS_OF: Final = attrgetter(*METHODS)
 _PONG: Final = Command()
+_CONNECTED: Final = Phase.CONNECTED
 
 _FEW: Final = 32
 """Publishes that are decoded without a look at how many there is room for."""
@@ -243,7 +244,7 @@ class Dispatcher:
         """
         share = self._share
         share.is_used_up = False
-        if share.is_low and not share.begin():
+        if share.is_low() and not share.begin():
             return batch
         if self.peer.outbox.replies_wait and self._peer_is_behind:
             return batch
@@ -368,7 +369,7 @@ class Dispatcher:
         """Carry out messages that are one publish each; return how many, 0 if the batch is anything
         else or somebody has to be asked."""
         client = self.client
-        if client is None or self._left is not None or not self._may_publish_now or not batch:
+        if client is None or self._left is not None or not self._may_publish_now() or not batch:
             return 0
         payloads = [payload for _, payload in batch]
         if len(payloads[0]) > _HUGE:
@@ -380,7 +381,7 @@ class Dispatcher:
         if not commands:
             return 0
         router = self.services.router
-        topic = client.open_topic
+        topic = client.open_topic()
         if commands[0].publish.channel == topic and topic and not client.codec.opaque_payloads:
             if not self._share.has_room(router.weigh(topic)):
                 return 0
@@ -432,14 +433,13 @@ class Dispatcher:
         self._share.spend(router.meter.done - before)
         return True
 
-    @property
     def _may_publish_now(self) -> bool:
         services = self.services
         return (
             services.hooks.publish is None
             and not services.router.engine.is_full(self.peer.allowance)
-            and self.peer.phase is Phase.CONNECTED
-            and not services.rate_limits.active
+            and self.peer.phase is _CONNECTED
+            and not services.rate_limits.are_active()
             and not services.logs_commands
         )
 
@@ -592,7 +592,11 @@ class Dispatcher:
 
         Raises `Disconnect` when that has happened too often.
         """
-        if not self.services.rate_limits.active or command == _PONG or isinstance(command, Unread):
+        if (
+            not self.services.rate_limits.are_active()
+            or command == _PONG
+            or isinstance(command, Unread)
+        ):
             return True
         if self._is_within(size):
             return True
@@ -613,7 +617,7 @@ class Dispatcher:
 
     def _is_within(self, size: float) -> bool:
         limits, peer = self.services.rate_limits, self.peer
-        if not limits.active:
+        if not limits.are_active():
             return True
         if peer.usage is None:
             peer.usage = ConnectionUsage()

@@ -52,13 +52,12 @@ class Client:
     def check_publish(self, topic: str) -> None:
         """Raise `Refused` unless this client may publish to `topic` now. Two comparisons where
         everybody may, and it published there before."""
-        if topic == self.open_topic and topic:
+        if topic == self.open_topic() and topic:
             return
         if self.services.rights.check_publish(self.peer, topic):
             self._open_topic = topic
             self._open_version = self.services.settings.version
 
-    @property
     def open_topic(self) -> str:
         """The topic it last published to, if everybody may under the settings of now; else ""."""
         is_current = self._open_version == self.services.settings.version

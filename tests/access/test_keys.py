@@ -12,7 +12,6 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from broker.access.keys import (
     EDDSA,
     HMAC,
-    MIN_SECRET_BYTES,
     RSA,
     UnfitKey,
     keys_of_jwks,
@@ -20,7 +19,6 @@ from broker.access.keys import (
     load_secret,
     public_key,
     secret_key,
-    warning,
 )
 from broker.config.settings import TokenRules
 from broker.errors import ConfigError
@@ -48,7 +46,6 @@ def write(path: Path, data: bytes) -> Path:
 def test_without_settings_there_is_no_key() -> None:
     assert load_keys(TokenRules()) == ()
     assert load_secret(TokenRules()) == b""
-    assert warning(TokenRules()) is None
 
 
 def test_all_keys_of_the_settings_count_the_secret_first(tmp_path: Path) -> None:
@@ -101,18 +98,6 @@ def test_a_key_that_no_algorithm_takes_says_why(tmp_path: Path, public: Any, rea
 def test_a_public_key_in_place_of_a_secret_is_refused() -> None:
     with pytest.raises(ConfigError, match="is a public key, which is no secret"):
         secret_key(pem(RSA_KEY))
-
-
-@pytest.mark.parametrize("size", [1, MIN_SECRET_BYTES - 1, MIN_SECRET_BYTES])
-def test_a_short_secret_is_warned_about_without_being_shown(size: int) -> None:
-    secret = "§"[:0] + "k" * size
-    text = warning(TokenRules(hmac_secret=secret))
-    if size < MIN_SECRET_BYTES:
-        assert text is not None
-        assert f"has {size} bytes" in text
-        assert "kk" not in text
-    else:
-        assert text is None
 
 
 @pytest.mark.parametrize(

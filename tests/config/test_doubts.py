@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import pytest
+import structlog
+from trio.testing import MockClock
 
+from broker import Broker, Config
 from broker.config.loading import load_with_sources
+from broker.config.settings import TokenRules
+from broker.testing import open_test_broker
 from tests.conftest import HMAC_SECRET
 
 SECRET = "whsec_" + "c2VjcmV0" * 4
@@ -31,6 +36,8 @@ def doubts(tmp_path: Path, file: str = "", **environ: str) -> list[str]:
         ('admin_key = "s3cret"', ["admin_key has 6 characters"]),
         ('admin_view_key = "s3cret"', ["admin_view_key has 6 characters"]),
         ('[tokens]\nhmac_secret = "secret"', ["tokens.hmac_secret has 6 bytes"]),
+        (f'[tokens]\nhmac_secret = "{31 * "k"}"', ["tokens.hmac_secret has 31 bytes"]),
+        (f'[tokens]\nhmac_secret = "{32 * "k"}"', []),
     ],
 )
 def test_each_is_one_line_that_names_the_place_and_no_secret(
@@ -82,3 +89,14 @@ def test_a_layer_that_overrides_another_is_no_doubt(tmp_path: Path) -> None:
     assert doubts(tmp_path, 'unix = "/run/b"', BROKER_PORT="1") == []
     both = doubts(tmp_path, BROKER_PORT="1", BROKER_UNIX="/run/b")
     assert [line.partition(" counts")[0] for line in both] == ["BROKER_PORT: port"]
+
+
+async def test_a_program_in_python_is_told_at_start_as_the_command_is(
+    autojump_clock: MockClock,
+) -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with open_test_broker(Broker(Config(tokens=TokenRules(hmac_secret="secret")))):
+            pass
+    [line] = [entry for entry in logs if entry["event"] == "doubtful_setting"]
+    assert line["log_level"] == "warning"
+    assert line["detail"].startswith("tokens.hmac_secret has 6 bytes")

@@ -73,11 +73,11 @@ async def test_a_batch_is_applied_once_and_only_of_a_node_that_has_entered(serve
 async def test_a_view_has_the_runs_up_to_the_top_within_the_size(server: Server) -> None:
     async with scripts(server) as log:
         await log.enter("a")
-        for number in range(1, 3):
+        for number in range(1, 4):
             await log.append("a", number, keep("t", b"%d" % number, count=2))
         _, _, epoch, top, size, ttl, runs = await log.view("t")
-        assert (epoch, top, size, ttl) == (b"l11", b"4", b"3", b"60000")
-        assert [(place, fields[1]) for place, fields in runs] == [(b"2-0", b"1"), (b"4-0", b"2")]
+        assert (epoch, top, size, ttl) == (b"l11", b"6", b"3", b"60000")
+        assert [(place, fields[1]) for place, fields in runs] == [(b"4-0", b"2"), (b"6-0", b"3")]
 
 
 async def test_a_publish_with_a_key_that_came_before_is_published_no_second_time(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import structlog
 
-from broker.logs.limiter import LINES_A_SECOND, MAX_NAMES, Limiter, Swallowed
+from broker.logs.limiter import LINES_A_SECOND, MAX_NAMES, UNLIMITED, Limiter, Swallowed
 
 
 class Lines:
@@ -134,8 +134,8 @@ def test_all_counts_are_told_before_an_end(lines: Lines) -> None:
     assert lines.log("refused") is None  # the second is not over
 
 
-def test_lines_about_lines_are_never_swallowed(lines: Lines) -> None:
-    for name in ("lines_swallowed", "log_lines_dropped"):
+def test_lines_about_lines_and_about_settings_are_never_swallowed(lines: Lines) -> None:
+    for name in UNLIMITED:
         assert [lines.log(name, "warning") for _ in range(10)] == [0] * 10
 
 

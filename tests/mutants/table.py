@@ -542,6 +542,24 @@ ORDER: Final = (
         ),
     ),
     Mutant(
+        "a run goes by listeners who have left",
+        "broker/core/hub.py",
+        "        self._subscriptions -= 1\n        self.changes += 1\n",
+        "        self._subscriptions -= 1\n",
+        (
+            "tests/routing/test_router.py::test_a_run_goes_by_what_the_last_one_found_until_that_changes",
+        ),
+    ),
+    Mutant(
+        "a run goes by settings that are no longer in force",
+        "broker/routing/router.py",
+        "            and self._steady_since == (self.hub.changes, self.settings.version)\n",
+        "            and self._steady_since[0] == self.hub.changes\n",
+        (
+            "tests/routing/test_router.py::test_a_run_goes_by_what_the_last_one_found_until_that_changes",
+        ),
+    ),
+    Mutant(
         "a reply overtakes what was published before",
         "broker/routing/router.py",
         """        \"\"\"The same for a run that the caller has made, to look for it in the outbox later.\"\"\"
@@ -1157,8 +1175,8 @@ BUDGETS: Final = (
     Mutant(
         "what a turn leaves is kept for other acts",
         "broker/core/work.py",
-        "        self.slice = min(self.slice - work, SLICE)\n",
-        "        self.slice -= work\n",
+        "            self.slice = min(self.slice, SLICE)\n",
+        "            pass\n",
         (
             "tests/core/test_work.py::test_a_turn_for_a_large_act_leaves_no_more_than_a_slice_for_another",
         ),

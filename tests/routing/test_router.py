@@ -5,6 +5,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from hypothesis import given, settings
@@ -91,6 +92,44 @@ async def test_publishers_who_follow_one_another_share_a_run() -> None:
         publish(router, "a", b"1", publisher.info)
     end_round(router)
     assert runs(listener) == [[1, 1]]
+
+
+async def test_a_run_goes_by_what_the_last_one_found_until_that_changes() -> None:
+    router = make_router()
+    one = listen(router, "a")
+    asked = []
+    resolve = router._resolve
+
+    def counted(topic: str, tags: Any) -> object:
+        asked.append(topic)
+        return resolve(topic, tags)
+
+    router._resolve = counted  # type: ignore[method-assign,assignment]
+
+    def round_of(data: bytes) -> None:
+        publish(router, "a", data)
+        end_round(router)
+
+    round_of(b"1")
+    round_of(b"2")
+    assert asked == ["a"]
+    two = listen(router, "a", codec=PLAIN)
+    round_of(b"3")
+    assert (runs(one), runs(two)) == ([[1], [2], [3]], [["3"]])
+    router.unsubscribe(two, "a")
+    round_of(b"4")
+    assert (runs(one), runs(two)) == ([[1], [2], [3], [4]], [["3"]])
+    three = listen(router, "*")
+    for data in (b"5", b"5"):  # those who listen by a pattern are asked about each time
+        round_of(data)
+    assert (runs(one)[4:], runs(three)) == ([[5], [5]], [[5], [5]])
+    router.unsubscribe(three, "*")
+    round_of(b"6")
+    rules = TopicRules(history_size=2, history_ttl=60)
+    router.settings.replace(attrs.evolve(router.settings.config, topics=rules))
+    round_of(b"7")
+    assert (runs(one)[6:], router.latest[0].offset) == ([[6], [7]], 1)
+    assert asked == ["a"] * 7
 
 
 async def test_what_was_weighed_for_a_parcel_is_looked_up_once() -> None:

@@ -21,7 +21,7 @@ from broker.errors import HeadError
 from broker.session.admission import LINGERERS, MAX_GUESTS, Admission, Capacity, Guest, Stage
 from broker.testing import Network, Peer, handshake, open_test_broker
 
-KEY = "s3cret"
+KEY = "a key of many characters"
 HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 SLOW_BODY = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
 API = (
@@ -377,7 +377,7 @@ SCRIPT = """
 
     async def main():
         configure("json", "warning")
-        broker = Broker(Config(host="127.0.0.1", port=0, api_key="s3cret"))
+        broker = Broker(Config(host="127.0.0.1", port=0, api_key="a key of many characters"))
         opened = []
         async with trio.open_nursery() as nursery:
             (address,) = await nursery.start(broker.serve)
