@@ -102,6 +102,8 @@ class Watched:
     def check(self) -> None:
         """All of the work before has been given back now, so memory and the file are to agree."""
         if self.rows is not None and self.engine is not None:
+            for topic in list(self.engine._store.topics()):
+                self.engine._store.state(topic)  # a look, by which it ends if a reload has forgotten it
             unwritten = self.engine._unwritten
             assert all_kept(read(self.rows), unwritten) == all_kept(self.engine, unwritten)
             self.cuts += 1
