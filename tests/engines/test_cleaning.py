@@ -102,8 +102,9 @@ class Watched:
     def check(self) -> None:
         """All of the work before has been given back now, so memory and the file are to agree."""
         if self.rows is not None and self.engine is not None:
+            # By a look a topic ends that a reload has forgotten.
             for topic in list(self.engine._store.topics()):
-                self.engine._store.state(topic)  # a look, by which it ends if a reload has forgotten it
+                self.engine._store.state(topic)
             unwritten = self.engine._unwritten
             assert all_kept(read(self.rows), unwritten) == all_kept(self.engine, unwritten)
             self.cuts += 1
