@@ -48,7 +48,7 @@ TYPED: Final = {
     "docs/howto/fallbacks.md": "python -m broker",
     "docs/howto/logs.md": "",
     "docs/howto/monitoring.md": "",
-    "docs/howto/nodes.md": "BROKER_API_KEY=s3cret python -m broker",
+    "docs/howto/nodes.md": "BROKER_API_KEY=a-key-of-your-own python -m broker",
     "docs/howto/private-messages.md": "",
     "docs/howto/redis.md": "",
     "docs/howto/systemd.md": "",
@@ -62,7 +62,7 @@ TYPED: Final = {
     "docs/javascript/index.md": "",
     "docs/javascript/tokens.md": "",
     "docs/reference/http-api.md": "",
-    "docs/tutorial/http-api.md": "BROKER_API_KEY=s3cret python -m broker",
+    "docs/tutorial/http-api.md": "BROKER_API_KEY=a-key-of-your-own python -m broker",
 }
 """The pages whose blocks in shell and Python are typed, and what is typed before, where a page takes a broker for granted."""
 

@@ -114,7 +114,7 @@ class Site:
         request = Request(
             f"http://localhost:{self.port}/api/connection",
             json.dumps({"fd": fd}).encode(),
-            {"X-API-Key": "s3cret", "Content-Type": "application/json"},
+            {"X-API-Key": "a-key-of-your-own", "Content-Type": "application/json"},
         )
         with urlopen(request, timeout=PATIENCE) as answer:
             return str(json.load(answer)["result"]["node"])
@@ -424,7 +424,7 @@ def test_what_one_command_publishes_another_hears_elsewhere(site: Site) -> None:
         assert listener.stdout is not None
         deadline = time.monotonic() + START_SECONDS
         while "news" not in site.printed(
-            "python -m broker topics --url http://localhost:9501 --api-key s3cret"
+            "python -m broker topics --url http://localhost:9501 --api-key a-key-of-your-own"
         ):
             assert time.monotonic() < deadline
         site.printed(saying)
