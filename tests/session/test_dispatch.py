@@ -186,9 +186,9 @@ async def test_a_thousand_commands_at_once_leave_others_their_turn(
         while got < 1000:
             got += (await client.receive_text()).count("presence_stats")
         nursery.cancel_scope.cancel()
-    # They are 6 ms of work, of which others are let in between two slices; 9 to 12 turns were seen, and 6 or
-    # 7 where nobody is let in.
-    assert turns > 1000 * COMMAND / SLICE + 1
+    # They are 6 ms of work, of which others are let in between two slices; 9 to 13 turns were seen, and 6 to 8
+    # where nobody is let in.
+    assert turns > 1000 * COMMAND / SLICE + 2
 
 
 async def test_members_of_one_command_leave_others_their_turn(
