@@ -10,60 +10,37 @@ import trio
 from tests.hostile.field import Field, hostile
 from tests.hostile.raw_tls import RawTls
 from tests.hostile.slow import BUFFER, STALL
-from tests.hostile.target import Setup
+from tests.hostile.target import Ground, Setup
 from tests.hostile.wire import Ended, Peer, Tcp, result
 
 ISSUE: Final = "issue 9"
 
 
-@hostile(
-    "crowd/a reload with 60,000 topics",
-    ISSUE,
-    "served",
-    fresh=True,
-    setup=Setup(toml="[topics]\nhistory_size = 10\n"),
-    seconds=60.0,
-    peak_mib=192.0,
-    left_mib=160.0,
-)
-async def _topics(field: Field) -> Sequence[str]:
-    await _keep_60_000(field)
-    for size in (11, 12, 13, 10):
-        _reload(field, size)
-        await trio.sleep(0.5)
-    return ["served"]
+def _reloaded(name: str, sizes: Sequence[int], pause: float, ground: Ground = "memory") -> None:
+    """An input in which a broker with 60,000 topics is told by one reload after the other how many publications each
+    is to keep."""
+
+    @hostile(
+        f"crowd/{name}",
+        ISSUE,
+        "served",
+        fresh=True,
+        setup=Setup(toml="[topics]\nhistory_size = 10\n", ground=ground),
+        seconds=60.0,
+        peak_mib=192.0,
+        left_mib=160.0,
+    )
+    async def attack(field: Field) -> Sequence[str]:
+        await _keep_60_000(field)
+        for size in sizes:
+            _reload(field, size)
+            await trio.sleep(pause)
+        return ["served"]
 
 
-@hostile(
-    "crowd/60,000 topics are forgotten",
-    ISSUE,
-    "served",
-    fresh=True,
-    setup=Setup(toml="[topics]\nhistory_size = 10\n"),
-    seconds=60.0,
-    peak_mib=192.0,
-    left_mib=160.0,
-)
-async def _forgotten(field: Field) -> Sequence[str]:
-    await _keep_60_000(field)
-    for size in (0, 10, 0):
-        _reload(field, size)
-        await trio.sleep(1.5)
-    return ["served"]
-
-
-@hostile(
-    "crowd/60,000 topics are forgotten on sqlite",
-    ISSUE,
-    "served",
-    fresh=True,
-    setup=Setup(toml="[topics]\nhistory_size = 10\n", ground="sqlite"),
-    seconds=60.0,
-    peak_mib=192.0,
-    left_mib=160.0,
-)
-async def _forgotten_on_disk(field: Field) -> Sequence[str]:
-    return await _forgotten(field)
+_reloaded("a reload with 60,000 topics", (11, 12, 13, 10), 0.5)
+_reloaded("60,000 topics are forgotten", (0, 10, 0), 1.5)
+_reloaded("60,000 topics are forgotten on sqlite", (0, 10, 0), 1.5, "sqlite")
 
 
 async def _keep_60_000(field: Field) -> None:
