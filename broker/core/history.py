@@ -365,8 +365,17 @@ class HistoryStore:
     # keeping it elsewhere as well
 
     def topics(self) -> list[str]:
-        """All topics that have an epoch."""
-        return [*self._kept, *self.quiet]
+        """All topics that have an epoch, in no order. Linear in them, 30 ns each."""
+        return [*dict.keys(self._kept), *self.quiet.names()]
+
+    def used_at(self, topic: str) -> float:
+        """When a topic was published to last, or, where it keeps nothing, asked for; 0 if it has no epoch. It
+        does not count as asking for it."""
+        history = self._kept.get(topic)
+        if history is not None:
+            return history.ring.when(len(history.ring) - 1)
+        quiet = self.quiet.get(topic)
+        return 0.0 if quiet is None else quiet.asked
 
     def state(self, topic: str) -> tuple[Position, History | None] | None:
         """Where a topic is, and what it keeps if that is anything; None if it has no epoch. It does

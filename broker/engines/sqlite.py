@@ -22,6 +22,7 @@ Not promised: that something is *not* kept which was not acknowledged. A publica
 refused is not kept; one whose publisher never got an answer may be.
 """
 
+import heapq
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
@@ -87,6 +88,10 @@ PIECE_BYTES: Final = 2**19
 PIECE_PUBLICATIONS: Final = 256
 """Bytes and publications of one piece of a cleaning, and one publication at least. A commit has less than two,
 beside what is published: 1 ms of the loop, and about as long on the disk as a full batch takes."""
+
+LISTED_AT_ONCE: Final = 512
+"""Topics that are put in order in one step, when a cleaning begins: 0.5 ms of the loop. A hundred thousand would
+take 30."""
 
 UNWRITTEN_AT_ONCE: Final = 256
 """Topics of which a commit says where they are, besides those that it brings something to: 1 ms of the loop. A
@@ -507,8 +512,16 @@ class SqliteEngine(Memory):
             self._cleaning = None
 
     def _pieces(self) -> Iterator[_Piece]:
-        """All that is kept, as records; each piece is what is true in the step in which it is taken."""
-        for topic in self._store.topics():
+        """All that is kept, as records; each piece is what is true in the step in which it is taken. First of
+        the topics is the one published to longest ago, so that a start finds them in that order. The first
+        pieces are empty: each has put some of them in order."""
+        topics, used_at = self._store.topics(), self._store.used_at
+        parts = []
+        for place in range(0, len(topics), LISTED_AT_ONCE):
+            part = topics[place : place + LISTED_AT_ONCE]
+            parts.append(sorted([(used_at(topic), topic) for topic in part]))
+            yield _Piece([], PIECE_PUBLICATIONS)
+        for _, topic in heapq.merge(*parts):
             yield from self._pieces_of(topic)
         for value in self.retained.values():
             if self.retained.get(value.topic) is value:  # else its successor is in the log already

@@ -1002,6 +1002,16 @@ BUDGETS: Final = (
         ),
     ),
     Mutant(
+        "a topic that was forgotten is published to while the log still has its epoch",
+        "broker/engines/sqlite.py",
+        "        self._store.touch(topic)  # or its former epoch might be in the log when this is forgotten\n",
+        "",
+        (
+            "tests/engines/test_sqlite.py::test_topics_that_are_forgotten_are_in_several_commits_and_those_in_use_first",
+            "tests/engines/test_sqlite_crashes.py::test_a_position_never_gets_a_second_meaning",
+        ),
+    ),
+    Mutant(
         "a commit brings something to a topic before it says where that is",
         "broker/engines/sqlite.py",
         "            if item.topic in unwritten:\n",
