@@ -502,6 +502,60 @@ async def test_a_bound_connection_is_the_new_user_everywhere(autojump_clock: Moc
         assert {each["channel"] for each in await pushes_to(peer)} == {"news"}
 
 
+Become = Callable[[Network, Peer], Awaitable[Any]]
+
+
+async def connect_as(net: Network, peer: Peer, user: str = "") -> Any:
+    return (await peer.request(connect={"token": user}))["connect"]["subs"]
+
+
+async def bound_before(net: Network, peer: Peer) -> Any:
+    net.broker.bind(peer.fd, "bob")
+    return await connect_as(net, peer)
+
+
+async def bound_back(net: Network, peer: Peer) -> Any:
+    net.broker.bind(peer.fd, "bob")
+    net.broker.bind(peer.fd, "alice")
+    return await connect_as(net, peer)
+
+
+async def bound_at_connect(net: Network, peer: Peer) -> Any:
+    return await connect_as(net, peer, "bob")
+
+
+async def the_same(net: Network, peer: Peer) -> Any:
+    return await connect_as(net, peer, "alice")
+
+
+BECOMES: dict[str, tuple[Become, set[str]]] = {
+    "bound": (bound_before, {"news", "room#alice,bob"}),
+    "bound there and back": (bound_back, {"news", "room#alice,bob"}),
+    "by its connect": (bound_at_connect, {"news", "room#alice,bob"}),
+    "nobody else": (the_same, {"news", "room#alice,bob", "#alice", "room#alice,carol"}),
+}
+
+
+@pytest.mark.parametrize("become", BECOMES)
+async def test_topics_that_wait_are_held_to_the_user_too(
+    autojump_clock: MockClock, become: str
+) -> None:
+    """As those are that a bind finds begun: a topic that names users ends with the last of them."""
+    broker = Broker(Config(direct_topics=False))
+
+    @broker.on_connect
+    async def name(event: Any) -> ConnectReply:
+        return ConnectReply(user=event.token)
+
+    async with open_test_broker(broker) as net:
+        peer = await net.open_websocket()
+        broker.bind(peer.fd, "alice")
+        for topic in ("news", "#alice", "room#alice,carol", "room#alice,bob"):
+            assert broker.add_subscription(peer.fd, topic)
+        act, kept = BECOMES[become]
+        assert set(await act(net, peer)) == kept
+
+
 async def test_a_subscription_by_token_ends_with_its_user(autojump_clock: MockClock) -> None:
     broker = Broker(Config(tokens=TokenRules(hmac_secret=SECRET)))
     async with open_test_broker(broker) as net:
