@@ -24,7 +24,7 @@ from broker import (
     TopicRules,
 )
 from broker.access.minting import mint
-from broker.testing import Network, Peer, open_test_broker
+from broker.testing import Closed, Network, Peer, open_test_broker
 
 SECRET = "0123456789abcdef0123456789abcdef"
 
@@ -293,6 +293,67 @@ async def test_a_right_that_goes_while_a_hook_waits_is_gone(
         assert code_of(replies[0]) == 103
         await peer.aclose()
         assert await data_to(reader) == []
+
+
+EXPIRING: dict[str, Act] = {
+    **ACTS,
+    **{
+        method: lambda peer, method=method: peer.request(**{method: {"channel": "news"}})  # type: ignore[misc]
+        for method in ("subscribe", "history", "presence", "presence_stats")
+    },
+    "rpc": lambda peer: peer.request(rpc={"method": "x"}),
+}
+
+
+@pytest.mark.parametrize("act", EXPIRING)
+async def test_a_token_that_is_over_while_a_hook_waits_is_over(
+    autojump_clock: MockClock, act: str
+) -> None:
+    """To the moment, and not when the broker looks at it next."""
+    broker = Broker(Config(tokens=TokenRules(hmac_secret=SECRET), ping_seconds=500))
+
+    async def wait(*about: Any) -> None:
+        await trio.sleep(0.2)
+
+    for hook in (broker.on_subscribe, broker.on_publish, broker.on_history, broker.on_presence):
+        hook(wait)  # type: ignore[operator]
+    broker.on_rpc(wait)
+    async with open_test_broker(broker) as net:
+        await trio.sleep(0.45)
+        now = net.node.now()
+        claims = {"sub": "alice", "exp": now + 60, "subs": {"news": {"data": "x"}}}
+        reader = await net.open_client(token=mint({"sub": "bob"}, SECRET.encode(), "HS256"))
+        net.broker.add_subscription(reader.fd, "news")
+        if act == "subscribe":
+            del claims["subs"]
+        peer = await net.open_client(token=mint(claims, SECRET.encode(), "HS256"))
+        await trio.sleep(60 + 25 - 0.1)
+        with pytest.raises(Closed, match="3005"):
+            await EXPIRING[act](peer)
+        pushes = await pushes_to(reader)
+        assert [push for push in pushes if "pub" in push] == []
+        assert broker.fds_of("alice") == []
+
+
+async def test_a_subscription_that_is_over_while_a_hook_waits_reads_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    rules = TopicRules(may_read_history="subscribers")
+    tokens = TokenRules(hmac_secret=SECRET)
+    broker = Broker(Config(tokens=tokens, topics=rules, ping_seconds=500))
+
+    @broker.on_history
+    async def wait(event: ReadEvent) -> None:
+        await trio.sleep(0.2)
+
+    async with open_test_broker(broker) as net:
+        await trio.sleep(0.45)
+        peer = await net.open_client(token=mint({"sub": "alice"}, SECRET.encode(), "HS256"))
+        claims = {"sub": "alice", "channel": "$plans", "exp": net.node.now() + 60}
+        token = mint(claims, SECRET.encode(), "HS256")
+        assert "subscribe" in await peer.request(subscribe={"channel": "$plans", "token": token})
+        await trio.sleep(60 + 25 - 0.1)
+        assert code_of(await peer.request(history={"channel": "$plans"})) == 103
 
 
 def asking_broker(seen: list[str], wait: Callable[[Connection], Awaitable[None]]) -> Broker:
