@@ -316,7 +316,7 @@ async def test_a_token_that_is_over_while_a_hook_waits_is_over(
         await trio.sleep(0.2)
 
     for hook in (broker.on_subscribe, broker.on_publish, broker.on_history, broker.on_presence):
-        hook(wait)  # type: ignore[operator]
+        hook(wait)
     broker.on_rpc(wait)
     async with open_test_broker(broker) as net:
         await trio.sleep(0.45)
