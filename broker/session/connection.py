@@ -273,17 +273,13 @@ class Connection(Helped):
         )
         if services.hooks.open is not None and self.is_apps:
             self._waiting += 1  # all that comes waits for the hook
-            self._begin_serving(services.hooks.open)
+            self._served = trio.Event()
+            self.start_soon(self._serve, services.hooks.open, self._served)
         if services.draining:
             self.shut_down()
 
-    def _begin_serving(self, open_hook: OpenHook | None = None) -> None:
-        """Have a task that may wait for hooks: most sessions never need one."""
-        self._served = trio.Event()
-        self.start_soon(self._serve, open_hook, self._served)
-
     async def _serve(self, open_hook: OpenHook | None, served: trio.Event) -> None:
-        """Do what may have to wait for the app, until no more can come."""
+        """Do what may have to wait for the app, until no more can come. Most sessions never need this task."""
         hook = "open"
         try:
             with trio.CancelScope(deadline=self._serve_until) as self._serving:
@@ -331,7 +327,8 @@ class Connection(Helped):
         if batch and self._closing is None:
             self._waiting += 1
             if self._served is None:
-                self._begin_serving()
+                self._served = trio.Event()
+                self.start_soon(self._serve, None, self._served)
         return batch
 
     # the end
