@@ -378,8 +378,15 @@ class Dispatcher:
     def _take_publishes(self, batch: Batch) -> int:
         """Carry out messages that are one publish each; return how many, 0 if the batch is anything
         else or somebody has to be asked."""
-        client = self.client
-        if client is None or self._left is not None or not self._may_publish_now() or not batch:
+        client, services, router = self.client, self.services, self.services.router
+        may_publish_now = (
+            services.hooks.publish is None
+            and self.peer.phase is _CONNECTED
+            and not services.rate_limits.are_active
+            and not services.logs_commands
+            and not router.engine.is_full(self.peer.allowance)
+        )
+        if client is None or self._left is not None or not may_publish_now or not batch:
             return 0
         # One message, as many reads hold, needs no comprehension: that is a call.
         payloads = [batch[0][1]] if len(batch) == 1 else [payload for _, payload in batch]
@@ -391,7 +398,6 @@ class Dispatcher:
         commands = client.codec.decode_publishes(payloads)
         if not commands:
             return 0
-        router = self.services.router
         topic = client.open_topic()
         if commands[0].publish.channel == topic and topic and not client.codec.opaque_payloads:
             if not self._share.has_room(router.weigh(topic)):
@@ -443,16 +449,6 @@ class Dispatcher:
         del refusal  # see the module: it holds this frame
         self._share.spend(router.meter.done - before)
         return True
-
-    def _may_publish_now(self) -> bool:
-        services = self.services
-        return (
-            services.hooks.publish is None
-            and not services.router.engine.is_full(self.peer.allowance)
-            and self.peer.phase is _CONNECTED
-            and not services.rate_limits.are_active
-            and not services.logs_commands
-        )
 
     # one message
 
