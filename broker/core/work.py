@@ -41,6 +41,12 @@ DEBT: Final = 2.0 * SHARE * 1_000_000
 COMMAND: Final = 6.0
 """One command: decoding, checks, a reply. Measured 4 to 8."""
 
+REFUSED: Final = 5.0
+"""A command that is refused, besides: what is raised for it goes through all that has called. Measured 4 to 8."""
+
+CALLED: Final = 5.0
+"""A method of ours that is called, besides what it does: its parameters are read. Measured 5 to 8."""
+
 FRAME: Final = 0.3
 """A frame that comes, besides the command in it."""
 

@@ -32,6 +32,7 @@ from broker.core.work import (
     FIRST_MESSAGE,
     FRAME,
     PUBLICATION,
+    REFUSED,
 )
 from broker.errors import CloseCode, Disconnect, ErrorCode, Refused
 from broker.hooks import Connection
@@ -254,6 +255,8 @@ class Dispatcher:
             if 0 < done < len(batch):
                 share.is_used_up = True
             while done < len(batch) and not share.is_used_up:
+                if not self.peer.is_established:
+                    return []  # what nobody carries out costs nobody anything, and nothing is charged for it
                 payload = batch[done][1]
                 if not self._may_take_apart(payload):
                     break
@@ -572,6 +575,7 @@ class Dispatcher:
                 client.reply(command.id, method, result)
         except Exception as error:
             self._note_outcome(client, command, method, error)
+            self.services.router.meter.add(REFUSED)
             if isinstance(error, Disconnect) or (
                 method == "send" and not isinstance(error, Refused)
             ):

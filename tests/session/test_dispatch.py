@@ -31,6 +31,7 @@ from broker import (
 from broker.core.work import (
     AUDIENCE,
     COMMAND,
+    DECODED_KILOBYTE,
     FIRST_MESSAGE,
     KILOBYTE,
     LEFT,
@@ -41,6 +42,7 @@ from broker.core.work import (
     PART,
     PEER,
     PUBLICATION,
+    REFUSED,
     ROUND,
     SLICE,
     TOKEN,
@@ -189,6 +191,38 @@ async def test_a_thousand_commands_at_once_leave_others_their_turn(
     # They are 6 ms of work, of which others are let in between two slices; 9 to 13 turns were seen, and 6 to 8
     # where nobody is let in.
     assert turns > 1000 * COMMAND / SLICE + 2
+
+
+async def test_what_is_refused_is_paid_for(autojump_clock: MockClock, net: Network) -> None:
+    """To refuse a command takes as long again as to carry out a simple one."""
+    client = await net.open_client()
+    await wait_all_tasks_blocked()
+    load = LoopLoad(net.node.router.meter)
+    trio.lowlevel.add_instrument(load)
+    await client.send_json(*({"id": n, "rpc": {"method": "none"}} for n in range(1, 101)))
+    for _ in range(100):
+        assert (await client.receive_json())["error"]["code"] == 104
+    trio.lowlevel.remove_instrument(load)
+    assert sum(load.rounds) > 100 * REFUSED
+
+
+async def test_what_came_from_a_peer_that_has_ended_is_not_looked_at(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    """Nobody would be charged for it: a read of a thousand messages took 3 ms, and of many peers more."""
+    client = await net.open_client()
+    said = json.dumps({"id": 1, "rpc": {"method": "x" * 5000}}).encode()
+    await client.send(client_frame(TEXT, said) * 100)
+    meter = net.node.router.meter
+    until = meter.done + 10 * 5000 / 1024 * DECODED_KILOBYTE
+    while meter.done < until:
+        await trio.lowlevel.checkpoint()
+    net.broker.disconnect(client.fd)
+    load = LoopLoad(meter)
+    trio.lowlevel.add_instrument(load)
+    await wait_all_tasks_blocked()
+    trio.lowlevel.remove_instrument(load)
+    assert sum(load.rounds) < 10 * 5000 / 1024 * DECODED_KILOBYTE
 
 
 async def test_members_of_one_command_leave_others_their_turn(
