@@ -5,7 +5,7 @@ its recovery or behind it, never in between and never into both.
 """
 
 import secrets
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -19,7 +19,14 @@ from broker.core.retained import Retained
 from broker.core.scopes import name_scope
 from broker.core.work import Allowance, Meter
 from broker.engines.cluster import ALONE, ClusterLink
-from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
+from broker.engines.engine import (
+    NOWHERE,
+    Durability,
+    EngineStatistics,
+    Sink,
+    Submission,
+    View,
+)
 from broker.engines.waiting import LITTLE_BYTES
 
 EXPIRE_EVERY: Final = 1.0
@@ -45,10 +52,10 @@ class Memory:
         self.meter: Meter = Meter()
         self._store = HistoryStore(max_bytes, new_epoch, meter=self.meter)
 
-    def knows(self, topic: str) -> bool:
+    def knows(self, topic: str, since: Position | None = None) -> bool:
         return True
 
-    async def fetch(self, topics: Sequence[str]) -> None:
+    async def fetch(self, topics: Sequence[str], since: Mapping[str, Position] = NOWHERE) -> None:
         await trio.lowlevel.checkpoint()
 
     def publish(

@@ -54,6 +54,7 @@ from broker.core.work import (
     SUBSCRIPTION,
     SURVEYED_AT_ONCE,
 )
+from broker.engines.engine import NOWHERE
 from broker.errors import CloseCode, ErrorCode, Refused, UnsubscribeCode, check_close_code
 from broker.events.spans import TAG, is_sampled
 from broker.http.calls import Call, Listing, member, pieces
@@ -687,8 +688,9 @@ class _Methods:
         if params.since is not None:
             since = Position(params.since.offset, params.since.epoch)
         engine = self._node.router.engine
-        if not engine.knows(params.channel):
-            await call.aside(partial(engine.fetch, (params.channel,)))
+        if not engine.knows(params.channel, since):
+            seen = NOWHERE if since is None else {params.channel: since}
+            await call.aside(partial(engine.fetch, (params.channel,), seen))
         try:
             publications, top = history_page(
                 self._node.router, params.channel, since, params.limit, params.reverse

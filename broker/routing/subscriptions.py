@@ -124,8 +124,8 @@ class Plan:
         result: dict[str, object] = {"recoverable": True, "positioned": True}
         missed: list[Publication] = []
         size = 0
-        if request.recover:
-            since = Position(request.offset, request.epoch)
+        since = since_of(request)
+        if since is not None:
             view = engine.view(name, since)
             missed, recovered, position = view.missed, view.recovered, view.top
             size = listed_bytes(missed)
@@ -152,6 +152,11 @@ class Plan:
         else:
             position = engine.position(name)
         return {**result, **codec.stream(missed, position)}, size
+
+
+def since_of(request: SubscribeRequest) -> Position | None:
+    """The position that a client comes back with; None for one that does not recover."""
+    return Position(request.offset, request.epoch) if request.recover else None
 
 
 def is_recoverable(

@@ -6,7 +6,7 @@ Here time is real, as a server knows no other: nothing waits for a time that cou
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +15,13 @@ import pytest
 import structlog.testing
 import trio
 import trio.lowlevel
+import trio.testing
 
 from broker.core.messages import Position, Publication
 from broker.engines.engine import IdempotencyKey
 from broker.engines.redis import RedisEngine, open_redis
 from broker.engines.redis_outgoing import Order, Outgoing
+from broker.engines.redis_wire import Part, Wire
 from broker.errors import Refused
 from broker.testing import ENGINE_CONTRACT, Witness
 from broker.testing.engines import RULES, has_recovered, kept, position_of
@@ -315,6 +317,78 @@ async def test_a_batch_that_arrives_after_all_was_sent_again_counts_for_nothing(
                     )
             assert late
             await one_node.check()
+
+
+async def test_a_position_that_another_node_has_told_of_is_read_up_to(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While this node has no link, or has not read so far: to have recovered is no question of where a client
+    comes to."""
+    proxy = Proxy(server, random.Random(1))
+    async with proxy.serving(), opened(server) as (one, teller), opened(proxy) as (two, _):
+        with trio.fail_after(60):
+            await teller.published("a", b"1")
+            await two.fetch(("a",))
+            proxy.passes = trio.Event()
+            position = await teller.published("a", b"2")
+            assert position is not None
+            assert two.knows("a")
+            assert not two.knows("a", position)
+            monkeypatch.setattr("broker.engines.redis.FETCH_SECONDS", 0.1)
+            with pytest.raises(Refused, match="history is away") as refusal:
+                await two.fetch(("a",), {"a": position})
+            assert (refusal.value.code, refusal.value.temporary) == (100, True)
+            monkeypatch.setattr("broker.engines.redis.FETCH_SECONDS", 60)
+            async with trio.open_nursery() as nursery:
+                for _ in range(50):  # in a storm
+                    nursery.start_soon(two.fetch, ("a",), {"a": position})
+                await trio.testing.wait_all_tasks_blocked()
+                proxy.passes.set()
+            assert two.knows("a", position)
+            assert two.view("a", position).recovered
+            for lost in (Position(9, position.epoch), Position(2, "another")):
+                await two.fetch(("a",), {"a": lost})
+                assert not two.view("a", lost).recovered
+            assert one.knows("a") is False
+
+
+async def test_a_storm_of_positions_that_are_not_known_asks_redis_twice(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(server) as (one, witness):
+        await witness.published("a", b"1")
+        await one.fetch(("a",))
+        asked, call = [], Wire.call
+
+        async def counted(wire: Wire, command: bytes, *parts: Part) -> object:
+            asked.append(command)
+            return await call(wire, command, *parts)
+
+        monkeypatch.setattr(Wire, "call", counted)
+        async with trio.open_nursery() as nursery:
+            for number in range(200):
+                nursery.start_soon(one.fetch, ("a",), {"a": Position(number, "former")})
+        assert 1 <= len(asked) <= 2
+
+
+async def test_an_epoch_that_another_node_has_told_of_is_read_up_to(server: Server) -> None:
+    """A new life of the log: who has heard of it elsewhere is told of its loss once."""
+    async with opened(server) as (_, teller), opened(server) as (two, _):
+        await teller.published("a", b"1")
+        await two.fetch(("a",))
+        await server.call("FLUSHALL")
+        position = await _published_at_last(teller, "a")
+        with trio.fail_after(60):
+            await two.fetch(("a",), {"a": position})
+            assert two.view("a", position).recovered
+
+
+async def _published_at_last(witness: Witness, topic: str) -> Position:
+    while True:
+        with suppress(Refused):
+            position = await witness.published(topic, b"again")
+            assert position is not None
+            return position
 
 
 async def test_who_is_behind_by_more_than_the_log_is_told(
