@@ -284,6 +284,7 @@ class Dispatcher:
         share.left -= len(batch) * FRAME
         if self.client is None and self.peer.phase is Phase.OPEN:
             await self.services.router.turns.enter(FIRST_MESSAGE)
+        share.narrow()
         batch = self.take(batch)
         while share.is_used_up and self.peer.is_established:
             await share.wait_turn()

@@ -37,6 +37,7 @@ from broker.core.work import (
     LEFT,
     LISTED,
     LISTENERS,
+    LITTLE,
     MEMBER,
     OPENING,
     PART,
@@ -45,6 +46,7 @@ from broker.core.work import (
     REFUSED,
     ROUND,
     SLICE,
+    SUBSCRIPTION,
     TOKEN,
     UNMASKED_KILOBYTE,
     WIDE_SIGNATURE,
@@ -381,6 +383,24 @@ async def test_hundreds_that_come_at_once_are_let_in_a_few_at_a_time(
         assert max(load.rounds) <= 2 * ROUND
         for peer in peers:
             assert await (peer.receive_head() if heads else peer.receive_json())
+
+
+async def test_first_bursts_of_hundreds_are_carried_out_a_few_at_a_time(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    """Each is within what one may do at once; together they would hold the loop for 50 ms."""
+    peers = [await net.open_client() for _ in range(300)]
+    await wait_all_tasks_blocked()
+    load = LoopLoad(net.node.router.meter)
+    trio.lowlevel.add_instrument(load)
+    async with trio.open_nursery() as nursery:
+        for number, peer in enumerate(peers):
+            said = [{"id": n + 2, "subscribe": {"channel": f"{number}.{n}"}} for n in range(7)]
+            nursery.start_soon(peer.send_json, *said)
+    await wait_all_tasks_blocked()
+    trio.lowlevel.remove_instrument(load)
+    assert sum(load.rounds) >= 300 * 7 * SUBSCRIPTION
+    assert max(load.rounds) < 2 * ROUND + 300 * LITTLE, load.rounds
 
 
 class Turns(trio.abc.Instrument):
