@@ -291,6 +291,31 @@ async def test_a_dead_node_may_have_had_any_number_of_drawers(
         assert b":0" in await server.call("HLEN", "{broker}:dead")
 
 
+@pytest.mark.parametrize("hours", [1, -1])
+async def test_a_clock_of_redis_that_is_set_lets_nobody_die_and_the_dead_be_buried(
+    server: Server, hurried: None, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """Set by so many hours: all that stands in Redis is so much older, or yet to come."""
+    monkeypatch.setattr("broker.engines.redis_cluster.LEASE_SECONDS", 0.8)
+
+    async def stamps() -> dict[str, int]:
+        found = (await server.call("HGETALL", "{broker}:nodes")).split(b"\r\n")[2::2]
+        return {node.decode(): int(ms) for node, ms in zip(found[::2], found[1::2], strict=True)}
+
+    async with member(server) as one, member(server) as two:
+        await trio.sleep(1.0)  # from here on they may declare each other dead
+        dead = await killed(server, lambda one: one.engine.cluster.file("d", "1", b"x"))
+        before = await stamps()
+        assert set(before) == {one.node, two.node, dead}
+        moved = [f for n, ms in before.items() for f in (n, str(ms - hours * 3_600_000))]
+        await server.call("HSET", "{broker}:nodes", *moved)
+        for each in (one, two):
+            await each.until(("gone", dead))
+        assert {one.node, two.node} == set(await stamps())
+        for each in (one, two):
+            assert "lapsed" not in each.told
+
+
 async def test_a_reaper_may_die_as_well(server: Server, hurried: None) -> None:
     dead = await killed(server, lambda one: one.engine.cluster.file("d", "1", b"x"))
     async with member(server) as reaper:
