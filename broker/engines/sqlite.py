@@ -478,7 +478,7 @@ class SqliteEngine(Memory):
         if state is None:
             return [encode(Forgotten(topic))]
         position, history = state
-        kept = 0 if history is None else len(history.ring)
+        kept = 0 if history is None else history.ring.count
         begin = Begin(topic, position.epoch, position.offset - kept)
         runs = [] if history is None else _runs_of(history, now, at)
         return [encode(begin), *map(encode, runs)]
@@ -526,7 +526,7 @@ class SqliteEngine(Memory):
         """A topic, with all that it keeps at the first piece and still keeps at the last; see `copies`."""
         state = self._store.state(topic)
         position, history = state or (Position(0, ""), None)
-        kept = 0 if history is None else len(history.ring)
+        kept = 0 if history is None else history.ring.count
         if history is None or self._fitting(history, 0) == kept:
             now, at = trio.current_time(), int(self._wall_clock() * 1000)
             yield _Piece(self._state_of(topic, now, at), 1 + kept)
@@ -544,7 +544,7 @@ class SqliteEngine(Memory):
         self, topic: str, position: Position, history: History | None, first: int, top: int
     ) -> tuple[_Piece, int]:
         """A copy of what a topic keeps from an offset on, up to another at most, and the offset behind it."""
-        kept = 0 if history is None else len(history.ring)
+        kept = 0 if history is None else history.ring.count
         front = position.offset + 1 - kept
         first, runs = max(first, front), list[Run]()
         behind = first
@@ -560,7 +560,7 @@ class SqliteEngine(Memory):
     def _fitting(self, history: History, start: int) -> int:
         """How many of the publications that a topic keeps, from a place on, are in one piece."""
         ring, size, last = history.ring, 0, None
-        stop = min(len(ring), start + PIECE_PUBLICATIONS)
+        stop = min(ring.count, start + PIECE_PUBLICATIONS)
         for place in range(start, stop):
             info = ring.info(place)
             size += ring.weight(place)
@@ -705,7 +705,7 @@ def _runs_of(
 ) -> Iterator[Run]:
     """The history of a topic as runs, or a part of it: another time begins a new run, another publisher a new
     batch."""
-    size, run, last, last_when = len(history.ring), None, None, 0.0
+    size, run, last, last_when = history.ring.count, None, None, 0.0
     for when, each in history.dated(start, stop):
         if run is None or when != last_when:
             if run is not None:

@@ -261,8 +261,8 @@ CAPS: Final = (
     Mutant(
         "any number of questions at once",
         "broker/session/questions.py",
-        "        while len(self._turns) >= at_once or any(\n",
-        "        while len(self._turns) >= 100 * at_once or any(\n",
+        "        while len(self.turns) >= at_once or any(\n",
+        "        while len(self.turns) >= 100 * at_once or any(\n",
         ("tests/session/test_questions.py::test_as_many_are_asked_at_once_as_the_settings_say",),
     ),
     Mutant(
@@ -589,8 +589,8 @@ ORDER: Final = (
     Mutant(
         "questions about one topic overtake each other",
         "broker/session/questions.py",
-        "            topic is not None and turn.topic == topic for turn in self._turns\n",
-        "            False for turn in self._turns\n",
+        "            topic is not None and turn.topic == topic for turn in self.turns\n",
+        "            False for turn in self.turns\n",
         (
             "tests/session/test_questions.py::test_of_two_about_one_topic_the_second_is_asked_when_the_first_is_carried_out",
         ),
@@ -598,8 +598,8 @@ ORDER: Final = (
     Mutant(
         "a question is carried out before one that came earlier",
         "broker/session/questions.py",
-        "            while self._turns and not self._turns[0].is_open:\n",
-        "            while self._turns and (len(self._turns) > 1 or not self._turns[0].is_open):\n",
+        "            while self.turns and not self.turns[0].is_open:\n",
+        "            while self.turns and (len(self.turns) > 1 or not self.turns[0].is_open):\n",
         (
             "tests/session/test_questions.py::test_replies_come_in_order_whichever_answer_was_there_first",
         ),
