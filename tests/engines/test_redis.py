@@ -20,6 +20,7 @@ import trio.testing
 from broker.core.messages import Position, Publication
 from broker.engines.engine import IdempotencyKey
 from broker.engines.redis import RedisEngine, open_redis
+from broker.engines.redis_log import Draft
 from broker.engines.redis_outgoing import Order, Outgoing
 from broker.engines.redis_wire import Part, Wire
 from broker.errors import Refused
@@ -559,6 +560,23 @@ async def test_odd_texts_are_no_trouble(server: Server) -> None:
         engine.cluster.file(odd, odd, b"x", odd)
         assert await engine.cluster.read(odd, 1) == {odd: b"x"}
         assert not engine.statistics().failing
+
+
+async def test_what_a_later_version_writes_into_the_log_is_passed_over_and_told(
+    server: Server,
+) -> None:
+    """A kind of entry that this one does not know, and a field more in a message."""
+    async with opened(server) as (engine, witness):
+        await witness.published("a", b"1")
+        shared = engine.incoming.shared
+        with structlog.testing.capture_logs() as lines, trio.fail_after(60):
+            engine.incoming.out.note(Draft("Z", "news", data=b"of tomorrow"), lasts=False)
+            await witness.published("a", b"2")
+        assert witness.data("a") == [b"1", b"2"]
+        assert (engine.statistics().misread, engine.statistics().losses) == (1, 0)
+        (line,) = [each for each in lines if each["event"] == "log_misread"]
+        assert "another version" in line["reason"]
+        assert not shared.failing
 
 
 BEHIND_ALL = "18446744073709551615-18446744073709551615"
