@@ -60,6 +60,7 @@ from broker.session.commands import (
     hand_to_app,
 )
 from broker.session.connect import Connect, Refresh
+from broker.session.expiry import end_expired
 from broker.session.orders import Orders
 from broker.session.questions import Questions, Turn, topic_of
 from broker.session.replies import Client
@@ -535,6 +536,9 @@ class Dispatcher:
             await _wait_ready(turn, self._share)
         if turn.is_answered_for_another:
             turn.failure = Refused(ErrorCode.INTERNAL)
+        connection = self.services.connections.get(self.peer.fd)
+        if connection is not None:
+            end_expired(connection, trio.current_time())  # which is looked at once a second
         self._act(client, command, handler, turn.method, turn.size, turn)
 
     @property

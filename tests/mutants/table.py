@@ -1254,11 +1254,11 @@ ENGINES: Final = (
     ),
     Mutant(
         "an epoch that is not written",
-        "broker/engines/sqlite.py",
-        """        self._note_unwritten(topic)
-        return new_epoch(topic)
+        "broker/engines/memory.py",
+        """        self._note_epoch_over(topic)
+        return self._begin_epoch(topic)
 """,
-        "        return new_epoch(topic)\n",
+        "        return self._begin_epoch(topic)\n",
         (
             "tests/engines/test_sqlite.py::test_a_full_disk_refuses_what_is_to_be_kept_and_nothing_else_until_there_is_room",
         ),

@@ -365,14 +365,21 @@ async def test_the_api_has_a_port_of_its_own(
             assert (await peer.receive_eof()).startswith(f"HTTP/1.1 {status} ".encode())
 
 
-async def test_a_websocket_is_not_to_be_had_at_the_port_of_the_api(path: Path) -> None:
+WEBSOCKET_PATHS = ["/", "/connection/websocket", "/api/info", "/metrics", "/healthz", "/%61pi/x"]
+
+
+@pytest.mark.parametrize("target", WEBSOCKET_PATHS)
+@pytest.mark.parametrize("served_paths", [("/", "/connection/websocket"), ("/*",)])
+async def test_a_websocket_is_not_to_be_had_at_the_port_of_the_api(
+    path: Path, target: str, served_paths: tuple[str, ...]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     async with (
-        served(path, api_listen=f"127.0.0.1:{port}"),
+        served(path, api_listen=f"127.0.0.1:{port}", websocket_paths=served_paths),
         Peer(await trio.open_tcp_stream("127.0.0.1", port)) as peer,
     ):
-        assert " 404 " in await enter(peer)
+        assert " 404 " in await enter(peer, target)
 
 
 async def test_a_port_of_the_api_that_is_taken_is_named(path: Path) -> None:
@@ -386,5 +393,5 @@ async def test_a_port_of_the_api_that_is_taken_is_named(path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["9502", "localhost", "unix:", "::1:80", "localhost:x"])
 def test_a_place_is_written_as_for_listen(place: str) -> None:
-    with pytest.raises(ValueError, match="api_listen is "):
+    with pytest.raises(ValueError, match="api_listen: "):
         Config(api_listen=place)
