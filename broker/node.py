@@ -334,7 +334,7 @@ class Node:
         if peer is None:
             raise KeyError(fd)
         connection = self._find(fd)
-        if connection is not None and user != peer.user:
+        if connection is not None and connection.is_apps and user != peer.user:
             connection.orders.bind(user)
             self.services.emit(EventKind.BOUND, fd, user)
 

@@ -163,7 +163,7 @@ class HistoryStore:
         # Called directly, because this is a hot line: attrs.evolve takes several times as long. The topic is
         # the text we have, so that a thousand publications share one.
         topic, offset, ring = history.topic, history.top, history.ring
-        before, more = len(ring), 0
+        before, more = ring.count, 0
         published: list[Publication] = []
         payer = None
         if history.payer is not None:
@@ -199,7 +199,7 @@ class HistoryStore:
             return ()
         history = self._to_extend(topic, now, ttl)
         ring = history.ring
-        before, count, more = len(ring), len(contents), 0
+        before, count, more = ring.count, len(contents), 0
         payer = history.payer
         if payer is not None:
             payer = self.charges.payer_if_sole(history, payer, info)
@@ -247,7 +247,7 @@ class HistoryStore:
     ) -> None:
         """Account for `more` bytes of publications at the top, of a ring that had `before`, and drop those
         beyond `size`."""
-        count = len(history.ring)
+        count = history.ring.count
         if count > size:
             more -= self._drop(history, payer, count - size)
             count = size
@@ -345,7 +345,7 @@ class HistoryStore:
             self.touch(topic)
         history = self._kept.get(topic)
         if history is not None:
-            while len(history.ring):
+            while history.ring.count:
                 self._drop_oldest(history)
             self._quieten(history, now)
 
@@ -458,9 +458,9 @@ class HistoryStore:
         if history is None:
             return None
         ring = history.ring
-        while len(ring) and ring.when(0) + history.ttl <= now:
+        while ring.count and ring.when(0) + history.ttl <= now:
             self._drop_oldest(history)
-        if len(ring):
+        if ring.count:
             return history
         self._quieten(history, now)
         return None
@@ -502,7 +502,7 @@ class HistoryStore:
         """Forget everything about a topic, if there is anything."""
         history = self._kept.get(topic)
         if history is not None:
-            while len(history.ring):
+            while history.ring.count:
                 self._drop_oldest(history)
             self._close(history)
         else:
@@ -547,7 +547,7 @@ class HistoryStore:
             if history is not None:
                 self._drop_oldest(history)
                 self._evicted += 1
-                if not len(history.ring):
+                if not history.ring.count:
                     self._quieten(history, now)
 
     def _schedule(self, history: History, published: float | None = None) -> None:

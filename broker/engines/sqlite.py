@@ -167,7 +167,7 @@ class SqliteEngine(Memory):
         spare_bytes: int,
         piece_bytes: int = PIECE_BYTES,
     ) -> None:
-        super().__init__(max_bytes, retained_bytes, self._new_epoch)
+        super().__init__(max_bytes, retained_bytes, new_epoch)
         self.durability: Durability = sync
         self._sync: Sync = sync
         self.next_fd: Fd = file.meta.next_fd
@@ -185,7 +185,6 @@ class SqliteEngine(Memory):
         self._meta = file.meta
         self._cleaning: _Cleaning | None = None
         self._copies = Copies(self._store)
-        self._store.note_forgotten = self._note_unwritten
         self._failing = ""
         self._retry_seconds = RETRY_SECONDS
         self._is_ending = False
@@ -243,7 +242,7 @@ class SqliteEngine(Memory):
         for item in [*self._under_way, *self._waiting]:
             if isinstance(item, Submission) and is_over(item.topic):
                 item.keep = False
-                self._note_unwritten(item.topic)
+                self._note_epoch_over(item.topic)
 
     @property
     def bytes_held(self) -> int:
@@ -463,11 +462,8 @@ class SqliteEngine(Memory):
 
     # epochs and cleaning
 
-    def _new_epoch(self, topic: str) -> str:
-        self._note_unwritten(topic)
-        return new_epoch(topic)
-
-    def _note_unwritten(self, topic: str) -> None:
+    def _note_epoch_over(self, topic: str) -> None:
+        super()._note_epoch_over(topic)
         self._changes += 1
         self._unwritten[topic] = self._changes
         self._something.set()
@@ -478,7 +474,7 @@ class SqliteEngine(Memory):
         if state is None:
             return [encode(Forgotten(topic))]
         position, history = state
-        kept = 0 if history is None else len(history.ring)
+        kept = 0 if history is None else history.ring.count
         begin = Begin(topic, position.epoch, position.offset - kept)
         runs = [] if history is None else _runs_of(history, now, at)
         return [encode(begin), *map(encode, runs)]
@@ -526,7 +522,7 @@ class SqliteEngine(Memory):
         """A topic, with all that it keeps at the first piece and still keeps at the last; see `copies`."""
         state = self._store.state(topic)
         position, history = state or (Position(0, ""), None)
-        kept = 0 if history is None else len(history.ring)
+        kept = 0 if history is None else history.ring.count
         if history is None or self._fitting(history, 0) == kept:
             now, at = trio.current_time(), int(self._wall_clock() * 1000)
             yield _Piece(self._state_of(topic, now, at), 1 + kept)
@@ -544,7 +540,7 @@ class SqliteEngine(Memory):
         self, topic: str, position: Position, history: History | None, first: int, top: int
     ) -> tuple[_Piece, int]:
         """A copy of what a topic keeps from an offset on, up to another at most, and the offset behind it."""
-        kept = 0 if history is None else len(history.ring)
+        kept = 0 if history is None else history.ring.count
         front = position.offset + 1 - kept
         first, runs = max(first, front), list[Run]()
         behind = first
@@ -560,7 +556,7 @@ class SqliteEngine(Memory):
     def _fitting(self, history: History, start: int) -> int:
         """How many of the publications that a topic keeps, from a place on, are in one piece."""
         ring, size, last = history.ring, 0, None
-        stop = min(len(ring), start + PIECE_PUBLICATIONS)
+        stop = min(ring.count, start + PIECE_PUBLICATIONS)
         for place in range(start, stop):
             info = ring.info(place)
             size += ring.weight(place)
@@ -636,6 +632,9 @@ class SqliteEngine(Memory):
         if isinstance(record, Run):
             self._take_run(record, when(record.at))
         elif isinstance(record, Begin):
+            state = self._store.state(record.topic)
+            if state is None or state[0].epoch != record.epoch:
+                self.retained.lose_offset(record.topic)
             self._store.restore(record.topic, Position(record.top, record.epoch), now)
             self._unwritten.pop(record.topic, None)
             self._copies.drop(record.topic)
@@ -649,6 +648,7 @@ class SqliteEngine(Memory):
             self._copies.drop(record.topic)
         elif isinstance(record, Forgotten):
             self._store.forget_topic(record.topic)
+            self.retained.lose_offset(record.topic)
             self._unwritten.pop(record.topic, None)
             self._copies.drop(record.topic)
         elif isinstance(record, Renewed):
@@ -705,7 +705,7 @@ def _runs_of(
 ) -> Iterator[Run]:
     """The history of a topic as runs, or a part of it: another time begins a new run, another publisher a new
     batch."""
-    size, run, last, last_when = len(history.ring), None, None, 0.0
+    size, run, last, last_when = history.ring.count, None, None, 0.0
     for when, each in history.dated(start, stop):
         if run is None or when != last_when:
             if run is not None:

@@ -128,7 +128,7 @@ class Connect(Handler):
         token, reply = answer.token, answer.reply
         user = reply.user or (client.peer.user if token is None else token.user)
         own = personal_topic(user, client.services.config.max_topic_bytes)
-        wanted = {*client.orders.topics_waiting, *reply.topics}
+        wanted = {*client.orders.topics_waiting_for(user), *reply.topics}
         wanted |= set() if token is None else set(token.subs)
         wanted |= {own} if own is not None and client.services.config.personal_topic else set()
         needed: dict[str, Position | None] = {}
@@ -283,7 +283,8 @@ def _server_subs(
     """
     config, rights = client.services.config, client.services.rights
     subs: dict[str, ServerSub] = {}
-    wanted = {**client.orders.topics_waiting, **{name: ServerSub() for name in topics}}
+    waiting = client.orders.topics_waiting_for(user)
+    wanted = {**waiting, **{name: ServerSub() for name in topics}}
     for name, sub in wanted.items():
         try:
             rights.check_listenable(name)

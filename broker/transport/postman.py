@@ -272,15 +272,15 @@ class PostOffice:
             self._rounds += 1
             self.before_round()
             outboxes, self._open_bag = self._open_bag or [], None
-            now, writes = trio.current_time(), 0
+            now, writes, pause_at = trio.current_time(), 0, AT_ONCE
             for outbox in outboxes:
-                if writes >= AT_ONCE:
+                if writes >= pause_at:
                     await trio.lowlevel.checkpoint()
-                    now, writes = trio.current_time(), 0
-                if outbox.writes > 1:
-                    self._has_streams = True
+                    now, pause_at = trio.current_time(), writes + AT_ONCE
                 writes += outbox.writes
                 outbox.flush(now)
+            if writes > len(outboxes):
+                self._has_streams = True
             self._check_room()
 
     def _check_room(self) -> None:
