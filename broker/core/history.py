@@ -373,7 +373,7 @@ class HistoryStore:
         does not count as asking for it."""
         history = self._kept.get(topic)
         if history is not None:
-            return history.ring.when(len(history.ring) - 1)
+            return history.ring.when(history.ring.count - 1)
         quiet = self.quiet.get(topic)
         return 0.0 if quiet is None else quiet.asked
 
