@@ -356,6 +356,54 @@ async def test_a_subscription_that_is_over_while_a_hook_waits_reads_nothing(
         assert code_of(await peer.request(history={"channel": "$plans"})) == 103
 
 
+READS: dict[str, Act] = {
+    "subscribe": lambda peer: peer.request(subscribe={"channel": "news", "recover": True}),
+    "history": lambda peer: peer.request(history={"channel": "news", "limit": -1}),
+    "a page of it": lambda peer: peer.request(
+        history={"channel": "news", "limit": 1, "since": {"offset": 1, "epoch": ""}}
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", ["the rules", "the user"])
+@pytest.mark.parametrize("read", READS)
+async def test_a_right_that_goes_while_a_history_is_fetched_is_gone(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, read: str, loss: str
+) -> None:
+    """As on Redis, where what a topic keeps comes in pieces."""
+    broker = Broker(Config(topics=TopicRules(may_subscribe="users")))
+    asked: list[str] = []
+
+    async def fetch(topics: Any, *seen: Any) -> None:
+        asked.extend(topics)
+        await trio.sleep(1)
+
+    async with open_test_broker(broker) as net:
+        engine = net.node.router.engine
+        monkeypatch.setattr(engine, "durability", "shared")
+        monkeypatch.setattr(engine, "knows", lambda *_: "news" in asked)
+        monkeypatch.setattr(engine, "fetch", fetch)
+        peer = await net.open_client()
+        broker.bind(peer.fd, "alice")
+        for number in range(3):
+            broker.publish_nowait("news", number)
+        replies: list[Any] = []
+
+        async def run() -> None:
+            replies.append(await READS[read](peer))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await trio.sleep(0.5)
+            if loss == "the user":
+                broker.bind(peer.fd, "")
+            else:
+                broker.reload(Config(topics=TopicRules(may_subscribe="none")))
+        assert asked == ["news"]
+        assert code_of(replies[0]) == 103
+        assert await data_to(peer) == []
+
+
 def asking_broker(seen: list[str], wait: Callable[[Connection], Awaitable[None]]) -> Broker:
     """All hooks about topics wait, and then say yes to alice alone."""
     broker = Broker()
@@ -654,6 +702,29 @@ async def test_a_closing_connection_is_no_longer_its_users(autojump_clock: MockC
         assert broker.fds_of("u") == []
         # The first has not even read its Close.
         assert (await net.open_client(token="u")).fd != first.fd
+
+
+@pytest.mark.parametrize(
+    ("direct_topics", "user", "name", "code"),
+    [
+        (True, "alice", "fd:1", 105),
+        (True, "alice", "user:alice", 105),
+        (True, "alice", "user:bob", 103),
+        (True, "alice", "fd:2", 103),
+        (True, "", "fd:1", 105),
+        (True, "", "user:", 103),
+        (False, "alice", "fd:1", 103),
+        (False, "alice", "user:alice", 103),
+        (False, "", "user:", 103),
+    ],
+)
+async def test_nobody_is_told_that_he_has_what_he_has_not(
+    autojump_clock: MockClock, direct_topics: bool, user: str, name: str, code: int
+) -> None:
+    async with open_test_broker(Broker(Config(direct_topics=direct_topics))) as net:
+        peer = await net.open_client()
+        net.broker.bind(peer.fd, user)
+        assert code_of(await peer.request(subscribe={"channel": name})) == code
 
 
 @pytest.mark.parametrize("first", [7, "clock"])

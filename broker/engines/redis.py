@@ -491,6 +491,9 @@ class _Incoming:
             self.topics.drop(logged.topic)
         elif kind in "AMNG":
             work += self.engine.nodes.take(logged)
+        elif kind not in "dRFx":
+            reason = f"an entry of kind {kind!r}: a node is of another version"
+            self.shared.note_misread(reason, b"%d" % logged.place)
         elif kind == "x":
             text = f"user {logged.topic[len(PERSONAL) :]!r} has no connection"
             result = Refused(ErrorCode.UNKNOWN_CHANNEL, text)

@@ -43,13 +43,17 @@ from broker.core.session import ServerSub, Subscription
 from broker.core.trace import Target
 from broker.core.work import (
     BATCHED,
+    CALL,
     COMMAND,
     DETAILS,
     ENDING,
+    FIGURES,
     LISTED,
     MEMBER,
     NAMED,
     READ_KILOBYTE,
+    REPORT,
+    SETTING,
     SHOWN,
     SUBSCRIPTION,
     SURVEYED_AT_ONCE,
@@ -367,7 +371,7 @@ class Api:
         try:
             reading = len(body) / 1024 * READ_KILOBYTE
             await call.turn(reading)
-            call.meter.add(COMMAND + reading)
+            call.meter.add(CALL + reading)
             # A body that can be read so is JSON; any other is looked at twice, to say what is wrong.
             params = read_strictly(body, Batch if method == "batch" else PARAMETERS[method])
             if params is None:
@@ -753,6 +757,7 @@ class _Methods:
 
     async def _info(self, params: Info, call: Call) -> object:
         reports = await call.aside(self._node.everywhere.nodes)
+        call.meter.add(REPORT)
         return {"nodes": [_node_info(report) for report in reports]}
 
     # connections by fd
@@ -881,11 +886,12 @@ class _Inspection:
         if not ids:
             raise Refused(ErrorCode.BAD_REQUEST, f"no node is named {params.node!r}")
         seen = await call.aside(partial(views.of_all, VIEW, {"rows": params.rows}, ids))
+        call.meter.add(FIGURES)
         return whole(seen, params.rows)
 
     async def _config(self, params: Info, call: Call) -> object:
         settings = effective(self._node.config, self._node.services.settings.sources)
-        call.meter.add(len(settings) * NAMED)
+        call.meter.add(len(settings) * SETTING)
         return {"settings": [attrs.asdict(setting) for setting in settings]}
 
 

@@ -41,12 +41,19 @@ of topic names, which we have no use for: pushes name their topic."""
 def check_subscribable(router: Router, peer: Peer, name: str) -> None:
     """Raise `Refused` for a name that this peer cannot subscribe to, whoever wants it: 105 where it
     is subscribed, 106 for one too many, and as `Rights.check_listenable` does."""
-    if name in peer.subscriptions or name in (f"{DIRECT}{peer.fd}", f"{PERSONAL}{peer.user}"):
+    if name in peer.subscriptions or name in _own_names(router, peer):
         raise Refused(ErrorCode.ALREADY_SUBSCRIBED)
     router.rights.check_listenable(name)
     limit = router.settings.config.max_topics
     if len(peer.subscriptions) >= limit:
         raise Refused(ErrorCode.LIMIT_EXCEEDED, f"more than {limit} subscriptions")
+
+
+def _own_names(router: Router, peer: Peer) -> list[str]:
+    """The names that stand for this connection itself."""
+    if not router.settings.config.direct_topics:
+        return []
+    return [f"{DIRECT}{peer.fd}", *([f"{PERSONAL}{peer.user}"] if peer.user else ())]
 
 
 def weigh_subscribing(router: Router, request: SubscribeRequest) -> float:

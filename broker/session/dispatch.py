@@ -32,6 +32,7 @@ from broker.core.work import (
     FIRST_MESSAGE,
     FRAME,
     PUBLICATION,
+    REFUSED,
 )
 from broker.errors import CloseCode, Disconnect, ErrorCode, Refused
 from broker.hooks import Connection
@@ -255,6 +256,8 @@ class Dispatcher:
             if 0 < done < len(batch):
                 share.is_used_up = True
             while done < len(batch) and not share.is_used_up:
+                if not self.peer.is_established:
+                    return []  # what nobody carries out costs nobody anything, and nothing is charged for it
                 payload = batch[done][1]
                 if not self._may_take_apart(payload):
                     break
@@ -283,6 +286,7 @@ class Dispatcher:
         share.left -= len(batch) * FRAME
         if self.client is None and self.peer.phase is Phase.OPEN:
             return batch
+        share.narrow()
         return self.take(batch)
 
     async def work_off(self, batch: Batch) -> Batch:
@@ -292,6 +296,7 @@ class Dispatcher:
         share = self._share
         if self.client is None and self.peer.phase is Phase.OPEN:
             await self.services.router.turns.enter(FIRST_MESSAGE)
+            share.narrow()
             batch = self.take(batch)
         while share.is_used_up and self.peer.is_established:
             await share.wait_turn()
@@ -583,6 +588,7 @@ class Dispatcher:
                 client.reply(command.id, method, result)
         except Exception as error:
             self._note_outcome(client, command, method, error)
+            self.services.router.meter.add(REFUSED)
             if isinstance(error, Disconnect) or (
                 method == "send" and not isinstance(error, Refused)
             ):

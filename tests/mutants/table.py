@@ -698,6 +698,56 @@ RIGHTS: Final = (
         ("tests/session/test_commands.py::test_a_token_that_is_given_must_be_good",),
     ),
     Mutant(
+        "an operator has topics",
+        "broker/session/orders.py",
+        """        if not (peer.is_established and peer.is_apps):
+            return False
+""",
+        """        if not peer.is_established:
+            return False
+""",
+        ("tests/session/test_desk.py::test_nobody_writes_to_an_operator",),
+    ),
+    Mutant(
+        "topics that wait for anybody",
+        "broker/session/orders.py",
+        "for name, sub in self._topics.items() if admits_user(name, user)}",
+        "for name, sub in self._topics.items()}",
+        ("tests/test_rights_at_the_act.py::test_topics_that_wait_are_held_to_the_user_too",),
+    ),
+    Mutant(
+        "a key that has changed",
+        "broker/http/calls.py",
+        "        if not self.may_go_on():\n",
+        "        if False:\n",
+        (
+            "tests/http/test_api_server.py::test_a_key_that_is_changed_in_the_middle_of_a_request_is_no_key",
+        ),
+    ),
+    Mutant(
+        "an end that a second may pass",
+        "broker/session/dispatch.py",
+        "            end_expired(connection, trio.current_time())",
+        "            pass",
+        ("tests/test_rights_at_the_act.py::test_a_token_that_is_over_while_a_hook_waits_is_over",),
+    ),
+    Mutant(
+        "headers that are weighed as nothing",
+        "broker/access/tokens.py",
+        "    if algorithm != _algorithm_of(",
+        "    if False and algorithm != _algorithm_of(",
+        (
+            "tests/access/test_tokens.py::test_no_header_has_a_signature_verified_that_was_not_weighed",
+        ),
+    ),
+    Mutant(
+        "an offset of another count",
+        "broker/engines/memory.py",
+        "        self.retained.lose_offset(topic)\n",
+        "        pass\n",
+        ("tests/engines/test_memory.py::test_a_value_has_the_offset_that_its_topic_counts_by",),
+    ),
+    Mutant(
         "anybody may subscribe to a connection's own name",
         "broker/access/rights.py",
         """        if name.startswith(DIRECT):
