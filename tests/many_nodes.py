@@ -27,6 +27,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from math import inf
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -411,12 +412,14 @@ class Trial:
             calm, trips[:] = list(trips), []
             last.process.kill()
             killed = trio.current_time()
+            left: list[float] = []
+            nursery.start_soon(wait_left, watcher, left)
             back = await last.order("come_back")
             storm, trips[:] = list(trips), []
             with trio.move_on_after(30):
-                while not count(await watcher.receive_all(), "leave"):
-                    pass
-            gone = trio.current_time() - killed
+                while not left:  # noqa: ASYNC110 - a foreign process
+                    await trio.sleep(0.1)
+            gone = left[0] - killed if left else inf
             await trio.sleep(3.0)
             found = await present(watcher)
             nursery.cancel_scope.cancel()
@@ -444,6 +447,13 @@ class Trial:
         )
         self.seats.pop().process.wait()
         self.say(f"in the end: {await self.memory()}")
+
+
+async def wait_left(watcher: Peer, left: list[float]) -> None:
+    """Note when the first leave is told."""
+    while not count(await watcher.receive_all(), "leave"):
+        pass
+    left.append(trio.current_time())
 
 
 def row(times: Sequence[float]) -> str:

@@ -163,6 +163,7 @@ async def test_a_turn_is_as_long_as_ever_whatever_others_do_at_once(
     Share(turns=turns).spend(ROUND)
     with assert_no_checkpoints():
         await one.wait_room(BURST)
+    assert one.left == BURST  # as it was
 
 
 async def test_a_party_that_is_cancelled_gives_up_its_place(autojump_clock: MockClock) -> None:
