@@ -280,8 +280,9 @@ def _goal_ratio(runs: Runs, goal: Goal, values: Values, ours_is: str = OURS) -> 
     return _ratio(ours, values(runs, scenario, server, goal.metric))
 
 
-def trees(runs: Runs, old: str) -> str:
-    """The broker beside an older tree of it, as Markdown; ratios are new ÷ old."""
+def trees(runs: Runs, old: str, same: float = SAME) -> str:
+    """The broker beside an older tree of it, as Markdown; ratios are new ÷ old. Worse is what is so by a larger
+    part than `same`."""
     head = "| scenario | figure | rounds | old | new | | per second of the server's CPU |"
     lines = [head, "|" + " --- |" * 7]
     for scenario, metric in _rows(runs):
@@ -299,7 +300,7 @@ def trees(runs: Runs, old: str) -> str:
             change = "no pair"
         else:
             worse = 1 / ratio if metric in _RATES else ratio
-            change = f"{ratio:.3f}×" + (" **worse**" if worse > 1 + SAME else "")
+            change = f"{ratio:.3f}×" + (" **worse**" if worse > 1 + same else "")
         rounds = min(len(before), len(now))
         cost = None
         if metric in _RATES:
@@ -309,7 +310,7 @@ def trees(runs: Runs, old: str) -> str:
         lines.append(f"| {' | '.join([scenario.title, words, str(rounds), *cells])} |")
     seen = {s for servers in runs.values() for found in servers.values() for s in _signs(found)}
     lines += [f"\n{_MEANING[sign]}" for sign in _MEANING if sign in seen]
-    return "\n".join([*lines, "", f"Worse: by more than {SAME:.0%}.", *_failed(runs)])
+    return "\n".join([*lines, "", f"Worse: by more than {same:.0%}.", *_failed(runs)])
 
 
 def _losses(runs: Runs) -> list[str]:

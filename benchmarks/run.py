@@ -52,6 +52,8 @@ GUESSED_SECONDS = 5.0
 """What a run takes, as long as none was timed."""
 NOISE = 0.25
 """CPU that others may use during a run, in cores, before it is tried again."""
+WATCHED_LOSS = 0.03
+"""The part of a figure that metrics and an open dashboard may cost."""
 OLD = "old"
 
 Run = dict[str, Any]
@@ -224,8 +226,8 @@ def _compare_pair(
             run["round"] = str(task.number)
             servers = runs.setdefault(task.scenario.name, {})
             servers.setdefault(task.server.name, []).append(run)
-    new = "watched" if watched else _commit()
-    print(f"\nOld: {what}. New: {new}.\n\n" + report.trees(runs, OLD))
+    new, same = ("watched", WATCHED_LOSS) if watched else (_commit(), report.SAME)
+    print(f"\nOld: {what}. New: {new}.\n\n" + report.trees(runs, OLD, same))
 
 
 @contextmanager

@@ -407,10 +407,16 @@ def pinned(core: int, argv: list[str]) -> list[str]:
 
 
 def _watch(port: int) -> "subprocess.Popen[bytes]":
-    """Somebody who looks, on the core of the load."""
+    """Somebody who looks already, on the core of the load."""
     argv = [sys.executable, str(HERE / "watcher.py"), str(port)]
     environment = {**os.environ, "BROKER_API_KEY": API_KEY, "BROKER_ADMIN_KEY": ADMIN_KEY}
-    return subprocess.Popen(pinned(LOAD_CORE, argv), env=environment, stdin=subprocess.DEVNULL)
+    watcher = subprocess.Popen(
+        pinned(LOAD_CORE, argv), env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
+    assert watcher.stdout is not None
+    with watcher.stdout as said:
+        said.readline()  # nothing, if it ended: `running` tells of that
+    return watcher
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Looks at a broker while it is measured, as Prometheus and an open dashboard do: `watcher.py PORT`.
 
 Once a second it reads `/metrics`, ten times as often as is usual, and asks at the dashboard's door for the list
-of connections; the samples come by themselves. The keys are in BROKER_API_KEY and BROKER_ADMIN_KEY.
+of connections; the samples come by themselves. The keys are in BROKER_API_KEY and BROKER_ADMIN_KEY. It prints a
+line when both are open, so that its own start is in no measurement.
 """
 
 import json
@@ -15,11 +16,12 @@ from trio_websocket import open_websocket_url
 
 async def watch(port: int) -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(scrape, port)
-        nursery.start_soon(look, port)
+        await nursery.start(scrape, port)
+        await nursery.start(look, port)
+        print("watching", flush=True)
 
 
-async def scrape(port: int) -> None:
+async def scrape(port: int, task_status: trio.TaskStatus[None]) -> None:
     headers = {"Authorization": f"Bearer {os.environ['BROKER_API_KEY']}"}
     request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers=headers)
 
@@ -27,12 +29,17 @@ async def scrape(port: int) -> None:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return bytes(answer.read())
 
-    while True:
+    async def ask() -> None:
         assert b"broker_" in await trio.to_thread.run_sync(read)
+
+    await ask()
+    task_status.started()
+    while True:
         await trio.sleep(1)
+        await ask()
 
 
-async def look(port: int) -> None:
+async def look(port: int, task_status: trio.TaskStatus[None]) -> None:
     key = os.environ["BROKER_ADMIN_KEY"]
     async with (
         open_websocket_url(
@@ -42,6 +49,7 @@ async def look(port: int) -> None:
     ):
         await door.send_message(json.dumps({"id": 1, "connect": {"data": {"key": key}}}))
         assert "connect" in await door.get_message()
+        task_status.started()
 
         async def ask() -> None:
             number = 1

@@ -505,7 +505,7 @@ class Broker:
         It is that user everywhere from then on: for the rules, in events, in what others see of it.
         Subscriptions that are not the new user's to have end: those of topics that name other users,
         those by a token for another user, and what the rules keep from the new one. A Centrifuge
-        client is told of these, and of its new personal topics.
+        client is told of these, and of its new personal topics. An operator's connection stays nobody's.
         """
         if self._node is None:
             raise KeyError(fd)

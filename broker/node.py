@@ -33,6 +33,7 @@ from broker.core.messages import (
 )
 from broker.core.session import Decider, Grant, ServerSub, Subscription
 from broker.core.work import SLICE
+from broker.engines.engine import NOWHERE
 from broker.errors import Refused, check_close_code
 from broker.hooks import Hooks
 from broker.logs import reconfigure
@@ -255,8 +256,8 @@ class Node:
         self, topic: str, since: Position | None, limit: int, reverse: bool
     ) -> tuple[list[Publication], Position]:
         engine = self.services.router.engine
-        if not engine.knows(topic):
-            await engine.fetch((topic,))
+        if not engine.knows(topic, since):
+            await engine.fetch((topic,), NOWHERE if since is None else {topic: since})
         return engine.history(topic, since, limit, reverse)
 
     async def remove_history(self, topic: str) -> None:
@@ -333,7 +334,7 @@ class Node:
         if peer is None:
             raise KeyError(fd)
         connection = self._find(fd)
-        if connection is not None and user != peer.user:
+        if connection is not None and connection.is_apps and user != peer.user:
             connection.orders.bind(user)
             self.services.emit(EventKind.BOUND, fd, user)
 

@@ -1,6 +1,8 @@
 """Pages that list what the source has: every close code and status, every bound with its value, every setting by its name."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +94,34 @@ def test_each_limit_is_what_the_setting_has_by_default() -> None:
             else:
                 assert not re.search(r"\d", most), name
     assert compared > 25
+
+
+def logged_events() -> Iterator[str]:
+    """The names of all lines that the broker's own loggers write."""
+    for path in (DOCS.parent / "broker").rglob("*.py"):
+        if path.parent.name == "client":  # a library in another program, with lines of its own
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            if not ast.unparse(node.func.value).endswith("log") or not node.args:
+                continue
+            if node.func.attr in {"debug", "info", "warning", "error", "critical", "exception"}:
+                names = re.findall(r"'([a-z]+(?:_[a-z]+)*)'", ast.unparse(node.args[0]))
+                yield from names
+
+
+def test_each_line_of_the_log_has_a_row_and_each_row_a_line() -> None:
+    listed: set[str] = set()
+    for name in ("reference/command-line.md", "howto/logs.md"):
+        for table in re.findall(
+            r"^\| (?:event|line) \|.*\n\| -.*\n((?:\|.*\n)+)", page(name), re.MULTILINE
+        ):
+            for cells in rows(table):
+                listed |= set(re.findall(r"`(\w+)`", cells[0]))
+    logged = set(logged_events())
+    assert len(logged) > 60
+    assert logged - listed == set()
+    # Some have their name from elsewhere, as a text in the source all the same.
+    source = "".join(p.read_text("utf-8") for p in (DOCS.parent / "broker").rglob("*.py"))
+    assert {name for name in listed if f'"{name}"' not in source} == set()

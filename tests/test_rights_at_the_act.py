@@ -24,7 +24,7 @@ from broker import (
     TopicRules,
 )
 from broker.access.minting import mint
-from broker.testing import Network, Peer, open_test_broker
+from broker.testing import Closed, Network, Peer, open_test_broker
 
 SECRET = "0123456789abcdef0123456789abcdef"
 
@@ -295,6 +295,115 @@ async def test_a_right_that_goes_while_a_hook_waits_is_gone(
         assert await data_to(reader) == []
 
 
+EXPIRING: dict[str, Act] = {
+    **ACTS,
+    **{
+        method: lambda peer, method=method: peer.request(**{method: {"channel": "news"}})  # type: ignore[misc]
+        for method in ("subscribe", "history", "presence", "presence_stats")
+    },
+    "rpc": lambda peer: peer.request(rpc={"method": "x"}),
+}
+
+
+@pytest.mark.parametrize("act", EXPIRING)
+async def test_a_token_that_is_over_while_a_hook_waits_is_over(
+    autojump_clock: MockClock, act: str
+) -> None:
+    """To the moment, and not when the broker looks at it next."""
+    broker = Broker(Config(tokens=TokenRules(hmac_secret=SECRET), ping_seconds=500))
+
+    async def wait(*about: Any) -> None:
+        await trio.sleep(0.2)
+
+    for hook in (broker.on_subscribe, broker.on_publish, broker.on_history, broker.on_presence):
+        hook(wait)
+    broker.on_rpc(wait)
+    async with open_test_broker(broker) as net:
+        await trio.sleep(0.45)
+        now = net.node.now()
+        claims = {"sub": "alice", "exp": now + 60, "subs": {"news": {"data": "x"}}}
+        reader = await net.open_client(token=mint({"sub": "bob"}, SECRET.encode(), "HS256"))
+        net.broker.add_subscription(reader.fd, "news")
+        if act == "subscribe":
+            del claims["subs"]
+        peer = await net.open_client(token=mint(claims, SECRET.encode(), "HS256"))
+        await trio.sleep(60 + 25 - 0.1)
+        with pytest.raises(Closed, match="3005"):
+            await EXPIRING[act](peer)
+        pushes = await pushes_to(reader)
+        assert [push for push in pushes if "pub" in push] == []
+        assert broker.fds_of("alice") == []
+
+
+async def test_a_subscription_that_is_over_while_a_hook_waits_reads_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    rules = TopicRules(may_read_history="subscribers")
+    tokens = TokenRules(hmac_secret=SECRET)
+    broker = Broker(Config(tokens=tokens, topics=rules, ping_seconds=500))
+
+    @broker.on_history
+    async def wait(event: ReadEvent) -> None:
+        await trio.sleep(0.2)
+
+    async with open_test_broker(broker) as net:
+        await trio.sleep(0.45)
+        peer = await net.open_client(token=mint({"sub": "alice"}, SECRET.encode(), "HS256"))
+        claims = {"sub": "alice", "channel": "$plans", "exp": net.node.now() + 60}
+        token = mint(claims, SECRET.encode(), "HS256")
+        assert "subscribe" in await peer.request(subscribe={"channel": "$plans", "token": token})
+        await trio.sleep(60 + 25 - 0.1)
+        assert code_of(await peer.request(history={"channel": "$plans"})) == 103
+
+
+READS: dict[str, Act] = {
+    "subscribe": lambda peer: peer.request(subscribe={"channel": "news", "recover": True}),
+    "history": lambda peer: peer.request(history={"channel": "news", "limit": -1}),
+    "a page of it": lambda peer: peer.request(
+        history={"channel": "news", "limit": 1, "since": {"offset": 1, "epoch": ""}}
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", ["the rules", "the user"])
+@pytest.mark.parametrize("read", READS)
+async def test_a_right_that_goes_while_a_history_is_fetched_is_gone(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, read: str, loss: str
+) -> None:
+    """As on Redis, where what a topic keeps comes in pieces."""
+    broker = Broker(Config(topics=TopicRules(may_subscribe="users")))
+    asked: list[str] = []
+
+    async def fetch(topics: Any, *seen: Any) -> None:
+        asked.extend(topics)
+        await trio.sleep(1)
+
+    async with open_test_broker(broker) as net:
+        engine = net.node.router.engine
+        monkeypatch.setattr(engine, "durability", "shared")
+        monkeypatch.setattr(engine, "knows", lambda *_: "news" in asked)
+        monkeypatch.setattr(engine, "fetch", fetch)
+        peer = await net.open_client()
+        broker.bind(peer.fd, "alice")
+        for number in range(3):
+            broker.publish_nowait("news", number)
+        replies: list[Any] = []
+
+        async def run() -> None:
+            replies.append(await READS[read](peer))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await trio.sleep(0.5)
+            if loss == "the user":
+                broker.bind(peer.fd, "")
+            else:
+                broker.reload(Config(topics=TopicRules(may_subscribe="none")))
+        assert asked == ["news"]
+        assert code_of(replies[0]) == 103
+        assert await data_to(peer) == []
+
+
 def asking_broker(seen: list[str], wait: Callable[[Connection], Awaitable[None]]) -> Broker:
     """All hooks about topics wait, and then say yes to alice alone."""
     broker = Broker()
@@ -502,6 +611,60 @@ async def test_a_bound_connection_is_the_new_user_everywhere(autojump_clock: Moc
         assert {each["channel"] for each in await pushes_to(peer)} == {"news"}
 
 
+Become = Callable[[Network, Peer], Awaitable[Any]]
+
+
+async def connect_as(net: Network, peer: Peer, user: str = "") -> Any:
+    return (await peer.request(connect={"token": user}))["connect"]["subs"]
+
+
+async def bound_before(net: Network, peer: Peer) -> Any:
+    net.broker.bind(peer.fd, "bob")
+    return await connect_as(net, peer)
+
+
+async def bound_back(net: Network, peer: Peer) -> Any:
+    net.broker.bind(peer.fd, "bob")
+    net.broker.bind(peer.fd, "alice")
+    return await connect_as(net, peer)
+
+
+async def bound_at_connect(net: Network, peer: Peer) -> Any:
+    return await connect_as(net, peer, "bob")
+
+
+async def the_same(net: Network, peer: Peer) -> Any:
+    return await connect_as(net, peer, "alice")
+
+
+BECOMES: dict[str, tuple[Become, set[str]]] = {
+    "bound": (bound_before, {"news", "room#alice,bob"}),
+    "bound there and back": (bound_back, {"news", "room#alice,bob"}),
+    "by its connect": (bound_at_connect, {"news", "room#alice,bob"}),
+    "nobody else": (the_same, {"news", "room#alice,bob", "#alice", "room#alice,carol"}),
+}
+
+
+@pytest.mark.parametrize("become", BECOMES)
+async def test_topics_that_wait_are_held_to_the_user_too(
+    autojump_clock: MockClock, become: str
+) -> None:
+    """As those are that a bind finds begun: a topic that names users ends with the last of them."""
+    broker = Broker(Config(direct_topics=False))
+
+    @broker.on_connect
+    async def name(event: Any) -> ConnectReply:
+        return ConnectReply(user=event.token)
+
+    async with open_test_broker(broker) as net:
+        peer = await net.open_websocket()
+        broker.bind(peer.fd, "alice")
+        for topic in ("news", "#alice", "room#alice,carol", "room#alice,bob"):
+            assert broker.add_subscription(peer.fd, topic)
+        act, kept = BECOMES[become]
+        assert set(await act(net, peer)) == kept
+
+
 async def test_a_subscription_by_token_ends_with_its_user(autojump_clock: MockClock) -> None:
     broker = Broker(Config(tokens=TokenRules(hmac_secret=SECRET)))
     async with open_test_broker(broker) as net:
@@ -539,6 +702,29 @@ async def test_a_closing_connection_is_no_longer_its_users(autojump_clock: MockC
         assert broker.fds_of("u") == []
         # The first has not even read its Close.
         assert (await net.open_client(token="u")).fd != first.fd
+
+
+@pytest.mark.parametrize(
+    ("direct_topics", "user", "name", "code"),
+    [
+        (True, "alice", "fd:1", 105),
+        (True, "alice", "user:alice", 105),
+        (True, "alice", "user:bob", 103),
+        (True, "alice", "fd:2", 103),
+        (True, "", "fd:1", 105),
+        (True, "", "user:", 103),
+        (False, "alice", "fd:1", 103),
+        (False, "alice", "user:alice", 103),
+        (False, "", "user:", 103),
+    ],
+)
+async def test_nobody_is_told_that_he_has_what_he_has_not(
+    autojump_clock: MockClock, direct_topics: bool, user: str, name: str, code: int
+) -> None:
+    async with open_test_broker(Broker(Config(direct_topics=direct_topics))) as net:
+        peer = await net.open_client()
+        net.broker.bind(peer.fd, user)
+        assert code_of(await peer.request(subscribe={"channel": name})) == code
 
 
 @pytest.mark.parametrize("first", [7, "clock"])

@@ -29,22 +29,20 @@ class RateLimits:
         self._settings = settings
         self._users: dict[str, Usage] = {}
         self._sweep_at = _SWEEP_AT_LEAST
-        self._active = False
-        self._active_version = -1
+        self.are_active: bool
+        """Whether there is anything to ask `admits` for."""
+        settings.watch(self._settings_changed)
+        self._settings_changed()
 
     def __len__(self) -> int:
         """How many users are remembered."""
         return len(self._users)
 
-    def are_active(self) -> bool:
-        """Whether there is anything to ask `admits` for."""
-        if self._active_version != self._settings.version:
-            config = self._settings.config
-            rates = min(config.message_rate, config.byte_rate)
-            least = min(rates, config.user_message_rate, config.user_byte_rate)
-            self._active = least < math.inf
-            self._active_version = self._settings.version
-        return self._active
+    def _settings_changed(self) -> None:
+        config = self._settings.config
+        rates = min(config.message_rate, config.byte_rate)
+        least = min(rates, config.user_message_rate, config.user_byte_rate)
+        self.are_active = least < math.inf
 
     def admits(self, usage: ConnectionUsage, user: str, size: float, now: float) -> bool:
         """Whether a request of `size` bytes may be carried out; if so, it is counted.

@@ -125,7 +125,8 @@ class Header:
 
 
 def read_header(token: str, max_bytes: int) -> Header:
-    """Raises `TokenInvalid` for a text without a header, and for a header that asks for something unknown."""
+    """Raises `TokenInvalid` for a text without a header, for a header that asks for something unknown, and for
+    one that `weigh` reads otherwise."""
     if len(token) > max_bytes:
         raise TokenInvalid(f"longer than {max_bytes} bytes")
     try:
@@ -137,6 +138,10 @@ def read_header(token: str, max_bytes: int) -> Header:
     algorithm, kid = header.get("alg"), header.get("kid", "")
     if not isinstance(algorithm, str) or not isinstance(kid, str) or algorithm not in ALGORITHMS:
         raise TokenInvalid(f"algorithm {algorithm!r}")
+    if algorithm != _algorithm_of(
+        token
+    ):  # NaN, half of a surrogate pair, UTF-16: no JSON, but Python takes it
+        raise TokenInvalid("a header that is no JSON")
     return Header(algorithm, kid)
 
 
@@ -153,14 +158,19 @@ _WORK: Final = {
 _USUAL_HEADER: Final = 512
 
 
+def _algorithm_of(token: str) -> str:
+    """The algorithm that a token names for its signature; "" where it names none. Cheap."""
+    start = token.partition(".")[0]
+    read = _algorithm_in if len(start) <= _USUAL_HEADER else _algorithm_in.__wrapped__
+    return read(start)
+
+
 @lru_cache(maxsize=64)  # all tokens of an issuer begin alike
-def _work_of(start: str) -> float:
-    """The work of one signature as the first part of a token names it."""
+def _algorithm_in(start: str) -> str:
     try:
-        found = msgspec.json.decode(jwt.utils.base64url_decode(start), type=_Algorithm)
-    except (ValueError, RecursionError):  # it will be refused
-        return 0.0
-    return _WORK.get(found.alg, 0.0)
+        return msgspec.json.decode(jwt.utils.base64url_decode(start), type=_Algorithm).alg
+    except (ValueError, RecursionError):
+        return ""
 
 
 def read_connection(
@@ -321,9 +331,8 @@ class Tokens:
         it. 0 for none, and where none counts."""
         if not token or not self.enabled or len(token) > self.rules.max_bytes:
             return 0.0
-        start = token.partition(".")[0]
-        work_of = _work_of if len(start) <= _USUAL_HEADER else _work_of.__wrapped__
-        return TOKEN + work_of(start) * (len(self.keys) + (self.source is not None))
+        signature = _WORK.get(_algorithm_of(token), 0.0)
+        return TOKEN + signature * (len(self.keys) + (self.source is not None))
 
     async def connection(self, token: str) -> ConnectionToken:
         """Raises `TokenInvalid`, `TokenExpired` or `KeysUnavailable`. May wait for keys."""

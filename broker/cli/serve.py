@@ -100,7 +100,7 @@ _SETTINGS: Final = (
     ),
     _setting(
         "--engine",
-        "What keeps history: memory, or sqlite:PATH for a file that survives a restart.",
+        "What keeps history: memory, sqlite:PATH for a file that survives a restart, or redis://HOST to share it with other nodes.",
         field="engine",
     ),
     _setting(

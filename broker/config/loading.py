@@ -331,9 +331,14 @@ def _nearest(name: str, above: tuple[str, ...]) -> str:
     known = [".".join(key) for key in _KEYS] + [*_TABLES, "topics.namespaces", "topics.patterns"]
     if above[:1] == ("topics",) and len(above) > 1:  # the rules of a namespace or pattern
         known = [".".join([*above, key[-1]]) for key in _KEYS if key[:-1] == ("topics",)]
+    table, _, own_name = name.rpartition(".")
+    inside = [key for key in known if key.rpartition(".")[0] == table]
     # A key of a table that stands outside it is as near as can be.
-    inner = [key for key in known if key.rpartition(".")[2] == name]
-    near = inner or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if near:
-        return f": did you mean {near[0]!r}?"
-    return f": known are {', '.join(known)}"
+    exact = [key for key in known if key.rpartition(".")[2] == name]
+    for names in (exact, inside, known):
+        by_own_name = {key.rpartition(".")[2]: key for key in reversed(names)}
+        # 0.65: `tls_certificate` means `tls_cert`, and `nonsense` is not `pong_seconds`.
+        near = difflib.get_close_matches(own_name, sorted(by_own_name), n=1, cutoff=0.65)
+        if near:
+            return f": did you mean {by_own_name[near[0]]!r}?"
+    return f": known are {', '.join(inside or known)}"

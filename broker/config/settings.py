@@ -684,8 +684,8 @@ def exposure_warning(config: Config) -> str | None:
     return (
         f"host {config.host!r} is open to other machines, and neither tokens nor allowed_origins "
         f"are asked for: whoever reaches port {config.port} may read and publish every topic, "
-        "unless your app checks it; use --host localhost, set a key in [tokens], or list "
-        "--allowed-origin"
+        "unless your app checks it; set a key in [tokens], list --allowed-origin, or let in this "
+        "machine alone: by --host localhost, or where systemd or a container opens the port"
     )
 
 

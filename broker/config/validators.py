@@ -107,7 +107,7 @@ def place(_: object, field: "attrs.Attribute[str]", value: str) -> None:
         if value:
             parse_place(value)
     except ValueError as error:
-        raise ValueError(f"{field.name} is {error}") from None
+        raise ValueError(f"{field.name}: {error}") from None
 
 
 def file_mode(_: object, field: "attrs.Attribute[str | None]", value: str | None) -> None:

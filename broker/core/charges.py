@@ -58,7 +58,7 @@ class Charges:
     def drop_oldest(self, history: History) -> int:
         """Drop the front and take its bytes, which come back, from its owner's account."""
         ring = history.ring
-        offset, info = history.top + 1 - len(ring), ring.info(0)
+        offset, info = history.top + 1 - ring.count, ring.info(0)
         less = ring.drop(1)
         if offset <= history.charged:
             self.shares.charge(self.shares.account(owner_of(info)), -less)
@@ -118,18 +118,18 @@ class Charges:
         """Charge what has not been charged of a topic, and say how many bytes that was."""
         # Of a topic that has gone since it was listed there is none.
         ring, charged = history.ring, history.charged
-        first = max(0, charged + len(ring) - history.top)
-        if first == len(ring):
+        first = max(0, charged + ring.count - history.top)
+        if first == ring.count:
             return 0
         total = 0
-        for place in range(first, len(ring)):
+        for place in range(first, ring.count):
             size = ring.weight(place)
             account = self.shares.account(owner_of(ring.info(place)))
             self.shares.charge(account, size)
             total += size
             if account not in history.members:
                 self._join(history, account, is_front=not place)
-            history.members[account] = history.top + 1 - len(ring) + place
+            history.members[account] = history.top + 1 - ring.count + place
         history.charged = history.top
         if history.payer is None:
             history.payer = self._owner_of_front(history)
@@ -142,7 +142,7 @@ class Charges:
     def _join(self, history: History, account: Publisher, *, is_front: bool) -> None:
         (account.own if is_front else account.shared)[history] = None
         # Of a busy topic, those go who have nothing left there; constant per member.
-        if len(history.members) > 2 * len(history.ring) + 16:
+        if len(history.members) > 2 * history.ring.count + 16:
             for each in [each for each in history.members if self._is_gone(history, each)]:
                 self._leave(history, each)
 
@@ -151,7 +151,7 @@ class Charges:
 
     def _is_gone(self, history: History, account: Publisher) -> bool:
         """Whether all that `account` has published to this topic has been dropped."""
-        return history.members[account] <= history.top - len(history.ring)
+        return history.members[account] <= history.top - history.ring.count
 
     def _leave(self, history: History, account: Publisher) -> None:
         """Take a topic from a member that has nothing left there; the payer hands it on."""

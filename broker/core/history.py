@@ -163,7 +163,7 @@ class HistoryStore:
         # Called directly, because this is a hot line: attrs.evolve takes several times as long. The topic is
         # the text we have, so that a thousand publications share one.
         topic, offset, ring = history.topic, history.top, history.ring
-        before, more = len(ring), 0
+        before, more = ring.count, 0
         published: list[Publication] = []
         payer = None
         if history.payer is not None:
@@ -199,7 +199,7 @@ class HistoryStore:
             return ()
         history = self._to_extend(topic, now, ttl)
         ring = history.ring
-        before, count, more = len(ring), len(contents), 0
+        before, count, more = ring.count, len(contents), 0
         payer = history.payer
         if payer is not None:
             payer = self.charges.payer_if_sole(history, payer, info)
@@ -247,7 +247,7 @@ class HistoryStore:
     ) -> None:
         """Account for `more` bytes of publications at the top, of a ring that had `before`, and drop those
         beyond `size`."""
-        count = len(history.ring)
+        count = history.ring.count
         if count > size:
             more -= self._drop(history, payer, count - size)
             count = size
@@ -345,7 +345,7 @@ class HistoryStore:
             self.touch(topic)
         history = self._kept.get(topic)
         if history is not None:
-            while len(history.ring):
+            while history.ring.count:
                 self._drop_oldest(history)
             self._quieten(history, now)
 
@@ -365,8 +365,17 @@ class HistoryStore:
     # keeping it elsewhere as well
 
     def topics(self) -> list[str]:
-        """All topics that have an epoch."""
-        return [*self._kept, *self.quiet]
+        """All topics that have an epoch, in no order. Linear in them, 30 ns each."""
+        return [*dict.keys(self._kept), *self.quiet.names()]
+
+    def used_at(self, topic: str) -> float:
+        """When a topic was published to last, or, where it keeps nothing, asked for; 0 if it has no epoch. It
+        does not count as asking for it."""
+        history = self._kept.get(topic)
+        if history is not None:
+            return history.ring.when(history.ring.count - 1)
+        quiet = self.quiet.get(topic)
+        return 0.0 if quiet is None else quiet.asked
 
     def state(self, topic: str) -> tuple[Position, History | None] | None:
         """Where a topic is, and what it keeps if that is anything; None if it has no epoch. It does
@@ -458,9 +467,9 @@ class HistoryStore:
         if history is None:
             return None
         ring = history.ring
-        while len(ring) and ring.when(0) + history.ttl <= now:
+        while ring.count and ring.when(0) + history.ttl <= now:
             self._drop_oldest(history)
-        if len(ring):
+        if ring.count:
             return history
         self._quieten(history, now)
         return None
@@ -502,7 +511,7 @@ class HistoryStore:
         """Forget everything about a topic, if there is anything."""
         history = self._kept.get(topic)
         if history is not None:
-            while len(history.ring):
+            while history.ring.count:
                 self._drop_oldest(history)
             self._close(history)
         else:
@@ -547,7 +556,7 @@ class HistoryStore:
             if history is not None:
                 self._drop_oldest(history)
                 self._evicted += 1
-                if not len(history.ring):
+                if not history.ring.count:
                     self._quieten(history, now)
 
     def _schedule(self, history: History, published: float | None = None) -> None:

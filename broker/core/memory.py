@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from math import inf
 from types import TracebackType
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import attrs
 
@@ -104,6 +104,8 @@ class Ledger:
     bytes_held: int = 0
     most: float = inf
     on_full: Callable[[], None] = lambda: None
+    throw_away: Callable[[list[Any]], None] = lambda runs: None
+    """Takes a list that somebody has no use for, and nobody else has; its runs may stay for a while."""
     messages_offered: int = 0
     bytes_offered: int = 0
 

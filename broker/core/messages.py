@@ -29,6 +29,10 @@ class Position(msgspec.Struct, frozen=True):
     offset: int
     epoch: str
 
+    def reaches(self, other: "Position") -> bool:
+        """Whether a topic that is here has been there. An empty epoch stands for any."""
+        return other.epoch in ("", self.epoch) and other.offset <= self.offset
+
 
 @attrs.frozen
 class ClientInfo:

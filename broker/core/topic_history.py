@@ -60,9 +60,9 @@ class History:
         At most `limit` of them, all if it is negative.
         """
         ring = self.ring
-        start, stop = 0, len(ring)
+        start, stop = 0, ring.count
         if since is not None:
-            first = self.top + 1 - len(ring)
+            first = self.top + 1 - ring.count
             if reverse:
                 stop = min(stop, max(0, since - first))
             else:
@@ -73,7 +73,7 @@ class History:
             else:
                 stop = min(stop, start + limit)
         places = range(start, stop)
-        topic, first = self.topic, self.top + 1 - len(ring)
+        topic, first = self.topic, self.top + 1 - ring.count
         return [
             ring.publication(place, topic, first + place)
             for place in (reversed(places) if reverse else places)
@@ -82,6 +82,6 @@ class History:
     def dated(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[float, Publication]]:
         """When each was published, and the publication; oldest first. Of those kept from the `start`-th on, up
         to before the `stop`-th."""
-        ring, first = self.ring, self.top + 1 - len(self.ring)
-        for place in range(len(ring))[start:stop]:
+        ring, first = self.ring, self.top + 1 - self.ring.count
+        for place in range(ring.count)[start:stop]:
             yield ring.when(place), ring.publication(place, self.topic, first + place)

@@ -23,6 +23,10 @@ BURST: Final = 250.0
 """Work that a session may do at once without a place in the queue. Fifty sessions that do so in one
 turn of the loop hold it for 12 ms; one read of a usual client costs 5 to 50."""
 
+LITTLE: Final = 25.0
+"""The same where others have filled a round by their bursts, in one turn of the loop: two or three commands, or
+a publication to a few. A thousand that do so hold the loop for 25 ms."""
+
 SHARE: Final = 0.05
 """Part of the time that a session may work without a place in the queue: one that needs more is one
 of twenty at most."""
@@ -40,6 +44,24 @@ DEBT: Final = 2.0 * SHARE * 1_000_000
 
 COMMAND: Final = 6.0
 """One command: decoding, checks, a reply. Measured 4 to 8."""
+
+REFUSED: Final = 5.0
+"""A command that is refused, besides: what is raised for it goes through all that has called. Measured 4 to 8."""
+
+CALLED: Final = 5.0
+"""A method of ours that is called, besides what it does: its parameters are read. Measured 5 to 8."""
+
+CALL: Final = 40.0
+"""A request of a backend that is no plain publish: read and answered by itself. Measured 35 to 60."""
+
+REPORT: Final = 60.0
+"""What is known of a node in one line of figures. Measured 50."""
+
+FIGURES: Final = 250.0
+"""All figures of a node. Measured 250."""
+
+SETTING: Final = 4.0
+"""A setting that is shown, with where it comes from. Measured 3 to 4."""
 
 FRAME: Final = 0.3
 """A frame that comes, besides the command in it."""

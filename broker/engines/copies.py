@@ -113,4 +113,4 @@ class Copies:
 
 def _front(position: Position, history: History | None) -> int:
     """The offset of the oldest publication that a topic has, or will have."""
-    return position.offset + 1 - (0 if history is None else len(history.ring))
+    return position.offset + 1 - (0 if history is None else history.ring.count)

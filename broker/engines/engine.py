@@ -16,8 +16,9 @@ acknowledged is gone: a process that was killed may have kept it.
 Every method is called in Trio's thread, and each async one says what it waits for.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from types import MappingProxyType
 from typing import Final, Literal, Protocol, TypeAlias, TypeVar
 
 import attrs
@@ -42,6 +43,10 @@ or the faults that a server survives which this process shares with others."""
 Done: TypeAlias = Callable[["Position | Refused | None"], None]
 """Called once for what was submitted: with the topic's position right behind it, None where no history
 keeps it, or `Refused` when it is not kept. Never waits."""
+
+
+NOWHERE: Final[Mapping[str, Position]] = MappingProxyType({})
+"""The positions of clients that have nothing of any topic."""
 
 
 class RunBlocking(Protocol):
@@ -233,13 +238,15 @@ class Engine(Protocol):
     # before it or behind it, never in between and never into both. About a topic that it knows: a reader
     # fetches it first, and then decides anew whether it still may.
 
-    def knows(self, topic: str) -> bool:
-        """Whether what follows may be asked about a topic, until the next checkpoint. An engine that
-        nobody shares knows all."""
+    def knows(self, topic: str, since: Position | None = None) -> bool:
+        """Whether what follows may be asked about a topic, until the next checkpoint; of one that a client has
+        something of, `since`, also whether the topic has come so far here. An engine that nobody shares knows
+        all."""
 
-    async def fetch(self, topics: Sequence[str]) -> None:
-        """Have these topics known when it returns, until the next checkpoint. Raises `Refused` (100,
-        temporary) where that cannot be. Cancelled, nothing happens."""
+    async def fetch(self, topics: Sequence[str], since: Mapping[str, Position] = NOWHERE) -> None:
+        """Have these topics known when it returns, until the next checkpoint. Of those with a position that is
+        not known here, all is read that any node may have told of until now: what is not known then, never
+        was, or is lost. Raises `Refused` (100, temporary) where that cannot be. Cancelled, nothing happens."""
 
     def position(self, topic: str) -> Position:
         """Where a topic is; begins an epoch if there is none."""

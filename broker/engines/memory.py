@@ -5,7 +5,7 @@ its recovery or behind it, never in between and never into both.
 """
 
 import secrets
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -19,7 +19,14 @@ from broker.core.retained import Retained
 from broker.core.scopes import name_scope
 from broker.core.work import Allowance, Meter
 from broker.engines.cluster import ALONE, ClusterLink
-from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
+from broker.engines.engine import (
+    NOWHERE,
+    Durability,
+    EngineStatistics,
+    Sink,
+    Submission,
+    View,
+)
 from broker.engines.waiting import LITTLE_BYTES
 
 EXPIRE_EVERY: Final = 1.0
@@ -43,12 +50,23 @@ class Memory:
         self.retained: Retained = Retained(retained_bytes)
         self.keys: IdempotentResults[Delivery] = IdempotentResults()
         self.meter: Meter = Meter()
-        self._store = HistoryStore(max_bytes, new_epoch, meter=self.meter)
+        self._begin_epoch = new_epoch
+        self._store = HistoryStore(
+            max_bytes, self._new_epoch, meter=self.meter, note_forgotten=self._note_epoch_over
+        )
 
-    def knows(self, topic: str) -> bool:
+    def _new_epoch(self, topic: str) -> str:
+        self._note_epoch_over(topic)
+        return self._begin_epoch(topic)
+
+    def _note_epoch_over(self, topic: str) -> None:
+        """A topic was forgotten, or begins anew."""
+        self.retained.lose_offset(topic)
+
+    def knows(self, topic: str, since: Position | None = None) -> bool:
         return True
 
-    async def fetch(self, topics: Sequence[str]) -> None:
+    async def fetch(self, topics: Sequence[str], since: Mapping[str, Position] = NOWHERE) -> None:
         await trio.lowlevel.checkpoint()
 
     def publish(

@@ -17,7 +17,7 @@ Not promised: that a publish is lost which was refused because its outcome was n
 """
 
 import secrets
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final, cast
 
@@ -35,7 +35,14 @@ from broker.core.session import Parcel
 from broker.core.sweeps import Sweeps
 from broker.core.work import COMMAND, ROUND, Allowance
 from broker.engines.cluster import ClusterLink
-from broker.engines.engine import Durability, EngineStatistics, Sink, Submission, View
+from broker.engines.engine import (
+    NOWHERE,
+    Durability,
+    EngineStatistics,
+    Sink,
+    Submission,
+    View,
+)
 from broker.engines.memory import Memory
 from broker.engines.redis_cluster import RedisClusterLink
 from broker.engines.redis_link import UNREADABLE, Link, check_installed, use_link
@@ -48,6 +55,7 @@ from broker.engines.redis_outgoing import (
     Post,
     decode_posted,
 )
+from broker.engines.redis_present import Present
 from broker.engines.redis_scripts import PIECE, TOUCH, VIEW
 from broker.engines.redis_topics import UNBOUNDED, KnownTopics, Snapshot, numbered
 from broker.engines.redis_wire import LinkLost, to_text
@@ -130,6 +138,7 @@ class RedisEngine(Memory):
         self.nodes: RedisClusterLink = RedisClusterLink(shared, self._out)
         self.cluster: ClusterLink = self.nodes
         self._topics = KnownTopics(self._store, max_bytes, self._is_listened_to)
+        self._present = Present(shared)
         self.incoming: _Incoming = _Incoming(self, shared, self._out, self._topics)
         shared.reader = self.incoming
         self._sink: Sink | None = None
@@ -159,18 +168,34 @@ class RedisEngine(Memory):
 
     # reading
 
-    def knows(self, topic: str) -> bool:
+    def knows(self, topic: str, since: Position | None = None) -> bool:
         self._touch(topic)
-        return topic in self._topics
+        if topic not in self._topics:
+            return False
+        return since is None or self._topics.reaches(topic, since)
 
-    async def fetch(self, topics: Sequence[str]) -> None:
+    async def fetch(self, topics: Sequence[str], since: Mapping[str, Position] = NOWHERE) -> None:
         await trio.lowlevel.checkpoint()
         with self._topics.pinned(topics):
+            # One that is fetched anyway is as it is now.
+            if any(self.knows(topic) and not self.knows(topic, since[topic]) for topic in since):
+                await self._catch_up()
             while unknown := [topic for topic in topics if not self.knows(topic)]:
                 for fetch in [self.incoming.begin_fetch(topic) for topic in unknown]:
                     await fetch.is_over.wait()
                     if fetch.refusal:
                         raise Refused(ErrorCode.INTERNAL, fetch.refusal)
+
+    async def _catch_up(self) -> None:
+        """Read all that any node may have read by now. Raises `Refused` (100)."""
+        try:
+            with trio.move_on_after(FETCH_SECONDS):
+                await self._present.wait_read()
+                return
+            why = self._log.failing or "Redis does not answer"
+        except UNREADABLE as error:
+            why = f"what is kept is not ours: {error}"[:200]
+        raise Refused(ErrorCode.INTERNAL, f"history is away: {why}")
 
     def position(self, topic: str) -> Position:
         self._topics.touch(topic)
@@ -466,6 +491,9 @@ class _Incoming:
             self.topics.drop(logged.topic)
         elif kind in "AMNG":
             work += self.engine.nodes.take(logged)
+        elif kind not in "dRFx":
+            reason = f"an entry of kind {kind!r}: a node is of another version"
+            self.shared.note_misread(reason, b"%d" % logged.place)
         elif kind == "x":
             text = f"user {logged.topic[len(PERSONAL) :]!r} has no connection"
             result = Refused(ErrorCode.UNKNOWN_CHANNEL, text)

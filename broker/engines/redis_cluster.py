@@ -249,6 +249,7 @@ class RedisClusterLink:
     async def leave(self, link: Link) -> None:
         """Be among the others no longer. Raises `LinkLost`."""
         shared = self.shared
+        shared.has_left = True
         parts = shared.key, shared.node, secrets.token_hex(4), LOG_BYTES
         await link.writer.run(LEAVE, shared.key + ":log", *parts)
 

@@ -198,6 +198,8 @@ class SharedLog:
         self.failing: str = ""
         """Why there is no link; "" while there is one."""
         self.failing_since: float = 0.0
+        self.has_left: bool = False
+        """Whether this node has said that it stops: that the log knows it no more is no failure then."""
         self.batches: int = 0
         self.entries: int = 0
         self.losses: int = 0
@@ -275,7 +277,7 @@ class SharedLog:
 
     def _note_lost(self, why: str) -> None:
         self.link = None
-        if not self.failing:
+        if not self.failing and not self.has_left:
             self.failing_since = trio.current_time()
             log.error("engine_failing", redis=self.url.where, reason=why)
         self.failing = why

@@ -360,14 +360,19 @@ local lineage, last = state(ARGV[3])
 local nodes, dead = p .. ':nodes', p .. ':dead'
 if redis.call('HEXISTS', nodes, node) == 0 then return {} end
 local ms = now()
+-- A beat of its own that is as old, or yet to come: the clock was set. Then each has a whole lease from now on.
+local own = tonumber(redis.call('HGET', nodes, node))
+local is_set = not own or own + lease <= ms or own > ms
 redis.call('HSET', nodes, node, text(ms))
 redis.call('XTRIM', p .. ':in:' .. node, 'MINID', '~', ARGV[6])
 if ARGV[5] == '1' then
   local beats = redis.call('HGETALL', nodes)
   local fields, bytes = {'', ''}, 0
   for i = 1, #beats, 2 do
-    local other = beats[i]
-    if tonumber(beats[i + 1]) + lease <= ms then
+    local other, beat = beats[i], tonumber(beats[i + 1])
+    if is_set or beat > ms then
+      redis.call('HSET', nodes, other, text(ms))
+    elseif beat + lease <= ms then
       redis.call('HDEL', nodes, other)
       redis.call('HSET', dead, other, node)
       redis.call('SET', p .. ':was:' .. other, node, 'EX', 604800)

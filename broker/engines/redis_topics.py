@@ -123,6 +123,11 @@ class KnownTopics:
     def __contains__(self, topic: str) -> bool:
         return topic in self._asked and topic not in self._positions_only
 
+    def reaches(self, topic: str, since: Position) -> bool:
+        """Whether a topic that is known has been there."""
+        state = self.store.state(topic)
+        return state is not None and state[0].reaches(since)
+
     def names(self) -> Iterable[str]:
         """All that anything is known of, in no order."""
         return dict.keys(self._asked)

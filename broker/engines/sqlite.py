@@ -22,6 +22,7 @@ Not promised: that something is *not* kept which was not acknowledged. A publica
 refused is not kept; one whose publisher never got an answer may be.
 """
 
+import heapq
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
@@ -87,6 +88,10 @@ PIECE_BYTES: Final = 2**19
 PIECE_PUBLICATIONS: Final = 256
 """Bytes and publications of one piece of a cleaning, and one publication at least. A commit has less than two,
 beside what is published: 1 ms of the loop, and about as long on the disk as a full batch takes."""
+
+LISTED_AT_ONCE: Final = 512
+"""Topics that are put in order in one step, when a cleaning begins: 0.5 ms of the loop. A hundred thousand would
+take 30."""
 
 UNWRITTEN_AT_ONCE: Final = 256
 """Topics of which a commit says where they are, besides those that it brings something to: 1 ms of the loop. A
@@ -167,7 +172,7 @@ class SqliteEngine(Memory):
         spare_bytes: int,
         piece_bytes: int = PIECE_BYTES,
     ) -> None:
-        super().__init__(max_bytes, retained_bytes, self._new_epoch)
+        super().__init__(max_bytes, retained_bytes, new_epoch)
         self.durability: Durability = sync
         self._sync: Sync = sync
         self.next_fd: Fd = file.meta.next_fd
@@ -185,7 +190,6 @@ class SqliteEngine(Memory):
         self._meta = file.meta
         self._cleaning: _Cleaning | None = None
         self._copies = Copies(self._store)
-        self._store.note_forgotten = self._note_unwritten
         self._failing = ""
         self._retry_seconds = RETRY_SECONDS
         self._is_ending = False
@@ -243,7 +247,7 @@ class SqliteEngine(Memory):
         for item in [*self._under_way, *self._waiting]:
             if isinstance(item, Submission) and is_over(item.topic):
                 item.keep = False
-                self._note_unwritten(item.topic)
+                self._note_epoch_over(item.topic)
 
     @property
     def bytes_held(self) -> int:
@@ -463,11 +467,8 @@ class SqliteEngine(Memory):
 
     # epochs and cleaning
 
-    def _new_epoch(self, topic: str) -> str:
-        self._note_unwritten(topic)
-        return new_epoch(topic)
-
-    def _note_unwritten(self, topic: str) -> None:
+    def _note_epoch_over(self, topic: str) -> None:
+        super()._note_epoch_over(topic)
         self._changes += 1
         self._unwritten[topic] = self._changes
         self._something.set()
@@ -478,7 +479,7 @@ class SqliteEngine(Memory):
         if state is None:
             return [encode(Forgotten(topic))]
         position, history = state
-        kept = 0 if history is None else len(history.ring)
+        kept = 0 if history is None else history.ring.count
         begin = Begin(topic, position.epoch, position.offset - kept)
         runs = [] if history is None else _runs_of(history, now, at)
         return [encode(begin), *map(encode, runs)]
@@ -507,8 +508,16 @@ class SqliteEngine(Memory):
             self._cleaning = None
 
     def _pieces(self) -> Iterator[_Piece]:
-        """All that is kept, as records; each piece is what is true in the step in which it is taken."""
-        for topic in self._store.topics():
+        """All that is kept, as records; each piece is what is true in the step in which it is taken. First of
+        the topics is the one published to longest ago, so that a start finds them in that order. The first
+        pieces are empty: each has put some of them in order."""
+        topics, used_at = self._store.topics(), self._store.used_at
+        parts = []
+        for place in range(0, len(topics), LISTED_AT_ONCE):
+            part = topics[place : place + LISTED_AT_ONCE]
+            parts.append(sorted([(used_at(topic), topic) for topic in part]))
+            yield _Piece([], PIECE_PUBLICATIONS)
+        for _, topic in heapq.merge(*parts):
             yield from self._pieces_of(topic)
         for value in self.retained.values():
             if self.retained.get(value.topic) is value:  # else its successor is in the log already
@@ -526,7 +535,7 @@ class SqliteEngine(Memory):
         """A topic, with all that it keeps at the first piece and still keeps at the last; see `copies`."""
         state = self._store.state(topic)
         position, history = state or (Position(0, ""), None)
-        kept = 0 if history is None else len(history.ring)
+        kept = 0 if history is None else history.ring.count
         if history is None or self._fitting(history, 0) == kept:
             now, at = trio.current_time(), int(self._wall_clock() * 1000)
             yield _Piece(self._state_of(topic, now, at), 1 + kept)
@@ -544,7 +553,7 @@ class SqliteEngine(Memory):
         self, topic: str, position: Position, history: History | None, first: int, top: int
     ) -> tuple[_Piece, int]:
         """A copy of what a topic keeps from an offset on, up to another at most, and the offset behind it."""
-        kept = 0 if history is None else len(history.ring)
+        kept = 0 if history is None else history.ring.count
         front = position.offset + 1 - kept
         first, runs = max(first, front), list[Run]()
         behind = first
@@ -560,7 +569,7 @@ class SqliteEngine(Memory):
     def _fitting(self, history: History, start: int) -> int:
         """How many of the publications that a topic keeps, from a place on, are in one piece."""
         ring, size, last = history.ring, 0, None
-        stop = min(len(ring), start + PIECE_PUBLICATIONS)
+        stop = min(ring.count, start + PIECE_PUBLICATIONS)
         for place in range(start, stop):
             info = ring.info(place)
             size += ring.weight(place)
@@ -636,6 +645,9 @@ class SqliteEngine(Memory):
         if isinstance(record, Run):
             self._take_run(record, when(record.at))
         elif isinstance(record, Begin):
+            state = self._store.state(record.topic)
+            if state is None or state[0].epoch != record.epoch:
+                self.retained.lose_offset(record.topic)
             self._store.restore(record.topic, Position(record.top, record.epoch), now)
             self._unwritten.pop(record.topic, None)
             self._copies.drop(record.topic)
@@ -649,6 +661,7 @@ class SqliteEngine(Memory):
             self._copies.drop(record.topic)
         elif isinstance(record, Forgotten):
             self._store.forget_topic(record.topic)
+            self.retained.lose_offset(record.topic)
             self._unwritten.pop(record.topic, None)
             self._copies.drop(record.topic)
         elif isinstance(record, Renewed):
@@ -705,7 +718,7 @@ def _runs_of(
 ) -> Iterator[Run]:
     """The history of a topic as runs, or a part of it: another time begins a new run, another publisher a new
     batch."""
-    size, run, last, last_when = len(history.ring), None, None, 0.0
+    size, run, last, last_when = history.ring.count, None, None, 0.0
     for when, each in history.dated(start, stop):
         if run is None or when != last_when:
             if run is not None:

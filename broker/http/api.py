@@ -43,20 +43,25 @@ from broker.core.session import ServerSub, Subscription
 from broker.core.trace import Target
 from broker.core.work import (
     BATCHED,
+    CALL,
     COMMAND,
     DETAILS,
     ENDING,
+    FIGURES,
     LISTED,
     MEMBER,
     NAMED,
     READ_KILOBYTE,
+    REPORT,
+    SETTING,
     SHOWN,
     SUBSCRIPTION,
     SURVEYED_AT_ONCE,
 )
+from broker.engines.engine import NOWHERE
 from broker.errors import CloseCode, ErrorCode, Refused, UnsubscribeCode, check_close_code
 from broker.events.spans import TAG, is_sampled
-from broker.http.calls import Call, Listing, member, pieces
+from broker.http.calls import Call, KeyGone, Listing, member, pieces
 from broker.http.publications import (
     Broadcast,
     Publish,
@@ -282,7 +287,8 @@ class Api:
         answer = self.refuse(method, shown_key(request.headers.get), peer_of(request))
         if answer is None:
             trace = request.headers.get(TAG, "")
-            answer = await self.answer(method, await request.body(), self._node.new_share(), trace)
+            shown, share = shown_key(request.headers.get), self._node.new_share()
+            answer = await self.answer(method, await request.body(), share, trace, shown)
         return Response(
             answer.body, answer.status, headers=answer.headers, media_type=answer.media_type
         )
@@ -326,33 +332,52 @@ class Api:
             text = "The HTTP API is off: set api_key, or BROKER_API_KEY, to turn it on."
             return ApiResponse(HTTPStatus.NOT_FOUND, text.encode())
         if not self.is_key(key):
-            reason = "wrong key" if key else "no key"
-            log.warning("api_key_refused", method=method, reason=reason, peer=peer)
-            text = "Wrong or missing API key: send it as X-API-Key."
-            headers = {"WWW-Authenticate": "apikey"}
-            return ApiResponse(HTTPStatus.UNAUTHORIZED, text.encode(), headers=headers)
+            return _unauthorized(method, "wrong key" if key else "no key", peer=peer)
         return None
 
+    def _while_key(self, key: str) -> Callable[[], bool]:
+        """Tells whether this is the key still; a comparison where no settings have changed."""
+        settings = self._node.services.settings
+        asked, is_ours = -1, False
+
+        def may_go_on() -> bool:
+            nonlocal asked, is_ours
+            if asked != settings.version:
+                asked, is_ours = settings.version, self.is_key(key)
+            return is_ours
+
+        return may_go_on
+
     async def answer(
-        self, method: str, body: bytes, share: Share, traceparent: str = ""
+        self,
+        method: str,
+        body: bytes,
+        share: Share,
+        traceparent: str = "",
+        key: str | None = None,
     ) -> "ApiResponse":
         """Carry out a method that `refuse` let pass, for the connection whose share of the loop it is.
-        `traceparent` names the trace that its publications belong to, where they say nothing themselves.
+        `traceparent` names the trace that its publications belong to, where they say nothing themselves, and
+        `key` what it has shown; None where nobody has to show any.
 
-        A request with little to do is done in one step. Cancelled, what was done is done.
+        A request with little to do is done in one step. Cancelled, what was done is done; and so it is where
+        a reload has changed the key, which is a 401.
         """
         call = Call(share, self._node.router.meter, self._node.config.api_reply_bytes)
+        if key is not None:
+            call.may_go_on = self._while_key(key)
         if self._node.router.spans is not None:
             call.traceparent = traceparent
         try:
             reading = len(body) / 1024 * READ_KILOBYTE
             await call.turn(reading)
-            call.meter.add(COMMAND + reading)
+            call.meter.add(CALL + reading)
             # A body that can be read so is JSON; any other is looked at twice, to say what is wrong.
             params = read_strictly(body, Batch if method == "batch" else PARAMETERS[method])
             if params is None:
                 one_text(body)
             await call.aside(self._node.wait_room)
+            call.check()
             if method == "batch":
                 answer = await self._batch(params or body, call)
             else:
@@ -360,6 +385,8 @@ class Api:
                 answer = await call.aside(begun.wait) if isinstance(begun, _Later) else begun
         except BadJson as error:
             return ApiResponse(HTTPStatus.BAD_REQUEST, f"The body is {error}".encode())
+        except KeyGone:
+            return _unauthorized(method, "the key has changed")
         finally:
             call.settle()
         return ApiResponse(HTTPStatus.OK, answer, "application/json")
@@ -480,6 +507,8 @@ class Api:
             if isinstance(result, _Later):
                 return _Later(partial(self._finish, method, name, result))
             return written({name: result})
+        except KeyGone:
+            raise
         except Exception as error:  # noqa: BLE001 - it is the reply
             return _failure(method, error)
 
@@ -687,8 +716,10 @@ class _Methods:
         if params.since is not None:
             since = Position(params.since.offset, params.since.epoch)
         engine = self._node.router.engine
-        if not engine.knows(params.channel):
-            await call.aside(partial(engine.fetch, (params.channel,)))
+        if not engine.knows(params.channel, since):
+            seen = NOWHERE if since is None else {params.channel: since}
+            await call.aside(partial(engine.fetch, (params.channel,), seen))
+            call.check()
         try:
             publications, top = history_page(
                 self._node.router, params.channel, since, params.limit, params.reverse
@@ -726,6 +757,7 @@ class _Methods:
 
     async def _info(self, params: Info, call: Call) -> object:
         reports = await call.aside(self._node.everywhere.nodes)
+        call.meter.add(REPORT)
         return {"nodes": [_node_info(report) for report in reports]}
 
     # connections by fd
@@ -854,12 +886,20 @@ class _Inspection:
         if not ids:
             raise Refused(ErrorCode.BAD_REQUEST, f"no node is named {params.node!r}")
         seen = await call.aside(partial(views.of_all, VIEW, {"rows": params.rows}, ids))
+        call.meter.add(FIGURES)
         return whole(seen, params.rows)
 
     async def _config(self, params: Info, call: Call) -> object:
         settings = effective(self._node.config, self._node.services.settings.sources)
-        call.meter.add(len(settings) * NAMED)
+        call.meter.add(len(settings) * SETTING)
         return {"settings": [attrs.asdict(setting) for setting in settings]}
+
+
+def _unauthorized(method: str, reason: str, **about: str) -> ApiResponse:
+    log.warning("api_key_refused", method=method, reason=reason, **about)
+    text = "Wrong or missing API key: send it as X-API-Key."
+    headers = {"WWW-Authenticate": "apikey"}
+    return ApiResponse(HTTPStatus.UNAUTHORIZED, text.encode(), headers=headers)
 
 
 def shown_key(header: Callable[[str], str | None]) -> str:

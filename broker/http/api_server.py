@@ -268,7 +268,7 @@ class BackendServer:
                 if body is None:
                     return False
                 # However long it takes while others have their turns: it is done to its end.
-                answer = await self._api.answer(asked.method, body, share, asked.trace)
+                answer = await self._api.answer(asked.method, body, share, asked.trace, asked.key)
             closing = not body_read or self._node.draining or asked.closing
             response = _response(answer, closing=closing, second=int(time.time()))
             if len(response) > SMALL:

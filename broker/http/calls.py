@@ -6,7 +6,8 @@ Rules:
    runs, by the work that was done.
 2. A list is written piece by piece, each in a turn of its own; it is of the moment in which it was begun,
    less what has gone since.
-3. A method that only reads is bounded by the room that the answer has left. A change is always told.
+3. Before each step the key is asked for again: a reload may have changed it. What was done is done.
+4. A method that only reads is bounded by the room that the answer has left. A change is always told.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -21,6 +22,11 @@ from broker.protocols.json_text import written
 from broker.routing.turns import Share
 
 T = TypeVar("T")
+
+
+class KeyGone(Exception):
+    """The key that a request has shown is no longer the one that is set."""
+
 
 PIECE: Final = 100
 """Entries of a list between two turns: 0.2 ms."""
@@ -42,6 +48,8 @@ class Call:
     room: int
     traceparent: str = ""
     """The trace that the request belongs to (W3C Trace Context)."""
+    may_go_on: Callable[[], bool] = lambda: True
+    """Whether its key is still the one that is set."""
     _begun_at: float = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -50,12 +58,18 @@ class Call:
     async def turn(self, work: float = 0.0) -> None:
         """End a step, and wait until the next, of about so much work, may begin.
 
-        Returns at once, without a checkpoint, if it may now. Cancelled, what was done is done.
+        Returns at once, without a checkpoint, if it may now. Cancelled, what was done is done. Raises `KeyGone`.
         """
         done = self.meter.done
         self.share.spend(done - self._begun_at)
         await self.share.wait_room(work)
         self._begun_at = self.meter.done
+        self.check()
+
+    def check(self) -> None:
+        """Raise `KeyGone` where the request may no longer be carried out."""
+        if not self.may_go_on():
+            raise KeyGone
 
     async def aside(self, wait: Callable[[], Awaitable[T]]) -> T:
         """End a step, and wait for something that is no turn, such as a disk."""

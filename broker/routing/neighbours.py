@@ -213,7 +213,10 @@ class Neighbours:
                 hook(node, name[len(prefix) :], value)
 
     def gone(self, node: str) -> None:
-        log.info("node_gone", node=self.name_of(node), id=node)
+        if (
+            node in self._nodes
+        ):  # not of one that was forgotten, such as what this node was before it lapsed
+            log.info("node_gone", node=self.name_of(node), id=node)
         self._forget_node(node)
 
     def _forget_node(self, node: str) -> None:

@@ -41,12 +41,19 @@ of topic names, which we have no use for: pushes name their topic."""
 def check_subscribable(router: Router, peer: Peer, name: str) -> None:
     """Raise `Refused` for a name that this peer cannot subscribe to, whoever wants it: 105 where it
     is subscribed, 106 for one too many, and as `Rights.check_listenable` does."""
-    if name in peer.subscriptions or name in (f"{DIRECT}{peer.fd}", f"{PERSONAL}{peer.user}"):
+    if name in peer.subscriptions or name in _own_names(router, peer):
         raise Refused(ErrorCode.ALREADY_SUBSCRIBED)
     router.rights.check_listenable(name)
     limit = router.settings.config.max_topics
     if len(peer.subscriptions) >= limit:
         raise Refused(ErrorCode.LIMIT_EXCEEDED, f"more than {limit} subscriptions")
+
+
+def _own_names(router: Router, peer: Peer) -> list[str]:
+    """The names that stand for this connection itself."""
+    if not router.settings.config.direct_topics:
+        return []
+    return [f"{DIRECT}{peer.fd}", *([f"{PERSONAL}{peer.user}"] if peer.user else ())]
 
 
 def weigh_subscribing(router: Router, request: SubscribeRequest) -> float:
@@ -124,8 +131,8 @@ class Plan:
         result: dict[str, object] = {"recoverable": True, "positioned": True}
         missed: list[Publication] = []
         size = 0
-        if request.recover:
-            since = Position(request.offset, request.epoch)
+        since = since_of(request)
+        if since is not None:
             view = engine.view(name, since)
             missed, recovered, position = view.missed, view.recovered, view.top
             size = listed_bytes(missed)
@@ -152,6 +159,11 @@ class Plan:
         else:
             position = engine.position(name)
         return {**result, **codec.stream(missed, position)}, size
+
+
+def since_of(request: SubscribeRequest) -> Position | None:
+    """The position that a client comes back with; None for one that does not recover."""
+    return Position(request.offset, request.epoch) if request.recover else None
 
 
 def is_recoverable(

@@ -14,12 +14,14 @@ Rules:
    next one at once, unless somebody waits.
 5. A thousand may come at one moment, each with a burst to spare: those who come enter as many at a time as
    fill a round, and those who are here do not wait for them.
+6. So may a thousand who are here. Once their bursts have filled a round, each of the others may do a little at once;
+   for more it waits for its turn. Who wants little, as most do, is not behind a thousand who want more.
 """
 
 import attrs
 import trio
 
-from broker.core.work import COMMAND, ROUND, SLICE, Allowance, Meter
+from broker.core.work import COMMAND, LITTLE, ROUND, SLICE, Allowance, Meter
 
 
 @attrs.define(eq=False)
@@ -36,6 +38,8 @@ class Turns:
     """For each that was called: its part of a slice, beyond what it wants to do."""
     _entered: float = attrs.field(init=False, default=0.0)
     """Work that `enter` has let in since everybody else ran."""
+    at_once: float = attrs.field(init=False, default=0.0)
+    """Work that parties have done without a turn since the last one that waited for none, or a round, began."""
     latest: "Share | None" = attrs.field(init=False, default=None)
     """The share whose turn was the last; None if that was no share's."""
 
@@ -68,7 +72,7 @@ class Turns:
             await trio.lowlevel.checkpoint_if_cancelled()
             self._called, self._more = 1, SLICE
             await trio.lowlevel.cancel_shielded_checkpoint()
-            self._entered = 0.0
+            self._entered = self.at_once = 0.0
         granted = SLICE if work is None else work + self._more
         self._called -= 1
         self.latest = None
@@ -92,6 +96,7 @@ class Turns:
 
     def _call(self) -> None:
         """Call those whose turn is in the next round."""
+        self.at_once = 0.0
         left = ROUND
         while self._lot and left > 0:
             for task in self._lot.unpark():
@@ -108,6 +113,17 @@ class Share(Allowance):
     is_used_up: bool = attrs.field(init=False, default=False)
     """Whether there was no room when it was last asked."""
     _wanted: float | None = attrs.field(init=False, default=None)  # when there was no room for it
+
+    def spend(self, work: float) -> None:
+        if self.slice <= 0:
+            self.turns.at_once += work
+        super().spend(work)
+
+    def narrow(self) -> None:
+        """Leave no more than a little to be done without a turn, where others have filled a round so."""
+        if self.turns.at_once >= ROUND and self.slice <= 0:
+            self.refill(trio.current_time())
+            self.left = min(self.left, LITTLE)
 
     def renew(self) -> None:
         """Have the next turn now, if rule 4 gives it; the caller has come through a checkpoint since its
@@ -149,6 +165,7 @@ class Share(Allowance):
 
     def may_do(self, work: float) -> bool:
         """Whether `wait_room` would return at once for so much work."""
+        self.narrow()
         if self.is_low():
             self.refill(trio.current_time())
         return self.admits(work)

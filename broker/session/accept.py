@@ -211,7 +211,7 @@ async def _route(
     path = route_of(unquote(head.path))  # as the pages are told apart, in the end
     for_backends = path.startswith("/api/") or path == "/metrics"
     if is_private:
-        if not for_backends and path not in HEALTH:
+        if head.is_upgrade or (not for_backends and path not in HEALTH):
             raise HeadError(404, "this port has /api, /metrics, /healthz and /readyz")
     elif for_backends and services.config.api_listen:
         raise HeadError(404, "this is at api_listen")

@@ -11,7 +11,7 @@ Rules:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 import attrs
@@ -31,7 +31,7 @@ from broker.errors import (
 )
 from broker.hooks import Connection, PublishEvent, ReadEvent, SubscribeEvent, SubscribeReply
 from broker.protocols.codec import Result
-from broker.protocols.commands import Command, SubscribeRequest
+from broker.protocols.commands import Command, HistoryRequest, SubscribeRequest
 from broker.protocols.json_text import check_json, to_json
 from broker.routing.neighbourhood import Neighbourhood
 from broker.routing.reading import (
@@ -46,10 +46,11 @@ from broker.routing.subscriptions import (
     check_subscribable,
     is_recoverable,
     plan_subscription,
+    since_of,
     weigh_subscribing,
 )
 from broker.session.expiry import deadline, token_fields
-from broker.session.replies import NOTHING, Client
+from broker.session.replies import NOTHING, Client, Needed
 from broker.session.services import Services
 from broker.transport import frames
 
@@ -83,10 +84,10 @@ class Handler(ABC):
         for the history, finds what it has published."""
         return client.pending > 0
 
-    def topics(self, client: Client, command: Command, answer: object) -> Sequence[str]:
+    def topics(self, client: Client, command: Command, answer: object) -> Needed:
         """The topics whose history or position `act` needs, by the state of now. `answer` is None before
         anybody was asked."""
-        return ()
+        return {}
 
     @abstractmethod
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
@@ -185,7 +186,7 @@ class Subscribe(Handler):
             or (client.may_lack and client.lacks(self.topics(client, command, None)))
         )
 
-    def topics(self, client: Client, command: Command, answer: object) -> Sequence[str]:
+    def topics(self, client: Client, command: Command, answer: object) -> Needed:
         request = command.subscribe
         assert request is not None
         router, name = client.services.router, request.channel
@@ -193,9 +194,11 @@ class Subscribe(Handler):
             # Before its rules are looked up: they are remembered by name.
             router.rights.check_listenable(name)
             group = _group_of(client, request)
-            return [name] if is_recoverable(router, name, request, group) else ()
+            if is_recoverable(router, name, request, group):
+                return {name: since_of(request)}
         except Refused:
-            return ()
+            pass
+        return {}
 
     async def ask(self, client: Client, command: Command) -> object:
         request = command.subscribe
@@ -409,14 +412,18 @@ class PresenceStats(_ReadsPresence):
         return {"num_clients": clients, "num_users": users}
 
 
+def _since(request: HistoryRequest) -> Position | None:
+    return None if request.since is None else Position(request.since.offset, request.since.epoch)
+
+
 class History(Handler):
     def must_ask(self, client: Client, command: Command) -> bool:
         needed = self.topics(client, command, None)
         return client.services.hooks.history is not None or client.lacks(needed)
 
-    def topics(self, client: Client, command: Command, answer: object) -> Sequence[str]:
+    def topics(self, client: Client, command: Command, answer: object) -> Needed:
         assert command.history is not None
-        return (command.history.channel,)
+        return {command.history.channel: _since(command.history)}
 
     async def ask(self, client: Client, command: Command) -> object:
         assert command.history is not None
@@ -428,14 +435,11 @@ class History(Handler):
         request, services = command.history, client.services
         assert request is not None
         services.rights.check_read(client.peer, request.channel, "history")
-        since = None
-        if request.since is not None:
-            if request.reverse and not request.since.offset:
-                raise Refused(ErrorCode.BAD_REQUEST, "reverse since offset 0: nothing is before it")
-            since = Position(request.since.offset, request.since.epoch)
+        if request.since is not None and request.reverse and not request.since.offset:
+            raise Refused(ErrorCode.BAD_REQUEST, "reverse since offset 0: nothing is before it")
         try:
             publications, top = history_page(
-                services.router, request.channel, since, request.limit, request.reverse
+                services.router, request.channel, _since(request), request.limit, request.reverse
             )
         except UnrecoverablePosition:
             raise Refused(ErrorCode.UNRECOVERABLE_POSITION) from None

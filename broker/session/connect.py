@@ -3,7 +3,7 @@
 Rule: a connect is whole or not at all. All that can be refused is refused before anything changes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from math import ceil, inf
 from typing import Final
@@ -14,6 +14,7 @@ import msgspec
 from broker.access.tokens import ConnectionToken
 from broker.config.settings import Config
 from broker.core.event_queue import EventKind
+from broker.core.messages import Position
 from broker.core.names import DIRECT, PERSONAL, personal_topic
 from broker.core.session import Decider, Grant, PhaseEvent, ServerSub
 from broker.core.work import COMMAND, SUBSCRIPTION
@@ -29,7 +30,13 @@ from broker.hooks import ConnectEvent, ConnectReply
 from broker.protocols.codec import Result
 from broker.protocols.commands import Command, ConnectRequest, SubscribeRequest
 from broker.protocols.json_text import to_json
-from broker.routing.subscriptions import Opened, Plan, is_recoverable, plan_subscription
+from broker.routing.subscriptions import (
+    Opened,
+    Plan,
+    is_recoverable,
+    plan_subscription,
+    since_of,
+)
 from broker.session.commands import (
     Handler,
     note_refused,
@@ -38,7 +45,7 @@ from broker.session.commands import (
     weigh_token,
 )
 from broker.session.expiry import deadline, token_fields
-from broker.session.replies import Client
+from broker.session.replies import Client, Needed
 from broker.version import VERSION
 
 NAME_LENGTH: Final = 64
@@ -113,23 +120,23 @@ class Connect(Handler):
         services = client.services
         return services.hooks.connect is not None or services.tokens.may_wait or client.may_lack
 
-    def topics(self, client: Client, command: Command, answer: object) -> Sequence[str]:
+    def topics(self, client: Client, command: Command, answer: object) -> Needed:
         request, router = command.connect, client.services.router
         assert request is not None
         if not isinstance(answer, _ConnectAnswer):
-            return ()
+            return {}
         token, reply = answer.token, answer.reply
         user = reply.user or (client.peer.user if token is None else token.user)
         own = personal_topic(user, client.services.config.max_topic_bytes)
-        wanted = {*client.orders.topics_waiting, *reply.topics}
+        wanted = {*client.orders.topics_waiting_for(user), *reply.topics}
         wanted |= set() if token is None else set(token.subs)
         wanted |= {own} if own is not None and client.services.config.personal_topic else set()
-        needed = []
+        needed: dict[str, Position | None] = {}
         for name in wanted:
             with suppress(Refused):
                 router.rights.check_listenable(name)
                 if is_recoverable(router, name, _NOT_SEEN_BEFORE, "", server_side=True):
-                    needed.append(name)
+                    needed[name] = since_of(request.subs.get(name, _NOT_SEEN_BEFORE))
         return needed
 
     async def ask(self, client: Client, command: Command) -> object:
@@ -276,7 +283,8 @@ def _server_subs(
     """
     config, rights = client.services.config, client.services.rights
     subs: dict[str, ServerSub] = {}
-    wanted = {**client.orders.topics_waiting, **{name: ServerSub() for name in topics}}
+    waiting = client.orders.topics_waiting_for(user)
+    wanted = {**waiting, **{name: ServerSub() for name in topics}}
     for name, sub in wanted.items():
         try:
             rights.check_listenable(name)

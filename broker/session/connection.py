@@ -129,7 +129,13 @@ class Connection(Helped):
         self._acceptance = answer
         self.holding: Holding = services.memory.hold(self)
         self.lane: Lane = Lane(
-            stream, behind, services.lane_limits, self.end_soon, self._take_now, self.holding
+            stream,
+            behind,
+            services.lane_limits,
+            self.end_soon,
+            self._take_now,
+            self._take_on,
+            self.holding,
         )
         self.traffic: Traffic = self.lane.traffic
 
@@ -267,17 +273,13 @@ class Connection(Helped):
         )
         if services.hooks.open is not None and self.is_apps:
             self._waiting += 1  # all that comes waits for the hook
-            self._begin_serving(services.hooks.open)
+            self._served = trio.Event()
+            self.start_soon(self._serve, services.hooks.open, self._served)
         if services.draining:
             self.shut_down()
 
-    def _begin_serving(self, open_hook: OpenHook | None = None) -> None:
-        """Have a task that may wait for hooks: most sessions never need one."""
-        self._served = trio.Event()
-        self.start_soon(self._serve, open_hook, self._served)
-
     async def _serve(self, open_hook: OpenHook | None, served: trio.Event) -> None:
-        """Do what may have to wait for the app, until no more can come."""
+        """Do what may have to wait for the app, until no more can come. Most sessions never need this task."""
         hook = "open"
         try:
             with trio.CancelScope(deadline=self._serve_until) as self._serving:
@@ -300,21 +302,33 @@ class Connection(Helped):
         finally:
             served.set()
 
-    async def _take_now(self, batch: Batch) -> Batch:
-        """Carry out what a batch begins with, as far as nobody has to be waited for; return the rest.
+    def _take_now(self, batch: Batch) -> Batch:
+        """Carry out what a batch begins with, as far as that goes in this step; return the rest.
 
-        Called in the lane's task, and only effective while nothing that came before waits for the
-        session's: to wake that would cost 10 µs, as much as three publishes, and to have it 3 KiB.
+        Called in the lane's task, as `_take_on` is, and both only effective while nothing that came before
+        waits for the session's: to wake that would cost 10 µs, as much as three publishes, and to have it 3 KiB.
         """
-        if not (self._waiting or self._dispatcher.questions):
+        if self._waiting or self._dispatcher.questions.turns:
+            return batch
+        try:
+            return self._dispatcher.take_read(batch, self.traffic.bytes)
+        except Disconnect as order:
+            self.close(order.code, order.reason)
+            return []
+
+    async def _take_on(self, batch: Batch) -> Batch:
+        """Go on with what `_take_now` has left, as far as nobody but other sessions has to be waited for;
+        return the rest."""
+        if not (self._waiting or self._dispatcher.questions.turns):
             try:
-                batch = await self._dispatcher.work_off(batch, read=self.traffic.bytes)
+                batch = await self._dispatcher.work_off(batch)
             except Disconnect as order:
                 self.close(order.code, order.reason)
         if batch and self._closing is None:
             self._waiting += 1
             if self._served is None:
-                self._begin_serving()
+                self._served = trio.Event()
+                self.start_soon(self._serve, None, self._served)
         return batch
 
     # the end

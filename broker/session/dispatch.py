@@ -32,6 +32,7 @@ from broker.core.work import (
     FIRST_MESSAGE,
     FRAME,
     PUBLICATION,
+    REFUSED,
 )
 from broker.errors import CloseCode, Disconnect, ErrorCode, Refused
 from broker.hooks import Connection
@@ -60,6 +61,7 @@ from broker.session.commands import (
     hand_to_app,
 )
 from broker.session.connect import Connect, Refresh
+from broker.session.expiry import end_expired
 from broker.session.orders import Orders
 from broker.session.questions import Questions, Turn, topic_of
 from broker.session.replies import Client
@@ -254,6 +256,8 @@ class Dispatcher:
             if 0 < done < len(batch):
                 share.is_used_up = True
             while done < len(batch) and not share.is_used_up:
+                if not self.peer.is_established:
+                    return []  # what nobody carries out costs nobody anything, and nothing is charged for it
                 payload = batch[done][1]
                 if not self._may_take_apart(payload):
                     break
@@ -266,12 +270,13 @@ class Dispatcher:
                 self.client.settle()
         return batch[done:]
 
-    async def work_off(self, batch: Batch, *, read: int = 0) -> Batch:
-        """Take a batch, in as many turns as that needs; return what is left for `finish`.
+    def take_read(self, batch: Batch, read: int = 0) -> Batch:
+        """Take a batch as it has come; return what is left for `work_off`. A first message is left, since
+        somebody has to enter with it.
 
         `read`: bytes of this peer that have been read by now. Where they are more than they were, others ran
-        meanwhile; one read may come in a thousand batches, between which nobody else has run. Raises
-        `Disconnect`. Cancelled, it leaves what it has not begun.
+        meanwhile; one read may come in a thousand batches, between which nobody else has run. Never waits.
+        Raises `Disconnect`.
         """
         share = self._share
         if read > self._read:
@@ -280,8 +285,19 @@ class Dispatcher:
                 share.renew()
         share.left -= len(batch) * FRAME
         if self.client is None and self.peer.phase is Phase.OPEN:
+            return batch
+        share.narrow()
+        return self.take(batch)
+
+    async def work_off(self, batch: Batch) -> Batch:
+        """Go on with what `take_read` has left, in as many turns as that needs; return what is left for
+        `finish`. Raises `Disconnect`. Cancelled, it leaves what it has not begun.
+        """
+        share = self._share
+        if self.client is None and self.peer.phase is Phase.OPEN:
             await self.services.router.turns.enter(FIRST_MESSAGE)
-        batch = self.take(batch)
+            share.narrow()
+            batch = self.take(batch)
         while share.is_used_up and self.peer.is_established:
             await share.wait_turn()
             batch = self.take(batch)
@@ -314,8 +330,8 @@ class Dispatcher:
             raise Disconnect(*order)
 
     async def _finish(self, batch: Batch) -> None:
-        if not self.questions:
-            batch = await self.work_off(batch)
+        if not self.questions.turns:
+            batch = await self.work_off(self.take_read(batch))
         while batch and self.peer.is_established:
             opcode, payload = batch[0]
             client = self.client or self._begin(payload)
@@ -325,7 +341,7 @@ class Dispatcher:
             await self._share.wait_room()
             self._note_plain(len(payload))
             await hand_to_app(self.services, self.connection, opcode, payload)
-            batch = await self.work_off(batch[1:])
+            batch = await self.work_off(self.take_read(batch[1:]))
 
     def settle(self) -> None:
         """Send the answers to what has been published."""
@@ -368,10 +384,18 @@ class Dispatcher:
     def _take_publishes(self, batch: Batch) -> int:
         """Carry out messages that are one publish each; return how many, 0 if the batch is anything
         else or somebody has to be asked."""
-        client = self.client
-        if client is None or self._left is not None or not self._may_publish_now() or not batch:
+        client, services, router = self.client, self.services, self.services.router
+        may_publish_now = (
+            services.hooks.publish is None
+            and self.peer.phase is _CONNECTED
+            and not services.rate_limits.are_active
+            and not services.logs_commands
+            and not router.engine.is_full(self.peer.allowance)
+        )
+        if client is None or self._left is not None or not may_publish_now or not batch:
             return 0
-        payloads = [payload for _, payload in batch]
+        # One message, as many reads hold, needs no comprehension: that is a call.
+        payloads = [batch[0][1]] if len(batch) == 1 else [payload for _, payload in batch]
         if len(payloads[0]) > _HUGE:
             return 0  # to be taken apart in a turn, at its price
         if len(payloads) > _FEW:
@@ -380,7 +404,6 @@ class Dispatcher:
         commands = client.codec.decode_publishes(payloads)
         if not commands:
             return 0
-        router = self.services.router
         topic = client.open_topic()
         if commands[0].publish.channel == topic and topic and not client.codec.opaque_payloads:
             if not self._share.has_room(router.weigh(topic)):
@@ -432,16 +455,6 @@ class Dispatcher:
         del refusal  # see the module: it holds this frame
         self._share.spend(router.meter.done - before)
         return True
-
-    def _may_publish_now(self) -> bool:
-        services = self.services
-        return (
-            services.hooks.publish is None
-            and not services.router.engine.is_full(self.peer.allowance)
-            and self.peer.phase is _CONNECTED
-            and not services.rate_limits.are_active()
-            and not services.logs_commands
-        )
 
     # one message
 
@@ -528,6 +541,9 @@ class Dispatcher:
             await _wait_ready(turn, self._share)
         if turn.is_answered_for_another:
             turn.failure = Refused(ErrorCode.INTERNAL)
+        connection = self.services.connections.get(self.peer.fd)
+        if connection is not None:
+            end_expired(connection, trio.current_time())  # which is looked at once a second
         self._act(client, command, handler, turn.method, turn.size, turn)
 
     @property
@@ -572,6 +588,7 @@ class Dispatcher:
                 client.reply(command.id, method, result)
         except Exception as error:
             self._note_outcome(client, command, method, error)
+            self.services.router.meter.add(REFUSED)
             if isinstance(error, Disconnect) or (
                 method == "send" and not isinstance(error, Refused)
             ):
@@ -593,7 +610,7 @@ class Dispatcher:
         Raises `Disconnect` when that has happened too often.
         """
         if (
-            not self.services.rate_limits.are_active()
+            not self.services.rate_limits.are_active
             or command == _PONG
             or isinstance(command, Unread)
         ):
@@ -617,7 +634,7 @@ class Dispatcher:
 
     def _is_within(self, size: float) -> bool:
         limits, peer = self.services.rate_limits, self.peer
-        if not limits.are_active():
+        if not limits.are_active:
             return True
         if peer.usage is None:
             peer.usage = ConnectionUsage()

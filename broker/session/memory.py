@@ -80,6 +80,7 @@ async def _relieve(services: Services) -> None:
         holding.give_way()
         if not number % AT_ONCE:
             await trio.lowlevel.checkpoint()
+    await services.router.office.wait_freed()  # or the next look would find it still there
     # Nobody holds much, and yet it is too much.
     goal -= await _give_back(services, goal)
     memory.set_exhausted(goal > 0)

@@ -15,7 +15,7 @@ import structlog
 
 from broker.core.memory import Part
 from broker.core.messages import Opcode, PushResult
-from broker.core.names import PERSONAL, personal_topic
+from broker.core.names import PERSONAL, admits_user, personal_topic
 from broker.core.session import Decider, Grant, Phase, PhaseEvent, ServerSub
 from broker.errors import ErrorCode, Refused, UnsubscribeCode
 from broker.protocols.codec import Codec
@@ -207,12 +207,14 @@ class Orders:
     # topics
 
     def add_subscription(self, topic: str, sub: ServerSub) -> bool:
-        """Subscribe the peer and tell it; false if it is subscribed already, or closing.
+        """Subscribe the peer and tell it; false if it is subscribed already, closing, or an operator's.
 
         Raises `Refused`: 106 for one subscription too many, 107 for what is no topic or pattern.
         """
         peer, router = self.peer, self.router
-        if not peer.is_established or topic in peer.subscriptions or topic in self._topics:
+        if not (peer.is_established and peer.is_apps):
+            return False
+        if topic in peer.subscriptions or topic in self._topics:
             return False
         check_subscribable(router, peer, topic)
         if not peer.speaks:
@@ -284,6 +286,7 @@ class Orders:
         of it, and the topics that are a user's own."""
         peer, router = self.peer, self.router
         before = peer.user
+        self._topics = dict(self.topics_waiting_for(user))
         lost = router.bind(peer, user)
         peer.outbox.wake()
         codec, config = self.codec, router.settings.config
@@ -325,10 +328,12 @@ class Orders:
         self.send_waiting()
         return True
 
-    @property
-    def topics_waiting(self) -> Mapping[str, ServerSub]:
-        """The topics that wait for the first message."""
-        return self._topics
+    def topics_waiting_for(self, user: str) -> Mapping[str, ServerSub]:
+        """The topics that wait for the first message, or for the engine, of those that the connection has
+        once it is this user's: where that is another than now, none that are for others alone."""
+        if user == self.peer.user:
+            return self._topics
+        return {name: sub for name, sub in self._topics.items() if admits_user(name, user)}
 
     def take_topics(self) -> None:
         """The topics that waited have been seen to."""

@@ -120,15 +120,13 @@ class Questions:
 
     _carrier: Carrier
     _start_soon: StartSoon
-    _turns: tuple[Turn, ...] = attrs.field(init=False, default=())
+    turns: tuple[Turn, ...] = attrs.field(init=False, default=())
+    """The commands that wait for an answer, their own or one before it. A look at it is cheaper than a
+    length of ours, and each read of a publisher takes one."""
     _is_proceeding: bool = attrs.field(init=False, default=False)
     _moved: trio.Event | None = attrs.field(init=False, default=None)
     _due: float = attrs.field(init=False, default=inf)
     _has_gone: bool = attrs.field(init=False, default=False)
-
-    def __len__(self) -> int:
-        """How many commands wait for an answer, their own or one before it."""
-        return len(self._turns)
 
     # joining: one task does, that of the session
 
@@ -150,7 +148,7 @@ class Questions:
         turn.ends_with_client = hooks.is_lent(_hook_of(command, turn.method))
         client.settle()
         # Whether there is room for one more subscription is found out when it is asked about.
-        rivals = len(client.peer.subscriptions) + len(self)
+        rivals = len(client.peer.subscriptions) + len(self.turns)
         is_tight = turn.method == "subscribe" and rivals >= config.max_topics
         if turn.topic is None or is_tight or at_once == 1:
             await self.wait_none()
@@ -164,13 +162,13 @@ class Questions:
 
     async def wait_none(self) -> None:
         """Wait until all that came before are carried out, or cancelled."""
-        while self._turns:
+        while self.turns:
             await self._wait_moved()
 
     async def _wait_room(self, at_once: int, topic: str | None = None) -> None:
         """Wait until fewer than `at_once` are before it, and none about `topic`."""
-        while len(self._turns) >= at_once or any(
-            topic is not None and turn.topic == topic for turn in self._turns
+        while len(self.turns) >= at_once or any(
+            topic is not None and turn.topic == topic for turn in self.turns
         ):
             await self._wait_moved()
 
@@ -194,12 +192,12 @@ class Questions:
 
     def _enter(self, turn: Turn) -> None:
         """Add a turn, and charge its command, which may be all of a message."""
-        self._turns += (turn,)  # few: `questions_at_once`
+        self.turns += (turn,)  # few: `questions_at_once`
         turn.client.peer.holding.charge(Part.INCOMING, int(turn.size))
 
     def _leave(self) -> None:
-        turn, *left = self._turns
-        self._turns = tuple(left)
+        turn, *left = self.turns
+        self.turns = tuple(left)
         turn.client.peer.holding.charge(Part.INCOMING, -int(turn.size))
 
     # the end
@@ -208,7 +206,7 @@ class Questions:
         """The client has gone, or is being closed: let questions to a backend end now, those to the
         app at `due` on Trio's clock. Never waits."""
         self._has_gone, self._due = True, due
-        for turn in self._turns:
+        for turn in self.turns:
             if turn.ends_with_client:
                 turn.scope.cancel()
             else:
@@ -227,8 +225,8 @@ class Questions:
         self._is_proceeding = True
         client = None
         try:
-            while self._turns and not self._turns[0].is_open:
-                turn = self._turns[0]
+            while self.turns and not self.turns[0].is_open:
+                turn = self.turns[0]
                 client = turn.client
                 if not turn.is_over:
                     turn.is_over = True  # before it waits: cancelled there, it is not tried again

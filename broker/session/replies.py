@@ -4,9 +4,9 @@ Rule: a publish is answered when its batch is done, after its own publications, 
 kept it; everything else is answered at once, behind all that came before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, TypeAlias
 
 import attrs
 import msgspec
@@ -24,6 +24,9 @@ from broker.session.orders import Orders
 from broker.session.services import Services
 
 NOTHING: Final[Result] = {}
+
+Needed: TypeAlias = Mapping[str, Position | None]
+"""Topics that a command needs, each with the position that its client comes with, if it has one."""
 
 
 @attrs.define(eq=False)
@@ -70,15 +73,17 @@ class Client:
         """Whether there may be topics of which the engine does not know here what it keeps."""
         return self.services.router.engine.durability == "shared"
 
-    def lacks(self, topics: Sequence[str]) -> bool:
+    def lacks(self, needed: Needed) -> bool:
         """Whether the engine has to be waited for to know what these topics keep."""
         engine = self.services.router.engine
-        return not all(map(engine.knows, topics))
+        return not all(engine.knows(topic, since) for topic, since in needed.items())
 
-    async def fetch(self, topics: Sequence[str]) -> None:
-        """Wait until the engine knows these topics; no checkpoint where it does. Raises `Refused`."""
-        if self.lacks(topics):
-            await self.services.router.engine.fetch(topics)
+    async def fetch(self, needed: Needed) -> None:
+        """Wait until the engine knows these topics, and whether a client's position is theirs; no checkpoint
+        where it does. Raises `Refused`."""
+        if self.lacks(needed):
+            since = {topic: each for topic, each in needed.items() if each is not None}
+            await self.services.router.engine.fetch([*needed], since)
 
     # replies
 

@@ -23,6 +23,7 @@ from msgspec.json import Decoder
 from broker.core.json_reader import BadJson, read
 from broker.core.messages import Delivery, Fd
 from broker.core.names import is_connection_name
+from broker.core.work import CALLED
 from broker.errors import CloseCode, Disconnect, ErrorCode, Refused
 from broker.protocols.codec import Result
 from broker.protocols.commands import BadCommand, Command
@@ -256,6 +257,7 @@ class Rpc(Handler):
             if not isinstance(answer, Raw):
                 raise Refused(ErrorCode.METHOD_NOT_FOUND)
             return {"data": answer}
+        client.services.router.meter.add(CALLED)
         params = self._params(client, command)
         data = b""
         if params.target:

@@ -33,6 +33,7 @@ from broker.core.session import Parcel
 from broker.core.work import SLICE, Allowance
 from broker.engines.cluster import BEAT_SECONDS, LEASE_SECONDS, Card, ClusterLink, Listener
 from broker.engines.engine import (
+    NOWHERE,
     Durability,
     EngineStatistics,
     RunBlocking,
@@ -357,6 +358,22 @@ class BusEngine(Memory):
             self.wake()
             for done in submission.dones:
                 done(position)
+
+    def knows(self, topic: str, since: Position | None = None) -> bool:
+        return since is None or self.position(topic).reaches(since)
+
+    async def fetch(self, topics: Sequence[str], since: Mapping[str, Position] = NOWHERE) -> None:
+        await trio.lowlevel.checkpoint()
+        if all(self.knows(topic, since[topic]) for topic in since):
+            return
+        with trio.move_on_after(4.0):
+            while self.is_cut or self.is_killed:
+                await self._news.park()
+            read = trio.Event()
+            self.put(lambda engine: read.set())
+            await read.wait()
+            return
+        raise Refused(ErrorCode.INTERNAL, "history is away: the bus does not answer")
 
     async def remove(self, topic: str) -> None:
         self._check()

@@ -117,7 +117,11 @@ async def _pay_nothing(work: float) -> None:
     pass
 
 
-async def _take_nothing(batch: Batch) -> Batch:
+def _take_nothing(batch: Batch) -> Batch:
+    return batch
+
+
+async def _take_no_more(batch: Batch) -> Batch:
     return batch
 
 
@@ -126,11 +130,11 @@ class _Shown:
     """Takes batches, each of which `see` has seen."""
 
     see: Callable[[Batch], None]
-    take: Callable[[Batch], Awaitable[Batch]]
+    take: Callable[[Batch], Batch]
 
-    async def __call__(self, batch: Batch) -> Batch:
+    def __call__(self, batch: Batch) -> Batch:
         self.see(batch)
-        return await self.take(batch)
+        return self.take(batch)
 
 
 _Inbox: TypeAlias = tuple[trio.MemorySendChannel[Batch], trio.MemoryReceiveChannel[Batch]]
@@ -143,7 +147,8 @@ class Lane:
     come out of `inbox`, each to be handed to `note_done` when it is dealt with; it ends when no more
     can come; then `peer_close` says how the peer ended it, or is None if it just went away or we
     closed first. `on_end` is called when `inbox` ends, possibly more than once. `take_now` is shown
-    each batch first, and returns what it leaves for `inbox`. The bytes held are charged to `holding`.
+    each batch first, without a coroutine, as it mostly takes all; what it leaves is for `take_on`, which may
+    wait, and what that returns for `inbox`. The bytes held are charged to `holding`.
     """
 
     __slots__ = (
@@ -177,6 +182,7 @@ class Lane:
         "_tail",
         "_tail_bytes",
         "_take_now",
+        "_take_on",
         "_waiting",
         "_whole",
         "answered_at",
@@ -201,7 +207,8 @@ class Lane:
         behind: bytes,
         limits: LaneLimits,
         on_end: Callable[[], None],
-        take_now: Callable[[Batch], Awaitable[Batch]] = _take_nothing,
+        take_now: Callable[[Batch], Batch] = _take_nothing,
+        take_on: Callable[[Batch], Awaitable[Batch]] = _take_no_more,
         holding: Holding = UNCOUNTED,
     ) -> None:
         self._stream = stream
@@ -217,6 +224,7 @@ class Lane:
         self._limits = limits
         self._on_end = on_end
         self._take_now = take_now
+        self._take_on = take_on
         self._inbox: _Inbox | None = None
         self._hands_on = True
         self.has_ended: bool = False
@@ -369,7 +377,13 @@ class Lane:
                 return
             self._drop_front(used)
             self._deadline = None
-            await self._deliver(batch)
+            if self._is_paused:
+                await self._deliver(batch)
+            else:  # as that has it, less a coroutine
+                self.traffic.messages += len(batch)
+                rest = self._take_now(batch)
+                if rest:
+                    await self._hand_on(rest)
             if len(batch) < frames.MAX_BATCH:
                 return
             await trio.lowlevel.checkpoint()
@@ -521,11 +535,17 @@ class Lane:
         self.outbox.offer(Run((frame,), messages=0))
 
     async def _deliver(self, batch: Batch) -> None:
-        """Hand a batch to the session; wait while the inbox is full."""
+        """Have the session take a batch, at once or when it can."""
         self.traffic.messages += len(batch)
         if self._is_paused and not await self._wait_resumed(_bytes_of(batch)):
             return
-        batch = await self._take_now(batch)
+        rest = self._take_now(batch)
+        if rest:
+            await self._hand_on(rest)
+
+    async def _hand_on(self, batch: Batch) -> None:
+        """Hand to the session what it has not taken at once; wait while the inbox is full."""
+        batch = await self._take_on(batch)
         if not batch:
             return
         size = _bytes_of(batch)

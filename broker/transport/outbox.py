@@ -420,7 +420,8 @@ class Outbox(_Hot):
                 out -= len(last.frames[end])
                 end += 1
             kept.append(last.only(last.first, end))
-        self.mail[:] = kept
+        self._throw_away()
+        self.mail += kept
         self._first = self._gone = 0
         self._begun = len(kept)
         self._backlog = None
@@ -446,8 +447,14 @@ class Outbox(_Hot):
         self._owner = NOBODY
         self._fileno = -1
         self._marks = None
-        self.mail.clear()
+        self._throw_away()
         self._reset()
+
+    def _throw_away(self) -> None:
+        """Have no more mail; the runs may be in memory for a while, if they are many."""
+        if self._ledger is not None:
+            self._ledger.throw_away([*self.mail])
+        self.mail.clear()
 
     def show(self, see: Callable[[Run], None] | None) -> None:
         """Show each run that is queued from now on to `see`; None: to nobody any more. One at a time.

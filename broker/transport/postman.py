@@ -13,6 +13,7 @@ Rules:
    meanwhile goes along to those who wait for this round, and with the next one to the rest.
 3. A party whose mail is all there is has it carried in its own step, if that is a few writes (`FEW`): to wake
    the postman costs a turn of the loop. Where others have mail as well, one round is for all.
+4. What nobody is going to get is freed a few runs at a time: a hundred outboxes may end in one turn of the loop.
 """
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
@@ -30,6 +31,9 @@ from broker.transport.runs import Run
 
 AT_ONCE: Final = 1024
 """Writes in one step: 5 ms."""
+
+FREED_AT_ONCE: Final = 2048
+"""Runs of an outbox that ended, which are freed in one step: 0.4 ms. It may hold 32,000."""
 
 FEW: Final = 8
 """Writes that are made without the postman: 35 µs. A turn of the loop takes 20 to 30."""
@@ -68,7 +72,9 @@ class PostOffice:
         self._messages_delivered = 0
         self._bytes_delivered = 0
         self._rounds = 0
-        self.ledger: Ledger = Ledger()
+        self._waste: list[list[Run]] = []
+        self._is_wasted = trio.Event()
+        self.ledger: Ledger = Ledger(throw_away=self._throw_away)
         """Of all runs that this office delivers; its outboxes enter in it what is offered."""
         self.meter: Meter = Meter()
         """The writes that a delivery causes are added to it."""
@@ -225,9 +231,30 @@ class PostOffice:
         self._waiting = None
         return trio.lowlevel.Abort.SUCCEEDED
 
+    def _throw_away(self, runs: list[Run]) -> None:
+        if len(runs) > FREED_AT_ONCE:
+            self._waste.append(runs)
+            self._is_wasted.set()
+
+    async def wait_freed(self) -> None:
+        """Free what outboxes held that have ended, with others having had their turn after each step. Cancelled,
+        the rest is freed all the same."""
+        while self._waste:
+            del self._waste[-1][-FREED_AT_ONCE:]
+            if not self._waste[-1]:
+                self._waste.pop()
+            await trio.lowlevel.checkpoint()
+
+    async def _sweep(self) -> None:
+        while not self._closed:
+            await self._is_wasted.wait()
+            self._is_wasted = trio.Event()
+            await self.wait_freed()
+
     def close(self) -> None:
         """Have the postman end when he has carried what is there."""
         self._closed = True
+        self._is_wasted.set()
         self._wake_postman()
 
     def statistics(self) -> PostStatistics:
@@ -245,15 +272,15 @@ class PostOffice:
             self._rounds += 1
             self.before_round()
             outboxes, self._open_bag = self._open_bag or [], None
-            now, writes = trio.current_time(), 0
+            now, writes, pause_at = trio.current_time(), 0, AT_ONCE
             for outbox in outboxes:
-                if writes >= AT_ONCE:
+                if writes >= pause_at:
                     await trio.lowlevel.checkpoint()
-                    now, writes = trio.current_time(), 0
-                if outbox.writes > 1:
-                    self._has_streams = True
+                    now, pause_at = trio.current_time(), writes + AT_ONCE
                 writes += outbox.writes
                 outbox.flush(now)
+            if writes > len(outboxes):
+                self._has_streams = True
             self._check_room()
 
     def _check_room(self) -> None:
@@ -274,6 +301,7 @@ async def open_post_office() -> AsyncGenerator[PostOffice, None]:
     async with trio.open_nursery() as postman:
         name_scope(postman, "post office")
         postman.start_soon(office._carry, name="postman")
+        postman.start_soon(office._sweep, name="sweeper")
         try:
             yield office
         finally:

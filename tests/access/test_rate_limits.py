@@ -20,9 +20,9 @@ def limits_of(config: Config) -> RateLimits:
 
 
 def test_without_rates_there_is_nothing_to_ask_for() -> None:
-    assert not limits_of(Config()).are_active()
+    assert not limits_of(Config()).are_active
     for rate in ("message_rate", "byte_rate", "user_message_rate", "user_byte_rate"):
-        assert limits_of(attrs.evolve(Config(), **{rate: 5})).are_active()  # type: ignore[arg-type]
+        assert limits_of(attrs.evolve(Config(), **{rate: 5})).are_active  # type: ignore[arg-type]
 
 
 def admitted(limits: RateLimits, usage: ConnectionUsage, user: str, count: int, now: float) -> int:

@@ -106,6 +106,46 @@ def test_what_is_no_token_is_weighed_as_one_without_a_signature(bad: str) -> Non
     assert Tokens(TokenRules(), load_keys(RULES), lambda: NOW).weigh(bad) == TOKEN
 
 
+HEADERS = {
+    "NaN": b'{"alg":"ALG","x":NaN}',
+    "Infinity": b'{"alg":"ALG","x":-Infinity}',
+    "half of a surrogate pair": b'{"alg":"ALG","x":"\\ud800"}',
+    "half of one as a name": b'{"alg":"ALG","\\ud800":1}',
+    "UTF-16": '{"alg":"ALG"}'.encode("utf-16"),
+    "UTF-32": '{"alg":"ALG"}'.encode("utf-32"),
+    "a byte order mark": b'\xef\xbb\xbf{"alg":"ALG"}',
+    "of a number of 4,000 digits": b'{"alg":"ALG","x":' + b"9" * 4000 + b"}",
+    "none first": b'{"alg":"none","alg":"ALG"}',
+    "HS256 first": b'{"alg":"HS256","alg":"ALG"}',
+    "HS256 last": b'{"alg":"ALG","alg":"HS256"}',
+    "an escaped name": b'{"\\u0061lg":"ALG"}',
+    "an escaped value": b'{"alg":"\\u0045S512"}',
+    "a name in capitals": b'{"ALG":"ALG"}',
+    "behind it more": b'{"alg":"ALG"}{}',
+    "nested 900 deep": b'{"alg":"ALG","x":' + b"[" * 900 + b"]" * 900 + b"}",
+    "a list": b'["ALG"]',
+    "a list of one": b'{"alg":["ALG"]}',
+}
+
+
+@pytest.mark.parametrize("algorithm", ["ES512", "ES384", "RS256", "EdDSA"])
+@pytest.mark.parametrize("header", HEADERS)
+def test_no_header_has_a_signature_verified_that_was_not_weighed(
+    header: str, algorithm: str
+) -> None:
+    first = base64.urlsafe_b64encode(HEADERS[header].replace(b"ALG", algorithm.encode()))
+    token = (
+        f"{first.decode().rstrip('=')}.{base64.urlsafe_b64encode(ADMIN).decode().rstrip('=')}.c2ln"
+    )
+    tokens = Tokens(TokenRules(), [public_key(PRIVATE["ES512"].public_key())], lambda: NOW)
+    try:
+        named = read_header(token, 8192).algorithm
+    except TokenInvalid:
+        return
+    work = WIDE_SIGNATURE if named in ("ES384", "ES512") else SIGNATURE
+    assert tokens.weigh(token) == TOKEN + (0 if named == "HS256" else work)
+
+
 def test_where_nothing_is_verified_a_token_weighs_nothing() -> None:
     tokens = Tokens(TokenRules(), load_keys(RULES), lambda: NOW)
     assert tokens.weigh("") == tokens.weigh("x" * 10_000) == 0

@@ -138,6 +138,8 @@ def test_only_an_open_bind_without_origins_or_tokens_is_warned_about() -> None:
     assert "'0.0.0.0'" in warning
     assert "9502" in warning
     assert "\n" not in warning
+    # --host does nothing for a socket that systemd opened, and makes a container deaf.
+    assert "or where systemd or a container opens the port" in warning
     assert exposure_warning(Config()) is None
     assert exposure_warning(Config(host="0.0.0.0", allowed_origins=("https://a.b",))) is None
     assert exposure_warning(Config(host="0.0.0.0", unix=Path("/run/b.sock"))) is None

@@ -40,7 +40,7 @@ def test_what_goes_in_comes_out_with_its_bytes(steps: list[tuple[object, int]]) 
             assert ring.drop(count) == weights
             held -= weights
             del kept[:count]
-        assert len(ring) == len(kept)
+        assert ring.count == len(kept)
         places = range(len(kept))
         assert [(ring.when(i), ring.publication(i, "t", 0)) for i in places] == kept
         assert [ring.info(i) for i in places] == [each.info for _, each in kept]

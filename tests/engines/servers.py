@@ -108,6 +108,10 @@ class Proxy:
     chance: random.Random
     swallowed: list[bytes] = attrs.field(factory=list)
     """The requests whose answers were."""
+    swallows: float = 0.05
+    """The part of the scripts that this happens to."""
+    says: bytes = b""
+    """If it is set, the answer to each request, which is not passed on."""
     passes: trio.Event = attrs.field(factory=trio.Event)
     """Nothing passes until it is set."""
 
@@ -143,7 +147,10 @@ class Proxy:
                 nursery.start_soon(self._pass_on, server, client, nursery.cancel_scope)
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     async for data in client:
-                        if b"EVALSHA" in data and self.chance.random() < 0.05:
+                        if self.says:
+                            await client.send_all(self.says)
+                            continue
+                        if b"EVALSHA" in data and self.chance.random() < self.swallows:
                             self.swallowed.append(bytes(data))
                             nursery.cancel_scope.cancel()
                             with trio.CancelScope(shield=True):
@@ -159,7 +166,8 @@ class Proxy:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             async for data in server:
                 await self.passes.wait()
-                await client.send_all(data)
+                if not self.says:
+                    await client.send_all(data)
         scope.cancel()
 
 

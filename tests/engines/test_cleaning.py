@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,11 +17,13 @@ from trio.testing import MockClock
 
 from broker.config.engine_url import parse_engine_url
 from broker.config.settings import TopicRules
+from broker.core.history import HistoryStore
 from broker.core.messages import ClientInfo, Position
-from broker.engines.engine import IdempotencyKey
+from broker.engines.engine import IdempotencyKey, Sink
 from broker.engines.records import (
     FORMAT,
     Batch,
+    Begin,
     Meta,
     Older,
     Run,
@@ -28,7 +31,13 @@ from broker.engines.records import (
     join,
     split,
 )
-from broker.engines.sqlite import PIECE_BYTES, PIECE_PUBLICATIONS, SqliteEngine, open_sqlite
+from broker.engines.sqlite import (
+    PIECE_BYTES,
+    PIECE_PUBLICATIONS,
+    SqliteEngine,
+    _Batch,
+    open_sqlite,
+)
 from broker.engines.sqlite_file import LogFile
 from broker.engines.sqlite_upkeep import inspect
 from broker.engines.waiting import BATCH_BYTES
@@ -75,8 +84,10 @@ def all_kept(engine: SqliteEngine, but: Collection[str]) -> tuple[Any, ...]:
         position, history = state
         dated = [] if history is None else history.dated()
         topics[topic] = position, [(round(when * 100), each) for when, each in dated]
-    # Without their offsets: one that was not kept because its topic was forgotten on its way has one in the log.
-    values = {value.topic: value.data for value in engine.retained.values()}
+    values = {
+        value.topic: (value.data, value.topic in but or value.offset)
+        for value in engine.retained.values()
+    }
     keys = {(owner, key) for owner, key, _, _ in engine.keys.items()}
     return topics, values, keys
 
@@ -251,6 +262,44 @@ async def test_what_is_published_while_a_topic_is_copied_waits_for_one_piece(
         history, top = engine.history("large", None, -1, False)
         assert [each.offset for each in history] == list(range(1, top.offset + 1))
         assert [each.data[:1] for each in history[-3:]] == [b"3", b"n", b"n"]
+
+
+async def test_topics_are_put_in_order_in_several_steps_that_published_to_longest_ago_first(
+    autojump_clock: MockClock, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.engines.sqlite.LISTED_AT_ONCE", 16)
+    names = [f"t{number * 7 % 50}" for number in range(50)]
+    used_at, gather = HistoryStore.used_at, SqliteEngine._gather
+    steps, at_once = [0], list[int]()
+
+    def note(store: HistoryStore, topic: str) -> float:
+        steps[-1] += 1
+        return used_at(store, topic)
+
+    def note_step(engine: SqliteEngine, sink: Sink) -> _Batch:
+        steps.append(0)
+        batch = gather(engine, sink)
+        at_once.append(steps[-1])
+        return batch
+
+    monkeypatch.setattr(HistoryStore, "used_at", note)
+    monkeypatch.setattr(SqliteEngine, "_gather", note_step)
+    async with opened(path, spare_bytes=NEVER) as (_, witness):
+        for topic in (*sorted(names), *names):  # they begin in another order
+            await witness.published(topic, b"1")
+            await trio.sleep(0.01)
+    disk = Noted()
+    async with opened(path, disk=disk, spare_bytes=-NEVER) as (engine, witness):
+        disk.engine = engine
+        await witness.published("t7", b"2")
+        await until(lambda: engine._cleaning is not None)
+        cleaning = engine._cleaning
+        await until(lambda: engine._cleaning is not cleaning)
+    assert set(at_once) == {0, 2, 16}
+    assert steps == [0, *at_once], "all is done beside what is published"
+    written = [each for row in disk.rows for each in split(row) if isinstance(each, Begin)]
+    names.remove("t7")
+    assert [each.topic for each in written][:50] == [*names, "t7"]
 
 
 async def test_a_log_that_is_flooded_while_it_is_cleaned_does_not_grow_for_ever(

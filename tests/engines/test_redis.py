@@ -6,7 +6,7 @@ Here time is real, as a server knows no other: nothing waits for a time that cou
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +15,14 @@ import pytest
 import structlog.testing
 import trio
 import trio.lowlevel
+import trio.testing
 
 from broker.core.messages import Position, Publication
 from broker.engines.engine import IdempotencyKey
 from broker.engines.redis import RedisEngine, open_redis
+from broker.engines.redis_log import Draft
 from broker.engines.redis_outgoing import Order, Outgoing
+from broker.engines.redis_wire import Part, Wire
 from broker.errors import Refused
 from broker.testing import ENGINE_CONTRACT, Witness
 from broker.testing.engines import RULES, has_recovered, kept, position_of
@@ -70,6 +73,8 @@ class Follower:
     position: Position | None = None
     seen: list[bytes] = attrs.field(factory=list)
     unrecovered: int = 0
+    may_lose: bool = False
+    """Whether an epoch may lose some of what it keeps."""
 
     async def come(self) -> None:
         engine = self.witness.engine
@@ -85,7 +90,8 @@ class Follower:
         else:
             view = engine.view(self.topic, self.position)
             if not view.recovered:
-                assert view.top.epoch != self.position.epoch, "only an epoch that is over is lost"
+                is_over = view.top.epoch != self.position.epoch
+                assert is_over or self.may_lose, "only an epoch that is over is lost"
                 self.unrecovered += 1
                 self.seen.clear()
                 self.position = view.top
@@ -131,6 +137,7 @@ class Trial:
     refused: list[bytes] = attrs.field(factory=list)
     followers: list[Follower] = attrs.field(factory=list)
     chance: random.Random = attrs.field(factory=lambda: random.Random(7))
+    may_lose: bool = False
 
     async def publisher(self, witness: Witness, name: str, turns: int) -> None:
         for turn in range(turns):
@@ -152,7 +159,7 @@ class Trial:
         """Publish and wander, until all is answered."""
         for witness in self.nodes:
             for topic in self.topics[:3]:
-                follower = Follower(witness, topic)
+                follower = Follower(witness, topic, may_lose=self.may_lose)
                 self.followers.append(follower)
                 await follower.come()
         async with trio.open_nursery() as nursery:
@@ -317,6 +324,78 @@ async def test_a_batch_that_arrives_after_all_was_sent_again_counts_for_nothing(
             await one_node.check()
 
 
+async def test_a_position_that_another_node_has_told_of_is_read_up_to(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While this node has no link, or has not read so far: to have recovered is no question of where a client
+    comes to."""
+    proxy = Proxy(server, random.Random(1))
+    async with proxy.serving(), opened(server) as (one, teller), opened(proxy) as (two, _):
+        with trio.fail_after(60):
+            await teller.published("a", b"1")
+            await two.fetch(("a",))
+            proxy.passes = trio.Event()
+            position = await teller.published("a", b"2")
+            assert position is not None
+            assert two.knows("a")
+            assert not two.knows("a", position)
+            monkeypatch.setattr("broker.engines.redis.FETCH_SECONDS", 0.1)
+            with pytest.raises(Refused, match="history is away") as refusal:
+                await two.fetch(("a",), {"a": position})
+            assert (refusal.value.code, refusal.value.temporary) == (100, True)
+            monkeypatch.setattr("broker.engines.redis.FETCH_SECONDS", 60)
+            async with trio.open_nursery() as nursery:
+                for _ in range(50):  # in a storm
+                    nursery.start_soon(two.fetch, ("a",), {"a": position})
+                await trio.testing.wait_all_tasks_blocked()
+                proxy.passes.set()
+            assert two.knows("a", position)
+            assert two.view("a", position).recovered
+            for lost in (Position(9, position.epoch), Position(2, "another")):
+                await two.fetch(("a",), {"a": lost})
+                assert not two.view("a", lost).recovered
+            assert one.knows("a") is False
+
+
+async def test_a_storm_of_positions_that_are_not_known_asks_redis_twice(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(server) as (one, witness):
+        await witness.published("a", b"1")
+        await one.fetch(("a",))
+        asked, call = [], Wire.call
+
+        async def counted(wire: Wire, command: bytes, *parts: Part) -> object:
+            asked.append(command)
+            return await call(wire, command, *parts)
+
+        monkeypatch.setattr(Wire, "call", counted)
+        async with trio.open_nursery() as nursery:
+            for number in range(200):
+                nursery.start_soon(one.fetch, ("a",), {"a": Position(number, "former")})
+        assert 1 <= len(asked) <= 2
+
+
+async def test_an_epoch_that_another_node_has_told_of_is_read_up_to(server: Server) -> None:
+    """A new life of the log: who has heard of it elsewhere is told of its loss once."""
+    async with opened(server) as (_, teller), opened(server) as (two, _):
+        await teller.published("a", b"1")
+        await two.fetch(("a",))
+        await server.call("FLUSHALL")
+        position = await _published_at_last(teller, "a")
+        with trio.fail_after(60):
+            await two.fetch(("a",), {"a": position})
+            assert two.view("a", position).recovered
+
+
+async def _published_at_last(witness: Witness, topic: str) -> Position:
+    while True:
+        with suppress(Refused):
+            position = await witness.published(topic, b"again")
+            assert position is not None
+            return position
+
+
 async def test_who_is_behind_by_more_than_the_log_is_told(
     server: Server, hurried: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,6 +439,29 @@ async def test_a_topic_that_redis_has_evicted_is_a_gap_for_who_listens(server: S
         assert await position_of(here, "c") == position
         assert position is not None
         assert not await has_recovered(here, "c", Position(0, position.epoch))
+
+
+async def test_keys_that_are_evicted_by_chance_are_a_loss_that_is_told(
+    server: Server, hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `allkeys-random`, while nodes publish and subscribers recover."""
+    monkeypatch.setattr("broker.engines.redis_log.RETRY_MAX_SECONDS", 0.1)
+    async with trial(server, 3) as all_nodes:
+        all_nodes.may_lose = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(all_nodes.run, 200)
+            for _ in range(40):
+                async with await server.connect() as stream:
+                    await stream.send_all(b"RANDOMKEY\r\n")
+                    key = bytes(await stream.receive_some()).split(b"\r\n")[1].decode()
+                await server.call("DEL", key)
+                await trio.sleep(0.02)
+        await connected_again(all_nodes)
+        for follower in all_nodes.followers:  # which sees by itself that it misses nothing untold
+            follower.go()
+            await follower.come_back()
+            assert len(set(follower.seen)) == len(follower.seen), "nothing twice"
+        assert any(each.unrecovered for each in all_nodes.followers)
 
 
 async def test_what_was_given_up_leaves_nothing_behind(
@@ -458,6 +560,23 @@ async def test_odd_texts_are_no_trouble(server: Server) -> None:
         engine.cluster.file(odd, odd, b"x", odd)
         assert await engine.cluster.read(odd, 1) == {odd: b"x"}
         assert not engine.statistics().failing
+
+
+async def test_what_a_later_version_writes_into_the_log_is_passed_over_and_told(
+    server: Server,
+) -> None:
+    """A kind of entry that this one does not know, and a field more in a message."""
+    async with opened(server) as (engine, witness):
+        await witness.published("a", b"1")
+        shared = engine.incoming.shared
+        with structlog.testing.capture_logs() as lines, trio.fail_after(60):
+            engine.incoming.out.note(Draft("Z", "news", data=b"of tomorrow"), lasts=False)
+            await witness.published("a", b"2")
+        assert witness.data("a") == [b"1", b"2"]
+        assert (engine.statistics().misread, engine.statistics().losses) == (1, 0)
+        (line,) = [each for each in lines if each["event"] == "log_misread"]
+        assert "another version" in line["reason"]
+        assert not shared.failing
 
 
 BEHIND_ALL = "18446744073709551615-18446744073709551615"

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import attrs
 import pytest
+import structlog.testing
 import trio
 
 from broker.config.settings import TopicRules
@@ -15,6 +16,7 @@ from broker.core.messages import Position
 from broker.engines.cluster import Card
 from broker.engines.redis import RedisEngine, open_redis
 from broker.engines.redis_cluster import RedisClusterLink
+from broker.engines.redis_link import Link
 from broker.engines.redis_scripts import OWNERS
 from broker.engines.redis_wire import Script, Wire
 from broker.errors import Refused
@@ -289,6 +291,49 @@ async def test_a_dead_node_may_have_had_any_number_of_drawers(
         assert sorted(map(int, left)) == [number for number in range(500) if number != 7]
         assert b":0" in await server.call("EXISTS", f"{{broker}}:d:{dead}")
         assert b":0" in await server.call("HLEN", "{broker}:dead")
+
+
+async def test_a_node_that_stops_is_told_of_no_failure(
+    server: Server, hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it may read that it has gone before it has."""
+    leave = RedisClusterLink.leave
+
+    async def slowly(cluster: RedisClusterLink, link: Link) -> None:
+        await leave(cluster, link)
+        while cluster.shared.link is not None:  # noqa: ASYNC110 - no event is set by a loss
+            await trio.sleep(0.01)
+
+    monkeypatch.setattr(RedisClusterLink, "leave", slowly)
+    with structlog.testing.capture_logs() as lines:
+        async with member(server):
+            pass
+    assert not [line for line in lines if line["event"] == "engine_failing"]
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+async def test_a_clock_of_redis_that_is_set_lets_nobody_die_and_the_dead_be_buried(
+    server: Server, hurried: None, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """Set by so many hours: all that stands in Redis is so much older, or yet to come."""
+    monkeypatch.setattr("broker.engines.redis_cluster.LEASE_SECONDS", 0.8)
+
+    async def stamps() -> dict[str, int]:
+        found = (await server.call("HGETALL", "{broker}:nodes")).split(b"\r\n")[2::2]
+        return {node.decode(): int(ms) for node, ms in zip(found[::2], found[1::2], strict=True)}
+
+    async with member(server) as one, member(server) as two:
+        await trio.sleep(1.0)  # from here on they may declare each other dead
+        dead = await killed(server, lambda one: one.engine.cluster.file("d", "1", b"x"))
+        before = await stamps()
+        assert set(before) == {one.node, two.node, dead}
+        moved = [f for n, ms in before.items() for f in (n, str(ms - hours * 3_600_000))]
+        await server.call("HSET", "{broker}:nodes", *moved)
+        for each in (one, two):
+            await each.until(("gone", dead))
+        assert {one.node, two.node} == set(await stamps())
+        for each in (one, two):
+            assert "lapsed" not in each.told
 
 
 async def test_a_reaper_may_die_as_well(server: Server, hurried: None) -> None:

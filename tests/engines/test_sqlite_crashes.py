@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import attrs
 import trio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -233,6 +233,7 @@ class Life:
 
 @settings(max_examples=100, deadline=None, report_multiple_bugs=False)
 @given(st.lists(steps, min_size=1, max_size=25))
+@example([("publish", "a", 1), ("turns", 6), ("off", "a"), ("crash", 0), ("ask", "a")])
 def test_a_position_never_gets_a_second_meaning(script: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         life = Life(Path(directory), list(script))

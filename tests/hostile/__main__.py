@@ -28,6 +28,7 @@ from tests.hostile import (  # noqa: F401
     heads,
     messages,
     passages,
+    pieces,
     process,
     races,
     rights,

@@ -765,9 +765,23 @@ async def _presence(field: Field) -> Sequence[str]:
 )
 async def _tokens(field: Field) -> Sequence[str]:
     """To refuse a signature by P-384 takes as long as a hundred other commands."""
-    head, claims = (
-        urlsafe_b64encode(each).decode() for each in (b'{"alg":"ES384"}', b'{"sub":"eve"}')
-    )
+    return await _show_tokens(field, b'{"alg":"ES384"}')
+
+
+@hostile(
+    "flood/16 x tokens of a slow curve, headers no JSON",
+    "RFC 7515 4",
+    "served",
+    attackers=16,
+    setup=SLOW_CURVE,
+)
+async def _odd_tokens(field: Field) -> Sequence[str]:
+    """Python takes it for JSON."""
+    return await _show_tokens(field, b'{"alg":"ES384","x":NaN}')
+
+
+async def _show_tokens(field: Field, header: bytes) -> Sequence[str]:
+    head, claims = (urlsafe_b64encode(each).decode() for each in (header, b'{"sub":"eve"}'))
     shown = f"{head.rstrip('=')}.{claims.rstrip('=')}.{urlsafe_b64encode(b's' * 96).decode()}"
     data = text(*({"id": n, "subscribe": {"channel": "t", "token": shown}} for n in range(2, 200)))
     await flooders(field, 16, data)

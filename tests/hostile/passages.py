@@ -4,6 +4,7 @@ ends that are half closed, streams that end while their client still asks."""
 import json
 import signal
 import socket
+import ssl
 import struct
 from collections.abc import Sequence
 from typing import Final
@@ -96,6 +97,49 @@ _header("version 1 behind version 2", v2() + V1 + GET, "400")
 _header("no header", GET, "400")
 _header("half a header, then silence", v2()[:20], "408")
 _header("version 1 without an end", b"PROXY TCP4 " + b"1" * 200, "400")
+
+
+def _over_tls(name: str, before: bytes, inside: bytes, *should: str) -> None:
+    """A header before the TLS handshake, and what is said in TLS before the request."""
+
+    async def attack(field: Field) -> Sequence[str]:
+        address = field.target.address
+        assert isinstance(address, Tcp), "by another address of this machine"
+        peer = await by_proxy(field)
+        await peer.send(before)
+        context = ssl.create_default_context(cafile=address.ca)
+        name = "localhost"
+        stream = trio.SSLStream(peer.stream, context, server_hostname=name, https_compatible=True)
+        try:
+            await stream.do_handshake()
+        except (trio.BrokenResourceError, OSError):
+            return ["no handshake"]
+        secure = Peer(stream)
+        field.peers.append(secure)
+        await secure.send(inside + GET)
+        return [await _status(secure)]
+
+    add(
+        Input(
+            name=f"proxy/TLS, {name}",
+            source=PROXY,
+            should=should,
+            attack=attack,
+            setup=Setup(toml=OTHERS.format("true"), tls=True, env={"BROKER_OPEN_SECONDS": "2"}),
+        )
+    )
+
+
+_over_tls("version 1 before it", V1, b"", "200")
+_over_tls("version 2 before it", v2(), b"", "200")
+_over_tls("version 2 and 3 KB before it", v2(TLVS), b"", "200")
+_over_tls("of nobody before it", v2(command=0x20), b"", "200")
+_over_tls("no header", b"", b"", "no handshake")
+_over_tls("version 1 in it", b"", V1, "no handshake")
+_over_tls("version 2 in it", b"", v2(), "no handshake")
+_over_tls("before it and in it", v2(), v2(), "400")
+_over_tls("of nobody before it, and one in it", v2(command=0x20), V1, "400")
+_over_tls("two before it", V1 + v2(), b"", "no handshake")
 
 
 @hostile(

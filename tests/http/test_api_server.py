@@ -474,6 +474,58 @@ async def test_a_body_that_does_not_come_ends_it(autojump_clock: MockClock) -> N
         assert trio.current_time() - before == 30
 
 
+NEW_KEYS = {"another": "another-key", "none any more": None}
+
+
+@pytest.mark.parametrize("new_key", NEW_KEYS.values(), ids=NEW_KEYS)
+@pytest.mark.parametrize("coding", ["Content-Length", "chunked"])
+async def test_a_key_that_is_changed_while_a_body_comes_is_no_key(
+    autojump_clock: MockClock, new_key: str | None, coding: str
+) -> None:
+    body = publish("by a key that was revoked")
+    if coding == "chunked":
+        lines = [f"X-API-Key: {KEY}", "Host: test", "Transfer-Encoding: chunked", "", ""]
+        head = "\r\n".join(["POST /api/publish HTTP/1.1", *lines]).encode()
+        whole = head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    else:
+        whole = request("/api/publish", body, KEY)
+    async with connected() as (net, backend):
+        await backend.stream.send_all(whole[:-9])
+        await trio.sleep(1)
+        net.broker.reload(Config(api_key=new_key))
+        await backend.stream.send_all(whole[-9:])
+        assert b" 401 " in (await backend.stream.receive_some())[:20]
+        assert not net.node.router.published
+
+
+BULK: dict[str, tuple[str, bytes]] = {
+    "batch": ("batch", b'{"commands":[%b]}' % b",".join(
+        b'{"publish":{"channel":"t%d","data":1}}' % n for n in range(20_000))),
+    "batch, no publishes": ("batch", b'{"commands":[%b]}' % b",".join(
+        b'{"history":{"channel":"t%d"}}' % n for n in range(20_000))),
+    "broadcast": ("broadcast", b'{"data":1,"channels":[%b]}' % b",".join(
+        b'"t%d"' % n for n in range(20_000))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bulk", BULK)
+async def test_a_key_that_is_changed_in_the_middle_of_a_request_is_no_key(
+    autojump_clock: MockClock, bulk: str
+) -> None:
+    """What it has done is done, and the rest is not."""
+    method, body = BULK[bulk]
+    async with connected() as (net, backend):
+        router = net.node.router
+        before = router.meter.done
+        await backend.send(f"/api/{method}", body)
+        while router.meter.done - before < 10_000:
+            await trio.lowlevel.checkpoint()
+        net.broker.reload(Config(api_key="another-key"))
+        published = router.published
+        assert (await backend.receive())[0] == 401
+        assert router.published == published < 20_000
+
+
 async def test_an_answer_that_is_not_taken_ends_it(autojump_clock: MockClock) -> None:
     broker = Broker(Config(api_key=KEY))
     async with open_test_broker(broker) as net:
@@ -509,10 +561,15 @@ async def test_what_a_request_asks_for_is_done_however_long_that_takes(
     answer = Api.answer
 
     async def slowly(
-        self: Api, method: str, body: bytes, share: Share, trace: str = ""
+        self: Api,
+        method: str,
+        body: bytes,
+        share: Share,
+        trace: str = "",
+        key: str | None = None,
     ) -> ApiResponse:
         await trio.sleep(100)
-        return await answer(self, method, body, share, trace)
+        return await answer(self, method, body, share, trace, key)
 
     monkeypatch.setattr(Api, "answer", slowly)
     async with connected(None, socket_pair) as (_, backend):

@@ -261,8 +261,8 @@ CAPS: Final = (
     Mutant(
         "any number of questions at once",
         "broker/session/questions.py",
-        "        while len(self._turns) >= at_once or any(\n",
-        "        while len(self._turns) >= 100 * at_once or any(\n",
+        "        while len(self.turns) >= at_once or any(\n",
+        "        while len(self.turns) >= 100 * at_once or any(\n",
         ("tests/session/test_questions.py::test_as_many_are_asked_at_once_as_the_settings_say",),
     ),
     Mutant(
@@ -589,8 +589,8 @@ ORDER: Final = (
     Mutant(
         "questions about one topic overtake each other",
         "broker/session/questions.py",
-        "            topic is not None and turn.topic == topic for turn in self._turns\n",
-        "            False for turn in self._turns\n",
+        "            topic is not None and turn.topic == topic for turn in self.turns\n",
+        "            False for turn in self.turns\n",
         (
             "tests/session/test_questions.py::test_of_two_about_one_topic_the_second_is_asked_when_the_first_is_carried_out",
         ),
@@ -598,8 +598,8 @@ ORDER: Final = (
     Mutant(
         "a question is carried out before one that came earlier",
         "broker/session/questions.py",
-        "            while self._turns and not self._turns[0].is_open:\n",
-        "            while self._turns and (len(self._turns) > 1 or not self._turns[0].is_open):\n",
+        "            while self.turns and not self.turns[0].is_open:\n",
+        "            while self.turns and (len(self.turns) > 1 or not self.turns[0].is_open):\n",
         (
             "tests/session/test_questions.py::test_replies_come_in_order_whichever_answer_was_there_first",
         ),
@@ -696,6 +696,56 @@ RIGHTS: Final = (
         "        if wanted != given:\n",
         '        if wanted != given and what == "topic":\n',
         ("tests/session/test_commands.py::test_a_token_that_is_given_must_be_good",),
+    ),
+    Mutant(
+        "an operator has topics",
+        "broker/session/orders.py",
+        """        if not (peer.is_established and peer.is_apps):
+            return False
+""",
+        """        if not peer.is_established:
+            return False
+""",
+        ("tests/session/test_desk.py::test_nobody_writes_to_an_operator",),
+    ),
+    Mutant(
+        "topics that wait for anybody",
+        "broker/session/orders.py",
+        "for name, sub in self._topics.items() if admits_user(name, user)}",
+        "for name, sub in self._topics.items()}",
+        ("tests/test_rights_at_the_act.py::test_topics_that_wait_are_held_to_the_user_too",),
+    ),
+    Mutant(
+        "a key that has changed",
+        "broker/http/calls.py",
+        "        if not self.may_go_on():\n",
+        "        if False:\n",
+        (
+            "tests/http/test_api_server.py::test_a_key_that_is_changed_in_the_middle_of_a_request_is_no_key",
+        ),
+    ),
+    Mutant(
+        "an end that a second may pass",
+        "broker/session/dispatch.py",
+        "            end_expired(connection, trio.current_time())",
+        "            pass",
+        ("tests/test_rights_at_the_act.py::test_a_token_that_is_over_while_a_hook_waits_is_over",),
+    ),
+    Mutant(
+        "headers that are weighed as nothing",
+        "broker/access/tokens.py",
+        "    if algorithm != _algorithm_of(",
+        "    if False and algorithm != _algorithm_of(",
+        (
+            "tests/access/test_tokens.py::test_no_header_has_a_signature_verified_that_was_not_weighed",
+        ),
+    ),
+    Mutant(
+        "an offset of another count",
+        "broker/engines/memory.py",
+        "        self.retained.lose_offset(topic)\n",
+        "        pass\n",
+        ("tests/engines/test_memory.py::test_a_value_has_the_offset_that_its_topic_counts_by",),
     ),
     Mutant(
         "anybody may subscribe to a connection's own name",
@@ -1002,6 +1052,16 @@ BUDGETS: Final = (
         ),
     ),
     Mutant(
+        "a topic that was forgotten is published to while the log still has its epoch",
+        "broker/engines/sqlite.py",
+        "        self._store.touch(topic)  # or its former epoch might be in the log when this is forgotten\n",
+        "",
+        (
+            "tests/engines/test_sqlite.py::test_topics_that_are_forgotten_are_in_several_commits_and_those_in_use_first",
+            "tests/engines/test_sqlite_crashes.py::test_a_position_never_gets_a_second_meaning",
+        ),
+    ),
+    Mutant(
         "a commit brings something to a topic before it says where that is",
         "broker/engines/sqlite.py",
         "            if item.topic in unwritten:\n",
@@ -1254,11 +1314,11 @@ ENGINES: Final = (
     ),
     Mutant(
         "an epoch that is not written",
-        "broker/engines/sqlite.py",
-        """        self._note_unwritten(topic)
-        return new_epoch(topic)
+        "broker/engines/memory.py",
+        """        self._note_epoch_over(topic)
+        return self._begin_epoch(topic)
 """,
-        "        return new_epoch(topic)\n",
+        "        return self._begin_epoch(topic)\n",
         (
             "tests/engines/test_sqlite.py::test_a_full_disk_refuses_what_is_to_be_kept_and_nothing_else_until_there_is_room",
         ),

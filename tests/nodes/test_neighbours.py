@@ -1,6 +1,7 @@
 """A node among the others: cut off for a moment, for too long, and while the store is away."""
 
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from broker.engines.cluster import LEASE_SECONDS
@@ -40,6 +41,22 @@ async def test_a_node_that_was_cut_off_for_too_long_begins_anew(
     assert await code_of(ann, publish={"channel": f"fd:{bob.fd}", "data": "hi"}) == 102
     assert "hi" in await came(again)
     assert [each.name for each in await one.broker.cluster.nodes()] == ["one", "two"]
+
+
+async def test_a_node_that_begins_anew_does_not_tell_of_its_former_self(
+    autojump_clock: MockClock, bus: Bus, one: BusNode, two: BusNode
+) -> None:
+    before = two.engine.node
+    two.cut()
+    with capture_logs() as lines:
+        await trio.sleep(DEAD)
+        two.mend()
+        await trio.sleep(5)
+        # On Redis it reads on where it was, and so comes to its own end.
+        two.engine.listener.gone(before)
+    assert two.engine.node != before
+    gone = [each["id"] for each in lines if each["event"] == "node_gone"]
+    assert gone == [before], "by the other one, and not by itself"
 
 
 async def test_a_short_cut_is_not_noticed(

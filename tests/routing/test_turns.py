@@ -11,7 +11,7 @@ from trio.testing import (
     wait_all_tasks_blocked,
 )
 
-from broker.core.work import BURST, COMMAND, DEBT, ROUND, SHARE, SLICE
+from broker.core.work import BURST, COMMAND, DEBT, LITTLE, ROUND, SHARE, SLICE
 from broker.routing.turns import Share, Turns
 
 
@@ -133,6 +133,37 @@ async def test_a_crowd_that_comes_at_once_enters_a_round_at_a_time(
     assert max(map(len, queue.rounds())) == 10
     assert [each for some in queue.rounds() for each in some] == queue.came
     assert queue.turns.meter.done == pytest.approx(9.5 * ROUND)
+
+
+async def test_bursts_of_many_fill_a_round_and_others_may_do_a_little_then(
+    autojump_clock: MockClock,
+) -> None:
+    turns = Turns()
+    for _ in range(int(ROUND / BURST)):
+        one = Share(turns=turns)
+        with assert_no_checkpoints():
+            await one.wait_room(BURST)
+        one.spend(BURST)
+    late = Share(turns=turns)
+    with assert_no_checkpoints():
+        await late.wait_room(LITTLE)
+    late.spend(LITTLE)
+    with assert_checkpoints():
+        await Share(turns=turns).wait_room(LITTLE + 1)
+    with assert_no_checkpoints():  # everybody else has run
+        await Share(turns=turns).wait_room(BURST)
+
+
+async def test_a_turn_is_as_long_as_ever_whatever_others_do_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    turns = Turns()
+    one = Share(turns=turns)
+    await one.wait_slice(BURST + 1)
+    Share(turns=turns).spend(ROUND)
+    with assert_no_checkpoints():
+        await one.wait_room(BURST)
+    assert one.left == BURST  # as it was
 
 
 async def test_a_party_that_is_cancelled_gives_up_its_place(autojump_clock: MockClock) -> None:
@@ -279,8 +310,7 @@ async def test_a_share_fills_with_time(autojump_clock: MockClock) -> None:
     await trio.sleep(1 + DEBT / (SHARE * 1_000_000))
     assert share.begin()
     assert not share.is_used_up
-    with assert_no_checkpoints():
-        await share.wait_room(BURST)
+    assert share.admits(BURST)
 
 
 async def test_a_step_of_which_nobody_knows_what_comes_is_alone(autojump_clock: MockClock) -> None:

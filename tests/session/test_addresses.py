@@ -341,6 +341,22 @@ async def test_no_request_on_a_connection_is_beside_the_prefix(path: Path) -> No
         ("public", "POST /%61pi/info", 404),
         ("public", "GET /%6Detrics", 404),
         ("public", "GET /%6detrics%2F", 404),
+        ("public", "POST /api%2finfo", 404),
+        ("public", "POST //api/info", 404),
+        ("public", "POST /x/../api/info", 404),
+        ("public", "POST /.%2e/api/info", 404),
+        ("public", "POST /./api/info", 404),
+        ("public", "POST /%2561pi/info", 404),
+        ("public", "POST /api\\info", 404),
+        ("public", "POST /API/info", 404),
+        ("public", "POST http://localhost/api/info", 404),
+        ("public", "GET http://elsewhere/metrics", 404),
+        ("public", "GET /metrics;x", 404),
+        ("public", "GET /metrics#x", 404),
+        ("api", "GET /api/../admin", 404),
+        ("api", "GET /api/%2e%2e/admin", 404),
+        ("api", "GET /metrics/../admin", 404),
+        ("api", "GET http://localhost/metrics", 404),
         ("public", "GET /healthz", 200),
         ("public", "GET /readyz", 200),
         ("public", "GET /", 200),
@@ -365,14 +381,21 @@ async def test_the_api_has_a_port_of_its_own(
             assert (await peer.receive_eof()).startswith(f"HTTP/1.1 {status} ".encode())
 
 
-async def test_a_websocket_is_not_to_be_had_at_the_port_of_the_api(path: Path) -> None:
+WEBSOCKET_PATHS = ["/", "/connection/websocket", "/api/info", "/metrics", "/healthz", "/%61pi/x"]
+
+
+@pytest.mark.parametrize("target", WEBSOCKET_PATHS)
+@pytest.mark.parametrize("served_paths", [("/", "/connection/websocket"), ("/*",)])
+async def test_a_websocket_is_not_to_be_had_at_the_port_of_the_api(
+    path: Path, target: str, served_paths: tuple[str, ...]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     async with (
-        served(path, api_listen=f"127.0.0.1:{port}"),
+        served(path, api_listen=f"127.0.0.1:{port}", websocket_paths=served_paths),
         Peer(await trio.open_tcp_stream("127.0.0.1", port)) as peer,
     ):
-        assert " 404 " in await enter(peer)
+        assert " 404 " in await enter(peer, target)
 
 
 async def test_a_port_of_the_api_that_is_taken_is_named(path: Path) -> None:
@@ -386,5 +409,5 @@ async def test_a_port_of_the_api_that_is_taken_is_named(path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["9502", "localhost", "unix:", "::1:80", "localhost:x"])
 def test_a_place_is_written_as_for_listen(place: str) -> None:
-    with pytest.raises(ValueError, match="api_listen is "):
+    with pytest.raises(ValueError, match="api_listen: "):
         Config(api_listen=place)

@@ -190,6 +190,9 @@ async def test_nobody_writes_to_an_operator(
         await net.broker.publish(f"fd:{chief.fd}", "made up")
     net.broker.bind(chief.fd, "chief")
     assert await code_of(client, publish={"channel": "user:chief", "data": "made up"}) == 102
+    assert net.broker.fds_of("chief") == []
+    assert not net.broker.add_subscription(chief.fd, "news")
+    await net.broker.publish("news", "made up")
     assert net.broker.push(chief.fd, "made up") is PushResult.CLOSED
     assert await net.broker.send(chief.fd, "made up") is PushResult.CLOSED
     will = {"topic": f"fd:{chief.fd}", "data": "made up"}

@@ -31,18 +31,22 @@ from broker import (
 from broker.core.work import (
     AUDIENCE,
     COMMAND,
+    DECODED_KILOBYTE,
     FIRST_MESSAGE,
     KILOBYTE,
     LEFT,
     LISTED,
     LISTENERS,
+    LITTLE,
     MEMBER,
     OPENING,
     PART,
     PEER,
     PUBLICATION,
+    REFUSED,
     ROUND,
     SLICE,
+    SUBSCRIPTION,
     TOKEN,
     UNMASKED_KILOBYTE,
     WIDE_SIGNATURE,
@@ -189,6 +193,38 @@ async def test_a_thousand_commands_at_once_leave_others_their_turn(
     # They are 6 ms of work, of which others are let in between two slices; 9 to 13 turns were seen, and 6 to 8
     # where nobody is let in.
     assert turns > 1000 * COMMAND / SLICE + 2
+
+
+async def test_what_is_refused_is_paid_for(autojump_clock: MockClock, net: Network) -> None:
+    """To refuse a command takes as long again as to carry out a simple one."""
+    client = await net.open_client()
+    await wait_all_tasks_blocked()
+    load = LoopLoad(net.node.router.meter)
+    trio.lowlevel.add_instrument(load)
+    await client.send_json(*({"id": n, "rpc": {"method": "none"}} for n in range(1, 101)))
+    for _ in range(100):
+        assert (await client.receive_json())["error"]["code"] == 104
+    trio.lowlevel.remove_instrument(load)
+    assert sum(load.rounds) > 100 * REFUSED
+
+
+async def test_what_came_from_a_peer_that_has_ended_is_not_looked_at(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    """Nobody would be charged for it: a read of a thousand messages took 3 ms, and of many peers more."""
+    client = await net.open_client()
+    said = json.dumps({"id": 1, "rpc": {"method": "x" * 500}}).encode()
+    await client.send(client_frame(TEXT, said) * 100)
+    meter = net.node.router.meter
+    until = meter.done + 20 * 500 / 1024 * DECODED_KILOBYTE
+    while meter.done < until:
+        await trio.lowlevel.checkpoint()
+    net.broker.disconnect(client.fd)
+    load = LoopLoad(meter)
+    trio.lowlevel.add_instrument(load)
+    await wait_all_tasks_blocked()
+    trio.lowlevel.remove_instrument(load)
+    assert sum(load.rounds) < 20 * 500 / 1024 * DECODED_KILOBYTE
 
 
 async def test_members_of_one_command_leave_others_their_turn(
@@ -347,6 +383,24 @@ async def test_hundreds_that_come_at_once_are_let_in_a_few_at_a_time(
         assert max(load.rounds) <= 2 * ROUND
         for peer in peers:
             assert await (peer.receive_head() if heads else peer.receive_json())
+
+
+async def test_first_bursts_of_hundreds_are_carried_out_a_few_at_a_time(
+    autojump_clock: MockClock, net: Network
+) -> None:
+    """Each is within what one may do at once; together they would hold the loop for 50 ms."""
+    peers = [await net.open_client() for _ in range(300)]
+    await wait_all_tasks_blocked()
+    load = LoopLoad(net.node.router.meter)
+    trio.lowlevel.add_instrument(load)
+    async with trio.open_nursery() as nursery:
+        for number, peer in enumerate(peers):
+            said = [{"id": n + 2, "subscribe": {"channel": f"{number}.{n}"}} for n in range(7)]
+            nursery.start_soon(peer.send_json, *said)
+    await wait_all_tasks_blocked()
+    trio.lowlevel.remove_instrument(load)
+    assert sum(load.rounds) >= 300 * 7 * SUBSCRIPTION
+    assert max(load.rounds) < 2 * ROUND + 300 * LITTLE, load.rounds
 
 
 class Turns(trio.abc.Instrument):

@@ -386,11 +386,11 @@ def test_topics_wait_for_the_first_message() -> None:
     sub = ServerSub(b"1", b"2", join_leave=True)
     assert orders.add_subscription("a", sub)
     assert not orders.add_subscription("a", ServerSub())  # the first counts
-    assert orders.topics_waiting == {"a": sub}
+    assert orders.topics_waiting_for("") == {"a": sub}
     assert orders.peer.subscriptions == {}
     assert orders.end_subscription("a", 2000, "")
     assert not orders.end_subscription("a", 2000, "")
-    assert orders.topics_waiting == {}
+    assert orders.topics_waiting_for("") == {}
 
 
 def test_topics_wait_within_the_bound_of_subscriptions() -> None:
@@ -399,7 +399,7 @@ def test_topics_wait_within_the_bound_of_subscriptions() -> None:
         orders.add_subscription(name, ServerSub())
     with pytest.raises(Refused, match="106: more than 2 subscriptions"):
         orders.add_subscription("c", ServerSub())
-    assert list(orders.topics_waiting) == ["a", "b"]
+    assert list(orders.topics_waiting_for("")) == ["a", "b"]
 
 
 @pytest.mark.parametrize("codec", [None, PLAIN, CENTRIFUGE_JSON])
@@ -413,7 +413,7 @@ def test_a_name_that_cannot_be_is_refused_at_once(
     orders = orders_for(codec, router=make_router(config))
     with pytest.raises(Refused, match=str(code)):
         orders.add_subscription(name, ServerSub())
-    assert not orders.topics_waiting
+    assert not orders.topics_waiting_for("")
     assert orders.peer.subscriptions == {}
 
 
@@ -432,7 +432,7 @@ async def test_a_peer_declared_plain_gets_its_topics_then_its_messages() -> None
     assert runs(orders.peer) == [["first"], ["news"]]
     assert orders.peer.phase is Phase.PLAIN
     assert orders.peer.subscriptions["a"].grant == Grant("a", Decider.SERVER)
-    assert not orders.topics_waiting
+    assert not orders.topics_waiting_for("")
 
 
 @pytest.mark.parametrize(

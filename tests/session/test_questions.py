@@ -299,7 +299,7 @@ async def test_a_large_run_of_publishes_behind_a_question_is_kept_in_order_and_b
             await peer.send_json({"publish": {"channel": "b", "data": n}})
         (connection,) = net.node.services.connections.values()
         await wait_all_tasks_blocked()
-        assert len(connection._dispatcher.questions) <= 8  # type: ignore[attr-defined]
+        assert len(connection._dispatcher.questions.turns) <= 8  # type: ignore[attr-defined]
         await replies(peer, 1)
         await wait_all_tasks_blocked()
         assert [p.value for p in (await net.broker.history("b"))[0]] == list(range(100))

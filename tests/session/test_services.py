@@ -23,7 +23,7 @@ async def test_services_go_by_the_settings_of_the_moment(
     assert services.config.max_message_bytes == 1000
     assert services.lane_limits == attrs.evolve(lane_limits, max_message_bytes=1000)
     assert (outbox.max_bytes, outbox.max_messages) == (2000, 30)
-    assert services.rate_limits.are_active()
+    assert services.rate_limits.are_active
 
 
 async def speak(services: Services, seconds: float) -> None:

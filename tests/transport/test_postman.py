@@ -15,7 +15,12 @@ from broker.core.work import WRITE
 from broker.http.streams import HttpStream
 from broker.transport import frames, postman
 from broker.transport.outbox import STREAM_WRITES, Outbox
-from broker.transport.postman import PostOffice, PostStatistics, open_post_office
+from broker.transport.postman import (
+    FREED_AT_ONCE,
+    PostOffice,
+    PostStatistics,
+    open_post_office,
+)
 from broker.transport.runs import Run
 from tests.transport.calls import Calls
 
@@ -37,6 +42,7 @@ class Subscriber:
             max_bytes=bounds.get("max_bytes", 10**6),
             max_messages=bounds.get("max_messages", 10**6),
             stall_seconds=10,
+            ledger=office.ledger,
         )
 
     def _slow(self) -> None:
@@ -117,6 +123,34 @@ async def test_one_write_carries_all_that_has_gathered() -> None:
             exchange.deliver(run_of(word.upper()))
         assert await one.received() == b"".join(b"\x81\x01" + bytes([c]) for c in b"aAbBcC")
         assert exchange.office.statistics().rounds == 1
+
+
+async def test_what_an_outbox_held_that_has_ended_is_freed_a_few_runs_at_a_time() -> None:
+    async with open_exchange() as exchange:
+        office, one = exchange.office, exchange.subscribe()
+        for _ in range(3 * FREED_AT_ONCE):
+            exchange.deliver(run_of("a"))
+        held = [office.ledger.bytes_held]
+        one.outbox.abandon()
+        while held[-1]:
+            await trio.lowlevel.checkpoint()
+            held.append(office.ledger.bytes_held)
+        # Between two looks there may be a step at the end of one turn and one at the beginning of the next.
+        assert max(a - b for a, b in pairwise(held)) <= held[0] * 2 / 3
+        await wait_all_tasks_blocked()  # and it goes on waiting
+        office.ledger.throw_away([run_of("a") for _ in range(FREED_AT_ONCE + 1)])
+
+
+async def test_who_waits_until_all_is_freed_frees_it() -> None:
+    async with open_exchange() as exchange:
+        office, one = exchange.office, exchange.subscribe()
+        for _ in range(3 * FREED_AT_ONCE):
+            exchange.deliver(run_of("a"))
+        one.outbox.abandon()
+        assert office.ledger.bytes_held
+        await office.wait_freed()
+        assert not office.ledger.bytes_held
+        await office.wait_freed()
 
 
 def post_as(exchange: Exchange, party: object, *words: str) -> bytes:
