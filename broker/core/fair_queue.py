@@ -90,25 +90,43 @@ class FairQueue(Generic[I]):
 
     def take(self) -> I:
         """Take out the next item. Raises `IndexError` if there is none."""
+        return self.take_row(_joins_nothing)[0]
+
+    def take_row(self, joins: Callable[[I, I], bool]) -> list[I]:
+        """Take out the next item, and with it those right behind it in its line, for as long as `joins` is true of
+        the first of them and the one that would follow, of which it is asked once. The line pays for all of them.
+        Raises `IndexError` if there is none."""
         due, _, line = self._due[0]
-        item, topic, weight = line.items.popleft()
-        self._now, line.given = due - weight, due
-        if line.items:
+        waits = line.items
+        item, topic, weight = waits.popleft()
+        # Of now, and not of the last of the row: who comes next does not wait for what went out of its turn.
+        self._now = due - weight
+        row = [item]
+        self._note_taken(topic)
+        while waits and joins(row[0], waits[0][0]):
+            item, topic, weight = waits.popleft()
+            due += weight
+            row.append(item)
+            self._note_taken(topic)
+        line.given = due
+        if waits:
             self._puts += 1
-            heapq.heapreplace(self._due, (due + line.items[0][2], self._puts, line))
+            heapq.heapreplace(self._due, (due + waits[0][2], self._puts, line))
         else:
             heapq.heappop(self._due)
-        self._length -= 1
+        self._length -= len(row)
+        if not self._length:  # all begin anew
+            self._lines.clear()
+            self._now = 0.0
+        return row
+
+    def _note_taken(self, topic: str) -> None:
         if topic:
-            _, count = self._of_topic[topic]
+            line, count = self._of_topic[topic]
             if count > 1:
                 self._of_topic[topic] = line, count - 1
             else:
                 del self._of_topic[topic]
-        if not self._length:  # all begin anew
-            self._lines.clear()
-            self._now = 0.0
-        return item
 
     def remove(self, goes: Callable[[I], bool]) -> list[I]:
         """Take out the items of which this is true; those that stay keep their order. Linear in all."""
@@ -130,3 +148,7 @@ class FairQueue(Generic[I]):
     def clear(self) -> list[I]:
         """Take out all, in no order but each line's."""
         return self.remove(lambda item: True)
+
+
+def _joins_nothing(first: object, item: object) -> bool:
+    return False

@@ -69,6 +69,10 @@ class Waiting(Generic[W]):
         """Take what is next. Raises `IndexError` if there is nothing."""
         return self._queue.take()
 
+    def take_row(self, joins: Callable[[W, W], bool]) -> list[W]:
+        """Take what is next, and with it what is right behind it in its line and joins it; see `FairQueue`."""
+        return self._queue.take_row(joins)
+
     def remove(self, goes: Callable[[W], bool]) -> list[W]:
         """Take out those of which this is true. Linear in all."""
         return self._queue.remove(goes)

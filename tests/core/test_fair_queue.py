@@ -103,6 +103,26 @@ def test_each_topic_and_party_keeps_its_order_in_any_mix() -> None:
         assert numbers == sorted(numbers)
 
 
+def test_a_row_is_what_joins_in_one_line_and_its_party_pays_for_it() -> None:
+    queue = FairQueue[str]()
+    for name in ("a1", "a2", "a3", "b1", "a4"):
+        queue.put(name, 100, "a", name[0])
+    for _ in range(6):
+        queue.put("other", 100, "other")
+    asked: list[tuple[str, str]] = []
+
+    def joins(first: str, item: str) -> bool:
+        asked.append((first, item))
+        return item[0] == first[0]
+
+    assert queue.take_row(joins) == ["a1", "a2", "a3"]
+    assert asked == [("a1", "a2"), ("a1", "a3"), ("a1", "b1")]
+    queue.put("new", 100, "new")
+    assert taken(queue, 5) == ["other", "new", "other", "other", "b1"], "the row was paid for"
+    assert taken(queue, 4) == ["other", "a4", "other", "other"]
+    assert not queue._of_topic
+
+
 def test_parties_that_have_gone_are_forgotten() -> None:
     queue = FairQueue[str]()
     queue.put("first", 1, "first")
