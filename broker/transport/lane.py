@@ -273,13 +273,14 @@ class Lane:
                     self._join()
                     await self._pass_over()
                 # Most reads leave nothing here: then there is no need to look.
-                slow = self._next_slow() if self._buffer else b""
+                left = len(self._buffer)
+                slow = self._next_slow() if left else b""
                 if slow:
                     await self._take_slow(slow, start_soon)
                 elif self._deflated is not None:
                     await self._take_deflated(self._deflated)
-                elif self.close_sent is not closing:
-                    continue  # the rest is for the other way of looking at it
+                elif self.close_sent is not closing or 0 < len(self._buffer) < left:
+                    continue  # the rest is for the other way of looking at it, or the fast lane again
                 elif not await self._read():
                     self.lost()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -678,6 +679,8 @@ class Lane:
                     self._deadline = None
                 if header.is_shortest:
                     self._take_ping(header)
+                    if not self._open_opcode:
+                        return None  # messages behind it are for the fast lane
                     continue
             return self._take_front(size)
         return None

@@ -591,6 +591,24 @@ async def _check_order(pieces: list[tuple[str, int, str]], size: int) -> None:
         assert answers == [*pings, (CLOSE, b"")]
 
 
+@pytest.mark.parametrize("size", range(1, 30))
+async def test_a_whole_message_behind_a_ping_takes_the_fast_lane(size: int) -> None:
+    """The slow one takes five rounds of the loop, each as long as what others have to do."""
+    wire = client_frame(PING) + client_frame(TEXT, b"a") + client_frame(PING) + client_frame(PONG)
+    wire += client_frame(TEXT, b"b")
+    async with open_bench() as bench:
+        await bench.accept()
+        for start in range(0, len(wire), size):
+            await bench.peer.send(wire[start : start + size])
+            await wait_all_tasks_blocked()
+        assert bench.lane._slow is None
+        assert [await bench.lane.inbox.receive() for _ in "ab"] == [[(TEXT, b"a")], [(TEXT, b"b")]]
+        assert [(await bench.peer.receive_frame())[0] for _ in range(2)] == [PONG, PONG]
+        await bench.peer.send(client_frame(TEXT, fin=False))
+        await wait_all_tasks_blocked()
+        assert bench.lane._slow is not None
+
+
 # rule 8: behind a broken frame nothing is parsed
 
 
