@@ -42,6 +42,7 @@ from broker.core.work import UNMASKED_KILOBYTE
 from broker.transport import frames
 from broker.transport.inflating import BadDeflate, Inflater, TooLarge
 from broker.transport.outbox import Outbox, Run
+from broker.transport.pieces import Pieces
 from broker.transport.slow_lane import SlowLane, open_slow_lane
 from broker.transport.sockets import receive_some
 from broker.transport.tasks import StartSoon
@@ -180,7 +181,6 @@ class Lane:
         "_slow_opcode",
         "_stream",
         "_tail",
-        "_tail_bytes",
         "_take_now",
         "_take_on",
         "_waiting",
@@ -218,8 +218,7 @@ class Lane:
         self._eased: trio.Event | None = None
         self._is_paused = False
         self._buffer: bytes | bytearray = behind
-        self._tail: list[bytes | bytearray] = []  # that came behind it, of the same frame
-        self._tail_bytes = 0
+        self._tail: Pieces | None = None  # that came behind it, of the same frame
         self._whole = 0  # bytes of the frame at the front; 0 where it may be whole
         self._limits = limits
         self._on_end = on_end
@@ -287,7 +286,7 @@ class Lane:
             self.lost()
         finally:
             # The goodbye may take a while, and nobody will read what is left of a message.
-            self._buffer, self._tail = b"", []
+            self._buffer, self._tail = b"", None
             self._holding.charge(Part.INCOMING, -self._charged)
             self._charged = 0
             if self.inflater is not None:
@@ -760,7 +759,9 @@ class Lane:
         """Read once more from the socket, unless the peer is done; false at its end."""
         if self.has_ended:
             return True
-        unfinished = len(self._buffer) + self._tail_bytes + self._open_bytes
+        unfinished = len(self._buffer) + self._open_bytes
+        if self._tail is not None:
+            unfinished += self._tail.held
         if self._charged or unfinished > _CHARGED_FROM:
             self._charge(unfinished)
         size = _READ_WHEN_BUSY if self._waiting else _READ
@@ -791,31 +792,25 @@ class Lane:
         return True
 
     def _keep(self, data: bytes | bytearray) -> None:
-        """Put what was read behind what is in the buffer: beside it while the frame at its front is not whole, as
-        a buffer that grows takes an eighth more, and leaves holes in the heap."""
-        if len(self._buffer) + self._tail_bytes + len(data) < self._whole:
-            self._tail_bytes += len(data)
-            # A piece for each of many small reads would take 40 times as much.
-            if self._tail and len(self._tail[-1]) < _READ:
-                self._tail[-1] += data
-            else:
-                self._tail.append(data)
+        """Put what was read behind what is in the buffer: beside it while the frame at its front is not whole."""
+        tail = self._tail
+        if len(self._buffer) + len(data) + (0 if tail is None else len(tail)) < self._whole:
+            if tail is None:
+                self._tail = tail = Pieces()
+            tail.add(data)
         else:
-            self._tail.append(data)
-            self._join()
+            self._join(data)
 
-    def _join(self) -> None:
-        """Have all that has come in the buffer."""
-        self._whole = self._tail_bytes = 0
-        if not self._tail:
-            return
-        if isinstance(self._buffer, bytearray):
-            for each in self._tail:
-                self._buffer += each
-        else:
-            # A bytearray from here on: to take a frame from the front of a bytes object copies all of it.
-            self._buffer = bytearray().join((self._buffer, *self._tail))
-        self._tail.clear()
+    def _join(self, data: bytes | bytearray = b"") -> None:
+        """Have all that has come in the buffer, and this behind it: in a bytearray from here on, because to take a
+        frame from the front of a bytes object copies all of it."""
+        self._whole = 0
+        if self._tail is not None:
+            self._buffer, self._tail = self._tail.join(self._buffer, data), None
+        elif isinstance(self._buffer, bytearray):
+            self._buffer += data
+        elif data:
+            self._buffer = bytearray().join((self._buffer, data))
 
     def _charge(self, unfinished: int) -> None:
         """Charge what is held for a message that is not whole."""
