@@ -283,6 +283,8 @@ class Allowance:
     left: float = BURST
     at: float = 0.0
     slice: float = 0.0
+    at_once: Meter = attrs.field(factory=Meter, kw_only=True)
+    """What this party, and all others that have this meter, have done without a turn."""
 
     def is_low(self) -> bool:
         """Whether it is worth the time to refill it: so a party may do half as much again at once."""
@@ -300,6 +302,8 @@ class Allowance:
     def spend(self, work: float) -> None:
         """Count what was done. A debt is for two seconds at most: longer ago nobody remembers. Of a turn no more
         than a slice is left for other acts: one that took less than was announced is no way to more."""
+        if self.slice <= 0:
+            self.at_once.done += work
         self.slice -= work
         self.left -= work
         # Compared first, because `min` and `max` would take three times as long.

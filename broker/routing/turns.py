@@ -38,7 +38,7 @@ class Turns:
     """For each that was called: its part of a slice, beyond what it wants to do."""
     _entered: float = attrs.field(init=False, default=0.0)
     """Work that `enter` has let in since everybody else ran."""
-    at_once: float = attrs.field(init=False, default=0.0)
+    at_once: Meter = attrs.field(init=False, factory=Meter)
     """Work that parties have done without a turn since the last one that waited for none, or a round, began."""
     latest: "Share | None" = attrs.field(init=False, default=None)
     """The share whose turn was the last; None if that was no share's."""
@@ -72,7 +72,7 @@ class Turns:
             await trio.lowlevel.checkpoint_if_cancelled()
             self._called, self._more = 1, SLICE
             await trio.lowlevel.cancel_shielded_checkpoint()
-            self._entered = self.at_once = 0.0
+            self._entered = self.at_once.done = 0.0
         granted = SLICE if work is None else work + self._more
         self._called -= 1
         self.latest = None
@@ -96,7 +96,7 @@ class Turns:
 
     def _call(self) -> None:
         """Call those whose turn is in the next round."""
-        self.at_once = 0.0
+        self.at_once.done = 0.0
         left = ROUND
         while self._lot and left > 0:
             for task in self._lot.unpark():
@@ -110,18 +110,16 @@ class Share(Allowance):
     """The work that one party may do now, and its place in the queue when that is used up."""
 
     turns: Turns = attrs.field(kw_only=True)
+    at_once: Meter = attrs.field(
+        init=False, default=attrs.Factory(lambda share: share.turns.at_once, takes_self=True)
+    )
     is_used_up: bool = attrs.field(init=False, default=False)
     """Whether there was no room when it was last asked."""
     _wanted: float | None = attrs.field(init=False, default=None)  # when there was no room for it
 
-    def spend(self, work: float) -> None:
-        if self.slice <= 0:
-            self.turns.at_once += work
-        super().spend(work)
-
     def narrow(self) -> None:
         """Leave no more than a little to be done without a turn, where others have filled a round so."""
-        if self.turns.at_once >= ROUND and self.slice <= 0:
+        if self.at_once.done >= ROUND and self.slice <= 0:
             self.refill(trio.current_time())
             self.left = min(self.left, LITTLE)
 
