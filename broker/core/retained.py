@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from typing import Final, TypeVar
 
 import attrs
-import msgspec
 
 from broker.core.messages import Publication
 from broker.core.session import Parcel
@@ -155,13 +154,6 @@ class Retained:
             self._plant(last.topic)
         self._trim(self.max_bytes)
         return len(publications)
-
-    def lose_offset(self, topic: str) -> None:
-        """The topic's epoch is over: no history has its value, and its offset is a number of another count."""
-        value = self._values.get(topic)
-        if value is not None and value.publication.offset:
-            publication = msgspec.structs.replace(value.publication, offset=0)
-            self._values[topic] = attrs.evolve(value, publication=publication)
 
     def deliver(self, parcel: Parcel) -> None:
         """Retain the last publication of a parcel, as `take` does. It counts as nobody's receipt."""

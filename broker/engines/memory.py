@@ -50,18 +50,7 @@ class Memory:
         self.retained: Retained = Retained(retained_bytes)
         self.keys: IdempotentResults[Delivery] = IdempotentResults()
         self.meter: Meter = Meter()
-        self._begin_epoch = new_epoch
-        self._store = HistoryStore(
-            max_bytes, self._new_epoch, meter=self.meter, note_forgotten=self._note_epoch_over
-        )
-
-    def _new_epoch(self, topic: str) -> str:
-        self._note_epoch_over(topic)
-        return self._begin_epoch(topic)
-
-    def _note_epoch_over(self, topic: str) -> None:
-        """A topic was forgotten, or begins anew."""
-        self.retained.lose_offset(topic)
+        self._store = HistoryStore(max_bytes, new_epoch, meter=self.meter)
 
     def knows(self, topic: str, since: Position | None = None) -> bool:
         return True

@@ -172,7 +172,7 @@ class SqliteEngine(Memory):
         spare_bytes: int,
         piece_bytes: int = PIECE_BYTES,
     ) -> None:
-        super().__init__(max_bytes, retained_bytes, new_epoch)
+        super().__init__(max_bytes, retained_bytes, self._new_epoch)
         self.durability: Durability = sync
         self._sync: Sync = sync
         self.next_fd: Fd = file.meta.next_fd
@@ -190,6 +190,7 @@ class SqliteEngine(Memory):
         self._meta = file.meta
         self._cleaning: _Cleaning | None = None
         self._copies = Copies(self._store)
+        self._store.note_forgotten = self._note_unwritten
         self._failing = ""
         self._retry_seconds = RETRY_SECONDS
         self._is_ending = False
@@ -247,7 +248,7 @@ class SqliteEngine(Memory):
         for item in [*self._under_way, *self._waiting]:
             if isinstance(item, Submission) and is_over(item.topic):
                 item.keep = False
-                self._note_epoch_over(item.topic)
+                self._note_unwritten(item.topic)
 
     @property
     def bytes_held(self) -> int:
@@ -467,8 +468,11 @@ class SqliteEngine(Memory):
 
     # epochs and cleaning
 
-    def _note_epoch_over(self, topic: str) -> None:
-        super()._note_epoch_over(topic)
+    def _new_epoch(self, topic: str) -> str:
+        self._note_unwritten(topic)
+        return new_epoch(topic)
+
+    def _note_unwritten(self, topic: str) -> None:
         self._changes += 1
         self._unwritten[topic] = self._changes
         self._something.set()
@@ -645,9 +649,6 @@ class SqliteEngine(Memory):
         if isinstance(record, Run):
             self._take_run(record, when(record.at))
         elif isinstance(record, Begin):
-            state = self._store.state(record.topic)
-            if state is None or state[0].epoch != record.epoch:
-                self.retained.lose_offset(record.topic)
             self._store.restore(record.topic, Position(record.top, record.epoch), now)
             self._unwritten.pop(record.topic, None)
             self._copies.drop(record.topic)
@@ -661,7 +662,6 @@ class SqliteEngine(Memory):
             self._copies.drop(record.topic)
         elif isinstance(record, Forgotten):
             self._store.forget_topic(record.topic)
-            self.retained.lose_offset(record.topic)
             self._unwritten.pop(record.topic, None)
             self._copies.drop(record.topic)
         elif isinstance(record, Renewed):

@@ -8,7 +8,7 @@ memory of the read is free at once, and pieces of one size fit in each other's p
 from collections.abc import Iterator
 from typing import Final
 
-PIECE: Final = 16 * 2**10
+PIECE: Final = 4 * 2**10
 """Bytes of a piece. The last one may be nearly empty; all of it is charged."""
 
 

@@ -124,18 +124,6 @@ async def test_a_topic_that_is_removed_keeps_its_position_and_one_that_is_forgot
         assert read(engine, "b") == [b"1"]
 
 
-async def test_a_value_has_the_offset_that_its_topic_counts_by(autojump_clock: MockClock) -> None:
-    async with open_memory(2**20, 2**20) as engine:
-        for topic in ("a", "b", "c"):
-            (offset,) = publish(engine, topic, b"1")
-            engine.retained.take([Publication(topic, b"1", None, offset)])
-        await engine.remove("b")
-        engine.forget(lambda topic: topic == "a")
-        for topic in ("a", "b", "c"):
-            engine.position(topic)
-        assert [value.offset for value in engine.retained.values()] == [0, 1, 1]
-
-
 async def test_nothing_that_an_engine_does_waits(autojump_clock: MockClock) -> None:
     async with open_memory(2**20) as engine:
         with assert_no_checkpoints():

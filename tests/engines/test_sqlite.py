@@ -113,45 +113,6 @@ async def test_topics_that_are_forgotten_are_in_several_commits_and_those_in_use
         }
 
 
-FORGOTTEN_WHEN = ["before", "under way", "waiting", "kept"]
-
-
-@pytest.mark.parametrize("goes_on", ["not at all", "with a history", "without one"])
-@pytest.mark.parametrize("when", FORGOTTEN_WHEN)
-async def test_a_value_whose_topic_was_forgotten_has_no_offset_here_and_in_the_log(
-    autojump_clock: MockClock, path: Path, when: str, goes_on: str
-) -> None:
-    disk = Disk()
-    rules = NO_HISTORY if goes_on == "without one" else TopicRules()
-
-    def offset(engine: SqliteEngine) -> int:
-        value = engine.retained.get("a")
-        assert value is not None
-        return value.offset
-
-    async with opened(path, disk=disk) as (engine, witness):
-        await witness.published("a", b"1", b"2", retain=True)
-        assert offset(engine) == 2
-        if when in ("under way", "waiting"):
-            disk.hold()
-            if when == "waiting":
-                witness.publish("b", b"1")
-                await wait_all_tasks_blocked()
-            witness.publish("a", b"3", retain=True)
-            await wait_all_tasks_blocked()
-        elif when == "kept":
-            await witness.published("a", b"3", retain=True)
-        engine.forget(lambda topic: topic == "a")
-        disk.release()
-        if when == "before" or goes_on != "not at all":
-            await witness.published("a", b"4", rules=rules)
-        await trio.sleep(3)
-        here = offset(engine)
-        assert here == 0
-    async with opened(path) as (engine, _):
-        assert offset(engine) == here
-
-
 async def test_it_is_full_when_4_mib_wait_and_tells_who_waits_for_room(
     autojump_clock: MockClock, path: Path
 ) -> None:

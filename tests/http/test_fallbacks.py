@@ -34,6 +34,7 @@ from broker.http.streams import HttpStream, ProtobufStream, SseStream, UniSseStr
 from broker.protocols.centrifuge_protobuf import CENTRIFUGE_PROTOBUF
 from broker.testing import Closed, MakePair, Network, Peer, handshake, open_test_broker
 from broker.transport import frames
+from broker.transport.pieces import PIECE
 from tests.conftest import HMAC_SECRET, delimited
 
 CONNECT: dict[str, object] = {"id": 1, "connect": {}}
@@ -1856,9 +1857,8 @@ async def test_a_body_is_charged_as_it_comes_and_the_heaviest_gives_way(
         for peer in (heavy, light):
             await peer.aclose()
         await trio.sleep(3)
-        assert (
-            net.broker.stats().memory.parts["incoming"] == 500_013 + 520_013
-        )  # with their headers
+        held = net.broker.stats().memory.parts["incoming"]
+        assert 0 <= held - 500_013 - 520_013 < 2 * PIECE  # with their headers, in whole pieces
 
 
 @pytest.mark.parametrize("path", [*STREAMS, "/emulation", "/elsewhere"])

@@ -741,13 +741,6 @@ RIGHTS: Final = (
         ),
     ),
     Mutant(
-        "an offset of another count",
-        "broker/engines/memory.py",
-        "        self.retained.lose_offset(topic)\n",
-        "        pass\n",
-        ("tests/engines/test_memory.py::test_a_value_has_the_offset_that_its_topic_counts_by",),
-    ),
-    Mutant(
         "anybody may subscribe to a connection's own name",
         "broker/access/rights.py",
         """        if name.startswith(DIRECT):
@@ -1314,11 +1307,11 @@ ENGINES: Final = (
     ),
     Mutant(
         "an epoch that is not written",
-        "broker/engines/memory.py",
-        """        self._note_epoch_over(topic)
-        return self._begin_epoch(topic)
+        "broker/engines/sqlite.py",
+        """        self._note_unwritten(topic)
+        return new_epoch(topic)
 """,
-        "        return self._begin_epoch(topic)\n",
+        "        return new_epoch(topic)\n",
         (
             "tests/engines/test_sqlite.py::test_a_full_disk_refuses_what_is_to_be_kept_and_nothing_else_until_there_is_room",
         ),
