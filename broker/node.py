@@ -33,7 +33,6 @@ from broker.core.messages import (
 )
 from broker.core.session import Decider, Grant, ServerSub, Subscription
 from broker.core.work import SLICE
-from broker.engines.engine import NOWHERE
 from broker.errors import Refused, check_close_code
 from broker.hooks import Hooks
 from broker.logs import reconfigure
@@ -257,7 +256,7 @@ class Node:
     ) -> tuple[list[Publication], Position]:
         engine = self.services.router.engine
         if not engine.knows(topic, since):
-            await engine.fetch((topic,), NOWHERE if since is None else {topic: since})
+            await engine.fetch((topic,), {topic: since})
         return engine.history(topic, since, limit, reverse)
 
     async def remove_history(self, topic: str) -> None:

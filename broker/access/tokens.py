@@ -138,9 +138,8 @@ def read_header(token: str, max_bytes: int) -> Header:
     algorithm, kid = header.get("alg"), header.get("kid", "")
     if not isinstance(algorithm, str) or not isinstance(kid, str) or algorithm not in ALGORITHMS:
         raise TokenInvalid(f"algorithm {algorithm!r}")
-    if algorithm != _algorithm_of(
-        token
-    ):  # NaN, half of a surrogate pair, UTF-16: no JSON, but Python takes it
+    # NaN, half of a surrogate pair, UTF-16: no JSON, but Python takes it.
+    if algorithm != _algorithm_of(token):
         raise TokenInvalid("a header that is no JSON")
     return Header(algorithm, kid)
 

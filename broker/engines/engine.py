@@ -45,7 +45,7 @@ Done: TypeAlias = Callable[["Position | Refused | None"], None]
 keeps it, or `Refused` when it is not kept. Never waits."""
 
 
-NOWHERE: Final[Mapping[str, Position]] = MappingProxyType({})
+NOWHERE: Final[Mapping[str, Position | None]] = MappingProxyType({})
 """The positions of clients that have nothing of any topic."""
 
 
@@ -243,7 +243,9 @@ class Engine(Protocol):
         something of, `since`, also whether the topic has come so far here. An engine that nobody shares knows
         all."""
 
-    async def fetch(self, topics: Sequence[str], since: Mapping[str, Position] = NOWHERE) -> None:
+    async def fetch(
+        self, topics: Sequence[str], since: Mapping[str, Position | None] = NOWHERE
+    ) -> None:
         """Have these topics known when it returns, until the next checkpoint. Of those with a position that is
         not known here, all is read that any node may have told of until now: what is not known then, never
         was, or is lost. Raises `Refused` (100, temporary) where that cannot be. Cancelled, nothing happens."""

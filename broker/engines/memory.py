@@ -55,7 +55,9 @@ class Memory:
     def knows(self, topic: str, since: Position | None = None) -> bool:
         return True
 
-    async def fetch(self, topics: Sequence[str], since: Mapping[str, Position] = NOWHERE) -> None:
+    async def fetch(
+        self, topics: Sequence[str], since: Mapping[str, Position | None] = NOWHERE
+    ) -> None:
         await trio.lowlevel.checkpoint()
 
     def publish(

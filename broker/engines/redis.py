@@ -174,7 +174,9 @@ class RedisEngine(Memory):
             return False
         return since is None or self._topics.reaches(topic, since)
 
-    async def fetch(self, topics: Sequence[str], since: Mapping[str, Position] = NOWHERE) -> None:
+    async def fetch(
+        self, topics: Sequence[str], since: Mapping[str, Position | None] = NOWHERE
+    ) -> None:
         await trio.lowlevel.checkpoint()
         with self._topics.pinned(topics):
             # One that is fetched anyway is as it is now.

@@ -2,8 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, groupby
 from math import inf
-from typing import Final
+from typing import Final, cast
 
 import attrs
 import msgspec
@@ -152,16 +153,17 @@ def _is_plain(submission: Submission) -> bool:
 def _merged(batches: Sequence[Sequence[Publication]]) -> list[Sequence[Publication]]:
     """The same, with what one publisher says in a row as one batch."""
     found: list[Sequence[Publication]] = []
-    last: Series | None = None
-    for batch in batches:
-        assert isinstance(batch, Series)
-        if last is not None and last.info is batch.info and last.opaque == batch.opaque:
-            contents = [*last.contents, *batch.contents]
-            last = found[-1] = Series(last.topic, contents, last.info, 0, last.opaque)
-        else:
-            last = batch
-            found.append(batch)
+    for _, row in groupby(cast("Sequence[Series]", batches), _speaker):
+        first, *others = row
+        if others:
+            contents = [*chain(first.contents, *(other.contents for other in others))]
+            first = Series(first.topic, contents, first.info, 0, first.opaque)
+        found.append(first)
     return found
+
+
+def _speaker(batch: Series) -> tuple[int, bool]:
+    return id(batch.info), batch.opaque
 
 
 def _name_of(key: IdempotencyKey, topic: str) -> str:

@@ -58,7 +58,6 @@ from broker.core.work import (
     SUBSCRIPTION,
     SURVEYED_AT_ONCE,
 )
-from broker.engines.engine import NOWHERE
 from broker.errors import CloseCode, ErrorCode, Refused, UnsubscribeCode, check_close_code
 from broker.events.spans import TAG, is_sampled
 from broker.http.calls import Call, KeyGone, Listing, member, pieces
@@ -717,8 +716,7 @@ class _Methods:
             since = Position(params.since.offset, params.since.epoch)
         engine = self._node.router.engine
         if not engine.knows(params.channel, since):
-            seen = NOWHERE if since is None else {params.channel: since}
-            await call.aside(partial(engine.fetch, (params.channel,), seen))
+            await call.aside(partial(engine.fetch, (params.channel,), {params.channel: since}))
             call.check()
         try:
             publications, top = history_page(

@@ -213,9 +213,8 @@ class Neighbours:
                 hook(node, name[len(prefix) :], value)
 
     def gone(self, node: str) -> None:
-        if (
-            node in self._nodes
-        ):  # not of one that was forgotten, such as what this node was before it lapsed
+        # Not of one that was forgotten, such as what this node was before it lapsed.
+        if node in self._nodes:
             log.info("node_gone", node=self.name_of(node), id=node)
         self._forget_node(node)
 

@@ -82,8 +82,7 @@ class Client:
         """Wait until the engine knows these topics, and whether a client's position is theirs; no checkpoint
         where it does. Raises `Refused`."""
         if self.lacks(needed):
-            since = {topic: each for topic, each in needed.items() if each is not None}
-            await self.services.router.engine.fetch([*needed], since)
+            await self.services.router.engine.fetch([*needed], needed)
 
     # replies
 

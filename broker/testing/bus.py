@@ -362,7 +362,9 @@ class BusEngine(Memory):
     def knows(self, topic: str, since: Position | None = None) -> bool:
         return since is None or self.position(topic).reaches(since)
 
-    async def fetch(self, topics: Sequence[str], since: Mapping[str, Position] = NOWHERE) -> None:
+    async def fetch(
+        self, topics: Sequence[str], since: Mapping[str, Position | None] = NOWHERE
+    ) -> None:
         await trio.lowlevel.checkpoint()
         if all(self.knows(topic, since[topic]) for topic in since):
             return
