@@ -121,7 +121,7 @@ class Share(Allowance):
         """Leave no more than a little to be done without a turn, where others have filled a round so."""
         if self.at_once.done >= ROUND and self.slice <= 0:
             self.refill(trio.current_time())
-            self.left = min(self.left, LITTLE)
+            self.left: float = min(self.left, LITTLE)
 
     def renew(self) -> None:
         """Have the next turn now, if rule 4 gives it; the caller has come through a checkpoint since its
