@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from broker import Broker, Config, logs
 from broker.engines.sqlite_file import NotWritten
 from broker.testing import Network, Peer, name_users_by_token, open_test_broker
 from tests.engines.servers import ENGINES, engine_of
+from tests.ports import free_port
 
 T = TypeVar("T")
 
@@ -301,8 +301,7 @@ def start_broker(tmp_path: Path, engine_options: list[str]) -> Iterator[Callable
 
     def start(*options: str) -> Process:
         # The article's log names no port, so it is chosen here.
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         output = tmp_path / f"broker-{port}.out"
         with output.open("wb") as file:
             process = subprocess.Popen(

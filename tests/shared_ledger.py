@@ -20,7 +20,7 @@ from broker.engines.redis import open_redis
 from broker.testing import Closed, Peer, Witness
 from tests.engines.servers import BINARIES, Server, serving
 from tests.ledger import PUBLISHERS, ROOM, TOPICS, Act, Books, Ledger
-from tests.test_deployment import free_port
+from tests.ports import free_port
 
 BROKERS: Final = 2
 

@@ -2,7 +2,6 @@
 
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PATIENCE
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["article.md", "article.zh.md"]
@@ -43,8 +43,7 @@ def test_both_languages_have_the_same_programs_and_lines() -> None:
 def test_server_and_page_print_the_lines_of_the_table(
     page: str, node: list[str], tmp_path: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
 
     def written(language: str, name: str) -> Path:
         code = program(page, language).replace("9501", str(port)).replace("5000", "50")

@@ -28,6 +28,7 @@ from websockets.typing import Origin
 from broker import Config
 from broker.config.loading import load
 from tests.conftest import PATIENCE
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 HOWTO = ROOT / "docs" / "howto"
@@ -102,12 +103,6 @@ class Place:
         ):
             client.send("who am I")
             return str(client.recv(PATIENCE))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ import trio
 from broker.client import open_client
 from broker.errors import RequestFailed
 from tests.conftest import PATIENCE, Process
+from tests.ports import free_port
 
 pytest.importorskip("fastapi")
 
@@ -67,8 +68,7 @@ def backend(
     (tmp_path / "broker.toml").write_text(block("toml"), "utf-8")
     (tmp_path / "backend.py").write_text(block("python"), "utf-8")
     broker = start_broker("--config", str(tmp_path / "broker.toml"))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "hypercorn", "backend:app", "--bind", f"127.0.0.1:{port}"],
         cwd=tmp_path,

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -16,6 +15,7 @@ import pytest
 
 from broker.http.metrics import METRICS
 from tests.conftest import PATIENCE, Process
+from tests.ports import free_port
 
 FILES = Path(__file__).parent.parent / "docs" / "monitoring"
 HOWTO = FILES.parent / "howto" / "monitoring.md"
@@ -129,8 +129,7 @@ def prometheus(
     program = tool("prometheus")
     (tmp_path / "broker.toml").write_text(f'metrics_key = "{KEY}"\n')
     broker = start_broker("--config", str(tmp_path / "broker.toml"))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     text = (FILES / "prometheus.yml").read_text("utf-8")
     text = text.replace("localhost:9501", f"127.0.0.1:{broker.port}")
     text = text.replace("scrape_interval: 15s", "scrape_interval: 1s")

@@ -1,7 +1,6 @@
 """The books of a soak: clients of all transports against a broker over TCP, and its verdicts."""
 
 import argparse
-import socket
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -15,6 +14,7 @@ from tests.hostile.bystander import Heard
 from tests.hostile.field import MIB
 from tests.hostile.target import API_KEY, Sample, Target
 from tests.hostile.wire import Tcp
+from tests.ports import free_port
 from tests.soak.__main__ import Run, _publish, _tell, flatness, slope
 from tests.soak.fleet import SHARES, TOPICS, _Fleet, _kind_of, _Reader
 
@@ -64,8 +64,7 @@ class _Process:
 
 @asynccontextmanager
 async def a_broker() -> AsyncGenerator[tuple[Broker, int]]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     rules = TopicRules(history_size=1000)
     broker = Broker(Config(port=port, api_key=API_KEY, topics=rules))
     async with trio.open_nursery() as nursery:

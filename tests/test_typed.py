@@ -28,7 +28,8 @@ from websockets.sync.client import connect
 
 from broker.config.loading import load
 from tests.engines.servers import BINARIES, serving
-from tests.test_deployment import free_port, program
+from tests.ports import free_port
+from tests.test_deployment import program
 
 __all__ = ["program"]
 

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from broker.cli.systemd import Notifier, take_listen_fds
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Running
@@ -110,8 +111,7 @@ async def test_it_serves_on_sockets_that_systemd_opened(
     activate = shutil.which("systemd-socket-activate")
     if activate is None:
         missing("systemd-socket-activate is not here: apt-get install systemd")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     path = tmp_path / "broker.sock"
     place = f"127.0.0.1:{port}" if where == "port" else str(path)
     # It has a short list of what it hands on of the environment.

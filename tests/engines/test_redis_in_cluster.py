@@ -12,7 +12,8 @@ from broker.config.engine_url import RedisUrl, parse_engine_url
 from broker.engines.redis import open_redis
 from broker.errors import Refused
 from broker.testing import Witness
-from tests.engines.test_redis_sentinel import free_port, running
+from tests.engines.test_redis_sentinel import running
+from tests.ports import free_port
 
 ROOM = 2**20
 

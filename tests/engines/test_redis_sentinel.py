@@ -15,15 +15,9 @@ from broker.engines.redis import open_redis
 from broker.errors import Refused
 from broker.testing import Witness
 from tests.engines.servers import BINARIES
+from tests.ports import free_port
 
 ROOM = 2**20
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import trustme
 
 from broker.cli.private_redis import find_program
 from tests.hostile.wire import Address, Tcp, Unix
+from tests.ports import free_port
 
 ROOT: Final = Path(__file__).parents[2]
 CORES: Final = sorted(os.sched_getaffinity(0))
@@ -145,7 +146,7 @@ class Target:
             self.address = Unix(str(scratch / "broker.sock"))
             options += ["--unix", self.address.path]
         else:
-            self.address = Tcp(_free_port(), _certificate(scratch) if setup.tls else "")
+            self.address = Tcp(free_port(), _certificate(scratch) if setup.tls else "")
             options += ["--host", "127.0.0.1", "--port", str(self.address.port)]
             if setup.tls:
                 options += ["--tls-cert", str(scratch / "cert"), "--tls-key", str(scratch / "key")]
@@ -165,7 +166,7 @@ class Target:
         self._neighbour: subprocess.Popen[bytes] | None = None
         if setup.ground == "nodes":
             assert isinstance(self.address, Tcp), "two nodes have two ports"
-            self.bystanders = attrs.evolve(self.address, port=_free_port())
+            self.bystanders = attrs.evolve(self.address, port=free_port())
             options += ["--port", str(self.bystanders.port)]
             log_file = self.log_file.with_name("stderr-2")
             self._neighbour = self._start(options, LOAD_CORE, log_file)
@@ -413,12 +414,6 @@ def _bytes(kib: str) -> int:
     return int(kib.split(maxsplit=1)[0]) * 1024
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
-
-
 def _mount_disk(scratch: Path, size: int) -> Path:
     disk = scratch / "disk"
     disk.mkdir()
@@ -458,7 +453,7 @@ def _start_backend(
     """A backend in a process of its own, and the settings by which it is asked."""
     if not kinds:
         return None, {}
-    port = _free_port()
+    port = free_port()
     process = subprocess.Popen([sys.executable, "-m", "tests.hostile.backend", str(port)], cwd=ROOT)
     url = f"http://127.0.0.1:{port}"
     return process, {f"BROKER_WEBHOOKS_{kind.upper()}_URL": f"{url}/{kind}" for kind in kinds}

@@ -28,8 +28,9 @@ from broker.access.minting import mint
 from tests.conftest import HMAC_SECRET, PATIENCE
 from tests.engines.servers import BINARIES, Server, serving
 from tests.hostile.target import waited_of
+from tests.ports import free_port
 from tests.sdk.test_sdk_python import Recorder
-from tests.test_deployment import ROOT, START_SECONDS, accepts, blocks, free_port, program, running
+from tests.test_deployment import ROOT, START_SECONDS, accepts, blocks, program, running
 
 try:
     import centrifuge

@@ -18,6 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from broker import Broker, Config, ConfigError, Connection
 from broker.testing import Peer, handshake
+from tests.ports import free_port
 
 Connect = Callable[[], Any]
 
@@ -365,8 +366,7 @@ async def test_no_request_on_a_connection_is_beside_the_prefix(path: Path) -> No
 async def test_the_api_has_a_port_of_its_own(
     path: Path, where: str, request_line: str, status: int
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     fields: dict[str, Any] = {"api_listen": f"127.0.0.1:{port}", "api_key": "k"}
     async with served(path, asks_app=False, **fields) as (connect, _):
         if where == "api":
@@ -389,8 +389,7 @@ WEBSOCKET_PATHS = ["/", "/connection/websocket", "/api/info", "/metrics", "/heal
 async def test_a_websocket_is_not_to_be_had_at_the_port_of_the_api(
     path: Path, target: str, served_paths: tuple[str, ...]
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     async with (
         served(path, api_listen=f"127.0.0.1:{port}", websocket_paths=served_paths),
         Peer(await trio.open_tcp_stream("127.0.0.1", port)) as peer,

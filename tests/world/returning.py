@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any, Final
 import attrs
 
 from tests.hostile.target import ROOT
+from tests.ports import free_port
 
 ROUNDS: Final = 10
 SUBSCRIBERS: Final = 20
@@ -127,8 +127,7 @@ class _Listener:
 
 class _Run:
     def __init__(self, scratch: Path, stop: Callable[["subprocess.Popen[bytes]"], None]) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port: int = free.getsockname()[1]
+        self._port = free_port()
         self._engine = f"sqlite:{scratch / 'log.db'}"
         self._log = scratch / "log"
         self._stop = stop
