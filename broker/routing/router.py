@@ -357,6 +357,7 @@ class Router:
     def _begin_run(self, topic: str) -> None:
         if self._run_topic:
             self._end_run()
+            self.office.carry_full()
         if (
             topic == self._steady_topic
             and self._steady_since == (self.hub.changes, self.settings.version)
