@@ -1,6 +1,7 @@
 """The way of a publication: what is joined into a run, what ends one, and who gets it in which order."""
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
 from typing import Any
@@ -50,6 +51,7 @@ from broker.routing.reader import Reader
 from broker.routing.recipients import Peer
 from broker.routing.router import ENVELOPE, LARGE, RUN_BYTES, Router
 from broker.testing import open_test_broker
+from broker.transport import postman
 from broker.transport.outbox import Outbox
 from broker.transport.postman import open_post_office
 from broker.transport.runs import LateRun
@@ -68,8 +70,41 @@ from tests.routing.conftest import (
     subscription,
 )
 from tests.transport.calls import Calls
+from tests.transport.test_postman import Subscriber
 
 # runs
+
+
+async def test_rooms_that_have_filled_a_bag_are_written_to_before_another_is_published_to(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    monkeypatch.setattr(postman, "BAG", 3)
+    monkeypatch.setattr(postman, "_BAG_MOST", 5)
+    async with open_rooms(6) as (router, outboxes):
+        for first in (0, 1):
+            for number, _ in enumerate(outboxes):
+                publish(router, f"room{number}", b"1")
+            waits = [bool(outbox.mail) for outbox in outboxes]
+            assert waits == ([True] * 5 if first == 0 else [False] * 3 + [True] * 2) + [False]
+            await trio.sleep(1)
+            assert not any(outbox.mail for outbox in outboxes)
+
+
+@asynccontextmanager
+async def open_rooms(count: int) -> AsyncGenerator[tuple[Router, list[Outbox]], None]:
+    """A router with a postman, and one socket for each room."""
+    rights = Rights(Settings(Config(topics=TopicRules(history_size=0))), Hooks())
+    sockets: list[Subscriber] = []
+    async with open_post_office() as office, trio.open_nursery() as nursery:
+        router = Router(Hub(), MemoryEngine(2**20, 2**20), office, rights)
+        for number in range(count):
+            sockets.append(Subscriber(office, nursery))
+            peer = attach(router)
+            peer.outbox = sockets[-1].outbox
+            router.subscribe(subscription(peer, f"room{number}"))
+        yield router, [one.outbox for one in sockets]
+        for one in sockets:
+            one.close()
 
 
 async def test_publications_to_one_topic_in_a_row_are_one_run_for_all() -> None:

@@ -204,6 +204,64 @@ async def test_only_a_few_writes_are_made_without_the_postman(
         assert [one.outbox.messages for one in everyone] == [0, 0, 0]
 
 
+@asynccontextmanager
+async def open_rooms(monkeypatch: pytest.MonkeyPatch, bag: int) -> AsyncGenerator[Exchange, None]:
+    """Six rooms of one, and a full bag is as large."""
+    monkeypatch.setattr(postman, "BAG", bag)
+    monkeypatch.setattr(postman, "_BAG_MOST", 5)
+    async with open_exchange() as exchange:
+        for _ in range(6):
+            exchange.subscribe()
+        yield exchange
+
+
+def deliver_to_rooms(exchange: Exchange, *rooms: int) -> list[bool]:
+    """Deliver something to each room, in that order; and who has it before others have had their turn."""
+    for room in rooms:
+        exchange.office.deliver(run_of("a"), [exchange.subscribers[room].outbox])
+        exchange.office.carry_full()
+    return [not exchange.subscribers[room].outbox.mail for room in rooms]
+
+
+async def test_a_full_bag_is_carried_by_those_who_fill_it(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    async with open_rooms(monkeypatch, 3) as exchange:
+        assert deliver_to_rooms(exchange, *range(6)) == [False] * 6, "nobody knows yet what comes"
+        await trio.sleep(1)
+        assert deliver_to_rooms(exchange, *range(5)) == [True] * 3 + [False] * 2
+        await wait_all_tasks_blocked()
+        assert [len(await one.received()) for one in exchange.subscribers] == [6] * 5 + [3]
+        with assert_no_checkpoints():
+            exchange.deliver(run_of("too many for a step of a publisher's"))
+            exchange.office.carry_full()
+        assert all(one.outbox.mail for one in exchange.subscribers)
+
+
+async def test_a_bag_is_not_carried_early_where_peers_have_mail_of_several_topics(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    async with open_rooms(monkeypatch, 3) as exchange:
+        deliver_to_rooms(exchange, *range(6), 0)
+        await trio.sleep(1)
+        assert deliver_to_rooms(exchange, *range(5)) == [False] * 5
+        await wait_all_tasks_blocked()
+        assert deliver_to_rooms(exchange, *range(5)) == [False] * 5, "a small round tells nothing"
+
+
+async def test_no_bag_is_carried_early_once_peers_have_had_two_one_soon_after_the_other(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    async with open_rooms(monkeypatch, 3) as exchange:
+        deliver_to_rooms(exchange, *range(6))
+        for _ in range(3):
+            await trio.sleep(1)
+            assert deliver_to_rooms(exchange, *range(6)) == [True] * 6
+        deliver_to_rooms(exchange, *range(6))
+        await wait_all_tasks_blocked()
+        assert deliver_to_rooms(exchange, *range(6)) == [False] * 6
+
+
 async def test_a_write_through_a_stream_is_the_postmans(monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_exchange() as exchange:
         one, me = exchange.subscribe(), object()
