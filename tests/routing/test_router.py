@@ -97,14 +97,16 @@ async def open_rooms(count: int) -> AsyncGenerator[tuple[Router, list[Outbox]], 
     sockets: list[Subscriber] = []
     async with open_post_office() as office, trio.open_nursery() as nursery:
         router = Router(Hub(), MemoryEngine(2**20, 2**20), office, rights)
-        for number in range(count):
-            sockets.append(Subscriber(office, nursery))
-            peer = attach(router)
-            peer.outbox = sockets[-1].outbox
-            router.subscribe(subscription(peer, f"room{number}"))
-        yield router, [one.outbox for one in sockets]
-        for one in sockets:
-            one.close()
+        try:
+            for number in range(count):
+                sockets.append(Subscriber(office, nursery))
+                peer = attach(router)
+                peer.outbox = sockets[-1].outbox
+                router.subscribe(subscription(peer, f"room{number}"))
+            yield router, [one.outbox for one in sockets]
+        finally:
+            for one in sockets:
+                one.close()
 
 
 async def test_publications_to_one_topic_in_a_row_are_one_run_for_all() -> None:
