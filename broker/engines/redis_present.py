@@ -3,7 +3,7 @@
 A client that comes from another node may have had what this one has yet to read, which is late, or has no link
 just now. To such a client what is known here is no answer: it would be told of a loss that there was not.
 
-Rule: one question at a time is asked of Redis. Who comes while it is on its way shares the next one, however many
+Rule: one question at a time is asked of Redis. Those who come while it is on its way share the next one, however many
 they are.
 """
 

@@ -6,7 +6,7 @@ Rules:
    runs, by the work that was done.
 2. A list is written piece by piece, each in a turn of its own; it is of the moment in which it was begun,
    less what has gone since.
-3. Before each step the key is asked for again: a reload may have changed it. What was done is done.
+3. Before each step the key is asked for again: a reload may have changed it. Nothing that was done is taken back.
 4. A method that only reads is bounded by the room that the answer has left. A change is always told.
 """
 

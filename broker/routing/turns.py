@@ -15,7 +15,7 @@ Rules:
 5. A thousand may come at one moment, each with a burst to spare: those who come enter as many at a time as
    fill a round, and those who are here do not wait for them.
 6. So may a thousand who are here. Once their bursts have filled a round, each of the others may do a little at once;
-   for more it waits for its turn. Who wants little, as most do, is not behind a thousand who want more.
+   for more it waits for its turn. One that wants little, as most do, is not behind a thousand who want more.
 """
 
 import attrs

@@ -1,7 +1,7 @@
 """The part of a frame that has come so far, in pieces of one size.
 
 A read returns 64 KiB that are cut to what has come, and where such parts are kept, the heap is full of holes that the next
-read does not fit in; a buffer that grows takes an eighth more than it needs. What has come is copied, so that the
+read does not fit in; a buffer that grows takes an eighth more than it needs. All that has come is copied, so that the
 memory of the read is free at once, and pieces of one size fit in each other's place.
 """
 

@@ -16,7 +16,7 @@ Rules:
 4. Where a thousand rooms have mail, each peer is cold in the processor's caches when it is delivered to and again
    when it is written to. So a full bag is carried by those who fill it, before they go on: unless peers have mail of
    several topics, which one write is to carry together. The rounds before tell (`_is_loose`).
-5. What nobody is going to get is freed a few runs at a time: a hundred outboxes may end in one turn of the loop.
+5. Runs that nobody is going to get are freed a few at a time: a hundred outboxes may end in one turn of the loop.
 """
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""What carries TLS: it hands on what a peer has sent when that is whole, and when its turn has come.
+"""The carrier of TLS: it hands on what a peer has sent when that is whole, and when its turn has come.
 
 Words: a *record* is a piece of what a peer sends, with its length in front; a *hello* is the message that asks for
 a signature and a key: the first of a connection, or its second where the first was about no key that is known here.
@@ -43,7 +43,7 @@ _MESSAGE_HEADER: Final = 4
 
 
 class Party(Protocol):
-    """Whose turn it is; see `routing.turns`."""
+    """One that has its turn with all others; see `routing.turns`."""
 
     async def wait_room(self, work: float = 0.0) -> None: ...
     def spend(self, work: float) -> None: ...
@@ -96,7 +96,7 @@ class TlsCarrier(RelayStream):
         self._begun = await self.receive_some()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """What OpenSSL may have next; empty at the end of the stream. Cancelled after the handshake, nothing is
+        """The bytes that OpenSSL may have next; empty at the end of the stream. Cancelled after the handshake, nothing is
         lost."""
         if self.is_secured:
             return await self._receive_later()
@@ -124,7 +124,7 @@ class TlsCarrier(RelayStream):
         return said
 
     async def _read(self) -> tuple[bytes, float]:
-        """What is whole in a handshake, and the work of an answer. What is no record comes as far as it was read."""
+        """As much as is whole in a handshake, and the work of an answer. Bytes that are no record come as far as it was read."""
         said, message = bytearray(), bytearray()
         for _ in range(HELLO_RECORDS):
             start = len(said)
