@@ -87,7 +87,7 @@ class Ring:
         self._contents += contents
         self._whens += [when] * count
         self._shapes.append(shape)
-        following = self._begin(info, None, opaque, 0)
+        following = Shape(info, None, opaque, 0, 0) if shape.extra else shape
         self._shapes += [following] * (count - 1)
         return more + (count - 1) * following.extra
 

@@ -95,7 +95,10 @@ def text_frames(
         shorter = text_frames(before, contents[:longer], behind, first, end)
         return shorter + text_frames(before, contents[longer:], behind, 10**digits, end)
     around = len(before) + len(behind) + digits + len(end)
-    frame = b"%%b%b%%b%b%%d%b" % (_literal(before), _literal(behind), _literal(end))
+    parts = before, behind, end
+    if b"%" in b"".join(parts):
+        parts = tuple(map(_literal, parts))
+    frame = b"%%b%b%%b%b%%d%b" % parts
     return [
         frame % (_kept_header(around + len(data)), data, number)
         for number, data in enumerate(contents, first)
@@ -231,6 +234,8 @@ def take_messages(buffer: Buffer, limit: int, most: int = MAX_BATCH) -> tuple[li
                 payload.decode()
             append((first & 0x0F, payload))
             start = stop
+            if stop == end:  # as nearly always; an exception would take as long as a message
+                break
     except IndexError:  # the rest of a header is yet to come
         pass
     except UnicodeDecodeError:  # the slow lane says so
