@@ -95,10 +95,9 @@ def text_frames(
         shorter = text_frames(before, contents[:longer], behind, first, end)
         return shorter + text_frames(before, contents[longer:], behind, 10**digits, end)
     around = len(before) + len(behind) + digits + len(end)
-    parts = before, behind, end
-    if b"%" in b"".join(parts):
-        parts = tuple(map(_literal, parts))
-    frame = b"%%b%b%%b%b%%d%b" % parts
+    if b"%" in b"".join((before, behind, end)):
+        before, behind, end = map(_literal, (before, behind, end))
+    frame = b"%%b%b%%b%b%%d%b" % (before, behind, end)
     return [
         frame % (_kept_header(around + len(data)), data, number)
         for number, data in enumerate(contents, first)
