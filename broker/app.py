@@ -123,6 +123,9 @@ class Broker:
         line, as virtual time does not wait for threads."""
         self.worker: int | None = None
         """The number of this process among those of `--workers`, from 1 on; None where it is the only one."""
+        self.collect: Callable[[], object] = _nothing
+        """Called once a second, and more often while there is much to do: the command has Python's collector look
+        at new objects then, as the process is its own. In a program of yours that is left to Python."""
         self.tls_context: ssl.SSLContext | None = None
         """The context of listeners with TLS, into which `reload_files` reads the certificate anew. Set it
         with `listeners` of your own."""
@@ -754,6 +757,7 @@ class Broker:
         hub: Hub[Peer] = Hub(engine.next_fd)
         router = Router(hub, engine, office, rights, events)
         router.spans = spans
+        router.turns.collect = self.collect
         services = Services(
             settings,
             self.hooks,
@@ -893,6 +897,7 @@ async def _beat(node: Node) -> None:
             await trio.sleep_until(due)
             # As late as everybody else is served whose socket is ready.
             node.figures.loop_lag.observe(max(0.0, trio.current_time() - due))
+            node.services.router.turns.sweep()
             await node.beat()
     finally:
         # Cancelled: the sessions have ended, or everything is being cut with us.

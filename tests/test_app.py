@@ -234,3 +234,12 @@ async def test_a_handshake_that_fails_opens_and_closes_nothing(autojump_clock: M
         await wait_all_tasks_blocked()
         assert broker.connections() == []
     assert seen == []
+
+
+async def test_new_objects_are_looked_at_once_a_second(autojump_clock: MockClock) -> None:
+    looks: list[float] = []
+    broker = Broker()
+    broker.collect = lambda: looks.append(trio.current_time())
+    async with open_test_broker(broker):
+        await trio.sleep(3.5)
+    assert len(looks) == 3

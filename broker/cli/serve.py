@@ -230,10 +230,11 @@ def _serve_with(app: str | None, file: Path | None, options: Mapping[str, object
     broker.config, broker.config_sources = config, loaded.sources
     # The process is ours, and its objects stay: with Python's defaults the collector walks all
     # connections again and again while they come in (3,000 connects: 1,700/s, with these 3,100/s).
-    # And it is never long at it: of new objects 20,000 at most are walked at once, in 4 ms, and all of them
-    # seldom: 500,000 in 60.
+    # And it is never long at it: of new objects 20,000 or so are walked at once, in 4 ms (`SWEEP`), and all of
+    # them seldom: 500,000 in 60.
     gc.freeze()
     gc.set_threshold(5_000, 2, 1_700)
+    broker.collect = partial(gc.collect, 1)
     broker.worker = worker
     source = _Source("the settings" if file is None else str(file), read)
     if given is None:

@@ -16,12 +16,15 @@ Rules:
    fill a round, and those who are here do not wait for them.
 6. So may a thousand who are here. Once their bursts have filled a round, each of the others may do a little at once;
    for more it waits for its turn. One that wants little, as most do, is not behind a thousand who want more.
+7. Behind so much work (`SWEEP`) new objects are looked at, by the one who waits then.
 """
+
+from collections.abc import Callable
 
 import attrs
 import trio
 
-from broker.core.work import COMMAND, LITTLE, ROUND, SLICE, Allowance, Meter
+from broker.core.work import COMMAND, LITTLE, ROUND, SLICE, SWEEP, Allowance, Meter
 
 
 @attrs.define(eq=False)
@@ -40,6 +43,9 @@ class Turns:
     """Work that `enter` has let in since everybody else ran."""
     at_once: Meter = attrs.field(init=False, factory=Meter)
     """Work that parties have done without a turn since the last one that waited for none, or a round, began."""
+    collect: Callable[[], object] = attrs.field(default=lambda: None)
+    """Has Python's collector look at new objects; does nothing in a process that is not the broker's own."""
+    _sweep_at: float = attrs.field(init=False, default=SWEEP)  # by the meter
     latest: "Share | None" = attrs.field(init=False, default=None)
     """The share whose turn was the last; None if that was no share's."""
 
@@ -60,6 +66,8 @@ class Turns:
 
         Cancelled while it waits, the place is given up.
         """
+        if self.meter.done >= self._sweep_at:
+            self.sweep()
         if not self.is_free:
             task = trio.lowlevel.current_task()
             self._wanted[task] = ROUND if work is None else work
@@ -79,6 +87,11 @@ class Turns:
         if not self._called:
             self._call()
         return granted
+
+    def sweep(self) -> None:
+        """Have new objects looked at, and again behind so much work: see `SWEEP`."""
+        self.collect()
+        self._sweep_at = self.meter.done + SWEEP
 
     async def pay(self, work: float) -> None:
         """Wait for a turn in which so much may be done, and count it. Cancelled, it has counted nothing."""

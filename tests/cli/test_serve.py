@@ -376,6 +376,23 @@ async def test_a_reload_without_a_file_is_harmless(running: "Runner") -> None:
         assert await it.stop(signal.SIGTERM) == 0
 
 
+async def test_new_objects_are_looked_at_in_a_process_that_is_the_brokers(
+    running: "Runner", tmp_path: Path
+) -> None:
+    body = """import gc
+def look(phase, info):
+    if gc.get_threshold()[0] == 5_000 and phase == "start" and info["generation"] == 1:
+        looks.append(phase)
+        say(f"look {len(looks)}")
+looks = []
+gc.callbacks.append(look)
+"""
+    async with running(*SERVE, "app:broker", cwd=app(tmp_path, body)) as it:
+        await it.url()
+        await it.wait_for("look 2")
+        assert await it.stop(signal.SIGTERM) == 0
+
+
 @pytest.mark.parametrize("moment", ["importing", "ready"])
 async def test_the_end_of_its_terminal_is_the_end(
     running: "Runner", tmp_path: Path, moment: str

@@ -11,7 +11,7 @@ from trio.testing import (
     wait_all_tasks_blocked,
 )
 
-from broker.core.work import BURST, COMMAND, DEBT, LITTLE, ROUND, SHARE, SLICE
+from broker.core.work import BURST, COMMAND, DEBT, LITTLE, ROUND, SHARE, SLICE, SWEEP
 from broker.routing.turns import Share, Turns
 
 
@@ -379,3 +379,15 @@ async def test_a_turn_that_is_paid_for_is_counted_when_it_has_come() -> None:
         scope.cancel()
         await turns.pay(7.0)
     assert (turns.meter.done, turns.is_free) == (7.0, True)
+
+
+async def test_new_objects_are_looked_at_behind_so_much_work(autojump_clock: MockClock) -> None:
+    looks: list[float] = []
+    turns = Turns(collect=lambda: looks.append(turns.meter.done))
+    for _ in range(100):
+        await turns.pay(SWEEP / 10)
+    assert looks == [SWEEP * n for n in range(1, 10)]
+    turns.sweep()
+    turns.meter.add(SWEEP / 2)
+    await turns.wait()
+    assert len(looks) == 10, "it had been looked at meanwhile"
