@@ -343,8 +343,13 @@ class UniSseStream(HttpStream):
             self._note(text)
             written += text
         if is_end:
-            written += self._end_of_push() if self._is_push else self._answer(bytes(line))
-            line.clear()
+            if self._is_push:
+                written += self._end_of_push()
+                line.clear()
+            else:
+                answer = bytes(line)
+                line.clear()  # before it is translated: it may hold all of a history
+                written += self._answer(answer)
             self._is_push = False
         return written
 
@@ -404,15 +409,16 @@ class UniSseStream(HttpStream):
         if reply.id == CONNECT_ID:
             return self._connected(reply)
         topic = self._topics[reply.id - CONNECT_ID - 1]
+        outcome: bytes | msgspec.Raw
         if reply.error is not None:
-            outcome = b'"unsubscribe":' + _coded(reply.error.code, reply.error.message)
+            kind, outcome = b"unsubscribe", _coded(reply.error.code, reply.error.message)
             if not reply.error.temporary:
                 self._begin_at(topic, None)
         else:
-            outcome = b'"subscribe":' + bytes(reply.subscribe)
-            self._begin_at(topic, _subscribed.decode(reply.subscribe).position)
-        data = b'data: {"channel":%b,%b}\n' % (to_json(topic), outcome)
-        return data + self._end_of_event()
+            kind, outcome = b"subscribe", reply.subscribe
+            self._begin_at(topic, _subscribed.decode(outcome).position)
+        end = self._end_of_event()
+        return b'data: {"channel":%b,"%b":%b}\n%b' % (to_json(topic), kind, outcome, end)
 
     def _go_on(self) -> bool:
         """Ask for the next few topics: a thousand in one step would be 10 ms."""
@@ -432,14 +438,13 @@ class UniSseStream(HttpStream):
             # Told by the Close frame behind it.
             self.connection.close(_close_code(reply.error), reply.error.message)
             return b""
-        result = bytes(reply.connect)
-        there = _connected.decode(result).subs
+        there = _connected.decode(reply.connect).subs
         self._topics = [topic for topic in self._subs if topic not in there]
         self._queue()
         self._positions.keep({*there, *self._topics})
         for topic, subscribed in there.items():
             self._begin_at(topic, subscribed.position)
-        return b'data: {"connect":' + result + b"}\n" + self._end_of_event()
+        return b'data: {"connect":%b}\n%b' % (reply.connect, self._end_of_event())
 
 
 def _close_code(error: _Error) -> CloseCode:
