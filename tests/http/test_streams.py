@@ -1,6 +1,7 @@
 """A response that goes on: what is written to it goes out in pieces, however it comes."""
 
 import json
+import tracemalloc
 from typing import cast
 
 import pytest
@@ -40,6 +41,24 @@ async def test_frames_that_are_put_together_first_go_out_in_pieces_too() -> None
         await line.send_all(wire[start : start + 2**16])
     assert 60 < line.pieces < 70
     assert b'data: {"connect":{"data":"xxx' in await theirs.receive_some(1000)
+
+
+async def test_a_large_reply_is_translated_with_few_copies() -> None:
+    """Of ours: the line that came, the event, and what goes out."""
+    size = 4_000_000
+    ours, theirs = memory_stream_pair()
+    line = UniSseStream(ours, {"news": {}})
+    await line.send_all(HEAD + frames.text_frame(b'{"id":1,"connect":{}}'))
+    reply = frames.text_frame(b'{"id":2,"subscribe":{"data":"%b"}}' % (b"x" * size))
+    tracemalloc.start()
+    try:
+        for start in range(0, len(reply), 2**16):
+            await line.send_all(reply[start : start + 2**16])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3.5 * size
+    assert len(await theirs.receive_some()) > size
 
 
 async def test_the_stream_below_is_known() -> None:
