@@ -585,7 +585,7 @@ class Broker:
         """Read the TLS certificate and the keys of tokens again from their files, and go by another
         config as `reload` does, if there is one.
 
-        Connections stay. The new certificate is for those who come, the new keys count from the next token
+        Connections stay. The new certificate is for those who come, the new keys count from the next act
         on. Raises `ConfigError` for a file that cannot be used; cancelled, it leaves everything as it was.
         """
         if config is None:

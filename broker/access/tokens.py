@@ -302,13 +302,19 @@ class KeySource(Protocol):
 class Tokens:
     """Verifies tokens by the settings. `now` is the wall clock, in Unix seconds.
 
-    `rules` and `keys` may be replaced at any time, both at once: they count from the next token on.
+    `rules` and `keys` may be replaced at any time, both at once: they count from the next act on. So what was
+    found of a token before somebody was waited for stands for as long as its `basis` does.
     """
 
     rules: TokenRules
     keys: Sequence[Key]
     now: Callable[[], float]
     source: KeySource | None = None
+
+    @property
+    def basis(self) -> tuple[TokenRules, Sequence[Key]]:
+        """The rules and keys by which tokens are verified now."""
+        return self.rules, self.keys
 
     @property
     def enabled(self) -> bool:

@@ -49,12 +49,14 @@ from broker.core.work import (
     ENDING,
     FIGURES,
     LISTED,
+    LOOKED,
     MEMBER,
     NAMED,
     READ_KILOBYTE,
     REPORT,
     SETTING,
     SHOWN,
+    SPARED,
     SUBSCRIPTION,
     SURVEYED_AT_ONCE,
 )
@@ -376,12 +378,11 @@ class Api:
             if params is None:
                 one_text(body)
             await call.aside(self._node.wait_room)
-            call.check()
             if method == "batch":
                 answer = await self._batch(params or body, call)
             else:
                 begun = await self._answer(method, params or body, "result", call)
-                answer = await call.aside(begun.wait) if isinstance(begun, _Later) else begun
+                answer = await call.finish(begun.wait) if isinstance(begun, _Later) else begun
         except BadJson as error:
             return ApiResponse(HTTPStatus.BAD_REQUEST, f"The body is {error}".encode())
         except KeyGone:
@@ -442,7 +443,7 @@ class Api:
 
         async def settle() -> None:
             for each in begun:
-                reply = await call.aside(each.wait) if isinstance(each, _Later) else each
+                reply = await call.finish(each.wait) if isinstance(each, _Later) else each
                 replies.append(reply)
                 call.room -= len(reply)
             begun.clear()
@@ -625,13 +626,16 @@ class _Methods:
         except ValueError as error:
             raise Refused(ErrorCode.BAD_REQUEST, str(error)) from None
 
+        spared = frozenset(params.whitelist)
+        call.meter.add(len(spared) * SPARED)
+
         def close(fd: Fd) -> None:
-            if str(fd) not in params.whitelist:
+            if str(fd) not in spared:
                 call.meter.add(ENDING)
                 self._node.disconnect(fd, order.code, order.reason)
 
         def closing(fds: list[Fd]) -> ForFds:
-            left = [fd for fd in fds if str(fd) not in params.whitelist]
+            left = [fd for fd in fds if str(fd) not in spared]
             return mail.Disconnect(left, order.code, order.reason, params.user)
 
         await self._each(params, call, close, closing)
@@ -661,7 +665,7 @@ class _Methods:
         order: Callable[[list[Fd]], ForFds],
     ) -> None:
         """Do something to each connection of a target that is there when its turn comes; and have other
-        nodes do it to theirs, by this `order`."""
+        nodes do it to theirs, by this `order`, some at a time."""
         everywhere = self._node.everywhere
         named = {name for name in (target.client, target.session) if name}
         if target.user:
@@ -670,18 +674,24 @@ class _Methods:
             fds = [int(name) for name in named if _FD.fullmatch(name)]
         else:
             raise Refused(ErrorCode.BAD_REQUEST, "user is missing, and so are client and session")
-        fds = [fd for fd in fds if named <= {str(fd)}]
-        elsewhere = [fd for fd in fds if everywhere.is_elsewhere(fd)]
+        elsewhere: dict[str, list[Fd]] = {}
         for fd in fds:
-            if fd in elsewhere:
-                continue
             await call.turn()
+            call.meter.add(LOOKED)
+            node = everywhere.node_of(fd)
+            if not named <= {str(fd)}:
+                continue
+            if node is not None:
+                elsewhere.setdefault(node, []).append(fd)
+                continue
             call.meter.add(COMMAND)
             peer = self._node.router.hub.sessions.get(fd)
             if peer is not None and target.user in ("", peer.user):
                 act(fd)
-        if elsewhere:
-            await call.aside(partial(everywhere.order, elsewhere, order))
+        for theirs in elsewhere.values():
+            for piece in pieces(theirs):
+                await call.turn()
+                await call.finish(partial(everywhere.order, piece, order))
 
     # topics
 
@@ -717,7 +727,6 @@ class _Methods:
         engine = self._node.router.engine
         if not engine.knows(params.channel, since):
             await call.aside(partial(engine.fetch, (params.channel,), {params.channel: since}))
-            call.check()
         try:
             publications, top = history_page(
                 self._node.router, params.channel, since, params.limit, params.reverse
@@ -733,7 +742,7 @@ class _Methods:
         return {"publications": listed.as_list(), "offset": top.offset, "epoch": top.epoch}
 
     async def _history_remove(self, params: Channel, call: Call) -> object:
-        await call.aside(partial(self._node.remove_history, params.channel))
+        await call.finish(partial(self._node.remove_history, params.channel))
         return {}
 
     async def _channels(self, params: Channels, call: Call) -> object:
@@ -867,7 +876,7 @@ class _Inspection:
         call.meter.add(SUBSCRIPTION)
         target = Target(params.fd, params.user, params.topic)
         begin = partial(self._node.inspection.begin, target)
-        return {"trace": await call.aside(begin)}
+        return {"trace": await call.finish(begin)}
 
     async def _trace_read(self, params: ReadTrace, call: Call) -> object:
         read = await call.aside(partial(self._node.inspection.read, params.trace, params.wait))
@@ -875,7 +884,7 @@ class _Inspection:
         return {"entries": read.entries, "missed": read.missed, "ended": read.has_ended}
 
     async def _trace_end(self, params: EndTrace, call: Call) -> object:
-        await call.aside(partial(self._node.inspection.end, params.trace))
+        await call.finish(partial(self._node.inspection.end, params.trace))
         return {}
 
     async def _stats(self, params: AskStats, call: Call) -> object:

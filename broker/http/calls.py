@@ -72,7 +72,14 @@ class Call:
             raise KeyGone
 
     async def aside(self, wait: Callable[[], Awaitable[T]]) -> T:
-        """End a step, and wait for something that is no turn, such as a disk."""
+        """End a step, and wait for something that is no turn, such as what other nodes answer. Raises `KeyGone`
+        behind it."""
+        result = await self.finish(wait)
+        self.check()
+        return result
+
+    async def finish(self, wait: Callable[[], Awaitable[T]]) -> T:
+        """The same for the end of a change that has begun, which is told whatever has become of the key."""
         self.settle()
         result = await wait()
         self._begun_at = self.meter.done

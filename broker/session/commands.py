@@ -12,7 +12,7 @@ Rules:
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import attrs
 
@@ -53,6 +53,8 @@ from broker.session.expiry import deadline, token_fields
 from broker.session.replies import NOTHING, Client, Needed
 from broker.session.services import Services
 from broker.transport import frames
+
+T = TypeVar("T")
 
 _NO_REPLY: Final = SubscribeReply()
 
@@ -112,7 +114,15 @@ def refusal_of(error: TokenRefused) -> Refused:
     return Refused(ErrorCode.PERMISSION_DENIED)
 
 
-# subscriptions
+# tokens
+
+
+@attrs.frozen
+class Found(Generic[T]):
+    """A verified token, or None where there is none and none is asked for; by which rules and keys that is so."""
+
+    token: T | None
+    basis: object
 
 
 async def pay_for_token(client: Client, token: str) -> None:
@@ -127,23 +137,28 @@ def weigh_token(client: Client, token: str) -> float:
     return 0.0 if tokens.may_wait else tokens.weigh(token)
 
 
-async def ask_subscription_token(client: Client, token: str) -> SubscriptionToken | None:
+async def ask_subscription_token(client: Client, token: str) -> Found[SubscriptionToken]:
     """Verify a subscription token, waiting for keys; None for none, or where none counts."""
     tokens = client.services.tokens
     if not token or not tokens.enabled:
-        return None
+        return Found(None, tokens.basis)
     try:
         await tokens.wait_key(token)
         await pay_for_token(client, token)
-        return tokens.subscription_nowait(token)
+        return Found(tokens.subscription_nowait(token), tokens.basis)
     except TokenRefused as error:
         note_refused(client, error)
         raise refusal_of(error) from None
 
 
-def subscription_token(client: Client, token: str) -> SubscriptionToken | None:
-    """The same by the keys that are here."""
+def subscription_token(
+    client: Client, token: str, found: Found[SubscriptionToken] | None = None
+) -> SubscriptionToken | None:
+    """The same by the keys that are here. What was `found` before stands unless a reload has changed rules or
+    keys since."""
     tokens = client.services.tokens
+    if found is not None and found.basis == tokens.basis:
+        return found.token
     if not token or not tokens.enabled:
         return None
     client.services.router.meter.add(tokens.weigh(token))
@@ -169,11 +184,14 @@ def check_bearer(client: Client, name: str, token: SubscriptionToken | None) -> 
             raise Refused(ErrorCode.PERMISSION_DENIED)
 
 
+# subscriptions
+
+
 @attrs.frozen
 class _SubscribeAnswer:
     """A verified token, and what the hook replied."""
 
-    token: SubscriptionToken | None
+    found: Found[SubscriptionToken]
     reply: SubscribeReply
 
 
@@ -205,7 +223,8 @@ class Subscribe(Handler):
         assert request is not None
         name, peer, services = request.channel, client.peer, client.services
         check_subscribable(services.router, peer, name)
-        token = await ask_subscription_token(client, request.token)
+        found = await ask_subscription_token(client, request.token)
+        token = found.token
         check_bearer(client, name, token)
         services.rights.grant(peer, name, token)
         reply = None
@@ -215,7 +234,7 @@ class Subscribe(Handler):
             event = SubscribeEvent(client.connection, name, request.token, data, claims)
             reply = await services.hooks.subscribe(event)
         await client.fetch(self.topics(client, command, None))
-        return _SubscribeAnswer(token, reply or _NO_REPLY)
+        return _SubscribeAnswer(found, reply or _NO_REPLY)
 
     def weigh(self, client: Client, command: Command, answer: object = None) -> float:
         request = command.subscribe
@@ -230,9 +249,10 @@ class Subscribe(Handler):
         name, peer, services = request.channel, client.peer, client.services
         check_subscribable(services.router, peer, name)
         if isinstance(answer, _SubscribeAnswer):
-            token, reply = answer.token, answer.reply
+            found, reply = answer.found, answer.reply
         else:
-            token, reply = subscription_token(client, request.token), _NO_REPLY
+            found, reply = None, _NO_REPLY
+        token = subscription_token(client, request.token, found)
         check_bearer(client, name, token)
         grant = services.rights.grant(peer, name, token)
         if reply.info is not None:
@@ -297,10 +317,8 @@ class SubRefresh(Handler):
         assert request is not None
         if not services.tokens.enabled:
             raise Refused(ErrorCode.NOT_AVAILABLE)
-        if isinstance(answer, SubscriptionToken):
-            token: SubscriptionToken | None = answer
-        else:
-            token = subscription_token(client, request.token)
+        found = answer if isinstance(answer, Found) else None
+        token = subscription_token(client, request.token, found)
         check_bearer(client, request.channel, token)
         subscription = client.peer.subscriptions.get(request.channel)
         if token is None or subscription is None:

@@ -38,6 +38,7 @@ from broker.routing.subscriptions import (
     since_of,
 )
 from broker.session.commands import (
+    Found,
     Handler,
     note_refused,
     pay_for_token,
@@ -61,24 +62,29 @@ _NOT_SEEN_BEFORE: Final = SubscribeRequest()
 _NO_REPLY: Final = ConnectReply()
 
 
-async def ask_connection_token(client: Client, token: str) -> ConnectionToken | None:
+async def ask_connection_token(client: Client, token: str) -> Found[ConnectionToken]:
     """Verify a client's token, waiting for keys; None for one without, where that is allowed.
 
     Raises `Disconnect` for a token that will never do, `Refused` where another one may.
     """
-    if not _counts(client, token):
-        return None
     tokens = client.services.tokens
+    if not _counts(client, token):
+        return Found(None, tokens.basis)
     try:
         await tokens.wait_key(token)
         await pay_for_token(client, token)
-        return tokens.connection_nowait(token)
+        return Found(tokens.connection_nowait(token), tokens.basis)
     except TokenRefused as error:
         raise _verdict(client, error) from None
 
 
-def connection_token(client: Client, token: str) -> ConnectionToken | None:
-    """The same by the keys that are here."""
+def connection_token(
+    client: Client, token: str, found: Found[ConnectionToken] | None = None
+) -> ConnectionToken | None:
+    """The same by the keys that are here. What was `found` before stands unless a reload has changed rules or
+    keys since."""
+    if found is not None and found.basis == client.services.tokens.basis:
+        return found.token
     if not _counts(client, token):
         return None
     client.services.router.meter.add(client.services.tokens.weigh(token))
@@ -111,7 +117,7 @@ def _verdict(client: Client, error: TokenRefused) -> Exception:
 class _ConnectAnswer:
     """A verified token, and what the hook replied."""
 
-    token: ConnectionToken | None
+    found: Found[ConnectionToken]
     reply: ConnectReply
 
 
@@ -125,7 +131,7 @@ class Connect(Handler):
         assert request is not None
         if not isinstance(answer, _ConnectAnswer):
             return {}
-        token, reply = answer.token, answer.reply
+        token, reply = answer.found.token, answer.reply
         user = reply.user or (client.peer.user if token is None else token.user)
         own = personal_topic(user, client.services.config.max_topic_bytes)
         wanted = {*client.orders.topics_waiting_for(user), *reply.topics}
@@ -142,7 +148,7 @@ class Connect(Handler):
     async def ask(self, client: Client, command: Command) -> object:
         request = command.connect
         assert request is not None
-        token = await ask_connection_token(client, request.token)
+        found = await ask_connection_token(client, request.token)
         reply = None
         if client.services.hooks.connect is not None and client.peer.is_established:
             event = ConnectEvent(
@@ -151,26 +157,28 @@ class Connect(Handler):
                 client.value(request.data),
                 request.name,
                 request.version,
-                None if token is None else token.claims,
+                None if found.token is None else found.token.claims,
             )
             reply = await client.services.hooks.connect(event)
-        return _ConnectAnswer(token, reply or _NO_REPLY)
+        return _ConnectAnswer(found, reply or _NO_REPLY)
 
     def weigh(self, client: Client, command: Command, answer: object = None) -> float:
         assert command.connect is not None
         given = command.connect.token
         topics = max(0, len(given) - USUAL_TOKEN) / TOPIC_IN_TOKEN
         if isinstance(answer, _ConnectAnswer):
-            topics = len(answer.reply.topics) + len(answer.token.subs if answer.token else ())
+            named = answer.found.token
+            topics = len(answer.reply.topics) + len(named.subs if named is not None else ())
         return weigh_token(client, given) + topics * (SUBSCRIPTION + COMMAND)
 
     def act(self, client: Client, command: Command, answer: object) -> Result | None:
         request = command.connect
         assert request is not None
         if isinstance(answer, _ConnectAnswer):
-            token, reply = answer.token, answer.reply
+            found, reply = answer.found, answer.reply
         else:
-            token, reply = connection_token(client, request.token), _NO_REPLY
+            found, reply = None, _NO_REPLY
+        token = connection_token(client, request.token, found)
         admission = _admit(client, request, token, reply)
         _let_in(client, command.id, admission)
         return None
@@ -339,10 +347,8 @@ class Refresh(Handler):
         services, peer = client.services, client.peer
         if not services.tokens.enabled:
             raise Refused(ErrorCode.NOT_AVAILABLE)
-        if isinstance(answer, ConnectionToken):
-            token: ConnectionToken | None = answer
-        else:
-            token = connection_token(client, command.refresh.token)
+        found = answer if isinstance(answer, Found) else None
+        token = connection_token(client, command.refresh.token, found)
         # The app may have made another user of it, which stays as it is.
         if token is None or token.user != peer.token_user:
             note_refused(client, TokenInvalid("refresh for another user"))

@@ -160,10 +160,6 @@ class Everywhere:
 
     # orders
 
-    def is_elsewhere(self, fd: Fd) -> bool:
-        """Whether a connection may be on another node."""
-        return self.node_of(fd) is not None
-
     async def order(self, fds: Sequence[Fd], make: Callable[[list[Fd]], ForFds]) -> int:
         """Give an order to connections, node by node and some at a time, in their order on each; return
         how many have followed it. `make` makes the mail with it.

@@ -2,12 +2,25 @@
 
 from functools import partial
 
+import attrs
 import pytest
 import trio
 from trio.testing import MockClock
 
 from broker import Refused
-from broker.core.work import CALL, COLLECTED, COMMAND, NAMED, SHOWN, SURVEYED_AT_ONCE
+from broker.core.work import (
+    CALL,
+    COLLECTED,
+    COMMAND,
+    LOOKED,
+    NAMED,
+    SHOWN,
+    SPARED,
+    SURVEYED_AT_ONCE,
+)
+from broker.http.api import Api
+from broker.http.calls import PIECE
+from broker.session.everywhere import Everywhere
 from broker.testing import BusNode
 from tests.nodes.conftest import api, came
 
@@ -26,6 +39,89 @@ async def test_an_order_for_a_connection_that_has_gone_does_nothing(
         await trio.sleep(0.1)
         await ann.aclose()
     two.engine.lag = 0.0
+
+
+async def test_a_key_that_is_taken_away_orders_nothing_more_of_other_nodes(
+    autojump_clock: MockClock, one: BusNode, two: BusNode
+) -> None:
+    """Each order takes half a second here."""
+    ann = [await two.open_client(token="ann") for _ in range(PIECE + 1)]
+    two.engine.lag = 0.5
+    config = attrs.evolve(one.node.config, api_key="a key of today's")
+    one.node.reload(config)
+    answers = []
+
+    async def ask() -> None:
+        share, body = one.node.new_share(), b'{"user":"ann"}'
+        answers.append(await Api(one.node).answer("disconnect", body, share, key=config.api_key))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.sleep(0.2)
+        one.node.reload(attrs.evolve(config, api_key="tomorrow's"))
+    assert [answer.status for answer in answers] == [401]
+    two.engine.lag = 0.0
+    assert [peer for peer in ann if await came(peer) == []] == ann[PIECE:]
+
+
+@pytest.mark.parametrize("method", ["channels", "connections", "info"])
+async def test_a_key_that_is_taken_away_reads_nothing_more_of_other_nodes(
+    autojump_clock: MockClock, one: BusNode, two: BusNode, method: str
+) -> None:
+    two.engine.lag = one.engine.lag = 0.5
+    config = attrs.evolve(one.node.config, api_key="a key of today's")
+    one.node.reload(config)
+    answers = []
+
+    async def ask() -> None:
+        share = one.node.new_share()
+        answers.append(
+            await Api(one.node).answer(method, b'{"channel":"news"}', share, key=config.api_key)
+        )
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.sleep(0.2)
+        assert answers == []
+        one.node.reload(attrs.evolve(config, api_key="tomorrow's"))
+    assert [answer.status for answer in answers] == [401]
+
+
+class _Compared(int):
+    """An fd that counts how often it is compared with another."""
+
+    times = 0
+
+    def __eq__(self, other: object) -> bool:
+        _Compared.times += 1
+        return int.__eq__(self, other)
+
+    __hash__ = int.__hash__
+
+
+async def test_an_order_to_many_on_other_nodes_looks_at_each_once(
+    autojump_clock: MockClock, one: BusNode, two: BusNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = await two.open_client(token="ann")
+    many = [_Compared(there.fd + number) for number in range(500)]
+    ordered: list[int] = []
+
+    async def fds_of(self: Everywhere, user: str) -> list[int]:
+        return list(many)
+
+    async def order(self: Everywhere, fds: list[int], make: object) -> int:
+        assert len(fds) <= PIECE
+        ordered.extend(fds)
+        return len(fds)
+
+    monkeypatch.setattr(Everywhere, "fds_of", fds_of)
+    monkeypatch.setattr(Everywhere, "order", order)
+    meter = one.node.services.router.meter
+    before = meter.done
+    assert await api(one, "disconnect", user="ann", whitelist=["x"] * 9 + ["y"]) == {}
+    assert meter.done - before >= 500 * LOOKED + 2 * SPARED
+    assert _Compared.times < 5 * len(many)
+    assert ordered == many
 
 
 ORDERS: dict[str, dict[str, object]] = {

@@ -7,8 +7,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from broker import Broker, ConnectEvent, SubscribeEvent
+from broker import Broker, Config, ConnectEvent, SubscribeEvent, TokenRules
+from broker.access.keys import load_keys
 from broker.testing import Network, open_test_broker
+from tests.conftest import HMAC_SECRET
 from tests.session.conftest import (
     CONFIG,
     connect,
@@ -212,3 +214,53 @@ async def test_a_token_that_expires_while_a_hook_is_asked_has_expired(
         assert reply["error"]["code"] == 109
         assert net.broker.topics() == {}
         assert "subscribe" in await answered("subscribe", 60, channel="$room")
+
+
+@pytest.mark.parametrize(
+    ("method", "rules"),
+    [
+        ("connect", {"hmac_secret": "another secret, of 32 characters."}),
+        ("connect", {"hmac_secret": HMAC_SECRET, "issuer": "somebody else"}),
+        ("connect without", {"hmac_secret": HMAC_SECRET, "allow_anonymous": False}),
+        (
+            "subscribe",
+            {"hmac_secret": "another secret, of 32 characters.", "allow_anonymous": True},
+        ),
+    ],
+)
+async def test_a_token_stands_as_long_as_the_keys_and_rules_by_which_it_was_verified(
+    autojump_clock: MockClock, method: str, rules: dict[str, Any]
+) -> None:
+    """A reload while a hook is asked: as for the same token a moment later."""
+    before = TokenRules(hmac_secret=HMAC_SECRET, allow_anonymous=True)
+    broker = Broker(Config(tokens=before, stale_seconds=100))
+    waits: list[float] = [0.0]
+
+    @broker.on_connect
+    async def look_up(event: ConnectEvent) -> None:
+        await trio.sleep(waits[0])
+
+    @broker.on_subscribe
+    async def may_read(event: SubscribeEvent) -> None:
+        await trio.sleep(waits[0])
+
+    async with open_test_broker(broker) as net:
+        peer = await net.open_websocket()
+        if method == "subscribe":
+            await peer.request(connect={})
+            asked: dict[str, Any] = {"channel": "$room", "token": token(net, 60, channel="$room")}
+        else:
+            asked = {} if method == "connect without" else {"token": token(net, 60, sub="alice")}
+        waits[0] = 1.0
+        outcome: list[int] = []
+
+        async def ask() -> None:
+            outcome.append(await refused(peer, **{method.split(maxsplit=1)[0]: asked}))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.sleep(0.5)
+            after = TokenRules(**rules)
+            net.node.reload(Config(tokens=after, stale_seconds=100), keys=load_keys(after))
+        assert outcome == [103 if method == "subscribe" else 3500]
+        assert net.broker.topics() == {}
