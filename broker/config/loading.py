@@ -327,6 +327,10 @@ def _structure_rules(
     return {key: _structure(source, ("topics", key), value, above) for key, value in table.items()}
 
 
+_FEW_NAMES: Final = 30
+"""Names that an error tells; more are for a page of their own."""
+
+
 def _nearest(name: str, above: tuple[str, ...]) -> str:
     known = [".".join(key) for key in _KEYS] + [*_TABLES, "topics.namespaces", "topics.patterns"]
     if above[:1] == ("topics",) and len(above) > 1:  # the rules of a namespace or pattern
@@ -341,4 +345,7 @@ def _nearest(name: str, above: tuple[str, ...]) -> str:
         near = difflib.get_close_matches(own_name, sorted(by_own_name), n=1, cutoff=0.65)
         if near:
             return f": did you mean {by_own_name[near[0]]!r}?"
-    return f": known are {', '.join(inside or known)}"
+    names = inside or known
+    if len(names) > _FEW_NAMES:
+        return f", nor is it near one of {len(names)} that are; `python -m broker config show` lists them"
+    return f": known are {', '.join(names)}"

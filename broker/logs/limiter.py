@@ -24,6 +24,7 @@ LINES_A_SECOND: Final = {
     "tls_failed": 1,
     "token_refused": 1,
     "no_pattern": 1,
+    "will_refused": 1,
 }
 """Events below a warning that strangers cause at will, and how many of each are written.
 

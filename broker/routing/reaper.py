@@ -122,5 +122,7 @@ class Reaper:
         except Refused as refusal:
             end(refusal)
         for result in results:
-            if isinstance(result, Refused) and result.temporary:
-                raise result  # it is tried again
+            if isinstance(result, Refused):
+                if result.temporary:
+                    raise result  # it is tried again
+                log.info("will_refused", fd=fd, topic=will.topic, reason=result.message)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Final
 
 import attrs
+import structlog
 
 from broker.core.memory import Part
 from broker.core.messages import Close, Fd, Initiator
@@ -12,6 +13,8 @@ from broker.core.work import COMMAND, KILOBYTE
 from broker.errors import ErrorCode, Refused
 from broker.routing.publishing import Publisher, PublishOptions
 from broker.routing.recipients import Peer
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("broker")
 
 GOODBYES: Final = (1000, 1005)
 """Codes of a client that means to go: 1005 is a Close frame without a code, which is what a browser's
@@ -94,5 +97,5 @@ class Wills:
             self.publisher.router.rights.check_publish(peer, will.topic)
             options = PublishOptions(exclude=(peer.fd,), retain=will.retain)
             self.publisher.publish(will.topic, will.data, peer, options)
-        except Refused:
-            pass  # for an fd or a user that has gone by now, or rules that have changed
+        except Refused as refusal:  # for an fd or a user that has gone by now, or rules that have changed
+            log.info("will_refused", fd=peer.fd, topic=will.topic, reason=refusal.message)

@@ -195,6 +195,8 @@ def memory_fields(services: Services) -> dict[str, object]:
     of = "max_memory_bytes"
     if config.max_memory_bytes is None:
         of = f"half of this {find_room().of}"
+    elif config.workers > 1:  # which is set for each
+        of = f"the part of one of {config.workers} workers"
     return {
         "limit": in_words(services.memory.limit),
         "of": of,

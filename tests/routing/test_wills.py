@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from broker import (
@@ -192,11 +193,15 @@ async def test_a_will_may_be_retained() -> None:
 
 
 @pytest.mark.parametrize("topic", ["fd:99", "user:eve", "$left", "left#eve"])
-async def test_a_will_that_may_not_be_is_forgotten_without_a_word(topic: str) -> None:
+async def test_a_will_that_may_not_be_is_forgotten_and_told_of(topic: str) -> None:
     wills, client, listener = make_wills()
     wills.put(client, Will(topic, b"1"))
-    wills.carry_out(client, LOST)
+    with capture_logs() as lines:
+        wills.carry_out(client, LOST)
     assert (runs(listener), len(wills)) == ([], 0)
+    (line,) = lines
+    assert (line["event"], line["fd"], line["topic"]) == ("will_refused", client.fd, topic)
+    assert line["reason"]
 
 
 async def test_the_rules_of_the_moment_count_for_a_will() -> None:
