@@ -97,5 +97,6 @@ class Wills:
             self.publisher.router.rights.check_publish(peer, will.topic)
             options = PublishOptions(exclude=(peer.fd,), retain=will.retain)
             self.publisher.publish(will.topic, will.data, peer, options)
-        except Refused as refusal:  # for an fd or a user that has gone by now, or rules that have changed
+        except Refused as refusal:
+            # For an fd or a user that has gone by now, or the rules have changed.
             log.info("will_refused", fd=peer.fd, topic=will.topic, reason=refusal.message)

@@ -56,6 +56,7 @@ def test_one_warning_of_a_name_passes_a_second_and_the_next_says_how_many_did_no
         ("tls_failed", 1),
         ("token_refused", 1),
         ("no_pattern", 1),
+        ("will_refused", 1),
     ],
 )
 def test_events_that_strangers_cause_are_limited_at_any_level(
@@ -73,6 +74,7 @@ def test_events_that_strangers_cause_are_limited_at_any_level(
         "tls_failed",
         "token_refused",
         "no_pattern",
+        "will_refused",
     }
 
 
