@@ -347,5 +347,5 @@ def _nearest(name: str, above: tuple[str, ...]) -> str:
             return f": did you mean {by_own_name[near[0]]!r}?"
     names = inside or known
     if len(names) > _FEW_NAMES:
-        return f", nor is it near one of {len(names)} that are; `python -m broker config show` lists them"
+        return f", nor is it near one of {len(names)} that are; `python -m broker config show --all` lists them"
     return f": known are {', '.join(names)}"
